@@ -1,0 +1,88 @@
+"""What is wrong, as a value.
+
+In:   facts found by a stage, each with the place in the recipe it is about.
+Out:  Diagnostic values, gathered by Diagnostics and raised together as one RecipeError.
+Not:  no drawing (render.py), no text of the codes (codes.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dcil_dsl.diagnostics.source import Span
+
+MAX_ERRORS = 20  # more than a person reads at once; the count of the rest is said
+
+
+@dataclass(frozen=True)
+class Label:
+    """A second place that explains the first."""
+
+    span: Span
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One fact. `message` stands alone on one line: lower case, no period.
+
+    code   E1xx syntax, E2xx the recipe by itself, E3xx the recipe against the model,
+           E4xx the graph; W the same for warnings.
+    label  says why here; `others` say because of that.
+    help   at most one, and something that can be typed.
+    """
+
+    code: str
+    message: str
+    span: Span | None = None
+    label: str = ""
+    others: tuple[Label, ...] = ()
+    help: str | None = None
+
+    @property
+    def is_error(self) -> bool:
+        return self.code.startswith("E")
+
+
+class RecipeError(Exception):
+    """A recipe is wrong, by itself or for the given model. `.diagnostics` says all of it."""
+
+    def __init__(self, diagnostics: list[Diagnostic] | tuple[Diagnostic, ...]):
+        self.diagnostics = list(diagnostics)
+        super().__init__("\n".join(_one_line(d) for d in self.diagnostics))
+
+
+class RecipeWarning(UserWarning):
+    """A recipe is legal and probably not what was meant."""
+
+
+@dataclass
+class Diagnostics:
+    """What one stage has found. Errors wait until the stage ends, so that all are told at once."""
+
+    found: list[Diagnostic] = field(default_factory=list)
+
+    def add(self, code: str, message: str, span: Span | None = None, **more) -> None:
+        """Note a fact. `more` takes the other fields of Diagnostic. The same fact is noted once."""
+        diagnostic = Diagnostic(code, message, span, **more)
+        if diagnostic not in self.found:
+            self.found.append(diagnostic)
+
+    @property
+    def errors(self) -> list[Diagnostic]:
+        return [d for d in self.found if d.is_error]
+
+    @property
+    def warnings(self) -> list[Diagnostic]:
+        return [d for d in self.found if not d.is_error]
+
+    def stop_if_wrong(self) -> None:
+        """Raise RecipeError with every error so far, in the order of the text."""
+        if self.errors:
+            raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
+
+
+def _one_line(diagnostic: Diagnostic) -> str:
+    place = f"{diagnostic.span}: " if diagnostic.span else ""
+    level = "error" if diagnostic.is_error else "warning"
+    return f"{place}{level}[{diagnostic.code}]: {diagnostic.message}"

@@ -1,0 +1,158 @@
+"""The checked recipe: what the language means, typed, closed and with every span.
+
+In:   a linked file (link.py), checked word by word against vocabulary.py (check.py).
+Out:  Recipe, which plan/resolve.py reads. Nothing after it sees the syntax tree, but for
+      selectors, whose nodes (ast.py) wait for a model.
+Not:  no layers, no steps: those need a model and a length of the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dcil_dsl.diagnostics.source import Span
+from dcil_dsl.lang import ast, vocabulary
+from dcil_dsl.lang.values import Percent, Time
+
+
+def _span():
+    return field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """`recipe name { ... }`. All empty where the recipe has no such block."""
+
+    name: str | None = None
+    title: str | None = None
+    version: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`model name { classes = 10 ... }`: what the recipe was written for.
+
+    `options` are keyword arguments for the callable that builds the model, plain Python
+    numbers, strings and booleans, `classes` excluded.
+    """
+
+    name: str | None = None
+    classes: int | None = None
+    options: tuple[tuple[str, object], ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """`data name { ... }`. `image_size` None: as the dataset has them."""
+
+    name: str | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    channels: int = 3
+    augment: tuple[vocabulary.Augment, ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """One `prune` rule with the `pruning` block's settings already merged in.
+
+    `target` carries the allocation and the final sparsity. `floor`: the least density a
+    layer may be left with; None is the default, one weight.
+    """
+
+    selector: ast.Selector
+    target: vocabulary.Target
+    score: vocabulary.Score
+    schedule: vocabulary.Schedule
+    refresh: Time
+    freeze: Time | None = None
+    floor: Percent | None = None
+    span: Span = _span()  # the whole rule's first line: `prune ... to ...`
+    target_span: Span = _span()
+    schedule_span: Span | None = field(default=None, compare=False, repr=False)
+    floor_span: Span | None = field(default=None, compare=False, repr=False)
+    freeze_span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """One `keep` rule: these layers lose nothing."""
+
+    selector: ast.Selector
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """`path name = view`."""
+
+    name: str
+    view: vocabulary.View
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """`update parts by share * path + ...`: one row of the matrix part x path."""
+
+    parts: tuple[str, ...]  # of "kept", "pruned", "rest"
+    shares: tuple[tuple[str, float], ...]  # (path, coefficient)
+    start: Time | None = None
+    stop: Time | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Private:
+    """`private selector { init = copy | fresh }`: one module per path."""
+
+    selector: ast.Selector
+    init: str = "copy"
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """`loss coefficient * term from .. until ..`."""
+
+    coefficient: float
+    term: vocabulary.LossTerm
+    start: Time | None = None
+    stop: Time | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """`top1 >= 92.4%` of an `expect` block."""
+
+    metric: str
+    compare: str  # one of == != <= >= < >
+    value: float  # a fraction where the recipe says percent
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
+
+    about: About
+    model: Model
+    data: Data
+    rules: tuple[Prune | Keep, ...]
+    paths: tuple[Path, ...]
+    updates: tuple[Update, ...]
+    privates: tuple[Private, ...]
+    losses: tuple[Loss, ...]
+    deploy: str
+    train: vocabulary.Train
+    expect: tuple[Expectation, ...] = ()
+    overrides: tuple[tuple[str, str], ...] = ()
+    warnings: tuple = field(default=(), compare=False)  # Diagnostic values of the check
+    given: str = field(default="", compare=False, repr=False)  # the text as it was given
+    text: str = field(default="", compare=False, repr=False)  # after extends, let and --set
+    mix_span: Span | None = field(default=None, compare=False, repr=False)
+    train_span: Span | None = field(default=None, compare=False, repr=False)

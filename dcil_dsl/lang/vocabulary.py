@@ -1,0 +1,186 @@
+"""Every callable word of the language: one class each, one table for each kind of place.
+
+In:   the arguments of a call, evaluated (values.py).
+Out:  a validated, frozen value; pydantic's errors are mapped to codes by check.py.
+Not:  what a word does; plan/ (targets, schedules), masking/ (scores), training/ (losses,
+      optimisers, rates) and data/ (augmentation) do that.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dcil_dsl.lang.values import Percent, Range, Time
+
+
+class Word(BaseModel):
+    """A word with settings. Unknown settings are errors; values never change after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True)
+
+
+# -- targets: how much goes, and how it is shared out among the layers --------------------
+
+
+class Uniform(Word):
+    """Every layer of the rule loses the same share: `90%` or `uniform(90%)`."""
+
+    sparsity: Percent
+
+
+class Global(Word):
+    """One threshold over all layers of the rule: `global(90%)`."""
+
+    sparsity: Percent
+
+
+Target = Union[Uniform, Global]
+
+# -- scores --------------------------------------------------------------------------------
+
+Score = Literal["magnitude", "l2"]  # |w|, w^2
+
+# -- schedules: the share of the target that is asked for, over time ------------------------
+
+
+class Cubic(Word):
+    """s(t) = target - (target - initial) * (1 - u)^3, u = how far t is through `over`.
+
+    Zhu & Gupta 2017, arXiv:1710.01878. `grid`: the target moves only at its multiples.
+    """
+
+    over: Range
+    initial: Percent = Percent(0.0)
+    grid: Time | None = None
+
+
+class Linear(Word):
+    """s(t) = initial + (target - initial) * u."""
+
+    over: Range
+    initial: Percent = Percent(0.0)
+    grid: Time | None = None
+
+
+class Once(Word):
+    """0 before `at`, the target from then on."""
+
+    at: Time
+
+
+class Constant(Word):
+    """The target from the first step on."""
+
+
+Schedule = Union[Cubic, Linear, Once, Constant]
+
+# -- views: what a path sees of a weight -------------------------------------------------------
+
+View = Literal["masked", "full"]  # w * m, w
+
+# -- losses ------------------------------------------------------------------------------------
+
+
+class CrossEntropy(Word):
+    """`cross_entropy(path, smoothing=0)`, mean over the batch."""
+
+    path: str
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class KL(Word):
+    """`kl(student=, teacher=, temperature=1)`: T^2 * KL(teacher || student), mean over the batch.
+
+    The teacher's side carries no gradient. Hinton et al. 2015, arXiv:1503.02531, section 2.
+    """
+
+    student: str
+    teacher: str
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+LossTerm = Union[CrossEntropy, KL]
+
+# -- training ------------------------------------------------------------------------------------
+
+
+class SGD(Word):
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class AdamW(Word):
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+Optimizer = Union[SGD, AdamW]
+
+
+class ConstantRate(Word):
+    """`constant()`: the optimiser's lr throughout, after the warm-up."""
+
+    warmup: Time | None = None
+    warmup_from: Annotated[float, Field(ge=0)] = 0.0  # a learning rate, not a share
+
+
+class Multistep(Word):
+    """`multistep(at=[150ep, 225ep], gamma=0.1)`: times gamma at each moment."""
+
+    at: tuple[Time, ...]
+    gamma: Annotated[float, Field(gt=0)] = 0.1
+    warmup: Time | None = None
+    warmup_from: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Cosine(Word):
+    """`cosine()`: half a cosine from lr to `final` over what follows the warm-up."""
+
+    warmup: Time | None = None
+    warmup_from: Annotated[float, Field(ge=0)] = 0.0
+    final: Annotated[float, Field(ge=0)] = 0.0
+
+
+Rate = Union[ConstantRate, Multistep, Cosine]
+
+
+class Train(Word):
+    """The `train` block."""
+
+    epochs: Time
+    optimizer: Optimizer
+    lr: Rate = ConstantRate()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+# -- augmentation ------------------------------------------------------------------------------
+
+
+class PadCrop(Word):
+    """`pad_crop(4)`: pad by so many pixels, then crop the old size at random."""
+
+    pixels: Annotated[int, Field(gt=0)]
+
+
+class Flip(Word):
+    """`flip()`: left-right, with probability p."""
+
+    p: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class RandomResizedCrop(Word):
+    """`random_resized_crop(224)`: a random part of random shape, resized."""
+
+    size: Annotated[int, Field(gt=0)]
+
+
+Augment = Union[PadCrop, Flip, RandomResizedCrop]

@@ -1,0 +1,271 @@
+"""The Plan: what is pruned, by how much, when, and who learns from whom. Plain data, in steps.
+
+In:   resolve.py fills it from a recipe and a traced model.
+Out:  compiler/, training/ and export/ read it and nothing of the language; it goes to JSON
+      and back unchanged, and lies in every run folder and checkpoint.
+Not:  no tensors, no modules, no units but steps, counts of weights and fractions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# -- time ------------------------------------------------------------------------------------
+
+
+class Window(Part):
+    """Steps start..stop, stop excluded; stop None is the end of the run."""
+
+    start: int = 0
+    stop: int | None = None
+
+    def covers(self, step: int) -> bool:
+        return self.start <= step and (self.stop is None or step < self.stop)
+
+
+class Schedule(Part):
+    """Sparsity over time; schedule.py evaluates it.
+
+    kind "cubic" | "linear": from `initial` at `start` to the target at `stop`; it moves only
+    at multiples of `grid` steps (1: at every step). "once": 0 before `start`, then the target.
+    "constant": the target throughout.
+    """
+
+    kind: Literal["cubic", "linear", "once", "constant"]
+    start: int = 0
+    stop: int = 0
+    initial: float = 0.0
+    grid: int = 1
+
+
+# -- weights -----------------------------------------------------------------------------------
+
+
+class Layer(Part):
+    """One weight that could be pruned, in execution order.
+
+    parameter   its name in the model, "layer1.0.conv1.weight"
+    macs        multiply-accumulates for one example, None where no input was given
+    group       which of Plan.groups prunes it, None where it is kept
+    rule        where the rule stands that decided it, "recipes/x.prune:33"; None where no rule did
+    """
+
+    parameter: str
+    module: str
+    type: str
+    shape: tuple[int, ...]
+    macs: int | None = None
+    group: int | None = None
+    rule: str | None = None
+
+    @property
+    def num_weights(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class Group(Part):
+    """The layers of one `prune` rule, pruned together.
+
+    allocation  "global": one budget for all; "uniform": one budget each
+    floors      the least count of weights each layer keeps, in the order of `parameters`
+    refresh     masks are recomputed at multiples of so many steps, and when the target is reached
+    freeze      from this step on masks stand still; None: never
+    """
+
+    rule: str
+    parameters: tuple[str, ...]
+    num_weights: tuple[int, ...]
+    allocation: Literal["global", "uniform"]
+    target: float
+    score: Literal["magnitude", "l2"]
+    schedule: Schedule
+    refresh: int
+    freeze: int | None = None
+    floors: tuple[int, ...]
+
+
+# -- paths -----------------------------------------------------------------------------------
+
+
+class Path(Part):
+    name: str
+    view: Literal["masked", "full"]
+
+
+class Private(Part):
+    """A module that each path has for itself. init: "copy" of the original, or "fresh"."""
+
+    module: str
+    init: Literal["copy", "fresh"] = "copy"
+
+
+class Shares(Part):
+    """The coefficient of one path's gradient on each part of the shared weights."""
+
+    kept: float = 0.0
+    pruned: float = 0.0
+    rest: float = 0.0
+
+
+class Phase(Part):
+    """A stretch of steps in which the same paths run and the same updates hold.
+
+    shares is one row per entry of Plan.paths, in its order; paths that do not run have zeros.
+    """
+
+    window: Window
+    paths: tuple[str, ...]
+    shares: tuple[Shares, ...]
+
+
+class CrossEntropy(Part):
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    path: str
+    smoothing: float = 0.0
+
+
+class KL(Part):
+    kind: Literal["kl"] = "kl"
+    student: str
+    teacher: str
+    temperature: float = 1.0
+
+
+class Loss(Part):
+    """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)"."""
+
+    name: str
+    coefficient: float
+    term: Annotated[Union[CrossEntropy, KL], Field(discriminator="kind")]
+    window: Window = Window()
+
+
+# -- training ----------------------------------------------------------------------------------
+
+
+class SGD(Part):
+    kind: Literal["sgd"] = "sgd"
+    lr: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+
+class AdamW(Part):
+    kind: Literal["adamw"] = "adamw"
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+class Rate(Part):
+    """The learning rate as a pure function of the step; training/optim.py evaluates it.
+
+    For `warmup` steps it rises linearly from warmup_from to the optimiser's lr; then
+    "constant": lr; "multistep": lr * gamma^(number of `at` reached);
+    "cosine": half a cosine from lr to `final` at the last step.
+    """
+
+    kind: Literal["constant", "multistep", "cosine"]
+    warmup: int = 0
+    warmup_from: float = 0.0
+    at: tuple[int, ...] = ()
+    gamma: float = 0.1
+    final: float = 0.0
+
+
+class Train(Part):
+    num_epochs: int
+    optimizer: Annotated[Union[SGD, AdamW], Field(discriminator="kind")]
+    rate: Rate
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip: float | None = None
+    ema: float | None = None
+    seed: int = 0
+
+
+class Augment(Part):
+    """One augmentation by its word, with its settings: ("pad_crop", {"pixels": 4})."""
+
+    word: str
+    settings: dict[str, float | int | bool | str] = {}
+
+
+class Data(Part):
+    """image_size None: as the dataset has them."""
+
+    name: str | None = None
+    batch_size: int = 128
+    image_size: int | None = None
+    channels: int = 3
+    augment: tuple[Augment, ...] = ()
+
+
+class Model(Part):
+    name: str | None = None
+    classes: int | None = None
+    options: dict[str, float | int | bool | str | None] = {}
+
+
+class Expectation(Part):
+    metric: str
+    compare: str
+    value: float
+
+
+class About(Part):
+    """Who the recipe is. `sha256` is of its closed text."""
+
+    name: str
+    title: str | None = None
+    version: str | None = None
+    reference: str | None = None
+    sha256: str
+    overrides: dict[str, str] = {}
+
+
+class Plan(Part):
+    """See the parts. Layers stand in execution order; groups in the order of their rules."""
+
+    format: Literal[1] = FORMAT
+    recipe: About
+    model: Model
+    data: Data
+    steps_per_epoch: int
+    num_steps: int
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    paths: tuple[Path, ...]
+    privates: tuple[Private, ...]
+    phases: tuple[Phase, ...]
+    losses: tuple[Loss, ...]
+    deploy: str
+    train: Train
+    expect: tuple[Expectation, ...] = ()
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        return cls.model_validate_json(text)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase a step belongs to; the last one for steps beyond the run."""
+        for phase in self.phases:
+            if phase.window.covers(step):
+                return phase
+        return self.phases[-1]
