@@ -3,10 +3,11 @@
 from dcil_dsl.diagnostics.diagnostic import (
     Diagnostic,
     Diagnostics,
+    InputError,
     Label,
     RecipeError,
     RecipeWarning,
 )
 from dcil_dsl.diagnostics.source import Source, Span
 
-__all__ = ["Diagnostic", "Diagnostics", "Label", "RecipeError", "RecipeWarning", "Source", "Span"]
+__all__ = ["Diagnostic", "Diagnostics", "InputError", "Label", "RecipeError", "RecipeWarning", "Source", "Span"]

@@ -56,6 +56,17 @@ class RecipeWarning(UserWarning):
     """A recipe is legal and probably not what was meant."""
 
 
+class InputError(Exception):
+    """The command, the model or the data is wrong or missing: exit status 2.
+
+    `message` is a fact on one line; `help` says what to type or where to look, on any number.
+    """
+
+    def __init__(self, message: str, help: str | None = None):
+        self.message, self.help = message, help
+        super().__init__(message if help is None else f"{message}\n{help}")
+
+
 @dataclass
 class Diagnostics:
     """What one stage has found. Errors wait until the stage ends, so that all are told at once."""
