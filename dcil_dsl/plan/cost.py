@@ -1,0 +1,31 @@
+"""What a training run costs, in multiples of a dense one, by arithmetic.
+
+In:   a Plan.
+Out:  forward-backward passes over the model, per phase and on average over the run.
+Not:  no clock: what a machine really takes is measured by the trainer.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.plan.plan import Phase, Plan
+
+
+def phase_steps(plan: Plan, phase: Phase) -> int:
+    """How many steps of the run lie in the phase."""
+    stop = plan.num_steps if phase.window.stop is None else min(phase.window.stop, plan.num_steps)
+    return max(0, stop - phase.window.start)
+
+
+def training_cost(plan: Plan) -> float:
+    """The run's arithmetic as a multiple of a dense run of the same length.
+
+        sum over phases (steps * paths that run) / steps
+
+    An upper bound: layers in front of the first weight that differs between the paths are
+    computed once for all of them. Zeros do not lower it, since masked weights are multiplied
+    by dense kernels.
+    """
+    if plan.num_steps == 0:
+        return 0.0
+    passes = sum(phase_steps(plan, phase) * len(phase.paths) for phase in plan.phases)
+    return passes / plan.num_steps
