@@ -1,0 +1,1 @@
+"""Tensors: scores, masks, and the views of a weight. Knows no names and no graphs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from textwrap import wrap
 
-from dcil_dsl.plan.cost import phase_steps, training_cost
+from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import CrossEntropy, Group, Layer, Phase, Plan, Schedule, Window
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
@@ -109,7 +109,8 @@ def _layer_row(plan: Plan, layer: Layer, macs: int, short: bool) -> tuple[str, .
         group, target = str(layer.group), percent(whole.target)
         target += " of all" if whole.allocation == "global" else ""
     shape = "x".join(str(size) for size in layer.shape)
-    return (layer.parameter, layer.type, shape, f"{layer.num_weights:,}", share, rule, group, target)
+    kind = shorten(layer.type, 16)
+    return (layer.parameter, kind, shape, f"{layer.num_weights:,}", share, rule, group, target)
 
 
 def _groups(plan: Plan) -> str:
@@ -175,9 +176,9 @@ def _phases(plan: Plan) -> str:
     )
     lines = [f"paths {views}; {plan.deploy} is deployed"]
     for phase in plan.phases:
-        lines.append(f"{_window(phase.window, plan)}: {_count(phase_steps(plan, phase), 'step')}, "
-                     f"each {len(phase.paths)} dense steps of arithmetic at most"
-                     .replace("each 1 dense steps", "each 1 dense step"))
+        runs = "runs" if len(phase.paths) == 1 else "run"
+        lines.append(f"{_window(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
+                     f"{_count(len(phase.paths), 'dense step')} of arithmetic at most")
         lines += [f"  {words}" for words in _updates(plan, phase)]
     lines.append(f"training cost: {training_cost(plan):.2f} dense runs at most (zeros do not make "
                  "dense kernels faster)")
@@ -259,4 +260,5 @@ def _window(window: Window, plan: Plan) -> str:
     stop = plan.num_steps if window.stop is None else window.stop
     if window.start == 0 and stop >= plan.num_steps:
         return "the whole run"
-    return f"{_moment(window.start, plan)} to {_moment(stop, plan)}"
+    epochs = (f"{step / max(1, plan.steps_per_epoch):.4g}" for step in (window.start, stop))
+    return f"steps {window.start:,} to {stop:,} (epoch {' to '.join(epochs)})"

@@ -1,0 +1,103 @@
+"""Scores to masks: keep exactly the asked count of weights, the highest scores first.
+
+In:   scores of one budget's layers, the count to keep, the least count of each layer.
+Out:  boolean masks, True = kept, on the scores' own device.
+Not:  nothing here knows percentages, layers' names or time.
+
+The threshold is found by radix selection on the bits of the scores: non-negative floats
+order as their bit patterns read as integers do. No weight is copied to the host, nothing is
+sorted, and the count is exact whatever the ties.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DIGIT_BITS = 11  # 2,048 bins a pass: three passes read all 31 bits of a float32 score
+FIRST = 2**31 - 1  # above the bits of every float32 score: kept before all others
+
+
+@torch.no_grad()
+def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Tensor]:
+    """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
+
+    Each layer's highest scores fill its floor, the highest of all the others fill the rest:
+    no other choice within the floors keeps a larger sum of scores. Among equal scores the
+    earlier layer, then the earlier position, is kept, so equal weights give equal masks on
+    every machine. Scores are compared in float32; NaN counts as the highest score.
+
+    Raises ValueError where the floors ask for more than `num_keep`, or `num_keep` is out
+    of range.
+    """
+    sizes = [score.numel() for score in scores]
+    floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
+    if not sum(floors) <= num_keep <= sum(sizes):
+        raise ValueError(f"cannot keep {num_keep} of {sum(sizes)} weights with floors {floors}")
+    keys = [_sortable(score.flatten()) for score in scores]
+    for key, floor in zip(keys, floors, strict=True):
+        if floor:
+            key.masked_fill_(_top([key], floor)[0], FIRST)
+    masks = _top(keys, num_keep)
+    return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
+
+
+def _sortable(score: Tensor) -> Tensor:
+    """Bits of non-negative float32 numbers: int32, in the order of the numbers."""
+    key = score.to(torch.float32, copy=True).view(torch.int32)
+    return key.bitwise_and_(FIRST)  # the sign of -0.0 and of a NaN is no order
+
+
+def _top(keys: list[Tensor], count: int) -> list[Tensor]:
+    """The `count` highest keys over all lists, ties to the earliest."""
+    if count == 0:
+        return [torch.zeros_like(key, dtype=torch.bool) for key in keys]
+    threshold, num_ties = _threshold(keys, count)
+    masks = [key > threshold for key in keys]
+    ties = [key == threshold for key in keys]
+    # The only time the host waits for the device: one row of counts.
+    *available, wanted = torch.stack([*(tie.sum() for tie in ties), num_ties]).tolist()
+    for mask, tie, here in zip(masks, ties, available, strict=True):
+        if here <= wanted:
+            mask |= tie
+        elif wanted > 0:
+            mask |= tie & (tie.cumsum(0) <= wanted)
+        wanted = max(wanted - here, 0)
+    return masks
+
+
+def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The count-th highest key, and how many keys equal to it are needed.
+
+    Digit by digit from the top: count how many keys have each digit among those that agree
+    with the digits found so far, walk down until the count is reached, go on in that bin.
+    """
+    device = keys[0].device
+    remaining = torch.tensor(count, device=device)
+    prefix = torch.zeros((), dtype=torch.int32, device=device)
+    shift = 31
+    while shift > 0:
+        bits = min(DIGIT_BITS, shift)
+        shift -= bits
+        bins = 1 << bits
+        # Keys that do not agree fall in one bin more, which is dropped.
+        histogram = torch.zeros(bins, dtype=torch.int64, device=device)
+        for key in keys:
+            digit = key >> shift
+            if shift + bits < 31:
+                agrees = (key >> (shift + bits)) == (prefix >> (shift + bits))
+                digit = torch.where(agrees, digit & (bins - 1), bins)
+            histogram += _count(digit, bins)
+        above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one
+        digit = (above >= remaining).sum() - 1
+        remaining = remaining - (above[digit] - histogram[digit])
+        prefix = prefix | (digit << shift).to(torch.int32)
+    return prefix, remaining
+
+
+def _count(digit: Tensor, bins: int) -> Tensor:
+    """How often each of 0..bins-1 occurs."""
+    if digit.is_cuda:
+        # bincount asks the host for the largest value; histc does not. On integers it is exact.
+        return torch.histc(digit, bins=bins + 1, min=0, max=bins + 1)[:bins].long()
+    return torch.bincount(digit, minlength=bins + 1)[:bins]

@@ -1,0 +1,54 @@
+"""Which rule owns each layer: the last one that matches.
+
+In:   the recipe's `prune` and `keep` rules, the layers of the model.
+Out:  for each prunable layer the rule that claims it, or none.
+Not:  how much each loses (allocate.py).
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics import Diagnostics, Label
+from dcil_dsl.graph.layers import Layer
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.plan.select import Selection
+
+
+def claim_layers(
+    rules: tuple[r.Prune | r.Keep, ...], selection: Selection, report: Diagnostics
+) -> dict[str, int]:
+    """The index of the claiming rule by the path of the layer, prunable layers only.
+
+    A `prune` rule none of whose layers can be pruned is E302; a rule all of whose layers
+    are claimed again below is W303.
+    """
+    owner: dict[str, int] = {}
+    claimed: list[tuple[Layer, ...]] = []
+    for index, rule in enumerate(rules):
+        matched = selection.select(rule.selector)
+        layers = tuple(layer for layer in matched if layer.weight is not None)
+        if isinstance(rule, r.Prune) and matched and not layers:
+            kinds = ", ".join(sorted({layer.type for layer in matched}))
+            report.add(
+                "E302",
+                f"nothing here can be pruned: {len(matched)} layers of type {kinds}",
+                rule.selector.span,
+                label="convolutions, linear layers and attention projections can be",
+            )
+        claimed.append(layers)
+        owner.update({layer.path: index for layer in layers})
+    for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
+        if layers and all(owner[layer.path] != index for layer in layers):
+            later = sorted({owner[layer.path] for layer in layers})
+            count = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
+            report.add(
+                "W303",
+                "this rule has no effect",
+                rule.span,
+                label=f"claims {count}, all of them claimed again below",
+                others=tuple(
+                    Label(rules[i].span, "the last rule that matches a layer wins")
+                    for i in later
+                ),
+                help="move the wider rule above the narrower one",
+            )
+    return owner

@@ -1,0 +1,187 @@
+"""Recipe x model -> Plan: every decision, no tensors.
+
+In:   a checked Recipe, a Traced model, the number of optimiser steps in an epoch.
+Out:  the Plan.
+Not:  weights are not read; nothing is rewritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.graph.layers import Layer
+from dcil_dsl.graph.trace import Traced
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.allocate import allocate_group
+from dcil_dsl.plan.claim import claim_layers
+from dcil_dsl.plan.select import Selection
+from dcil_dsl.plan.windows import resolve_losses, resolve_phases
+
+
+def resolve_recipe(
+    recipe: r.Recipe, traced: Traced, steps_per_epoch: int, report: Diagnostics | None = None
+) -> p.Plan:
+    """What the recipe means for this model, in steps.
+
+    steps_per_epoch counts optimiser steps. Warnings are added to `report`; errors are raised
+    together as RecipeError.
+    """
+    report = report if report is not None else Diagnostics()
+    num_epochs = int(recipe.train.epochs.value)
+    num_steps = num_epochs * steps_per_epoch
+    selection = Selection(traced.layers, traced.name, report)
+
+    owner = claim_layers(recipe.rules, selection, report)
+    groups, group_of_rule = [], {}
+    for index, rule in enumerate(recipe.rules):
+        owned = tuple(layer for layer in traced.layers if owner.get(layer.path) == index)
+        if isinstance(rule, r.Prune) and owned:
+            group_of_rule[index] = len(groups)
+            place = _place(rule)
+            groups.append(
+                allocate_group(rule, place, owned, steps_per_epoch, num_steps, report)
+            )
+    layers = tuple(
+        _layer(layer, owner.get(layer.path), recipe.rules, group_of_rule)
+        for layer in traced.layers
+        if layer.weight is not None
+    )
+    privates = _privates(recipe, selection, owner, report)
+    losses = resolve_losses(recipe, steps_per_epoch, num_steps)
+    phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
+    report.stop_if_wrong()
+    return p.Plan(
+        recipe=_about(recipe),
+        model=p.Model(
+            name=recipe.model.name,
+            classes=recipe.model.classes,
+            options=dict(recipe.model.options),
+        ),
+        data=_data(recipe.data),
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        layers=layers,
+        groups=tuple(groups),
+        paths=tuple(p.Path(name=path.name, view=path.view) for path in recipe.paths),
+        privates=privates,
+        phases=phases,
+        losses=losses,
+        deploy=recipe.deploy,
+        train=_train(recipe.train, num_epochs, steps_per_epoch, num_steps),
+        expect=tuple(
+            p.Expectation(metric=e.metric, compare=e.compare, value=e.value)
+            for e in recipe.expect
+        ),
+    )
+
+
+def _place(rule: r.Prune | r.Keep) -> str:
+    return f"{rule.span.source.name}:{rule.span.line}"
+
+
+def _layer(layer: Layer, index: int | None, rules, group_of_rule) -> p.Layer:
+    return p.Layer(
+        parameter=layer.weight,
+        module=layer.path,
+        type=layer.type,
+        shape=layer.shape,
+        macs=layer.macs,
+        group=group_of_rule.get(index),
+        rule=None if index is None else _place(rules[index]),
+    )
+
+
+def _privates(
+    recipe: r.Recipe, selection: Selection, owner: dict[str, int], report: Diagnostics
+) -> tuple[p.Private, ...]:
+    """The private modules, the last statement that names one deciding how its twins start."""
+    init: dict[str, str] = {}
+    for private in recipe.privates:
+        for layer in selection.select(private.selector):
+            rule = owner.get(layer.path)
+            if rule is not None and isinstance(recipe.rules[rule], r.Prune):
+                report.add(
+                    "E303",
+                    f"`{layer.path}` is pruned and private",
+                    private.span,
+                    label="its pruned weights would learn from no path",
+                    help=f'`keep "{layer.path}"` leaves it whole',
+                )
+            elif layer.called != layer.path:
+                report.add(
+                    "E308",
+                    f"`{layer.path}` is called by `{layer.called}`, not by the graph",
+                    private.span,
+                    help=f'`private "{layer.called}"` makes the whole of it private',
+                )
+            elif private.init == "fresh" and not hasattr(layer.module, "reset_parameters"):
+                report.add(
+                    "E308",
+                    f"`{layer.path}` ({layer.type}) cannot start fresh: it has no way to reset",
+                    private.span,
+                    help="`init = copy` starts from the model's own weights",
+                )
+            else:
+                init[layer.path] = private.init
+    return tuple(
+        p.Private(module=layer.path, init=init[layer.path])
+        for layer in selection.layers
+        if layer.path in init
+    )
+
+
+def _train(train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int) -> p.Train:
+    def steps(time):
+        return time.to_steps(steps_per_epoch, num_steps)
+
+    match train.optimizer:
+        case v.SGD():
+            optimizer = p.SGD(**train.optimizer.model_dump())
+        case v.AdamW():
+            optimizer = p.AdamW(**train.optimizer.model_dump())
+    rate = {"warmup": steps(train.lr.warmup) if train.lr.warmup else 0}
+    rate["warmup_from"] = train.lr.warmup_from
+    match train.lr:
+        case v.ConstantRate():
+            rate["kind"] = "constant"
+        case v.Multistep(at=at, gamma=gamma):
+            rate |= {"kind": "multistep", "at": tuple(steps(t) for t in at), "gamma": gamma}
+        case v.Cosine(final=final):
+            rate |= {"kind": "cosine", "final": final}
+    return p.Train(
+        num_epochs=num_epochs,
+        optimizer=optimizer,
+        rate=p.Rate(**rate),
+        precision=train.precision,
+        clip=train.clip,
+        ema=train.ema,
+        seed=train.seed,
+    )
+
+
+def _data(data: r.Data) -> p.Data:
+    words = {v.PadCrop: "pad_crop", v.Flip: "flip", v.RandomResizedCrop: "random_resized_crop"}
+    return p.Data(
+        name=data.name,
+        batch_size=data.batch_size or p.Data().batch_size,
+        image_size=data.image_size,
+        channels=data.channels,
+        augment=tuple(
+            p.Augment(word=words[type(word)], settings=word.model_dump()) for word in data.augment
+        ),
+    )
+
+
+def _about(recipe: r.Recipe) -> p.About:
+    about = recipe.about
+    return p.About(
+        name=about.name or "recipe",
+        title=about.title,
+        version=about.version,
+        reference=about.reference,
+        sha256=hashlib.sha256(recipe.text.encode()).hexdigest(),
+        overrides=dict(recipe.overrides),
+    )

@@ -1,0 +1,197 @@
+"""Selectors against a real model: which layers a recipe's words mean.
+
+In:   a selector of the recipe (lang/ast.py) and the layers of a traced model.
+Out:  the layers it selects, in execution order.
+Not:  what is done to them; a selector that matches nothing is reported here, where it stands.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+
+from dcil_dsl.diagnostics import Diagnostics, Span
+from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.graph.layers import Layer
+from dcil_dsl.lang import ast
+from dcil_dsl.lang.values import Percent
+
+COMPARE = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+class Selection:
+    """Selects among the layers of one model, and reports what selects nothing."""
+
+    def __init__(self, layers: tuple[Layer, ...], model_name: str, report: Diagnostics):
+        self.layers, self.model_name, self.report = layers, model_name, report
+
+    def select(self, selector: ast.Selector) -> tuple[Layer, ...]:
+        """The selected layers in execution order; every part that matches nothing is E301."""
+        chosen = self._set(selector)
+        return tuple(layer for layer in self.layers if layer.path in chosen)
+
+    def _set(self, selector: ast.Selector) -> set[str]:
+        match selector:
+            case ast.ByType(type=type):
+                return self._or_nothing(
+                    {layer.path for layer in self.layers if type in layer.types},
+                    f"no layer of type `{type}` in {self.model_name}",
+                    selector.span,
+                    lambda: self._near_type(type),
+                )
+            case ast.ByGlob(pattern=pattern):
+                return self._or_nothing(
+                    self._matching(glob_to_regex(strip_wrapping(pattern))),
+                    f'no layer matches `"{pattern}"`',
+                    selector.span,
+                    lambda: self._near_path(strip_wrapping(pattern)),
+                )
+            case ast.ByRegex(pattern=pattern):
+                return self._or_nothing(
+                    self._matching(re.compile(pattern)),
+                    f'no layer matches `re"{pattern}"`',
+                    selector.span,
+                    lambda: None,
+                )
+            case ast.First(count=count, of=of) | ast.Last(count=count, of=of):
+                among = self.select(of)
+                if among and count > len(among):
+                    self.report.add(
+                        "E301",
+                        f"`{selector.span.text}` asks for {count} layers, there are {len(among)}",
+                        selector.span,
+                    )
+                kept = among[:count] if isinstance(selector, ast.First) else among[-count:]
+                return {layer.path for layer in kept}
+            case ast.Inside(of=of, scope=scope):
+                return self._inside(selector, of, scope)
+            case ast.Having(of=of, conditions=conditions):
+                among = self.select(of)
+                chosen = {a.path for a in among if all(self._holds(a, c) for c in conditions)}
+                self._check_attributes(among, conditions)
+                if among and not chosen and not self.report.errors:
+                    self.report.add(
+                        "E301",
+                        f"none of the {len(among)} layers has `{_conditions_text(conditions)}`",
+                        conditions[0].span.to(conditions[-1].span),
+                    )
+                return chosen
+            case ast.Union_(parts=parts):
+                return set().union(*(self._set(part) for part in parts))
+            case ast.Except(of=of, but=but):
+                chosen = self._set(of)
+                return chosen - self._set(but)
+        raise AssertionError(f"link.py leaves no {type(selector).__name__} in a selector")
+
+    def _or_nothing(self, chosen: set[str], message: str, span: Span, near) -> set[str]:
+        if not chosen:
+            label = f"none of the {len(self.layers)} layers of {self.model_name}"
+            self.report.add("E301", message, span, label=label, help=near())
+        return chosen
+
+    def _matching(self, pattern: re.Pattern) -> set[str]:
+        """Layers that match, by their own name or as part of a container that does."""
+        return {
+            layer.path
+            for layer in self.layers
+            if any(pattern.fullmatch(name) for name in _and_containers(layer.path))
+        }
+
+    def _inside(self, selector, of, scope: str) -> set[str]:
+        among = self.select(of)
+        pattern = glob_to_regex(strip_wrapping(scope))
+        scoped = self._matching(pattern)
+        if not scoped:
+            self.report.add(
+                "E301",
+                f'no part of {self.model_name} matches `"{scope}"`',
+                selector.scope_span,
+                help=self._near_path(strip_wrapping(scope)),
+            )
+        chosen = {layer.path for layer in among} & scoped
+        if among and scoped and not chosen:
+            message = f'none of the {len(among)} layers lies in `"{scope}"`'
+            self.report.add("E301", message, selector.span)
+        return chosen
+
+    def _holds(self, layer: Layer, condition: ast.Condition) -> bool:
+        if not hasattr(layer.module, condition.name.name):
+            return False
+        actual = getattr(layer.module, condition.name.name)
+        wanted = condition.value.value
+        wanted = wanted.fraction if isinstance(wanted, Percent) else wanted
+        actual = actual if isinstance(actual, tuple) else (actual,)
+        compare = COMPARE[condition.compare]
+        try:
+            return all(compare(size, wanted) for size in actual)
+        except TypeError:
+            self.report.add(
+                "E307",
+                f"`{condition.name.name}` of `{layer.path}` is {actual[0]!r}, "
+                f"which does not compare with {wanted!r}",
+                condition.span,
+            )
+            return False
+
+    def _check_attributes(self, among: tuple[Layer, ...], conditions) -> None:
+        for condition in conditions:
+            name = condition.name.name
+            if among and not any(hasattr(layer.module, name) for layer in among):
+                known = {key for layer in among for key in vars(layer.module) if key[0] != "_"}
+                near = nearest(name, sorted(known))
+                self.report.add(
+                    "E307",
+                    f"none of the {len(among)} layers has an attribute `{name}`",
+                    condition.name.span,
+                    help=f"did you mean `{near}`?" if near else None,
+                )
+
+    def _near_type(self, type: str) -> str | None:
+        near = nearest(type, sorted({name for layer in self.layers for name in layer.types}))
+        return f"did you mean `{near}`?" if near else None
+
+    def _near_path(self, pattern: str) -> str | None:
+        """The nearest real name, or the nearest pattern that numbers would give."""
+        names = {name for layer in self.layers for name in _and_containers(layer.path)}
+        if "*" in pattern or "?" in pattern:
+            names = {re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in names} | {
+                re.sub(r"\d+(?=\.|$)", "?", name) for name in names
+            } | names
+        near = nearest(pattern, sorted(names))
+        if near is None:
+            return None
+        count = len(self._matching(glob_to_regex(near)))
+        return f'`"{near}"` matches {count} layer{"s" if count != 1 else ""}'
+
+
+def glob_to_regex(pattern: str) -> re.Pattern:
+    """`*` any characters of one name, `**` of any names, `?` one character of a name."""
+    parts = []
+    for piece in re.split(r"(\*\*|\*|\?)", pattern):
+        parts.append({"**": ".*", "*": "[^.]*", "?": "[^.]"}.get(piece, re.escape(piece)))
+    return re.compile("".join(parts))
+
+
+def strip_wrapping(pattern: str) -> str:
+    """Names as wrappers and state dicts show them: `module.`, `_orig_mod.`, `.weight`."""
+    while pattern.startswith(("module.", "_orig_mod.")):
+        pattern = pattern.split(".", 1)[1]
+    return pattern.removesuffix(".weight")
+
+
+def _and_containers(path: str):
+    """"a.b.c" -> "a", "a.b", "a.b.c"."""
+    names = path.split(".")
+    for end in range(len(names)):
+        yield ".".join(names[: end + 1])
+
+
+def _conditions_text(conditions) -> str:
+    return " and ".join(condition.span.text for condition in conditions)

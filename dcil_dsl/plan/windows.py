@@ -1,0 +1,127 @@
+"""Who runs and who learns from whom, over time.
+
+In:   the recipe's losses and `update` rules with their windows.
+Out:  Loss and Phase parts of the Plan: stretches of steps in which nothing of this changes.
+Not:  no layers and no weights.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics import Diagnostics, Label
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.plan import plan as p
+
+PARTS = ("kept", "pruned", "rest")
+
+
+def resolve_losses(recipe: r.Recipe, steps_per_epoch: int, num_steps: int) -> tuple[p.Loss, ...]:
+    """The loss terms with their windows in steps, each under a name of its own."""
+    losses: list[p.Loss] = []
+    for loss in recipe.losses:
+        match loss.term:
+            case v.CrossEntropy(path=path, smoothing=smoothing):
+                name, term = f"cross_entropy({path})", p.CrossEntropy(path=path, smoothing=smoothing)
+            case v.KL(student=student, teacher=teacher, temperature=temperature):
+                name = f"kl({student}<-{teacher})"
+                term = p.KL(student=student, teacher=teacher, temperature=temperature)
+        same = sum(other.name.partition("#")[0] == name for other in losses)
+        losses.append(
+            p.Loss(
+                name=f"{name}#{same + 1}" if same else name,
+                coefficient=loss.coefficient,
+                term=term,
+                window=_window(loss, steps_per_epoch, num_steps),
+            )
+        )
+    return tuple(losses)
+
+
+def resolve_phases(
+    recipe: r.Recipe,
+    losses: tuple[p.Loss, ...],
+    steps_per_epoch: int,
+    num_steps: int,
+    report: Diagnostics,
+) -> tuple[p.Phase, ...]:
+    """The run cut at every moment where a path starts or stops to run or an update changes.
+
+    A path runs while a loss that needs it is open. A part of the weights with two rules at
+    one moment is E306, a moment at which nothing runs E309, a part that never learns W305.
+    """
+    updates = [(u, _window(u, steps_per_epoch, num_steps)) for u in recipe.updates]
+    windows = [loss.window for loss in losses] + [window for _, window in updates]
+    cuts = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
+    cuts = sorted(cut for cut in cuts if 0 <= cut < num_steps)
+
+    phases: list[p.Phase] = []
+    for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
+        needed = {name for loss in losses if loss.window.covers(start) for name in _paths(loss)}
+        running = tuple(path.name for path in recipe.paths if path.name in needed)
+        if not running:
+            report.add(
+                "E309",
+                f"no loss is open from step {start:,}, so no path runs",
+                recipe.mix_span,
+                help="let a loss without `until` stand in `mix`",
+            )
+            continue
+        rows = {part: _rule_for(part, start, updates, report) for part in PARTS}
+        if rows["rest"] is None:
+            rows["rest"] = rows["kept"]  # what is not pruned counts as kept
+        shares = tuple(
+            p.Shares(**{part: _share(rows[part], path.name, running) for part in PARTS})
+            for path in recipe.paths
+        )
+        if phases and (phases[-1].paths, phases[-1].shares) == (running, shares):
+            start = phases.pop().window.start
+        phases.append(p.Phase(window=p.Window(start=start, stop=stop), paths=running, shares=shares))
+    _warn_of_idle_parts(recipe, phases, report)
+    return tuple(phases)
+
+
+def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.Window:
+    start = item.start.to_steps(steps_per_epoch, num_steps) if item.start else 0
+    stop = item.stop.to_steps(steps_per_epoch, num_steps) if item.stop else None
+    return p.Window(start=start, stop=stop)
+
+
+def _paths(loss: p.Loss) -> tuple[str, ...]:
+    term = loss.term
+    return (term.path,) if isinstance(term, p.CrossEntropy) else (term.student, term.teacher)
+
+
+def _rule_for(part: str, step: int, updates, report: Diagnostics) -> r.Update | None:
+    rules = [update for update, window in updates if part in update.parts and window.covers(step)]
+    if len(rules) > 1:
+        report.add(
+            "E306",
+            f"two rules update the {part} weights at step {step:,}",
+            rules[1].span,
+            others=(Label(rules[0].span, "the first"),),
+            help="give each a window with `from` and `until`",
+        )
+    return rules[0] if rules else None
+
+
+def _share(rule: r.Update | None, path: str, running: tuple[str, ...]) -> float:
+    if rule is None or path not in running:
+        return 0.0
+    return sum(share for name, share in rule.shares if name == path)
+
+
+def _warn_of_idle_parts(recipe: r.Recipe, phases: list[p.Phase], report: Diagnostics) -> None:
+    parts = ["kept"] + (["pruned"] if any(isinstance(x, r.Prune) for x in recipe.rules) else [])
+    for part in parts:
+        if phases and not any(getattr(row, part) for phase in phases for row in phase.shares):
+            declared = any(part in update.parts for update in recipe.updates)
+            report.add(
+                "W305",
+                f"the {part} weights never learn",
+                recipe.mix_span,
+                label=(
+                    "their update rule names no path that runs"
+                    if declared
+                    else f"no `update {part} by ...` stands here"
+                ),
+            )
