@@ -1,0 +1,223 @@
+"""From a SPEC of the command line to a model.
+
+In:   "torchvision:resnet50", "timm:NAME", "dcil:resnet32", "package.module:callable" or
+      "path/to/file.py:callable"; the number of classes and options of the recipe's model block.
+Out:  an nn.Module with fresh weights, or an InputError that says what is wrong with the spec.
+Not:  no trained weights (weights.py), no tracing. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from torch import nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.zoo import resnet_cifar
+
+FORMS = (
+    "a model is written torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable "
+    "or path/to/file.py:callable"
+)
+
+
+def build_model(
+    spec: str, num_classes: int | None = None, options: dict | None = None
+) -> nn.Module:
+    """Build the model that `spec` names, with fresh weights.
+
+    num_classes  passed where the builder has such a parameter; left out where it has none
+    options      the builder's other keywords; one that it does not take is an error
+
+    Raises InputError for an unknown source or name, for an option that is not taken, for what is
+    not an nn.Module, and for whatever the user's own code raises, with its file and line.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        near = f'"{spec}" alone names no source, did you mean torchvision:{spec}? '
+        raise InputError(f'"{spec}" is not a model spec', (near if name else "") + FORMS)
+    match source:
+        case "torchvision":
+            builder, fixed = _torchvision_builder(name)
+        case "timm":
+            builder, fixed = _timm_builder(name)
+        case "dcil":
+            builder, fixed = _pick(resnet_cifar.BUILDERS, name, "dcil"), {}
+        case "hf":
+            raise InputError(f'"{spec}": models of the hf: source are not built yet', FORMS)
+        case _:
+            builder, fixed = _user_callable(source, name, spec), {}
+    return _call(builder, fixed, num_classes, dict(options or {}), spec)
+
+
+def _torchvision_builder(name: str) -> tuple[Callable, dict]:
+    """The builder and what keeps it from downloading: weights_backbone is trained by default."""
+    from torchvision import models
+
+    builders = {known: models.get_model_builder(known) for known in models.list_models()}
+    builder = _pick(builders, name, "torchvision")
+    named = inspect.signature(builder).parameters
+    fixed = {key: None for key in ("weights", "weights_backbone") if key in named}
+    if name in ("googlenet", "inception_v3"):
+        fixed["init_weights"] = True  # what None means there, without the warning
+    return builder, fixed
+
+
+def _timm_builder(name: str) -> tuple[Callable, dict]:
+    try:
+        import timm
+    except ImportError:
+        raise InputError(f'"timm:{name}" needs timm, which is not installed', "pip install timm")
+    model, _, _ = name.partition(".")  # "vit_small_patch16_224.augreg_in1k" names weights too
+    _pick(dict.fromkeys(timm.list_models()), model, "timm")
+
+    def builder(**keywords):
+        return timm.create_model(name, pretrained=False, **keywords)
+
+    return builder, {}
+
+
+def _pick(known: dict, name: str, source: str):
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
+    if near:
+        hint = f"did you mean {source}:{near[0]}?"
+    elif len(known) < 20:
+        hint = f"{source} has {', '.join(known)}"
+    else:
+        hint = f"{source} has {len(known)} models, none of a similar name"
+    raise InputError(f'{source} has no model called "{name}"', hint)
+
+
+# -- the user's own code -------------------------------------------------------------------------
+
+
+def _user_callable(source: str, name: str, spec: str) -> Callable:
+    module = _import_file(source, spec) if source.endswith(".py") else _import_module(source, spec)
+    value = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            near = get_close_matches(part, dir(value), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"looked in {module.__file__}"
+            raise InputError(f'"{spec}": {source} has nothing called "{part}"', hint)
+        value = getattr(value, part)
+    if not callable(value):
+        kind = type(value).__name__
+        raise InputError(f'"{spec}" is a {kind}, not a callable', "name a function or a class")
+    return value
+
+
+def _import_file(path: str, spec: str):
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f'"{spec}": there is no file {path}', f"looked at {file.absolute()}")
+    identity = f"dcil_model_{re.sub(r'[^0-9A-Za-z]', '_', str(file.resolve().with_suffix('')))}"
+    module_spec = importlib.util.spec_from_file_location(identity, file.resolve())
+    module = importlib.util.module_from_spec(module_spec)
+    # In sys.modules so that dataclasses and pickle find the module by its name; the folder in
+    # sys.path so that the file imports its neighbours as it does under `python file.py`.
+    sys.modules[identity] = module
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[identity]
+        raise _in_user_code(error, spec, "cannot be imported") from error
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    return module
+
+
+def _import_module(source: str, spec: str):
+    if not all(part.isidentifier() for part in source.split(".")):
+        near = get_close_matches(source, ["torchvision", "timm", "dcil"], n=1)
+        hint = f"did you mean {near[0]}:? {FORMS}" if near else FORMS
+        raise InputError(f'"{spec}": "{source}" is no source of models', hint)
+    # An installed program does not search the current folder, `python -m` does: so do we.
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+            raise _in_user_code(error, spec, "cannot be imported") from error
+        near = get_close_matches(source, ["torchvision", "timm", "dcil"], n=1)
+        hint = f"did you mean {near[0]}:{spec.rpartition(':')[2]}? " if near else ""
+        raise InputError(f'"{spec}": there is no module "{error.name}"', hint + FORMS) from error
+    except (Exception, SystemExit) as error:
+        raise _in_user_code(error, spec, "cannot be imported") from error
+    finally:
+        sys.path.remove("")
+
+
+def _in_user_code(error: BaseException, spec: str, what: str) -> InputError:
+    """What the user's code raised, with the innermost line that is not the import machinery."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    else:
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+        ]
+        # The user's own line says more than the library's that it called.
+        own = [frame for frame in frames if "site-packages" not in frame.filename]
+        innermost = (own or frames or [None])[-1]
+        place = f"{innermost.filename}:{innermost.lineno}" if innermost else None
+    message = " ".join(str(error).split())
+    fact = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return InputError(f'"{spec}" {what}: {fact}', f"raised at {place}" if place else None)
+
+
+# -- the call ------------------------------------------------------------------------------------
+
+
+def _call(
+    builder: Callable, fixed: dict, num_classes: int | None, options: dict, spec: str
+) -> nn.Module:
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):  # some builtins have none
+        parameters = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for option in options:
+        if option in fixed:
+            raise InputError(f'"{spec}": the option "{option}" is ours to set', "see --weights")
+        if option not in named and not takes_any:
+            raise _unknown_option(option, [n for n in named if n not in fixed], spec)
+    keywords = fixed | options
+    if num_classes is not None and ("num_classes" in named or takes_any):
+        keywords.setdefault("num_classes", num_classes)
+    try:
+        model = builder(**keywords)
+    except (Exception, SystemExit) as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and refused:
+            if refused[1] in options:
+                raise _unknown_option(refused[1], [], spec) from error
+            if refused[1] == "num_classes" and "num_classes" in keywords:
+                # **kwargs that lead to a constructor without num_classes: not accepted after all.
+                return _call(builder, fixed, None, options, spec)
+        raise _in_user_code(error, spec, "cannot be built") from error
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise InputError(f'"{spec}" returned a {kind}, not a torch.nn.Module')
+    return model
+
+
+def _unknown_option(option: str, named: list[str], spec: str) -> InputError:
+    near = get_close_matches(option, named, n=1)
+    if near:
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = f"it takes {', '.join(named)}" if named else None
+    return InputError(f'"{spec}" takes no option "{option}"', hint)

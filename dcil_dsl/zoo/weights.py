@@ -1,0 +1,203 @@
+"""Trained weights into a freshly built model: `--weights`.
+
+In:   a model, and a file (.safetensors, .pth, .pt) or torchvision's own name for weights.
+Out:  the model with the weights in it, and notes on everything that was not a plain copy.
+Not:  no pickled objects: a .pth must load with weights_only=True. Nothing is loaded in part:
+      either every tensor fits, but for the head described below, or the model stays as it was.
+
+The head: the last Linear or Conv2d of model.named_modules(). Where the file's tensors for it
+differ from the model's in the first dimension alone (the number of classes), its weight and
+bias both stay fresh and a note says so. Any other difference is an error.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import socket
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcil_dsl.diagnostics import InputError
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+MAX_TOLD = 12  # tensors of a mismatch; the count of the rest is said
+DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
+
+
+def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
+    """Load `source` into `model`, in place; return one note for each thing worth knowing.
+
+    source  a path, or with a torchvision spec IMAGENET1K_V2, DEFAULT, ResNet50_Weights.IMAGENET1K_V2
+    Raises InputError: no such file or name, an unreadable file, a failed download, or tensors
+    that do not fit (all of them at once: missing, unexpected, of another shape).
+    """
+    notes: list[str] = []
+    if Path(source).expanduser().is_file() or "/" in source or source.endswith(SUFFIXES):
+        tensors = _unwrap(_read(Path(source).expanduser()), source, notes)
+    else:
+        tensors = _download(source, spec, model, notes)
+    tensors = _fit(tensors, model, source, notes)
+    model.load_state_dict(tensors)
+    return notes
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise InputError(f"there is no weights file {path}", f"looked at {path.absolute()}")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} is no weights file", f"it should end in {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors, which could run code when loaded",
+            'if you trust it: save its tensors alone, torch.save(model.state_dict(), "weights.pth")',
+        ) from error
+    except Exception as error:  # the formats' own errors, of many types
+        fact = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read: {type(error).__name__}: {fact}") from error
+
+
+def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
+    """Take off what training scripts wrap around a state dict, and say so."""
+    if isinstance(loaded, dict):
+        for key in ("state_dict", "model"):
+            if isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+                notes.append(f'took the entry "{key}" of {source}')
+                break
+    if not isinstance(loaded, dict) or not loaded:
+        raise InputError(f"{source} holds a {type(loaded).__name__}, not a state dict of tensors")
+    odd = [str(k) for k, v in loaded.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
+    if odd:
+        raise InputError(f"{source}: not a state dict, these entries are no tensors: {_some(odd)}")
+    tensors = dict(loaded)
+    for prefix in ("module.", "_orig_mod.", "module."):  # DDP and torch.compile, in either order
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
+            notes.append(f'took the prefix "{prefix}" off every name of {source}')
+    return tensors
+
+
+def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dict[str, Tensor]:
+    library, _, name = spec.rpartition(":")
+    if library != "torchvision":
+        raise InputError(
+            f'"{source}" is no file, and only torchvision: models have weights by name',
+            f"{spec} takes a file that ends in {', '.join(SUFFIXES)}",
+        )
+    from torchvision import models
+
+    known = models.get_model_weights(name)
+    enum, _, entry = source.rpartition(".")
+    if enum not in ("", known.__name__) or entry not in known.__members__:
+        near = get_close_matches(entry, known.__members__, n=1)
+        names = ", ".join(known.__members__) or "no weights"
+        hint = f"did you mean {near[0]}?" if near else f"{spec} has {names}"
+        raise InputError(f'"{source}" is no file and no weights of {spec}', hint)
+    weights = known[entry]
+    earlier = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub itself would wait for ever
+    try:
+        tensors = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except Exception as error:  # urllib, socket, ssl, a wrong hash, a full disk
+        fact = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot download {weights}: {type(error).__name__}: {fact}",
+            f"fetch {weights.url} elsewhere and give the file with --weights FILE",
+        ) from error
+    finally:
+        socket.setdefaulttimeout(earlier)
+    if getattr(model, "transform_input", None) is False:
+        model.transform_input = True  # googlenet and inception_v3: trained on inputs in -1..1
+        notes.append(f"set transform_input, as {weights} was trained with it")
+    return tensors
+
+
+# -- fitting -------------------------------------------------------------------------------------
+
+
+def _fit(found: dict[str, Tensor], model: nn.Module, source: str, notes: list[str]) -> dict:
+    """Exactly the model's own tensors, from `found`; or an InputError that names every misfit."""
+    own = model.state_dict()
+    found = {_today(name, own): value for name, value in found.items()}
+    fresh = _other_head(found, own, model)
+    if fresh:
+        sizes = f"{found[fresh[0]].shape[0]} classes there, {own[fresh[0]].shape[0]} here"
+        notes.append(f"the head stays fresh, {' and '.join(fresh)}: {sizes}")
+    # Counters of batches did not exist before torch 0.4.1; only a momentum of None reads them.
+    counters = [n for n in own if n not in found and n.endswith("num_batches_tracked")]
+    if counters:
+        notes.append(f"{len(counters)} counters num_batches_tracked are not in {source}: kept at 0")
+
+    kept = {*fresh, *counters}
+    missing = [f"missing     {n} {_shape(own[n])}" for n in own if n not in found and n not in kept]
+    extra = [f"unexpected  {n} {_shape(found[n])}" for n in found if n not in own]
+    both = [n for n in own if n in found and n not in kept]
+    shapes = [
+        f"shape       {n} {_shape(found[n])} in the file, {_shape(own[n])} in the model"
+        for n in both
+        if found[n].shape != own[n].shape
+    ]
+    kinds = [
+        f"type        {n} {_dtype(found[n])} in the file, {_dtype(own[n])} in the model"
+        for n in both
+        if found[n].is_floating_point() != own[n].is_floating_point()
+    ]
+    wrong = missing + extra + shapes + kinds
+    if wrong:
+        rest = [f"and {len(wrong) - MAX_TOLD} more"] if len(wrong) > MAX_TOLD else []
+        message = f"{source} does not fit the model: {len(wrong)} tensors differ"
+        raise InputError(message, "\n".join(wrong[:MAX_TOLD] + rest))
+    for dtype in sorted({_dtype(found[n]) for n in both if _converted(found[n], own[n])}):
+        count = sum(_converted(found[n], own[n]) and _dtype(found[n]) == dtype for n in both)
+        notes.append(f"converted {count} tensors from {dtype}")
+    return {n: own[n] if n in kept else found[n].to(own[n].dtype) for n in own}
+
+
+def _today(name: str, own: dict[str, Tensor]) -> str:
+    """torchvision's DenseNet files say "norm.1.weight" where the module is "norm1.weight" now."""
+    renamed = re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", name)
+    return renamed if name not in own and renamed in own else name
+
+
+def _other_head(found: dict[str, Tensor], own: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """The head's tensors if they differ in the number of classes alone, else none."""
+    layers = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if not layers:
+        return []
+    prefix = f"{layers[-1]}." if layers[-1] else ""
+    head = [n for n in (f"{prefix}weight", f"{prefix}bias") if n in own]
+    if not head or any(n not in found or found[n].dim() != own[n].dim() for n in head):
+        return []
+    resized = all(found[n].shape[0] != own[n].shape[0] for n in head)
+    alike = all(found[n].shape[1:] == own[n].shape[1:] for n in head)
+    return head if resized and alike else []
+
+
+def _converted(found: Tensor, own: Tensor) -> bool:
+    return own.is_floating_point() and found.dtype != own.dtype
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
