@@ -1,0 +1,185 @@
+"""The exported file: plain tensors under the original's names, and what they promise.
+
+In:   a collapsed model and the Plan it was trained by; or a file of ours or of anybody else.
+Out:  sparse.safetensors or a .pth of tensors, written atomically; Artefact when read back.
+Not:  no judgement (verify.py), no pickled objects: safetensors, or torch.load(weights_only=True).
+
+The header of a .safetensors holds JSON under the key "dcil": who the file is, the counts of
+weights that the plan lets it keep, and a digest of its tensors. A .pth is a bare state dict, so
+that it loads anywhere in one line; it promises nothing by itself.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan.plan import Model, Plan
+from dcil_dsl.plan.schedule import keeps_at, last_refresh, sparsity_at
+from dcil_dsl.training.metrics import masks_step
+from dcil_dsl.training.run import cannot_write, write_atomically
+
+FORMATS = ("safetensors", "pth")
+
+
+class Promise(BaseModel):
+    """What one group of the plan allows.
+
+    keeps   the most weights that are not zero: one number for all layers together where the
+            allocation is global, one a layer where it is uniform
+    asked   the sparsity that the schedule asks for, a fraction
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    allocation: Literal["global", "uniform"]
+    asked: float
+    parameters: tuple[str, ...]
+    num_weights: tuple[int, ...]
+    keeps: tuple[int, ...]
+
+
+class Origin(BaseModel):
+    """Where a file comes from and what it promises. `step`: updates done when it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    recipe: str
+    sha256: str
+    model: Model
+    data: str | None
+    path: str
+    step: int
+    promises: tuple[Promise, ...]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file read back. origin None: the file says nothing about itself."""
+
+    file: Path
+    tensors: dict[str, Tensor]
+    origin: Origin | None
+
+
+def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
+    """What the deployed path has to hold after `num_done` updates. Nothing for a full view."""
+    views = {path.name: path.view for path in plan.paths}
+    if views[plan.deploy] == "full":
+        return ()
+    step = masks_step(plan, num_done)
+    return tuple(
+        Promise(
+            rule=group.rule,
+            allocation=group.allocation,
+            asked=sparsity_at(group, last_refresh(group, step)),
+            parameters=group.parameters,
+            num_weights=group.num_weights,
+            keeps=keeps_at(group, last_refresh(group, step)),
+        )
+        for group in plan.groups
+    )
+
+
+def origin_of(plan: Plan, num_done: int) -> Origin:
+    """What a file exported after `num_done` updates says about itself."""
+    return Origin(
+        recipe=plan.recipe.name, sha256=plan.recipe.sha256, model=plan.model, data=plan.data.name,
+        path=plan.deploy, step=num_done, promises=promises_at(plan, num_done),
+    )  # fmt: skip
+
+
+def write_artefact(model: nn.Module, file: Path, origin: Origin) -> None:
+    """Write the model's state dict to `file`, whose suffix says the format.
+
+    InputError for another suffix and for a disk that is full or cannot be written.
+    """
+    if file.suffix[1:] not in FORMATS:
+        raise InputError(f"{file}: there is no format `{file.suffix[1:]}`",
+                         help=f"the formats are {', '.join(FORMATS)}")
+    # Copies: tied tensors are written once for each of their names, so that a strict load finds
+    # them all, and a channels_last weight lies row by row.
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous()
+               for name, t in model.state_dict().items()}
+    origin = origin.model_copy(update={"digest": digest(tensors)})
+
+    def write(draft: Path) -> None:
+        try:
+            if file.suffix == ".pth":
+                torch.save(tensors, draft)
+            else:
+                save_file(tensors, draft, {"format": "pt", "dcil": origin.model_dump_json()})
+        except (SafetensorError, RuntimeError) as error:
+            raise cannot_write(file, error) from None
+
+    write_atomically(file, write)
+
+
+def read_artefact(file: Path) -> Artefact:
+    """Read an exported file. InputError where it is missing, damaged, or not tensors by name."""
+    if not file.is_file():
+        raise InputError(f"there is no file {file}", help=f"looked at {file.absolute()}")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix in (".pth", ".pt"):
+        return Artefact(file, _read_pth(file), None)
+    raise InputError(f"{file} is not an exported file", help="give a .safetensors or a .pth")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A sha256 of names, types, shapes and values, in the order of the names."""
+    total = sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _read_safetensors(file: Path) -> Artefact:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+    if "dcil" not in header:
+        return Artefact(file, tensors, None)
+    try:
+        return Artefact(file, tensors, Origin.model_validate_json(header["dcil"]))
+    except ValidationError as error:
+        first = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        raise InputError(f"the header of {file} is not one that this version reads: {first}") \
+            from None
+
+
+def _read_pth(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{file} is damaged, or holds more than tensors, which could run code "
+                         "when loaded") from None
+    except Exception as error:  # the format's own errors, of many types
+        fact = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} cannot be read: {type(error).__name__}: {fact}") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not loaded or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in loaded.items()
+    ):
+        raise InputError(f"{file} is not a state dict of tensors")
+    return loaded
