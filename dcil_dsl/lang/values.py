@@ -1,13 +1,14 @@
 """Quantities with units, as the recipe means them.
 
 In:   numbers and their units, read by build.py.
-Out:  Percent, Time, Range, Ratio; their arithmetic refuses to mix units.
+Out:  Percent, Time, Range, Ratio; `combine` refuses to mix units; `written` prints them.
 Not:  no text and no spans; a wrong mix raises UnitError, which link.py turns into E207.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 
@@ -52,3 +53,97 @@ class Range:
 
     start: object
     stop: object
+
+
+def combine(operator: str, left: object, right: object) -> object:
+    """`left operator right`, one of + - * /, as far as the units allow.
+
+    Like units add and subtract, and divide to a number; a number scales anything. Raises
+    UnitError for the rest and ZeroDivisionError. Results are rounded to 12 digits, so that
+    written out and read again they are the same.
+    """
+    a, b = _parts(left), _parts(right)
+    if a is None or b is None or isinstance(left, bool) or isinstance(right, bool):
+        raise UnitError("only numbers, percentages and times can be calculated with")
+    (x, unit_x), (y, unit_y) = a, b
+    if operator in "+-":
+        if unit_x != unit_y:
+            sign = "added" if operator == "+" else "subtracted"
+            raise UnitError(f"{_plural(unit_x)} and {_plural(unit_y)} cannot be {sign}")
+        return _whole(x + y if operator == "+" else x - y, unit_x)
+    if operator == "*":
+        if unit_x and unit_y:
+            raise UnitError(f"{_plural(unit_x)} and {_plural(unit_y)} cannot be multiplied")
+        return _whole(x * y, unit_x or unit_y)
+    if unit_y and unit_x != unit_y:
+        raise UnitError(f"{_plural(unit_x)} cannot be divided by {_plural(unit_y)}")
+    return _whole(x / y, "" if unit_y else unit_x)
+
+
+def written(value: object) -> str:
+    """A quantity as a recipe writes it: `90%`, `5ep`, `16 steps`, `75% run`, `2:4`, `0.1`."""
+    if isinstance(value, Percent):
+        return _digits(value.fraction * 100) + "%"
+    if isinstance(value, Ratio):
+        return f"{value.keep}:{value.of}"
+    if isinstance(value, Time):
+        if value.unit == "run":
+            return _digits(value.value * 100) + "% run"
+        if value.unit == "epochs":
+            return _digits(value.value) + "ep"
+        return _digits(value.value) + (" step" if value.value == 1 else " steps")
+    if isinstance(value, Range):
+        return f"{written(value.start)}..{written(value.stop)}"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return _shortest(value)
+    return f'"{value}"'
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for a message: `a percentage`, `a time in epochs` ..."""
+    if isinstance(value, Time):
+        unit = {"epochs": "in epochs", "steps": "in steps", "run": "as a share of the run"}
+        return f"a time {unit[value.unit]}"
+    kinds = ((bool, "a yes or no"), ((int, float), "a number"), (Percent, "a percentage"),
+             (Ratio, "a ratio"), (Range, "a range"), (str, "a text"), (tuple, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "none")
+
+
+def _parts(value: object) -> tuple[float, str] | None:
+    if isinstance(value, (int, float)):
+        return value, ""
+    if isinstance(value, Percent):
+        return value.fraction, "percent"
+    if isinstance(value, Time):
+        return value.value, value.unit
+    return None
+
+
+def _whole(number: float, unit: str) -> object:
+    if not unit:
+        # 2 * 0.5 counts as the whole number 1, so that it can be a batch size.
+        number = float(f"{number:.12g}") if isinstance(number, float) else number
+        return int(number) if number == int(number) and abs(number) < 1e15 else number
+    scale = 100 if unit in ("percent", "run") else 1
+    number = float(_digits(number * scale)) / scale
+    if unit == "percent":
+        return Percent(number)
+    return Time(int(number) if unit != "run" and number == int(number) else number, unit)
+
+
+def _plural(unit: str) -> str:
+    return {"": "numbers", "percent": "percentages", "run": "shares of the run"}.get(unit, unit)
+
+
+def _digits(number: float) -> str:
+    """At most 12 significant digits, no exponent: what stands before a unit."""
+    text = format(Decimal(f"{number:.12g}"), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _shortest(number: float) -> str:
+    """A number as its shortest exact text in the language's own notation."""
+    text = repr(number).replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return text[:-2] if text.endswith(".0") else text

@@ -1,0 +1,49 @@
+"""Did you mean: the nearest real word, one or none.
+
+In:   a word that means nothing, and the words that would.
+Out:  the nearest, where it is near enough that a slip of the hand explains it.
+Not:  no sentences; the caller writes the help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate at the least edit distance, the first of equals; None where none is near.
+
+    Near: at most one slip for three letters, two for up to eight, a third of the length beyond.
+    Letter case alone counts as no slip.
+    """
+    allowed = 1 if len(word) <= 3 else 2 if len(word) <= 8 else min(len(word) // 3, 6)
+    best: list[tuple[int, str]] = []
+    for candidate in dict.fromkeys(candidates):
+        if abs(len(candidate) - len(word)) > allowed or len(candidate) > 200:
+            continue
+        distance = _distance(word.lower(), candidate.lower())
+        # All letters changed is not a slip: `l2` is not a misspelling of `lr`.
+        if distance <= allowed and distance < max(len(word), len(candidate)) * 0.6:
+            best.append((distance, candidate))
+    best.sort(key=lambda pair: pair[0])
+    return best[0][1] if best else None
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
+    """The help line for `nearest`, None where nothing is near."""
+    near = nearest(word, candidates)
+    return None if near is None else f"did you mean `{near}`?"
+
+
+def _distance(a: str, b: str) -> int:
+    """Edits that turn a into b: insert, delete, replace, or swap two neighbours (Damerau 1964)."""
+    before, row = [], list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before = before, row
+        row = [i]
+        for j, y in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]

@@ -1,0 +1,307 @@
+"""Syntax tree to nodes: the only place where spans are born.
+
+In:   Parsed (parse.py).
+Out:  ast.File, or one value's node for `--set`.
+Not:  no meaning. One method per rule of the grammar, under the rule's name or alias.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lark import Token, Transformer, Tree, v_args
+
+from dcil_dsl.diagnostics import Diagnostics, Source, Span
+from dcil_dsl.lang import ast
+from dcil_dsl.lang.parse import Parsed
+from dcil_dsl.lang.values import Percent, Ratio, Time
+
+_UNITS = {"ep": "epochs", "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps"}
+
+
+def build(parsed: Parsed) -> ast.File:
+    """The nodes of a parsed recipe; RecipeError where a number is too large to hold."""
+    found = Diagnostics()
+    nodes = _Build(parsed.source, found).transform(parsed.tree)
+    found.stop_if_wrong()
+    language, extends, *items = nodes
+    return ast.File(
+        span=Span(parsed.source, 0, len(parsed.source.text)), source=parsed.source,
+        language=language, extends=extends, items=tuple(items), comments=parsed.comments,
+    )
+
+
+def build_value(tree: Tree, source: Source) -> ast.Value:
+    """The node of `--set`'s value, from parse_value's tree."""
+    found = Diagnostics()
+    let = _Build(source, found).transform(tree)
+    found.stop_if_wrong()
+    return let.value
+
+
+@v_args(meta=True)
+class _Build(Transformer):
+    """Children arrive built; a Token is a name, a literal or a pattern; None is a missing part."""
+
+    def __init__(self, source: Source, found: Diagnostics):
+        super().__init__()
+        self.source, self.found = source, found
+
+    def _at(self, where) -> Span:
+        if isinstance(where, Token):
+            return Span(self.source, where.start_pos, where.end_pos)
+        if getattr(where, "start_pos", None) is None:  # an empty rule
+            return Span(self.source, 0, 0)
+        return Span(self.source, where.start_pos, where.end_pos)
+
+    def _name(self, token: Token) -> ast.Name:
+        return ast.Name(span=self._at(token), name=str(token))
+
+    # -- file ---------------------------------------------------------------------------
+
+    def start(self, meta, children):
+        return children
+
+    def language(self, meta, children):
+        return self.number(meta, children)
+
+    def extends(self, meta, children):
+        return self.string(meta, children)
+
+    # -- settings blocks ------------------------------------------------------------------
+
+    def settings(self, meta, children):
+        return tuple(children)
+
+    def setting(self, meta, children):
+        name, value = children
+        return ast.Setting(span=self._at(meta), name=self._name(name), value=value)
+
+    def _block(self, kind, meta, name, settings):
+        quoted = name is not None and name.type == "STRING"
+        return ast.Block(
+            span=self._at(meta), kind=kind, settings=settings or (), quoted=quoted,
+            name=None if name is None else _unquoted(name) if quoted else str(name),
+            name_span=None if name is None else self._at(name),
+        )
+
+    def recipe(self, meta, children):
+        return self._block("recipe", meta, *children)
+
+    def model(self, meta, children):
+        return self._block("model", meta, *children)
+
+    def data(self, meta, children):
+        return self._block("data", meta, *children)
+
+    def pruning(self, meta, children):
+        return self._block("pruning", meta, None, *children)
+
+    def train(self, meta, children):
+        return self._block("train", meta, None, *children)
+
+    def expect(self, meta, children):
+        return ast.Expect(span=self._at(meta), conditions=tuple(children))
+
+    # -- definitions -----------------------------------------------------------------------
+
+    def let(self, meta, children):
+        name, value = children
+        return ast.Let(span=self._at(meta), name=self._name(name), value=value)
+
+    def layers(self, meta, children):
+        name, selector = children
+        return ast.Layers(span=self._at(meta), name=self._name(name), selector=selector)
+
+    # -- rules -------------------------------------------------------------------------------
+
+    def prune(self, meta, children):
+        selector, target, settings = children
+        whole = self._at(meta)
+        head = Span(self.source, whole.start, target.span.stop)
+        if settings is None:
+            head = whole  # a target in parentheses ends after its node
+        return ast.Prune(span=whole, selector=selector, target=target, settings=settings or (),
+                         head_span=head)
+
+    def keep(self, meta, children):
+        return ast.Keep(span=self._at(meta), selector=children[0])
+
+    # -- selectors ---------------------------------------------------------------------------
+
+    def selector(self, meta, children):
+        of, but = children
+        return of if but is None else ast.Except(span=self._at(meta), of=of, but=but)
+
+    def union(self, meta, children):
+        if len(children) == 1:
+            return children[0]
+        return ast.Union_(span=self._at(meta), parts=tuple(children))
+
+    def inside(self, meta, children):
+        of, scope = children
+        return ast.Inside(span=self._at(meta), of=of, scope=_unquoted(scope),
+                          scope_span=self._at(scope))
+
+    def having(self, meta, children):
+        of, conditions = children
+        return ast.Having(span=self._at(meta), of=of, conditions=conditions)
+
+    def first(self, meta, children):
+        return ast.First(span=self._at(meta), count=self._count(children[0]), of=children[1])
+
+    def last(self, meta, children):
+        return ast.Last(span=self._at(meta), count=self._count(children[0]), of=children[1])
+
+    def _count(self, token: Token | None) -> int:
+        if token is None:
+            return 1
+        value = self._number(token, str(token))
+        if not isinstance(value, int) or value < 1:
+            self.found.add("E205", f"`{token}` is not a count of layers", self._at(token),
+                           help="write a whole number from 1 on")
+            return 1
+        return value
+
+    def by_type(self, meta, children):
+        return ast.ByType(span=self._at(meta), type=str(children[0]))
+
+    def by_glob(self, meta, children):
+        return ast.ByGlob(span=self._at(meta), pattern=_unquoted(children[0]))
+
+    def by_regex(self, meta, children):
+        return ast.ByRegex(span=self._at(meta), pattern=str(children[0])[3:-1])
+
+    def by_name(self, meta, children):
+        return ast.ByName(span=self._at(meta), name=str(children[0]))
+
+    def conditions(self, meta, children):
+        return tuple(children)
+
+    def condition(self, meta, children):
+        name, compare, value = children
+        return ast.Condition(span=self._at(meta), name=self._name(name), compare=str(compare),
+                             value=value)
+
+    # -- mix -----------------------------------------------------------------------------------
+
+    def mix(self, meta, children):
+        return ast.Mix(span=self._at(meta), items=tuple(children))
+
+    def path(self, meta, children):
+        name, view, settings = children
+        view = self._name(view) if isinstance(view, Token) else view
+        return ast.Path(span=self._at(meta), name=self._name(name), view=view,
+                        settings=settings or ())
+
+    def update(self, meta, children):
+        *many, start, stop = children
+        parts = tuple(self._name(c) for c in many if isinstance(c, Token))
+        shares = tuple(c for c in many if isinstance(c, ast.Share))
+        return ast.Update(span=self._at(meta), parts=parts, shares=shares, start=start, stop=stop)
+
+    def share(self, meta, children):
+        scalar, path = children
+        return ast.Share(span=self._at(meta), scalar=scalar, path=self._name(path))
+
+    def private(self, meta, children):
+        selector, settings = children
+        return ast.Private(span=self._at(meta), selector=selector, settings=settings or ())
+
+    def loss(self, meta, children):
+        scalar, term, start, stop = children
+        return ast.Loss(span=self._at(meta), scalar=scalar, term=term, start=start, stop=stop)
+
+    def deploy(self, meta, children):
+        return ast.Deploy(span=self._at(meta), path=self._name(children[0]))
+
+    # -- values ----------------------------------------------------------------------------------
+
+    def _literal(self, token: Token, value: object) -> ast.Literal:
+        return ast.Literal(span=self._at(token), value=value, text=str(token))
+
+    def _number(self, token: Token, text: str) -> int | float:
+        # 400 digits are no number anybody means, and int() refuses 4300.
+        value = float(text)
+        if not math.isfinite(value):
+            self.found.add("E228", "this number is too large", self._at(token))
+            return 1
+        return int(text) if text.isdigit() and value < 2**63 else value
+
+    def number(self, meta, children):
+        return self._literal(children[0], self._number(children[0], str(children[0])))
+
+    def percent(self, meta, children):
+        token = children[0]
+        return self._literal(token, Percent(self._number(token, str(token)[:-1]) / 100))
+
+    def time(self, meta, children):
+        token = children[0]
+        digits = str(token).rstrip("abcdefghijklmnopqrstuvwxyz \t")
+        if digits.endswith("%"):
+            return self._literal(token, Time(self._number(token, digits[:-1]) / 100, "run"))
+        unit = _UNITS[str(token)[len(digits) :].strip()]
+        return self._literal(token, Time(self._number(token, digits), unit))
+
+    def ratio(self, meta, children):
+        token = children[0]
+        keep, of = (self._number(token, part) for part in str(token).split(":"))
+        return self._literal(token, Ratio(keep, of))
+
+    def string(self, meta, children):
+        return self._literal(children[0], _unquoted(children[0]))
+
+    def true(self, meta, children):
+        return ast.Literal(span=self._at(meta), value=True, text="true")
+
+    def false(self, meta, children):
+        return ast.Literal(span=self._at(meta), value=False, text="false")
+
+    def none(self, meta, children):
+        return ast.Literal(span=self._at(meta), value=None, text="none")
+
+    def ref(self, meta, children):
+        return self._name(children[0])
+
+    def list(self, meta, children):
+        items = tuple(c for c in children if c is not None)
+        return ast.List(span=self._at(meta), items=items)
+
+    def call(self, meta, children):
+        name, *arguments = children
+        arguments = tuple(a for a in arguments if a is not None)
+        return ast.Call(span=self._at(meta), name=self._name(name), arguments=arguments)
+
+    def positional(self, meta, children):
+        return ast.Argument(span=children[0].span, name=None, value=children[0])
+
+    def keyword(self, meta, children):
+        name, value = children
+        return ast.Argument(span=self._at(meta), name=self._name(name), value=value)
+
+    def neg(self, meta, children):
+        return ast.Negative(span=self._at(meta), value=children[0])
+
+    def _arithmetic(self, operator, meta, children):
+        left, right = children
+        return ast.Arithmetic(span=self._at(meta), operator=operator, left=left, right=right)
+
+    def add(self, meta, children):
+        return self._arithmetic("+", meta, children)
+
+    def sub(self, meta, children):
+        return self._arithmetic("-", meta, children)
+
+    def mul(self, meta, children):
+        return self._arithmetic("*", meta, children)
+
+    def div(self, meta, children):
+        return self._arithmetic("/", meta, children)
+
+    def range(self, meta, children):
+        start, stop = children
+        return ast.RangeOf(span=self._at(meta), start=start, stop=stop)
+
+
+def _unquoted(token: Token) -> str:
+    return str(token)[1:-1]

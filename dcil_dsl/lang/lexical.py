@@ -1,0 +1,116 @@
+"""Text to tokens, and what is said about characters that are in no word of the language.
+
+In:   a Source.
+Out:  lark's tokens and the comments between them; E102, E103 and E110 in a Diagnostics.
+Not:  no order of words; syntax.py speaks about that.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dcil_dsl.diagnostics import Diagnostics, Source, Span
+from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
+from dcil_dsl.lang.parse import comments_between, grammar
+
+if TYPE_CHECKING:
+    from lark import Token
+
+# What people write from the habit of another language: (fact, help, what to read instead).
+# Reading on with what was meant keeps one slip from being told twice.
+_HABITS = {
+    ":": ("`:` is not used here", "settings use `=`; a ratio such as `2:4` has no spaces", "="),
+    ";": ("`;` is not used here", "no terminator is needed", " "),
+    "%": ("this `%` does not follow a number", "write the percent right after it: `90%`", " "),
+    ".": ("this `.` is not part of a number", "write `0.5`, and a range as `0ep..5ep`", " "),
+    "!": ("`!` is not used here", "write `!=` to compare, `except` to leave out", " "),
+    "&": ("`&` is not used here", "write `and`", " "),
+    "|": ("`|` is not used here", "write `,` between the parts of a selector", " "),
+    "\u00a0": ("a no-break space is not white space here", "type an ordinary space", " "),
+    "\u2013": ("this dash is not a minus", "write `-`", "-"),
+    "\u2014": ("this dash is not a minus", "write `-`", "-"),
+    "\u2212": ("this minus is not the ASCII one", "write `-`", "-"),
+}
+_QUOTES = "'`\u2018\u2019\u201c\u201d"
+_RUN = re.compile(r"""[^\sA-Za-z0-9_"#{}()\[\]=,+\-*/<>:;%.!&|'`]+""")
+
+
+def lex(
+    source: Source, found: Diagnostics, quoted: Source | None = None
+) -> tuple[list[Token], tuple[tuple[int, str], ...]]:
+    """The tokens and comments of a text.
+
+    Stray characters are noted, then read as what was probably meant, at the same offsets.
+    `quoted`: the source that messages point into, where it is not the one that is read.
+    """
+    from lark import UnexpectedCharacters
+
+    text, quoted = source.text, quoted or source
+    while True:
+        state = grammar().parse_interactive(text)
+        tokens: list[Token] = []
+        try:
+            tokens.extend(state.lexer_thread.lex(state.parser_state))
+            return tokens, comments_between(text, tokens)
+        except UnexpectedCharacters as error:
+            text = _note(text, error.pos_in_stream, quoted, found)
+        if len(found.errors) >= MAX_ERRORS:
+            found.stop_if_wrong()
+
+
+def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
+    """Note the stray character at an offset; the text with something readable in its place."""
+    sign = text[at]
+    line_end = text.find("\n", at)
+    line_end = len(text) if line_end < 0 else line_end
+
+    def here(stop: int) -> Span:
+        return Span(quoted, at, stop)
+
+    if sign == '"':
+        found.add("E103", "this string is not closed", here(line_end),
+                  label='no `"` before the end of the line')
+        return text[:at] + _string(text[at + 1 : line_end]) + text[line_end:]
+    if sign in _QUOTES:
+        return _other_quotes(text, at, line_end, quoted, found)
+    if sign == "\0":
+        stop = at + len(text[at:]) - len(text[at:].lstrip("\0"))
+        found.add("E110", "a NUL character is not text", here(stop),
+                  help="save the recipe as plain UTF-8 text")
+        return text[:at] + " " * (stop - at) + text[stop:]
+    if sign in _HABITS:
+        fact, help, instead = _HABITS[sign]
+        found.add("E102", fact, here(at + 1), help=help)
+        return text[:at] + instead + text[at + 1 :]
+    run = _RUN.match(text, at)
+    stop = run.end() if run else at + 1
+    found.add("E102", f"{shown(text[at:stop])} has no meaning in a recipe", here(stop))
+    return text[:at] + " " * (stop - at) + text[stop:]
+
+
+def _other_quotes(text: str, at: int, line_end: int, quoted: Source, found: Diagnostics) -> str:
+    close = next((i for i in range(at + 1, line_end) if text[i] in _QUOTES), None)
+    if close is None:
+        found.add("E102", f"{shown(text[at])} has no meaning in a recipe",
+                  Span(quoted, at, at + 1), help='strings use double quotes: `"text"`')
+        return text[:at] + " " + text[at + 1 :]
+    inside = text[at + 1 : close]
+    found.add("E102", "strings use double quotes", Span(quoted, at, close + 1),
+              help=f'write `"{inside}"`')
+    return text[:at] + _string(inside + " ") + text[close + 1 :]
+
+
+def _string(inside: str) -> str:
+    """A string literal one character longer than `inside`, in the place of a broken one."""
+    if not inside:
+        return "0"
+    return '"' + inside[:-1].replace('"', " ") + '"'
+
+
+def shown(characters: str) -> str:
+    """Characters for a message: themselves where they print, their code points where not."""
+    clipped = characters if len(characters) <= 20 else characters[:17] + "..."
+    if clipped.isprintable() and not clipped.isspace():
+        return f"`{clipped}`"
+    return " ".join(f"U+{ord(c):04X}" for c in characters[:4]) + (" ..." if len(characters) > 4 else "")
