@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. 2016 (arXiv:1512.03385, section 4.2), as DCIL's authors train them.
+"""The CIFAR ResNets of He et al. 2016 (arXiv:1512.03385, section 4.2), as DCIL's authors have them.
 
 In:   the number of classes and of input channels.
 Out:  a freshly initialised network; any image size, for the pooling adapts to it.

@@ -188,7 +188,9 @@ def _call(
     except (TypeError, ValueError):  # some builtins have none
         parameters = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = [n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [
+        n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     for option in options:
         if option in fixed:
             raise InputError(f'"{spec}": the option "{option}" is ours to set', "see --weights")

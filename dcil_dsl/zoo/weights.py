@@ -31,7 +31,8 @@ DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
     """Load `source` into `model`, in place; return one note for each thing worth knowing.
 
-    source  a path, or with a torchvision spec IMAGENET1K_V2, DEFAULT, ResNet50_Weights.IMAGENET1K_V2
+    source  a path; with a torchvision spec also DEFAULT, IMAGENET1K_V2 or, in full,
+            ResNet50_Weights.IMAGENET1K_V2
     Raises InputError: no such file or name, an unreadable file, a failed download, or tensors
     that do not fit (all of them at once: missing, unexpected, of another shape).
     """
@@ -62,7 +63,7 @@ def _read(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is damaged, or holds more than tensors, which could run code when loaded",
-            'if you trust it: save its tensors alone, torch.save(model.state_dict(), "weights.pth")',
+            "where it comes from, save the tensors alone: torch.save(model.state_dict(), FILE)",
         ) from error
     except Exception as error:  # the formats' own errors, of many types
         fact = " ".join(str(error).split())[:200]

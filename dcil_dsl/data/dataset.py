@@ -1,0 +1,100 @@
+"""What every source of data comes down to.
+
+In:   images as uint8, and their classes.
+Out:  Dataset, and Tensors for what fits in memory.
+Not:  nothing is read (sources.py, folders.py), augmented (augment.py) or batched (loader.py) here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Examples in memory. images: uint8 (N, C, H, W); labels: int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training part, a held-out part, and what both have in common.
+
+    train, val  map-style: len(), and an item is (uint8 CHW tensor or PIL image, class index)
+    classes     the classes' names, by index
+    mean, std   of each channel, for images scaled to 0..1
+    """
+
+    name: str
+    train: Sequence
+    val: Sequence
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.mean)
+
+
+def in_memory(
+    name: str,
+    train: Tensors,
+    val: Tensors,
+    classes: Sequence[str],
+    channels: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """A Dataset of tensors that has `channels` channels, 1 or 3.
+
+    mean, std  of the images as given; None, or grey made from colour: measured on `train`
+    Grey becomes colour by three views of one channel, which costs no memory.
+    """
+    given = train.images.shape[1]
+    train, val = (
+        Tensors(_with_channels(part.images, channels), part.labels) for part in (train, val)
+    )
+    if mean is None or std is None or given > channels:
+        mean, std = _statistics(train.images[:, :1] if given < channels else train.images)
+    if len(mean) < channels:
+        mean, std = tuple(mean) * channels, tuple(std) * channels
+    return Dataset(name, train, val, tuple(classes), tuple(mean), tuple(std))
+
+
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1)
+    from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+    return rgb_to_grayscale(images)
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images, on the scale 0..1.
+
+    From counts of the 256 values: exact, and no copy in floating point.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.reshape(-1).int(), minlength=256).double()
+        share /= share.sum()
+        mean = (share * values).sum()
+        means.append(mean.item())
+        deviations.append((share * (values - mean) ** 2).sum().sqrt().item())
+    return tuple(means), tuple(deviations)

@@ -1,0 +1,84 @@
+"""Images in folders, train/<class>/*.JPEG and val/<class>/*.JPEG: imagenet and imagefolder.
+
+In:   the folder that holds train and val.
+Out:  a Dataset whose items are (PIL image, class index), read when asked for.
+Not:  images are not opened here; one that cannot be read is told when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.diagnostics import InputError
+
+LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
+
+# The usual constants of ImageNet-1k; for one channel, the mean of the three.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MODES = {1: "L", 3: "RGB"}
+
+
+def is_image_folder(directory: Path) -> bool:
+    """Whether `directory` holds a train and a val folder; what is in them is checked later."""
+    return all((directory / part).is_dir() for part in ("train", "val"))
+
+
+def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
+    """Both parts of `directory`; raises InputError for class folders that differ or are empty."""
+    train, val = (_class_folders(directory / part) for part in ("train", "val"))
+    if train != val:
+        lines = [
+            f"only in {part}: {_some(sorted(here - there))}"
+            for part, here, there in (("train", train, val), ("val", val, train))
+            if here - there
+        ]
+        raise InputError(f"train and val of {directory} differ in their classes", "\n".join(lines))
+    parts = [_open_part(directory / part, channels) for part in ("train", "val")]
+    mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
+    return Dataset(name, *parts, tuple(parts[0].classes), mean, std)
+
+
+def read_image(path: str, mode: str) -> Image.Image:
+    """The image as PIL has it in `mode` ("RGB", "L"); InputError that names an unreadable file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
+        fact = " ".join(str(error).split())
+        raise InputError(
+            f"cannot read the image {path}: {type(error).__name__}: {fact}",
+            "replace the file or take it away",
+        ) from error
+
+
+def _class_folders(part: Path) -> set[str]:
+    folders = {entry.name for entry in part.iterdir() if entry.is_dir()}
+    if folders:
+        return folders
+    flat = any(entry.suffix.lower() in IMG_EXTENSIONS for entry in part.iterdir())
+    fact = "images, but no class folders" if flat else "no class folders"
+    raise InputError(f"{part} holds {fact}", f"expected: {LAYOUT}")
+
+
+def _open_part(part: Path, channels: int) -> ImageFolder:
+    folder = ImageFolder(part, loader=partial(read_image, mode=MODES[channels]), allow_empty=True)
+    counts = Counter(folder.targets)
+    empty = [name for name, index in folder.class_to_idx.items() if not counts[index]]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of the {len(folder.classes)} class folders of {part} hold no image",
+            f"{_some(empty)}\nimages end in {', '.join(IMG_EXTENSIONS)}, in either case",
+        )
+    return folder
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -1,0 +1,209 @@
+"""Batches: their sizes, that they repeat bit for bit, and what a failing worker says."""
+
+import multiprocessing
+import pickle
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from dcil_dsl.data import Dataset, Loader, Tensors, open_dataset
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan.plan import Augment
+
+CHANCE = (
+    Augment(word="pad_crop", settings={"pixels": 4}),
+    Augment(word="flip", settings={"p": 0.5}),
+)
+CROP = (Augment(word="random_resized_crop", settings={"size": 16}),)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return open_dataset("synthetic", num_train=41, num_val=9, image_size=16)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An ImageFolder of 12 + 6 real JPEG files of different sizes."""
+    generator = numpy.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("ant", "bee", "cow"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (30 + number, 50, 3), numpy.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.JPEG")
+    return tmp_path
+
+
+def collect(loader, epoch=0, start=0):
+    images, labels = zip(*loader.epoch(epoch, start))
+    return torch.cat(images), torch.cat(labels)
+
+
+def same(a, b):
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+# -- sizes ---------------------------------------------------------------------------------------
+
+
+def test_a_training_epoch_holds_every_example_once(small):
+    numbered = Tensors(small.train.images, torch.arange(41))
+    data = Dataset("numbered", numbered, numbered, small.classes, small.mean, small.std)
+    labels = collect(Loader(data, "train", batch_size=12))[1]
+    assert labels.tolist() != sorted(labels.tolist())
+    assert sorted(labels.tolist()) == list(range(41))
+
+
+@pytest.mark.parametrize(
+    "part, batch_size, num_batches, num_examples",
+    [
+        ("train", 8, 5, 40),  # a last batch of one is left out in training
+        ("train", 10, 4, 40),
+        ("train", 12, 4, 41),
+        ("train", 1, 41, 41),
+        ("train", 64, 1, 41),
+        ("val", 8, 2, 9),  # and kept in validation
+        ("val", 4, 3, 9),
+    ],
+)
+def test_the_counts_are_those_of_the_epoch(small, part, batch_size, num_batches, num_examples):
+    loader = Loader(small, part, batch_size=batch_size)
+    sizes = [len(labels) for _, labels in loader.epoch(0)]
+    assert (len(sizes), sum(sizes)) == (num_batches, num_examples)
+    assert (loader.num_batches, loader.num_examples) == (num_batches, num_examples)
+
+
+def test_images_are_float_normalised_and_labels_int64(small):
+    images, labels = collect(Loader(small, "val", batch_size=4))
+    assert images.dtype == torch.float32 and labels.dtype == torch.int64
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (small.mean, small.std))
+    torch.testing.assert_close(images, (small.val.images / 255 - mean) / std)
+    assert torch.equal(labels, small.val.labels)
+
+
+def test_an_image_resized_in_a_batch_equals_the_image_resized_alone(small):
+    together = collect(Loader(small, "val", batch_size=9, image_size=24))
+    alone = collect(Loader(small, "val", batch_size=1, image_size=24))
+    assert same(together, alone) and together[0].shape == (9, 3, 24, 24)
+
+
+def test_channels_last_changes_the_layout_alone(small):
+    plain, last = (
+        next(Loader(small, "val", batch_size=4, channels_last=flag).epoch(0))[0]
+        for flag in (False, True)
+    )
+    assert last.is_contiguous(memory_format=torch.channels_last) and plain.is_contiguous()
+    assert torch.equal(plain, last)
+
+
+def test_photographs_become_batches_of_one_size(tree):
+    data = open_dataset("imagefolder", tree)
+    images, labels = collect(Loader(data, "train", batch_size=5, augment=CROP))
+    assert images.shape == (12, 3, 16, 16) and labels.bincount().tolist() == [4, 4, 4]
+    assert collect(Loader(data, "val", batch_size=5, image_size=20))[0].shape == (6, 3, 20, 20)
+
+
+def test_a_part_without_examples_and_other_channels_are_refused(small):
+    with pytest.raises(InputError, match="val part of synthetic holds no example"):
+        Loader(open_dataset("synthetic", num_train=4, num_val=0), "val", batch_size=4)
+    with pytest.raises(InputError, match="opened with 3 channels, not 1"):
+        Loader(small, "train", batch_size=4, channels=1)
+
+
+# -- the same again ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [(), CHANCE])
+def test_an_epoch_repeats_bit_for_bit_and_differs_by_seed_and_epoch(small, augment):
+    first = collect(Loader(small, "train", batch_size=8, augment=augment, seed=1), epoch=2)
+    again = Loader(small, "train", batch_size=8, augment=augment, seed=1)
+    collect(again, epoch=0)
+    assert same(first, collect(again, epoch=2))
+    assert not same(first, collect(again, epoch=3))
+    assert not same(first, collect(Loader(small, "train", batch_size=8, seed=2), epoch=2))
+
+
+@pytest.mark.parametrize("augment", [(), CHANCE])
+def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one_does(small, augment):
+    loader = Loader(small, "train", batch_size=8, augment=augment)
+    whole = list(loader.epoch(1))
+    late = list(loader.epoch(1, start=3))
+    assert len(late) == 2
+    assert all(same(a, b) for a, b in zip(whole[3:], late))
+    assert list(loader.epoch(1, start=5)) == []
+
+
+def test_the_number_of_workers_changes_nothing(tree):
+    data = open_dataset("imagefolder", tree)
+    alone = Loader(data, "train", batch_size=5, augment=CROP)
+    staffed = Loader(data, "train", batch_size=5, augment=CROP, workers=2)
+    for epoch, start in ((0, 0), (1, 1), (1, 0)):
+        assert same(collect(alone, epoch, start), collect(staffed, epoch, start))
+    staffed.close()
+
+
+def test_an_images_augmentation_changes_with_the_epoch(small):
+    loader = Loader(small, "train", batch_size=41, augment=CHANCE)
+    one = Tensors(small.train.images[:1].expand(40, -1, -1, -1), small.train.labels[:40])
+    data = Dataset("one", one, one, small.classes, small.mean, small.std)
+    images = collect(Loader(data, "train", batch_size=40, augment=CHANCE))[0]
+    assert len(images.unique(dim=0)) > 20  # 40 draws of 81 shifts and 2 sides
+    assert not same(collect(loader, 0), collect(loader, 1))
+
+
+def test_validation_is_in_order_and_without_chance(small):
+    loader = Loader(small, "val", batch_size=4, augment=CHANCE)
+    assert same(collect(loader, 0), collect(loader, 7))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_numbers_are_neither_used_nor_moved(small, workers):
+    loader = Loader(small, "train", batch_size=20, augment=CHANCE, workers=workers)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = collect(loader)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(123)
+    assert same(first, collect(loader))
+    loader.close()
+
+
+# -- workers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_and_no_worker_stays(tree, workers):
+    bad = tree / "train" / "cow" / "3.JPEG"
+    bad.write_bytes(bad.read_bytes()[:100])
+    data = open_dataset("imagefolder", tree)
+    loader = Loader(data, "train", batch_size=5, augment=CROP, workers=workers)
+    with pytest.raises(InputError) as error:
+        collect(loader)
+    assert f"cannot read the image {bad}" in error.value.message
+    assert "Traceback" not in str(error.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_closed_epoch_leaves_no_worker_and_the_next_one_starts_afresh(tree):
+    data = open_dataset("imagefolder", tree)
+    loader = Loader(data, "train", batch_size=2, augment=CROP, workers=1)
+    whole = collect(loader, 0)
+    batches = loader.epoch(0)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 1
+    batches.close()
+    assert multiprocessing.active_children() == []
+    assert same(whole, collect(loader, 0))
+    loader.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_what_workers_get_can_be_pickled(tree, small):
+    """As Python 3.14 and macOS start workers."""
+    folder = open_dataset("imagefolder", tree)
+    for data, augment in ((folder, CROP), (small, CHANCE)):
+        samples = Loader(data, "train", batch_size=2, augment=augment).samples
+        assert len(pickle.loads(pickle.dumps(samples)).examples) == len(data.train)
