@@ -1,0 +1,182 @@
+"""The canonical text of a recipe, with its comments.
+
+In:   a File (build.py), or a text.
+Out:  one fact a line, blocks in their order, `=`, `by` and `to` under each other. Formatting
+      twice changes nothing; what is parsed from it is what was parsed from the original.
+Not:  no spelling of statements (spell.py), no search for the place of a comment (attach.py).
+
+A comment on a line of its own stays before what it stood before; one at the end of a line
+stays at the end of that line; one inside a statement that becomes a single line moves above it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from dcil_dsl.diagnostics.source import Source
+from dcil_dsl.lang import ast, spell
+from dcil_dsl.lang.attach import Comment, Unit, attach, kind_of
+from dcil_dsl.lang.build import build_file
+from dcil_dsl.lang.parse import parse_text
+
+WIDTH = 100  # columns; a longer line is broken between pieces, four columns further in
+REMARKS = 38  # the column where comments at the end of a line start, if the line is short
+WIDEST = 32  # a key longer than this does not push its neighbours' `=` to the right
+
+# The order of the blocks in a file. Among items only the order of rules means anything: both
+# kinds of rule share a number, and sorting is stable.
+ORDER = {
+    "language": 0, "extends": 0, "recipe": 1, "let": 2, "model": 3, "data": 4, "layers": 5,
+    "pruning": 6, "prune": 7, "keep": 7, "mix": 8, "train": 9, "expect": 10,
+}  # fmt: skip
+
+
+def format_text(text: str, name: str = "<recipe>") -> str:
+    """The canonical text of a recipe; RecipeError where it does not parse."""
+    return print_file(build_file(parse_text(Source(text, name))))
+
+
+def print_file(file: ast.File) -> str:
+    """The canonical text of a file, comments included; it ends with a line end."""
+    units, tail = attach(file)
+    units.sort(key=_order)
+    rows = _block_rows(units, tail, indent=0)
+    _place_remarks(rows)
+    return "".join(row.line() + "\n" for row in rows)
+
+
+def in_order(file: ast.File) -> tuple[ast.Item, ...]:
+    """The items of a file in the order in which they are printed."""
+    return tuple(sorted(file.items, key=lambda item: ORDER[kind_of(item)]))
+
+
+def _order(unit: Unit) -> int:
+    return ORDER[kind_of(unit.node)]
+
+
+@dataclass
+class _Row:
+    """A statement without its block, a comment, a `}` or an empty line."""
+
+    text: str
+    remark: str = ""
+    column: int = 0  # where the remark starts, counted from the start of `text`
+
+    def line(self) -> str:
+        return f"{self.text:<{self.column}}{self.remark}" if self.remark else self.text
+
+
+def _block_rows(units: list[Unit], tail: list[Comment], indent: int) -> list[_Row]:
+    """The rows of all statements of one block (or of the file, at indent 0)."""
+    rows: list[_Row] = []
+    for stretch in _stretches(units, top=indent == 0):
+        rows += [_Row("")] if rows else []
+        widths = _widths(stretch)
+        for position, unit in enumerate(stretch):
+            rows += _comment_rows(unit.above, indent, first=position == 0)
+            if unit.above and unit.blank:
+                rows.append(_Row(""))
+            rows += _unit_rows(unit, widths, indent)
+    return rows + _comment_rows(tail, indent, first=not rows)
+
+
+def _comment_rows(comments: list[Comment], indent: int, first: bool) -> list[_Row]:
+    """Comments on lines of their own; `first`: the empty line before them is there already."""
+    rows: list[_Row] = []
+    for comment in comments:
+        if comment.blank and (rows or not first):
+            rows.append(_Row(""))
+        rows.append(_Row(" " * indent + comment.text))
+    return rows
+
+
+def _stretches(units: list[Unit], top: bool) -> list[list[Unit]]:
+    """Statements with no empty line between them.
+
+    They part where the author left one, and in a file also between two kinds and beside blocks.
+    """
+    stretches: list[list[Unit]] = []
+    for unit in units:
+        before = stretches[-1][-1] if stretches else None
+        if before is None or unit.blank_above or (top and _apart(before, unit)):
+            stretches.append([])
+        stretches[-1].append(unit)
+    return stretches
+
+
+def _apart(before: Unit, unit: Unit) -> bool:
+    return _order(before) != _order(unit) or _is_block(before) or _is_block(unit)
+
+
+def _widths(stretch: list[Unit]) -> dict[str, int]:
+    """How wide the keys of each kind are made in one stretch."""
+    widths: dict[str, int] = {}
+    for unit in stretch:
+        kind, width = kind_of(unit.node), len(" ".join(spell.key_pieces(unit.node)))
+        if width <= WIDEST:
+            widths[kind] = max(widths.get(kind, 0), width)
+    return widths
+
+
+def _unit_rows(unit: Unit, widths: dict[str, int], indent: int) -> list[_Row]:
+    pieces = _padded(unit.node, widths)
+    if not _is_block(unit):
+        return [_Row(_fill(pieces + _braced(unit), indent), unit.remark)]
+    inner = _block_rows(unit.children, unit.tail, indent + 2)
+    head = _fill([*pieces, "{"], indent)
+    if not inner and not unit.opening:
+        return [_Row(head + "}", unit.remark)]
+    return [_Row(head, unit.opening), *inner, _Row(" " * indent + "}", unit.remark)]
+
+
+def _is_block(unit: Unit) -> bool:
+    """Whether it takes several lines. A single fact, `{ init = fresh }`, stays on the line."""
+    if unit.opening or unit.tail or kind_of(unit.node) == "mix":
+        return True
+    if not unit.children:
+        return kind_of(unit.node) in ("recipe", "pruning", "train", "expect")
+    child = unit.children[0]
+    if len(unit.children) > 1 or child.above or child.remark:
+        return True
+    return len(" ".join(_padded(unit.node, {}) + _braced(unit))) > WIDTH - 2
+
+
+def _braced(unit: Unit) -> list[str]:
+    return ["{", *_padded(unit.children[0].node, {}), "}"] if unit.children else []
+
+
+def _padded(node: object, widths: dict[str, int]) -> list[str]:
+    """The pieces of a statement, what is aligned in its stretch brought under each other."""
+    pieces, width = spell.statement_pieces(node), widths.get(kind_of(node), 0)
+    if isinstance(node, ast.Keep) and "prune" in widths:
+        return ["keep ", *pieces[1:]]  # as long as `prune`
+    key = spell.key_pieces(node)
+    text = " ".join(key)
+    if not key or len(text) > width:
+        return pieces
+    return [f"{text:<{width}} {pieces[len(key)]}", *pieces[len(key) + 1 :]]
+
+
+def _fill(pieces: list[str], indent: int) -> str:
+    """As many pieces a line as fit; the lines after the first stand four columns further in."""
+    lines = [" " * indent + pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + 1 + len(piece) > WIDTH:
+            lines.append(" " * (indent + 4) + piece)
+        else:
+            lines[-1] += " " + piece
+    return "\n".join(lines)
+
+
+def _place_remarks(rows: list[_Row]) -> None:
+    """Put the comments of neighbouring lines under each other, within WIDTH where they fit."""
+    for commented, run in groupby(rows, key=lambda row: bool(row.remark)):
+        if not commented:
+            continue
+        # Only the last line counts of a statement that takes several.
+        before = [(row, row.text.rfind("\n") + 1) for row in run]
+        column = max([REMARKS, *(len(row.text) - start + 2 for row, start in before)])
+        for row, start in before:
+            within = min(column, WIDTH - len(row.remark))
+            row.column = start + max(within, len(row.text) - start + 2)
