@@ -35,9 +35,10 @@ def resolve_recipe(
     selection = Selection(traced.layers, traced.name, report)
 
     owner = claim_layers(recipe.rules, selection, report)
+    prunable = _by_weight(traced.layers)
     groups, group_of_rule = [], {}
     for index, rule in enumerate(recipe.rules):
-        owned = tuple(layer for layer in traced.layers if owner.get(layer.path) == index)
+        owned = tuple(layer for layer in prunable if owner.get(layer.weight) == index)
         if isinstance(rule, r.Prune) and owned:
             group_of_rule[index] = len(groups)
             place = _place(rule)
@@ -45,9 +46,7 @@ def resolve_recipe(
                 allocate_group(rule, place, owned, steps_per_epoch, num_steps, report)
             )
     layers = tuple(
-        _layer(layer, owner.get(layer.path), recipe.rules, group_of_rule)
-        for layer in traced.layers
-        if layer.weight is not None
+        _layer(layer, owner.get(layer.weight), recipe.rules, group_of_rule) for layer in prunable
     )
     privates = _privates(recipe, selection, owner, report)
     losses = resolve_losses(recipe, steps_per_epoch, num_steps)
@@ -60,7 +59,7 @@ def resolve_recipe(
             classes=recipe.model.classes,
             options=dict(recipe.model.options),
         ),
-        data=_data(recipe.data),
+        data=resolve_data(recipe.data),
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         layers=layers,
@@ -76,6 +75,15 @@ def resolve_recipe(
             for e in recipe.expect
         ),
     )
+
+
+def _by_weight(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """One layer for each weight that can be pruned: the first of those tied to it."""
+    first: dict[str, Layer] = {}
+    for layer in layers:
+        if layer.weight is not None:
+            first.setdefault(layer.weight, layer)
+    return tuple(first.values())
 
 
 def _place(rule: r.Prune | r.Keep) -> str:
@@ -98,11 +106,25 @@ def _privates(
     recipe: r.Recipe, selection: Selection, owner: dict[str, int], report: Diagnostics
 ) -> tuple[p.Private, ...]:
     """The private modules, the last statement that names one deciding how its twins start."""
+    pruned = {
+        name
+        for layer in selection.layers
+        for name in (layer.path, layer.called)
+        if layer.weight in owner and isinstance(recipe.rules[owner[layer.weight]], r.Prune)
+    }
     init: dict[str, str] = {}
     for private in recipe.privates:
-        for layer in selection.select(private.selector):
-            rule = owner.get(layer.path)
-            if rule is not None and isinstance(recipe.rules[rule], r.Prune):
+        chosen = selection.select(private.selector)
+        stateful = [layer for layer in chosen if _has_state(layer)]
+        if chosen and not stateful:
+            kinds = ", ".join(sorted({layer.type for layer in chosen}))
+            report.add(
+                "E308",
+                f"nothing here has weights or statistics to be private: {kinds}",
+                private.selector.span,
+            )
+        for layer in stateful:
+            if layer.path in pruned:
                 report.add(
                     "E303",
                     f"`{layer.path}` is pruned and private",
@@ -131,6 +153,10 @@ def _privates(
         for layer in selection.layers
         if layer.path in init
     )
+
+
+def _has_state(layer: Layer) -> bool:
+    return any(True for _ in layer.module.parameters()) or any(True for _ in layer.module.buffers())
 
 
 def _train(train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int) -> p.Train:
@@ -162,7 +188,8 @@ def _train(train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int
     )
 
 
-def _data(data: r.Data) -> p.Data:
+def resolve_data(data: r.Data) -> p.Data:
+    """The data block as the plan has it; loaders read it before there is a length of the epoch."""
     words = {v.PadCrop: "pad_crop", v.Flip: "flip", v.RandomResizedCrop: "random_resized_crop"}
     return p.Data(
         name=data.name,
