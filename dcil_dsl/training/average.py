@@ -1,0 +1,61 @@
+"""An exponential moving average of the weights, where the recipe has `ema`.
+
+In:   a dual graph and the decay.
+Out:  mean <- decay * mean + (1 - decay) * weight after every update, for every floating tensor of
+      the graph's state, running statistics included; the graph with the means in place.
+Not:  masks are not averaged. A mean is evaluated and exported under the masks in force, so it is
+      exactly as sparse as the weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Average:
+    """The tensors that training moves and their means, by name; both empty without `ema`."""
+
+    live: dict[str, Tensor]
+    mean: dict[str, Tensor]
+
+
+def start_average(dual: nn.Module, decay: float | None) -> Average:
+    """The average before the first update: the weights themselves."""
+    if decay is None:
+        return Average({}, {})
+    live = {name: t for name, t in dual.state_dict().items() if t.is_floating_point()}
+    return Average(live, {name: t.clone() for name, t in live.items()})
+
+
+@torch.no_grad()
+def update_average(average: Average, decay: float | None) -> None:
+    """One step of the recursion above."""
+    if average.mean:
+        means, live = list(average.mean.values()), list(average.live.values())
+        torch._foreach_lerp_(means, live, 1 - decay)
+
+
+@torch.no_grad()
+def deploy_average(average: Average) -> None:
+    """Overwrite the weights with their means."""
+    for name, mean in average.mean.items():
+        average.live[name].copy_(mean)
+
+
+@contextmanager
+def deployed(average: Average) -> Iterator[None]:
+    """The means stand in the graph while the `with` is open, and then the weights again."""
+    kept = {name: t.clone() for name, t in average.live.items()}
+    deploy_average(average)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in kept.items():
+                average.live[name].copy_(tensor)

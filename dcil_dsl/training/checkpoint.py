@@ -1,0 +1,185 @@
+"""One file from which a run goes on as if it had never stopped.
+
+In:   a dual graph, its optimiser and averages, and where in the run they stand.
+Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the same things put back.
+Not:  no state of a random generator: every draw of a step depends on the seed and the step alone
+      (trainer.py), and so does every batch.
+
+    model/<name>                     the dual graph's state, masks included
+    optimizer/<parameter>/<entry>    momentum and the like
+    average/<name>                   where the recipe asks for `ema`
+    before/<parameter>               masks at the end of the last whole epoch, in mid-epoch only
+    sums                             losses and counts of the epoch so far
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.metrics import check_sparsity, masks_step
+from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
+from dcil_dsl.training.run import cannot_write, fingerprint, write_atomically
+
+FORMAT = "dcil checkpoint 1"
+
+
+@dataclass
+class Position:
+    """Where a run stands, all that is not a tensor.
+
+    step       updates done
+    epoch      whole epochs done
+    batch      batches done of the epoch after them
+    told       whether metrics.jsonl has the line that belongs to this step
+    examples   seen in this epoch; `examples_by` loss while it was open, by path while it ran
+    seconds    of the whole run; epoch_seconds: of training in this epoch, evaluation left out
+    scaler     the state of the fp16 gradient scaler, numbers only
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    told: bool = False
+    examples: int = 0
+    examples_by: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    scaler: dict[str, float | int] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """Everything that training changes. `average` is empty where the recipe has no `ema`."""
+
+    dual: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    sums: Tensor
+    before: dict[str, Tensor]
+    position: Position
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    """Write the state. Raises SparsityError, and writes nothing, if the masks are not the plan's."""
+    plan: Plan = state.dual.plan
+    check_sparsity(state.dual, masks_step(plan, state.position.step))
+    tensors = {f"model/{name}": t for name, t in state.dual.state_dict().items()}
+    tensors |= {f"optimizer/{name}": t for name, t in optimizer_state(state.optimizer).items()}
+    tensors |= {f"average/{name}": t for name, t in state.average.items()}
+    tensors["sums"] = state.sums
+    if state.position.batch:
+        tensors |= {f"before/{name}": t for name, t in state.before.items()}
+    # Copies: the file has each tensor once, row by row, whatever is tied or channels_last.
+    tensors = {
+        name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()
+    }
+    header = {
+        "format": FORMAT,
+        "plan": fingerprint(plan),
+        "torch": torch.__version__,
+        "position": json.dumps(asdict(state.position)),
+    }
+    header["digest"] = _digest(tensors, header)
+
+    def write(draft: Path) -> None:
+        try:
+            save_file(tensors, draft, metadata=header)
+        except SafetensorError as error:
+            raise cannot_write(path, error) from None
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: Path, state: State) -> None:
+    """Put a saved state back into `state`, which was made from the same plan.
+
+    InputError where the file is missing or damaged, or belongs to another plan or model.
+    """
+    tensors, header = read_checkpoint(path, state.dual.plan)
+    load_model(state.dual, _under("model/", tensors), path)
+    try:
+        load_optimizer_state(state.optimizer, _under("optimizer/", tensors))
+    except KeyError as error:
+        raise InputError(f"{path} holds another model: no parameter {error}") from None
+    _fill(state.average, _under("average/", tensors), path)
+    before = _under("before/", tensors)
+    _fill(state.before, before or {k: m.cpu() for k, m in state.dual.masks.items()}, path)
+    _fill({"sums": state.sums}, {"sums": tensors["sums"]}, path)
+    state.position = Position(**json.loads(header["position"]))
+
+
+def load_deployed(path: Path, dual: nn.Module) -> Position:
+    """Put the weights that are evaluated and exported into `dual`: the averages where kept.
+
+    InputError as in load_checkpoint; SparsityError where its masks are not what the plan asks.
+    """
+    tensors, header = read_checkpoint(path, dual.plan)
+    load_model(dual, _under("model/", tensors) | _under("average/", tensors), path)
+    position = Position(**json.loads(header["position"]))
+    check_sparsity(dual, masks_step(dual.plan, position.step))
+    return position
+
+
+def read_checkpoint(path: Path, plan: Plan) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors by name and the header, proved whole and of this plan. Else InputError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise InputError(f"there is no checkpoint {path}", help="train first") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"the checkpoint {path} is damaged: {error}") from None
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
+    if header.pop("digest", None) != _digest(tensors, header):
+        raise InputError(f"the checkpoint {path} is damaged: its digest does not match")
+    if header["plan"] != fingerprint(plan):
+        raise InputError(f"the checkpoint {path} belongs to another plan")
+    return tensors, header
+
+
+def load_model(dual: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """load_state_dict, strictly, and with a plain error that names the first difference."""
+    _same(dual.state_dict(), tensors, path)
+    dual.load_state_dict(dict(tensors), strict=True)
+
+
+def _fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    _same(places, tensors, path)
+    for name, place in places.items():
+        place.copy_(tensors[name])
+
+
+def _same(want: Mapping[str, Tensor], have: Mapping[str, Tensor], path: Path) -> None:
+    for name in dict.fromkeys([*want, *have]):
+        if name not in have or name not in want:
+            where = "lacks" if name not in have else "has, and the model has not,"
+            raise InputError(f"{path} holds another model: it {where} `{name}`")
+        if want[name].shape != have[name].shape:
+            shapes = f"{tuple(have[name].shape)} and not {tuple(want[name].shape)}"
+            raise InputError(f"{path} holds another model: `{name}` has shape {shapes}")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    digest = sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""The accuracy of every path.
+
+In:   a dual graph and held-out batches.
+Out:  {path: {"top1": fraction, "top5": fraction}}; plain errors where data and model do not fit.
+Not:  no path is chosen and no weight is moved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.interrupt import Wish
+from dcil_dsl.training.losses import logits_of
+from dcil_dsl.training.machine import Loader, Options, autocast, laid_out
+from dcil_dsl.training.metrics import Dual, num_correct
+
+
+@torch.no_grad()
+def evaluate(
+    dual: Dual, loader: Loader, options: Options = Options(), wish: Wish | None = None
+) -> dict[str, dict[str, float]] | None:
+    """Accuracy of every path on all of the data, in eval mode; the mode is put back.
+
+    top5 only where there are more than five classes. None if a wish to stop came in between.
+    InputError where the data is empty or does not fit the model.
+    """
+    was_training = dual.training
+    dual.eval()
+    try:
+        return _evaluate(dual, loader, options, wish or Wish())
+    finally:
+        dual.train(was_training)
+
+
+def check_fit(dual: Dual, images: Tensor, labels: Tensor, options: Options) -> None:
+    """Try one batch, in eval mode so that nothing moves. InputError where it does not fit."""
+    was_training = dual.training
+    dual.eval()
+    try:
+        with torch.no_grad(), autocast(dual.plan, options):
+            outputs = dual(laid_out(images[:1], options))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        # An error of one thing only: had it been the model's own, tracing would have met it.
+        raise InputError(
+            f"the model does not take images of shape {tuple(images.shape[1:])}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            help="set `image_size` and `channels` in the recipe's `data` to what the model takes",
+        ) from None
+    finally:
+        dual.train(was_training)
+    for output in outputs.values():
+        _check_labels(logits_of(output), labels)
+
+
+def _evaluate(dual: Dual, loader: Loader, options: Options, wish: Wish):
+    counts: dict[str, dict[str, Tensor]] = {}
+    num_examples = 0
+    for images, labels in loader.epoch(0):
+        if wish.is_there:
+            return None
+        with autocast(dual.plan, options):
+            outputs = dual(laid_out(images, options))
+        for path, output in outputs.items():
+            logits = logits_of(output)
+            if not num_examples:
+                _check_labels(logits, labels)
+            counted = counts.setdefault(path, {})
+            for k in (1, 5) if logits.shape[1] > 5 else (1,):
+                counted[f"top{k}"] = counted.get(f"top{k}", 0) + num_correct(logits, labels, k)
+        num_examples += len(labels)
+    if not num_examples:
+        raise InputError("there is no data to evaluate on: its held-out part is empty")
+    return {
+        path: {name: int(count) / num_examples for name, count in counted.items()}
+        for path, counted in counts.items()
+    }
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2:
+        raise InputError(
+            f"the model's output has shape {tuple(logits.shape)}, not (batch, classes)",
+            help="only classifiers can be trained so far",
+        )
+    largest, num_classes = int(labels.max()), logits.shape[1]
+    if largest >= num_classes:
+        raise InputError(
+            f"the data has a class number {largest}, counted from 0; the model has "
+            f"{num_classes} classes",
+            help="set `classes` in the recipe's `model` to the number that the data has",
+        )

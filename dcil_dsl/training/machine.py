@@ -1,0 +1,61 @@
+"""What the command line says of the machine, as opposed to the recipe.
+
+In:   a device, a precision, a memory layout, a limit of steps.
+Out:  Options; autocast for them; Loader, what training needs of the data.
+Not:  nothing here changes what a step means but its rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.plan.plan import Plan
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """precision None: the recipe's. max_steps: the run ends after so many steps in all."""
+
+    device: str | torch.device = "cpu"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    compile: bool = False
+    channels_last: bool = False
+    max_steps: int | None = None
+    resume: bool = False
+
+
+class Loader(Protocol):
+    """Batches (images, labels) on the device: the same for the same epoch, from `start` on."""
+
+    num_batches: int
+    num_examples: int
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterable[tuple[Tensor, Tensor]]: ...
+
+
+def precision_of(plan: Plan, options: Options) -> str:
+    """The command line's precision, else the recipe's."""
+    return options.precision or plan.train.precision
+
+
+def autocast(plan: Plan, options: Options) -> torch.autocast:
+    """The context in which a forward runs; fp32 is the absence of autocast."""
+    precision = precision_of(plan, options)
+    device = torch.device(options.device).type
+    return torch.autocast(
+        device, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES
+    )
+
+
+def laid_out(images: Tensor, options: Options) -> Tensor:
+    """The images in the memory layout of the run; the same tensor if it is in it already."""
+    if options.channels_last and images.dim() == 4:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images

@@ -1,0 +1,106 @@
+"""The optimiser of a plan, and its learning rate as a pure function of the step.
+
+In:   the optimiser's part of a Plan and the parameters by name, in the order to keep.
+Out:  a torch.optim optimiser over one list; the rate of a step; its state by parameter name.
+Not:  no scheduler object: a rate that is a function of the step cannot drift from it on resume.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from dcil_dsl.plan.plan import SGD, AdamW, Plan
+
+FUSED_ON = ("cpu", "cuda")
+
+
+def make_optimizer(
+    spec: SGD | AdamW, named_parameters: Iterable[tuple[str, Parameter]]
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over all the parameters alike: weight decay too acts on every one of them.
+
+    The names go along, so that a state can be saved by name.
+    """
+    named = list(named_parameters)
+    fused = all(p.device.type in FUSED_ON and p.is_floating_point() for _, p in named)
+    if isinstance(spec, AdamW):
+        return torch.optim.AdamW(
+            named, lr=spec.lr, betas=spec.betas, eps=spec.eps,
+            weight_decay=spec.weight_decay, fused=fused,
+        )  # fmt: skip
+    optimizer = torch.optim.SGD(
+        named, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov,
+        weight_decay=spec.weight_decay, fused=fused,
+    )  # fmt: skip
+    if spec.momentum:
+        # Zeros are what a missing buffer means (momentum * 0 + g = g), but fused SGD takes the
+        # buffers to be all there or all missing, and a path that starts late has its own.
+        for _, parameter in named:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def rate_at(plan: Plan, step: int) -> float:
+    """The learning rate of the update number `step`, counted from 0.
+
+        step < warmup   warmup_from + (lr - warmup_from) * step / warmup
+        constant        lr
+        multistep       lr * gamma^(number of `at` <= step)
+        cosine          final + (lr - final) * (1 + cos(pi * u)) / 2, where u goes from 0 at the
+                        end of the warm-up to 1 at the last update
+    """
+    rate, lr = plan.train.rate, plan.train.optimizer.lr
+    if step < rate.warmup:
+        return rate.warmup_from + (lr - rate.warmup_from) * step / rate.warmup
+    if rate.kind == "constant":
+        return lr
+    if rate.kind == "multistep":
+        return lr * rate.gamma ** bisect_right(sorted(rate.at), step)
+    u = (step - rate.warmup) / max(plan.num_steps - 1 - rate.warmup, 1)
+    return rate.final + (lr - rate.final) * (1 + math.cos(math.pi * min(u, 1.0))) / 2
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state as tensors under "<parameter>/<entry>", "conv1.weight/momentum_buffer"."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in _by_name(optimizer)
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put back what optimizer_state gave. Raises KeyError for a parameter it does not have."""
+    parameters = dict(_by_name(optimizer))
+    for key, value in state.items():
+        name, _, entry = key.rpartition("/")
+        parameter = parameters[name]
+        if entry == "step":  # of Adam; the fused one counts on the device
+            place = torch.empty_like(value, device=parameter.device if _is_fused(optimizer) else "cpu")
+        else:  # lies in memory as the parameter does, or the fused step leaves its fast path
+            place = torch.empty_like(parameter)
+        optimizer.state[parameter][entry] = place.copy_(value)
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.param_groups[0]["fused"])
+
+
+def _by_name(optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
+    return [
+        pair
+        for group in optimizer.param_groups
+        for pair in zip(group["param_names"], group["params"], strict=True)
+    ]

@@ -1,0 +1,158 @@
+"""What a person watches while a run goes on, and the table at its end.
+
+In:   the lines of metrics.jsonl as they are made, and the loss between them.
+Out:  a live bar on a terminal's stderr; plain lines where there is no terminal; nothing when
+      quiet; scalars for TensorBoard; a table of the result.
+Not:  nothing is measured here, and nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dcil_dsl.plan.plan import Plan
+
+SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
+
+
+@dataclass
+class Display:
+    """Shows a run. Use in a `with`; `begin`, then `step` and `told` as it goes on."""
+
+    mode: Literal["bar", "lines", "quiet"] = "quiet"
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    _bar: Progress | None = None
+    _plan: Plan | None = None
+    _last: dict | None = None
+    _shown_at: float = 0.0
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def begin(self, plan: Plan, step: int, num_steps: int, last: dict | None) -> None:
+        """The run starts, or goes on, at `step` of `num_steps`; `last` is the latest line."""
+        self._plan, self._last, self._shown_at = plan, last, time.monotonic()
+        if self.mode == "bar":
+            columns = [
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+            ]
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.add_task(self._text(step, None), total=num_steps, completed=step)
+            self._bar.start()
+        elif self.mode == "lines" and step:
+            self._print(f"resumed at step {step:,} of {num_steps:,}")
+
+    def step(self, step: int, loss: float) -> None:
+        """`step` updates are done; `loss` is the latest batch's."""
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0], completed=step, description=self._text(step, loss)
+            )
+        elif self.mode == "lines" and time.monotonic() - self._shown_at > SECONDS_BETWEEN_LINES:
+            self._print(f"step {step:,}  {self._text(step, loss)}")
+
+    def told(self, line: dict) -> None:
+        """An epoch is over."""
+        self._last = line
+        if self.mode != "quiet":
+            self._print(line_text(line, self._plan))
+
+    def note(self, text: str) -> None:
+        """Something else that happened, in one line."""
+        if self.mode != "quiet":
+            self._print(text)
+
+    def _text(self, step: int, loss: float | None) -> str:
+        plan = self._plan
+        epoch = min(step // plan.steps_per_epoch + 1, plan.train.num_epochs)
+        words = [f"epoch {epoch}/{plan.train.num_epochs}"]
+        if loss is not None:
+            words.append(f"loss {loss:.3f}")
+        if self._last is not None:
+            words += [f"{path} {top1:.1%}" for path, top1 in self._last["top1"].items()]
+            words.append(f"sparsity {self._last['sparsity_measured']:.1%}")
+        return "  ".join(words)
+
+    def _print(self, text: str) -> None:
+        self._shown_at = time.monotonic()
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def make_display(quiet: bool = False, console: Console | None = None) -> Display:
+    """A bar where stderr is a terminal, lines where it is not."""
+    console = Console(stderr=True) if console is None else console
+    mode = "quiet" if quiet else "bar" if console.is_terminal else "lines"
+    return Display(mode, console)
+
+
+def line_text(line: dict, plan: Plan) -> str:
+    """One line of metrics.jsonl for a person."""
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in line["losses"].items())
+    paths = "  ".join(f"{path} {top1:.2%}" for path, top1 in line["top1"].items())
+    return (
+        f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {losses}  |  "
+        f"{paths}  |  sparsity {line['sparsity_measured']:.2%}  flips {line['mask_flips']:,}  "
+        f"{line['seconds']:.1f} s  {line['examples_per_second']:.0f}/s"
+    )
+
+
+def write_events(writer, line: dict) -> None:
+    """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr".
+
+    writer is a torch.utils.tensorboard.SummaryWriter.
+    """
+    for name, value in line.items():
+        if isinstance(value, dict):
+            for inner, number in value.items():
+                writer.add_scalar(f"{name}/{inner}", number, line["step"])
+        elif name not in ("step", "epoch"):
+            writer.add_scalar(name, value, line["step"])
+    writer.flush()
+
+
+def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
+    """The end of a run as a table to print. `result` is the trainer's."""
+    table = Table(title=plan.recipe.title or plan.recipe.name, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right", overflow="fold")
+    for path, accuracy in result.accuracies.items():
+        deployed = " (deployed)" if path == plan.deploy else ""
+        numbers = "  ".join(f"{name} {value:.2%}" for name, value in accuracy.items())
+        table.add_row(f"{path} path{deployed}", numbers)
+    if result.num_weights:
+        table.add_row("sparsity asked", f"{result.sparsity_asked:.2%}")
+        table.add_row("sparsity measured", f"{result.sparsity_measured:.2%}")
+        table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
+    table.add_row("steps", f"{result.step:,} of {plan.num_steps:,}")
+    table.add_row("time", f"{_clock(result.seconds)}  ({result.examples_per_second:.0f} examples/s)")
+    table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
+    for i, file in enumerate(files):
+        table.add_row("files" if i == 0 else "", str(file))
+    return table
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds + 0.5), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

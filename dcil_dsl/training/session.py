@@ -1,0 +1,217 @@
+"""One call of train, around its steps: starting, saving, telling.
+
+In:   a dual graph, a run folder and Options.
+Out:  Session, what the loop needs at hand; the line of an epoch; the Result.
+Not:  no step is taken here (trainer.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.average import Average, start_average
+from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
+from dcil_dsl.training.losses import logits_of, loss_term
+from dcil_dsl.training.machine import Options, autocast, precision_of
+from dcil_dsl.training.metrics import Dual, check_sparsity, masks_step, num_correct
+from dcil_dsl.training.optim import make_optimizer, rate_at
+from dcil_dsl.training.progress import Display
+from dcil_dsl.training.run import RunFolder
+
+Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run.
+
+    accuracies         {path: {"top1": fraction, "top5": fraction}}; empty if interrupted
+    sparsity_asked     what the schedule asks at `step`, a fraction of the weights under rules
+    num_kept           of the num_weights under rules
+    seconds            of the whole run, evaluation and what was before a resume included
+    cost               passes over the model, as a multiple of a dense run of as many steps
+    """
+
+    step: int
+    epoch: int
+    accuracies: dict[str, dict[str, float]]
+    sparsity_asked: float
+    sparsity_measured: float
+    num_kept: int
+    num_weights: int
+    seconds: float
+    examples_per_second: float
+    cost: float
+    interrupted: bool = False
+
+
+@dataclass
+class Session:
+    """The state, and what it takes to make and to report a step.
+
+    first_bad   by loss of the plan, the step at which it was first not finite, else -1; it stays
+                on the device, so that looking every step costs no wait
+    """
+
+    plan: Plan
+    dual: Dual
+    options: Options
+    run: RunFolder
+    display: Display
+    state: State
+    average: Average
+    scaler: torch.amp.GradScaler
+    forward: Forward
+    first_bad: Tensor
+    fits: bool = False  # whether a batch was tried
+    began: float = field(default_factory=time.perf_counter)
+
+
+def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
+    """Everything on its device, as at the start of a run or as the checkpoint has it."""
+    plan, device = dual.plan, torch.device(options.device)
+    dual.to(device)
+    if options.channels_last:
+        dual.to(memory_format=torch.channels_last)
+    dual.begin_step(0)  # before the first step too, the masks are the plan's
+    optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
+    average = start_average(dual, plan.train.ema)
+    sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
+    state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position())
+    scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
+    if options.resume and run.checkpoint.exists():
+        load_checkpoint(run.checkpoint, state)
+        if state.position.scaler:
+            scaler.load_state_dict(state.position.scaler)
+    forward = make_forward(dual, options)
+    if options.compile:
+        # Static shapes: the whole batches share one graph, a short last one has its own.
+        forward = torch.compile(forward, dynamic=False)
+    first_bad = torch.full((len(plan.losses),), -1, device=device)
+    return Session(plan, dual, options, run, display, state, average, scaler, forward, first_bad)
+
+
+def make_forward(dual: Dual, options: Options) -> Forward:
+    """The part of a step that torch.compile may take: outputs, losses and what is counted.
+
+    (images, labels, places in plan.losses that are open) -> the loss to minimise, and float64
+    sums over the batch: of each of plan.losses (0 where not open), then the number of right
+    answers of each of plan.paths (0 where not run).
+    """
+    plan = dual.plan
+
+    def forward(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        with autocast(plan, options):
+            outputs = dual(images)
+        zero = torch.zeros((), dtype=torch.float64, device=labels.device)
+        total, sums = 0.0, [zero] * len(plan.losses)
+        for i in active:
+            term = loss_term(plan.losses[i], outputs, labels)
+            total = total + plan.losses[i].coefficient * term
+            sums[i] = term.detach().double() * len(labels)
+        for path in plan.paths:
+            if path.name in outputs:
+                sums.append(num_correct(logits_of(outputs[path.name]), labels).double())
+            else:
+                sums.append(zero)
+        return total, torch.stack(sums)
+
+    return forward
+
+
+def save(now: Session) -> None:
+    """Write the checkpoint, unless a loss was not finite or the masks are not the plan's."""
+    stop_if_not_finite(now)
+    at = now.state.position
+    at.scaler = now.scaler.state_dict()
+    at.seconds += time.perf_counter() - now.began
+    now.began = time.perf_counter()
+    save_checkpoint(now.run.checkpoint, now.state)
+
+
+def next_epoch(state: State) -> None:
+    """Forget what was summed up over the epoch that is over."""
+    at = state.position
+    at.epoch, at.batch, at.examples, at.epoch_seconds = at.epoch + 1, 0, 0, 0.0
+    at.examples_by = {}
+    state.sums.zero_()
+    state.before = copied_masks(state.dual)
+
+
+def copied_masks(dual: Dual) -> dict[str, Tensor]:
+    return {name: mask.clone() for name, mask in dual.masks.items()}
+
+
+def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
+    """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
+    stop_if_not_finite(now)
+    plan, state, at = now.plan, now.state, now.state.position
+    sparsity = check_sparsity(now.dual, masks_step(plan, at.step))
+    paths = [path.name for path in plan.paths]
+    names = [loss.name for loss in plan.losses] + paths
+    means = {
+        name: total / at.examples_by[name]
+        for name, total in zip(names, state.sums.tolist(), strict=True)
+        if name in at.examples_by
+    }
+    flips = sum(int((mask != state.before[name]).sum()) for name, mask in now.dual.masks.items())
+    return {
+        "step": at.step,
+        "epoch": at.epoch + 1,
+        "lr": rate_at(plan, max(at.step - 1, 0)),
+        "losses": {name: value for name, value in means.items() if name not in paths},
+        "train_top1": {name: value for name, value in means.items() if name in paths},
+        "top1": {path: accuracy["top1"] for path, accuracy in accuracies.items()},
+        "top5": {path: a["top5"] for path, a in accuracies.items() if "top5" in a},
+        "sparsity_asked": sparsity.asked,
+        "sparsity_measured": sparsity.measured,
+        "mask_flips": flips,
+        "seconds": at.epoch_seconds,
+        "examples_per_second": at.examples / max(at.epoch_seconds, 1e-9),
+    }
+
+
+def result_of(
+    now: Session, accuracies: dict, examples_per_epoch: int, interrupted: bool = False
+) -> Result:
+    """Raises SparsityError if the masks are not the plan's."""
+    at = now.state.position
+    sparsity = check_sparsity(now.dual, masks_step(now.plan, at.step))
+    num_examples = at.epoch * examples_per_epoch + at.examples
+    return Result(
+        step=at.step,
+        epoch=at.epoch,
+        accuracies=accuracies,
+        sparsity_asked=sparsity.asked,
+        sparsity_measured=sparsity.measured,
+        num_kept=sparsity.num_kept,
+        num_weights=sparsity.num_weights,
+        seconds=at.seconds,
+        examples_per_second=num_examples / max(at.seconds, 1e-9),
+        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step})),
+        interrupted=interrupted,
+    )
+
+
+def stop_if_not_finite(now: Session) -> None:
+    """InputError that names the first step and term at which a loss was NaN or infinite."""
+    bad = [
+        (step, loss.name)
+        for loss, step in zip(now.plan.losses, now.first_bad.tolist(), strict=True)
+        if step >= 0
+    ]
+    if bad:
+        step, name = min(bad)
+        raise InputError(
+            f"the loss `{name}` is not a finite number at step {step} "
+            f"(epoch {step // now.plan.steps_per_epoch + 1})",
+            help="lower the learning rate, or give the recipe a `clip` or a longer `warmup`",
+        )

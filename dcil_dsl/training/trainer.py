@@ -1,0 +1,164 @@
+"""Training: the loop, on one page and without hooks.
+
+In:   a Dual, batches of (images, labels), a run folder, and the machine's Options.
+Out:  a trained Dual that holds the weights to deploy; a line of metrics, events and a checkpoint
+      every epoch; a Result.
+Not:  what a step means is the plan's (losses.py, optim.py, the dual graph); no data is read here
+      and nothing is exported.
+
+Everything random in a step (dropout and its kin) is drawn from a generator seeded with the run's
+seed and the step, and every batch depends on the seed, the epoch and its place in it. So a step is
+a function of the state in the checkpoint, and a run that was killed and resumed takes the same
+steps, bit for bit on a CPU, as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.average import deploy_average, deployed, update_average
+from dcil_dsl.training.evaluate import check_fit, evaluate
+from dcil_dsl.training.interrupt import Wish, wish_to_stop
+from dcil_dsl.training.losses import open_losses
+from dcil_dsl.training.machine import Loader, Options, laid_out
+from dcil_dsl.training.metrics import Dual, masks_step
+from dcil_dsl.training.optim import rate_at, set_rate
+from dcil_dsl.training.progress import Display, write_events
+from dcil_dsl.training.run import RunFolder, cannot_write
+from dcil_dsl.training.session import (
+    Result,
+    Session,
+    epoch_line,
+    next_epoch,
+    result_of,
+    save,
+    start_session,
+    stop_if_not_finite,
+)
+
+STEPS_BETWEEN_LOOKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
+
+
+def train(
+    dual: Dual,
+    train_loader: Loader,
+    val_loader: Loader,
+    run: RunFolder,
+    options: Options = Options(),
+    display: Display | None = None,
+) -> Result:
+    """Train `dual` as its plan says, in place, from the start or from the run's checkpoint.
+
+    SIGINT and SIGTERM end it after the step, with a checkpoint. Raises InputError where the data
+    does not fit, a loss is not finite or the disk refuses; SparsityError where the masks do not
+    hold what the plan asks.
+    """
+    plan = dual.plan
+    if train_loader.num_batches != plan.steps_per_epoch:
+        raise InputError(
+            f"an epoch of this data has {train_loader.num_batches} steps, and the plan was made "
+            f"for {plan.steps_per_epoch}"
+        )
+    with wish_to_stop() as wish, (display or Display()) as display:
+        now = start_session(dual, run, options, display)
+        try:
+            accuracies = _run_epochs(now, train_loader, val_loader, wish)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory at step {now.state.position.step}: {str(error).splitlines()[0]}",
+                help="use a smaller `batch_size` in the recipe's `data`, or --precision bf16",
+            ) from None
+        deploy_average(now.average)
+        interrupted = accuracies is None
+        if interrupted:
+            step = now.state.position.step
+            display.note(f"stopped after step {step:,} of {plan.num_steps:,}; --resume goes on")
+        return result_of(now, accuracies or {}, train_loader.num_examples, interrupted)
+
+
+def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wish):
+    """The accuracies at the end, or None if a wish to stop came first."""
+    plan, state, at, max_steps = now.plan, now.state, now.state.position, now.options.max_steps
+    end = plan.num_steps if max_steps is None else min(max_steps, plan.num_steps)
+    if at.told and at.step >= end:  # resumed, with nothing left to do
+        with deployed(now.average):
+            return evaluate(now.dual, val_loader, now.options, wish)
+
+    at.told = at.told and not at.batch  # a line about part of an epoch makes room for the whole
+    now.run.cut_metrics(at.epoch)
+    lines = now.run.read_metrics()
+    now.display.begin(plan, at.step, end, lines[-1] if lines else None)
+    with _events(now.run, at.step) as events:
+        while True:
+            now.dual.train()
+            since = time.perf_counter()
+            if at.step < end and not wish.is_there:
+                for images, labels in train_loader.epoch(at.epoch, at.batch):
+                    _step(now, laid_out(images, now.options), labels)
+                    if at.step == end or wish.is_there:
+                        break
+            if at.step == plan.num_steps and masks_step(plan, at.step) == at.step:
+                now.dual.begin_step(at.step)  # the ramp ends with the run: see masks_step
+            at.epoch_seconds += time.perf_counter() - since
+
+            with deployed(now.average):
+                accuracies = evaluate(now.dual, val_loader, now.options, wish)
+            if accuracies is None:
+                save(now)
+                return None
+            line = epoch_line(now, accuracies)
+            now.run.append_metrics(line)
+            write_events(events, line)
+            now.display.told(line)
+            at.told = True
+            if at.batch == plan.steps_per_epoch:
+                next_epoch(state)
+            save(now)
+            if at.step >= end:
+                return accuracies
+
+
+def _step(now: Session, images: Tensor, labels: Tensor) -> None:
+    """One update."""
+    plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
+    if not now.fits:
+        check_fit(now.dual, images, labels, now.options)
+        now.fits = True
+    torch.manual_seed(plan.train.seed * 1_000_003 + at.step)
+    now.dual.begin_step(at.step)
+    set_rate(optimizer, rate_at(plan, at.step))
+    active = open_losses(plan, at.step)
+
+    loss, sums = now.forward(images, labels, active)
+    optimizer.zero_grad(set_to_none=True)
+    now.scaler.scale(loss).backward()
+    if plan.train.clip is not None:
+        now.scaler.unscale_(optimizer)
+        clip_grad_norm_([p for _, p in now.dual.trainable()], plan.train.clip)
+    now.scaler.step(optimizer)
+    now.scaler.update()
+    update_average(now.average, plan.train.ema)
+
+    now.state.sums += sums
+    bad = ~sums[: len(plan.losses)].isfinite() & (now.first_bad < 0)
+    now.first_bad = torch.where(bad, at.step, now.first_bad)
+    for name in [plan.losses[i].name for i in active] + list(plan.phase_at(at.step).paths):
+        at.examples_by[name] = at.examples_by.get(name, 0) + len(labels)
+    at.step, at.batch, at.examples = at.step + 1, at.batch + 1, at.examples + len(labels)
+    at.told = False
+    if at.step % (1 if labels.device.type == "cpu" else STEPS_BETWEEN_LOOKS) == 0:
+        stop_if_not_finite(now)
+        now.display.step(at.step, loss.item())
+
+
+def _events(run: RunFolder, step: int) -> SummaryWriter:
+    try:
+        return SummaryWriter(str(run.events), purge_step=step)
+    except OSError as error:
+        raise cannot_write(run.events, error) from None
