@@ -86,7 +86,7 @@ def _literal(node: ast.Literal) -> str:
             return f'"{value}"'
         case Time(unit=unit):
             # The digits stay as written (0.50ep), the unit gets its one spelling.
-            digits = re.match(r"[0-9.]+", node.text).group()
+            digits = re.match(r"-?[0-9.]+", node.text).group()
             suffix = {"epochs": "ep", "steps": " steps", "run": "% run"}[unit]
             return digits + (" step" if unit == "steps" and digits == "1" else suffix)
     return node.text
