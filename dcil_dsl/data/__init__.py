@@ -1,4 +1,4 @@
-"""Data sets from disk to the device: torchvision's sets and transforms, reproducible bit for bit."""
+"""Data sets from disk to the device: torchvision's sets and transforms, bit-reproducible."""
 
 from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.data.loader import Loader

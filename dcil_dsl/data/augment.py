@@ -48,7 +48,7 @@ def train_transform(
                 size = (int(entry.settings["size"]),) * 2
                 steps.append(v2.RandomResizedCrop(size, antialias=True))
             case word:
-                raise InputError(f'the augmentation "{word}" is not built yet')
+                raise InputError(f"the augmentation `{word}` is not built yet")
     if size is None:
         raise _no_size("a batch")
     return _compose(steps, native)

@@ -12,7 +12,6 @@ import gzip
 import os
 import tempfile
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from dcil_dsl.data.dataset import Dataset, Tensors, in_memory
 from dcil_dsl.data.folders import LAYOUT, is_image_folder, open_image_folder
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.suggest import nearest
 
 NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic")
 
@@ -39,9 +39,9 @@ def open_dataset(
     """
     name = name.replace("_", "-")
     if name not in NAMES:
-        near = get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
-        raise InputError(f'there is no data set called "{name}"', hint)
+        near = nearest(name, NAMES)
+        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(NAMES)}"
+        raise InputError(f"there is no data set called `{name}`", hint)
     if channels not in (1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
     if options and name != "synthetic":
@@ -205,7 +205,7 @@ def _cifar(
     roots = [place.parent if place.name == base else place for place in places]
     layout = f"{base}/ as unpacked from {reader.filename}"
     get = (
-        f'python -c "import torchvision as t; t.datasets.{reader.__name__}'
+        f"python -c `import torchvision as t; t.datasets.{reader.__name__}"
         f"('{roots[0]}', download=True)\""
     )
     if (roots[0] / reader.filename).is_file():

@@ -15,12 +15,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.zoo import resnet_cifar
 
 FORMS = (
@@ -42,8 +42,8 @@ def build_model(
     """
     source, _, name = spec.rpartition(":")
     if not source or not name:
-        near = f'"{spec}" alone names no source, did you mean torchvision:{spec}? '
-        raise InputError(f'"{spec}" is not a model spec', (near if name else "") + FORMS)
+        near = f"`{spec}` alone names no source, did you mean `torchvision:{spec}`? "
+        raise InputError(f"`{spec}` is not a model spec", (near if name else "") + FORMS)
     match source:
         case "torchvision":
             builder, fixed = _torchvision_builder(name)
@@ -52,7 +52,7 @@ def build_model(
         case "dcil":
             builder, fixed = _pick(resnet_cifar.BUILDERS, name, "dcil"), {}
         case "hf":
-            raise InputError(f'"{spec}": models of the hf: source are not built yet', FORMS)
+            raise InputError(f"`{spec}`: models of the hf: source are not built yet", FORMS)
         case _:
             builder, fixed = _user_callable(source, name, spec), {}
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
@@ -75,7 +75,7 @@ def _timm_builder(name: str) -> tuple[Callable, dict]:
     try:
         import timm
     except ImportError:
-        raise InputError(f'"timm:{name}" needs timm, which is not installed', "pip install timm")
+        raise InputError(f"`timm:{name}` needs timm, which is not installed", "pip install timm")
     model, _, _ = name.partition(".")  # "vit_small_patch16_224.augreg_in1k" names weights too
     _pick(dict.fromkeys(timm.list_models()), model, "timm")
 
@@ -88,14 +88,14 @@ def _timm_builder(name: str) -> tuple[Callable, dict]:
 def _pick(known: dict, name: str, source: str):
     if name in known:
         return known[name]
-    near = get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     if near:
-        hint = f"did you mean {source}:{near[0]}?"
+        hint = f"did you mean `{source}:{near}`?"
     elif len(known) < 20:
         hint = f"{source} has {', '.join(known)}"
     else:
         hint = f"{source} has {len(known)} models, none of a similar name"
-    raise InputError(f'{source} has no model called "{name}"', hint)
+    raise InputError(f"{source} has no model called `{name}`", hint)
 
 
 # -- the user's own code -------------------------------------------------------------------------
@@ -106,20 +106,20 @@ def _user_callable(source: str, name: str, spec: str) -> Callable:
     value = module
     for part in name.split("."):
         if not hasattr(value, part):
-            near = get_close_matches(part, dir(value), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"looked in {module.__file__}"
-            raise InputError(f'"{spec}": {source} has nothing called "{part}"', hint)
+            near = nearest(part, dir(value))
+            hint = f"did you mean `{near}`?" if near else f"looked in {module.__file__}"
+            raise InputError(f"`{spec}`: {source} has nothing called `{part}`", hint)
         value = getattr(value, part)
     if not callable(value):
         kind = type(value).__name__
-        raise InputError(f'"{spec}" is a {kind}, not a callable', "name a function or a class")
+        raise InputError(f"`{spec}` is of type {kind}, not a callable", "name a function or a class")
     return value
 
 
 def _import_file(path: str, spec: str):
     file = Path(path).expanduser()
     if not file.is_file():
-        raise InputError(f'"{spec}": there is no file {path}', f"looked at {file.absolute()}")
+        raise InputError(f"`{spec}`: there is no file {path}", f"looked at {file.absolute()}")
     identity = f"dcil_model_{re.sub(r'[^0-9A-Za-z]', '_', str(file.resolve().with_suffix('')))}"
     module_spec = importlib.util.spec_from_file_location(identity, file.resolve())
     module = importlib.util.module_from_spec(module_spec)
@@ -139,9 +139,9 @@ def _import_file(path: str, spec: str):
 
 def _import_module(source: str, spec: str):
     if not all(part.isidentifier() for part in source.split(".")):
-        near = get_close_matches(source, ["torchvision", "timm", "dcil"], n=1)
-        hint = f"did you mean {near[0]}:? {FORMS}" if near else FORMS
-        raise InputError(f'"{spec}": "{source}" is no source of models', hint)
+        near = nearest(source, ["torchvision", "timm", "dcil"])
+        hint = f"did you mean `{near}`? {FORMS}" if near else FORMS
+        raise InputError(f"`{spec}`: `{source}` is no source of models", hint)
     # An installed program does not search the current folder, `python -m` does: so do we.
     sys.path.insert(0, "")
     try:
@@ -149,9 +149,9 @@ def _import_module(source: str, spec: str):
     except ModuleNotFoundError as error:
         if error.name is None or not f"{source}.".startswith(f"{error.name}."):
             raise _in_user_code(error, spec, "cannot be imported") from error
-        near = get_close_matches(source, ["torchvision", "timm", "dcil"], n=1)
-        hint = f"did you mean {near[0]}:{spec.rpartition(':')[2]}? " if near else ""
-        raise InputError(f'"{spec}": there is no module "{error.name}"', hint + FORMS) from error
+        near = nearest(source, ["torchvision", "timm", "dcil"])
+        hint = f"did you mean `{near}:{spec.rpartition(':')[2]}`? " if near else ""
+        raise InputError(f"`{spec}`: there is no module `{error.name}`", hint + FORMS) from error
     except (Exception, SystemExit) as error:
         raise _in_user_code(error, spec, "cannot be imported") from error
     finally:
@@ -174,7 +174,7 @@ def _in_user_code(error: BaseException, spec: str, what: str) -> InputError:
         place = f"{innermost.filename}:{innermost.lineno}" if innermost else None
     message = " ".join(str(error).split())
     fact = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return InputError(f'"{spec}" {what}: {fact}', f"raised at {place}" if place else None)
+    return InputError(f"`{spec}` {what}: {fact}", f"raised at {place}" if place else None)
 
 
 # -- the call ------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def _call(
     ]
     for option in options:
         if option in fixed:
-            raise InputError(f'"{spec}": the option "{option}" is ours to set', "see --weights")
+            raise InputError(f"`{spec}`: the option `{option}` is ours to set", "see --weights")
         if option not in named and not takes_any:
             raise _unknown_option(option, [n for n in named if n not in fixed], spec)
     keywords = fixed | options
@@ -212,14 +212,14 @@ def _call(
         raise _in_user_code(error, spec, "cannot be built") from error
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise InputError(f'"{spec}" returned a {kind}, not a torch.nn.Module')
+        raise InputError(f"`{spec}` returned a value of type {kind}, not a torch.nn.Module")
     return model
 
 
 def _unknown_option(option: str, named: list[str], spec: str) -> InputError:
-    near = get_close_matches(option, named, n=1)
+    near = nearest(option, named)
     if near:
-        hint = f"did you mean {near[0]}?"
+        hint = f"did you mean `{near}`?"
     else:
         hint = f"it takes {', '.join(named)}" if named else None
-    return InputError(f'"{spec}" takes no option "{option}"', hint)
+    return InputError(f"`{spec}` takes no option `{option}`", hint)

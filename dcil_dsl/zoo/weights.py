@@ -15,13 +15,13 @@ from __future__ import annotations
 import pickle
 import re
 import socket
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.suggest import nearest
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 MAX_TOLD = 12  # tensors of a mismatch; the count of the rest is said
@@ -76,7 +76,7 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
         for key in ("state_dict", "model"):
             if isinstance(loaded.get(key), dict):
                 loaded = loaded[key]
-                notes.append(f'took the entry "{key}" of {source}')
+                notes.append(f"took the entry `{key}` of {source}")
                 break
     if not isinstance(loaded, dict) or not loaded:
         raise InputError(f"{source} holds a {type(loaded).__name__}, not a state dict of tensors")
@@ -87,7 +87,7 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod.", "module."):  # DDP and torch.compile, in either order
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
-            notes.append(f'took the prefix "{prefix}" off every name of {source}')
+            notes.append(f"took the prefix `{prefix}` off every name of {source}")
     return tensors
 
 
@@ -95,7 +95,7 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
     library, _, name = spec.rpartition(":")
     if library != "torchvision":
         raise InputError(
-            f'"{source}" is no file, and only torchvision: models have weights by name',
+            f"`{source}` is no file, and only torchvision: models have weights by name",
             f"{spec} takes a file that ends in {', '.join(SUFFIXES)}",
         )
     from torchvision import models
@@ -103,10 +103,10 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
     known = models.get_model_weights(name)
     enum, _, entry = source.rpartition(".")
     if enum not in ("", known.__name__) or entry not in known.__members__:
-        near = get_close_matches(entry, known.__members__, n=1)
+        near = nearest(entry, known.__members__)
         names = ", ".join(known.__members__) or "no weights"
-        hint = f"did you mean {near[0]}?" if near else f"{spec} has {names}"
-        raise InputError(f'"{source}" is no file and no weights of {spec}', hint)
+        hint = f"did you mean `{near}`?" if near else f"{spec} has {names}"
+        raise InputError(f"`{source}` is no file and no weights of {spec}", hint)
     weights = known[entry]
     earlier = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub itself would wait for ever

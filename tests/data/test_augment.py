@@ -40,6 +40,15 @@ def test_random_resized_crop_sets_the_size_in_training():
     assert train_transform((RESIZED_CROP, FLIP), None, None)(picture).shape == (3, 24, 24)
 
 
+def test_a_random_resized_crop_that_comes_first_takes_the_image_as_it_lies():
+    """Were the image resized to 4 x 4 before, at most 16 values would be mixed."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)
+    before = train_transform((RESIZED_CROP,), 4, (64, 64))
+    after = train_transform((FLIP, RESIZED_CROP), 4, (64, 64))
+    assert before(image).float().std() > after(image).float().std()
+
+
 def test_validation_takes_the_short_side_then_the_middle():
     picture = Image.new("RGB", (700, 256))
     picture.paste((255, 0, 0), (238, 16, 462, 240))  # the middle 224 x 224
@@ -61,5 +70,5 @@ def test_images_of_many_sizes_need_one_size(augment):
 
 
 def test_an_augmentation_that_is_not_built_is_told():
-    with pytest.raises(InputError, match='"mixup" is not built yet'):
+    with pytest.raises(InputError, match="`mixup` is not built yet"):
         train_transform((Augment(word="mixup"),), 32, (32, 32))

@@ -1,4 +1,4 @@
-"""Data sets by name: what they hold, where they are looked for, what is said when they are wrong."""
+"""Data sets by name: what they hold, where they are looked for, what is said when wrong."""
 
 import gzip
 import hashlib
@@ -102,8 +102,8 @@ def cifar(tmp_path, monkeypatch):
         (base / name).write_bytes(pickle.dumps(content))
         return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
 
-    batch = {"data": numpy.arange(4 * 3072, dtype=numpy.uint32).astype(numpy.uint8).reshape(4, 3072)}
-    batch["labels"] = [0, 1, 2, 9]
+    pixels = (numpy.arange(4 * 3072) % 256).astype(numpy.uint8)
+    batch = {"data": pixels.reshape(4, 3072), "labels": [0, 1, 2, 9]}
     train = [write(f"data_batch_{number}", batch) for number in range(1, 6)]
     val = [write("test_batch", batch)]
     meta = write("batches.meta", {"label_names": [f"c{number}" for number in range(10)]})
@@ -168,7 +168,9 @@ def test_the_given_folder_goes_before_the_environment_and_that_before_the_cache(
     assert given.classes == ("class2",)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "imagefolder", "cifar10", "cifar100", "fashion-mnist"])
+@pytest.mark.parametrize(
+    "name", ["imagenet", "imagefolder", "cifar10", "cifar100", "fashion-mnist"]
+)
 def test_missing_data_say_where_what_and_how_and_leave_nothing_behind(name, tmp_path, home):
     with pytest.raises(InputError) as error:
         open_dataset(name)
@@ -191,7 +193,7 @@ def test_an_archive_that_was_not_unpacked_gets_the_command(tmp_path):
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(InputError, match="did you mean imagenet"):
+    with pytest.raises(InputError, match="did you mean `imagenet`"):
         open_dataset("imagnet")
     with pytest.raises(InputError, match="there are digits, fashion-mnist"):
         open_dataset("svhn-extra")

@@ -1,0 +1,135 @@
+"""SPEC to model: what is accepted, and what is said where something is not."""
+
+import sys
+import warnings
+
+import pytest
+from torch import nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.zoo import build_model
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fails(spec, num_classes=None, options=None):
+    with pytest.raises(InputError) as error:
+        build_model(spec, num_classes, options)
+    return str(error.value)
+
+
+# -- libraries -----------------------------------------------------------------------------------
+
+
+def test_torchvision_models_take_the_classes_and_their_own_options():
+    model = build_model("torchvision:resnet18", 7, {"zero_init_residual": True})
+    assert model.fc.out_features == 7
+    assert model.layer1[0].bn2.weight.abs().sum() == 0
+
+
+def test_a_detection_model_is_built_without_a_download():
+    model = build_model("torchvision:ssdlite320_mobilenet_v3_large", 5)
+    assert type(model).__name__ == "SSD"
+
+
+def test_googlenet_is_built_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build_model("torchvision:googlenet", 3).fc.out_features == 3
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("torchvision:resnet51", "did you mean `torchvision:resnet50`?"),
+        ("torchvision:zzzz", "none of a similar name"),
+        ("torchvison:resnet18", "did you mean `torchvision:resnet18`?"),
+        ("resnet18", "did you mean `torchvision:resnet18`?"),
+        ("", "a model is written torchvision:NAME"),
+        ("torchvision:", "a model is written torchvision:NAME"),
+        ("hf:bert", "not built yet"),
+        ("a b:c", "`a b` is no source of models"),
+        ("no_such_package_here:f", "there is no module `no_such_package_here`"),
+        ("missing.py:f", "there is no file missing.py"),
+    ],
+)
+def test_a_wrong_spec_is_told(folder, spec, message):
+    assert message in fails(spec)
+
+
+def test_timm_that_is_not_installed_is_told_with_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install timm" in fails("timm:vit_small_patch16_224")
+
+
+def test_an_option_that_the_builder_does_not_take_is_named():
+    assert "takes no option `num_chanels`" in fails("dcil:resnet20", None, {"num_chanels": 1})
+    assert "did you mean `num_channels`?" in fails("dcil:resnet20", None, {"num_chanels": 1})
+    assert "takes no option `foo`" in fails("torchvision:resnet18", 10, {"foo": 1})
+    assert "see --weights" in fails("torchvision:resnet18", 10, {"weights": "DEFAULT"})
+
+
+# -- the user's own code -------------------------------------------------------------------------
+
+NET = "from torch import nn\n"
+
+
+def test_a_callable_in_a_file_gets_the_classes_where_it_takes_them(folder):
+    (folder / "net.py").write_text(
+        NET + "def head(num_classes=2, width=3): return nn.Linear(width, num_classes)\n"
+        "def plain(): return nn.Linear(1, 1)\n"
+        "def loose(**k): return head(**k)\n"
+        "def strict(**k): return plain(**k)\n"
+    )
+    assert build_model("net.py:head", 5, {"width": 4}).weight.shape == (5, 4)
+    assert build_model("net.py:loose", 5).weight.shape == (5, 3)
+    assert build_model("net.py:plain", 5).weight.shape == (1, 1)
+    assert build_model("net.py:strict", 5).weight.shape == (1, 1)
+
+
+def test_a_package_in_the_current_folder_is_found_and_the_path_left_as_it_was(folder):
+    (folder / "my_dcil_nets").mkdir()
+    (folder / "my_dcil_nets" / "small.py").write_text(NET + "Net = nn.Flatten\n")
+    before = list(sys.path)
+    assert isinstance(build_model("my_dcil_nets.small:Net"), nn.Flatten)
+    assert sys.path == before
+
+
+def test_a_file_imports_its_neighbours(folder):
+    (folder / "neighbour_of_net.py").write_text(NET + "Net = nn.ReLU\n")
+    (folder / "inner.py").write_text("from neighbour_of_net import Net\n")
+    assert isinstance(build_model(f"{folder}/inner.py:Net"), nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    "code, spec, message, line",
+    [
+        ("def f(): return 1 / 0\n", "f", "cannot be built: ZeroDivisionError: division by zero", 2),
+        ("1 / 0\n", "f", "cannot be imported: ZeroDivisionError", 2),
+        ("def f(:\n", "f", "cannot be imported: SyntaxError", 2),
+        ("import no_such_thing_x\n", "f", "cannot be imported: ModuleNotFoundError", 2),
+        ("raise SystemExit(3)\n", "f", "cannot be imported: SystemExit: 3", 2),
+        ("def f(): return nn.Conv2d(3, 4, 1, groups=2)\n", "f", "cannot be built: ValueError", 2),
+        ("def f(a): return a\n", "f", "missing 1 required positional argument: 'a'", None),
+        ("def f(): return {}\n", "f", "returned a value of type dict, not a torch.nn.Module", None),
+        ("def make(): pass\n", "mak", "nothing called `mak`\ndid you mean `make`?", None),
+        ("x = 3\n", "x", "is of type int, not a callable", None),
+    ],
+)
+def test_what_the_users_code_does_wrong_is_told_with_its_line(folder, code, spec, message, line):
+    (folder / "net.py").write_text(NET + code)
+    told = fails(f"net.py:{spec}")
+    assert message in told
+    if line is not None:
+        assert f"raised at {folder}/net.py:{line}" in told
+
+
+def test_a_module_that_fails_inside_is_not_mistaken_for_a_missing_one(folder):
+    (folder / "broken_dcil_net.py").write_text("\nimport no_such_thing_x\n")
+    told = fails("broken_dcil_net:f")
+    assert "cannot be imported: ModuleNotFoundError" in told
+    assert "broken_dcil_net.py:2" in told
