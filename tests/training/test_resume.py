@@ -1,0 +1,116 @@
+"""A run that was ended anywhere and resumed is the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_plan, tiny_train
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+
+CASES = [
+    *("kill:0", "kill:3", "kill:5", "kill:8", "kill:14", "kill:19"),
+    *("term:0", "term:6", "term:9", "term:19", "evaluate:0", "evaluate:6", "evaluate:15"),
+    *("write:6", "write:8", "write:9", "write:10", "write:11", "write:14", "write:17"),
+]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """All the cases, made by one program, for torch takes long to import."""
+    root = tmp_path_factory.mktemp("runs")
+    program = [sys.executable, str(Path(__file__).with_name("tiny_run.py")), str(root), *CASES]
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        program, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def contents(folder: Path):
+    """Every tensor of the checkpoint, its position and the metrics, times left out."""
+    with safe_open(folder / "checkpoint" / "last.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        position = json.loads(file.metadata()["position"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for values in (position, *lines):
+        for name in ("seconds", "epoch_seconds", "examples_per_second"):
+            values.pop(name, None)
+    return tensors, position, lines
+
+
+def assert_same(one: Path, other: Path) -> None:
+    tensors, *rest = contents(one)
+    others, *other_rest = contents(other)
+    assert rest == other_rest
+    assert tensors.keys() == others.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_ended_anywhere_and_resumed_equals_the_straight_run(runs, case):
+    assert_same(runs / case.replace(":", ""), runs / "straight")
+
+
+def test_the_straight_run_holds_weights_masks_momentum_and_averages(runs):
+    tensors, position, lines = contents(runs / "straight")
+    assert position["step"] == 20 and position["epoch"] == 4 and position["batch"] == 0
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    for name in (
+        "model/conv1.weight", "model/conv1.weight_mask", "model/fc__dense.weight",
+        "optimizer/fc__dense.weight/momentum_buffer", "average/bn2.running_var",
+    ):  # fmt: skip
+        assert name in tensors
+
+
+def test_a_run_cut_short_by_max_steps_goes_on_to_the_same_end(tmp_path):
+    tiny_train(tmp_path / "straight")
+    short, _, _ = tiny_train(tmp_path / "run", max_steps=8)
+    assert short.step == 8 and not short.interrupted and short.accuracies
+    tiny_train(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_resuming_a_finished_run_only_reports(tmp_path):
+    done, dual, run = tiny_train(tmp_path / "run")
+    before = run.checkpoint.read_bytes(), run.metrics.read_bytes()
+    again, resumed, _ = tiny_train(tmp_path / "run", resume=True)
+    assert (again.step, again.accuracies) == (done.step, done.accuracies)
+    assert (run.checkpoint.read_bytes(), run.metrics.read_bytes()) == before
+    weights, others = dual.state_dict(), resumed.state_dict()
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+
+
+def test_adamw_resumes_bit_for_bit(tmp_path):
+    plan = tiny_plan(train={"optimizer": p.AdamW(lr=0.01)})
+    tiny_train(tmp_path / "straight", plan)
+    tiny_train(tmp_path / "run", plan, max_steps=8)
+    tiny_train(tmp_path / "run", plan, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_second_signal_is_not_swallowed(tmp_path):
+    def twice(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), 2)
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train(tmp_path / "run", data=TinyData(before=twice))
+
+
+def test_resume_refuses_another_plan_and_names_the_field(tmp_path):
+    tiny_train(tmp_path / "run", max_steps=STEPS_PER_EPOCH)
+    with pytest.raises(InputError) as error:
+        tiny_train(tmp_path / "run", tiny_plan(group={"target": 0.7}), resume=True)
+    assert error.value.help == "groups[0].target: 0.8 in the run, 0.7 now"
