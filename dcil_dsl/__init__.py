@@ -1,0 +1,49 @@
+"""DCIL: a recipe language for pruning neural networks, its compiler and its training runtime.
+
+In:   recipes, models, data.
+Out:  the public verbs, below; `dcil` is the same on a command line.
+Not:  importing this package imports no torch: each verb is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# verb or type -> the module that has it
+_PUBLIC = {
+    "load": "lang",
+    "loads": "lang",
+    "Recipe": "lang.recipe",
+    "RecipeError": "diagnostics",
+    "RecipeWarning": "diagnostics",
+    "InputError": "diagnostics",
+    "Diagnostic": "diagnostics",
+    "Plan": "plan.plan",
+    "resolve": "verbs",
+    "compile": "verbs",
+    "loss": "verbs",
+    "train": "job",
+    "Run": "job",
+    "evaluate_run": "revisit",
+    "export_run": "revisit",
+    "verify_artefact": "revisit",
+    "SparsityError": "training.metrics",
+}
+_FOLDERS = ("export",)  # a folder that is itself the verb
+__all__ = ["__version__", *_PUBLIC, *_FOLDERS]
+
+
+def __getattr__(name: str):
+    if name in _FOLDERS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

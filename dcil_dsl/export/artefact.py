@@ -109,12 +109,15 @@ def write_artefact(model: nn.Module, file: Path, origin: Origin) -> None:
     InputError for another suffix and for a disk that is full or cannot be written.
     """
     if file.suffix[1:] not in FORMATS:
-        raise InputError(f"{file}: there is no format `{file.suffix[1:]}`",
-                         help=f"the formats are {', '.join(FORMATS)}")
+        raise InputError(
+            f"{file}: there is no format `{file.suffix[1:]}`",
+            help=f"the formats are {', '.join(FORMATS)}",
+        )
     # Copies: tied tensors are written once for each of their names, so that a strict load finds
     # them all, and a channels_last weight lies row by row.
-    tensors = {name: t.detach().to("cpu", copy=True).contiguous()
-               for name, t in model.state_dict().items()}
+    tensors = {
+        name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()
+    }
     origin = origin.model_copy(update={"digest": digest(tensors)})
 
     def write(draft: Path) -> None:
@@ -163,23 +166,27 @@ def _read_safetensors(file: Path) -> Artefact:
         return Artefact(file, tensors, Origin.model_validate_json(header["dcil"]))
     except ValidationError as error:
         first = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
-        raise InputError(f"the header of {file} is not one that this version reads: {first}") \
-            from None
+        raise InputError(
+            f"the header of {file} is not one that this version reads: {first}"
+        ) from None
 
 
 def _read_pth(file: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise InputError(f"{file} is damaged, or holds more than tensors, which could run code "
-                         "when loaded") from None
+        raise InputError(
+            f"{file} is damaged, or holds more than tensors, which could run code when loaded"
+        ) from None
     except Exception as error:  # the format's own errors, of many types
         fact = " ".join(str(error).split())[:200]
         raise InputError(f"{file} cannot be read: {type(error).__name__}: {fact}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not loaded or not all(
-        isinstance(name, str) and isinstance(t, Tensor) for name, t in loaded.items()
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in loaded.items())
     ):
         raise InputError(f"{file} is not a state dict of tensors")
     return loaded

@@ -71,9 +71,7 @@ def make_report(plan: Plan, tensors: Mapping[str, Tensor]) -> Report:
     for layer in plan.layers:
         nonzero = int((tensors[layer.parameter] != 0).sum())
         sparse = None if layer.macs is None else round(layer.macs * nonzero / layer.num_weights)
-        layers.append(
-            LayerReport(layer.parameter, layer.num_weights, nonzero, layer.macs, sparse)
-        )
+        layers.append(LayerReport(layer.parameter, layer.num_weights, nonzero, layer.macs, sparse))
     numbers = [t for t in tensors.values() if t.is_floating_point()]
     return Report(
         tuple(layers),
@@ -97,8 +95,10 @@ def show_report(report: Report) -> str:
     lines.append("")
     lines.append(f"numbers {report.num_parameters:,}, of them not zero {report.num_nonzero:,}")
     if report.macs:
-        lines.append(f"multiply-accumulates an example {report.macs:,}, theoretical "
-                     f"{report.macs_theoretical:,}")
+        lines.append(
+            f"multiply-accumulates an example {report.macs:,}, theoretical "
+            f"{report.macs_theoretical:,}"
+        )
     lines.append(HONESTY)
     return "\n".join(lines) + "\n"
 

@@ -83,18 +83,24 @@ def show_verdict(verdict: Verdict) -> str:
         lines += table(header, [_row(layer) for layer in verdict.layers], "lrrrrrr") + [""]
     for index, promise in enumerate(verdict.promises):
         layers = [layer for layer in verdict.layers if layer.group == index]
-        size, nonzero = (sum(getattr(layer, key) for layer in layers)
-                         for key in ("num_weights", "num_nonzero"))
+        size, nonzero = (
+            sum(getattr(layer, key) for layer in layers) for key in ("num_weights", "num_nonzero")
+        )
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
         lines.append(f"group {index} ({promise.allocation}, {promise.rule}):")
-        lines.append(f"  asked {percent(round(promise.asked, 6))}, measured {measured}; "
-                     f"{sum(promise.keeps):,} of {sum(promise.num_weights):,} weights may be kept, "
-                     f"{nonzero:,} are not zero")
+        lines.append(
+            f"  asked {percent(round(promise.asked, 6))}, measured {measured}; "
+            f"{sum(promise.keeps):,} of {sum(promise.num_weights):,} weights may be kept, "
+            f"{nonzero:,} are not zero"
+        )
     lines += [f"note: {note}" for note in verdict.notes]
     lines += [f"fault: {fault}" for fault in verdict.faults]
-    lines.append("holds what was asked" if verdict.holds else
-                 f"does not hold what was asked: {len(verdict.faults)} "
-                 f"fault{'s' if len(verdict.faults) > 1 else ''}")
+    lines.append(
+        "holds what was asked"
+        if verdict.holds
+        else f"does not hold what was asked: {len(verdict.faults)} "
+        f"fault{'s' if len(verdict.faults) > 1 else ''}"
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -130,22 +136,28 @@ def _judge(promise: Promise, layers: list[LayerCount], verdict: Verdict) -> None
     if promise.allocation == "uniform":
         budgets = [(layer.parameter, layer.num_nonzero, layer.allowed) for layer in layers]
     else:
-        what = f"the {len(layers)} layers of {promise.rule}" if len(layers) > 1 else \
-            layers[0].parameter
+        what = (
+            f"the {len(layers)} layers of {promise.rule}"
+            if len(layers) > 1
+            else layers[0].parameter
+        )
         budgets = [(what, sum(layer.num_nonzero for layer in layers), promise.keeps[0])]
     for what, nonzero, allowed in budgets:
         if nonzero > allowed:
-            verdict.faults.append(f"{what}: {nonzero:,} weights are not zero, {allowed:,} allowed: "
-                                  f"{nonzero - allowed:,} revived or never pruned")
+            verdict.faults.append(
+                f"{what}: {nonzero:,} weights are not zero, {allowed:,} allowed: "
+                f"{nonzero - allowed:,} revived or never pruned"
+            )
         elif nonzero < allowed:
-            verdict.notes.append(f"{what}: {allowed - nonzero:,} of {allowed:,} kept weights "
-                                 "happen to be zero")
+            verdict.notes.append(
+                f"{what}: {allowed - nonzero:,} of {allowed:,} kept weights happen to be zero"
+            )
 
 
 def _row(layer: LayerCount) -> tuple[str, ...]:
     zero = layer.num_weights - layer.num_nonzero
-    return (
-        shorten(layer.parameter, 36), f"{layer.num_weights:,}", f"{zero:,}",
-        f"{layer.num_nonzero:,}", "-" if layer.allowed is None else f"{layer.allowed:,}",
-        f"{100 * layer.sparsity:.2f}%", "-" if layer.num_revived is None else str(layer.num_revived),
-    )  # fmt: skip
+    revived = "-" if layer.num_revived is None else f"{layer.num_revived:,}"
+    allowed = "-" if layer.allowed is None else f"{layer.allowed:,}"
+    counts = (f"{n:,}" for n in (layer.num_weights, zero, layer.num_nonzero))
+    sparsity = f"{100 * layer.sparsity:.2f}%"
+    return (shorten(layer.parameter, 36), *counts, allowed, sparsity, revived)

@@ -19,8 +19,16 @@ WIDTH = 100
 
 def show_plan(plan: Plan) -> str:
     """The whole plan: head, layers, groups, private modules, phases, losses, training."""
-    parts = [_head(plan), _layers(plan), _groups(plan), _privates(plan), _phases(plan),
-             _losses(plan), _train(plan), _expect(plan)]
+    parts = [
+        _head(plan),
+        _layers(plan),
+        _groups(plan),
+        _privates(plan),
+        _phases(plan),
+        _losses(plan),
+        _train(plan),
+        _expect(plan),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -61,7 +69,7 @@ def shorten(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     head = (width - 2) // 2
-    return f"{text[:head]}..{text[len(text) - (width - 2 - head):]}"
+    return f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
 
 
 # -- parts ------------------------------------------------------------------------------------
@@ -73,15 +81,23 @@ def _head(plan: Plan) -> str:
     lines += [f"         {line}" for line in wrap(about.title or "", WIDTH - 9)]
     if about.overrides:
         settings = ", ".join(f"{name}={value}" for name, value in sorted(about.overrides.items()))
-        lines += [f"{'set' if not i else '':8} {line}" for i, line in
-                  enumerate(wrap(settings, WIDTH - 9))]
+        lines += [
+            f"{'set' if not i else '':8} {line}" for i, line in enumerate(wrap(settings, WIDTH - 9))
+        ]
     classes = f", {plan.model.classes} classes" if plan.model.classes is not None else ""
     lines.append(f"model    {plan.model.name or 'as given'}{classes}")
-    size = f", {plan.data.channels} x {plan.data.image_size} x {plan.data.image_size}" \
-        if plan.data.image_size else ""
-    lines.append(f"data     {plan.data.name or 'as given'}, batches of {plan.data.batch_size}{size}")
-    lines.append(f"run      {plan.train.num_epochs} epochs of {plan.steps_per_epoch:,} steps = "
-                 f"{plan.num_steps:,} steps")
+    size = (
+        f", {plan.data.channels} x {plan.data.image_size} x {plan.data.image_size}"
+        if plan.data.image_size
+        else ""
+    )
+    lines.append(
+        f"data     {plan.data.name or 'as given'}, batches of {plan.data.batch_size}{size}"
+    )
+    lines.append(
+        f"run      {plan.train.num_epochs} epochs of {plan.steps_per_epoch:,} steps = "
+        f"{plan.num_steps:,} steps"
+    )
     return "\n".join(shorten(line, WIDTH) for line in lines)
 
 
@@ -94,8 +110,9 @@ def _layers(plan: Plan) -> str:
     rows = [(shorten(row[0], room), *row[1:]) for row in rows]
     note = f" (rules by their line in {next(iter(files))})" if len(files) == 1 else ""
     header = ("parameter", "type", "shape", "weights", "MACs", "rule", "group", "target")
-    return "\n".join([f"layers in execution order{shorten(note, WIDTH - 25)}",
-                      *table(header, rows, "lllrrlll")])
+    return "\n".join(
+        [f"layers in execution order{shorten(note, WIDTH - 25)}", *table(header, rows, "lllrrlll")]
+    )
 
 
 def _layer_row(plan: Plan, layer: Layer, macs: int, short: bool) -> tuple[str, ...]:
@@ -120,8 +137,10 @@ def _groups(plan: Plan) -> str:
         lines.append(f"   {_group_line(plan, group)}")
         lines.append(f"   schedule {_schedule(group.schedule, group.target, plan)}")
         freeze = "never" if group.freeze is None else _moment(group.freeze, plan)
-        lines.append(f"   score {group.score}, masks move every {_count(group.refresh, 'step')}, "
-                     f"freeze {freeze}, floor {_floor(group)}")
+        lines.append(
+            f"   score {group.score}, masks move every {_count(group.refresh, 'step')}, "
+            f"freeze {freeze}, floor {_floor(group)}"
+        )
     if not plan.groups:
         lines.append("none: no weight is pruned")
     return "\n".join(lines)
@@ -132,8 +151,10 @@ def _group_line(plan: Plan, group: Group) -> str:
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
     shared = "one budget for all" if group.allocation == "global" else "one budget each"
     layers = _count(len(group.parameters), "layer")
-    return (f"{percent(group.target)} of {size:,} weights in {layers}, {shared}; "
-            f"{kept:,} kept at the end")
+    return (
+        f"{percent(group.target)} of {size:,} weights in {layers}, {shared}; "
+        f"{kept:,} kept at the end"
+    )
 
 
 def _floor(group: Group) -> str:
@@ -151,9 +172,11 @@ def _schedule(schedule: Schedule, target: float, plan: Plan) -> str:
             return f"0% until {_moment(schedule.start, plan)}, then {percent(target)}"
         case _:
             grid = f", moving every {schedule.grid:,} steps" if schedule.grid > 1 else ""
-            return (f"{schedule.kind} from {percent(schedule.initial)} at "
-                    f"{_moment(schedule.start, plan)} to {percent(target)} at "
-                    f"{_moment(schedule.stop, plan)}{grid}")
+            return (
+                f"{schedule.kind} from {percent(schedule.initial)} at "
+                f"{_moment(schedule.start, plan)} to {percent(target)} at "
+                f"{_moment(schedule.stop, plan)}{grid}"
+            )
 
 
 def _privates(plan: Plan) -> str:
@@ -165,7 +188,9 @@ def _privates(plan: Plan) -> str:
     for init, words in (("copy", "copies"), ("fresh", "freshly initialised")):
         names = ", ".join(private.module for private in plan.privates if private.init == init)
         if names:
-            lines += wrap(f"{words}: {names}", WIDTH, subsequent_indent="  ", break_long_words=False)
+            lines += wrap(
+                f"{words}: {names}", WIDTH, subsequent_indent="  ", break_long_words=False
+            )
     return "\n".join(lines)
 
 
@@ -177,11 +202,15 @@ def _phases(plan: Plan) -> str:
     lines = [f"paths {views}; {plan.deploy} is deployed"]
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
-        lines.append(f"{_window(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
-                     f"{_count(len(phase.paths), 'dense step')} of arithmetic at most")
+        lines.append(
+            f"{_window(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
+            f"{_count(len(phase.paths), 'dense step')} of arithmetic at most"
+        )
         lines += [f"  {words}" for words in _updates(plan, phase)]
-    lines.append(f"training cost: {training_cost(plan):.2f} dense runs at most (zeros do not make "
-                 "dense kernels faster)")
+    lines.append(
+        f"training cost: {training_cost(plan):.2f} dense runs at most (zeros do not make "
+        "dense kernels faster)"
+    )
     return "\n".join(lines)
 
 
@@ -193,10 +222,14 @@ def _updates(plan: Plan, phase: Phase) -> list[str]:
             for path, shares in zip(plan.paths, phase.shares, strict=True)
             if (share := getattr(shares, part)) != 0
         ]
-        whose = {"kept": "kept weights", "pruned": "pruned weights",
-                 "rest": "weights no rule prunes"}[part]
-        lines.append(f"{whose} learn from {' + '.join(terms)}" if terms
-                     else f"{whose} get no gradient")
+        whose = {
+            "kept": "kept weights",
+            "pruned": "pruned weights",
+            "rest": "weights no rule prunes",
+        }[part]
+        lines.append(
+            f"{whose} learn from {' + '.join(terms)}" if terms else f"{whose} get no gradient"
+        )
     return lines
 
 
@@ -215,20 +248,35 @@ def _losses(plan: Plan) -> str:
 
 def _train(plan: Plan) -> str:
     train = plan.train
-    optimizer = ", ".join(f"{name} {_value(value)}" for name, value in train.optimizer
-                          if name != "kind" and value is not False)
+    optimizer = ", ".join(
+        f"{name} {_value(value)}"
+        for name, value in train.optimizer
+        if name != "kind" and value is not False
+    )
     rate = train.rate
-    words = {"constant": "constant", "cosine": f"half a cosine to {rate.final:g}",
-             "multistep": f"times {rate.gamma:g} at steps {', '.join(map(str, rate.at))}"}[rate.kind]
-    warmup = f" after {_count(rate.warmup, 'step')} of warm-up from {rate.warmup_from:g}" \
-        if rate.warmup else ""
+    words = {
+        "constant": "constant",
+        "cosine": f"half a cosine to {rate.final:g}",
+        "multistep": f"times {rate.gamma:g} at steps {', '.join(map(str, rate.at))}",
+    }[rate.kind]
+    warmup = (
+        f" after {_count(rate.warmup, 'step')} of warm-up from {rate.warmup_from:g}"
+        if rate.warmup
+        else ""
+    )
     more = f"precision {train.precision}, seed {train.seed}"
     more += f", gradients clipped to {train.clip:g}" if train.clip is not None else ""
     more += f", weights averaged with {train.ema:g}" if train.ema is not None else ""
-    return "\n".join([f"train    {train.optimizer.kind}: {optimizer}",
-                      *(f"{'rate' if not i else '':8} {line}"
-                        for i, line in enumerate(wrap(words + warmup, WIDTH - 9))),
-                      f"         {more}"])
+    return "\n".join(
+        [
+            f"train    {train.optimizer.kind}: {optimizer}",
+            *(
+                f"{'rate' if not i else '':8} {line}"
+                for i, line in enumerate(wrap(words + warmup, WIDTH - 9))
+            ),
+            f"         {more}",
+        ]
+    )
 
 
 def _expect(plan: Plan) -> str:
@@ -248,8 +296,13 @@ def _count(number: int, noun: str) -> str:
 
 
 def _value(value: object) -> str:
-    return "yes" if value is True else " ".join(f"{v:g}" for v in value) \
-        if isinstance(value, tuple) else f"{value:g}"
+    return (
+        "yes"
+        if value is True
+        else " ".join(f"{v:g}" for v in value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+    )
 
 
 def _moment(step: int, plan: Plan) -> str:

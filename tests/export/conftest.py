@@ -14,24 +14,57 @@ def plan():
     schedule = p.Schedule(kind="linear", start=0, stop=5)
     common = dict(score="magnitude", schedule=schedule, refresh=1)
     groups = (
-        p.Group(rule="x.prune:4", parameters=("a.weight", "b.weight"), num_weights=(20, 40),
-                allocation="global", target=0.5, floors=(1, 1), **common),
-        p.Group(rule="x.prune:5", parameters=("c.weight",), num_weights=(30,),
-                allocation="uniform", target=0.9, floors=(1,), **common),
+        p.Group(
+            rule="x.prune:4",
+            parameters=("a.weight", "b.weight"),
+            num_weights=(20, 40),
+            allocation="global",
+            target=0.5,
+            floors=(1, 1),
+            **common,
+        ),
+        p.Group(
+            rule="x.prune:5",
+            parameters=("c.weight",),
+            num_weights=(30,),
+            allocation="uniform",
+            target=0.9,
+            floors=(1,),
+            **common,
+        ),
     )
     owner = {"a.weight": 0, "b.weight": 0, "c.weight": 1}
     return p.Plan(
-        recipe=p.About(name="x", sha256="0" * 64), model=p.Model(name="m:f", classes=2),
-        data=p.Data(name="synthetic", batch_size=2, image_size=8), steps_per_epoch=5, num_steps=10,
+        recipe=p.About(name="x", sha256="0" * 64),
+        model=p.Model(name="m:f", classes=2),
+        data=p.Data(name="synthetic", batch_size=2, image_size=8),
+        steps_per_epoch=5,
+        num_steps=10,
         layers=tuple(
-            p.Layer(parameter=name, module=name[0], type="Linear", shape=shape, macs=100,
-                    group=owner.get(name), rule="x.prune:4") for name, shape in LAYERS
+            p.Layer(
+                parameter=name,
+                module=name[0],
+                type="Linear",
+                shape=shape,
+                macs=100,
+                group=owner.get(name),
+                rule="x.prune:4",
+            )
+            for name, shape in LAYERS
         ),
-        groups=groups, paths=(p.Path(name="sparse", view="masked"), p.Path(name="dense", view="full")),
+        groups=groups,
+        paths=(p.Path(name="sparse", view="masked"), p.Path(name="dense", view="full")),
         privates=(),
-        phases=(p.Phase(window=p.Window(), paths=("sparse", "dense"),
-                        shares=(p.Shares(kept=1, rest=1), p.Shares(pruned=1))),),
-        losses=(p.Loss(name="cross_entropy(sparse)", coefficient=1, term=p.CrossEntropy(path="sparse")),),
+        phases=(
+            p.Phase(
+                window=p.Window(),
+                paths=("sparse", "dense"),
+                shares=(p.Shares(kept=1, rest=1), p.Shares(pruned=1)),
+            ),
+        ),
+        losses=(
+            p.Loss(name="cross_entropy(sparse)", coefficient=1, term=p.CrossEntropy(path="sparse")),
+        ),
         deploy="sparse",
         train=p.Train(num_epochs=2, optimizer=p.SGD(lr=0.1), rate=p.Rate(kind="constant")),
     )
@@ -44,8 +77,11 @@ def masks():
     b[:10] = True
     c = torch.zeros(30, dtype=torch.bool)
     c[::10] = True
-    return {"a.weight": torch.ones(4, 5, dtype=torch.bool), "b.weight": b.view(10, 4),
-            "c.weight": c.view(3, 10)}
+    return {
+        "a.weight": torch.ones(4, 5, dtype=torch.bool),
+        "b.weight": b.view(10, 4),
+        "c.weight": c.view(3, 10),
+    }
 
 
 @pytest.fixture

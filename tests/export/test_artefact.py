@@ -55,8 +55,12 @@ def test_the_header_says_recipe_model_and_the_counts_that_are_allowed(plan, tmp_
 
 def test_the_digest_changes_with_any_value_shape_or_name():
     one = {"a": torch.zeros(2, 3)}
-    others = [{"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).half()},
-              {"a": torch.tensor([[0.0, 0, 0], [0, 0, -0.0]])}]
+    others = [
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3).half()},
+        {"a": torch.tensor([[0.0, 0, 0], [0, 0, -0.0]])},
+    ]
     assert len({digest(tensors) for tensors in [one, *others]}) == 5
 
 
@@ -73,8 +77,13 @@ def test_files_that_cannot_be_read_are_plain_errors(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"")
     torch.save({"a": [1]}, tmp_path / "list.pth")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    for name, fact in [("x.safetensors", "is damaged"), ("x.pth", "cannot be read|is damaged"),
-                       ("x.onnx", "not an exported file"), ("list.pth", "not a state dict"),
-                       ("module.pth", "more than tensors"), ("none.pth", "there is no file")]:
+    for name, fact in [
+        ("x.safetensors", "is damaged"),
+        ("x.pth", "cannot be read|is damaged"),
+        ("x.onnx", "not an exported file"),
+        ("list.pth", "not a state dict"),
+        ("module.pth", "more than tensors"),
+        ("none.pth", "there is no file"),
+    ]:
         with pytest.raises(InputError, match=fact):
             read_artefact(tmp_path / name)

@@ -1,0 +1,381 @@
+"""The command line: one function a verb, each a few lines over the functions that do the work.
+
+In:   arguments.
+Out:  text on stdout, diagnostics on stderr, an exit status (exits.py).
+Not:  nothing of torch is imported before a verb needs it: `dcil check` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exits import DONE, STOPPED, WRONG, note, status_of, tell
+
+SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    name="dcil", no_args_is_help=True, **SETTINGS,
+    help="Prune neural networks as a recipe says: check it, compile it, train, prove, export.",
+)  # fmt: skip
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]
+Spec = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable or file.py:callable",
+    ),
+]
+MaybeSpec = Annotated[Optional[str], typer.Option("--model", metavar="SPEC", help="as for compile")]
+Sets = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="replace a `let` or a setting (train.epochs=5ep)"
+    ),
+]
+Concise = Annotated[bool, typer.Option("--concise", help="one line a diagnostic")]
+Steps = Annotated[
+    Optional[int],
+    typer.Option("--steps-per-epoch", min=1, help="where the data that tell it are not at hand"),
+]
+DataDir = Annotated[
+    Optional[Path], typer.Option("--data", metavar="DIR", help="where the data lie")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="processes that read")]
+RunDir = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
+
+
+def verb(function: Callable[..., int | None]) -> Callable[..., None]:
+    """A verb whose errors become text and a status. It may return a status, None is 0."""
+
+    @functools.wraps(function)
+    def guarded(*args, **kwargs):
+        try:
+            status = function(*args, **kwargs)
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if type(error).__module__.startswith(("click", "typer")):
+                raise  # a usage error, which typer tells with the usage line
+            status = status_of(error, kwargs.get("concise", False))
+        raise typer.Exit(status or DONE)
+
+    return guarded
+
+
+@app.command("compile")
+@verb
+def compile_recipe(
+    recipe: RecipeFile,
+    model: Spec,
+    train: Annotated[
+        Optional[str],
+        typer.Option(
+            "--train",
+            metavar="DATA",
+            help="digits, fashion-mnist, cifar10, cifar100, imagenet, "
+            "imagefolder or synthetic: train on it",
+        ),
+    ] = None,
+    data: DataDir = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", metavar="DIR", help="the run folder")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
+    weights: Annotated[
+        Optional[str],
+        typer.Option(
+            "--weights", metavar="FILE", help="start from trained weights, or the library's name"
+        ),
+    ] = None,
+    sets: Sets = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Optional[str],
+        typer.Option("--precision", help="fp32, bf16 or fp16, instead of the recipe's"),
+    ] = None,
+    workers: Workers = None,
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="use torch.compile")
+    ] = False,
+    seed: Annotated[
+        Optional[int], typer.Option("--seed", min=0, help="instead of the recipe's")
+    ] = None,
+    max_steps: Annotated[
+        Optional[int], typer.Option("--max-steps", min=1, help="stop early")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no tables")] = False,
+    concise: Concise = False,
+    steps_per_epoch: Steps = None,
+) -> int | None:
+    """Compile a recipe for a model; with --train: train, evaluate, export, prove."""
+    if precision not in (None, "fp32", "bf16", "fp16"):
+        raise InputError(f"there is no precision `{precision}`", help="fp32, bf16 or fp16")
+    overrides = overrides_of(sets)
+    if train is None:
+        _refuse(
+            data=data, out=out, resume=resume, compile=compile, max_steps=max_steps, workers=workers
+        )
+        prepared = _prepared(
+            recipe,
+            model,
+            overrides,
+            concise,
+            steps_per_epoch,
+            weights=weights,
+            precision=precision,
+            seed=seed,
+        )
+        from dcil_dsl.compiler import compile_plan
+        from dcil_dsl.compiler.show import show_summary
+        from dcil_dsl.plan.show import show_plan
+
+        dual = compile_plan(prepared.plan, prepared.traced)
+        if not quiet:
+            print(show_plan(prepared.plan))
+            print(show_summary(dual), end="")
+        return DONE
+    _refuse("with --train, the data tell the length of an epoch", steps_per_epoch=steps_per_epoch)
+    from dcil_dsl.job import train as train_job
+
+    run = train_job(
+        recipe, model, train, overrides=overrides, directory=data, out=out, resume=resume,
+        weights=weights, device=device, precision=precision, workers=workers, compile=compile,
+        seed=seed, max_steps=max_steps, quiet=quiet, warn=lambda d: tell(d, concise), note=note,
+    )  # fmt: skip
+    if run.interrupted:
+        argv = [argument for argument in sys.argv if argument != "--resume"]
+        again = "" if out is not None else f" --out {run.path}"
+        note(
+            f"interrupted at step {run.result.step:,} of {run.plan.num_steps:,}; continue with\n"
+            f"  {Path(argv[0]).name} {' '.join(argv[1:])}{again} --resume"
+        )
+        return STOPPED
+    if not quiet:
+        _show_run(run)
+    _tell_claims(run.claims)
+    return DONE if run.holds else WRONG
+
+
+@app.command()
+@verb
+def check(recipe: RecipeFile, model: MaybeSpec = None, sets: Sets = None, concise: Concise = False):
+    """Syntax and meaning; with --model, every selector against the model's layers."""
+    if model is not None:
+        plan = _prepared(recipe, model, overrides_of(sets), concise).plan
+        pruned = sum(len(group.parameters) for group in plan.groups)
+        print(f"{recipe}: sound for {model}, prunes {pruned} of {len(plan.layers)} layers")
+        return
+    from dcil_dsl.lang import load
+
+    for diagnostic in load(recipe, overrides_of(sets) or None).warnings:
+        tell(diagnostic, concise)
+    print(f"{recipe}: sound")
+
+
+@app.command()
+@verb
+def fmt(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help=".prune files")],
+    check: Annotated[bool, typer.Option("--check", help="change nothing; list what would")] = False,
+    concise: Concise = False,
+) -> int:
+    """Put recipes into the canonical text."""
+    from dcil_dsl.rewrite import format_files
+
+    changed = format_files(recipes, write=not check)
+    for path in changed:
+        print(f"{path}: {'is not' if check else 'put'} in canonical form")
+    return WRONG if check and changed else DONE
+
+
+@app.command()
+@verb
+def plan(
+    recipe: RecipeFile,
+    model: Spec,
+    json: Annotated[bool, typer.Option("--json", help="as data")] = False,
+    sets: Sets = None,
+    concise: Concise = False,
+    steps_per_epoch: Steps = None,
+):
+    """Every layer with its rule, target, weights and arithmetic; the schedule; the cost."""
+    prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
+    from dcil_dsl.plan.show import show_plan
+
+    print(prepared.plan.to_json() if json else show_plan(prepared.plan), end="\n" if json else "")
+
+
+@app.command()
+@verb
+def graph(
+    recipe: RecipeFile,
+    model: Spec,
+    sets: Sets = None,
+    concise: Concise = False,
+    steps_per_epoch: Steps = None,
+):
+    """The code of the dual graph, for each phase of the training and for evaluation."""
+    prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
+    from dcil_dsl.compiler import compile_plan
+    from dcil_dsl.compiler.show import show_graph
+
+    print(show_graph(compile_plan(prepared.plan, prepared.traced)), end="")
+
+
+@app.command("eval")
+@verb
+def evaluate(
+    run: RunDir,
+    path: Annotated[
+        Optional[str], typer.Option("--path", help="sparse, dense, ... (the deployed)")
+    ] = None,
+    data: DataDir = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    model: MaybeSpec = None,
+    concise: Concise = False,
+) -> int:
+    """The accuracy of a run, and whether what the recipe expects holds."""
+    from dcil_dsl.revisit import evaluate_run
+
+    found = evaluate_run(
+        run, path=path, directory=data, device=device, workers=workers, model=model
+    )
+    numbers = "  ".join(f"{name} {value:.4%}" for name, value in found.accuracy.items())
+    print(f"{found.path} path after {found.step:,} steps: {numbers}")
+    _tell_claims(found.claims)
+    return DONE if found.holds else WRONG
+
+
+@app.command()
+@verb
+def verify(
+    artefact: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTEFACT", help="a run folder, a checkpoint, a .safetensors or a .pth"
+        ),
+    ],
+    recipe: Annotated[
+        Optional[str], typer.Option("--recipe", help="ask what this recipe asks")
+    ] = None,
+    model: MaybeSpec = None,
+    sets: Sets = None,
+    concise: Concise = False,
+) -> int:
+    """Prove the sparsity of what is stored, by counting zeros."""
+    from dcil_dsl.export.verify import show_verdict
+    from dcil_dsl.prepare import load_recipe
+    from dcil_dsl.revisit import verify_artefact
+
+    if recipe is None:
+        _refuse("they say how to read a recipe: --recipe is missing", model=model, set=sets)
+    warn = functools.partial(tell, concise=concise)
+    asked = None if recipe is None else load_recipe(recipe, overrides_of(sets), warn)
+    verdicts = verify_artefact(artefact, recipe=asked, model=model, warn=warn, note=note)
+    for file, verdict in verdicts:
+        print(f"{file}\n{show_verdict(verdict)}")
+    return DONE if all(verdict.holds for _, verdict in verdicts) else WRONG
+
+
+@app.command()
+@verb
+def export(
+    run: RunDir,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors or pth")],
+    out: Annotated[
+        Optional[Path], typer.Option("--out", metavar="FILE", help="instead of in RUN")
+    ] = None,
+    path: Annotated[
+        Optional[str], typer.Option("--path", help="another path than the deployed")
+    ] = None,
+    model: MaybeSpec = None,
+    concise: Concise = False,
+):
+    """The deployable model: plain tensors under the original's names, zeros in place."""
+    from dcil_dsl.revisit import export_run
+
+    print(export_run(run, to, out, model, path))
+
+
+@app.command()
+@verb
+def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="E301, W303, ...")]):
+    """What an error code means, with an example."""
+    from dcil_dsl.diagnostics.codes import explain
+
+    print(explain(code).rstrip("\n"))
+
+
+def overrides_of(sets: list[str] | None) -> dict[str, str]:
+    """["a=1"] -> {"a": "1"}. InputError where one has no `=` or a name comes twice."""
+    overrides: dict[str, str] = {}
+    for entry in sets or []:
+        name, equals, value = entry.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name or not value:
+            raise InputError(f"--set {entry}: not NAME=VALUE", help="--set target=95%")
+        if name in overrides:
+            raise InputError(f"--set gives `{name}` twice")
+        overrides[name] = value
+    return overrides
+
+
+def main() -> None:
+    """The program `dcil`."""
+    app(prog_name="dcil")
+
+
+def main_compile() -> None:
+    """The program `dcil-compile`: `dcil compile` under its own name."""
+    single = typer.Typer(**SETTINGS)
+    single.command("compile")(compile_recipe)
+    single(prog_name="dcil-compile")
+
+
+def _prepared(recipe, model, overrides, concise, steps_per_epoch=None, **more):
+    from dcil_dsl.prepare import load_recipe, prepare
+
+    warn = functools.partial(tell, concise=concise)
+    return prepare(
+        load_recipe(recipe, overrides, warn),
+        model,
+        warn=warn,
+        note=note,
+        steps_per_epoch=steps_per_epoch,
+        **more,
+    )
+
+
+def _show_run(run) -> None:
+    from rich.console import Console
+
+    from dcil_dsl.training.progress import result_table
+
+    files = (run.folder.weights, run.folder.report, run.folder.metrics, run.folder.checkpoint)
+    Console().print(result_table(run.result, run.plan, files))
+
+
+def _tell_claims(claims) -> None:
+    words = {True: "holds", False: "DOES NOT HOLD", None: "not judged, the run is cut short"}
+    for claim in claims:
+        print(f"expect {claim.text}: measured {claim.measured:.4%}, {words[claim.holds]}")
+
+
+def _refuse(why: str = "they belong to a training: --train is missing", **options) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in options.items()
+        if value not in (None, False, [])
+    ]
+    if given:
+        raise InputError(f"{', '.join(given)}: {why}")

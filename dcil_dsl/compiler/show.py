@@ -1,0 +1,50 @@
+"""A compiled graph as text: what `dcil graph` prints, and its summary in a few lines.
+
+In:   a Dual.
+Out:  the code of every graph that it chooses among; counts.
+Not:  nothing is run.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.plan.plan import Phase
+
+
+def show_graph(dual: Dual) -> str:
+    """The code for training, phase by phase, and for evaluation, each under a comment."""
+    parts = [
+        f"# training, {_window(phase)}: {', '.join(phase.paths)}\n{_code(dual, True, index)}"
+        for index, phase in enumerate(dual.plan.phases)
+    ]
+    names = ", ".join(path.name for path in dual.plan.paths)
+    parts.append(f"# evaluation: {names}\n{_code(dual, False, 0)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def show_summary(dual: Dual) -> str:
+    """Counts of calls by phase, of masks and of the twins' parameters."""
+    lines = ["graph"]
+    for index, phase in enumerate(dual.plan.phases):
+        calls = sum(node.op.startswith("call") for node in dual.graphs[True, index].nodes)
+        paths = "1 path" if len(phase.paths) == 1 else f"{len(phase.paths)} paths"
+        lines.append(f"  training, {_window(phase)}: {calls} calls for {paths}")
+    twins = tuple(
+        f"{entry.module}__{path.name}." for entry in dual.plan.privates for path in dual.plan.paths
+    )
+    extra = sum(p.numel() for name, p in dual.named_parameters() if name.startswith(twins))
+    masked = sum(mask.numel() for mask in dual.masks.values())
+    lines.append(
+        f"  {len(dual.masks)} masks of {masked:,} bytes; "
+        f"{extra:,} numbers more in the twins of private modules"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _window(phase: Phase) -> str:
+    stop = "the end" if phase.window.stop is None else f"step {phase.window.stop:,}"
+    return f"step {phase.window.start:,} to {stop}"
+
+
+def _code(dual: Dual, training: bool, phase: int) -> str:
+    return dual.graphs[training, phase].python_code("self").src.strip()

@@ -1,0 +1,79 @@
+"""What ends a command, as text on stderr and a status.
+
+In:   diagnostics, notes, and whatever a verb raised.
+Out:  0 done; 1 the recipe is wrong or the result does not hold; 2 the command, the model or the
+      data is wrong; 70 a fault of ours, with the traceback; 130 interrupted.
+Not:  no verb. torch is never imported here: `dcil check` has no time for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
+
+DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
+
+
+def status_of(error: BaseException, concise: bool) -> int:
+    """Tell `error` on stderr; return the status it ends the process with."""
+    match error:
+        case KeyboardInterrupt():
+            _say("stopped before training; nothing was written")
+            return STOPPED
+        case RecipeError():
+            _tell_all(error.diagnostics, concise)
+            return WRONG
+        case InputError():
+            _say(f"error: {error.message}")
+            if error.help and not concise:
+                _say("\n".join(f"  {line}" for line in error.help.splitlines()))
+            return MISUSED
+        case _ if _is_sparsity_error(error):
+            _say(f"error: {error}")
+            return WRONG
+        case _:
+            traceback.print_exception(error, file=sys.stderr)
+            _say(
+                f"error: {type(error).__name__}: {error}\nthis is a bug in dcil_dsl; please "
+                "report it with the text above and the recipe"
+            )
+            return OURS
+
+
+def tell(diagnostic: Diagnostic, concise: bool) -> None:
+    """One diagnostic on stderr, drawn or in one line."""
+    from dcil_dsl.diagnostics.render import render, render_concise
+
+    if concise:
+        _say(render_concise(diagnostic))
+    else:
+        _say(render(diagnostic, color=sys.stderr.isatty()))
+
+
+def note(text: str) -> None:
+    """Something worth knowing that is not about a place in the recipe."""
+    _say(text if text.startswith("WARNING") else f"note: {text}")
+
+
+def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:
+    from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
+
+    for index, diagnostic in enumerate(diagnostics[:MAX_ERRORS]):
+        if index and not concise:
+            _say("")
+        tell(diagnostic, concise)
+    if len(diagnostics) > MAX_ERRORS:
+        _say(f"and {len(diagnostics) - MAX_ERRORS} more errors")
+
+
+def _is_sparsity_error(error: BaseException) -> bool:
+    # Asked of the loaded modules: importing training would cost a second of torch, and an
+    # error of a module that is not loaded cannot have been raised.
+    metrics = sys.modules.get("dcil_dsl.training.metrics")
+    return metrics is not None and isinstance(error, metrics.SparsityError)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

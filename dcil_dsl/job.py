@@ -1,0 +1,313 @@
+"""The main job: a recipe, a model and data become a trained sparse network in a run folder.
+
+In:   what `dcil-compile RECIPE --model SPEC --train DATA` was given.
+Out:  the run folder, whose exported file was read back and proved; Run.
+Not:  no step of training (training/), no printing but through `warn`, `note` and the display.
+      Nothing is written before the data, the recipe and the model have proved usable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dcil_dsl.compiler import compile_plan
+from dcil_dsl.data import Dataset, Loader, open_dataset
+from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
+from dcil_dsl.export.collapse import collapse
+from dcil_dsl.export.report import make_report
+from dcil_dsl.export.verify import verify_tensors
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Expectation, Plan
+from dcil_dsl.plan.resolve import resolve_data
+from dcil_dsl.plan.show import show_summary
+from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
+from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.training.progress import Display, make_display
+from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run, write_text
+from dcil_dsl.training.trainer import Options, Result
+from dcil_dsl.training.trainer import train as train_dual
+
+COMMAND = "command.json"  # the machine's side of a run: where the data lie
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the recipe's `expect`. `holds` None: not judged, the run is not at its end."""
+
+    text: str
+    measured: float
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the job made. model is the deployed network, None where training was interrupted."""
+
+    folder: RunFolder
+    plan: Plan
+    result: Result
+    claims: tuple[Claim, ...] = ()
+    model: nn.Module | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def interrupted(self) -> bool:
+        return self.result.interrupted
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing that the recipe expects was missed."""
+        return all(claim.holds is not False for claim in self.claims)
+
+
+def train(
+    recipe: str | Path | Recipe,
+    model: str | nn.Module,
+    data: str | Dataset,
+    *,
+    overrides: Mapping[str, str] = {},
+    directory: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    workers: int | None = None,
+    compile: bool = False,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    quiet: bool = True,
+    warn: Warn | None = None,
+    note: Note | None = None,
+    display: Display | None = None,
+) -> Run:
+    """Compile, train, evaluate, export and prove.
+
+    recipe     a path, or a Recipe of dcil.load
+    model      a SPEC ("torchvision:resnet18") or a module, which is not changed
+    data       a name ("digits"), lying in `directory`; or a Dataset
+    out        the run folder; resume continues it
+    workers    processes that read images; None: as many as pay
+    max_steps  stop after so many steps of the run in all
+
+    Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
+    """
+    warn, note = warn or warn_in_python, note or (lambda text: None)
+    if resume and out is None:
+        raise InputError("--resume does not say which run", help="name its folder with --out DIR")
+    if max_steps is not None and max_steps < 1:
+        raise InputError(f"--max-steps {max_steps}: at least one step")
+    device = pick_device(device)
+    recipe = load_recipe(recipe, overrides, warn)
+    dataset = open_data(data, directory, recipe.data.channels)
+    if resume:
+        open_run(out)  # fails here, before a model is built
+    _note_other_data(recipe, dataset, note)
+
+    images = resolve_data(recipe.data)
+    example = next(iter(_loader(dataset, "val", images, 1).epoch(0)))[0]
+    num_batches = _loader(dataset, "train", images, images.batch_size).num_batches
+    prepared = prepare(
+        recipe, model, warn=warn, note=note, steps_per_epoch=num_batches, example=example,
+        classes=len(dataset.classes), data=dataset.name, weights=weights, precision=precision,
+        seed=seed,
+    )  # fmt: skip
+    plan = prepared.plan
+    if not quiet:
+        print(show_summary(plan), flush=True)
+    dual = compile_plan(plan, prepared.traced)
+    loaders = make_loaders(plan, dataset, device, workers)
+    if resume:
+        folder = resume_run(out, plan)
+    else:
+        folder = create_run(plan, recipe.given, recipe.text, out)
+        where = None if directory is None else str(Path(directory).absolute())
+        command = {
+            "model": plan.model.name,
+            "data": dataset.name,
+            "directory": where,
+            "weights": weights,
+            "device": str(device),
+        }
+        write_text(folder.path / COMMAND, json.dumps(command, indent=2) + "\n")
+    options = Options(
+        device=device, compile=compile, channels_last=is_convolutional(plan),
+        max_steps=max_steps, resume=resume,
+    )  # fmt: skip
+    try:
+        result = train_dual(dual, *loaders, folder, options, display or make_display(quiet))
+    finally:
+        for loader in loaders:
+            loader.close()
+    if result.interrupted:
+        return Run(folder, plan, result)
+    deployed = collapse(dual).cpu()
+    write_artefact(deployed, folder.weights, origin_of(plan, result.step))
+    verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
+    complete = result.step == plan.num_steps
+    claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
+    folder.write_report(_report(plan, result, claims, deployed, device))
+    return Run(folder, plan, result, claims, deployed)
+
+
+def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
+    """A data set by its name. Raises InputError that says where it was looked for."""
+    if not isinstance(data, str):
+        return data
+    return open_dataset(data, None if directory is None else Path(directory), channels=channels)
+
+
+def make_loaders(
+    plan: Plan, dataset: Dataset, device: torch.device, workers: int | None
+) -> tuple[Loader, Loader]:
+    """The training and the held-out batches as the plan and the machine have them."""
+    more = dict(seed=plan.train.seed, device=device, channels_last=is_convolutional(plan))
+    return tuple(
+        _loader(
+            dataset,
+            part,
+            plan.data,
+            plan.data.batch_size,
+            workers=_workers(dataset, part, plan, device, workers),
+            **more,
+        )
+        for part in ("train", "val")
+    )
+
+
+def is_convolutional(plan: Plan) -> bool:
+    """Whether channels_last pays: its kernels are those of 2-d convolutions."""
+    return any(len(layer.shape) == 4 for layer in plan.layers)
+
+
+def pick_device(device: str) -> torch.device:
+    """auto | cpu | cuda | cuda:N, proved to be there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
+    return torch.device(device)
+
+
+def judge_claims(
+    plan: Plan, accuracy: Mapping[str, float], sparsity: float, judged: bool = True
+) -> tuple[Claim, ...]:
+    """The recipe's `expect` against what was measured on one path. InputError for no such metric.
+
+    judged  False where --max-steps cut the run short, of which the recipe claims nothing
+    """
+    measured = {**accuracy, "sparsity": sparsity}
+    claims = []
+    for claim in plan.expect:
+        if claim.metric not in measured:
+            raise InputError(f"`expect {claim.metric}`: this run measures {', '.join(measured)}")
+        value = measured[claim.metric]
+        holds = _compare(value, claim) if judged else None
+        text = f"{claim.metric} {claim.compare} {100 * claim.value:.6g}%"
+        claims.append(Claim(text, value, holds))
+    return tuple(claims)
+
+
+def _prove(folder: RunFolder, masks: Mapping[str, torch.Tensor]):
+    """The file as it lies on the disk, not the module that it was written from."""
+    artefact = read_artefact(folder.weights)
+    verdict = verify_tensors(
+        artefact.tensors, artefact.origin.promises, masks if artefact.origin.promises else None
+    )
+    if not verdict.holds:
+        raise SparsityError(
+            f"{folder.weights} is not what the recipe asks: " + "; ".join(verdict.faults)
+        )
+    return verdict
+
+
+def _report(
+    plan: Plan, result: Result, claims: tuple[Claim, ...], deployed: nn.Module, device: torch.device
+) -> dict:
+    versions = {
+        "dcil_dsl": _version("dcil-dsl"),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "python": platform.python_version(),
+    }
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "result": asdict(result),
+        "expect": [asdict(claim) for claim in claims],
+        "recipe": {
+            "name": plan.recipe.name,
+            "sha256": plan.recipe.sha256,
+            "overrides": plan.recipe.overrides,
+        },
+        "model": plan.model.model_dump(),
+        "data": plan.data.name,
+        "seed": plan.train.seed,
+        "device": {"type": device.type, "name": hardware, "threads": torch.get_num_threads()},
+        "versions": versions,
+        "training_cost": result.cost,
+        "complete": result.step == plan.num_steps,
+        "weights": make_report(plan, deployed.state_dict()).to_dict(),
+    }
+
+
+def _loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> Loader:
+    return Loader(
+        dataset,
+        part,
+        batch_size=batch_size,
+        image_size=data.image_size,
+        channels=data.channels,
+        augment=data.augment,
+        **more,
+    )
+
+
+def _workers(
+    dataset: Dataset, part: str, plan: Plan, device: torch.device, asked: int | None
+) -> int:
+    if asked is not None:
+        return asked
+    in_memory = isinstance(getattr(dataset, part), Tensors)
+    if in_memory and (device.type == "cpu" or not plan.data.augment):
+        return 0  # the step itself keeps the processors busy, or the batch is one indexing
+    return min(8, os.cpu_count() or 1)
+
+
+def _note_other_data(recipe: Recipe, dataset: Dataset, note: Note) -> None:
+    if recipe.data.name is not None and recipe.data.name.replace("_", "-") != dataset.name:
+        note(f"the recipe was written for the data `{recipe.data.name}`; these are {dataset.name}")
+
+
+def _compare(value: float, claim: Expectation) -> bool:
+    # 0.96 as a fraction of counts and as a decimal may differ in the last bit.
+    near = abs(value - claim.value) < 1e-12
+    return {
+        ">=": value > claim.value or near, "<=": value < claim.value or near, "==": near,
+        "!=": not near, ">": value > claim.value and not near,
+        "<": value < claim.value and not near,
+    }[claim.compare]  # fmt: skip
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown" if package != "dcil-dsl" else "checkout"

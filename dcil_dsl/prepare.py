@@ -1,0 +1,212 @@
+"""Recipe and model to a Plan: what every verb does first.
+
+In:   a recipe (a path or a Recipe), a model (a SPEC or a module), the machine's overrides.
+Out:  Prepared: the Plan, which says what is really built, the traced model, an example input.
+Not:  nothing is written; no data is read: without them an epoch has the length that the named
+      data set is known to have.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
+from dcil_dsl.graph.trace import Traced, TraceError, trace_model
+from dcil_dsl.lang import load
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.zoo import build_model, load_weights
+
+# Training images of the data sets that have a fixed number, and their native size. The
+# numbers are facts about the sets, needed where a plan is asked for and the data are elsewhere.
+KNOWN_DATA = {
+    "digits": (1437, 8),
+    "fashion-mnist": (60_000, 28),
+    "cifar10": (50_000, 32),
+    "cifar100": (50_000, 32),
+    "imagenet": (1_281_167, 224),
+    "synthetic": (512, 32),
+}
+ASSUMED_STEPS = 1000  # an epoch of data that nothing is known of
+ASSUMED_SIZE = 224
+
+Warn = Callable[[Diagnostic], None]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe resolved for a model. `plan.model` and `plan.data` say what is really used."""
+
+    recipe: Recipe
+    plan: Plan
+    traced: Traced
+    example: Tensor
+
+
+def prepare(
+    recipe: Recipe,
+    model: str | nn.Module,
+    *,
+    warn: Warn,
+    note: Note,
+    steps_per_epoch: int | None = None,
+    example: Tensor | None = None,
+    classes: int | None = None,
+    data: str | None = None,
+    weights: str | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+) -> Prepared:
+    """Build or take the model, load weights, trace, resolve.
+
+    steps_per_epoch, example, classes, data  as the data have them; None where there are none
+    example  one batch of one image, (1, C, H, W)
+    Raises RecipeError and InputError.
+    """
+    seed = recipe.train.seed if seed is None else seed
+    torch.manual_seed(seed)
+    options = dict(recipe.model.options)
+    name = (
+        model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}"
+    )
+    _note_another_model(recipe, name, note)
+    if isinstance(model, str):
+        wanted = recipe.model.classes if recipe.model.classes is not None else classes
+        model = build_model(model, wanted, options)
+    if weights is not None:
+        for line in load_weights(model, weights, name):
+            note(f"--weights: {line}")
+    if example is None:
+        example = torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2)
+    if steps_per_epoch is None:
+        steps_per_epoch = assumed_steps(recipe, data, note)
+    num_outputs = count_outputs(model, example)
+    if classes is not None:
+        _compare_classes(num_outputs, classes, data, note)
+
+    report = Diagnostics()
+    try:
+        traced = trace_model(model, (example,))
+    except TraceError as error:
+        raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
+    plan = resolve_recipe(recipe, traced, steps_per_epoch, report)
+    for diagnostic in report.warnings:
+        warn(diagnostic)
+    return Prepared(
+        recipe, _as_built(plan, name, num_outputs, data, precision, seed), traced, example
+    )
+
+
+def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn: Warn) -> Recipe:
+    """A checked recipe, its warnings told. RecipeError, or InputError for a missing file."""
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe, dict(overrides) or None)
+    elif overrides:
+        raise InputError(
+            "overrides belong to the loading of a recipe", help="dcil.load(path, overrides={...})"
+        )
+    for diagnostic in recipe.warnings:
+        warn(diagnostic)
+    return recipe
+
+
+def warn_in_python(diagnostic: Diagnostic) -> None:
+    """A W diagnostic as Python's own warning, for callers that are not the command line."""
+    place = f"{diagnostic.span}: " if diagnostic.span else ""
+    text = f"{place}{diagnostic.code} {diagnostic.message}"
+    warnings.warn(text, RecipeWarning, stacklevel=4)  # out of this package, to the caller
+
+
+def image_size(recipe: Recipe, data: str | None) -> int:
+    """The side of the images in pixels: the recipe's, its crop's, or the data set's own."""
+    if recipe.data.image_size is not None:
+        return recipe.data.image_size
+    crops = [word.size for word in recipe.data.augment if hasattr(word, "size")]
+    return crops[-1] if crops else _known(recipe, data)[1]
+
+
+def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
+    """Steps in an epoch where no data are at hand."""
+    examples = _known(recipe, data)[0]
+    if examples is None:
+        note(
+            f"the length of an epoch is not known without the data: {ASSUMED_STEPS} steps are "
+            "assumed, --steps-per-epoch says otherwise"
+        )
+        return ASSUMED_STEPS
+    return math.ceil(examples / (recipe.data.batch_size or 128))
+
+
+def count_outputs(model: nn.Module, example: Tensor) -> int:
+    """The number of class scores that the model gives. InputError where it takes no such image."""
+    from dcil_dsl.training.losses import logits_of
+
+    modes = {module: module.training for module in model.modules()}
+    first = next(model.parameters(), None)
+    try:
+        with torch.no_grad():
+            output = model.eval()(example if first is None else example.to(first.device))
+    except Exception as error:  # a model may refuse an image with any error
+        shape = " x ".join(map(str, example.shape[1:]))
+        raise InputError(
+            f"the model does not take images of {shape}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}",
+            help="set `image_size` or `channels` in the recipe's `data` block",
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    logits = logits_of(output)
+    if logits.dim() != 2:
+        shape = " x ".join(map(str, logits.shape))
+        raise InputError(f"the model returns a tensor of {shape}, not one row of class scores")
+    return logits.shape[1]
+
+
+def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
+    name = (data or recipe.data.name or "").replace("_", "-")
+    return KNOWN_DATA.get(name, (None, ASSUMED_SIZE))
+
+
+def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:
+    if recipe.model.name not in (None, name, name.rpartition(":")[2]):
+        note(f"the recipe was written for the model `{recipe.model.name}`; this is {name}")
+
+
+def _compare_classes(num_outputs: int, classes: int, data: str | None, note: Note) -> None:
+    if classes > num_outputs:
+        raise InputError(
+            f"{data or 'the data'} has {classes} classes, the model tells only {num_outputs} apart",
+            help=f"--set model.classes={classes}",
+        )
+    if classes < num_outputs:
+        note(
+            f"WARNING: the model has {num_outputs} outputs and {data or 'the data'} only "
+            f"{classes} classes; --set model.classes={classes} leaves none unused"
+        )
+
+
+def _as_built(
+    plan: Plan, name: str, num_outputs: int, data: str | None, precision: str | None, seed: int
+) -> Plan:
+    """The plan with what the command line decided, so that plan.json rebuilds what was trained."""
+    overrides, train = dict(plan.recipe.overrides), {}
+    if precision is not None and precision != plan.train.precision:
+        overrides["train.precision"] = train["precision"] = precision
+    if seed != plan.train.seed:
+        overrides["train.seed"], train["seed"] = str(seed), seed
+    return plan.model_copy(update={
+        "recipe": plan.recipe.model_copy(update={"overrides": overrides}),
+        "model": plan.model.model_copy(update={"name": name, "classes": num_outputs}),
+        "data": plan.data.model_copy(update={"name": data or plan.data.name}),
+        "train": plan.train.model_copy(update=train),
+    })  # fmt: skip

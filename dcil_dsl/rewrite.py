@@ -1,0 +1,66 @@
+"""Recipe files into their canonical text, in place.
+
+In:   paths of .prune files.
+Out:  which of them are not canonical; the files rewritten, each whole or not at all.
+Not:  no layout (lang/fmt.py). A file that does not parse stops everything before any is written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcil_dsl.diagnostics import InputError, RecipeError
+
+
+def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
+    """The files whose text is not canonical, rewritten where `write`.
+
+    RecipeError with the errors of all files together; InputError for one that cannot be read.
+    """
+    from dcil_dsl.lang.fmt import format_text
+
+    texts, wrong = {}, []
+    for path in paths:
+        given = _read(path)
+        try:
+            texts[path] = (given, format_text(given, str(path)))
+        except RecipeError as error:
+            wrong += error.diagnostics
+    if wrong:
+        raise RecipeError(wrong)
+    changed = [path for path, (given, canonical) in texts.items() if given != canonical]
+    if write:
+        for path in changed:
+            _write(path, texts[path][1])
+    return changed
+
+
+def _read(path: Path) -> str:
+    try:
+        # newline="": a file with \r\n is not canonical, and must not look so.
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: byte {error.start}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Through a draft beside it; a link stays a link, the file's permissions stay."""
+    path = path.resolve()
+    draft = None
+    try:
+        number, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(number, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(draft, path.stat().st_mode & 0o7777)
+        os.replace(draft, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        if draft is not None:
+            Path(draft).unlink(missing_ok=True)

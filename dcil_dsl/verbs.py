@@ -1,0 +1,69 @@
+"""The stages as Python verbs: resolve, compile, loss.
+
+In:   a Recipe of dcil.load and a model; then what the verb before returned.
+Out:  Plan, Dual, a scalar.
+Not:  no folder is written and no data read; job.py does the whole at once. The verb `export`
+      is the folder of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.diagnostics import Diagnostics, InputError
+from dcil_dsl.graph.trace import Traced, TraceError, trace_model
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.prepare import warn_in_python
+from dcil_dsl.training.losses import total_loss
+
+
+def resolve(
+    recipe: Recipe, model: nn.Module, steps_per_epoch: int, example_inputs: tuple | None = None
+) -> Plan:
+    """What the recipe means for this model, in steps. The model is not changed.
+
+    steps_per_epoch  optimiser steps in an epoch, at least 1
+    example_inputs   one batch; with it the plan also counts multiply-accumulates
+
+    Raises RecipeError; InputError where the model cannot be traced. Warnings of the recipe and
+    of its fit to the model are Python's, of class RecipeWarning.
+    """
+    if steps_per_epoch < 1:
+        raise InputError(f"steps_per_epoch is {steps_per_epoch}: at least 1")
+    report = Diagnostics(list(recipe.warnings))
+    plan = resolve_recipe(recipe, _trace(model, example_inputs), steps_per_epoch, report)
+    for diagnostic in report.warnings:
+        warn_in_python(diagnostic)
+    return plan
+
+
+def compile(plan: Plan, model: nn.Module, example_inputs: tuple | None = None) -> Dual:
+    """The dual graph: dual(x) is {path: y}. The model is not changed.
+
+    Raises InputError where the plan was made for another model.
+    """
+    try:
+        return compile_plan(plan, _trace(model, example_inputs))
+    except KeyError as error:
+        raise InputError(f"this is not the model that was planned: {error.args[0]}") from error
+
+
+def loss(plan: Plan, outputs: Mapping[str, object], target: Tensor, step: int) -> Tensor:
+    """The recipe's loss terms at `step`, weighted and summed: a scalar to call backward on.
+
+    outputs  {path: logits (B, C)} as the dual graph gives them; target (B,) class numbers
+    """
+    return total_loss(plan, outputs, target, step)
+
+
+def _trace(model: nn.Module, example_inputs: tuple | None) -> Traced:
+    try:
+        return trace_model(model, example_inputs)
+    except TraceError as error:
+        raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error

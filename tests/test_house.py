@@ -1,0 +1,167 @@
+"""The house rules that a machine can keep: imports, names, heads of files, frozen words."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dcil_dsl"
+STAGES = (
+    "diagnostics", "lang", "masking", "graph", "plan", "compiler", "zoo", "data", "training",
+    "export", "cli",
+)  # fmt: skip
+NEVER = {  # folder -> what it must not import, although it comes later in the list
+    "masking": {"lang"}, "graph": {"lang"}, "training": {"lang"}, "export": {"lang"},
+}  # fmt: skip
+FILES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = (
+    FILES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
+)
+
+
+def stage_of(module: str) -> str:
+    """ "dcil_dsl.plan.show" -> "plan"; files beside the folders are the last stage, the program."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in STAGES else "cli"
+
+
+def imports_of(file: Path) -> list[str]:
+    """The modules that a file imports, `from a import b` as a.b where that is a module."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            found.append(node.module)
+            found += [
+                f"{node.module}.{alias.name}" for alias in node.names if node.module == "dcil_dsl"
+            ]
+    return found
+
+
+def test_a_file_imports_only_from_its_own_folder_or_an_earlier_one():
+    wrong = []
+    for file in FILES:
+        relative = file.relative_to(ROOT).with_suffix("")
+        own = stage_of(".".join(relative.parts))
+        for name in imports_of(file):
+            if not name.startswith("dcil_dsl."):
+                continue
+            other = stage_of(name)
+            if STAGES.index(other) > STAGES.index(own) or other in NEVER.get(own, ()):
+                wrong.append(f"{relative} imports {name}")
+    assert wrong == []
+
+
+def test_lang_and_diagnostics_name_no_torch():
+    for folder in ("lang", "diagnostics"):
+        for file in (PACKAGE / folder).rglob("*.py"):
+            names = {name.split(".")[0] for name in imports_of(file)}
+            assert not names & {"torch", "torchvision", "rich", "typer"}, file
+
+
+def test_checking_a_recipe_loads_neither_torch_nor_rich():
+    code = (
+        "import sys, dcil_dsl, dcil_dsl.cli, dcil_dsl.lang\n"
+        "sys.argv = ['dcil', 'check', sys.argv[1]]\n"
+        "try:\n    dcil_dsl.cli.main()\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'torchvision', 'rich', 'numpy', 'networkx'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    recipe = str(ROOT / "recipes" / "quickstart.prune")
+    subprocess.run([sys.executable, "-c", code, recipe], check=True, cwd=ROOT)
+
+
+def test_no_file_or_folder_has_a_name_that_says_nothing():
+    names = {"utils", "helpers", "common", "base", "manager", "misc", "util", "helper", "core"}
+    assert [file for file in SOURCES if file.stem in names or file.parent.name in names] == []
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_is_ascii_short_and_says_what_it_is(file):
+    text = file.read_text()
+    assert text.isascii()
+    assert max(map(len, text.splitlines()), default=0) <= 100
+    assert len(text.splitlines()) <= 420
+    if text.strip():
+        head = ast.get_docstring(ast.parse(text))
+        assert head, "no docstring at the head"
+        if file in FILES and file.name not in ("__init__.py", "__main__.py"):
+            assert "In:" in head and "Out:" in head and "Not:" in head
+
+
+def test_no_code_runs_text_or_unpickles():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), file
+                if name == "torch.load":
+                    keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    assert keywords.get("weights_only") == "True", file
+
+
+def test_the_words_of_the_language_are_these():
+    from dcil_dsl.lang import vocabulary
+
+    words = {cls.__name__ for cls in vocabulary.Word.__subclasses__()}
+    assert words == {
+        "Uniform", "Global", "Cubic", "Linear", "Once", "Constant", "CrossEntropy", "KL",
+        "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train", "PadCrop", "Flip",
+        "RandomResizedCrop",
+        "AboutBlock", "ModelBlock", "DataBlock", "PruneBlock", "PathBlock", "PrivateBlock",
+    }  # fmt: skip
+
+
+def test_the_options_of_the_command_line_are_these():
+    from typer.main import get_command
+
+    from dcil_dsl.cli import app
+
+    group = get_command(app)
+    found = {
+        name: {
+            option
+            for parameter in command.params
+            for option in [*parameter.opts, *parameter.secondary_opts]
+            if option.startswith("-")
+        }
+        for name, command in group.commands.items()
+    }
+    assert found == {
+        "compile": {
+            "--model", "--train", "--data", "--out", "--resume", "--weights", "--set", "--device",
+            "--precision", "--workers", "--compile", "--no-compile", "--seed", "--max-steps",
+            "--quiet", "--concise", "--steps-per-epoch",
+        },
+        "check": {"--model", "--set", "--concise"},
+        "fmt": {"--check", "--concise"},
+        "plan": {"--model", "--json", "--set", "--concise", "--steps-per-epoch"},
+        "graph": {"--model", "--set", "--concise", "--steps-per-epoch"},
+        "eval": {"--path", "--data", "--device", "--workers", "--model", "--concise"},
+        "verify": {"--recipe", "--model", "--set", "--concise"},
+        "export": {"--to", "--out", "--path", "--model", "--concise"},
+        "explain": set(),
+    }  # fmt: skip
+
+
+def prune_blocks():
+    readmes = [file for file in ROOT.rglob("README.md") if ".venv" not in file.parts]
+    for file in sorted(readmes):
+        text = file.read_text()
+        for match in re.finditer(r"```prune\n(.*?)```", text, re.DOTALL):
+            line = text[: match.start()].count("\n") + 1
+            yield pytest.param(match[1], id=f"{file.relative_to(ROOT)}:{line}")
+
+
+@pytest.mark.parametrize("text", list(prune_blocks()))
+def test_a_recipe_shown_in_a_readme_is_sound(text):
+    from dcil_dsl.lang import loads
+
+    loads(text, folder=ROOT / "recipes")
