@@ -46,7 +46,7 @@ def test_a_random_resized_crop_that_comes_first_takes_the_image_as_it_lies():
     image = torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)
     before = train_transform((RESIZED_CROP,), 4, (64, 64))
     after = train_transform((FLIP, RESIZED_CROP), 4, (64, 64))
-    assert before(image).float().std() > after(image).float().std()
+    assert before(image).float().std() > 3 * after(image).float().std()
 
 
 def test_validation_takes_the_short_side_then_the_middle():
