@@ -26,11 +26,12 @@ class Literal(Node):
     """A number, percent, time, ratio, string, boolean or none.
 
     `value` is a float or int, str, bool, None, Percent, Time or Ratio (values.py);
-    `text` is how it was written.
+    `text` is how it was written; `origin` is the value of the `let` that link.py put here.
     """
 
     value: object
     text: str = field(compare=False)
+    origin: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

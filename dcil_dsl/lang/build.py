@@ -19,7 +19,7 @@ from dcil_dsl.lang.values import Percent, Ratio, Time
 _UNITS = {"ep": "epochs", "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps"}
 
 
-def build(parsed: Parsed) -> ast.File:
+def build_file(parsed: Parsed) -> ast.File:
     """The nodes of a parsed recipe; RecipeError where a number is too large to hold."""
     found = Diagnostics()
     nodes = _Build(parsed.source, found).transform(parsed.tree)

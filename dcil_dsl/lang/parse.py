@@ -33,7 +33,7 @@ class Parsed:
     comments: tuple[tuple[int, str], ...]
 
 
-def parse(source: Source) -> Parsed:
+def parse_text(source: Source) -> Parsed:
     """Parse a whole recipe; RecipeError with every E1xx found."""
     from dcil_dsl.lang import lexical, syntax  # both need the grammar from here
 

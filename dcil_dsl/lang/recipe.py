@@ -150,7 +150,7 @@ class Recipe:
     deploy: str
     train: vocabulary.Train
     expect: tuple[Expectation, ...] = ()
-    overrides: tuple[tuple[str, str], ...] = ()
+    overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple = field(default=(), compare=False)  # Diagnostic values of the check
     given: str = field(default="", compare=False, repr=False)  # the text as it was given
     text: str = field(default="", compare=False, repr=False)  # after extends, let and --set

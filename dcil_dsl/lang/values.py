@@ -12,6 +12,9 @@ from decimal import Decimal
 from typing import Literal
 
 
+BROKEN = object()  # in the place of a value that could not be worked out, and was told about
+
+
 class UnitError(ValueError):
     """Two quantities that cannot be combined; the message says which."""
 

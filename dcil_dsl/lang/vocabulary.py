@@ -8,7 +8,7 @@ Not:  what a word does; plan/ (targets, schedules), masking/ (scores), training/
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,9 +16,19 @@ from dcil_dsl.lang.values import Percent, Range, Time
 
 
 class Word(BaseModel):
-    """A word with settings. Unknown settings are errors; values never change after."""
+    """A word with settings. Unknown settings are errors; values never change after.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True)
+    `positional`: how many settings may be given without their names, from the first on.
+    """
+
+    # Built when first used: one recipe uses a third of the words, and `dcil check` is quick.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, defer_build=True
+    )
+    positional: ClassVar[int] = 0
+
+
+PathName = Annotated[str, "path"]  # one of the paths that `mix` declares, written without quotes
 
 
 # -- targets: how much goes, and how it is shared out among the layers --------------------
@@ -27,12 +37,14 @@ class Word(BaseModel):
 class Uniform(Word):
     """Every layer of the rule loses the same share: `90%` or `uniform(90%)`."""
 
+    positional: ClassVar[int] = 1
     sparsity: Percent
 
 
 class Global(Word):
     """One threshold over all layers of the rule: `global(90%)`."""
 
+    positional: ClassVar[int] = 1
     sparsity: Percent
 
 
@@ -51,6 +63,7 @@ class Cubic(Word):
     Zhu & Gupta 2017, arXiv:1710.01878. `grid`: the target moves only at its multiples.
     """
 
+    positional: ClassVar[int] = 1
     over: Range
     initial: Percent = Percent(0.0)
     grid: Time | None = None
@@ -59,6 +72,7 @@ class Cubic(Word):
 class Linear(Word):
     """s(t) = initial + (target - initial) * u."""
 
+    positional: ClassVar[int] = 1
     over: Range
     initial: Percent = Percent(0.0)
     grid: Time | None = None
@@ -86,7 +100,8 @@ View = Literal["masked", "full"]  # w * m, w
 class CrossEntropy(Word):
     """`cross_entropy(path, smoothing=0)`, mean over the batch."""
 
-    path: str
+    positional: ClassVar[int] = 1
+    path: PathName
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -96,8 +111,8 @@ class KL(Word):
     The teacher's side carries no gradient. Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
 
-    student: str
-    teacher: str
+    student: PathName
+    teacher: PathName
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -113,9 +128,12 @@ class SGD(Word):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamW(Word):
     lr: Annotated[float, Field(gt=0)]
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
@@ -150,6 +168,83 @@ class Cosine(Word):
 Rate = Union[ConstantRate, Multistep, Cosine]
 
 
+# -- augmentation ------------------------------------------------------------------------------
+
+
+class PadCrop(Word):
+    """`pad_crop(4)`: pad by so many pixels, then crop the old size at random."""
+
+    positional: ClassVar[int] = 1
+    pixels: Annotated[int, Field(gt=0)]
+
+
+class Flip(Word):
+    """`flip()`: left-right, with probability p."""
+
+    positional: ClassVar[int] = 1
+    p: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class RandomResizedCrop(Word):
+    """`random_resized_crop(224)`: a random part of random shape, resized."""
+
+    positional: ClassVar[int] = 1
+    size: Annotated[int, Field(gt=0)]
+
+
+Augment = Union[PadCrop, Flip, RandomResizedCrop]
+
+
+# -- blocks ------------------------------------------------------------------------------------
+
+
+class AboutBlock(Word):
+    """The settings of `recipe name { ... }`."""
+
+    title: str | None = None
+    version: str | None = None
+    reference: str | None = None
+
+
+class ModelBlock(Word):
+    """The settings of `model name { ... }`; the others go to whatever builds the model."""
+
+    classes: Annotated[int, Field(ge=1)] | None = None
+
+
+class DataBlock(Word):
+    """The settings of `data name { ... }`. image_size in pixels, None: as the dataset has them."""
+
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    channels: Annotated[int, Field(ge=1)] = 3
+    augment: tuple[Augment, ...] = ()
+
+
+class PruneBlock(Word):
+    """The settings of `pruning { ... }` and of one rule.
+
+    Without a schedule the target holds from the first step; masks are recomputed every 16
+    steps, as in the authors' code. `floor`: the least density of a layer, None: one weight.
+    """
+
+    score: Score = "magnitude"
+    schedule: Schedule = Constant()
+    refresh: Time = Time(16, "steps")
+    freeze: Time | None = None
+    floor: Percent | None = None
+
+
+class PrivateBlock(Word):
+    """The settings of one `private`: how the twins of a module start."""
+
+    init: Literal["copy", "fresh"] = "copy"
+
+
+class PathBlock(Word):
+    """The settings of one `path`: none yet."""
+
+
 class Train(Word):
     """The `train` block."""
 
@@ -162,25 +257,27 @@ class Train(Word):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-# -- augmentation ------------------------------------------------------------------------------
+BLOCKS: dict[str, type[Word]] = {
+    "recipe": AboutBlock, "model": ModelBlock, "data": DataBlock, "pruning": PruneBlock,
+    "train": Train,
+}  # fmt: skip
 
+# -- which words a place takes ------------------------------------------------------------------
 
-class PadCrop(Word):
-    """`pad_crop(4)`: pad by so many pixels, then crop the old size at random."""
+TARGETS = {"uniform": Uniform, "global": Global}
+SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constant}
+LOSSES = {"cross_entropy": CrossEntropy, "kl": KL}
+OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
+RATES = {"constant": ConstantRate, "multistep": Multistep, "cosine": Cosine}
+AUGMENTS = {"pad_crop": PadCrop, "flip": Flip, "random_resized_crop": RandomResizedCrop}
 
-    pixels: Annotated[int, Field(gt=0)]
+PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
+    (PruneBlock, "schedule"): ("a schedule", SCHEDULES),
+    (DataBlock, "augment"): ("an augmentation", AUGMENTS),
+    (Train, "optimizer"): ("an optimizer", OPTIMIZERS),
+    (Train, "lr"): ("a learning rate over time", RATES),
+}
 
-
-class Flip(Word):
-    """`flip()`: left-right, with probability p."""
-
-    p: Annotated[float, Field(ge=0, le=1)] = 0.5
-
-
-class RandomResizedCrop(Word):
-    """`random_resized_crop(224)`: a random part of random shape, resized."""
-
-    size: Annotated[int, Field(gt=0)]
-
-
-Augment = Union[PadCrop, Flip, RandomResizedCrop]
+VIEWS = ("masked", "full")
+METRICS = ("top1", "top5", "sparsity")
+PARTS = ("kept", "pruned", "rest")

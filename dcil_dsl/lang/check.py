@@ -1,0 +1,276 @@
+"""A closed file to a checked recipe: everything that needs no model.
+
+In:   Linked (link.py).
+Out:  recipe.Recipe; E2xx and W2xx in a Diagnostics.
+Not:  single words (words.py), the statements of `mix` (check_mix.py), selectors
+      (check_selectors.py); nothing that needs layers or the number of steps.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics import Diagnostics, Span
+from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.lang import ast, not_built
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.check_mix import Mixed, check_mix
+from dcil_dsl.lang.check_selectors import Selectors
+from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.link import Linked
+from dcil_dsl.lang.values import Percent, Time, written
+from dcil_dsl.lang.words import Broken, Reader, Settings
+
+
+def check(linked: Linked, found: Diagnostics) -> r.Recipe:
+    """The recipe that a closed file means; RecipeError with all that is wrong in it."""
+    file = linked.file
+    blocks = {item.kind: item for item in file.items if isinstance(item, ast.Block)}
+    reader = Reader(found, linked.lets, _epochs(blocks.get("train")))
+    selectors = Selectors(linked.layers, found)
+
+    about = _about(blocks.get("recipe"), reader)
+    model = _model(blocks.get("model"), reader)
+    data = _data(blocks.get("data"), reader)
+    train = _train(blocks.get("train"), file, reader)
+    rules = _rules(file, blocks.get("pruning"), reader, selectors)
+    mix = next((item for item in file.items if isinstance(item, ast.Mix)), None)
+    mixed = check_mix(mix, file, reader, selectors)
+    _rules_and_paths(rules, mixed, found)
+    expect = _expect(file, reader)
+    selectors.warn_unused()
+    _clashes(linked, mixed, found)
+    found.stop_if_wrong()
+    assert train is not None and mixed is not None, "a wrong recipe without an error"
+    return r.Recipe(
+        about=about, model=model, data=data, rules=tuple(rules), paths=mixed.paths,
+        updates=mixed.updates, privates=mixed.privates, losses=mixed.losses,
+        deploy=mixed.deploy, train=train, expect=expect,
+        mix_span=_keyword(mix), train_span=_keyword(blocks["train"]),
+    )
+
+
+# -- blocks --------------------------------------------------------------------------------
+
+
+def _about(block: ast.Block | None, reader: Reader) -> r.About:
+    if block is None:
+        return r.About()
+    word = reader.block(v.AboutBlock, "recipe", block.settings, _keyword(block)).word
+    return r.About(name=block.name, **({} if word is None else word.model_dump()))
+
+
+def _model(block: ast.Block | None, reader: Reader) -> r.Model:
+    if block is None:
+        return r.Model()
+    ours = tuple(s for s in block.settings if s.name.name in v.ModelBlock.model_fields)
+    word = reader.block(v.ModelBlock, "model", ours, _keyword(block)).word
+    options = []
+    for setting in block.settings:
+        if setting in ours:
+            continue
+        value = setting.value
+        if isinstance(value, ast.Literal) and not isinstance(value.value, (Percent, Time)):
+            options.append((setting.name.name, value.value))
+        else:
+            reader.found.add(
+                "E206", "an option of a model is a number, a text, `true`, `false` or `none`",
+                value.span)
+    return r.Model(name=block.name, classes=word.classes if word else None,
+                   options=tuple(options), span=block.span)
+
+
+def _data(block: ast.Block | None, reader: Reader) -> r.Data:
+    if block is None:
+        return r.Data()
+    word = reader.block(v.DataBlock, "data", block.settings, _keyword(block)).word
+    if word is None:
+        return r.Data(name=block.name)
+    return r.Data(name=block.name, batch_size=word.batch_size, image_size=word.image_size,
+                  channels=word.channels, augment=word.augment, span=block.span)
+
+
+def _train(block: ast.Block | None, file: ast.File, reader: Reader) -> v.Train | None:
+    if block is None:
+        reader.found.add("E215", "the recipe has no `train` block", _end(file),
+                         help="it says how long: `train { epochs = 100ep  optimizer = sgd(lr=0.1) }`")
+        return None
+    read = reader.block(v.Train, "train", block.settings, _keyword(block))
+    train = read.word
+    if train is None:
+        return None
+    epochs = train.epochs
+    if epochs.unit != "epochs":
+        reader.found.add("E206", "the length of the run is given in epochs", read.spans["epochs"],
+                         help="for example `epochs = 100ep`")
+    elif epochs.value != int(epochs.value) or epochs.value < 1:
+        reader.found.add("E205", "a run has a whole number of epochs, from 1 on",
+                         read.spans["epochs"])
+    if isinstance(train.optimizer, v.SGD) and train.optimizer.nesterov and not train.optimizer.momentum:
+        reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
+                         help="for example `momentum=0.9`")
+    return train
+
+
+def _epochs(block: ast.Block | None) -> float | None:
+    """The length of the run in epochs, None where it is missing or wrong."""
+    for setting in block.settings if block else ():
+        value = getattr(setting.value, "value", None)
+        if setting.name.name == "epochs" and isinstance(value, Time) and value.unit == "epochs":
+            return value.value
+    return None
+
+
+# -- rules -----------------------------------------------------------------------------------
+
+
+def _rules(file: ast.File, pruning: ast.Block | None, reader: Reader,
+           selectors: Selectors) -> list[r.Prune | r.Keep]:
+    shared = pruning.settings if pruning else ()
+    rules: list[r.Prune | r.Keep] = []
+    if pruning is not None:
+        reader.block(v.PruneBlock, "pruning", shared, _keyword(pruning))
+    for item in file.items:
+        if isinstance(item, ast.Keep):
+            rules.append(r.Keep(selector=selectors.closed(item.selector), span=item.span))
+        elif isinstance(item, ast.Prune):
+            rule = _prune(item, shared, reader, selectors)
+            rules += [] if rule is None else [rule]
+    _unused_settings(file, pruning, reader.found)
+    return rules
+
+
+def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
+           selectors: Selectors) -> r.Prune | None:
+    selector = selectors.closed(item.selector)
+    own = {s.name.name for s in item.settings}
+    # What is wrong in `pruning` was told there; here it would be told once for every rule.
+    reader.block(v.PruneBlock, "prune", item.settings, item.head_span)
+    quiet = Reader(Diagnostics(), reader.lets, reader.epochs)
+    together = (*(s for s in shared if s.name.name not in own), *item.settings)
+    read = quiet.block(v.PruneBlock, "prune", together, item.head_span)
+    try:
+        target = reader.target(item.target)
+    except Broken:
+        return None
+    if read.word is None:
+        return None
+    word = read.word
+    _rule_times(word, read, target, reader)
+    return r.Prune(
+        selector=selector, target=target, score=word.score, schedule=word.schedule,
+        refresh=word.refresh, freeze=word.freeze, floor=word.floor, span=item.head_span,
+        target_span=item.target.span, schedule_span=read.spans.get("schedule"),
+        floor_span=read.spans.get("floor"), freeze_span=read.spans.get("freeze"),
+    )
+
+
+def _rule_times(word: v.PruneBlock, read: Settings, target: v.Word, reader: Reader) -> None:
+    found = reader.found
+    if word.refresh.value <= 0:
+        found.add("E205", "masks cannot be recomputed every 0 steps", read.spans["refresh"],
+                  help="for example `refresh = 16 steps`")
+    if word.floor is not None and word.floor.fraction >= 1:
+        found.add("E205", "a floor of 100% leaves nothing to prune", read.spans["floor"],
+                  help="`keep` leaves layers whole")
+    schedule = word.schedule
+    if isinstance(schedule, (v.Cubic, v.Linear)):
+        if schedule.initial > target.sparsity:
+            found.add("E214", f"the ramp starts at {written(schedule.initial)}, above its target of "
+                      f"{written(target.sparsity)}", read.spans["schedule"],
+                      help=f"`initial` is at most {written(target.sparsity)}")
+        if schedule.grid is not None and schedule.grid.value <= 0:
+            found.add("E205", "a grid of 0 steps has no places", read.spans["schedule"],
+                      help="for example `grid=1ep`")
+
+
+def _unused_settings(file: ast.File, pruning: ast.Block | None, found: Diagnostics) -> None:
+    """A setting of `pruning` that every rule sets for itself changes nothing."""
+    rules = [item for item in file.items if isinstance(item, ast.Prune)]
+    for setting in pruning.settings if pruning else ():
+        name = setting.name.name
+        if all(any(s.name.name == name for s in rule.settings) for rule in rules):
+            why = "every rule sets its own" if rules else "there is no `prune` rule"
+            found.add("W204", f"`{name}` of `pruning` has no effect", setting.span, label=why)
+
+
+def _rules_and_paths(rules, mixed: Mixed | None, found: Diagnostics) -> None:
+    """Masks must be made and must be seen."""
+    if mixed is None:
+        return
+    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    masked = [path for path in mixed.paths if path.view == "masked"]
+    if prunes and mixed.paths and not masked and not mixed.broken:
+        found.add("E221", "weights are pruned, but no path sees the masks", prunes[0].span,
+                  help="declare one in `mix`: `path sparse = masked`")
+    if not any(isinstance(rule, r.Prune) for rule in rules) and not found.errors:
+        for path in masked:
+            found.add("W206", f"path `{path.name}` is masked, but no rule prunes", path.span,
+                      label="its masks keep every weight")
+        for update in mixed.updates:
+            if "pruned" in update.parts:
+                found.add("W206", "no rule prunes, so there are no pruned weights", update.span)
+
+
+# -- the claim ----------------------------------------------------------------------------------
+
+
+def _expect(file: ast.File, reader: Reader) -> tuple[r.Expectation, ...]:
+    expected = []
+    for block in file.items:
+        for condition in block.conditions if isinstance(block, ast.Expect) else ():
+            expectation = _expectation(condition, reader)
+            expected += [] if expectation is None else [expectation]
+    return tuple(expected)
+
+
+def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | None:
+    metric = condition.name.name
+    if metric in not_built.METRICS:
+        reader.found.add("E230", f"`{metric}` is not built yet", condition.name.span,
+                         label=not_built.METRICS[metric])
+        return None
+    if metric not in v.METRICS:
+        reader.found.add("E224", f"unknown metric `{metric}`", condition.name.span,
+                         help=did_you_mean(metric, v.METRICS)
+                         or f"a recipe can expect {listed(f'`{m}`' for m in v.METRICS)}")
+        return None
+    try:
+        value = reader.value(condition.value)
+    except Broken:
+        return None
+    if not isinstance(value, Percent):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        share = Percent(value if number and value < 1 else value / 100) if number else None
+        reader.found.add("E206", f"`{metric}` is compared with a percentage", condition.value.span,
+                         help=f"did you mean `{written(share)}`?" if share else "for example `92.4%`")
+        return None
+    return r.Expectation(metric=metric, compare=condition.compare, value=value.fraction,
+                         span=condition.span)
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+def _clashes(linked: Linked, mixed: Mixed | None, found: Diagnostics) -> None:
+    """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
+    taken = {"magnitude", "l2", "fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS}
+    paths = {path.name for path in mixed.paths} if mixed else set()
+    for name, span in linked.lets.items():
+        if name in paths:
+            found.add("E225", f"`{name}` names both a `let` and a path", span)
+        elif name in taken:
+            found.add("E225", f"`{name}` is a word of the vocabulary", span,
+                      help="give the `let` another name")
+
+
+def _keyword(item: ast.Block | ast.Mix) -> Span:
+    """The first word of a block, where what is missing in it is shown."""
+    if item.span.source.name == "--set":
+        return item.span
+    word = item.kind if isinstance(item, ast.Block) else "mix"
+    return Span(item.span.source, item.span.start, item.span.start + len(word))
+
+
+def _end(file: ast.File) -> Span:
+    stop = len(file.source.text.rstrip())
+    return Span(file.source, stop, stop)

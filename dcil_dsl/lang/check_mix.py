@@ -1,0 +1,264 @@
+"""The statements of `mix`: paths, updates, privates, losses, deploy.
+
+In:   ast.Mix, closed.
+Out:  Mixed: the same, typed; E206, E208, E215..E220, E227, W203, W205 in a Diagnostics.
+Not:  no layers, no steps: two windows are compared only where every run would agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dcil_dsl.diagnostics import Diagnostics, Label, Span
+from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.lang import ast, not_built
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.check_selectors import Selectors
+from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.values import BROKEN, Percent, Time, kind_of, written
+from dcil_dsl.lang.words import Broken, Reader
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`broken`: a path is declared wrongly, so what is missing may be what is broken."""
+
+    paths: tuple[r.Path, ...]
+    updates: tuple[r.Update, ...]
+    privates: tuple[r.Private, ...]
+    losses: tuple[r.Loss, ...]
+    deploy: str
+    broken: bool
+
+
+def check_mix(
+    mix: ast.Mix | None, file: ast.File, reader: Reader, selectors: Selectors
+) -> Mixed | None:
+    """The checked `mix`; None where the recipe has none."""
+    found = reader.found
+    if mix is None:
+        stop = len(file.source.text.rstrip())
+        found.add("E215", "the recipe has no `mix` block", Span(file.source, stop, stop),
+                  help="`mix` says which paths there are and who learns from whom")
+        return None
+    kinds: dict[type, list] = {}
+    for item in mix.items:
+        kinds.setdefault(type(item), []).append(item)
+    checker = _Mix(reader, kinds.get(ast.Path, []))
+    here = Span(mix.span.source, mix.span.start, mix.span.start + 3)
+    if not checker.names:
+        found.add("E216", "`mix` declares no path", here, help="for example `path sparse = masked`")
+    updates = [u for item in kinds.get(ast.Update, []) if (u := checker.update(item))]
+    losses = [x for item in kinds.get(ast.Loss, []) if (x := checker.loss(item))]
+    privates = [p for item in kinds.get(ast.Private, []) if (p := checker.private(item, selectors))]
+    if not kinds.get(ast.Loss):
+        found.add("E219", "`mix` has no loss, so nothing is learnt", here,
+                  help="for example `loss cross_entropy(sparse)`")
+    deploy = checker.deploy(kinds.get(ast.Deploy, []), here)
+    if not found.errors:
+        checker.overlaps(updates)
+        _warn(mix, file, checker.paths, updates, losses, here, found)
+    return Mixed(tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy,
+                 checker.broken)
+
+
+class _Mix:
+    def __init__(self, reader: Reader, paths: list[ast.Path]):
+        self.reader, self.found = reader, reader.found
+        self.paths: list[r.Path] = []
+        self.names: dict[str, ast.Path] = {}
+        self.broken = False
+        for item in paths:
+            self._path(item)
+
+    def _path(self, item: ast.Path) -> None:
+        name = item.name.name
+        before = self.names.setdefault(name, item)
+        if before is not item:
+            self.found.add("E208", f"path `{name}` is given twice", item.name.span,
+                           others=(Label(before.name.span, "given here first"),))
+        self.reader.block(v.PathBlock, "path", item.settings, item.name.span)
+        view = item.view.name if isinstance(item.view, ast.Call) else item.view
+        if view.name in not_built.VIEWS:
+            self.found.add("E230", f"`{view.name}` is not built yet", view.span,
+                           label=not_built.VIEWS[view.name])
+        elif view.name not in v.VIEWS:
+            self.found.add("E210", f"`{view.name}` is no view of the weights", view.span,
+                           help=did_you_mean(view.name, v.VIEWS)
+                           or "a path is `masked` (w * m) or `full` (w)")
+        elif isinstance(item.view, ast.Call):
+            self.found.add("E213", f"`{view.name}` takes no settings", item.view.span,
+                           help=f"write `{view.name}`")
+        elif before is item:
+            self.paths.append(r.Path(name=name, view=view.name, span=item.span))
+            return
+        self.broken = True
+
+    def _declared(self, name: str, span: Span, what: str = "path") -> bool:
+        if name in self.names:
+            return True
+        help = did_you_mean(name, self.names)
+        if help is None and self.names:
+            help = f"`mix` declares {listed(f'`{n}`' for n in self.names)}"
+        self.found.add("E216", f"no {what} is named `{name}`", span, help=help)
+        return False
+
+    # -- updates ------------------------------------------------------------------------------
+
+    def update(self, item: ast.Update) -> r.Update | None:
+        good, first = True, {}
+        for part in item.parts:
+            if part.name not in v.PARTS:
+                self.found.add("E217", f"`{part.name}` is no part of the weights", part.span,
+                               help=did_you_mean(part.name, v.PARTS)
+                               or "the parts are `kept`, `pruned` and `rest`")
+                good = False
+            elif first.setdefault(part.name, part) is not part:
+                self.found.add("E208", f"`{part.name}` is given twice", part.span,
+                               others=(Label(first[part.name].span, "given here first"),))
+                good = False
+        shares, seen = [], {}
+        for share in item.shares:
+            name = share.path.name
+            good &= self._declared(name, share.path.span)
+            if seen.setdefault(name, share) is not share:
+                self.found.add("E208", f"`{name}` is given twice", share.path.span,
+                               others=(Label(seen[name].path.span, "given here first"),),
+                               help="add the two shares up")
+                good = False
+            scalar = self._scalar(share.scalar, "a share")
+            good &= scalar is not None
+            shares.append((name, scalar))
+        window = self._window(item)
+        if not good or window is None:
+            return None
+        parts = tuple(part.name for part in item.parts)
+        return r.Update(parts=parts, shares=tuple(shares), start=window[0], stop=window[1],
+                        span=item.span)
+
+    def overlaps(self, updates: list[r.Update]) -> None:
+        """E220 for two updates of one part that share a moment in every run."""
+        for index, later in enumerate(updates):
+            for earlier in updates[:index]:
+                both = [part for part in earlier.parts if part in later.parts]
+                if both and self._certainly_meet(earlier, later):
+                    self.found.add(
+                        "E220", f"two rules update the {both[0]} weights at one moment", later.span,
+                        others=(Label(earlier.span, "the other rule"),),
+                        help="give each its time with `from` and `until`, or write one sum")
+
+    def _certainly_meet(self, a: r.Update, b: r.Update) -> bool:
+        return self._before(a.start, b.stop) and self._before(b.start, a.stop)
+
+    def _before(self, start: Time | None, stop: Time | None) -> bool:
+        if stop is None:
+            return True
+        return self.reader.compare(start or Time(0, "epochs"), stop) == -1
+
+    # -- losses -------------------------------------------------------------------------------
+
+    def loss(self, item: ast.Loss) -> r.Loss | None:
+        coefficient, window = self._scalar(item.scalar, "the weight of a loss"), self._window(item)
+        try:
+            term = self.reader.word(item.term, "a loss", v.LOSSES)
+        except Broken:
+            return None
+        values = {a.name.name if a.name else "path": a.value.span for a in item.term.arguments}
+        good = True
+        for key in ("path", "student", "teacher"):
+            if hasattr(term, key):
+                good &= self._declared(getattr(term, key), values[key])
+        if isinstance(term, v.KL) and term.student == term.teacher and good:
+            self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
+            good = False
+        if coefficient is None or window is None or not good:
+            return None
+        return r.Loss(coefficient=coefficient, term=term, start=window[0], stop=window[1],
+                      span=item.span)
+
+    # -- private and deploy ----------------------------------------------------------------------
+
+    def private(self, item: ast.Private, selectors: Selectors) -> r.Private | None:
+        selector = selectors.closed(item.selector)
+        word = self.reader.block(v.PrivateBlock, "private", item.settings, item.span).word
+        return word and r.Private(selector=selector, init=word.init, span=item.span)
+
+    def deploy(self, items: list[ast.Deploy], here: Span) -> str:
+        if not items:
+            help = f"for example `deploy {next(iter(self.names))}`" if self.names else None
+            self.found.add("E218", "`mix` does not say which path is deployed", here, help=help)
+            return ""
+        for item in items[1:]:
+            self.found.add("E208", "`deploy` is given twice", item.span,
+                           others=(Label(items[0].span, "given here first"),))
+        self._declared(items[0].path.name, items[0].path.span)
+        return items[0].path.name
+
+    # -- values ------------------------------------------------------------------------------------
+
+    def _scalar(self, node: ast.Value | None, what: str) -> float | None:
+        if node is None:
+            return 1.0
+        try:
+            value = self._plain(node)
+        except Broken:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            help = f"did you mean `{written(value.fraction)}`?" if isinstance(value, Percent) else None
+            self.found.add("E206", f"{what} is a number, not {kind_of(value)}", node.span, help=help)
+            return None
+        if what != "a share" and value < 0:
+            self.found.add("E205", f"{what} is {written(value)}, it must be at least 0", node.span)
+            return None
+        return float(value)
+
+    def _window(self, item: ast.Update | ast.Loss) -> tuple[Time | None, Time | None] | None:
+        try:
+            start, stop = self._moment(item.start), self._moment(item.stop)
+        except Broken:
+            return None
+        if stop is not None:
+            order = self.reader.compare(start or Time(0, "epochs"), stop)
+            if order is not None and order >= 0:
+                self.found.add("E227", "this window ends before it starts", item.stop.span,
+                               help="`from` is before `until`")
+                return None
+        return start, stop
+
+    def _moment(self, node: ast.Value | None) -> Time | None:
+        if node is None:
+            return None
+        value = self._plain(node)
+        if not isinstance(value, Time):
+            help = "for example `from 10ep`"
+            if isinstance(value, Percent):
+                help = f"a share of the run is written `{written(value)} run`"
+            self.found.add("E206", f"a window is given by times, not {kind_of(value)}", node.span,
+                           help=help)
+            raise Broken
+        return value
+
+    def _plain(self, node: ast.Value) -> object:
+        if isinstance(node, ast.Literal) and node.value is BROKEN:
+            raise Broken
+        if isinstance(node, ast.Name):
+            self.found.add("E209", f"`{node.name}` is not defined", node.span,
+                           help=did_you_mean(node.name, self.reader.lets))
+            raise Broken
+        return self.reader.value(node)
+
+
+def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> None:
+    """Legal, and probably not what was meant."""
+    prunes = any(isinstance(item, ast.Prune) for item in file.items)
+    named = {part for update in updates for part in update.parts}
+    for part in ("kept", "pruned") if prunes else ("kept",):
+        if part not in named:
+            found.add("W203", f"no rule updates the {part} weights, so they never learn", here,
+                      help=f"for example `update {part} by {paths[0].name}`")
+    used = {getattr(loss.term, key, None) for loss in losses for key in ("path", "student", "teacher")}
+    for path in paths:
+        if path.name not in used:
+            found.add("W205", f"path `{path.name}` has no loss, so it never runs in training",
+                      path.span)

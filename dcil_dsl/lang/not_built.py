@@ -1,0 +1,111 @@
+"""Words that a later version of the language brings, so that none is taken for a slip.
+
+In:   nothing.
+Out:  tables by place: {word: what it will mean}.
+Not:  nothing here works. A word leaves its table when its class enters vocabulary.py.
+"""
+
+from __future__ import annotations
+
+TARGETS = {
+    "nm": "N:M sparsity, so many weights kept in each small group",
+    "erk": "layer-wise sparsity by the Erdos-Renyi kernel rule",
+    "lamp": "layer-adaptive magnitude pruning",
+}
+
+TARGET_SETTINGS = {
+    "granularity": "pruning whole filters or blocks",
+    "of": "a share of something other than weights, such as `of=flops`",
+}
+
+SCHEDULES = {
+    "exponential": "a ramp that closes a fixed share of the gap each time",
+    "steps": "a ramp in a few steps",
+    "iterative": "pruning in rounds with training between",
+    "cyclic": "a target that goes up and down",
+}
+
+SCORES = {
+    "taylor": "|w * gradient|",
+    "movement": "-w * gradient, summed over training",
+    "random": "a random score, the baseline",
+    "gradient": "the size of the gradient",
+    "snip": "connection sensitivity at the start",
+    "synflow": "synaptic flow",
+    "fisher": "the Fisher information",
+    "hessian": "second-order scores",
+    "geometric_median": "distance to the other filters",
+}
+
+VIEWS = {
+    "complement": "only the pruned weights",
+    "soft_threshold": "weights pulled towards zero by the threshold",
+}
+
+LOSSES = {
+    "mse": "mean squared error",
+    "attention_transfer": "equal attention maps",
+    "feature": "equal inner activations",
+    "cosine_similarity": "equal directions of inner activations",
+    "js": "the symmetric Jensen-Shannon divergence",
+    "binary_cross_entropy": "one yes or no for each class",
+}
+
+OPTIMIZERS = {
+    "adam": "Adam with L2 in place of weight decay",
+    "sam": "sharpness-aware minimisation",
+    "lamb": "LAMB, for large batches",
+    "lars": "LARS, for large batches",
+    "rmsprop": "RMSprop",
+    "muon": "Muon",
+}
+
+RATES = {
+    "linear": "a straight line",
+    "onecycle": "up and down once",
+    "polynomial": "a power of what is left",
+    "exponential": "a fixed factor each epoch",
+}
+
+AUGMENTS = {
+    "rand_augment": "RandAugment",
+    "trivial_augment": "TrivialAugment",
+    "auto_augment": "AutoAugment",
+    "mixup": "mixed pairs of images",
+    "cutmix": "patches of other images",
+    "erase": "a random patch erased",
+    "color_jitter": "random brightness, contrast and colour",
+    "center_crop": "the middle of the image",
+    "resize": "another size",
+    "rotate": "a random rotation",
+    "vflip": "upside down",
+}
+
+PRUNE_SETTINGS = {
+    "granularity": "pruning whole filters or blocks",
+    "param": "another parametrisation of the weight, such as `power(alpha=2)`",
+    "regrow": "weights that come back by rule",
+    "ties": "layers that are pruned alike",
+    "ceiling": "the most of a layer that may go",
+}
+
+PATH_SETTINGS = {
+    "batch": "a path on part of the batch",
+    "size": "a path at another image size",
+    "every": "a path on some of the steps",
+}
+
+TRAIN_SETTINGS = {
+    "integrator": "another step made from the routed gradients",
+    "average": "averages of weights over the run",
+    "accumulate": "several batches for one step",
+    "freeze": "layers that do not train",
+    "distill": "a teacher from outside",
+}
+
+METRICS = {
+    "flops": "multiply-accumulates",
+    "params": "a count of weights",
+    "latency": "measured time",
+    "loss": "the loss on held-out data",
+}

@@ -1,0 +1,191 @@
+"""What pydantic refuses, in the sentences of the language.
+
+In:   a ValidationError of a word (vocabulary.py) and the nodes of its settings.
+Out:  E205, E206, E209, E210, E211, E230 in a Diagnostics, each at the value it is about.
+Not:  no error of pydantic's is ever shown.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
+
+from dcil_dsl.diagnostics import Label
+from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.lang import ast, not_built
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.values import Percent, Ratio, Time, kind_of, written
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from dcil_dsl.diagnostics import Span
+    from dcil_dsl.lang.words import Given, Reader
+
+
+class Bare(str):
+    """A name without quotes: a word, or a path."""
+
+
+_WANTED = {
+    "float_type": "a number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "bool_type": "`true` or `false`", "string_type": "a text in double quotes",
+    "tuple_type": "a list in `[ ]`",
+}
+_WANTED_CLASS = {
+    "Percent": "a percentage such as `90%`", "Time": "a time such as `5ep`",
+    "Range": "a range of times such as `0ep..75% run`", "Ratio": "a ratio such as `2:4`",
+}
+_LIMITS = {
+    "greater_than": ("gt", "greater than"), "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
+}
+_LATER = {"score": not_built.SCORES}
+
+
+def note(error: ValidationError, model: type[v.Word], owner: str, nodes: dict[str, Given],
+         values: dict[str, object], where: Span, reader: Reader) -> bool:
+    """Note each refusal; True where there was one that had not been told before."""
+    told = False
+    for one in error.errors(include_url=False):
+        name = one["loc"][0] if one["loc"] else ""
+        if one["type"] == "missing" and len(one["loc"]) == 1:
+            if name in nodes:
+                continue  # it is there, but wrong, and told
+            reader.found.add("E211", f"`{owner}` needs `{name}`", where,
+                             help=_example(model, name))
+        else:
+            _refuse(one, name, owner, nodes[name], values[name], model, reader)
+        told = True
+    return told
+
+
+def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model, reader) -> None:
+    node, inner = _at(given.value, value, one["loc"][1:])
+    kind, what = one["type"], f"`{name}` of `{owner}`"
+    if kind in _LIMITS:
+        key, words = _LIMITS[kind]
+        limit = written(_short(one["ctx"][key]))
+        reader.found.add("E205", f"{what} is {written(inner)}, it must be {words} {limit}",
+                         node.span, others=origin(node))
+        return
+    if kind in ("missing", "too_long", "too_short"):
+        reader.found.add("E205", f"{what} takes another count of values, not {len(value)}",
+                         given.value.span)
+        return
+    options = _options(model.model_fields[name].annotation)
+    if kind == "literal_error" or options:
+        _word(name, what, options, node, inner, reader)
+        return
+    if isinstance(inner, Bare):
+        _undefined(inner, node, reader)
+        return
+    class_name = one.get("ctx", {}).get("class_name") or one.get("ctx", {}).get("class")
+    wanted = _WANTED_CLASS.get(class_name) or _WANTED.get(kind, "another kind of value")
+    reader.found.add("E206", f"{what} is {wanted}, not {kind_of(inner)}", node.span,
+                     others=origin(node), help=_instead(class_name or kind, inner))
+
+
+def spelled(model: type[v.Word], owner: str, nodes: dict[str, Given], values: dict[str, object],
+            reader: Reader) -> bool:
+    """Note texts that should be names and names that should be texts; True where all is well.
+
+    To pydantic both are `str`.
+    """
+    good = True
+    for name, value in values.items():
+        info, node = model.model_fields[name], nodes[name].value
+        options = _options(info.annotation)
+        if not isinstance(value, str):
+            continue
+        wants_name = bool(options) or "path" in info.metadata
+        if wants_name and not isinstance(value, Bare):
+            reader.found.add("E206", f"`{name}` of `{owner}` is a name, not a text", node.span,
+                             others=origin(node), help=f"write `{value}` without quotes")
+            good = False
+        elif not wants_name and isinstance(value, Bare) and str in _plain(info.annotation):
+            _undefined(value, node, reader, help=f'a text is written `"{value}"`')
+            good = False
+    return good
+
+
+def _word(name: str, what: str, options, node, value, reader: Reader) -> None:
+    later = _LATER.get(name, {}).get(value) if isinstance(value, str) else None
+    if later is not None:
+        reader.found.add("E230", f"`{value}` is not built yet", node.span, label=later)
+        return
+    known = listed(f"`{option}`" for option in options)
+    if isinstance(value, str) and not isinstance(value, Bare):
+        return  # a text for a name: told by `spelled`
+    if not isinstance(value, Bare):
+        reader.found.add("E206", f"{what} is {known}, not {kind_of(value)}", node.span,
+                         others=origin(node))
+        return
+    help = did_you_mean(value, [*options, *reader.lets]) or f"it is {known}"
+    reader.found.add("E210", f"`{value}` is no word for {what}", node.span, help=help)
+
+
+def _undefined(value: str, node: ast.Value, reader: Reader, help: str | None = None) -> None:
+    reader.found.add("E209", f"`{value}` is not defined", node.span,
+                     help=did_you_mean(value, reader.lets) or help)
+
+
+def _instead(wanted: str, value: object) -> str | None:
+    """What was probably meant, ready to type."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted == "Time" and isinstance(value, Percent):
+        return f"a share of the run is written `{written(value)} run`"
+    if wanted == "Time" and number and value >= 0:
+        return f"did you mean `{written(value)}ep` or `{written(value)} steps`?"
+    if wanted == "Percent" and number and 0 <= value <= 100:
+        return f"did you mean `{written(Percent(value if value < 1 else value / 100))}`?"
+    if wanted == "float_type" and isinstance(value, Percent):
+        return f"did you mean `{written(value.fraction)}`?"
+    if wanted == "bool_type" and number and value in (0, 1):
+        return f"did you mean `{'true' if value else 'false'}`?"
+    if wanted == "Percent" and isinstance(value, Ratio):
+        return None
+    if wanted == "Range" and isinstance(value, Time):
+        return f"did you mean `0ep..{written(value)}`?"
+    return None
+
+
+def _at(node: ast.Value, value: object, loc: tuple) -> tuple[ast.Value, object]:
+    """The item of a list that a location names; other steps are pydantic's own."""
+    for step in loc:
+        if isinstance(step, int) and isinstance(node, ast.List) and step < len(node.items):
+            node, value = node.items[step], value[step]
+    return node, value
+
+
+def _options(annotation: object) -> tuple[str, ...]:
+    """The words of a Literal, also of one that may be none."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is Literal:
+            return tuple(a for a in get_args(part) if isinstance(a, str))
+    return ()
+
+
+def _plain(annotation: object) -> tuple:
+    return (annotation, *get_args(annotation))
+
+
+def _short(limit: float) -> float:
+    return int(limit) if limit == int(limit) else limit
+
+
+def _example(model: type[v.Word], name: str) -> str:
+    examples = {
+        "sparsity": "90%", "over": "0ep..75% run", "at": "10ep", "path": "sparse",
+        "student": "sparse", "teacher": "dense", "epochs": "100ep",
+        "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
+    }
+    example = "[30ep, 60ep]" if model is v.Multistep else examples[name]
+    return f"for example `{name} = {example}`" if model is v.Train else f"for example `{name}={example}`"
+
+
+def origin(node: ast.Value) -> tuple[Label, ...]:
+    """The `let` that a value came from, as a second place of a diagnostic."""
+    if isinstance(node, ast.Literal) and node.origin is not None:
+        return (Label(node.origin, "the value is given here"),)
+    return ()

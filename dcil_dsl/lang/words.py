@@ -1,0 +1,330 @@
+"""Settings and calls into words of the vocabulary, and what is wrong with them.
+
+In:   closed nodes (link.py) and the classes of vocabulary.py.
+Out:  validated words, with the span of each setting; E205..E214, E230 in a Diagnostics.
+Not:  nothing that concerns two statements at once; check.py does.
+
+pydantic judges types and limits; refusals.py turns what it says into our sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from dcil_dsl.diagnostics import Diagnostics, Label, Span
+from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.lang import ast, not_built, refusals
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.refusals import Bare, origin
+from dcil_dsl.lang.values import BROKEN, Percent, Range, Ratio, Time, kind_of, written
+
+_LATER_SETTINGS = {
+    v.PruneBlock: not_built.PRUNE_SETTINGS, v.PathBlock: not_built.PATH_SETTINGS,
+    v.Train: not_built.TRAIN_SETTINGS, v.Uniform: not_built.TARGET_SETTINGS,
+    v.Global: not_built.TARGET_SETTINGS,
+}  # fmt: skip
+_LATER_WORDS = {
+    "a target": not_built.TARGETS, "a schedule": not_built.SCHEDULES, "a loss": not_built.LOSSES,
+    "an augmentation": not_built.AUGMENTS, "an optimizer": not_built.OPTIMIZERS,
+    "a learning rate over time": not_built.RATES,
+}  # fmt: skip
+_TABLES = {"a target": v.TARGETS, "a loss": v.LOSSES} | {
+    place: table for place, table in v.PLACES.values()
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """One setting as written. `at` is its name's place, or the value's where it has no name."""
+
+    name: str
+    at: Span
+    value: ast.Value
+
+
+@dataclass
+class Settings:
+    """A validated block or call; `word` is None where something in it is wrong."""
+
+    word: v.Word | None
+    spans: dict[str, Span] = field(default_factory=dict)
+
+
+class Broken(Exception):
+    """A value that is wrong and was told about."""
+
+
+class Reader:
+    """Reads words; `epochs` is the length of the run where it is known, to compare moments."""
+
+    def __init__(self, found: Diagnostics, lets: dict[str, Span], epochs: float | None):
+        self.found, self.lets, self.epochs = found, lets, epochs
+
+    # -- settings --------------------------------------------------------------------------
+
+    def block(self, model: type[v.Word], owner: str, settings: tuple[ast.Setting, ...],
+              where: Span) -> Settings:
+        """The settings of a block; `owner` is its name in messages."""
+        given = [Given(s.name.name, s.name.span, s.value) for s in settings]
+        return self.settings(model, owner, given, where)
+
+    def settings(self, model: type[v.Word], owner: str, given: list[Given],
+                 where: Span) -> Settings:
+        """Validate settings; everything wrong among them is noted."""
+        values, nodes = {}, {}
+        good = True
+        for one in given:
+            if one.name in nodes:
+                good = False  # told already, in merge.py or by `call`
+                continue
+            nodes[one.name] = one
+            if one.name not in model.model_fields:
+                self._unknown_setting(model, owner, one)
+                good = False
+                continue
+            try:
+                values[one.name] = self._setting(model, one)
+            except Broken:
+                good = False
+        spans = {name: one.value.span for name, one in nodes.items()}
+        good &= refusals.spelled(model, owner, nodes, values, self)
+        try:
+            word = model(**values)
+        except ValidationError as error:
+            good &= not refusals.note(error, model, owner, nodes, values, where, self)
+            word = None
+        return Settings(word if good else None, spans)
+
+    def _setting(self, model: type[v.Word], one: Given) -> object:
+        place = v.PLACES.get((model, one.name))
+        if place is None:
+            return self.value(one.value)
+        if not isinstance(one.value, ast.List):
+            if one.name == "augment":
+                self.found.add("E206", "`augment` is a list", one.value.span,
+                               help=f"write `[{_text(one.value)}]`")
+                raise Broken
+            return self.word(one.value, *place)
+        if one.name != "augment":
+            self.found.add("E206", f"`{one.name}` is one word, not a list", one.value.span)
+            raise Broken
+        words = [self._or_none(item, *place) for item in one.value.items]
+        if None in words:
+            raise Broken
+        return tuple(words)
+
+    def _or_none(self, node: ast.Value, place: str, table: dict) -> v.Word | None:
+        try:
+            return self.word(node, place, table)
+        except Broken:
+            return None
+
+    def _unknown_setting(self, model: type[v.Word], owner: str, one: Given) -> None:
+        later = _LATER_SETTINGS.get(model, {}).get(one.name)
+        if later is not None:
+            self.found.add("E230", f"`{one.name}` of `{owner}` is not built yet", one.at,
+                           label=later)
+            return
+        help = did_you_mean(one.name, model.model_fields)
+        if help is None:
+            homes = [kind for kind, block in v.BLOCKS.items() if one.name in block.model_fields]
+            if homes:
+                help = f"`{one.name}` is a setting of `{homes[0]}`"
+            elif model.model_fields:
+                help = f"it has {listed(f'`{name}`' for name in model.model_fields)}"
+        self.found.add("E212", f"unknown setting `{one.name}` of `{owner}`", one.at, help=help)
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def word(self, node: ast.Value, place: str, table: dict[str, type[v.Word]]) -> v.Word:
+        """The word that a place takes; Broken where it is another or wrong inside."""
+        if isinstance(node, ast.Literal) and node.value is BROKEN:
+            raise Broken
+        if isinstance(node, ast.Name):
+            self._bare_word(node, place, table)
+        if not isinstance(node, ast.Call):
+            self.found.add("E206", f"expected {place}, found {_kind(node)}", node.span,
+                           help=f"for example {listed(f'`{name}(...)`' for name in table)}")
+            raise Broken
+        name = node.name.name
+        if name not in table:
+            self._unknown_word(node.name, place, table)
+        model = table[name]
+        settings = self.settings(model, name, self._arguments(node, model), node.name.span)
+        if settings.word is None:
+            raise Broken
+        return settings.word
+
+    def _arguments(self, call: ast.Call, model: type[v.Word]) -> list[Given]:
+        fields, given, named = list(model.model_fields), [], {}
+        name = call.name.name
+        for index, argument in enumerate(call.arguments):
+            if argument.name is None:
+                if index < model.positional and index == len(given) and not named:
+                    given.append(Given(fields[index], argument.span, argument.value))
+                    continue
+                settings = listed(f"`{f}=`" for f in fields) if fields else "none"
+                self.found.add("E213", f"this value of `{name}` needs its name", argument.span,
+                               help=f"its settings are {settings}")
+                given.append(Given(fields[0] if fields else "", argument.span,
+                                   _broken(argument.value)))
+                continue
+            key = argument.name.name
+            before = named.setdefault(key, argument.name.span)
+            if before is not argument.name.span or any(g.name == key for g in given[:model.positional]
+                                                       if g.at is not argument.name.span):
+                first = next((g.at for g in given if g.name == key), before)
+                self.found.add("E208", f"`{key}` is given twice", argument.name.span,
+                               others=(Label(first, "given here first"),))
+                continue
+            given.append(Given(key, argument.name.span, argument.value))
+        return given
+
+    def _bare_word(self, node: ast.Name, place: str, table: dict) -> None:
+        if node.name in table:
+            need = "..." if any(f.is_required() for f in table[node.name].model_fields.values()) else ""
+            self.found.add("E206", f"`{node.name}` needs its parentheses", node.span,
+                           help=f"write `{node.name}({need})`")
+            raise Broken
+        self._unknown_word(node, place, table)
+
+    def _unknown_word(self, name: ast.Name, place: str, table: dict) -> None:
+        word = name.name
+        later = _LATER_WORDS.get(place, {}).get(word)
+        if later is not None:
+            self.found.add("E230", f"`{word}` is not built yet", name.span, label=later)
+            raise Broken
+        other = next((p for p, words in _TABLES.items() if word in words), None)
+        help = did_you_mean(word, [*table, *self.lets])
+        help = help or f"{place} is {listed(f'`{known}`' for known in table)}"
+        message = f"`{word}` is {other}, not {place}" if other else f"`{word}` is not {place}"
+        self.found.add("E210", message, name.span, help=help)
+        raise Broken
+
+    def target(self, node: ast.Value) -> v.Word:
+        """How much a rule takes away; a bare percentage means of each layer."""
+        if isinstance(node, ast.Literal):
+            value = self.value(node)
+            if isinstance(value, Percent):
+                return v.Uniform(sparsity=self._below_all(value, node))
+            if isinstance(value, Ratio):
+                self.found.add("E230", f"`{written(value)}` is not built yet", node.span,
+                               label=not_built.TARGETS["nm"])
+                raise Broken
+            help = "write `90%` or `global(90%)`"
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+                help = f"did you mean `{written(Percent(value if value < 1 else value / 100))}`?"
+            self.found.add("E206", f"a target is a percentage, not {kind_of(value)}", node.span,
+                           help=help)
+            raise Broken
+        word = self.word(node, "a target", v.TARGETS)
+        self._below_all(word.sparsity, node)
+        return word
+
+    def _below_all(self, sparsity: Percent, node: ast.Value) -> Percent:
+        if sparsity.fraction >= 1:
+            self.found.add("E205", "100% leaves no weight to compute with", node.span,
+                           help="a target is below 100%")
+            raise Broken
+        return sparsity
+
+    # -- values --------------------------------------------------------------------------------
+
+    def value(self, node: ast.Value) -> object:
+        """A value in plain Python: numbers, values.py, Bare for a name, tuple for a list."""
+        match node:
+            case ast.Literal(value=value):
+                if value is BROKEN:
+                    raise Broken
+                self._within_limits(value, node)
+                return value
+            case ast.Name(name=name):
+                return Bare(name)
+            case ast.List(items=items):
+                return tuple(self.value(item) for item in items)
+            case ast.RangeOf(start=start, stop=stop):
+                return self._range(node, self.value(start), self.value(stop))
+            case ast.Call(name=name):
+                self.found.add("E206", f"`{name.name}(...)` has no meaning here", node.span)
+                raise Broken
+        raise AssertionError(f"link.py left {node!r}")
+
+    def _within_limits(self, value: object, node: ast.Literal) -> None:
+        fact = None
+        if isinstance(value, Percent) and not 0 <= value.fraction <= 1:
+            fact = f"{written(value)} is not between 0% and 100%"
+        elif isinstance(value, Time):
+            if value.value < 0:
+                fact = f"{written(value)} is before the run starts"
+            elif value.unit == "run" and value.value > 1:
+                fact = f"{written(value)} is after the run ends"
+            elif value.unit == "steps" and value.value != int(value.value):
+                fact = f"{written(value)} is not a whole number of steps"
+            elif value.value > 1e12:
+                fact = f"{written(value)} is longer than any run"
+        if fact is not None:
+            self.found.add("E205", fact, node.span, others=origin(node))
+            raise Broken
+
+    def _range(self, node: ast.RangeOf, start: object, stop: object) -> Range:
+        if not (isinstance(start, Time) and isinstance(stop, Time)):
+            help = "for example `0ep..75% run`"
+            wrong = next(x for x in (start, stop) if not isinstance(x, Time))
+            if isinstance(wrong, Percent) and isinstance(start, (Percent, Time)):
+                ends = [f"{written(x)} run" if isinstance(x, Percent) else written(x)
+                        for x in (start, stop) if isinstance(x, (Percent, Time))]
+                help = f"did you mean `{'..'.join(ends)}`?" if len(ends) == 2 else help
+            self.found.add("E206", f"a range goes from a time to a time, not {_kind_of(wrong)}",
+                           node.span, help=help)
+            raise Broken
+        order = self.compare(start, stop)
+        if order is not None and order >= 0:
+            what = "starts where it ends" if order == 0 else "ends before it starts"
+            self.found.add("E214", f"this range {what}", node.span,
+                           help=f"did you mean `{written(stop)}..{written(start)}`?" if order else None)
+            raise Broken
+        return Range(start, stop)
+
+    def compare(self, first: Time, second: Time) -> int | None:
+        """-1, 0 or 1 as the first comes before the second; None where only a run can tell."""
+        if first.unit == second.unit:
+            a, b = first.value, second.value
+        else:
+            a, b = self._epochs(first), self._epochs(second)
+            if a is None or b is None:
+                return None
+        return (a > b) - (a < b)
+
+    def _epochs(self, time: Time) -> float | None:
+        if time.value == 0:
+            return 0.0
+        if time.unit == "epochs":
+            return time.value
+        return None if time.unit == "steps" or self.epochs is None else time.value * self.epochs
+
+
+def _broken(node: ast.Value) -> ast.Literal:
+    return ast.Literal(span=node.span, value=BROKEN, text="0")
+
+
+def _text(node: ast.Value) -> str:
+    text = node.span.text
+    return text if len(text) <= 40 and "\n" not in text else "..."
+
+
+def _kind(node: ast.Value) -> str:
+    match node:
+        case ast.Literal(value=value):
+            return kind_of(value)
+        case ast.List():
+            return "a list"
+        case ast.RangeOf():
+            return "a range"
+    return "a name"
+
+
+def _kind_of(value: object) -> str:
+    return f"the name `{value}`" if isinstance(value, Bare) else kind_of(value)
