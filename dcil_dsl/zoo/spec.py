@@ -111,8 +111,8 @@ def _user_callable(source: str, name: str, spec: str) -> Callable:
             raise InputError(f"`{spec}`: {source} has nothing called `{part}`", hint)
         value = getattr(value, part)
     if not callable(value):
-        kind = type(value).__name__
-        raise InputError(f"`{spec}` is of type {kind}, not a callable", "name a function or a class")
+        fact = f"`{spec}` is of type {type(value).__name__}, not a callable"
+        raise InputError(fact, "name a function or a class")
     return value
 
 

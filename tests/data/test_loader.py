@@ -1,7 +1,9 @@
 """Batches: their sizes, that they repeat bit for bit, and what a failing worker says."""
 
 import multiprocessing
+import os
 import pickle
+import signal
 
 import numpy
 import pytest
@@ -198,6 +200,18 @@ def test_a_closed_epoch_leaves_no_worker_and_the_next_one_starts_afresh(tree):
     assert multiprocessing.active_children() == []
     assert same(whole, collect(loader, 0))
     loader.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_is_told_with_what_helps(tree):
+    data = open_dataset("imagefolder", tree)
+    loader = Loader(data, "train", batch_size=1, augment=CROP, workers=1)
+    batches = loader.epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(InputError, match="imagefolder was killed\n.*fewer --workers"):
+        list(batches)
     assert multiprocessing.active_children() == []
 
 

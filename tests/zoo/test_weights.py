@@ -187,6 +187,13 @@ def test_the_old_names_in_densenets_files_are_understood(monkeypatch):
     assert equal(model, state)
 
 
+def test_inputs_are_transformed_as_googlenets_weights_were_trained(monkeypatch):
+    model = build_model("torchvision:googlenet")
+    serve(monkeypatch, models.GoogLeNet_Weights.IMAGENET1K_V1, model.state_dict())
+    notes = load_weights(model, "DEFAULT", "torchvision:googlenet")
+    assert model.transform_input is True and "set transform_input" in notes[0]
+
+
 def test_a_failed_download_is_plain(monkeypatch):
     weights = models.ResNet18_Weights.IMAGENET1K_V1
     serve(monkeypatch, weights, OSError("Name or service not known"))
