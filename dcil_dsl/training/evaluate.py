@@ -26,12 +26,19 @@ def evaluate(
     top5 only where there are more than five classes. None if a wish to stop came in between.
     InputError where the data is empty or does not fit the model.
     """
+    check_not_empty(loader)
     was_training = dual.training
     dual.eval()
     try:
         return _evaluate(dual, loader, options, wish or Wish())
     finally:
         dual.train(was_training)
+
+
+def check_not_empty(loader: Loader) -> None:
+    """InputError where there is nothing to evaluate on, better before an epoch than after it."""
+    if not loader.num_examples:
+        raise InputError("there is no data to evaluate on: its held-out part is empty")
 
 
 def check_fit(dual: Dual, images: Tensor, labels: Tensor, options: Options) -> None:
@@ -72,8 +79,6 @@ def _evaluate(dual: Dual, loader: Loader, options: Options, wish: Wish):
             for k in (1, 5) if logits.shape[1] > 5 else (1,):
                 counted[f"top{k}"] = counted.get(f"top{k}", 0) + num_correct(logits, labels, k)
         num_examples += len(labels)
-    if not num_examples:
-        raise InputError("there is no data to evaluate on: its held-out part is empty")
     return {
         path: {name: int(count) / num_examples for name, count in counted.items()}
         for path, counted in counts.items()

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.average import deploy_average, deployed, update_average
-from dcil_dsl.training.evaluate import check_fit, evaluate
+from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Loader, Options, laid_out
@@ -65,6 +65,7 @@ def train(
             f"an epoch of this data has {train_loader.num_batches} steps, and the plan was made "
             f"for {plan.steps_per_epoch}"
         )
+    check_not_empty(val_loader)
     with wish_to_stop() as wish, (display or Display()) as display:
         now = start_session(dual, run, options, display)
         try:

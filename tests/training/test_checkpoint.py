@@ -1,0 +1,134 @@
+"""Checkpoints are whole, of this plan, and hold the sparsity that was asked for; or say so."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import tiny_dual, tiny_plan, tiny_train
+from torch import nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+from dcil_dsl.training import SparsityError, check_sparsity, load_deployed
+from dcil_dsl.training.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    _, dual, run = tiny_train(tmp_path_factory.mktemp("runs") / "run", max_steps=8)
+    return dual, run.checkpoint
+
+
+def test_the_deployed_weights_come_back(trained):
+    dual, path = trained
+    fresh = tiny_dual()
+    position = load_deployed(path, fresh)
+    assert position.step == 8
+    have, want = fresh.state_dict(), dual.state_dict()
+    assert [name for name in want if not torch.equal(have[name], want[name])] == []
+
+
+def test_a_truncated_file_is_damaged(trained, tmp_path):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(trained[1].read_bytes()[:-100])
+    with pytest.raises(InputError, match="is damaged"):
+        load_deployed(path, tiny_dual())
+
+
+@pytest.mark.parametrize("place", [-5, -3000])
+def test_a_changed_byte_is_noticed(trained, tmp_path, place):
+    content = bytearray(trained[1].read_bytes())
+    content[place] ^= 1
+    path = tmp_path / "tampered.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged: its digest does not match"):
+        load_deployed(path, tiny_dual())
+
+
+def test_a_changed_header_is_noticed(trained, tmp_path):
+    content = trained[1].read_bytes()
+    path = tmp_path / "tampered.safetensors"
+    path.write_bytes(re.sub(rb'step\\": 8', rb'step\\": 9', content))
+    assert path.read_bytes() != content
+    with pytest.raises(InputError, match="is damaged: its digest does not match"):
+        load_deployed(path, tiny_dual())
+
+
+def test_a_missing_or_foreign_file_is_a_plain_error(tmp_path):
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        load_deployed(tmp_path / "none.safetensors", tiny_dual())
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="is not a checkpoint of this version"):
+        load_deployed(tmp_path / "other.safetensors", tiny_dual())
+
+
+def test_a_checkpoint_of_another_plan_is_refused(trained):
+    with pytest.raises(InputError, match="belongs to another plan"):
+        load_deployed(trained[1], tiny_dual(tiny_plan(group={"refresh": 4})))
+
+
+def test_loading_is_strict_and_names_the_tensor(tmp_path):
+    model = nn.Linear(2, 2)
+    with pytest.raises(InputError, match="it lacks `bias`"):
+        load_model(model, {"weight": torch.zeros(2, 2)}, tmp_path)
+    with pytest.raises(InputError, match=r"`weight` has shape \(3, 2\) and not \(2, 2\)"):
+        load_model(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, tmp_path)
+
+
+def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    _, _, run = tiny_train(tmp_path / "run", max_steps=5)
+    before = run.checkpoint.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="cannot write .*: No space left on device"):
+        tiny_train(tmp_path / "run", resume=True)
+    assert run.checkpoint.read_bytes() == before
+    assert os.listdir(run.checkpoint.parent) == ["last.safetensors"]
+
+
+def test_the_file_holds_tensors_that_any_reader_loads(trained):
+    tensors = load_file(trained[1])
+    assert tensors["model/conv1.weight_mask"].dtype == torch.bool
+
+
+def test_an_edited_mask_is_not_what_the_plan_asks():
+    dual = tiny_dual()
+    dual.refresh(12)
+    assert check_sparsity(dual, 12).num_kept == 65
+    mask = dual.masks["conv1.weight"]
+    place = mask.nonzero()[0].tolist()
+    mask[tuple(place)] = False
+    with pytest.raises(SparsityError, match="65 of 324 weights asked, 64 kept"):
+        check_sparsity(dual, 12)
+
+
+def test_a_uniform_rule_is_checked_layer_by_layer():
+    dual = tiny_dual(tiny_plan(group={"allocation": "uniform"}))
+    dual.refresh(12)
+    assert check_sparsity(dual, 12).num_kept == 7 + 58
+    dual.masks["conv2.weight"].fill_(True)
+    with pytest.raises(SparsityError, match="conv2.weight: 58 of 288 weights asked, 288 kept"):
+        check_sparsity(dual, 12)
+
+
+def test_training_stops_where_the_masks_are_not_the_plans(tmp_path, monkeypatch):
+    from dcil_dsl.compiler.dual import Dual
+
+    monkeypatch.setattr(Dual, "_refresh", lambda self, group, step: None)
+    with pytest.raises(SparsityError, match="all|weights asked, 324 kept"):
+        tiny_train(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint" / "last.safetensors").exists()
+
+
+def test_a_ramp_that_ends_with_the_run_reaches_its_target(tmp_path):
+    plan = tiny_plan(group={"schedule": p.Schedule(kind="linear", start=0, stop=20)})
+    result, dual, run = tiny_train(tmp_path / "run", plan)
+    assert result.sparsity_asked == 0.8 and result.num_kept == 65
+    assert load_deployed(run.checkpoint, tiny_dual(plan)).step == 20

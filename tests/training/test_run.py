@@ -1,0 +1,94 @@
+"""Run folders: made whole, never overwritten, read back."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from tiny_run import tiny_plan
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+from dcil_dsl.training import create_run, open_run, resume_run
+from dcil_dsl.training.run import fingerprint, plan_differences
+
+
+def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):
+    run = create_run(tiny_plan(), "given", "resolved", tmp_path / "a" / "run")
+    assert (run.recipe.read_text(), run.resolved.read_text()) == ("given", "resolved")
+    assert open_run(run.path).read_plan() == tiny_plan()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run"]
+
+
+def test_without_a_name_runs_are_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(create_run(tiny_plan(), "", "").path) for _ in range(2)]
+    today = date.today().isoformat()
+    assert paths == [f"runs/tiny-{today}-1", f"runs/tiny-{today}-2"]
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    create_run(tiny_plan(), "", "", tmp_path / "run")
+    with pytest.raises(InputError, match="already holds a run") as error:
+        create_run(tiny_plan(), "", "", tmp_path / "run")
+    assert "--resume" in error.value.help
+
+
+def test_nothing_else_is_overwritten_either(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file is a file"):
+        create_run(tiny_plan(), "", "", tmp_path / "file")
+    with pytest.raises(InputError, match="is not empty"):
+        create_run(tiny_plan(), "", "", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert create_run(tiny_plan(), "", "", tmp_path / "empty").plan.exists()
+
+
+def test_a_place_that_cannot_be_written_is_a_plain_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot write .*file"):
+        create_run(tiny_plan(), "", "", tmp_path / "file" / "run")
+
+
+def test_what_is_no_run_is_not_opened(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        open_run(tmp_path / "none")
+    with pytest.raises(InputError, match="is not a run folder"):
+        open_run(tmp_path)
+    (tmp_path / "plan.json").write_text('{"format": 2}')
+    with pytest.raises(InputError, match="is not a plan that this version reads"):
+        open_run(tmp_path).read_plan()
+
+
+def test_only_what_changes_the_training_is_a_difference():
+    plan = tiny_plan()
+    renamed = plan.model_copy(update={"recipe": p.About(name="other", sha256="1" * 64)})
+    assert plan_differences(plan, renamed) == [] and fingerprint(plan) == fingerprint(renamed)
+    other = tiny_plan(train={"seed": 4, "ema": None})
+    assert plan_differences(plan, other) == [
+        "train.ema: 0.9 in the run, null now",
+        "train.seed: 3 in the run, 4 now",
+    ]
+    assert fingerprint(plan) != fingerprint(other)
+
+
+def test_many_differences_are_counted(tmp_path):
+    run = create_run(tiny_plan(), "", "", tmp_path / "run")
+    other = tiny_plan(
+        train={"seed": 4, "ema": None, "clip": None, "num_epochs": 5, "precision": "bf16"},
+        num_steps=25,
+    )
+    with pytest.raises(InputError, match="another plan") as error:
+        resume_run(run.path, other)
+    assert error.value.help.splitlines()[-1] == "and 1 more"
+
+
+def test_a_torn_last_line_counts_as_not_written(tmp_path):
+    run = create_run(tiny_plan(), "", "", tmp_path / "run")
+    run.append_metrics({"epoch": 1})
+    run.append_metrics({"epoch": 2})
+    with open(run.metrics, "a") as file:
+        file.write('{"epo')
+    assert run.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
+    run.cut_metrics(1)
+    assert run.metrics.read_text() == '{"epoch": 1}\n'

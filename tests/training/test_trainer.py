@@ -1,0 +1,194 @@
+"""What the loop does beside resuming (test_resume.py)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TinyData, cross_entropy, tiny_dual, tiny_plan, tiny_train
+from torch import nn
+from torch.nn import functional as F
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+from dcil_dsl.training import evaluate
+from dcil_dsl.training.average import deployed, start_average, update_average
+from dcil_dsl.training.optim import rate_at
+
+PLAIN = {"clip": None, "ema": None}
+
+
+def lines_of(run) -> list[dict]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def one_path(**train) -> p.Plan:
+    """Dense training: no rule, one path, one loss."""
+    phase = p.Phase(
+        window=p.Window(), paths=("dense",), shares=(p.Shares(kept=1.0, pruned=1.0, rest=1.0),)
+    )
+    return tiny_plan(
+        train=PLAIN | train,
+        groups=(),
+        privates=(),
+        paths=(p.Path(name="dense", view="full"),),
+        phases=(phase,),
+        losses=(cross_entropy("dense"),),
+        deploy="dense",
+    )
+
+
+def test_both_paths_learn_at_eighty_percent_sparsity(tmp_path):
+    plan = tiny_plan(train=PLAIN | {"num_epochs": 30}, num_steps=150)
+    result, _, _ = tiny_train(tmp_path / "run", plan, val=TinyData())
+    assert result.accuracies["sparse"]["top1"] > 0.9
+    assert result.accuracies["dense"]["top1"] > 0.9
+    assert (result.num_kept, result.num_weights, result.cost) == (65, 324, 2.0)
+
+
+def test_without_a_rule_training_equals_the_plain_loop(tmp_path):
+    """The reference: torch's own SGD on the model itself, batch by batch."""
+    plan, data = one_path(clip=0.5), TinyData()
+    _, dual, _ = tiny_train(tmp_path / "run", plan, data)
+    reference = tiny_dual(plan).original
+    optimizer = torch.optim.SGD(
+        reference.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+    reference.train()
+    for step, (images, labels) in enumerate(b for e in range(4) for b in data.epoch(e)):
+        torch.manual_seed(plan.train.seed * 1_000_003 + step)
+        optimizer.param_groups[0]["lr"] = rate_at(plan, step)
+        optimizer.zero_grad()
+        F.cross_entropy(reference(images), labels).backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        optimizer.step()
+    torch.testing.assert_close(dict(dual.named_parameters()), dict(reference.named_parameters()))
+
+
+def test_clip_bounds_the_norm_over_all_gradients(tmp_path):
+    plan = one_path(clip=1e-3, optimizer=p.SGD(lr=1.0), rate=p.Rate(kind="constant"))
+    before = {name: w.detach().clone() for name, w in tiny_dual(plan).named_parameters()}
+    _, dual, _ = tiny_train(tmp_path / "run", plan, max_steps=1)
+    moved = [w.detach() - before[name] for name, w in dual.named_parameters()]
+    norm = torch.cat([m.flatten() for m in moved]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_average_is_the_recursion_written_out_and_stands_in_only_for_a_while():
+    module = nn.Linear(1, 1, bias=False)
+    average = start_average(module, 0.9)
+    expected = module.weight.item()
+    for value in (1.0, 2.0, -3.0):
+        module.weight.data.fill_(value)
+        update_average(average, 0.9)
+        expected = 0.9 * expected + 0.1 * value
+    with deployed(average):
+        assert module.weight.item() == pytest.approx(expected)
+    assert module.weight.item() == -3.0
+
+
+def test_averages_are_deployed_and_masks_are_the_current_ones(tmp_path):
+    result, dual, run = tiny_train(tmp_path / "run")
+    assert evaluate(dual, TinyData(31, seed=1)) == result.accuracies
+    assert lines_of(run)[-1]["top1"] == {k: v["top1"] for k, v in result.accuracies.items()}
+    assert sum(int(mask.sum()) for mask in dual.masks.values()) == 65
+
+
+def test_a_line_an_epoch_says_what_was_asked_and_measured(tmp_path):
+    _, _, run = tiny_train(tmp_path / "run")
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert list(lines[0]["losses"]) == ["cross_entropy(sparse)", "cross_entropy(dense)"]
+    assert list(lines[1]["losses"])[2:] == ["kl(sparse<-dense)", "kl(dense<-sparse)"]
+    # masks move at 0, 3, 6, ..: the first epoch ends with those of step 3, u = 3/12
+    assert lines[0]["sparsity_asked"] == pytest.approx(0.8 * (1 - 0.75**3))
+    assert lines[-1]["sparsity_measured"] == 1 - 65 / 324
+    assert set(lines[-1]["top5"]) == {"sparse", "dense"}
+
+
+def test_the_losses_of_a_line_are_means_over_the_examples(tmp_path):
+    plan = one_path(optimizer=p.SGD(lr=0.0), rate=p.Rate(kind="constant"))
+    _, dual, run = tiny_train(tmp_path / "run", plan, max_steps=5)
+    # without dropout noise the mean over the epoch could be had in one go; so take it by batches
+    data, total, right = TinyData(), 0.0, 0
+    dual.train()
+    for step, (images, labels) in enumerate(data.epoch(0)):
+        torch.manual_seed(plan.train.seed * 1_000_003 + step)
+        logits = dual(images)["dense"]
+        total += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += (logits.argmax(1) == labels).sum().item()
+    (line,) = lines_of(run)
+    assert line["losses"]["cross_entropy(dense)"] == pytest.approx(total / data.num_examples)
+    assert line["train_top1"]["dense"] == pytest.approx(right / data.num_examples)
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path):
+    _, _, run = tiny_train(tmp_path / "run")
+    events = EventAccumulator(str(run.events))
+    events.Reload()
+    scalars = events.Scalars("top1/sparse")
+    assert [event.step for event in scalars] == [5, 10, 15, 20]
+    wanted = [line["top1"]["sparse"] for line in lines_of(run)]
+    assert [event.value for event in scalars] == pytest.approx(wanted)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
+    data = TinyData()
+    first = next(iter(torch.randperm(37, generator=torch.Generator().manual_seed(1)))).item()
+    data.images[first] = float("nan")
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0)).tolist()
+    step = order.index(first) // 8
+    with pytest.raises(InputError, match=rf"`cross_entropy\(\w+\)` is not a finite .* step {step} "):
+        tiny_train(tmp_path / "run", data=data)
+    assert not (tmp_path / "run" / "checkpoint" / "last.safetensors").exists()
+
+
+def test_data_that_does_not_fit_the_model_is_a_plain_error(tmp_path):
+    data = TinyData()
+    data.labels = data.labels + 1
+    with pytest.raises(InputError, match="class number 6, counted from 0; the model has 6"):
+        tiny_train(tmp_path / "labels", data=data)
+    data = TinyData()
+    data.images = data.images.expand(-1, 3, -1, -1)
+    with pytest.raises(InputError, match=r"does not take images of shape \(3, 8, 8\)"):
+        tiny_train(tmp_path / "channels", data=data)
+    with pytest.raises(InputError, match="has 3 steps, and the plan was made for 5"):
+        tiny_train(tmp_path / "steps", data=TinyData(20))
+
+
+def test_an_empty_held_out_part_is_a_plain_error(tmp_path):
+    with pytest.raises(InputError, match="no data to evaluate on"):
+        tiny_train(tmp_path / "run", val=TinyData(0), max_steps=1)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"channels_last": True}])
+def test_precision_and_layout_change_the_rounding_only(tmp_path, options):
+    _, plain, _ = tiny_train(tmp_path / "plain", one_path(), max_steps=3)
+    _, other, _ = tiny_train(tmp_path / "other", one_path(), max_steps=3, **options)
+    close = {"rtol": 0.05, "atol": 0.02} if "precision" in options else {}
+    torch.testing.assert_close(
+        dict(other.named_parameters()), dict(plain.named_parameters()), **close
+    )
+    assert {w.dtype for w in other.parameters()} == {torch.float32}
+
+
+def test_a_path_outside_its_phase_is_not_trained(tmp_path):
+    """AC/DC: the dense path until step 5, then the sparse one; one pass a step."""
+    dense = p.Phase(
+        window=p.Window(stop=5),
+        paths=("dense",),
+        shares=(p.Shares(), p.Shares(kept=1.0, pruned=1.0, rest=1.0)),
+    )
+    sparse = p.Phase(
+        window=p.Window(start=5), paths=("sparse",), shares=(p.Shares(kept=1.0, rest=1.0), p.Shares())
+    )
+    losses = (
+        cross_entropy("sparse").model_copy(update={"window": p.Window(start=5)}),
+        cross_entropy("dense").model_copy(update={"window": p.Window(stop=5)}),
+    )
+    plan = tiny_plan(train=PLAIN, phases=(dense, sparse), losses=losses)
+    result, _, run = tiny_train(tmp_path / "run", plan)
+    assert [list(line["train_top1"]) for line in lines_of(run)[:2]] == [["dense"], ["sparse"]]
+    assert result.cost == 1.0 and set(result.accuracies) == {"sparse", "dense"}
