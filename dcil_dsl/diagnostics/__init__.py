@@ -10,4 +10,7 @@ from dcil_dsl.diagnostics.diagnostic import (
 )
 from dcil_dsl.diagnostics.source import Source, Span
 
-__all__ = ["Diagnostic", "Diagnostics", "InputError", "Label", "RecipeError", "RecipeWarning", "Source", "Span"]
+__all__ = [
+    "Diagnostic", "Diagnostics", "InputError", "Label", "RecipeError", "RecipeWarning", "Source",
+    "Span",
+]  # fmt: skip

@@ -35,7 +35,8 @@ def render(diagnostic: Diagnostic, color: bool = False) -> str:
     paint = _painter(color)
     level = "error" if diagnostic.is_error else "warning"
     tone = _RED if diagnostic.is_error else _YELLOW
-    head = paint(f"{level}[{diagnostic.code}]", tone) + paint(f": {_flat(diagnostic.message)}", _BOLD)
+    head = paint(f"{level}[{diagnostic.code}]", tone)
+    head += paint(f": {_flat(diagnostic.message)}", _BOLD)
     place = f"{_place(diagnostic)}: " if diagnostic.span else ""
     lines = [place + head]
     if diagnostic.span is not None:
@@ -53,7 +54,9 @@ def render_concise(diagnostic: Diagnostic) -> str:
     return f"{place}{diagnostic.code} {_flat(diagnostic.message)}{help}"
 
 
-def render_all(diagnostics: Iterable[Diagnostic], color: bool = False, concise: bool = False) -> str:
+def render_all(
+    diagnostics: Iterable[Diagnostic], color: bool = False, concise: bool = False
+) -> str:
     """All of them, errors beyond MAX_ERRORS only counted."""
     diagnostics = list(diagnostics)
     shown = [render_concise(d) if concise else render(d, color) for d in diagnostics[:MAX_ERRORS]]

@@ -92,7 +92,7 @@ def _data(block: ast.Block | None, reader: Reader) -> r.Data:
 def _train(block: ast.Block | None, file: ast.File, reader: Reader) -> v.Train | None:
     if block is None:
         reader.found.add("E215", "the recipe has no `train` block", _end(file),
-                         help="it says how long: `train { epochs = 100ep  optimizer = sgd(lr=0.1) }`")
+                         help="for example `train { epochs = 100ep optimizer = sgd(lr=0.1) }`")
         return None
     read = reader.block(v.Train, "train", block.settings, _keyword(block))
     train = read.word
@@ -105,7 +105,8 @@ def _train(block: ast.Block | None, file: ast.File, reader: Reader) -> v.Train |
     elif epochs.value != int(epochs.value) or epochs.value < 1:
         reader.found.add("E205", "a run has a whole number of epochs, from 1 on",
                          read.spans["epochs"])
-    if isinstance(train.optimizer, v.SGD) and train.optimizer.nesterov and not train.optimizer.momentum:
+    sgd = train.optimizer
+    if isinstance(sgd, v.SGD) and sgd.nesterov and not sgd.momentum:
         reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
                          help="for example `momentum=0.9`")
     return train
@@ -175,9 +176,9 @@ def _rule_times(word: v.PruneBlock, read: Settings, target: v.Word, reader: Read
     schedule = word.schedule
     if isinstance(schedule, (v.Cubic, v.Linear)):
         if schedule.initial > target.sparsity:
-            found.add("E214", f"the ramp starts at {written(schedule.initial)}, above its target of "
-                      f"{written(target.sparsity)}", read.spans["schedule"],
-                      help=f"`initial` is at most {written(target.sparsity)}")
+            start, end = written(schedule.initial), written(target.sparsity)
+            found.add("E214", f"the ramp starts at {start}, above its target of {end}",
+                      read.spans["schedule"], help=f"`initial` is at most {end}")
         if schedule.grid is not None and schedule.grid.value <= 0:
             found.add("E205", "a grid of 0 steps has no places", read.spans["schedule"],
                       help="for example `grid=1ep`")
@@ -242,7 +243,7 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         share = Percent(value if number and value < 1 else value / 100) if number else None
         reader.found.add("E206", f"`{metric}` is compared with a percentage", condition.value.span,
-                         help=f"did you mean `{written(share)}`?" if share else "for example `92.4%`")
+                         help=f"did you mean `{written(share)}`?" if share else None)
         return None
     return r.Expectation(metric=metric, compare=condition.compare, value=value.fraction,
                          span=condition.span)

@@ -205,8 +205,9 @@ class _Mix:
         except Broken:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            help = f"did you mean `{written(value.fraction)}`?" if isinstance(value, Percent) else None
-            self.found.add("E206", f"{what} is a number, not {kind_of(value)}", node.span, help=help)
+            meant = written(value.fraction) if isinstance(value, Percent) else None
+            self.found.add("E206", f"{what} is a number, not {kind_of(value)}", node.span,
+                           help=meant and f"did you mean `{meant}`?")
             return None
         if what != "a share" and value < 0:
             self.found.add("E205", f"{what} is {written(value)}, it must be at least 0", node.span)
@@ -257,7 +258,8 @@ def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> 
         if part not in named:
             found.add("W203", f"no rule updates the {part} weights, so they never learn", here,
                       help=f"for example `update {part} by {paths[0].name}`")
-    used = {getattr(loss.term, key, None) for loss in losses for key in ("path", "student", "teacher")}
+    roles = ("path", "student", "teacher")
+    used = {getattr(loss.term, role, None) for loss in losses for role in roles}
     for path in paths:
         if path.name not in used:
             found.add("W205", f"path `{path.name}` has no loss, so it never runs in training",

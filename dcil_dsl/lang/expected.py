@@ -84,8 +84,9 @@ def misspelt(token: Token, words: Iterable[str]) -> str | None:
 
 def explain(situation: Situation) -> Explained:
     """Say what is wrong: the first of these that knows."""
-    for rule in (_no_value, _unit, _still_open, _too_many_closed, _place, _comment, _misspelt,
-                 _reserved):
+    rules = (_no_value, _unit, _moment, _scalar, _still_open, _too_many_closed, _place, _comment,
+             _misspelt, _reserved)  # fmt: skip
+    for rule in rules:
         explained = rule(situation)
         if explained is not None:
             return explained
@@ -131,6 +132,27 @@ def _unit(s: Situation) -> Explained | None:
     if near is not None and (near == "run") == is_share:
         help = f"did you mean `{number} {near}`?"
     return _say(s, "E107", f"`{unit}` is not a unit of time", unit, help=help, resume=resume)
+
+
+def _moment(s: Situation) -> Explained | None:
+    """A number or a percentage after `from` or `until`."""
+    token = s.token
+    if "TIME" not in s.accepts or "PERCENT" in s.accepts or token.type not in ("NUMBER", "PERCENT"):
+        return None
+    if token.type == "PERCENT":
+        fact, help = "a percentage is not a time", f"did you mean `{token} run`?"
+    else:
+        fact, help = "a number is not a time", f"did you mean `{token}ep` or `{token} steps`?"
+    return _say(s, "E107", fact, token, help=help, resume=s.at + 1)
+
+
+def _scalar(s: Situation) -> Explained | None:
+    """A percentage as the share of a path or the weight of a loss."""
+    if s.token.type != "PERCENT" or s.kind(1) != "STAR" or "NUMBER" not in s.accepts:
+        return None
+    number = float(str(s.token)[:-1]) / 100
+    return _say(s, "E107", "a factor is a number, not a percentage", s.token,
+                help=f"did you mean `{number:.12g}`?", resume=s.at + 1)
 
 
 def _still_open(s: Situation) -> Explained | None:
@@ -234,7 +256,8 @@ def _general(s: Situation) -> Explained:
         help = "a name is written in small letters, digits and `_`"
     elif s.kind(-1) == "NAME" and s.accepts == {"EQUAL"}:
         help = f"write `{s.near(-1)} = ...`"
-    return _say(s, "E101", f"expected {_expected(s)}, found {what}", token, others=others, help=help)
+    return _say(s, "E101", f"expected {_expected(s)}, found {what}", token, others=others,
+                help=help)
 
 
 def _expected(s: Situation) -> str:

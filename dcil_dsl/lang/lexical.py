@@ -113,4 +113,5 @@ def shown(characters: str) -> str:
     clipped = characters if len(characters) <= 20 else characters[:17] + "..."
     if clipped.isprintable() and not clipped.isspace():
         return f"`{clipped}`"
-    return " ".join(f"U+{ord(c):04X}" for c in characters[:4]) + (" ..." if len(characters) > 4 else "")
+    more = " ..." if len(characters) > 4 else ""
+    return " ".join(f"U+{ord(c):04X}" for c in characters[:4]) + more

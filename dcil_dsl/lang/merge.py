@@ -87,7 +87,8 @@ def _parent(extends: ast.Literal, folder: Path | None, seen: set, depth: int):
         text = read(path)
     except Unreadable as error:
         wrong.add("E201", f"the parent `{extends.value}` cannot be read: {error}", extends.span,
-                  label=f"looked for {path}", help=did_you_mean(extends.value, recipes_in(path.parent)))
+                  label=f"looked for {path}",
+                  help=did_you_mean(extends.value, recipes_in(path.parent)))
         wrong.stop_if_wrong()
     return build_file(parse_text(Source(text, str(path)))), path.parent
 

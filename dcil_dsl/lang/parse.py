@@ -111,7 +111,8 @@ def literals() -> dict[str, str]:
     """What each terminal with one spelling is written as: {"LBRACE": "{", "TRAIN": "train"}."""
     from lark.lexer import PatternStr
 
-    return {t.name: t.pattern.value for t in grammar().terminals if isinstance(t.pattern, PatternStr)}
+    terminals = grammar().terminals
+    return {t.name: t.pattern.value for t in terminals if isinstance(t.pattern, PatternStr)}
 
 
 def comments_between(text: str, tokens: list[Token]) -> tuple[tuple[int, str], ...]:

@@ -82,6 +82,8 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
         return
     class_name = one.get("ctx", {}).get("class_name") or one.get("ctx", {}).get("class")
     wanted = _WANTED_CLASS.get(class_name) or _WANTED.get(kind, "another kind of value")
+    if "path" in model.model_fields[name].metadata:
+        wanted = "the name of a path"
     reader.found.add("E206", f"{what} is {wanted}, not {kind_of(inner)}", node.span,
                      others=origin(node), help=_instead(class_name or kind, inner))
 
@@ -181,7 +183,8 @@ def _example(model: type[v.Word], name: str) -> str:
         "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
     }
     example = "[30ep, 60ep]" if model is v.Multistep else examples[name]
-    return f"for example `{name} = {example}`" if model is v.Train else f"for example `{name}={example}`"
+    equals = " = " if model is v.Train else "="
+    return f"for example `{name}{equals}{example}`"
 
 
 def origin(node: ast.Value) -> tuple[Label, ...]:

@@ -159,33 +159,33 @@ class Reader:
         return settings.word
 
     def _arguments(self, call: ast.Call, model: type[v.Word]) -> list[Given]:
-        fields, given, named = list(model.model_fields), [], {}
+        fields: list[str] = list(model.model_fields)
+        given: list[Given] = []
         name = call.name.name
         for index, argument in enumerate(call.arguments):
             if argument.name is None:
-                if index < model.positional and index == len(given) and not named:
+                if index < model.positional:
                     given.append(Given(fields[index], argument.span, argument.value))
                     continue
                 settings = listed(f"`{f}=`" for f in fields) if fields else "none"
                 self.found.add("E213", f"this value of `{name}` needs its name", argument.span,
                                help=f"its settings are {settings}")
-                given.append(Given(fields[0] if fields else "", argument.span,
-                                   _broken(argument.value)))
+                if index < len(fields):  # taken for what it was meant as, and not missed again
+                    given.append(Given(fields[index], argument.span, _broken(argument.value)))
                 continue
             key = argument.name.name
-            before = named.setdefault(key, argument.name.span)
-            if before is not argument.name.span or any(g.name == key for g in given[:model.positional]
-                                                       if g.at is not argument.name.span):
-                first = next((g.at for g in given if g.name == key), before)
+            before = next((g.at for g in given if g.name == key), None)
+            if before is not None:
                 self.found.add("E208", f"`{key}` is given twice", argument.name.span,
-                               others=(Label(first, "given here first"),))
+                               others=(Label(before, "given here first"),))
                 continue
             given.append(Given(key, argument.name.span, argument.value))
         return given
 
     def _bare_word(self, node: ast.Name, place: str, table: dict) -> None:
         if node.name in table:
-            need = "..." if any(f.is_required() for f in table[node.name].model_fields.values()) else ""
+            fields = table[node.name].model_fields.values()
+            need = "..." if any(f.is_required() for f in fields) else ""
             self.found.add("E206", f"`{node.name}` needs its parentheses", node.span,
                            help=f"write `{node.name}({need})`")
             raise Broken
@@ -274,8 +274,7 @@ class Reader:
             help = "for example `0ep..75% run`"
             wrong = next(x for x in (start, stop) if not isinstance(x, Time))
             if isinstance(wrong, Percent) and isinstance(start, (Percent, Time)):
-                ends = [f"{written(x)} run" if isinstance(x, Percent) else written(x)
-                        for x in (start, stop) if isinstance(x, (Percent, Time))]
+                ends = [_as_time(x) for x in (start, stop) if isinstance(x, (Percent, Time))]
                 help = f"did you mean `{'..'.join(ends)}`?" if len(ends) == 2 else help
             self.found.add("E206", f"a range goes from a time to a time, not {_kind_of(wrong)}",
                            node.span, help=help)
@@ -283,8 +282,8 @@ class Reader:
         order = self.compare(start, stop)
         if order is not None and order >= 0:
             what = "starts where it ends" if order == 0 else "ends before it starts"
-            self.found.add("E214", f"this range {what}", node.span,
-                           help=f"did you mean `{written(stop)}..{written(start)}`?" if order else None)
+            swapped = f"did you mean `{written(stop)}..{written(start)}`?"
+            self.found.add("E214", f"this range {what}", node.span, help=swapped if order else None)
             raise Broken
         return Range(start, stop)
 
@@ -304,6 +303,13 @@ class Reader:
         if time.unit == "epochs":
             return time.value
         return None if time.unit == "steps" or self.epochs is None else time.value * self.epochs
+
+
+def _as_time(value: Percent | Time) -> str:
+    if isinstance(value, Time):
+        return written(value)
+    # 0% of a run is its start, which is usually written 0ep.
+    return f"{written(value)} run" if value.fraction else "0ep"
 
 
 def _broken(node: ast.Value) -> ast.Literal:

@@ -1,0 +1,36 @@
+"""Every code that a diagnostic can carry, and what `dcil explain` says about it.
+
+In:   nothing but the tables beside this file, one for each stage.
+Out:  CODES, explain(code).
+Not:  the messages themselves; they stand where the facts are found.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics.code import Code
+from dcil_dsl.diagnostics.codes_model import MODEL
+from dcil_dsl.diagnostics.codes_recipe import RECIPE
+from dcil_dsl.diagnostics.codes_syntax import SYNTAX
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.suggest import did_you_mean
+
+CODES: dict[str, Code] = {code.code: code for code in (*SYNTAX, *RECIPE, *MODEL)}
+
+
+def explain(code: str) -> str:
+    """What a code means, with a wrong and a right example; InputError for an unknown code."""
+    name = code.strip().upper()
+    if name not in CODES:
+        help = did_you_mean(name, CODES) or "codes look like E301 or W303"
+        raise InputError(f"no diagnostic has the code {code}", help)
+    entry = CODES[name]
+    parts = [f"{entry.code}: {entry.title}", entry.meaning]
+    if entry.wrong:
+        parts.append("Wrong:\n\n" + _indented(entry.wrong))
+    if entry.right:
+        parts.append("Right:\n\n" + _indented(entry.right))
+    return "\n\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" if line else "" for line in text.splitlines())

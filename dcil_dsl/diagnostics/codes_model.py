@@ -1,0 +1,75 @@
+"""E3xx, W3xx: a recipe that does not fit a model. E4xx: a model that does not compile.
+
+In:   nothing.
+Out:  MODEL.
+Not:  what a recipe alone shows.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics.code import Code, entry
+
+MODEL: tuple[Code, ...] = (
+    entry("E301", "a selector matches nothing",
+          """Each part of a selector must name at least one layer of the model. `dcil plan` lists
+          the layers; a type is the name of a class, a quoted name may hold `*` and `?`.""",
+          'prune "encoder.*.fc1" to 90%', 'prune "layer?.*.conv?" to 90%'),
+    entry("E302", "nothing here can be pruned",
+          "Convolutions, linear layers and attention projections have weights to prune.",
+          "prune BatchNorm2d to 90%", "prune Conv2d to 90%"),
+    entry("E303", "pruned and private",
+          """A pruned weight is shared by all paths; a private module has its own weights on each.
+          A module cannot be both.""",
+          """
+          prune Conv2d, Linear to 90%
+          mix {
+            path sparse = masked
+            path dense  = full
+            update kept   by sparse
+            update pruned by dense
+            private last Linear
+            loss cross_entropy(sparse)
+            loss cross_entropy(dense)
+            deploy sparse
+          }
+          """,
+          """
+          prune Conv2d, Linear except last Linear to 90%
+          """),
+    entry("E304", "the target is below the floor",
+          """Every layer keeps at least its `floor`, or one weight. Together the floors ask for more
+          weights than the target leaves.""",
+          "prune Conv2d to global(99%) { floor = 5% }",
+          "prune Conv2d to global(99%) { floor = 0.5% }"),
+    entry("E305", "the target is never trained at",
+          """The ramp must end before the run does and before the masks freeze, or no step trains at
+          the sparsity that is asked for.""",
+          "prune Conv2d to 90% { schedule = cubic(0ep..100% run) }",
+          "prune Conv2d to 90% { schedule = cubic(0ep..75% run) }"),
+    entry("E306", "two updates at one moment",
+          """In this run the windows of two rules for one part of the weights overlap. One rule may
+          add up several paths."""),
+    entry("E307", "no layer has this attribute",
+          "`where` compares attributes of the layers, such as `groups` or `in_features`.",
+          "prune Conv2d where group == 1 to 90%", "prune Conv2d where groups == 1 to 90%"),
+    entry("E308", "this cannot be private",
+          """A private module has weights or statistics of its own and is called by the model's
+          forward itself; `init = fresh` needs a module that can reset its weights."""),
+    entry("E309", "no path runs",
+          """At some moment of the run every loss is outside of its window, so that nothing would
+          be learnt."""),
+    entry("W303", "a rule has no effect",
+          """All layers of this rule are claimed by later ones: the last rule that matches a layer
+          wins.""",
+          "keep first Conv2d\nprune Conv2d to 90%", "prune Conv2d to 90%\nkeep first Conv2d"),
+    entry("W305", "weights that never learn",
+          "No update rule gives a part of the weights a gradient from a path that runs."),
+    entry("E401", "the model cannot be traced",
+          """The forward of the model decides by values which operations it runs, or calls something
+          that torch.fx cannot follow."""),
+    entry("E402", "a module reads its weight by itself",
+          "The weight of this module cannot be replaced by a masked one from outside."),
+    entry("E403", "the compiled graph is wrong",
+          """A check of the compiled graph failed. The fault is in dcil_dsl, not in the recipe or
+          the model; a report with both helps."""),
+)
