@@ -71,7 +71,7 @@ class State:
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write the state. Raises SparsityError, and writes nothing, if the masks are not the plan's."""
+    """Write the state; or nothing, and raise SparsityError, if the masks are not the plan's."""
     plan: Plan = state.dual.plan
     check_sparsity(state.dual, masks_step(plan, state.position.step))
     tensors = {f"model/{name}": t for name, t in state.dual.state_dict().items()}

@@ -78,7 +78,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         asked += sparsity_at(group, moved) * sum(group.num_weights)
         num_weights += sum(group.num_weights)
     if wrong:
-        raise SparsityError(f"sparsity at step {step} is not what the recipe asks: " + "; ".join(wrong))
+        fact = f"sparsity at step {step} is not what the recipe asks"
+        raise SparsityError(f"{fact}: {'; '.join(wrong)}")
     if not num_weights:
         return Sparsity(0.0, 0.0, 0, 0)
     asked = round(asked / num_weights, 12)  # 0.9, where one group sums up to 0.8999999999999999

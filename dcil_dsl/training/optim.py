@@ -88,7 +88,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, T
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
         if entry == "step":  # of Adam; the fused one counts on the device
-            place = torch.empty_like(value, device=parameter.device if _is_fused(optimizer) else "cpu")
+            device = parameter.device if _is_fused(optimizer) else "cpu"
+            place = torch.empty_like(value, device=device)
         else:  # lies in memory as the parameter does, or the fused step leaves its fast path
             place = torch.empty_like(parameter)
         optimizer.state[parameter][entry] = place.copy_(value)

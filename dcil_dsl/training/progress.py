@@ -146,7 +146,8 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
         table.add_row("sparsity measured", f"{result.sparsity_measured:.2%}")
         table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
     table.add_row("steps", f"{result.step:,} of {plan.num_steps:,}")
-    table.add_row("time", f"{_clock(result.seconds)}  ({result.examples_per_second:.0f} examples/s)")
+    rate = f"{result.examples_per_second:.0f} examples/s"
+    table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
     table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
     for i, file in enumerate(files):
         table.add_row("files" if i == 0 else "", str(file))

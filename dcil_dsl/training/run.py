@@ -122,7 +122,8 @@ def open_run(path: Path | str) -> RunFolder:
     """A folder that create_run made. InputError where there is none."""
     run = RunFolder(Path(path))
     if not run.plan.is_file():
-        what = "is not a run folder (it has no plan.json)" if run.path.is_dir() else "does not exist"
+        is_there = run.path.is_dir()
+        what = "is not a run folder (it has no plan.json)" if is_there else "does not exist"
         raise InputError(f"{path} {what}", help="give the folder that training named, runs/...")
     return run
 

@@ -57,6 +57,7 @@ class Result:
 class Session:
     """The state, and what it takes to make and to report a step.
 
+    eager       what `forward` compiles, for a short last batch, which is not worth a compilation
     first_bad   by loss of the plan, the step at which it was first not finite, else -1; it stays
                 on the device, so that looking every step costs no wait
     """
@@ -69,6 +70,7 @@ class Session:
     state: State
     average: Average
     scaler: torch.amp.GradScaler
+    eager: Forward
     forward: Forward
     first_bad: Tensor
     fits: bool = False  # whether a batch was tried
@@ -91,12 +93,12 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         load_checkpoint(run.checkpoint, state)
         if state.position.scaler:
             scaler.load_state_dict(state.position.scaler)
-    forward = make_forward(dual, options)
-    if options.compile:
-        # Static shapes: the whole batches share one graph, a short last one has its own.
-        forward = torch.compile(forward, dynamic=False)
+    eager = make_forward(dual, options)
+    forward = _compiled(eager, plan) if options.compile else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)
-    return Session(plan, dual, options, run, display, state, average, scaler, forward, first_bad)
+    return Session(
+        plan, dual, options, run, display, state, average, scaler, eager, forward, first_bad
+    )
 
 
 def make_forward(dual: Dual, options: Options) -> Forward:
@@ -125,6 +127,14 @@ def make_forward(dual: Dual, options: Options) -> Forward:
         return total, torch.stack(sums)
 
     return forward
+
+
+def _compiled(forward: Forward, plan: Plan) -> Forward:
+    """One graph for each phase and each set of open losses; moving masks need no new one."""
+    config = torch._dynamo.config
+    num_graphs = 2 * (len(plan.phases) + 2 * len(plan.losses))
+    config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
+    return torch.compile(forward, dynamic=False)
 
 
 def save(now: Session) -> None:

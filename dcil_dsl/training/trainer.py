@@ -135,8 +135,9 @@ def _step(now: Session, images: Tensor, labels: Tensor) -> None:
     now.dual.begin_step(at.step)
     set_rate(optimizer, rate_at(plan, at.step))
     active = open_losses(plan, at.step)
+    is_short = at.batch == plan.steps_per_epoch - 1 and len(labels) < plan.data.batch_size
 
-    loss, sums = now.forward(images, labels, active)
+    loss, sums = (now.eager if is_short else now.forward)(images, labels, active)
     optimizer.zero_grad(set_to_none=True)
     now.scaler.scale(loss).backward()
     if plan.train.clip is not None:
