@@ -8,6 +8,7 @@ Not:  nothing of torch is imported before a verb needs it: `dcil check` answers 
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -152,12 +153,9 @@ def compile_recipe(
         seed=seed, max_steps=max_steps, quiet=quiet, warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if run.interrupted:
-        argv = [argument for argument in sys.argv if argument != "--resume"]
-        again = "" if out is not None else f" --out {run.path}"
-        note(
-            f"interrupted at step {run.result.step:,} of {run.plan.num_steps:,}; continue with\n"
-            f"  {Path(argv[0]).name} {' '.join(argv[1:])}{again} --resume"
-        )
+        again = shlex.join(_again(sys.argv, None if out is not None else run.path))
+        where = f"step {run.result.step:,} of {run.plan.num_steps:,}"
+        note(f"interrupted at {where}; continue with\n  {again}")
         return STOPPED
     if not quiet:
         _show_run(run)
@@ -354,6 +352,14 @@ def _prepared(recipe, model, overrides, concise, steps_per_epoch=None, **more):
         steps_per_epoch=steps_per_epoch,
         **more,
     )
+
+
+def _again(argv: list[str], folder: Path | None) -> list[str]:
+    """The command that continues a run: what was typed, with --resume and the run's folder."""
+    program = Path(argv[0]).name
+    words = ["python", "-m", "dcil_dsl"] if program == "__main__.py" else [program]
+    words += [word for word in argv[1:] if word != "--resume"]
+    return words + ([] if folder is None else ["--out", str(folder)]) + ["--resume"]
 
 
 def _show_run(run) -> None:

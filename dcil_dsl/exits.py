@@ -20,7 +20,7 @@ def status_of(error: BaseException, concise: bool) -> int:
     """Tell `error` on stderr; return the status it ends the process with."""
     match error:
         case KeyboardInterrupt():
-            _say("stopped before training; nothing was written")
+            _say("interrupted")
             return STOPPED
         case RecipeError():
             _tell_all(error.diagnostics, concise)

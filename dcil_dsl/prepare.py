@@ -91,7 +91,7 @@ def prepare(
         steps_per_epoch = assumed_steps(recipe, data, note)
     num_outputs = count_outputs(model, example)
     if classes is not None:
-        _compare_classes(num_outputs, classes, data, note)
+        _compare_classes(recipe, name, num_outputs, classes, data, note)
 
     report = Diagnostics()
     try:
@@ -182,16 +182,22 @@ def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:
         note(f"the recipe was written for the model `{recipe.model.name}`; this is {name}")
 
 
-def _compare_classes(num_outputs: int, classes: int, data: str | None, note: Note) -> None:
+def _compare_classes(
+    recipe: Recipe, name: str, num_outputs: int, classes: int, data: str | None, note: Note
+) -> None:
+    # --set changes a block and cannot add one.
+    if recipe.model.span is not None:
+        remedy = f"--set model.classes={classes}"
+    else:
+        short = name.rpartition(":")[2]
+        remedy = f"write `model {short} {{ classes = {classes} }}` into the recipe"
     if classes > num_outputs:
-        raise InputError(
-            f"{data or 'the data'} has {classes} classes, the model tells only {num_outputs} apart",
-            help=f"--set model.classes={classes}",
-        )
+        fact = f"{data} has {classes} classes, the model tells only {num_outputs} apart"
+        raise InputError(fact, help=remedy)
     if classes < num_outputs:
         note(
-            f"WARNING: the model has {num_outputs} outputs and {data or 'the data'} only "
-            f"{classes} classes; --set model.classes={classes} leaves none unused"
+            f"WARNING: the model has {num_outputs} outputs and {data} only {classes} classes; to "
+            f"leave none unused: {remedy}"
         )
 
 

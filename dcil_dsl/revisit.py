@@ -219,7 +219,7 @@ def _verify_checkpoint(
     deployed = {}
     for name in {name for promise in promises for name in promise.parameters}:
         if f"{name}_mask" in kept and name in kept:
-            deployed[name] = kept[name] * kept[f"{name}_mask"]
+            deployed[name] = kept[name].masked_fill(~kept[f"{name}_mask"], 0.0)
     return verify_tensors(deployed, promises)
 
 

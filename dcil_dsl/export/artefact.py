@@ -125,7 +125,10 @@ def write_artefact(model: nn.Module, file: Path, origin: Origin) -> None:
             if file.suffix == ".pth":
                 torch.save(tensors, draft)
             else:
+                draft.touch()
+                mode = draft.stat().st_mode  # safetensors would leave it to its owner alone
                 save_file(tensors, draft, {"format": "pt", "dcil": origin.model_dump_json()})
+                draft.chmod(mode)
         except (SafetensorError, RuntimeError) as error:
             raise cannot_write(file, error) from None
 

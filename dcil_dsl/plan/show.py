@@ -29,7 +29,7 @@ def show_plan(plan: Plan) -> str:
         _train(plan),
         _expect(plan),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _fit("\n\n".join(part for part in parts if part)) + "\n"
 
 
 def show_summary(plan: Plan) -> str:
@@ -44,7 +44,7 @@ def show_summary(plan: Plan) -> str:
     if plan.privates:
         lines.append(f"private  {len(plan.privates)} modules, one for each path")
     lines.append(f"cost     {training_cost(plan):.2f} dense runs of arithmetic, at most")
-    return "\n".join(lines) + "\n"
+    return _fit("\n".join(lines)) + "\n"
 
 
 def percent(fraction: float) -> str:
@@ -70,6 +70,15 @@ def shorten(text: str, width: int) -> str:
         return text
     head = (width - 2) // 2
     return f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
+
+
+def _fit(text: str) -> str:
+    """Lines longer than WIDTH go on in the next line, further in."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += wrap(line, WIDTH, subsequent_indent=indent) if len(line) > WIDTH else [line]
+    return "\n".join(lines)
 
 
 # -- parts ------------------------------------------------------------------------------------

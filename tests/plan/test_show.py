@@ -1,0 +1,131 @@
+"""The printed Plan: complete, deterministic, at most 100 columns."""
+
+import pytest
+from torch import nn
+
+import dcil_dsl as dcil
+from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.show import percent, shorten, show_plan, show_summary
+
+RECIPE = """language 1
+
+recipe small { title = "three layers" }
+
+pruning { schedule = cubic(1ep..4ep, grid=1ep) refresh = 2 steps }
+
+prune Conv2d to global(80%)
+prune last Linear to 50% { schedule = once(at=2ep) freeze = 3ep floor = 10% }
+keep first Conv2d
+
+mix {
+  path sparse = masked
+  path dense  = full
+
+  update kept by sparse
+  update pruned by 0.5 * dense + 0.5 * sparse from 2ep
+  update pruned by sparse until 2ep
+
+  private BatchNorm2d
+
+  loss cross_entropy(sparse, smoothing=0.1)
+  loss cross_entropy(dense) from 2ep
+  loss 0.5 * kl(student=sparse, teacher=dense, temperature=3) from 2ep
+
+  deploy sparse
+}
+
+train {
+  epochs    = 8ep
+  optimizer = sgd(lr=0.1, momentum=0.9)
+  lr        = multistep(at=[4ep, 6ep], warmup=1ep)
+  clip      = 1.0
+  ema       = 0.99
+}
+"""
+
+
+def net(long_name="middle"):
+    model = nn.Sequential()
+    model.add_module("stem", nn.Conv2d(3, 4, 3))
+    model.add_module("norm", nn.BatchNorm2d(4))
+    model.add_module(long_name, nn.Conv2d(4, 10, 3))
+    model.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    model.add_module("head", nn.Linear(10, 2))
+    return model
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return dcil.resolve(dcil.loads(RECIPE, "small.prune"), net(), steps_per_epoch=10)
+
+
+def test_every_layer_is_told_with_the_line_that_decided_it(plan):
+    rows = [line.split() for line in show_plan(plan).splitlines()]
+    assert ["stem.weight", "Conv2d", "4x3x3x3", "108", "-", ":9", "-", "kept"] in rows
+    assert [
+        "middle.weight",
+        "Conv2d",
+        "10x4x3x3",
+        "360",
+        "-",
+        ":7",
+        "0",
+        "80%",
+        "of",
+        "all",
+    ] in rows
+    assert ["head.weight", "Linear", "2x10", "20", "-", ":8", "1", "50%"] in rows
+
+
+def test_groups_tell_allocation_target_schedule_refresh_freeze_and_floor(plan):
+    lines = show_plan(plan).splitlines()
+    assert "   80% of 360 weights in 1 layer, one budget for all; 72 kept at the end" in lines
+    assert ("   schedule cubic from 0% at step 10 (epoch 1) to 80% at step 40 (epoch 4), "
+            "moving every 10 steps") in lines  # fmt: skip
+    assert ("   score magnitude, masks move every 2 steps, freeze never, floor 1 weight a layer"
+            in lines)  # fmt: skip
+    assert "   schedule 0% until step 20 (epoch 2), then 50%" in lines
+    assert any("freeze step 30 (epoch 3), floor 2 weights" in line for line in lines)
+
+
+def test_who_learns_from_whom_is_said_in_words_for_each_phase(plan):
+    text = show_plan(plan)
+    before, after = text.split("steps 20 to 80 (epoch 2 to 8): sparse, dense run")
+    assert "pruned weights learn from sparse" in before
+    assert "pruned weights learn from 0.5 * sparse + 0.5 * dense" in after
+    assert "kept weights learn from sparse" in before and "kept weights learn from sparse" in after
+
+
+def test_the_cost_counts_the_paths_of_every_step(plan):
+    assert training_cost(plan) == (20 * 1 + 60 * 2) / 80
+    assert "training cost: 1.75 dense runs at most" in show_plan(plan)
+    assert "1.75 dense runs" in show_summary(plan)
+
+
+def test_losses_and_training_are_told(plan):
+    text = show_plan(plan)
+    assert "cross_entropy(sparse), smoothing 0.1: the whole run" in text
+    assert "0.5 * kl(sparse<-dense), temperature 3, no gradient into dense: steps 20 to 80" in text
+    assert "times 0.1 at steps 40, 60 after 10 steps of warm-up" in text
+    assert "gradients clipped to 1, weights averaged with 0.99" in text
+
+
+def test_the_text_is_the_same_twice_and_through_json(plan):
+    assert show_plan(plan) == show_plan(dcil.Plan.from_json(plan.to_json()))
+
+
+def test_long_names_of_layers_and_files_stay_within_100_columns():
+    name = "features_" + "x" * 120
+    recipe = dcil.loads(RECIPE.replace("three layers", "words " * 40), "folder/" * 20 + "a.prune")
+    plan = dcil.resolve(recipe, net(name), steps_per_epoch=10)
+    for text in (show_plan(plan), show_summary(plan)):
+        assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_shortened_name_keeps_both_its_ends():
+    assert shorten("features.denseblock3.denselayer24.conv2", 20) == "features...r24.conv2"
+    assert shorten("short", 20) == "short"
+
+
+def test_percentages_are_written_as_in_recipes():
+    assert [percent(x) for x in (0.9, 0.925, 0.0, 1.0)] == ["90%", "92.5%", "0%", "100%"]

@@ -1,0 +1,408 @@
+"""The main job from end to end on synthetic images, and every verb on the run that it leaves."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import dcil_dsl as dcil
+from dcil_dsl import cli
+from dcil_dsl.export.artefact import read_artefact
+from dcil_dsl.training.progress import Display
+
+RECIPE = """language 1
+
+recipe tiny { title = "two layers" }
+
+let target = 90%
+
+model net { classes = 10 }
+
+data synthetic {
+  batch_size = 64
+  image_size = 32
+}
+
+prune Conv2d to global(target) {
+  schedule = linear(0ep..1ep)
+  refresh  = 2 steps
+}
+
+mix {
+  path sparse = masked
+  path dense  = full
+
+  update kept   by sparse
+  update pruned by dense
+
+  private BatchNorm2d
+  private last Linear { init = fresh }
+
+  loss cross_entropy(sparse)
+  loss cross_entropy(dense)
+  loss kl(student=sparse, teacher=dense, temperature=2) from 1ep
+
+  deploy sparse
+}
+
+train {
+  epochs    = 2ep
+  optimizer = sgd(lr=0.05, momentum=0.9, nesterov=true)
+  lr        = cosine()
+}
+
+expect { sparsity >= 89% }
+"""
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes),
+        )
+
+
+def two_classes():
+    return Net(2)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """tiny.prune, net.py, and `run`: the main job, done once for the module."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "tiny.prune").write_text(RECIPE)
+    (folder / "net.py").write_text(NET)
+    status = call(*job(folder), "--out", str(folder / "run"))
+    assert status == 0
+    return folder
+
+
+def job(folder, model="net.py:Net"):
+    return ["compile", str(folder / "tiny.prune"), "--model", f"{folder}/{model}", "--train",
+            "synthetic", "--device", "cpu"]  # fmt: skip
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.app(args=list(map(str, arguments)), prog_name="dcil")
+    return end.value.code
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """A copy of the run, to do harm to."""
+    return Path(shutil.copytree(folder / "run", tmp_path / "run"))
+
+
+def test_the_run_folder_holds_every_file_of_the_contract(folder):
+    for name in ("recipe.prune", "resolved.prune", "plan.json", "metrics.jsonl", "checkpoint",
+                 "sparse.safetensors", "report.json"):  # fmt: skip
+        assert (folder / "run" / name).exists(), name
+    assert (folder / "run" / "recipe.prune").read_text() == RECIPE
+    assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_report_states_result_recipe_seed_versions_device_and_cost(folder):
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert report["complete"] and report["result"]["step"] == 16
+    assert report["result"]["num_kept"] == 504  # 10 % of 432 + 4608
+    assert report["recipe"]["name"] == "tiny" and len(report["recipe"]["sha256"]) == 64
+    assert report["seed"] == 0 and report["device"]["type"] == "cpu"
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["training_cost"] == 2.0
+    assert report["expect"] == [{"text": "sparsity >= 89%", "measured": 0.9, "holds": True}]
+
+
+def test_the_exported_file_loads_strictly_and_its_zeros_are_those_asked_for(folder):
+    tensors = load_file(folder / "run" / "sparse.safetensors")
+    model = net(folder)
+    model.load_state_dict(tensors, strict=True)
+    nonzero = sum(int((tensors[name] != 0).sum()) for name in ("0.weight", "3.weight"))
+    assert nonzero == 504
+
+
+def test_eval_gives_the_accuracy_of_the_report_on_both_paths(folder, capsys):
+    report = json.loads((folder / "run" / "report.json").read_text())
+    for path in ("sparse", "dense"):
+        assert call("eval", folder / "run", "--path", path, "--device", "cpu") == 0
+        top1 = report["result"]["accuracies"][path]["top1"]
+        assert f"{path} path after 16 steps: top1 {top1:.4%}" in capsys.readouterr().out
+
+
+def test_the_exported_model_alone_has_the_accuracy_of_eval(folder):
+    from dcil_dsl.data import Loader, open_dataset
+
+    model = net(folder).eval()
+    model.load_state_dict(load_file(folder / "run" / "sparse.safetensors"))
+    right = 0
+    with torch.no_grad():
+        for images, labels in Loader(open_dataset("synthetic"), "val", batch_size=64).epoch(0):
+            right += int((model(images).argmax(1) == labels).sum())
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert right / 128 == report["result"]["accuracies"]["sparse"]["top1"]
+
+
+def test_the_run_learnt_something(folder):
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert report["result"]["accuracies"]["sparse"]["top1"] > 0.2  # chance is 0.1
+
+
+def test_verify_proves_the_file_and_the_checkpoint(folder, capsys):
+    assert call("verify", folder / "run") == 0
+    out = capsys.readouterr().out
+    assert out.count("holds what was asked") == 2
+    assert "asked 90%, measured 90%; 504 of 5,040 weights may be kept, 504 are not zero" in out
+
+
+def test_verify_catches_a_file_in_which_one_weight_came_back(run, capsys):
+    revive(run / "sparse.safetensors")
+    assert call("verify", run / "sparse.safetensors") == 1
+    out = capsys.readouterr().out
+    assert "505 weights are not zero, 504 allowed" in out
+    assert "1 pruned weights are not zero: revived" in out
+
+
+def test_verify_catches_a_file_whose_header_was_made_to_fit(run, capsys):
+    revive(run / "sparse.safetensors", header=lambda text: text.replace("[504]", "[505]"))
+    assert call("verify", run / "sparse.safetensors") == 1
+    out = capsys.readouterr().out
+    assert "the header does not promise what the plan.json beside it asks" in out
+    assert "the digest differs" in out
+
+
+def test_verify_catches_an_edited_checkpoint(run, capsys):
+    file = run / "checkpoint" / "last.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert call("verify", file) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_file_alone_is_verified_by_its_header(run, tmp_path):
+    shutil.copy(run / "sparse.safetensors", tmp_path / "alone.safetensors")
+    assert call("verify", tmp_path / "alone.safetensors") == 0
+    revive(tmp_path / "alone.safetensors")
+    assert call("verify", tmp_path / "alone.safetensors") == 1
+
+
+def test_a_pth_has_nothing_to_compare_with_but_a_recipe(folder, tmp_path, capsys):
+    file = tmp_path / "alone.pth"
+    assert call("export", folder / "run", "--to", "pth", "--out", file) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    net(folder).load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert call("verify", file) == 2
+    asked = ["--recipe", folder / "tiny.prune", "--model", f"{folder}/net.py:Net"]
+    assert call("verify", file, *asked) == 0
+    assert call("verify", file, *asked, "--set", "target=95%") == 1
+
+
+def test_a_full_file_of_trained_weights_does_not_hold_what_a_recipe_asks(folder, tmp_path, capsys):
+    torch.save(net(folder).state_dict(), tmp_path / "dense.pth")
+    status = call("verify", tmp_path / "dense.pth", "--recipe", folder / "tiny.prune", "--model",
+                  f"{folder}/net.py:Net")  # fmt: skip
+    assert status == 1
+    assert "4,536 revived or never pruned" in capsys.readouterr().out
+
+
+def test_export_names_the_formats_where_one_is_unknown(folder, capsys):
+    assert call("export", folder / "run", "--to", "onnx") == 2
+    assert "the formats are safetensors, pth" in capsys.readouterr().err
+
+
+def test_the_dense_path_can_be_exported_and_promises_no_zeros(folder, tmp_path):
+    file = tmp_path / "dense.safetensors"
+    assert call("export", folder / "run", "--to", "safetensors", "--path", "dense",
+                "--out", file) == 0  # fmt: skip
+    artefact = read_artefact(file)
+    assert artefact.origin.promises == () and artefact.origin.path == "dense"
+    assert bool((artefact.tensors["3.weight"] != 0).all())
+
+
+def test_an_existing_run_is_not_overwritten(folder, capsys):
+    before = (folder / "run" / "plan.json").stat().st_mtime_ns
+    assert call(*job(folder), "--out", folder / "run") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (folder / "run" / "plan.json").stat().st_mtime_ns == before
+
+
+def test_resuming_under_another_plan_is_refused_by_field(run, folder, capsys):
+    assert call(*job(folder), "--out", run, "--resume", "--set", "train.epochs=3ep") == 2
+    assert "num_steps: 16 in the run, 24 now" in capsys.readouterr().err
+
+
+def test_a_run_cut_short_and_resumed_ends_as_the_straight_one(folder, tmp_path):
+    out = ["--out", tmp_path / "cut", "--quiet"]
+    assert call(*job(folder), *out, "--max-steps", "5") == 0
+    assert json.loads((tmp_path / "cut" / "report.json").read_text())["complete"] is False
+    assert call(*job(folder), *out, "--resume") == 0
+    straight, cut = (load_file(where / "sparse.safetensors") for where in
+                     (folder / "run", tmp_path / "cut"))  # fmt: skip
+    assert all(torch.equal(straight[name], cut[name]) for name in straight)
+
+
+def test_an_interrupted_run_is_status_130_and_says_how_to_go_on(
+    folder, tmp_path, monkeypatch, capsys
+):
+    class Impatient(Display):
+        def step(self, step, loss):
+            if step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("dcil_dsl.job.make_display", lambda quiet: Impatient())
+    monkeypatch.setattr("sys.argv", ["dcil", *map(str, job(folder))])
+    assert call(*job(folder), "--out", tmp_path / "run") == 130
+    err = capsys.readouterr().err
+    assert "interrupted at step 3 of 16" in err and "--resume" in err
+    assert not (tmp_path / "run" / "sparse.safetensors").exists()
+    assert call("verify", tmp_path / "run") == 0  # the checkpoint holds what step 3 asks
+    monkeypatch.undo()
+    assert call(*job(folder), "--out", tmp_path / "run", "--resume", "--quiet") == 0
+
+
+def test_a_claim_that_does_not_hold_is_status_1_after_everything_is_written(
+    folder, tmp_path, capsys
+):
+    where = tmp_path / "claims.prune"
+    where.write_text(RECIPE.replace("sparsity >= 89%", "top1 >= 100%  sparsity >= 90%"))
+    arguments = ["compile", where, "--model", f"{folder}/net.py:Net", "--train", "synthetic",
+                 "--out", tmp_path / "run"]  # fmt: skip
+    assert call(*arguments) == 1
+    assert "expect top1 >= 100%: measured" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.json").exists()
+    assert call("eval", tmp_path / "run") == 1
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_more_classes_in_the_data_than_outputs_is_refused_before_a_folder_is_made(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert call(*job(folder, "net.py:two_classes")) == 2
+    err = capsys.readouterr().err
+    assert "synthetic has 10 classes, the model tells only 2 apart" in err
+    assert "--set model.classes=10" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_for_classes_can_be_typed_where_the_recipe_has_no_model_block(folder, tmp_path):
+    recipe = dcil.loads(RECIPE.replace("model net { classes = 10 }", ""))
+    with pytest.raises(dcil.InputError) as error:
+        dcil.train(recipe, f"{folder}/net.py:two_classes", "synthetic", out=tmp_path / "run")
+    assert error.value.help == "write `model two_classes { classes = 10 }` into the recipe"
+
+
+def test_fewer_classes_in_the_data_than_outputs_is_a_loud_warning(folder, tmp_path, capsys):
+    assert call(*job(folder), "--set", "model.classes=12", "--out", tmp_path / "run",
+                "--max-steps", "1", "--quiet") == 0  # fmt: skip
+    out, err = capsys.readouterr()
+    assert out == "" or "expect" in out
+    assert "WARNING: the model has 12 outputs and synthetic only 10 classes" in err
+
+
+def test_an_image_that_the_model_does_not_take_is_a_plain_error(folder, tmp_path, capsys):
+    assert call(*job(folder), "--set", "data.image_size=2", "--out", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert "the model does not take images of 3 x 2 x 2" in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_where_training_starts(folder, tmp_path):
+    start = ["--weights", folder / "run" / "sparse.safetensors", "--out", tmp_path / "run"]
+    rate = ["--set", "train.optimizer=sgd(lr=1e-9)", "--max-steps", "1", "--quiet"]
+    assert call(*job(folder), *start, *rate) == 0
+    one, other = (load_file(where / "sparse.safetensors") for where in
+                  (folder / "run", tmp_path / "run"))  # fmt: skip
+    assert torch.allclose(one["3.weight"], other["3.weight"], atol=1e-6)
+
+
+def test_the_tables_of_a_run_say_asked_and_measured(folder, tmp_path, capsys):
+    assert call(*job(folder), "--out", tmp_path / "run", "--max-steps", "2") == 0
+    out = capsys.readouterr().out
+    for words in ("sparsity asked", "sparsity measured", "training cost", "not judged",
+                  "sparse.safetensors"):  # fmt: skip
+        assert words in out, words
+
+
+def test_the_exported_resnet18_loads_into_an_untouched_torchvision_model(tmp_path):
+    from torchvision.models import resnet18
+
+    recipe = dcil.loads(RECIPE.replace("batch_size = 64", "batch_size = 8"))
+    run = dcil.train(recipe, "torchvision:resnet18", "synthetic", out=tmp_path / "run",
+                     max_steps=1, device="cpu")  # fmt: skip
+    model = resnet18(num_classes=10)
+    model.load_state_dict(load_file(run.folder.weights), strict=True)
+    assert call("eval", run.path, "--device", "cpu") == 1 or run.holds
+    expected = run.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_module_trains_without_being_changed(folder, tmp_path):
+    model = net(folder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = dcil.load(folder / "tiny.prune", overrides={"target": "50%"})
+    run = dcil.train(recipe, model, "synthetic", out=tmp_path / "run", max_steps=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert type(run.model) is type(model) and not run.interrupted
+    assert run.plan.groups[0].target == 0.5
+
+
+def test_the_verbs_of_the_package_make_a_step_by_hand(folder):
+    model, x = net(folder), torch.randn(4, 3, 32, 32)
+    recipe = dcil.load(folder / "tiny.prune")
+    plan = dcil.resolve(recipe, model, steps_per_epoch=8, example_inputs=(x,))
+    assert dcil.Plan.from_json(plan.to_json()) == plan
+    assert plan.layers[0].macs == 16 * 27 * 15 * 15
+    dual = dcil.compile(plan, model, example_inputs=(x,))
+    outputs = dual(x)
+    assert set(outputs) == {"sparse", "dense"}
+    loss = dcil.loss(plan, outputs, torch.tensor([0, 1, 2, 3]), step=0)
+    loss.backward()
+    dual.refresh(16)
+    sparse = dcil.export(dual)
+    assert type(sparse) is type(model)
+    assert int((sparse[3].weight != 0).sum()) + int((sparse[0].weight != 0).sum()) == 504
+    assert set(sparse.state_dict()) == set(model.state_dict())
+
+
+def test_export_is_a_verb_whatever_was_imported_before():
+    code = (
+        "import dcil_dsl.export.verify\nimport dcil_dsl as dcil\nassert callable(dcil.export)\n"
+        "from dcil_dsl import export\nassert callable(export)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_warnings_of_a_recipe_reach_python_as_warnings(folder):
+    text = RECIPE.replace("mix {", 'prune "0" to 50%\nprune Conv2d to global(target)\n\nmix {', 1)
+    text = text.replace("{\n  schedule = linear(0ep..1ep)\n  refresh  = 2 steps\n}", "", 1)
+    with pytest.warns(dcil.RecipeWarning, match="W303"):
+        dcil.resolve(dcil.loads(text), net(folder), steps_per_epoch=8)
+
+
+def net(folder) -> nn.Module:
+    from dcil_dsl.zoo import build_model
+
+    return build_model(f"{folder}/net.py:Net", 10)
+
+
+def revive(file, header=lambda text: text):
+    """Give one pruned weight of an exported file a value, keeping its header."""
+    artefact = read_artefact(file)
+    weight = artefact.tensors["3.weight"].reshape(-1)
+    weight[(weight == 0).nonzero()[0]] = 1e-20
+    metadata = {"format": "pt", "dcil": header(artefact.origin.model_dump_json())}
+    save_file(artefact.tensors, file, metadata)
