@@ -103,8 +103,15 @@ class Loader:
         """End the workers, if there are any."""
         if self._workers is not None:
             iterator, self._workers = self._workers._iterator, None
-            if iterator is not None:
+            if iterator is None:
+                return
+            try:
                 iterator._shutdown_workers()  # what its __del__ calls, but now
+            except RuntimeError as error:
+                # Torch's signal handler tells of a dead worker wherever it finds us: here, of
+                # one that was to end anyway.
+                if "DataLoader worker" not in str(error):
+                    raise
 
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffled:
@@ -130,8 +137,9 @@ class Loader:
         self._workers.sampler.requests = requests
         try:
             yield from self._workers
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # Torch's own word for it, or the socket of a worker that is gone already.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             hint = "often too little memory, or too small a /dev/shm: fewer --workers, or 0"
             raise InputError(f"a worker that reads {self.name} was killed", hint) from error
