@@ -103,7 +103,9 @@ class Tree:
 
     def picked(self):
         kind = self.random.choice([None, ast.First, ast.Last])
-        return self.set() if kind is None else node(kind, count=self.random.randint(1, 3), of=self.set())
+        if kind is None:
+            return self.set()
+        return node(kind, count=self.random.randint(1, 3), of=self.set())
 
     def restricted(self):
         picked = self.picked()
@@ -149,7 +151,8 @@ class Tree:
             lambda: node(ast.Update, parts=self.some(self.name, 1), shares=self.some(self.share, 1),
                          **self.window()),
             lambda: node(ast.Private, selector=self.selector(), settings=self.settings()),
-            lambda: node(ast.Loss, scalar=self.maybe(self.scalar), term=self.call(2), **self.window()),
+            lambda: node(ast.Loss, scalar=self.maybe(self.scalar), term=self.call(2),
+                         **self.window()),
             lambda: node(ast.Deploy, path=self.name()),
         ])()  # fmt: skip
 
@@ -161,7 +164,7 @@ class Tree:
             *self.some(lambda: node(ast.Let, name=self.name(), value=self.value())),
             *self.some(lambda: self.block("model", *model), at_most=1),
             *self.some(lambda: self.block("data", name), at_most=1),
-            *self.some(lambda: node(ast.Layers, name=self.name(), selector=self.selector()), at_most=2),
+            *self.some(lambda: node(ast.Layers, name=self.name(), selector=self.selector())),
             *self.some(lambda: self.block("pruning", None), at_most=1),
             *self.some(self.rule, at_most=4),
             *self.some(lambda: node(ast.Mix, items=self.some(self.mix_item, at_most=6)), at_most=1),
@@ -170,5 +173,5 @@ class Tree:
         ]
         parent = node(ast.Literal, value="x.prune", text='"x.prune"')
         language = node(ast.Literal, value=1, text="1")
-        extends = self.maybe(lambda: parent)
-        return node(ast.File, source=NOWHERE.source, language=language, extends=extends, items=tuple(items))
+        return node(ast.File, source=NOWHERE.source, language=language,
+                    extends=self.maybe(lambda: parent), items=tuple(items))  # fmt: skip

@@ -8,12 +8,14 @@ import pytest
 from ast_generator import random_file
 
 from dcil_dsl.diagnostics.source import Source
+from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.build import build_file
 from dcil_dsl.lang.fmt import WIDTH, format_text, in_order, print_file
 from dcil_dsl.lang.parse import parse_text
 
 HERE = Path(__file__).parent
-CANONICAL = [*sorted((HERE / "identity").glob("*.prune")), *sorted((HERE / "../../recipes").glob("*.prune"))]
+RECIPES = sorted((HERE / "../../recipes").glob("*.prune"))
+CANONICAL = [*sorted((HERE / "identity").glob("*.prune")), *RECIPES]
 # One token, units included: what no white space may be put into.
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+|% run|%|:\d+|ep| steps?)?"
 TOKEN = re.compile(rf'(?:re)?"[^"]*"|{NUMBER}|[A-Za-z_]\w*|[=<>!]=|\.\.|\S')
@@ -31,7 +33,8 @@ def scattered(text, seed):
     """The same tokens with random white space and comments between them."""
     random, pieces = Random(seed), []
     for number, token in enumerate(TOKEN.findall(text)):
-        gap = random.choice([" ", " ", " ", "\n", "\n\n\n", f"  # c{number}\n", f"\n\n# d{number} \r\n"])
+        comment = random.choice([f"  # c{number}\n", f"\n\n# d{number} \r\n"])
+        gap = random.choice([" ", " ", " ", "\n", "\n\n\n", comment, comment])
         pieces += [token, gap]
     return "".join(pieces)
 
@@ -40,6 +43,12 @@ def scattered(text, seed):
 def test_a_canonical_text_stays_as_it_is(path):
     text = path.read_text(encoding="utf-8")
     assert format_text(text) == text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_the_closed_text_of_a_recipe_is_the_same_recipe(path):
+    recipe = load(path)
+    assert loads(recipe.text) == recipe
 
 
 def test_what_is_printed_parses_to_the_tree_it_was_printed_from():
@@ -68,15 +77,15 @@ def test_no_comment_is_lost_or_doubled():
 
 def test_blocks_come_in_their_order_and_rules_keep_theirs():
     text = 'language 1 train { epochs = 1ep } keep "b" let x = 1 prune "a" to 90% model m'
-    assert format_text(text) == (
-        'language 1\n\nlet x = 1\n\nmodel m\n\nkeep  "b"\nprune "a" to 90%\n\ntrain { epochs = 1ep }\n'
-    )
+    rules, train = 'keep  "b"\nprune "a" to 90%', "train { epochs = 1ep }"
+    assert format_text(text) == f"language 1\n\nlet x = 1\n\nmodel m\n\n{rules}\n\n{train}\n"
     assert read(format_text(text)).items == in_order(read(text))
 
 
 def test_comments_move_with_what_they_stand_before():
     text = "language 1\n# of train\ntrain {}  # behind\n# of a\nlet a = 1\n# last\n"
-    lines = ["language 1", "", "# of a", "let a = 1", "", "# of train", f"{'train {}':<38}# behind", "# last"]
+    train = f"{'train {}':<38}# behind"
+    lines = ["language 1", "", "# of a", "let a = 1", "", "# of train", train, "# last"]
     assert format_text(text).splitlines() == lines
 
 
