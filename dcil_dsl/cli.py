@@ -145,6 +145,9 @@ def compile_recipe(
             print(show_summary(dual), end="")
         return DONE
     _refuse("with --train, the data tell the length of an epoch", steps_per_epoch=steps_per_epoch)
+    from dcil_dsl.data.places import look
+
+    look(train, data)  # before torch is loaded: missing data are told at once
     from dcil_dsl.job import train as train_job
 
     run = train_job(

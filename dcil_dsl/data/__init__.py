@@ -1,7 +1,23 @@
-"""Data sets from disk to the device: torchvision's sets and transforms, bit-reproducible."""
+"""Data sets from disk to the device: torchvision's data sets and v2 transforms, bit-reproducible.
 
-from dcil_dsl.data.dataset import Dataset, Tensors
-from dcil_dsl.data.loader import Loader
-from dcil_dsl.data.sources import NAMES, open_dataset
+Imported when first used: places.py, which says that data are missing, does not wait for torch.
+"""
 
+from __future__ import annotations
+
+import importlib
+
+_PUBLIC = {
+    "Dataset": "dataset",
+    "Tensors": "dataset",
+    "Loader": "loader",
+    "NAMES": "places",
+    "open_dataset": "sources",
+}
 __all__ = ["NAMES", "Dataset", "Loader", "Tensors", "open_dataset"]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

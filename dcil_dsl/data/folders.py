@@ -16,18 +16,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.places import LAYOUT
 from dcil_dsl.diagnostics import InputError
-
-LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
 
 # The usual constants of ImageNet-1k; for one channel, the mean of the three.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = {1: "L", 3: "RGB"}
-
-
-def is_image_folder(directory: Path) -> bool:
-    """Whether `directory` holds a train and a val folder; what is in them is checked later."""
-    return all((directory / part).is_dir() for part in ("train", "val"))
 
 
 def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:

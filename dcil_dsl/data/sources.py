@@ -9,7 +9,6 @@ Not:  nothing is downloaded and nothing is written, no folder either. Data that 
 from __future__ import annotations
 
 import gzip
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,9 @@ from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from dcil_dsl.data.dataset import Dataset, Tensors, in_memory
-from dcil_dsl.data.folders import LAYOUT, is_image_folder, open_image_folder
+from dcil_dsl.data.folders import open_image_folder
+from dcil_dsl.data.places import LAYOUT, find, is_image_folder, known_name, places_of
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.diagnostics.suggest import nearest
-
-NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic")
 
 
 def open_dataset(
@@ -37,16 +34,13 @@ def open_dataset(
     options    the parameters of `synthetic`, for that set alone
     Raises InputError.
     """
-    name = name.replace("_", "-")
-    if name not in NAMES:
-        near = nearest(name, NAMES)
-        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(NAMES)}"
-        raise InputError(f"there is no data set called `{name}`", hint)
+    name = known_name(name)
     if channels not in (1, 3):
         raise InputError(f"images have 1 or 3 channels, not {channels}")
     if options and name != "synthetic":
         raise InputError(f"{name} takes no option {', '.join(options)}")
-    places = _places(name, directory)
+    system = DEBIAN_FOLDER if name == "fashion-mnist" else None
+    places = places_of(name, directory, system)
     try:
         return _open(name, places, channels, options)
     except OSError as error:  # no permission, a broken disk
@@ -65,44 +59,8 @@ def _open(name: str, places: list[Path], channels: int, options: dict[str, int])
             return _cifar(places, channels, name, datasets.CIFAR10, CIFAR10_STATISTICS)
         case "cifar100":
             return _cifar(places, channels, name, datasets.CIFAR100, CIFAR100_STATISTICS)
-    found = _find(name, places, is_image_folder, LAYOUT)
+    found = find(name, places, is_image_folder, LAYOUT)
     return open_image_folder(name, found, channels)
-
-
-# -- where data lie ------------------------------------------------------------------------------
-
-
-def _places(name: str, directory: Path | None) -> list[Path]:
-    """What is given stands alone: to look further would hide a mistake in it."""
-    if directory is not None:
-        return [Path(directory).expanduser()]
-    if os.environ.get("DCIL_DATA"):
-        return [Path(os.environ["DCIL_DATA"]).expanduser() / name]
-    cache = Path.home() / ".cache" / "dcil" / name
-    return [cache, DEBIAN_FOLDER] if name == "fashion-mnist" else [cache]
-
-
-def _find(
-    name: str, places: list[Path], holds: Callable[[Path], bool], layout: str, get: str = ""
-) -> Path:
-    """The first place that holds the data; raises InputError that tells every place."""
-    for place in places:
-        if holds(place):
-            return place
-    looked = [f"looked in  {place}{_state(place)}" for place in places]
-    point = f"point at it with --data DIR, or with DCIL_DATA=DIR where it lies in DIR/{name}"
-    lines = [*looked, f"expected   {layout}", *([f"get it     {get}"] if get else []), point]
-    raise InputError(f"the data of {name} are not there", "\n".join(lines))
-
-
-def _state(place: Path) -> str:
-    if not place.exists():
-        return " (does not exist)"
-    if not place.is_dir():
-        return " (is not a folder)"
-    entries = sorted(entry.name for entry in place.iterdir())
-    more = ", ..." if len(entries) > 4 else ""
-    return f" (holds {', '.join(entries[:4])}{more})" if entries else " (is empty)"
 
 
 # -- digits: in scikit-learn itself --------------------------------------------------------------
@@ -145,7 +103,7 @@ def _fashion_mnist(places: list[Path], channels: int) -> Dataset:
         f"\"import torchvision as t; t.datasets.FashionMNIST('{places[0]}', download=True)\""
     )
 
-    place = _find("fashion-mnist", places, lambda p: _idx_folder(p) is not None, layout, get)
+    place = find("fashion-mnist", places, lambda p: _idx_folder(p) is not None, layout, get)
     folder = _idx_folder(place)
     train, val = (_idx_part(folder, *IDX_FILES[at : at + 2]) for at in (0, 2))
     classes = datasets.FashionMNIST.classes
@@ -210,7 +168,7 @@ def _cifar(
     )
     if (roots[0] / reader.filename).is_file():
         get = f"tar -C {roots[0]} -xf {roots[0] / reader.filename}"
-    root = _find(name, roots, lambda place: (place / base).is_dir(), layout, get)
+    root = find(name, roots, lambda place: (place / base).is_dir(), layout, get)
     try:
         # torchvision compares every file's MD5 before it opens one.
         parts = [reader(root, train=train, download=False) for train in (True, False)]

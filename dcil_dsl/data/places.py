@@ -1,0 +1,83 @@
+"""Where data lie, and what to say where they do not.
+
+In:   the name of a data set, and the folder of `--data`, if any.
+Out:  the places to look in; the one that holds the data, or an InputError that tells them all.
+Not:  no torch, so that missing data are told at once; nothing is opened or created.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.suggest import nearest
+
+NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic")
+IMAGE_FOLDERS = ("imagenet", "imagefolder")
+LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
+
+
+def known_name(name: str) -> str:
+    """One of NAMES (`fashion_mnist`, as a recipe spells it, is fashion-mnist), or InputError."""
+    name = name.replace("_", "-")
+    if name not in NAMES:
+        near = nearest(name, NAMES)
+        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(NAMES)}"
+        raise InputError(f"there is no data set called `{name}`", hint)
+    return name
+
+
+def look(name: str, directory: Path | None) -> None:
+    """Raise InputError where a name is unknown or a folder of images is not there.
+
+    Without torch, for whoever wants to know before it is loaded; open_dataset looks again.
+    """
+    name = known_name(name)
+    try:
+        if name in IMAGE_FOLDERS:
+            find(name, places_of(name, directory), is_image_folder, LAYOUT)
+    except OSError as error:
+        raise InputError(f"cannot read the data of {name}: {error}") from error
+
+
+def places_of(name: str, directory: Path | None, system: Path | None = None) -> list[Path]:
+    """What is given stands alone: to look further would hide a mistake in it.
+
+    system  where the operating system's own package puts the data
+    """
+    if directory is not None:
+        return [Path(directory).expanduser()]
+    if os.environ.get("DCIL_DATA"):
+        return [Path(os.environ["DCIL_DATA"]).expanduser() / name]
+    cache = Path.home() / ".cache" / "dcil" / name
+    return [cache] if system is None else [cache, system]
+
+
+def find(
+    name: str, places: list[Path], holds: Callable[[Path], bool], layout: str, get: str = ""
+) -> Path:
+    """The first place that holds the data; raises InputError that tells every place."""
+    for place in places:
+        if holds(place):
+            return place
+    looked = [f"looked in  {place}{_state(place)}" for place in places]
+    point = f"point at it with --data DIR, or with DCIL_DATA=DIR where it lies in DIR/{name}"
+    lines = [*looked, f"expected   {layout}", *([f"get it     {get}"] if get else []), point]
+    raise InputError(f"the data of {name} are not there", "\n".join(lines))
+
+
+def is_image_folder(directory: Path) -> bool:
+    """Whether `directory` holds a train and a val folder; what is in them is checked later."""
+    return all((directory / part).is_dir() for part in ("train", "val"))
+
+
+def _state(place: Path) -> str:
+    if not place.exists():
+        return " (does not exist)"
+    if not place.is_dir():
+        return " (is not a folder)"
+    entries = sorted(entry.name for entry in place.iterdir())
+    more = ", ..." if len(entries) > 4 else ""
+    return f" (holds {', '.join(entries[:4])}{more})" if entries else " (is empty)"
