@@ -1,0 +1,126 @@
+"""Plan x Traced -> Dual: the passes, in the order they run.
+
+In:   a Plan and the traced model it was resolved for.
+Out:  a Dual: a GraphModule that maps x to {path: output}.
+Not:  no training; masks start with everything kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.expose_weights import expose_weights
+from dcil_dsl.compiler.privatize import add_twins, privatize
+from dcil_dsl.compiler.route_gradients import route_gradients
+from dcil_dsl.compiler.unroll_paths import unroll_paths
+from dcil_dsl.compiler.verify import (
+    verify_paths,
+    verify_privates,
+    verify_routes,
+    verify_targets,
+)
+from dcil_dsl.graph.trace import Traced, trace_model
+from dcil_dsl.plan.plan import Phase, Plan
+
+
+class Context(NamedTuple):
+    """What every pass may read."""
+
+    model: nn.Module
+    plan: Plan
+    phase: Phase
+    pruned: frozenset[str]
+    private: frozenset[str]
+
+
+# The compiler's table of contents: each pass, and what must hold after it.
+PASSES = (
+    ("expose_weights", lambda g, c: expose_weights(g, c.model, c.private), ()),
+    (
+        "unroll_paths",
+        lambda g, c: unroll_paths(g, c.model, c.phase.paths, c.pruned, c.private),
+        (lambda g, c: verify_paths(g, c.phase),),
+    ),
+    (
+        "route_gradients",
+        lambda g, c: route_gradients(g, c.model, c.plan, c.phase),
+        (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
+    ),
+    (
+        "privatize",
+        lambda g, c: privatize(g, c.plan),
+        (lambda g, c: verify_privates(g, c.plan),),
+    ),
+)
+
+
+def compile_plan(
+    plan: Plan, model: nn.Module | Traced, example_inputs: tuple | None = None
+) -> Dual:
+    """The dual graph of a model. The model given is not changed.
+
+    model           an nn.Module, or its Traced, which the Dual then takes over
+    example_inputs  accepted for the sake of callers that have them; not needed
+
+    Raises TraceError where the model cannot be traced, KeyError where it is not the model
+    that the plan was resolved for.
+    """
+    traced = model if isinstance(model, Traced) else trace_model(model)
+    model = traced.model
+    for layer in plan.layers:
+        weight = dict(model.named_parameters(remove_duplicate=False)).get(layer.parameter)
+        if weight is None or tuple(weight.shape) != layer.shape:
+            raise KeyError(f"the plan's `{layer.parameter}` {layer.shape} is not in this model")
+    add_twins(model, plan)
+    _add_masks(model, plan)
+    graphs = {}
+    for training in (True, False):
+        for index, phase in enumerate(plan.phases):
+            if not training:
+                phase = _every_path(plan, phase)
+            graph = traced.graph(training)
+            graphs[training, index] = _last(run_passes(graph, model, plan, phase))
+    return Dual(model, graphs, plan)
+
+
+def run_passes(
+    graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase
+) -> Iterator[tuple[str, fx.Graph]]:
+    """The graph after each pass, verified, under the pass's name."""
+    context = Context(
+        model,
+        plan,
+        phase,
+        pruned=frozenset(name for group in plan.groups for name in group.parameters),
+        private=frozenset(entry.module for entry in plan.privates),
+    )
+    for name, rewrite, checks in PASSES:
+        graph = rewrite(graph, context)
+        verify_targets(graph, model)
+        for check in checks:
+            check(graph, context)
+        yield name, graph
+
+
+def _every_path(plan: Plan, phase: Phase) -> Phase:
+    """In evaluation every path is computed, whichever the phase trains."""
+    return phase.model_copy(update={"paths": tuple(path.name for path in plan.paths)})
+
+
+def _add_masks(model: nn.Module, plan: Plan) -> None:
+    for group in plan.groups:
+        for parameter in group.parameters:
+            owner, _, name = parameter.rpartition(".")
+            weight = model.get_parameter(parameter)
+            mask = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
+            model.get_submodule(owner).register_buffer(f"{name}_mask", mask)
+
+
+def _last(steps: Iterator[tuple[str, fx.Graph]]) -> fx.Graph:
+    *_, (_, graph) = steps
+    return graph

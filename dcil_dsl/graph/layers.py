@@ -29,7 +29,8 @@ class Layer:
     path      its name, "layer1.0.conv1"
     called    the path of the module that the graph calls for it: itself, or the whole
               module around it ("encoder.attention" for "encoder.attention.out_proj")
-    weight    the full name of the weight that can be pruned, None where there is none
+    weight    the full name of the weight that can be pruned, None where there is none;
+              layers tied to one weight all give the name of its first use
     macs      multiply-accumulates of that weight for one example; None: not measured
     """
 
@@ -54,16 +55,21 @@ class Layer:
         """The shape of the weight that can be pruned."""
         if self.weight is None:
             return ()
-        return tuple(self.module.get_parameter(self.weight.rpartition(".")[2]).shape)
+        name = self.weight.rpartition(".")[2]
+        return tuple(getattr(self.module, name).shape)
 
 
 def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
     """Every layer that the graph uses, in the order of first use."""
     layers: dict[str, Layer] = {}
+    first_use: dict[int, str] = {}
     for path, called in _uses(model, graph):
         if path not in layers:
             module = model.get_submodule(path)
-            layers[path] = Layer(path, called, module, weight=_prunable(path, module))
+            weight = _prunable(path, module)
+            if weight is not None:
+                weight = first_use.setdefault(id(model.get_parameter(weight)), weight)
+            layers[path] = Layer(path, called, module, weight=weight)
     return tuple(layers.values())
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 DIGIT_BITS = 11  # 2,048 bins a pass: three passes read all 31 bits of a float32 score
-FIRST = 2**31 - 1  # above the bits of every float32 score: kept before all others
 
 
 @torch.no_grad()
@@ -25,7 +24,8 @@ def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Ten
     Each layer's highest scores fill its floor, the highest of all the others fill the rest:
     no other choice within the floors keeps a larger sum of scores. Among equal scores the
     earlier layer, then the earlier position, is kept, so equal weights give equal masks on
-    every machine. Scores are compared in float32; NaN counts as the highest score.
+    every machine. All scores are of one dtype; float16 and bfloat16 are compared as float32.
+    NaN counts as the highest score.
 
     Raises ValueError where the floors ask for more than `num_keep`, or `num_keep` is out
     of range.
@@ -37,15 +37,21 @@ def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Ten
     keys = [_sortable(score.flatten()) for score in scores]
     for key, floor in zip(keys, floors, strict=True):
         if floor:
-            key.masked_fill_(_top([key], floor)[0], FIRST)
+            key.masked_fill_(_top([key], floor)[0], torch.iinfo(key.dtype).max)
     masks = _top(keys, num_keep)
     return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
 
 
 def _sortable(score: Tensor) -> Tensor:
-    """Bits of non-negative float32 numbers: int32, in the order of the numbers."""
-    key = score.to(torch.float32, copy=True).view(torch.int32)
-    return key.bitwise_and_(FIRST)  # the sign of -0.0 and of a NaN is no order
+    """Bits of non-negative numbers, in the order of the numbers: int32, or int64 for float64.
+
+    Its largest value is above the bits of every number but some NaNs.
+    """
+    if score.dtype == torch.float64:
+        key = score.clone().view(torch.int64)
+    else:
+        key = score.to(torch.float32, copy=True).view(torch.int32)
+    return key.bitwise_and_(torch.iinfo(key.dtype).max)  # the sign of -0.0 and NaN is no order
 
 
 def _top(keys: list[Tensor], count: int) -> list[Tensor]:
@@ -72,10 +78,10 @@ def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
     Digit by digit from the top: count how many keys have each digit among those that agree
     with the digits found so far, walk down until the count is reached, go on in that bin.
     """
-    device = keys[0].device
+    device, dtype = keys[0].device, keys[0].dtype
     remaining = torch.tensor(count, device=device)
-    prefix = torch.zeros((), dtype=torch.int32, device=device)
-    shift = 31
+    prefix = torch.zeros((), dtype=dtype, device=device)
+    top = shift = torch.iinfo(dtype).bits - 1
     while shift > 0:
         bits = min(DIGIT_BITS, shift)
         shift -= bits
@@ -84,14 +90,14 @@ def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
         histogram = torch.zeros(bins, dtype=torch.int64, device=device)
         for key in keys:
             digit = key >> shift
-            if shift + bits < 31:
+            if shift + bits < top:
                 agrees = (key >> (shift + bits)) == (prefix >> (shift + bits))
                 digit = torch.where(agrees, digit & (bins - 1), bins)
             histogram += _count(digit, bins)
         above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one
         digit = (above >= remaining).sum() - 1
         remaining = remaining - (above[digit] - histogram[digit])
-        prefix = prefix | (digit << shift).to(torch.int32)
+        prefix = prefix | (digit << shift).to(dtype)
     return prefix, remaining
 
 

@@ -16,7 +16,9 @@ from dcil_dsl.plan.select import Selection
 def claim_layers(
     rules: tuple[r.Prune | r.Keep, ...], selection: Selection, report: Diagnostics
 ) -> dict[str, int]:
-    """The index of the claiming rule by the path of the layer, prunable layers only.
+    """The index of the claiming rule by the name of the weight.
+
+    Layers tied to one weight are claimed together, by the last rule that matches any of them.
 
     A `prune` rule none of whose layers can be pruned is E302; a rule all of whose layers
     are claimed again below is W303.
@@ -35,10 +37,10 @@ def claim_layers(
                 label="convolutions, linear layers and attention projections can be",
             )
         claimed.append(layers)
-        owner.update({layer.path: index for layer in layers})
+        owner.update({layer.weight: index for layer in layers})
     for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
-        if layers and all(owner[layer.path] != index for layer in layers):
-            later = sorted({owner[layer.path] for layer in layers})
+        if layers and all(owner[layer.weight] != index for layer in layers):
+            later = sorted({owner[layer.weight] for layer in layers})
             count = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
             report.add(
                 "W303",

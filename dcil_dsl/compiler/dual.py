@@ -1,0 +1,132 @@
+"""The compiled model: one module, one graph for each mode and phase, one set of weights.
+
+In:   the model with masks and twins registered, the graphs, the plan.
+Out:  Dual: x -> {path: output}; its masks; the steps at which they move.
+Not:  no optimiser and no loss (training/); the deployable model is made by export/.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from dcil_dsl.masking.score import score_weights
+from dcil_dsl.masking.select import keep_top
+from dcil_dsl.plan.plan import Group, Plan
+from dcil_dsl.plan.schedule import is_refresh, keeps_at
+
+
+class Dual(fx.GraphModule):
+    """A GraphModule that runs the paths of a plan on one set of weights.
+
+    In training mode the paths that the current phase needs are computed, in evaluation mode
+    every path. Weights keep the original's names, a mask is the boolean buffer
+    `<weight>_mask` beside its weight, True = kept. `.code` is the training graph of the
+    current phase.
+    """
+
+    def __init__(self, model: nn.Module, graphs: dict[tuple[bool, int], fx.Graph], plan: Plan):
+        # fx copies attributes in the order of their use; the model's own order is kept by
+        # taking over its tables, so that optimisers and state dicts see what they always saw.
+        super().__init__(nn.Module(), fx.Graph(), type(model).__name__)
+        self.__dict__["_parameters"] = model._parameters
+        self.__dict__["_buffers"] = model._buffers
+        self.__dict__["_modules"] = model._modules
+        self.__dict__["original"] = model  # shares those tables; not a submodule
+        self.__dict__["graphs"] = graphs
+        self.plan = plan
+        self.phase = 0
+        self.__dict__["forwards"] = {
+            key: type(fx.GraphModule(model, graph)).forward for key, graph in graphs.items()
+        }
+        self.graph = graphs[True, 0]
+        self.training = model.training
+
+    def recompile(self):
+        """fx writes a forward for `self.graph`; ours chooses among all of them."""
+        code = super().recompile()
+        type(self).forward = Dual.forward
+        return code
+
+    def forward(self, *args, **kwargs) -> dict[str, object]:
+        """{path: output}, the output in the structure that the original model returns."""
+        return self.forwards[self.training, self.phase](self, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Dual:
+        super().train(mode)
+        self.original.training = mode
+        return self
+
+    def __deepcopy__(self, memo) -> Dual:
+        return Dual(copy.deepcopy(self.original, memo), self.graphs, self.plan)._in_phase(self.phase)
+
+    def __reduce__(self):
+        raise TypeError("a dual module is saved by its state_dict and its plan, not by pickle")
+
+    # -- weights and masks -----------------------------------------------------------------
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by the name of their weight, in the order of the plan's groups."""
+        return {
+            name: self.get_buffer(f"{name}_mask")
+            for group in self.plan.groups
+            for name in group.parameters
+        }
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """The original's parameters in the original's order, then the twins."""
+        twins = tuple(
+            f"{entry.module}__{path.name}."
+            for entry in self.plan.privates
+            for path in self.plan.paths
+        )
+        named = list(self.named_parameters())
+        own = [(name, p) for name, p in named if not name.startswith(twins)] if twins else named
+        return own + ([(name, p) for name, p in named if name.startswith(twins)] if twins else [])
+
+    # -- time --------------------------------------------------------------------------------
+
+    def begin_step(self, step: int) -> bool:
+        """Make ready for training step `step`, counted from 0. True if masks moved.
+
+        Chooses the phase and recomputes the masks that are due.
+        """
+        self._in_phase(self._phase_of(step))
+        due = [group for group in self.plan.groups if is_refresh(group, step)]
+        for group in due:
+            self._refresh(group, step)
+        return bool(due)
+
+    @torch.no_grad()
+    def refresh(self, step: int) -> None:
+        """Recompute every mask as the plan has it at `step`, due or not."""
+        self._in_phase(self._phase_of(step))
+        for group in self.plan.groups:
+            self._refresh(group, step)
+
+    @torch.no_grad()
+    def _refresh(self, group: Group, step: int) -> None:
+        scores = [score_weights(self.get_parameter(name), group.score) for name in group.parameters]
+        floors, keeps = group.floors, keeps_at(group, step)
+        if group.allocation == "global":
+            masks = keep_top(scores, keeps[0], list(floors))
+        else:
+            masks = [
+                keep_top([score], keep, [floor])[0]
+                for score, keep, floor in zip(scores, keeps, floors, strict=True)
+            ]
+        for name, mask in zip(group.parameters, masks, strict=True):
+            # In place: a compiled step keeps reading the same tensor.
+            self.get_buffer(f"{name}_mask").copy_(mask)
+
+    def _phase_of(self, step: int) -> int:
+        return self.plan.phases.index(self.plan.phase_at(step))
+
+    def _in_phase(self, phase: int) -> Dual:
+        if phase != self.phase:
+            self.phase = phase
+            self.graph = self.graphs[True, phase]
+        return self

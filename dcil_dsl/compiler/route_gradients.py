@@ -1,0 +1,105 @@
+"""Give each path its view of the shared weights, and each weight its share of the gradients.
+
+In:   an unrolled graph whose paths all read the raw weights.
+Out:  every edge from a shared weight, or from a value computed from shared weights, into a
+      path passes through a view: split_weight for a pruned weight, share_gradient for others.
+Not:  private modules belong to one path and learn from it alone.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx, nn
+
+from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.masking.split import share_gradient, split_weight
+from dcil_dsl.plan.plan import Phase, Plan
+
+
+def route_gradients(graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase) -> fx.Graph:
+    """Put the views in, in place.
+
+        w -> conv_sparse             w, mask -> split_weight -> w_sparse -> conv_sparse
+          -> conv_dense      ==>                             -> w_dense  -> conv_dense
+        stem -> conv_dense           stem -> share_gradient(0.0) -> conv_dense
+
+    The layers before the first weight that differs are computed once. All their weights are
+    shared and none is pruned, so cutting a path's share where it leaves them is the same as
+    cutting it at each of their weights: the gradient is linear. What flows on to the model's
+    input is shared in the same proportion.
+    """
+    pruned = {name: group for group in plan.groups for name in group.parameters}
+    views = {path.name: path.view for path in plan.paths}
+    shares = dict(zip((path.name for path in plan.paths), phase.shares, strict=True))
+    weights = [node for node in graph.nodes if _is_parameter(node, model)]
+    learning = reached_from(graph, weights)
+
+    for node in list(graph.nodes):
+        if node.meta.get("path") is not None or node not in learning or node.op == "output":
+            continue
+        readers = {
+            path: [user for user in node.users if user.meta.get("path") == path]
+            for path in phase.paths
+        }
+        readers = {path: users for path, users in readers.items() if users}
+        if not readers:
+            continue
+        if node.op == "get_attr" and node.target in pruned:
+            seen = _split(graph, node, tuple(readers), views, shares)
+        else:
+            seen = _shared(graph, node, tuple(readers), shares)
+        for path, users in readers.items():
+            for user in users:
+                user.replace_input_with(node, seen[path])
+    return graph
+
+
+def _split(graph, node, paths, views, shares) -> dict[str, fx.Node]:
+    """One split_weight, and one node for each path's view."""
+    with graph.inserting_after(node):
+        mask = graph.create_node("get_attr", f"{node.target}_mask", name=f"{node.name}_mask")
+    with graph.inserting_after(mask):
+        split = graph.create_node(
+            "call_function",
+            split_weight,
+            (node, mask),
+            {
+                "views": tuple(views[path] for path in paths),
+                "kept": tuple(shares[path].kept for path in paths),
+                "pruned": tuple(shares[path].pruned for path in paths),
+            },
+            name=f"{node.name}_views",
+        )
+    seen, last = {}, split
+    for index, path in enumerate(paths):
+        with graph.inserting_after(last):
+            name = f"{node.name}_{path}"
+            last = graph.create_node("call_function", operator.getitem, (split, index), name=name)
+        last.meta["path"] = path
+        seen[path] = last
+    return seen
+
+
+def _shared(graph, node, paths, shares) -> dict[str, fx.Node]:
+    """One share_gradient for each path whose share is not the whole."""
+    seen = {}
+    for path in paths:
+        share = shares[path].rest
+        if share == 1:
+            seen[path] = node
+            continue
+        with graph.inserting_after(node):
+            name = f"{node.name}_{path}"
+            seen[path] = graph.create_node(
+                "call_function", share_gradient, (node, share), name=name
+            )
+        seen[path].meta["path"] = path
+    return seen
+
+
+def _is_parameter(node: fx.Node, model: nn.Module) -> bool:
+    if node.op != "get_attr":
+        return False
+    owner, _, name = node.target.rpartition(".")
+    return isinstance(getattr(model.get_submodule(owner), name, None), nn.Parameter)

@@ -1,0 +1,115 @@
+"""Unroll the graph into one dataflow per path.
+
+In:   a graph with its weights exposed, the paths that run, what differs between them.
+Out:  a graph whose output is {path: output}; nodes of one path carry meta["path"].
+Not:  all copies still read the same weights (route_gradients.py) and call the same private
+      modules (privatize.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import fx, nn
+
+from dcil_dsl.graph.topology import reached_from
+
+# Words in the names of functions and of their arguments that mean random numbers.
+RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
+
+
+def unroll_paths(
+    graph: fx.Graph,
+    model: nn.Module,
+    paths: tuple[str, ...],
+    pruned: frozenset[str],
+    private: frozenset[str],
+) -> fx.Graph:
+    """Copy once per path every node that differs between the paths.
+
+          x                      x
+          |                      |
+        stem       ==>         stem                    computed once
+          |                    /   \\
+        conv                 conv   conv               one weight, two views to come
+          |                   |      |
+         out                sparse  dense
+
+    The paths are unrolled rather than switched by a flag, so that one call of forward runs
+    all of them: one forward per backward, and nothing for torch.compile to guard on. All of
+    one path's nodes stand before the next path's, so random numbers are drawn in the order
+    in which separate forwards would draw them.
+    """
+    if len(paths) == 1:
+        differing = {node for node in graph.nodes if node.op not in ("placeholder", "get_attr")}
+    else:
+        differing = reached_from(graph, _first_to_differ(graph, model, pruned, private))
+    unrolled = fx.Graph()
+    shared: dict[fx.Node, fx.Node] = {}
+
+    def share(node: fx.Node) -> fx.Node:
+        if node not in shared:
+            for needed in node.all_input_nodes:
+                share(needed)
+            shared[node] = unrolled.node_copy(node, shared.__getitem__)
+        return shared[node]
+
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in reached_in_order(graph, inputs):
+        if node not in differing and node.op != "output":
+            share(node)
+
+    outputs = {}
+    for path in paths:
+        env: dict[fx.Node, fx.Node] = {}
+        for node in graph.nodes:
+            if node.op == "output":
+                outputs[path] = fx.map_arg(node.args[0], lambda n: env[n] if n in env else share(n))
+            elif node in differing:
+                copied = unrolled.node_copy(node, lambda n: env[n] if n in env else share(n))
+                copied.meta["path"] = path
+                if len(paths) > 1:
+                    copied.name = f"{node.name}_{path}"
+                env[node] = copied
+    unrolled.output(outputs)
+    return unrolled
+
+
+def reached_in_order(graph: fx.Graph, sources: list[fx.Node]) -> list[fx.Node]:
+    """The nodes that depend on the sources, as the graph orders them."""
+    reached = reached_from(graph, sources)
+    return [node for node in graph.nodes if node in reached]
+
+
+def _first_to_differ(graph, model, pruned, private) -> list[fx.Node]:
+    first = []
+    for node in graph.nodes:
+        reads_pruned = any(n.op == "get_attr" and n.target in pruned for n in node.all_input_nodes)
+        is_private = node.op == "call_module" and node.target in private
+        if reads_pruned or is_private or node.meta.get("stateful") or _is_random(node, model):
+            first.append(node)
+    return first
+
+
+def _is_random(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a node may draw random numbers; functions that are not torch's own may."""
+    if node.op == "call_module":
+        module = model.get_submodule(node.target)
+        return "drop" in type(module).__name__.lower() or isinstance(module, nn.RReLU)
+    if node.op == "call_method":
+        return any(word in node.target for word in RANDOM)
+    if node.op != "call_function":
+        return False
+    if node.meta.get("layer"):
+        return getattr(model.get_submodule(node.meta["layer"]), "dropout", 0.0) != 0.0
+    function = node.target
+    home = (getattr(function, "__module__", None) or "").split(".")[0]
+    if any(word in function.__name__ for word in RANDOM):
+        return True
+    if home in ("torch", "_operator", "builtins", "math", ""):
+        return False
+    try:
+        names = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    return any(word in name for name in names for word in RANDOM)

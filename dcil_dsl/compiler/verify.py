@@ -1,0 +1,67 @@
+"""What a legal graph is after each pass. A violation is our fault, never the user's.
+
+In:   a graph, the model its targets name into, the plan.
+Out:  nothing, or GraphError.
+Not:  numbers; that outputs and gradients are right is shown by the tests.
+"""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from dcil_dsl.compiler.privatize import twin_name
+from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.masking.split import split_weight
+from dcil_dsl.plan.plan import Phase, Plan
+
+
+class GraphError(AssertionError):
+    """A pass has made a graph that is not legal (E403)."""
+
+
+def verify_targets(graph: fx.Graph, model: nn.Module) -> None:
+    """Every target names something in the model, and the graph is in order."""
+    graph.lint()
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            owner, _, name = node.target.rpartition(".")
+            _demand(hasattr(model.get_submodule(owner), name), f"`{node.target}` does not exist")
+
+
+def verify_paths(graph: fx.Graph, phase: Phase) -> None:
+    """The output is {path: ...}, and no path's value depends on another path's."""
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    _demand(tuple(output.args[0]) == phase.paths, "the output does not name the paths that run")
+    for path in phase.paths:
+        own = [node for node in graph.nodes if node.meta.get("path") == path]
+        for node in reached_from(graph, own):
+            other = node.meta.get("path")
+            _demand(node is output or other == path, f"`{node.name}` mixes {path} and {other}")
+
+
+def verify_routes(graph: fx.Graph, plan: Plan) -> None:
+    """A pruned weight and its mask are read by split_weight and by nothing else."""
+    pruned = {name for group in plan.groups for name in group.parameters}
+    guarded = pruned | {f"{name}_mask" for name in pruned}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in guarded:
+            for user in node.users:
+                _demand(user.target is split_weight, f"`{user.name}` reads `{node.target}` bare")
+
+
+def verify_privates(graph: fx.Graph, plan: Plan) -> None:
+    """A private module is called by one path only."""
+    owner = {
+        entry.module if path.name == plan.deploy else twin_name(entry.module, path.name): path.name
+        for entry in plan.privates
+        for path in plan.paths
+    }
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in owner:
+            path = node.meta.get("path")
+            _demand(path == owner[node.target], f"`{node.target}` is called by path {path}")
+
+
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise GraphError(message)

@@ -1,0 +1,45 @@
+"""Dual -> the original class: one path's weights, zeros in place, twins gone.
+
+In:   a Dual and the path to keep.
+Out:  an ordinary nn.Module of the class that was compiled, under the original's keys.
+Not:  nothing is saved; the Dual is not changed.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.privatize import remove_twins, twin_name
+
+
+@torch.no_grad()
+def collapse(dual: Dual, path: str | None = None) -> nn.Module:
+    """What `path` computes, as the model that was given; None is the deployed path.
+
+    A masked path has exact zeros where its masks are False. A path that is not deployed
+    brings its private modules under the original's names.
+    """
+    plan = dual.plan
+    path = path or plan.deploy
+    views = {entry.name: entry.view for entry in plan.paths}
+    if path not in views:
+        raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
+    model = copy.deepcopy(dual.original)
+    if path != plan.deploy:
+        for entry in plan.privates:
+            owner, _, name = entry.module.rpartition(".")
+            twin = model.get_submodule(twin_name(entry.module, path))
+            setattr(model.get_submodule(owner), name, copy.deepcopy(twin))
+    remove_twins(model, plan)
+    for group in plan.groups:
+        for parameter in group.parameters:
+            owner, _, name = parameter.rpartition(".")
+            module = model.get_submodule(owner)
+            mask = module._buffers.pop(f"{name}_mask")
+            if views[path] == "masked":
+                module.get_parameter(name).data.masked_fill_(~mask, 0.0)
+    return model

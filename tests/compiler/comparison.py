@@ -1,0 +1,134 @@
+"""Our dual graph and the plainly written reference, side by side for some steps."""
+
+import torch
+from two_forwards import TwoForwards, cross_entropies_and_kl
+
+from dcil_dsl.compiler import compile_plan
+from dcil_dsl.graph import trace_model
+from dcil_dsl.lang import loads
+from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.training.losses import total_loss
+
+# Two epochs of ten steps; KL opens at step 1; masks move at every other step.
+RECIPE = """
+language 1
+
+prune {prune} to global({sparsity}) {{
+  schedule = linear(0 steps..4 steps, initial=50%)
+  refresh  = 2 steps
+}}
+{keep}
+
+mix {{
+  path sparse = masked
+  path dense  = full
+  {updates}
+  {private}
+  loss cross_entropy(sparse)
+  loss cross_entropy(dense)
+  loss kl(student=sparse, teacher=dense, temperature=2) from 1 step
+  loss kl(student=dense, teacher=sparse, temperature=2) from 1 step
+  deploy sparse
+}}
+
+train {{
+  epochs    = 2ep
+  optimizer = sgd(lr=0.01, momentum=0.9, nesterov=true, weight_decay=1e-4)
+}}
+"""
+DCIL = "update kept by sparse  update pruned by dense"
+
+
+def compile_text(text, model):
+    traced = trace_model(model)
+    plan = resolve_recipe(loads(text), traced, steps_per_epoch=10)
+    return compile_plan(plan, traced)
+
+
+def worst_difference(
+    model,
+    size,
+    *,
+    prune,
+    private,
+    keep="keep first Conv2d",
+    updates=DCIL,
+    shares=None,
+    sparsity="90%",
+    training=True,
+    steps=5,
+    batch=4,
+):
+    """The largest difference in outputs, loss, gradients and weights over `steps` steps.
+
+    Each difference is taken relative to 1 + the largest absolute value of the tensor it is in.
+    Masks have to agree exactly. Both sides draw their random numbers from the same seed.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Weights drawn in float32 tie by the thousand; rounding would then choose the mask.
+            parameter.add_(1e-4 * torch.randn_like(parameter))
+    text = RECIPE.format(
+        prune=prune, keep=keep, private=private, updates=updates, sparsity=sparsity
+    )
+    dual = compile_text(text, model)
+    plan = dual.plan
+    target = float(sparsity.rstrip("%")) / 100
+    shares = shares or {"kept": (1, 0), "pruned": (0, 1), "rest": (1, 0)}
+    reference = TwoForwards(
+        model,
+        [name for group in plan.groups for name in group.parameters],
+        [entry.module for entry in plan.privates],
+        shares,
+        lambda step: 0.5 + (target - 0.5) * min(step / 4, 1),
+        cross_entropies_and_kl,
+    )
+    optimizer = torch.optim.SGD(
+        [p for _, p in dual.trainable()], lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+    for module in (dual, reference.master, *reference.twin.values()):
+        module.train(training)
+    dtype = next(model.parameters()).dtype
+    worst = 0.0
+
+    def compare(ours, theirs):
+        nonlocal worst
+        ours, theirs = ours.detach(), theirs.detach()
+        difference = ((ours - theirs).abs().max() / (1 + theirs.abs().max())).item()
+        assert difference == difference, "not a number"
+        worst = max(worst, difference)
+
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(batch, 3, size, size, dtype=dtype, generator=generator)
+        target_B = torch.randint(0, 10, (batch,), generator=generator)
+        if step % 2 == 0:
+            reference.refresh(step)
+        dual.begin_step(step)
+        for name, mask in dual.masks.items():
+            assert torch.equal(mask, reference.masks[name].bool()), f"mask of {name}, step {step}"
+        torch.manual_seed(step)
+        outputs = dual(x)
+        loss = total_loss(plan, outputs, target_B, step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.manual_seed(step)
+        y_sparse, y_dense, their_loss, gradients = reference.gradients(x, target_B, step)
+        compare(outputs["sparse"], y_sparse)
+        compare(outputs["dense"], y_dense)
+        compare(loss, their_loss)
+        ours = dict(dual.named_parameters())
+        assert ours.keys() == gradients.keys()
+        for name, parameter in ours.items():
+            gradient = parameter.grad
+            compare(
+                torch.zeros_like(parameter) if gradient is None else gradient, gradients[name]
+            )
+        reference.sgd(gradients, lr=0.01, momentum=0.9, weight_decay=1e-4)
+        optimizer.step()
+    for name, weight in reference.weights.items():
+        compare(dual.get_parameter(name), weight)
+    for name, buffer in reference.master.named_buffers():
+        if buffer.is_floating_point():
+            compare(dual.get_buffer(name), buffer)
+    return worst
