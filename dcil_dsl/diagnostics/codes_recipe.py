@@ -106,7 +106,8 @@ RECIPE: tuple[Code, ...] = (
     entry("E225", "a `let` hides another meaning",
           """A `let` stands for its value wherever a value is written, so it cannot share its name
           with a path or a word.""",
-          "let magnitude = 90%\nprune Conv2d to magnitude", "let target = 90%\nprune Conv2d to target"),
+          "let magnitude = 90%\nprune Conv2d to magnitude",
+          "let target = 90%\nprune Conv2d to target"),
     entry("E226", "a pattern that is not valid",
           "The text after `re` is a regular expression of Python.",
           'prune re"layer[1.*" to 90%', 'prune re"layer[12].*" to 90%'),

@@ -83,10 +83,12 @@ def _snippets(diagnostic: Diagnostic, tone: str, paint) -> list[str]:
     lines = [bar]
     sources = list(dict.fromkeys(mark.label.span.source for mark in marks))
     for number, source in enumerate(sources):
-        here = sorted((m for m in marks if m.label.span.source is source or
-                       m.label.span.source == source), key=lambda m: (m.line, m.label.span.start))
+        here = [mark for mark in marks if mark.label.span.source == source]
+        here.sort(key=lambda mark: (mark.line, mark.label.span.start))
         if number:
-            lines.append(paint(" " * gutter + "--> ", _BLUE) + _name(source))
+            first = here[0].label.span
+            where = f"{_name(source)}:{first.line}:{first.column}"
+            lines.append(paint(" " * gutter + " --> ", _BLUE) + where)
         before = None
         for mark in here:
             if before is not None and mark.line > before + 1:

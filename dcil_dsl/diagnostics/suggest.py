@@ -22,8 +22,8 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
         if abs(len(candidate) - len(word)) > allowed or len(candidate) > 200:
             continue
         distance = _distance(word.lower(), candidate.lower())
-        # All letters changed is not a slip: `l2` is not a misspelling of `lr`.
-        if distance <= allowed and distance < max(len(word), len(candidate)) * 0.6:
+        # Half the letters changed is not a slip: `l2` is not a misspelling of `lr`.
+        if distance <= allowed and distance < max(len(word), len(candidate)) / 2:
             best.append((distance, candidate))
     best.sort(key=lambda pair: pair[0])
     return best[0][1] if best else None

@@ -95,21 +95,18 @@ def _train(block: ast.Block | None, file: ast.File, reader: Reader) -> v.Train |
                          help="for example `train { epochs = 100ep optimizer = sgd(lr=0.1) }`")
         return None
     read = reader.block(v.Train, "train", block.settings, _keyword(block))
-    train = read.word
-    if train is None:
-        return None
-    epochs = train.epochs
-    if epochs.unit != "epochs":
+    epochs = read.values.get("epochs")
+    if isinstance(epochs, Time) and epochs.unit != "epochs":
         reader.found.add("E206", "the length of the run is given in epochs", read.spans["epochs"],
                          help="for example `epochs = 100ep`")
-    elif epochs.value != int(epochs.value) or epochs.value < 1:
+    elif isinstance(epochs, Time) and (epochs.value != int(epochs.value) or epochs.value < 1):
         reader.found.add("E205", "a run has a whole number of epochs, from 1 on",
                          read.spans["epochs"])
-    sgd = train.optimizer
+    sgd = read.values.get("optimizer")
     if isinstance(sgd, v.SGD) and sgd.nesterov and not sgd.momentum:
         reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
                          help="for example `momentum=0.9`")
-    return train
+    return read.word
 
 
 def _epochs(block: ast.Block | None) -> float | None:
@@ -129,7 +126,7 @@ def _rules(file: ast.File, pruning: ast.Block | None, reader: Reader,
     shared = pruning.settings if pruning else ()
     rules: list[r.Prune | r.Keep] = []
     if pruning is not None:
-        reader.block(v.PruneBlock, "pruning", shared, _keyword(pruning))
+        _limits(reader.block(v.PruneBlock, "pruning", shared, _keyword(pruning)), reader)
     for item in file.items:
         if isinstance(item, ast.Keep):
             rules.append(r.Keep(selector=selectors.closed(item.selector), span=item.span))
@@ -145,7 +142,7 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     selector = selectors.closed(item.selector)
     own = {s.name.name for s in item.settings}
     # What is wrong in `pruning` was told there; here it would be told once for every rule.
-    reader.block(v.PruneBlock, "prune", item.settings, item.head_span)
+    _limits(reader.block(v.PruneBlock, "prune", item.settings, item.head_span), reader)
     quiet = Reader(Diagnostics(), reader.lets, reader.epochs)
     together = (*(s for s in shared if s.name.name not in own), *item.settings)
     read = quiet.block(v.PruneBlock, "prune", together, item.head_span)
@@ -156,7 +153,7 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     if read.word is None:
         return None
     word = read.word
-    _rule_times(word, read, target, reader)
+    _ramp(word.schedule, target, read.spans.get("schedule"), reader)
     return r.Prune(
         selector=selector, target=target, score=word.score, schedule=word.schedule,
         refresh=word.refresh, freeze=word.freeze, floor=word.floor, span=item.head_span,
@@ -165,23 +162,27 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     )
 
 
-def _rule_times(word: v.PruneBlock, read: Settings, target: v.Word, reader: Reader) -> None:
-    found = reader.found
-    if word.refresh.value <= 0:
-        found.add("E205", "masks cannot be recomputed every 0 steps", read.spans["refresh"],
-                  help="for example `refresh = 16 steps`")
-    if word.floor is not None and word.floor.fraction >= 1:
-        found.add("E205", "a floor of 100% leaves nothing to prune", read.spans["floor"],
-                  help="`keep` leaves layers whole")
-    schedule = word.schedule
-    if isinstance(schedule, (v.Cubic, v.Linear)):
-        if schedule.initial > target.sparsity:
-            start, end = written(schedule.initial), written(target.sparsity)
-            found.add("E214", f"the ramp starts at {start}, above its target of {end}",
-                      read.spans["schedule"], help=f"`initial` is at most {end}")
-        if schedule.grid is not None and schedule.grid.value <= 0:
-            found.add("E205", "a grid of 0 steps has no places", read.spans["schedule"],
-                      help="for example `grid=1ep`")
+def _limits(read: Settings, reader: Reader) -> None:
+    """What a single setting of `pruning` or of a rule cannot be."""
+    refresh, floor = read.values.get("refresh"), read.values.get("floor")
+    schedule = read.values.get("schedule")
+    if isinstance(refresh, Time) and refresh.value <= 0:
+        reader.found.add("E205", "masks cannot be recomputed every 0 steps", read.spans["refresh"],
+                         help="for example `refresh = 16 steps`")
+    if isinstance(floor, Percent) and floor.fraction >= 1:
+        reader.found.add("E205", "a floor of 100% leaves nothing to prune", read.spans["floor"],
+                         help="`keep` leaves layers whole")
+    grid = getattr(schedule, "grid", None)
+    if grid is not None and grid.value <= 0:
+        reader.found.add("E205", "a grid of 0 steps has no places", read.spans["schedule"],
+                         help="for example `grid=1ep`")
+
+
+def _ramp(schedule: v.Schedule, target: v.Target, span: Span | None, reader: Reader) -> None:
+    if isinstance(schedule, (v.Cubic, v.Linear)) and schedule.initial > target.sparsity:
+        start, end = written(schedule.initial), written(target.sparsity)
+        reader.found.add("E214", f"the ramp starts at {start}, above its target of {end}", span,
+                         help=f"`initial` is at most {end}")
 
 
 def _unused_settings(file: ast.File, pruning: ast.Block | None, found: Diagnostics) -> None:

@@ -56,8 +56,8 @@ def check_mix(
         found.add("E219", "`mix` has no loss, so nothing is learnt", here,
                   help="for example `loss cross_entropy(sparse)`")
     deploy = checker.deploy(kinds.get(ast.Deploy, []), here)
+    checker.overlaps(updates)
     if not found.errors:
-        checker.overlaps(updates)
         _warn(mix, file, checker.paths, updates, losses, here, found)
     return Mixed(tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy,
                  checker.broken)

@@ -114,7 +114,7 @@ def _unit(s: Situation) -> Explained | None:
     """`3 epoks` is a number and then a name, which may look like the next setting."""
     if s.token.type in ("NAME", "TYPE") and s.kind(-1) in ("NUMBER", "PERCENT"):
         number, unit, resume = s.near(-1), s.token, s.at + 1
-        plausible = s.together(-1, 0)
+        plausible = s.together(-1, 0) and s.kind(-2) != "LANGUAGE"
     elif s.kind(-1) == "NAME" and s.kind(-2) in ("NUMBER", "PERCENT") and "EQUAL" in s.accepts:
         number, unit, resume = s.near(-2), s.near(-1), s.at
         plausible = s.together(-2, -1)

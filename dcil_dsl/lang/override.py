@@ -92,4 +92,5 @@ def _unknown(file: ast.File, name: str, span: Span, found: Diagnostics) -> None:
     if help is None and lets:
         names = ", ".join(f"`{n}`" for n in lets)
         help = f"the recipe's own names are {names}; a setting is written `train.epochs`"
-    found.add("E222", f"nothing named `{name}` can be set", span, help=help)
+    shown = name if name.isprintable() else ascii(name)
+    found.add("E222", f"nothing named `{shown}` can be set", span, help=help)

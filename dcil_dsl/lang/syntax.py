@@ -41,7 +41,7 @@ class _Block:
 
 def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
     """Note every syntax error of a token list that is not a recipe."""
-    said = {d.span.line for d in found.found if d.span}  # stray characters, told already
+    said = {d.span.line for d in found.found}  # stray characters, told already
     if not tokens:
         if not found.errors:
             found.add("E111", "the recipe is empty", Span(source, 0, 0),
@@ -59,7 +59,7 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
         diagnostic = error.diagnostic
         if diagnostic.span.line not in said and diagnostic not in found.found:
             found.found.append(diagnostic)
-        said.add(source.position(tokens[fails].start_pos)[0])
+        said.add(diagnostic.span.line)
         at, prefix = _resume(tokens, at, fails, blocks, error)
 
 

@@ -47,9 +47,13 @@ class Given:
 
 @dataclass
 class Settings:
-    """A validated block or call; `word` is None where something in it is wrong."""
+    """A validated block or call; `word` is None where something in it is wrong.
+
+    `values`: those settings that could be read, each right or wrong by itself.
+    """
 
     word: v.Word | None
+    values: dict[str, object]
     spans: dict[str, Span] = field(default_factory=dict)
 
 
@@ -96,7 +100,7 @@ class Reader:
         except ValidationError as error:
             good &= not refusals.note(error, model, owner, nodes, values, where, self)
             word = None
-        return Settings(word if good else None, spans)
+        return Settings(word if good else None, values, spans)
 
     def _setting(self, model: type[v.Word], one: Given) -> object:
         place = v.PLACES.get((model, one.name))

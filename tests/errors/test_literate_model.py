@@ -1,0 +1,45 @@
+"""The errors of model.md are those of the program, against a model of five layers."""
+
+from __future__ import annotations
+
+import pytest
+from test_literate import cases, completed, told
+from torch import nn
+
+from dcil_dsl.diagnostics import Diagnostics, RecipeError
+from dcil_dsl.diagnostics.render import render
+from dcil_dsl.graph.trace import trace_model
+from dcil_dsl.lang import loads
+from dcil_dsl.plan.resolve import resolve_recipe
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+        self.act = nn.ReLU()
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.act(self.body(self.norm(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def found_in(text: str):
+    report = Diagnostics()
+    try:
+        resolve_recipe(loads(text), trace_model(Net()), 10, report)
+    except RecipeError as error:
+        return error.diagnostics
+    return report.warnings
+
+
+@pytest.mark.parametrize("statements, drawing", [*cases("model.md")])
+def test_a_page_of_errors_against_a_model_tells_the_truth(statements, drawing):
+    text = completed(statements, whole=True)
+    found = found_in(text)
+    assert sorted((d.span.line, d.code) for d in found) == told(text)
+    assert all(render(d).startswith(f"<recipe>:{d.span.line}:") for d in found)
+    assert drawing is None
