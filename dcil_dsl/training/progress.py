@@ -79,11 +79,6 @@ class Display:
         if self.mode != "quiet":
             self._print(line_text(line, self._plan))
 
-    def note(self, text: str) -> None:
-        """Something else that happened, in one line."""
-        if self.mode != "quiet":
-            self._print(text)
-
     def _text(self, step: int, loss: float | None) -> str:
         plan = self._plan
         epoch = min(step // plan.steps_per_epoch + 1, plan.train.num_epochs)

@@ -77,9 +77,6 @@ def train(
             ) from None
         deploy_average(now.average)
         interrupted = accuracies is None
-        if interrupted:
-            step = now.state.position.step
-            display.note(f"stopped after step {step:,} of {plan.num_steps:,}; --resume goes on")
         return result_of(now, accuracies or {}, train_loader.num_examples, interrupted)
 
 
