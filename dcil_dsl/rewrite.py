@@ -21,14 +21,18 @@ def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
     RecipeError with the errors of all files together; InputError for one that cannot be read.
     """
     from dcil_dsl.lang.fmt import format_text
+    from dcil_dsl.lang.merge import decode
 
     texts, wrong = {}, []
     for path in paths:
+        # Bytes are compared: a file with \r\n or a byte order mark is not canonical.
         given = _read(path)
         try:
-            texts[path] = (given, format_text(given, str(path)))
+            text = format_text(decode(given, str(path)), str(path))
         except RecipeError as error:
             wrong += error.diagnostics
+        else:
+            texts[path] = (given, text.encode())
     if wrong:
         raise RecipeError(wrong)
     changed = [path for path, (given, canonical) in texts.items() if given != canonical]
@@ -38,25 +42,21 @@ def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
     return changed
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        # newline="": a file with \r\n is not canonical, and must not look so.
-        with open(path, encoding="utf-8", newline="") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start}") from None
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Through a draft beside it; a link stays a link, the file's permissions stay."""
     path = path.resolve()
     draft = None
     try:
         number, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with open(number, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(number, "wb") as file:
+            file.write(content)
         os.chmod(draft, path.stat().st_mode & 0o7777)
         os.replace(draft, path)
     except OSError as error:

@@ -132,6 +132,8 @@ def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):
         ("compile", "tiny.prune", "--model", "net.py:net", "--train", "synthetic", "--resume"),
         ("compile", "tiny.prune", "--model", "net.py:net", "--train", "sinthetic"),
         ("compile", "tiny.prune", "--model", "net.py:net", "--train", "digits", "--device", "tpu"),
+        ("compile", "tiny.prune", "--model", "net.py:net", "--train", "digits", "--device",
+         "cuda:99"),
         ("check", "tiny.prune", "--set", "target"),
         ("check", "tiny.prune", "--set", "target=1%", "--set", "target=2%"),
         ("eval", "nowhere"),
@@ -208,6 +210,12 @@ def test_precision_and_seed_of_the_command_line_stand_in_the_plan(dcil, monkeypa
     assert plan.recipe.overrides == {"train.precision": "bf16", "train.seed": "5"}
 
 
+def test_a_model_other_than_the_recipes_own_is_told(dcil, here):
+    (here / "tiny.prune").write_text(RECIPE.replace("data syn", "model resnet18 {}\n\ndata syn"))
+    _, _, err = dcil("plan", "tiny.prune", "--model", "net.py:net")
+    assert "note: the recipe was written for the model `resnet18`; this is net.py:net" in err
+
+
 def test_compile_prints_the_plan_and_counts_the_graph(dcil):
     status, out, _ = dcil("compile", "tiny.prune", "--model", "net.py:net")
     assert status == 0
@@ -243,6 +251,13 @@ def test_fmt_writes_no_file_where_one_of_them_does_not_parse(dcil, here):
     assert status == 1 and "broken.prune:2:" in err
     assert (here / "tiny.prune").read_bytes() == before
     assert sorted(file.name for file in here.iterdir()) == ["broken.prune", "net.py", "tiny.prune"]
+
+
+def test_fmt_of_bytes_that_are_no_text_is_a_wrong_recipe(dcil, here):
+    (here / "tiny.prune").write_bytes(b"language 1\n\xff\xfe")
+    status, _, err = dcil("fmt", "tiny.prune")
+    assert status == 1 and "tiny.prune:2:1: error[E110]" in err
+    assert (here / "tiny.prune").read_bytes() == b"language 1\n\xff\xfe"
 
 
 def test_fmt_keeps_permissions_and_follows_links(dcil, here):

@@ -65,17 +65,30 @@ def test_lang_and_diagnostics_name_no_torch():
             assert not names & {"torch", "torchvision", "rich", "typer"}, file
 
 
-def test_checking_a_recipe_loads_neither_torch_nor_rich():
+def test_checking_a_recipe_loads_no_torch():
     code = (
         "import sys, dcil_dsl, dcil_dsl.cli, dcil_dsl.lang\n"
         "sys.argv = ['dcil', 'check', sys.argv[1]]\n"
         "try:\n    dcil_dsl.cli.main()\n"
         "except SystemExit as end:\n    assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'torchvision', 'rich', 'numpy', 'networkx'} & set(sys.modules)\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'networkx'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     recipe = str(ROOT / "recipes" / "quickstart.prune")
     subprocess.run([sys.executable, "-c", code, recipe], check=True, cwd=ROOT)
+
+
+def test_missing_data_are_told_without_waiting_for_torch(tmp_path):
+    code = (
+        "import sys, dcil_dsl.cli\n"
+        "sys.argv = ['dcil', 'compile', sys.argv[1], '--model', 'torchvision:resnet50', "
+        "'--train', 'imagenet', '--data', sys.argv[2]]\n"
+        "try:\n    dcil_dsl.cli.main()\n"
+        "except SystemExit as end:\n    assert end.code == 2, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    recipe = str(ROOT / "recipes" / "resnet50.prune")
+    subprocess.run([sys.executable, "-c", code, recipe, str(tmp_path)], check=True, cwd=ROOT)
 
 
 def test_no_file_or_folder_has_a_name_that_says_nothing():
