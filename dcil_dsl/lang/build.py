@@ -226,7 +226,9 @@ class _Build(Transformer):
         if not math.isfinite(value):
             self.found.add("E228", "this number is too large", self._at(token))
             return 1
-        return int(text) if text.isdigit() and value < 2**63 else value
+        # `1e3` is the whole number 1000; `2.0` was written as a fraction on purpose.
+        whole = "." not in text and value == int(value) and value < 2**53
+        return int(value) if whole else value
 
     def number(self, meta, children):
         return self._literal(children[0], self._number(children[0], str(children[0])))

@@ -16,6 +16,13 @@ from dcil_dsl.lang import ast
 from dcil_dsl.lang.values import BROKEN, Ratio, Time
 
 
+# For suggestions only: a recipe may name any class.
+TYPES = (
+    "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention", "Embedding",
+    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm", "InstanceNorm2d",
+)  # fmt: skip
+
+
 class Selectors:
     """Closes selectors and remembers which definitions were used."""
 
@@ -53,7 +60,7 @@ class Selectors:
 
     def _named(self, selector: ast.ByName, name: str, within: tuple[str, ...]) -> ast.Selector:
         if name not in self.layers:
-            near = did_you_mean(name, self.layers)
+            near = did_you_mean(name, [*self.layers, *TYPES])
             self.found.add("E223", f"no `layers {name}` is defined", selector.span,
                            help=near or "types have a capital, names of layers stand in quotes")
             return selector

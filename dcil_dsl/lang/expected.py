@@ -239,7 +239,8 @@ def _misspelt(s: Situation) -> Explained | None:
 def _reserved(s: Situation) -> Explained | None:
     """A keyword where a name of the author's own is wanted."""
     word = literals().get(s.token.type, "")
-    if "NAME" in s.accepts and word.isalpha():
+    # Where layers or values are wanted, a keyword more likely means that they are missing.
+    if "NAME" in s.accepts and not s.accepts & {"TYPE", "PERCENT"} and word.isalpha():
         return _say(s, "E112", f"`{word}` is a word of the language, not a name", s.token,
                     help=f"choose another name, for example `{word}_`")
     return None

@@ -84,7 +84,9 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
     wanted = _WANTED_CLASS.get(class_name) or _WANTED.get(kind, "another kind of value")
     if "path" in model.model_fields[name].metadata:
         wanted = "the name of a path"
-    reader.found.add("E206", f"{what} is {wanted}, not {kind_of(inner)}", node.span,
+    is_fraction = wanted == "a whole number" and isinstance(inner, float)
+    actual = written(inner) if is_fraction else kind_of(inner)
+    reader.found.add("E206", f"{what} is {wanted}, not {actual}", node.span,
                      others=origin(node), help=_instead(class_name or kind, inner))
 
 
