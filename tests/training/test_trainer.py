@@ -164,7 +164,9 @@ def test_an_empty_held_out_part_is_a_plain_error(tmp_path):
         tiny_train(tmp_path / "run", val=TinyData(0), max_steps=1)
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"channels_last": True}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True}]
+)
 def test_precision_and_layout_change_the_rounding_only(tmp_path, options):
     _, plain, _ = tiny_train(tmp_path / "plain", one_path(), max_steps=3)
     _, other, _ = tiny_train(tmp_path / "other", one_path(), max_steps=3, **options)
