@@ -350,6 +350,42 @@ def test_the_exported_resnet18_loads_into_an_untouched_torchvision_model(tmp_pat
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_folders_of_jpeg_files_train_and_eval_finds_them_again(folder, tmp_path, capsys):
+    from PIL import Image
+
+    draw = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("val", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(0, 256, (40, 50, 3), generator=draw, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(
+                    tmp_path / "data" / part / name / f"{index}.JPEG"
+                )
+    recipe = tmp_path / "jpeg.prune"
+    recipe.write_text(
+        RECIPE.replace("synthetic", "imagenet")
+        .replace("batch_size = 64", "batch_size = 4\n  augment = [random_resized_crop(32), flip()]")
+        .replace("classes = 10", "classes = 2")
+    )
+    arguments = ["compile", recipe, "--model", f"{folder}/net.py:Net", "--train", "imagefolder"]
+    data = ["--data", tmp_path / "data", "--workers", "1", "--out", tmp_path / "run"]
+    assert call(*arguments, *data, "--quiet") == 0
+    assert "written for the data `imagenet`; these are imagefolder" in capsys.readouterr().err
+    assert call("eval", tmp_path / "run", "--workers", "0") == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["result"]["step"] == 6 and report["model"]["classes"] == 2
+    top1 = report["result"]["accuracies"]["sparse"]["top1"]
+    assert f"top1 {top1:.4%}" in capsys.readouterr().out
+
+
+def test_a_run_folder_that_cannot_be_made_is_told_before_training(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert call(*job(folder), "--out", tmp_path / "file" / "run") == 2
+    err = capsys.readouterr().err
+    assert "cannot write" in err and "Traceback" not in err
+
+
 def test_a_module_trains_without_being_changed(folder, tmp_path):
     model = net(folder)
     before = {name: value.clone() for name, value in model.state_dict().items()}
