@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sound import completed
 
@@ -9,6 +11,8 @@ from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import ast, load, loads
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.values import Percent, Range, Ratio, Time, UnitError, combine, written
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 PARENT = completed(
     """recipe parent {
@@ -171,3 +175,9 @@ def test_a_value_is_written_as_it_was_read(text):
     from dcil_dsl.lang.parse import parse_text
 
     assert written(build_file(parse_text(Source(let))).items[0].value.value) == text
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.prune")), ids=lambda path: path.name)
+def test_every_shipped_recipe_is_sound_and_its_closed_text_says_the_same(path):
+    recipe = load(path)
+    assert recipe.warnings == () and loads(recipe.text) == recipe

@@ -54,9 +54,14 @@ def mutated(draw) -> str:
 
 
 def judge(text: str, **more) -> None:
-    """Load a text; what is found must have a known code, a place in its text, and be drawable."""
+    """Load a text; what is found must have a known code, a place in its text, and be drawable.
+
+    What loads is said again by its closed text.
+    """
     try:
-        found = loads(text, folder=FOLDER, **more).warnings
+        recipe = loads(text, folder=FOLDER, **more)
+        found = recipe.warnings
+        assert loads(recipe.text) == recipe
     except RecipeError as error:
         found = error.diagnostics
         assert found
