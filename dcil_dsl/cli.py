@@ -16,6 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import DONE, STOPPED, WRONG, note, status_of, tell
 
@@ -24,34 +25,6 @@ app = typer.Typer(
     name="dcil", no_args_is_help=True, **SETTINGS,
     help="Prune neural networks as a recipe says: check it, compile it, train, prove, export.",
 )  # fmt: skip
-
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]
-Spec = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable or file.py:callable",
-    ),
-]
-MaybeSpec = Annotated[Optional[str], typer.Option("--model", metavar="SPEC", help="as for compile")]
-Sets = Annotated[
-    Optional[list[str]],
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="replace a `let` or a setting (train.epochs=5ep)"
-    ),
-]
-Concise = Annotated[bool, typer.Option("--concise", help="one line a diagnostic")]
-Steps = Annotated[
-    Optional[int],
-    typer.Option("--steps-per-epoch", min=1, help="where the data that tell it are not at hand"),
-]
-DataDir = Annotated[
-    Optional[Path], typer.Option("--data", metavar="DIR", help="where the data lie")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="processes that read")]
-RunDir = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
 
 
 def verb(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -75,47 +48,23 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
 @app.command("compile")
 @verb
 def compile_recipe(
-    recipe: RecipeFile,
-    model: Spec,
-    train: Annotated[
-        Optional[str],
-        typer.Option(
-            "--train",
-            metavar="DATA",
-            help="digits, fashion-mnist, cifar10, cifar100, imagenet, "
-            "imagefolder or synthetic: train on it",
-        ),
-    ] = None,
-    data: DataDir = None,
-    out: Annotated[
-        Optional[Path], typer.Option("--out", metavar="DIR", help="the run folder")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
-    weights: Annotated[
-        Optional[str],
-        typer.Option(
-            "--weights", metavar="FILE", help="start from trained weights, or the library's name"
-        ),
-    ] = None,
-    sets: Sets = None,
-    device: Device = "auto",
-    precision: Annotated[
-        Optional[str],
-        typer.Option("--precision", help="fp32, bf16 or fp16, instead of the recipe's"),
-    ] = None,
-    workers: Workers = None,
-    compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="use torch.compile")
-    ] = False,
-    seed: Annotated[
-        Optional[int], typer.Option("--seed", min=0, help="instead of the recipe's")
-    ] = None,
-    max_steps: Annotated[
-        Optional[int], typer.Option("--max-steps", min=1, help="stop early")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no tables")] = False,
-    concise: Concise = False,
-    steps_per_epoch: Steps = None,
+    recipe: o.RecipeFile,
+    model: o.Spec,
+    train: o.Train = None,
+    data: o.DataDir = None,
+    out: o.RunOut = None,
+    resume: o.Resume = False,
+    weights: o.Weights = None,
+    sets: o.Sets = None,
+    device: o.Device = "auto",
+    precision: o.Precision = None,
+    workers: o.Workers = None,
+    compile: o.Compile = False,
+    seed: o.Seed = None,
+    max_steps: o.MaxSteps = None,
+    quiet: o.Quiet = False,
+    concise: o.Concise = False,
+    steps_per_epoch: o.Steps = None,
 ) -> int | None:
     """Compile a recipe for a model; with --train: train, evaluate, export, prove."""
     if precision not in (None, "fp32", "bf16", "fp16"):
@@ -168,7 +117,9 @@ def compile_recipe(
 
 @app.command()
 @verb
-def check(recipe: RecipeFile, model: MaybeSpec = None, sets: Sets = None, concise: Concise = False):
+def check(
+    recipe: o.RecipeFile, model: o.MaybeSpec = None, sets: o.Sets = None, concise: o.Concise = False
+):
     """Syntax and meaning; with --model, every selector against the model's layers."""
     if model is not None:
         plan = _prepared(recipe, model, overrides_of(sets), concise).plan
@@ -187,7 +138,7 @@ def check(recipe: RecipeFile, model: MaybeSpec = None, sets: Sets = None, concis
 def fmt(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help=".prune files")],
     check: Annotated[bool, typer.Option("--check", help="change nothing; list what would")] = False,
-    concise: Concise = False,
+    concise: o.Concise = False,
 ) -> int:
     """Put recipes into the canonical text."""
     from dcil_dsl.rewrite import format_files
@@ -201,12 +152,12 @@ def fmt(
 @app.command()
 @verb
 def plan(
-    recipe: RecipeFile,
-    model: Spec,
+    recipe: o.RecipeFile,
+    model: o.Spec,
     json: Annotated[bool, typer.Option("--json", help="as data")] = False,
-    sets: Sets = None,
-    concise: Concise = False,
-    steps_per_epoch: Steps = None,
+    sets: o.Sets = None,
+    concise: o.Concise = False,
+    steps_per_epoch: o.Steps = None,
 ):
     """Every layer with its rule, target, weights and arithmetic; the schedule; the cost."""
     prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
@@ -218,11 +169,11 @@ def plan(
 @app.command()
 @verb
 def graph(
-    recipe: RecipeFile,
-    model: Spec,
-    sets: Sets = None,
-    concise: Concise = False,
-    steps_per_epoch: Steps = None,
+    recipe: o.RecipeFile,
+    model: o.Spec,
+    sets: o.Sets = None,
+    concise: o.Concise = False,
+    steps_per_epoch: o.Steps = None,
 ):
     """The code of the dual graph, for each phase of the training and for evaluation."""
     prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
@@ -235,15 +186,15 @@ def graph(
 @app.command("eval")
 @verb
 def evaluate(
-    run: RunDir,
+    run: o.RunDir,
     path: Annotated[
         Optional[str], typer.Option("--path", help="sparse, dense, ... (the deployed)")
     ] = None,
-    data: DataDir = None,
-    device: Device = "auto",
-    workers: Workers = None,
-    model: MaybeSpec = None,
-    concise: Concise = False,
+    data: o.DataDir = None,
+    device: o.Device = "auto",
+    workers: o.Workers = None,
+    model: o.MaybeSpec = None,
+    concise: o.Concise = False,
 ) -> int:
     """The accuracy of a run, and whether what the recipe expects holds."""
     from dcil_dsl.revisit import evaluate_run
@@ -269,9 +220,9 @@ def verify(
     recipe: Annotated[
         Optional[str], typer.Option("--recipe", help="ask what this recipe asks")
     ] = None,
-    model: MaybeSpec = None,
-    sets: Sets = None,
-    concise: Concise = False,
+    model: o.MaybeSpec = None,
+    sets: o.Sets = None,
+    concise: o.Concise = False,
 ) -> int:
     """Prove the sparsity of what is stored, by counting zeros."""
     from dcil_dsl.export.verify import show_verdict
@@ -291,7 +242,7 @@ def verify(
 @app.command()
 @verb
 def export(
-    run: RunDir,
+    run: o.RunDir,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors or pth")],
     out: Annotated[
         Optional[Path], typer.Option("--out", metavar="FILE", help="instead of in RUN")
@@ -299,8 +250,8 @@ def export(
     path: Annotated[
         Optional[str], typer.Option("--path", help="another path than the deployed")
     ] = None,
-    model: MaybeSpec = None,
-    concise: Concise = False,
+    model: o.MaybeSpec = None,
+    concise: o.Concise = False,
 ):
     """The deployable model: plain tensors under the original's names, zeros in place."""
     from dcil_dsl.revisit import export_run

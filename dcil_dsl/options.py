@@ -1,0 +1,68 @@
+"""The options that verbs share, and those of the main job, each defined once.
+
+In:   nothing.
+Out:  types for the parameters of the functions in cli.py, which typer reads.
+Not:  no defaults, which stand with the verb, and no behaviour.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]
+Spec = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable or file.py:callable",
+    ),
+]
+MaybeSpec = Annotated[Optional[str], typer.Option("--model", metavar="SPEC", help="as for compile")]
+Sets = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="replace a `let` or a setting (train.epochs=5ep)"
+    ),
+]
+Concise = Annotated[bool, typer.Option("--concise", help="one line a diagnostic")]
+Steps = Annotated[
+    Optional[int],
+    typer.Option("--steps-per-epoch", min=1, help="where the data that tell it are not at hand"),
+]
+DataDir = Annotated[
+    Optional[Path], typer.Option("--data", metavar="DIR", help="where the data lie")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="processes that read")]
+RunDir = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
+
+# -- of the main job ---------------------------------------------------------------------------
+
+Train = Annotated[
+    Optional[str],
+    typer.Option(
+        "--train",
+        metavar="DATA",
+        help="digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder or synthetic: "
+        "train on it",
+    ),
+]
+RunOut = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="the run folder")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
+Weights = Annotated[
+    Optional[str],
+    typer.Option(
+        "--weights", metavar="FILE", help="start from trained weights, or the library's name"
+    ),
+]
+Precision = Annotated[
+    Optional[str], typer.Option("--precision", help="fp32, bf16 or fp16, instead of the recipe's")
+]
+Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
+Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="instead of the recipe's")]
+MaxSteps = Annotated[Optional[int], typer.Option("--max-steps", min=1, help="stop early")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no tables")]
