@@ -54,7 +54,7 @@ PASSES = (
     (
         "privatize",
         lambda g, c: privatize(g, c.plan),
-        (lambda g, c: verify_privates(g, c.plan),),
+        (lambda g, c: verify_privates(g, c.plan, c.phase),),
     ),
 )
 

@@ -25,12 +25,17 @@ def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
 
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
+
+    A module that was traced into shows as reads of its weights; those are retargeted alike.
     """
-    private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
         path = node.meta.get("path")
-        if node.op == "call_module" and node.target in private and path != plan.deploy:
-            node.target = twin_name(node.target, path)
+        if node.op not in ("call_module", "get_attr") or path in (None, plan.deploy):
+            continue
+        for entry in plan.privates:
+            if node.target == entry.module or node.target.startswith(f"{entry.module}."):
+                rest = node.target[len(entry.module) :]
+                node.target = twin_name(entry.module, path) + rest
     return graph
 
 

@@ -40,10 +40,10 @@ def unroll_paths(
     one path's nodes stand before the next path's, so random numbers are drawn in the order
     in which separate forwards would draw them.
     """
+    first = _first_to_differ(graph, model, pruned, private)
     if len(paths) == 1:
-        differing = {node for node in graph.nodes if node.op not in ("placeholder", "get_attr")}
-    else:
-        differing = reached_from(graph, _first_to_differ(graph, model, pruned, private))
+        first += [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
+    differing = reached_from(graph, first)
     unrolled = fx.Graph()
     shared: dict[fx.Node, fx.Node] = {}
 
@@ -81,11 +81,17 @@ def reached_in_order(graph: fx.Graph, sources: list[fx.Node]) -> list[fx.Node]:
     return [node for node in graph.nodes if node in reached]
 
 
+def is_within(target: str, modules: frozenset[str]) -> bool:
+    """Whether a target is one of the modules or something inside one of them."""
+    names = target.split(".")
+    return any(".".join(names[:end]) in modules for end in range(1, len(names) + 1))
+
+
 def _first_to_differ(graph, model, pruned, private) -> list[fx.Node]:
     first = []
     for node in graph.nodes:
         reads_pruned = any(n.op == "get_attr" and n.target in pruned for n in node.all_input_nodes)
-        is_private = node.op == "call_module" and node.target in private
+        is_private = node.op in ("call_module", "get_attr") and is_within(node.target, private)
         if reads_pruned or is_private or node.meta.get("stateful") or _is_random(node, model):
             first.append(node)
     return first

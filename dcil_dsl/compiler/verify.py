@@ -49,17 +49,23 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
                 _demand(user.target is split_weight, f"`{user.name}` reads `{node.target}` bare")
 
 
-def verify_privates(graph: fx.Graph, plan: Plan) -> None:
-    """A private module is called by one path only."""
+def verify_privates(graph: fx.Graph, plan: Plan, phase: Phase) -> None:
+    """Each path that runs uses its own of every private module, and no other path does."""
     owner = {
-        entry.module if path.name == plan.deploy else twin_name(entry.module, path.name): path.name
+        entry.module if path == plan.deploy else twin_name(entry.module, path): path
         for entry in plan.privates
-        for path in plan.paths
+        for path in phase.paths
     }
+    used = set()
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in owner:
-            path = node.meta.get("path")
-            _demand(path == owner[node.target], f"`{node.target}` is called by path {path}")
+        if node.op in ("call_module", "get_attr"):
+            names = node.target.split(".")
+            for end in range(1, len(names) + 1):
+                module, path = ".".join(names[:end]), node.meta.get("path")
+                if module in owner:
+                    used.add(module)
+                    _demand(path == owner[module], f"`{node.target}` is used by path {path}")
+    _demand(used == set(owner), f"no path uses {', '.join(sorted(set(owner) - used))}")
 
 
 def _demand(holds: bool, message: str) -> None:
