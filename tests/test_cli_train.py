@@ -3,80 +3,16 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from tiny_job import NET, RECIPE, call, job, net
 
 import dcil_dsl as dcil
-from dcil_dsl import cli
 from dcil_dsl.export.artefact import read_artefact
 from dcil_dsl.training.progress import Display
-
-RECIPE = """language 1
-
-recipe tiny { title = "two layers" }
-
-let target = 90%
-
-model net { classes = 10 }
-
-data synthetic {
-  batch_size = 64
-  image_size = 32
-}
-
-prune Conv2d to global(target) {
-  schedule = linear(0ep..1ep)
-  refresh  = 2 steps
-}
-
-mix {
-  path sparse = masked
-  path dense  = full
-
-  update kept   by sparse
-  update pruned by dense
-
-  private BatchNorm2d
-  private last Linear { init = fresh }
-
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  loss kl(student=sparse, teacher=dense, temperature=2) from 1ep
-
-  deploy sparse
-}
-
-train {
-  epochs    = 2ep
-  optimizer = sgd(lr=0.05, momentum=0.9, nesterov=true)
-  lr        = cosine()
-}
-
-expect { sparsity >= 89% }
-"""
-
-NET = """
-from torch import nn
-
-
-class Net(nn.Sequential):
-    def __init__(self, num_classes=10):
-        super().__init__(
-            nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes),
-        )
-
-
-def two_classes():
-    return Net(2)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +24,6 @@ def folder(tmp_path_factory):
     status = call(*job(folder), "--out", str(folder / "run"))
     assert status == 0
     return folder
-
-
-def job(folder, model="net.py:Net"):
-    return ["compile", str(folder / "tiny.prune"), "--model", f"{folder}/{model}", "--train",
-            "synthetic", "--device", "cpu"]  # fmt: skip
-
-
-def call(*arguments):
-    with pytest.raises(SystemExit) as end:
-        cli.app(args=list(map(str, arguments)), prog_name="dcil")
-    return end.value.code
 
 
 @pytest.fixture
@@ -384,55 +309,6 @@ def test_a_run_folder_that_cannot_be_made_is_told_before_training(folder, tmp_pa
     assert call(*job(folder), "--out", tmp_path / "file" / "run") == 2
     err = capsys.readouterr().err
     assert "cannot write" in err and "Traceback" not in err
-
-
-def test_a_module_trains_without_being_changed(folder, tmp_path):
-    model = net(folder)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    recipe = dcil.load(folder / "tiny.prune", overrides={"target": "50%"})
-    run = dcil.train(recipe, model, "synthetic", out=tmp_path / "run", max_steps=2)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert type(run.model) is type(model) and not run.interrupted
-    assert run.plan.groups[0].target == 0.5
-
-
-def test_the_verbs_of_the_package_make_a_step_by_hand(folder):
-    model, x = net(folder), torch.randn(4, 3, 32, 32)
-    recipe = dcil.load(folder / "tiny.prune")
-    plan = dcil.resolve(recipe, model, steps_per_epoch=8, example_inputs=(x,))
-    assert dcil.Plan.from_json(plan.to_json()) == plan
-    assert plan.layers[0].macs == 16 * 27 * 15 * 15
-    dual = dcil.compile(plan, model, example_inputs=(x,))
-    outputs = dual(x)
-    assert set(outputs) == {"sparse", "dense"}
-    loss = dcil.loss(plan, outputs, torch.tensor([0, 1, 2, 3]), step=0)
-    loss.backward()
-    dual.refresh(16)
-    sparse = dcil.export(dual)
-    assert type(sparse) is type(model)
-    assert int((sparse[3].weight != 0).sum()) + int((sparse[0].weight != 0).sum()) == 504
-    assert set(sparse.state_dict()) == set(model.state_dict())
-
-
-def test_export_is_a_verb_whatever_was_imported_before():
-    code = (
-        "import dcil_dsl.export.verify\nimport dcil_dsl as dcil\nassert callable(dcil.export)\n"
-        "from dcil_dsl import export\nassert callable(export)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
-
-
-def test_warnings_of_a_recipe_reach_python_as_warnings(folder):
-    text = RECIPE.replace("mix {", 'prune "0" to 50%\nprune Conv2d to global(target)\n\nmix {', 1)
-    text = text.replace("{\n  schedule = linear(0ep..1ep)\n  refresh  = 2 steps\n}", "", 1)
-    with pytest.warns(dcil.RecipeWarning, match="W303"):
-        dcil.resolve(dcil.loads(text), net(folder), steps_per_epoch=8)
-
-
-def net(folder) -> nn.Module:
-    from dcil_dsl.zoo import build_model
-
-    return build_model(f"{folder}/net.py:Net", 10)
 
 
 def revive(file, header=lambda text: text):
