@@ -76,8 +76,7 @@ def compile_plan(
         weight = dict(model.named_parameters(remove_duplicate=False)).get(layer.parameter)
         if weight is None or tuple(weight.shape) != layer.shape:
             raise KeyError(f"the plan's `{layer.parameter}` {layer.shape} is not in this model")
-    add_twins(model, plan)
-    _add_masks(model, plan)
+    add_masks_and_twins(model, plan)
     graphs = {}
     for training in (True, False):
         for index, phase in enumerate(plan.phases):
@@ -112,7 +111,9 @@ def _every_path(plan: Plan, phase: Phase) -> Phase:
     return phase.model_copy(update={"paths": tuple(path.name for path in plan.paths)})
 
 
-def _add_masks(model: nn.Module, plan: Plan) -> None:
+def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
+    """Register in the model, in place, what the graphs will name: masks, all true, and twins."""
+    add_twins(model, plan)
     for group in plan.groups:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")

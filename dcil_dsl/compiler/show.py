@@ -7,6 +7,10 @@ Not:  nothing is run.
 
 from __future__ import annotations
 
+import re
+
+from torch import fx
+
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.plan.plan import Phase
 
@@ -47,4 +51,16 @@ def _window(phase: Phase) -> str:
 
 
 def _code(dual: Dual, training: bool, phase: int) -> str:
-    return dual.graphs[training, phase].python_code("self").src.strip()
+    return code_of(dual.graphs[training, phase])
+
+
+def code_of(graph: fx.Graph) -> str:
+    """fx's own code for a graph, without the deletions that end each line and with short names.
+
+        y = dcil_dsl_masking_apply_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
+    """
+    code = graph.python_code("self").src.strip()
+    code = re.sub(r";  (\w+ = )+None$", "", code, flags=re.MULTILINE)
+    code = re.sub(r"(\w+) : _?[\w.]*Tensor_?", r"\1", code)
+    code = re.sub(r"\bdcil_dsl_masking_(?:apply|split)_", "", code)
+    return re.sub(r'getattr\((self[\w.]*), "(\w+)"\)', r"\1[\2]", code)

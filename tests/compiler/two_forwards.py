@@ -2,7 +2,7 @@
 
 It shares no code with dcil_dsl. Each path is a whole copy of the model that holds the weights
 it sees; gradients are read off the copies and put together by the update rules; masks come
-from one sort of all magnitudes.
+from one selection among all magnitudes.
 """
 
 import copy
@@ -35,7 +35,7 @@ class TwoForwards:
         scores = torch.cat(scores)
         keep = int(scores.numel() * (1 - self.sparsity(step)) + 0.5 + 1e-9)
         flat = torch.zeros_like(scores)
-        flat[scores.argsort(descending=True, stable=True)[:keep]] = 1
+        flat[scores.topk(keep).indices] = 1
         sizes = [self.weights[name].numel() for name in self.pruned]
         for name, part in zip(self.pruned, flat.split(sizes)):
             self.masks[name] = part.view_as(self.weights[name])
