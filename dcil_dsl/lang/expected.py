@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
-from dcil_dsl.lang.parse import END, literals
+from dcil_dsl.lang.grammar import END, literals
 
 if TYPE_CHECKING:
     from lark import Token

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics import Diagnostics, Source, Span
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
-from dcil_dsl.lang.parse import comments_between, grammar
+from dcil_dsl.lang.grammar import comments_between, grammar
 
 if TYPE_CHECKING:
     from lark import Token

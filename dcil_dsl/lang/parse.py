@@ -2,26 +2,20 @@
 
 In:   a Source.
 Out:  Parsed: lark's tree with the comments beside it; parse_value for `--set`.
-Not:  no nodes (build.py) and no sentences about what is wrong (syntax.py). Lark is imported
-      when the first text arrives, so that importing the language costs nothing.
+Not:  no nodes (build.py) and no sentences about what is wrong (syntax.py).
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics import Diagnostics, Source
+from dcil_dsl.lang import lexical, syntax
+from dcil_dsl.lang.grammar import END, grammar, written
 
 if TYPE_CHECKING:
-    from lark import Lark, Token, Tree
-
-# lark's words for what the grammar writes as signs, so that messages can quote the sign.
-END = "$END"
-_COMMENT = re.compile(r"#[^\n]*")
+    from lark import Token, Tree
 
 
 @dataclass(frozen=True)
@@ -35,8 +29,6 @@ class Parsed:
 
 def parse_text(source: Source) -> Parsed:
     """Parse a whole recipe; RecipeError with every E1xx found."""
-    from dcil_dsl.lang import lexical, syntax  # both need the grammar from here
-
     found = Diagnostics()
     tokens, comments = lexical.lex(source, found)
     tree = None
@@ -56,8 +48,6 @@ def parse_value(source: Source, start: int) -> Tree:
 
     Returns the tree of `let override = VALUE`; RecipeError where it is not one value.
     """
-    from dcil_dsl.lang import lexical, syntax
-
     found = Diagnostics()
     # Spaces keep every offset where it is in the text that the message quotes.
     padded = Source(" " * start + source.text[start:], source.name)
@@ -85,53 +75,3 @@ def feed(tokens: list[Token]) -> Tree | None:
         return state.feed_token(Token(END, ""))
     except UnexpectedToken:
         return None
-
-
-@cache
-def grammar() -> Lark:
-    """The parser. Building it takes 50 to 200 ms, so it is done once and late."""
-    from lark import Lark
-
-    # The basic lexer reserves keywords everywhere; with the contextual one a keyword would be
-    # a legal first setting of a block and an illegal second one.
-    return Lark(grammar_text(), parser="lalr", lexer="basic", propagate_positions=True)
-
-
-def grammar_text() -> str:
-    """prune.lark, from inside an installed wheel or from the repository beside the package."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "grammar", package.parent / "grammar"):
-        if (folder / "prune.lark").is_file():
-            return (folder / "prune.lark").read_text(encoding="utf-8")
-    raise FileNotFoundError("prune.lark is neither in dcil_dsl/grammar nor in ../grammar")
-
-
-@cache
-def literals() -> dict[str, str]:
-    """What each terminal with one spelling is written as: {"LBRACE": "{", "TRAIN": "train"}."""
-    from lark.lexer import PatternStr
-
-    terminals = grammar().terminals
-    return {t.name: t.pattern.value for t in terminals if isinstance(t.pattern, PatternStr)}
-
-
-def comments_between(text: str, tokens: list[Token]) -> tuple[tuple[int, str], ...]:
-    """Comments stand between tokens; a `#` inside a string is inside a token."""
-    found, stop = [], 0
-    for token in [*tokens, None]:
-        start = len(text) if token is None else token.start_pos
-        found += [(m.start(), m.group().rstrip()) for m in _COMMENT.finditer(text, stop, start)]
-        stop = start if token is None else token.end_pos
-    return tuple(found)
-
-
-def written(*words: str) -> list[Token]:
-    """Tokens that no text holds, to put a piece of text in its place in the grammar."""
-    from lark import Token
-
-    kinds = {text: name for name, text in literals().items()}
-
-    def kind(word: str) -> str:
-        return kinds.get(word) or ("NUMBER" if word[0].isdigit() else "NAME")
-
-    return [Token(kind(w), w, 0, 1, 1, 1, 1, 0) for w in words]

@@ -18,7 +18,7 @@ from dcil_dsl.diagnostics import Diagnostics, Source, Span
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.lang import expected
 from dcil_dsl.lang.expected import ITEMS, MIX_ITEMS, Situation, of
-from dcil_dsl.lang.parse import END, grammar, written
+from dcil_dsl.lang.grammar import END, grammar, written
 
 if TYPE_CHECKING:
     from lark import Token

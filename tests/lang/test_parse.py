@@ -9,8 +9,8 @@ from lark import Lark, logger
 
 from dcil_dsl.diagnostics import Diagnostics, InputError, RecipeError, Source
 from dcil_dsl.lang import load, loads
+from dcil_dsl.lang.grammar import grammar, grammar_text, literals
 from dcil_dsl.lang.lexical import lex
-from dcil_dsl.lang.parse import grammar, grammar_text, literals
 
 TOKENS = {
     "90%": "PERCENT", "97.5%": "PERCENT", "5ep": "TIME", "5 epochs": "TIME", "1 epoch": "TIME",
