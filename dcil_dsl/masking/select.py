@@ -36,8 +36,11 @@ def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Ten
         raise ValueError(f"cannot keep {num_keep} of {sum(sizes)} weights with floors {floors}")
     keys = [_sortable(score.flatten()) for score in scores]
     for key, floor in zip(keys, floors, strict=True):
-        if floor:
-            key.masked_fill_(_top([key], floor)[0], torch.iinfo(key.dtype).max)
+        highest = torch.iinfo(key.dtype).max
+        if floor == 1:  # the usual floor; of equal scores argmax takes the first
+            key.index_fill_(0, key.argmax().view(1), highest)
+        elif floor:
+            key.masked_fill_(_top([key], floor)[0], highest)
     masks = _top(keys, num_keep)
     return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
 
@@ -61,6 +64,8 @@ def _top(keys: list[Tensor], count: int) -> list[Tensor]:
     threshold, num_ties = _threshold(keys, count)
     masks = [key > threshold for key in keys]
     ties = [key == threshold for key in keys]
+    if len(keys) == 1 and keys[0].is_cuda:  # the cheaper way there: the host need not wait
+        return [masks[0] | (ties[0] & (ties[0].cumsum(0) <= num_ties))]
     # The only time the host waits for the device: one row of counts.
     *available, wanted = torch.stack([*(tie.sum() for tie in ties), num_ties]).tolist()
     for mask, tie, here in zip(masks, ties, available, strict=True):
@@ -79,8 +84,8 @@ def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
     with the digits found so far, walk down until the count is reached, go on in that bin.
     """
     device, dtype = keys[0].device, keys[0].dtype
-    remaining = torch.tensor(count, device=device)
-    prefix = torch.zeros((), dtype=dtype, device=device)
+    remaining = torch.full((1,), count, device=device)  # torch.tensor would wait for a copy
+    prefix = torch.zeros(1, dtype=dtype, device=device)
     top = shift = torch.iinfo(dtype).bits - 1
     while shift > 0:
         bits = min(DIGIT_BITS, shift)
@@ -95,10 +100,11 @@ def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
                 digit = torch.where(agrees, digit & (bins - 1), bins)
             histogram += _count(digit, bins)
         above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one
-        digit = (above >= remaining).sum() - 1
-        remaining = remaining - (above[digit] - histogram[digit])
+        digit = (above >= remaining).sum(0, keepdim=True) - 1
+        # Not above[digit]: to index by a tensor of one number, the host reads the number.
+        remaining = remaining - (above - histogram).index_select(0, digit)
         prefix = prefix | (digit << shift).to(dtype)
-    return prefix, remaining
+    return prefix.squeeze(0), remaining.squeeze(0)
 
 
 def _count(digit: Tensor, bins: int) -> Tensor:
