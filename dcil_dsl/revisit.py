@@ -87,7 +87,7 @@ def evaluate_run(
         )
     finally:
         loader.close()
-    sparsity = check_sparsity(dual, masks_step(plan, step)).measured
+    sparsity = check_sparsity(dual, masks_step(step)).measured
     claims = ()
     if path == plan.deploy:
         claims = judge_claims(plan, accuracies[path], sparsity)

@@ -60,9 +60,11 @@ def is_refresh(group: Group, step: int) -> bool:
 
 def last_refresh(group: Group, step: int) -> int:
     """The latest step up to and including `step` at which the masks were recomputed."""
-    while not is_refresh(group, step):
-        step -= 1
-    return step
+    if group.freeze is not None:
+        step = min(step, group.freeze)
+    reached = reached_at(group)
+    moments = (step // group.refresh * group.refresh, reached, group.freeze)
+    return max(moment for moment in moments if moment is not None and moment <= step)
 
 
 def _round(count: float) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import keeps_at, last_refresh, reached_at, sparsity_at
+from dcil_dsl.plan.schedule import keeps_at, last_refresh, sparsity_at
 
 
 class SparsityError(Exception):
@@ -49,15 +49,12 @@ def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     return (logits.topk(k, dim=1).indices == labels[:, None]).sum()
 
 
-def masks_step(plan: Plan, num_done: int) -> int:
-    """The step whose masks are in force after `num_done` updates.
+def masks_step(num_done: int) -> int:
+    """The step whose masks are in force after `num_done` updates: the last one trained.
 
-    It is the last one trained, but for a ramp that ends with the run: its target belongs to the
-    step after the last, and the masks move once more at the end to reach it.
+    Masks move before a step and never after the last one, so that every mask that is stored
+    was trained with; a ramp that would end with the run is E305 of plan/allocate.py.
     """
-    ends_now = num_done == plan.num_steps
-    if ends_now and any(reached_at(group) == plan.num_steps for group in plan.groups):
-        return num_done
     return max(num_done - 1, 0)
 
 

@@ -164,7 +164,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
     stop_if_not_finite(now)
     plan, state, at = now.plan, now.state, now.state.position
-    sparsity = check_sparsity(now.dual, masks_step(plan, at.step))
+    sparsity = check_sparsity(now.dual, masks_step(at.step))
     paths = [path.name for path in plan.paths]
     names = [loss.name for loss in plan.losses] + paths
     means = {
@@ -194,7 +194,7 @@ def result_of(
 ) -> Result:
     """Raises SparsityError if the masks are not the plan's."""
     at = now.state.position
-    sparsity = check_sparsity(now.dual, masks_step(now.plan, at.step))
+    sparsity = check_sparsity(now.dual, masks_step(at.step))
     num_examples = at.epoch * examples_per_epoch + at.examples
     return Result(
         step=at.step,

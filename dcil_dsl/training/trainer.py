@@ -27,7 +27,7 @@ from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Loader, Options, laid_out
-from dcil_dsl.training.metrics import Dual, masks_step
+from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import rate_at, set_rate
 from dcil_dsl.training.progress import Display, write_events
 from dcil_dsl.training.run import RunFolder, cannot_write
@@ -101,8 +101,6 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
                     _step(now, laid_out(images, now.options), labels)
                     if at.step == end or wish.is_there:
                         break
-            if at.step == plan.num_steps and masks_step(plan, at.step) == at.step:
-                now.dual.begin_step(at.step)  # the ramp ends with the run: see masks_step
             at.epoch_seconds += time.perf_counter() - since
 
             with deployed(now.average):
