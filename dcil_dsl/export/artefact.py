@@ -12,9 +12,7 @@ that it loads anywhere in one line; it promises nothing by itself.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Model, Plan
 from dcil_dsl.plan.schedule import keeps_at, last_refresh, sparsity_at
+from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
 from dcil_dsl.training.run import cannot_write, write_atomically
 
@@ -81,7 +80,7 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
     views = {path.name: path.view for path in plan.paths}
     if views[plan.deploy] == "full":
         return ()
-    step = masks_step(plan, num_done)
+    step = masks_step(num_done)
     return tuple(
         Promise(
             rule=group.rule,
@@ -125,10 +124,7 @@ def write_artefact(model: nn.Module, file: Path, origin: Origin) -> None:
             if file.suffix == ".pth":
                 torch.save(tensors, draft)
             else:
-                draft.touch()
-                mode = draft.stat().st_mode  # safetensors would leave it to its owner alone
                 save_file(tensors, draft, {"format": "pt", "dcil": origin.model_dump_json()})
-                draft.chmod(mode)
         except (SafetensorError, RuntimeError) as error:
             raise cannot_write(file, error) from None
 
@@ -144,16 +140,6 @@ def read_artefact(file: Path) -> Artefact:
     if file.suffix in (".pth", ".pt"):
         return Artefact(file, _read_pth(file), None)
     raise InputError(f"{file} is not an exported file", help="give a .safetensors or a .pth")
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A sha256 of names, types, shapes and values, in the order of the names."""
-    total = sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
 
 
 def _read_safetensors(file: Path) -> Artefact:

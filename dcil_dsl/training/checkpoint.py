@@ -73,7 +73,7 @@ class State:
 def save_checkpoint(path: Path, state: State) -> None:
     """Write the state; or nothing, and raise SparsityError, if the masks are not the plan's."""
     plan: Plan = state.dual.plan
-    check_sparsity(state.dual, masks_step(plan, state.position.step))
+    check_sparsity(state.dual, masks_step(state.position.step))
     tensors = {f"model/{name}": t for name, t in state.dual.state_dict().items()}
     tensors |= {f"optimizer/{name}": t for name, t in optimizer_state(state.optimizer).items()}
     tensors |= {f"average/{name}": t for name, t in state.average.items()}
@@ -90,7 +90,7 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
-    header["digest"] = _digest(tensors, header)
+    header["digest"] = digest(tensors, header)
 
     def write(draft: Path) -> None:
         try:
@@ -127,7 +127,7 @@ def load_deployed(path: Path, dual: nn.Module) -> Position:
     tensors, header = read_checkpoint(path, dual.plan)
     load_model(dual, _under("model/", tensors) | _under("average/", tensors), path)
     position = Position(**json.loads(header["position"]))
-    check_sparsity(dual, masks_step(dual.plan, position.step))
+    check_sparsity(dual, masks_step(position.step))
     return position
 
 
@@ -143,7 +143,7 @@ def read_checkpoint(path: Path, plan: Plan) -> tuple[dict[str, Tensor], dict[str
         raise InputError(f"the checkpoint {path} is damaged: {error}") from None
     if header.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
-    if header.pop("digest", None) != _digest(tensors, header):
+    if header.pop("digest", None) != digest(tensors, header):
         raise InputError(f"the checkpoint {path} is damaged: its digest does not match")
     if header["plan"] != fingerprint(plan):
         raise InputError(f"the checkpoint {path} belongs to another plan")
@@ -154,6 +154,16 @@ def load_model(dual: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     """load_state_dict, strictly, and with a plain error that names the first difference."""
     _same(dual.state_dict(), tensors, path)
     dual.load_state_dict(dict(tensors), strict=True)
+
+
+def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
+    """A sha256 of names, types, shapes and values in the order of the names, after the header."""
+    total = sha256(json.dumps(dict(header), sort_keys=True).encode() if header else b"")
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -174,12 +184,3 @@ def _same(want: Mapping[str, Tensor], have: Mapping[str, Tensor], path: Path) ->
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    digest = sha256(json.dumps(dict(header), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

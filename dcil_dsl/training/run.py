@@ -167,7 +167,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        draft.unlink(missing_ok=True)  # of a process that was killed
+        draft.touch()
+        mode = draft.stat().st_mode  # safetensors would leave the file to its owner alone
         write(draft)
+        draft.chmod(mode)
         _sync(draft)
         os.replace(draft, path)
         _sync(path.parent)

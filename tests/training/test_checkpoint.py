@@ -15,6 +15,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import SparsityError, check_sparsity, load_deployed
 from dcil_dsl.training.checkpoint import load_model
+from dcil_dsl.training.run import write_text
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,27 @@ def test_training_stops_where_the_masks_are_not_the_plans(tmp_path, monkeypatch)
     assert not (tmp_path / "run" / "checkpoint" / "last.safetensors").exists()
 
 
-def test_a_ramp_that_ends_with_the_run_reaches_its_target(tmp_path):
+def test_no_mask_moves_after_the_last_step(tmp_path):
     plan = tiny_plan(group={"schedule": p.Schedule(kind="linear", start=0, stop=20)})
-    result, dual, run = tiny_train(tmp_path / "run", plan)
-    assert result.sparsity_asked == 0.8 and result.num_kept == 65
+    result, _, run = tiny_train(tmp_path / "run", plan)
+    assert result.sparsity_asked == pytest.approx(0.8 * 18 / 20)  # masks move at 0, 3, .. 18
     assert load_deployed(run.checkpoint, tiny_dual(plan)).step == 20
+
+
+def test_every_file_has_the_permissions_that_the_user_gives_to_new_files(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        _, _, run = tiny_train(tmp_path / "run", max_steps=1)
+    finally:
+        os.umask(mask)
+    files = [run.checkpoint, run.plan, run.recipe, run.metrics]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    draft = tmp_path / ".notes.txt.draft"
+    draft.write_text("half")
+    draft.chmod(0o000)
+    write_text(tmp_path / "notes.txt", "whole")
+    assert (tmp_path / "notes.txt").read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [tmp_path / "notes.txt"]
