@@ -60,7 +60,8 @@ class Dual(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo) -> Dual:
-        return Dual(copy.deepcopy(self.original, memo), self.graphs, self.plan)._in_phase(self.phase)
+        copied = Dual(copy.deepcopy(self.original, memo), self.graphs, self.plan)
+        return copied._in_phase(self.phase)
 
     def __reduce__(self):
         raise TypeError("a dual module is saved by its state_dict and its plan, not by pickle")

@@ -21,7 +21,8 @@ def resolve_losses(recipe: r.Recipe, steps_per_epoch: int, num_steps: int) -> tu
     for loss in recipe.losses:
         match loss.term:
             case v.CrossEntropy(path=path, smoothing=smoothing):
-                name, term = f"cross_entropy({path})", p.CrossEntropy(path=path, smoothing=smoothing)
+                name = f"cross_entropy({path})"
+                term = p.CrossEntropy(path=path, smoothing=smoothing)
             case v.KL(student=student, teacher=teacher, temperature=temperature):
                 name = f"kl({student}<-{teacher})"
                 term = p.KL(student=student, teacher=teacher, temperature=temperature)
@@ -75,7 +76,8 @@ def resolve_phases(
         )
         if phases and (phases[-1].paths, phases[-1].shares) == (running, shares):
             start = phases.pop().window.start
-        phases.append(p.Phase(window=p.Window(start=start, stop=stop), paths=running, shares=shares))
+        window = p.Window(start=start, stop=stop)
+        phases.append(p.Phase(window=window, paths=running, shares=shares))
     _warn_of_idle_parts(recipe, phases, report)
     return tuple(phases)
 

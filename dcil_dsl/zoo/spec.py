@@ -75,7 +75,8 @@ def _timm_builder(name: str) -> tuple[Callable, dict]:
     try:
         import timm
     except ImportError:
-        raise InputError(f"`timm:{name}` needs timm, which is not installed", "pip install timm")
+        fact = f"`timm:{name}` needs timm, which is not installed"
+        raise InputError(fact, "pip install timm") from None
     model, _, _ = name.partition(".")  # "vit_small_patch16_224.augreg_in1k" names weights too
     _pick(dict.fromkeys(timm.list_models()), model, "timm")
 
