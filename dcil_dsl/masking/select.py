@@ -51,65 +51,76 @@ def _sortable(score: Tensor) -> Tensor:
     Its largest value is above the bits of every number but some NaNs.
     """
     if score.dtype == torch.float64:
-        key = score.clone().view(torch.int64)
+        bits = score.view(torch.int64)
     else:
-        key = score.to(torch.float32, copy=True).view(torch.int32)
-    return key.bitwise_and_(torch.iinfo(key.dtype).max)  # the sign of -0.0 and NaN is no order
+        bits = score.float().view(torch.int32)
+    return bits & torch.iinfo(bits.dtype).max  # the sign of -0.0 and of a NaN is no order
+
+
+def _raise_highest(key: Tensor, count: int) -> None:
+    """Put the `count` highest keys above all others, in place."""
+    above = torch.iinfo(key.dtype).max
+    if count == 1:  # the usual floor; of equal scores argmax takes the first
+        key.index_fill_(0, key.argmax().view(1), above)
+    elif count > 1:
+        key.masked_fill_(_top([key], count)[0], above)
 
 
 def _top(keys: list[Tensor], count: int) -> list[Tensor]:
     """The `count` highest keys over all lists, ties to the earliest."""
     if count == 0:
         return [torch.zeros_like(key, dtype=torch.bool) for key in keys]
-    threshold, num_ties = _threshold(keys, count)
-    masks = [key > threshold for key in keys]
-    ties = [key == threshold for key in keys]
-    if len(keys) == 1 and keys[0].is_cuda:  # the cheaper way there: the host need not wait
-        return [masks[0] | (ties[0] & (ties[0].cumsum(0) <= num_ties))]
-    # The only time the host waits for the device: one row of counts.
-    *available, wanted = torch.stack([*(tie.sum() for tie in ties), num_ties]).tolist()
-    for mask, tie, here in zip(masks, ties, available, strict=True):
-        if here <= wanted:
-            mask |= tie
-        elif wanted > 0:
-            mask |= tie & (tie.cumsum(0) <= wanted)
-        wanted = max(wanted - here, 0)
+    threshold, num_ties, num_wanted = _threshold(keys, count)
+    masks = [key >= threshold for key in keys]
+    # The only time that the host waits for a device, to be spared a pass over all keys; for one
+    # layer by itself, of which a rule may have many, the pass is cheaper than the wait.
+    is_cheap = len(keys) == 1 and threshold.is_cuda
+    if not is_cheap and num_ties == num_wanted:
+        return masks
+    for key, mask in zip(keys, masks, strict=True):
+        tie = key == threshold
+        mask &= ~tie | (tie.cumsum(0) <= num_wanted)
+        num_wanted = (num_wanted - tie.sum()).clamp(min=0)
     return masks
 
 
-def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """The count-th highest key, and how many keys equal to it are needed.
+def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The count-th highest key, how many keys equal it, how many of those are wanted.
 
     Digit by digit from the top: count how many keys have each digit among those that agree
     with the digits found so far, walk down until the count is reached, go on in that bin.
     """
     device, dtype = keys[0].device, keys[0].dtype
-    remaining = torch.full((1,), count, device=device)  # torch.tensor would wait for a copy
+    wanted = torch.full((1,), count, device=device)  # torch.tensor would wait for a copy
     prefix = torch.zeros(1, dtype=dtype, device=device)
     top = shift = torch.iinfo(dtype).bits - 1
     while shift > 0:
         bits = min(DIGIT_BITS, shift)
         shift -= bits
-        bins = 1 << bits
-        # Keys that do not agree fall in one bin more, which is dropped.
-        histogram = torch.zeros(bins, dtype=torch.int64, device=device)
-        for key in keys:
-            digit = key >> shift
-            if shift + bits < top:
-                agrees = (key >> (shift + bits)) == (prefix >> (shift + bits))
-                digit = torch.where(agrees, digit & (bins - 1), bins)
-            histogram += _count(digit, bins)
+        histogram = sum(_count_digits(key, prefix, shift, bits, top) for key in keys)
         above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one
-        digit = (above >= remaining).sum(0, keepdim=True) - 1
-        # Not above[digit]: to index by a tensor of one number, the host reads the number.
-        remaining = remaining - (above - histogram).index_select(0, digit)
+        digit = (above >= wanted).sum(0, keepdim=True) - 1
+        # Not histogram[digit]: to index by a tensor of one number, the host reads the number.
+        num_equal = histogram.index_select(0, digit)
+        wanted = wanted - (above.index_select(0, digit) - num_equal)
         prefix = prefix | (digit << shift).to(dtype)
-    return prefix.squeeze(0), remaining.squeeze(0)
+        if not prefix.is_cuda:
+            # On the host the keys that agree are taken out, few after the first digit; on a
+            # device their number would have to be waited for.
+            keys = [key.masked_select((key >> shift) == (prefix >> shift)) for key in keys]
+    return prefix, num_equal, wanted
 
 
-def _count(digit: Tensor, bins: int) -> Tensor:
-    """How often each of 0..bins-1 occurs."""
-    if digit.is_cuda:
+def _count_digits(key: Tensor, prefix: Tensor, shift: int, bits: int, top: int) -> Tensor:
+    """How many of the keys that agree with `prefix` have each digit."""
+    bins = 1 << bits
+    digit = key >> shift
+    if shift + bits < top:
+        digit &= bins - 1
+        if key.is_cuda:  # keys that do not agree fall in one bin more, which is dropped
+            agrees = (key >> (shift + bits)) == (prefix >> (shift + bits))
+            digit = torch.where(agrees, digit, bins)
+    if key.is_cuda:
         # bincount asks the host for the largest value; histc does not. On integers it is exact.
         return torch.histc(digit, bins=bins + 1, min=0, max=bins + 1)[:bins].long()
-    return torch.bincount(digit, minlength=bins + 1)[:bins]
+    return torch.bincount(digit, minlength=bins)
