@@ -16,17 +16,33 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     """`module(*args, **kwargs)` reading `parameters` ({"weight": ..., "bias": ...}) instead.
 
     Layers whose forward is torch.nn's own are called directly; everything else goes through
-    torch.func.functional_call, which costs some tens of microseconds a call.
+    torch.func.functional_call, which costs some tens of microseconds a call: hooks run there,
+    and a parametrised weight ("parametrizations.weight.original") is computed from its parts.
     """
     forward = type(module).forward
-    if forward in _CONVOLUTIONS and not kwargs:
+    if kwargs or _has_hooks(module) or not _has_own(parameters):
+        return functional_call(module, parameters, args, kwargs)
+    if forward in _CONVOLUTIONS:
         return module._conv_forward(*args, parameters["weight"], parameters.get("bias"))
-    if forward is nn.Linear.forward and not kwargs:
+    if forward is nn.Linear.forward:
         return F.linear(*args, parameters["weight"], parameters.get("bias"))
-    if forward is nn.LayerNorm.forward and not kwargs:
-        weight, bias = parameters.get("weight"), parameters.get("bias")
+    if forward is nn.LayerNorm.forward:
+        weight, bias = parameters["weight"], parameters.get("bias")
         return F.layer_norm(*args, module.normalized_shape, weight, bias, module.eps)
     return functional_call(module, parameters, args, kwargs)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _has_own(parameters: dict[str, Tensor]) -> bool:
+    return "weight" in parameters and all(name in ("weight", "bias") for name in parameters)
 
 
 _CONVOLUTIONS = frozenset({nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward})
