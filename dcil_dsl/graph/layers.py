@@ -81,16 +81,20 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
     """
     positions: dict[str, int] = {}
 
-    def remember(path, tokens_of):
-        def hook(module, inputs, output):
+    def remember(path, width_of, of_input=False):
+        def hook(module, args, kwargs, output):
             output = output[0] if isinstance(output, tuple) else output
-            positions[path] = positions.get(path, 0) + output.numel() // tokens_of(module)
+            seen = [*args, *kwargs.values()][0] if of_input else output
+            positions[path] = positions.get(path, 0) + seen.numel() // width_of(module)
 
         return hook
 
     handles = []
     for layer in layers:
         match layer.module:
+            # Its weights meet each position of what comes in; other layers make each that goes out.
+            case nn.modules.conv._ConvTransposeNd():
+                hook = remember(layer.path, lambda m: m.in_channels, of_input=True)
             case nn.modules.conv._ConvNd():
                 hook = remember(layer.path, lambda m: m.out_channels)
             case nn.Linear():
@@ -99,7 +103,7 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
                 hook = remember(layer.path, lambda m: m.embed_dim)
             case _:
                 continue
-        handles.append(layer.module.register_forward_hook(hook))
+        handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     try:
         batch = _run_on_meta(model, example_inputs)
     except Exception:  # any model may fail on shapes alone; costs are then not known
@@ -118,8 +122,6 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
         weights = 1
         for size in layer.shape:
             weights *= size
-        if isinstance(layer.module, nn.modules.conv._ConvTransposeNd):
-            seen = seen * layer.module.out_channels // layer.module.in_channels
         return weights * seen // batch
 
     return tuple(replace(layer, macs=macs(layer)) for layer in layers)
@@ -137,7 +139,8 @@ def _uses(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
 
 def _prunable(path: str, module: nn.Module) -> str | None:
     for kind, name in PRUNABLE:
-        if isinstance(module, kind) and isinstance(getattr(module, name, None), nn.Parameter):
+        # Not getattr: a parametrised weight is computed anew, which may move what it is made of.
+        if isinstance(module, kind) and module._parameters.get(name) is not None:
             return f"{path}.{name}" if path else name
     return None
 
