@@ -33,6 +33,7 @@ class Dual(fx.GraphModule):
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__)
         self.__dict__["_parameters"] = model._parameters
         self.__dict__["_buffers"] = model._buffers
+        self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
         self.__dict__["_modules"] = model._modules
         self.__dict__["original"] = model  # shares those tables; not a submodule
         self.__dict__["graphs"] = graphs

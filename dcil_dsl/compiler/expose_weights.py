@@ -44,8 +44,11 @@ def expose_weights(graph: fx.Graph, model: nn.Module, private: frozenset[str]) -
             continue
         module = model.get_submodule(node.target)
         owned = dict(module.named_parameters(remove_duplicate=False))
+        # Running statistics make a call more than a function of its inputs.
+        stateful = any(True for _ in module.buffers())
         if not owned:
             env[node] = exposed.node_copy(node, env.__getitem__)
+            env[node].meta["stateful"] = stateful
             continue
         handed = {name: weight_node(f"{node.target}.{name}", p) for name, p in owned.items()}
         args = fx.map_arg(node.args, env.__getitem__)
@@ -54,8 +57,7 @@ def expose_weights(graph: fx.Graph, model: nn.Module, private: frozenset[str]) -
         call = exposed.create_node(
             "call_function", apply_layer, (owner, handed, *args), dict(kwargs), name=node.name
         )
-        # Running statistics make a call more than a function of its inputs.
-        call.meta["stateful"] = any(True for _ in module.buffers())
+        call.meta["stateful"] = stateful
         call.meta["layer"] = node.target
         env[node] = call
     return exposed

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.graph.writes import Storage, argument, written_storages
 
 # Words in the names of functions and of their arguments that mean random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
@@ -39,11 +41,24 @@ def unroll_paths(
     all of them: one forward per backward, and nothing for torch.compile to guard on. All of
     one path's nodes stand before the next path's, so random numbers are drawn in the order
     in which separate forwards would draw them.
+
+    What a path changes in place belongs to that path: the values that share its memory are
+    computed once for each, and of an input that is changed each path gets a copy.
     """
+    storages = written_storages(graph, model)
     first = _first_to_differ(graph, model, pruned, private)
+    # A statistic that the forward keeps by itself moves once a path, as those of norms do.
+    kept = [s for s in storages if any(node.op == "get_attr" for node in s.members)]
+    first += [writer for storage in kept for writer in storage.writers]
     if len(paths) == 1:
         first += [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
-    differing = reached_from(graph, first)
+    differing = _with_what_they_change(graph, reached_from(graph, first), storages)
+    changed = {
+        node
+        for storage in storages
+        for node in storage.members
+        if node.op == "placeholder" and differing.intersection(storage.writers)
+    }
     unrolled = fx.Graph()
     shared: dict[fx.Node, fx.Node] = {}
 
@@ -55,7 +70,8 @@ def unroll_paths(
         return shared[node]
 
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in reached_in_order(graph, inputs):
+    # What is written in place has its place in the order, whoever asks for it.
+    for node in reached_in_order(graph, inputs + [n for s in storages for n in s.members]):
         if node not in differing and node.op != "output":
             share(node)
 
@@ -63,6 +79,9 @@ def unroll_paths(
     for path in paths:
         env: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
+            if node in changed and len(paths) > 1:
+                env[node] = unrolled.call_method("clone", (shared[node],))
+                env[node].name, env[node].meta["path"] = f"{node.name}_{path}", path
             if node.op == "output":
                 outputs[path] = fx.map_arg(node.args[0], lambda n: env[n] if n in env else share(n))
             elif node in differing:
@@ -97,6 +116,28 @@ def _first_to_differ(graph, model, pruned, private) -> list[fx.Node]:
     return first
 
 
+def _with_what_they_change(
+    graph: fx.Graph, differing: set[fx.Node], storages: tuple[Storage, ...]
+) -> set[fx.Node]:
+    """The differing nodes, and with them every storage that they and a write would disturb.
+
+    A storage may stay shared where all its writes are shared and the paths only read it, after
+    the last of them. Otherwise all that touches it differs, as the values would else depend on
+    what another path has written before.
+    """
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    while True:
+        disturbed: set[fx.Node] = set()
+        for storage in storages:
+            last = max(order[writer] for writer in storage.writers)
+            touching = storage.touching()
+            if any(node in differing and order[node] <= last for node in touching):
+                disturbed |= touching
+        if disturbed <= differing:
+            return differing
+        differing = reached_from(graph, differing | disturbed)
+
+
 def _is_random(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node may draw random numbers; functions that are not torch's own may."""
     if node.op == "call_module":
@@ -112,8 +153,10 @@ def _is_random(node: fx.Node, model: nn.Module) -> bool:
     home = (getattr(function, "__module__", None) or "").split(".")[0]
     if any(word in function.__name__ for word in RANDOM):
         return True
+    if function is F.scaled_dot_product_attention and len(node.args) > 4:
+        return node.args[4] != 0
     if home in ("torch", "_operator", "builtins", "math", ""):
-        return False
+        return bool(argument(node, "dropout_p"))
     try:
         names = inspect.signature(function).parameters
     except (TypeError, ValueError):

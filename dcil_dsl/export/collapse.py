@@ -14,6 +14,7 @@ from torch import nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
+from dcil_dsl.graph.trace import constants
 
 
 @torch.no_grad()
@@ -35,6 +36,9 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
             twin = model.get_submodule(twin_name(entry.module, path))
             setattr(model.get_submodule(owner), name, copy.deepcopy(twin))
     remove_twins(model, plan)
+    for name in constants(model):
+        del model._buffers[name]
+        model._non_persistent_buffers_set.discard(name)
     for group in plan.groups:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")

@@ -5,18 +5,27 @@ Out:  Traced: a copy of the model, its graphs, its layers in execution order.
 Not:  the model given is not changed; nothing is rewritten here.
 
 fx bakes `self.training` into calls such as F.dropout(x, p, self.training), so a graph
-traced in one mode is wrong in the other. The model is traced in both.
+traced in one mode is wrong in the other. The model is traced in both. What else a forward does
+that a graph cannot keep (counting its calls, drawing a random number in Python, torch.no_grad)
+is refused rather than frozen in silence.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
+from dcil_dsl.graph.writes import written_storages
+
+CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes anew at each call
 
 
 class TraceError(Exception):
@@ -57,7 +66,7 @@ def trace_model(model: nn.Module, example_inputs: tuple | None = None) -> Traced
     Arguments of forward that have a default are held at it. Raises TraceError with the
     module where tracing stopped.
     """
-    model = copy.deepcopy(model)
+    model = _copy(model)
     flags = {name: module.training for name, module in model.named_modules()}
     train = _trace(model.train())
     eval = _trace(model.eval())
@@ -71,18 +80,51 @@ def trace_model(model: nn.Module, example_inputs: tuple | None = None) -> Traced
     return Traced(model, train, eval, layers)
 
 
+def constants(model: nn.Module) -> list[str]:
+    """The names of the buffers that tracing has added to a model."""
+    return [name for name in model._buffers if name.startswith(CONSTANT)]
+
+
 class _Tracer(fx.Tracer):
     """fx's tracer, which remembers where it is, to say where it failed."""
+
+    # A buffer that the forward computes with (x - self.mean[:, None]) stays a buffer of the graph.
+    proxy_buffer_attributes = True
 
     def __init__(self):
         super().__init__(autowrap_functions=())
         self.inside: list[tuple[str, str]] = []
+        self.learns = torch.is_grad_enabled()
 
     def call_module(self, m, forward, args, kwargs):
         self.inside.append((self.path_of_module(m), type(m).__name__))
         result = super().call_module(m, forward, args, kwargs)
         self.inside.pop()  # not in a finally: after a failure it says where
         return result
+
+    def create_node(self, kind, *args, **kwargs):
+        if kind.startswith("call") and torch.is_grad_enabled() != self.learns:
+            raise RuntimeError(
+                "it computes under torch.no_grad(), which a graph does not keep; x.detach(), or "
+                "requires_grad_(False) on the weights, says the same"
+            )
+        return super().create_node(kind, *args, **kwargs)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    kind = type(model).__name__
+    lazy = nn.parameter.UninitializedTensorMixin
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, lazy):
+            owner = name.rpartition(".")[0]
+            reason = "it is lazy and has no weights yet; call the model once before"
+            raise TraceError(owner, type(model.get_submodule(owner)).__name__, reason)
+    if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks:
+        raise TraceError("", kind, "the whole model has hooks, which a graph would leave out")
+    try:
+        return copy.deepcopy(model)
+    except Exception as problem:  # any attribute of a model may refuse to be copied
+        raise TraceError("", kind, f"it cannot be copied: {_first_line(problem)}") from problem
 
 
 def _trace(model: nn.Module) -> fx.Graph:
@@ -93,12 +135,88 @@ def _trace(model: nn.Module) -> fx.Graph:
     }
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
+        with _only_traced(model):
+            graph = tracer.trace(model, concrete_args=defaults or None)
+    except TraceError:
+        raise
     except Exception as problem:  # whatever a forward raises under tracing is the reason
         module, kind = tracer.inside[-1] if tracer.inside else ("", type(model).__name__)
-        reason = str(problem).strip().split("\n")[0] or type(problem).__name__
-        raise TraceError(module, kind, reason) from problem
+        raise TraceError(module, kind, _first_line(problem)) from problem
+    _keep_constants(model, graph)
     return graph
+
+
+@contextmanager
+def _only_traced(model: nn.Module) -> Iterator[None]:
+    """Refuse a forward that does, while it is traced, what it would do anew at each call."""
+    states = random.getstate(), torch.get_rng_state()
+    before, tensors = _counters(model), _tensors(model)
+    yield
+    now = _tensors(model)
+    for path, name in [place for place in tensors if now.get(place) is not tensors[place]]:
+        reason = f"its forward replaces `self.{name}`; changed in place it would stay in the graph"
+        raise TraceError(path, type(model.get_submodule(path)).__name__, reason)
+    for module in model.modules():  # what the forward has put aside is a name without a value
+        for name in [name for name, value in vars(module).items() if isinstance(value, fx.Proxy)]:
+            delattr(module, name)
+    if random.getstate() != states[0] or not torch.equal(torch.get_rng_state(), states[1]):
+        random.setstate(states[0])
+        torch.set_rng_state(states[1])
+        reason = "its forward draws random numbers of no tensor that it was given"
+        raise TraceError("", type(model).__name__, reason)
+    after = _counters(model)
+    for path, name in after:
+        if after[path, name] != before.get((path, name)):
+            module = model.get_submodule(path)
+            reason = f"its forward changes `self.{name}`, which a graph would hold still"
+            raise TraceError(path, type(module).__name__, reason)
+
+
+def _tensors(model: nn.Module) -> dict[tuple[str, str], object]:
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in [*module._parameters.items(), *module._buffers.items()]
+    }
+
+
+def _counters(model: nn.Module) -> dict[tuple[str, str], float]:
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in (int, float)
+    }
+
+
+def _keep_constants(model: nn.Module, graph: fx.Graph) -> None:
+    """Tensors that the forward makes become buffers, which move to a device with the model.
+
+    One that is written to is made anew at each call, so the graph writes to a copy.
+    """
+    for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
+        value = getattr(model, name)
+        delattr(model, name)
+        model.register_buffer(name, value.detach(), persistent=False)
+    for storage in written_storages(graph, model):
+        for node in storage.members:
+            if node.op != "get_attr":
+                continue
+            owner, _, name = node.target.rpartition(".")
+            module = model.get_submodule(owner)
+            if isinstance(getattr(module, name), nn.Parameter):
+                reason = f"its forward changes the weight `{name}` in place"
+                raise TraceError(owner, type(module).__name__, reason)
+            if node.target.startswith(CONSTANT):
+                readers = list(node.users)
+                with graph.inserting_after(node):
+                    fresh = graph.call_method("clone", (node,))
+                for reader in readers:
+                    reader.replace_input_with(node, fresh)
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:

@@ -1,0 +1,206 @@
+"""What a forward changes in place, and what it does beside its arithmetic: right or refused."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import compile_text, worst_difference
+from nets import images
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import dcil_dsl as dcil
+from dcil_dsl.graph import TraceError, trace_model
+
+
+class Net(nn.Module):
+    """A stem that both paths share, a pruned convolution, a head; `body` is the forward."""
+
+    def __init__(self, body, change=None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+        self.register_buffer("offset", torch.tensor([0.1, 0.2, 0.3]))
+        self.body = body
+        if change is not None:
+            change(self)
+
+    def forward(self, x):
+        return self.head(self.body(self, x).mean((2, 3)))
+
+
+def residual_in_place(net, x):
+    x = net.stem(x) * 1
+    x += net.conv(x * 1)
+    return x
+
+
+def residual_through_a_view(net, x):
+    x = net.stem(x) * 1
+    x.view(x.shape).add_(net.conv(x * 1))
+    return x
+
+
+def shared_write_after_a_path_has_read(net, x):
+    x = net.stem(x) * 1
+    y = x + net.conv(x * 1)
+    return F.relu_(x) + y
+
+
+def dropout_in_place(net, x):
+    x = net.stem(x) * 1
+    return net.conv(F.dropout(x, 0.5, net.training, inplace=True) * 1) + x
+
+
+def buffer_in_the_arithmetic(net, x):
+    return net.conv(net.stem(x - net.offset.view(1, 3, 1, 1)))
+
+
+def constant_that_is_written(net, x):
+    total = torch.zeros((), dtype=torch.float64)
+    total += x.mean()
+    return net.conv(net.stem(x)) * total
+
+
+def own_running_mean(net, x):
+    y = net.stem(x)
+    net.offset.mul_(0.9).add_(0.1 * y.mean((0, 2, 3)).detach()[:3])
+    return net.conv(y) * net.offset.sum().detach().clone()
+
+
+def dropout_in_attention(net, x):
+    y = net.stem(x).flatten(2).transpose(1, 2)
+    y = F.scaled_dot_product_attention(y, y, y, dropout_p=0.5)
+    return net.conv(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+WRITES = [
+    residual_in_place, residual_through_a_view, shared_write_after_a_path_has_read,
+    dropout_in_place, buffer_in_the_arithmetic, constant_that_is_written, own_running_mean,
+    dropout_in_attention,
+]  # fmt: skip
+
+
+def plain(net, x):
+    return net.conv(net.stem(x))
+
+
+def hook_on_a_pruned_layer(net):
+    net.conv.register_forward_hook(lambda module, inputs, output: output * 2)
+    net.conv.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def weight_norm_on_the_stem(net):
+    net.stem = parametrizations.weight_norm(net.stem)
+
+
+def spectral_norm_on_the_stem(net):
+    net.stem = parametrizations.spectral_norm(net.stem)
+
+
+CHANGES = [hook_on_a_pruned_layer, weight_norm_on_the_stem, spectral_norm_on_the_stem]
+
+
+@pytest.mark.parametrize("body", WRITES, ids=lambda body: body.__name__)
+def test_what_a_forward_writes_stays_on_its_path(body):
+    assert _worst(Net(body)) < 1e-9
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_hooks_and_parametrised_weights_are_honoured(change):
+    assert _worst(Net(plain, change)) < 1e-9
+
+
+def test_a_write_that_all_paths_share_is_done_once():
+    dual = compile_text(_recipe(), Net(lambda net, x: net.conv(F.relu_(net.stem(x)))))
+    assert dual.code.count("relu_(") == 1
+
+
+def test_a_tensor_made_by_the_forward_is_not_in_what_is_exported():
+    model = Net(constant_that_is_written)
+    dual = compile_text(_recipe(), model)
+    assert dual.state_dict().keys() == model.state_dict().keys() | {"conv.weight_mask"}
+    assert [name for name, _ in dcil.export(dual).named_buffers()] == ["offset"]
+
+
+def counts_its_calls(net, x):
+    net.calls = getattr(net, "calls", 0) + 1
+    return plain(net, x)
+
+
+def replaces_a_buffer(net, x):
+    net.offset = net.offset + 1
+    return plain(net, x)
+
+
+def draws_in_python(net, x):
+    return plain(net, x) * random.random()
+
+
+def draws_for_no_tensor(net, x):
+    return plain(net, x) * torch.rand(1).item()
+
+
+def learns_nothing_in_the_stem(net, x):
+    with torch.no_grad():
+        y = net.stem(x)
+    return net.conv(y)
+
+
+def writes_a_weight(net, x):
+    net.conv.weight.mul_(0.9)
+    return plain(net, x)
+
+
+REFUSED = {
+    counts_its_calls: "self.calls", replaces_a_buffer: "self.offset",
+    draws_in_python: "random numbers", draws_for_no_tensor: "random numbers",
+    learns_nothing_in_the_stem: "no_grad", writes_a_weight: "weight` in place",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", REFUSED, ids=lambda body: body.__name__)
+def test_what_a_graph_cannot_keep_is_refused_and_named(body):
+    with pytest.raises(TraceError, match=REFUSED[body]):
+        trace_model(Net(body))
+
+
+def test_a_hook_of_the_whole_model_and_lazy_weights_are_refused():
+    hooked = Net(plain)
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(TraceError, match="hooks"):
+        trace_model(hooked)
+    with pytest.raises(TraceError, match=r"`0` \(LazyConv2d\).*lazy"):
+        trace_model(nn.Sequential(nn.LazyConv2d(4, 3)))
+
+
+def test_tracing_moves_no_statistic_of_a_parametrised_weight():
+    torch.manual_seed(0)
+    model = Net(plain, spectral_norm_on_the_stem).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    after = trace_model(model, (images(),)).model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def _worst(model):
+    torch.manual_seed(0)
+    return worst_difference(model.double(), 8, prune="Conv2d", private="")
+
+
+def _recipe():
+    return """
+    language 1
+    prune "conv" to 50%
+    mix {
+      path sparse = masked
+      path dense  = full
+      update kept   by sparse
+      update pruned by dense
+      loss cross_entropy(sparse)
+      loss cross_entropy(dense)
+      deploy sparse
+    }
+    train { epochs = 2ep  optimizer = sgd(lr=0.1) }
+    """
