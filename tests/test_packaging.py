@@ -1,0 +1,89 @@
+"""What the wheel holds, what it needs, and that the README says what is so."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest's own, where Python has none
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# The name to install -> the name to import, where they differ.
+IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
+# torchvision's images are pillow's, and its tensors come from numpy: both come with it.
+WITH_TORCHVISION = {"PIL", "numpy"}
+OPTIONAL = {"timm"}
+
+
+def needed(requirements):
+    names = [re.match(r"[\w-]+", line)[0] for line in requirements]
+    return {IMPORTED_AS.get(name, name) for name in names}
+
+
+def imported_by(folder):
+    """The top names of all imports, wherever in a file they stand."""
+    found = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_folder_of_the_package_is_in_the_wheel():
+    folders = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "dcil_dsl").rglob("*.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders | {"dcil_dsl.grammar"}
+    assert (ROOT / "grammar" / "prune.lark").is_file()
+
+
+def test_what_is_installed_is_what_is_imported():
+    found = imported_by("dcil_dsl") - set(sys.stdlib_module_names) - {"dcil_dsl"}
+    installed = needed(PROJECT["project"]["dependencies"])
+    assert found - WITH_TORCHVISION - OPTIONAL <= installed
+    assert installed - found == {"tensorboard"}  # torch.utils.tensorboard needs it
+
+
+def test_what_the_tests_import_comes_with_the_test_extra():
+    own = {file.stem for file in (ROOT / "tests").rglob("*.py")}
+    found = imported_by("tests") - set(sys.stdlib_module_names) - own - {"dcil_dsl", "tomli"}
+    project = PROJECT["project"]
+    brought = needed(project["dependencies"] + project["optional-dependencies"]["test"])
+    assert found - WITH_TORCHVISION <= brought
+
+
+def test_the_picture_is_of_the_graph_that_the_compiler_makes():
+    spec = importlib.util.spec_from_file_location("draw_graph", ROOT / "docs" / "draw_graph.py")
+    draw_graph = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_graph)
+    drawn = draw_graph.draw(draw_graph.compiled())
+    assert drawn == (ROOT / "docs" / "graph.svg").read_text(encoding="ascii")
+
+
+@pytest.mark.parametrize("page", ["README.md", "dcil_dsl/README.md", "recipes/README.md"])
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert targets
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_the_tour_names_every_file_of_the_package():
+    tour = (ROOT / "dcil_dsl" / "README.md").read_text(encoding="utf-8")
+    missing = [
+        file.relative_to(ROOT / "dcil_dsl")
+        for file in (ROOT / "dcil_dsl").rglob("*.py")
+        if not re.search(rf"(?<!\w){re.escape(file.name)}(?!\w)", tour)
+    ]
+    assert missing == []
