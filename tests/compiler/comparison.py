@@ -90,7 +90,7 @@ def worst_difference(
     )
     for module in (dual, reference.master, *reference.twin.values()):
         module.train(training)
-    dtype = next(model.parameters()).dtype
+    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
     worst = 0.0
 
     def compare(ours, theirs):
@@ -104,6 +104,7 @@ def worst_difference(
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(batch, 3, size, size, dtype=dtype, generator=generator)
         target_B = torch.randint(0, 10, (batch,), generator=generator)
+        x, target_B = x.to(device), target_B.to(device)
         if step % 2 == 0:
             reference.refresh(step)
         dual.begin_step(step)
@@ -139,10 +140,10 @@ def worst_difference(
 
 def _settle_statistics(model, size, batch):
     """Norms of an untrained network that know nothing let evaluation overflow."""
-    dtype = next(model.parameters()).dtype
+    like = next(model.parameters())
     for module in model.modules():
         if hasattr(module, "running_mean"):
             module.momentum = 0.5
     with torch.no_grad():
         for _ in range(6):
-            model.train()(torch.randn(batch, 3, size, size, dtype=dtype))
+            model.train()(torch.randn(batch, 3, size, size).to(like))

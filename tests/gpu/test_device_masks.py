@@ -1,0 +1,44 @@
+"""Masks chosen on the device are those chosen on a CPU, to the last tie."""
+
+import pytest
+import torch
+
+from dcil_dsl.masking.select import keep_top
+
+pytestmark = pytest.mark.gpu
+SIZES = (64 * 3 * 7 * 7, 64 * 64 * 3 * 3, 5, 256 * 128)
+
+
+def scores_of(kind, dtype):
+    generator = torch.Generator().manual_seed(1)
+    scores = [torch.randn(size, generator=generator).abs() for size in SIZES]
+    if kind == "ties":
+        scores = [(4 * score).round() / 4 for score in scores]
+    elif kind == "equal":
+        scores = [torch.ones_like(score) for score in scores]
+    elif kind == "special":
+        for score in scores:
+            score[0], score[1], score[2] = torch.inf, torch.nan, -0.0
+    return [score.to(dtype) for score in scores]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["random", "ties", "equal", "special"])
+@pytest.mark.parametrize("floors", [(0, 0, 0, 0), (1, 1, 1, 1), (40, 300, 5, 17)])
+def test_the_masks_are_the_cpus_and_the_count_is_exact(device, kind, dtype, floors):
+    scores = scores_of(kind, dtype)
+    for count in (sum(floors) + 1, sum(SIZES) // 10, sum(SIZES)):
+        expected = keep_top(scores, count, list(floors))
+        masks = keep_top([score.to(device) for score in scores], count, list(floors))
+        assert sum(int(mask.sum()) for mask in masks) == count
+        for mask, other, floor in zip(masks, expected, floors, strict=True):
+            assert mask.device.type == device.type
+            assert torch.equal(mask.cpu(), other)
+            assert int(mask.sum()) >= floor
+
+
+def test_a_layer_alone_has_the_cpus_mask_too(device):
+    for kind in ("random", "ties", "equal"):
+        score = scores_of(kind, torch.float32)[1]
+        (expected,), (mask,) = keep_top([score], 999, [3]), keep_top([score.to(device)], 999, [3])
+        assert torch.equal(mask.cpu(), expected) and int(mask.sum()) == 999
