@@ -51,6 +51,11 @@ class Layer:
         return self.types[0]
 
     @property
+    def hides_weight(self) -> bool:
+        """It is of a kind that can be pruned, and its weight is no parameter of its own."""
+        return self.weight is None and isinstance(self.module, tuple(kind for kind, _ in PRUNABLE))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight that can be pruned."""
         if self.weight is None:

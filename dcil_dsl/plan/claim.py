@@ -21,14 +21,22 @@ def claim_layers(
     Layers tied to one weight are claimed together, by the last rule that matches any of them.
 
     A `prune` rule none of whose layers can be pruned is E302; a rule all of whose layers
-    are claimed again below is W303.
+    are claimed again below is W303. A layer whose weight is made of other parameters
+    (weight_norm and the like) cannot be masked, which is E402 unless a rule below keeps it.
     """
     owner: dict[str, int] = {}
     claimed: list[tuple[Layer, ...]] = []
+    hidden: dict[str, tuple[Layer, r.Prune]] = {}
     for index, rule in enumerate(rules):
         matched = selection.select(rule.selector)
         layers = tuple(layer for layer in matched if layer.weight is not None)
-        if isinstance(rule, r.Prune) and matched and not layers:
+        for layer in matched:
+            if isinstance(rule, r.Keep):
+                hidden.pop(layer.path, None)
+            elif layer.hides_weight:
+                hidden[layer.path] = (layer, rule)
+        is_hiding = any(layer.hides_weight for layer in matched)
+        if isinstance(rule, r.Prune) and matched and not layers and not is_hiding:
             kinds = ", ".join(sorted({layer.type for layer in matched}))
             report.add(
                 "E302",
@@ -38,6 +46,14 @@ def claim_layers(
             )
         claimed.append(layers)
         owner.update({layer.weight: index for layer in layers})
+    for layer, rule in hidden.values():
+        report.add(
+            "E402",
+            f"`{layer.path}` ({layer.type}) has no weight of its own that could be masked",
+            rule.selector.span,
+            label="a weight made of other parameters at each call cannot be",
+            help=f'`keep "{layer.path}"` leaves it as it is',
+        )
     for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
         if layers and all(owner[layer.weight] != index for layer in layers):
             later = sorted({owner[layer.weight] for layer in layers})

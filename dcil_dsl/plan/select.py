@@ -158,12 +158,9 @@ class Selection:
         return f"did you mean `{near}`?" if near else None
 
     def _near_path(self, pattern: str) -> str | None:
-        """The nearest real name, or the nearest pattern that numbers would give."""
+        """The nearest real name, in which what the pattern matches already stays as it is."""
         names = {name for layer in self.layers for name in _and_containers(layer.path)}
-        if "*" in pattern or "?" in pattern:
-            names = {re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in names} | {
-                re.sub(r"\d+(?=\.|$)", "?", name) for name in names
-            } | names
+        names |= {_mended(pattern, name) for name in names}
         near = nearest(pattern, sorted(names))
         if near is None:
             return None
@@ -184,6 +181,15 @@ def strip_wrapping(pattern: str) -> str:
     while pattern.startswith(("module.", "_orig_mod.")):
         pattern = pattern.split(".", 1)[1]
     return pattern.removesuffix(".weight")
+
+
+def _mended(pattern: str, name: str) -> str:
+    """"layer?.*.convv1" and "layer1.0.conv1" -> "layer?.*.conv1"."""
+    wanted, real = pattern.split("."), name.split(".")
+    if len(wanted) != len(real):
+        return name
+    pairs = zip(wanted, real, strict=True)
+    return ".".join(want if glob_to_regex(want).fullmatch(have) else have for want, have in pairs)
 
 
 def _and_containers(path: str):

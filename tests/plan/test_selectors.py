@@ -1,0 +1,158 @@
+"""What a recipe's selectors mean for a model, and what is said where they mean nothing."""
+
+import pytest
+from resolving import Net, plan_of, resolve
+from torch import nn
+
+from dcil_dsl.plan.select import glob_to_regex
+
+CONVS = [
+    "stem", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2",
+    "layer2.0.conv1", "layer2.0.conv2",
+]  # fmt: skip
+EVERY = [*CONVS, "head"]
+
+
+def selected(selector, model=None):
+    """The prunable layers that a selector means, by pruning them."""
+    plan = plan_of(f"prune {selector} to 50%", model)
+    return [layer.module for layer in plan.layers if layer.group is not None]
+
+
+@pytest.mark.parametrize(
+    "selector, paths",
+    [
+        ("Conv2d", CONVS),
+        ("Linear", ["head"]),
+        ('"stem"', ["stem"]),
+        ('"layer1.0.conv1"', ["layer1.0.conv1"]),
+        ('"layer?.0.conv1"', ["layer1.0.conv1", "layer2.0.conv1"]),
+        ('"layer1.*.conv2"', ["layer1.0.conv2", "layer1.1.conv2"]),
+        ('"**.conv1"', ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"]),
+        ('"layer1"', CONVS[1:5]),
+        ('"layer?.0"', [*CONVS[1:3], *CONVS[5:]]),
+        ('"*"', EVERY),
+        ('"**"', EVERY),
+        ('"l*"', CONVS[1:]),
+        ('re"layer1\\.\\d\\.conv1"', ["layer1.0.conv1", "layer1.1.conv1"]),
+        ('re"layer1\\.1"', CONVS[3:5]),
+        ("first Conv2d", ["stem"]),
+        ("first 3 Conv2d", CONVS[:3]),
+        ("last Conv2d", ["layer2.0.conv2"]),
+        ("last 2 Conv2d", CONVS[-2:]),
+        ('Conv2d in "layer2"', CONVS[5:]),
+        ('Conv2d in "layer?.0"', [*CONVS[1:3], *CONVS[5:]]),
+        ("Conv2d where groups == 4", ["layer2.0.conv1"]),
+        ("Conv2d where groups != 4 and in_channels >= 8", [*CONVS[1:5], CONVS[6]]),
+        ("Conv2d where kernel_size == 3", ["stem", *CONVS[1:7:2]]),
+        ("Conv2d where in_channels < 8", ["stem"]),
+        ("Linear where out_features <= 10", ["head"]),
+        ("Conv2d, Linear", EVERY),
+        ("Conv2d, Linear except first Conv2d, last Linear", CONVS[1:]),
+        ('Conv2d except "layer1", "stem"', CONVS[5:]),
+        ('Linear, "stem"', ["stem", "head"]),
+        ('"module.layer1.0.conv1"', ["layer1.0.conv1"]),
+        ('"stem.weight"', ["stem"]),
+        ('"module._orig_mod.layer1.0.conv?.weight"', CONVS[1:3]),
+    ],
+)
+def test_a_selector_means_these_layers_in_execution_order(selector, paths):
+    assert selected(selector) == paths
+
+
+class Padded(nn.Conv2d):
+    pass
+
+
+def test_a_type_means_the_classes_derived_from_it_too():
+    model = nn.Sequential(Padded(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
+    assert selected("Conv2d", model) == ["0", "1"]
+    assert selected("Padded", model) == ["0"]
+
+
+def test_a_named_selector_is_what_it_names():
+    plan = plan_of('layers inner = Conv2d in "layer1"\nprune inner except first inner to 50%')
+    assert plan.groups[0].parameters == tuple(f"{path}.weight" for path in CONVS[2:5])
+
+
+@pytest.mark.parametrize(
+    "pattern, names, others",
+    [
+        ("a.*", ["a.b", "a."], ["a.b.c", "ab"]),
+        ("a.**", ["a.b", "a.b.c"], ["a", "b.a.c"]),
+        ("**.c", ["a.c", "a.b.c"], ["c", "a.bc"]),
+        ("a?", ["ab"], ["a", "a.", "abc"]),
+        ("a[1]+(b)", ["a[1]+(b)"], ["a1b", "a1"]),
+        ("a.b", ["a.b"], ["axb"]),
+    ],
+)
+def test_a_glob_matches_names_whole_and_nothing_in_it_is_a_regex(pattern, names, others):
+    regex = glob_to_regex(pattern)
+    assert [name for name in [*names, *others] if regex.fullmatch(name)] == names
+
+
+@pytest.mark.parametrize(
+    "selector, message, help",
+    [
+        ('"*.conv1"', 'no layer matches `"*.conv1"`', None),
+        ('"layer1.0.conv3"', 'no layer matches `"layer1.0.conv3"`',
+         '`"layer1.0.conv1"` matches 1 layer'),
+        ('"layr1"', 'no layer matches `"layr1"`', '`"layer1"` matches 8 layers'),
+        ('"layer?.*.convv1"', 'no layer matches `"layer?.*.convv1"`',
+         '`"layer?.*.conv1"` matches 3 layers'),
+        ('"nothing.like.this"', 'no layer matches `"nothing.like.this"`', None),
+        ("Conv3d", "no layer of type `Conv3d` in Net", "did you mean `Conv2d`?"),
+        ("Transformer", "no layer of type `Transformer` in Net", None),
+        ('re"conv1"', 'no layer matches `re"conv1"`', None),
+        ("first 9 Conv2d", "`first 9 Conv2d` asks for 9 layers, there are 7", None),
+        ('Conv2d in "layr2"', 'no part of Net matches `"layr2"`',
+         '`"layer2"` matches 4 layers'),
+        ('Linear in "layer2"', 'none of the 1 layers lies in `"layer2"`', None),
+        ("Conv2d where groups == 3", "none of the 7 layers has `groups == 3`", None),
+    ],
+)  # fmt: skip
+def test_a_selector_that_means_nothing_is_told_with_the_nearest_real_name(
+    selector, message, help
+):
+    _, found = resolve(f"prune {selector} to 50%")
+    assert [(d.code, d.message, d.help) for d in found] == [("E301", message, help)]
+
+
+def test_each_part_of_a_selector_has_to_match():
+    _, found = resolve('prune "stem", "nose", "mouth" except "ears" to 50%')
+    assert [d.message for d in found] == [
+        f'no layer matches `"{name}"`' for name in ("nose", "mouth", "ears")
+    ]
+
+
+def test_an_error_stands_under_the_part_that_is_wrong():
+    _, (only,) = resolve('prune Conv2d, "nose" to 50%')
+    assert (only.span.text, only.span.line, only.span.column) == ('"nose"', 2, 15)
+    assert only.label == "none of the 14 layers of Net"
+
+
+@pytest.mark.parametrize(
+    "selector, message, help",
+    [
+        ("Conv2d where grups == 1", "none of the 7 layers has an attribute `grups`",
+         "did you mean `groups`?"),
+        ("Conv2d where colour == 1", "none of the 7 layers has an attribute `colour`", None),
+        ("Conv2d where padding_mode >= 2",
+         "`padding_mode` of `stem` is 'zeros', which does not compare with 2", None),
+    ],
+)  # fmt: skip
+def test_an_attribute_that_is_not_there_or_does_not_compare_is_told(selector, message, help):
+    _, found = resolve(f"prune {selector} to 50%")
+    assert (found[0].code, found[0].message, found[0].help) == ("E307", message, help)
+
+
+def test_where_compares_each_size_of_a_kernel():
+    assert selected("Conv2d where kernel_size >= 2", nn.Sequential(
+        nn.Conv2d(3, 3, (1, 3)), nn.Conv2d(3, 3, 2), nn.Conv2d(3, 3, 1)
+    )) == ["1"]  # fmt: skip
+
+
+def test_first_counts_in_execution_order_and_not_in_that_of_registration():
+    assert next(Net().named_children())[0] == "head"
+    assert selected("first Conv2d, Linear") == EVERY[:1] + EVERY[-1:]
+    assert selected('first "*"') == ["stem"]
