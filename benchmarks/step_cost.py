@@ -99,7 +99,8 @@ def settings_of(asked: argparse.Namespace) -> list[Setting]:
             batch, size = 4, min(size, 64)
         basic = Setting(
             network, asked.device, asked.precision, False, False,
-            asked.batch or batch, asked.size or size, not asked.contiguous, asked.plain_masks,
+            batch if asked.quick else asked.batch or batch,
+            size if asked.quick else asked.size or size, not asked.contiguous, asked.plain_masks,
         )  # fmt: skip
         for tf32 in asked.tf32:
             settings += [
