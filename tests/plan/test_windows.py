@@ -1,0 +1,141 @@
+"""Who runs and who learns from whom, over time. The run has 10 epochs of 10 steps."""
+
+import pytest
+from resolving import plan_of, resolve
+
+from dcil_dsl.plan.plan import Shares, Window
+
+DCIL = "update kept by sparse  update pruned by dense"
+BOTH = "loss cross_entropy(sparse)  loss cross_entropy(dense)"
+
+
+def mix(*statements):
+    lines = ["path sparse = masked", "path dense = full", *statements, "deploy sparse"]
+    return "mix {\n" + "\n".join(lines) + "\n}\n"
+
+
+def phases(*statements):
+    plan = plan_of("prune Conv2d to 90%", mix=mix(*statements))
+    return [(p.window.start, p.window.stop, p.paths, p.shares) for p in plan.phases]
+
+
+def found(*statements):
+    return resolve("prune Conv2d to 90%", mix=mix(*statements))[1]
+
+
+def test_without_windows_there_is_one_phase():
+    assert phases(DCIL, BOTH) == [
+        (0, None, ("sparse", "dense"), (Shares(kept=1, rest=1), Shares(pruned=1)))
+    ]
+
+
+def test_the_rest_learns_as_the_kept_weights_do_unless_a_rule_says_otherwise():
+    ((*_, (sparse, dense)),) = phases(DCIL, BOTH, "update rest by 0.5 * sparse + dense")
+    assert (sparse.rest, dense.rest) == (0.5, 1)
+
+
+def test_shares_are_the_matrix_of_parts_and_paths():
+    ((*_, shares),) = phases(
+        "update kept by sparse + 0.5 * dense", "update pruned by 0.9 * dense + 0.1 * sparse", BOTH
+    )
+    assert shares == (Shares(kept=1, pruned=0.1, rest=1), Shares(kept=0.5, pruned=0.9, rest=0.5))
+
+
+def test_a_path_runs_while_a_loss_needs_it():
+    cut = phases(DCIL, "loss cross_entropy(sparse)", "loss cross_entropy(dense) from 2ep until 6ep")
+    assert [(start, stop, paths) for start, stop, paths, _ in cut] == [
+        (0, 20, ("sparse",)),
+        (20, 60, ("sparse", "dense")),
+        (60, None, ("sparse",)),
+    ]
+
+
+def test_a_path_that_does_not_run_teaches_nobody():
+    cut = phases(DCIL, "loss cross_entropy(sparse)", "loss cross_entropy(dense) from 2ep")
+    assert [shares[1] for *_, shares in cut] == [Shares(), Shares(pruned=1)]
+
+
+def test_a_teacher_runs_too():
+    cut = phases(DCIL, "loss cross_entropy(sparse)", "loss kl(student=sparse, teacher=dense)")
+    assert [paths for _, _, paths, _ in cut] == [("sparse", "dense")]
+
+
+def test_a_window_that_changes_no_path_and_no_update_cuts_nothing():
+    cut = phases(DCIL, BOTH, "loss kl(student=sparse, teacher=dense) from 3ep until 5ep")
+    assert [(start, stop) for start, stop, *_ in cut] == [(0, None)]
+
+
+def test_alternating_updates_are_alternating_phases():
+    cut = phases(
+        "update kept, pruned by dense until 3ep",
+        "update kept by sparse from 3ep until 5ep",
+        "update kept, pruned by dense from 5ep",
+        BOTH,
+    )
+    assert [(start, stop, dense.kept, sparse.kept) for start, stop, _, (sparse, dense) in cut] == [
+        (0, 30, 1, 0),
+        (30, 50, 0, 1),
+        (50, None, 1, 0),
+    ]
+
+
+def test_windows_beyond_the_run_are_nothing():
+    assert len(phases(DCIL, BOTH, "loss cross_entropy(dense) from 100% run")) == 1
+
+
+def test_every_step_belongs_to_one_phase():
+    plan = plan_of(
+        "prune Conv2d to 90%",
+        mix=mix(DCIL, "loss cross_entropy(sparse)", "loss cross_entropy(dense) from 2ep until 6ep"),
+    )
+    covering = [[p for p in plan.phases if p.window.covers(step)] for step in range(100)]
+    assert all(len(one) == 1 for one in covering)
+    assert [plan.phase_at(step) for step in range(100)] == [one for (one,) in covering]
+    assert plan.phase_at(10**6) == plan.phases[-1]
+
+
+def test_losses_have_names_of_their_own_and_windows_in_steps():
+    losses = plan_of(
+        "prune Conv2d to 90%",
+        mix=mix(
+            DCIL, BOTH, "loss 0.5 * cross_entropy(sparse, smoothing=0.1) from 25% run until 9ep",
+            "loss 2 * kl(student=dense, teacher=sparse, temperature=3) from 5 steps",
+        ),
+    ).losses  # fmt: skip
+    assert [(loss.name, loss.coefficient) for loss in losses] == [
+        ("cross_entropy(sparse)", 1),
+        ("cross_entropy(dense)", 1),
+        ("cross_entropy(sparse)#2", 0.5),
+        ("kl(dense<-sparse)", 2),
+    ]
+    assert [loss.window for loss in losses[2:]] == [Window(start=25, stop=90), Window(start=5)]
+    assert (losses[2].term.smoothing, losses[3].term.temperature) == (0.1, 3)
+
+
+def test_two_rules_for_one_part_at_one_moment_are_an_error():
+    (error,) = found(
+        "update pruned by dense", "update kept by sparse until 30 steps",
+        "update kept by dense from 2ep", BOTH,
+    )  # fmt: skip
+    assert (error.code, error.message) == ("E306", "two rules update the kept weights at step 20")
+
+
+def test_a_moment_at_which_no_path_runs_is_an_error_with_its_step():
+    (error,) = found(DCIL, "loss cross_entropy(sparse) until 5ep")[:1]
+    assert (error.code, error.message) == (
+        "E309",
+        "no loss is open from step 50, so no path runs",
+    )
+
+
+@pytest.mark.parametrize(
+    "statements, part",
+    [
+        (["update pruned by dense", BOTH], "kept"),
+        (["update kept by sparse", BOTH], "pruned"),
+        ([DCIL, "loss cross_entropy(sparse)"], "pruned"),
+    ],
+)
+def test_a_part_that_never_learns_is_warned_about(statements, part):
+    (warning,) = found(*statements)
+    assert (warning.code, warning.message) == ("W305", f"the {part} weights never learn")
