@@ -83,6 +83,7 @@ def compile_recipe(
             weights=weights,
             precision=precision,
             seed=seed,
+            compare=True,
         )
         from dcil_dsl.compiler import compile_plan
         from dcil_dsl.compiler.show import show_summary

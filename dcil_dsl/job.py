@@ -33,7 +33,14 @@ from dcil_dsl.plan.show import show_summary
 from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
-from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run, write_text
+from dcil_dsl.training.run import (
+    RunFolder,
+    create_run,
+    hold_run,
+    open_run,
+    resume_run,
+    write_text,
+)
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 
@@ -113,8 +120,10 @@ def train(
     device = pick_device(device)
     recipe = load_recipe(recipe, overrides, warn)
     dataset = open_data(data, directory, recipe.data.channels)
-    if resume:
-        open_run(out)  # fails here, before a model is built
+    if resume:  # fails here, before a model is built
+        weights = weights_to_resume(open_run(out), weights)
+    elif weights is not None and Path(weights).expanduser().exists():
+        weights = str(Path(weights).expanduser().absolute())
     _note_other_data(recipe, dataset, note)
 
     images = resolve_data(recipe.data)
@@ -123,12 +132,18 @@ def train(
     prepared = prepare(
         recipe, model, warn=warn, note=note, steps_per_epoch=num_batches, example=example,
         classes=len(dataset.classes), data=dataset.name, weights=weights, precision=precision,
-        seed=seed,
+        seed=seed, compare=True,
     )  # fmt: skip
     plan = prepared.plan
+    check_claims(plan)
     if not quiet:
         print(show_summary(plan), flush=True)
     dual = compile_plan(plan, prepared.traced)
+    if not any(parameter.requires_grad for _, parameter in dual.trainable()):
+        raise InputError(
+            "no weight of the model learns: requires_grad is False for all of them",
+            help="model.requires_grad_(True)",
+        )
     loaders = make_loaders(plan, dataset, device, workers)
     if resume:
         folder = resume_run(out, plan)
@@ -147,20 +162,21 @@ def train(
         device=device, compile=compile, channels_last=is_convolutional(plan),
         max_steps=max_steps, resume=resume,
     )  # fmt: skip
-    try:
-        result = train_dual(dual, *loaders, folder, options, display or make_display(quiet))
-    finally:
-        for loader in loaders:
-            loader.close()
-    if result.interrupted:
-        return Run(folder, plan, result)
-    deployed = collapse(dual).cpu()
-    write_artefact(deployed, folder.weights, origin_of(plan, result.step))
-    verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
-    complete = result.step == plan.num_steps
-    claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
-    folder.write_report(_report(plan, result, claims, deployed, device))
-    return Run(folder, plan, result, claims, deployed)
+    with hold_run(folder):
+        try:
+            result = train_dual(dual, *loaders, folder, options, display or make_display(quiet))
+        finally:
+            for loader in loaders:
+                loader.close()
+        if result.interrupted:
+            return Run(folder, plan, result)
+        deployed = collapse(dual).cpu()
+        write_artefact(deployed, folder.weights, origin_of(plan, result.step))
+        verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
+        complete = result.step == plan.num_steps
+        claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
+        folder.write_report(_report(plan, result, claims, deployed, device))
+        return Run(folder, plan, result, claims, deployed)
 
 
 def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
@@ -203,6 +219,46 @@ def pick_device(device: str) -> torch.device:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
     return torch.device(device)
+
+
+def weights_to_resume(folder: RunFolder, given: str | None) -> str | None:
+    """What a continued run loads before its checkpoint: what it was started with.
+
+    A file is needed only as long as there is no checkpoint. InputError where `given` is another.
+    """
+    first = read_command(folder).get("weights")
+    if given is not None:
+        path = Path(given).expanduser()
+        if first not in (given, str(path.absolute())):
+            raise InputError(
+                f"{folder.path} was started from {first or 'fresh weights'}, not from {given}",
+                help="leave --weights out to continue it",
+            )
+    is_file = first is not None and Path(first).is_absolute()
+    return None if is_file and folder.checkpoint.exists() else first
+
+
+def read_command(folder: RunFolder) -> dict:
+    """The machine's side of a run; without its file, what the plan knows."""
+    file = folder.path / COMMAND
+    known = {"data": folder.read_plan().data.name, "directory": None}
+    if not file.exists():
+        return known
+    try:
+        return known | json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+
+
+def check_claims(plan: Plan) -> None:
+    """InputError for a metric that a run of this model does not measure: before it, not after."""
+    measured = {"top1", "sparsity"} | ({"top5"} if plan.model.classes > 5 else set())
+    for claim in plan.expect:
+        if claim.metric not in measured:
+            raise InputError(
+                f"`expect {claim.metric}`: a run of this model measures "
+                f"{', '.join(sorted(measured))}"
+            )
 
 
 def judge_claims(

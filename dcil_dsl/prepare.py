@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
+from dcil_dsl.graph.compare import compare_with_model
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.lang import load
 from dcil_dsl.lang.recipe import Recipe
@@ -65,11 +66,13 @@ def prepare(
     weights: str | None = None,
     precision: str | None = None,
     seed: int | None = None,
+    compare: bool = False,
 ) -> Prepared:
     """Build or take the model, load weights, trace, resolve.
 
     steps_per_epoch, example, classes, data  as the data have them; None where there are none
     example  one batch of one image, (1, C, H, W)
+    compare  run the model and its graph side by side, and refuse where they differ
     Raises RecipeError and InputError.
     """
     seed = recipe.train.seed if seed is None else seed
@@ -83,26 +86,33 @@ def prepare(
         wanted = recipe.model.classes if recipe.model.classes is not None else classes
         model = build_model(model, wanted, options)
     if weights is not None:
+        before = getattr(model, "transform_input", None)
         for line in load_weights(model, weights, name):
             note(f"--weights: {line}")
+        if getattr(model, "transform_input", None) != before:
+            options["transform_input"] = True  # else `dcil eval` would build another network
     if example is None:
         example = torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2)
     if steps_per_epoch is None:
         steps_per_epoch = assumed_steps(recipe, data, note)
-    num_outputs = count_outputs(model, example)
+    _refuse_odd_weights(model)
+    try:
+        # Before the model runs: a lazy one would take its shapes from this example.
+        traced = trace_model(model, (example,))
+        num_outputs = count_outputs(model, example)
+        if compare:
+            compare_with_model(traced, model, example)
+    except TraceError as error:
+        raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     if classes is not None:
         _compare_classes(recipe, name, num_outputs, classes, data, note)
 
     report = Diagnostics()
-    try:
-        traced = trace_model(model, (example,))
-    except TraceError as error:
-        raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     plan = resolve_recipe(recipe, traced, steps_per_epoch, report)
     for diagnostic in report.warnings:
         warn(diagnostic)
     return Prepared(
-        recipe, _as_built(plan, name, num_outputs, data, precision, seed), traced, example
+        recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, example
     )
 
 
@@ -172,6 +182,18 @@ def count_outputs(model: nn.Module, example: Tensor) -> int:
     return logits.shape[1]
 
 
+def _refuse_odd_weights(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError("the weights of the model are on the device `meta`, which holds none")
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if types:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+        raise InputError(
+            f"the model has weights of type {names}; training starts from float32",
+            help="call .float() on it; --precision bf16 computes in 16 bits all the same",
+        )
+
+
 def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
     name = (data or recipe.data.name or "").replace("_", "-")
     return KNOWN_DATA.get(name, (None, ASSUMED_SIZE))
@@ -202,8 +224,9 @@ def _compare_classes(
 
 
 def _as_built(
-    plan: Plan, name: str, num_outputs: int, data: str | None, precision: str | None, seed: int
-) -> Plan:
+    plan: Plan, name: str, options: dict, num_outputs: int, data: str | None,
+    precision: str | None, seed: int,
+) -> Plan:  # fmt: skip
     """The plan with what the command line decided, so that plan.json rebuilds what was trained."""
     overrides, train = dict(plan.recipe.overrides), {}
     if precision is not None and precision != plan.train.precision:
@@ -212,7 +235,9 @@ def _as_built(
         overrides["train.seed"], train["seed"] = str(seed), seed
     return plan.model_copy(update={
         "recipe": plan.recipe.model_copy(update={"overrides": overrides}),
-        "model": plan.model.model_copy(update={"name": name, "classes": num_outputs}),
+        "model": plan.model.model_copy(
+            update={"name": name, "classes": num_outputs, "options": options}
+        ),
         "data": plan.data.model_copy(update={"name": data or plan.data.name}),
         "train": plan.train.model_copy(update=train),
     })  # fmt: skip

@@ -29,9 +29,16 @@ from dcil_dsl.export.artefact import (
 )
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.verify import Verdict, verify_tensors
-from dcil_dsl.graph.trace import trace_model
-from dcil_dsl.job import COMMAND, Claim, is_convolutional, judge_claims, make_loaders, open_data
-from dcil_dsl.job import pick_device
+from dcil_dsl.graph.trace import TraceError, trace_model
+from dcil_dsl.job import (
+    Claim,
+    is_convolutional,
+    judge_claims,
+    make_loaders,
+    open_data,
+    pick_device,
+    read_command,
+)
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import Note, Warn, prepare
@@ -72,7 +79,7 @@ def evaluate_run(
     folder = open_run(run)
     plan, device = folder.read_plan(), pick_device(device)
     path = _known_path(plan, path)
-    command = _command(folder)
+    command = read_command(folder)
     if command["data"] is None:
         raise InputError(f"{folder.path} does not say which data it was trained on")
     dataset = open_data(command["data"], directory or command["directory"], plan.data.channels)
@@ -106,6 +113,8 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
         ) from error
     try:
         dual = compile_plan(plan, trace_model(fresh))
+    except TraceError as error:
+        raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
         raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
     return dual, load_deployed(folder.checkpoint, dual).step
@@ -274,15 +283,3 @@ def _known_path(plan: Plan, path: str | None) -> str:
     if path is not None and path not in names:
         raise InputError(f"the run has no path `{path}`", help=f"its paths are {', '.join(names)}")
     return path or plan.deploy
-
-
-def _command(folder: RunFolder) -> dict:
-    """The machine's side of the run; without the file, what the plan knows."""
-    file = folder.path / COMMAND
-    known = {"data": folder.read_plan().data.name, "directory": None}
-    if not file.exists():
-        return known
-    try:
-        return known | json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None

@@ -25,6 +25,9 @@ from torch import fx, nn
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
 from dcil_dsl.graph.writes import written_storages
 
+WRAPPERS = {
+    "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
+}  # fmt: skip
 CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes anew at each call
 
 
@@ -113,6 +116,11 @@ class _Tracer(fx.Tracer):
 
 def _copy(model: nn.Module) -> nn.Module:
     kind = type(model).__name__
+    if kind in WRAPPERS:
+        reason = f"it is wrapped; give the model inside, `model.{WRAPPERS[kind]}`"
+        raise TraceError("", kind, reason)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("", kind, "it is compiled by torch.jit; give the model it was made from")
     lazy = nn.parameter.UninitializedTensorMixin
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, lazy):
@@ -128,13 +136,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
     tracer = _Tracer()
     try:
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(model.forward).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
         with _only_traced(model):
             graph = tracer.trace(model, concrete_args=defaults or None)
     except TraceError:

@@ -8,11 +8,13 @@ Not:  nothing here knows a tensor; checkpoint.py fills checkpoint/, the command 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
@@ -141,6 +143,29 @@ def resume_run(path: Path | str, plan: Plan) -> RunFolder:
             help="\n".join(shown),
         )
     return run
+
+
+@contextmanager
+def hold_run(run: RunFolder) -> Iterator[None]:
+    """Keep every other process from training in this folder. InputError where one does already.
+
+    The lock is on the folder itself and ends with the process, however that ends: no file is
+    left behind. A file system without locks holds nothing.
+    """
+    descriptor = os.open(run.path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(
+            f"another process is training in {run.path}", help="wait for it, or end it"
+        ) from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def plan_differences(old: Plan, new: Plan) -> list[str]:

@@ -1,0 +1,158 @@
+"""The main job with models, weights and folders that are not as they should be."""
+
+import fcntl
+import os
+
+import pytest
+import tiny_job
+import torch
+from torch import nn
+
+import dcil_dsl as dcil
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.job import train
+from dcil_dsl.prepare import prepare
+from dcil_dsl.revisit import evaluate_run
+
+ONE_EPOCH = tiny_job.RECIPE.replace("2ep", "1ep").replace("0ep..1ep", "0ep..50% run").replace(
+    " from 1ep", ""
+)
+
+
+class Net(nn.Module):
+    """A convolution, a norm, a head; `change` makes it one of the odd ones below."""
+
+    def __init__(self, change=lambda net: None, side=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.side = nn.BatchNorm2d(3) if side else None
+        self.head = nn.Linear(8, 10)
+        change(self)
+
+    def forward(self, x):
+        y = self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+        if self.side is not None and self.training:
+            y = y + self.side(x).mean()
+        return y
+
+
+class Reshapes(Net):
+    def forward(self, x):
+        y = super().forward(x)
+        return y.view(-1, 7) if self.training else y
+
+
+UNFIT = {
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(10)), "lazy"),
+    "float16": (lambda: Net().half(), "float16"),
+    "frozen": (lambda: Net().requires_grad_(False), "no weight of the model learns"),
+    "meta": (lambda: Net().to("meta"), "meta"),
+    "wrapped": (lambda: nn.DataParallel(Net()), "model.module"),
+    "scripted": (lambda: torch.jit.trace(Net().eval(), torch.zeros(1, 3, 32, 32)), "torch.jit"),
+    "fails in training": (Reshapes, "fails in training mode"),
+    "a dict": (lambda: Returns("dict"), "no logits"),
+}
+
+
+class Returns(Net):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return {"out": super().forward(x)}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_model_that_cannot_be_trained_is_told_before_anything_is_written(case, tmp_path):
+    build, reason = UNFIT[case]
+    with pytest.raises(InputError, match=reason):
+        _train(tmp_path / "run", build())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_private_module_of_the_training_graph_alone_is_no_fault(tmp_path):
+    run = _train(tmp_path / "run", Net(side=True))
+    assert run.result.num_kept == round(0.1 * 8 * 27)
+
+
+def test_a_graph_with_other_numbers_than_the_model_is_refused(monkeypatch):
+    model = Net()
+    monkeypatch.setattr(nn.Conv2d, "forward", _forward_that_counts())
+    with pytest.raises(InputError, match="gives other numbers"):
+        prepare(dcil.loads(ONE_EPOCH), model, warn=print, note=print, compare=True)
+
+
+def _forward_that_counts():
+    calls = []
+
+    def forward(self, x):
+        calls.append(0)
+        return self._conv_forward(x, self.weight, self.bias) * len(calls)
+
+    return forward
+
+
+def test_a_metric_that_the_model_does_not_measure_is_told_before_training(tmp_path):
+    text = ONE_EPOCH.replace("sparsity >= 89%", "top5 >= 10%").replace("= 10 }", "= 4 }")
+    model = Net(lambda net: setattr(net, "head", nn.Linear(8, 5)))
+    recipe = dcil.loads(text)
+    with pytest.raises(InputError, match="top5"):
+        train(recipe, model, _four_classes(), out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def _four_classes():
+    from dcil_dsl.data.dataset import Tensors, in_memory
+
+    images = torch.randint(0, 255, (128, 3, 32, 32), dtype=torch.uint8)
+    part = Tensors(images, torch.arange(128) % 4)
+    return in_memory("four", part, part, tuple("abcd"), channels=3)
+
+
+def test_a_run_continues_from_the_weights_it_was_started_with(tmp_path):
+    weights = tmp_path / "w.pth"
+    torch.save(Net().state_dict(), weights)
+    full = _train(tmp_path / "full", Net(), weights=str(weights))
+    _train(tmp_path / "cut", Net(), weights=str(weights), max_steps=1)
+    (tmp_path / "cut/checkpoint/last.safetensors").unlink()  # as if killed in the first epoch
+    again = _train(tmp_path / "cut", Net(), resume=True)
+    expected = full.model.state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in again.model.state_dict().items())
+
+
+def test_other_weights_at_a_resume_are_refused_and_a_lost_file_is_not_missed(tmp_path):
+    weights = tmp_path / "w.pth"
+    torch.save(Net().state_dict(), weights)
+    _train(tmp_path / "run", Net(), weights=str(weights), max_steps=1)
+    weights.rename(tmp_path / "other.pth")
+    with pytest.raises(InputError, match="was started from"):
+        _train(tmp_path / "run", Net(), weights=str(tmp_path / "other.pth"), resume=True)
+    assert _train(tmp_path / "run", Net(), resume=True).result.step == 8
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    _train(tmp_path / "run", Net(), max_steps=1)
+    other = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(InputError, match="another process"):
+            _train(tmp_path / "run", Net(), resume=True)
+    finally:
+        os.close(other)
+    assert _train(tmp_path / "run", Net(), resume=True).result.step == 8
+
+
+def test_a_model_that_is_another_one_now_is_told(tmp_path):
+    (tmp_path / "net.py").write_text(tiny_job.NET)
+    spec = f"{tmp_path}/net.py:Net"
+    train(dcil.loads(ONE_EPOCH), spec, "synthetic", out=tmp_path / "run", device="cpu", max_steps=1)
+    lazy = tiny_job.NET.replace("nn.Conv2d(3, 16", "nn.LazyConv2d(16")
+    (tmp_path / "net.py").write_text(lazy)
+    with pytest.raises(InputError, match="another one now"):
+        evaluate_run(tmp_path / "run", device="cpu")
+
+
+def _train(out, model, **more):
+    return train(dcil.loads(ONE_EPOCH), model, "synthetic", out=out, device="cpu", **more)
