@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         epochs, probe = recipe_epochs, None
         if asked.seconds is not None:
             probe = run("probe", {}, max_steps=PROBE_STEPS)
+            if probe.interrupted:
+                return stopped()
             rate = probe.result.step / epoch_seconds(probe)
             an_epoch = probe.plan.steps_per_epoch / rate
             # What is over a step of the probe is evaluation and its like, once an epoch.
@@ -62,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
             epochs = max(1, min(recipe_epochs, int(left / an_epoch)))
         overrides = {} if epochs == recipe_epochs else {"train.epochs": f"{epochs}ep"}
         done = run("run", overrides)
+        if done.interrupted:
+            return stopped()
         report = {
             "machine": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
             "recipe": done.plan.recipe.name,
@@ -90,6 +94,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     # A shortened recipe claims nothing.
     return 0 if done.holds or epochs < recipe_epochs else 1
+
+
+def stopped() -> int:
+    print("the run was stopped by a signal before its end", file=sys.stderr)
+    return 1
 
 
 def epochs_of(recipe: Path) -> int:
