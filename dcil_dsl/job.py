@@ -8,7 +8,6 @@ Not:  no step of training (training/), no printing but through `warn`, `note` an
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dcil_dsl.claims import Claim, check_claims, judge_claims
+from dcil_dsl.command import full_path, weights_to_resume, write_command
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.data.dataset import Tensors
@@ -27,33 +28,15 @@ from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.report import make_report
 from dcil_dsl.export.verify import verify_tensors
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.plan.plan import Expectation, Plan
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
 from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
-from dcil_dsl.training.run import (
-    RunFolder,
-    create_run,
-    hold_run,
-    open_run,
-    resume_run,
-    write_text,
-)
+from dcil_dsl.training.run import RunFolder, create_run, hold_run, open_run, resume_run
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
-
-COMMAND = "command.json"  # the machine's side of a run: where the data lie
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One line of the recipe's `expect`. `holds` None: not judged, the run is not at its end."""
-
-    text: str
-    measured: float
-    holds: bool | None
 
 
 @dataclass(frozen=True)
@@ -122,8 +105,8 @@ def train(
     dataset = open_data(data, directory, recipe.data.channels)
     if resume:  # fails here, before a model is built
         weights = weights_to_resume(open_run(out), weights)
-    elif weights is not None and Path(weights).expanduser().exists():
-        weights = str(Path(weights).expanduser().absolute())
+    elif weights is not None:
+        weights = full_path(weights)
     _note_other_data(recipe, dataset, note)
 
     images = resolve_data(recipe.data)
@@ -149,15 +132,7 @@ def train(
         folder = resume_run(out, plan)
     else:
         folder = create_run(plan, recipe.given, recipe.text, out)
-        where = None if directory is None else str(Path(directory).absolute())
-        command = {
-            "model": plan.model.name,
-            "data": dataset.name,
-            "directory": where,
-            "weights": weights,
-            "device": str(device),
-        }
-        write_text(folder.path / COMMAND, json.dumps(command, indent=2) + "\n")
+        write_command(folder, plan, directory, weights, device)
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
         max_steps=max_steps, resume=resume,
@@ -219,65 +194,6 @@ def pick_device(device: str) -> torch.device:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
     return torch.device(device)
-
-
-def weights_to_resume(folder: RunFolder, given: str | None) -> str | None:
-    """What a continued run loads before its checkpoint: what it was started with.
-
-    A file is needed only as long as there is no checkpoint. InputError where `given` is another.
-    """
-    first = read_command(folder).get("weights")
-    if given is not None:
-        path = Path(given).expanduser()
-        if first not in (given, str(path.absolute())):
-            raise InputError(
-                f"{folder.path} was started from {first or 'fresh weights'}, not from {given}",
-                help="leave --weights out to continue it",
-            )
-    is_file = first is not None and Path(first).is_absolute()
-    return None if is_file and folder.checkpoint.exists() else first
-
-
-def read_command(folder: RunFolder) -> dict:
-    """The machine's side of a run; without its file, what the plan knows."""
-    file = folder.path / COMMAND
-    known = {"data": folder.read_plan().data.name, "directory": None}
-    if not file.exists():
-        return known
-    try:
-        return known | json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
-
-
-def check_claims(plan: Plan) -> None:
-    """InputError for a metric that a run of this model does not measure: before it, not after."""
-    measured = {"top1", "sparsity"} | ({"top5"} if plan.model.classes > 5 else set())
-    for claim in plan.expect:
-        if claim.metric not in measured:
-            raise InputError(
-                f"`expect {claim.metric}`: a run of this model measures "
-                f"{', '.join(sorted(measured))}"
-            )
-
-
-def judge_claims(
-    plan: Plan, accuracy: Mapping[str, float], sparsity: float, judged: bool = True
-) -> tuple[Claim, ...]:
-    """The recipe's `expect` against what was measured on one path. InputError for no such metric.
-
-    judged  False where --max-steps cut the run short, of which the recipe claims nothing
-    """
-    measured = {**accuracy, "sparsity": sparsity}
-    claims = []
-    for claim in plan.expect:
-        if claim.metric not in measured:
-            raise InputError(f"`expect {claim.metric}`: this run measures {', '.join(measured)}")
-        value = measured[claim.metric]
-        holds = _compare(value, claim) if judged else None
-        text = f"{claim.metric} {claim.compare} {100 * claim.value:.6g}%"
-        claims.append(Claim(text, value, holds))
-    return tuple(claims)
 
 
 def _prove(folder: RunFolder, masks: Mapping[str, torch.Tensor]):
@@ -348,16 +264,6 @@ def _workers(
 def _note_other_data(recipe: Recipe, dataset: Dataset, note: Note) -> None:
     if recipe.data.name is not None and recipe.data.name.replace("_", "-") != dataset.name:
         note(f"the recipe was written for the data `{recipe.data.name}`; these are {dataset.name}")
-
-
-def _compare(value: float, claim: Expectation) -> bool:
-    # 0.96 as a fraction of counts and as a decimal may differ in the last bit.
-    near = abs(value - claim.value) < 1e-12
-    return {
-        ">=": value > claim.value or near, "<=": value < claim.value or near, "==": near,
-        "!=": not near, ">": value > claim.value and not near,
-        "<": value < claim.value and not near,
-    }[claim.compare]  # fmt: skip
 
 
 def _version(package: str) -> str:

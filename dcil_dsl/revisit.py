@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dcil_dsl.claims import Claim, judge_claims
+from dcil_dsl.command import read_command
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
@@ -30,15 +32,7 @@ from dcil_dsl.export.artefact import (
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError, trace_model
-from dcil_dsl.job import (
-    Claim,
-    is_convolutional,
-    judge_claims,
-    make_loaders,
-    open_data,
-    pick_device,
-    read_command,
-)
+from dcil_dsl.job import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import Note, Warn, prepare

@@ -1,0 +1,63 @@
+"""What a recipe expects of its result, and whether that was measured.
+
+In:   a Plan; the accuracy and the sparsity of the deployed path.
+Out:  Claim, one for each line of `expect`.
+Not:  nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan.plan import Expectation, Plan
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the recipe's `expect`. `holds` None: not judged, the run is not at its end."""
+
+    text: str
+    measured: float
+    holds: bool | None
+
+
+def check_claims(plan: Plan) -> None:
+    """InputError for a metric that a run of this model does not measure: before it, not after."""
+    measured = {"top1", "sparsity"} | ({"top5"} if plan.model.classes > 5 else set())
+    for claim in plan.expect:
+        if claim.metric not in measured:
+            raise InputError(
+                f"`expect {claim.metric}`: a run of this model measures "
+                f"{', '.join(sorted(measured))}"
+            )
+
+
+def judge_claims(
+    plan: Plan, accuracy: Mapping[str, float], sparsity: float, judged: bool = True
+) -> tuple[Claim, ...]:
+    """The recipe's `expect` against what was measured on one path. InputError for no such metric.
+
+    judged  False where --max-steps cut the run short, of which the recipe claims nothing
+    """
+    measured = {**accuracy, "sparsity": sparsity}
+    claims = []
+    for claim in plan.expect:
+        if claim.metric not in measured:
+            raise InputError(f"`expect {claim.metric}`: this run measures {', '.join(measured)}")
+        value = measured[claim.metric]
+        holds = _compare(value, claim) if judged else None
+        text = f"{claim.metric} {claim.compare} {100 * claim.value:.6g}%"
+        claims.append(Claim(text, value, holds))
+    return tuple(claims)
+
+
+def _compare(value: float, claim: Expectation) -> bool:
+    # 0.96 as a fraction of counts and as a decimal may differ in the last bit.
+    near = abs(value - claim.value) < 1e-12
+    return {
+        ">=": value > claim.value or near, "<=": value < claim.value or near, "==": near,
+        "!=": not near, ">": value > claim.value and not near,
+        "<": value < claim.value and not near,
+    }[claim.compare]  # fmt: skip
