@@ -1,4 +1,4 @@
-"""DCIL as a careful PyTorch user writes it for a convolution network: two networks, one set of weights.
+"""DCIL as a careful PyTorch user writes it: two convolution networks over one set of weights.
 
 It is what the compiled step is compared with, in results and in time, and shares no code with
 dcil_dsl. The maskers are those of the authors' code (Masker_part and Masker_full of
@@ -114,7 +114,7 @@ class PlainDcil(nn.Module):
 
 
 def dcil_loss(y_sparse: Tensor, y_dense: Tensor, target: Tensor, t: float = 2.0) -> Tensor:
-    """CE on both paths, and KL both ways with the teacher held still; logits in float32 or wider."""
+    """CE on both paths, and KL both ways the teacher held still; logits in float32 or wider."""
     loss = F.cross_entropy(y_sparse, target) + F.cross_entropy(y_dense, target)
     for student, teacher in ((y_sparse, y_dense), (y_dense, y_sparse)):
         log_p = F.log_softmax(student / t, dim=1)

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default=",".join(WORKLOADS), help="of " + ", ".join(WORKLOADS))
+    parser.add_argument("--networks", default=",".join(WORKLOADS), help="default: all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--tf32", default="off", help="off, on or off,on; of fp32 on a GPU")
@@ -153,7 +153,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def agree(first: dict[str, float], setting: Setting) -> bool:
-    """Whether the first losses, in the precision and mode that is timed, are the same by and large."""
+    """Whether the first losses, in the precision and mode that is timed, are much the same."""
     if "plain" not in first or "ours" not in first:
         return True
     near = 2e-2 if setting.precision == "bf16" or setting.tf32 else 1e-3
@@ -196,7 +196,8 @@ def show(report: dict) -> None:
     machine = report["machine"]
     console.print(f"{machine['device']}, torch {machine['torch']}, {machine['threads']} threads")
     table = Table("network", "setting", "dense ms", "plain ms", "ours ms", "ours/dense",
-                  "ours/plain", "plain/dense", "peak MiB d/p/o", "refresh", "differs by", box=None, pad_edge=False)  # fmt: skip
+                  "ours/plain", "plain/dense", "peak MiB d/p/o", "refresh", "differs by", box=None,
+                  pad_edge=False)  # fmt: skip
     for entry in report["results"]:
         setting = entry["setting"]
         kind = "tf32" if setting["tf32"] else setting["precision"]

@@ -1,6 +1,6 @@
 """One run of the main job within a time: its accuracy, its sparsity, its seconds.
 
-    python benchmarks/train_run.py recipes/quickstart.prune --model torchvision:resnet18 --data digits
+    python benchmarks/train_run.py recipes/quickstart.prune --model dcil:resnet20 --data digits
 
 With --seconds, a short run first tells how long an epoch takes, and the recipe is given as many
 epochs as fit, its own number at most: `epochs` of `recipe_epochs` is reported. The ramp and the

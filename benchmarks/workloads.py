@@ -43,7 +43,9 @@ class Workload:
 WORKLOADS = {
     "resnet50": Workload("torchvision:resnet50", "resnet50.prune", 1000, (32, 160), (256, 224)),
     "resnet18": Workload("torchvision:resnet18", "quickstart.prune", 10, (32, 96), (256, 224)),
-    "resnet32": Workload("dcil:resnet32", "resnet32_cifar10_dcil90.prune", 10, (128, 32), (128, 32)),
+    "resnet32": Workload(
+        "dcil:resnet32", "resnet32_cifar10_dcil90.prune", 10, (128, 32), (128, 32)
+    ),
 }
 
 

@@ -48,7 +48,8 @@ def same_sums_every_time():
 
 
 def run(device, out, **options):
-    return train(loads(RECIPE), "dcil:resnet20", "synthetic", out=out, device=str(device), **options)
+    recipe = loads(RECIPE)
+    return train(recipe, "dcil:resnet20", "synthetic", out=out, device=str(device), **options)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
