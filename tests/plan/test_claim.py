@@ -16,7 +16,8 @@ def test_the_last_rule_that_matches_a_layer_wins():
         "stem": 4, "layer1.0.conv1": 3, "layer1.0.conv2": 3, "layer1.1.conv1": 3,
         "layer1.1.conv2": 3, "layer2.0.conv1": 2, "layer2.0.conv2": 2, "head": None,
     }  # fmt: skip
-    assert [(g.rule, len(g.parameters)) for g in plan.groups] == [("x.prune:2", 2), ("x.prune:3", 4)]
+    sizes = [(group.rule, len(group.parameters)) for group in plan.groups]
+    assert sizes == [("x.prune:2", 2), ("x.prune:3", 4)]
     assert [layer.group for layer in plan.layers] == [None, 1, 1, 1, 1, 0, 0, None]
 
 
