@@ -22,6 +22,7 @@ from dcil_dsl.command import full_path, weights_to_resume, write_command
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
 from dcil_dsl.export.collapse import collapse
@@ -158,6 +159,7 @@ def open_data(data: str | Dataset, directory: str | Path | None, channels: int) 
     """A data set by its name. Raises InputError that says where it was looked for."""
     if not isinstance(data, str):
         return data
+    look(data, None if directory is None else Path(directory))
     return open_dataset(data, None if directory is None else Path(directory), channels=channels)
 
 

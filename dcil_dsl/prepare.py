@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.graph.compare import compare_with_model
+from dcil_dsl.graph.layers import unused_layers
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.lang import load
 from dcil_dsl.lang.recipe import Recipe
@@ -106,6 +107,12 @@ def prepare(
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     if classes is not None:
         _compare_classes(recipe, name, num_outputs, classes, data, note)
+
+    for path, module in unused_layers(model, traced.layers):
+        note(
+            f"the forward never uses `{path}` ({type(module).__name__}): no rule sees it, and it "
+            "stays as it is"
+        )
 
     report = Diagnostics()
     plan = resolve_recipe(recipe, traced, steps_per_epoch, report)

@@ -132,6 +132,18 @@ def test_other_weights_at_a_resume_are_refused_and_a_lost_file_is_not_missed(tmp
     assert _train(tmp_path / "run", Net(), resume=True).result.step == 8
 
 
+def test_a_layer_that_the_forward_never_uses_is_told(tmp_path):
+    notes = []
+    model = Net(lambda net: net.add_module("spare", nn.Conv2d(3, 3, 1)))
+    _train(tmp_path / "run", model, max_steps=1, note=notes.append)
+    assert [note for note in notes if "never uses" in note and "`spare` (Conv2d)" in note]
+
+
+def test_a_folder_for_data_that_need_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="synthetic need no folder"):
+        _train(tmp_path / "run", Net(), directory=tmp_path)
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     _train(tmp_path / "run", Net(), max_steps=1)
     other = os.open(tmp_path / "run", os.O_RDONLY)

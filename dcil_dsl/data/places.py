@@ -15,6 +15,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 
 NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic")
+NO_FILES = ("digits", "synthetic")  # scikit-learn brings the one, a generator makes the other
 IMAGE_FOLDERS = ("imagenet", "imagefolder")
 LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
 
@@ -30,11 +31,14 @@ def known_name(name: str) -> str:
 
 
 def look(name: str, directory: Path | None) -> None:
-    """Raise InputError where a name is unknown or a folder of images is not there.
+    """Raise InputError where a name is unknown, a folder of images is not there, or a folder is
+    given that nothing would be read from.
 
     Without torch, for whoever wants to know before it is loaded; open_dataset looks again.
     """
     name = known_name(name)
+    if directory is not None and name in NO_FILES:
+        raise InputError(f"the data of {name} need no folder", f"leave {directory} out")
     try:
         if name in IMAGE_FOLDERS:
             find(name, places_of(name, directory), is_image_folder, LAYOUT)

@@ -78,6 +78,16 @@ def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
     return tuple(layers.values())
 
 
+def unused_layers(model: nn.Module, layers: tuple[Layer, ...]) -> list[tuple[str, nn.Module]]:
+    """Modules with a weight that could be pruned, had the graph a use for them."""
+    used = {layer.path for layer in layers}
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if path not in used and any(isinstance(module, kind) for kind, _ in PRUNABLE)
+    ]
+
+
 def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tuple[Layer, ...]:
     """The layers with their multiply-accumulates for one example.
 
