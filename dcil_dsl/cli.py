@@ -45,7 +45,7 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
     return guarded
 
 
-@app.command("compile")
+@app.command("compile", short_help="The main job: compile, train, prove, export.")
 @verb
 def compile_recipe(
     recipe: o.RecipeFile,
@@ -116,7 +116,7 @@ def compile_recipe(
     return DONE if run.holds else WRONG
 
 
-@app.command()
+@app.command(short_help="Is this recipe sound?")
 @verb
 def check(
     recipe: o.RecipeFile, model: o.MaybeSpec = None, sets: o.Sets = None, concise: o.Concise = False
@@ -150,7 +150,7 @@ def fmt(
     return WRONG if check and changed else DONE
 
 
-@app.command()
+@app.command(short_help="What happens to which layer, and when.")
 @verb
 def plan(
     recipe: o.RecipeFile,
@@ -167,7 +167,7 @@ def plan(
     print(prepared.plan.to_json() if json else show_plan(prepared.plan), end="\n" if json else "")
 
 
-@app.command()
+@app.command(short_help="The compiled network, as code.")
 @verb
 def graph(
     recipe: o.RecipeFile,
@@ -184,12 +184,13 @@ def graph(
     print(show_graph(compile_plan(prepared.plan, prepared.traced)), end="")
 
 
-@app.command("eval")
+@app.command("eval", short_help="The accuracy of a run.")
 @verb
 def evaluate(
     run: o.RunDir,
     path: Annotated[
-        Optional[str], typer.Option("--path", help="sparse, dense, ... (the deployed)")
+        Optional[str],
+        typer.Option("--path", metavar="PATH", help="sparse, dense, ...; else the deployed one"),
     ] = None,
     data: o.DataDir = None,
     device: o.Device = "auto",
@@ -219,7 +220,7 @@ def verify(
         ),
     ],
     recipe: Annotated[
-        Optional[str], typer.Option("--recipe", help="ask what this recipe asks")
+        Optional[str], typer.Option("--recipe", metavar="RECIPE", help="ask what this recipe asks")
     ] = None,
     model: o.MaybeSpec = None,
     sets: o.Sets = None,
@@ -240,7 +241,7 @@ def verify(
     return DONE if all(verdict.holds for _, verdict in verdicts) else WRONG
 
 
-@app.command()
+@app.command(short_help="The network to deploy, as a file.")
 @verb
 def export(
     run: o.RunDir,
@@ -249,7 +250,7 @@ def export(
         Optional[Path], typer.Option("--out", metavar="FILE", help="instead of in RUN")
     ] = None,
     path: Annotated[
-        Optional[str], typer.Option("--path", help="another path than the deployed")
+        Optional[str], typer.Option("--path", metavar="PATH", help="another path than the deployed")
     ] = None,
     model: o.MaybeSpec = None,
     concise: o.Concise = False,

@@ -21,7 +21,10 @@ Spec = Annotated[
         help="torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable or file.py:callable",
     ),
 ]
-MaybeSpec = Annotated[Optional[str], typer.Option("--model", metavar="SPEC", help="as for compile")]
+MaybeSpec = Annotated[
+    Optional[str],
+    typer.Option("--model", metavar="SPEC", help="a model, spelled as for `dcil compile`"),
+]
 Sets = Annotated[
     Optional[list[str]],
     typer.Option(
@@ -31,13 +34,25 @@ Sets = Annotated[
 Concise = Annotated[bool, typer.Option("--concise", help="one line a diagnostic")]
 Steps = Annotated[
     Optional[int],
-    typer.Option("--steps-per-epoch", min=1, help="where the data that tell it are not at hand"),
+    typer.Option(
+        "--steps-per-epoch", min=1, metavar="N",
+        help="batches in an epoch, where the data that would tell are not at hand",
+    ),
 ]
 DataDir = Annotated[
-    Optional[Path], typer.Option("--data", metavar="DIR", help="where the data lie")
+    Optional[Path],
+    typer.Option(
+        "--data", metavar="DIR",
+        help="where the data lie; else $DCIL_DATA/NAME, else ~/.cache/dcil/NAME",
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-Workers = Annotated[Optional[int], typer.Option("--workers", min=0, help="processes that read")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda")]
+Workers = Annotated[
+    Optional[int],
+    typer.Option(
+        "--workers", min=0, metavar="N", help="processes that read images; else as many as pay"
+    ),
+]
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
 
 # -- of the main job ---------------------------------------------------------------------------
@@ -51,18 +66,34 @@ Train = Annotated[
         "train on it",
     ),
 ]
-RunOut = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="the run folder")]
+RunOut = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--out", metavar="DIR", help="the run folder; else runs/RECIPE-DATE-N"
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
 Weights = Annotated[
     Optional[str],
     typer.Option(
-        "--weights", metavar="FILE", help="start from trained weights, or the library's name"
+        "--weights", metavar="FILE",
+        help="start from trained weights: a file, or torchvision's name (IMAGENET1K_V2)",
     ),
 ]
 Precision = Annotated[
-    Optional[str], typer.Option("--precision", help="fp32, bf16 or fp16, instead of the recipe's")
+    Optional[str],
+    typer.Option(
+        "--precision", metavar="TYPE", help="fp32, bf16 or fp16, instead of the recipe's"
+    ),
 ]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
-Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="instead of the recipe's")]
-MaxSteps = Annotated[Optional[int], typer.Option("--max-steps", min=1, help="stop early")]
+Seed = Annotated[
+    Optional[int], typer.Option("--seed", min=0, metavar="N", help="instead of the recipe's")
+]
+MaxSteps = Annotated[
+    Optional[int],
+    typer.Option(
+        "--max-steps", min=1, metavar="N", help="stop after N steps in all; --resume goes on"
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no tables")]
