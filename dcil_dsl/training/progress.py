@@ -22,7 +22,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from dcil_dsl.plan.plan import Plan
 
@@ -55,7 +55,8 @@ class Display:
             columns = [
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
+                # In a narrow terminal the bar gives way, not the number of the step.
+                MofNCompleteColumn(table_column=Column(min_width=2 * len(str(num_steps)) + 1)),
                 TimeRemainingColumn(compact=True),
             ]
             self._bar = Progress(*columns, console=self.console, transient=True)
