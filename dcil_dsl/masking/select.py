@@ -48,13 +48,16 @@ def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Ten
 def _sortable(score: Tensor) -> Tensor:
     """Bits of non-negative numbers, in the order of the numbers: int32, or int64 for float64.
 
-    Its largest value is above the bits of every number but some NaNs.
+    The largest value of its type is above all of them.
     """
     if score.dtype == torch.float64:
         bits = score.view(torch.int64)
     else:
         bits = score.float().view(torch.int32)
-    return bits & torch.iinfo(bits.dtype).max  # the sign of -0.0 and of a NaN is no order
+    above = torch.iinfo(bits.dtype).max
+    # The sign of -0.0 and of a NaN is no order. A device's NaN has all the other bits set: below
+    # what is raised for a floor it must stay.
+    return (bits & above).clamp_(max=above - 1)
 
 
 def _raise_highest(key: Tensor, count: int) -> None:

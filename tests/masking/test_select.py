@@ -127,6 +127,12 @@ def test_the_count_is_exact_with_nan_and_floors():
     assert counts == [2, 3, 4, 5, 6]
 
 
+def test_a_nan_with_every_bit_set_leaves_the_others_their_floors():
+    """CUDA's own NaN is 0x7fffffff."""
+    nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    assert kept(keep_top([nan, torch.ones(1)], 1, [0, 1])) == [[False], [True]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_kind_of_float_is_compared_exactly(dtype):
     # Neighbours: a threshold rounded to another type would take both or neither.
