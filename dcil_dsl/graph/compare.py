@@ -28,10 +28,11 @@ def compare_with_model(traced: Traced, model: nn.Module, example: Tensor) -> Non
     """
     first = next(model.parameters(), None)
     inputs = torch.cat([example, example.flip(-1)]).to(example if first is None else first.device)
+    own, twin = copy.deepcopy(model), copy.deepcopy(traced.model)
     for training in (False, True):
         mode = "training" if training else "evaluation"
-        own = copy.deepcopy(model).train(training)
-        graph = fx.GraphModule(copy.deepcopy(traced.model), traced.graph(training)).train(training)
+        own.train(training)
+        graph = fx.GraphModule(twin, traced.graph(training)).train(training)
         try:
             expected = _run(own, inputs)
         except Exception as problem:  # a model may fail in its own way
