@@ -40,9 +40,9 @@ def keeps_at(group: Group, step: int) -> tuple[int, ...]:
     """
     density = 1.0 - sparsity_at(group, step)
     if group.allocation == "global":
-        return (max(rounded(sum(group.num_weights) * density), sum(group.floors)),)
+        return (max(whole_weights(sum(group.num_weights) * density), sum(group.floors)),)
     return tuple(
-        max(rounded(size * density), floor)
+        max(whole_weights(size * density), floor)
         for size, floor in zip(group.num_weights, group.floors, strict=True)
     )
 
@@ -67,6 +67,9 @@ def last_refresh(group: Group, step: int) -> int:
     return max(moment for moment in moments if moment is not None and moment <= step)
 
 
-def rounded(count: float) -> int:
-    """The nearest whole number, a half up; 1e-9 of slack for 1 - 0.9 = 0.09999999999999998."""
-    return int(count + 0.5 + 1e-9)
+def whole_weights(count: float) -> int:
+    """The whole weights in a share of them: never one more, so never less sparse than asked.
+
+    The slack is for 1 - 0.9 = 0.09999999999999998 of ten weights, which is one weight.
+    """
+    return int(count * (1 + 1e-12) + 1e-9)

@@ -92,7 +92,7 @@ class Selection:
 
     def _or_nothing(self, chosen: set[str], message: str, span: Span, near) -> set[str]:
         if not chosen:
-            label = f"none of the {len(self.layers)} layers of {self.model_name}"
+            label = f"none of the {len(self.layers)} modules of {self.model_name}"
             self.report.add("E301", message, span, label=label, help=near())
         return chosen
 

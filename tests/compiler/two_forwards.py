@@ -33,7 +33,7 @@ class TwoForwards:
         for score in scores:
             score[score.argmax()] = torch.inf  # the floor: one weight a layer
         scores = torch.cat(scores)
-        keep = int(scores.numel() * (1 - self.sparsity(step)) + 0.5 + 1e-9)
+        keep = int(scores.numel() * (1 - self.sparsity(step)) + 1e-6)
         flat = torch.zeros_like(scores)
         flat[scores.topk(keep).indices] = 1
         sizes = [self.weights[name].numel() for name in self.pruned]

@@ -38,9 +38,9 @@ def test_a_floor_of_exactly_the_target_is_allowed():
     "rule, message",
     [
         ("prune Conv2d to global(99%) { floor = 5% }",
-         "0.99 of 2,088 weights leaves 21 weights, the floors keep 107"),
+         "0.99 of 2,088 weights leaves 20 weights, the floors keep 107"),
         ('prune "stem" to 90% { floor = 20% }',
-         "0.9 of `stem.weight` (216 weights) leaves 22 weights, the floors keep 44"),
+         "0.9 of `stem.weight` (216 weights) leaves 21 weights, the floors keep 44"),
         ("prune Conv2d to global(99.9%)",
          "0.999 of 2,088 weights leaves 2 weights, the floors keep 7"),
         ('prune "stem" to 99.9%',
@@ -52,8 +52,9 @@ def test_a_target_that_the_floors_do_not_leave_is_an_error(rule, message):
     assert (error.code, error.message) == ("E304", message)
 
 
-def test_half_a_weight_is_one_as_at_every_refresh():
-    assert codes_of('prune "head" where out_features == 10 to 99.375%') == []  # 0.5 of 80
+def test_a_target_that_leaves_a_whole_layer_less_than_one_weight_is_an_error():
+    assert codes_of('prune "head" where out_features == 10 to 98.75%') == []  # 1 of 80
+    assert codes_of('prune "head" where out_features == 10 to 99%') == ["E304"]  # 0.8 of 80
 
 
 # -- time: the run has 10 epochs of 10 steps --------------------------------------------------

@@ -93,10 +93,12 @@ def test_a_whole_percentage_of_a_thousand_is_a_whole_number(percent):
     assert keeps_at(group(target=percent / 100, sizes=(1000,)), 0) == (1000 - 10 * percent,)
 
 
-def test_halves_are_kept():
-    assert keeps_at(group(target=0.5, sizes=(5,)), 0) == (3,)
+def test_never_a_weight_more_than_asked_is_kept():
+    assert keeps_at(group(target=0.5, sizes=(5,)), 0) == (2,)
+    assert keeps_at(group(target=0.9, sizes=(1000,)), 0) == (100,)
+    assert keeps_at(group(target=0.9, sizes=(270_256,)), 0) == (27_025,)
     assert keeps_at(group(target=0.9, sizes=(463_792,)), 0) == (46_379,)
-    assert keeps_at(group(target=0.95, sizes=(463_792,)), 0) == (23_190,)
+    assert keeps_at(group(target=0.95, sizes=(463_792,)), 0) == (23_189,)
 
 
 def test_a_global_group_has_one_count_and_a_uniform_one_a_layer():

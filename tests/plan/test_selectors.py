@@ -128,7 +128,7 @@ def test_each_part_of_a_selector_has_to_match():
 def test_an_error_stands_under_the_part_that_is_wrong():
     _, (only,) = resolve('prune Conv2d, "nose" to 50%')
     assert (only.span.text, only.span.line, only.span.column) == ('"nose"', 2, 15)
-    assert only.label == "none of the 14 layers of Net"
+    assert only.label == "none of the 14 modules of Net"
 
 
 @pytest.mark.parametrize(
