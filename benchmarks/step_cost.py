@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -43,14 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     for setting in settings_of(asked):
         if time.perf_counter() > deadline:
             report["results"].append({"setting": asdict(setting), "skipped": "no time was left"})
+            write(report, asked)
+            continue
+        report["results"].append(None)
+        for entry in measure(setting, asked, deadline):
+            report["results"][-1] = entry
+            write(report, asked)
+        if not entry["same"]:
             status = 1
-        else:
-            entry = measure(setting, asked, deadline)
-            report["results"].append(entry)
-            if not entry["same"]:
-                status = 1
-        if asked.json:  # after each, so that what was measured survives a later failure
-            asked.json.write_text(json.dumps(report, indent=2) + "\n")
     show(report)
     return status
 
@@ -68,7 +69,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--contiguous", action="store_true", help="instead of channels_last")
     parser.add_argument("--plain-masks", default="float", choices=("float", "bool"))
     parser.add_argument("--rounds", type=int, default=7, help="samples of each variant")
-    parser.add_argument("--steps", type=int, help="steps in a sample (default 1, on a GPU 10)")
+    parser.add_argument("--steps", type=int, help="steps in a sample (default 1, on a GPU 5)")
     parser.add_argument("--seconds", type=float, default=3600, help="no round begins after these")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="tiny batches: proves that it runs")
@@ -85,7 +86,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU here")
     if asked.steps is None:
-        asked.steps = 10 if asked.device == "cuda" else 1
+        asked.steps = 5 if asked.device == "cuda" else 1
     if asked.quick:
         asked.rounds = min(asked.rounds, 2)
     return asked
@@ -109,8 +110,18 @@ def settings_of(asked: argparse.Namespace) -> list[Setting]:
     return settings
 
 
-def measure(setting: Setting, asked: argparse.Namespace, deadline: float) -> dict:
-    """Everything about one setting; variants for which no time was left are named."""
+def write(report: dict, asked: argparse.Namespace) -> None:
+    """Often, so that what was measured survives a later failure."""
+    if asked.json:
+        asked.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(setting: Setting, asked: argparse.Namespace, deadline: float) -> Iterator[dict]:
+    """Everything about one setting; variants for which no time was left are named.
+
+    Where variants are compiled, which may outlast any limit, first an entry of two rounds without
+    `plain`, marked preliminary; last the whole.
+    """
     allow_tf32(False)
     cold = prepare(setting)
     difference = compare_plain_and_ours(cold, batch=4 if asked.quick else 8)
@@ -121,30 +132,38 @@ def measure(setting: Setting, asked: argparse.Namespace, deadline: float) -> dic
         if variants and time.perf_counter() > deadline:
             left_out.append(name)
         else:
+            if name == "plain" and setting.compiled:
+                yield entry_of(cold, asked, variants, difference, 2, deadline)
             variants[name] = make_variant(name, cold)
+    entry = entry_of(cold, asked, variants, difference, asked.rounds, deadline)
+    entry.update(preliminary=False, left_out=left_out)
+    entry["recipe_to_dual"] = recipe_to_dual(cold, repeats=1 if asked.quick else 3)
+    if "ours" in variants:
+        entry["refresh"] = measure_refresh(cold, variants, entry["seconds"], asked)
+    yield entry
+
+
+def entry_of(made: Materials, asked, variants, difference, rounds: int, deadline: float) -> dict:
+    """The variants that there are, sampled in turns."""
+    setting = made.setting
     steps = {name: variants[name].step for name in NAMES if name in variants}
-    samples = interleave(
-        steps, cold.device, rounds=asked.rounds, times=asked.steps, deadline=deadline
-    )
+    samples = interleave(steps, made.device, rounds=rounds, times=asked.steps, deadline=deadline)
     first = {name: variant.first_loss for name, variant in variants.items()}
-    entry = {
+    return {
         "setting": asdict(setting),
         "same": max(difference.values()) < SAME and agree(first, setting),
         "difference": difference,
         "first_loss": first,
         "first_step_seconds": {name: v.first_seconds for name, v in variants.items()},
-        "rounds": len(samples["ours" if "ours" in samples else "dense"]),
+        "preliminary": True,
+        "rounds": len(samples["dense"]),
         "steps_per_sample": asked.steps,
         "seconds": {name: spread(values) for name, values in samples.items()},
         "ratios": ratios(samples),
         "peak_bytes": {name: v.peak_bytes for name, v in variants.items()},
-        "left_out": left_out,
-        "masks": mask_bytes(cold.dual),
-        "recipe_to_dual": recipe_to_dual(cold, repeats=1 if asked.quick else 3),
+        "left_out": [name for name in NAMES if name not in variants],
+        "masks": mask_bytes(made.dual),
     }
-    if "ours" in variants:
-        entry["refresh"] = measure_refresh(cold, variants, entry["seconds"], asked)
-    return entry
 
 
 def allow_tf32(allowed: bool) -> None:
