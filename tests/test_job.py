@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_trained_is_told_before_anything_is_written(case,
 
 def test_a_private_module_of_the_training_graph_alone_is_no_fault(tmp_path):
     run = _train(tmp_path / "run", Net(side=True))
-    assert run.result.num_kept == round(0.1 * 8 * 27)
+    assert run.holds and run.result.step == 8
 
 
 def test_a_graph_with_other_numbers_than_the_model_is_refused(monkeypatch):
