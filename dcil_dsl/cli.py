@@ -98,8 +98,12 @@ def compile_recipe(
     from dcil_dsl.data.places import look
 
     look(train, data)  # before torch is loaded: missing data are told at once
+    from dcil_dsl.job import pick_device
     from dcil_dsl.job import train as train_job
+    from dcil_dsl.training.machine import keep_freed_memory
 
+    if pick_device(device).type == "cpu":
+        keep_freed_memory()  # not in job.py: in a program of the user's that is theirs to say
     run = train_job(
         recipe, model, train, overrides=overrides, directory=data, out=out, resume=resume,
         weights=weights, device=device, precision=precision, workers=workers, compile=compile,

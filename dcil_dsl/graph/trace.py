@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,21 @@ def constants(model: nn.Module) -> list[str]:
     return [name for name in model._buffers if name.startswith(CONSTANT)]
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it."""
+
+
+def _in_place(function):
+    def write(self, other):
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split():
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     """fx's tracer, which remembers where it is, to say where it failed."""
 
@@ -98,6 +114,9 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=())
         self.inside: list[tuple[str, str]] = []
         self.learns = torch.is_grad_enabled()
+
+    def proxy(self, node):
+        return _Proxy(node, self)
 
     def call_module(self, m, forward, args, kwargs):
         self.inside.append((self.path_of_module(m), type(m).__name__))

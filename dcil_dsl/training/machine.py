@@ -7,6 +7,7 @@ Not:  nothing here changes what a step means but its rounding.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -38,6 +39,20 @@ class Loader(Protocol):
     num_examples: int
 
     def epoch(self, epoch: int, start: int = 0) -> Iterable[tuple[Tensor, Tensor]]: ...
+
+
+def keep_freed_memory() -> bool:
+    """Have this whole process keep the memory that it frees; True if the C library listens.
+
+    A step on a CPU frees all its activations, and the next asks for as much again. glibc gives
+    what is large back to the system in between, which then has to clear it page by page.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library than glibc
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    return all([mallopt(trim_threshold, -1), mallopt(mmap_max, 0), mallopt(top_pad, 256 << 20)])
 
 
 def precision_of(plan: Plan, options: Options) -> str:

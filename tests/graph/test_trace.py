@@ -189,3 +189,18 @@ def test_what_is_reached_is_all_that_depends_on_a_source_and_the_source():
     assert reached_from(graph, [a]) == {a, b, out}
     assert reached_from(graph, [y]) == {y, b, c, out}
     assert reached_from(graph, []) == set()
+
+
+class AddsInPlace(nn.Module):
+    def forward(self, x):
+        before = x.relu()
+        after = before
+        after += 1
+        return before
+
+
+def test_an_augmented_assignment_stays_in_place():
+    """fx's own tracer makes `after = before + 1` of it, and `before` keeps its old value."""
+    traced = trace_model(AddsInPlace())
+    x = torch.zeros(2)
+    assert torch.equal(fx.GraphModule(traced.model, traced.train)(x), torch.ones(2))

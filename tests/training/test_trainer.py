@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -213,3 +215,27 @@ def test_compiled_steps_are_the_same_and_moving_masks_compile_nothing(tmp_path, 
     torch.testing.assert_close(
         dict(compiled.named_parameters()), dict(plain.named_parameters()), rtol=0, atol=0
     )
+
+
+def test_freed_memory_stays_with_the_process():
+    """100 blocks of 1 MB: glibc hands them back to the system, unless it was told to keep them."""
+    code = """if True:
+        import ctypes, sys
+        from dcil_dsl.training.machine import keep_freed_memory
+        heard = keep_freed_memory() if sys.argv[1] == "keep" else None
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        blocks = [libc.malloc(1 << 20) for _ in range(100)]
+        for block in blocks: ctypes.memset(ctypes.c_void_p(block), 1, 1 << 20)
+        for block in blocks: libc.free(block)
+        pages = int(open("/proc/self/statm").read().split()[1])
+        print(heard, pages * 4096 >> 20)
+    """
+
+    def resident(word):
+        out = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True)
+        heard, megabytes = out.stdout.split()
+        return heard, int(megabytes)
+
+    (heard, kept), (_, returned) = resident("keep"), resident("return")
+    assert heard == "False" or kept > returned + 50
