@@ -85,9 +85,8 @@ class Dual(fx.GraphModule):
             for entry in self.plan.privates
             for path in self.plan.paths
         )
-        named = list(self.named_parameters())
-        own = [(name, p) for name, p in named if not name.startswith(twins)] if twins else named
-        return own + ([(name, p) for name, p in named if name.startswith(twins)] if twins else [])
+        # A stable sort: each of the two keeps its order.
+        return sorted(self.named_parameters(), key=lambda named: named[0].startswith(twins))
 
     # -- time --------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Not:  nothing is measured here, and nothing here waits for the device.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -145,8 +146,11 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     rate = f"{result.examples_per_second:.0f} examples/s"
     table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
     table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
-    for i, file in enumerate(files):
-        table.add_row("files" if i == 0 else "", str(file))
+    if files:  # the folder once: a name that is cut in two can be neither read nor copied
+        folder = os.path.commonpath([file.parent for file in files])
+        table.add_row("folder", folder)
+        for i, file in enumerate(files):
+            table.add_row("files" if i == 0 else "", os.path.relpath(file, folder))
     return table
 
 

@@ -39,4 +39,12 @@ def test_the_table_says_what_came_out_and_where_it_lies(tmp_path):
     text = console.file.getvalue()
     for words in ("sparse path (deployed)", "80.00%", "80.25%", "64 of 324", "2.00 x a dense run"):
         assert words in text
-    assert str(run.weights) in text
+    assert str(run.path) in text and f" {run.weights.name} " in text
+
+
+def test_no_file_name_is_cut_in_a_narrow_table(tmp_path):
+    result, _, run = tiny_train(tmp_path / "run")
+    console = Console(file=io.StringIO(), width=60)
+    console.print(result_table(result, tiny_plan(), [run.weights, run.checkpoint]))
+    text = console.file.getvalue()
+    assert " sparse.safetensors " in text and " checkpoint/last.safetensors " in text
