@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.export.artefact import Promise
-from dcil_dsl.plan.show import percent, shorten, table
+from dcil_dsl.plan.wording import percent, shorten, table
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.plan.show import percent, shorten, show_plan, show_summary
+from dcil_dsl.plan.show import show_plan, show_summary
+from dcil_dsl.plan.wording import percent, shorten
 
 RECIPE = """language 1
 

@@ -1,0 +1,121 @@
+"""Who learns from whom, the losses and the training of a Plan, printed.
+
+In:   a Plan, and the page.
+Out:  the private modules, the phases with their cost, the losses, the optimiser, the claims.
+Not:  show.py puts the parts together.
+"""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.plan import CrossEntropy, Phase, Plan
+from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
+
+PARTS = {
+    "kept": "kept weights",
+    "pruned": "pruned weights",
+    "rest": "weights no rule prunes",
+}
+
+
+def show_privates(plan: Plan, page: Page) -> str:
+    """The modules that each path has for itself."""
+    if not plan.privates:
+        return ""
+    others = [path.name for path in plan.paths if path.name != plan.deploy]
+    twins = ", ".join(f"<name>__{path}" for path in others) or "no twin: one path"
+    lines = [f"private modules: the original on path {plan.deploy}; {twins}"]
+    for init, words in (("copy", "copies"), ("fresh", "freshly initialised")):
+        names = ", ".join(private.module for private in plan.privates if private.init == init)
+        if names:
+            lines += wrap(
+                f"{words}: {names}", page.width, subsequent_indent="  ", break_long_words=False
+            )
+    return "\n".join(lines)
+
+
+def show_phases(plan: Plan) -> str:
+    """The paths; for each phase who runs, what a step costs, who learns from whom."""
+    views = ", ".join(
+        f"{path.name} = {path.view}, y = f(x; {'w * m' if path.view == 'masked' else 'w'})"
+        for path in plan.paths
+    )
+    lines = [f"paths {views}; {plan.deploy} is deployed"]
+    for phase in plan.phases:
+        runs = "runs" if len(phase.paths) == 1 else "run"
+        lines.append(
+            f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
+            f"{count(len(phase.paths), 'dense step')} of arithmetic at most"
+        )
+        lines += [f"  {PARTS[part]} {teachers(plan, phase, part)}" for part in PARTS]
+    lines.append(
+        f"training cost: {training_cost(plan):.2f} dense runs at most (zeros do not make "
+        "dense kernels faster)"
+    )
+    return "\n".join(lines)
+
+
+def teachers(plan: Plan, phase: Phase, part: str) -> str:
+    """Whose gradients a part of the weights follows: "learn from 0.9 * dense + 0.1 * sparse"."""
+    terms = [
+        path.name if share == 1 else f"{share:g} * {path.name}"
+        for path, shares in zip(plan.paths, phase.shares, strict=True)
+        if (share := getattr(shares, part)) != 0
+    ]
+    return f"learn from {' + '.join(terms)}" if terms else "get no gradient"
+
+
+def show_losses(plan: Plan) -> str:
+    """Each term, and when it is open."""
+    lines = ["losses"]
+    for loss in plan.losses:
+        factor = "" if loss.coefficient == 1 else f"{loss.coefficient:g} * "
+        term = loss.term
+        if isinstance(term, CrossEntropy):
+            more = f", smoothing {term.smoothing:g}" if term.smoothing else ""
+        else:
+            more = f", temperature {term.temperature:g}, no gradient into {term.teacher}"
+        lines.append(f"  {factor}{loss.name}{more}: {stretch(loss.window, plan)}")
+    return "\n".join(lines)
+
+
+def show_training(plan: Plan, page: Page) -> str:
+    """The optimiser, the learning rate, and what else the steps do."""
+    train = plan.train
+    optimizer = ", ".join(
+        f"{name} {setting(value)}"
+        for name, value in train.optimizer
+        if name != "kind" and value is not False
+    )
+    rate = train.rate
+    words = {
+        "constant": "constant",
+        "cosine": f"half a cosine to {rate.final:g}",
+        "multistep": f"times {rate.gamma:g} at steps {', '.join(map(str, rate.at))}",
+    }[rate.kind]
+    warmup = (
+        f" after {count(rate.warmup, 'step')} of warm-up from {rate.warmup_from:g}"
+        if rate.warmup
+        else ""
+    )
+    more = f"precision {train.precision}, seed {train.seed}"
+    more += f", gradients clipped to {train.clip:g}" if train.clip is not None else ""
+    more += f", weights averaged with {train.ema:g}" if train.ema is not None else ""
+    return "\n".join(
+        [
+            f"train    {train.optimizer.kind}: {optimizer}",
+            *(
+                f"{'rate' if not i else '':8} {line}"
+                for i, line in enumerate(wrap(words + warmup, page.width - 9))
+            ),
+            f"         {more}",
+        ]
+    )
+
+
+def show_expectations(plan: Plan) -> str:
+    """What the author claims of the result."""
+    claims = (f"{claim.metric} {claim.compare} {percent(claim.value)}" for claim in plan.expect)
+    return f"expect   {', '.join(claims)}" if plan.expect else ""
