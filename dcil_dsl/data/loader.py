@@ -3,7 +3,7 @@
 In:   one part of a Dataset, and the size, order and augmentation of its batches.
 Out:  (images float32 (B, C, H, W), normalised; labels int64 (B,)), both on the device.
 Not:  no state between epochs: what batch b of epoch e holds depends on the seed, e and b alone.
-      torch's global random numbers are neither used nor moved. One process: no ranks.
+      torch's global random numbers are neither used nor moved. No process talks to another.
 
 The order of an epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, index).
 So the number of workers and the batch at which an epoch is begun change nothing, and a resumed
@@ -39,6 +39,9 @@ class Loader:
     num_batches   batches in an epoch; the last may be short. A last training batch of one example
                   is left out, as batch norm cannot train on it: then num_examples is one less
                   than the part holds.
+
+    Both count all ranks together. Of `world_size` processes each gets an equal stretch of every
+    batch (share_of), rank 0 the first: put one after the other they are the batch of one process.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Loader:
         workers: int = 0,
         device: str | torch.device = "cpu",
         channels_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         if channels != dataset.num_channels:
             have = dataset.num_channels
@@ -68,6 +73,7 @@ class Loader:
             transform = val_transform(augment, image_size, native)
         self.shuffled = part == "train"
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.rank, self.world_size = rank, world_size
         self.num_examples = len(self.examples)
         if self.shuffled and self.num_examples > 1 and self.num_examples % batch_size == 1:
             self.num_examples -= 1  # never for a batch_size of 1: n % 1 is 0
@@ -87,7 +93,7 @@ class Loader:
         before its end takes its workers with it; the next epoch starts new ones.
         """
         batches = self._order(epoch)[: self.num_examples].split(self.batch_size)[start:]
-        requests = (Request(epoch, tuple(indices.tolist())) for indices in batches)
+        requests = (Request(epoch, tuple(self._own(indices).tolist())) for indices in batches)
         finished = False
         try:
             for batch in self._fetch(requests):
@@ -98,6 +104,14 @@ class Loader:
         finally:
             if not finished:
                 self.close()
+
+    def size_of(self, batch: int) -> int:
+        """How many examples batch number `batch` of an epoch has, over all ranks."""
+        return min(self.batch_size, self.num_examples - batch * self.batch_size)
+
+    def _own(self, indices: Tensor) -> Tensor:
+        start, stop = share_of(len(indices), self.rank, self.world_size)
+        return indices[start:stop]
 
     def close(self) -> None:
         """End the workers, if there are any."""
@@ -193,6 +207,9 @@ class Samples:
             if self.transform is not None:
                 images = self.transform(images)
             return images, self.examples.labels[indices]
+        if not request.indices:  # a rank without a share of a very short batch
+            images, labels = self[Request(request.epoch, (0,))]
+            return images[:0], labels[:0]
         try:
             items = [self._one(request.epoch, index) for index in request.indices]
         except InputError as error:
@@ -212,6 +229,14 @@ class Samples:
             return self.transform(image), label
         finally:
             generator.set_state(before)
+
+
+def share_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """start, stop of a rank's stretch of `count` examples; stretches differ by one at most.
+
+    Where a batch has fewer examples than there are ranks, some stretches are empty.
+    """
+    return rank * count // world_size, (rank + 1) * count // world_size
 
 
 def _mix(*numbers: int) -> int:

@@ -115,6 +115,23 @@ def test_a_part_without_examples_and_other_channels_are_refused(small):
         Loader(small, "train", batch_size=4, channels=1)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 16])
+def test_the_shares_of_the_ranks_in_a_row_are_the_batches_of_one_process(small, world_size):
+    options = dict(batch_size=12, augment=CHANCE)
+    alone = Loader(small, "train", **options)
+    ranks = [
+        Loader(small, "train", rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    assert {(r.num_batches, r.num_examples) for r in ranks} == {(4, 41)}
+    assert [alone.size_of(batch) for batch in range(4)] == [12, 12, 12, 5]
+    for whole, *shares in zip(*(loader.epoch(2, 1) for loader in (alone, *ranks))):
+        together = tuple(torch.cat(parts) for parts in zip(*shares))
+        assert same(whole, together)
+        sizes = [len(labels) for _, labels in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
 # -- the same again ------------------------------------------------------------------------------
 
 
