@@ -14,7 +14,7 @@ from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.schedule import reached_at, whole_weights
+from dcil_dsl.plan.schedule import reached_at, whole_units
 
 DEFAULT_FLOOR = 1  # one weight: no budget can remove a whole layer by accident
 
@@ -85,14 +85,14 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
         )
 
     if group.allocation == "global":
-        keeps = whole_weights(sum(group.num_weights) * (1 - group.target))
+        keeps = whole_units(sum(group.num_weights) * (1 - group.target))
         if keeps < sum(group.floors):
             complain(keeps, sum(group.floors), f"{sum(group.num_weights):,} weights")
     else:
         for name, size, floor in zip(
             group.parameters, group.num_weights, group.floors, strict=True
         ):
-            keeps = whole_weights(size * (1 - group.target))
+            keeps = whole_units(size * (1 - group.target))
             if keeps < floor:
                 complain(keeps, floor, f"`{name}` ({size:,} weights)")
 

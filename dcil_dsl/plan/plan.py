@@ -8,6 +8,7 @@ Not:  no tensors, no modules, no units but steps, counts of weights and fraction
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,17 +70,69 @@ class Layer(Part):
 
     @property
     def num_weights(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
+
+
+class Single(Part):
+    """Each weight by itself."""
+
+    kind: Literal["weight"] = "weight"
+
+
+class Pattern(Part):
+    """Of every m consecutive input channels, n weights stay: 2:4."""
+
+    kind: Literal["nm"] = "nm"
+    n: int
+    m: int
+
+
+class Block(Part):
+    """height output channels by width input channels, at one position of the kernel."""
+
+    kind: Literal["block"] = "block"
+    height: int
+    width: int
+
+
+class Whole(Part):
+    """All weights of an output channel, of an input channel, of an attention head."""
+
+    kind: Literal["filter", "channel", "head"]
+
+
+Unit = Annotated[Union[Single, Pattern, Block, Whole], Field(discriminator="kind")]
+
+
+class Cut(Part):
+    """How a weight falls into units: viewed in `shape`, a unit is one index of the dimensions
+    `units` and all of the others. A filter of a convolution: (O, I * kh * kw), (0,)."""
+
+    shape: tuple[int, ...]
+    units: tuple[int, ...]
+
+    @property
+    def num_units(self) -> int:
+        return math.prod(self.shape[i] for i in self.units)
 
 
 class Group(Part):
-    """The layers of one `prune` rule, pruned together.
+    """The layers of one `prune` rule, pruned together, a whole unit at a time.
+
+    Units lie in one weight each, but those of an attention head in several. What shares its
+    units is a member of the group: `spans` says how many of `parameters`, from the first on,
+    each member has. floors, ceilings and costs have one entry a member, all others one a weight.
 
     allocation  "global": one budget for all; "uniform": one budget each
-    floors      the least count of weights each layer keeps, in the order of `parameters`
+    target      the share of the budget that is pruned in the end
+    of          what the budget counts: single weights, units, or multiply-accumulates
+    cuts        how each weight falls into units; empty: each weight is one
+    spans       empty: each weight is a member by itself
+    costs       what a unit of each member costs the budget; empty: 1, the budget counts units
+    floors      the least count of units each member keeps
+    ceilings    the most units each member keeps at the target; empty: all of them
+    hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
+                empty: the units are no pattern
     refresh     masks are recomputed at multiples of so many steps, and when the target is reached
     freeze      from this step on masks stand still; None: never
     """
@@ -89,11 +142,18 @@ class Group(Part):
     num_weights: tuple[int, ...]
     allocation: Literal["global", "uniform"]
     target: float
+    of: Literal["weights", "units", "flops"] = "weights"
+    unit: Unit = Single()
+    cuts: tuple[Cut, ...] = ()
+    spans: tuple[int, ...] = ()
+    costs: tuple[int, ...] = ()
+    floors: tuple[int, ...]
+    ceilings: tuple[int, ...] = ()
+    hardware: tuple[str, ...] = ()
     score: Literal["magnitude", "l2"]
     schedule: Schedule
     refresh: int
     freeze: int | None = None
-    floors: tuple[int, ...]
 
 
 # -- paths -----------------------------------------------------------------------------------

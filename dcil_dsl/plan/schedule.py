@@ -1,17 +1,18 @@
 """Sparsity as a pure function of the step, and the steps at which masks move.
 
 In:   a Group of the Plan and a step, counted from 0 before the first update.
-Out:  the sparsity asked for at that step, the count of weights to keep, whether masks move.
+Out:  the sparsity asked for at that step, how much is kept, whether masks move.
 Not:  no tensors; masking/select.py makes the masks.
 """
 
 from __future__ import annotations
 
+from dcil_dsl.plan.budget import budget_size, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 
 
 def sparsity_at(group: Group, step: int) -> float:
-    """The share of the group's weights that is asked to be zero at `step`."""
+    """The share of the group's budget that is asked to be pruned at `step`."""
     schedule, target = group.schedule, group.target
     if schedule.kind == "constant":
         return target
@@ -34,16 +35,41 @@ def reached_at(group: Group) -> int:
 
 
 def keeps_at(group: Group, step: int) -> tuple[int, ...]:
-    """How many weights are kept at `step`: one number for a global group, one a layer else.
+    """How much may be kept: of a global group, in what its budget counts; else units a member.
 
-    Never below the floors, which are part of the promise.
+    Never below the floors nor above the ceilings, which are part of the promise. A global
+    budget may be left with less than what the cheapest unit costs.
     """
     density = 1.0 - sparsity_at(group, step)
+    units, floors, ceilings = num_units(group), group.floors, ceilings_at(group, step)
     if group.allocation == "global":
-        return (max(whole_weights(sum(group.num_weights) * density), sum(group.floors)),)
+        costs = unit_costs(group)
+        least, most = (
+            sum(count * cost for count, cost in zip(counts, costs, strict=True))
+            for counts in (floors, ceilings)
+        )
+        return (min(max(whole_units(budget_size(group) * density), least), most),)
     return tuple(
-        max(whole_weights(size * density), floor)
-        for size, floor in zip(group.num_weights, group.floors, strict=True)
+        min(max(whole_units(count * density), floor), ceiling)
+        for count, floor, ceiling in zip(units, floors, ceilings, strict=True)
+    )
+
+
+def ceilings_at(group: Group, step: int) -> tuple[int, ...]:
+    """The most units each member may keep.
+
+    As much of a ceiling holds as of the target: what must go of a layer goes in step with the
+    ramp, and where nothing is pruned yet nothing of any layer has to be.
+
+        at sparsity s of a target S a layer of n units keeps at most n - (n - ceiling) * s / S
+    """
+    units = num_units(group)
+    if not group.ceilings or not group.target:
+        return units
+    done = sparsity_at(group, step) / group.target
+    return tuple(
+        n - whole_units((n - ceiling) * done)
+        for n, ceiling in zip(units, group.ceilings, strict=True)
     )
 
 
@@ -67,8 +93,8 @@ def last_refresh(group: Group, step: int) -> int:
     return max(moment for moment in moments if moment is not None and moment <= step)
 
 
-def whole_weights(count: float) -> int:
-    """The whole weights in a share of them: never one more, so never less sparse than asked.
+def whole_units(count: float) -> int:
+    """The whole units in a share of them: never one more, so never less sparse than asked.
 
     The slack is for 1 - 0.9 = 0.09999999999999998 of ten weights, which is one weight.
     """
