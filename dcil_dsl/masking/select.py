@@ -6,10 +6,14 @@ Not:  nothing here knows percentages, layers' names or time.
 
 The threshold is found by radix selection on the bits of the scores: non-negative floats
 order as their bit patterns read as integers do. No weight is copied to the host, nothing is
-sorted, and the count is exact whatever the ties.
+sorted, and the count is exact whatever the ties. Where each of several processes holds a part
+of every layer, counts alone are exchanged (Across), and the parts of the masks are the parts of
+what one process with the whole layers would make.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +21,25 @@ from torch import Tensor
 DIGIT_BITS = 11  # 2,048 bins a pass: three passes read all 31 bits of a float32 score
 
 
+class Across(Protocol):
+    """Several processes that choose together; rank r holds the r-th stretch of every layer.
+
+    Every rank calls the same methods in the same order, with tensors of the same shape.
+    """
+
+    rank: int
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """The sum over the ranks, in the shape of `counts`."""
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(ranks, *shape): the values of each rank, in their order."""
+
+
 @torch.no_grad()
-def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Tensor]:
+def keep_top(
+    scores: list[Tensor], num_keep: int, floors: list[int], across: Across | None = None
+) -> list[Tensor]:
     """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
 
     Each layer's highest scores fill its floor, the highest of all the others fill the rest:
@@ -27,21 +48,25 @@ def keep_top(scores: list[Tensor], num_keep: int, floors: list[int]) -> list[Ten
     every machine. All scores are of one dtype; float16 and bfloat16 are compared as float32.
     NaN counts as the highest score.
 
+    across  where each rank has its stretch of the scores of every layer, which may be empty:
+            `num_keep` and `floors` are of all the stretches together
+
     Raises ValueError where the floors ask for more than `num_keep`, or `num_keep` is out
-    of range.
+    of range; across ranks, which do not know each other's sizes, this is the caller's to know.
     """
-    sizes = [score.numel() for score in scores]
-    floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
-    if not sum(floors) <= num_keep <= sum(sizes):
-        raise ValueError(f"cannot keep {num_keep} of {sum(sizes)} weights with floors {floors}")
+    if across is None:
+        sizes = [score.numel() for score in scores]
+        floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
+        if not sum(floors) <= num_keep <= sum(sizes):
+            raise ValueError(
+                f"cannot keep {num_keep} of {sum(sizes)} weights with floors {floors}"
+            )
     keys = [_sortable(score.flatten()) for score in scores]
+    _raise_highest([key for key, floor in zip(keys, floors, strict=True) if floor == 1], across)
     for key, floor in zip(keys, floors, strict=True):
-        highest = torch.iinfo(key.dtype).max
-        if floor == 1:  # the usual floor; of equal scores argmax takes the first
-            key.index_fill_(0, key.argmax().view(1), highest)
-        elif floor:
-            key.masked_fill_(_top([key], floor)[0], highest)
-    masks = _top(keys, num_keep)
+        if floor > 1:
+            key.masked_fill_(_top([key], floor, across)[0], torch.iinfo(key.dtype).max)
+    masks = _top(keys, num_keep, across)
     return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
 
 
@@ -60,34 +85,48 @@ def _sortable(score: Tensor) -> Tensor:
     return (bits & above).clamp_(max=above - 1)
 
 
-def _raise_highest(key: Tensor, count: int) -> None:
-    """Put the `count` highest keys above all others, in place."""
-    above = torch.iinfo(key.dtype).max
-    if count == 1:  # the usual floor; of equal scores argmax takes the first
-        key.index_fill_(0, key.argmax().view(1), above)
-    elif count > 1:
-        key.masked_fill_(_top([key], count)[0], above)
+def _raise_highest(keys: list[Tensor], across: Across | None) -> None:
+    """Put the highest of each layer above all others, in place; this is the usual floor.
+
+    Of equal keys argmax takes the first, and so the earliest rank.
+    """
+    if across is None:
+        for key in keys:
+            key.index_fill_(0, key.argmax().view(1), torch.iinfo(key.dtype).max)
+    elif keys:
+        tops = [key.max() if key.numel() else key.new_full((), -1) for key in keys]
+        owners = across.gather(torch.stack(tops)).argmax(dim=0)
+        for key, owner in zip(keys, owners, strict=True):
+            if key.numel():
+                place = key.argmax().view(1)
+                own = torch.where(owner == across.rank, torch.iinfo(key.dtype).max, key[place])
+                key.index_copy_(0, place, own)
 
 
-def _top(keys: list[Tensor], count: int) -> list[Tensor]:
+def _top(keys: list[Tensor], count: int, across: Across | None = None) -> list[Tensor]:
     """The `count` highest keys over all lists, ties to the earliest."""
     if count == 0:
         return [torch.zeros_like(key, dtype=torch.bool) for key in keys]
-    threshold, num_ties, num_wanted = _threshold(keys, count)
+    threshold, num_ties, num_wanted = _threshold(keys, count, across)
     masks = [key >= threshold for key in keys]
     # The only time that the host waits for a device, to be spared a pass over all keys; for one
     # layer by itself, of which a rule may have many, the pass is cheaper than the wait.
     is_cheap = len(keys) == 1 and threshold.is_cuda
     if not is_cheap and num_ties == num_wanted:
         return masks
-    for key, mask in zip(keys, masks, strict=True):
-        tie = key == threshold
-        mask &= ~tie | (tie.cumsum(0) <= num_wanted)
-        num_wanted = (num_wanted - tie.sum()).clamp(min=0)
+    ties = [key == threshold for key in keys]
+    num_in = torch.stack([tie.sum() for tie in ties])
+    num_in = num_in[None] if across is None else across.gather(num_in)  # (rank, layer)
+    rank, in_layer = 0 if across is None else across.rank, num_in.sum(0)
+    num_before = in_layer.cumsum(0) - in_layer + num_in[:rank].sum(0)
+    for mask, tie, before in zip(masks, ties, num_before, strict=True):
+        mask &= ~tie | (before + tie.cumsum(0) <= num_wanted)
     return masks
 
 
-def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _threshold(
+    keys: list[Tensor], count: int, across: Across | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The count-th highest key, how many keys equal it, how many of those are wanted.
 
     Digit by digit from the top: count how many keys have each digit among those that agree
@@ -101,6 +140,8 @@ def _threshold(keys: list[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
         bits = min(DIGIT_BITS, shift)
         shift -= bits
         histogram = sum(_count_digits(key, prefix, shift, bits, top) for key in keys)
+        if across is not None:
+            histogram = across.sum(histogram)
         above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one
         digit = (above >= wanted).sum(0, keepdim=True) - 1
         # Not histogram[digit]: to index by a tensor of one number, the host reads the number.
