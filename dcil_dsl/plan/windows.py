@@ -116,7 +116,10 @@ def _warn_of_idle_parts(recipe: r.Recipe, phases: list[p.Phase], report: Diagnos
     parts = ["kept"] + (["pruned"] if any(isinstance(x, r.Prune) for x in recipe.rules) else [])
     for part in parts:
         if phases and not any(getattr(row, part) for phase in phases for row in phase.shares):
-            declared = any(part in update.parts for update in recipe.updates)
+            rules = [update for update in recipe.updates if part in update.parts]
+            if rules and not any(share for rule in rules for _, share in rule.shares):
+                continue  # `update pruned by 0 * sparse` means it
+            declared = bool(rules)
             report.add(
                 "W305",
                 f"the {part} weights never learn",

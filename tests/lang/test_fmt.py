@@ -14,7 +14,7 @@ from dcil_dsl.lang.fmt import WIDTH, format_text, in_order, print_file
 from dcil_dsl.lang.parse import parse_text
 
 HERE = Path(__file__).parent
-RECIPES = sorted((HERE / "../../recipes").glob("*.prune"))
+RECIPES = sorted((HERE / "../../recipes").rglob("*.prune"))
 CANONICAL = [*sorted((HERE / "identity").glob("*.prune")), *RECIPES]
 # One token, units included: what no white space may be put into.
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+|% run|%|:\d+|ep| steps?)?"
