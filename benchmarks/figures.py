@@ -1,0 +1,265 @@
+"""The figures and tables of docs/results.md, from the table that compare.py writes.
+
+    python benchmarks/figures.py benchmarks/results/methods.csv --out docs/figures
+
+Needs matplotlib (the extra `figures`). Every mark is a mean
+over seeds, every band or bar reaches from the least to the largest of them; nothing is smoothed.
+What is drawn together differs in one thing only; the rest stands in the title.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+# By the order in which a reader knows them; a method keeps its colour in every figure.
+ORDER = ("dense", "gmp", "dpf", "st3", "acdc", "dcil")
+COLOURS = plt.get_cmap("tab10").colors + plt.get_cmap("Dark2").colors
+MARKERS = "osD^vP*X"
+FORMAT = "svg"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of one figure have in common."""
+
+    network: str
+    data: str
+    split: str
+    examples: int
+    image_size: int
+
+    def __str__(self) -> str:
+        images = f"{self.examples:,} images" if self.examples else "all images"
+        size = f" of {self.image_size} px" if self.image_size else ""
+        held = "validation" if self.split == "validation" else "test"
+        return f"{self.network}, {self.data}, {images}{size}; {held} accuracy of the last epoch"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs that differ in the seed alone."""
+
+    method: str
+    target: float
+    epochs: int
+    passes: float
+    overrides: str
+
+
+class Table:
+    """The rows of the CSV: setting -> curve -> (measure, at) -> values, one a seed."""
+
+    def __init__(self, file: Path):
+        self.settings: dict[Setting, dict[Curve, dict[tuple[str, str], list[float]]]] = {}
+        with open(file, newline="") as opened:
+            for row in csv.DictReader(opened):
+                setting = Setting(
+                    row["network"], row["data"], row["split"], int(row["examples"]),
+                    int(row["image_size"]),
+                )  # fmt: skip
+                curve = Curve(
+                    row["method"], float(row["target"]), int(row["epochs"]),
+                    float(row["passes"]), row["overrides"],
+                )  # fmt: skip
+                curves = self.settings.setdefault(setting, {})
+                values = curves.setdefault(curve, defaultdict(list))
+                values[row["measure"], row["at"]].append(float(row["value"]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    asked.add_argument("table", type=Path)
+    asked.add_argument("--out", type=Path, required=True, help="a folder")
+    asked = asked.parse_args(arguments)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update({"font.size": 9, "svg.hashsalt": "dcil", "axes.grid": True,
+                         "grid.alpha": 0.3, "legend.frameon": False})  # fmt: skip
+    for number, (setting, curves) in enumerate(Table(asked.table).settings.items(), 1):
+        stem = asked.out / f"{asked.table.stem}-{number}"
+        accuracy_by_sparsity(setting, curves, stem)
+        accuracy_by_cost(setting, curves, stem)
+        by_epoch(setting, curves, "top1", "accuracy, %", stem)
+        by_epoch(setting, curves, "mask_flips", "weights that changed side", stem)
+        density_by_layer(setting, curves, stem)
+        print(f"## {setting}\n\n{markdown(curves)}")
+    return 0
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def accuracy_by_sparsity(setting: Setting, curves: dict, stem: Path) -> None:
+    """One panel for equal epochs, one for equal passes; dense training as a line across."""
+    panels = [("epochs", n) for n in sorted({c.epochs for c in curves})]
+    panels += [("passes", n) for n in sorted({c.passes for c in curves})]
+    panels = [p for p in panels if len({c.method for c in curves if getattr(c, p[0]) == p[1]}) > 2]
+    if not panels:
+        return
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, squeeze=False
+    )
+    for axis, (kind, number) in zip(axes[0], panels, strict=True):
+        here = {c: v for c, v in curves.items() if getattr(c, kind) == number}
+        for method in methods(here):
+            own = sorted((c for c in here if c.method == method), key=lambda c: c.target)
+            values = [[100 * x for x in here[c]["top1", "end"]] for c in own]
+            if own[0].target == 0:
+                axis.axhline(statistics.mean(values[0]), color=colour(method), lw=1, ls="--")
+                axis.plot([], [], color=colour(method), ls="--", label=method)
+                continue
+            line(axis, [f"{c.target:g}" for c in own], values, method)
+        what = "epochs each" if kind == "epochs" else "dense epochs of cost"
+        axis.set_title(f"{number:g} {what}")
+        axis.set_xlabel("zeros in the convolutions, %")
+    axes[0][0].set_ylabel("accuracy, %")
+    axes[0][-1].legend(loc="best")
+    save(figure, setting, f"{stem}-sparsity")
+
+
+def accuracy_by_cost(setting: Setting, curves: dict, stem: Path) -> None:
+    """Accuracy against passes over the data, a panel for each target."""
+    targets = sorted({c.target for c in curves} - {0.0})
+    if not targets:
+        return
+    figure, axes = plt.subplots(
+        1, len(targets), figsize=(3.6 * len(targets), 3.6), sharey=True, squeeze=False
+    )
+    for axis, target in zip(axes[0], targets, strict=True):
+        here = {c: v for c, v in curves.items() if c.target in (target, 0.0)}
+        for method in methods(here):
+            own = sorted((c for c in here if c.method == method), key=lambda c: c.passes)
+            values = [[100 * x for x in here[c]["top1", "end"]] for c in own]
+            line(axis, [c.passes for c in own], values, method)
+        axis.set_title(f"{target:g} % zeros")
+        axis.set_xlabel("cost, epochs of dense training")
+    axes[0][0].set_ylabel("accuracy, %")
+    axes[0][-1].legend(loc="best")
+    save(figure, setting, f"{stem}-cost")
+
+
+def by_epoch(setting: Setting, curves: dict, measure: str, label: str, stem: Path) -> None:
+    """A measure over the run, a panel for each target, at the length that most methods ran."""
+    targets = sorted({c.target for c in curves} - {0.0})
+    if not targets:
+        return
+    epochs = statistics.mode(c.epochs for c in curves)
+    figure, axes = plt.subplots(
+        1, len(targets), figsize=(3.6 * len(targets), 3.4), sharey=True, squeeze=False
+    )
+    for axis, target in zip(axes[0], targets, strict=True):
+        here = {c: v for c, v in curves.items() if c.target == target and c.epochs == epochs}
+        for curve in sorted(here, key=lambda c: rank(c.method)):
+            at = [n for n in range(1, epochs + 1) if (measure, str(n)) in here[curve]]
+            values = [here[curve][measure, str(n)] for n in at]
+            scale = 100 if measure == "top1" else 1
+            line(axis, at, [[scale * x for x in v] for v in values], curve.method, marker="")
+        axis.set_title(f"{target:g} % zeros")
+        axis.set_xlabel("epoch")
+        if measure == "mask_flips":
+            axis.set_yscale("symlog")
+    axes[0][0].set_ylabel(label)
+    axes[0][-1].legend(loc="best")
+    save(figure, setting, f"{stem}-{measure}")
+
+
+def density_by_layer(setting: Setting, curves: dict, stem: Path) -> None:
+    """Where the weights went: the share that each layer keeps, at the highest target."""
+    targets = sorted({c.target for c in curves} - {0.0})
+    if not targets:
+        return
+    epochs = statistics.mode(c.epochs for c in curves)
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    for curve in sorted(curves, key=lambda c: rank(c.method)):
+        if curve.target != targets[-1] or curve.epochs != epochs:
+            continue
+        layers = [at for measure, at in curves[curve] if measure == "density"]
+        values = [[100 * x for x in curves[curve]["density", at]] for at in layers]
+        line(axis, range(len(layers)), values, curve.method)
+        names = [at.removesuffix(".weight") for at in layers]
+        axis.set_xticks(range(len(layers)), names, rotation=75, fontsize=7)
+    axis.set_yscale("log")
+    axis.set_ylabel("weights kept, %")
+    axis.set_title(f"{targets[-1]:g} % zeros, {epochs} epochs")
+    axis.legend(loc="best", ncols=3)
+    save(figure, setting, f"{stem}-layers")
+
+
+def line(axis, x, values: list[list[float]], method: str, marker: str | None = None) -> None:
+    """Means with a band from least to largest."""
+    mark = MARKERS[rank(method) % len(MARKERS)] if marker is None else marker
+    x = list(x)
+    axis.plot(x, [statistics.mean(v) for v in values], color=colour(method), marker=mark, ms=4,
+              lw=1.3, label=method)  # fmt: skip
+    axis.fill_between(x, [min(v) for v in values], [max(v) for v in values],
+                      color=colour(method), alpha=0.15, lw=0)  # fmt: skip
+
+
+def save(figure, setting: Setting, stem: str) -> None:
+    figure.suptitle(str(setting), fontsize=8)
+    figure.tight_layout()
+    figure.savefig(f"{stem}.{FORMAT}", metadata={"Date": None})
+    plt.close(figure)
+
+
+_seen: list[str] = []
+
+
+def rank(method: str) -> int:
+    if method in ORDER:
+        return ORDER.index(method)
+    if method not in _seen:
+        _seen.append(method)
+    return len(ORDER) + _seen.index(method)
+
+
+def colour(method: str):
+    return COLOURS[rank(method) % len(COLOURS)]
+
+
+def methods(curves: dict) -> list[str]:
+    return sorted({curve.method for curve in curves}, key=rank)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def markdown(curves: dict) -> str:
+    """Mean and sample standard deviation of the last epoch, in percent, and the number of seeds."""
+    targets = sorted({c.target for c in curves} - {0.0})
+    columns = [f"{target:g} %" for target in targets]
+    lines = [f"| method | epochs | cost | {' | '.join(columns)} |"]
+    lines.append("|" + "---|" * (3 + len(targets)))
+    rows: dict[tuple, dict[float, list[float]]] = defaultdict(dict)
+    for curve, values in curves.items():
+        key = (rank(curve.method), curve.method, curve.overrides, curve.epochs, curve.passes)
+        rows[key][curve.target] = values["top1", "end"]
+    for (_, method, overrides, epochs, passes), row in sorted(rows.items()):
+        cells = [shown(row.get(target, row.get(0.0) if method == "dense" else None))
+                 for target in targets]  # fmt: skip
+        name = f"{method} ({overrides})" if overrides else method
+        lines.append(f"| {name} | {epochs} | {passes:g} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(values: list[float] | None) -> str:
+    if not values:
+        return ""
+    mean = 100 * statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.2f} (1)"
+    return f"{mean:.2f} +- {100 * statistics.stdev(values):.2f} ({len(values)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
