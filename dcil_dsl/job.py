@@ -29,6 +29,7 @@ from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.report import make_report
 from dcil_dsl.export.verify import verify_tensors
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.lang.vocabulary import ModelLoss
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
@@ -103,6 +104,7 @@ def train(
         raise InputError(f"--max-steps {max_steps}: at least one step")
     device = pick_device(device)
     recipe = load_recipe(recipe, overrides, warn)
+    _refuse_own_losses(recipe)
     dataset = open_data(data, directory, recipe.data.channels)
     if resume:  # fails here, before a model is built
         weights = weights_to_resume(open_run(out), weights)
@@ -261,6 +263,17 @@ def _workers(
     if in_memory and (device.type == "cpu" or not plan.data.augment):
         return 0  # the step itself keeps the processors busy, or the batch is one indexing
     return min(8, os.cpu_count() or 1)
+
+
+def _refuse_own_losses(recipe: Recipe) -> None:
+    """The trainer feeds images and compares with class numbers; a model's loss needs its labels."""
+    for loss in recipe.losses:
+        if isinstance(loss.term, ModelLoss):
+            raise InputError(
+                f"{loss.span}: `model({loss.term.path})` needs a model that is given "
+                "its labels, and training from here gives it images alone",
+                help="compile it in Python and take the steps: dcil.loss(plan, outputs, None, step)",
+            )
 
 
 def _note_other_data(recipe: Recipe, dataset: Dataset, note: Note) -> None:

@@ -54,10 +54,16 @@ def compile(plan: Plan, model: nn.Module, example_inputs: tuple | None = None) -
         raise InputError(f"this is not the model that was planned: {error.args[0]}") from error
 
 
-def loss(plan: Plan, outputs: Mapping[str, object], target: Tensor, step: int) -> Tensor:
+def loss(
+    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int
+) -> Tensor:
     """The recipe's loss terms at `step`, weighted and summed: a scalar to call backward on.
 
-    outputs  {path: logits (B, C)} as the dual graph gives them; target (B,) class numbers
+    outputs  {path: what the model returns} as the dual graph gives them, logits or more
+    target   class numbers, (B,) for logits (B, C), (B, T) for (B, T, C), (B, H, W) for
+             (B, C, H, W); None where only `model(...)` and `kl(...)` terms are open
+
+    Raises InputError where an output has not what a term reads.
     """
     return total_loss(plan, outputs, target, step)
 

@@ -126,7 +126,8 @@ def test_the_words_of_the_language_are_these():
     words = {cls.__name__ for cls in vocabulary.Word.__subclasses__()}
     assert words == {
         "Uniform", "Global", "Cubic", "Linear", "Once", "Constant", "CrossEntropy", "KL",
-        "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train", "PadCrop", "Flip",
+        "ModelLoss", "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train", "PadCrop",
+        "Flip",
         "RandomResizedCrop",
         "AboutBlock", "ModelBlock", "DataBlock", "PruneBlock", "PathBlock", "PrivateBlock",
     }  # fmt: skip

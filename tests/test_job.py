@@ -77,6 +77,13 @@ def test_a_private_module_of_the_training_graph_alone_is_no_fault(tmp_path):
     assert run.holds and run.result.step == 8
 
 
+def test_a_loss_of_the_models_own_is_refused_where_only_images_are_fed(tmp_path):
+    text = ONE_EPOCH.replace("loss cross_entropy(sparse)", "loss model(sparse)", 1)
+    with pytest.raises(InputError, match=r":\d+:\d+: `model\(sparse\)` needs a model"):
+        dcil.train(dcil.loads(text), Net(), "synthetic", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_graph_with_other_numbers_than_the_model_is_refused(monkeypatch):
     model = Net()
     monkeypatch.setattr(nn.Conv2d, "forward", _forward_that_counts())

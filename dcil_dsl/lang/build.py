@@ -274,6 +274,14 @@ class _Build(Transformer):
         arguments = tuple(a for a in arguments if a is not None)
         return ast.Call(span=self._at(meta), name=self._name(name), arguments=arguments)
 
+    def own(self, meta, children):
+        """`model(...)`: the keyword of a block, here the word for the model's own loss."""
+        start = meta.start_pos
+        span = Span(self.source, start, start + len("model"))
+        arguments = tuple(a for a in children if a is not None)
+        name = ast.Name(span=span, name="model")
+        return ast.Call(span=self._at(meta), name=name, arguments=arguments)
+
     def positional(self, meta, children):
         return ast.Argument(span=children[0].span, name=None, value=children[0])
 

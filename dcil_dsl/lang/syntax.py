@@ -201,7 +201,7 @@ def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
 
 def _starts_item(token: Token, follows: str) -> bool:
     # `extends` and `language` have their own place; a keyword before a sign is a stray word.
-    return follows not in ("COMMA", "RPAR", "RSQB", "PLUS", "STAR", "BY")
+    return follows not in ("COMMA", "LPAR", "RPAR", "RSQB", "PLUS", "STAR", "BY")
 
 
 def _opened(blocks: list[_Block]) -> list[Token]:

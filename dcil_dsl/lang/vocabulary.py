@@ -98,25 +98,35 @@ View = Literal["masked", "full"]  # w * m, w
 
 
 class CrossEntropy(Word):
-    """`cross_entropy(path, smoothing=0)`, mean over the batch."""
+    """`cross_entropy(path, smoothing=0, output=none)`, mean over the batch and its positions."""
 
     positional: ClassVar[int] = 1
     path: PathName
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    output: str | None = None
 
 
 class KL(Word):
-    """`kl(student=, teacher=, temperature=1)`: T^2 * KL(teacher || student), mean over the batch.
+    """`kl(student=, teacher=, temperature=1, output=none)`: T^2 * KL(teacher || student).
 
-    The teacher's side carries no gradient. Hinton et al. 2015, arXiv:1503.02531, section 2.
+    Mean over the batch and its positions. The teacher's side carries no gradient. Hinton et
+    al. 2015, arXiv:1503.02531, section 2.
     """
 
     student: PathName
     teacher: PathName
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    output: str | None = None
 
 
-LossTerm = Union[CrossEntropy, KL]
+class ModelLoss(Word):
+    """`model(path)`: the loss that the model itself computes on that path."""
+
+    positional: ClassVar[int] = 1
+    path: PathName
+
+
+LossTerm = Union[CrossEntropy, KL, ModelLoss]
 
 # -- training ------------------------------------------------------------------------------------
 
@@ -266,7 +276,7 @@ BLOCKS: dict[str, type[Word]] = {
 
 TARGETS = {"uniform": Uniform, "global": Global}
 SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constant}
-LOSSES = {"cross_entropy": CrossEntropy, "kl": KL}
+LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
 OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
 RATES = {"constant": ConstantRate, "multistep": Multistep, "cosine": Cosine}
 AUGMENTS = {"pad_crop": PadCrop, "flip": Flip, "random_resized_crop": RandomResizedCrop}

@@ -191,9 +191,12 @@ class Phase(Part):
 
 
 class CrossEntropy(Part):
+    """`output`: the key, field or place of the logits in what the path returns; None: as found."""
+
     kind: Literal["cross_entropy"] = "cross_entropy"
     path: str
     smoothing: float = 0.0
+    output: str | None = None
 
 
 class KL(Part):
@@ -201,6 +204,14 @@ class KL(Part):
     student: str
     teacher: str
     temperature: float = 1.0
+    output: str | None = None
+
+
+class ModelLoss(Part):
+    """The loss that the model computes by itself."""
+
+    kind: Literal["model"] = "model"
+    path: str
 
 
 class Loss(Part):
@@ -208,7 +219,7 @@ class Loss(Part):
 
     name: str
     coefficient: float
-    term: Annotated[Union[CrossEntropy, KL], Field(discriminator="kind")]
+    term: Annotated[Union[CrossEntropy, KL, ModelLoss], Field(discriminator="kind")]
     window: Window = Window()
 
 

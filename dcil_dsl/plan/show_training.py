@@ -10,7 +10,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.plan.plan import CrossEntropy, Phase, Plan
+from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, Phase, Plan
 from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
 
 PARTS = {
@@ -73,10 +73,13 @@ def show_losses(plan: Plan) -> str:
     for loss in plan.losses:
         factor = "" if loss.coefficient == 1 else f"{loss.coefficient:g} * "
         term = loss.term
-        if isinstance(term, CrossEntropy):
-            more = f", smoothing {term.smoothing:g}" if term.smoothing else ""
-        else:
-            more = f", temperature {term.temperature:g}, no gradient into {term.teacher}"
+        match term:
+            case CrossEntropy():
+                more = f", smoothing {term.smoothing:g}" if term.smoothing else ""
+            case KL():
+                more = f", temperature {term.temperature:g}, no gradient into {term.teacher}"
+            case ModelLoss():
+                more = ", which the model computes by itself"
         lines.append(f"  {factor}{loss.name}{more}: {stretch(loss.window, plan)}")
     return "\n".join(lines)
 

@@ -20,12 +20,15 @@ def resolve_losses(recipe: r.Recipe, steps_per_epoch: int, num_steps: int) -> tu
     losses: list[p.Loss] = []
     for loss in recipe.losses:
         match loss.term:
-            case v.CrossEntropy(path=path, smoothing=smoothing):
-                name = f"cross_entropy({path})"
-                term = p.CrossEntropy(path=path, smoothing=smoothing)
-            case v.KL(student=student, teacher=teacher, temperature=temperature):
-                name = f"kl({student}<-{teacher})"
-                term = p.KL(student=student, teacher=teacher, temperature=temperature)
+            case v.CrossEntropy(path=path, output=output):
+                name = f"cross_entropy({path}{_named(output)})"
+                term = p.CrossEntropy(**loss.term.model_dump())
+            case v.KL(student=student, teacher=teacher, output=output):
+                name = f"kl({student}<-{teacher}{_named(output)})"
+                term = p.KL(**loss.term.model_dump())
+            case v.ModelLoss(path=path):
+                name = f"model({path})"
+                term = p.ModelLoss(path=path)
         same = sum(other.name.partition("#")[0] == name for other in losses)
         losses.append(
             p.Loss(
@@ -90,7 +93,11 @@ def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.
 
 def _paths(loss: p.Loss) -> tuple[str, ...]:
     term = loss.term
-    return (term.path,) if isinstance(term, p.CrossEntropy) else (term.student, term.teacher)
+    return (term.student, term.teacher) if isinstance(term, p.KL) else (term.path,)
+
+
+def _named(output: str | None) -> str:
+    return "" if output is None else f", {output}"
 
 
 def _rule_for(part: str, step: int, updates, report: Diagnostics) -> r.Update | None:

@@ -3,6 +3,10 @@
 In:   a Plan, the outputs of a dual graph {path: y}, the labels and the step.
 Out:  each open term by its name, without its coefficient; their weighted sum.
 Not:  nothing is routed here: which weight learns from which path is in the dual graph itself.
+
+Classes stand in dimension 1 of logits, (B, C) or (B, C, H, W) or (B, C, D, H, W), but for those
+of three dimensions, a language model's (B, T, C), where they stand last. Every mean is over the
+batch and, where there are positions, over all of them alike.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.plan.plan import CrossEntropy, Loss, Plan
+from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.plan.plan import KL, CrossEntropy, Loss, ModelLoss, Plan
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -23,67 +28,156 @@ def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
 
 
 def loss_terms(
-    plan: Plan, outputs: Mapping[str, object], target: Tensor, step: int
+    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int
 ) -> dict[str, Tensor]:
     """The terms open at `step` by name: scalars, means over the batch, coefficients left out.
 
-    outputs {path: logits of shape (B, C)}, target class numbers of shape (B,).
+    outputs  {path: what the model returns on it}
+    target   class numbers of the logits' shape without its classes: (B,), (B, T), (B, H, W); a
+             position of -100 counts for nothing in cross entropy. None where no term needs it.
+
+    Raises InputError where an output has no such logits or no loss of its own.
     """
     losses = [plan.losses[i] for i in open_losses(plan, step)]
     return {loss.name: loss_term(loss, outputs, target) for loss in losses}
 
 
-def total_loss(plan: Plan, outputs: Mapping[str, object], target: Tensor, step: int) -> Tensor:
+def total_loss(
+    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int
+) -> Tensor:
     """sum over the open terms of coefficient * term, a scalar to call backward on."""
     terms = loss_terms(plan, outputs, target, step)
     assert terms, f"no loss is open at step {step}; resolve lets no such plan pass"
     return sum(loss.coefficient * terms[loss.name] for loss in plan.losses if loss.name in terms)
 
 
-def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor) -> Tensor:
+def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
     """One term, in float32 or wider whatever the outputs are in."""
     term = loss.term
-    if isinstance(term, CrossEntropy):
-        logits = _wide(logits_of(outputs[term.path]))
-        return F.cross_entropy(logits, target, label_smoothing=term.smoothing)
-    return kl(
-        student=_wide(logits_of(outputs[term.student])),
-        teacher=_wide(logits_of(outputs[term.teacher])),
-        temperature=term.temperature,
-    )
+    try:
+        match term:
+            case CrossEntropy():
+                if target is None:
+                    raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
+                logits = classes_second(_wide(logits_of(outputs[term.path], term.output)))
+                _fits(logits, target)
+                return F.cross_entropy(logits, target, label_smoothing=term.smoothing)
+            case KL():
+                return kl(
+                    student=_wide(logits_of(outputs[term.student], term.output)),
+                    teacher=_wide(logits_of(outputs[term.teacher], term.output)),
+                    temperature=term.temperature,
+                )
+            case ModelLoss():
+                return _wide(own_loss(outputs[term.path]))
+    except InputError as error:
+        raise InputError(f"`{loss.name}`: {error.message}", help=error.help) from None
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * mean over the batch of KL(softmax(teacher / T) || softmax(student / T)).
+    """T^2 * mean over batch and positions of KL(softmax(teacher / T) || softmax(student / T)).
 
     Only the student learns. T^2 keeps the size of the gradient independent of T (Hinton et al.
     2015, section 2.1). DCIL (arXiv:2109.04660) uses T = 2, in both directions; the authors' code
     adds 1e-7 to the teacher's softmax, which the logarithm of a softmax makes needless.
     """
-    log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
+    log_student = F.log_softmax(classes_second(student) / temperature, dim=1)
+    log_teacher = F.log_softmax(classes_second(teacher).detach() / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
     return temperature**2 * divergence.sum(dim=1).mean()
 
 
-def logits_of(output: object) -> Tensor:
-    """The logits in what a classifier returns: a tensor, or the field `logits` of it.
+def classes_second(logits: Tensor) -> Tensor:
+    """(B, T, C) as (B, C, T); logits of any other number of dimensions as they are."""
+    return logits.movedim(2, 1) if logits.dim() == 3 else logits
 
-    Inception and GoogLeNet return such a tuple in training mode, with their auxiliary outputs,
-    which no loss of the language names; transformers' models return it in both modes.
+
+def logits_of(output: object, name: str | None = None) -> Tensor:
+    """The logits in what a model returns.
+
+    name  the key or the field of them, or "0", "1" ... for a place in a tuple. None: the output
+          itself where it is a tensor, or its field `logits`, as Inception and GoogLeNet have it
+          in training mode beside their auxiliary outputs, and transformers' models in both modes.
+    """
+    if name is None and isinstance(output, Tensor):
+        return output
+    logits = _part(output, name or "logits")
+    if isinstance(logits, Tensor) and logits.dim() > 1:
+        return logits
+    kind = type(output).__name__
+    if name is None:
+        raise InputError(
+            f"the model returns a {kind}, in which no logits are found",
+            help="return a tensor of shape (batch, classes), or something with a field `logits`; "
+            'a term may also name its output, `output="out"`',
+        )
+    if isinstance(logits, Tensor):
+        shape = " x ".join(map(str, logits.shape)) or "a single number"
+        raise InputError(f"the output `{name}` of the model is {shape}, no logits")
+    known = _names(output)
+    near = nearest(name, known)
+    has = f"it has {', '.join(known)}" if known else None
+    fact = f"the model returns a {kind}, in which there is no tensor `{name}`"
+    raise InputError(fact, help=f"did you mean `{near}`?" if near else has)
+
+
+def own_loss(output: object) -> Tensor:
+    """The loss in what a model returns, a scalar.
+
+    A number by itself; the field or key `loss`, as transformers' models give it where they are
+    given labels; or the sum of a dictionary of losses, as torchvision's detection models return
+    it in training mode. InputError where there is none of these.
     """
     if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else None
-    logits = getattr(output, "logits", logits)
-    if isinstance(logits, Tensor):
-        return logits
+        if output.numel() == 1 and output.is_floating_point():
+            return output.reshape(())
+        shape = " x ".join(map(str, output.shape))
+        raise InputError(
+            f"the model returns a tensor of {shape}, not a loss of its own",
+            help="`loss cross_entropy(...)` compares such an output with a target",
+        )
+    loss = _part(output, "loss")
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            shape = " x ".join(map(str, loss.shape))
+            raise InputError(f"the model's own loss is a tensor of {shape}, not a number")
+        return loss.reshape(())
+    losses = list(output.values()) if isinstance(output, Mapping) else []
+    if losses and all(isinstance(x, Tensor) and x.dim() == 0 for x in losses):
+        return sum(losses)
     raise InputError(
-        f"the model returns a {type(output).__name__}, in which no logits are found",
-        help="return a tensor of shape (batch, classes), or something with a field `logits`",
+        f"the model returns a {type(output).__name__} without a loss of its own",
+        help="give it its labels; a detection model has losses in training mode alone",
     )
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _part(output: object, name: str) -> object:
+    if isinstance(output, Mapping):
+        return output.get(name)
+    if isinstance(output, (tuple, list)) and name.isdecimal() and int(name) < len(output):
+        return output[int(name)]
+    return getattr(output, name, None)
+
+
+def _names(output: object) -> list[str]:
+    """What a term may name in an output."""
+    if isinstance(output, Mapping):
+        return [key for key, value in output.items() if isinstance(value, Tensor)]
+    if isinstance(output, (tuple, list)):
+        fields = list(getattr(output, "_fields", ()))
+        return fields + [str(place) for place in range(len(output))]
+    fields = getattr(output, "__dict__", {}).items()
+    return [key for key, value in fields if isinstance(value, Tensor)]
+
+
+def _fits(logits: Tensor, target: Tensor) -> None:
+    """Class numbers have the logits' shape without its classes; class probabilities all of it."""
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) not in (wanted, tuple(logits.shape)):
+        ours, theirs = (" x ".join(map(str, shape)) for shape in (wanted, target.shape))
+        raise InputError(f"the target is {theirs or 'a single number'}, the logits ask for {ours}")
+
+
+def _wide(values: Tensor) -> Tensor:
     # Autocast leaves the logits in 16 bits, where a softmax over 1000 classes is rough.
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_run import cross_entropy, kl, tiny_plan
+from tiny_run import cross_entropy, kl, own, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
@@ -84,3 +84,115 @@ def test_half_precision_logits_are_widened():
 def test_an_output_without_logits_is_a_plain_error():
     with pytest.raises(InputError, match="returns a list"):
         logits_of([LOGITS["sparse"]])
+
+
+# -- outputs of more than one row a sample ---------------------------------------------------------
+
+
+def test_a_language_model_has_its_classes_last_and_every_position_counts_alike():
+    generator = torch.Generator().manual_seed(0)
+    sparse, dense = torch.randn(2, 2, 5, 3, dtype=torch.float64, generator=generator)
+    target = torch.tensor([[0, 1, 2, 1, 0], [2, 2, -100, 0, 1]])
+    plan = plan_with(cross_entropy("sparse"), kl("sparse", "dense"))
+    terms = loss_terms(plan, {"sparse": sparse, "dense": dense}, target, 0)
+    log_q = sparse.log_softmax(-1)
+    told = [log_q[b, t, target[b, t]] for b in range(2) for t in range(5) if target[b, t] >= 0]
+    torch.testing.assert_close(terms["cross_entropy(sparse)"], -sum(told) / 9)
+    p_, q = (dense / 2).softmax(-1), (sparse / 2).softmax(-1)
+    expected = 4 * (p_ * (p_ / q).log()).sum() / 10
+    torch.testing.assert_close(terms["kl(sparse<-dense)"], expected)
+
+
+def test_a_segmentation_has_its_classes_second_and_its_terms_name_their_outputs():
+    generator = torch.Generator().manual_seed(0)
+    out, aux, dense = torch.randn(3, 2, 4, 3, 5, dtype=torch.float64, generator=generator)
+    target = torch.randint(0, 4, (2, 3, 5), generator=generator)
+    plan = plan_with(
+        cross_entropy("sparse", output="out"),
+        cross_entropy("sparse", coefficient=0.4, output="aux"),
+        kl("sparse", "dense", output="out"),
+    )
+    outputs = {"sparse": {"out": out, "aux": aux}, "dense": {"out": dense}}
+
+    def by_hand(logits):
+        rows = logits.permute(0, 2, 3, 1).reshape(-1, 4).log_softmax(1)
+        return -rows[torch.arange(30), target.flatten()].mean()
+
+    p_, q = (dense / 2).softmax(1), (out / 2).softmax(1)
+    divergence = 4 * (p_ * (p_ / q).log()).sum() / 30
+    expected = by_hand(out) + 0.4 * by_hand(aux) + divergence
+    torch.testing.assert_close(total_loss(plan, outputs, target, 0), expected)
+
+
+def test_a_term_may_name_a_place_in_a_tuple():
+    plan = plan_with(cross_entropy("sparse", output="1"))
+    outputs = {"sparse": (LOGITS["dense"], LOGITS["sparse"])}
+    expected = total_loss(plan_with(cross_entropy("sparse")), LOGITS, TARGET, 0)
+    assert total_loss(plan, outputs, TARGET, 0) == expected
+
+
+@pytest.mark.parametrize(
+    "output, name, message",
+    [
+        ({"out": torch.ones(2, 3), "aux": torch.ones(2, 3)}, "ouut", "did you mean `out`?"),
+        ({"out": torch.ones(2, 3)}, "logits", "returns a dict, in which there is no tensor"),
+        ((torch.ones(2, 3),), "1", "it has 0"),
+        ({"loss": torch.tensor(1.0)}, "loss", "is a single number, no logits"),
+    ],
+)
+def test_an_output_that_is_not_there_is_told_with_the_term(output, name, message):
+    with pytest.raises(InputError) as error:
+        total_loss(
+            plan_with(cross_entropy("sparse", output=name)), {"sparse": output}, TARGET, 0
+        )
+    assert message in str(error.value)
+    assert f"`cross_entropy(sparse, {name})`: " in str(error.value)
+
+
+def test_a_target_of_another_shape_is_a_plain_error():
+    with pytest.raises(InputError, match="the target is 3, the logits ask for 2"):
+        total_loss(plan_with(cross_entropy("sparse")), LOGITS, torch.tensor([0, 1, 2]), 0)
+    with pytest.raises(InputError, match="it needs a target"):
+        total_loss(plan_with(cross_entropy("sparse")), LOGITS, None, 0)
+
+
+# -- the model's own loss --------------------------------------------------------------------------
+
+
+class Output(dict):
+    """As transformers returns it: a mapping whose entries are fields too."""
+
+    def __init__(self, **fields):
+        super().__init__(**fields)
+        self.__dict__.update(fields)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        torch.tensor(3.0),
+        torch.tensor([3.0]),
+        Output(loss=torch.tensor(3.0), logits=torch.ones(2, 3)),
+        {"loss_box": torch.tensor(1.0), "loss_class": torch.tensor(2.0)},
+    ],
+    ids=["a number", "one number", "a field", "a dictionary of losses"],
+)
+def test_the_models_own_loss_is_read_off_its_output_and_needs_no_target(output):
+    plan = plan_with(own("sparse", coefficient=0.5))
+    assert total_loss(plan, {"sparse": output}, None, 0) == 1.5
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        (torch.ones(2, 3), "a tensor of 2 x 3, not a loss of its own"),
+        (Output(loss=None, logits=torch.ones(2, 3)), "give it its labels"),
+        ([{"boxes": torch.ones(0, 4)}], "a detection model has losses in training mode alone"),
+        ({"loss": torch.ones(2)}, "is a tensor of 2, not a number"),
+    ],
+)
+def test_a_model_without_a_loss_of_its_own_is_told(output, message):
+    with pytest.raises(InputError) as error:
+        total_loss(plan_with(own("sparse")), {"sparse": output}, None, 0)
+    assert "`model(sparse)`: " in str(error.value)
+    assert message in str(error.value)

@@ -111,15 +111,22 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
     return p.Plan(**plan | changes)
 
 
-def cross_entropy(path: str, **settings) -> p.Loss:
+def cross_entropy(path: str, coefficient=1.0, **settings) -> p.Loss:
     term = p.CrossEntropy(path=path, **settings)
-    return p.Loss(name=f"cross_entropy({path})", coefficient=1.0, term=term)
+    named = f", {term.output}" if term.output else ""
+    return p.Loss(name=f"cross_entropy({path}{named})", coefficient=coefficient, term=term)
 
 
-def kl(student: str, teacher: str, window: p.Window = p.Window(), coefficient=1.0) -> p.Loss:
-    term = p.KL(student=student, teacher=teacher, temperature=2.0)
+def kl(
+    student: str, teacher: str, window: p.Window = p.Window(), coefficient=1.0, **settings
+) -> p.Loss:
+    term = p.KL(student=student, teacher=teacher, temperature=2.0, **settings)
     name = f"kl({student}<-{teacher})"
     return p.Loss(name=name, coefficient=coefficient, term=term, window=window)
+
+
+def own(path: str, coefficient=1.0) -> p.Loss:
+    return p.Loss(name=f"model({path})", coefficient=coefficient, term=p.ModelLoss(path=path))
 
 
 def tiny_dual(plan: p.Plan | None = None):
