@@ -272,7 +272,7 @@ def _refuse_own_losses(recipe: Recipe) -> None:
             raise InputError(
                 f"{loss.span}: `model({loss.term.path})` needs a model that is given "
                 "its labels, and training from here gives it images alone",
-                help="compile it in Python and take the steps: dcil.loss(plan, outputs, None, step)",
+                help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
             )
 
 
