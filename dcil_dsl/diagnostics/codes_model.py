@@ -15,7 +15,8 @@ MODEL: tuple[Code, ...] = (
           the layers; a type is the name of a class, a quoted name may hold `*` and `?`.""",
           'prune "encoder.*.fc1" to 90%', 'prune "layer?.*.conv?" to 90%'),
     entry("E302", "nothing here can be pruned",
-          "Convolutions, linear layers and attention projections have weights to prune.",
+          """Convolutions, linear and recurrent layers, embeddings, attention projections and every
+          module with a `weight` of two dimensions or more can be pruned; norms cannot.""",
           "prune BatchNorm2d to 90%", "prune Conv2d to 90%"),
     entry("E303", "pruned and private",
           """A pruned weight is shared by all paths; a private module has its own weights on each.

@@ -8,18 +8,36 @@ Not:  nothing is selected or pruned; plan/select.py does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
 
-# What can be pruned today: the parameter that is a matrix of connections.
-PRUNABLE = (
-    (nn.MultiheadAttention, "in_proj_weight"),
-    (nn.modules.conv._ConvNd, "weight"),
-    (nn.Linear, "weight"),
-)
+# Weights of two dimensions and more that scale, element by element: no connections in them.
+SCALES = (nn.LayerNorm, nn.RMSNorm)
+OUT_IN, IN_OUT = (0, 1), (1, 0)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that can be pruned: a matrix of connections, or a stack of them.
+
+    name      in full, "layer1.0.conv1.weight"; tied weights have the name of their first use
+    shape     its sizes
+    out_axis  the axis that counts outputs, in_axis the one that counts the inputs of a group
+              (a transposed convolution: inputs on axis 0, the outputs of a group on axis 1)
+    groups    in how many groups outputs and inputs fall, 1: each output sees every input
+    macs      multiply-accumulates with it for one example; None: not measured
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    out_axis: int = 0
+    in_axis: int = 1
+    groups: int = 1
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,16 +47,14 @@ class Layer:
     path      its name, "layer1.0.conv1"
     called    the path of the module that the graph calls for it: itself, or the whole
               module around it ("encoder.attention" for "encoder.attention.out_proj")
-    weight    the full name of the weight that can be pruned, None where there is none;
-              layers tied to one weight all give the name of its first use
-    macs      multiply-accumulates of that weight for one example; None: not measured
+    prunable  its own parameters that can be pruned: none, one, or several (an LSTM has two for
+              each layer and direction)
     """
 
     path: str
     called: str
     module: nn.Module = field(compare=False, repr=False)
-    weight: str | None = None
-    macs: int | None = None
+    prunable: tuple[Weight, ...] = ()
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -51,17 +67,20 @@ class Layer:
         return self.types[0]
 
     @property
-    def hides_weight(self) -> bool:
-        """It is of a kind that can be pruned, and its weight is no parameter of its own."""
-        return self.weight is None and isinstance(self.module, tuple(kind for kind, _ in PRUNABLE))
+    def weights(self) -> tuple[str, ...]:
+        """The full names of the parameters that can be pruned."""
+        return tuple(weight.name for weight in self.prunable)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that can be pruned."""
-        if self.weight is None:
-            return ()
-        name = self.weight.rpartition(".")[2]
-        return tuple(getattr(self.module, name).shape)
+    def macs(self) -> int | None:
+        """Those of all its weights; None where it has none, or one was not measured."""
+        counts = [weight.macs for weight in self.prunable]
+        return None if not counts or None in counts else sum(counts)
+
+    @property
+    def hides_weight(self) -> bool:
+        """It is of a kind that can be pruned, and a weight of it is no parameter of its own."""
+        return any(name not in self.module._parameters for name in _weight_names(self.module))
 
 
 def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
@@ -71,10 +90,12 @@ def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
     for path, called in _uses(model, graph):
         if path not in layers:
             module = model.get_submodule(path)
-            weight = _prunable(path, module)
-            if weight is not None:
-                weight = first_use.setdefault(id(model.get_parameter(weight)), weight)
-            layers[path] = Layer(path, called, module, weight=weight)
+            prefix = f"{path}." if path else ""
+            weights = tuple(
+                replace(weight, name=first_use.setdefault(id(own), prefix + weight.name))
+                for weight, own in _prunable(module)
+            )
+            layers[path] = Layer(path, called, module, weights)
     return tuple(layers.values())
 
 
@@ -84,7 +105,7 @@ def unused_layers(model: nn.Module, layers: tuple[Layer, ...]) -> list[tuple[str
     return [
         (path, module)
         for path, module in model.named_modules()
-        if path not in used and any(isinstance(module, kind) for kind, _ in PRUNABLE)
+        if path not in used and _weight_names(module)
     ]
 
 
@@ -92,33 +113,24 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
     """The layers with their multiply-accumulates for one example.
 
     The model runs once on the meta device: shapes only, no arithmetic, no memory. A model
-    that does not run there keeps macs None.
+    that does not run there keeps macs None. To look up a row of an embedding multiplies nothing.
     """
     positions: dict[str, int] = {}
 
-    def remember(path, width_of, of_input=False):
+    def remember(path, width, of_input):
         def hook(module, args, kwargs, output):
             output = output[0] if isinstance(output, tuple) else output
             seen = [*args, *kwargs.values()][0] if of_input else output
-            positions[path] = positions.get(path, 0) + seen.numel() // width_of(module)
+            seen = seen.data if isinstance(seen, nn.utils.rnn.PackedSequence) else seen
+            positions[path] = positions.get(path, 0) + seen.numel() // width
 
         return hook
 
     handles = []
     for layer in layers:
-        match layer.module:
-            # Its weights meet each position of what comes in; other layers make each that goes out.
-            case nn.modules.conv._ConvTransposeNd():
-                hook = remember(layer.path, lambda m: m.in_channels, of_input=True)
-            case nn.modules.conv._ConvNd():
-                hook = remember(layer.path, lambda m: m.out_channels)
-            case nn.Linear():
-                hook = remember(layer.path, lambda m: m.out_features)
-            case nn.MultiheadAttention():
-                hook = remember(layer.path, lambda m: m.embed_dim)
-            case _:
-                continue
-        handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        if layer.prunable and (counted := _counted(layer.module)):
+            hook = remember(layer.path, *counted)
+            handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     try:
         batch = _run_on_meta(model, example_inputs)
     except Exception:  # any model may fail on shapes alone; costs are then not known
@@ -127,19 +139,17 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
         for handle in handles:
             handle.remove()
 
-    def macs(layer: Layer) -> int | None:
-        if layer.weight is None:
-            return None
-        # The projections inside an attention module see as many positions as it does.
-        seen = positions.get(layer.path, positions.get(layer.called))
-        if seen is None:
-            return None
-        weights = 1
-        for size in layer.shape:
-            weights *= size
-        return weights * seen // batch
+    def macs(layer: Layer, weight: Weight) -> int | None:
+        if isinstance(layer.module, nn.Embedding | nn.EmbeddingBag):
+            return 0
+        # The projection inside an attention module sees as many positions as it does.
+        seen = positions.get(layer.path, positions.get(layer.path.rpartition(".")[0]))
+        return None if seen is None else math.prod(weight.shape) * seen // batch
 
-    return tuple(replace(layer, macs=macs(layer)) for layer in layers)
+    return tuple(
+        replace(layer, prunable=tuple(replace(w, macs=macs(layer, w)) for w in layer.prunable))
+        for layer in layers
+    )
 
 
 def _uses(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
@@ -152,11 +162,58 @@ def _uses(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
             yield owner, owner
 
 
-def _prunable(path: str, module: nn.Module) -> str | None:
-    for kind, name in PRUNABLE:
+def _weight_names(module: nn.Module) -> tuple[str, ...]:
+    """The parameters of a module that are matrices of connections, whoever holds them now."""
+    match module:
+        case nn.MultiheadAttention():
+            separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+            return ("in_proj_weight",) if module._qkv_same_embed_dim else separate
+        case nn.RNNBase():
+            names = [name for weights in module._all_weights for name in weights]
+            return tuple(name for name in names if name.startswith("weight"))
+        case nn.RNNCellBase():
+            return ("weight_ih", "weight_hh")
+        case nn.modules.conv._ConvNd() | nn.Linear() | nn.Bilinear():
+            return ("weight",)
+        case nn.Embedding() | nn.EmbeddingBag():
+            return ("weight",)
+    weight = module._parameters.get("weight")
+    is_matrix = weight is not None and weight.dim() >= 2 and not isinstance(module, SCALES)
+    return ("weight",) if is_matrix else ()
+
+
+def _prunable(module: nn.Module) -> Iterator[tuple[Weight, nn.Parameter]]:
+    """Each weight under its name in the module, with the parameter that it is."""
+    out_axis, in_axis = OUT_IN
+    match module:
+        case nn.modules.conv._ConvTransposeNd() | nn.Embedding() | nn.EmbeddingBag():
+            out_axis, in_axis = IN_OUT
+        case object(nf=int(width), weight=nn.Parameter() as own) if own.shape[1:] == (width,):
+            out_axis, in_axis = IN_OUT  # the Conv1D of GPT-2
+    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+    for name in _weight_names(module):
         # Not getattr: a parametrised weight is computed anew, which may move what it is made of.
-        if isinstance(module, kind) and module._parameters.get(name) is not None:
-            return f"{path}.{name}" if path else name
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            yield Weight(name, tuple(parameter.shape), out_axis, in_axis, groups), parameter
+
+
+def _counted(module: nn.Module) -> tuple[int, bool] | None:
+    """(width, of its input): a weight is used once for each so many numbers that pass."""
+    match module:
+        # Its weights meet each position of what comes in; other layers make each that goes out.
+        case nn.modules.conv._ConvTransposeNd():
+            return module.in_channels, True
+        case nn.modules.conv._ConvNd():
+            return module.out_channels, False
+        case nn.Linear() | nn.Bilinear():
+            return module.out_features, False
+        case nn.MultiheadAttention():
+            return module.embed_dim, False
+        case nn.RNNBase() | nn.RNNCellBase():
+            return module.input_size, True
+        case object(nf=int(width)):
+            return width, False
     return None
 
 

@@ -1,6 +1,6 @@
 """How a rule's target is shared out among its layers, and what each is sure to keep.
 
-In:   a `prune` rule and the layers it owns.
+In:   a `prune` rule and the weights it owns.
 Out:  a Group of the Plan.
 Not:  which weights go (masking/select.py decides at each refresh).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from dcil_dsl.diagnostics import Diagnostics
-from dcil_dsl.graph.layers import Layer
+from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
@@ -22,19 +22,19 @@ DEFAULT_FLOOR = 1  # one weight: no budget can remove a whole layer by accident
 def allocate_group(
     rule: r.Prune,
     place: str,
-    layers: tuple[Layer, ...],
+    weights: tuple[Weight, ...],
     steps_per_epoch: int,
     num_steps: int,
     report: Diagnostics,
 ) -> p.Group:
     """The budget of one rule. Budgets below the floors, and ramps that the run or the
     freeze cuts off, are errors: the sparsity asked for would not be what comes out."""
-    sizes = tuple(math.prod(layer.shape) for layer in layers)
+    sizes = tuple(math.prod(weight.shape) for weight in weights)
     floors = tuple(_floor(rule, size) for size in sizes)
     schedule = _schedule(rule.schedule, steps_per_epoch, num_steps)
     group = p.Group(
         rule=place,
-        parameters=tuple(layer.weight for layer in layers),
+        parameters=tuple(weight.name for weight in weights),
         num_weights=sizes,
         allocation="global" if isinstance(rule.target, v.Global) else "uniform",
         target=rule.target.sparsity.fraction,

@@ -29,7 +29,7 @@ def claim_layers(
     hidden: dict[str, tuple[Layer, r.Prune]] = {}
     for index, rule in enumerate(rules):
         matched = selection.select(rule.selector)
-        layers = tuple(layer for layer in matched if layer.weight is not None)
+        layers = tuple(layer for layer in matched if layer.prunable)
         for layer in matched:
             if isinstance(rule, r.Keep):
                 hidden.pop(layer.path, None)
@@ -42,10 +42,10 @@ def claim_layers(
                 "E302",
                 f"nothing here can be pruned: {len(matched)} layers of type {kinds}",
                 rule.selector.span,
-                label="convolutions, linear layers and attention projections can be",
+                label="modules with a weight of two dimensions or more can be, norms excepted",
             )
         claimed.append(layers)
-        owner.update({layer.weight: index for layer in layers})
+        owner.update({name: index for layer in layers for name in layer.weights})
     for layer, rule in hidden.values():
         report.add(
             "E402",
@@ -55,8 +55,9 @@ def claim_layers(
             help=f'`keep "{layer.path}"` leaves it as it is',
         )
     for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
-        if layers and all(owner[layer.weight] != index for layer in layers):
-            later = sorted({owner[layer.weight] for layer in layers})
+        owners = {owner[name] for layer in layers for name in layer.weights}
+        if owners and index not in owners:
+            later = sorted(owners)
             count = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
             report.add(
                 "W303",

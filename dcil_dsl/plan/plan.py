@@ -55,6 +55,9 @@ class Layer(Part):
     """One weight that could be pruned, in execution order.
 
     parameter   its name in the model, "layer1.0.conv1.weight"
+    out_axis    the axis of the shape that counts outputs; in_axis: the one that counts the
+                inputs of a group (graph/layers.py)
+    groups      in how many groups outputs and inputs fall
     macs        multiply-accumulates for one example, None where no input was given
     group       which of Plan.groups prunes it, None where it is kept
     rule        where the rule stands that decided it, "recipes/x.prune:33"; None where no rule did
@@ -64,6 +67,9 @@ class Layer(Part):
     module: str
     type: str
     shape: tuple[int, ...]
+    out_axis: int = 0
+    in_axis: int = 1
+    groups: int = 1
     macs: int | None = None
     group: int | None = None
     rule: str | None = None

@@ -8,9 +8,10 @@ Not:  weights are not read; nothing is rewritten.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics
-from dcil_dsl.graph.layers import Layer
+from dcil_dsl.graph.layers import Layer, Weight
 from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
@@ -38,7 +39,7 @@ def resolve_recipe(
     prunable = _by_weight(traced.layers)
     groups, group_of_rule = [], {}
     for index, rule in enumerate(recipe.rules):
-        owned = tuple(layer for layer in prunable if owner.get(layer.weight) == index)
+        owned = tuple(weight for _, weight in prunable if owner.get(weight.name) == index)
         if isinstance(rule, r.Prune) and owned:
             group_of_rule[index] = len(groups)
             place = _place(rule)
@@ -46,7 +47,8 @@ def resolve_recipe(
                 allocate_group(rule, place, owned, steps_per_epoch, num_steps, report)
             )
     layers = tuple(
-        _layer(layer, owner.get(layer.weight), recipe.rules, group_of_rule) for layer in prunable
+        _layer(layer, weight, owner.get(weight.name), recipe.rules, group_of_rule)
+        for layer, weight in prunable
     )
     privates = _privates(recipe, selection, owner, report)
     losses = resolve_losses(recipe, steps_per_epoch, num_steps)
@@ -77,26 +79,37 @@ def resolve_recipe(
     )
 
 
-def _by_weight(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """One layer for each weight that can be pruned: the first of those tied to it."""
-    first: dict[str, Layer] = {}
+def _by_weight(layers: tuple[Layer, ...]) -> list[tuple[Layer, Weight]]:
+    """Each weight that can be pruned with the first layer that uses it; costs of all its uses."""
+    first: dict[str, tuple[Layer, Weight]] = {}
     for layer in layers:
-        if layer.weight is not None:
-            first.setdefault(layer.weight, layer)
-    return tuple(first.values())
+        for weight in layer.prunable:
+            if weight.name in first:
+                owner, known = first[weight.name]
+                unknown = known.macs is None or weight.macs is None
+                macs = None if unknown else known.macs + weight.macs
+                first[weight.name] = (owner, replace(known, macs=macs))
+            else:
+                first[weight.name] = (layer, weight)
+    return list(first.values())
 
 
 def _place(rule: r.Prune | r.Keep) -> str:
     return f"{rule.span.source.name}:{rule.span.line}"
 
 
-def _layer(layer: Layer, index: int | None, rules, group_of_rule) -> p.Layer:
+def _layer(
+    layer: Layer, weight: Weight, index: int | None, rules, group_of_rule
+) -> p.Layer:
     return p.Layer(
-        parameter=layer.weight,
+        parameter=weight.name,
         module=layer.path,
         type=layer.type,
-        shape=layer.shape,
-        macs=layer.macs,
+        shape=weight.shape,
+        out_axis=weight.out_axis,
+        in_axis=weight.in_axis,
+        groups=weight.groups,
+        macs=weight.macs,
         group=group_of_rule.get(index),
         rule=None if index is None else _place(rules[index]),
     )
@@ -110,7 +123,10 @@ def _privates(
         name
         for layer in selection.layers
         for name in (layer.path, layer.called)
-        if layer.weight in owner and isinstance(recipe.rules[owner[layer.weight]], r.Prune)
+        if any(
+            weight in owner and isinstance(recipe.rules[owner[weight]], r.Prune)
+            for weight in layer.weights
+        )
     }
     init: dict[str, str] = {}
     for private in recipe.privates:

@@ -1,11 +1,14 @@
 """The layers of a model: in execution order, by type, with their weights and their arithmetic."""
 
+import math
+
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torchvision import models
 
 from dcil_dsl.graph import trace_model
+from dcil_dsl.graph.layers import Weight, list_layers
 
 
 def paths(model, **keywords):
@@ -52,14 +55,14 @@ class Standardized(nn.Conv2d):
 def test_a_subclass_that_is_traced_into_is_a_layer_of_both_its_types():
     layer = layer_of(nn.Sequential(nn.ReLU(), Standardized(3, 4, 3)), "1")
     assert layer.types == ("Standardized", "Conv2d", "_ConvNd")
-    assert (layer.type, layer.weight, layer.called) == ("Standardized", "1.weight", "1")
+    assert (layer.type, layer.weights, layer.called) == ("Standardized", ("1.weight",), "1")
 
 
 def test_the_weight_that_can_be_pruned_is_named_in_full():
     model = nn.Sequential(nn.Conv1d(2, 6, 3, groups=2), nn.BatchNorm1d(6), nn.ReLU())
     conv, norm, act = trace_model(model).layers
-    assert (conv.weight, conv.shape) == ("0.weight", (6, 1, 3))
-    assert norm.weight is act.weight is None and norm.shape == ()
+    assert conv.prunable == (Weight("0.weight", (6, 1, 3), groups=2),)
+    assert norm.weights == act.weights == ()
 
 
 def test_attention_stays_whole_and_shows_its_two_projections():
@@ -72,10 +75,10 @@ def test_attention_stays_whole_and_shows_its_two_projections():
             return self.attention(x, x, x, need_weights=False)[0]
 
     whole, out = trace_model(Net()).layers
-    assert (whole.path, whole.weight) == ("attention", "attention.in_proj_weight")
-    assert (whole.shape, whole.called) == ((24, 8), "attention")
+    assert (whole.path, whole.called) == ("attention", "attention")
+    assert whole.prunable == (Weight("attention.in_proj_weight", (24, 8)),)
     assert (out.path, out.called) == ("attention.out_proj", "attention")
-    assert (out.weight, out.shape) == ("attention.out_proj.weight", (8, 8))
+    assert out.prunable == (Weight("attention.out_proj.weight", (8, 8)),)
 
 
 def test_layers_tied_to_one_weight_name_its_first_use():
@@ -89,10 +92,76 @@ def test_layers_tied_to_one_weight_name_its_first_use():
         def forward(self, x):
             return self.last(self.first(x))
 
-    assert [(a.path, a.weight) for a in trace_model(Tied()).layers] == [
-        ("first", "first.weight"),
-        ("last", "first.weight"),
+    assert [(a.path, a.weights) for a in trace_model(Tied()).layers] == [
+        ("first", ("first.weight",)),
+        ("last", ("first.weight",)),
     ]
+
+
+class GPT2Linear(nn.Module):
+    """The layout of GPT-2's layers, inputs first."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.ones(nx, nf))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    "build, weights",
+    [
+        (lambda: nn.Conv2d(4, 6, 3, groups=2), [("weight", (6, 2, 3, 3), 0, 1, 2)]),
+        (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2), [("weight", (4, 3, 3), 1, 0, 2)]),
+        (lambda: nn.Embedding(9, 4), [("weight", (9, 4), 1, 0, 1)]),
+        (lambda: nn.Bilinear(2, 3, 4), [("weight", (4, 2, 3), 0, 1, 1)]),
+        (lambda: GPT2Linear(3, 5), [("weight", (5, 3), 1, 0, 1)]),
+        (
+            lambda: nn.GRUCell(2, 3),
+            [("weight_ih", (9, 2), 0, 1, 1), ("weight_hh", (9, 3), 0, 1, 1)],
+        ),
+        (
+            lambda: nn.LSTM(2, 4, proj_size=3),
+            [
+                ("weight_ih_l0", (16, 2), 0, 1, 1),
+                ("weight_hh_l0", (16, 3), 0, 1, 1),
+                ("weight_hr_l0", (3, 4), 0, 1, 1),
+            ],
+        ),
+        (
+            lambda: nn.MultiheadAttention(4, 2, kdim=3, vdim=2),
+            [
+                ("q_proj_weight", (4, 4), 0, 1, 1),
+                ("k_proj_weight", (4, 3), 0, 1, 1),
+                ("v_proj_weight", (4, 2), 0, 1, 1),
+            ],
+        ),
+        (lambda: nn.LayerNorm((3, 4)), []),
+    ],
+    ids="conv transposed embedding bilinear gpt2 grucell lstm attention norm".split(),
+)  # fmt: skip
+def test_every_weight_of_connections_is_known_with_its_axes(build, weights):
+    model = nn.Sequential(build())
+    graph = fx.Graph()
+    graph.call_module("0", (graph.placeholder("x"),))
+    layer = list_layers(model, graph)[0]
+    assert layer.prunable == tuple(Weight(f"0.{name}", *facts) for name, *facts in weights)
+
+
+def test_each_weight_of_an_lstm_meets_each_token_once():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 5, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    first = 20 * 4 + 20 * 5
+    second = 20 * 10 + 20 * 5
+    assert layer_of(Net(), "lstm", 2, 7, 4).macs == 7 * 2 * (first + second)
 
 
 def test_a_parameter_that_the_model_reads_itself_makes_the_model_a_layer():
@@ -164,8 +233,8 @@ def test_networks_cost_what_the_literature_says(name, size, macs, weights):
     with torch.device("meta"):  # no weight is read, so none is drawn
         model = models.get_model(name, weights=None)
     layers = trace_model(model.to_empty(device="cpu"), (torch.empty(2, 3, size, size),)).layers
-    assert sum(layer.macs for layer in layers if layer.weight) == macs
-    assert sum(torch.Size(layer.shape).numel() for layer in layers if layer.weight) == weights
+    assert sum(layer.macs for layer in layers if layer.weights) == macs
+    assert sum(math.prod(w.shape) for layer in layers for w in layer.prunable) == weights
 
 
 def test_the_projections_of_a_vision_transformer_see_every_token():
@@ -174,7 +243,7 @@ def test_the_projections_of_a_vision_transformer_see_every_token():
     layers = trace_model(model, (torch.empty(2, 3, 64, 64),)).layers
     block = (patches + 1) * (4 * width * width + 2 * width * mlp)
     stem, head = patches * width * 3 * 16 * 16, width * 10
-    assert sum(layer.macs for layer in layers if layer.weight) == stem + blocks * block + head
+    assert sum(layer.macs for layer in layers if layer.weights) == stem + blocks * block + head
 
 
 def test_counting_costs_leaves_the_model_as_it_was():
