@@ -12,10 +12,10 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.masking.score import score_weights
-from dcil_dsl.masking.select import keep_top
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import is_refresh, keeps_at
+from dcil_dsl.plan.schedule import is_refresh
 
 
 class Dual(fx.GraphModule):
@@ -111,14 +111,7 @@ class Dual(fx.GraphModule):
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
         scores = [score_weights(self.get_parameter(name), group.score) for name in group.parameters]
-        floors, keeps = group.floors, keeps_at(group, step)
-        if group.allocation == "global":
-            masks = keep_top(scores, keeps[0], list(floors))
-        else:
-            masks = [
-                keep_top([score], keep, [floor])[0]
-                for score, keep, floor in zip(scores, keeps, floors, strict=True)
-            ]
+        masks = make_masks(group, scores, step)
         for name, mask in zip(group.parameters, masks, strict=True):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)

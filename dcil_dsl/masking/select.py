@@ -1,6 +1,7 @@
 """Scores to masks: keep exactly the asked count of weights, the highest scores first.
 
-In:   scores of one budget's layers, the count to keep, the least count of each layer.
+In:   scores of one budget's layers, the count or budget to keep, each layer's least and most.
+      An entry is a weight, or a unit of several (units.py).
 Out:  boolean masks, True = kept, on the scores' own device.
 Not:  nothing here knows percentages, layers' names or time.
 
@@ -13,6 +14,7 @@ what one process with the whole layers would make.
 
 from __future__ import annotations
 
+from operator import gt
 from typing import Protocol
 
 import torch
@@ -38,7 +40,12 @@ class Across(Protocol):
 
 @torch.no_grad()
 def keep_top(
-    scores: list[Tensor], num_keep: int, floors: list[int], across: Across | None = None
+    scores: list[Tensor],
+    num_keep: int,
+    floors: list[int],
+    across: Across | None = None,
+    costs: list[int] | None = None,
+    ceilings: list[int] | None = None,
 ) -> list[Tensor]:
     """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
 
@@ -48,26 +55,61 @@ def keep_top(
     every machine. All scores are of one dtype; float16 and bfloat16 are compared as float32.
     NaN counts as the highest score.
 
-    across  where each rank has its stretch of the scores of every layer, which may be empty:
-            `num_keep` and `floors` are of all the stretches together
+    across    where each rank has its stretch of the scores of every layer, which may be empty:
+              `num_keep`, `floors` and `ceilings` are of all the stretches together
+    costs     what one entry of each layer takes of `num_keep`, which is then a budget: from the
+              highest score down each entry is kept that still fits, so that what is left over
+              is less than any entry left out costs. None: 1
+    ceilings  the most entries of each layer that are kept. None: all
 
-    Raises ValueError where the floors ask for more than `num_keep`, or `num_keep` is out
-    of range; across ranks, which do not know each other's sizes, this is the caller's to know.
+    Raises ValueError where the floors ask for more than `num_keep` or than the ceilings, or
+    `num_keep` is out of range; across ranks, which do not know each other's sizes, this is the
+    caller's to know.
     """
+    costs = costs or [1] * len(scores)
     if across is None:
-        sizes = [score.numel() for score in scores]
-        floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
-        if not sum(floors) <= num_keep <= sum(sizes):
-            raise ValueError(
-                f"cannot keep {num_keep} of {sum(sizes)} weights with floors {floors}"
-            )
+        floors, ceilings = _within(scores, num_keep, floors, costs, ceilings)
     keys = [_sortable(score.flatten()) for score in scores]
+    # Under a ceiling only a layer's highest take part.
+    parts = [None] * len(keys)
+    if ceilings is not None:
+        sizes = _counts(scores, across)
+        parts = [
+            _top([key], most, across)[0] if most < size else None
+            for key, most, size in zip(keys, ceilings, sizes, strict=True)
+        ]
+        keys = [
+            key if part is None else key.masked_select(part)
+            for key, part in zip(keys, parts, strict=True)
+        ]
     _raise_highest([key for key, floor in zip(keys, floors, strict=True) if floor == 1], across)
     for key, floor in zip(keys, floors, strict=True):
         if floor > 1:
             key.masked_fill_(_top([key], floor, across)[0], torch.iinfo(key.dtype).max)
-    masks = _top(keys, num_keep, across)
+    if len(set(costs)) == 1:
+        masks = _top(keys, num_keep // costs[0], across)
+    else:
+        masks = _fill(keys, num_keep, costs, across)
+    masks = [
+        mask if part is None else part.masked_scatter(part, mask)
+        for mask, part in zip(masks, parts, strict=True)
+    ]
     return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
+
+
+def _within(scores, num_keep, floors, costs, ceilings) -> tuple[list[int], list[int] | None]:
+    """Floors and ceilings, no more than the layers have; ValueError for what cannot be had."""
+    sizes = [score.numel() for score in scores]
+    floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
+    most = [min(most, size) for most, size in zip(ceilings or sizes, sizes, strict=True)]
+    if not _cost(floors, costs) <= num_keep <= _cost(most, costs) or any(map(gt, floors, most)):
+        limits = f"floors {floors}" + (f" and ceilings {most}" if ceilings else "")
+        raise ValueError(f"cannot keep {num_keep} of {_cost(sizes, costs)} weights with {limits}")
+    return floors, None if most == sizes else most
+
+
+def _cost(counts: list[int], costs: list[int]) -> int:
+    return sum(count * cost for count, cost in zip(counts, costs, strict=True))
 
 
 def _sortable(score: Tensor) -> Tensor:
@@ -107,39 +149,91 @@ def _top(keys: list[Tensor], count: int, across: Across | None = None) -> list[T
     """The `count` highest keys over all lists, ties to the earliest."""
     if count == 0:
         return [torch.zeros_like(key, dtype=torch.bool) for key in keys]
-    threshold, num_ties, num_wanted = _threshold(keys, count, across)
-    masks = [key >= threshold for key in keys]
+    threshold, num_ties, num_wanted = _threshold(keys, count, [1] * len(keys), across)
     # The only time that the host waits for a device, to be spared a pass over all keys; for one
     # layer by itself, of which a rule may have many, the pass is cheaper than the wait.
     is_cheap = len(keys) == 1 and threshold.is_cuda
     if not is_cheap and num_ties == num_wanted:
-        return masks
-    ties = [key == threshold for key in keys]
-    num_in = torch.stack([tie.sum() for tie in ties])
-    num_in = num_in[None] if across is None else across.gather(num_in)  # (rank, layer)
-    rank, in_layer = 0 if across is None else across.rank, num_in.sum(0)
-    num_before = in_layer.cumsum(0) - in_layer + num_in[:rank].sum(0)
-    for mask, tie, before in zip(masks, ties, num_before, strict=True):
-        mask &= ~tie | (before + tie.cumsum(0) <= num_wanted)
+        return [key >= threshold for key in keys]
+    return _above(threshold, num_wanted, keys, [1] * len(keys), across)[0]
+
+
+def _fill(
+    keys: list[Tensor], budget: int, costs: list[int], across: Across | None
+) -> list[Tensor]:
+    """From the highest key down, ties to the earliest, every entry that still fits.
+
+    An entry that does not fit ends it for all lists as dear as its own. So a pass keeps the
+    highest that fit without a gap, and the next one goes on with the lists that are cheap
+    enough for what is left: there are as many passes as costs, at most.
+    """
+    masks = [torch.zeros_like(key, dtype=torch.bool) for key in keys]
+    sizes, active = _counts(keys, across), list(range(len(keys)))
+    while active:
+        own, own_costs = [keys[i] for i in active], [costs[i] for i in active]
+        left = budget - _cost([sizes[i] for i in active], own_costs)
+        if left >= 0:
+            chosen = [torch.ones_like(key, dtype=torch.bool) for key in own]
+        elif budget == 0:
+            break
+        else:
+            threshold, _, wanted = _threshold(own, budget, own_costs, across)
+            chosen, wanted = _above(threshold, wanted, own, own_costs, across)
+            left = int(wanted)
+        for i, mask in zip(active, chosen, strict=True):
+            masks[i] = mask
+        # All that a cheaper list has kept are its highest: the next pass keeps them again.
+        kept = _counts([mask[mask] for mask in masks], across)
+        active = [i for i in active if costs[i] <= left and kept[i] < sizes[i]]
+        budget = left + sum(costs[i] * kept[i] for i in active)
     return masks
 
 
-def _threshold(
-    keys: list[Tensor], count: int, across: Across | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The count-th highest key, how many keys equal it, how many of those are wanted.
+def _above(
+    threshold: Tensor, wanted: Tensor, keys: list[Tensor], costs: list[int], across: Across | None
+) -> tuple[list[Tensor], Tensor]:
+    """All keys above the threshold and of its equals the earliest that fit into `wanted`, list
+    by list; and what is left of it."""
+    ties = [key == threshold for key in keys]
+    num_in = torch.stack([tie.sum() for tie in ties])
+    num_in = num_in[None] if across is None else across.gather(num_in)  # (rank, layer)
+    rank = 0 if across is None else across.rank
+    masks = []
+    for i, (key, tie, cost) in enumerate(zip(keys, ties, costs, strict=True)):
+        fit = wanted // cost
+        masks.append((key > threshold) | (tie & (num_in[:rank, i].sum() + tie.cumsum(0) <= fit)))
+        wanted = wanted - cost * torch.minimum(fit, num_in[:, i].sum())
+    return masks, wanted
 
-    Digit by digit from the top: count how many keys have each digit among those that agree
-    with the digits found so far, walk down until the count is reached, go on in that bin.
+
+def _counts(tensors: list[Tensor], across: Across | None) -> list[int]:
+    """How many entries each has, on all ranks together."""
+    counts = [tensor.numel() for tensor in tensors]
+    if across is None:
+        return counts
+    return across.sum(torch.tensor(counts, device=tensors[0].device)).tolist()
+
+
+def _threshold(
+    keys: list[Tensor], budget: int, costs: list[int], across: Across | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The key at which all keys from the highest down cost the budget; what all that equal it
+    cost, and how much of the budget is left for those.
+
+    Digit by digit from the top: add up what the keys with each digit cost, among those that
+    agree with the digits found so far, walk down until the budget is reached, go on in that bin.
     """
     device, dtype = keys[0].device, keys[0].dtype
-    wanted = torch.full((1,), count, device=device)  # torch.tensor would wait for a copy
+    wanted = torch.full((1,), budget, device=device)  # torch.tensor would wait for a copy
     prefix = torch.zeros(1, dtype=dtype, device=device)
     top = shift = torch.iinfo(dtype).bits - 1
     while shift > 0:
         bits = min(DIGIT_BITS, shift)
         shift -= bits
-        histogram = sum(_count_digits(key, prefix, shift, bits, top) for key in keys)
+        histogram = sum(
+            cost * _count_digits(key, prefix, shift, bits, top)
+            for key, cost in zip(keys, costs, strict=True)
+        )
         if across is not None:
             histogram = across.sum(histogram)
         above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one

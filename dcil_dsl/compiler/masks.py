@@ -1,0 +1,54 @@
+"""The masks of one group at one step.
+
+In:   a Group of the Plan, a score for each of its weights, a step.
+Out:  boolean masks in the weights' shapes, True = kept.
+Not:  no weights; nothing is stored (dual.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.masking.select import keep_top
+from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
+from dcil_dsl.plan.budget import members, unit_costs
+from dcil_dsl.plan.plan import Group
+from dcil_dsl.plan.schedule import ceilings_at, keeps_at
+
+
+def make_masks(group: Group, scores: Sequence[Tensor], step: int) -> list[Tensor]:
+    """What stays of each of group.parameters; `scores` are in their order and shapes."""
+    keeps = keeps_at(group, step)
+    if group.unit.kind == "nm":
+        return [
+            keep_pattern(score, cut, group.unit.n)
+            if keep < size
+            else torch.ones_like(score, dtype=torch.bool)
+            for score, cut, keep, size in zip(
+                scores, group.cuts, keeps, group.num_weights, strict=True
+            )
+        ]
+    if group.unit.kind == "weight":
+        return _keep(group, list(scores), keeps, step)
+    cuts = members(group, group.cuts)
+    units = [
+        score_units(own, cut) for own, cut in zip(members(group, scores), cuts, strict=True)
+    ]
+    shapes = members(group, [score.shape for score in scores])
+    kept = zip(_keep(group, units, keeps, step), cuts, shapes, strict=True)
+    return [mask for one, cut, shape in kept for mask in spread_mask(one, cut, shape)]
+
+
+def _keep(group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int) -> list[Tensor]:
+    """Which entries stay, scores and masks a member each."""
+    floors, ceilings = group.floors, ceilings_at(group, step)
+    if group.allocation == "global":
+        costs = list(unit_costs(group))
+        return keep_top(scores, keeps[0], list(floors), costs=costs, ceilings=list(ceilings))
+    return [
+        keep_top([score], keep, [floor])[0]
+        for score, keep, floor in zip(scores, keeps, floors, strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""Weights that stay or go together: filters, blocks, heads, the groups of a 2:4 pattern.
+
+In:   weights, scores or masks in the weights' own shapes, and how each falls into units.
+Out:  one score or one truth a unit; the mask of a weight from the mask of its units.
+Not:  which units stay (select.py), but for N:M, where each group of m decides by itself.
+
+A cut views a weight in `shape`; a unit is one index of the dimensions `units` of that view, and
+all of the others. The filters of a convolution: shape (O, I * kh * kw), units (0,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Cut(Protocol):
+    shape: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+@torch.no_grad()
+def score_units(scores: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
+    """The mean score of the weights of each unit, (number of units,) in float64.
+
+    With "l2" the mean of w^2, with "magnitude" of |w|: the authors' filter mode. The scores are
+    those of all weights that the units lie in, whose sums are taken together.
+
+    float64, because sums of float32 depend on their order, and with it on the device.
+    """
+    sums = sum(
+        score.reshape(cut.shape).sum(_inside(cut), dtype=torch.float64).flatten()
+        for score, cut in zip(scores, cuts, strict=True)
+    )
+    return sums / sum(math.prod(cut.shape[i] for i in _inside(cut)) for cut in cuts)
+
+
+def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Masks of weights of these shapes, from one truth a unit."""
+    masks = []
+    for cut, shape in zip(cuts, shapes, strict=True):
+        across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
+        masks.append(kept.view(across).expand(cut.shape).reshape(tuple(shape)))
+    return masks
+
+
+@torch.no_grad()
+def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
+    """The n highest of each group of m, ties to the earlier; NaN counts as the highest.
+
+    The groups are the units of the cut, so that its one other dimension is m long.
+    Zhou et al. 2021, arXiv:2102.04010, section 3.
+    """
+    (along,) = _inside(cut)
+    order = score.reshape(cut.shape).argsort(dim=along, descending=True, stable=True)
+    mask = torch.zeros(cut.shape, dtype=torch.bool, device=score.device)
+    mask.scatter_(along, order.narrow(along, 0, n), True)
+    return mask.view(score.shape)
+
+
+def any_in_unit(truths: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
+    """Which units hold anything true in any of their weights, (number of units,)."""
+    found = [
+        truth.reshape(cut.shape).any(_inside(cut)).flatten()
+        for truth, cut in zip(truths, cuts, strict=True)
+    ]
+    return torch.stack(found).any(0)
+
+
+def num_in_pattern(truth: Tensor, cut: Cut) -> Tensor:
+    """How many of each group of m are true, (number of groups,)."""
+    return truth.reshape(cut.shape).sum(_inside(cut)).flatten()
+
+
+def _inside(cut: Cut) -> tuple[int, ...]:
+    return tuple(i for i in range(len(cut.shape)) if i not in cut.units)
