@@ -44,11 +44,11 @@ def make_masks(group: Group, scores: Sequence[Tensor], step: int) -> list[Tensor
 
 def _keep(group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int) -> list[Tensor]:
     """Which entries stay, scores and masks a member each."""
-    floors, ceilings = group.floors, ceilings_at(group, step)
     if group.allocation == "global":
-        costs = list(unit_costs(group))
-        return keep_top(scores, keeps[0], list(floors), costs=costs, ceilings=list(ceilings))
+        ceilings = list(ceilings_at(group, step)) if group.ceilings else None
+        costs, floors = list(unit_costs(group)), list(group.floors)
+        return keep_top(scores, keeps[0], floors, costs=costs, ceilings=ceilings)
     return [
         keep_top([score], keep, [floor])[0]
-        for score, keep, floor in zip(scores, keeps, floors, strict=True)
+        for score, keep, floor in zip(scores, keeps, group.floors, strict=True)
     ]

@@ -19,6 +19,15 @@ class Threads:
     def of_rank(self, rank: int):
         return _Rank(self, rank)
 
+    def run(self, choose):
+        """choose(rank) on every rank."""
+        ranks = range(len(self.left))
+        running = [threading.Thread(target=choose, args=(rank,)) for rank in ranks]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+
 
 class _Rank:
     def __init__(self, threads: Threads, rank: int):
@@ -48,11 +57,7 @@ def keep_across(scores, num_keep, floors, num_ranks):
         own = [shards(score, num_ranks)[rank] for score in scores]
         found[rank] = keep_top(own, num_keep, floors, threads.of_rank(rank))
 
-    running = [threading.Thread(target=choose, args=(rank,)) for rank in range(num_ranks)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
+    threads.run(choose)
     return [torch.cat([found[r][i] for r in range(num_ranks)]) for i in range(len(scores))]
 
 
