@@ -12,7 +12,7 @@ from textwrap import wrap
 
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.show_layers import group_line, show_groups, show_layers
+from dcil_dsl.plan.show_layers import group_line, show_curves, show_groups, show_layers
 from dcil_dsl.plan.show_training import (
     show_expectations,
     show_losses,
@@ -29,6 +29,7 @@ def show_plan(plan: Plan, page: Page = PLAIN) -> str:
         _head(plan, page),
         show_layers(plan, page),
         show_groups(plan, page),
+        show_curves(plan, page),
         show_privates(plan, page),
         show_phases(plan),
         show_losses(plan),

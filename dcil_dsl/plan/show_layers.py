@@ -7,6 +7,7 @@ Not:  show.py puts the parts together.
 
 from __future__ import annotations
 
+from dcil_dsl.plan.curve import draw_schedule, same_curve
 from dcil_dsl.plan.plan import Group, Layer, Plan, Schedule
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.wording import Page, count, moment, percent, shorten, table
@@ -56,6 +57,27 @@ def show_groups(plan: Plan, page: Page) -> str:
     if not plan.groups:
         lines.append("none: no weight is pruned")
     return "\n".join(lines)
+
+
+def show_curves(plan: Plan, page: Page) -> str:
+    """The sparsity over the run, once for all groups whose curves are the same."""
+    alike: dict[tuple, list[int]] = {}
+    for index, group in enumerate(plan.groups):
+        if group.schedule.kind != "constant":
+            alike.setdefault(same_curve(group), []).append(index)
+    parts = []
+    for indices in alike.values():
+        which = ", ".join(str(index) for index in indices)
+        whose = "" if len(indices) == len(plan.groups) else f" of group {which}"
+        parts.append(
+            "\n".join(
+                [
+                    f"sparsity{whose} over the run (^ masks move, . they stand still)",
+                    *draw_schedule(plan.groups[indices[0]], plan, page),
+                ]
+            )
+        )
+    return "\n\n".join(parts)
 
 
 def group_line(plan: Plan, group: Group) -> str:
