@@ -88,10 +88,11 @@ def compile_recipe(
         from dcil_dsl.compiler import compile_plan
         from dcil_dsl.compiler.show import show_summary
         from dcil_dsl.plan.show import show_plan
+        from dcil_dsl.plan.wording import page_of
 
         dual = compile_plan(prepared.plan, prepared.traced)
         if not quiet:
-            print(show_plan(prepared.plan))
+            print(show_plan(prepared.plan, page_of(sys.stdout)))
             print(show_summary(dual), end="")
         return DONE
     _refuse("with --train, the data tell the length of an epoch", steps_per_epoch=steps_per_epoch)
@@ -166,9 +167,14 @@ def plan(
 ):
     """Every layer with its rule, target, weights and arithmetic; the schedule; the cost."""
     prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
+    from dcil_dsl.plan.facts import plan_and_facts_json
     from dcil_dsl.plan.show import show_plan
+    from dcil_dsl.plan.wording import page_of
 
-    print(prepared.plan.to_json() if json else show_plan(prepared.plan), end="\n" if json else "")
+    if json:
+        print(plan_and_facts_json(prepared.plan))
+    else:
+        print(show_plan(prepared.plan, page_of(sys.stdout)), end="")
 
 
 @app.command(short_help="The compiled network, as code.")

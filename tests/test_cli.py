@@ -170,10 +170,9 @@ def test_plan_prints_every_layer_with_the_line_that_claimed_it(dcil):
     status, out, _ = dcil("plan", "tiny.prune", "--model", "net.py:net")
     assert status == 0
     lines = out.splitlines()
-    first = next(line for line in lines if line.startswith("0.weight"))
-    assert first.split() == ["0.weight", "Conv2d", "8x3x3x3", "216", "97.7%", ":9", "0",
-                             "50%", "of", "all"]  # fmt: skip
-    assert "   50% of 536 weights in 2 layers, one budget for all; 268 kept at the end" in lines
+    first = next(line for line in lines if line.startswith("0 "))
+    assert first.split() == ["0", "Conv2d", "8x3x3x3", "216", "97.7%", ":9", "50%", "of", "all"]
+    assert "  50% of 536 weights in 2 layers, one budget for all; 268 kept at the end" in lines
     assert "  pruned weights learn from dense" in lines
     assert max(map(len, lines)) <= 100
 
@@ -184,6 +183,7 @@ def test_plan_as_json_is_the_plan(dcil):
     )
     plan = Plan.from_json(out)
     assert status == 0 and json.loads(out)["format"] == 1
+    assert json.loads(out)["facts"]["num_weights"] == sum(x.num_weights for x in plan.layers)
     assert plan.groups[0].target == 0.75
     assert plan.recipe.overrides == {"target": "75%"}
     assert plan.model.name == "net.py:net" and plan.model.classes == 10
@@ -202,7 +202,7 @@ def test_an_epoch_of_unknown_length_is_told_and_can_be_given(dcil, here):
 
 def test_precision_and_seed_of_the_command_line_stand_in_the_plan(dcil, monkeypatch):
     seen = []
-    monkeypatch.setattr("dcil_dsl.plan.show.show_plan", lambda plan: seen.append(plan) or "")
+    monkeypatch.setattr("dcil_dsl.plan.show.show_plan", lambda plan, page: seen.append(plan) or "")
     status, _, _ = dcil("compile", "tiny.prune", "--model", "net.py:net", "--precision", "bf16",
                         "--seed", "5")  # fmt: skip
     (plan,) = seen

@@ -96,7 +96,7 @@ def _axis(plan: Plan, width: int) -> list[str]:
     marks = [i * apart for i in range(int(epochs / apart + 1e-9) + 1)]
     places = [min(round(mark / epochs * width), width - 1) for mark in marks]
     rule = ["-"] * width
-    for place in places:
+    for place in places[1:]:
         rule[place] = "+"
     indent = " " * (MARGIN - 1)
     return [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT = 1
 
@@ -338,7 +338,16 @@ class Plan(Part):
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
+        """What to_json or `dcil plan --json` wrote; ValidationError where it is no plan."""
         return cls.model_validate_json(text)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_facts(cls, values: object) -> object:
+        """`dcil plan --json` adds what follows from the plan (facts.py); it is not read back."""
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if name != "facts"}
+        return values
 
     def phase_at(self, step: int) -> Phase:
         """The phase a step belongs to; the last one for steps beyond the run."""

@@ -93,6 +93,15 @@ def last_refresh(group: Group, step: int) -> int:
     return max(moment for moment in moments if moment is not None and moment <= step)
 
 
+def num_refreshes(group: Group, num_steps: int) -> int:
+    """How many of the steps 0..num_steps - 1 is_refresh says yes to, by counting, not by asking."""
+    if num_steps <= 0:
+        return 0
+    last = num_steps - 1 if group.freeze is None else min(num_steps - 1, group.freeze)
+    extra = {reached_at(group), group.freeze} - {None}
+    return last // group.refresh + 1 + sum(s <= last and s % group.refresh != 0 for s in extra)
+
+
 def whole_units(count: float) -> int:
     """The whole units in a share of them: never one more, so never less sparse than asked.
 

@@ -8,75 +8,98 @@ Not:  show.py puts the parts together.
 from __future__ import annotations
 
 from dcil_dsl.plan.curve import draw_schedule, same_curve
+from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes
 from dcil_dsl.plan.plan import Group, Layer, Plan, Schedule
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.wording import Page, count, moment, percent, shorten, table
 
 
 def show_layers(plan: Plan, page: Page) -> str:
-    """Every layer with the rule that claimed it and its target."""
+    """Every layer with the rule that claimed it, its share of the arithmetic, its target."""
     files = {layer.rule.rpartition(":")[0] for layer in plan.layers if layer.rule}
-    macs = sum(layer.macs or 0 for layer in plan.layers)
-    rows = [_layer_row(plan, layer, macs, short=len(files) == 1) for layer in plan.layers]
-    others = sum(max(len(row[i]) for row in rows) + 2 for i in range(1, 8)) if rows else 0
-    room = max(12, page.width - others)
-    rows = [(shorten(row[0], room), *row[1:]) for row in rows]
+    facts = layer_facts(plan)
+    rows = [
+        _layer_row(plan, layer, fact, short=len(files) == 1)
+        for layer, fact in zip(plan.layers, facts, strict=True)
+    ]
     note = f" (rules by their line in {next(iter(files))})" if len(files) == 1 else ""
-    header = ("parameter", "type", "shape", "weights", "MACs", "rule", "group", "target")
     note = shorten(note, page.width - 25)
-    return "\n".join([f"layers in execution order{note}", *table(header, rows, "lllrrlll")])
+    header = ("layer", "type", "shape", "weights", "FLOPs", "rule", "target")
+    return "\n".join([f"layers in execution order{note}", *fitting(header, rows, page.width)])
 
 
-def _layer_row(plan: Plan, layer: Layer, macs: int, short: bool) -> tuple[str, ...]:
+def fitting(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int) -> list[str]:
+    """The table of layers; on a narrow page its types go first, then shapes, then letters of the
+    names from their middle."""
+    sides = "lllrrll"
+    for left_out in ((), (1,), (1, 2)):
+        shown = [i for i in range(len(header)) if i not in left_out]
+        cut = [tuple(row[i] for i in shown) for row in (header, *rows)]
+        others = sum(max(map(len, column)) + 2 for column in list(zip(*cut, strict=True))[1:])
+        room = width - others
+        if max(len(row[0]) for row in cut) <= room:
+            break
+    cut = [(shorten(row[0], max(12, room)), *row[1:]) for row in cut]
+    return table(cut[0], cut[1:], "".join(sides[i] for i in shown))
+
+
+def short_name(parameter: str) -> str:
+    """"conv1.weight" -> "conv1", as selectors name it; other parameters keep theirs."""
+    return parameter.removesuffix(".weight")
+
+
+def target_words(plan: Plan, layer: Layer) -> str:
+    """"90%" of a layer by itself, "90% of all" of one that shares its budget, "kept"."""
+    if layer.group is None:
+        return "kept"
+    group = plan.groups[layer.group]
+    return percent(group.target) + (" of all" if group.allocation == "global" else "")
+
+
+def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
     rule = "-" if layer.rule is None else layer.rule.rpartition("/")[2]
     if short and layer.rule is not None:
         rule = ":" + layer.rule.rpartition(":")[2]
-    share = "-" if layer.macs is None or not macs else f"{100 * layer.macs / macs:.1f}%"
-    group, target = "-", "kept"
-    if layer.group is not None:
-        whole = plan.groups[layer.group]
-        group, target = str(layer.group), percent(whole.target)
-        target += " of all" if whole.allocation == "global" else ""
+    share = "-" if fact.macs_share is None else f"{100 * fact.macs_share:.1f}%"
+    target = target_words(plan, layer) + (", private" if fact.private else "")
     shape = "x".join(str(size) for size in layer.shape)
-    kind = shorten(layer.type, 16)
-    return (layer.parameter, kind, shape, f"{layer.num_weights:,}", share, rule, group, target)
+    name, kind = short_name(layer.parameter), shorten(layer.type, 16)
+    return (name, kind, shape, f"{layer.num_weights:,}", share, rule, target)
 
 
 def show_groups(plan: Plan, page: Page) -> str:
     """What each rule asks of its layers, and when."""
-    lines = ["groups"]
-    for index, group in enumerate(plan.groups):
-        lines.append(f"{index}  {shorten(group.rule, page.width - 3)}")
-        lines.append(f"   {group_line(plan, group)}")
-        lines.append(f"   schedule {schedule_words(group.schedule, group.target, plan)}")
+    lines = ["budgets"]
+    for group in plan.groups:
         freeze = "never" if group.freeze is None else moment(group.freeze, plan)
-        lines.append(
-            f"   score {group.score}, masks move every {count(group.refresh, 'step')}, "
-            f"freeze {freeze}, floor {_floor(group)}"
-        )
+        lines += [
+            shorten(group.rule, page.width),
+            f"  {group_line(plan, group)}",
+            f"  schedule {schedule_words(group.schedule, group.target, plan)}",
+            f"  score {group.score}, masks move every {count(group.refresh, 'step')}, "
+            f"freeze {freeze}, floor {floor_words(group)}",
+        ]
     if not plan.groups:
         lines.append("none: no weight is pruned")
+        return "\n".join(lines)
+    whole = mask_bytes(plan)
+    lines.append(f"masks take {whole:,} bytes in training, {-(-whole // 8):,} packed into bits")
     return "\n".join(lines)
 
 
 def show_curves(plan: Plan, page: Page) -> str:
     """The sparsity over the run, once for all groups whose curves are the same."""
-    alike: dict[tuple, list[int]] = {}
-    for index, group in enumerate(plan.groups):
+    alike: dict[tuple, list[Group]] = {}
+    for group in plan.groups:
         if group.schedule.kind != "constant":
-            alike.setdefault(same_curve(group), []).append(index)
+            alike.setdefault(same_curve(group), []).append(group)
     parts = []
-    for indices in alike.values():
-        which = ", ".join(str(index) for index in indices)
-        whose = "" if len(indices) == len(plan.groups) else f" of group {which}"
-        parts.append(
-            "\n".join(
-                [
-                    f"sparsity{whose} over the run (^ masks move, . they stand still)",
-                    *draw_schedule(plan.groups[indices[0]], plan, page),
-                ]
-            )
-        )
+    for groups in alike.values():
+        lines = ", ".join(":" + group.rule.rpartition(":")[2] for group in groups)
+        whose = "" if len(groups) == len(plan.groups) else f" of {lines}"
+        head = f"sparsity{whose} over the run (^ masks move, . they stand still)"
+        curve = draw_schedule(groups[0], plan, page)
+        parts.append("\n".join([shorten(head, page.width), *curve]))
     return "\n\n".join(parts)
 
 
@@ -108,7 +131,7 @@ def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
             )
 
 
-def _floor(group: Group) -> str:
+def floor_words(group: Group) -> str:
     if all(floor == 1 for floor in group.floors):
         return "1 weight a layer"
     shares = [floor / size for floor, size in zip(group.floors, group.num_weights, strict=True)]

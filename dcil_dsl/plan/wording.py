@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shutil import get_terminal_size
 from textwrap import wrap
+from typing import TextIO
 
 from dcil_dsl.plan.plan import Plan, Window
+
+
+NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,18 @@ class Page:
 
 
 PLAIN = Page()  # files, pipes and golden tests
+
+
+def page_of(stream: TextIO) -> Page:
+    """The terminal that a stream goes to, else the plain page: a file holds the same everywhere."""
+    if not stream.isatty():
+        return PLAIN
+    try:
+        "\u2581\u2588\u258f".encode(stream.encoding or "ascii")
+        unicode = True
+    except (UnicodeEncodeError, LookupError):
+        unicode = False
+    return Page(max(NARROWEST, min(get_terminal_size().columns, WIDEST)), unicode)
 
 
 def percent(fraction: float) -> str:

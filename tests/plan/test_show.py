@@ -1,4 +1,6 @@
-"""The printed Plan: complete, deterministic, at most 100 columns."""
+"""The printed Plan: complete, deterministic, no wider than its page."""
+
+import io
 
 import pytest
 from torch import nn
@@ -6,7 +8,8 @@ from torch import nn
 import dcil_dsl as dcil
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.show import show_plan, show_summary
-from dcil_dsl.plan.wording import percent, shorten
+from dcil_dsl.plan.show_layers import fitting
+from dcil_dsl.plan.wording import PLAIN, Page, page_of, percent, shorten
 
 RECIPE = """language 1
 
@@ -61,31 +64,20 @@ def plan():
 
 
 def test_every_layer_is_told_with_the_line_that_decided_it(plan):
-    rows = [line.split() for line in show_plan(plan).splitlines()]
-    assert ["stem.weight", "Conv2d", "4x3x3x3", "108", "-", ":9", "-", "kept"] in rows
-    assert [
-        "middle.weight",
-        "Conv2d",
-        "10x4x3x3",
-        "360",
-        "-",
-        ":7",
-        "0",
-        "80%",
-        "of",
-        "all",
-    ] in rows
-    assert ["head.weight", "Linear", "2x10", "20", "-", ":8", "1", "50%"] in rows
+    lines = show_plan(plan).splitlines()
+    assert "stem    Conv2d  4x3x3x3       108      -  :9    kept" in lines
+    assert "middle  Conv2d  10x4x3x3      360      -  :7    80% of all" in lines
+    assert "head    Linear  2x10           20      -  :8    50%" in lines
 
 
 def test_groups_tell_allocation_target_schedule_refresh_freeze_and_floor(plan):
     lines = show_plan(plan).splitlines()
-    assert "   80% of 360 weights in 1 layer, one budget for all; 72 kept at the end" in lines
-    assert ("   schedule cubic from 0% at step 10 (epoch 1) to 80% at step 40 (epoch 4), "
+    assert "  80% of 360 weights in 1 layer, one budget for all; 72 kept at the end" in lines
+    assert ("  schedule cubic from 0% at step 10 (epoch 1) to 80% at step 40 (epoch 4), "
             "moving every 10 steps") in lines  # fmt: skip
-    assert ("   score magnitude, masks move every 2 steps, freeze never, floor 1 weight a layer"
+    assert ("  score magnitude, masks move every 2 steps, freeze never, floor 1 weight a layer"
             in lines)  # fmt: skip
-    assert "   schedule 0% until step 20 (epoch 2), then 50%" in lines
+    assert "  schedule 0% until step 20 (epoch 2), then 50%" in lines
     assert any("freeze step 30 (epoch 3), floor 2 weights" in line for line in lines)
 
 
@@ -115,12 +107,31 @@ def test_the_text_is_the_same_twice_and_through_json(plan):
     assert show_plan(plan) == show_plan(dcil.Plan.from_json(plan.to_json()))
 
 
-def test_long_names_of_layers_and_files_stay_within_100_columns():
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_long_names_of_layers_and_files_stay_within_the_page(width):
     name = "features_" + "x" * 120
     recipe = dcil.loads(RECIPE.replace("three layers", "words " * 40), "folder/" * 20 + "a.prune")
     plan = dcil.resolve(recipe, net(name), steps_per_epoch=10)
-    for text in (show_plan(plan), show_summary(plan)):
-        assert max(map(len, text.splitlines())) <= 100
+    for show in (show_plan, show_summary):
+        for page in (Page(width), Page(width, unicode=True)):
+            assert max(map(len, show(plan, page).splitlines())) <= width
+
+
+def test_a_narrow_page_keeps_the_names_and_leaves_out_types_then_shapes():
+    header = ("layer", "type", "shape", "weights", "FLOPs", "rule", "target")
+    row = ("encoder.block.mlp", "NonDynamicallyQ..", "3072x768", "2,359,296", "9%", ":9", "90%")
+    assert fitting(header, [row], 100)[0].split() == list(header)
+    assert fitting(header, [row], 70)[0].split() == ["layer", *header[2:]]
+    assert fitting(header, [row], 55)[0].split() == ["layer", *header[3:]]
+    assert fitting(header, [row], 55)[1].startswith("encoder.block.mlp")
+
+
+def test_a_plain_page_is_ascii_and_a_pipe_is_a_plain_page(plan):
+    assert show_plan(plan).isascii() and page_of(io.StringIO()) == PLAIN
+
+
+def test_masks_are_told_in_bytes(plan):
+    assert "masks take 380 bytes in training, 48 packed into bits" in show_plan(plan)
 
 
 def test_a_shortened_name_keeps_both_its_ends():

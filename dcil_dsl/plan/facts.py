@@ -1,0 +1,189 @@
+"""What follows from a Plan by counting: per layer, per group, per phase, in all.
+
+In:   a Plan.
+Out:  Facts, which `dcil plan --json` prints under the key `facts` and show.py tells in words.
+Not:  nothing is measured: arithmetic is that of the plan, bytes are those of its masks.
+"""
+
+from __future__ import annotations
+
+import json
+
+from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.cost import phase_steps, training_cost
+from dcil_dsl.plan.plan import Group, Part, Plan
+from dcil_dsl.plan.schedule import (
+    keeps_at,
+    last_refresh,
+    num_refreshes,
+    reached_at,
+    sparsity_at,
+)
+
+CURVE_POINTS = 100
+
+
+class LayerFacts(Part):
+    """One layer of Plan.layers, in its order.
+
+    macs_share  of all that are counted, 0..1; None where they are not counted
+    num_kept    weights that are not zero after the last step; None where the layer shares its
+                budget with others, so that the weights themselves decide
+    sparsity    1 - num_kept / num_weights, None likewise
+    private     whether each path has the layer for itself
+    """
+
+    parameter: str
+    num_weights: int
+    macs_share: float | None
+    num_kept: int | None
+    sparsity: float | None
+    private: bool
+
+
+class GroupFacts(Part):
+    """One group of Plan.groups, in its order.
+
+    counts                  what the budget counts: "weights", "filters", ...
+    budget, kept            of all its layers, in what it counts, before and after the run
+    reached, last_refresh   the steps at which the target is asked for first, masks move last
+    num_refreshes           how often masks are made in the whole run
+    curve                   (step, sparsity in force), at most a hundred points
+    """
+
+    rule: str
+    counts: str
+    budget: int
+    kept: int
+    sparsity: float
+    reached: int
+    last_refresh: int
+    num_refreshes: int
+    curve: tuple[tuple[int, float], ...]
+
+
+class PhaseFacts(Part):
+    """One phase of Plan.phases. cost: a step's arithmetic in dense steps, at most."""
+
+    start: int
+    stop: int
+    paths: tuple[str, ...]
+    cost: float
+
+
+class Facts(Part):
+    """training_cost: the whole run's arithmetic in dense runs, at most. mask_bytes: one byte a
+    prunable weight while training; packed_mask_bytes: one bit, as masks can be stored."""
+
+    layers: tuple[LayerFacts, ...]
+    groups: tuple[GroupFacts, ...]
+    phases: tuple[PhaseFacts, ...]
+    num_weights: int
+    num_prunable: int
+    training_cost: float
+    mask_bytes: int
+    packed_mask_bytes: int
+
+
+def count_facts(plan: Plan) -> Facts:
+    """Everything that is told of a plan and does not stand in it."""
+    groups = tuple(_group_facts(plan, group) for group in plan.groups)
+    return Facts(
+        layers=layer_facts(plan),
+        groups=groups,
+        phases=tuple(
+            PhaseFacts(
+                start=phase.window.start,
+                stop=phase.window.start + phase_steps(plan, phase),
+                paths=phase.paths,
+                cost=float(len(phase.paths)),
+            )
+            for phase in plan.phases
+        ),
+        num_weights=sum(layer.num_weights for layer in plan.layers),
+        num_prunable=sum(sum(group.num_weights) for group in plan.groups),
+        training_cost=training_cost(plan),
+        mask_bytes=mask_bytes(plan),
+        packed_mask_bytes=sum(-(-size // 8) for g in plan.groups for size in g.num_weights),
+    )
+
+
+def plan_and_facts_json(plan: Plan) -> str:
+    """What `dcil plan --json` prints: Plan.to_json with one more key, `facts`."""
+    values = plan.model_dump(mode="json") | {"facts": count_facts(plan).model_dump(mode="json")}
+    return json.dumps(values, indent=2)
+
+
+def layer_facts(plan: Plan) -> tuple[LayerFacts, ...]:
+    """See LayerFacts."""
+    macs = sum(layer.macs or 0 for layer in plan.layers)
+    privates = {private.module for private in plan.privates}
+    kept: dict[str, int | None] = {}
+    for group in plan.groups:
+        kept |= kept_at(group, last_step(plan))
+    facts = []
+    for layer in plan.layers:
+        num_kept = kept.get(layer.parameter, layer.num_weights)
+        facts.append(
+            LayerFacts(
+                parameter=layer.parameter,
+                num_weights=layer.num_weights,
+                macs_share=None if layer.macs is None or not macs else layer.macs / macs,
+                num_kept=num_kept,
+                sparsity=None if num_kept is None else 1 - num_kept / layer.num_weights,
+                private=_is_within(layer.module, privates),
+            )
+        )
+    return tuple(facts)
+
+
+def kept_at(group: Group, step: int) -> dict[str, int | None]:
+    """How many weights each layer keeps under the masks in force at `step`.
+
+    None where several members share one budget: the weights decide.
+    """
+    keeps, parts = keeps_at(group, last_refresh(group, step)), members(group)
+    if len(keeps) != len(parts):
+        return dict.fromkeys(group.parameters)
+    if group.allocation == "global":  # one member, whose budget may count what its units cost
+        keeps = (keeps[0] // unit_costs(group)[0],)
+    kept = {}
+    sizes = members(group, group.num_weights)
+    for names, weights, keep, total in zip(parts, sizes, keeps, num_units(group), strict=True):
+        kept |= {name: size * keep // total for name, size in zip(names, weights, strict=True)}
+    return kept
+
+
+def last_step(plan: Plan) -> int:
+    """The last step of the run; 0 for a run of none."""
+    return max(0, plan.num_steps - 1)
+
+
+def mask_bytes(plan: Plan) -> int:
+    """The memory of all masks in training: one byte a prunable weight."""
+    return sum(sum(group.num_weights) for group in plan.groups)
+
+
+def _group_facts(plan: Plan, group: Group) -> GroupFacts:
+    final = last_refresh(group, last_step(plan))
+    size, kept = budget_size(group), sum(keeps_at(group, final))
+    every = max(1, plan.num_steps // CURVE_POINTS)
+    return GroupFacts(
+        rule=group.rule,
+        counts=counted(group),
+        budget=size,
+        kept=kept,
+        sparsity=1 - kept / size,
+        reached=reached_at(group),
+        last_refresh=final,
+        num_refreshes=num_refreshes(group, plan.num_steps),
+        curve=tuple(
+            (step, sparsity_at(group, last_refresh(group, step)))
+            for step in range(0, plan.num_steps, every)
+        ),
+    )
+
+
+def _is_within(module: str, containers: set[str]) -> bool:
+    names = module.split(".")
+    return any(".".join(names[: end + 1]) in containers for end in range(len(names)))
