@@ -20,6 +20,7 @@ from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import DONE, STOPPED, WRONG, note, status_of, tell
 
+LAYER_NEEDS = "they belong to a layer: a recipe and --model are missing"
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app = typer.Typer(
     name="dcil", no_args_is_help=True, **SETTINGS,
@@ -271,13 +272,39 @@ def export(
     print(export_run(run, to, out, model, path))
 
 
-@app.command()
+@app.command(short_help="What an error code means, or what a recipe does to one layer.")
 @verb
-def explain(code: Annotated[str, typer.Argument(metavar="CODE", help="E301, W303, ...")]):
-    """What an error code means, with an example."""
-    from dcil_dsl.diagnostics.codes import explain
+def explain(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CODE|LAYER", help="E301, W303, ...; or layer3.0.conv2, with RECIPE and --model"
+        ),
+    ],
+    recipe: Annotated[
+        Optional[str], typer.Argument(metavar="[RECIPE]", help="the recipe, where it is a layer")
+    ] = None,
+    model: o.MaybeSpec = None,
+    sets: o.Sets = None,
+    concise: o.Concise = False,
+    steps_per_epoch: o.Steps = None,
+):
+    """What an error code means, with an example; or the story of one layer under a recipe."""
+    if recipe is None and model is None:
+        from dcil_dsl.diagnostics.codes import explain
 
-    print(explain(code).rstrip("\n"))
+        _refuse(LAYER_NEEDS, set=sets, steps_per_epoch=steps_per_epoch)
+        print(explain(what).rstrip("\n"))
+        return
+    if recipe is None or model is None:
+        missing = "a recipe" if recipe is None else "--model SPEC"
+        raise InputError(f"to explain a layer takes a recipe and a model; {missing} is missing")
+    prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
+    from dcil_dsl.plan.explain import explain_layer
+    from dcil_dsl.plan.wording import page_of
+
+    page = page_of(sys.stdout)
+    print(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page), end="")
 
 
 def overrides_of(sets: list[str] | None) -> dict[str, str]:

@@ -277,6 +277,26 @@ def test_explain_says_what_a_code_means(dcil):
     assert status == 0 and "E301" in out and "prune" in out
 
 
+def test_explain_tells_the_story_of_a_layer_where_a_recipe_and_a_model_are_given(dcil):
+    status, out, _ = dcil("explain", "0", "tiny.prune", "--model", "net.py:net")
+    assert status == 0 and out.startswith("0            Conv2d(3, 8")
+    assert "tiny.prune:9  prune Conv2d, Linear to global(target)" in out
+
+
+def test_explain_says_what_is_missing_to_tell_of_a_layer(dcil):
+    status, _, err = dcil("explain", "0", "--model", "net.py:net")
+    assert status == 2 and "a recipe is missing" in err
+    status, _, err = dcil("explain", "0", "tiny.prune")
+    assert status == 2 and "--model SPEC is missing" in err
+    status, _, err = dcil("explain", "E301", "--set", "a=1")
+    assert status == 2 and "--set: they belong to a layer" in err
+
+
+def test_explain_of_a_layer_that_is_not_there_suggests_the_nearest(dcil):
+    status, _, err = dcil("explain", "00", "tiny.prune", "--model", "net.py:net")
+    assert status == 2 and "has no layer `00`" in err and "did you mean `0`?" in err
+
+
 def test_what_we_did_not_foresee_is_status_70_and_called_our_bug(dcil, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError("in the dark")

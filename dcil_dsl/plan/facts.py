@@ -117,7 +117,6 @@ def plan_and_facts_json(plan: Plan) -> str:
 def layer_facts(plan: Plan) -> tuple[LayerFacts, ...]:
     """See LayerFacts."""
     macs = sum(layer.macs or 0 for layer in plan.layers)
-    privates = {private.module for private in plan.privates}
     kept: dict[str, int | None] = {}
     for group in plan.groups:
         kept |= kept_at(group, last_step(plan))
@@ -131,7 +130,7 @@ def layer_facts(plan: Plan) -> tuple[LayerFacts, ...]:
                 macs_share=None if layer.macs is None or not macs else layer.macs / macs,
                 num_kept=num_kept,
                 sparsity=None if num_kept is None else 1 - num_kept / layer.num_weights,
-                private=_is_within(layer.module, privates),
+                private=is_private(layer.module, plan),
             )
         )
     return tuple(facts)
@@ -184,6 +183,6 @@ def _group_facts(plan: Plan, group: Group) -> GroupFacts:
     )
 
 
-def _is_within(module: str, containers: set[str]) -> bool:
-    names = module.split(".")
-    return any(".".join(names[: end + 1]) in containers for end in range(len(names)))
+def is_private(module: str, plan: Plan) -> bool:
+    """Whether each path has the module for itself, or what it lies in."""
+    return any(f"{module}.".startswith(f"{private.module}.") for private in plan.privates)

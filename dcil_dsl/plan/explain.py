@@ -1,0 +1,303 @@
+"""The story of one layer: who decided what about it, and what becomes of it over the run.
+
+In:   the name of a layer; the recipe, the traced model and the Plan that came of them.
+Out:  text no wider than the page; InputError where no layer has this name.
+Not:  nothing is decided: the rules are asked again what they select, the rest is in the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import wrap
+
+from dcil_dsl.diagnostics import Diagnostics, InputError
+from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.graph.layers import Layer
+from dcil_dsl.graph.trace import Traced
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.budget import counted, members, num_units
+from dcil_dsl.plan.curve import draw_schedule
+from dcil_dsl.plan.facts import is_private, kept_at, last_step
+from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
+from dcil_dsl.plan.select import Selection, strip_wrapping
+from dcil_dsl.plan.show_layers import group_line, schedule_words
+from dcil_dsl.plan.show_training import PARTS, teachers
+from dcil_dsl.plan.wording import (
+    PLAIN,
+    Page,
+    count,
+    moment,
+    percent,
+    shorten,
+    stretch,
+    table,
+)
+
+LABEL = 12  # columns of the label at the left
+MANY = 6  # layers that are named one by one
+
+Fact = tuple[str, str]  # a label and what is to be said
+
+
+def explain_layer(
+    name: str, recipe: r.Recipe, traced: Traced, plan: p.Plan, page: Page = PLAIN
+) -> str:
+    """Everything that is decided about the layer `name`.
+
+    `module.` before the name and `.weight` after it may be written, as in selectors.
+    """
+    layer = find_layer(name, traced)
+    planned = [entry for entry in plan.layers if entry.parameter in layer.weights]
+    groups = {entry.group: plan.groups[entry.group] for entry in planned if entry.group is not None}
+    parts = [
+        _lines(_what_it_is(layer, planned, traced, plan), page),
+        _rules(layer, recipe, traced, page),
+    ]
+    for group in groups.values():
+        own = [entry for entry in planned if entry.parameter in group.parameters]
+        parts += [_lines(_budget(own, group, plan), page), "\n".join(_moments(own, group, plan))]
+        if group.schedule.kind != "constant":
+            parts.append("\n".join(draw_schedule(group, plan, page)))
+    parts.append(_lines(_who_sees_it(layer, planned, plan), page))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def find_layer(name: str, traced: Traced) -> Layer:
+    """The layer of this name. InputError that says what the name is instead, or the nearest."""
+    wanted = strip_wrapping(name)
+    layers = {layer.path: layer for layer in traced.layers}
+    by_weight = {weight: layer for layer in traced.layers for weight in layer.weights}
+    layer = layers.get(wanted) or by_weight.get(name) or by_weight.get(wanted)
+    if layer is not None:
+        return layer
+    inside = [path for path in layers if path.startswith(f"{wanted}.")]
+    if inside:
+        shown = ", ".join(inside[:MANY]) + (", ..." if len(inside) > MANY else "")
+        raise InputError(
+            f"`{wanted}` is no layer of {traced.name} but holds {len(inside)}", help=shown
+        )
+    if wanted in dict(traced.model.named_modules()):
+        raise InputError(f"the forward of {traced.name} never uses `{wanted}`")
+    near = nearest(wanted, layers)
+    raise InputError(
+        f"{traced.name} has no layer `{wanted}`",
+        help=f"did you mean `{near}`?" if near else "`dcil plan` lists the layers",
+    )
+
+
+# -- what it is --------------------------------------------------------------------------------
+
+
+def _what_it_is(
+    layer: Layer, planned: list[p.Layer], traced: Traced, plan: p.Plan
+) -> Iterator[Fact]:
+    yield layer.path, f"{layer.type}({layer.module.extra_repr()})"
+    total = sum(entry.num_weights for entry in plan.layers)
+    macs = sum(entry.macs or 0 for entry in plan.layers)
+    for entry in planned:
+        shape = " x ".join(map(str, entry.shape))
+        share = f"{100 * entry.num_weights / total:.2g}% of all that can be pruned"
+        yield "weight", f"{entry.parameter}, {shape} = {entry.num_weights:,} weights, {share}"
+        if entry.macs is not None and macs:
+            yield "arithmetic", (
+                f"{entry.macs:,} multiply-accumulates an example, "
+                f"{100 * entry.macs / macs:.2g}% of the model's"
+            )
+    if not planned:
+        yield "weight", (
+            "its weight is made of other parameters at each call and cannot be masked"
+            if layer.hides_weight
+            else "it has none that could be pruned"
+        )
+    place = 1 + [other.path for other in traced.layers].index(layer.path)
+    yield "place", f"number {place} of {len(traced.layers)} modules, in the order of first use"
+    if layer.called != layer.path:
+        yield "graph", f"inside `{layer.called}`, which stays whole in the graph"
+    else:
+        yield "graph", "traced: the graph calls it itself"
+    ties = _tied(layer, traced)
+    if ties:
+        yield "tied", f"its weight is also that of {_names(ties)}: one mask, one budget for all"
+
+
+def _tied(layer: Layer, traced: Traced) -> list[str]:
+    return [
+        other.path
+        for other in traced.layers
+        if other.path != layer.path and set(other.weights) & set(layer.weights)
+    ]
+
+
+# -- who decided -------------------------------------------------------------------------------
+
+
+def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
+    """Every rule in order, whether it selects the layer, and which one wins."""
+    if not layer.prunable:
+        return ""
+    selection = Selection(traced.layers, traced.name, Diagnostics())
+    matched = [selection.select(rule.selector) for rule in recipe.rules]
+    ties = {layer.path, *_tied(layer, traced)}
+    claims = [i for i, found in enumerate(matched) if ties & {other.path for other in found}]
+    head = "rules, in their order: the last that matches wins"
+    lines = [head]
+    for index, (rule, found) in enumerate(zip(recipe.rules, matched, strict=True)):
+        if index not in claims:
+            verdict = f"no match: it selects {_names([other.path for other in found])}"
+        elif index == claims[-1]:
+            verdict = "matches and wins"
+        else:
+            last = recipe.rules[claims[-1]].span
+            verdict = f"matches, but line {last.line} stands below it and matches too"
+        through = {other.path for other in found}
+        if index in claims and layer.path not in through:
+            verdict += f", through `{sorted(through & ties)[0]}`, which has the same weight"
+        place = f"{rule.span.source.name}:{rule.span.line}"
+        lines += wrap(
+            f"{place}  {' '.join(rule.span.text.split())}", page.width,
+            initial_indent="  ", subsequent_indent="      ",
+        )  # fmt: skip
+        lines += wrap(verdict, page.width, initial_indent="      ", subsequent_indent="      ")
+    if not claims:
+        lines.append("  no rule matches it, so it loses nothing")
+    return "\n".join(lines)
+
+
+# -- how much, and when ------------------------------------------------------------------------
+
+
+def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
+    parts = members(group)
+    others = len(parts) - 1
+    yield "budget", group_line(plan, group)
+    names = {entry.parameter for entry in own}
+    mine = [i for i, part in enumerate(parts) if names & set(part)]
+    if group.allocation == "global" and others:
+        yield "", (
+            f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"
+        )
+    elif others:
+        yield "", f"a budget of its own, as each of the {len(parts)} layers of the rule has"
+    for index in mine:
+        units, floor = num_units(group)[index], group.floors[index]
+        noun = counted(group) if group.of != "flops" else "units"
+        yield "floor", f"it keeps at least {floor:,} of {units:,} {noun}"
+        if group.ceilings and group.ceilings[index] < units:
+            yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
+    if group.hardware:
+        for name, reason in zip(group.parameters, group.hardware, strict=True):
+            if name in names:
+                yield "tensor core", reason or "sparse tensor cores run this pattern in it"
+    yield "score", group.score
+    yield "schedule", schedule_words(group.schedule, group.target, plan)
+    freeze = (
+        "never freeze"
+        if group.freeze is None
+        else f"freeze at {moment(group.freeze, plan)}"
+    )
+    last = last_refresh(group, last_step(plan))
+    yield "masks", (
+        f"move every {count(group.refresh, 'step')}, the last time at {moment(last, plan)}; "
+        f"they {freeze}"
+    )
+
+
+def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
+    """What is asked of the group, and kept of the layer, at the moments where something turns."""
+    schedule, end = group.schedule, last_step(plan)
+    reached = reached_at(group)
+    steps = {0, reached, end, *(phase.window.start for phase in plan.phases)}
+    if schedule.kind in ("cubic", "linear"):
+        steps |= {schedule.start + (reached - schedule.start) * i // 4 for i in range(4)}
+    if group.freeze is not None:
+        steps.add(group.freeze)
+    size = sum(entry.num_weights for entry in own)
+    rows = []
+    for step in sorted(step for step in steps if 0 <= step <= end):
+        kept = [kept_at(group, step)[entry.parameter] for entry in own]
+        left = "by its scores" if None in kept else f"{sum(kept):,} of {size:,}"
+        stand = group.freeze is not None and step >= group.freeze
+        in_force = sparsity_at(group, last_refresh(group, step))
+        rows.append(
+            (
+                f"{step:,}",
+                f"{step / max(1, plan.steps_per_epoch):.4g}",
+                percent(round(in_force, 4)),
+                left,
+                "stand still" if stand else "move",
+            )
+        )
+    return table(("step", "epoch", "asked", "it keeps", "masks"), rows, "rrrrl")
+
+
+# -- who learns from whom ----------------------------------------------------------------------
+
+
+def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator[Fact]:
+    if is_private(layer.path, plan):
+        yield from _private(layer, plan)
+        return
+    is_pruned = any(entry.group is not None for entry in planned)
+    for path in plan.paths:
+        sees = "w * m, its pruned weights as zeros" if path.view == "masked" else "w, all of it"
+        sees = sees if is_pruned else "w, all of it: no rule prunes it"
+        deployed = "; this is the path that is deployed" if path.name == plan.deploy else ""
+        yield f"{path.name} sees", sees + deployed
+    if not any(True for _ in layer.module.parameters()):
+        yield "learning", "it has no parameters"
+        return
+    parts = ("kept", "pruned", "rest") if is_pruned else ("rest",)
+    for phase in plan.phases:
+        label = stretch(phase.window, plan)
+        for part in parts:
+            whose = "its biases" if is_pruned and part == "rest" else PARTS[part]
+            whose = whose if is_pruned else "its weights"
+            if whose == "its biases" and getattr(layer.module, "bias", None) is None:
+                continue
+            yield "learning", f"{label}: {whose} {teachers(plan, phase, part)}"
+
+
+def _private(layer: Layer, plan: p.Plan) -> Iterator[Fact]:
+    entry = next(
+        private for private in plan.privates
+        if f"{layer.path}.".startswith(f"{private.module}.")
+    )  # fmt: skip
+    rest = layer.path[len(entry.module) :]
+    twins = [f"{entry.module}__{q.name}{rest}" for q in plan.paths if q.name != plan.deploy]
+    start = "as a copy of it" if entry.init == "copy" else "fresh, with random weights"
+    yield "private", f"path {plan.deploy} has it under its own name and is the one deployed"
+    for twin, path in zip(twins, [q for q in plan.paths if q.name != plan.deploy], strict=True):
+        yield "", f"path {path.name} has a twin, `{twin}`, which starts {start}"
+    for phase in plan.phases:
+        yield "learning", (
+            f"{stretch(phase.window, plan)}: on each of {', '.join(phase.paths)} from that path "
+            "alone"
+        )
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+def _names(paths: list[str]) -> str:
+    if not paths:
+        return "nothing"
+    if len(paths) > MANY:
+        return f"{len(paths)} others, {paths[0]} to {paths[-1]}"
+    return ", ".join(f"`{path}`" for path in paths)
+
+
+def _lines(facts: Iterator[Fact], page: Page) -> str:
+    """A label at the left, the text beside it; a label that repeats is said once."""
+    lines, before = [], None
+    for label, text in facts:
+        shown = "" if label == before else label
+        before = label
+        if len(shown) > LABEL:
+            lines.append(shorten(shown, page.width))
+            shown = ""
+        rest = " " * (LABEL + 1)
+        lines += wrap(
+            text, page.width, initial_indent=f"{shown:{LABEL}} ", subsequent_indent=rest
+        )
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""The story of one layer: every rule that matches it, its budget, its moments, its teachers."""
+
+import pytest
+from resolving import MIX, Net
+from torch import nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.graph import trace_model
+from dcil_dsl.lang import loads
+from dcil_dsl.plan.explain import explain_layer
+from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.plan.wording import Page
+
+RULES = """
+pruning { schedule = linear(0ep..4ep) refresh = 5 steps }
+prune Conv2d to global(80%)
+prune "layer1" to 50% { freeze = 6ep floor = 10% }
+keep  first Conv2d
+"""
+
+
+def story(name, statements=RULES, model=None, mix=MIX, page=Page()):
+    recipe = loads(
+        f"language 1\n{statements}\n{mix}\ntrain {{ epochs = 10ep optimizer = sgd(lr=0.1) }}\n",
+        "x.prune",
+    )
+    traced = trace_model(model or Net())
+    return explain_layer(name, recipe, traced, resolve_recipe(recipe, traced, 10), page)
+
+
+def lines_of(*arguments, **more):
+    return [" ".join(line.split()) for line in story(*arguments, **more).splitlines()]
+
+
+def test_every_rule_is_told_in_order_with_its_text_and_why_it_does_or_does_not_win():
+    lines = lines_of("layer1.0.conv1")
+    start = lines.index("rules, in their order: the last that matches wins")
+    assert lines[start + 1 : start + 7] == [
+        "x.prune:4 prune Conv2d to global(80%)",
+        "matches, but line 5 stands below it and matches too",
+        'x.prune:5 prune "layer1" to 50%',
+        "matches and wins",
+        "x.prune:6 keep first Conv2d",
+        "no match: it selects `stem`",
+    ]
+
+
+def test_a_layer_with_a_budget_of_its_own_tells_what_it_keeps_at_every_moment():
+    """64 * 9 = 576 weights, half of them gone after a straight ramp of 40 steps."""
+    lines = lines_of("layer1.0.conv1")
+    assert "floor it keeps at least 58 of 576 weights" in lines
+    assert "0 0 0% 576 of 576 move" in lines
+    assert "20 2 25% 432 of 576 move" in lines
+    assert "40 4 50% 288 of 576 move" in lines
+    assert "60 6 50% 288 of 576 stand still" in lines
+
+
+def test_a_layer_that_shares_its_budget_is_told_so():
+    text = story("layer2.0.conv1")
+    assert "shared with 1 other layer: how much of it goes, the scores decide" in text
+    assert "by its scores" in text
+
+
+def test_a_layer_that_no_rule_matches_loses_nothing_and_learns_as_the_rest():
+    lines = lines_of("head")
+    assert "no rule matches it, so it loses nothing" in lines
+    assert "sparse sees w, all of it: no rule prunes it; this is the path that is deployed" in lines
+    assert "learning the whole run: its weights learn from sparse" in lines
+
+
+def test_a_kept_layer_names_the_rule_that_keeps_it():
+    lines = lines_of("stem")
+    assert lines[lines.index("x.prune:6 keep first Conv2d") + 1] == "matches and wins"
+    assert not any(line.startswith("budget") for line in lines)
+
+
+def test_whose_gradients_a_pruned_layer_follows_is_told_for_each_phase():
+    mix = MIX.replace("loss cross_entropy(dense)", "loss cross_entropy(dense) from 5ep")
+    lines = lines_of("layer1.0.conv1", mix=mix)
+    assert "learning steps 0 to 50 (epoch 0 to 5): kept weights learn from sparse" in lines
+    assert "steps 0 to 50 (epoch 0 to 5): pruned weights get no gradient" in lines
+    assert "steps 50 to 100 (epoch 5 to 10): pruned weights learn from dense" in lines
+
+
+def test_a_private_module_tells_its_twins_and_that_paths_teach_only_their_own():
+    mix = MIX.replace("  deploy", "  private BatchNorm2d { init = fresh }\n  deploy")
+    text = " ".join(story("layer1.0.norm", mix=mix).split())
+    assert "a twin, `layer1.0.norm__dense`, which starts fresh" in text
+    assert "on each of sparse, dense from that path alone" in text
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.out(self.two(self.one(x)))
+
+
+def test_a_tied_layer_names_the_others_and_the_rule_that_reaches_it_through_them():
+    text = " ".join(story("one", 'prune "two" to 50%', Tied()).split())
+    assert "its weight is also that of `two`" in text
+    assert "matches and wins, through `two`, which has the same weight" in text
+
+
+def test_a_layer_inside_a_module_that_stays_whole_is_told_which():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    text = story("attention.out_proj", "prune Linear to 50%", Net())
+    assert "inside `attention`, which stays whole in the graph" in text
+
+
+def test_names_may_be_written_as_wrappers_and_state_dicts_show_them():
+    assert story("module.head.weight") == story("head")
+
+
+def test_a_wrong_name_is_answered_with_the_nearest_and_a_container_with_its_layers():
+    with pytest.raises(InputError) as error:
+        story("layer1.0.conv9")
+    assert error.value.help == "did you mean `layer1.0.conv1`?"
+    with pytest.raises(InputError, match="`layer1.0` is no layer of Net but holds 4") as error:
+        story("layer1.0")
+    assert "layer1.0.norm" in error.value.help
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_story_fits_its_page(width):
+    for name in ("layer1.0.conv1", "head", "layer1.0.norm"):
+        assert max(map(len, story(name, page=Page(width, True)).splitlines())) <= width
