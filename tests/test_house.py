@@ -127,8 +127,8 @@ def test_the_words_of_the_language_are_these():
     assert words == {
         "Uniform", "Global", "Cubic", "Linear", "Once", "Constant", "CrossEntropy", "KL",
         "ModelLoss", "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train", "PadCrop",
-        "Flip",
-        "RandomResizedCrop",
+        "Flip", "RandomResizedCrop", "RandAugment", "TrivialAugment", "ColorJitter", "Erase",
+        "MixUp", "CutMix",
         "AboutBlock", "ModelBlock", "DataBlock", "PruneBlock", "PathBlock", "PrivateBlock",
     }  # fmt: skip
 

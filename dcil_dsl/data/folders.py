@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -22,6 +23,12 @@ from dcil_dsl.diagnostics import InputError
 # The usual constants of ImageNet-1k; for one channel, the mean of the three.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = {1: "L", 3: "RGB"}
+# Those of IMG_EXTENSIONS. Pillow knows more by their content, and one, EPS, runs a program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+
+
+class BadImage(InputError):
+    """An image that cannot be read."""
 
 
 def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
@@ -39,16 +46,16 @@ def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
     return Dataset(name, *parts, tuple(parts[0].classes), mean, std)
 
 
-def read_image(path: str, mode: str) -> Image.Image:
-    """The image as PIL has it in `mode` ("RGB", "L"); InputError that names an unreadable file."""
+def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Image.Image:
+    """The image as PIL has it in `mode` ("RGB", "L"); BadImage that says `name`, or the path."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return image.convert(mode)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         fact = " ".join(str(error).split())
-        raise InputError(
-            f"cannot read the image {path}: {type(error).__name__}: {fact}",
-            "replace the file or take it away",
+        raise BadImage(
+            f"cannot read the image {name or file}: {type(error).__name__}: {fact}",
+            "replace the file or take it away, or train with --on-bad-image skip",
         ) from error
 
 

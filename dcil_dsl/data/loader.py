@@ -1,35 +1,41 @@
 """Batches of a data set on the device, the same ones whenever they are asked for again.
 
 In:   one part of a Dataset, and the size, order and augmentation of its batches.
-Out:  (images float32 (B, C, H, W), normalised; labels int64 (B,)), both on the device.
+Out:  (images float32 (B, C, H, W), normalised; labels), both on the device. Labels are class
+      numbers, int64 (B,); where the recipe mixes examples, shares of classes, float32 (B, classes).
 Not:  no state between epochs: what batch b of epoch e holds depends on the seed, e and b alone.
       torch's global random numbers are neither used nor moved. No process talks to another.
 
-The order of an epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, index).
-So the number of workers and the batch at which an epoch is begun change nothing, and a resumed
-run sees what the run without a break would have seen.
+The order of an epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, batch,
+place in the batch), drawn on the CPU. So the number of workers and of ranks and the batch at which
+an epoch is begun change nothing, and a resumed run sees what the run without a break would have
+seen. What fits in memory lies on the device as bytes, and no worker is started for it; what is
+read from files crosses over as bytes, a quarter of the traffic. All else is done on the device, a
+whole batch at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional
 
-from dcil_dsl.data.augment import Transform, train_transform, val_transform
+from dcil_dsl.data.augment import train_pipeline, val_pipeline
+from dcil_dsl.data.chance import generator_at, seed_of, sent
 from dcil_dsl.data.dataset import Dataset, Tensors
+from dcil_dsl.data.folders import BadImage
+from dcil_dsl.data.geometry import Step
+from dcil_dsl.data.mixing import mix_batch, neighbours
+from dcil_dsl.data.prefetch import Batch, made_ahead
+from dcil_dsl.data.reading import Fetched, Reader, Request, Requests, ignore_interrupt
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Augment
 
-Batch = tuple[Tensor, Tensor]
+MAX_RESIDENT = 4 << 30  # bytes of images that are kept on the device; larger sets stay on the host
 
 
 class Loader:
@@ -42,6 +48,9 @@ class Loader:
 
     Both count all ranks together. Of `world_size` processes each gets an equal stretch of every
     batch (share_of), rank 0 the first: put one after the other they are the batch of one process.
+
+    on_bad_image  told of each image that cannot be read, once; the next one in the data set that
+                  can be stands in for it. None: the first one is an InputError.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Loader:
         channels_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        on_bad_image: Callable[[str], None] | None = None,
     ):
         if channels != dataset.num_channels:
             have = dataset.num_channels
@@ -66,11 +76,6 @@ class Loader:
         self.name, self.examples = dataset.name, getattr(dataset, part)
         if not len(self.examples):
             raise InputError(f"the {part} part of {dataset.name} holds no example")
-        native = _native_size(self.examples)
-        if part == "train":
-            transform = train_transform(augment, image_size, native)
-        else:
-            transform = val_transform(augment, image_size, native)
         self.shuffled = part == "train"
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.rank, self.world_size = rank, world_size
@@ -78,12 +83,24 @@ class Loader:
         if self.shuffled and self.num_examples > 1 and self.num_examples % batch_size == 1:
             self.num_examples -= 1  # never for a batch_size of 1: n % 1 is 0
         self.num_batches = math.ceil(self.num_examples / batch_size)
+        self.num_classes = len(dataset.classes)
+
+        native = _native_size(self.examples)
+        pipeline = train_pipeline if self.shuffled else val_pipeline
+        self.pipeline = pipeline(augment, image_size, native)
+        shape = (channels, *(native or self.pipeline.size))
+        self.replaced: dict[str, None] = {}  # a set in the order of its making
+        self.on_bad_image = on_bad_image
+        self.reader = Reader(
+            self.examples, self.pipeline.reading, shape, seed, replaces=on_bad_image is not None
+        )
         self.device = torch.device(device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.mean, self.std = list(dataset.mean), list(dataset.std)
-        # Without chance in it, a transform of tensors does the whole batch at once.
-        whole = isinstance(self.examples, Tensors) and not (self.shuffled and augment)
-        self.samples = Samples(self.examples, transform, seed, whole)
+        self.mean, self.std = (
+            255 * torch.tensor(values, device=self.device)[:, None, None]
+            for values in (dataset.mean, dataset.std)
+        )
+        self._resident: Tensors | None = None
         self._workers: DataLoader | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -92,14 +109,11 @@ class Loader:
         Raises InputError for an image that cannot be read. An iterator that is closed or fails
         before its end takes its workers with it; the next epoch starts new ones.
         """
-        batches = self._order(epoch)[: self.num_examples].split(self.batch_size)[start:]
-        requests = (Request(epoch, tuple(self._own(indices).tolist())) for indices in batches)
+        order = self._order(epoch)
+        requests = (self._request(epoch, batch, order) for batch in range(start, self.num_batches))
         finished = False
         try:
-            for batch in self._fetch(requests):
-                if isinstance(batch, InputError):
-                    raise batch
-                yield self._on_device(*batch)
+            yield from made_ahead(self._fetch(requests), self._make, self.device)
             finished = True
         finally:
             if not finished:
@@ -108,10 +122,6 @@ class Loader:
     def size_of(self, batch: int) -> int:
         """How many examples batch number `batch` of an epoch has, over all ranks."""
         return min(self.batch_size, self.num_examples - batch * self.batch_size)
-
-    def _own(self, indices: Tensor) -> Tensor:
-        start, stop = share_of(len(indices), self.rank, self.world_size)
-        return indices[start:stop]
 
     def close(self) -> None:
         """End the workers, if there are any."""
@@ -127,23 +137,70 @@ class Loader:
                 if "DataLoader worker" not in str(error):
                     raise
 
+    # -- which examples --------------------------------------------------------------------------
+
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffled:
             return torch.arange(len(self.examples))
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        return torch.randperm(len(self.examples), generator=generator)
+        chance = generator_at(self.seed, epoch)
+        if hasattr(self.examples, "shuffled"):
+            return self.examples.shuffled(chance)
+        return torch.randperm(len(self.examples), generator=chance)
 
-    def _fetch(self, requests: Iterator[Request]) -> Iterator[Batch | InputError]:
-        if not self.workers or self.samples.whole:
-            yield from (self.samples[request] for request in requests)
+    def _request(self, epoch: int, batch: int, order: Tensor) -> Request:
+        count = self.size_of(batch)
+        start, stop = share_of(count, self.rank, self.world_size)
+        places = list(range(start, stop))
+        if self._has_neighbour:
+            places = neighbours(start, stop, count)
+        first = batch * self.batch_size
+        indices = order[first : first + count][places].tolist()
+        return Request(epoch, batch, count, tuple(places), tuple(indices))
+
+    @property
+    def _has_neighbour(self) -> bool:
+        """Whether a stretch comes with the example before it, which its first is mixed with."""
+        return bool(self.pipeline.mixers) and self.world_size > 1
+
+    # -- their bytes -----------------------------------------------------------------------------
+
+    def _fetch(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Fetched]]:
+        if isinstance(self.examples, Tensors):
+            yield from ((request, self._indexed(request)) for request in requests)
+            return
+        asked: list[Request] = []  # by the workers, which answer in the order of the questions
+        fetched = self._read(_noted(requests, asked))
+        for answer in fetched:
+            if isinstance(answer, InputError):
+                raise answer
+            for fact in answer.bad:
+                if fact not in self.replaced:
+                    self.replaced[fact] = None
+                    self.on_bad_image(fact)
+            yield asked.pop(0), answer
+
+    def _indexed(self, request: Request) -> Fetched:
+        if self._resident is None:
+            images, labels = self.examples.images, self.examples.labels
+            fits = images.numel() <= MAX_RESIDENT
+            place = self.device if fits else torch.device("cpu")
+            self._resident = Tensors(images.to(place), labels.to(place))
+        indices = sent(
+            torch.tensor(request.indices, dtype=torch.long), self._resident.images.device
+        )
+        return Fetched(self._resident.images[indices], self._resident.labels[indices])
+
+    def _read(self, requests: Iterator[Request]) -> Iterator[Fetched | InputError]:
+        if not self.workers:
+            yield from (self.reader[request] for request in requests)
             return
         if self._workers is None:
             self._workers = DataLoader(
-                self.samples,
+                self.reader,
                 batch_size=None,  # a request is a batch already
                 sampler=Requests(),
                 num_workers=self.workers,
-                worker_init_fn=_ignore_interrupt,
+                worker_init_fn=ignore_interrupt,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=True,
                 generator=torch.Generator(),  # else it draws from the global one
@@ -158,77 +215,34 @@ class Loader:
             hint = "often too little memory, or too small a /dev/shm: fewer --workers, or 0"
             raise InputError(f"a worker that reads {self.name} was killed", hint) from error
 
-    def _on_device(self, images: Tensor, labels: Tensor) -> Batch:
-        """To the device as bytes, a quarter of the traffic; float and normalised there."""
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        images = functional.to_dtype(images, torch.float32, scale=True)
-        images = functional.normalize(images, self.mean, self.std, inplace=True)
+    # -- on the device ---------------------------------------------------------------------------
+
+    def _make(self, held: tuple[Request, Fetched]) -> Batch:
+        request, fetched = held
+        images = fetched.images.to(self.device, non_blocking=True)
+        labels = fetched.labels.to(self.device, non_blocking=True)
+        pipeline, size = self.pipeline, self.pipeline.size
+        images = pipeline.resized(images)
+        for number, step in enumerate(pipeline.pixels):
+            images = self._applied(step, images, size, request, number)
+            size = step.size_after(size)
+        images = images.to(torch.float32).sub_(self.mean).div_(self.std)
+        for number, step in enumerate(pipeline.normalised, len(pipeline.pixels)):
+            images = self._applied(step, images, size, request, number)
+        if pipeline.mixers:
+            seed = seed_of(self.seed, request.epoch, request.batch, "mixing")
+            images, labels = mix_batch(images, labels, pipeline.mixers, self.num_classes, seed)
+        if self._has_neighbour:
+            images, labels = images[1:], labels[1:]
         return images.contiguous(memory_format=self.layout), labels
 
-
-# -- in a worker, or in this process if there are none -------------------------------------------
-
-
-@dataclass(frozen=True)
-class Request:
-    """One batch, by what decides it."""
-
-    epoch: int
-    indices: tuple[int, ...]
-
-
-class Requests:
-    """The sampler of a DataLoader whose workers stay: `requests` is replaced every epoch."""
-
-    requests: Iterator[Request] = iter(())
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.requests
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Request -> the batch as uint8 (B, C, H, W) and labels; or the InputError, as a value.
-
-    As a value, because a DataLoader would turn what is raised in a worker into a traceback's text.
-    whole: examples are Tensors and the transform is free of chance.
-    """
-
-    examples: Sequence
-    transform: Transform | None
-    seed: int
-    whole: bool
-
-    def __getitem__(self, request: Request) -> Batch | InputError:
-        if self.whole:
-            indices = torch.tensor(request.indices)
-            images = self.examples.images[indices]
-            if self.transform is not None:
-                images = self.transform(images)
-            return images, self.examples.labels[indices]
-        if not request.indices:  # a rank without a share of a very short batch
-            images, labels = self[Request(request.epoch, (0,))]
-            return images[:0], labels[:0]
-        try:
-            items = [self._one(request.epoch, index) for index in request.indices]
-        except InputError as error:
-            return error
-        images, labels = zip(*items)
-        return torch.stack(images), torch.tensor(labels)
-
-    def _one(self, epoch: int, index: int) -> tuple[Tensor, int]:
-        image, label = self.examples[index]
-        if self.transform is None:
-            return image, label
-        # The v2 transforms draw from the global generator of the CPU: it is lent to them.
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(_mix(self.seed, epoch, index))
-        try:
-            return self.transform(image), label
-        finally:
-            generator.set_state(before)
+    def _applied(self, step: Step, images: Tensor, size, request: Request, number: int) -> Tensor:
+        """What is drawn is drawn for the whole batch, whatever stretch of it is ours."""
+        chance = generator_at(self.seed, request.epoch, request.batch, number)
+        draws = step.draw(chance, request.count, size)
+        if request.places != tuple(range(request.count)):
+            draws = tuple(drawn[list(request.places)] for drawn in draws)
+        return step.apply(images, draws)
 
 
 def share_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -239,18 +253,16 @@ def share_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
     return rank * count // world_size, (rank + 1) * count // world_size
 
 
-def _mix(*numbers: int) -> int:
-    """A seed of 63 bits from a few numbers, in which no two tuples are near each other."""
-    text = "/".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+def _noted(requests: Iterator[Request], asked: list[Request]) -> Iterator[Request]:
+    for request in requests:
+        asked.append(request)
+        yield request
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C goes to the whole group of processes; the main one decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _native_size(examples: Sequence) -> tuple[int, int] | None:
+def _native_size(examples) -> tuple[int, int] | None:
     """(H, W) of every image where they are tensors, as the first is; None for PIL images."""
-    image, _ = examples[0]
+    try:
+        image, _ = examples[0]
+    except BadImage:  # so it lies in a file, and its neighbours do
+        return None
     return tuple(image.shape[-2:]) if isinstance(image, Tensor) else None

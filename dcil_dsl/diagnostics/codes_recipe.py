@@ -116,6 +116,11 @@ RECIPE: tuple[Code, ...] = (
           _mix(loss="cross_entropy(sparse) from 3ep until 9ep")),
     entry("E228", "not a number", "The number is too large to hold, or is divided by zero.",
           "let a = 1 / 0\nprune Conv2d to a", "let a = 90% / 2\nprune Conv2d to a"),
+    entry("E229", "augmentations in the wrong order",
+          "What changes pixels comes first, then `erase`, which sets boxes to the mean of the "
+          "data, then `mixup` and `cutmix`, which mix examples that are ready.",
+          "data digits { augment = [mixup(0.2), flip()] }",
+          "data digits { augment = [flip(), mixup(0.2)] }"),
     entry("E230", "not built yet",
           """The word belongs to the language, and a later version of this program brings it. It is
           never ignored.""",

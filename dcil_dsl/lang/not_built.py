@@ -68,13 +68,7 @@ RATES = {
 }
 
 AUGMENTS = {
-    "rand_augment": "RandAugment",
-    "trivial_augment": "TrivialAugment",
     "auto_augment": "AutoAugment",
-    "mixup": "mixed pairs of images",
-    "cutmix": "patches of other images",
-    "erase": "a random patch erased",
-    "color_jitter": "random brightness, contrast and colour",
     "center_crop": "the middle of the image",
     "resize": "another size",
     "rotate": "a random rotation",

@@ -202,7 +202,50 @@ class RandomResizedCrop(Word):
     size: Annotated[int, Field(gt=0)]
 
 
-Augment = Union[PadCrop, Flip, RandomResizedCrop]
+class RandAugment(Word):
+    """`rand_augment(n=2, m=9)`: n random operations an image, at magnitude m of 0..30."""
+
+    n: Annotated[int, Field(ge=1)] = 2
+    m: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class TrivialAugment(Word):
+    """`trivial_augment()`: one random operation an image, at a random magnitude."""
+
+
+class ColorJitter(Word):
+    """`color_jitter(brightness=0.4)`: random factors of 1 - x .. 1 + x; hue in turns."""
+
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    contrast: Annotated[float, Field(ge=0)] = 0.0
+    saturation: Annotated[float, Field(ge=0)] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class Erase(Word):
+    """`erase(0.25)`: a random box becomes the mean of the data, with probability p."""
+
+    positional: ClassVar[int] = 1
+    p: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class MixUp(Word):
+    """`mixup(0.2)`: pairs of examples in part, the share from Beta(alpha, alpha)."""
+
+    positional: ClassVar[int] = 1
+    alpha: Annotated[float, Field(gt=0)]
+
+
+class CutMix(Word):
+    """`cutmix(1.0)`: a box of another image, its area's share from Beta(alpha, alpha)."""
+
+    positional: ClassVar[int] = 1
+    alpha: Annotated[float, Field(gt=0)]
+
+
+Augment = Union[
+    PadCrop, Flip, RandomResizedCrop, RandAugment, TrivialAugment, ColorJitter, Erase, MixUp, CutMix
+]
 
 
 # -- blocks ------------------------------------------------------------------------------------
@@ -279,7 +322,14 @@ SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constan
 LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
 OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
 RATES = {"constant": ConstantRate, "multistep": Multistep, "cosine": Cosine}
-AUGMENTS = {"pad_crop": PadCrop, "flip": Flip, "random_resized_crop": RandomResizedCrop}
+AUGMENTS = {
+    "pad_crop": PadCrop, "flip": Flip, "random_resized_crop": RandomResizedCrop,
+    "rand_augment": RandAugment, "trivial_augment": TrivialAugment, "color_jitter": ColorJitter,
+    "erase": Erase, "mixup": MixUp, "cutmix": CutMix,
+}  # fmt: skip
+
+# `augment` is in the order of these: pixels (0), normalised images, pairs of examples.
+AUGMENT_STAGES: dict[type[Word], int] = {Erase: 1, MixUp: 2, CutMix: 2}
 
 PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (PruneBlock, "schedule"): ("a schedule", SCHEDULES),

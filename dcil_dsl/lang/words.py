@@ -118,7 +118,17 @@ class Reader:
         words = [self._or_none(item, *place) for item in one.value.items]
         if None in words:
             raise Broken
+        self._in_order(words, one.value.items)
         return tuple(words)
+
+    def _in_order(self, words: list[v.Word], items: tuple[ast.Value, ...]) -> None:
+        """Augmentations of pixels, then of normalised images, then of pairs of examples."""
+        stages = [v.AUGMENT_STAGES.get(type(word), 0) for word in words]
+        for at in range(1, len(stages)):
+            if stages[at] < max(stages[:at]):
+                later = items[stages.index(max(stages[:at]))]
+                self.found.add("E229", f"`{_text(items[at])}` stands after `{_text(later)}`",
+                               items[at].span, help=f"write it before `{_text(later)}`")
 
     def _or_none(self, node: ast.Value, place: str, table: dict) -> v.Word | None:
         try:

@@ -206,7 +206,7 @@ def _train(train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int
 
 def resolve_data(data: r.Data) -> p.Data:
     """The data block as the plan has it; loaders read it before there is a length of the epoch."""
-    words = {v.PadCrop: "pad_crop", v.Flip: "flip", v.RandomResizedCrop: "random_resized_crop"}
+    words = {cls: word for word, cls in v.AUGMENTS.items()}
     return p.Data(
         name=data.name,
         batch_size=data.batch_size or p.Data().batch_size,

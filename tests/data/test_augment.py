@@ -1,74 +1,197 @@
-"""One image's way into a batch: sizes, order, and what is refused."""
+"""What becomes of images in a batch: each word against torchvision's own, image by image."""
+
+import math
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from dcil_dsl.data.augment import train_transform, val_transform
+from dcil_dsl.data import Dataset, Loader, Tensors
+from dcil_dsl.data.augment import train_pipeline, val_pipeline
+from dcil_dsl.data.geometry import Erase, Flip, PadCrop, ResizedCrop, box_chances, crop_boxes
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Augment
 
 PAD_CROP = Augment(word="pad_crop", settings={"pixels": 4})
-FLIP = Augment(word="flip", settings={"p": 1.0})
+FLIP = Augment(word="flip", settings={"p": 0.5})
 RESIZED_CROP = Augment(word="random_resized_crop", settings={"size": 24})
 
 
-def test_nothing_to_do_is_no_transform():
-    assert train_transform((), None, (8, 8)) is None
-    assert val_transform((PAD_CROP,), 8, (8, 8)) is None
+def pictures(count, channels=3, height=20, width=28):
+    """Smooth, with noise: what resizing, equalising and shearing have something to do with."""
+    generator = torch.Generator().manual_seed(count)
+    coarse = torch.rand(count, channels, 5, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    noise = torch.rand(count, channels, height, width, generator=generator)
+    return (200 * smooth + 55 * noise).to(torch.uint8)
 
 
-def test_a_flip_of_probability_one_mirrors():
-    image = torch.arange(8 * 8, dtype=torch.uint8).reshape(1, 8, 8)
-    assert torch.equal(train_transform((FLIP,), None, (8, 8))(image), image.flip(-1))
+def chance(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
-def test_pad_crop_moves_the_image_by_at_most_its_pixels_and_keeps_its_size():
-    image = torch.full((1, 32, 32), 255, dtype=torch.uint8)
-    out = train_transform((PAD_CROP,), None, (32, 32))(image)
-    assert out.shape == (1, 32, 32)
-    assert out[0, 4:-4, 4:-4].min() == 255
+def drawn(step, images, seed=0):
+    return step.draw(chance(seed), len(images), tuple(images.shape[-2:]))
+
+
+# -- crops, flips, boxes -------------------------------------------------------------------------
+
+
+def test_pad_crop_is_a_crop_of_the_padded_image_bit_for_bit():
+    images = pictures(32)
+    (offsets,) = draws = drawn(PadCrop(4), images)
+    expected = [
+        F.crop(F.pad(image, [4]), top, left, 20, 28)
+        for image, (top, left) in zip(images, offsets.tolist())
+    ]
+    assert torch.equal(PadCrop(4).apply(images, draws), torch.stack(expected))
+    many = PadCrop(1).draw(chance(), 2000, (20, 28))[0]
+    assert many.unique(dim=0).tolist() == [[top, left] for top in range(3) for left in range(3)]
+
+
+def test_flip_mirrors_as_many_as_it_should():
+    images = pictures(8)
+    (flipped,) = draws = drawn(Flip(0.5), images)
+    expected = [F.horizontal_flip(i) if flip else i for i, flip in zip(images, flipped)]
+    assert torch.equal(Flip(0.5).apply(images, draws), torch.stack(expected))
+    assert Flip(0.25).draw(chance(), 10_000, (1, 1))[0].double().mean() == pytest.approx(0.25, 0.1)
+
+
+@pytest.mark.parametrize("size", [8, 16, 40])
+def test_a_resized_crop_is_torchvisions_antialiased_one(size):
+    images = pictures(16)
+    (boxes,) = draws = drawn(ResizedCrop(size), images)
+    ours = ResizedCrop(size).apply(images, draws)
+    expected = torch.stack([
+        F.resized_crop(image.double(), *box, size=[size, size], antialias=True)
+        for image, box in zip(images, boxes.tolist())
+    ])  # fmt: skip
+    assert (ours - expected).abs().max() <= 0.501  # the exact value, rounded
+
+
+def test_boxes_of_crops_have_the_areas_and_ratios_of_the_paper_and_lie_inside():
+    boxes = crop_boxes(box_chances(chance(), 5000), 200, 300)
+    top, left, height, width = boxes.double().unbind(1)
+    share, ratio = height * width / 60_000, (width / height).log()
+    assert share.min() >= 0.079 and ratio.abs().max() <= math.log(4 / 3) + 0.02
+    transform, image = v2.RandomResizedCrop(8), torch.zeros(1, 200, 300)
+    theirs = [transform.make_params([image]) for _ in range(1000)]
+    their_share = sum(p["height"] * p["width"] for p in theirs) / 60_000 / 1000
+    assert share.mean() == pytest.approx(their_share, abs=0.03)
+    assert abs(ratio.mean()) < 0.02
+    assert (top + height).max() <= 200 and (left + width).max() <= 300 and boxes.min() >= 0
+
+
+def test_where_no_box_fits_the_middle_is_taken():
+    (box,) = crop_boxes(box_chances(chance(), 1), 3, 400).tolist()
+    transform = v2.RandomResizedCrop(8)
+    expected = transform.make_params([torch.zeros(3, 3, 400)])
+    assert box == [expected[name] for name in ("top", "left", "height", "width")]
+
+
+def test_erased_boxes_are_zero_and_nothing_else_is_touched():
+    images = pictures(64).float() + 1
+    (boxes,) = draws = drawn(Erase(0.5), images)
+    expected = [
+        F.erase(image, *box, v=torch.zeros(3, 1, 1)) if box[2] else image
+        for image, box in zip(images, boxes.tolist())
+    ]
+    assert torch.equal(Erase(0.5).apply(images, draws), torch.stack(expected))
+    area = boxes[:, 2] * boxes[:, 3] / (20 * 28)
+    assert 20 < (area > 0).sum() < 44 and area.max() <= 0.35
+
+
+# -- the way from the recipe to the batch --------------------------------------------------------
+
+
+def apply_all(pipeline, images):
+    images = pipeline.resized(images)
+    for number, step in enumerate(pipeline.pixels):
+        images = step.apply(images, drawn(step, images, number))
+    return images
+
+
+def test_nothing_to_do_is_nothing_done():
+    images = pictures(2)
+    assert apply_all(train_pipeline((), None, (20, 28)), images) is images
+    assert apply_all(val_pipeline((PAD_CROP,), None, (20, 28)), images) is images
 
 
 def test_pad_crop_crops_to_the_size_after_resizing():
-    out = train_transform((PAD_CROP, FLIP), 32, (8, 8))(torch.zeros(3, 8, 8, dtype=torch.uint8))
-    assert out.shape == (3, 32, 32) and out.dtype == torch.uint8
-
-
-def test_random_resized_crop_sets_the_size_in_training():
-    picture = Image.new("RGB", (60, 40))
-    assert train_transform((RESIZED_CROP, FLIP), None, None)(picture).shape == (3, 24, 24)
+    out = apply_all(train_pipeline((PAD_CROP, FLIP), 32, (20, 28)), pictures(2))
+    assert out.shape == (2, 3, 32, 32) and out.dtype == torch.uint8
 
 
 def test_a_random_resized_crop_that_comes_first_takes_the_image_as_it_lies():
     """Were the image resized to 4 x 4 before, at most 16 values would be mixed."""
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)
-    before = train_transform((RESIZED_CROP,), 4, (64, 64))
-    after = train_transform((FLIP, RESIZED_CROP), 4, (64, 64))
-    assert before(image).float().std() > 3 * after(image).float().std()
+    images = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8, generator=chance())
+    before = apply_all(train_pipeline((RESIZED_CROP,), 4, (64, 64)), images)
+    after = apply_all(train_pipeline((FLIP, RESIZED_CROP), 4, (64, 64)), images)
+    assert before.float().std() > 3 * after.float().std()
+
+
+def test_a_photograph_is_cropped_where_it_is_read_as_torchvision_does():
+    photograph = F.to_pil_image(pictures(1, height=60, width=80)[0])
+    pipeline = train_pipeline((RESIZED_CROP, FLIP), None, None)
+    assert pipeline.size == (24, 24) and pipeline.pixels == (Flip(0.5),)
+    chances = pipeline.reading.chances(chance(), 5)[3]
+    box = crop_boxes(chances[None], 60, 80)[0].tolist()
+    expected = F.pil_to_tensor(F.resized_crop(photograph, *box, size=[24, 24], antialias=True))
+    assert torch.equal(pipeline.reading.apply(photograph, chances), expected)
 
 
 def test_validation_takes_the_short_side_then_the_middle():
     picture = Image.new("RGB", (700, 256))
     picture.paste((255, 0, 0), (238, 16, 462, 240))  # the middle 224 x 224
-    out = val_transform((), 224, None)(picture)
+    out = val_pipeline((), 224, None).reading.apply(picture, None)
     assert out.shape == (3, 224, 224)
     assert out[0].min() == 255 and out[1].max() == 0
 
 
 def test_validation_without_a_size_takes_the_one_trained_on():
-    assert val_transform((RESIZED_CROP,), None, None)(Image.new("L", (50, 40))).shape == (1, 24, 24)
+    reading = val_pipeline((RESIZED_CROP,), None, None).reading
+    assert reading.apply(Image.new("L", (50, 40)), None).shape == (1, 24, 24)
 
 
 @pytest.mark.parametrize("augment", [(), (FLIP,), (PAD_CROP,)])
 def test_images_of_many_sizes_need_one_size(augment):
-    with pytest.raises(InputError, match="image_size = 224"):
-        train_transform(augment, None, None)
-    with pytest.raises(InputError, match="image_size = 224"):
-        val_transform(augment, None, None)
+    with pytest.raises(InputError, match="images differ in size") as error:
+        train_pipeline(augment, None, None)
+    assert "image_size = 224" in error.value.help
+    with pytest.raises(InputError, match="images differ in size"):
+        val_pipeline(augment, None, None)
+
+
+def test_images_of_many_sizes_want_the_crop_first():
+    with pytest.raises(InputError) as error:
+        train_pipeline((FLIP, RESIZED_CROP), None, None)
+    assert "put `random_resized_crop` first" in error.value.help
 
 
 def test_an_augmentation_that_is_not_built_is_told():
-    with pytest.raises(InputError, match="`mixup` is not built yet"):
-        train_transform((Augment(word="mixup"),), 32, (32, 32))
+    with pytest.raises(InputError, match="`auto_augment` is not built yet"):
+        train_pipeline((Augment(word="auto_augment"),), 32, (32, 32))
+
+
+@pytest.mark.parametrize("word, settings", [
+    ("rand_augment", {"n": 2, "m": 9}), ("trivial_augment", {}), ("erase", {"p": 1.0}),
+    ("color_jitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}),
+    ("mixup", {"alpha": 1.0}), ("cutmix", {"alpha": 1.0}),
+])  # fmt: skip
+def test_a_batch_of_every_word_repeats_is_of_ranks_put_together_and_differs_by_batch(
+    word, settings
+):
+    part = Tensors(pictures(16), torch.arange(16) % 3)
+    data = Dataset("few", part, part, tuple("abc"), (0.5,) * 3, (0.2,) * 3)
+    options = dict(batch_size=8, augment=(FLIP, Augment(word=word, settings=settings)))
+    first, second = Loader(data, "train", **options).epoch(1)
+    (again,) = Loader(data, "train", **options).epoch(1, start=1)
+    assert torch.equal(second[0], again[0]) and torch.equal(second[1], again[1])
+    plain = list(Loader(data, "train", batch_size=8, augment=(FLIP,)).epoch(1))
+    assert not torch.equal(first[0], plain[0][0]) and first[0].isfinite().all()
+    ranks = [Loader(data, "train", rank=r, world_size=3, **options).epoch(1, 1) for r in range(3)]
+    images, labels = zip(*(next(rank) for rank in ranks))
+    torch.testing.assert_close(torch.cat(images), second[0], rtol=0, atol=1e-5)
+    assert torch.equal(torch.cat(labels), second[1])

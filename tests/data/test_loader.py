@@ -244,5 +244,5 @@ def test_what_workers_get_can_be_pickled(tree, small):
     """As Python 3.14 and macOS start workers."""
     folder = open_dataset("imagefolder", tree)
     for data, augment in ((folder, CROP), (small, CHANCE)):
-        samples = Loader(data, "train", batch_size=2, augment=augment).samples
-        assert len(pickle.loads(pickle.dumps(samples)).examples) == len(data.train)
+        reader = Loader(data, "train", batch_size=2, augment=augment).reader
+        assert len(pickle.loads(pickle.dumps(reader)).examples) == len(data.train)

@@ -1,0 +1,109 @@
+"""One batch read from its source, in a worker process or in this one.
+
+In:   a Request: which examples, and where in which batch they stand.
+Out:  Fetched, uint8 images of one size and labels; or the InputError, as a value.
+Not:  no augmentation but the crop of photographs, which must have one size to be a batch.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.data.augment import Reading
+from dcil_dsl.data.chance import generator_at
+from dcil_dsl.data.folders import BadImage
+from dcil_dsl.diagnostics import InputError
+
+MAX_BAD = 100  # images in a row that cannot be read: then something else is wrong
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stretch of one batch.
+
+    places   of the examples in the whole batch, which holds `count`
+    indices  of the same examples in the data set
+    """
+
+    epoch: int
+    batch: int
+    count: int
+    places: tuple[int, ...]
+    indices: tuple[int, ...]
+
+
+class Requests:
+    """The sampler of a DataLoader whose workers stay: `requests` is replaced every epoch."""
+
+    requests: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.requests
+
+
+class Fetched(NamedTuple):
+    """images uint8 (B, C, H, W); labels int64 (B,); bad: images that others stand in for."""
+
+    images: Tensor
+    labels: Tensor
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What the workers are given.
+
+    shape     (C, H, W) of every image that comes out
+    replaces  whether an image that cannot be read is replaced by the next one that can
+
+    An error comes out as a value, because a DataLoader would turn what is raised in a worker into
+    a traceback's text.
+    """
+
+    examples: Sequence
+    reading: Reading | None
+    shape: tuple[int, int, int]
+    seed: int
+    replaces: bool = False
+
+    def __getitem__(self, request: Request) -> Fetched | InputError:
+        count = len(request.indices)
+        images = torch.empty(count, *self.shape, dtype=torch.uint8)
+        labels = torch.empty(count, dtype=torch.long)
+        chances, bad = self._chances(request), []
+        try:
+            for row, (place, index) in enumerate(zip(request.places, request.indices)):
+                image, labels[row] = self._example(index, bad)
+                if self.reading is not None:
+                    image = self.reading.apply(image, None if chances is None else chances[place])
+                images[row] = image
+        except InputError as error:
+            return error
+        return Fetched(images, labels, tuple(bad))
+
+    def _chances(self, request: Request) -> Tensor | None:
+        if self.reading is None:
+            return None
+        chance = generator_at(self.seed, request.epoch, request.batch, "reading")
+        return self.reading.chances(chance, request.count)
+
+    def _example(self, index: int, bad: list[str]):
+        for offset in range(MAX_BAD):
+            try:
+                return self.examples[(index + offset) % len(self.examples)]
+            except BadImage as error:
+                if not self.replaces:
+                    raise
+                bad.append(error.message)
+        raise InputError(f"{MAX_BAD} images in a row cannot be read; the last: {bad[-1]}")
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Ctrl-C goes to the whole group of processes; the main one decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
