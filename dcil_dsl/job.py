@@ -176,7 +176,7 @@ def make_loaders(
             part,
             plan.data,
             plan.data.batch_size,
-            workers=_workers(dataset, part, plan, device, workers),
+            workers=_workers(dataset, part, workers),
             **more,
         )
         for part in ("train", "val")
@@ -254,15 +254,11 @@ def _loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> Loade
     )
 
 
-def _workers(
-    dataset: Dataset, part: str, plan: Plan, device: torch.device, asked: int | None
-) -> int:
-    if asked is not None:
-        return asked
-    in_memory = isinstance(getattr(dataset, part), Tensors)
-    if in_memory and (device.type == "cpu" or not plan.data.augment):
-        return 0  # the step itself keeps the processors busy, or the batch is one indexing
-    return min(8, os.cpu_count() or 1)
+def _workers(dataset: Dataset, part: str, asked: int | None) -> int:
+    """Processes that read files; what lies in memory needs none, whatever was asked."""
+    if isinstance(getattr(dataset, part), Tensors):
+        return 0
+    return min(8, os.cpu_count() or 1) if asked is None else asked
 
 
 def _refuse_own_losses(recipe: Recipe) -> None:

@@ -91,7 +91,8 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
             f"the model's output has shape {tuple(logits.shape)}, not (batch, classes)",
             help="only classifiers can be trained so far",
         )
-    largest, num_classes = int(labels.max()), logits.shape[1]
+    shares = labels.is_floating_point()
+    largest, num_classes = labels.shape[1] - 1 if shares else int(labels.max()), logits.shape[1]
     if largest >= num_classes:
         raise InputError(
             f"the data has a class number {largest}, counted from 0; the model has "

@@ -34,7 +34,8 @@ def loss_terms(
 
     outputs  {path: what the model returns on it}
     target   class numbers of the logits' shape without its classes: (B,), (B, T), (B, H, W); a
-             position of -100 counts for nothing in cross entropy. None where no term needs it.
+             position of -100 counts for nothing in cross entropy. Or shares of classes (B, K), as
+             mixed examples have them, K at most C. None where no term needs it.
 
     Raises InputError where an output has no such logits or no loss of its own.
     """
@@ -60,6 +61,7 @@ def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) 
                 if target is None:
                     raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
                 logits = classes_second(_wide(logits_of(outputs[term.path], term.output)))
+                target = _shares(target, logits)
                 _fits(logits, target)
                 return F.cross_entropy(logits, target, label_smoothing=term.smoothing)
             case KL():
@@ -168,6 +170,16 @@ def _names(output: object) -> list[str]:
         return fields + [str(place) for place in range(len(output))]
     fields = getattr(output, "__dict__", {}).items()
     return [key for key, value in fields if isinstance(value, Tensor)]
+
+
+def _shares(target: Tensor, logits: Tensor) -> Tensor:
+    """Shares of classes as the logits have them: the data need not have all of a model's classes.
+
+    Class numbers as they are.
+    """
+    if target.is_floating_point() and target.dim() == 2 == logits.dim():
+        return F.pad(target.to(logits.dtype), (0, max(0, logits.shape[1] - target.shape[1])))
+    return target
 
 
 def _fits(logits: Tensor, target: Tensor) -> None:

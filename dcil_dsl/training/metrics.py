@@ -43,7 +43,12 @@ class Sparsity:
 
 
 def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced."""
+    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced.
+
+    Of labels that are shares of classes (B, K), as mixed examples have them, the largest counts.
+    """
+    if labels.is_floating_point():
+        labels = labels.argmax(dim=1)
     if k == 1:
         return (logits.argmax(dim=1) == labels).sum()
     return (logits.topk(k, dim=1).indices == labels[:, None]).sum()

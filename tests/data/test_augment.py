@@ -80,7 +80,6 @@ def test_boxes_of_crops_have_the_areas_and_ratios_of_the_paper_and_lie_inside():
     theirs = [transform.make_params([image]) for _ in range(1000)]
     their_share = sum(p["height"] * p["width"] for p in theirs) / 60_000 / 1000
     assert share.mean() == pytest.approx(their_share, abs=0.03)
-    assert abs(ratio.mean()) < 0.02
     assert (top + height).max() <= 200 and (left + width).max() <= 300 and boxes.min() >= 0
 
 

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from dcil_dsl.data.mixing import CutMix, MixUp, mix_batch, neighbours
+from dcil_dsl.plan.plan import CrossEntropy, Loss
+from dcil_dsl.training.losses import loss_term
+from dcil_dsl.training.metrics import num_correct
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
 
@@ -79,3 +82,23 @@ def test_a_stretch_of_a_batch_knows_whom_its_first_example_is_mixed_with():
     assert neighbours(0, 3, 7) == [6, 0, 1, 2]
     assert neighbours(3, 7, 7) == [2, 3, 4, 5, 6]
     assert neighbours(2, 2, 3) == [1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_cross_entropy_of_a_mixed_label_is_the_mixture_of_both_cross_entropies(smoothing):
+    """It is linear in the label, smoothed or not; a model may have more classes than the data."""
+    _, labels = mixed(MixUp(0.5), 5)
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss = Loss(name="l", coefficient=1, term=CrossEntropy(path="sparse", smoothing=smoothing))
+    own, other = (
+        loss_term(loss, {"sparse": logits}, target) for target in (LABELS, LABELS.roll(1, 0))
+    )
+    share = labels[0, 0].double()
+    found = loss_term(loss, {"sparse": logits}, labels)
+    torch.testing.assert_close(found, share * own + (1 - share) * other)
+
+
+def test_an_answer_is_right_where_it_is_the_class_with_the_larger_share():
+    logits = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    labels = torch.tensor([[0.3, 0.7, 0.0], [0.4, 0.0, 0.6]])
+    assert num_correct(logits, labels) == 1 and num_correct(logits, labels, k=3) == 2
