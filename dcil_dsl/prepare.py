@@ -1,7 +1,7 @@
 """Recipe and model to a Plan: what every verb does first.
 
 In:   a recipe (a path or a Recipe), a model (a SPEC or a module), the machine's overrides.
-Out:  Prepared: the Plan, which says what is really built, the traced model, an example input.
+Out:  Prepared: the Plan, which says what is really built, the traced model, example inputs.
 Not:  nothing is written; no data is read: without them an epoch has the length that the named
       data set is known to have.
 """
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.graph.compare import compare_with_model
+from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.graph.layers import unused_layers
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.lang import load
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
-from dcil_dsl.zoo import build_model, load_weights
+from dcil_dsl.zoo import build_model, example_inputs, load_weights
+from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 
 # Training images of the data sets that have a fixed number, and their native size. The
 # numbers are facts about the sets, needed where a plan is asked for and the data are elsewhere.
@@ -51,7 +53,7 @@ class Prepared:
     recipe: Recipe
     plan: Plan
     traced: Traced
-    example: Tensor
+    example: Inputs
 
 
 def prepare(
@@ -72,7 +74,8 @@ def prepare(
     """Build or take the model, load weights, trace, resolve.
 
     steps_per_epoch, example, classes, data  as the data have them; None where there are none
-    example  one batch of one image, (1, C, H, W)
+    example  one batch of one image, (1, C, H, W); None: images as the recipe has them, or what
+             the model takes instead (zoo/example.py)
     compare  run the model and its graph side by side, and refuse where they differ
     Raises RecipeError and InputError.
     """
@@ -92,17 +95,24 @@ def prepare(
             note(f"--weights: {line}")
         if getattr(model, "transform_input", None) != before:
             options["transform_input"] = True  # else `dcil eval` would build another network
-    if example is None:
-        example = torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2)
+    if example is not None:
+        inputs = Inputs((example,))
+    elif takes_one_image(model) and not takes_keywords(model):
+        inputs = Inputs((torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2),))
+    else:
+        inputs = example_inputs(model, batch=1)
     if steps_per_epoch is None:
         steps_per_epoch = assumed_steps(recipe, data, note)
     _refuse_odd_weights(model)
     try:
         # Before the model runs: a lazy one would take its shapes from this example.
-        traced = trace_model(model, (example,))
-        num_outputs = count_outputs(model, example)
+        traced = trace_model(model, inputs.args or None)
+        if example is not None or takes_one_image(model):
+            num_outputs = count_outputs(model, inputs, strict=classes is not None)
+        else:
+            num_outputs = recipe.model.classes
         if compare:
-            compare_with_model(traced, model, example)
+            compare_with_model(traced, model, inputs.args[0])
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     if classes is not None:
@@ -119,7 +129,7 @@ def prepare(
     for diagnostic in report.warnings:
         warn(diagnostic)
     return Prepared(
-        recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, example
+        recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
     )
 
 
@@ -163,17 +173,22 @@ def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
     return math.ceil(examples / (recipe.data.batch_size or 128))
 
 
-def count_outputs(model: nn.Module, example: Tensor) -> int:
-    """The number of class scores that the model gives. InputError where it takes no such image."""
+def count_outputs(model: nn.Module, inputs: Inputs, strict: bool = True) -> int | None:
+    """The number of class scores that a model of images gives.
+
+    InputError where it takes no such image and, if `strict`, where it gives something else than
+    one row of scores an image; None for that otherwise.
+    """
     from dcil_dsl.training.losses import logits_of
 
     modes = {module: module.training for module in model.modules()}
-    first = next(model.parameters(), None)
+    inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
     try:
         with torch.no_grad():
-            output = model.eval()(example if first is None else example.to(first.device))
+            output = model.eval()(*inputs.args, **inputs.kwargs)
     except Exception as error:  # a model may refuse an image with any error
-        shape = " x ".join(map(str, example.shape[1:]))
+        (image,) = [*inputs.args, *inputs.kwargs.values()][:1]
+        shape = " x ".join(map(str, image.shape[1:]))
         raise InputError(
             f"the model does not take images of {shape}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}",
@@ -182,8 +197,15 @@ def count_outputs(model: nn.Module, example: Tensor) -> int:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    logits = logits_of(output)
+    try:
+        logits = logits_of(output)
+    except InputError:
+        if strict:
+            raise
+        return None
     if logits.dim() != 2:
+        if not strict:
+            return None
         shape = " x ".join(map(str, logits.shape))
         raise InputError(f"the model returns a tensor of {shape}, not one row of class scores")
     return logits.shape[1]
@@ -231,7 +253,7 @@ def _compare_classes(
 
 
 def _as_built(
-    plan: Plan, name: str, options: dict, num_outputs: int, data: str | None,
+    plan: Plan, name: str, options: dict, num_outputs: int | None, data: str | None,
     precision: str | None, seed: int,
 ) -> Plan:  # fmt: skip
     """The plan with what the command line decided, so that plan.json rebuilds what was trained."""

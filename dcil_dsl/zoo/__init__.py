@@ -1,6 +1,7 @@
-"""Where models come from: torchvision, timm, the user's own code, and a few of ours."""
+"""Where models come from: torchvision, timm, transformers, the user's own code, a few of ours."""
 
+from dcil_dsl.zoo.example import example_inputs
 from dcil_dsl.zoo.spec import build_model
 from dcil_dsl.zoo.weights import load_weights
 
-__all__ = ["build_model", "load_weights"]
+__all__ = ["build_model", "example_inputs", "load_weights"]

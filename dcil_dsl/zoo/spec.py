@@ -1,7 +1,7 @@
 """From a SPEC of the command line to a model.
 
-In:   "torchvision:resnet50", "timm:NAME", "dcil:resnet32", "package.module:callable" or
-      "path/to/file.py:callable"; the number of classes and options of the recipe's model block.
+In:   "torchvision:resnet50", "timm:NAME", "hf:CLASS", "dcil:resnet32", "package.module:callable"
+      or "path/to/file.py:callable"; the number of classes and options of the recipe's model block.
 Out:  an nn.Module with fresh weights, or an InputError that says what is wrong with the spec.
 Not:  no trained weights (weights.py), no tracing. Nothing is downloaded.
 """
@@ -22,10 +22,12 @@ from torch import nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.zoo import resnet_cifar
+from dcil_dsl.zoo.transformers_classes import transformers_builder
 
+SOURCES = ("torchvision", "timm", "hf", "dcil")
 FORMS = (
-    "a model is written torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable "
-    "or path/to/file.py:callable"
+    "a model is written torchvision:NAME, timm:NAME, hf:CLASS, dcil:NAME, "
+    "package.module:callable or path/to/file.py:callable"
 )
 
 
@@ -52,7 +54,11 @@ def build_model(
         case "dcil":
             builder, fixed = _pick(resnet_cifar.BUILDERS, name, "dcil"), {}
         case "hf":
-            raise InputError(f"`{spec}`: models of the hf: source are not built yet", FORMS)
+            builder, has_classes = transformers_builder(name)
+            fixed = {}
+            if has_classes and num_classes is not None:
+                options = {"num_labels": num_classes} | dict(options or {})
+            num_classes = None  # transformers call it num_labels
         case _:
             builder, fixed = _user_callable(source, name, spec), {}
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
@@ -140,7 +146,7 @@ def _import_file(path: str, spec: str):
 
 def _import_module(source: str, spec: str):
     if not all(part.isidentifier() for part in source.split(".")):
-        near = nearest(source, ["torchvision", "timm", "dcil"])
+        near = nearest(source, SOURCES)
         hint = f"did you mean `{near}`? {FORMS}" if near else FORMS
         raise InputError(f"`{spec}`: `{source}` is no source of models", hint)
     # An installed program does not search the current folder, `python -m` does: so do we.
@@ -150,7 +156,7 @@ def _import_module(source: str, spec: str):
     except ModuleNotFoundError as error:
         if error.name is None or not f"{source}.".startswith(f"{error.name}."):
             raise _in_user_code(error, spec, "cannot be imported") from error
-        near = nearest(source, ["torchvision", "timm", "dcil"])
+        near = nearest(source, SOURCES)
         hint = f"did you mean `{near}:{spec.rpartition(':')[2]}`? " if near else ""
         raise InputError(f"`{spec}`: there is no module `{error.name}`", hint + FORMS) from error
     except (Exception, SystemExit) as error:
@@ -202,6 +208,8 @@ def _call(
         keywords.setdefault("num_classes", num_classes)
     try:
         model = builder(**keywords)
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and refused:

@@ -51,7 +51,11 @@ def test_googlenet_is_built_without_a_warning():
         ("resnet18", "did you mean `torchvision:resnet18`?"),
         ("", "a model is written torchvision:NAME"),
         ("torchvision:", "a model is written torchvision:NAME"),
-        ("hf:bert", "not built yet"),
+        ("hf:BertForSequenceClasification", "did you mean `hf:BertForSequenceClassification`?"),
+        ("hf:bert-base-uncased", "did you mean `hf:BertModel`?"),
+        ("hf:zzzz", "nothing is downloaded"),
+        ("hf:AutoModel", "a choice among models"),
+        ("hf:google/vit-base", "google/vit-base is no folder"),
         ("a b:c", "`a b` is no source of models"),
         ("no_such_package_here:f", "there is no module `no_such_package_here`"),
         ("missing.py:f", "there is no file missing.py"),
@@ -59,6 +63,54 @@ def test_googlenet_is_built_without_a_warning():
 )
 def test_a_wrong_spec_is_told(folder, spec, message):
     assert message in fails(spec)
+
+
+TINY_BERT = {
+    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+    "vocab_size": 50,
+}  # fmt: skip
+
+
+def test_a_class_of_transformers_is_built_from_its_configuration():
+    model = build_model("hf:BertForSequenceClassification", 7, TINY_BERT)
+    assert model.classifier.weight.shape == (7, 8)
+    clip = build_model("hf:CLIPTextModel", 7, {"hidden_size": 16, "num_attention_heads": 2})
+    assert clip.config.hidden_size == 16
+
+
+def test_an_inner_configuration_is_reached_by_two_underscores():
+    options = {"text_config__hidden_size": 16, "text_config__num_attention_heads": 2,
+               "vision_config__num_hidden_layers": 1, "text_config__num_hidden_layers": 1,
+               "vision_config__hidden_size": 16, "vision_config__num_attention_heads": 2}
+    model = build_model("hf:CLIPModel", None, options)
+    assert model.config.text_config.hidden_size == 16
+    assert model.config.vision_config.num_hidden_layers == 1
+
+
+def test_a_folder_with_a_configuration_is_built_as_it_says(folder):
+    text = '{"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 8, '
+    text += '"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}'
+    (folder / "mine").mkdir()
+    (folder / "mine" / "config.json").write_text(text)
+    model = build_model("hf:mine", 7, {"intermediate_size": 12})
+    assert type(model).__name__ == "BertForMaskedLM"
+    assert model.bert.encoder.layer[0].intermediate.dense.weight.shape == (12, 8)
+    (folder / "mine" / "config.json").write_text('{"model_type": "bert"}')
+    assert "names no model under `architectures`" in fails("hf:mine")
+
+
+def test_a_configuration_that_transformers_refuses_is_told():
+    assert "did you mean `hidden_size`?" in fails("hf:BertModel", None, {"hiden_size": 8})
+    assert "cannot be configured so" in fails("hf:BertModel", None, {"hidden_size": "wide"})
+    odd = TINY_BERT | {"hidden_size": 9}
+    assert "not a multiple of the number of attention heads" in fails("hf:BertModel", None, odd)
+    told = fails("hf:CLIPModel", None, {"tex_config__hidden_size": 8})
+    assert "did you mean `text_config`?" in told
+
+
+def test_transformers_that_is_not_installed_is_told_with_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "pip install transformers" in fails("hf:BertModel")
 
 
 def test_timm_that_is_not_installed_is_told_with_what_to_type(monkeypatch):
