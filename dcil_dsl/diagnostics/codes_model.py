@@ -37,9 +37,10 @@ MODEL: tuple[Code, ...] = (
           """
           prune Conv2d, Linear except last Linear to 90%
           """),
-    entry("E304", "the target is below the floor",
-          """Every layer keeps at least its `floor`, or one weight. Together the floors ask for more
-          weights than the target leaves.""",
+    entry("E304", "the target is below the floors or above the ceilings",
+          """Every layer keeps at least its `floor`, or one unit, and at most its `ceiling`.
+          Together the floors ask for more than the target leaves, or the ceilings allow less."""
+          ,
           "prune Conv2d to global(99%) { floor = 5% }",
           "prune Conv2d to global(99%) { floor = 0.5% }"),
     entry("E305", "the target is never trained at",
@@ -59,6 +60,14 @@ MODEL: tuple[Code, ...] = (
     entry("E309", "no path runs",
           """At some moment of the run every loss is outside of its window, so that nothing would
           be learnt."""),
+    entry("E310", "a weight that does not fall into such units",
+          """The inputs of each layer are a multiple of the m of `n:m`, both sides multiples of a
+          block's, and heads belong to an attention. Other layers are kept, or pruned by a rule of
+          their own; none is skipped in silence.""",
+          "prune Conv2d to 2:4", "prune Conv2d to 2:4\nkeep first Conv2d"),
+    entry("E311", "arithmetic that is not known",
+          """A budget of FLOPs counts multiply-accumulates, which are told by the shapes of an
+          example input. A lookup has none."""),
     entry("W303", "a rule has no effect",
           """All layers of this rule are claimed by later ones: the last rule that matches a layer
           wins.""",

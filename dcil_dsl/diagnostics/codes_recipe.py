@@ -124,7 +124,12 @@ RECIPE: tuple[Code, ...] = (
     entry("E230", "not built yet",
           """The word belongs to the language, and a later version of this program brings it. It is
           never ignored.""",
-          "prune Conv2d to 2:4", "prune Conv2d to 50%"),
+          "prune Conv2d to 90% { param = power(alpha=2) }", "prune Conv2d to 90%"),
+    entry("E232", "a pattern that ramps",
+          """Of every m weights n stay, or all do: between the two there is no sparsity to pass
+          through. `once(at=10ep)` begins at a moment, `constant()` with the run.""",
+          "prune Conv2d to 2:4 { schedule = cubic(0ep..5ep) }",
+          "prune Conv2d to 2:4 { schedule = once(at=5ep) }"),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),
     entry("W202", "an unused `layers`", "No rule uses the definition.",

@@ -8,7 +8,7 @@ Not:  single words (words.py), the statements of `mix` (check_mix.py), selectors
 
 from __future__ import annotations
 
-from dcil_dsl.diagnostics import Diagnostics, Span
+from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast, not_built
 from dcil_dsl.lang import recipe as r
@@ -154,12 +154,36 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
         return None
     word = read.word
     _ramp(word.schedule, target, read.spans.get("schedule"), reader)
+    granularity = _granularity(item, target, word.granularity, reader)
     return r.Prune(
         selector=selector, target=target, score=word.score, schedule=word.schedule,
-        refresh=word.refresh, freeze=word.freeze, floor=word.floor, span=item.head_span,
+        refresh=word.refresh, freeze=word.freeze, floor=word.floor, ceiling=word.ceiling,
+        granularity=granularity, span=item.head_span,
         target_span=item.target.span, schedule_span=read.spans.get("schedule"),
-        floor_span=read.spans.get("floor"), freeze_span=read.spans.get("freeze"),
+        floor_span=read.spans.get("floor"), ceiling_span=read.spans.get("ceiling"),
+        freeze_span=read.spans.get("freeze"),
+        granularity_span=read.spans.get("granularity") if granularity is word.granularity else None,
     )
+
+
+def _granularity(item: ast.Prune, target: v.Target, setting: v.Granularity | None,
+                 reader: Reader) -> v.Granularity:
+    """The target's own, else the setting's; a rule that gives both gives it twice."""
+    own = getattr(target, "granularity", None)
+    is_pattern = isinstance(target, v.NM)
+    for one in item.settings:
+        if one.name.name == "granularity" and (own or is_pattern):
+            why = "a pattern is a granularity of its own" if is_pattern else None
+            reader.found.add("E208", "`granularity` is given twice", one.name.span, label=why,
+                             others=(Label(item.target.span, "the target says it first"),))
+    _block(own, item.target.span, reader)
+    return own or setting or v.Single()
+
+
+def _block(granularity: object, span: Span | None, reader: Reader) -> None:
+    if isinstance(granularity, v.Block) and granularity.height == granularity.width == 1:
+        reader.found.add("E205", "a block of one weight is a weight", span,
+                         help="`granularity=weight`")
 
 
 def _limits(read: Settings, reader: Reader) -> None:
@@ -172,6 +196,14 @@ def _limits(read: Settings, reader: Reader) -> None:
     if isinstance(floor, Percent) and floor.fraction >= 1:
         reader.found.add("E205", "a floor of 100% leaves nothing to prune", read.spans["floor"],
                          help="`keep` leaves layers whole")
+    ceiling = read.values.get("ceiling")
+    if isinstance(ceiling, Percent) and ceiling.fraction <= 0:
+        reader.found.add("E205", "a ceiling of 0% leaves nothing of a layer",
+                         read.spans["ceiling"])
+    if isinstance(floor, Percent) and isinstance(ceiling, Percent) and floor > ceiling:
+        reader.found.add("E214", f"the floor {written(floor)} is above the ceiling "
+                         f"{written(ceiling)}", read.spans["floor"])
+    _block(read.values.get("granularity"), read.spans.get("granularity"), reader)
     grid = getattr(schedule, "grid", None)
     if grid is not None and grid.value <= 0:
         reader.found.add("E205", "a grid of 0 steps has no places", read.spans["schedule"],
@@ -179,7 +211,11 @@ def _limits(read: Settings, reader: Reader) -> None:
 
 
 def _ramp(schedule: v.Schedule, target: v.Target, span: Span | None, reader: Reader) -> None:
-    if isinstance(schedule, (v.Cubic, v.Linear)) and schedule.initial > target.sparsity:
+    ramps = isinstance(schedule, (v.Cubic, v.Linear))
+    if ramps and isinstance(target, v.NM):
+        reader.found.add("E232", "a pattern cannot ramp", span,
+                         help="`once(at=10ep)` lets it begin at one moment")
+    elif ramps and schedule.initial > target.sparsity:
         start, end = written(schedule.initial), written(target.sparsity)
         reader.found.add("E214", f"the ramp starts at {start}, above its target of {end}", span,
                          help=f"`initial` is at most {end}")
@@ -255,7 +291,8 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
 
 def _clashes(linked: Linked, mixed: Mixed | None, found: Diagnostics) -> None:
     """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
-    taken = {"magnitude", "l2", "fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS}
+    taken = {"magnitude", "l2", "fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS,
+             *v.GRANULARITIES, "weights", "units", "flops"}
     paths = {path.name for path in mixed.paths} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:

@@ -8,14 +8,8 @@ Not:  nothing here works. A word leaves its table when its class enters vocabula
 from __future__ import annotations
 
 TARGETS = {
-    "nm": "N:M sparsity, so many weights kept in each small group",
     "erk": "layer-wise sparsity by the Erdos-Renyi kernel rule",
     "lamp": "layer-adaptive magnitude pruning",
-}
-
-TARGET_SETTINGS = {
-    "granularity": "pruning whole filters or blocks",
-    "of": "a share of something other than weights, such as `of=flops`",
 }
 
 SCHEDULES = {
@@ -76,11 +70,9 @@ AUGMENTS = {
 }
 
 PRUNE_SETTINGS = {
-    "granularity": "pruning whole filters or blocks",
     "param": "another parametrisation of the weight, such as `power(alpha=2)`",
     "regrow": "weights that come back by rule",
     "ties": "layers that are pruned alike",
-    "ceiling": "the most of a layer that may go",
 }
 
 PATH_SETTINGS = {

@@ -59,8 +59,9 @@ class Data:
 class Prune:
     """One `prune` rule with the `pruning` block's settings already merged in.
 
-    `target` carries the allocation and the final sparsity. `floor`: the least density a
-    layer may be left with; None is the default, one weight.
+    `target` carries the allocation and the final sparsity. `granularity` is the rule's, or
+    what its target says; beside an N:M target it means nothing. `floor` and `ceiling`: the
+    least and the largest density a layer may be left with; None: one unit, all of it.
     """
 
     selector: ast.Selector
@@ -70,11 +71,15 @@ class Prune:
     refresh: Time
     freeze: Time | None = None
     floor: Percent | None = None
+    ceiling: Percent | None = None
+    granularity: vocabulary.Granularity = vocabulary.Single()
     span: Span = _span()  # the whole rule's first line: `prune ... to ...`
     target_span: Span = _span()
     schedule_span: Span | None = field(default=None, compare=False, repr=False)
     floor_span: Span | None = field(default=None, compare=False, repr=False)
+    ceiling_span: Span | None = field(default=None, compare=False, repr=False)
     freeze_span: Span | None = field(default=None, compare=False, repr=False)
+    granularity_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

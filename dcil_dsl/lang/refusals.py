@@ -183,6 +183,7 @@ def _example(model: type[v.Word], name: str) -> str:
         "sparsity": "90%", "over": "0ep..75% run", "at": "10ep", "path": "sparse",
         "student": "sparse", "teacher": "dense", "epochs": "100ep",
         "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
+        "n": "2", "m": "4", "height": "4", "width": "1",
     }
     example = "[30ep, 60ep]" if model is v.Multistep else examples[name]
     equals = " = " if model is v.Train else "="

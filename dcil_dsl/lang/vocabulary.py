@@ -19,6 +19,7 @@ class Word(BaseModel):
     """A word with settings. Unknown settings are errors; values never change after.
 
     `positional`: how many settings may be given without their names, from the first on.
+    `bare`: it has no settings and is written without parentheses.
     """
 
     # Built when first used: one recipe uses a third of the words, and `dcil check` is quick.
@@ -26,10 +27,48 @@ class Word(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, defer_build=True
     )
     positional: ClassVar[int] = 0
+    bare: ClassVar[bool] = False
 
 
 PathName = Annotated[str, "path"]  # one of the paths that `mix` declares, written without quotes
 
+
+# -- granularities: what goes or stays together ---------------------------------------------
+
+
+class Single(Word):
+    """`weight`: each weight by itself."""
+
+    bare: ClassVar[bool] = True
+
+
+class Filter(Word):
+    """`filter`: all weights of an output channel."""
+
+    bare: ClassVar[bool] = True
+
+
+class Channel(Word):
+    """`channel`: all weights of an input channel."""
+
+    bare: ClassVar[bool] = True
+
+
+class Head(Word):
+    """`head`: what belongs to an attention head in all of the rule's layers of that attention."""
+
+    bare: ClassVar[bool] = True
+
+
+class Block(Word):
+    """`block(4, 1)`: so many outputs by so many inputs, at one position of the kernel."""
+
+    positional: ClassVar[int] = 2
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+
+
+Granularity = Union[Single, Filter, Channel, Head, Block]
 
 # -- targets: how much goes, and how it is shared out among the layers --------------------
 
@@ -39,16 +78,35 @@ class Uniform(Word):
 
     positional: ClassVar[int] = 1
     sparsity: Percent
+    granularity: Granularity | None = None  # None: what the rule or `pruning` says
 
 
 class Global(Word):
-    """One threshold over all layers of the rule: `global(90%)`."""
+    """One threshold over all layers of the rule: `global(90%)`.
+
+    `of`: what the percentage is a share of. None: of the weights, or of the units where those
+    are larger than one weight.
+    """
 
     positional: ClassVar[int] = 1
     sparsity: Percent
+    granularity: Granularity | None = None
+    of: Literal["weights", "units", "flops"] | None = None
 
 
-Target = Union[Uniform, Global]
+class NM(Word):
+    """`2:4` or `nm(2, 4)`: of every m consecutive input channels n weights stay."""
+
+    positional: ClassVar[int] = 2
+    n: Annotated[int, Field(ge=1)]
+    m: Annotated[int, Field(ge=2)]
+
+    @property
+    def sparsity(self) -> Percent:
+        return Percent(1 - self.n / self.m)
+
+
+Target = Union[Uniform, Global, NM]
 
 # -- scores --------------------------------------------------------------------------------
 
@@ -278,7 +336,8 @@ class PruneBlock(Word):
     """The settings of `pruning { ... }` and of one rule.
 
     Without a schedule the target holds from the first step; masks are recomputed every 16
-    steps, as in the authors' code. `floor`: the least density of a layer, None: one weight.
+    steps, as in the authors' code. `floor` and `ceiling`: the least and the largest density of
+    a layer, None: one unit, all of it.
     """
 
     score: Score = "magnitude"
@@ -286,6 +345,8 @@ class PruneBlock(Word):
     refresh: Time = Time(16, "steps")
     freeze: Time | None = None
     floor: Percent | None = None
+    ceiling: Percent | None = None
+    granularity: Granularity | None = None
 
 
 class PrivateBlock(Word):
@@ -317,7 +378,10 @@ BLOCKS: dict[str, type[Word]] = {
 
 # -- which words a place takes ------------------------------------------------------------------
 
-TARGETS = {"uniform": Uniform, "global": Global}
+TARGETS = {"uniform": Uniform, "global": Global, "nm": NM}
+GRANULARITIES = {
+    "weight": Single, "filter": Filter, "channel": Channel, "head": Head, "block": Block,
+}  # fmt: skip
 SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constant}
 LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
 OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
@@ -333,6 +397,9 @@ AUGMENT_STAGES: dict[type[Word], int] = {Erase: 1, MixUp: 2, CutMix: 2}
 
 PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (PruneBlock, "schedule"): ("a schedule", SCHEDULES),
+    (PruneBlock, "granularity"): ("a granularity", GRANULARITIES),
+    (Uniform, "granularity"): ("a granularity", GRANULARITIES),
+    (Global, "granularity"): ("a granularity", GRANULARITIES),
     (DataBlock, "augment"): ("an augmentation", AUGMENTS),
     (Train, "optimizer"): ("an optimizer", OPTIMIZERS),
     (Train, "lr"): ("a learning rate over time", RATES),

@@ -23,8 +23,7 @@ from dcil_dsl.lang.values import BROKEN, Percent, Range, Ratio, Time, kind_of, w
 
 _LATER_SETTINGS = {
     v.PruneBlock: not_built.PRUNE_SETTINGS, v.PathBlock: not_built.PATH_SETTINGS,
-    v.Train: not_built.TRAIN_SETTINGS, v.Uniform: not_built.TARGET_SETTINGS,
-    v.Global: not_built.TARGET_SETTINGS,
+    v.Train: not_built.TRAIN_SETTINGS,
 }  # fmt: skip
 _LATER_WORDS = {
     "a target": not_built.TARGETS, "a schedule": not_built.SCHEDULES, "a loss": not_built.LOSSES,
@@ -158,15 +157,19 @@ class Reader:
         if isinstance(node, ast.Literal) and node.value is BROKEN:
             raise Broken
         if isinstance(node, ast.Name):
-            self._bare_word(node, place, table)
+            return self._bare_word(node, place, table)
         if not isinstance(node, ast.Call):
             self.found.add("E206", f"expected {place}, found {_kind(node)}", node.span,
-                           help=f"for example {listed(f'`{name}(...)`' for name in table)}")
+                           help=f"for example {listed(_example(name) for name in table)}")
             raise Broken
         name = node.name.name
         if name not in table:
             self._unknown_word(node.name, place, table)
         model = table[name]
+        if model.bare:
+            self.found.add("E206", f"`{name}` takes no parentheses", node.span,
+                           help=f"write `{name}`")
+            raise Broken
         settings = self.settings(model, name, self._arguments(node, model), node.name.span)
         if settings.word is None:
             raise Broken
@@ -196,7 +199,9 @@ class Reader:
             given.append(Given(key, argument.name.span, argument.value))
         return given
 
-    def _bare_word(self, node: ast.Name, place: str, table: dict) -> None:
+    def _bare_word(self, node: ast.Name, place: str, table: dict) -> v.Word:
+        if node.name in table and table[node.name].bare:
+            return table[node.name]()
         if node.name in table:
             fields = table[node.name].model_fields.values()
             need = "..." if any(f.is_required() for f in fields) else ""
@@ -225,9 +230,7 @@ class Reader:
             if isinstance(value, Percent):
                 return v.Uniform(sparsity=self._below_all(value, node))
             if isinstance(value, Ratio):
-                self.found.add("E230", f"`{written(value)}` is not built yet", node.span,
-                               label=not_built.TARGETS["nm"])
-                raise Broken
+                return self._pattern(value, node)
             help = "write `90%` or `global(90%)`"
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 help = f"did you mean `{written(Percent(value if value < 1 else value / 100))}`?"
@@ -235,8 +238,18 @@ class Reader:
                            help=help)
             raise Broken
         word = self.word(node, "a target", v.TARGETS)
+        if isinstance(word, v.NM):
+            return self._pattern(Ratio(word.n, word.m), node)
         self._below_all(word.sparsity, node)
         return word
+
+    def _pattern(self, ratio: Ratio, node: ast.Value) -> v.NM:
+        if not 0 < ratio.keep < ratio.of:
+            what = "keeps no weight" if ratio.keep < 1 else "prunes nothing"
+            self.found.add("E205", f"{written(ratio)} {what}", node.span,
+                           help="for example `2:4`: of every four, two stay")
+            raise Broken
+        return v.NM(n=ratio.keep, m=ratio.of)
 
     def _below_all(self, sparsity: Percent, node: ast.Value) -> Percent:
         if sparsity.fraction >= 1:
@@ -317,6 +330,11 @@ class Reader:
         if time.unit == "epochs":
             return time.value
         return None if time.unit == "steps" or self.epochs is None else time.value * self.epochs
+
+
+def _example(name: str) -> str:
+    is_bare = name in v.GRANULARITIES and v.GRANULARITIES[name].bare
+    return f"`{name}`" if is_bare else f"`{name}(...)`"
 
 
 def _as_time(value: Percent | Time) -> str:

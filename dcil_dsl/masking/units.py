@@ -10,7 +10,6 @@ all of the others. The filters of a convolution: shape (O, I * kh * kw), units (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from torch import Tensor
 class Cut(Protocol):
     shape: tuple[int, ...]
     units: tuple[int, ...]
+    num_units: int
 
 
 @torch.no_grad()
@@ -33,10 +33,10 @@ def score_units(scores: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
     float64, because sums of float32 depend on their order, and with it on the device.
     """
     sums = sum(
-        score.reshape(cut.shape).sum(_inside(cut), dtype=torch.float64).flatten()
+        _rows(score, cut).sum(1, dtype=torch.float64)
         for score, cut in zip(scores, cuts, strict=True)
     )
-    return sums / sum(math.prod(cut.shape[i] for i in _inside(cut)) for cut in cuts)
+    return sums / (sum(score.numel() for score in scores) / len(sums))
 
 
 def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -64,16 +64,19 @@ def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
 
 def any_in_unit(truths: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
     """Which units hold anything true in any of their weights, (number of units,)."""
-    found = [
-        truth.reshape(cut.shape).any(_inside(cut)).flatten()
-        for truth, cut in zip(truths, cuts, strict=True)
-    ]
+    found = [_rows(truth, cut).any(1) for truth, cut in zip(truths, cuts, strict=True)]
     return torch.stack(found).any(0)
 
 
 def num_in_pattern(truth: Tensor, cut: Cut) -> Tensor:
     """How many of each group of m are true, (number of groups,)."""
-    return truth.reshape(cut.shape).sum(_inside(cut)).flatten()
+    return _rows(truth, cut).sum(1)
+
+
+def _rows(values: Tensor, cut: Cut) -> Tensor:
+    """(number of units, weights of a unit)"""
+    order = (*cut.units, *_inside(cut))
+    return values.reshape(cut.shape).permute(order).reshape(cut.num_units, -1)
 
 
 def _inside(cut: Cut) -> tuple[int, ...]:

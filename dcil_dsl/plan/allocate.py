@@ -8,51 +8,197 @@ Not:  which weights go (masking/select.py decides at each refresh).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
 from dcil_dsl.plan.schedule import reached_at, whole_units
 
-DEFAULT_FLOOR = 1  # one weight: no budget can remove a whole layer by accident
+DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
+
+
+@dataclass(frozen=True)
+class Member:
+    """The weights that share their units, and how each falls into them; none for single weights."""
+
+    weights: tuple[Weight, ...]
+    cuts: tuple[p.Cut, ...] = ()
+
+    @property
+    def num_units(self) -> int:
+        return self.cuts[0].num_units if self.cuts else math.prod(self.weights[0].shape)
 
 
 def allocate_group(
     rule: r.Prune,
     place: str,
     weights: tuple[Weight, ...],
+    heads: Mapping[str, HeadShare],
     steps_per_epoch: int,
     num_steps: int,
     report: Diagnostics,
-) -> p.Group:
-    """The budget of one rule. Budgets below the floors, and ramps that the run or the
-    freeze cuts off, are errors: the sparsity asked for would not be what comes out."""
-    sizes = tuple(math.prod(weight.shape) for weight in weights)
-    floors = tuple(_floor(rule, size) for size in sizes)
-    schedule = _schedule(rule.schedule, steps_per_epoch, num_steps)
+) -> p.Group | None:
+    """The budget of one rule. Weights that do not fall into the rule's units, budgets below the
+    floors or above the ceilings, and ramps that the run or the freeze cuts off, are errors: the
+    sparsity asked for would not be what comes out. None where there is no budget to speak of.
+    """
+    unit = _unit(rule)
+    owned = _members(rule, unit, weights, heads, report)
+    of, costs = _costs(rule, unit, owned or [], report)
+    if owned is None or costs is None:
+        return None
+    weights = tuple(weight for member in owned for weight in member.weights)
+    is_pattern = isinstance(unit, p.Pattern)
+    sizes = [math.prod(m.weights[0].shape) if is_pattern else m.num_units for m in owned]
     group = p.Group(
         rule=place,
         parameters=tuple(weight.name for weight in weights),
-        num_weights=sizes,
+        num_weights=tuple(math.prod(weight.shape) for weight in weights),
         allocation="global" if isinstance(rule.target, v.Global) else "uniform",
         target=rule.target.sparsity.fraction,
+        of=of,
+        unit=unit,
+        cuts=tuple(cut for member in owned for cut in member.cuts),
+        spans=tuple(len(member.weights) for member in owned) if unit.kind == "head" else (),
+        costs=costs,
+        floors=tuple(_floor(rule, size) for size in sizes),
+        ceilings=tuple(_ceiling(rule, size) for size in sizes) if rule.ceiling else (),
+        hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
         score=rule.score,
-        schedule=schedule,
+        schedule=_schedule(rule.schedule, steps_per_epoch, num_steps),
         refresh=max(rule.refresh.to_steps(steps_per_epoch, num_steps), 1),
         freeze=rule.freeze and rule.freeze.to_steps(steps_per_epoch, num_steps),
-        floors=floors,
     )
     _check_budget(rule, group, report)
     _check_time(rule, group, num_steps, report)
     return group
 
 
+# -- units -------------------------------------------------------------------------------------
+
+
+def _unit(rule: r.Prune) -> p.Unit:
+    if isinstance(rule.target, v.NM):
+        return p.Pattern(n=rule.target.n, m=rule.target.m)
+    match rule.granularity:
+        case v.Block(height=height, width=width):
+            return p.Block(height=height, width=width)
+        case v.Filter():
+            return p.Whole(kind="filter")
+        case v.Channel():
+            return p.Whole(kind="channel")
+        case v.Head():
+            return p.Whole(kind="head")
+    return p.Single()
+
+
+def _members(
+    rule: r.Prune,
+    unit: p.Unit,
+    weights: tuple[Weight, ...],
+    heads: Mapping[str, HeadShare],
+    report: Diagnostics,
+) -> list[Member] | None:
+    """The weights by what shares its units, in the order of use; None where some have none."""
+    if unit.kind == "weight":
+        return [Member((weight,)) for weight in weights]
+    cuts, misfits = {}, []
+    for weight in weights:
+        try:
+            cuts[weight.name] = cut_weight(weight, unit, heads.get(weight.name))
+        except Misfit as misfit:
+            misfits.append((weight.name, str(misfit)))
+    if misfits:
+        name, reason = misfits[0]
+        more = f", nor do {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        report.add(
+            "E310",
+            f"`{name}` does not fall into {_units_words(unit)}{more}",
+            rule.granularity_span or rule.target_span,
+            label=reason,
+            help=f"`{_keep(misfits)}` below this rule leaves {'them' if more else 'it'} whole",
+        )
+        return None
+    together: dict[str, list[Weight]] = {}
+    for weight in weights:
+        owner = heads[weight.name].owner if unit.kind == "head" else weight.name
+        together.setdefault(owner, []).append(weight)
+    return [
+        Member(tuple(some), tuple(cuts[weight.name] for weight in some))
+        for some in together.values()
+    ]
+
+
+def _keep(misfits: list[tuple[str, str]]) -> str:
+    """The rule that keeps these layers, as far as it is short."""
+    modules = dict.fromkeys(f'"{name.rpartition(".")[0]}"' for name, _ in misfits)
+    return "keep " + ", ".join([*modules][:4]) + (", ..." if len(modules) > 4 else "")
+
+
+def _units_words(unit: p.Unit) -> str:
+    match unit:
+        case p.Pattern(m=m):
+            return f"groups of {m} inputs"
+        case p.Block(height=height, width=width):
+            return f"blocks of {height} outputs by {width} inputs"
+    return f"{unit.kind}s"
+
+
+def _costs(
+    rule: r.Prune, unit: p.Unit, owned: list[Member], report: Diagnostics
+) -> tuple[str, tuple[int, ...] | None]:
+    """What the budget counts, and what a unit of each member costs it; () where each costs one.
+
+    One budget each counts units: of a layer by itself every measure is the same share.
+    """
+    is_single = unit.kind in ("weight", "nm")
+    of = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
+    if of == "units" and is_single:
+        of = "weights"
+    if not isinstance(rule.target, v.Global):
+        return of, ()
+    if of == "units" or is_single and of == "weights":
+        return of, ()
+    totals = [
+        sum(math.prod(w.shape) if of == "weights" else w.macs or 0 for w in member.weights)
+        for member in owned
+    ]
+    for member, total in zip(owned, totals, strict=True):
+        unknown = any(of == "flops" and w.macs is None for w in member.weights)
+        if unknown or not total:
+            report.add(
+                "E311",
+                f"the multiply-accumulates of `{member.weights[0].name}` are not known"
+                if unknown
+                else f"`{member.weights[0].name}` multiplies nothing",
+                rule.target_span,
+                label="a budget of FLOPs cannot count this layer",
+                help="an example input tells them: `image_size` in `data`, or `example_inputs`"
+                if unknown
+                else "`keep` below this rule leaves it whole",
+            )
+            return of, None
+    return of, tuple(n // member.num_units for n, member in zip(totals, owned, strict=True))
+
+
 def _floor(rule: r.Prune, size: int) -> int:
     if rule.floor is None:
         return min(DEFAULT_FLOOR, size)
     return max(math.ceil(size * rule.floor.fraction - 1e-9), DEFAULT_FLOOR)
+
+
+def _ceiling(rule: r.Prune, size: int) -> int:
+    return max(whole_units(size * rule.ceiling.fraction), DEFAULT_FLOOR)
+
+
+# -- time --------------------------------------------------------------------------------------
 
 
 def _schedule(schedule: v.Schedule, steps_per_epoch: int, num_steps: int) -> p.Schedule:
@@ -76,25 +222,39 @@ def _schedule(schedule: v.Schedule, steps_per_epoch: int, num_steps: int) -> p.S
 
 
 def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
-    def complain(keeps, floor, what):
+    """E304, once for the rule."""
+    noun, target = counted(group), f"{group.target:.4g}"
+    sizes, costs = num_units(group), unit_costs(group)
+    ceilings = group.ceilings or sizes
+    if group.allocation == "global":
+        least, most = (
+            sum(count * cost for count, cost in zip(counts, costs, strict=True))
+            for counts in (group.floors, ceilings)
+        )
+        budgets = [(f"{budget_size(group):,} {noun}", budget_size(group), least, most)]
+    else:
+        names = [own[0] for own in members(group)]
+        budgets = [
+            (f"`{name}` ({size:,} {noun})", size, least, most)
+            for name, size, least, most in zip(names, sizes, group.floors, ceilings, strict=True)
+        ]
+    wrong = []
+    for what, size, least, most in budgets:
+        keeps = whole_units(size * (1 - group.target))
+        if keeps < least:
+            wrong.append((f"{what} leaves {keeps:,} {noun}, the floors keep {least:,}", True))
+        elif keeps > most:
+            wrong.append((f"{what} leaves {keeps:,} {noun}, the ceilings {most:,}", False))
+    if wrong:
+        fact, is_floor = wrong[0]
+        more = f", and {len(wrong) - 1} more layers are as wrong" if len(wrong) > 1 else ""
+        span = rule.floor_span if is_floor else rule.ceiling_span
         report.add(
             "E304",
-            f"{group.target:.4g} of {what} leaves {keeps:,} weights, the floors keep {floor:,}",
-            rule.floor_span or rule.target_span,
-            help="lower the floor or the target",
+            f"{target} of {fact}{more}",
+            span or rule.target_span,
+            help="lower the floor or the target" if is_floor else "raise the ceiling or the target",
         )
-
-    if group.allocation == "global":
-        keeps = whole_units(sum(group.num_weights) * (1 - group.target))
-        if keeps < sum(group.floors):
-            complain(keeps, sum(group.floors), f"{sum(group.num_weights):,} weights")
-    else:
-        for name, size, floor in zip(
-            group.parameters, group.num_weights, group.floors, strict=True
-        ):
-            keeps = whole_units(size * (1 - group.target))
-            if keeps < floor:
-                complain(keeps, floor, f"`{name}` ({size:,} weights)")
 
 
 def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnostics) -> None:

@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.graph.heads import find_heads
 from dcil_dsl.graph.layers import Layer, Weight
 from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
@@ -37,15 +38,17 @@ def resolve_recipe(
 
     owner = claim_layers(recipe.rules, selection, report)
     prunable = _by_weight(traced.layers)
+    heads = find_heads(traced.model, {weight.name: weight for _, weight in prunable})
     groups, group_of_rule = [], {}
     for index, rule in enumerate(recipe.rules):
         owned = tuple(weight for _, weight in prunable if owner.get(weight.name) == index)
         if isinstance(rule, r.Prune) and owned:
-            group_of_rule[index] = len(groups)
-            place = _place(rule)
-            groups.append(
-                allocate_group(rule, place, owned, steps_per_epoch, num_steps, report)
+            group = allocate_group(
+                rule, _place(rule), owned, heads, steps_per_epoch, num_steps, report
             )
+            if group is not None:
+                group_of_rule[index] = len(groups)
+                groups.append(group)
     layers = tuple(
         _layer(layer, weight, owner.get(weight.name), recipe.rules, group_of_rule)
         for layer, weight in prunable
