@@ -43,7 +43,9 @@ class Position:
     batch      batches done of the epoch after them
     told       whether metrics.jsonl has the line that belongs to this step
     examples   seen in this epoch; `examples_by` loss while it was open, by path while it ran
-    seconds    of the whole run; epoch_seconds: of training in this epoch, evaluation left out
+    seconds    of the whole run
+    trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
+    waited     seconds of them in which the loop stood still for its next batch; epoch_waited too
     scaler     the state of the fp16 gradient scaler, numbers only
     """
 
@@ -54,7 +56,10 @@ class Position:
     examples: int = 0
     examples_by: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    epoch_seconds: float = 0.0
+    trained: float = 0.0
+    epoch_trained: float = 0.0
+    waited: float = 0.0
+    epoch_waited: float = 0.0
     scaler: dict[str, float | int] = field(default_factory=dict)
 
 

@@ -145,6 +145,8 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     table.add_row("steps", f"{result.step:,} of {plan.num_steps:,}")
     rate = f"{result.examples_per_second:.0f} examples/s"
     table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
+    waited = f"{result.data_seconds:.1f} s, {result.data_share:.1%} of the time of the steps"
+    table.add_row("waiting for data", waited)
     table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
     if files:  # the folder once: a name that is cut in two can be neither read nor copied
         folder = os.path.commonpath([file.parent for file in files])

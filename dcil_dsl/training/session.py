@@ -8,7 +8,7 @@ Not:  no step is taken here (trainer.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +20,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
 from dcil_dsl.training.losses import logits_of, loss_term
-from dcil_dsl.training.machine import Options, autocast, precision_of
+from dcil_dsl.training.machine import Loader, Options, autocast, precision_of
 from dcil_dsl.training.metrics import Dual, check_sparsity, masks_step, num_correct
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
@@ -38,6 +38,8 @@ class Result:
     num_kept           of the num_weights under rules
     seconds            of the whole run, evaluation and what was before a resume included
     cost               passes over the model, as a multiple of a dense run of as many steps
+    data_seconds       in which steps waited for their batch; data_share: of all seconds of steps.
+                       As the host sees it: where the device lags behind it, the device waited less
     """
 
     step: int
@@ -50,6 +52,8 @@ class Result:
     seconds: float
     examples_per_second: float
     cost: float
+    data_seconds: float = 0.0
+    data_share: float = 0.0
     interrupted: bool = False
 
 
@@ -137,6 +141,37 @@ def _compiled(forward: Forward, plan: Plan) -> Forward:
     return torch.compile(forward, dynamic=False)
 
 
+def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is left of the epoch, with the time that is spent waiting for it put down.
+
+    Where no batch comes, for an image that cannot be read or a worker that was killed, the steps
+    so far are saved before the InputError goes on.
+    """
+    at = now.state.position
+    left = iter(loader.epoch(at.epoch, at.batch))
+    while True:
+        began = time.perf_counter()
+        try:
+            batch = _next_or_saved(now, left)
+            waited = time.perf_counter() - began
+            at.waited, at.epoch_waited = at.waited + waited, at.epoch_waited + waited
+            if batch is None:
+                return
+            yield batch
+        finally:  # after the last step too, which leaves the loop
+            spent = time.perf_counter() - began
+            at.trained, at.epoch_trained = at.trained + spent, at.epoch_trained + spent
+
+
+def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None:
+    try:
+        return next(left, None)
+    except InputError as error:
+        save(now)
+        done = f"{now.state.position.step:,} steps are saved; --resume goes on from there"
+        raise InputError(error.message, "\n".join(filter(None, (error.help, done)))) from error
+
+
 def save(now: Session) -> None:
     """Write the checkpoint, unless a loss was not finite or the masks are not the plan's."""
     stop_if_not_finite(now)
@@ -150,8 +185,8 @@ def save(now: Session) -> None:
 def next_epoch(state: State) -> None:
     """Forget what was summed up over the epoch that is over."""
     at = state.position
-    at.epoch, at.batch, at.examples, at.epoch_seconds = at.epoch + 1, 0, 0, 0.0
-    at.examples_by = {}
+    at.epoch, at.batch, at.examples = at.epoch + 1, 0, 0
+    at.epoch_trained, at.epoch_waited, at.examples_by = 0.0, 0.0, {}
     state.sums.zero_()
     state.before = copied_masks(state.dual)
 
@@ -184,8 +219,10 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         "sparsity_asked": sparsity.asked,
         "sparsity_measured": sparsity.measured,
         "mask_flips": flips,
-        "seconds": at.epoch_seconds,
-        "examples_per_second": at.examples / max(at.epoch_seconds, 1e-9),
+        "seconds": at.epoch_trained,
+        "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
+        "data_seconds": at.epoch_waited,
+        "data_share": at.epoch_waited / max(at.epoch_trained, 1e-9),
     }
 
 
@@ -207,6 +244,8 @@ def result_of(
         seconds=at.seconds,
         examples_per_second=num_examples / max(at.seconds, 1e-9),
         cost=training_cost(now.plan.model_copy(update={"num_steps": at.step})),
+        data_seconds=at.waited,
+        data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
     )
 

@@ -14,8 +14,6 @@ steps, bit for bit on a CPU, as one that was not.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -34,6 +32,7 @@ from dcil_dsl.training.run import RunFolder, cannot_write
 from dcil_dsl.training.session import (
     Result,
     Session,
+    batches,
     epoch_line,
     next_epoch,
     result_of,
@@ -95,14 +94,11 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
     with _events(now.run, at.step) as events:
         while True:
             now.dual.train()
-            since = time.perf_counter()
             if at.step < end and not wish.is_there:
-                for images, labels in train_loader.epoch(at.epoch, at.batch):
+                for images, labels in batches(now, train_loader):
                     _step(now, laid_out(images, now.options), labels)
                     if at.step == end or wish.is_there:
                         break
-            at.epoch_seconds += time.perf_counter() - since
-
             with deployed(now.average):
                 accuracies = evaluate(now.dual, val_loader, now.options, wish)
             if accuracies is None:

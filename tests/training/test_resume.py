@@ -21,6 +21,10 @@ CASES = [
     *("term:0", "term:6", "term:9", "term:19", "evaluate:0", "evaluate:6", "evaluate:15"),
     *("write:6", "write:8", "write:9", "write:10", "write:11", "write:14", "write:17"),
 ]
+TIMES = (
+    "seconds", "trained", "epoch_trained", "waited", "epoch_waited", "examples_per_second",
+    "data_seconds", "data_share",
+)  # fmt: skip
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -44,7 +48,7 @@ def contents(folder: Path):
         position = json.loads(file.metadata()["position"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for values in (position, *lines):
-        for name in ("seconds", "epoch_seconds", "examples_per_second"):
+        for name in TIMES:
             values.pop(name, None)
     return tensors, position, lines
 
