@@ -307,6 +307,79 @@ def explain(
     print(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page), end="")
 
 
+@app.command(short_help="How much each layer minds being pruned, measured.")
+@verb
+def sensitivity(
+    source: Annotated[
+        Optional[str],
+        typer.Argument(metavar="[RECIPE|RUN]", help="a recipe, or a run folder with its weights"),
+    ] = None,
+    model: o.MaybeSpec = None,
+    train: Annotated[
+        Optional[str],
+        typer.Option("--train", metavar="DATA", help="data whose held-out part is measured on"),
+    ] = None,
+    data: o.DataDir = None,
+    weights: o.Weights = None,
+    batches: Annotated[
+        int, typer.Option("--batches", min=1, metavar="N", help="how many held-out batches")
+    ] = 8,
+    levels: Annotated[
+        Optional[str],
+        typer.Option("--levels", metavar="PERCENTAGES", help="50%,70%,80%,90%,95%,99%"),
+    ] = None,
+    target: Annotated[
+        str, typer.Option("--target", metavar="PERCENTAGE", help="the sparsity of the rules")
+    ] = "90%",
+    json: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="write the profile to FILE")
+    ] = None,
+    sets: o.Sets = None,
+    device: o.Device = "auto",
+    workers: o.Workers = None,
+    concise: o.Concise = False,
+):
+    """Prune each layer by itself at several sparsities, and measure what the network loses."""
+    wanted = shares_of("--target", target)[0]
+    tried = {} if levels is None else {"levels": shares_of("--levels", levels)}
+    overrides = overrides_of(sets)
+    if train is not None:
+        from dcil_dsl.data.places import look
+
+        look(train, data)  # before torch is loaded
+    from rich.console import Console
+
+    from dcil_dsl.plan.show_profile import show_measured
+    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.sensitivity import measure_sensitivity
+
+    with Console(stderr=True).status("measuring") as status:
+        profile = measure_sensitivity(
+            source, model, train, overrides=overrides, directory=data, weights=weights,
+            device=device, workers=workers, num_batches=batches, **tried,
+            warn=lambda d: tell(d, concise), note=note,
+            tell=lambda name: status.update(f"measuring {name}"),
+        )  # fmt: skip
+    if json is not None:
+        json.write_text(profile.to_json(), encoding="utf-8")
+    print(show_measured(profile, wanted, json, page_of(sys.stdout)), end="")
+
+
+def shares_of(option: str, text: str) -> tuple[float, ...]:
+    """"50%,90%" -> (0.5, 0.9), rising. InputError where it is no list of percentages."""
+    shares = []
+    for part in text.split(","):
+        number = part.strip().removesuffix("%")
+        try:
+            share = float(number) / 100
+        except ValueError:
+            share = 0.0
+        if not part.strip().endswith("%") or not 0 < share < 1:
+            raise InputError(f"{option} {text}: not a percentage between 0% and 100%: `{part}`")
+        shares.append(share)
+    return tuple(sorted(set(shares)))
+
+
 def overrides_of(sets: list[str] | None) -> dict[str, str]:
     """["a=1"] -> {"a": "1"}. InputError where one has no `=` or a name comes twice."""
     overrides: dict[str, str] = {}

@@ -1,0 +1,156 @@
+"""A measured profile, drawn; and the rules that follow from it, in the language.
+
+In:   a Profile, and the page.
+Out:  the table of `dcil sensitivity` with its bars; statements that can be pasted into a recipe.
+Not:  nothing is measured; who shares what out is share_out.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcil_dsl.plan.curve import bar
+from dcil_dsl.plan.profile import Profile
+from dcil_dsl.plan.schedule import whole_units
+from dcil_dsl.plan.share_out import Infeasible, interpolate, share_out
+from dcil_dsl.plan.show_layers import short_name
+from dcil_dsl.plan.wording import PLAIN, Page, fit, percent, shorten, table
+
+SHORTEST_BAR = 8
+RULE_WIDTH = 96  # columns of the rules, whatever the page: they go into a file
+
+
+def show_measured(profile: Profile, target: float, file: Path | None, page: Page = PLAIN) -> str:
+    """The table, and what to do with it: rules for `target`, or the profile in `file`."""
+    text = show_profile(profile, target, page) + "\n"
+    try:
+        rules = suggest_rules(profile, target)
+    except Infeasible as error:
+        total = sum(layer.num_weights for layer in profile.layers)
+        most = percent(int(1000 * error.most / total) / 1000)
+        return text + (
+            f"no rules for {percent(target)}: at the highest level that was measured {most} go\n"
+        )
+    text += f"rules for {percent(target)}, to be pasted into a recipe:\n\n{rules}"
+    if file is not None:
+        text += (
+            f"\nor, with the profile in {file}, over the layers that a rule selects:\n\n"
+            f'prune ... to sensitivity({percent(target)}, profile="{file}")\n'
+        )
+    return text
+
+
+def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
+    """What was measured, a row a layer; the bars are of the level nearest to `target`.
+
+    Levels that find no room on the page are left out, the lowest first; --json has them all.
+    """
+    marked = min(range(len(profile.levels)), key=lambda i: abs(profile.levels[i] - target))
+    level = percent(profile.levels[marked])
+    lines = [
+        f"{profile.model} on {profile.num_examples:,} held-out examples of {profile.data}, "
+        f"{profile.num_batches:,} batches",
+        f"weights: {profile.weights or 'FRESH, not trained'}",
+        f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",
+        "each layer pruned by itself, magnitude masks made once, nothing trained after",
+    ]
+    head = f"loss increase at a sparsity of; top-1 in points and bar at {level}"
+    return fit("\n".join(lines), page.width) + "\n\n" + "\n".join(
+        [shorten(head, page.width), *_rows(profile, marked, page)]
+    ) + "\n"  # fmt: skip
+
+
+def _rows(profile: Profile, marked: int, page: Page) -> list[str]:
+    largest = max((layer.losses[marked] for layer in profile.layers), default=0.0)
+    longest = max((len(short_name(layer.parameter)) for layer in profile.layers), default=5)
+    name_room = min(longest, max(16, page.width // 3))
+    shown = list(range(len(profile.levels)))
+    while True:
+        header = ("layer", "weights", *(percent(profile.levels[i]) for i in shown), "top-1")
+        rows = [
+            (
+                shorten(short_name(layer.parameter), name_room),
+                f"{layer.num_weights:,}",
+                *(_nats(layer.losses[i]) for i in shown),
+                f"{100 * layer.top1[marked]:+.1f}",
+            )
+            for layer in profile.layers
+        ]
+        lines = table(header, rows, "l" + "r" * (len(header) - 1))
+        width = max(map(len, lines))
+        left_out = next((i for i in shown if i != marked), None)
+        if page.width - width - 2 >= SHORTEST_BAR or left_out is None:
+            break
+        shown.remove(left_out)
+    room = min(40, max(SHORTEST_BAR, page.width - width - 2))
+    drawn = [lines[0]]
+    for line, layer in zip(lines[1:], profile.layers, strict=True):
+        share = layer.losses[marked] / largest if largest > 0 else 0.0
+        drawn.append(f"{line:{width}}  {bar(share, room, page.unicode)}".rstrip())
+    return drawn
+
+
+def suggest_rules(profile: Profile, target: float) -> str:
+    """`prune` and `keep` lines that take `target` of all measured weights in all.
+
+    Raises share_out.Infeasible where the profile was not measured that far. Each layer's share
+    is written so that it is never less than what share_out gave it, to a tenth of a percent.
+    """
+    sizes = [layer.num_weights for layer in profile.layers]
+    curves = [profile.curve(layer.parameter) for layer in profile.layers]
+    num_keep = whole_units(sum(sizes) * (1 - target))
+    keeps = share_out(sizes, curves, num_keep, [1] * len(sizes))
+    kept: dict[str, int] = {}
+    size_of: dict[str, int] = {}
+    for layer, keep in zip(profile.layers, keeps, strict=True):  # an LSTM has several weights
+        kept[layer.module] = kept.get(layer.module, 0) + keep
+        size_of[layer.module] = size_of.get(layer.module, 0) + layer.num_weights
+    shares = {module: _tenths(1 - kept[module] / size_of[module]) for module in kept}
+    gone = sum(size_of[module] * share / 1000 for module, share in shares.items())
+    expected = sum(
+        interpolate(curve, 1 - keep / size)
+        for size, curve, keep in zip(sizes, curves, keeps, strict=True)
+    )
+    lines = [
+        f"# {percent(round(gone / sum(sizes), 3))} of {sum(sizes):,} weights; the layers' own loss "
+        f"increases add up to {expected:.4g}."
+    ]
+    for modules, share in _in_order(shares):
+        statement = f"prune {{}} to {percent(share / 1000)}" if share else "keep  {}"
+        lines.append(statement.format(_selector(modules)))
+    return "\n".join(lines) + "\n"
+
+
+def _in_order(shares: dict[str, int]) -> list[tuple[list[str], int]]:
+    """Modules with one share together; but a name also selects what lies inside, so a module
+    that has others inside comes first and alone, that the last rule be its insides' own."""
+    outer = [m for m in shares if any(other.startswith(f"{m}.") for other in shares)]
+    together: dict[int, list[str]] = {}
+    for module, share in shares.items():
+        if module not in outer:
+            together.setdefault(share, []).append(module)
+    rules = [([module], shares[module]) for module in outer]
+    return rules + [(modules, share) for share, modules in sorted(together.items())]
+
+
+def _selector(modules: list[str]) -> str:
+    """"a", "b", in lines of their own where one is not enough."""
+    lines, line = [], ""
+    for module in modules:
+        name = f'"{module}"'
+        if line and 6 + len(line) + 2 + len(name) + 12 > RULE_WIDTH:
+            lines.append(f"{line},")
+            line = name
+        else:
+            line = f"{line}, {name}" if line else name
+    return "\n      ".join([*lines, line])
+
+
+def _tenths(share: float) -> int:
+    """A share in tenths of a percent, rounded up."""
+    tenths = round(1000 * share, 6)
+    return min(999, int(tenths) + (tenths > int(tenths)))
+
+
+def _nats(loss: float) -> str:
+    return f"{loss:.3f}" if abs(loss) < 10 else f"{loss:.1f}" if abs(loss) < 1000 else f"{loss:.2g}"
