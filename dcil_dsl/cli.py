@@ -10,40 +10,22 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from dcil_dsl import looking
 from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exits import DONE, STOPPED, WRONG, note, status_of, tell
+from dcil_dsl.exits import DONE, STOPPED, WRONG, note, tell
+from dcil_dsl.verb import overrides_of, prepare_for, refuse, verb
 
-LAYER_NEEDS = "they belong to a layer: a recipe and --model are missing"
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app = typer.Typer(
     name="dcil", no_args_is_help=True, **SETTINGS,
     help="Prune neural networks as a recipe says: check it, compile it, train, prove, export.",
 )  # fmt: skip
-
-
-def verb(function: Callable[..., int | None]) -> Callable[..., None]:
-    """A verb whose errors become text and a status. It may return a status, None is 0."""
-
-    @functools.wraps(function)
-    def guarded(*args, **kwargs):
-        try:
-            status = function(*args, **kwargs)
-        except (typer.Exit, BrokenPipeError):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if type(error).__module__.startswith(("click", "typer")):
-                raise  # a usage error, which typer tells with the usage line
-            status = status_of(error, kwargs.get("concise", False))
-        raise typer.Exit(status or DONE)
-
-    return guarded
 
 
 @app.command("compile", short_help="The main job: compile, train, prove, export.")
@@ -72,10 +54,10 @@ def compile_recipe(
         raise InputError(f"there is no precision `{precision}`", help="fp32, bf16 or fp16")
     overrides = overrides_of(sets)
     if train is None:
-        _refuse(
+        refuse(
             data=data, out=out, resume=resume, compile=compile, max_steps=max_steps, workers=workers
         )
-        prepared = _prepared(
+        prepared = prepare_for(
             recipe,
             model,
             overrides,
@@ -96,7 +78,7 @@ def compile_recipe(
             print(show_plan(prepared.plan, page_of(sys.stdout)))
             print(show_summary(dual), end="")
         return DONE
-    _refuse("with --train, the data tell the length of an epoch", steps_per_epoch=steps_per_epoch)
+    refuse("with --train, the data tell the length of an epoch", steps_per_epoch=steps_per_epoch)
     from dcil_dsl.data.places import look
 
     look(train, data)  # before torch is loaded: missing data are told at once
@@ -129,7 +111,7 @@ def check(
 ):
     """Syntax and meaning; with --model, every selector against the model's layers."""
     if model is not None:
-        plan = _prepared(recipe, model, overrides_of(sets), concise).plan
+        plan = prepare_for(recipe, model, overrides_of(sets), concise).plan
         pruned = sum(len(group.parameters) for group in plan.groups)
         print(f"{recipe}: sound for {model}, prunes {pruned} of {len(plan.layers)} layers")
         return
@@ -156,43 +138,12 @@ def fmt(
     return WRONG if check and changed else DONE
 
 
-@app.command(short_help="What happens to which layer, and when.")
-@verb
-def plan(
-    recipe: o.RecipeFile,
-    model: o.Spec,
-    json: Annotated[bool, typer.Option("--json", help="as data")] = False,
-    sets: o.Sets = None,
-    concise: o.Concise = False,
-    steps_per_epoch: o.Steps = None,
-):
-    """Every layer with its rule, target, weights and arithmetic; the schedule; the cost."""
-    prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
-    from dcil_dsl.plan.facts import plan_and_facts_json
-    from dcil_dsl.plan.show import show_plan
-    from dcil_dsl.plan.wording import page_of
-
-    if json:
-        print(plan_and_facts_json(prepared.plan))
-    else:
-        print(show_plan(prepared.plan, page_of(sys.stdout)), end="")
-
-
-@app.command(short_help="The compiled network, as code.")
-@verb
-def graph(
-    recipe: o.RecipeFile,
-    model: o.Spec,
-    sets: o.Sets = None,
-    concise: o.Concise = False,
-    steps_per_epoch: o.Steps = None,
-):
-    """The code of the dual graph, for each phase of the training and for evaluation."""
-    prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
-    from dcil_dsl.compiler import compile_plan
-    from dcil_dsl.compiler.show import show_graph
-
-    print(show_graph(compile_plan(prepared.plan, prepared.traced)), end="")
+app.command(short_help="What happens to which layer, and when.")(looking.plan)
+app.command(short_help="What an error code means, or what a recipe does to one layer.")(
+    looking.explain
+)
+app.command(short_help="How much each layer minds being pruned, measured.")(looking.sensitivity)
+app.command(short_help="The compiled network, as code.")(looking.graph)
 
 
 @app.command("eval", short_help="The accuracy of a run.")
@@ -243,7 +194,7 @@ def verify(
     from dcil_dsl.revisit import verify_artefact
 
     if recipe is None:
-        _refuse("they say how to read a recipe: --recipe is missing", model=model, set=sets)
+        refuse("they say how to read a recipe: --recipe is missing", model=model, set=sets)
     warn = functools.partial(tell, concise=concise)
     asked = None if recipe is None else load_recipe(recipe, overrides_of(sets), warn)
     verdicts = verify_artefact(artefact, recipe=asked, model=model, warn=warn, note=note)
@@ -272,128 +223,6 @@ def export(
     print(export_run(run, to, out, model, path))
 
 
-@app.command(short_help="What an error code means, or what a recipe does to one layer.")
-@verb
-def explain(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="CODE|LAYER", help="E301, W303, ...; or layer3.0.conv2, with RECIPE and --model"
-        ),
-    ],
-    recipe: Annotated[
-        Optional[str], typer.Argument(metavar="[RECIPE]", help="the recipe, where it is a layer")
-    ] = None,
-    model: o.MaybeSpec = None,
-    sets: o.Sets = None,
-    concise: o.Concise = False,
-    steps_per_epoch: o.Steps = None,
-):
-    """What an error code means, with an example; or the story of one layer under a recipe."""
-    if recipe is None and model is None:
-        from dcil_dsl.diagnostics.codes import explain
-
-        _refuse(LAYER_NEEDS, set=sets, steps_per_epoch=steps_per_epoch)
-        print(explain(what).rstrip("\n"))
-        return
-    if recipe is None or model is None:
-        missing = "a recipe" if recipe is None else "--model SPEC"
-        raise InputError(f"to explain a layer takes a recipe and a model; {missing} is missing")
-    prepared = _prepared(recipe, model, overrides_of(sets), concise, steps_per_epoch)
-    from dcil_dsl.plan.explain import explain_layer
-    from dcil_dsl.plan.wording import page_of
-
-    page = page_of(sys.stdout)
-    print(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page), end="")
-
-
-@app.command(short_help="How much each layer minds being pruned, measured.")
-@verb
-def sensitivity(
-    source: Annotated[
-        Optional[str],
-        typer.Argument(metavar="[RECIPE|RUN]", help="a recipe, or a run folder with its weights"),
-    ] = None,
-    model: o.MaybeSpec = None,
-    train: Annotated[
-        Optional[str],
-        typer.Option("--train", metavar="DATA", help="data whose held-out part is measured on"),
-    ] = None,
-    data: o.DataDir = None,
-    weights: o.Weights = None,
-    batches: Annotated[
-        int, typer.Option("--batches", min=1, metavar="N", help="how many held-out batches")
-    ] = 8,
-    levels: Annotated[
-        Optional[str],
-        typer.Option("--levels", metavar="PERCENTAGES", help="50%,70%,80%,90%,95%,99%"),
-    ] = None,
-    target: Annotated[
-        str, typer.Option("--target", metavar="PERCENTAGE", help="the sparsity of the rules")
-    ] = "90%",
-    json: Annotated[
-        Optional[Path], typer.Option("--json", metavar="FILE", help="write the profile to FILE")
-    ] = None,
-    sets: o.Sets = None,
-    device: o.Device = "auto",
-    workers: o.Workers = None,
-    concise: o.Concise = False,
-):
-    """Prune each layer by itself at several sparsities, and measure what the network loses."""
-    wanted = shares_of("--target", target)[0]
-    tried = {} if levels is None else {"levels": shares_of("--levels", levels)}
-    overrides = overrides_of(sets)
-    if train is not None:
-        from dcil_dsl.data.places import look
-
-        look(train, data)  # before torch is loaded
-    from rich.console import Console
-
-    from dcil_dsl.plan.show_profile import show_measured
-    from dcil_dsl.plan.wording import page_of
-    from dcil_dsl.sensitivity import measure_sensitivity
-
-    with Console(stderr=True).status("measuring") as status:
-        profile = measure_sensitivity(
-            source, model, train, overrides=overrides, directory=data, weights=weights,
-            device=device, workers=workers, num_batches=batches, **tried,
-            warn=lambda d: tell(d, concise), note=note,
-            tell=lambda name: status.update(f"measuring {name}"),
-        )  # fmt: skip
-    if json is not None:
-        json.write_text(profile.to_json(), encoding="utf-8")
-    print(show_measured(profile, wanted, json, page_of(sys.stdout)), end="")
-
-
-def shares_of(option: str, text: str) -> tuple[float, ...]:
-    """"50%,90%" -> (0.5, 0.9), rising. InputError where it is no list of percentages."""
-    shares = []
-    for part in text.split(","):
-        number = part.strip().removesuffix("%")
-        try:
-            share = float(number) / 100
-        except ValueError:
-            share = 0.0
-        if not part.strip().endswith("%") or not 0 < share < 1:
-            raise InputError(f"{option} {text}: not a percentage between 0% and 100%: `{part}`")
-        shares.append(share)
-    return tuple(sorted(set(shares)))
-
-
-def overrides_of(sets: list[str] | None) -> dict[str, str]:
-    """["a=1"] -> {"a": "1"}. InputError where one has no `=` or a name comes twice."""
-    overrides: dict[str, str] = {}
-    for entry in sets or []:
-        name, equals, value = entry.partition("=")
-        name, value = name.strip(), value.strip()
-        if not equals or not name or not value:
-            raise InputError(f"--set {entry}: not NAME=VALUE", help="--set target=95%")
-        if name in overrides:
-            raise InputError(f"--set gives `{name}` twice")
-        overrides[name] = value
-    return overrides
-
-
 def main() -> None:
     """The program `dcil`."""
     app(prog_name="dcil")
@@ -404,20 +233,6 @@ def main_compile() -> None:
     single = typer.Typer(**SETTINGS)
     single.command("compile")(compile_recipe)
     single(prog_name="dcil-compile")
-
-
-def _prepared(recipe, model, overrides, concise, steps_per_epoch=None, **more):
-    from dcil_dsl.prepare import load_recipe, prepare
-
-    warn = functools.partial(tell, concise=concise)
-    return prepare(
-        load_recipe(recipe, overrides, warn),
-        model,
-        warn=warn,
-        note=note,
-        steps_per_epoch=steps_per_epoch,
-        **more,
-    )
 
 
 def _again(argv: list[str], folder: Path | None) -> list[str]:
@@ -441,13 +256,3 @@ def _tell_claims(claims) -> None:
     words = {True: "holds", False: "DOES NOT HOLD", None: "not judged, the run is cut short"}
     for claim in claims:
         print(f"expect {claim.text}: measured {claim.measured:.4%}, {words[claim.holds]}")
-
-
-def _refuse(why: str = "they belong to a training: --train is missing", **options) -> None:
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, value in options.items()
-        if value not in (None, False, [])
-    ]
-    if given:
-        raise InputError(f"{', '.join(given)}: {why}")

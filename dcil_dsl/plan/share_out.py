@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dcil_dsl.plan.schedule import whole_units
+
 Curve = Sequence[tuple[float, float]]  # (sparsity, loss increase), rising in both, from (0, 0)
 
 
@@ -47,7 +49,7 @@ def share_out(
     ceilings = list(ceilings or sizes)
     lows = [size - ceiling for size, ceiling in zip(sizes, ceilings, strict=True)]
     highs = [
-        max(low, min(size - floor, int(size * curve[-1][0] + 1e-9)))
+        max(low, min(size - floor, num_gone(size, curve[-1][0])))
         for size, curve, floor, low in zip(sizes, curves, floors, lows, strict=True)
     ]
     left = sum(sizes) - num_keep - sum(lows)
@@ -67,6 +69,11 @@ def share_out(
         gone[index] += taken
         left -= taken
     return tuple(size - count for size, count in zip(sizes, gone, strict=True))
+
+
+def num_gone(size: int, sparsity: float) -> int:
+    """The weights that a sparsity takes of a layer, as it was measured: all but one at most."""
+    return size - max(1, whole_units(size * (1 - sparsity)))
 
 
 def lower_hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -95,6 +102,6 @@ def interpolate(curve: Curve, sparsity: float) -> float:
 
 def _between(size: int, curve: Curve, low: int, high: int) -> list[tuple[int, float]]:
     """The curve in whole weights gone, from `low` to `high`, both with a point of their own."""
-    inner = {int(size * sparsity + 1e-9): loss for sparsity, loss in curve}
+    inner = {num_gone(size, sparsity): loss for sparsity, loss in curve}
     ends = {end: interpolate(curve, end / size) for end in (low, high)}
     return sorted((n, loss) for n, loss in (inner | ends).items() if low <= n <= high)

@@ -49,7 +49,7 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
     level = percent(profile.levels[marked])
     lines = [
         f"{profile.model} on {profile.num_examples:,} held-out examples of {profile.data}, "
-        f"{profile.num_batches:,} batches",
+        f"{profile.num_batches:,} batch{'es' if profile.num_batches != 1 else ''}",
         f"weights: {profile.weights or 'FRESH, not trained'}",
         f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",
         "each layer pruned by itself, magnitude masks made once, nothing trained after",
@@ -94,7 +94,7 @@ def suggest_rules(profile: Profile, target: float) -> str:
     """`prune` and `keep` lines that take `target` of all measured weights in all.
 
     Raises share_out.Infeasible where the profile was not measured that far. Each layer's share
-    is written so that it is never less than what share_out gave it, to a tenth of a percent.
+    is what share_out gave it, rounded up to a tenth of a percent; at least one weight stays.
     """
     sizes = [layer.num_weights for layer in profile.layers]
     curves = [profile.curve(layer.parameter) for layer in profile.layers]
@@ -102,10 +102,15 @@ def suggest_rules(profile: Profile, target: float) -> str:
     keeps = share_out(sizes, curves, num_keep, [1] * len(sizes))
     kept: dict[str, int] = {}
     size_of: dict[str, int] = {}
+    least: dict[str, int] = {}  # its smallest weight, of which one entry stays
     for layer, keep in zip(profile.layers, keeps, strict=True):  # an LSTM has several weights
         kept[layer.module] = kept.get(layer.module, 0) + keep
+        least[layer.module] = min(least.get(layer.module, layer.num_weights), layer.num_weights)
         size_of[layer.module] = size_of.get(layer.module, 0) + layer.num_weights
-    shares = {module: _tenths(1 - kept[module] / size_of[module]) for module in kept}
+    shares = {
+        module: min(_tenths(1 - keep / size_of[module]), int(1000 * (1 - 1 / least[module])))
+        for module, keep in kept.items()
+    }
     gone = sum(size_of[module] * share / 1000 for module, share in shares.items())
     expected = sum(
         interpolate(curve, 1 - keep / size)

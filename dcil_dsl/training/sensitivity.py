@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import keep_top
-from dcil_dsl.plan.schedule import whole_units
+from dcil_dsl.plan.share_out import num_gone
 from dcil_dsl.training.losses import logits_of
 
 Batch = tuple[Tensor, Tensor]
@@ -79,7 +79,7 @@ def measure(model: nn.Module, batches: Sequence[Batch]) -> Quality:
 def _pruned(
     model: nn.Module, weight: nn.Parameter, level: float, batches: Sequence[Batch]
 ) -> Quality:
-    num_keep = max(1, whole_units(weight.numel() * (1 - level)))
+    num_keep = weight.numel() - num_gone(weight.numel(), level)
     mask = keep_top([score_weights(weight, "magnitude")], num_keep, [1])[0]
     before = weight.detach().clone()
     try:

@@ -1,0 +1,64 @@
+"""`dcil sensitivity` from the command line: recipes, runs, files, and what is missing."""
+
+import pytest
+import torch
+from tiny_job import NET, RECIPE, call, job, net
+
+from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.plan.profile import read_profile
+from dcil_dsl.sensitivity import evenly_spaced
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "tiny.prune").write_text(RECIPE)
+    (tmp_path / "net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def measure(*arguments):
+    more = ("--device", "cpu", "--batches", "1", "--levels", "50%,90%")
+    return call("sensitivity", *arguments, *more)
+
+
+def test_a_recipe_is_measured_and_the_profile_written(here, capsys):
+    torch.manual_seed(1)
+    torch.save(net(here).state_dict(), "trained.pth")
+    status = measure("tiny.prune", "--model", "net.py:Net", "--train", "synthetic",
+                     "--weights", "trained.pth", "--json", "profile.json")  # fmt: skip
+    out, err = capsys.readouterr()
+    profile = read_profile(here / "profile.json")
+    assert status == 0 and "WARNING" not in err
+    assert (profile.num_batches, profile.num_examples, profile.levels) == (1, 64, (0.5, 0.9))
+    assert [layer.parameter for layer in profile.layers] == ["0.weight", "3.weight", "8.weight"]
+    assert "net.py:Net on 64 held-out examples of synthetic" in out
+    assert 'prune ... to sensitivity(90%, profile="profile.json")' in out
+
+
+def test_fresh_weights_are_warned_about_and_no_recipe_is_needed(here, capsys):
+    assert measure("--model", "net.py:Net", "--train", "synthetic") == 0
+    out, err = capsys.readouterr()
+    assert "WARNING: the weights are fresh" in err and "FRESH" in out
+
+
+def test_a_run_brings_its_model_its_data_and_its_dense_weights(here, capsys):
+    assert call(*job(here), "--out", "run", "--max-steps", "3", "--quiet") == 0
+    capsys.readouterr()
+    assert measure("run") == 0
+    out, err = capsys.readouterr()
+    assert "path dense, step 3" in out and "WARNING" not in err
+
+
+def test_what_is_missing_is_told(here, capsys):
+    assert measure("tiny.prune") == 2
+    assert "--model SPEC and --train DATA: what is to be measured" in capsys.readouterr().err
+    assert call("sensitivity", "--levels", "50") == 2
+    assert "--levels 50: not a percentage" in capsys.readouterr().err
+
+
+def test_examples_are_taken_from_all_over_the_held_out_part():
+    labels = torch.arange(10)
+    taken = evenly_spaced(Tensors(torch.zeros(10, 1, 2, 2), labels), 4)
+    assert taken.labels.tolist() == [0, 2, 5, 7]
+    assert [evenly_spaced(list("abcdefghij"), 4)[i] for i in range(4)] == ["a", "c", "f", "h"]
