@@ -2,7 +2,7 @@
 
 In:   what training/sensitivity.py measured; or the JSON file that it became.
 Out:  Profile; its curves, monotone, as the allocation by sensitivity reads them.
-Not:  nothing is measured here and nothing shared out (share_out.py).
+Not:  nothing is measured here and nothing shared out (least_loss.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:   a Profile, and the page.
 Out:  the table of `dcil sensitivity` with its bars; statements that can be pasted into a recipe.
-Not:  nothing is measured; who shares what out is share_out.py.
+Not:  nothing is measured; who shares what out is least_loss.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from dcil_dsl.plan.curve import bar
 from dcil_dsl.plan.profile import Profile
 from dcil_dsl.plan.schedule import whole_units
-from dcil_dsl.plan.share_out import Infeasible, interpolate, share_out
+from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
 from dcil_dsl.plan.show_layers import short_name
 from dcil_dsl.plan.wording import PLAIN, Page, fit, percent, shorten, table
 
@@ -93,13 +93,13 @@ def _rows(profile: Profile, marked: int, page: Page) -> list[str]:
 def suggest_rules(profile: Profile, target: float) -> str:
     """`prune` and `keep` lines that take `target` of all measured weights in all.
 
-    Raises share_out.Infeasible where the profile was not measured that far. Each layer's share
-    is what share_out gave it, rounded up to a tenth of a percent; at least one weight stays.
+    Raises Infeasible where the profile was not measured that far. Each layer's share
+    is what least_loss gave it, rounded up to a tenth of a percent; at least one weight stays.
     """
     sizes = [layer.num_weights for layer in profile.layers]
     curves = [profile.curve(layer.parameter) for layer in profile.layers]
     num_keep = whole_units(sum(sizes) * (1 - target))
-    keeps = share_out(sizes, curves, num_keep, [1] * len(sizes))
+    keeps = least_loss(sizes, curves, num_keep, [1] * len(sizes))
     kept: dict[str, int] = {}
     size_of: dict[str, int] = {}
     least: dict[str, int] = {}  # its smallest weight, of which one entry stays

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import keep_top
-from dcil_dsl.plan.share_out import num_gone
+from dcil_dsl.plan.least_loss import num_gone
 from dcil_dsl.training.losses import logits_of
 
 Batch = tuple[Tensor, Tensor]

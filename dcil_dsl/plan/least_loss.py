@@ -34,7 +34,7 @@ class Infeasible(Exception):
         super().__init__(f"between {least} and {most} weights may go")
 
 
-def share_out(
+def least_loss(
     sizes: Sequence[int],
     curves: Sequence[Curve],
     num_keep: int,

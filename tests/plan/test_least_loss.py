@@ -6,7 +6,7 @@ import random
 import pytest
 
 from dcil_dsl.plan.profile import LayerProfile, Profile, ProfileError, read_profile
-from dcil_dsl.plan.share_out import Infeasible, interpolate, lower_hull, share_out
+from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss, lower_hull
 
 CONVEX = (
     ((0.0, 0.0), (0.5, 0.1), (0.9, 1.0)),
@@ -25,7 +25,7 @@ def total(sizes, curves, keeps):
 def test_the_layer_that_minds_nothing_goes_first_and_the_sensitive_one_stays():
     """20 of 30 weights go: B's 9 and C's 9 cost nothing, A gives the other 2."""
     free = ((0.0, 0.0), (0.9, 0.0))
-    assert share_out((10, 10, 10), (((0.0, 0.0), (0.9, 5.0)), free, free), 10, (1, 1, 1)) == (
+    assert least_loss((10, 10, 10), (((0.0, 0.0), (0.9, 5.0)), free, free), 10, (1, 1, 1)) == (
         8, 1, 1,
     )  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_on_convex_curves_no_other_split_loses_less(num_keep):
     curves = tuple(tuple((s, loss) for s, loss in curve) for curve in CONVEX)
     if num_keep == 3:
         num_keep = 1 + 2 + 1  # the least that the last measured sparsity leaves
-    keeps = share_out(sizes, curves, num_keep, (1, 1, 1))
+    keeps = least_loss(sizes, curves, num_keep, (1, 1, 1))
     possible = [
         split
         for split in itertools.product(*(range(1, n + 1) for n in sizes))
@@ -56,7 +56,7 @@ def test_every_layer_but_one_ends_at_a_measured_point():
         steps = [rng.random() for _ in range(3)]
         points = [(s, sum(steps[: i + 1])) for i, s in enumerate((0.5, 0.8, 0.9))]
         curves.append([(0.0, 0.0), *points])
-    keeps = share_out(sizes, curves, sum(sizes) // 3, [1] * 12)
+    keeps = least_loss(sizes, curves, sum(sizes) // 3, [1] * 12)
     off = [
         keep for keep, size in zip(keeps, sizes, strict=True)
         if not any(abs(size - keep - size * s) < 1e-6 for s in (0.0, 0.5, 0.8, 0.9))
@@ -66,20 +66,20 @@ def test_every_layer_but_one_ends_at_a_measured_point():
 
 def test_layers_that_mind_alike_go_level_by_level_not_one_after_the_other():
     flat = ((0.0, 0.0), (0.5, 0.0), (0.9, 0.0))
-    assert share_out((10, 10), (flat, flat), 10, (1, 1)) == (5, 5)
+    assert least_loss((10, 10), (flat, flat), 10, (1, 1)) == (5, 5)
 
 
 def test_floors_and_ceilings_hold():
     curve = ((0.0, 0.0), (0.9, 0.0))
     dear = ((0.0, 0.0), (0.9, 9.0))
-    assert share_out((10, 10), (curve, dear), 14, (5, 1)) == (5, 9)
-    assert share_out((10, 10), (curve, dear), 8, (1, 1), ceilings=(10, 6)) == (2, 6)
+    assert least_loss((10, 10), (curve, dear), 14, (5, 1)) == (5, 9)
+    assert least_loss((10, 10), (curve, dear), 8, (1, 1), ceilings=(10, 6)) == (2, 6)
 
 
 def test_beyond_the_measured_sparsities_nothing_is_promised():
     curve = ((0.0, 0.0), (0.9, 1.0))
     with pytest.raises(Infeasible) as error:
-        share_out((10, 10), (curve, curve), 1, (1, 1))
+        least_loss((10, 10), (curve, curve), 1, (1, 1))
     assert (error.value.least, error.value.most) == (0, 18)
 
 
