@@ -62,8 +62,8 @@ Train = Annotated[
     typer.Option(
         "--train",
         metavar="DATA",
-        help="digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder or synthetic: "
-        "train on it",
+        help="digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder, webdataset or "
+        "synthetic: train on it",
     ),
 ]
 RunOut = Annotated[

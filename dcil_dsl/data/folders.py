@@ -42,8 +42,12 @@ def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
         ]
         raise InputError(f"train and val of {directory} differ in their classes", "\n".join(lines))
     parts = [_open_part(directory / part, channels) for part in ("train", "val")]
-    mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
-    return Dataset(name, *parts, tuple(parts[0].classes), mean, std)
+    return Dataset(name, *parts, tuple(parts[0].classes), *statistics_of(channels))
+
+
+def statistics_of(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of photographs, on the scale 0..1."""
+    return (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
 
 
 def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Image.Image:

@@ -14,10 +14,14 @@ from pathlib import Path
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 
-NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "synthetic")
+NAMES = (
+    "digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "webdataset",
+    "synthetic",
+)  # fmt: skip
 NO_FILES = ("digits", "synthetic")  # scikit-learn brings the one, a generator makes the other
 IMAGE_FOLDERS = ("imagenet", "imagefolder")
 LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
+SHARDS = "train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an example"
 
 
 def known_name(name: str) -> str:
@@ -42,6 +46,8 @@ def look(name: str, directory: Path | None) -> None:
     try:
         if name in IMAGE_FOLDERS:
             find(name, places_of(name, directory), is_image_folder, LAYOUT)
+        elif name == "webdataset":
+            find(name, places_of(name, directory), is_shard_folder, SHARDS)
     except OSError as error:
         raise InputError(f"cannot read the data of {name}: {error}") from error
 
@@ -75,6 +81,15 @@ def find(
 def is_image_folder(directory: Path) -> bool:
     """Whether `directory` holds a train and a val folder; what is in them is checked later."""
     return all((directory / part).is_dir() for part in ("train", "val"))
+
+
+def is_shard_folder(directory: Path) -> bool:
+    """Whether `directory` holds shards of both parts; what is in them is checked later."""
+    return all(shards_of(directory, part) for part in ("train", "val"))
+
+
+def shards_of(directory: Path, part: str) -> list[Path]:
+    return sorted(directory.glob(f"{part}-*.tar")) if directory.is_dir() else []
 
 
 def _state(place: Path) -> str:

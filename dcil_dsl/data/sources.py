@@ -2,8 +2,9 @@
 
 In:   the name that the recipe or `--train` gives, and the folder of `--data`, if any.
 Out:  a Dataset.
-Not:  nothing is downloaded and nothing is written, no folder either. Data that are missing are an
-      InputError that says where they were looked for, in which layout, and how to point at them.
+Not:  nothing is downloaded, and nothing written but an index of shards in the cache. Data that
+      are missing are an InputError that says where they were looked for, in which layout, and how
+      to point at them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from dcil_dsl.data.dataset import Dataset, Tensors, in_memory
 from dcil_dsl.data.folders import open_image_folder
-from dcil_dsl.data.places import LAYOUT, find, is_image_folder, known_name, places_of
+from dcil_dsl.data.places import (
+    LAYOUT,
+    SHARDS,
+    find,
+    is_image_folder,
+    is_shard_folder,
+    known_name,
+    places_of,
+)
+from dcil_dsl.data.shards import open_shards
 from dcil_dsl.diagnostics import InputError
 
 
@@ -59,6 +69,8 @@ def _open(name: str, places: list[Path], channels: int, options: dict[str, int])
             return _cifar(places, channels, name, datasets.CIFAR10, CIFAR10_STATISTICS)
         case "cifar100":
             return _cifar(places, channels, name, datasets.CIFAR100, CIFAR100_STATISTICS)
+        case "webdataset":
+            return open_shards(find(name, places, is_shard_folder, SHARDS), channels)
     found = find(name, places, is_image_folder, LAYOUT)
     return open_image_folder(name, found, channels)
 

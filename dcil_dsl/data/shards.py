@@ -1,0 +1,198 @@
+"""WebDataset shards: train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an example.
+
+In:   the folder that holds the shards.
+Out:  a Dataset whose items are (PIL image, class index), read from the tars when asked for.
+Not:  nothing of a tar is unpacked, unpickled or run: a header says where the bytes of an image
+      lie, and these go to Pillow. Not streamed either: an example is found by its number.
+
+What an index says of each example (shard, offset, size, class) comes from one walk over the
+headers, and is kept in ~/.cache/dcil/webdataset for as long as the shards' names, sizes and times
+are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.folders import MODES, read_image, statistics_of
+from dcil_dsl.data.places import shards_of
+from dcil_dsl.diagnostics import InputError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+WINDOW = 8  # shards that are shuffled together, so that reading stays in a few files at a time
+OPEN_FILES = 2 * WINDOW
+MAX_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One part. The examples stand in the order of the shards' names, then of their places.
+
+    shard, offset, size, label  int64 (N,); the image's bytes are `size` from `offset` on
+    """
+
+    files: tuple[str, ...]
+    shard: Tensor
+    offset: Tensor
+    size: Tensor
+    label: Tensor
+    mode: str
+    _open: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Raises BadImage."""
+        shard, offset, size = (int(x[index]) for x in (self.shard, self.offset, self.size))
+        data = os.pread(self._descriptor(shard), size, offset)
+        name = f"{_name_at(self._descriptor(shard), offset)} of {self.files[shard]}"
+        return read_image(io.BytesIO(data), self.mode, name), int(self.label[index])
+
+    def shuffled(self, chance: torch.Generator) -> Tensor:
+        """All numbers in an order of this epoch: shards at random, WINDOW of them shuffled."""
+        order = torch.randperm(len(self.files), generator=chance)
+        starts = torch.searchsorted(self.shard, torch.arange(len(self.files) + 1)).tolist()
+        windows = []
+        for shards in order.split(WINDOW):
+            window = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in shards.tolist()])
+            windows.append(window[torch.randperm(len(window), generator=chance)])
+        return torch.cat(windows)
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._open:
+            if len(self._open) == OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[shard] = os.open(self.files[shard], os.O_RDONLY)
+        return self._open[shard]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": {}}  # descriptors mean nothing in another process
+
+
+def open_shards(directory: Path, channels: int) -> Dataset:
+    """Both parts. Raises InputError for tars that are damaged, incomplete or not what they seem."""
+    parts = [_open_part(shards_of(directory, part), channels) for part in ("train", "val")]
+    num_classes = int(parts[0].label.max()) + 1
+    if int(parts[1].label.max()) >= num_classes:
+        raise InputError(
+            f"the val shards of {directory} have a class {int(parts[1].label.max())}, "
+            f"the train shards have 0 to {num_classes - 1}"
+        )
+    classes = tuple(map(str, range(num_classes)))
+    return Dataset("webdataset", *parts, classes, *statistics_of(channels))
+
+
+def _open_part(files: list[Path], channels: int) -> Shards:
+    index = _cached_index(files)
+    names = tuple(str(file.absolute()) for file in files)
+    return Shards(names, *(index[n] for n in ("shard", "offset", "size", "label")), MODES[channels])
+
+
+# -- the index -----------------------------------------------------------------------------------
+
+
+def _cached_index(files: list[Path]) -> dict[str, Tensor]:
+    text = "\n".join(f"{f.absolute()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    cache = Path.home() / ".cache" / "dcil" / "webdataset" / f"{name}.safetensors"
+    try:
+        return load_file(cache)
+    except (OSError, SafetensorError):  # not there yet, or cut off
+        pass
+    index = make_index(files)
+    draft = cache.with_suffix(f".{os.getpid()}.draft")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file(index, draft)
+        os.replace(draft, cache)  # other ranks see all of it or nothing
+    except (OSError, SafetensorError):
+        draft.unlink(missing_ok=True)  # no place for it: the next start walks over the headers
+    return index
+
+
+def make_index(files: list[Path]) -> dict[str, Tensor]:
+    """{"shard", "offset", "size", "label"}, int64 (N,), from the headers of `files`."""
+    rows = [(number, *row) for number, file in enumerate(files) for row in _examples(file)]
+    columns = torch.tensor(rows, dtype=torch.long).reshape(-1, 4).unbind(1)
+    return {n: c.contiguous() for n, c in zip(("shard", "offset", "size", "label"), columns)}
+
+
+def _examples(file: Path) -> Iterator[tuple[int, int, int]]:
+    """offset, size, class of each example of one tar."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(file, mode="r:") as tar:
+            end = file.stat().st_size
+            for member in tar:
+                if member.isdir():
+                    continue
+                _check(member, file, end)
+                key, _, kind = member.name.rpartition("/")[2].partition(".")
+                key = member.name[: len(member.name) - len(kind)]
+                if kind.lower() in IMAGES:
+                    _put(images, key, (member.offset_data, member.size), file)
+                elif kind == "cls":
+                    _put(labels, key, _label(tar, member, file), file)
+    except InputError:
+        raise
+    except Exception as error:  # what a parser of damaged headers may raise: many things
+        raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+    if lonely := images.keys() ^ labels.keys():
+        key = min(lonely)
+        missing = "cls" if key in images else "jpg"
+        raise InputError(
+            f"{file} has an example without its {missing}: {key}{missing}",
+            f"so it is for {len(lonely)} of {len(images.keys() | labels.keys())} examples",
+        )
+    if not images:
+        raise InputError(f"{file} holds no example", f"expected KEY.jpg and KEY.cls in {file.name}")
+    yield from ((*place, labels[key]) for key, place in images.items())
+
+
+def _put(known: dict, key: str, value: object, file: Path) -> None:
+    if key in known:
+        raise InputError(f"{file} has two examples called {key.rstrip('.')}")
+    known[key] = value
+
+
+def _check(member: tarfile.TarInfo, file: Path, end: int) -> None:
+    """Refuse what a tar of images has no need of, whether or not it would do harm here."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{file} is no shard of images: the name {member.name!r} leads out of it")
+    if not member.isreg() or member.issparse():
+        raise InputError(f"{file} is no shard of images: {member.name!r} is no plain file")
+    if member.offset_data + member.size > end:
+        raise InputError(f"{file} is cut off: {member.name!r} is not all there")
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> int:
+    text = tar.extractfile(member).read(16) if member.size <= 16 else b""
+    if not text.strip().isdigit() or int(text) >= MAX_CLASSES:
+        hint = f"a whole number, from 0 on and below {MAX_CLASSES:,}"
+        raise InputError(f"{file}: {member.name!r} is no class number", hint)
+    return int(text)
+
+
+def _name_at(descriptor: int, offset: int) -> str:
+    """What the header before the bytes calls them; long names have other headers."""
+    try:
+        header = os.pread(descriptor, tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
+        return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
+    except (tarfile.HeaderError, OSError):
+        return f"the image at byte {offset}"

@@ -1,0 +1,218 @@
+"""WebDataset shards: what is read, in which order, by whom; tars that are not what they seem."""
+
+import io
+import pickle
+import random
+import tarfile
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from dcil_dsl.data import Loader, open_dataset
+from dcil_dsl.data.folders import BadImage
+from dcil_dsl.data.shards import make_index
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan.plan import Augment
+
+CROP = (Augment(word="random_resized_crop", settings={"size": 8}),)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def picture(number):
+    """Its upper left pixel is its number."""
+    pixels = numpy.full((12, 10, 3), number, numpy.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path, members):
+    """members: (name, bytes) or a TarInfo alone."""
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            info = member
+            if isinstance(member, tuple):
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]) if isinstance(member, tuple) else None)
+
+
+def example(number, label=None):
+    label = number % 3 if label is None else label
+    return [(f"{number:06}.png", picture(number)), (f"{number:06}.cls", b"%d\n" % label)]
+
+
+def write_shards(folder, num_shards=11, per_shard=5):
+    folder.mkdir()
+    for shard in range(num_shards):
+        numbers = range(shard * per_shard, (shard + 1) * per_shard)
+        write_tar(folder / f"train-{shard:06}.tar", sum((example(n) for n in numbers), []))
+    write_tar(folder / "val-000000.tar", sum((example(n) for n in range(4)), []))
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(tmp_path / "shards")
+
+
+def numbers_of(loader, epoch, start=0):
+    """Which pictures each batch holds, from their pixels."""
+    mean, std = loader.mean[0].item(), loader.std[0].item()
+    return [(images[:, 0, 0, 0] * std + mean).round().int().tolist()
+            for images, _ in loader.epoch(epoch, start)]  # fmt: skip
+
+
+def load(folder, **options):
+    data = open_dataset("webdataset", folder)
+    return Loader(data, "train", batch_size=8, augment=CROP, **options)
+
+
+def test_an_example_is_its_image_and_its_class_and_classes_are_counted(shards):
+    data = open_dataset("webdataset", shards)
+    assert (len(data.train), len(data.val)) == (55, 4) and data.classes == ("0", "1", "2")
+    image, label = data.train[23]
+    assert image.mode == "RGB" and image.size == (10, 12)
+    assert image.getpixel((0, 0)) == (23, 23, 23) and label == 23 % 3
+    assert open_dataset("webdataset", shards, channels=1).train[7][0].mode == "L"
+
+
+def test_an_epoch_holds_every_example_once_in_an_order_of_its_own_that_repeats(shards):
+    first, second = (numbers_of(load(shards), epoch) for epoch in (0, 1))
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(55))
+    assert first != second and first == numbers_of(load(shards), 0)
+    assert first[3:] == numbers_of(load(shards), 0, start=3)
+    assert first != numbers_of(load(shards, seed=1), 0)
+
+
+def test_eight_shards_are_read_at_a_time(shards):
+    examples = open_dataset("webdataset", shards).train
+    order = examples.shuffled(torch.Generator().manual_seed(0))
+    first, rest = (set((part // 5).tolist()) for part in order.split(8 * 5))
+    assert (len(first), len(rest)) == (8, 3) and not first & rest
+    assert (order[:40] // 5).tolist() != sorted((order[:40] // 5).tolist())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_read_every_example_of_a_batch_once_between_them(shards, world_size):
+    whole = numbers_of(load(shards), 2)
+    ranks = [numbers_of(load(shards, rank=r, world_size=world_size), 2) for r in range(world_size)]
+    assert [sum(shares, []) for shares in zip(*ranks)] == whole
+
+
+def test_workers_read_what_one_process_reads(shards):
+    loader = load(shards, workers=2)
+    assert numbers_of(loader, 0, 2) == numbers_of(load(shards), 0, 2)
+    loader.close()
+    examples = open_dataset("webdataset", shards).train
+    examples[0]  # a file is open now, and stays here
+    assert pickle.loads(pickle.dumps(examples))[54][1] == 54 % 3
+
+
+def test_the_index_is_made_once_and_anew_for_other_shards(shards, home, monkeypatch):
+    open_dataset("webdataset", shards)
+    assert len(list((home / ".cache/dcil/webdataset").glob("*.safetensors"))) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr("dcil_dsl.data.shards.make_index", None)
+        assert len(open_dataset("webdataset", shards).train) == 55
+    write_tar(shards / "train-000000.tar", example(0))
+    assert len(open_dataset("webdataset", shards).train) == 51
+
+
+def test_without_a_place_for_a_cache_there_is_none(shards, home):
+    home.write_text("no folder")
+    assert len(open_dataset("webdataset", shards).train) == 55
+
+
+def test_shards_that_are_not_there_are_told_with_their_layout(tmp_path):
+    with pytest.raises(InputError, match="webdataset are not there") as error:
+        open_dataset("webdataset", tmp_path)
+    assert "train-*.tar and val-*.tar" in error.value.help
+
+
+# -- tars that are not what they seem ------------------------------------------------------------
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+HOSTILE = {
+    "up": ([("../../evil.png", b"x")], "leads out of it"),
+    "absolute": ([("/etc/evil.png", b"x")], "leads out of it"),
+    "link": ([special("a.png", tarfile.SYMTYPE, "/etc/passwd")], "no plain file"),
+    "hard link": ([special("a.png", tarfile.LNKTYPE, "/etc/passwd")], "no plain file"),
+    "device": ([special("a.png", tarfile.CHRTYPE)], "no plain file"),
+    "fifo": ([special("a.png", tarfile.FIFOTYPE)], "no plain file"),
+    "words": ([("a.png", b"x"), ("a.cls", b"cat")], "no class number"),
+    "negative": ([("a.png", b"x"), ("a.cls", b"-1")], "no class number"),
+    "huge class": ([("a.png", b"x"), ("a.cls", b"999999999999")], "no class number"),
+    "long class": ([("a.png", b"x"), ("a.cls", b"1" * 10_000)], "no class number"),
+    "no class": ([("a.png", b"x")], "without its cls: a.cls"),
+    "no image": ([("a.cls", b"1")], "without its jpg: a.jpg"),
+    "twice": ([("a.png", b"x"), ("a.png", b"y"), ("a.cls", b"1")], "two examples called a"),
+    "empty": ([], "holds no example"),
+    "other": ([("a.json", b"{}")], "holds no example"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_tar_that_is_no_shard_of_images_is_refused_by_name(tmp_path, case):
+    members, reason = HOSTILE[case]
+    write_tar(tmp_path / "train-0.tar", members)
+    with pytest.raises(InputError, match=reason) as error:
+        make_index([tmp_path / "train-0.tar"])
+    assert "train-0.tar" in error.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["train-0.tar"]
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def test_nothing_in_a_tar_is_unpickled_or_run(tmp_path, monkeypatch):
+    """Not the files that the library of the format would unpickle, and no PostScript as an image."""
+    monkeypatch.chdir(tmp_path)
+    payload = pickle.dumps(Evil())
+    others = [("000000.pyd", payload), ("000000.pkl", payload), ("000000.pth", payload)]
+    write_tar(tmp_path / "train-0.tar", example(0) + others + [
+        ("000001.png", payload), ("000001.cls", b"1"),
+        ("000002.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
+        ("000002.cls", b"1"),
+    ])  # fmt: skip
+    write_tar(tmp_path / "val-0.tar", example(1))
+    data = open_dataset("webdataset", tmp_path)
+    assert len(data.train) == 3 and data.train[0][1] == 0
+    for index in (1, 2):
+        with pytest.raises(BadImage, match=f"00000{index}.* of .*train-0.tar: Unidentified"):
+            data.train[index]
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_damaged_or_truncated_tar_is_read_or_refused_and_never_a_crash(tmp_path):
+    whole = write_shards(tmp_path / "shards", 1, 3) / "train-000000.tar"
+    content, chance = whole.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        if chance.random() < 0.3:
+            del damaged[chance.randrange(len(damaged)) :]
+        for _ in range(chance.randrange(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        whole.write_bytes(damaged)
+        try:
+            make_index([whole])
+        except InputError:
+            refused += 1
+    assert refused > 30
