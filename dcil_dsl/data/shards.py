@@ -117,10 +117,13 @@ def _cached_index(files: list[Path]) -> dict[str, Tensor]:
     draft = cache.with_suffix(f".{os.getpid()}.draft")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return index  # no place for it: the next start walks over the headers again
+    try:
         save_file(index, draft)
         os.replace(draft, cache)  # other ranks see all of it or nothing
     except (OSError, SafetensorError):
-        draft.unlink(missing_ok=True)  # no place for it: the next start walks over the headers
+        draft.unlink(missing_ok=True)
     return index
 
 

@@ -182,7 +182,7 @@ class Evil:
 
 
 def test_nothing_in_a_tar_is_unpickled_or_run(tmp_path, monkeypatch):
-    """Not the files that the library of the format would unpickle, and no PostScript as an image."""
+    """Nor what the library of the format would unpickle, and no PostScript as an image."""
     monkeypatch.chdir(tmp_path)
     payload = pickle.dumps(Evil())
     others = [("000000.pyd", payload), ("000000.pkl", payload), ("000000.pth", payload)]
