@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Model, Plan
+from dcil_dsl.plan.plan import Cut, Model, Plan, Single, Unit
 from dcil_dsl.plan.schedule import keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
@@ -35,9 +35,11 @@ FORMATS = ("safetensors", "pth")
 class Promise(BaseModel):
     """What one group of the plan allows.
 
-    keeps   the most weights that are not zero: one number for all layers together where the
-            allocation is global, one a layer where it is uniform
-    asked   the sparsity that the schedule asks for, a fraction
+    keeps   the most that is not zero, in what the budget counts: one number for all layers
+            together where the allocation is global, one a layer where it is uniform
+    asked   the sparsity that the schedule asks for, a fraction of what the budget counts
+
+    The other fields are those of the group (plan/plan.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,11 @@ class Promise(BaseModel):
     parameters: tuple[str, ...]
     num_weights: tuple[int, ...]
     keeps: tuple[int, ...]
+    of: Literal["weights", "units", "flops"] = "weights"
+    unit: Unit = Single()
+    cuts: tuple[Cut, ...] = ()
+    spans: tuple[int, ...] = ()
+    costs: tuple[int, ...] = ()
 
 
 class Origin(BaseModel):
@@ -89,6 +96,11 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
             parameters=group.parameters,
             num_weights=group.num_weights,
             keeps=keeps_at(group, last_refresh(group, step)),
+            of=group.of,
+            unit=group.unit,
+            cuts=group.cuts,
+            spans=group.spans,
+            costs=group.costs,
         )
         for group in plan.groups
     )

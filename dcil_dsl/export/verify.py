@@ -6,7 +6,8 @@ Not:  no model is built, no mask is trusted to prove a zero: zeros are counted i
 
 A kept weight may happen to be zero. So a file holds its promise where at most the allowed count
 of weights is not zero (equally: at least the pruned count is zero); that there are fewer is told
-and is not a fault.
+and is not a fault. A filter, a block, a head is zero where all of its weights are, and counts in
+full where any is not. Of an N:M pattern every single group of m is looked at.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.export.artefact import Promise
+from dcil_dsl.plan.budget import budget_size, counted
 from dcil_dsl.plan.wording import percent, shorten, table
+from dcil_dsl.training.tally import Budget, pattern_counts, tally_group
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One pruned weight, counted. `allowed` None: the budget belongs to the group.
+    """One pruned weight, counted.
 
+    allowed      weights that may be other than zero; None where a budget of several layers, or
+                 one that counts larger units, does not say
     num_revived  not zero although its mask prunes them; None where no mask is at hand
     """
 
@@ -48,6 +53,7 @@ class Verdict:
     layers: list[LayerCount] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    budgets: list[tuple[int, Budget]] = field(default_factory=list)  # with the promise's number
 
     @property
     def holds(self) -> bool:
@@ -71,7 +77,7 @@ def verify_tensors(
         counted = _count_group(index, promise, tensors, masks or {}, verdict)
         verdict.layers += counted
         if len(counted) == len(promise.parameters):
-            _judge(promise, counted, verdict)
+            _judge(index, promise, tensors, verdict)
     return verdict
 
 
@@ -87,11 +93,24 @@ def show_verdict(verdict: Verdict) -> str:
             sum(getattr(layer, key) for layer in layers) for key in ("num_weights", "num_nonzero")
         )
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
-        lines.append(f"group {index} ({promise.allocation}, {promise.rule}):")
+        noun, asked = counted(promise), percent(round(promise.asked, 6))
+        pattern = f", {promise.unit.n}:{promise.unit.m}" if promise.unit.kind == "nm" else ""
+        lines.append(f"group {index} ({promise.allocation}{pattern}, {promise.rule}):")
+        if noun == "weights":
+            lines.append(
+                f"  asked {asked}, measured {measured}; "
+                f"{sum(promise.keeps):,} of {sum(promise.num_weights):,} weights may be kept, "
+                f"{nonzero:,} are not zero"
+            )
+            continue
+        budgets = [budget for number, budget in verdict.budgets if number == index]
+        whole, kept = (sum(getattr(b, key) for b in budgets) for key in ("size", "kept"))
+        share = percent(round(1 - kept / whole, 6)) if whole else "-"
         lines.append(
-            f"  asked {percent(round(promise.asked, 6))}, measured {measured}; "
-            f"{sum(promise.keeps):,} of {sum(promise.num_weights):,} weights may be kept, "
-            f"{nonzero:,} are not zero"
+            f"  asked {asked} of {noun}, measured {share} of them and {measured} of the weights"
+        )
+        lines.append(
+            f"  {sum(promise.keeps):,} of {budget_size(promise):,} {noun} may be kept, {kept:,} are"
         )
     lines += [f"note: {note}" for note in verdict.notes]
     lines += [f"fault: {fault}" for fault in verdict.faults]
@@ -112,7 +131,8 @@ def _count_group(
     verdict: Verdict,
 ) -> list[LayerCount]:
     counted = []
-    each = promise.keeps if promise.allocation == "uniform" else [None] * len(promise.parameters)
+    is_told = promise.allocation == "uniform" and promise.unit.kind in ("weight", "nm")
+    each = promise.keeps if is_told else [None] * len(promise.parameters)
     for name, size, allowed in zip(promise.parameters, promise.num_weights, each, strict=True):
         if name not in tensors:
             verdict.faults.append(f"{name} is missing")
@@ -132,25 +152,42 @@ def _count_group(
     return counted
 
 
-def _judge(promise: Promise, layers: list[LayerCount], verdict: Verdict) -> None:
-    if promise.allocation == "uniform":
-        budgets = [(layer.parameter, layer.num_nonzero, layer.allowed) for layer in layers]
-    else:
-        what = (
-            f"the {len(layers)} layers of {promise.rule}"
-            if len(layers) > 1
-            else layers[0].parameter
-        )
-        budgets = [(what, sum(layer.num_nonzero for layer in layers), promise.keeps[0])]
-    for what, nonzero, allowed in budgets:
-        if nonzero > allowed:
+def _judge(
+    index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict: Verdict
+) -> None:
+    truths = {name: tensors[name] != 0 for name in promise.parameters}
+    for budget in tally_group(promise, promise.keeps, truths).budgets:
+        verdict.budgets.append((index, budget))
+        what, counts = budget.what, budget.counts
+        more = budget.kept - budget.allowed
+        if more > 0:
             verdict.faults.append(
-                f"{what}: {nonzero:,} weights are not zero, {allowed:,} allowed: "
-                f"{nonzero - allowed:,} revived or never pruned"
+                f"{what}: {budget.kept:,} {counts} are not zero, {budget.allowed:,} allowed: "
+                f"{more:,} revived or never pruned"
             )
-        elif nonzero < allowed:
+        elif more < 0:
             verdict.notes.append(
-                f"{what}: {allowed - nonzero:,} of {allowed:,} kept weights happen to be zero"
+                f"{what}: {-more:,} of {budget.allowed:,} kept {counts} happen to be zero"
+                if not promise.costs
+                else f"{what}: {-more:,} of {budget.allowed:,} {counts} are left over"
+            )
+    if promise.unit.kind == "nm":
+        _judge_pattern(promise, truths, verdict)
+
+
+def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verdict) -> None:
+    """Every group of m for itself: the counts of a layer may be right and its pattern wrong."""
+    counts = pattern_counts(promise, truths)
+    for name, keep, size in zip(
+        promise.parameters, promise.keeps, promise.num_weights, strict=True
+    ):
+        if keep == size:
+            continue  # before its schedule has begun
+        wrong = int((counts[name] > promise.unit.n).sum())
+        if wrong:
+            verdict.faults.append(
+                f"{name}: {wrong:,} of {len(counts[name]):,} groups of {promise.unit.m} weights "
+                f"hold more than {promise.unit.n} that are not zero"
             )
 
 

@@ -13,8 +13,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.schedule import ceilings_at, keeps_at, last_refresh, sparsity_at
+from dcil_dsl.training.tally import num_torn, pattern_counts, tally_group
 
 
 class SparsityError(Exception):
@@ -34,12 +36,24 @@ class Dual(Protocol):
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Over all the groups of a plan together, as fractions and counts of weights."""
+    """Over all the groups of a plan together, as fractions and counts of weights.
+
+    asked       of what the budgets count, by the schedule
+    measured    of the weights
+    pruned      of what the budgets count: to be compared with what was asked
+    counts      what that is: "weights", "filters", or several of them
+    at_floor    the layers of shared budgets that have nothing above their floor
+    at_ceiling  those that have all that their ceiling lets them keep
+    """
 
     asked: float
     measured: float
     num_kept: int
     num_weights: int
+    pruned: float = 0.0
+    counts: str = "weights"
+    at_floor: tuple[str, ...] = ()
+    at_ceiling: tuple[str, ...] = ()
 
 
 def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
@@ -64,34 +78,86 @@ def masks_step(num_done: int) -> int:
 
 
 def check_sparsity(dual: Dual, step: int) -> Sparsity:
-    """Compare the masks in force at `step` with the plan, group by group, to the weight.
+    """Compare the masks in force at `step` with the plan, group by group, to the unit.
 
-    Raises SparsityError with every group (every layer of a uniform one) that differs.
+    Raises SparsityError with every group (every layer of a uniform one) that differs, and every
+    layer with a unit that is kept in part or a group of m that does not keep n.
     """
-    wrong, asked, num_kept, num_weights = [], 0.0, 0, 0
-    for group in dual.plan.groups:
+    wrong, asked, pruned, num_kept, num_weights = [], 0.0, 0.0, 0, 0
+    at_floor, at_ceiling = [], []
+    groups = dual.plan.groups
+    for group in groups:
         moved = last_refresh(group, step)
-        for names, sizes, keep in _budgets(group, keeps_at(group, moved)):
-            kept = sum(int(dual.masks[name].sum()) for name in names)
-            if kept != keep:
-                what = names[0] if len(names) == 1 else f"the {len(names)} layers of {group.rule}"
-                wrong.append(f"{what}: {keep:,} of {sum(sizes):,} weights asked, {kept:,} kept")
-            num_kept += kept
-        asked += sparsity_at(group, moved) * sum(group.num_weights)
-        num_weights += sum(group.num_weights)
+        keeps, masks = keeps_at(group, moved), {name: dual.masks[name] for name in group.parameters}
+        tally = tally_group(group, keeps, masks)
+        spare = _spare(group, tally.units, moved)
+        for budget in tally.budgets:
+            left = budget.allowed - budget.kept
+            if not 0 <= left < spare:
+                wrong.append(
+                    f"{budget.what}: {budget.allowed:,} of {budget.size:,} {budget.counts} asked, "
+                    f"{budget.kept:,} kept"
+                )
+        wrong += _broken(group, keeps, masks)
+        floor, ceiling = _bounds_that_bind(group, tally.units, moved)
+        at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
+        size = sum(group.num_weights)
+        asked += sparsity_at(group, moved) * size
+        whole = sum(budget.size for budget in tally.budgets)
+        pruned += (1 - sum(budget.kept for budget in tally.budgets) / max(whole, 1)) * size
+        num_kept += sum(int(mask.sum()) for mask in masks.values())
+        num_weights += size
     if wrong:
         fact = f"sparsity at step {step} is not what the recipe asks"
         raise SparsityError(f"{fact}: {'; '.join(wrong)}")
     if not num_weights:
         return Sparsity(0.0, 0.0, 0, 0)
     asked = round(asked / num_weights, 12)  # 0.9, where one group sums up to 0.8999999999999999
-    return Sparsity(asked, 1 - num_kept / num_weights, num_kept, num_weights)
+    measured = 1 - num_kept / num_weights
+    counts = "; ".join(dict.fromkeys(counted(group) for group in groups))
+    if counts != "weights":
+        pruned = round(pruned / num_weights, 12)
+    else:
+        pruned = measured
+    return Sparsity(
+        asked, measured, num_kept, num_weights, pruned, counts, tuple(at_floor), tuple(at_ceiling)
+    )
 
 
-def _budgets(group: Group, keeps: tuple[int, ...]):
-    if group.allocation == "global":
-        return [(group.parameters, group.num_weights, keeps[0])]
-    return [
-        ((name,), (size,), keep)
-        for name, size, keep in zip(group.parameters, group.num_weights, keeps, strict=True)
-    ]
+def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:
+    """What is left of a full budget is less than this: the cheapest unit that might be kept."""
+    if group.allocation == "uniform":
+        return 1
+    most = ceilings_at(group, step)
+    costs = [c for c, n, limit in zip(unit_costs(group), kept, most, strict=True) if n < limit]
+    return min(costs, default=1)
+
+
+def _broken(group: Group, keeps: tuple[int, ...], masks: Mapping[str, Tensor]) -> list[str]:
+    """Units that are kept in part; groups of m that do not keep n."""
+    if group.unit.kind != "nm":
+        torn = num_torn(group, masks)
+        return [f"{name}: {n:,} weights of kept units are pruned" for name, n in torn.items() if n]
+    n, m = group.unit.n, group.unit.m
+    broken = []
+    for (name, counts), keep, size in zip(
+        pattern_counts(group, masks).items(), keeps, group.num_weights, strict=True
+    ):
+        wrong = int((counts != (n if keep < size else m)).sum())
+        if wrong:
+            broken.append(f"{name}: {wrong:,} groups of {m} weights do not keep {n}")
+    return broken
+
+
+def _bounds_that_bind(
+    group: Group, kept: tuple[int, ...], step: int
+) -> tuple[list[str], list[str]]:
+    """The layers of a shared budget that are left with just their floor, or their ceiling."""
+    if group.allocation == "uniform":
+        return [], []
+    names = [own[0] for own in members(group)]
+    rows = list(zip(names, kept, group.floors, ceilings_at(group, step), num_units(group)))
+    return (
+        [name for name, count, floor, _, size in rows if count == floor < size],
+        [name for name, count, _, ceiling, size in rows if count == ceiling < size],
+    )

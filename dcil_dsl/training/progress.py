@@ -124,6 +124,8 @@ def write_events(writer, line: dict) -> None:
         if isinstance(value, dict):
             for inner, number in value.items():
                 writer.add_scalar(f"{name}/{inner}", number, line["step"])
+        elif isinstance(value, list):  # names, of which a curve can tell how many
+            writer.add_scalar(name, len(value), line["step"])
         elif name not in ("step", "epoch"):
             writer.add_scalar(name, value, line["step"])
     writer.flush()
@@ -139,9 +141,15 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
         numbers = "  ".join(f"{name} {value:.2%}" for name, value in accuracy.items())
         table.add_row(f"{path} path{deployed}", numbers)
     if result.num_weights:
-        table.add_row("sparsity asked", f"{result.sparsity_asked:.2%}")
-        table.add_row("sparsity measured", f"{result.sparsity_measured:.2%}")
+        table.add_row("sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}")
+        if result.counts != "weights":
+            share = f"{result.sparsity_counted:.2%} of {result.counts}"
+            table.add_row("sparsity measured", share)
+        table.add_row("sparsity measured", f"{result.sparsity_measured:.2%} of weights")
         table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
+        for bound, names in (("floor", result.at_floor), ("ceiling", result.at_ceiling)):
+            if names:
+                table.add_row(f"layers at their {bound}", f"{len(names)}: {_few(names)}")
     table.add_row("steps", f"{result.step:,} of {plan.num_steps:,}")
     rate = f"{result.examples_per_second:.0f} examples/s"
     table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
@@ -154,6 +162,10 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
         for i, file in enumerate(files):
             table.add_row("files" if i == 0 else "", os.path.relpath(file, folder))
     return table
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _clock(seconds: float) -> str:

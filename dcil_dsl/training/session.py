@@ -34,7 +34,12 @@ class Result:
     """What came out of a run.
 
     accuracies         {path: {"top1": fraction, "top5": fraction}}; empty if interrupted
-    sparsity_asked     what the schedule asks at `step`, a fraction of the weights under rules
+    sparsity_asked     what the schedule asks at `step`, a fraction of what the budgets count
+    sparsity_measured  of the weights under rules
+    sparsity_counted   of what the budgets count: to be compared with what was asked
+    counts             what that is: "weights", "filters" ...
+    at_floor           layers of shared budgets with nothing above their floor; at_ceiling: with
+                       all that their ceiling allows
     num_kept           of the num_weights under rules
     seconds            of the whole run, evaluation and what was before a resume included
     cost               passes over the model, as a multiple of a dense run of as many steps
@@ -55,6 +60,10 @@ class Result:
     data_seconds: float = 0.0
     data_share: float = 0.0
     interrupted: bool = False
+    sparsity_counted: float = 0.0
+    counts: str = "weights"
+    at_floor: tuple[str, ...] = ()
+    at_ceiling: tuple[str, ...] = ()
 
 
 @dataclass
@@ -218,6 +227,9 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         "top5": {path: a["top5"] for path, a in accuracies.items() if "top5" in a},
         "sparsity_asked": sparsity.asked,
         "sparsity_measured": sparsity.measured,
+        "sparsity_counted": sparsity.pruned,
+        "at_floor": list(sparsity.at_floor),
+        "at_ceiling": list(sparsity.at_ceiling),
         "mask_flips": flips,
         "seconds": at.epoch_trained,
         "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
@@ -247,6 +259,10 @@ def result_of(
         data_seconds=at.waited,
         data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
+        sparsity_counted=sparsity.pruned,
+        counts=sparsity.counts,
+        at_floor=sparsity.at_floor,
+        at_ceiling=sparsity.at_ceiling,
     )
 
 
