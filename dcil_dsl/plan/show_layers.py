@@ -7,9 +7,10 @@ Not:  show.py puts the parts together.
 
 from __future__ import annotations
 
+from dcil_dsl.plan.budget import NOUNS, budget_size, counted, num_units, unit_costs
 from dcil_dsl.plan.curve import draw_schedule, same_curve
 from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes
-from dcil_dsl.plan.plan import Group, Layer, Plan, Schedule
+from dcil_dsl.plan.plan import Block, Group, Layer, Pattern, Plan, Schedule, Whole
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.wording import Page, count, moment, percent, shorten, table
 
@@ -78,6 +79,7 @@ def show_groups(plan: Plan, page: Page) -> str:
             f"  schedule {schedule_words(group.schedule, group.target, plan)}",
             f"  score {group.score}, masks move every {count(group.refresh, 'step')}, "
             f"freeze {freeze}, floor {floor_words(group)}",
+            *(f"  {line}" for line in hardware_words(group)),
         ]
     if not plan.groups:
         lines.append("none: no weight is pruned")
@@ -105,14 +107,28 @@ def show_curves(plan: Plan, page: Page) -> str:
 
 def group_line(plan: Plan, group: Group) -> str:
     """"90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
-    size = sum(group.num_weights)
+    size, noun = budget_size(group), counted(group)
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
     shared = "one budget for all" if group.allocation == "global" else "one budget each"
     layers = count(len(group.parameters), "layer")
+    at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
     return (
-        f"{percent(group.target)} of {size:,} weights in {layers}, {shared}; "
-        f"{kept:,} kept at the end"
+        f"{percent(group.target)} of {size:,} {noun}{_unit_words(group)} in {layers}, {shared}; "
+        f"{at_most}{kept:,} kept at the end"
     )
+
+
+def _unit_words(group: Group) -> str:
+    """What goes together, where the noun of the budget does not say it."""
+    match group.unit:
+        case Pattern(n=n, m=m):
+            return f", {n} of every {m} inputs kept,"
+        case Block(height=height, width=width):
+            together = f"blocks of {height} outputs by {width} inputs"
+            return f" of {height} x {width}" if group.of == "units" else f", {together} together,"
+        case Whole(kind=kind):
+            return "" if group.of == "units" else f", whole {kind}s,"
+    return ""
 
 
 def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
@@ -132,7 +148,26 @@ def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
 
 
 def floor_words(group: Group) -> str:
-    if all(floor == 1 for floor in group.floors):
-        return "1 weight a layer"
-    shares = [floor / size for floor, size in zip(group.floors, group.num_weights, strict=True)]
-    return f"{sum(group.floors):,} weights, at least {percent(round(min(shares), 4))} of a layer"
+    """"1 weight a layer"; with a ceiling also what it allows."""
+    noun = NOUNS[group.unit.kind]
+    sizes = num_units(group)
+    words = f"1 {noun} a layer"
+    if any(floor != 1 for floor in group.floors):
+        shares = [floor / size for floor, size in zip(group.floors, sizes, strict=True)]
+        least = percent(round(min(shares), 4))
+        words = f"{sum(group.floors):,} {noun}s, at least {least} of a layer"
+    if group.ceilings:
+        shares = [most / size for most, size in zip(group.ceilings, sizes, strict=True)]
+        words += f", ceiling {percent(round(max(shares), 4))} of a layer"
+    return words
+
+
+def hardware_words(group: Group) -> list[str]:
+    """Which layers of a pattern sparse tensor cores run, and why they do not run the others."""
+    if not group.hardware:
+        return []
+    runs = sum(not reason for reason in group.hardware)
+    lines = [f"sparse tensor cores run it in {runs} of {count(len(group.hardware), 'layer')}"]
+    for name, reason in zip(group.parameters, group.hardware, strict=True):
+        lines += [f"  not in {short_name(name)}: {reason}"] if reason else []
+    return lines
