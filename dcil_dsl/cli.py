@@ -93,6 +93,8 @@ def compile_recipe(
         weights=weights, device=device, precision=precision, workers=workers, compile=compile,
         seed=seed, max_steps=max_steps, quiet=quiet, warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
+    if not run.is_first:
+        return STOPPED if run.interrupted else DONE
     if run.interrupted:
         again = shlex.join(_again(sys.argv, None if out is not None else run.path))
         where = f"step {run.result.step:,} of {run.plan.num_steps:,}"

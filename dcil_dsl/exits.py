@@ -8,38 +8,64 @@ Not:  no verb. torch is never imported here: `dcil check` has no time for it.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from time import sleep
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
 
+SECONDS_FOR_THE_FIRST = 3
 DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
 
 
 def status_of(error: BaseException, concise: bool) -> int:
-    """Tell `error` on stderr; return the status it ends the process with."""
+    """Tell `error` on stderr; return the status it ends the process with.
+
+    Of several processes of one job, one tells what all of them met (training/distributed.py).
+    Before they know each other, the others of a machine leave its first the time to tell: once
+    it has ended, torchrun ends them.
+    """
+    rank = getattr(error, "rank", None)
+    if rank is None and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        sleep(SECONDS_FOR_THE_FIRST)
+    if getattr(error, "told_elsewhere", False):
+        return _status(error)
+    if rank:
+        _say(f"rank {rank}:")
+    _tell_end(error, concise)
+    return _status(error)
+
+
+def _status(error: BaseException) -> int:
+    match error:
+        case KeyboardInterrupt():
+            return STOPPED
+        case RecipeError():
+            return WRONG
+        case InputError():
+            return MISUSED
+    return WRONG if _is_sparsity_error(error) else OURS
+
+
+def _tell_end(error: BaseException, concise: bool) -> None:
     match error:
         case KeyboardInterrupt():
             _say("interrupted")
-            return STOPPED
         case RecipeError():
             _tell_all(error.diagnostics, concise)
-            return WRONG
         case InputError():
             _say(f"error: {error.message}")
             if error.help and not concise:
                 _say("\n".join(f"  {line}" for line in error.help.splitlines()))
-            return MISUSED
         case _ if _is_sparsity_error(error):
             _say(f"error: {error}")
-            return WRONG
         case _:
             traceback.print_exception(error, file=sys.stderr)
             _say(
                 f"error: {type(error).__name__}: {error}\nthis is a bug in dcil_dsl; please "
                 "report it with the text above and the recipe"
             )
-            return OURS
 
 
 def tell(diagnostic: Diagnostic, concise: bool) -> None:

@@ -8,9 +8,11 @@ Not:  no step of training (training/), no printing but through `warn`, `note` an
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +36,12 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
 from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
+from dcil_dsl.training.distributed import (
+    Ranks,
+    joined_ranks,
+    may_be_restarted,
+    was_restarted,
+)
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, hold_run, open_run, resume_run
@@ -43,13 +51,17 @@ from dcil_dsl.training.trainer import train as train_dual
 
 @dataclass(frozen=True)
 class Run:
-    """What the job made. model is the deployed network, None where training was interrupted."""
+    """What the job made. model is the deployed network.
+
+    None where training was interrupted, and on all ranks but the first, which judges no claims.
+    """
 
     folder: RunFolder
     plan: Plan
     result: Result
     claims: tuple[Claim, ...] = ()
     model: nn.Module | None = None
+    is_first: bool = True  # of several processes, the one that tells of it
 
     @property
     def path(self) -> Path:
@@ -97,12 +109,26 @@ def train(
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
-    warn, note = warn or warn_in_python, note or (lambda text: None)
+    with joined_ranks() as ranks:
+        if not ranks.is_first:
+            warn, note, quiet, display = _silent, _silent, True, None
+        return _train(
+            recipe, model, data, overrides, directory, out, resume, weights,
+            pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
+            warn or warn_in_python, note or _silent, display, ranks,
+        )  # fmt: skip
+
+
+def _train(
+    recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
+    compile, seed, max_steps, quiet, warn, note, display, ranks,
+) -> Run:  # fmt: skip
+    """`train`, among the ranks."""
+    resume = _may_resume(resume, out, ranks)
     if resume and out is None:
         raise InputError("--resume does not say which run", help="name its folder with --out DIR")
     if max_steps is not None and max_steps < 1:
         raise InputError(f"--max-steps {max_steps}: at least one step")
-    device = pick_device(device)
     recipe = load_recipe(recipe, overrides, warn)
     _refuse_own_losses(recipe)
     dataset = open_data(data, directory, recipe.data.channels)
@@ -115,8 +141,15 @@ def train(
     images = resolve_data(recipe.data)
     example = next(iter(_loader(dataset, "val", images, 1).epoch(0)))[0]
     num_batches = _loader(dataset, "train", images, images.batch_size).num_batches
+    steps_per_epoch = math.ceil(num_batches / recipe.train.accumulate)
+    if images.batch_size < ranks.count:
+        raise InputError(
+            f"a batch of {images.batch_size} examples has no part for each of {ranks.count} "
+            "processes",
+            help="`batch_size` in the recipe's `data` is over all of them",
+        )
     prepared = prepare(
-        recipe, model, warn=warn, note=note, steps_per_epoch=num_batches, example=example,
+        recipe, model, warn=warn, note=note, steps_per_epoch=steps_per_epoch, example=example,
         classes=len(dataset.classes), data=dataset.name, weights=weights, precision=precision,
         seed=seed, compare=True,
     )  # fmt: skip
@@ -130,24 +163,28 @@ def train(
             "no weight of the model learns: requires_grad is False for all of them",
             help="model.requires_grad_(True)",
         )
-    loaders = make_loaders(plan, dataset, device, workers)
-    if resume:
-        folder = resume_run(out, plan)
-    else:
+    loaders = make_loaders(plan, dataset, device, workers, ranks)
+
+    def the_folder() -> str:
+        if resume:
+            return str(resume_run(out, plan).path)
         folder = create_run(plan, recipe.given, recipe.text, out)
         write_command(folder, plan, directory, weights, device)
+        return str(folder.path)
+
+    folder = RunFolder(Path(ranks.from_first(the_folder)))
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
-        max_steps=max_steps, resume=resume,
+        max_steps=max_steps, resume=resume, ranks=ranks,
     )  # fmt: skip
-    with hold_run(folder):
+    with hold_run(folder) if ranks.is_first else nullcontext():
         try:
             result = train_dual(dual, *loaders, folder, options, display or make_display(quiet))
         finally:
             for loader in loaders:
                 loader.close()
-        if result.interrupted:
-            return Run(folder, plan, result)
+        if result.interrupted or not ranks.is_first:  # the first one writes what is left to write
+            return Run(folder, plan, result, is_first=ranks.is_first)
         deployed = collapse(dual).cpu()
         write_artefact(deployed, folder.weights, origin_of(plan, result.step))
         verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
@@ -166,17 +203,20 @@ def open_data(data: str | Dataset, directory: str | Path | None, channels: int) 
 
 
 def make_loaders(
-    plan: Plan, dataset: Dataset, device: torch.device, workers: int | None
+    plan: Plan, dataset: Dataset, device: torch.device, workers: int | None, ranks: Ranks = Ranks()
 ) -> tuple[Loader, Loader]:
     """The training and the held-out batches as the plan and the machine have them."""
-    more = dict(seed=plan.train.seed, device=device, channels_last=is_convolutional(plan))
+    more = dict(
+        seed=plan.train.seed, device=device, channels_last=is_convolutional(plan),
+        rank=ranks.rank, world_size=ranks.count,
+    )  # fmt: skip
     return tuple(
         _loader(
             dataset,
             part,
             plan.data,
             plan.data.batch_size,
-            workers=_workers(dataset, part, workers),
+            workers=_workers(dataset, part, workers, ranks.beside),
             **more,
         )
         for part in ("train", "val")
@@ -188,10 +228,16 @@ def is_convolutional(plan: Plan) -> bool:
     return any(len(layer.shape) == 4 for layer in plan.layers)
 
 
-def pick_device(device: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N, proved to be there."""
+def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
+    """auto | cpu | cuda | cuda:N, proved to be there. Each rank of a machine has its own GPU."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count > 1 and device == "cuda":
+        device = f"cuda:{ranks.local}"
+        if ranks.local < torch.cuda.device_count():
+            torch.cuda.set_device(device)  # NCCL asks for the current one
+    elif ranks.count > 1 and device.startswith("cuda:"):
+        raise InputError(f"--device {device}: each process takes the GPU of its own number")
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
@@ -254,11 +300,14 @@ def _loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> Loade
     )
 
 
-def _workers(dataset: Dataset, part: str, asked: int | None) -> int:
-    """Processes that read files; what lies in memory needs none, whatever was asked."""
+def _workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
+    """Processes that read files; what lies in memory needs none, whatever was asked.
+
+    beside  processes of this job on this machine, each of which has as many
+    """
     if isinstance(getattr(dataset, part), Tensors):
         return 0
-    return min(8, os.cpu_count() or 1) if asked is None else asked
+    return min(8, max(1, (os.cpu_count() or 1) // beside)) if asked is None else asked
 
 
 def _refuse_own_losses(recipe: Recipe) -> None:
@@ -270,6 +319,22 @@ def _refuse_own_losses(recipe: Recipe) -> None:
                 "its labels, and training from here gives it images alone",
                 help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
             )
+
+
+def _may_resume(asked: bool, out: str | Path | None, ranks: Ranks) -> bool:
+    """--resume, or a job that torchrun has started again and that had begun its run."""
+    if not may_be_restarted():
+        return asked
+    if out is None:
+        raise InputError(
+            "with --max-restarts a new start must find the run", help="name its folder with --out"
+        )
+    begun = was_restarted() and RunFolder(Path(out)).plan.is_file()
+    return asked or ranks.any(begun)
+
+
+def _silent(told: object) -> None:
+    """What all ranks would tell, the first one tells."""
 
 
 def _note_other_data(recipe: Recipe, dataset: Dataset, note: Note) -> None:

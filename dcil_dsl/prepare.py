@@ -170,7 +170,8 @@ def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
             "assumed, --steps-per-epoch says otherwise"
         )
         return ASSUMED_STEPS
-    return math.ceil(examples / (recipe.data.batch_size or 128))
+    batches = math.ceil(examples / (recipe.data.batch_size or 128))
+    return math.ceil(batches / recipe.train.accumulate)
 
 
 def count_outputs(model: nn.Module, inputs: Inputs, strict: bool = True) -> int | None:

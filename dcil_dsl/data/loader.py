@@ -48,6 +48,7 @@ class Loader:
 
     Both count all ranks together. Of `world_size` processes each gets an equal stretch of every
     batch (share_of), rank 0 the first: put one after the other they are the batch of one process.
+    A last training batch that would leave a rank less than two examples comes whole to all of them.
 
     on_bad_image  told of each image that cannot be read, once; the next one in the data set that
                   can be stands in for it. None: the first one is an InputError.
@@ -149,13 +150,19 @@ class Loader:
 
     def _request(self, epoch: int, batch: int, order: Tensor) -> Request:
         count = self.size_of(batch)
-        start, stop = share_of(count, self.rank, self.world_size)
+        start, stop = self._stretch(count)
         places = list(range(start, stop))
         if self._has_neighbour:
             places = neighbours(start, stop, count)
         first = batch * self.batch_size
         indices = order[first : first + count][places].tolist()
         return Request(epoch, batch, count, tuple(places), tuple(indices))
+
+    def _stretch(self, count: int) -> tuple[int, int]:
+        least = min(2, self.batch_size // self.world_size)
+        if self.shuffled and count < least * self.world_size:
+            return 0, count  # every rank learns from all of it: batch norm needs two examples
+        return share_of(count, self.rank, self.world_size)
 
     @property
     def _has_neighbour(self) -> bool:

@@ -7,6 +7,7 @@ Not:  no augmentation but the crop of photographs, which must have one size to b
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,5 +106,10 @@ class Reader:
 
 
 def ignore_interrupt(worker: int) -> None:
-    """Ctrl-C goes to the whole group of processes; the main one decides what it means."""
+    """Ctrl-C goes to the whole group of processes; the main one decides what it means.
+
+    So does torchrun's SIGTERM.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

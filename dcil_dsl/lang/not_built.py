@@ -84,7 +84,6 @@ PATH_SETTINGS = {
 TRAIN_SETTINGS = {
     "integrator": "another step made from the routed gradients",
     "average": "averages of weights over the run",
-    "accumulate": "several batches for one step",
     "freeze": "layers that do not train",
     "distill": "a teacher from outside",
 }

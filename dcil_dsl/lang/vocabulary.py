@@ -368,6 +368,8 @@ class Train(Word):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
+    sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -265,12 +265,18 @@ class Rate(Part):
 
 
 class Train(Part):
+    """accumulate  batches for one step of the optimiser, the last of an epoch may have fewer
+    sync_norms   batch norms take their statistics over all ranks
+    """
+
     num_epochs: int
     optimizer: Annotated[Union[SGD, AdamW], Field(discriminator="kind")]
     rate: Rate
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: float | None = None
     ema: float | None = None
+    accumulate: int = 1
+    sync_norms: bool = False
     seed: int = 0
 
 

@@ -203,6 +203,8 @@ def _train(train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int
         precision=train.precision,
         clip=train.clip,
         ema=train.ema,
+        accumulate=train.accumulate,
+        sync_norms=train.sync_norms,
         seed=train.seed,
     )
 

@@ -65,22 +65,25 @@ def check_fit(dual: Dual, images: Tensor, labels: Tensor, options: Options) -> N
 
 def _evaluate(dual: Dual, loader: Loader, options: Options, wish: Wish):
     counts: dict[str, dict[str, Tensor]] = {}
-    num_examples = 0
+    ranks = options.ranks
     for images, labels in loader.epoch(0):
-        if wish.is_there:
+        if ranks.any(wish.is_there):
             return None
+        if not len(labels):  # no part of a small batch: a stand-in, which no class is right for
+            images, labels = images.new_zeros(1, *images.shape[1:]), labels.new_full((1,), -1)
         with autocast(dual.plan, options):
             outputs = dual(laid_out(images, options))
         for path, output in outputs.items():
             logits = logits_of(output)
-            if not num_examples:
+            if path not in counts:
                 _check_labels(logits, labels)
             counted = counts.setdefault(path, {})
             for k in (1, 5) if logits.shape[1] > 5 else (1,):
                 counted[f"top{k}"] = counted.get(f"top{k}", 0) + num_correct(logits, labels, k)
-        num_examples += len(labels)
     return {
-        path: {name: int(count) / num_examples for name, count in counted.items()}
+        path: {
+            name: int(ranks.sum(count)) / loader.num_examples for name, count in counted.items()
+        }
         for path, counted in counts.items()
     }
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.distributed import Ranks
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,10 +31,15 @@ class Options:
     channels_last: bool = False
     max_steps: int | None = None
     resume: bool = False
+    ranks: Ranks = Ranks()
 
 
 class Loader(Protocol):
-    """Batches (images, labels) on the device: the same for the same epoch, from `start` on."""
+    """Batches (images, labels) on the device: the same for the same epoch, from `start` on.
+
+    The counts are of all ranks together; `epoch` gives this rank's part of each batch. A training
+    batch too small to be parted comes whole to every rank.
+    """
 
     num_batches: int
     num_examples: int

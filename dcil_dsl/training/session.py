@@ -8,8 +8,8 @@ Not:  no step is taken here (trainer.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
+from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
+from dcil_dsl.training.learner import Forward, Learner
 from dcil_dsl.training.losses import logits_of, loss_term
 from dcil_dsl.training.machine import Loader, Options, autocast, precision_of
 from dcil_dsl.training.metrics import Dual, check_sparsity, masks_step, num_correct
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
-
-Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ class Result:
 class Session:
     """The state, and what it takes to make and to report a step.
 
-    eager       what `forward` compiles, for a short last batch, which is not worth a compilation
+    learner     outputs, losses and gradients of a batch
     first_bad   by loss of the plan, the step at which it was first not finite, else -1; it stays
                 on the device, so that looking every step costs no wait
+    prints      (step, fingerprints of the masks of every rank) not looked at yet
+    stopping    whether the ranks have agreed to stop
     """
 
     plan: Plan
@@ -83,35 +85,42 @@ class Session:
     state: State
     average: Average
     scaler: torch.amp.GradScaler
-    eager: Forward
-    forward: Forward
+    learner: Learner
     first_bad: Tensor
+    prints: list[tuple[int, Tensor]] = field(default_factory=list)
+    stopping: bool = False
+    loss: Tensor | None = None  # of the latest batch
     fits: bool = False  # whether a batch was tried
     began: float = field(default_factory=time.perf_counter)
 
 
+
 def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
-    plan, device = dual.plan, torch.device(options.device)
+    plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
     dual.to(device)
     if options.channels_last:
         dual.to(memory_format=torch.channels_last)
+    ranks.copy_first(dual.state_dict().values())
     dual.begin_step(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
     average = start_average(dual, plan.train.ema)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position())
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
-    if options.resume and run.checkpoint.exists():
+    if options.resume and ranks.any(run.checkpoint.exists()):
         load_checkpoint(run.checkpoint, state)
+        if not ranks.is_first:
+            sums.zero_()  # they are of all ranks, and added up again when they are told
         if state.position.scaler:
             scaler.load_state_dict(state.position.scaler)
     eager = make_forward(dual, options)
     forward = _compiled(eager, plan) if options.compile else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)
-    return Session(
-        plan, dual, options, run, display, state, average, scaler, eager, forward, first_bad
-    )
+    learner = Learner(dual, forward, eager, ranks)
+    now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
+    note_masks(now)
+    return now
 
 
 def make_forward(dual: Dual, options: Options) -> Forward:
@@ -154,7 +163,8 @@ def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
     """What is left of the epoch, with the time that is spent waiting for it put down.
 
     Where no batch comes, for an image that cannot be read or a worker that was killed, the steps
-    so far are saved before the InputError goes on.
+    so far are saved before the InputError goes on; of several ranks one alone cannot save, and in
+    the middle of a step there is nothing to go on from: then the last checkpoint stands.
     """
     at = now.state.position
     left = iter(loader.epoch(at.epoch, at.batch))
@@ -176,6 +186,8 @@ def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None
     try:
         return next(left, None)
     except InputError as error:
+        if now.options.ranks.count > 1 or now.state.position.batch % now.plan.train.accumulate:
+            raise
         save(now)
         done = f"{now.state.position.step:,} steps are saved; --resume goes on from there"
         raise InputError(error.message, "\n".join(filter(None, (error.help, done)))) from error
@@ -183,12 +195,45 @@ def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None
 
 def save(now: Session) -> None:
     """Write the checkpoint, unless a loss was not finite or the masks are not the plan's."""
-    stop_if_not_finite(now)
-    at = now.state.position
+    look(now)
+    at, ranks = now.state.position, now.options.ranks
+    sums = ranks.sum(now.state.sums)
+    if not ranks.is_first:
+        return
     at.scaler = now.scaler.state_dict()
     at.seconds += time.perf_counter() - now.began
     now.began = time.perf_counter()
-    save_checkpoint(now.run.checkpoint, now.state)
+    save_checkpoint(now.run.checkpoint, replace(now.state, sums=sums))
+
+
+@torch.no_grad()
+def merge_ranks(now: Session) -> None:
+    """One network of all ranks: the mean of the running statistics that each has kept.
+
+    What is evaluated and saved. A running mean is linear in what it has seen, so that merging at
+    one time or another gives the same later ones, but for rounding.
+    """
+    buffers = {name: b for name, b in now.dual.named_buffers() if b.is_floating_point()}
+    means = [now.average.mean[name] for name in buffers if name in now.average.mean]
+    now.options.ranks.average([*buffers.values(), *means])
+
+
+def note_masks(now: Session) -> None:
+    """Exchange the fingerprints of the masks, for the next look."""
+    if now.options.ranks.count > 1 and now.dual.masks:
+        own = fingerprints(now.dual.masks)
+        now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
+
+
+def look(now: Session) -> None:
+    """Read what the device has noted, on all ranks alike.
+
+    Raises InputError where a loss was not finite, MasksDiffer where ranks have other masks.
+    """
+    for step, prints in now.prints:
+        compare_fingerprints(list(now.dual.masks), prints, step)
+    now.prints.clear()
+    stop_if_not_finite(now)
 
 
 def next_epoch(state: State) -> None:
@@ -206,14 +251,15 @@ def copied_masks(dual: Dual) -> dict[str, Tensor]:
 
 def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
-    stop_if_not_finite(now)
+    look(now)
     plan, state, at = now.plan, now.state, now.state.position
+    sums = now.options.ranks.sum(state.sums)
     sparsity = check_sparsity(now.dual, masks_step(at.step))
     paths = [path.name for path in plan.paths]
     names = [loss.name for loss in plan.losses] + paths
     means = {
         name: total / at.examples_by[name]
-        for name, total in zip(names, state.sums.tolist(), strict=True)
+        for name, total in zip(names, sums.tolist(), strict=True)
         if name in at.examples_by
     }
     flips = sum(int((mask != state.before[name]).sum()) for name, mask in now.dual.masks.items())
@@ -270,7 +316,8 @@ def stop_if_not_finite(now: Session) -> None:
     """InputError that names the first step and term at which a loss was NaN or infinite."""
     bad = [
         (step, loss.name)
-        for loss, step in zip(now.plan.losses, now.first_bad.tolist(), strict=True)
+        for steps in now.options.ranks.gather(now.first_bad).tolist()
+        for loss, step in zip(now.plan.losses, steps, strict=True)
         if step >= 0
     ]
     if bad:

@@ -14,13 +14,17 @@ steps, bit for bit on a CPU, as one that was not.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.accumulate import Part, part_of_step
 from dcil_dsl.training.average import deploy_average, deployed, update_average
+from dcil_dsl.training.distributed import step_seed
 from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.losses import open_losses
@@ -34,11 +38,13 @@ from dcil_dsl.training.session import (
     Session,
     batches,
     epoch_line,
+    look,
+    merge_ranks,
     next_epoch,
+    note_masks,
     result_of,
     save,
     start_session,
-    stop_if_not_finite,
 )
 
 STEPS_BETWEEN_LOOKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
@@ -59,9 +65,10 @@ def train(
     hold what the plan asks.
     """
     plan = dual.plan
-    if train_loader.num_batches != plan.steps_per_epoch:
+    num_steps = -(-train_loader.num_batches // plan.train.accumulate)
+    if num_steps != plan.steps_per_epoch:
         raise InputError(
-            f"an epoch of this data has {train_loader.num_batches} steps, and the plan was made "
+            f"an epoch of this data has {num_steps} steps, and the plan was made "
             f"for {plan.steps_per_epoch}"
         )
     check_not_empty(val_loader)
@@ -87,50 +94,76 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
         with deployed(now.average):
             return evaluate(now.dual, val_loader, now.options, wish)
 
+    is_first = now.options.ranks.is_first
     at.told = at.told and not at.batch  # a line about part of an epoch makes room for the whole
-    now.run.cut_metrics(at.epoch)
-    lines = now.run.read_metrics()
-    now.display.begin(plan, at.step, end, lines[-1] if lines else None)
-    with _events(now.run, at.step) as events:
+    if is_first:
+        now.run.cut_metrics(at.epoch)
+        lines = now.run.read_metrics()
+        now.display.begin(plan, at.step, end, lines[-1] if lines else None)
+    with _events(now.run, at.step) if is_first else nullcontext() as events:
         while True:
             now.dual.train()
-            if at.step < end and not wish.is_there:
+            now.stopping = now.options.ranks.any(wish.is_there)
+            if at.step < end and not now.stopping:
                 for images, labels in batches(now, train_loader):
-                    _step(now, laid_out(images, now.options), labels)
-                    if at.step == end or wish.is_there:
-                        break
+                    part = part_of_step(plan, train_loader, at.batch)
+                    _learn(now, laid_out(images, now.options), labels, part)
+                    if part.is_last:
+                        _update(now, part, wish)
+                        if at.step == end or now.stopping:
+                            break
+            merge_ranks(now)
             with deployed(now.average):
                 accuracies = evaluate(now.dual, val_loader, now.options, wish)
             if accuracies is None:
                 save(now)
                 return None
             line = epoch_line(now, accuracies)
-            now.run.append_metrics(line)
-            write_events(events, line)
-            now.display.told(line)
+            if is_first:
+                now.run.append_metrics(line)
+                write_events(events, line)
+                now.display.told(line)
             at.told = True
-            if at.batch == plan.steps_per_epoch:
+            if at.batch == train_loader.num_batches:
                 next_epoch(state)
             save(now)
             if at.step >= end:
                 return accuracies
 
 
-def _step(now: Session, images: Tensor, labels: Tensor) -> None:
-    """One update."""
-    plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
+def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
+    """The gradients of one batch, or of this rank's part of it, added to those of its step."""
+    plan, at, ranks = now.plan, now.state.position, now.options.ranks
     if not now.fits:
         check_fit(now.dual, images, labels, now.options)
         now.fits = True
-    torch.manual_seed(plan.train.seed * 1_000_003 + at.step)
-    now.dual.begin_step(at.step)
-    set_rate(optimizer, rate_at(plan, at.step))
+    if part.is_first:
+        torch.manual_seed(step_seed(plan.train.seed, at.step, ranks.rank))
+        if now.dual.begin_step(at.step):
+            note_masks(now)
+        now.state.optimizer.zero_grad(set_to_none=True)
     active = open_losses(plan, at.step)
-    is_short = at.batch == plan.steps_per_epoch - 1 and len(labels) < plan.data.batch_size
+    is_short = part.size < plan.data.batch_size
+    copies = ranks.count if len(labels) == part.size else 1  # of a batch that is not parted
+    # The mean over the step; of what the ranks have, the learner takes the mean.
+    weight = ranks.count * len(labels) / (copies * part.total)
 
-    loss, sums = (now.eager if is_short else now.forward)(images, labels, active)
-    optimizer.zero_grad(set_to_none=True)
-    now.scaler.scale(loss).backward()
+    def backward(loss: Tensor) -> None:
+        now.scaler.scale(loss if weight == 1 else weight * loss).backward()
+
+    now.loss, sums = now.learner.learn(
+        images, labels, active, backward, is_short=is_short, closes=part.is_last
+    )
+    now.state.sums += sums if copies == 1 else sums / copies
+    bad = ~sums[: len(plan.losses)].isfinite() & (now.first_bad < 0)
+    now.first_bad = torch.where(bad, at.step, now.first_bad)
+    at.batch += 1
+
+
+def _update(now: Session, part: Part, wish: Wish) -> None:
+    """One step of the optimiser, and a look at what the device has noted."""
+    plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
+    set_rate(optimizer, rate_at(plan, at.step))
     if plan.train.clip is not None:
         now.scaler.unscale_(optimizer)
         clip_grad_norm_([p for _, p in now.dual.trainable()], plan.train.clip)
@@ -138,16 +171,17 @@ def _step(now: Session, images: Tensor, labels: Tensor) -> None:
     now.scaler.update()
     update_average(now.average, plan.train.ema)
 
-    now.state.sums += sums
-    bad = ~sums[: len(plan.losses)].isfinite() & (now.first_bad < 0)
-    now.first_bad = torch.where(bad, at.step, now.first_bad)
+    active = open_losses(plan, at.step)
     for name in [plan.losses[i].name for i in active] + list(plan.phase_at(at.step).paths):
-        at.examples_by[name] = at.examples_by.get(name, 0) + len(labels)
-    at.step, at.batch, at.examples = at.step + 1, at.batch + 1, at.examples + len(labels)
+        at.examples_by[name] = at.examples_by.get(name, 0) + part.total
+    at.step, at.examples = at.step + 1, at.examples + part.total
     at.told = False
-    if at.step % (1 if labels.device.type == "cpu" else STEPS_BETWEEN_LOOKS) == 0:
-        stop_if_not_finite(now)
-        now.display.step(at.step, loss.item())
+    is_look = at.step % (1 if now.loss.device.type == "cpu" else STEPS_BETWEEN_LOOKS) == 0
+    if is_look:
+        look(now)
+        now.display.step(at.step, now.loss.item())
+    if is_look or now.options.ranks.count == 1:  # several ranks stop after the same step
+        now.stopping = now.options.ranks.any(wish.is_there)
 
 
 def _events(run: RunFolder, step: int) -> SummaryWriter:

@@ -115,7 +115,16 @@ def test_a_part_without_examples_and_other_channels_are_refused(small):
         Loader(small, "train", batch_size=4, channels=1)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 16])
+def test_a_last_training_batch_too_small_to_be_parted_comes_whole_to_every_rank(small):
+    alone = Loader(small, "train", batch_size=12)
+    second = Loader(small, "train", batch_size=12, rank=1, world_size=3)
+    *_, whole = alone.epoch(0)
+    *_, one_before, own = second.epoch(0)
+    assert len(one_before[1]) == 4 and len(whole[1]) == 5
+    assert same(whole, own)
+
+
+@pytest.mark.parametrize("world_size", [2, 16])
 def test_the_shares_of_the_ranks_in_a_row_are_the_batches_of_one_process(small, world_size):
     options = dict(batch_size=12, augment=CHANCE)
     alone = Loader(small, "train", **options)

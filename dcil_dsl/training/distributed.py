@@ -1,0 +1,199 @@
+"""Several processes as one run: who this one is, and what all of them decide together.
+
+In:   the environment of torchrun, or the process group of a caller who made one.
+Out:  Ranks: sums, means and texts over all processes; one process is the case in which they cost
+      nothing.
+Not:  no gradient is reduced here (learner.py), and nothing is read or written.
+
+A rank that ends with an error leaves its text in torchrun's store. What all ranks meet alike is
+told once, by the first; the others learn from the store why a partner is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from time import sleep
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+
+PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
+PAUSE = timedelta(seconds=3)  # in which the first rank has told what all have met
+
+
+class RankLost(InputError):
+    """Another rank is gone, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run. Methods that talk are called by all of them, in the same order.
+
+    rank, count     which process this is, and of how many
+    local, beside   the same among those of this machine
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    beside: int = 1
+    store: dist.Store | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes, shows and tells."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over all ranks, in the shape and on the device of `values`."""
+        if self.count > 1:
+            values = values.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(count, *shape): every rank's values in the order of the ranks."""
+        if self.count == 1:
+            return values[None]
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    def any(self, wish: bool) -> bool:
+        """Whether one of the ranks wishes it. Asked over the hosts; no device waits."""
+        return wish if self.count == 1 else bool(self.sum(torch.tensor(int(wish))))
+
+    @torch.no_grad()
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Put the mean over the ranks in each of the tensors, which are floating."""
+        for tensor in tensors if self.count > 1 else ():
+            tensor.copy_(self.sum(tensor) / self.count)
+
+    @torch.no_grad()
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with the first rank's."""
+        for tensor in tensors if self.count > 1 else ():
+            dense = tensor.contiguous()
+            raw = dense.reshape(-1).view(torch.uint8)  # not every backend moves booleans
+            dist.broadcast(raw, 0)
+            if dense.data_ptr() != tensor.data_ptr():
+                tensor.copy_(dense)
+
+    def from_first(self, work: Callable[[], str]) -> str:
+        """What `work` returns on the first rank, which alone does it; its InputError is all's."""
+        if self.count == 1:
+            return work()
+        answer: dict = {}
+        if self.is_first:
+            try:
+                answer = {"text": work()}
+            except InputError as error:
+                answer = {"error": error.message, "help": error.help}
+        answer = json.loads(self._tell(json.dumps(answer)))
+        if "error" in answer:
+            raise InputError(answer["error"], help=answer["help"])
+        return answer["text"]
+
+    def _tell(self, text: str) -> str:
+        """The first rank's text. Bytes in a tensor: no object is pickled."""
+        raw = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        size = torch.tensor(len(raw))
+        dist.broadcast(size, 0)
+        raw = raw if self.is_first else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(raw, 0)
+        return bytes(raw.numpy()).decode()
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The Ranks of this process, met; parted again at the end if they were met here.
+
+    An error that leaves the `with` is marked: `rank` is where it came up, `told_elsewhere` says
+    that the first rank, or the one that failed, tells it. What a collective raises because a
+    partner is gone becomes RankLost.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), *_beside())
+        return
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Ranks()
+        return
+    ranks = _meet()
+    try:
+        yield ranks
+    except BaseException as error:
+        if _is_lost(error):
+            lost = RankLost(
+                f"another process of this job is gone: {str(error).splitlines()[0][:200]}",
+                help="go on with --resume; `torchrun --max-restarts N` does so by itself",
+            )
+            _mark(lost, ranks)
+            raise lost from error
+        _mark(error, ranks)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started this job anew after a rank had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def may_be_restarted() -> bool:
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def _meet() -> Ranks:
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the processes of this job do not meet: {str(error).splitlines()[0]}",
+            help="start it by torchrun --nproc-per-node N -m dcil_dsl compile ...",
+        ) from None
+    return Ranks(rank, count, *_beside(), dist.PrefixStore("dcil", store))
+
+
+def _beside() -> tuple[int, int]:
+    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a collective failed. Gloo's words for it come as a bare RuntimeError."""
+    words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "gloo")
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(word in str(error) for word in words)
+    )
+
+
+def _mark(error: BaseException, ranks: Ranks) -> None:
+    """Leave this rank's error for the others; find out whether another rank tells it."""
+    error.rank = ranks.rank
+    text = f"{type(error).__name__}: {error}"
+    try:
+        if isinstance(error, RankLost):
+            sleep(PAUSE.total_seconds() / 3)  # for the one that failed to leave its text
+            others = [f"error/{rank}" for rank in range(ranks.count)]
+            error.told_elsewhere = any(ranks.store.check([other]) for other in others)
+            return
+        ranks.store.set(f"error/{ranks.rank}", text)
+        if not ranks.is_first:
+            ranks.store.wait(["error/0"], PAUSE)
+            error.told_elsewhere = ranks.store.get("error/0").decode() == text
+    except (RuntimeError, ValueError):  # the store is gone, or the first rank told nothing
+        pass
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What a step's random numbers start from. Rank 0 draws what one process would draw."""
+    return (seed * 1_000_003 + step + rank * 0x2545F4914F6CDD1D) % (1 << 63)

@@ -1,0 +1,80 @@
+"""The gradients of a step, the same on every rank.
+
+In:   a dual graph, its forward with the losses, the Ranks, batches.
+Out:  loss and sums of a batch; after the last of a step's batches, the mean of all ranks'
+      gradients in the parameters of each.
+Not:  no update (trainer.py), no loss (losses.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.metrics import Dual
+
+# What older versions of torch call broadcast_buffers.
+SYNC_BUFFERS = "forward_sync_buffers"
+if SYNC_BUFFERS not in signature(DistributedDataParallel).parameters:
+    SYNC_BUFFERS = "broadcast_buffers"
+
+Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
+
+
+class Learner(nn.Module):
+    """One batch forward and backward, under DistributedDataParallel where there are several ranks.
+
+    forward  outputs, losses and counts; session.make_forward
+    eager    what `forward` compiles, for a short last batch, which is not worth a compilation
+
+    The losses are computed inside the module that is wrapped, so that the parameters no open loss
+    reaches are known. Which these are changes with the phase and with the losses' windows only:
+    each such stretch of steps has a wrapper of its own, whose graph stands still (`static_graph`).
+    Buffers stay each rank's own: masks are equal by computation, which is proved at every refresh,
+    and running statistics are averaged when they are read (session.merge_ranks).
+    """
+
+    def __init__(self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks):
+        super().__init__()
+        self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
+        self.stretch: tuple | None = None
+        self.is_fresh = True
+        self.__dict__["wrapped"] = None  # not a submodule: it contains this one
+
+    def forward(self, images: Tensor, labels: Tensor, active: tuple[int, ...], is_short: bool):
+        return (self.short if is_short else self.full)(images, labels, active)
+
+    def learn(
+        self, images: Tensor, labels: Tensor, active: tuple[int, ...],
+        backward: Callable[[Tensor], None], is_short: bool, closes: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(loss, sums) of a batch whose gradients `backward` adds to those of its step.
+
+        closes  the last batch of the step: the ranks exchange what they have added up
+        """
+        if self.ranks.count == 1:
+            loss, sums = self.forward(images, labels, active, is_short)
+            backward(loss)
+            return loss.detach(), sums
+        wrapped = self._wrapped((self.dual.phase, active))
+        # What its no_sync() sets. The first backward of a static graph must not be without it; the
+        # mean of means that an early exchange makes is the same mean.
+        wrapped.require_backward_grad_sync = closes or self.is_fresh
+        loss, sums = wrapped(images, labels, active, is_short)
+        backward(loss)
+        self.is_fresh = False
+        return loss.detach(), sums
+
+    def _wrapped(self, stretch: tuple) -> DistributedDataParallel:
+        if stretch != self.stretch:
+            self.stretch, self.is_fresh = stretch, True
+            self.__dict__["wrapped"] = None  # the old one's buckets go first
+            self.__dict__["wrapped"] = DistributedDataParallel(
+                self, static_graph=True, init_sync=False, gradient_as_bucket_view=True,
+                **{SYNC_BUFFERS: False},
+            )  # fmt: skip
+        return self.__dict__["wrapped"]

@@ -1,0 +1,85 @@
+"""Several processes train the network that one process trains from the same batches."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_ranks import on_ranks, plain_plan, rank_train, said
+
+from dcil_dsl.training.distributed import Ranks
+
+
+def checkpoint(folder):
+    return load_file(folder / "checkpoint" / "last.safetensors")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(one, other):
+    """Masks alike; weights, momentum, averages and losses to rounding."""
+    tensors, others = checkpoint(one), checkpoint(other)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=1e-5, msg=name)
+    for line, same in zip(lines(one), lines(other), strict=True):
+        assert line["losses"] == pytest.approx(same["losses"], rel=1e-4)
+        for name in ("step", "epoch", "top1", "sparsity_measured", "mask_flips"):
+            assert line[name] == same[name]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    rank_train(folder, Ranks())
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_losses_and_masks_of_several_ranks_are_those_of_one_process(tmp_path, alone, count):
+    status = on_ranks(tmp_path, count, lambda ranks: rank_train(tmp_path / "run", ranks))
+    assert status == [0] * count, said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_paths_and_losses_that_come_and_go_leave_the_ranks_with_one_process_s_result(
+    tmp_path, accumulate
+):
+    """Dense warm-up, then both paths; a distillation from step 7; parameters without a loss."""
+    from dcil_dsl.plan import plan as p
+
+    rows = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))
+    shares = [
+        tuple(p.Shares(kept=k, pruned=q, rest=r) for k, q, r in phase) for phase in rows
+    ]
+    changes = dict(
+        phases=(
+            p.Phase(window=p.Window(stop=5), paths=("dense",), shares=shares[0]),
+            p.Phase(window=p.Window(start=5), paths=("sparse", "dense"), shares=shares[1]),
+        ),
+        losses=windowed_losses(),
+        num_steps=20 if accumulate == 1 else 12,
+        steps_per_epoch=5 if accumulate == 1 else 3,
+    )
+    plan = plain_plan(train={"accumulate": accumulate}, **changes)
+    rank_train(tmp_path / "alone", Ranks(), plan)
+    status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
+    assert status == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
+def windowed_losses():
+    from tiny_run import cross_entropy, kl
+
+    from dcil_dsl.plan import plan as p
+
+    sparse, dense = cross_entropy("sparse"), cross_entropy("dense")
+    return (
+        sparse.model_copy(update={"window": p.Window(start=5)}), dense,
+        kl("sparse", "dense", p.Window(start=7)),
+    )  # fmt: skip
