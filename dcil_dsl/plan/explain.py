@@ -17,6 +17,7 @@ from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import counted, members, num_units
+from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.curve import draw_schedule
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
@@ -116,6 +117,13 @@ def _what_it_is(
         yield "graph", f"inside `{layer.called}`, which stays whole in the graph"
     else:
         yield "graph", "traced: the graph calls it itself"
+    for weight in layer.prunable:
+        obstacle = tensor_core_obstacle(weight, p.Pattern(n=2, m=4))
+        yield "2:4", (
+            f"sparse tensor cores do not run it: {obstacle}"
+            if obstacle
+            else "sparse tensor cores run this pattern in it"
+        )
     ties = _tied(layer, traced)
     if ties:
         yield "tied", f"its weight is also that of {_names(ties)}: one mask, one budget for all"
@@ -185,10 +193,6 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "floor", f"it keeps at least {floor:,} of {units:,} {noun}"
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
-    if group.hardware:
-        for name, reason in zip(group.parameters, group.hardware, strict=True):
-            if name in names:
-                yield "tensor core", reason or "sparse tensor cores run this pattern in it"
     yield "score", group.score
     yield "schedule", schedule_words(group.schedule, group.target, plan)
     freeze = (

@@ -54,7 +54,16 @@ def target_words(plan: Plan, layer: Layer) -> str:
     if layer.group is None:
         return "kept"
     group = plan.groups[layer.group]
-    return percent(group.target) + (" of all" if group.allocation == "global" else "")
+    whole = "all" if group.allocation == "global" else ""
+    match group.unit:
+        case Pattern(n=n, m=m):
+            return f"{n}:{m}"
+        case Block(height=height, width=width):
+            whole += f" {height} x {width} blocks"
+        case Whole(kind=kind):
+            whole += f" {kind}s"
+    counts = ", in FLOPs" if group.of == "flops" else ""
+    return percent(group.target) + (f" of {whole.strip()}" if whole else "") + counts
 
 
 def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple[str, ...]:

@@ -108,16 +108,16 @@ def suggest_rules(profile: Profile, target: float) -> str:
         least[layer.module] = min(least.get(layer.module, layer.num_weights), layer.num_weights)
         size_of[layer.module] = size_of.get(layer.module, 0) + layer.num_weights
     shares = {
-        module: min(_tenths(1 - keep / size_of[module]), int(1000 * (1 - 1 / least[module])))
+        module: min(_tenths(keep, size_of[module]), int(1000 * (1 - 1 / least[module])))
         for module, keep in kept.items()
     }
-    gone = sum(size_of[module] * share / 1000 for module, share in shares.items())
+    left = sum(whole_units(size_of[m] * (1 - share / 1000)) for m, share in shares.items())
     expected = sum(
         interpolate(curve, 1 - keep / size)
         for size, curve, keep in zip(sizes, curves, keeps, strict=True)
     )
     lines = [
-        f"# {percent(round(gone / sum(sizes), 3))} of {sum(sizes):,} weights; the layers' own loss "
+        f"# {percent(round(1 - left / sum(sizes), 3))} of {sum(sizes):,} weights; the layers' own loss "
         f"increases add up to {expected:.4g}."
     ]
     for modules, share in _in_order(shares):
@@ -151,10 +151,14 @@ def _selector(modules: list[str]) -> str:
     return "\n      ".join([*lines, line])
 
 
-def _tenths(share: float) -> int:
-    """A share in tenths of a percent, rounded up."""
-    tenths = round(1000 * share, 6)
-    return min(999, int(tenths) + (tenths > int(tenths)))
+def _tenths(keep: int, size: int) -> int:
+    """The roundest sparsity, in tenths of a percent, that leaves `keep` weights or just fewer."""
+    tenths = max(0, int(1000 * (size - keep - 1) / size))
+    while whole_units(size * (1 - tenths / 1000)) > keep:
+        tenths += 1
+    left = whole_units(size * (1 - tenths / 1000))
+    alike = [t for t in range(tenths, 1000) if whole_units(size * (1 - t / 1000)) == left]
+    return next((t for unit in (100, 50, 10, 5) for t in alike if t % unit == 0), tenths)
 
 
 def _nats(loss: float) -> str:

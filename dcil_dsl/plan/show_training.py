@@ -38,11 +38,11 @@ def show_privates(plan: Plan, page: Page) -> str:
 
 def show_phases(plan: Plan) -> str:
     """The paths; for each phase who runs, what a step costs, who learns from whom."""
-    views = ", ".join(
-        f"{path.name} = {path.view}, y = f(x; {'w * m' if path.view == 'masked' else 'w'})"
-        for path in plan.paths
-    )
-    lines = [f"paths {views}; {plan.deploy} is deployed"]
+    lines = ["paths"]
+    for path in plan.paths:
+        seen = "w * m" if path.view == "masked" else "w"
+        deployed = "; deployed" if path.name == plan.deploy else ""
+        lines.append(f"  {path.name} = {path.view}: y = f(x; {seen}){deployed}")
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(
@@ -51,8 +51,8 @@ def show_phases(plan: Plan) -> str:
         )
         lines += [f"  {PARTS[part]} {teachers(plan, phase, part)}" for part in PARTS]
     lines.append(
-        f"training cost: {training_cost(plan):.2f} dense runs at most (zeros do not make "
-        "dense kernels faster)"
+        f"training cost: {training_cost(plan):.2f} dense runs at most, by arithmetic (zeros do not "
+        "make dense kernels faster)"
     )
     return "\n".join(lines)
 

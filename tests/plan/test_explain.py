@@ -89,6 +89,14 @@ def test_a_private_module_tells_its_twins_and_that_paths_teach_only_their_own():
     assert "on each of sparse, dense from that path alone" in text
 
 
+def test_what_keeps_a_layer_from_sparse_tensor_cores_is_told():
+    reason = "a 3 x 3 kernel is no matrix product in torch"
+    assert f"2:4 sparse tensor cores do not run it: {reason}" in lines_of("layer1.0.conv1")
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4))
+    assert "2:4 sparse tensor cores run this pattern in it" in lines_of("0", "", model)
+    assert any("4 x 32: both sides" in line for line in lines_of("1", "", model))
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()

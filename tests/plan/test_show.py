@@ -70,6 +70,18 @@ def test_every_layer_is_told_with_the_line_that_decided_it(plan):
     assert "head    Linear  2x10           20      -  :8    50%" in lines
 
 
+@pytest.mark.parametrize("target, words", [
+    ("50%", "50%"), ("global(50%)", "50% of all"), ("2:4", "2:4"),
+    ("uniform(50%, granularity=filter)", "50% of filters"),
+    ("global(50%, granularity=channel)", "50% of all channels"),
+    ("uniform(50%, granularity=block(2, 4))", "50% of 2 x 4 blocks"),
+])  # fmt: skip
+def test_a_target_is_told_with_what_goes_together(target, words):
+    recipe = dcil.loads(RECIPE.replace("global(80%)", target), "small.prune")
+    lines = show_plan(dcil.resolve(recipe, net(), steps_per_epoch=10)).splitlines()
+    assert f"middle  Conv2d  10x4x3x3      360      -  :7    {words}" in lines
+
+
 def test_groups_tell_allocation_target_schedule_refresh_freeze_and_floor(plan):
     lines = show_plan(plan).splitlines()
     assert "  80% of 360 weights in 1 layer, one budget for all; 72 kept at the end" in lines

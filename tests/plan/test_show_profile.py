@@ -43,6 +43,12 @@ def test_the_layers_that_mind_least_lose_most():
     assert 'keep  "' in rules and rules.splitlines()[0].startswith("# 50% of 2,168 weights")
 
 
+def test_shares_that_were_measured_are_written_as_such():
+    rules = suggest_rules(measured(Net()), 0.8)
+    shares = [line.rpartition(" to ")[2] for line in rules.splitlines()[1:] if " to " in line]
+    assert len(set(shares) - {"50%", "80%", "90%"}) <= 1 < len(shares)
+
+
 def test_a_module_with_layers_inside_has_its_rule_before_theirs():
     class Attend(nn.Module):
         def __init__(self):
