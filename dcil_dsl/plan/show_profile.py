@@ -117,8 +117,8 @@ def suggest_rules(profile: Profile, target: float) -> str:
         for size, curve, keep in zip(sizes, curves, keeps, strict=True)
     )
     lines = [
-        f"# {percent(round(1 - left / sum(sizes), 3))} of {sum(sizes):,} weights; the layers' own loss "
-        f"increases add up to {expected:.4g}."
+        f"# {percent(round(1 - left / sum(sizes), 3))} of {sum(sizes):,} weights; the layers' own "
+        f"loss increases add up to {expected:.4g}."
     ]
     for modules, share in _in_order(shares):
         statement = f"prune {{}} to {percent(share / 1000)}" if share else "keep  {}"
