@@ -31,8 +31,9 @@ from dcil_dsl.export.shapes import (
 from dcil_dsl.export.shrink import cut, gather, kept_indices, sizes_of
 from dcil_dsl.export.stays import Stay, find_stays
 from dcil_dsl.graph.attention import attention_calls, dead_heads, open_attention, why_closed
+from dcil_dsl.graph.channels import find_dependencies
 from dcil_dsl.graph.constants import find_constants
-from dcil_dsl.graph.dependencies import Dependencies, find_dependencies
+from dcil_dsl.graph.dependencies import Dependencies, first_names
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.training.checkpoint import digest
 
@@ -86,7 +87,7 @@ def compact(model: nn.Module, example_inputs: tuple, num_inputs: int = 8) -> Com
     kept = kept_indices(found, removal.gone)
     folded = fold_constants(traced.model, given, removal.gone)
     stays = find_stays(found, given, removal)
-    first = _first_names(traced.model)
+    first = first_names(traced.model)
     full = {**traced.model.state_dict(), **folded}
     small = {name: gather(t, kept.get(first[name], {})) for name, t in full.items()}
     maps = {
@@ -137,7 +138,8 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
     found = find_dependencies(graph, traced.model, _like(example, model))
     result, modules = _cut(traced, found, _gone(found, shapes), bool(shapes.opened))
     if modules != shapes.modules:
-        path = next(p for p in [*modules, *shapes.modules] if modules.get(p) != shapes.modules.get(p))
+        both = modules | shapes.modules
+        path = next(p for p in both if modules.get(p) != shapes.modules.get(p))
         raise InputError(f"the sizes of `{path}` are not those that the index map leaves")
     try:
         with torch.no_grad():
@@ -207,7 +209,7 @@ def _compare(original: nn.Module, small: nn.Module, example_inputs: tuple, count
     for index in range(count):
         inputs = tuple(_random(x, generator) if index else x for x in example_inputs)
         with torch.no_grad():
-            pairs = zip(_leaves(original(*inputs)), _leaves(small(*inputs)), strict=True)
+            pairs = zip(_run(original, inputs), _run(small, inputs), strict=True)
         for expected, given in pairs:
             double |= expected.dtype == torch.float64
             largest = 1 + expected.abs().max().item()
@@ -228,23 +230,14 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _leaves(output) -> list[Tensor]:
+def _run(model: nn.Module, inputs: tuple) -> list[Tensor]:
+    output = model(*[x.clone() for x in inputs])  # a forward may write into what it is given
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _like(example: tuple, model: nn.Module) -> tuple:
     first = next(model.parameters(), None)
     return example if first is None else tuple(x.to(first.device) for x in example)
-
-
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """For each name of a tensor the first one: tied weights have one index map."""
-    names: dict[int, str] = {}
-    tensors = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    return {name: names.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def _compare_keys(shapes: Shapes, model: nn.Module) -> None:

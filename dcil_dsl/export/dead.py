@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.constants import constant_columns
-from dcil_dsl.graph.dependencies import FIXED, Dependencies, Read, told
+from dcil_dsl.graph.dependencies import FIXED, Dependencies, Read
+from dcil_dsl.graph.observe import told
 from dcil_dsl.graph.operations import BatchNorm
 
 # A constant is carried by a channel whose own is at least this part of the largest: dividing by

@@ -166,6 +166,8 @@ def _cut_node(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if name in ("view", "reshape", "expand") and shrunk.get(node):
         return _cut_shape(node, shrunk[node])
+    if name == "unflatten" and shrunk.get(node):
+        return _cut_unflattened(node, shrunk[node], found)
     if name in ("chunk", "split") and shrunk.get(source):
         return _cut_parts(node, source, shrunk[source], found)
     if name == "getitem" and shrunk.get(source):
@@ -181,6 +183,18 @@ def _cut_shape(node: fx.Node, shrunk: dict[int, Tensor]) -> bool:
         if sizes[dim] != -1:
             sizes[dim] = int((~mask).sum())
     node.args = (node.args[0], tuple(sizes)) if packed else (node.args[0], *sizes)
+    return sizes != before
+
+
+def _cut_unflattened(node: fx.Node, shrunk: dict[int, Tensor], found: Dependencies) -> bool:
+    source = node.args[0]
+    first = argument(node, 1, "dim") % found.seen[source].dim()
+    before = list(argument(node, 2, "sizes"))
+    sizes = list(before)
+    for dim, mask in shrunk.items():
+        if 0 <= dim - first < len(sizes) and sizes[dim - first] != -1:
+            sizes[dim - first] = int((~mask).sum())
+    node.args, node.kwargs = (source, first, sizes), {}
     return sizes != before
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dcil_dsl.export.dead import Reading, Removal
-from dcil_dsl.graph.dependencies import Dependencies, told
+from dcil_dsl.graph.dependencies import Dependencies
+from dcil_dsl.graph.observe import told
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ def find_stays(found: Dependencies, given: list[Reading], removal: Removal) -> t
         place = told(reading.read.weighing.node, found.model)
         read = (reading.matters & ~removal.gone[reading.read.rows][:, :, None]).any(1)
         held, lost = read & ~reading.can_take, reading.constant.isnan()
-        _note(
-            why, reading.read.columns[held & lost], f"{place} reads it where it is not constant"
-        )
+        _note(why, reading.read.columns[held & lost], f"{place} reads it where it is not constant")
         _note(
             why, reading.read.columns[held & ~lost], f"nothing at {place} could take its constant"
         )

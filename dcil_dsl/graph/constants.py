@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.graph.dependencies import Dependencies, replay, shrink_repeats
+from dcil_dsl.graph.dependencies import Dependencies
+from dcil_dsl.graph.observe import replay, shrink_repeats
 from dcil_dsl.graph.operations import (
     MULTIPLIES,
     POOLS,

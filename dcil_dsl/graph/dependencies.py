@@ -1,34 +1,21 @@
-"""Which slices of which tensors stay or go together.
+"""Which slices of which tensors stay or go together: the groups.
 
-In:   a graph for evaluation, the model it names into, example inputs.
-Out:  Dependencies: every slice of a layer's rows has a number, its channel; slices that meet in an
-      addition, a norm or an attention head have one number.
-Not:  no weight is looked at: what is zero, and what a channel's value is, others ask.
-
-The numbers are carried through the graph as tensors that stand for the values, so a view, a
-concatenation or a flattening needs no rule of its own: it is done to the numbers.
+In:   numbers that are given to slices, and the places where two of them meet.
+Out:  Dependencies: one number for each group, its channel, on every tensor of the network.
+Not:  what meets where is found by channels.py; no weight is looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.graph.operations import (
-    Kind,
-    Weighing,
-    argument,
-    kind_of,
-    JOINING,
-    mixed_dims,
-    name_of,
-    weighing_of,
-)
+from dcil_dsl.graph.operations import Weighing
 
 FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
 
@@ -82,383 +69,59 @@ class Dependencies:
         """Every node that gives one tensor, with its channels."""
         return ((n, c) for n, c in self.channels.items() if isinstance(self.seen[n], Tensor))
 
-
-def find_dependencies(graph: fx.Graph, model: nn.Module, example_inputs: tuple) -> Dependencies:
-    """Number the channels of a graph and join those that depend on each other."""
-    found = Dependencies(graph, model, observe(graph, model, example_inputs))
-    walk = _Walk(found)
-    for node in graph.nodes:
-        found.channels[node] = walk.visit(node)
-    return _with_one_number_each(found)
-
-
-def observe(graph: fx.Graph, model: nn.Module, example_inputs: tuple) -> dict[fx.Node, object]:
-    """What each node gives for the example: tensors as shapes on the meta device."""
-    seen = {}
-
-    class Watch(fx.Interpreter):
-        def run_node(self, node):
-            result = super().run_node(node)
-            seen[node] = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), result)
-            return result
-
-    with torch.no_grad():
-        Watch(model, graph=graph).run(*example_inputs)
-    return seen
-
-
-def shrink_repeats(tensor: Tensor) -> Tensor:
-    """Size 1 in each dim along which nothing changes; NaN counts as equal to NaN."""
-    for dim in range(tensor.dim()):
-        if tensor.shape[dim] > 1:
-            first = tensor.narrow(dim, 0, 1)
-            same = (tensor == first) | (tensor.isnan() & first.isnan())
-            if tensor.stride(dim) == 0 or bool(same.all()):
-                tensor = first
-    return tensor
-
-
-def vector_along(tensor: Tensor, dim: int, size: int) -> Tensor | None:
-    """The numbers along one dim, (size,); None where they change along another dim too."""
-    if tensor.numel() != tensor.shape[dim]:
-        return None
-    return tensor.reshape(-1).expand(size)
-
-
-class _Walk:
-    """One rule for each kind of node."""
-
-    def __init__(self, found: Dependencies):
-        self.found = found
-        names: dict[int, str] = {}
-        model = found.model
-        tensors = [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-        # Tied weights are one tensor: its first name stands for all.
-        self.first = {name: names.setdefault(id(tensor), name) for name, tensor in tensors}
-
-    def visit(self, node: fx.Node):
-        found = self.found
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(found.seen[node])):
-            self._size(node)
-            return found.seen[node]
-        match kind_of(node, found.model):
-            case Kind.TENSOR:
-                return self._tensor(node)
-            case Kind.POINTWISE:
-                return self._pointwise(node)
-            case Kind.MOVE:
-                return self._move(node)
-            case Kind.ALONG:
-                return self._along(node)
-            case Kind.BATCH_NORM | Kind.GROUP_NORM as kind:
-                return self._norm(node, grouped=kind is Kind.GROUP_NORM)
-            case Kind.WEIGH:
-                return self._weigh(node)
-            case Kind.ATTEND:
-                return self._attend(node, node.args[:3])
-            case Kind.MATMUL:
-                return self._matmul(node)
-            case Kind.OUTPUT:
-                return self._unknown(node, "they are what the model returns")
-            case Kind.INPUT:
-                return _nothing(found.seen[node])
-        return self._unknown(node)
-
-    # -- numbers -------------------------------------------------------------------------------
-
     def fresh(self, count: int) -> Tensor:
-        start = self.found.num_channels
-        self.found.num_channels += count
+        """New channels, (count,)."""
+        start = self.num_channels
+        self.num_channels += count
         return torch.arange(start, start + count)
 
     def fix(self, channels: Tensor, reason: str) -> None:
+        """These cannot go; the first reason stands."""
         for channel in channels.unique().tolist():
             if channel != FIXED:
-                self.found.fixed.setdefault(channel, reason)
+                self.fixed.setdefault(channel, reason)
 
-    def join(self, ours: Tensor, theirs: Tensor, node: fx.Node) -> None:
+    def join(self, ours: Tensor, theirs: Tensor, place: str) -> None:
+        """What meets, element by element, is one channel; what meets no channel is fixed."""
         ours, theirs = torch.broadcast_tensors(ours, theirs)
         differ = ours != theirs
         pairs = torch.stack([ours[differ], theirs[differ]], dim=1).unique(dim=0)
         lonely = (pairs == FIXED).any(dim=1)
-        self.fix(pairs[lonely], f"{told(node, self.found.model)} joins them with values of no layer")
-        self.found.joins.add_edges_from(pairs[~lonely].tolist())
+        self.fix(pairs[lonely], f"{place} joins them with values of no layer")
+        self.joins.add_edges_from(pairs[~lonely].tolist())
 
-    def axis(self, key: str, dim: int, channels: Tensor, node: fx.Node) -> Tensor:
+    def axis(self, key: str, dim: int, channels: Tensor, place: str) -> None:
         """The channels of a parameter's dim; a second use of it joins the first."""
-        place = (self.first.get(key, key), dim)
-        known = self.found.axes.setdefault(place, Axis(*place, channels)).channels
+        known = self.axes.setdefault((key, dim), Axis(key, dim, channels)).channels
         if known is not channels:
-            self.join(known, channels, node)
-        return known
+            self.join(known, channels, place)
 
-    # -- rules ---------------------------------------------------------------------------------
+    def with_one_number_each(self) -> Dependencies:
+        """The smallest number of its group for each channel; what is fixed fixes its group."""
+        number = torch.arange(self.num_channels)
+        for group in nx.connected_components(self.joins):
+            number[list(group)] = min(group)
 
-    def _tensor(self, node: fx.Node):
-        seen = self.found.seen[node]
-        if not isinstance(seen, Tensor) or sum(size > 1 for size in seen.shape) != 1:
-            return _nothing(seen)
-        dim = max(range(seen.dim()), key=lambda d: seen.shape[d])
-        place = (self.first.get(node.target, node.target), dim)
-        known = self.found.axes.get(place)
-        channels = self.fresh(seen.shape[dim]) if known is None else known.channels
-        return _at(self.axis(node.target, dim, channels, node), dim, seen.dim())
+        def renumber(channels: Tensor) -> Tensor:
+            return number[channels]
 
-    def _pointwise(self, node: fx.Node):
-        seen, found = self.found.seen[node], self.found
-        result = None
-        for source in node.all_input_nodes:
-            shape = found.seen[source]
-            if not isinstance(shape, Tensor):
-                continue
-            missing = (1,) * (seen.dim() - shape.dim())
-            channels = found.channels[source].reshape(*missing, *found.channels[source].shape)
-            full = (*missing, *shape.shape)
-            if result is None:
-                result, size = channels, full
-                continue
-            here, there = _varying(channels), _varying(result)
-            if all(full[d] == seen.shape[d] for d in there) and all(
-                size[d] == seen.shape[d] for d in here
-            ):
-                self.join(result, channels, node)
-                result = torch.broadcast_tensors(result, channels)[0]
-            elif here and there:
-                return self._unknown(node)
-            elif here:
-                result = channels
-            size = tuple(map(max, size, full))
-        module = found.model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            return self._norm(node, grouped=False)
-        return _nothing(seen) if result is None else result
-
-    def _move(self, node: fx.Node):
-        found = self.found
-        name = name_of(node)
-        source, *others = node.all_input_nodes
-        if name not in JOINING and any(isinstance(found.seen[other], Tensor) for other in others):
-            return self._unknown(node)
-        if isinstance(found.channels[source], Tensor):
-            varying = _varying(found.channels[source])
-            if dims := self._picked(node, name, varying):
-                found.rigid.setdefault(source, set()).update(dims & varying)
-            if name in ("roll", "flip", "narrow", "movedim") and varying:
-                return self._unknown(node)
-        result = replay(node, found.model, found.seen, found.channels)
-        if name == "stack":
-            dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
-            found.rigid.setdefault(node, set()).add(dim)
-        return result
-
-    def _picked(self, node: fx.Node, name: str, varying: set[int]) -> set[int]:
-        """Dims of which single indices are taken: their size is part of the program."""
-        source = self.found.seen[node.all_input_nodes[0]]
-        if name == "unbind":
-            return {argument(node, 1, "dim", 0) % source.dim()}
-        if name != "getitem":
-            return set()
-        dims, dim = set(), 0
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        left = source.dim() - sum(entry is not None and entry is not ... for entry in index)
-        for entry in index:
-            if entry is ...:
-                dim += left
-            elif entry is not None:
-                whole = isinstance(entry, slice) and entry.step in (None, 1)
-                parts = (entry.start, entry.stop) if whole else (None,)
-                if not whole or any(p is not None and not _is_count(p) for p in parts):
-                    dims.add(dim)
-                dim += 1
-        return dims
-
-    def _along(self, node: fx.Node):
-        found, source = self.found, node.all_input_nodes[0]
-        seen = found.seen[node]
-        channels = found.channels[source]
-        dims = mixed_dims(node, found.model, found.seen[source].dim())
-        if dims is None or not isinstance(seen, Tensor) or dims & _varying(channels):
-            return self._unknown(node, f"{told(node, found.model)} mixes them")
-        for other in node.all_input_nodes[1:]:
-            self.fix(found.channels[other], f"{told(node, found.model)} reads it")
-        if seen.dim() == channels.dim():
-            return channels
-        return channels.reshape([s for d, s in enumerate(channels.shape) if d not in dims])
-
-    def _norm(self, node: fx.Node, grouped: bool):
-        found, source = self.found, node.all_input_nodes[0]
-        module = found.model.get_submodule(node.target)
-        channels = found.channels[source]
-        vector = vector_along(channels, 1, found.seen[source].shape[1])
-        if vector is None:
-            return self._unknown(node)
-        if grouped:
-            groups = vector.reshape(module.num_groups, -1)
-            self.join(groups[:, :1], groups, node)
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.dim() == 1:
-                self.axis(f"{node.target}.{name}", 0, vector, node)
-        return channels
-
-    def _weigh(self, node: fx.Node):
-        found = self.found
-        call = weighing_of(node, found.model)
-        seen, source = found.seen[node], found.seen[call.source]
-        axis = call.axis % seen.dim()
-        columns = vector_along(found.channels[call.source], axis, source.shape[axis])
-        if columns is None or seen.dim() != source.dim():
-            return self._unknown(node)
-        count, groups = seen.shape[axis], call.groups
-        inner, outer = (0, 1) if call.transposed else (1, 0)
-        known = found.axes.get((self.first.get(call.weight, call.weight), outer))
-        rows = self.fresh(count) if known is None else known.channels.reshape(-1)
-        columns, grouped = columns.reshape(groups, -1), rows.reshape(groups, -1)
-        if columns.shape[1] == 1 and groups > 1:  # depthwise: a column and its rows are one
-            self.join(columns, grouped, node)
-        else:
-            found.reads.append(Read(call, columns, grouped))
-        by_dim = {outer: grouped, inner: columns}
-        for dim, channels in by_dim.items():
-            nested = groups > 1 and dim == 1
-            if not nested:
-                self.axis(call.weight, dim, channels.reshape(-1), node)
-            elif channels.shape[1] > 1:
-                self.axis(call.weight, dim, channels, node)
-        if call.bias is not None:
-            self.axis(call.bias, 0, rows, node)
-        return _at(rows, axis, seen.dim())
-
-    def _attend(self, node: fx.Node, sources):
-        """A head is one channel: what makes its queries, keys and values goes together."""
-        found = self.found
-        inputs = [found.channels[source] for source in sources]
-        heads = {found.seen[source].shape[:-2] for source in sources}
-        rank = found.seen[node].dim()
-        free = {rank - 1, rank - 3} if rank > 3 else set()
-        if (
-            len(heads) > 1
-            or len(node.all_input_nodes) > 3
-            or any(_varying(c) - free for c in inputs)
-            or any(c.shape[-3:-2] == (1,) and _varying(c) for c in inputs)
-        ):
-            return self._unknown(node)
-        if not any(map(_varying, inputs)):
-            return _nothing(found.seen[node])
-        first = inputs[-1][..., :1]
-        for channels in inputs:
-            self.join(first, channels, node)
-        return inputs[-1]
-
-    def _matmul(self, node: fx.Node):
-        """Only products of heads: (B, H, N, D) @ (B, H, D, M), each head for itself."""
-        found = self.found
-        ours, theirs = node.args[:2]
-        if found.seen[ours].dim() != found.seen[theirs].dim() or found.seen[node].dim() != 4:
-            return self._unknown(node)
-        one, other = found.channels[ours], found.channels[theirs]
-        if not _varying(one) and not _varying(other):
-            return _nothing(found.seen[node])
-        if one.shape[1] == 1 or other.shape[1] == 1 or one.shape[0] > 1 or other.shape[0] > 1:
-            return self._unknown(node)
-        first = one[..., :1, :1]
-        self.join(first, one, node)
-        self.join(first, other, node)
-        return first
-
-    def _size(self, node: fx.Node) -> None:
-        """Reading the size of one dim is understood; a whole shape fixes the channels in it."""
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
-            return
-        source, name = node.all_input_nodes[0], name_of(node)
-        if not isinstance(self.found.seen[source], Tensor):
-            return
-        whole = name == "getattr" and node.args[1] == "shape"
-        whole |= name == "size" and argument(node, 1, "dim") is None
-        if not whole and name != "numel":
-            return
-        varying = _varying(self.found.channels[source])
-        rank = self.found.seen[source].dim()
-        for user in node.users:
-            index = user.args[1] if name_of(user) == "getitem" else slice(None)
-            read = range(rank)[index] if isinstance(index, slice | int) else range(rank)
-            if not isinstance(read, int) and varying & set(read):
-                reason = f"the forward reads the shape of {told(source, self.found.model)}"
-                self.fix(self.found.channels[source], reason)
-
-    def _unknown(self, node: fx.Node, reason: str | None = None):
-        reason = reason or f"{told(node, self.found.model)} is not one of the operations understood"
-        for source in node.all_input_nodes:
-            for channels in pytree.tree_leaves(self.found.channels[source]):
-                if isinstance(channels, Tensor):
-                    self.fix(channels, reason)
-        return _nothing(self.found.seen[node])
+        fixed: dict[int, str] = {}
+        for channel, reason in self.fixed.items():
+            fixed.setdefault(int(number[channel]), reason)
+        return replace(
+            self,
+            channels=pytree.tree_map_only(Tensor, renumber, self.channels),
+            axes={p: Axis(a.key, a.dim, renumber(a.channels)) for p, a in self.axes.items()},
+            reads=[Read(r.weighing, renumber(r.columns), renumber(r.rows)) for r in self.reads],
+            fixed=fixed,
+        )
 
 
-def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
-    """Do what a MOVE does to values that stand for the tensors, each broadcast to its shape."""
-
-    def full(source: fx.Node):
-        def spread(shape, value):
-            return value.expand(shape.shape).contiguous() if isinstance(shape, Tensor) else value
-
-        return pytree.tree_map(spread, seen[source], values[source])
-
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), full)
-    match node.op:
-        case "call_module":
-            result = model.get_submodule(node.target)(*args, **kwargs)
-        case "call_method":
-            result = getattr(args[0], node.target)(*args[1:], **kwargs)
-        case _:
-            result = node.target(*args, **kwargs)
-    return pytree.tree_map_only(Tensor, shrink_repeats, result)
-
-
-def told(node: fx.Node, model: nn.Module) -> str:
-    """A node as its reader knows it: the module's path and class, or the function's name."""
-    if node.op == "call_module":
-        return f"`{node.target}` ({type(model.get_submodule(node.target)).__name__})"
-    return f"`{name_of(node) or node.name}`"
-
-
-def _with_one_number_each(found: Dependencies) -> Dependencies:
-    """Write the smallest number of its group for each channel; what is fixed fixes its group."""
-    number = torch.arange(found.num_channels)
-    for group in nx.connected_components(found.joins):
-        number[list(group)] = min(group)
-
-    def renumber(channels: Tensor) -> Tensor:
-        return number[channels]
-
-    fixed: dict[int, str] = {}
-    for channel, reason in found.fixed.items():
-        fixed.setdefault(int(number[channel]), reason)
-    found.fixed = fixed
-    found.channels = {
-        node: pytree.tree_map_only(Tensor, renumber, channels)
-        for node, channels in found.channels.items()
-    }
-    found.axes = {p: Axis(a.key, a.dim, renumber(a.channels)) for p, a in found.axes.items()}
-    found.reads = [Read(r.weighing, renumber(r.columns), renumber(r.rows)) for r in found.reads]
-    return found
-
-
-def _nothing(seen):
-    return pytree.tree_map_only(
-        Tensor, lambda t: torch.zeros((1,) * t.dim(), dtype=torch.int64), seen
-    )
-
-
-def _at(channels: Tensor, dim: int, rank: int) -> Tensor:
-    return channels.reshape([-1 if d == dim else 1 for d in range(rank)])
-
-
-def _varying(channels: Tensor) -> set[int]:
-    return {dim for dim, size in enumerate(channels.shape) if size > 1}
-
-
-def _is_count(value) -> bool:
-    return isinstance(value, int) and value >= 0
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For each name of a tensor its first: tied weights are one tensor under several names."""
+    names: dict[int, str] = {}
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: names.setdefault(id(tensor), name) for name, tensor in tensors}

@@ -22,7 +22,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 class Kind(Enum):
     """How output channels follow from input channels."""
 
-    INPUT = auto()  # the model's argument, and its output
+    INPUT = auto()
     OUTPUT = auto()
     TENSOR = auto()  # a parameter or buffer that the forward reads by hand
     SIZE = auto()  # no tensor comes out: shapes, numbers, assertions
@@ -42,8 +42,8 @@ POINTWISE = set(
     "abs exp maximum minimum where relu relu_ relu6 leaky_relu elu selu celu gelu silu mish "
     "sigmoid sigmoid_ hardsigmoid hardswish hardtanh tanh tanh_ softplus softsign logsigmoid "
     "clamp clamp_ clip dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
-    "stochastic_depth maybe_add_mask float double half bfloat16 to type_as clone detach contiguous expand_as "
-    "identity".split()
+    "stochastic_depth maybe_add_mask float double half bfloat16 to type_as clone detach contiguous "
+    "expand_as identity".split()
 )
 MULTIPLIES = {"mul", "imul", "mul_"}  # zero times anything is zero
 POINTWISE_MODULES = (
@@ -52,8 +52,8 @@ POINTWISE_MODULES = (
     nn.Softsign, nn.LogSigmoid, nn.Threshold, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
 MOVES = set(
-    "getitem view reshape flatten permute transpose swapaxes movedim t squeeze unsqueeze expand "
-    "repeat cat concat concatenate stack chunk split unbind narrow roll flip".split()
+    "getitem view reshape flatten unflatten permute transpose swapaxes movedim t squeeze unsqueeze "
+    "expand repeat cat concat concatenate stack chunk split unbind narrow roll flip".split()
 )
 JOINING = {"cat", "concat", "concatenate", "stack"}  # moves that take several tensors
 MOVE_MODULES = (nn.Flatten,)

@@ -1,0 +1,45 @@
+"""Networks with dead filters: random numbers everywhere, then whole rows set to zero.
+
+In:   a model, the part of each layer's rows to lose, a seed.
+Out:  the same model, in which no norm is the identity and no bias zero.
+Not:  no test.
+"""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms that shift and scale and biases that are not zero, so that dead filters give some."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor, mean=0.0, spread=0.3):
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread + mean)
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            draw(module.running_mean)
+            module.running_var.copy_(
+                torch.rand(module.running_var.shape, generator=generator) + 0.5
+            )
+            draw(module.weight, mean=1.0)
+        for name in ("bias", "in_proj_bias", "layer_scale"):
+            if isinstance(getattr(module, name, None), nn.Parameter):
+                draw(getattr(module, name))
+    return model.eval()
+
+
+@torch.no_grad()
+def zero_rows(model: nn.Module, part: float = 0.4, seed: int = 1) -> nn.Module:
+    """Set a random part of the rows of every convolution and linear layer to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            rows = torch.randperm(len(module.weight), generator=generator)
+            module.weight[rows[: int(part * len(rows))]] = 0.0
+    return model
+
+
+def numel(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
