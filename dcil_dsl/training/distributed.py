@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from time import sleep
+from time import monotonic, sleep
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics.diagnostic import InputError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
-PAUSE = timedelta(seconds=3)  # in which the first rank has told what all have met
+SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
 
 
 class RankLost(InputError):
@@ -182,16 +182,26 @@ def _mark(error: BaseException, ranks: Ranks) -> None:
     text = f"{type(error).__name__}: {error}"
     try:
         if isinstance(error, RankLost):
-            sleep(PAUSE.total_seconds() / 3)  # for the one that failed to leave its text
-            others = [f"error/{rank}" for rank in range(ranks.count)]
-            error.told_elsewhere = any(ranks.store.check([other]) for other in others)
+            error.told_elsewhere = _left_by(range(ranks.count), ranks) is not None
             return
         ranks.store.set(f"error/{ranks.rank}", text)
         if not ranks.is_first:
-            ranks.store.wait(["error/0"], PAUSE)
-            error.told_elsewhere = ranks.store.get("error/0").decode() == text
-    except (RuntimeError, ValueError):  # the store is gone, or the first rank told nothing
+            error.told_elsewhere = _left_by([0], ranks) == text
+        elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            sleep(SECONDS_TO_TELL / 4)  # the store ends with this process; let the others read
+    except (RuntimeError, ValueError):  # the store is gone with the first rank
         pass
+
+
+def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
+    """The text of an error of one of the others, who are given a moment for it."""
+    until = monotonic() + SECONDS_TO_TELL
+    while monotonic() < until:
+        for other in others:
+            if ranks.store.check([f"error/{other}"]):  # to wait on a store is told on stderr
+                return ranks.store.get(f"error/{other}").decode()
+        sleep(0.02)
+    return None
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -46,6 +46,7 @@ from dcil_dsl.training.session import (
     save,
     start_session,
 )
+from dcil_dsl.training.sync_norms import synced_norms
 
 STEPS_BETWEEN_LOOKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
 
@@ -72,7 +73,8 @@ def train(
             f"for {plan.steps_per_epoch}"
         )
     check_not_empty(val_loader)
-    with wish_to_stop() as wish, (display or Display()) as display:
+    norms = synced_norms(dual, options.ranks) if plan.train.sync_norms else nullcontext()
+    with wish_to_stop() as wish, (display or Display()) as display, norms:
         now = start_session(dual, run, options, display)
         try:
             accuracies = _run_epochs(now, train_loader, val_loader, wish)

@@ -8,8 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
+from tiny_run import TinyNet, cross_entropy, kl, tiny_plan
+from torch import nn
 
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.sync_norms import HostSyncedNorm, synced_norms
 
 
 def checkpoint(folder):
@@ -51,8 +56,6 @@ def test_paths_and_losses_that_come_and_go_leave_the_ranks_with_one_process_s_re
     tmp_path, accumulate
 ):
     """Dense warm-up, then both paths; a distillation from step 7; parameters without a loss."""
-    from dcil_dsl.plan import plan as p
-
     rows = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))
     shares = [
         tuple(p.Shares(kept=k, pruned=q, rest=r) for k, q, r in phase) for phase in rows
@@ -74,12 +77,56 @@ def test_paths_and_losses_that_come_and_go_leave_the_ranks_with_one_process_s_re
 
 
 def windowed_losses():
-    from tiny_run import cross_entropy, kl
-
-    from dcil_dsl.plan import plan as p
-
     sparse, dense = cross_entropy("sparse"), cross_entropy("dense")
     return (
         sparse.model_copy(update={"window": p.Window(start=5)}), dense,
         kl("sparse", "dense", p.Window(start=7)),
     )  # fmt: skip
+
+
+class NormNet(TinyNet):
+    """Batch norms and nothing random."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Identity()
+
+
+def test_batch_norms_in_sync_make_several_ranks_one_process_batch_norms_included(tmp_path):
+    plan = tiny_plan(train={"sync_norms": True})
+    rank_train(tmp_path / "alone", Ranks(), plan, NormNet)
+    work = lambda ranks: rank_train(tmp_path / "run", ranks, plan, NormNet)  # noqa: E731
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
+def test_batch_norms_by_rank_are_one_network_when_they_are_evaluated(tmp_path):
+    """What is saved is the mean of the ranks' running statistics, and every rank has it."""
+
+    def work(ranks):
+        _, dual = rank_train(tmp_path / "run", ranks, tiny_plan(train={"ema": None}), NormNet)
+        ranks.any(False)  # all are here, so the first has written
+        saved = checkpoint(tmp_path / "run")
+        for name, buffer in dual.named_buffers():
+            assert torch.equal(buffer, saved[f"model/{name}"]), name
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 1)
+
+
+def test_a_batch_norm_of_another_class_cannot_be_in_sync_and_is_named(tmp_path):
+    class Own(nn.BatchNorm2d):
+        pass
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), Own(2))
+    with pytest.raises(InputError, match="`1` is a .*Own; only PyTorch's own"):
+        with synced_norms(net, Ranks(0, 2)):
+            pass
+
+
+def test_modules_in_sync_are_what_they_were_afterwards():
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(3))
+    before = [dict(module.__dict__) for module in net]
+    with synced_norms(net, Ranks(0, 2)):
+        assert [type(module) for module in net] == [HostSyncedNorm, HostSyncedNorm]
+    assert [type(module) for module in net] == [nn.BatchNorm2d, nn.BatchNorm1d]
+    assert [module.__dict__ for module in net] == before

@@ -1,0 +1,53 @@
+"""The main job on two processes by torchrun, one of which is killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_job import NET, RECIPE
+
+ROOT = Path(__file__).parent.parent
+KILLED = """
+import os, pathlib, signal, threading, time
+
+def die():
+    while not pathlib.Path(os.environ["DIES_AFTER"]).exists():
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    threading.Thread(target=die, daemon=True).start()
+"""
+
+
+def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    program = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        *arguments, "-m", "dcil_dsl", "compile", "tiny.prune", "--model", "net.py:Net", "--train",
+        "synthetic", "--device", "cpu", "--out", "run",
+    ]  # fmt: skip
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "DIES_AFTER": str(folder / "run" / "checkpoint" / "last.safetensors"),
+    }  # fmt: skip
+    return subprocess.run(
+        program, cwd=folder, env=environment, capture_output=True, text=True, timeout=180
+    )
+
+
+def test_a_rank_killed_in_the_middle_is_started_again_and_the_job_goes_on_by_itself(tmp_path):
+    recipe = RECIPE.replace("epochs    = 2ep", "epochs    = 4ep\n  sync_norms = true")
+    (tmp_path / "tiny.prune").write_text(recipe)
+    (tmp_path / "net.py").write_text(NET + KILLED)
+    done = torchrun(tmp_path, "--max-restarts", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["complete"] and report["result"]["step"] == 32
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert "resumed at step" in done.stderr
+    assert done.stdout.count("sparsity >= 89%") == 1  # the first rank alone tells

@@ -1,0 +1,150 @@
+"""A rank that fails ends them all, with one clear text; what was killed goes on as if it had not."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from test_resume import assert_same
+from tiny_ranks import on_ranks, rank_train, said
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exits import MISUSED, WRONG
+from dcil_dsl.training import trainer
+from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.fingerprint import MasksDiffer, compare_fingerprints, fingerprint
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    assert on_ranks(folder, 2, lambda ranks: rank_train(folder / "run", ranks)) == [0, 0]
+    return folder / "run"
+
+
+@pytest.mark.parametrize("rank, step", [(1, 8), (0, 13)])
+def test_a_rank_that_is_killed_ends_the_other_and_the_job_goes_on_to_the_same_bits(
+    tmp_path, straight, rank, step
+):
+    def killed(ranks):
+        def die(batch):
+            if (ranks.rank, batch) == (rank, step):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        rank_train(tmp_path / "run", ranks, before=die)
+
+    status = on_ranks(tmp_path, 2, killed)
+    assert status[rank] == -signal.SIGKILL and status[1 - rank] == MISUSED
+    assert "another process of this job is gone" in said(tmp_path, 1 - rank)
+    assert on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks)) == [0, 0]
+    assert_same(tmp_path / "run", straight)
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tmp_path, straight):
+    def asked_to_stop(ranks):
+        def ask(batch):
+            if (ranks.rank, batch) == (1, 5):  # an epoch's first: what was merged is what it was
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        result, _ = rank_train(tmp_path / "run", ranks, before=ask)
+        assert result.interrupted and result.step == 6
+
+    assert on_ranks(tmp_path, 2, asked_to_stop) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
+    assert on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks)) == [0, 0]
+    assert_same(tmp_path / "run", straight)
+
+
+def test_a_run_of_two_ranks_goes_on_in_one_process(tmp_path, straight):
+    def some_steps(ranks):
+        rank_train(tmp_path / "run", ranks, max_steps=10)
+
+    assert on_ranks(tmp_path, 2, some_steps) == [0, 0]
+    result, _ = rank_train(tmp_path / "run", Ranks())
+    assert result.step == 20 and not result.interrupted
+
+
+def test_a_mask_that_differs_on_one_rank_stops_all_and_is_named_once(tmp_path):
+    def tampered(ranks):
+        note = trainer.note_masks
+
+        def tamper(now):
+            if (ranks.rank, now.state.position.step) == (1, 9):
+                now.dual.masks["conv2.weight"][0, 0, 0, 0].logical_not_()
+            note(now)
+
+        trainer.note_masks = tamper  # in this forked process alone
+        rank_train(tmp_path / "run", ranks)
+
+    assert on_ranks(tmp_path, 2, tampered) == [WRONG, WRONG]
+    assert "at step 9 the ranks do not have the same masks" in said(tmp_path, 0)
+    assert "equal weights: `conv2.weight` on rank 1 differs" in said(tmp_path, 0)
+    assert said(tmp_path, 1) == ""
+
+
+def test_an_error_of_one_rank_is_told_by_it_alone(tmp_path):
+    def unreadable(ranks):
+        def fail(batch):
+            if (ranks.rank, batch) == (1, 3):
+                raise InputError("n01440764/18.JPEG is no image", help="delete it")
+
+        rank_train(tmp_path / "run", ranks, before=fail)
+
+    assert on_ranks(tmp_path, 2, unreadable) == [MISUSED, MISUSED]
+    assert said(tmp_path, 1) == "rank 1:\nerror: n01440764/18.JPEG is no image\n  delete it\n"
+    assert said(tmp_path, 0) == ""
+
+
+def test_an_error_of_all_ranks_is_told_by_the_first(tmp_path):
+    def diverges(ranks):
+        def spoil(batch):
+            if batch == 2:
+                raise InputError("the same everywhere")
+
+        rank_train(tmp_path / "run", ranks, before=spoil)
+
+    assert on_ranks(tmp_path, 2, diverges) == [MISUSED, MISUSED]
+    assert said(tmp_path, 0) == "error: the same everywhere\n" and said(tmp_path, 1) == ""
+
+
+def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(tmp_path):
+    def diverges(ranks):
+        learn = trainer._learn
+
+        def spoiled(now, images, labels, part):
+            if ranks.rank == 1 and now.state.position.step == 4:
+                images = images * float("nan")
+            learn(now, images, labels, part)
+
+        trainer._learn = spoiled
+        rank_train(tmp_path / "run", ranks)
+
+    assert on_ranks(tmp_path, 2, diverges) == [MISUSED, MISUSED]
+    assert "is not a finite number at step 4 (epoch 1)" in said(tmp_path, 0)
+    assert said(tmp_path, 1) == ""
+
+
+# -- fingerprints --------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_changes_with_every_single_bit_and_with_the_order():
+    mask = torch.rand(37, generator=torch.Generator().manual_seed(0)) < 0.5
+    flipped = [mask.clone() for _ in mask]
+    for place, other in enumerate(flipped):
+        other[place] = ~other[place]
+    prints = {int(fingerprint(m)) for m in (mask, *flipped, mask.flip(0), mask.roll(8))}
+    assert len(prints) == 37 + 3
+
+
+def test_a_fingerprint_is_of_the_bits_alone():
+    mask = torch.rand(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    laid_out = mask.contiguous(memory_format=torch.channels_last)
+    assert int(fingerprint(mask)) == int(fingerprint(laid_out)) == int(fingerprint(mask.clone()))
+
+
+def test_the_layers_and_the_ranks_that_differ_are_named():
+    prints = torch.tensor([[7, 1, 3], [7, 2, 3], [7, 1, 4]])
+    with pytest.raises(MasksDiffer, match=r"step 16 .*: `b` on rank 1; `c` on rank 2 differs"):
+        compare_fingerprints(["a", "b", "c"], prints, 16)
+    compare_fingerprints(["a", "b", "c"], prints[:1].expand(3, 3), 16)
