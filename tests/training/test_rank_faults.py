@@ -1,4 +1,4 @@
-"""A rank that fails ends them all, with one clear text; what was killed goes on as if it had not."""
+"""A rank that fails ends them all with one clear text; what was killed goes on as if it had not."""
 
 from __future__ import annotations
 
