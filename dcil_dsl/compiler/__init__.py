@@ -17,6 +17,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.expose_weights import expose_weights
 from dcil_dsl.compiler.privatize import add_twins, privatize
 from dcil_dsl.compiler.route_gradients import route_gradients
+from dcil_dsl.compiler.scores import add_scores
 from dcil_dsl.compiler.unroll_paths import unroll_paths
 from dcil_dsl.compiler.verify import (
     verify_paths,
@@ -34,6 +35,7 @@ class Context(NamedTuple):
     model: nn.Module
     plan: Plan
     phase: Phase
+    training: bool
     pruned: frozenset[str]
     private: frozenset[str]
 
@@ -48,7 +50,7 @@ PASSES = (
     ),
     (
         "route_gradients",
-        lambda g, c: route_gradients(g, c.model, c.plan, c.phase),
+        lambda g, c: route_gradients(g, c.model, c.plan, c.phase, c.training),
         (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
     ),
     (
@@ -83,18 +85,20 @@ def compile_plan(
             if not training:
                 phase = _every_path(plan, phase)
             graph = traced.graph(training)
-            graphs[training, index] = _last(run_passes(graph, model, plan, phase))
+            passes = run_passes(graph, model, plan, phase, training)
+            graphs[training, index] = _last(passes)
     return Dual(model, graphs, plan)
 
 
 def run_passes(
-    graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase
+    graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase, training: bool = True
 ) -> Iterator[tuple[str, fx.Graph]]:
     """The graph after each pass, verified, under the pass's name."""
     context = Context(
         model,
         plan,
         phase,
+        training,
         pruned=frozenset(name for group in plan.groups for name in group.parameters),
         private=frozenset(entry.module for entry in plan.privates),
     )
@@ -112,8 +116,10 @@ def _every_path(plan: Plan, phase: Phase) -> Phase:
 
 
 def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
-    """Register in the model, in place, what the graphs will name: masks, all true, and twins."""
+    """Register in the model, in place, what the graphs will name: masks, all true; scores; twins.
+    """
     add_twins(model, plan)
+    add_scores(model, plan)
     for group in plan.groups:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")

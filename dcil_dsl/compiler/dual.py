@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.masks import make_masks
-from dcil_dsl.masking.score import score_weights
+from dcil_dsl.compiler.scores import begin_scores, scored_groups, scores_of
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh
 
@@ -78,6 +78,19 @@ class Dual(fx.GraphModule):
             for name in group.parameters
         }
 
+    @property
+    def score_state(self) -> dict[str, Tensor]:
+        """The scores that are summed up or averaged over steps, by the name of their weight.
+
+        They are linear in what each backward pass adds: over several processes their mean is the
+        score of all, and has to be in place on each before masks are made.
+        """
+        return {
+            name: self.get_buffer(f"{name}_score")
+            for group in scored_groups(self.plan)
+            for name in group.parameters
+        }
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The original's parameters in the original's order, then the twins."""
         twins = tuple(
@@ -90,12 +103,15 @@ class Dual(fx.GraphModule):
 
     # -- time --------------------------------------------------------------------------------
 
-    def begin_step(self, step: int) -> bool:
+    def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool:
         """Make ready for training step `step`, counted from 0. True if masks moved.
 
-        Chooses the phase and recomputes the masks that are due.
+        Chooses the phase, lets moving averages of scores fade and recomputes the masks that are
+        due. To be called once a step. loss_scale, a tensor of one number: what the loss will be
+        multiplied by for its backward pass, None where it will not be.
         """
         self._in_phase(self._phase_of(step))
+        begin_scores(self, self.plan.phases[self.phase], loss_scale)
         due = [group for group in self.plan.groups if is_refresh(group, step)]
         for group in due:
             self._refresh(group, step)
@@ -110,8 +126,7 @@ class Dual(fx.GraphModule):
 
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
-        scores = [score_weights(self.get_parameter(name), group.score) for name in group.parameters]
-        masks = make_masks(group, scores, step)
+        masks = make_masks(group, scores_of(self, group, step), step)
         for name, mask in zip(group.parameters, masks, strict=True):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)

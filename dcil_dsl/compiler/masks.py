@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dcil_dsl.masking.score import lamp_scores, without_sign
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
 from dcil_dsl.plan.budget import members, unit_costs
@@ -44,6 +45,10 @@ def make_masks(group: Group, scores: Sequence[Tensor], step: int) -> list[Tensor
 
 def _keep(group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int) -> list[Tensor]:
     """Which entries stay, scores and masks a member each."""
+    if group.shared_by == "lamp":
+        scores = [lamp_scores(score) for score in scores]
+    if group.score.kind == "movement":
+        scores = [without_sign(score) for score in scores]
     if group.allocation == "global":
         ceilings = list(ceilings_at(group, step)) if group.ceilings else None
         costs, floors = list(unit_costs(group)), list(group.floors)

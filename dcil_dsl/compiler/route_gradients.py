@@ -12,12 +12,15 @@ import operator
 
 from torch import fx, nn
 
+from dcil_dsl.compiler.scores import UNSCALE
 from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.masking.split import share_gradient, split_weight
-from dcil_dsl.plan.plan import Phase, Plan
+from dcil_dsl.plan.plan import Phase, Plan, Score
 
 
-def route_gradients(graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase) -> fx.Graph:
+def route_gradients(
+    graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase, training: bool = True
+) -> fx.Graph:
     """Put the views in, in place.
 
         w -> conv_sparse             w, mask -> split_weight -> w_sparse -> conv_sparse
@@ -28,6 +31,9 @@ def route_gradients(graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase)
     shared and none is pruned, so cutting a path's share where it leaves them is the same as
     cutting it at each of their weights: the gradient is linear. What flows on to the model's
     input is shared in the same proportion.
+
+    In the graph for training a view whose gradient scores the weight also gets the score,
+    w_score, to add it to; what is differentiated in evaluation moves no score.
     """
     pruned = {name: group for group in plan.groups for name in group.parameters}
     views = {path.name: path.view for path in plan.paths}
@@ -46,7 +52,8 @@ def route_gradients(graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase)
         if not readers:
             continue
         if node.op == "get_attr" and node.target in pruned:
-            seen = _split(graph, node, tuple(readers), views, shares)
+            score = pruned[node.target].score if training else None
+            seen = _split(graph, node, tuple(readers), views, shares, score)
         else:
             seen = _shared(graph, node, tuple(readers), shares)
         for path, users in readers.items():
@@ -55,11 +62,22 @@ def route_gradients(graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase)
     return graph
 
 
-def _split(graph, node, paths, views, shares) -> dict[str, fx.Node]:
+def _split(graph, node, paths, views, shares, score: Score | None) -> dict[str, fx.Node]:
     """One split_weight, and one node for each path's view."""
     with graph.inserting_after(node):
         mask = graph.create_node("get_attr", f"{node.target}_mask", name=f"{node.name}_mask")
-    with graph.inserting_after(mask):
+    scoring = {}
+    last = mask
+    if score is not None and score.path in paths:
+        names = {f"{node.target}_score": f"{node.name}_score", UNSCALE: f"{node.name}_unscale"}
+        tensors = []
+        for target, name in names.items():
+            with graph.inserting_after(last):
+                last = graph.create_node("get_attr", target, name=name)
+            tensors.append(last)
+        gain = 1.0 if score.average is None else 1.0 - score.average
+        scoring["scoring"] = (*tensors, score.kind, paths.index(score.path), gain)
+    with graph.inserting_after(last):
         split = graph.create_node(
             "call_function",
             split_weight,
@@ -68,6 +86,7 @@ def _split(graph, node, paths, views, shares) -> dict[str, fx.Node]:
                 "views": tuple(views[path] for path in paths),
                 "kept": tuple(shares[path].kept for path in paths),
                 "pruned": tuple(shares[path].pruned for path in paths),
+                **scoring,
             },
             name=f"{node.name}_views",
         )

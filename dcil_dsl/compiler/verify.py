@@ -40,9 +40,9 @@ def verify_paths(graph: fx.Graph, phase: Phase) -> None:
 
 
 def verify_routes(graph: fx.Graph, plan: Plan) -> None:
-    """A pruned weight and its mask are read by split_weight and by nothing else."""
+    """A pruned weight, its mask and its score are read by split_weight and by nothing else."""
     pruned = {name for group in plan.groups for name in group.parameters}
-    guarded = pruned | {f"{name}_mask" for name in pruned}
+    guarded = pruned | {f"{name}_{kind}" for name in pruned for kind in ("mask", "score")}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in guarded:
             for user in node.users:

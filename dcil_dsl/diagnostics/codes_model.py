@@ -68,6 +68,11 @@ MODEL: tuple[Code, ...] = (
     entry("E311", "arithmetic that is not known",
           """A budget of FLOPs counts multiply-accumulates, which are told by the shapes of an
           example input. A lookup has none."""),
+    entry("E312", "the score takes no part",
+          """`taylor`, `movement` and `gradient` are summed up over training, and until the first
+          gradient magnitude stands in for them. Here no mask is made after that.""",
+          "prune Conv2d to 90% { score = taylor freeze = 0ep }",
+          "prune Conv2d to 90% { score = taylor schedule = cubic(0ep..5ep) }"),
     entry("W303", "a rule has no effect",
           """All layers of this rule are claimed by later ones: the last rule that matches a layer
           wins.""",

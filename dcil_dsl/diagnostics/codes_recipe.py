@@ -130,6 +130,15 @@ RECIPE: tuple[Code, ...] = (
           through. `once(at=10ep)` begins at a moment, `constant()` with the run.""",
           "prune Conv2d to 2:4 { schedule = cubic(0ep..5ep) }",
           "prune Conv2d to 2:4 { schedule = once(at=5ep) }"),
+    entry("E233", "a score without a gradient",
+          """`taylor`, `movement` and `gradient` take the gradient of one path, the deployed one
+          unless another is named, as in `taylor(dense)`. A path that no loss needs has none.""",
+          "prune Conv2d to 90% { score = taylor(dense) }\n"
+          + _mix().replace("  loss cross_entropy(dense)\n", ""),
+          "prune Conv2d to 90% { score = taylor(sparse) }"),
+    entry("E234", "a score that `lamp` cannot take",
+          "`lamp` compares w^2 with the squares in its layer: its score is `magnitude` or `l2`.",
+          "prune Conv2d to lamp(90%) { score = taylor }", "prune Conv2d to lamp(90%)"),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),
     entry("W202", "an unused `layers`", "No rule uses the definition.",

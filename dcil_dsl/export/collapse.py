@@ -14,6 +14,7 @@ from torch import nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
+from dcil_dsl.compiler.scores import remove_scores
 from dcil_dsl.graph.trace import constants
 
 
@@ -36,6 +37,7 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
             twin = model.get_submodule(twin_name(entry.module, path))
             setattr(model.get_submodule(owner), name, copy.deepcopy(twin))
     remove_twins(model, plan)
+    remove_scores(model, plan)
     for name in constants(model):
         del model._buffers[name]
         model._non_persistent_buffers_set.discard(name)

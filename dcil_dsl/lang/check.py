@@ -14,6 +14,7 @@ from dcil_dsl.lang import ast, not_built
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed, check_mix
+from dcil_dsl.lang.check_scores import check_scores
 from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.link import Linked
@@ -36,6 +37,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     mix = next((item for item in file.items if isinstance(item, ast.Mix)), None)
     mixed = check_mix(mix, file, reader, selectors)
     _rules_and_paths(rules, mixed, found)
+    check_scores(rules, mixed, found)
     expect = _expect(file, reader)
     selectors.warn_unused()
     _clashes(linked, mixed, found)
@@ -160,8 +162,8 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
         refresh=word.refresh, freeze=word.freeze, floor=word.floor, ceiling=word.ceiling,
         granularity=granularity, span=item.head_span,
         target_span=item.target.span, schedule_span=read.spans.get("schedule"),
-        floor_span=read.spans.get("floor"), ceiling_span=read.spans.get("ceiling"),
-        freeze_span=read.spans.get("freeze"),
+        score_span=read.spans.get("score"), floor_span=read.spans.get("floor"),
+        ceiling_span=read.spans.get("ceiling"), freeze_span=read.spans.get("freeze"),
         granularity_span=read.spans.get("granularity") if granularity is word.granularity else None,
     )
 
@@ -291,8 +293,8 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
 
 def _clashes(linked: Linked, mixed: Mixed | None, found: Diagnostics) -> None:
     """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
-    taken = {"magnitude", "l2", "fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS,
-             *v.GRANULARITIES, "weights", "units", "flops"}
+    taken = {"fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS,
+             *v.SCORES, *v.GRANULARITIES, "weights", "units", "flops"}
     paths = {path.name for path in mixed.paths} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:

@@ -7,6 +7,7 @@ Not:  no layers, no steps: two windows are compared only where every run would a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
@@ -250,6 +251,12 @@ class _Mix:
         return self.reader.value(node)
 
 
+def named_by(losses: Iterable[r.Loss]) -> set[str | None]:
+    """The paths that losses need."""
+    roles = ("path", "student", "teacher")
+    return {getattr(loss.term, role, None) for loss in losses for role in roles}
+
+
 def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> None:
     """Legal, and probably not what was meant."""
     prunes = any(isinstance(item, ast.Prune) for item in file.items)
@@ -258,8 +265,7 @@ def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> 
         if part not in named:
             found.add("W203", f"no rule updates the {part} weights, so they never learn", here,
                       help=f"for example `update {part} by {paths[0].name}`")
-    roles = ("path", "student", "teacher")
-    used = {getattr(loss.term, role, None) for loss in losses for role in roles}
+    used = named_by(losses)
     for path in paths:
         if path.name not in used:
             found.add("W205", f"path `{path.name}` has no loss, so it never runs in training",

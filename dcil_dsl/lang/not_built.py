@@ -8,8 +8,6 @@ Not:  nothing here works. A word leaves its table when its class enters vocabula
 from __future__ import annotations
 
 TARGETS = {
-    "erk": "layer-wise sparsity by the Erdos-Renyi kernel rule",
-    "lamp": "layer-adaptive magnitude pruning",
 }
 
 SCHEDULES = {
@@ -20,10 +18,6 @@ SCHEDULES = {
 }
 
 SCORES = {
-    "taylor": "|w * gradient|",
-    "movement": "-w * gradient, summed over training",
-    "random": "a random score, the baseline",
-    "gradient": "the size of the gradient",
     "snip": "connection sensitivity at the start",
     "synflow": "synaptic flow",
     "fisher": "the Fisher information",

@@ -75,6 +75,7 @@ class Prune:
     granularity: vocabulary.Granularity = vocabulary.Single()
     span: Span = _span()  # the whole rule's first line: `prune ... to ...`
     target_span: Span = _span()
+    score_span: Span | None = field(default=None, compare=False, repr=False)
     schedule_span: Span | None = field(default=None, compare=False, repr=False)
     floor_span: Span | None = field(default=None, compare=False, repr=False)
     ceiling_span: Span | None = field(default=None, compare=False, repr=False)

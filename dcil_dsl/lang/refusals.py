@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from dcil_dsl.diagnostics import Label
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.lang import ast, not_built
+from dcil_dsl.lang import ast
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.values import Percent, Ratio, Time, kind_of, written
@@ -40,7 +40,6 @@ _LIMITS = {
     "greater_than": ("gt", "greater than"), "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
 }
-_LATER = {"score": not_built.SCORES}
 
 
 def note(error: ValidationError, model: type[v.Word], owner: str, nodes: dict[str, Given],
@@ -114,10 +113,6 @@ def spelled(model: type[v.Word], owner: str, nodes: dict[str, Given], values: di
 
 
 def _word(name: str, what: str, options, node, value, reader: Reader) -> None:
-    later = _LATER.get(name, {}).get(value) if isinstance(value, str) else None
-    if later is not None:
-        reader.found.add("E230", f"`{value}` is not built yet", node.span, label=later)
-        return
     known = listed(f"`{option}`" for option in options)
     if isinstance(value, str) and not isinstance(value, Bare):
         return  # a text for a name: told by `spelled`

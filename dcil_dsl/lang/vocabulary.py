@@ -10,143 +10,36 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from dcil_dsl.lang.values import Percent, Range, Time
-
-
-class Word(BaseModel):
-    """A word with settings. Unknown settings are errors; values never change after.
-
-    `positional`: how many settings may be given without their names, from the first on.
-    `bare`: it has no settings and is written without parentheses.
-    """
-
-    # Built when first used: one recipe uses a third of the words, and `dcil check` is quick.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, defer_build=True
-    )
-    positional: ClassVar[int] = 0
-    bare: ClassVar[bool] = False
-
-
-PathName = Annotated[str, "path"]  # one of the paths that `mix` declares, written without quotes
-
-
-# -- granularities: what goes or stays together ---------------------------------------------
-
-
-class Single(Word):
-    """`weight`: each weight by itself."""
-
-    bare: ClassVar[bool] = True
-
-
-class Filter(Word):
-    """`filter`: all weights of an output channel."""
-
-    bare: ClassVar[bool] = True
-
-
-class Channel(Word):
-    """`channel`: all weights of an input channel."""
-
-    bare: ClassVar[bool] = True
-
-
-class Head(Word):
-    """`head`: what belongs to an attention head in all of the rule's layers of that attention."""
-
-    bare: ClassVar[bool] = True
-
-
-class Block(Word):
-    """`block(4, 1)`: so many outputs by so many inputs, at one position of the kernel."""
-
-    positional: ClassVar[int] = 2
-    height: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=1)]
-
-
-Granularity = Union[Single, Filter, Channel, Head, Block]
-
-# -- targets: how much goes, and how it is shared out among the layers --------------------
-
-
-class Uniform(Word):
-    """Every layer of the rule loses the same share: `90%` or `uniform(90%)`."""
-
-    positional: ClassVar[int] = 1
-    sparsity: Percent
-    granularity: Granularity | None = None  # None: what the rule or `pruning` says
-
-
-class Global(Word):
-    """One threshold over all layers of the rule: `global(90%)`.
-
-    `of`: what the percentage is a share of. None: of the weights, or of the units where those
-    are larger than one weight.
-    """
-
-    positional: ClassVar[int] = 1
-    sparsity: Percent
-    granularity: Granularity | None = None
-    of: Literal["weights", "units", "flops"] | None = None
-
-
-class NM(Word):
-    """`2:4` or `nm(2, 4)`: of every m consecutive input channels n weights stay."""
-
-    positional: ClassVar[int] = 2
-    n: Annotated[int, Field(ge=1)]
-    m: Annotated[int, Field(ge=2)]
-
-    @property
-    def sparsity(self) -> Percent:
-        return Percent(1 - self.n / self.m)
-
-
-Target = Union[Uniform, Global, NM]
-
-# -- scores --------------------------------------------------------------------------------
-
-Score = Literal["magnitude", "l2"]  # |w|, w^2
-
-# -- schedules: the share of the target that is asked for, over time ------------------------
-
-
-class Cubic(Word):
-    """s(t) = target - (target - initial) * (1 - u)^3, u = how far t is through `over`.
-
-    Zhu & Gupta 2017, arXiv:1710.01878. `grid`: the target moves only at its multiples.
-    """
-
-    positional: ClassVar[int] = 1
-    over: Range
-    initial: Percent = Percent(0.0)
-    grid: Time | None = None
-
-
-class Linear(Word):
-    """s(t) = initial + (target - initial) * u."""
-
-    positional: ClassVar[int] = 1
-    over: Range
-    initial: Percent = Percent(0.0)
-    grid: Time | None = None
-
-
-class Once(Word):
-    """0 before `at`, the target from then on."""
-
-    at: Time
-
-
-class Constant(Word):
-    """The target from the first step on."""
-
-
-Schedule = Union[Cubic, Linear, Once, Constant]
+from dcil_dsl.lang.rule_words import (
+    Block,
+    Channel,
+    Constant,
+    Cubic,
+    Erk,
+    Filter,
+    Global,
+    Gradient,
+    Granularity,
+    Head,
+    L2,
+    Lamp,
+    Linear,
+    Magnitude,
+    Movement,
+    NM,
+    Once,
+    Random,
+    Schedule,
+    Score,
+    Single,
+    Target,
+    Taylor,
+    Uniform,
+)
+from dcil_dsl.lang.values import Percent, Time
+from dcil_dsl.lang.word import PathName, Word
 
 # -- views: what a path sees of a weight -------------------------------------------------------
 
@@ -340,7 +233,7 @@ class PruneBlock(Word):
     a layer, None: one unit, all of it.
     """
 
-    score: Score = "magnitude"
+    score: Score = Magnitude()
     schedule: Schedule = Constant()
     refresh: Time = Time(16, "steps")
     freeze: Time | None = None
@@ -380,9 +273,13 @@ BLOCKS: dict[str, type[Word]] = {
 
 # -- which words a place takes ------------------------------------------------------------------
 
-TARGETS = {"uniform": Uniform, "global": Global, "nm": NM}
+TARGETS = {"uniform": Uniform, "global": Global, "erk": Erk, "lamp": Lamp, "nm": NM}
 GRANULARITIES = {
     "weight": Single, "filter": Filter, "channel": Channel, "head": Head, "block": Block,
+}  # fmt: skip
+SCORES = {
+    "magnitude": Magnitude, "l2": L2, "taylor": Taylor, "movement": Movement,
+    "gradient": Gradient, "random": Random,
 }  # fmt: skip
 SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constant}
 LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
@@ -398,6 +295,7 @@ AUGMENTS = {
 AUGMENT_STAGES: dict[type[Word], int] = {Erase: 1, MixUp: 2, CutMix: 2}
 
 PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
+    (PruneBlock, "score"): ("a score", SCORES),
     (PruneBlock, "schedule"): ("a schedule", SCHEDULES),
     (PruneBlock, "granularity"): ("a granularity", GRANULARITIES),
     (Uniform, "granularity"): ("a granularity", GRANULARITIES),

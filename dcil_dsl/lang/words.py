@@ -26,9 +26,9 @@ _LATER_SETTINGS = {
     v.Train: not_built.TRAIN_SETTINGS,
 }  # fmt: skip
 _LATER_WORDS = {
-    "a target": not_built.TARGETS, "a schedule": not_built.SCHEDULES, "a loss": not_built.LOSSES,
-    "an augmentation": not_built.AUGMENTS, "an optimizer": not_built.OPTIMIZERS,
-    "a learning rate over time": not_built.RATES,
+    "a target": not_built.TARGETS, "a score": not_built.SCORES, "a schedule": not_built.SCHEDULES,
+    "a loss": not_built.LOSSES, "an augmentation": not_built.AUGMENTS,
+    "an optimizer": not_built.OPTIMIZERS, "a learning rate over time": not_built.RATES,
 }  # fmt: skip
 _TABLES = {"a target": v.TARGETS, "a loss": v.LOSSES} | {
     place: table for place, table in v.PLACES.values()
@@ -159,15 +159,17 @@ class Reader:
         if isinstance(node, ast.Name):
             return self._bare_word(node, place, table)
         if not isinstance(node, ast.Call):
+            examples = (f"`{name}`" if word.bare else f"`{name}(...)`"
+                        for name, word in table.items())
             self.found.add("E206", f"expected {place}, found {_kind(node)}", node.span,
-                           help=f"for example {listed(_example(name) for name in table)}")
+                           help=f"for example {listed(examples)}")
             raise Broken
         name = node.name.name
         if name not in table:
             self._unknown_word(node.name, place, table)
         model = table[name]
-        if model.bare:
-            self.found.add("E206", f"`{name}` takes no parentheses", node.span,
+        if model.bare and not (node.arguments and model.model_fields):
+            self.found.add("E206", f"`{name}` takes no parentheses here", node.span,
                            help=f"write `{name}`")
             raise Broken
         settings = self.settings(model, name, self._arguments(node, model), node.name.span)
@@ -330,11 +332,6 @@ class Reader:
         if time.unit == "epochs":
             return time.value
         return None if time.unit == "steps" or self.epochs is None else time.value * self.epochs
-
-
-def _example(name: str) -> str:
-    is_bare = name in v.GRANULARITIES and v.GRANULARITIES[name].bare
-    return f"`{name}`" if is_bare else f"`{name}(...)`"
 
 
 def _as_time(value: Percent | Time) -> str:

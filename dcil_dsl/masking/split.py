@@ -1,14 +1,35 @@
 """One weight, one view a path, and what part of each view's gradient comes back.
 
-In:   a weight, its mask, and for each path its view and its shares.
-Out:  the views; on the way back one gradient for the weight, made in one pass.
+In:   a weight, its mask, and for each path its view and its shares; a score that one path keeps.
+Out:  the views; on the way back one gradient for the weight, made in one pass, and the score.
 Not:  no names, no steps; compiler/route_gradients.py puts these calls into the graph.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from dcil_dsl.masking.score import add_gradient_score
+
+
+class Scoring(NamedTuple):
+    """What each backward pass adds to a score: see add_gradient_score.
+
+    total    the score, one number a weight, changed in place
+    unscale  one over the scale of the loss, a tensor of one number
+    score    "taylor" | "movement" | "gradient"
+    path     whose gradient is taken, its place among the views
+    gain     1 for a sum, 1 - decay for a moving average
+    """
+
+    total: Tensor
+    unscale: Tensor
+    score: str
+    path: int
+    gain: float
 
 
 class SplitWeight(torch.autograd.Function):
@@ -19,11 +40,18 @@ class SplitWeight(torch.autograd.Function):
 
     m is 1 where the weight is kept. DCIL is masked (1, 0) and full (0, 1): every weight
     learns from exactly one path, dw = where(m, dv_sparse, dv_dense). arXiv:2109.04660.
+
+    A score takes dv_p as it comes, before mask and shares.
     """
 
     @staticmethod
-    def forward(ctx, w, mask, views, kept, pruned):
-        ctx.save_for_backward(mask)
+    def forward(ctx, w, mask, views, kept, pruned, scoring):
+        if scoring is None:
+            ctx.save_for_backward(mask)
+        else:
+            # The total is not saved for backward: it is meant to change between two of them.
+            ctx.save_for_backward(mask, w, scoring[1])
+            ctx.total, (ctx.score, ctx.path, ctx.gain) = scoring[0], scoring[2:]
         ctx.set_materialize_grads(False)
         ctx.kept, ctx.pruned = kept, pruned
         # where, not w * m: an infinite weight that is pruned must not become NaN.
@@ -34,7 +62,10 @@ class SplitWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        (mask,) = ctx.saved_tensors
+        mask, *scored = ctx.saved_tensors
+        if scored and grads[ctx.path] is not None:
+            w, unscale = scored
+            add_gradient_score(ctx.total, w, grads[ctx.path], ctx.score, unscale, ctx.gain)
         kept = _weighted_sum(ctx.kept, grads)
         pruned = _weighted_sum(ctx.pruned, grads)
         if kept is None and pruned is None:
@@ -47,7 +78,7 @@ class SplitWeight(torch.autograd.Function):
             grad = torch.where(
                 mask, zero if kept is None else kept, zero if pruned is None else pruned
             )
-        return grad, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 class ShareGradient(torch.autograd.Function):
@@ -69,12 +100,14 @@ def split_weight(
     views: tuple[str, ...],
     kept: tuple[float, ...],
     pruned: tuple[float, ...],
+    scoring: Scoring | None = None,
 ) -> tuple[Tensor, ...]:
     """Views of `w`, one for each entry of `views` ("masked" | "full"); see SplitWeight.
 
-    mask is boolean and of w's shape; `kept[p]` and `pruned[p]` are path p's shares.
+    mask is boolean and of w's shape; `kept[p]` and `pruned[p]` are path p's shares. `scoring` is
+    a Scoring, or a tuple like one: what it counts is counted once a backward pass.
     """
-    return SplitWeight.apply(w, mask, views, kept, pruned)
+    return SplitWeight.apply(w, mask, views, kept, pruned, scoring)
 
 
 def share_gradient(values, share: float):

@@ -20,8 +20,11 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
 from dcil_dsl.plan.schedule import reached_at, whole_units
+from dcil_dsl.plan.scores import resolve_score
+from dcil_dsl.plan.share_out import erk_weights, share_out
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
+_SHARED_BY = {v.Erk: "erk", v.Lamp: "lamp"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def allocate_group(
     heads: Mapping[str, HeadShare],
     steps_per_epoch: int,
     num_steps: int,
+    deploy: str,
     report: Diagnostics,
 ) -> p.Group | None:
     """The budget of one rule. Weights that do not fall into the rule's units, budgets below the
@@ -61,7 +65,8 @@ def allocate_group(
         rule=place,
         parameters=tuple(weight.name for weight in weights),
         num_weights=tuple(math.prod(weight.shape) for weight in weights),
-        allocation="global" if isinstance(rule.target, v.Global) else "uniform",
+        allocation="global" if isinstance(rule.target, (v.Global, v.Lamp)) else "uniform",
+        shared_by=_SHARED_BY.get(type(rule.target), "target"),
         target=rule.target.sparsity.fraction,
         of=of,
         unit=unit,
@@ -71,12 +76,14 @@ def allocate_group(
         floors=tuple(_floor(rule, size) for size in sizes),
         ceilings=tuple(_ceiling(rule, size) for size in sizes) if rule.ceiling else (),
         hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
-        score=rule.score,
+        score=resolve_score(rule, deploy),
         schedule=_schedule(rule.schedule, steps_per_epoch, num_steps),
         refresh=max(rule.refresh.to_steps(steps_per_epoch, num_steps), 1),
         freeze=rule.freeze and rule.freeze.to_steps(steps_per_epoch, num_steps),
     )
     _check_budget(rule, group, report)
+    if isinstance(rule.target, v.Erk):
+        group = group.model_copy(update={"targets": _erk_targets(rule.target, group, owned)})
     _check_time(rule, group, num_steps, report)
     return group
 
@@ -188,6 +195,16 @@ def _costs(
     return of, tuple(n // member.num_units for n, member in zip(totals, owned, strict=True))
 
 
+def _erk_targets(erk: v.Erk, group: p.Group, owned: list[Member]) -> tuple[float, ...]:
+    """The share of each member that is pruned in the end."""
+    shapes = [[weight.shape for weight in member.weights] for member in owned]
+    sizes, ceilings = num_units(group), group.ceilings or num_units(group)
+    budget = sum(sizes) * (1 - group.target)
+    weights = erk_weights(shapes, erk.power)
+    densities = share_out(weights, sizes, budget, group.floors, ceilings)
+    return tuple(1 - density for density in densities)
+
+
 def _floor(rule: r.Prune, size: int) -> int:
     if rule.floor is None:
         return min(DEFAULT_FLOOR, size)
@@ -226,7 +243,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     noun, target = counted(group), f"{group.target:.4g}"
     sizes, costs = num_units(group), unit_costs(group)
     ceilings = group.ceilings or sizes
-    if group.allocation == "global":
+    if group.allocation == "global" or group.shared_by == "erk":
         least, most = (
             sum(count * cost for count, cost in zip(counts, costs, strict=True))
             for counts in (group.floors, ceilings)

@@ -22,7 +22,7 @@ from dcil_dsl.plan.curve import draw_schedule
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_layers import group_line, schedule_words
+from dcil_dsl.plan.show_layers import group_line, schedule_words, score_words
 from dcil_dsl.plan.show_training import PARTS, teachers
 from dcil_dsl.plan.wording import (
     PLAIN,
@@ -193,7 +193,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "floor", f"it keeps at least {floor:,} of {units:,} {noun}"
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
-    yield "score", group.score
+    yield "score", score_words(group.score)
     yield "schedule", schedule_words(group.schedule, group.target, plan)
     freeze = (
         "never freeze"

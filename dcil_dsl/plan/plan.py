@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 FORMAT = 1
 
@@ -122,6 +122,31 @@ class Cut(Part):
         return math.prod(self.shape[i] for i in self.units)
 
 
+class Score(Part):
+    """How much a single weight matters; masking/score.py computes it.
+
+    average  None: the last value ("magnitude" |w|, "l2" w^2), or the sum over the steps ("taylor"
+             |w g|, "movement" -w g, "gradient" |g|); else the decay of a moving average over them
+    path     whose gradient g is, dL/dv at the view v that this path sees; None: no gradient
+    redraw   "random": another draw for every mask; else one draw for the whole run
+    """
+
+    kind: Literal["magnitude", "l2", "taylor", "movement", "gradient", "random"]
+    average: float | None = None
+    path: str | None = None
+    redraw: bool = False
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it depends on more than the weights: then a buffer is kept for each."""
+        return self.average is not None or self.path is not None
+
+
+def _score(value: object) -> object:
+    """A bare kind stands for its defaults, as it does in a recipe."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class Group(Part):
     """The layers of one `prune` rule, pruned together, a whole unit at a time.
 
@@ -130,7 +155,10 @@ class Group(Part):
     each member has. floors, ceilings and costs have one entry a member, all others one a weight.
 
     allocation  "global": one budget for all; "uniform": one budget each
+    shared_by   how the budget was shared out: "target", each member as the target has it; "erk",
+                as `targets` has it; "lamp", scores are compared within their member first
     target      the share of the budget that is pruned in the end
+    targets     the share of each member, in a uniform group; empty: the target for all of them
     of          what the budget counts: single weights, units, or multiply-accumulates
     cuts        how each weight falls into units; empty: each weight is one
     spans       empty: each weight is a member by itself
@@ -147,7 +175,9 @@ class Group(Part):
     parameters: tuple[str, ...]
     num_weights: tuple[int, ...]
     allocation: Literal["global", "uniform"]
+    shared_by: Literal["target", "erk", "lamp"] = "target"
     target: float
+    targets: tuple[float, ...] = ()
     of: Literal["weights", "units", "flops"] = "weights"
     unit: Unit = Single()
     cuts: tuple[Cut, ...] = ()
@@ -156,7 +186,7 @@ class Group(Part):
     floors: tuple[int, ...]
     ceilings: tuple[int, ...] = ()
     hardware: tuple[str, ...] = ()
-    score: Literal["magnitude", "l2"]
+    score: Annotated[Score, BeforeValidator(_score)]
     schedule: Schedule
     refresh: int
     freeze: int | None = None

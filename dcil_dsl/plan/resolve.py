@@ -19,6 +19,7 @@ from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
 from dcil_dsl.plan.claim import claim_layers
+from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.windows import resolve_losses, resolve_phases
 
@@ -44,7 +45,7 @@ def resolve_recipe(
         owned = tuple(weight for _, weight in prunable if owner.get(weight.name) == index)
         if isinstance(rule, r.Prune) and owned:
             group = allocate_group(
-                rule, _place(rule), owned, heads, steps_per_epoch, num_steps, report
+                rule, _place(rule), owned, heads, steps_per_epoch, num_steps, recipe.deploy, report
             )
             if group is not None:
                 group_of_rule[index] = len(groups)
@@ -56,6 +57,8 @@ def resolve_recipe(
     privates = _privates(recipe, selection, owner, report)
     losses = resolve_losses(recipe, steps_per_epoch, num_steps)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
+    for index, group in group_of_rule.items():
+        check_score(recipe.rules[index], groups[group], phases, num_steps, report)
     report.stop_if_wrong()
     return p.Plan(
         recipe=_about(recipe),

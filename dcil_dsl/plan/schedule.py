@@ -40,7 +40,7 @@ def keeps_at(group: Group, step: int) -> tuple[int, ...]:
     Never below the floors nor above the ceilings, which are part of the promise. A global
     budget may be left with less than what the cheapest unit costs.
     """
-    density = 1.0 - sparsity_at(group, step)
+    sparsity = sparsity_at(group, step)
     units, floors, ceilings = num_units(group), group.floors, ceilings_at(group, step)
     if group.allocation == "global":
         costs = unit_costs(group)
@@ -48,11 +48,25 @@ def keeps_at(group: Group, step: int) -> tuple[int, ...]:
             sum(count * cost for count, cost in zip(counts, costs, strict=True))
             for counts in (floors, ceilings)
         )
-        return (min(max(whole_units(budget_size(group) * density), least), most),)
+        return (min(max(whole_units(budget_size(group) * (1.0 - sparsity)), least), most),)
     return tuple(
-        min(max(whole_units(count * density), floor), ceiling)
-        for count, floor, ceiling in zip(units, floors, ceilings, strict=True)
+        min(max(whole_units(count * (1.0 - share)), floor), ceiling)
+        for count, share, floor, ceiling in zip(
+            units, _shares(group, sparsity), floors, ceilings, strict=True
+        )
     )
+
+
+def _shares(group: Group, sparsity: float) -> tuple[float, ...]:
+    """The sparsity of each member while the group's is `sparsity`.
+
+    Of its own target each has reached what the whole has of its, so that together they always
+    are what the schedule asks: sum n_l * S_l * (s / S) = n * s.
+    """
+    if not group.targets:
+        return (sparsity,) * len(num_units(group))
+    done = sparsity / group.target if group.target else 0.0
+    return tuple(target * done for target in group.targets)
 
 
 def ceilings_at(group: Group, step: int) -> tuple[int, ...]:

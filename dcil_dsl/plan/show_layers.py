@@ -7,10 +7,10 @@ Not:  show.py puts the parts together.
 
 from __future__ import annotations
 
-from dcil_dsl.plan.budget import NOUNS, budget_size, counted, num_units, unit_costs
+from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.curve import draw_schedule, same_curve
 from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes
-from dcil_dsl.plan.plan import Block, Group, Layer, Pattern, Plan, Schedule, Whole
+from dcil_dsl.plan.plan import Block, Group, Layer, Pattern, Plan, Schedule, Score, Whole
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.wording import Page, count, moment, percent, shorten, table
 
@@ -63,7 +63,15 @@ def target_words(plan: Plan, layer: Layer) -> str:
         case Whole(kind=kind):
             whole += f" {kind}s"
     counts = ", in FLOPs" if group.of == "flops" else ""
-    return percent(group.target) + (f" of {whole.strip()}" if whole else "") + counts
+    target = _target_of(group, layer.parameter)
+    return percent(target) + (f" of {whole.strip()}" if whole else "") + counts
+
+
+def _target_of(group: Group, parameter: str) -> float:
+    if not group.targets:
+        return group.target
+    parts = zip(members(group), group.targets, strict=True)
+    return next(round(target, 4) for names, target in parts if parameter in names)
 
 
 def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
@@ -86,7 +94,7 @@ def show_groups(plan: Plan, page: Page) -> str:
             shorten(group.rule, page.width),
             f"  {group_line(plan, group)}",
             f"  schedule {schedule_words(group.schedule, group.target, plan)}",
-            f"  score {group.score}, masks move every {count(group.refresh, 'step')}, "
+            f"  score {score_words(group.score)}, masks move every {count(group.refresh, 'step')}, "
             f"freeze {freeze}, floor {floor_words(group)}",
             *(f"  {line}" for line in hardware_words(group)),
         ]
@@ -119,6 +127,7 @@ def group_line(plan: Plan, group: Group) -> str:
     size, noun = budget_size(group), counted(group)
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
     shared = "one budget for all" if group.allocation == "global" else "one budget each"
+    shared += {"erk": " by ERK", "lamp": ", scores by LAMP"}.get(group.shared_by, "")
     layers = count(len(group.parameters), "layer")
     at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
     return (
@@ -138,6 +147,17 @@ def _unit_words(group: Group) -> str:
         case Whole(kind=kind):
             return "" if group.of == "units" else f", whole {kind}s,"
     return ""
+def score_words(score: Score) -> str:
+    """"taylor (|w * gradient|) of path sparse, averaged with 0.9 over the steps"."""
+    formula = {"taylor": "|w * gradient|", "movement": "-w * gradient", "gradient": "|gradient|"}
+    words = score.kind
+    if score.path is not None:
+        words += f" ({formula[score.kind]} of path {score.path})"
+    if score.average is not None:
+        words += f", averaged with {score.average:g} over the steps"
+    elif score.path is not None:
+        words += ", summed over the steps"
+    return words + (", drawn anew for every mask" if score.redraw else "")
 
 
 def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:

@@ -3,8 +3,8 @@
 In:   a dual graph and the decay.
 Out:  mean <- decay * mean + (1 - decay) * weight after every update, for every floating tensor of
       the graph's state, running statistics included; the graph with the means in place.
-Not:  masks are not averaged. A mean is evaluated and exported under the masks in force, so it is
-      exactly as sparse as the weights are.
+Not:  masks and scores are not averaged. A mean is evaluated and exported under the masks in force,
+      so it is exactly as sparse as the weights are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def start_average(dual: nn.Module, decay: float | None) -> Average:
     """The average before the first update: the weights themselves."""
     if decay is None:
         return Average({}, {})
-    live = {name: t for name, t in dual.state_dict().items() if t.is_floating_point()}
+    scores = {f"{name}_score" for name in dual.score_state}
+    live = {
+        name: t
+        for name, t in dual.state_dict().items()
+        if t.is_floating_point() and name not in scores
+    }
     return Average(live, {name: t.clone() for name, t in live.items()})
 
 

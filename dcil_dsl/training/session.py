@@ -17,6 +17,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
@@ -102,7 +103,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     if options.channels_last:
         dual.to(memory_format=torch.channels_last)
     ranks.copy_first(dual.state_dict().values())
-    dual.begin_step(0)  # before the first step too, the masks are the plan's
+    dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
     average = start_average(dual, plan.train.ema)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
@@ -149,6 +150,13 @@ def make_forward(dual: Dual, options: Options) -> Forward:
         return total, torch.stack(sums)
 
     return forward
+
+
+def loss_scale(now: Session) -> Tensor | None:
+    """What the loss of the next step is multiplied by, on its device; None where it is not."""
+    if not now.scaler.is_enabled():
+        return None
+    return now.scaler.scale(torch.ones((), device=now.options.device))
 
 
 def _compiled(forward: Forward, plan: Plan) -> Forward:
@@ -216,6 +224,13 @@ def merge_ranks(now: Session) -> None:
     buffers = {name: b for name, b in now.dual.named_buffers() if b.is_floating_point()}
     means = [now.average.mean[name] for name in buffers if name in now.average.mean]
     now.options.ranks.average([*buffers.values(), *means])
+
+
+def merge_scores(now: Session) -> None:
+    """The scores of all ranks, where a mask is about to be made of them: means, as they add up."""
+    step = now.state.position.step
+    if any(is_refresh(group, step) for group in now.plan.groups if group.score.has_state):
+        now.options.ranks.average(now.dual.score_state.values())
 
 
 def note_masks(now: Session) -> None:

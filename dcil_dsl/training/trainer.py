@@ -39,7 +39,9 @@ from dcil_dsl.training.session import (
     batches,
     epoch_line,
     look,
+    loss_scale,
     merge_ranks,
+    merge_scores,
     next_epoch,
     note_masks,
     result_of,
@@ -141,7 +143,8 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
         now.fits = True
     if part.is_first:
         torch.manual_seed(step_seed(plan.train.seed, at.step, ranks.rank))
-        if now.dual.begin_step(at.step):
+        merge_scores(now)
+        if now.dual.begin_step(at.step, loss_scale(now)):
             note_masks(now)
         now.state.optimizer.zero_grad(set_to_none=True)
     active = open_losses(plan, at.step)

@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import keep_top
 
 
@@ -197,18 +196,3 @@ def test_many_weights_are_kept_exactly_too():
     assert sum(int(mask.sum()) for mask in masks) == 16_301
     for mask, score in zip(masks, scores, strict=True):
         assert score[mask].min() >= order[16_300] and score[~mask].max() <= order[16_300]
-
-
-# -- scores -------------------------------------------------------------------------------------
-
-
-def test_magnitude_and_l2_are_the_absolute_value_and_the_square():
-    w = torch.tensor([-3.0, 0.0, 2.0], requires_grad=True)
-    assert score_weights(w, "magnitude").tolist() == [3, 0, 2]
-    assert score_weights(w, "l2").tolist() == [9, 0, 4]
-    assert not score_weights(w, "l2").requires_grad
-
-
-def test_a_score_that_nobody_knows_is_an_error():
-    with pytest.raises(ValueError, match="'synflow'"):
-        score_weights(torch.ones(2), "synflow")

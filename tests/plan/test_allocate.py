@@ -83,7 +83,7 @@ def test_a_rule_takes_from_the_pruning_block_what_it_does_not_say_itself():
         "pruning { score = l2 refresh = 7 steps schedule = once(at=2ep) }\n"
         "prune Conv2d to 90%\nprune Linear to 50% { refresh = 3 steps }"
     )
-    assert [(g.score, g.refresh, g.schedule.start) for g in plan.groups] == [
+    assert [(g.score.kind, g.refresh, g.schedule.start) for g in plan.groups] == [
         ("l2", 7, 20),
         ("l2", 3, 20),
     ]

@@ -1,0 +1,116 @@
+"""The scores of a Dual: their buffers, and what a rule's weights score at a step.
+
+In:   a model or a Dual, the plan, a step.
+Out:  `<weight>_score` beside each weight whose score is more than a function of its value;
+      scores, one tensor a weight.
+Not:  no formulas (masking/score.py), no masks. Gradients are added up in the backward pass
+      (masking/split.py).
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.masking.score import random_scores, score_weights
+from dcil_dsl.plan.plan import Group, Phase, Plan
+
+UNSCALE = "loss_unscale"  # one over the scale of the loss: fp16 multiplies losses
+
+
+def scored_groups(plan: Plan) -> tuple[Group, ...]:
+    """The groups that keep a score."""
+    return tuple(group for group in plan.groups if group.score.has_state)
+
+
+def has_gradient_scores(plan: Plan) -> bool:
+    return any(group.score.path is not None for group in plan.groups)
+
+
+def add_scores(model: nn.Module, plan: Plan) -> None:
+    """Register in the model, in place, what the graphs and begin_step will change: zeros.
+
+    float32, whatever the weights are; saved with the state, moved with the model, no parameter.
+    InputError where a score needs the gradient of a weight that does not learn.
+    """
+    for group in scored_groups(plan):
+        for parameter in group.parameters:
+            owner, _, name = parameter.rpartition(".")
+            weight = model.get_parameter(parameter)
+            if group.score.path is not None and not weight.requires_grad:
+                raise InputError(
+                    f"`{parameter}` is scored by {group.score.kind} and has no gradient: "
+                    "requires_grad is False",
+                    help="`keep` it, or prune it with `score = magnitude`",
+                )
+            score = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+            model.get_submodule(owner).register_buffer(f"{name}_score", score)
+    if has_gradient_scores(plan):
+        device = next(model.parameters()).device
+        model.register_buffer(UNSCALE, torch.ones((), device=device), persistent=False)
+
+
+def remove_scores(model: nn.Module, plan: Plan) -> None:
+    """What add_scores added, taken away."""
+    for group in scored_groups(plan):
+        for parameter in group.parameters:
+            owner, _, name = parameter.rpartition(".")
+            del model.get_submodule(owner)._buffers[f"{name}_score"]
+    if has_gradient_scores(plan):
+        del model._buffers[UNSCALE]
+        model._non_persistent_buffers_set.discard(UNSCALE)
+
+
+@torch.no_grad()
+def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> None:
+    """What a step does to scores before its gradients come: moving averages fade.
+
+    A score of gradients stands still while its path does not run. That of a weight's size takes
+    in the weight that the step begins with:  S <- a S + (1 - a) |w|.
+    """
+    for group in scored_groups(dual.plan):
+        decay, path = group.score.average, group.score.path
+        if decay is None or (path is not None and path not in phase.paths):
+            continue
+        for name in group.parameters:
+            total = dual.get_buffer(f"{name}_score")
+            if path is not None:
+                total.mul_(decay)
+            else:
+                now = score_weights(dual.get_parameter(name), group.score.kind)
+                total.lerp_(now.to(total.dtype), 1 - decay)
+    if has_gradient_scores(dual.plan):
+        unscale = dual.get_buffer(UNSCALE)
+        unscale.fill_(1.0) if loss_scale is None else unscale.copy_(1.0 / loss_scale)
+
+
+@torch.no_grad()
+def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
+    """The scores of the group's weights as a mask made at `step` compares them.
+
+    While every score of the group is zero, as before the first gradient, magnitude stands in.
+    """
+    score, weights = group.score, [dual.get_parameter(name) for name in group.parameters]
+    if score.kind == "random":
+        drawn_at = step if score.redraw else 0
+        seed = dual.plan.train.seed
+        return [
+            random_scores(w.shape, _key(seed, name, drawn_at), w.device)
+            for name, w in zip(group.parameters, weights, strict=True)
+        ]
+    if not score.has_state:
+        return [score_weights(w, score.kind) for w in weights]
+    totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
+    moved = torch.stack([total.any() for total in totals]).any()  # not read: no wait for a device
+    return [
+        torch.where(moved, total, score_weights(w, "magnitude").float())
+        for total, w in zip(totals, weights, strict=True)
+    ]
+
+
+def _key(seed: int, name: str, step: int) -> int:
+    """64 bits that differ with the run's seed, the weight and the draw."""
+    return int.from_bytes(sha256(f"{seed} {name} {step}".encode()).digest()[:8], "big")

@@ -1,0 +1,51 @@
+"""What a rule's score needs: a path that exists and learns, and squares for `lamp`.
+
+In:   the checked rules and the checked `mix`.
+Out:  E216, E233, E234 in a Diagnostics.
+Not:  when the path runs; only a run knows (plan/scores.py).
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics import Diagnostics, Label, Span
+from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.check_mix import Mixed, named_by
+from dcil_dsl.lang.expected import listed
+
+
+def check_scores(
+    rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics
+) -> None:
+    """Note, once for each place, every score that could not do what it is asked to."""
+    told = set()
+    for rule in rules:
+        if not isinstance(rule, r.Prune):
+            continue
+        span = rule.score_span or rule.span
+        word = type(rule.score).__name__.lower()
+        if isinstance(rule.target, v.Lamp) and not isinstance(rule.score, (v.Magnitude, v.L2)):
+            found.add("E234", f"`lamp` compares squared weights, and the score is `{word}`",
+                      rule.target_span, others=(Label(span, "the score"),),
+                      help="`score = magnitude`, or `global` with this score")
+        needs_path = isinstance(rule.score, (v.Taylor, v.Movement, v.Gradient))
+        if needs_path and mixed is not None and span not in told:
+            told.add(span)
+            _check_path(rule.score, word, span, mixed, found)
+
+
+def _check_path(score: v.Score, word: str, span: Span, mixed: Mixed, found: Diagnostics) -> None:
+    declared = [path.name for path in mixed.paths]
+    path = score.path or mixed.deploy
+    if path not in declared:
+        if score.path and declared and not mixed.broken:
+            found.add("E216", f"no path is named `{path}`", span,
+                      help=did_you_mean(path, declared)
+                      or f"`mix` declares {listed(f'`{name}`' for name in declared)}")
+        return
+    used = named_by(mixed.losses)
+    learning = [name for name in declared if name in used]
+    if learning and path not in used:
+        found.add("E233", f"`{word}` needs the gradient of path `{path}`, which has no loss", span,
+                  help=f"`{word}({learning[0]})`, or a loss of `{path}` in `mix`")

@@ -1,0 +1,206 @@
+"""The words of a `prune` rule: what goes together, how much, by which score, over what time.
+
+In:   the arguments of a call, evaluated (values.py).
+Out:  one class each; their tables stand in vocabulary.py.
+Not:  what a word does: plan/ (targets, schedules), masking/ (scores).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Union
+
+from pydantic import Field
+
+from dcil_dsl.lang.values import Percent, Range, Time
+from dcil_dsl.lang.word import Word
+
+# -- granularities: what goes or stays together ---------------------------------------------
+
+
+class Single(Word):
+    """`weight`: each weight by itself."""
+
+    bare: ClassVar[bool] = True
+
+
+class Filter(Word):
+    """`filter`: all weights of an output channel."""
+
+    bare: ClassVar[bool] = True
+
+
+class Channel(Word):
+    """`channel`: all weights of an input channel."""
+
+    bare: ClassVar[bool] = True
+
+
+class Head(Word):
+    """`head`: what belongs to an attention head in all of the rule's layers of that attention."""
+
+    bare: ClassVar[bool] = True
+
+
+class Block(Word):
+    """`block(4, 1)`: so many outputs by so many inputs, at one position of the kernel."""
+
+    positional: ClassVar[int] = 2
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+
+
+Granularity = Union[Single, Filter, Channel, Head, Block]
+
+# -- targets: how much goes, and how it is shared out among the layers --------------------
+
+
+class Uniform(Word):
+    """Every layer of the rule loses the same share: `90%` or `uniform(90%)`."""
+
+    positional: ClassVar[int] = 1
+    sparsity: Percent
+    granularity: Granularity | None = None  # None: what the rule or `pruning` says
+
+
+class Global(Word):
+    """One threshold over all layers of the rule: `global(90%)`.
+
+    `of`: what the percentage is a share of. None: of the weights, or of the units where those
+    are larger than one weight.
+    """
+
+    positional: ClassVar[int] = 1
+    sparsity: Percent
+    granularity: Granularity | None = None
+    of: Literal["weights", "units", "flops"] | None = None
+
+
+class NM(Word):
+    """`2:4` or `nm(2, 4)`: of every m consecutive input channels n weights stay."""
+
+    positional: ClassVar[int] = 2
+    n: Annotated[int, Field(ge=1)]
+    m: Annotated[int, Field(ge=2)]
+
+    @property
+    def sparsity(self) -> Percent:
+        return Percent(1 - self.n / self.m)
+
+
+class Erk(Word):
+    """`erk(90%)`: the rule's layers lose 90% together, small ones less, large ones more.
+
+    The density of a layer is eps * ((sum of its dimensions) / (product of them))^power, at most
+    1; power 0 is uniform. Evci et al. 2020, arXiv:1911.11134, section 3.
+    """
+
+    positional: ClassVar[int] = 1
+    sparsity: Percent
+    power: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Lamp(Word):
+    """`lamp(90%)`: one threshold over w^2 / (sum of the squares in its layer that are no less).
+
+    Lee et al. 2021, arXiv:2010.07611, section 2.
+    """
+
+    positional: ClassVar[int] = 1
+    sparsity: Percent
+
+
+Target = Union[Uniform, Global, Erk, Lamp, NM]
+
+# -- scores --------------------------------------------------------------------------------
+
+# `average`: the decay of a moving average over the steps, in place of the last value or the sum.
+Average = Annotated[float | None, Field(gt=0, lt=1)]
+# A path whose gradient is taken, at the view that it sees. None: the deployed one.
+ScoredPath = Annotated[str | None, "path"]
+
+
+class Magnitude(Word):
+    """`magnitude`: |w|."""
+
+    bare: ClassVar[bool] = True
+    average: Average = None
+
+
+class L2(Word):
+    """`l2`: w^2."""
+
+    bare: ClassVar[bool] = True
+    average: Average = None
+
+
+class Taylor(Word):
+    """`taylor(sparse)`: |w * gradient|, summed. Molchanov et al. 2019, arXiv:1906.10771."""
+
+    positional: ClassVar[int] = 1
+    bare: ClassVar[bool] = True
+    path: ScoredPath = None
+    average: Average = None
+
+
+class Movement(Word):
+    """`movement(sparse)`: -w * gradient, summed. Sanh et al. 2020, arXiv:2005.07683."""
+
+    positional: ClassVar[int] = 1
+    bare: ClassVar[bool] = True
+    path: ScoredPath = None
+    average: Average = None
+
+
+class Gradient(Word):
+    """`gradient(sparse)`: |gradient|, summed."""
+
+    positional: ClassVar[int] = 1
+    bare: ClassVar[bool] = True
+    path: ScoredPath = None
+    average: Average = None
+
+
+class Random(Word):
+    """`random`: drawn once from the recipe's seed, or with `redraw` anew for every mask."""
+
+    bare: ClassVar[bool] = True
+    redraw: bool = False
+
+
+Score = Union[Magnitude, L2, Taylor, Movement, Gradient, Random]
+
+# -- schedules: the share of the target that is asked for, over time ------------------------
+
+
+class Cubic(Word):
+    """s(t) = target - (target - initial) * (1 - u)^3, u = how far t is through `over`.
+
+    Zhu & Gupta 2017, arXiv:1710.01878. `grid`: the target moves only at its multiples.
+    """
+
+    positional: ClassVar[int] = 1
+    over: Range
+    initial: Percent = Percent(0.0)
+    grid: Time | None = None
+
+
+class Linear(Word):
+    """s(t) = initial + (target - initial) * u."""
+
+    positional: ClassVar[int] = 1
+    over: Range
+    initial: Percent = Percent(0.0)
+    grid: Time | None = None
+
+
+class Once(Word):
+    """0 before `at`, the target from then on."""
+
+    at: Time
+
+
+class Constant(Word):
+    """The target from the first step on."""
+
+
+Schedule = Union[Cubic, Linear, Once, Constant]
