@@ -9,7 +9,7 @@ Not:  masks and scores are not averaged. A mean is evaluated and exported under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,15 +25,16 @@ class Average:
     mean: dict[str, Tensor]
 
 
-def start_average(dual: nn.Module, decay: float | None) -> Average:
-    """The average before the first update: the weights themselves."""
+def start_average(
+    dual: nn.Module, decay: float | None, besides: Collection[str] = ()
+) -> Average:
+    """The average before the first update: the weights themselves, but for those named."""
     if decay is None:
         return Average({}, {})
-    scores = {f"{name}_score" for name in dual.score_state}
     live = {
         name: t
         for name, t in dual.state_dict().items()
-        if t.is_floating_point() and name not in scores
+        if t.is_floating_point() and name not in besides
     }
     return Average(live, {name: t.clone() for name, t in live.items()})
 

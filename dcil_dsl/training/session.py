@@ -105,7 +105,8 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     ranks.copy_first(dual.state_dict().values())
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
-    average = start_average(dual, plan.train.ema)
+    scores = {f"{name}_score" for name in dual.score_state}
+    average = start_average(dual, plan.train.ema, besides=scores)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position())
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")

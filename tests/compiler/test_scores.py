@@ -66,7 +66,7 @@ def take_step(dual, step):
     return masks, {name: score.clone() for name, score in dual.score_state.items()}
 
 
-# -- the reference ----------------------------------------------------------------------------------
+# -- the reference ------------------------------------------------------------------------------
 
 TERMS = {
     "taylor": lambda w, g: (w * g).abs(),
