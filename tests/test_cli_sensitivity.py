@@ -50,6 +50,20 @@ def test_a_run_brings_its_model_its_data_and_its_dense_weights(here, capsys):
     assert "path dense, step 3" in out and "WARNING" not in err
 
 
+def test_a_profile_becomes_a_target_that_is_trained_to_and_proved(here, capsys):
+    measure("--model", "net.py:Net", "--train", "synthetic", "--json", "profile.json")
+    target = 'sensitivity(70%, profile="profile.json")'
+    (here / "tiny.prune").write_text(
+        RECIPE.replace("global(target)", target)
+        .replace("let target = 90%", "")
+        .replace("sparsity >= 89%", "sparsity >= 70%")
+    )
+    assert call(*job(here), "--out", "run", "--quiet") == 0
+    assert call("verify", "run") == 0
+    out = capsys.readouterr().out
+    assert "expect sparsity >= 70%" in out
+
+
 def test_what_is_missing_is_told(here, capsys):
     assert measure("tiny.prune") == 2
     assert "--model SPEC and --train DATA: what is to be measured" in capsys.readouterr().err

@@ -126,6 +126,7 @@ def test_the_words_of_the_language_are_these():
     words = {cls.__name__ for cls in vocabulary.Word.__subclasses__()}
     assert words == {
         "Single", "Filter", "Channel", "Head", "Block", "NM", "Uniform", "Global", "Erk", "Lamp",
+        "Sensitivity",
         "Magnitude", "L2", "Taylor", "Movement", "Gradient", "Random",
         "Cubic", "Linear", "Once", "Constant", "CrossEntropy", "KL",
         "ModelLoss", "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train", "PadCrop",

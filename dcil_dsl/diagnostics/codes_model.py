@@ -73,6 +73,11 @@ MODEL: tuple[Code, ...] = (
           gradient magnitude stands in for them. Here no mask is made after that.""",
           "prune Conv2d to 90% { score = taylor freeze = 0ep }",
           "prune Conv2d to 90% { score = taylor schedule = cubic(0ep..5ep) }"),
+    entry("E318", "a profile that does not fit",
+          """`sensitivity(...)` reads a profile that `dcil sensitivity --json FILE` measured: of
+          this model's layers, of single weights, and at sparsities as high as the target needs.
+          Its path is relative to the recipe's file.""",
+          'prune Conv2d to sensitivity(90%, profile="not-measured.json")'),
     entry("W303", "a rule has no effect",
           """All layers of this rule are claimed by later ones: the last rule that matches a layer
           wins.""",

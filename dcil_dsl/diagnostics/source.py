@@ -10,14 +10,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Source:
-    """One recipe's text. `name` is the path it came from, or `<recipe>`."""
+    """One recipe's text. `name` is the path it came from, or `<recipe>`.
+
+    `folder`: what paths in the text are relative to; None is the current folder.
+    """
 
     text: str = field(repr=False)
     name: str = "<recipe>"
+    folder: Path | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def _line_starts(self) -> list[int]:

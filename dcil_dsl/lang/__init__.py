@@ -43,7 +43,7 @@ def loads(
     overrides: Mapping[str, str] | None = None,
     folder: str | PathLike | None = None,
 ) -> Recipe:
-    """The recipe in a text. `name` is shown in messages; `extends` is relative to `folder`."""
+    """The recipe in a text. `name` is shown in messages; paths in it are relative to `folder`."""
     from dataclasses import replace
 
     from dcil_dsl.diagnostics import Diagnostics, Source
@@ -54,9 +54,10 @@ def loads(
     from dcil_dsl.lang.parse import parse_text
 
     overrides = dict(overrides or {})
-    file = build_file(parse_text(Source(text, name)))
+    folder = None if folder is None else Path(folder)
+    file = build_file(parse_text(Source(text, name, folder)))
     found = Diagnostics()
-    linked = link(file, None if folder is None else Path(folder), overrides, found)
+    linked = link(file, folder, overrides, found)
     recipe = check(linked, found)
     return replace(
         recipe,

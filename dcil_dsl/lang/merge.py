@@ -90,7 +90,7 @@ def _parent(extends: ast.Literal, folder: Path | None, seen: set, depth: int):
                   label=f"looked for {path}",
                   help=did_you_mean(extends.value, recipes_in(path.parent)))
         wrong.stop_if_wrong()
-    return build_file(parse_text(Source(text, str(path)))), path.parent
+    return build_file(parse_text(Source(text, str(path), path.parent))), path.parent
 
 
 def _key(folder: Path | None, name: str) -> object:

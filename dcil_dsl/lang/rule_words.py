@@ -109,7 +109,19 @@ class Lamp(Word):
     sparsity: Percent
 
 
-Target = Union[Uniform, Global, Erk, Lamp, NM]
+class Sensitivity(Word):
+    """`sensitivity(90%, profile="profile.json")`: what was measured to be minded least goes.
+
+    The layers of the rule lose so much together; `dcil sensitivity` writes the profile, whose
+    path is relative to the recipe's.
+    """
+
+    positional: ClassVar[int] = 1
+    sparsity: Percent
+    profile: Annotated[str, Field(min_length=1)]
+
+
+Target = Union[Uniform, Global, Erk, Lamp, NM, Sensitivity]
 
 # -- scores --------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from dcil_dsl.lang.rule_words import (
     Random,
     Schedule,
     Score,
+    Sensitivity,
     Single,
     Target,
     Taylor,
@@ -273,7 +274,10 @@ BLOCKS: dict[str, type[Word]] = {
 
 # -- which words a place takes ------------------------------------------------------------------
 
-TARGETS = {"uniform": Uniform, "global": Global, "erk": Erk, "lamp": Lamp, "nm": NM}
+TARGETS = {
+    "uniform": Uniform, "global": Global, "erk": Erk, "lamp": Lamp, "sensitivity": Sensitivity,
+    "nm": NM,
+}  # fmt: skip
 GRANULARITIES = {
     "weight": Single, "filter": Filter, "channel": Channel, "head": Head, "block": Block,
 }  # fmt: skip

@@ -19,12 +19,13 @@ from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
+from dcil_dsl.plan.measured import measured_shares
 from dcil_dsl.plan.schedule import reached_at, whole_units
 from dcil_dsl.plan.scores import resolve_score
 from dcil_dsl.plan.share_out import erk_weights, share_out
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
-_SHARED_BY = {v.Erk: "erk", v.Lamp: "lamp"}
+_SHARED_BY = {v.Erk: "erk", v.Lamp: "lamp", v.Sensitivity: "sensitivity"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,11 @@ def allocate_group(
         freeze=rule.freeze and rule.freeze.to_steps(steps_per_epoch, num_steps),
     )
     _check_budget(rule, group, report)
-    if isinstance(rule.target, v.Erk):
-        group = group.model_copy(update={"targets": _erk_targets(rule.target, group, owned)})
+    match rule.target:
+        case v.Erk():
+            group = group.model_copy(update={"targets": _erk_targets(rule.target, group, owned)})
+        case v.Sensitivity():
+            group = group.model_copy(update={"targets": measured_shares(rule, group, report)})
     _check_time(rule, group, num_steps, report)
     return group
 
@@ -243,7 +247,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     noun, target = counted(group), f"{group.target:.4g}"
     sizes, costs = num_units(group), unit_costs(group)
     ceilings = group.ceilings or sizes
-    if group.allocation == "global" or group.shared_by == "erk":
+    if group.allocation == "global" or group.shared_by in ("erk", "sensitivity"):
         least, most = (
             sum(count * cost for count, cost in zip(counts, costs, strict=True))
             for counts in (group.floors, ceilings)

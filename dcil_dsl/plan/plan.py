@@ -155,8 +155,9 @@ class Group(Part):
     each member has. floors, ceilings and costs have one entry a member, all others one a weight.
 
     allocation  "global": one budget for all; "uniform": one budget each
-    shared_by   how the budget was shared out: "target", each member as the target has it; "erk",
-                as `targets` has it; "lamp", scores are compared within their member first
+    shared_by   how the budget was shared out: "target", each member as the target has it; "erk"
+                and "sensitivity", as `targets` has it; "lamp", scores are compared within their
+                member first
     target      the share of the budget that is pruned in the end
     targets     the share of each member, in a uniform group; empty: the target for all of them
     of          what the budget counts: single weights, units, or multiply-accumulates
@@ -175,7 +176,7 @@ class Group(Part):
     parameters: tuple[str, ...]
     num_weights: tuple[int, ...]
     allocation: Literal["global", "uniform"]
-    shared_by: Literal["target", "erk", "lamp"] = "target"
+    shared_by: Literal["target", "erk", "sensitivity", "lamp"] = "target"
     target: float
     targets: tuple[float, ...] = ()
     of: Literal["weights", "units", "flops"] = "weights"

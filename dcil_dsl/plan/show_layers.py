@@ -127,7 +127,9 @@ def group_line(plan: Plan, group: Group) -> str:
     size, noun = budget_size(group), counted(group)
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
     shared = "one budget for all" if group.allocation == "global" else "one budget each"
-    shared += {"erk": " by ERK", "lamp": ", scores by LAMP"}.get(group.shared_by, "")
+    shared += {
+        "erk": " by ERK", "lamp": ", scores by LAMP", "sensitivity": " by measured sensitivity",
+    }.get(group.shared_by, "")  # fmt: skip
     layers = count(len(group.parameters), "layer")
     at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
     return (
