@@ -29,6 +29,10 @@ _PUBLIC = {
     "evaluate_run": "revisit",
     "export_run": "revisit",
     "verify_artefact": "revisit",
+    "compact": "export.compact",
+    "load_compact": "export.compact",
+    "expand": "export.compact",
+    "compact_run": "smaller",
     "SparsityError": "training.metrics",
 }
 _FOLDERS = ("export",)  # a folder that is itself the verb

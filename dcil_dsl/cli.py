@@ -209,9 +209,12 @@ def verify(
 @verb
 def export(
     run: o.RunDir,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors or pth")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="safetensors, pth or compact")
+    ],
     out: Annotated[
-        Optional[Path], typer.Option("--out", metavar="FILE", help="instead of in RUN")
+        Optional[Path],
+        typer.Option("--out", metavar="FILE", help="instead of in RUN; for compact a folder"),
     ] = None,
     path: Annotated[
         Optional[str], typer.Option("--path", metavar="PATH", help="another path than the deployed")
@@ -219,7 +222,18 @@ def export(
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ):
-    """The deployable model: plain tensors under the original's names, zeros in place."""
+    """The deployable model: plain tensors under the original's names, zeros in place.
+
+    compact: filters, channels and heads that are all zero leave the network; RUN may then be an
+    exported file too. What it costs before and after is measured and printed.
+    """
+    if to == "compact":
+        from dcil_dsl.export.show_compact import show_compacted
+        from dcil_dsl.smaller import compact_run
+
+        folder, result, measured = compact_run(run, out, model, path)
+        print(f"{show_compacted(result, measured)}\n{folder}")
+        return
     from dcil_dsl.revisit import export_run
 
     print(export_run(run, to, out, model, path))

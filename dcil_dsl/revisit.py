@@ -72,7 +72,7 @@ def evaluate_run(
     """
     folder = open_run(run)
     plan, device = folder.read_plan(), pick_device(device)
-    path = _known_path(plan, path)
+    path = known_path(plan, path)
     command = read_command(folder)
     if command["data"] is None:
         raise InputError(f"{folder.path} does not say which data it was trained on")
@@ -123,9 +123,9 @@ def export_run(
     plan = folder.read_plan()
     if format not in FORMATS:
         raise InputError(
-            f"there is no format `{format}`", help=f"the formats are {', '.join(FORMATS)}"
+            f"there is no format `{format}`", help=f"the formats are {', '.join(FORMATS)}, compact"
         )
-    path = _known_path(plan, path)
+    path = known_path(plan, path)
     file = Path(out) if out is not None else folder.path / f"{path}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"{file} does not end in .{format}")
@@ -272,7 +272,8 @@ def _folder_of(file: Path) -> RunFolder | None:
     return None
 
 
-def _known_path(plan: Plan, path: str | None) -> str:
+def known_path(plan: Plan, path: str | None) -> str:
+    """The path of this name, None is the deployed one. InputError where the run has no such."""
     names = [entry.name for entry in plan.paths]
     if path is not None and path not in names:
         raise InputError(f"the run has no path `{path}`", help=f"its paths are {', '.join(names)}")

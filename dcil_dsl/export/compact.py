@@ -34,7 +34,7 @@ from dcil_dsl.graph.attention import attention_calls, dead_heads, open_attention
 from dcil_dsl.graph.channels import find_dependencies
 from dcil_dsl.graph.constants import find_constants
 from dcil_dsl.graph.dependencies import Dependencies, first_names
-from dcil_dsl.graph.trace import Traced, TraceError, trace_model
+from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
 from dcil_dsl.training.checkpoint import digest
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output
@@ -77,7 +77,10 @@ def compact(model: nn.Module, example_inputs: tuple, num_inputs: int = 8) -> Com
     and nothing is returned.
     """
     original = copy.deepcopy(model).eval()
+    place, given_inputs = _place(model), example_inputs
+    example_inputs = tuple(x.cpu() for x in example_inputs)
     traced = _trace(model)
+    traced.model.cpu()  # where the zeros are looked at, tensor by tensor
     graph = copy.deepcopy(traced.eval)
     opened = _open_dead(graph, traced.model)
     found = find_dependencies(graph, traced.model, example_inputs)
@@ -96,7 +99,8 @@ def compact(model: nn.Module, example_inputs: tuple, num_inputs: int = 8) -> Com
     }
     traced.model.load_state_dict(folded, strict=False)
     result, modules = _cut(traced, found, removal.gone, bool(opened))
-    difference = _compare(original, result, example_inputs, num_inputs)
+    result.to(place)
+    difference = _compare(original, result, given_inputs, num_inputs)
     shapes = Shapes(
         model=type(model).__name__,
         inputs=tuple(
@@ -129,13 +133,13 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
     _compare_keys(shapes, model)
     full = expand_tensors(shapes, small)
     traced = _trace(model)
-    traced.model.load_state_dict(full)
+    traced.model.cpu().load_state_dict(full)
     graph = copy.deepcopy(traced.eval)
     for node in attention_calls(graph, traced.model):
         if node.target in shapes.opened:
             open_attention(graph, node, traced.model)
     example = tuple(torch.zeros(e.shape, dtype=getattr(torch, e.dtype)) for e in shapes.inputs)
-    found = find_dependencies(graph, traced.model, _like(example, model))
+    found = find_dependencies(graph, traced.model, example)
     result, modules = _cut(traced, found, _gone(found, shapes), bool(shapes.opened))
     if modules != shapes.modules:
         both = modules | shapes.modules
@@ -143,10 +147,10 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
         raise InputError(f"the sizes of `{path}` are not those that the index map leaves")
     try:
         with torch.no_grad():
-            result(*_like(example, model))
+            result(*example)
     except Exception as error:  # whatever a network of wrong sizes raises
         raise InputError(f"the index map does not leave a network that runs: {error}") from error
-    return result
+    return result.to(_place(model))
 
 
 def _trace(model: nn.Module) -> Traced:
@@ -194,6 +198,8 @@ def _cut(
         for key, _ in traced.model.named_parameters()
     )
     if not edited and not idle:
+        for name in constants(traced.model):  # which its forward makes anew
+            delattr(traced.model, name)
         return traced.model.eval(), modules
     small = fx.GraphModule(traced.model, found.graph, f"Small{traced.name}").eval()
     small.graph.eliminate_dead_code()
@@ -235,9 +241,9 @@ def _run(model: nn.Module, inputs: tuple) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _like(example: tuple, model: nn.Module) -> tuple:
+def _place(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
-    return example if first is None else tuple(x.to(first.device) for x in example)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _compare_keys(shapes: Shapes, model: nn.Module) -> None:

@@ -1,0 +1,103 @@
+"""A run or an exported file made smaller: what `dcil export --to compact` does.
+
+In:   a run folder, or a .safetensors or .pth of a model that can be built.
+Out:  a folder with small.safetensors, shapes.json, report.json; the network, measured.
+Not:  nothing is trained, and what was given is not changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.artefact import read_artefact
+from dcil_dsl.export.collapse import collapse
+from dcil_dsl.export.compact import Compacted, compact
+from dcil_dsl.export.measure import Measured, measure
+from dcil_dsl.export.shapes import write_shapes
+from dcil_dsl.export.show_compact import report_of
+from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.job import pick_device
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
+from dcil_dsl.revisit import known_path, rebuild
+from dcil_dsl.training.run import open_run
+from dcil_dsl.zoo import build_model
+from dcil_dsl.zoo.example import example_inputs, takes_keywords, takes_one_image
+
+BATCH = 32  # images in the batch that is timed
+
+
+def compact_run(
+    run: str | Path, out: str | Path | None = None, model: str | None = None,
+    path: str | None = None,
+) -> tuple[Path, Compacted, Measured]:  # fmt: skip
+    """Remove what is dead from the deployed network of a run, or of an exported file.
+
+    out   the folder; else `compact` in the run folder or beside the file
+    path  another path of the run than the deployed one
+
+    Raises InputError; nothing is written where the two networks differ.
+    """
+    given = Path(run)
+    if given.is_file():
+        network, plan = _from_file(given, model), None
+        folder = given.parent / "compact"
+    else:
+        opened = open_run(given)
+        plan = opened.read_plan()
+        path = known_path(plan, path)
+        network = collapse(rebuild(opened, plan, model)[0], path)
+        folder = opened.path / ("compact" if path == plan.deploy else f"compact-{path}")
+    folder = folder if out is None else Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", help="name a folder with --out")
+    result = compact(network, _inputs(network, plan, batch=2).args)
+    device = pick_device("auto")
+    inputs = _inputs(network, plan, BATCH).to(device).args
+    measured = measure(network.eval().to(device), result.model.to(device), inputs)
+    result.model.cpu()
+    write_shapes(folder, result.shapes, result.tensors, report_of(result, measured))
+    return folder, result, measured
+
+
+def _from_file(file: Path, spec: str | None) -> nn.Module:
+    """The model of an exported file, which says in its header what it is."""
+    read = read_artefact(file)
+    origin = None if read.origin is None else read.origin.model
+    if spec is None and origin is None:
+        raise InputError(f"{file} does not name its model", help="name it with --model SPEC")
+    known = (origin.classes, dict(origin.options)) if origin else (None, {})
+    network = build_model(spec or origin.name, *known)
+    try:
+        network.load_state_dict(read.tensors, strict=True)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
+        raise InputError(f"{file} does not fit {spec or origin.name}: {fact[:200]}") from None
+    return network
+
+
+def _inputs(network: nn.Module, plan: Plan | None, batch: int) -> Inputs:
+    """A random batch of what the network takes; of a run, images as it was trained on."""
+    if plan is not None and takes_one_image(network) and not takes_keywords(network):
+        size = _image_size(plan)
+        generator = torch.Generator().manual_seed(0)
+        return Inputs.of(torch.randn(batch, plan.data.channels, size, size, generator=generator))
+    inputs = example_inputs(network, batch)
+    if inputs.kwargs:
+        raise InputError(
+            f"{type(network).__name__} takes its inputs by name, which cannot be made smaller yet",
+            help="the safetensors and pth formats export any model",
+        )
+    return inputs
+
+
+def _image_size(plan: Plan) -> int:
+    """The side of the images that the run was trained on."""
+    crops = [word.settings["size"] for word in plan.data.augment if "size" in word.settings]
+    known = KNOWN_DATA.get((plan.data.name or "").replace("_", "-"), (None, ASSUMED_SIZE))
+    return plan.data.image_size or (int(crops[-1]) if crops else known[1])

@@ -1,0 +1,72 @@
+"""`dcil export --to compact` on a run of seconds, and on a file by itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_job import NET, RECIPE, call, job, net
+
+import dcil_dsl as dcil
+from dcil_dsl.zoo import build_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """tiny.prune, net.py, and `run`, from which every filter but one of the first layer is gone."""
+    folder = tmp_path_factory.mktemp("job")
+    recipe = RECIPE.replace("prune Conv2d to global(target)", "prune Conv2d to uniform(target)")
+    (folder / "tiny.prune").write_text(recipe)
+    (folder / "net.py").write_text(NET)
+    assert call(*job(folder), "--max-steps", "1", "--out", str(folder / "run")) == 0
+    return folder
+
+
+@pytest.fixture
+def file(folder, tmp_path) -> Path:
+    """The run's exported tensors with half of the filters of each convolution set to zero."""
+    tensors = load_file(folder / "run" / "sparse.safetensors")
+    tensors["0.weight"][:8] = 0.0
+    tensors["3.weight"][::2] = 0.0
+    save_file(tensors, tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def test_a_run_is_made_smaller_and_what_was_measured_is_printed(folder, capsys):
+    assert call("export", folder / "run", "--to", "compact") == 0
+    out = capsys.readouterr().out
+    for text in ("parameters", "multiply-accumulates an example", "for a batch of 32",
+                 "measured on", "largest difference on 8 inputs"):  # fmt: skip
+        assert text in out
+    assert max(map(len, out.splitlines()[:-1])) <= 100
+    report = json.loads((folder / "run" / "compact" / "report.json").read_text())
+    assert report["largest_difference"] < 1e-5 and report["batch_size"] == 32
+    assert report["before"]["parameters"] == 16 * 27 + 16 + 32 + 32 * 144 + 32 + 64 + 330
+
+
+def test_a_file_of_another_origin_needs_the_model(file, folder, tmp_path, capsys):
+    assert call("export", file, "--to", "compact") == 2
+    assert "does not name its model" in capsys.readouterr().err
+    out = tmp_path / "small"
+    spec = f"{folder}/net.py:Net"
+    assert call("export", file, "--to", "compact", "--model", spec, "--out", out) == 0
+    printed = capsys.readouterr().out
+    # one filter of the second convolution stays for none of its readers: a mean takes a constant
+    assert "3.weight  32 x 16 x 3 x 3  16 x 8 x 3 x 3" in printed
+    original = net(folder)
+    original.load_state_dict(load_file(file))
+    small = dcil.load_compact(out, build_model(spec, 10))
+    x = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(small(x), original.eval()(x), rtol=1e-4, atol=1e-5)
+    again = net(folder)
+    again.load_state_dict(dcil.expand(out), strict=True)
+    torch.testing.assert_close(again.eval()(x), original(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_wrong_model_and_a_missing_run_are_told_in_plain_text(file, folder, capsys):
+    assert call("export", file, "--to", "compact", "--model", f"{folder}/net.py:two_classes") == 2
+    assert "net.safetensors does not fit" in capsys.readouterr().err
+    assert call("export", folder / "nowhere", "--to", "compact") == 2
+    assert call("export", folder / "run", "--to", "compact", "--path", "blue") == 2
+    assert "the run has no path `blue`" in capsys.readouterr().err
