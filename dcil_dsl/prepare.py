@@ -106,13 +106,13 @@ def prepare(
     _refuse_odd_weights(model)
     try:
         # Before the model runs: a lazy one would take its shapes from this example.
-        traced = trace_model(model, inputs.args or None)
+        traced = trace_model(model, inputs)
         if example is not None or takes_one_image(model):
             num_outputs = count_outputs(model, inputs, strict=classes is not None)
         else:
             num_outputs = recipe.model.classes
         if compare:
-            compare_with_model(traced, model, inputs.args[0])
+            traced = compare_with_model(traced, model, inputs)
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     if classes is not None:

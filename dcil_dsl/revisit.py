@@ -31,7 +31,7 @@ from dcil_dsl.export.artefact import (
 )
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.verify import Verdict, verify_tensors
-from dcil_dsl.graph.trace import TraceError, trace_model
+from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.job import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
@@ -106,7 +106,7 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
             help="say where it comes from with --model SPEC",
         ) from error
     try:
-        dual = compile_plan(plan, trace_model(fresh))
+        dual = compile_plan(plan, fresh)
     except TraceError as error:
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:

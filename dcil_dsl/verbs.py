@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import Diagnostics, InputError
+from dcil_dsl.graph.compare import compare_with_model
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
@@ -24,12 +25,15 @@ from dcil_dsl.training.losses import total_loss
 
 
 def resolve(
-    recipe: Recipe, model: nn.Module, steps_per_epoch: int, example_inputs: tuple | None = None
+    recipe: Recipe, model: nn.Module, steps_per_epoch: int, example_inputs: object = None
 ) -> Plan:
     """What the recipe means for this model, in steps. The model is not changed.
 
     steps_per_epoch  optimiser steps in an epoch, at least 1
-    example_inputs   one batch; with it the plan also counts multiply-accumulates
+    example_inputs   one batch: a tuple of arguments, a dict of keyword arguments, or Inputs. What
+                     they give is an input of the graph, all else is held at its default. With them
+                     the plan also counts multiply-accumulates, and the graph is compared with the
+                     model: parts that would compute other numbers stay whole
 
     Raises RecipeError; InputError where the model cannot be traced. Warnings of the recipe and
     of its fit to the model are Python's, of class RecipeWarning.
@@ -43,13 +47,19 @@ def resolve(
     return plan
 
 
-def compile(plan: Plan, model: nn.Module, example_inputs: tuple | None = None) -> Dual:
+def compile(plan: Plan, model: nn.Module, example_inputs: object = None) -> Dual:
     """The dual graph: dual(x) is {path: y}. The model is not changed.
+
+    example_inputs  as of resolve; not needed where resolve had them
 
     Raises InputError where the plan was made for another model.
     """
     try:
-        return compile_plan(plan, _trace(model, example_inputs))
+        if plan.inputs is None and not plan.whole and example_inputs is not None:
+            return compile_plan(plan, _trace(model, example_inputs))
+        return compile_plan(plan, model)
+    except TraceError as error:
+        raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     except KeyError as error:
         raise InputError(f"this is not the model that was planned: {error.args[0]}") from error
 
@@ -68,8 +78,11 @@ def loss(
     return total_loss(plan, outputs, target, step)
 
 
-def _trace(model: nn.Module, example_inputs: tuple | None) -> Traced:
+def _trace(model: nn.Module, example_inputs: object) -> Traced:
     try:
-        return trace_model(model, example_inputs)
+        traced = trace_model(model, example_inputs)
+        if example_inputs is not None:
+            traced = compare_with_model(traced, model, example_inputs)
+        return traced
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error

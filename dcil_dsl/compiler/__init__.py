@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.expose_weights import expose_weights
-from dcil_dsl.compiler.privatize import add_twins, privatize
+from dcil_dsl.compiler.privatize import add_twins, privatize, twin_names
 from dcil_dsl.compiler.route_gradients import route_gradients
 from dcil_dsl.compiler.scores import add_scores
 from dcil_dsl.compiler.unroll_paths import unroll_paths
@@ -38,11 +38,12 @@ class Context(NamedTuple):
     training: bool
     pruned: frozenset[str]
     private: frozenset[str]
+    twins: frozenset[str]
 
 
 # The compiler's table of contents: each pass, and what must hold after it.
 PASSES = (
-    ("expose_weights", lambda g, c: expose_weights(g, c.model, c.private), ()),
+    ("expose_weights", lambda g, c: expose_weights(g, c.model, c.private, c.twins), ()),
     (
         "unroll_paths",
         lambda g, c: unroll_paths(g, c.model, c.phase.paths, c.pruned, c.private),
@@ -62,20 +63,21 @@ PASSES = (
 
 
 def compile_plan(
-    plan: Plan, model: nn.Module | Traced, example_inputs: tuple | None = None
+    plan: Plan, model: nn.Module | Traced, example_inputs: object = None
 ) -> Dual:
     """The dual graph of a model. The model given is not changed.
 
     model           an nn.Module, or its Traced, which the Dual then takes over
-    example_inputs  accepted for the sake of callers that have them; not needed
+    example_inputs  which inputs the graph takes, where the plan does not say it
 
     Raises TraceError where the model cannot be traced, KeyError where it is not the model
     that the plan was resolved for.
     """
-    traced = model if isinstance(model, Traced) else trace_model(model)
+    traced = model if isinstance(model, Traced) else trace_for(plan, model, example_inputs)
     model = traced.model
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for layer in plan.layers:
-        weight = dict(model.named_parameters(remove_duplicate=False)).get(layer.parameter)
+        weight = parameters.get(layer.parameter)
         if weight is None or tuple(weight.shape) != layer.shape:
             raise KeyError(f"the plan's `{layer.parameter}` {layer.shape} is not in this model")
     add_masks_and_twins(model, plan)
@@ -87,7 +89,15 @@ def compile_plan(
             graph = traced.graph(training)
             passes = run_passes(graph, model, plan, phase, training)
             graphs[training, index] = _last(passes)
-    return Dual(model, graphs, plan)
+    return Dual(model, graphs, plan, traced.arguments)
+
+
+def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
+    """The model traced as it was when the plan was made: the same inputs, the same parts whole."""
+    keep = {part.module: part.reason for part in plan.whole}
+    if plan.inputs is None and example_inputs is not None:
+        return trace_model(model, example_inputs, keep=keep)
+    return trace_model(model, live=plan.inputs, keep=keep)
 
 
 def run_passes(
@@ -101,6 +111,7 @@ def run_passes(
         training,
         pruned=frozenset(name for group in plan.groups for name in group.parameters),
         private=frozenset(entry.module for entry in plan.privates),
+        twins=frozenset(twin_names(plan)),
     )
     for name, rewrite, checks in PASSES:
         graph = rewrite(graph, context)

@@ -7,13 +7,15 @@ Not:  no optimiser and no loss (training/); the deployable model is made by expo
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.masks import make_masks
+from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.compiler.scores import begin_scores, scored_groups, scores_of
+from dcil_dsl.graph.copies import copy_module
+from dcil_dsl.graph.inputs import Arguments
+from dcil_dsl.graph.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh
 
@@ -27,7 +29,13 @@ class Dual(fx.GraphModule):
     current phase.
     """
 
-    def __init__(self, model: nn.Module, graphs: dict[tuple[bool, int], fx.Graph], plan: Plan):
+    def __init__(
+        self,
+        model: nn.Module,
+        graphs: dict[tuple[bool, int], fx.Graph],
+        plan: Plan,
+        arguments: Arguments,
+    ):
         # fx copies attributes in the order of their use; the model's own order is kept by
         # taking over its tables, so that optimisers and state dicts see what they always saw.
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__)
@@ -37,7 +45,8 @@ class Dual(fx.GraphModule):
         self.__dict__["_modules"] = model._modules
         self.__dict__["original"] = model  # shares those tables; not a submodule
         self.__dict__["graphs"] = graphs
-        self.plan = plan
+        self.__dict__[WHOLE] = model
+        self.plan, self.arguments = plan, arguments
         self.phase = 0
         self.__dict__["forwards"] = {
             key: type(fx.GraphModule(model, graph)).forward for key, graph in graphs.items()
@@ -52,8 +61,14 @@ class Dual(fx.GraphModule):
         return code
 
     def forward(self, *args, **kwargs) -> dict[str, object]:
-        """{path: output}, the output in the structure that the original model returns."""
-        return self.forwards[self.training, self.phase](self, *args, **kwargs)
+        """{path: output}, the output in the structure that the original model returns.
+
+        TypeError for an argument that is no input of the graph.
+        """
+        run = self.forwards[self.training, self.phase]
+        if self.arguments.live is None:
+            return run(self, *args, **kwargs)
+        return run(self, *self.arguments.bind(args, kwargs))
 
     def train(self, mode: bool = True) -> Dual:
         super().train(mode)
@@ -61,7 +76,9 @@ class Dual(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo) -> Dual:
-        copied = Dual(copy.deepcopy(self.original, memo), self.graphs, self.plan)
+        copied = Dual(
+            copy_module(self.original, memo), self.graphs, self.plan, self.arguments
+        )
         return copied._in_phase(self.phase)
 
     def __reduce__(self):
@@ -93,13 +110,9 @@ class Dual(fx.GraphModule):
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The original's parameters in the original's order, then the twins."""
-        twins = tuple(
-            f"{entry.module}__{path.name}."
-            for entry in self.plan.privates
-            for path in self.plan.paths
-        )
+        twins = frozenset(twin_names(self.plan))
         # A stable sort: each of the two keeps its order.
-        return sorted(self.named_parameters(), key=lambda named: named[0].startswith(twins))
+        return sorted(self.named_parameters(), key=lambda named: is_within(named[0], twins))
 
     # -- time --------------------------------------------------------------------------------
 

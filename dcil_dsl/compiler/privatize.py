@@ -7,11 +7,12 @@ Not:  gradients need no routing here: a twin learns from its own path alone.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Set
 
 import torch
 from torch import fx, nn
 
+from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.plan.plan import Plan
 
 
@@ -20,23 +21,43 @@ def twin_name(module: str, path: str) -> str:
     return f"{module}__{path}"
 
 
+def is_within(target: str, modules: Set[str]) -> bool:
+    """Whether a target is one of the modules or something inside one of them."""
+    names = target.split(".")
+    return any(".".join(names[:end]) in modules for end in range(1, len(names) + 1))
+
+
 def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
     """Retarget the calls of private modules, in place.
 
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
-    A module that was traced into shows as reads of its weights; those are retargeted alike.
+    A module that was traced into, or lies in one that stays whole, shows as reads of its weights
+    and buffers; those are retargeted alike.
     """
+    private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
         path = node.meta.get("path")
         if node.op not in ("call_module", "get_attr") or path in (None, plan.deploy):
             continue
-        for entry in plan.privates:
-            if node.target == entry.module or node.target.startswith(f"{entry.module}."):
-                rest = node.target[len(entry.module) :]
-                node.target = twin_name(entry.module, path) + rest
+        names = node.target.split(".")
+        for end in range(1, len(names) + 1):
+            module = ".".join(names[:end])
+            if module in private:
+                node.target = twin_name(module, path) + node.target[len(module) :]
+                break
     return graph
+
+
+def twin_names(plan: Plan) -> list[str]:
+    """The full names of all twins."""
+    return [
+        twin_name(entry.module, path.name)
+        for entry in plan.privates
+        for path in plan.paths
+        if path.name != plan.deploy
+    ]
 
 
 def add_twins(model: nn.Module, plan: Plan) -> None:
@@ -53,7 +74,7 @@ def add_twins(model: nn.Module, plan: Plan) -> None:
             for path in plan.paths:
                 if path.name == plan.deploy:
                     continue
-                twin = copy.deepcopy(original)
+                twin = copy_module(original)
                 if entry.init == "fresh":
                     twin.reset_parameters()
                 model.get_submodule(owner).add_module(twin_name(name, path.name), twin)

@@ -40,14 +40,15 @@ def route_gradients(
     shares = dict(zip((path.name for path in plan.paths), phase.shares, strict=True))
     weights = [node for node in graph.nodes if _is_parameter(node, model)]
     learning = reached_from(graph, weights)
+    seen_by: dict[fx.Node, dict[fx.Node, fx.Node]] = {}
 
     for node in list(graph.nodes):
         if node.meta.get("path") is not None or node not in learning or node.op == "output":
             continue
-        readers = {
-            path: [user for user in node.users if user.meta.get("path") == path]
-            for path in phase.paths
-        }
+        readers = {path: [] for path in phase.paths}
+        for user in node.users:
+            if user.meta.get("path") in readers:
+                readers[user.meta["path"]].append(user)
         readers = {path: users for path, users in readers.items() if users}
         if not readers:
             continue
@@ -58,7 +59,10 @@ def route_gradients(
             seen = _shared(graph, node, tuple(readers), shares)
         for path, users in readers.items():
             for user in users:
-                user.replace_input_with(node, seen[path])
+                seen_by.setdefault(user, {})[node] = seen[path]
+    for user, views in seen_by.items():  # all at once: a module that stays whole reads thousands
+        user.args = fx.map_arg(user.args, lambda n: views.get(n, n))  # noqa: B023
+        user.kwargs = fx.map_arg(user.kwargs, lambda n: views.get(n, n))  # noqa: B023
     return graph
 
 

@@ -12,6 +12,7 @@ import re
 from torch import fx
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.plan.plan import Phase
 
 
@@ -33,10 +34,8 @@ def show_summary(dual: Dual) -> str:
         calls = sum(node.op.startswith("call") for node in dual.graphs[True, index].nodes)
         paths = "1 path" if len(phase.paths) == 1 else f"{len(phase.paths)} paths"
         lines.append(f"  training, {_window(phase)}: {calls} calls for {paths}")
-    twins = tuple(
-        f"{entry.module}__{path.name}." for entry in dual.plan.privates for path in dual.plan.paths
-    )
-    extra = sum(p.numel() for name, p in dual.named_parameters() if name.startswith(twins))
+    twins = frozenset(twin_names(dual.plan))
+    extra = sum(p.numel() for name, p in dual.named_parameters() if is_within(name, twins))
     masked = sum(mask.numel() for mask in dual.masks.values())
     lines.append(
         f"  {len(dual.masks)} masks of {masked:,} bytes; "

@@ -13,8 +13,10 @@ import inspect
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dcil_dsl.compiler.privatize import is_within
 from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.graph.writes import Storage, argument, written_storages
+from dcil_dsl.masking.apply import copy_tensors
 
 # Words in the names of functions and of their arguments that mean random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
@@ -80,7 +82,7 @@ def unroll_paths(
         env: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
             if node in changed and len(paths) > 1:
-                env[node] = unrolled.call_method("clone", (shared[node],))
+                env[node] = unrolled.call_function(copy_tensors, (shared[node],))
                 env[node].name, env[node].meta["path"] = f"{node.name}_{path}", path
             if node.op == "output":
                 outputs[path] = fx.map_arg(node.args[0], lambda n: env[n] if n in env else share(n))
@@ -98,12 +100,6 @@ def reached_in_order(graph: fx.Graph, sources: list[fx.Node]) -> list[fx.Node]:
     """The nodes that depend on the sources, as the graph orders them."""
     reached = reached_from(graph, sources)
     return [node for node in graph.nodes if node in reached]
-
-
-def is_within(target: str, modules: frozenset[str]) -> bool:
-    """Whether a target is one of the modules or something inside one of them."""
-    names = target.split(".")
-    return any(".".join(names[:end]) in modules for end in range(1, len(names) + 1))
 
 
 def _first_to_differ(graph, model, pruned, private) -> list[fx.Node]:
@@ -126,16 +122,25 @@ def _with_what_they_change(
     what another path has written before.
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
-    while True:
-        disturbed: set[fx.Node] = set()
-        for storage in storages:
-            last = max(order[writer] for writer in storage.writers)
-            touching = storage.touching()
-            if any(node in differing and order[node] <= last for node in touching):
-                disturbed |= touching
-        if disturbed <= differing:
-            return differing
-        differing = reached_from(graph, differing | disturbed)
+    # Before its last write, whoever touches a storage disturbs it.
+    disturbs: dict[fx.Node, list[Storage]] = {}
+    for storage in storages:
+        last = max(order[writer] for writer in storage.writers)
+        for node in storage.touching():
+            if order[node] <= last:
+                disturbs.setdefault(node, []).append(storage)
+    differing, waiting = set(differing), list(differing)
+    disturbed: set[Storage] = set()
+    while waiting:
+        node = waiting.pop()
+        reached = set(node.users)
+        for storage in disturbs.get(node, ()):
+            if storage not in disturbed:
+                disturbed.add(storage)
+                reached |= storage.touching()
+        waiting += reached - differing
+        differing |= reached
+    return differing
 
 
 def _is_random(node: fx.Node, model: nn.Module) -> bool:
@@ -148,7 +153,11 @@ def _is_random(node: fx.Node, model: nn.Module) -> bool:
     if node.op != "call_function":
         return False
     if node.meta.get("layer"):
-        return getattr(model.get_submodule(node.meta["layer"]), "dropout", 0.0) != 0.0
+        parts = model.get_submodule(node.meta["layer"]).modules()
+        return any(
+            "drop" in type(part).__name__.lower() or getattr(part, "dropout", 0.0) != 0.0
+            for part in parts
+        )
     function = node.target
     home = (getattr(function, "__module__", None) or "").split(".")[0]
     if any(word in function.__name__ for word in RANDOM):

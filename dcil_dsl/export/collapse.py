@@ -15,7 +15,8 @@ from torch import nn
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
 from dcil_dsl.compiler.scores import remove_scores
-from dcil_dsl.graph.trace import constants
+from dcil_dsl.graph.copies import copy_module
+from dcil_dsl.graph.trace import WHOLE, constants
 
 
 @torch.no_grad()
@@ -30,7 +31,8 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
     views = {entry.name: entry.view for entry in plan.paths}
     if path not in views:
         raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
-    model = copy.deepcopy(dual.original)
+    model = copy_module(dual.original)
+    vars(model).pop(WHOLE, None)
     if path != plan.deploy:
         for entry in plan.privates:
             owner, _, name = entry.module.rpartition(".")

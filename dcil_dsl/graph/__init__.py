@@ -1,6 +1,7 @@
 """Facts about a model: its fx graphs, its layers, its topology. Knows no recipe."""
 
+from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.graph.trace import TraceError, Traced, trace_model
 
-__all__ = ["Layer", "TraceError", "Traced", "trace_model"]
+__all__ = ["Inputs", "Layer", "TraceError", "Traced", "trace_model"]

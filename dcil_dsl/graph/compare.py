@@ -1,7 +1,8 @@
 """Whether a traced model computes what the model does.
 
-In:   a model, its Traced, an example input.
-Out:  nothing, or TraceError: the model fails by itself, or its graph gives other numbers.
+In:   a model, its Traced, an example of its inputs.
+Out:  the Traced, or another one in which more stays whole, or TraceError: the model fails by
+      itself.
 Not:  neither is changed; copies run.
 
 fx follows a forward once. What it could not see, or has seen only of this one call, shows as
@@ -10,51 +11,99 @@ other numbers here, before an hour of training and not after it.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.graph.trace import TraceError, Traced
+from dcil_dsl.graph.copies import copy_module
+from dcil_dsl.graph.inputs import Inputs, doubled
+from dcil_dsl.graph.trace import Traced, TraceError, trace_model
+from dcil_dsl.graph.tracer import first_line
 
 TOLERANCE = 1e-4  # relative to the largest output; the same operations rarely need any
+MAX_TRIES = 16  # top-level modules that are tried one by one
 
 
-def compare_with_model(traced: Traced, model: nn.Module, example: Tensor) -> None:
-    """Run both on two examples, in evaluation and in training mode, with the same random numbers.
+def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Traced:
+    """Run both in evaluation and in training mode, with the same random numbers.
 
-    example  one input (1, ...), put twice, as batch norm does not train on one
+    example_inputs  as of trace_model; a batch of one is put twice, as batch norm does not train
+                    on one
+
+    Where the numbers differ, the one module next to the root that is to blame stays whole, or all
+    of them do, or the model. Nothing is run where the model is whole, or on the meta device.
     """
+    example = Inputs.of(example_inputs)
     first = next(model.parameters(), None)
-    inputs = torch.cat([example, example.flip(-1)]).to(example if first is None else first.device)
-    own, twin = copy.deepcopy(model), copy.deepcopy(traced.model)
+    tensors = [*example.tensors(), *([] if first is None else [first])]
+    if "" in traced.whole or any(tensor.is_meta for tensor in tensors):
+        return traced
+    inputs = doubled(example)
+    if first is not None:
+        inputs = inputs.map(lambda tensor: tensor.to(first.device))
+    expected = {training: _expected(model, inputs, training) for training in (False, True)}
+    reason = _difference(traced, inputs, expected)
+    if reason is None:
+        return traced
+    for suspects in _suspects(traced):
+        keep = {**traced.whole, **{path: reason for path in suspects}}
+        other = trace_model(model, example, keep=keep)
+        if "" in other.whole or _difference(other, inputs, expected) is None:
+            return other
+    return trace_model(model, example, keep={"": reason})
+
+
+def _expected(model: nn.Module, inputs: Inputs, training: bool) -> list[object]:
+    try:
+        return _run(copy_module(model).train(training), inputs)
+    except Exception as problem:  # a model may fail in its own way
+        mode = "training" if training else "evaluation"
+        reason = f"it fails in {mode} mode: {first_line(problem)}"
+        raise TraceError("", type(model).__name__, reason) from problem
+
+
+def _difference(traced: Traced, inputs: Inputs, expected: dict[bool, list]) -> str | None:
+    """In what the graphs differ from the model; None where they do not."""
     for training in (False, True):
         mode = "training" if training else "evaluation"
-        own.train(training)
-        graph = fx.GraphModule(twin, traced.graph(training)).train(training)
+        graph = fx.GraphModule(copy_module(traced.model), traced.graph(training)).train(training)
+        given = Inputs(traced.arguments.bind(inputs.args, inputs.kwargs))
         try:
-            expected = _run(own, inputs)
-        except Exception as problem:  # a model may fail in its own way
-            reason = f"it fails in {mode} mode: {str(problem).strip().splitlines()[0]}"
-            raise TraceError("", type(model).__name__, reason) from problem
-        found = _run(graph, inputs)
-        for ours, theirs in zip(found, expected, strict=True):
-            if not _alike(ours, theirs):
-                reason = f"in {mode} mode its graph gives other numbers than its forward"
-                raise TraceError("", type(model).__name__, reason)
+            found = _run(graph, given)
+        except Exception as problem:  # what was baked in need not even run
+            return f"its graph fails in {mode} mode: {first_line(problem)}"
+        if len(found) != len(expected[training]) or not all(map(_alike, found, expected[training])):
+            return f"in {mode} mode its graph gives other numbers than its forward"
+    return None
 
 
-def _run(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _suspects(traced: Traced) -> list[tuple[str, ...]]:
+    """Sets of modules to keep whole, the smallest first."""
+    called = {name.split(".")[0] for layer in traced.layers for name in [layer.path] if name}
+    top = [
+        name
+        for name, module in traced.model.named_children()
+        if name in called and name not in traced.whole and any(True for _ in module.children())
+    ]
+    one_by_one = [(name,) for name in top] if len(top) <= MAX_TRIES else []
+    return one_by_one + ([tuple(top)] if len(top) > 1 else [])
+
+
+def _run(model: nn.Module, inputs: Inputs) -> list[object]:
+    given = inputs.map(torch.clone)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        output = model(inputs.clone())
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        output = model(*given.args, **given.kwargs)
+    return pytree.tree_leaves(output)
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape:
+def _alike(ours: object, theirs: object) -> bool:
+    if not isinstance(theirs, Tensor):
+        return isinstance(theirs, (bool, int, float, str)) is False or ours == theirs
+    if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
         return False
+    if not theirs.is_floating_point():
+        return torch.equal(ours, theirs)
     largest = theirs.abs().max().item() if theirs.numel() else 0.0
     bound = TOLERANCE * largest if largest < float("inf") else 0.0
     return torch.allclose(ours, theirs, rtol=TOLERANCE, atol=bound, equal_nan=True)

@@ -1,44 +1,164 @@
-"""What a model is called with.
+"""What a model is called with: examples of it, and which arguments its graph takes.
 
-In:   positional and keyword arguments of a forward, tensors in any structure.
-Out:  Inputs, from whatever form a caller has them in.
+In:   a tuple, a dict, a tensor or an Inputs; the signature of a forward.
+Out:  Inputs, the example in one form; Arguments, which binds a call to the inputs of a graph.
 Not:  nothing is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """model(*args, **kwargs)"""
+    """One call of a model: `model(*args, **kwargs)`."""
 
     args: tuple = ()
-    kwargs: dict = field(default_factory=dict)
+    kwargs: dict[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Inputs | Mapping | tuple | list | Tensor) -> Inputs:
-        """A tuple is positional arguments, a dict keyword arguments, a tensor the one argument."""
-        if isinstance(given, Inputs):
-            return given
-        if isinstance(given, Mapping):
-            return cls(kwargs=dict(given))
-        return cls(args=(given,) if isinstance(given, Tensor) else tuple(given))
+    def of(cls, example: Inputs | tuple | list | Mapping | Tensor) -> Inputs:
+        """A tuple or list is positional arguments, a mapping is keyword arguments."""
+        match example:
+            case Inputs():
+                return example
+            case tuple() | list():
+                return cls(tuple(example))
+            case Mapping():
+                return cls((), dict(example))
+        return cls((example,))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """With every tensor changed, however deep it lies in lists and dictionaries."""
+        return Inputs(map_tensors(change, self.args), map_tensors(change, self.kwargs))
 
     def to(self, *where: torch.device | torch.dtype) -> Inputs:
-        """The same with every tensor moved; whole numbers keep their type."""
+        """With every tensor moved; whole numbers keep their type."""
 
-        def move(value):
+        def move(value: Tensor) -> Tensor:
             for place in where:
                 if isinstance(place, torch.device) or value.is_floating_point():
                     value = value.to(place)
             return value
 
-        args, kwargs = pytree.tree_map_only(Tensor, move, (self.args, self.kwargs))
-        return Inputs(args, kwargs)
+        return self.map(move)
+
+    def tensors(self) -> Iterator[Tensor]:
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return (leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    def batch_size(self) -> int:
+        """The size of the first dimension of the first tensor; 1 where that is one example.
+
+        A list of images, as detection models take it, is a batch of its length.
+        """
+        first = next(iter([*self.args, *self.kwargs.values()]), None)
+        if isinstance(first, list) and first:
+            return len(first)
+        tensor = next(self.tensors(), None)
+        return tensor.shape[0] if tensor is not None and tensor.dim() else 1
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value):
+    """`value` with `change` applied to every tensor in it."""
+    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """A batch of one as a batch of two, the second one flipped; any other batch as it is."""
+    tensors = list(inputs.tensors())
+    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
+        return inputs
+    if any(isinstance(value, (list, dict)) for value in [*inputs.args, *inputs.kwargs.values()]):
+        return inputs
+    return inputs.map(lambda t: torch.cat([t, t.flip(-1)]))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which arguments of a forward are inputs of its graph.
+
+    positional  the names of what can be given by place, in order
+    live        the names of the graph's inputs, in order; None: the model is called as a whole and
+                takes all that it takes
+    held        the others, each with the default at which the graph holds it
+    """
+
+    positional: tuple[str, ...]
+    live: tuple[str, ...] | None
+    held: dict[str, object]
+
+    def bind(self, args: tuple, kwargs: Mapping[str, object]) -> tuple:
+        """The live arguments of a call, in order.
+
+        Raises TypeError for one that is missing, unknown, given twice, or held at its default.
+        """
+        if len(args) > len(self.positional):
+            raise TypeError(f"{len(args)} inputs by place, the model takes {len(self.positional)}")
+        given = dict(zip(self.positional, args))  # noqa: B905
+        for name, value in kwargs.items():
+            if name in given:
+                raise TypeError(f"`{name}` is given twice")
+            given[name] = value
+        for name, value in given.items():
+            if name in self.live:
+                continue
+            if name not in self.held:
+                raise TypeError(
+                    f"`{name}` is no input of this graph; it takes {', '.join(self.live)}"
+                )
+            default = self.held[name]
+            if value is not default and not (isinstance(value, SIMPLE) and value == default):
+                raise TypeError(
+                    f"`{name}` is held at its default {default!r}: what is given in the example "
+                    "inputs is an input of the graph, nothing else is"
+                )
+        missing = [name for name in self.live if name not in given]
+        if missing:
+            names = ", ".join(f"`{name}`" for name in missing)
+            raise TypeError(f"{names} missing: the graph was made for a call that gives it")
+        return tuple([given[name] for name in self.live])
+
+
+def arguments_of(
+    model: nn.Module, example: Inputs | None, live: tuple[str, ...] | None = None
+) -> Arguments:
+    """The Arguments of a model's forward.
+
+    example  what it gives is live. Without one `live` says which are; without both, those that
+             have no default.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = tuple(name for name, kind in kinds.items() if kind in by_place)
+    if example is not None:
+        if len(example.args) > len(positional):  # forward(*features)
+            return Arguments(positional, None, {})
+        given = {*positional[: len(example.args)], *example.kwargs}
+        live = tuple(name for name in kinds if name in given)
+        live += tuple(name for name in example.kwargs if name not in kinds)
+    elif live is None:
+        if inspect.Parameter.VAR_POSITIONAL in kinds.values():
+            return Arguments(positional, None, {})
+        live = tuple(
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        )
+    held = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in live and parameter.default is not inspect.Parameter.empty
+    }
+    return Arguments(positional, live if live else None, held)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
+from dcil_dsl.graph.inputs import Inputs
+
 # Weights of two dimensions and more that scale, element by element: no connections in them.
 SCALES = (nn.LayerNorm, nn.RMSNorm)
 OUT_IN, IN_OUT = (0, 1), (1, 0)
@@ -109,7 +111,7 @@ def unused_layers(model: nn.Module, layers: tuple[Layer, ...]) -> list[tuple[str
     ]
 
 
-def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tuple[Layer, ...]:
+def with_macs(layers: tuple[Layer, ...], model: nn.Module, example: Inputs) -> tuple[Layer, ...]:
     """The layers with their multiply-accumulates for one example.
 
     The model runs once on the meta device: shapes only, no arithmetic, no memory. A model
@@ -132,7 +134,7 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
             hook = remember(layer.path, *counted)
             handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     try:
-        batch = _run_on_meta(model, example_inputs)
+        batch = _run_on_meta(model, example)
     except Exception:  # any model may fail on shapes alone; costs are then not known
         return layers
     finally:
@@ -154,9 +156,10 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example_inputs) -> tu
 
 def _uses(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
-        if node.op == "call_module":
-            for name, _ in model.get_submodule(node.target).named_modules(prefix=node.target):
-                yield name, node.target
+        called = node.target if node.op == "call_module" else node.meta.get("whole")
+        if called is not None:
+            for name, _ in model.get_submodule(called).named_modules(prefix=called):
+                yield name, called
         elif node.op == "get_attr" and isinstance(_attribute(model, node.target), nn.Parameter):
             owner = node.target.rpartition(".")[0]
             yield owner, owner
@@ -222,17 +225,17 @@ def _attribute(model: nn.Module, target: str):
     return getattr(model.get_submodule(owner), name)
 
 
-def _run_on_meta(model: nn.Module, example_inputs) -> int:
-    def meta(value):
-        return value.to("meta") if isinstance(value, torch.Tensor) else value
-
+def _run_on_meta(model: nn.Module, example: Inputs) -> int:
     state = {n: t.to("meta") for n, t in [*model.named_parameters(), *model.named_buffers()]}
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
+    given = example.map(lambda tensor: tensor.to("meta"))
     try:
         with torch.no_grad(), torch.device("meta"):
-            torch.func.functional_call(model, state, tuple(meta(x) for x in example_inputs))
+            torch.func.functional_call(
+                model, state, given.args, given.kwargs, tie_weights=False
+            )
     finally:
         for module, flag in flags:
             module.training = flag
-    return example_inputs[0].shape[0]
+    return example.batch_size()

@@ -1,7 +1,7 @@
-"""The dataflow of a graph, for questions of reachability.
+"""What follows from what in a graph.
 
 In:   an fx graph.
-Out:  a networkx.DiGraph over its nodes, and answers about what follows from what.
+Out:  the nodes that depend on given ones.
 Not:  nothing is changed.
 """
 
@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import networkx as nx
 from torch import fx
-
-
-def dataflow(graph: fx.Graph) -> nx.DiGraph:
-    """An edge from each node to each of its users."""
-    flow = nx.DiGraph()
-    flow.add_nodes_from(graph.nodes)
-    flow.add_edges_from((node, user) for node in graph.nodes for user in node.users)
-    return flow
 
 
 def reached_from(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
     """The sources and every node that depends on one of them."""
-    flow, reached = dataflow(graph), set(sources)
-    for source in list(reached):
-        reached |= nx.descendants(flow, source)
+    reached = set(sources)
+    waiting = list(reached)
+    while waiting:
+        new = [user for user in waiting.pop().users if user not in reached]
+        reached.update(new)
+        waiting += new
     return reached

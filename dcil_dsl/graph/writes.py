@@ -33,7 +33,7 @@ WRITING_OPERATORS = frozenset({
 PURE_HOMES = ("torch", "_operator", "builtins", "math")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Storage:
     """Nodes that may share memory, at least one of which is written in place.
 
@@ -51,11 +51,12 @@ class Storage:
 
 
 def written_storages(graph: fx.Graph, model: nn.Module) -> tuple[Storage, ...]:
-    """Every storage that the graph changes in place."""
+    """Every storage that the graph changes in place, or may: a module kept whole may."""
     root: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
 
     def find(node: fx.Node) -> fx.Node:
         while root[node] is not node:
+            root[node] = root[root[node]]  # halves the way for the next one who asks
             node = root[node]
         return node
 
@@ -66,18 +67,20 @@ def written_storages(graph: fx.Graph, model: nn.Module) -> tuple[Storage, ...]:
             writers.append(node)
         for same in {*written, *_viewed(node, model)}:
             root[find(node)] = find(same)
-    members: dict[fx.Node, list[fx.Node]] = {}
+    of_storage: dict[fx.Node, list[fx.Node]] = {}
+    for writer in writers:
+        of_storage.setdefault(find(writer), []).append(writer)
+    members: dict[fx.Node, list[fx.Node]] = {top: [] for top in of_storage}
     for node in graph.nodes:
-        members.setdefault(find(node), []).append(node)
-    return tuple(
-        Storage(tuple(nodes), tuple(writer for writer in writers if find(writer) is top))
-        for top, nodes in members.items()
-        if any(find(writer) is top for writer in writers)
-    )
+        if find(node) in members:
+            members[find(node)].append(node)
+    return tuple(Storage(tuple(members[top]), tuple(of_storage[top])) for top in members)
 
 
 def _written(node: fx.Node, model: nn.Module) -> list[fx.Node]:
-    """The arguments that a node changes."""
+    """The arguments that a node changes, or may change."""
+    if node.meta.get("whole") is not None:
+        return given_to_whole(node)
     first = [arg for arg in node.args[:1] if isinstance(arg, fx.Node)]
     match node.op:
         case "call_module" if getattr(model.get_submodule(node.target), "inplace", False):
@@ -97,6 +100,8 @@ def _written(node: fx.Node, model: nn.Module) -> list[fx.Node]:
 
 def _viewed(node: fx.Node, model: nn.Module) -> list[fx.Node]:
     """The arguments whose memory the result of a node may share."""
+    if node.meta.get("whole") is not None:
+        return given_to_whole(node)
     first = [arg for arg in node.all_input_nodes[:1]]
     match node.op:
         case "call_module" if isinstance(model.get_submodule(node.target), VIEW_MODULES):
@@ -111,6 +116,14 @@ def _viewed(node: fx.Node, model: nn.Module) -> list[fx.Node]:
                 return node.all_input_nodes  # somebody's own function may return what it was given
             return first if getattr(node.target, "__name__", "") in VIEWS else []
     return []
+
+
+def given_to_whole(node: fx.Node) -> list[fx.Node]:
+    """What a module that is one call is called with, its weights left out."""
+    given = [*node.args[3:]] if node.op == "call_function" else [node.args, node.kwargs]
+    found: dict[fx.Node, None] = {}
+    fx.map_arg(given, lambda n: found.setdefault(n))
+    return list(found)
 
 
 def argument(node: fx.Node, name: str) -> object:

@@ -7,9 +7,14 @@ Not:  no masks; which view it is, the graph decides.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 
 def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwargs):
@@ -21,7 +26,7 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     """
     forward = type(module).forward
     if kwargs or _has_hooks(module) or not _has_own(parameters):
-        return functional_call(module, parameters, args, kwargs)
+        return functional_call(module, parameters, args, kwargs, tie_weights=False)
     if forward in _CONVOLUTIONS:
         return module._conv_forward(*args, parameters["weight"], parameters.get("bias"))
     if forward is nn.Linear.forward:
@@ -29,7 +34,65 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     if forward is nn.LayerNorm.forward:
         weight, bias = parameters["weight"], parameters.get("bias")
         return F.layer_norm(*args, module.normalized_shape, weight, bias, module.eps)
-    return functional_call(module, parameters, args, kwargs)
+    return functional_call(module, parameters, args, kwargs, tie_weights=False)
+
+
+def apply_whole(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    hidden: tuple[str, ...],
+    args: tuple,
+    kwargs: dict[str, object],
+):
+    """`module(*args, **kwargs)` of a module with modules inside, reading `tensors` instead.
+
+    tensors  parameters, and buffers, by their names in the module. A buffer that the forward
+             changes or replaces is changed in place, be it the module's own or one given here.
+    hidden   submodules that the forward must not see, should it go through its children: the
+             twins that other paths have of its private modules
+
+    Raises RuntimeError where the forward writes to a weight: the view of one path is no place for
+    what all paths are to see.
+    """
+    given = {**dict(module.named_buffers()), **tensors}
+    state = dict(given)
+    versions = _versions(tensors)
+    with _without(module, hidden):
+        # Each name is given; to tie by functional_call breaks a module that has two names.
+        result = functional_call(module, state, tuple(args), dict(kwargs), tie_weights=False)
+    replaced = [name for name, tensor in given.items() if state[name] is not tensor]
+    if versions != _versions(tensors) or any(given[name].requires_grad for name in replaced):
+        raise RuntimeError(f"the forward of {type(module).__name__} writes to its own weights")
+    for name in replaced:
+        given[name].data = state[name].detach()
+    return result
+
+
+def copy_tensors(value):
+    """Every tensor in `value`, however deep in lists and dictionaries, as a copy of its own."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+@contextmanager
+def _without(module: nn.Module, hidden: tuple[str, ...]) -> Iterator[None]:
+    """The module without some of its submodules, while the `with` is open."""
+    taken: dict[nn.Module, dict[str, nn.Module]] = {}
+    for path in hidden:
+        owner, _, name = path.rpartition(".")
+        owner = module.get_submodule(owner)
+        taken.setdefault(owner, dict(owner._modules))
+        del owner._modules[name]
+    try:
+        yield
+    finally:
+        for owner, children in taken.items():
+            owner._modules.update(children)  # they stand last, and in their order
+
+
+def _versions(tensors: dict[str, Tensor]) -> list[int]:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return []
+    return [tensor._version for tensor in tensors.values() if tensor.requires_grad]
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -334,6 +334,14 @@ class Model(Part):
     options: dict[str, float | int | bool | str | None] = {}
 
 
+class Whole(Part):
+    """A module that is one call of the graph, rewritten inside at each call. "" is the model."""
+
+    module: str
+    type: str
+    reason: str
+
+
 class Expectation(Part):
     metric: str
     compare: str
@@ -352,7 +360,12 @@ class About(Part):
 
 
 class Plan(Part):
-    """See the parts. Layers stand in execution order; groups in the order of their rules."""
+    """See the parts. Layers stand in execution order; groups in the order of their rules.
+
+    whole   the modules that could not be traced, with the reason
+    inputs  the arguments of the model's forward that its graph takes; None: those that have no
+            default, or all, where the model is whole
+    """
 
     format: Literal[1] = FORMAT
     recipe: About
@@ -369,6 +382,8 @@ class Plan(Part):
     deploy: str
     train: Train
     expect: tuple[Expectation, ...] = ()
+    whole: tuple[Whole, ...] = ()
+    inputs: tuple[str, ...] | None = None
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)

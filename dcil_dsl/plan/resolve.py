@@ -82,6 +82,13 @@ def resolve_recipe(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value)
             for e in recipe.expect
         ),
+        whole=tuple(
+            p.Whole(
+                module=path, type=type(traced.model.get_submodule(path)).__name__, reason=reason
+            )
+            for path, reason in traced.whole.items()
+        ),
+        inputs=traced.arguments.live,
     )
 
 

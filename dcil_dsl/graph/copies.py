@@ -1,0 +1,27 @@
+"""A deep copy of a module that holds computed tensors.
+
+In:   a module.
+Out:  a copy that shares nothing with it.
+Not:  nothing is refused here but what Python cannot copy.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def copy_module(module: nn.Module, memo: dict | None = None) -> nn.Module:
+    """copy.deepcopy, which by itself refuses a tensor that autograd made.
+
+    Forwards leave such tensors behind (a hidden state, the weight that torch.nn.utils.weight_norm
+    computes before each call); the copy has their values, cut off from what made them.
+    """
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,223 @@
+"""fx's tracer, which keeps a module whole where it cannot follow its forward.
+
+In:   a model that tracing may write to, the arguments that are inputs, modules to keep whole.
+Out:  the graph; why each module that stays one call of it does.
+Not:  the model's attributes are put back by trace.py, in whose copy this runs.
+
+A call of a module that stays whole carries its path in meta["whole"]. What a graph cannot keep of
+a forward (counting its calls, drawing numbers in Python, torch.no_grad, autocast) is a failure like
+any other: the module in whose forward it happens stays whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+
+import torch
+from torch import fx, nn
+
+from dcil_dsl.graph.inputs import Arguments
+from dcil_dsl.graph.moments import CONSTANT, Attributes, Randomness, changed_attribute
+
+is_autocast_enabled = torch.is_autocast_enabled
+
+
+class Unfollowed(RuntimeError):
+    """A forward does what a graph of it would not."""
+
+
+class Proxy(fx.Proxy):
+    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it."""
+
+
+def _in_place(function):
+    def write(self, other):
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split():
+    setattr(Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class Tracer(fx.Tracer):
+    """Traces `model`; `whole` has the modules kept whole, with the reason."""
+
+    # A buffer that the forward computes with (x - self.mean[:, None]) stays a buffer of the graph.
+    proxy_buffer_attributes = True
+
+    def __init__(self, model: nn.Module, arguments: Arguments, keep: Mapping[str, str]):
+        super().__init__(autowrap_functions=())
+        self.model, self.arguments, self.keep = model, arguments, keep
+        self.whole: dict[str, str] = {}
+        self.names = {
+            id(tensor): name
+            for name, tensor in [*model.named_buffers(), *model.named_parameters()]
+        }
+        self.reads: dict[str, fx.Proxy] = {}
+        self.learns = torch.is_grad_enabled()
+
+    def trace_model(self) -> fx.Graph:
+        """The graph of the model's forward. Any exception: the model itself has to stay whole."""
+        with _no_autocast():
+            graph = self.trace(self.model)
+        for node in graph.nodes:
+            node.type = None  # an annotation may name what the generated code does not know
+        return graph
+
+    # -- what fx asks ------------------------------------------------------------------------
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        live = {
+            name: self.create_proxy("placeholder", name, (), {}) for name in self.arguments.live
+        }
+
+        placed = []  # what can be given by place is
+        for name in self.arguments.positional:
+            if name not in live:
+                break
+            placed.append(live.pop(name))
+
+        def forward():
+            attributes, randomness = Attributes(self.model), Randomness()
+            result = self.model.forward(*placed, **live)
+            _refuse_changes(attributes, randomness)
+            return result
+
+        return forward, ()
+
+    def proxy(self, node):
+        return Proxy(node, self)
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        name = self.names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        if name is None:
+            return attr_val
+        if name not in self.reads or self.reads[name].node._erased:
+            self.reads[name] = self.create_proxy("get_attr", name, (), {})
+        return self.reads[name]
+
+    def create_node(self, kind, *args, **kwargs):
+        if kind.startswith("call") and torch.is_grad_enabled() != self.learns:
+            raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
+        return super().create_node(kind, *args, **kwargs)
+
+    def create_arg(self, a):
+        if isinstance(a, fx.Proxy) and a.node._erased:
+            raise Unfollowed("it uses what a module that could not be traced had put aside")
+        if isinstance(a, nn.Module):
+            raise Unfollowed("it passes a module to a function")
+        if isinstance(a, torch.Tensor) and id(a) in self.names:
+            return self.create_node("get_attr", self.names[id(a)], (), {})
+        # fx makes plain dictionaries of these.
+        if isinstance(a, OrderedDict) and not is_dataclass(a) and type(a) is OrderedDict:
+            pairs = [(self.create_arg(key), self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
+        if isinstance(a, dict) and is_dataclass(a):
+            fields = {name: self.create_arg(value) for name, value in a.items()}
+            return self.create_node("call_function", type(a), (), fields)
+        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+            raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
+        return super().create_arg(a)
+
+    def call_module(self, m, forward, args, kwargs):
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        if path in self.keep:
+            return self._call_whole(path, self.keep[path], args, kwargs)
+        start = _Start(self, m, args, kwargs)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+            _refuse_changes(start.attributes, start.randomness)
+            return result
+        except Exception as problem:  # whatever a forward raises under tracing is the reason
+            start.restore(self)
+            if start.were_inputs_changed():
+                raise  # it fills a list that it was given: the one who gave it has to stay whole
+            return self._call_whole(path, first_line(problem), args, kwargs)
+
+    def _call_whole(self, path, reason, args, kwargs):
+        called = self.create_proxy("call_module", path, tuple(args), dict(kwargs))
+        called.node.meta["whole"] = path
+        self.whole[path] = reason
+        return called
+
+
+class _Start:
+    """Where the tracer was before a module's forward, to go back there."""
+
+    def __init__(self, tracer: Tracer, module: nn.Module, args, kwargs):
+        self.last = next(reversed(tracer.graph.nodes), None)
+        self.stack = len(tracer.module_stack)
+        self.num_tensors = len(tracer.tensor_attrs)
+        self.whole = len(tracer.whole)
+        self.attributes, self.randomness = Attributes(module), Randomness()
+        self.containers = [
+            (value, type(value)(value))
+            for value in [*args, *kwargs.values()]
+            if type(value) in (list, dict, set)
+        ]
+
+    def restore(self, tracer: Tracer) -> None:
+        for node in reversed(tracer.graph.nodes):
+            if node is self.last:
+                break
+            tracer.graph.erase_node(node)
+        while len(tracer.module_stack) > self.stack:
+            tracer.module_stack.popitem()
+        while len(tracer.tensor_attrs) > self.num_tensors:
+            _, name = tracer.tensor_attrs.popitem()
+            if name.startswith(CONSTANT):
+                delattr(tracer.root, name)
+        while len(tracer.whole) > self.whole:
+            tracer.whole.popitem()
+        self.attributes.restore()
+        self.randomness.restore()
+
+    def were_inputs_changed(self) -> bool:
+        return any(
+            len(now) != len(before) or (isinstance(now, (list, dict)) and not _same(now, before))
+            for now, before in self.containers
+        )
+
+
+def first_line(problem: Exception) -> str:
+    return str(problem).strip().split("\n")[0] or type(problem).__name__
+
+
+def _same(one: list | dict, other: list | dict) -> bool:
+    if isinstance(one, dict):
+        return all(key in other and other[key] is value for key, value in one.items())
+    return all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
+    if randomness.moved():
+        raise Unfollowed("its forward draws random numbers of no tensor that it was given")
+    name = changed_attribute(attributes)
+    if name is not None:
+        raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """A forward that chooses its own precision, or asks for that of its caller, is not followed."""
+
+    def enter(self):
+        raise Unfollowed("it sets autocast, which a graph does not keep")
+
+    def ask(*args):
+        raise Unfollowed("it asks for autocast, which may differ from call to call")
+
+    kept = torch.autocast.__enter__
+    torch.autocast.__enter__, torch.is_autocast_enabled = enter, ask
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.is_autocast_enabled = kept, is_autocast_enabled
