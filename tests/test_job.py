@@ -84,7 +84,7 @@ def test_a_loss_of_the_models_own_is_refused_where_only_images_are_fed(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_graph_with_other_numbers_than_the_model_is_refused(monkeypatch):
+def test_a_model_with_other_numbers_at_each_call_is_refused(monkeypatch):
     model = Net()
     monkeypatch.setattr(nn.Conv2d, "forward", _forward_that_counts())
     with pytest.raises(InputError, match="gives other numbers"):

@@ -97,7 +97,7 @@ def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
     keep = {part.module: part.reason for part in plan.whole}
     if plan.inputs is None and example_inputs is not None:
         return trace_model(model, example_inputs, keep=keep)
-    return trace_model(model, live=plan.inputs, keep=keep)
+    return trace_model(model, live=plan.inputs, fixed=plan.fixed, keep=keep)
 
 
 def run_passes(

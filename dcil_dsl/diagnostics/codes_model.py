@@ -55,8 +55,8 @@ MODEL: tuple[Code, ...] = (
           "`where` compares attributes of the layers, such as `groups` or `in_features`.",
           "prune Conv2d where group == 1 to 90%", "prune Conv2d where groups == 1 to 90%"),
     entry("E308", "this cannot be private",
-          """A private module has weights or statistics of its own and is called by the model's
-          forward itself; `init = fresh` needs a module that can reset its weights."""),
+          """A private module has weights or statistics of its own, which it shares with no other
+          one; `init = fresh` needs a module that can reset its weights."""),
     entry("E309", "no path runs",
           """At some moment of the run every loss is outside of its window, so that nothing would
           be learnt."""),
@@ -85,10 +85,12 @@ MODEL: tuple[Code, ...] = (
     entry("W305", "weights that never learn",
           "No update rule gives a part of the weights a gradient from a path that runs."),
     entry("E401", "the model cannot be traced",
-          """The forward of the model decides by values which operations it runs, or calls something
-          that torch.fx cannot follow."""),
-    entry("E402", "a module reads its weight by itself",
-          "The weight of this module cannot be replaced by a masked one from outside."),
+          """A module that torch.fx cannot follow stays whole and is rewritten inside. What is left
+          are modules that cannot be copied, that are wrapped or compiled by torch.jit, that have no
+          weights yet, whose forward writes to its weights, or that fail by themselves."""),
+    entry("E402", "a weight is made of others",
+          """The weight of this module is made of other parameters at each call, as weight_norm
+          does; a mask would be lost. `keep` leaves it as it is."""),
     entry("E403", "the compiled graph is wrong",
           """A check of the compiled graph failed. The fault is in dcil_dsl, not in the recipe or
           the model; a report with both helps."""),

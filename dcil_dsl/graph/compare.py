@@ -11,6 +11,8 @@ other numbers here, before an hour of training and not after it.
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -31,7 +33,7 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
                     on one
 
     Where the numbers differ, the one module next to the root that is to blame stays whole, or all
-    of them do, or the model. Nothing is run where the model is whole, or on the meta device.
+    of them do, or the model. A model that differs from itself is refused. Nothing is run where the model is whole, or on the meta device.
     """
     example = Inputs.of(example_inputs)
     first = next(model.parameters(), None)
@@ -45,6 +47,11 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
     reason = _difference(traced, inputs, expected)
     if reason is None:
         return traced
+    for training, outputs in expected.items():
+        if not _all_alike(_expected(model, inputs, training), outputs):
+            mode = "training" if training else "evaluation"
+            reason = f"in {mode} mode it gives other numbers for the same inputs and seed"
+            raise TraceError("", type(model).__name__, reason)
     for suspects in _suspects(traced):
         keep = {**traced.whole, **{path: reason for path in suspects}}
         other = trace_model(model, example, keep=keep)
@@ -72,7 +79,7 @@ def _difference(traced: Traced, inputs: Inputs, expected: dict[bool, list]) -> s
             found = _run(graph, given)
         except Exception as problem:  # what was baked in need not even run
             return f"its graph fails in {mode} mode: {first_line(problem)}"
-        if len(found) != len(expected[training]) or not all(map(_alike, found, expected[training])):
+        if not _all_alike(found, expected[training]):
             return f"in {mode} mode its graph gives other numbers than its forward"
     return None
 
@@ -91,10 +98,17 @@ def _suspects(traced: Traced) -> list[tuple[str, ...]]:
 
 def _run(model: nn.Module, inputs: Inputs) -> list[object]:
     given = inputs.map(torch.clone)
+    state = random.getstate()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
+        random.seed(0)
         output = model(*given.args, **given.kwargs)
+    random.setstate(state)
     return pytree.tree_leaves(output)
+
+
+def _all_alike(ours: list[object], theirs: list[object]) -> bool:
+    return len(ours) == len(theirs) and all(map(_alike, ours, theirs))
 
 
 def _alike(ours: object, theirs: object) -> bool:

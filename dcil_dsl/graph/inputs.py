@@ -90,12 +90,15 @@ class Arguments:
     positional  the names of what can be given by place, in order
     live        the names of the graph's inputs, in order; None: the model is called as a whole and
                 takes all that it takes
-    held        the others, each with the default at which the graph holds it
+    held        those that were not given, each with the default at which the graph holds it
+    fixed       those that were given and are no tensors (flags, numbers, words): part of the graph,
+                so that each call has to give the same
     """
 
     positional: tuple[str, ...]
     live: tuple[str, ...] | None
-    held: dict[str, object]
+    held: dict[str, object] = field(default_factory=dict)
+    fixed: dict[str, object] = field(default_factory=dict)
 
     def bind(self, args: tuple, kwargs: Mapping[str, object]) -> tuple:
         """The live arguments of a call, in order.
@@ -112,6 +115,12 @@ class Arguments:
         for name, value in given.items():
             if name in self.live:
                 continue
+            if name in self.fixed:
+                if value != self.fixed[name]:
+                    raise TypeError(
+                        f"`{name}` is {self.fixed[name]!r} in the example inputs and the graph"
+                    )
+                continue
             if name not in self.held:
                 raise TypeError(
                     f"`{name}` is no input of this graph; it takes {', '.join(self.live)}"
@@ -122,7 +131,7 @@ class Arguments:
                     f"`{name}` is held at its default {default!r}: what is given in the example "
                     "inputs is an input of the graph, nothing else is"
                 )
-        missing = [name for name in self.live if name not in given]
+        missing = [name for name in (*self.live, *self.fixed) if name not in given]
         if missing:
             names = ", ".join(f"`{name}`" for name in missing)
             raise TypeError(f"{names} missing: the graph was made for a call that gives it")
@@ -130,26 +139,31 @@ class Arguments:
 
 
 def arguments_of(
-    model: nn.Module, example: Inputs | None, live: tuple[str, ...] | None = None
+    model: nn.Module,
+    example: Inputs | None = None,
+    live: tuple[str, ...] | None = None,
+    fixed: Mapping[str, object] | None = None,
 ) -> Arguments:
     """The Arguments of a model's forward.
 
-    example  what it gives is live. Without one `live` says which are; without both, those that
-             have no default.
+    example  what it gives is live, or fixed. Without one `live` and `fixed` say it; without any,
+             what has no default is live.
     """
+    fixed = dict(fixed or {})
     parameters = inspect.signature(model.forward).parameters
     kinds = {name: parameter.kind for name, parameter in parameters.items()}
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     positional = tuple(name for name, kind in kinds.items() if kind in by_place)
     if example is not None:
         if len(example.args) > len(positional):  # forward(*features)
-            return Arguments(positional, None, {})
-        given = {*positional[: len(example.args)], *example.kwargs}
-        live = tuple(name for name in kinds if name in given)
-        live += tuple(name for name in example.kwargs if name not in kinds)
+            return Arguments(positional, None)
+        given = {**dict(zip(positional, example.args)), **example.kwargs}  # noqa: B905
+        names = [name for name in {**kinds, **example.kwargs} if name in given]
+        fixed = {name: given[name] for name in names if isinstance(given[name], SIMPLE)}
+        live = tuple(name for name in names if name not in fixed)
     elif live is None:
         if inspect.Parameter.VAR_POSITIONAL in kinds.values():
-            return Arguments(positional, None, {})
+            return Arguments(positional, None)
         live = tuple(
             name
             for name, parameter in parameters.items()
@@ -159,6 +173,6 @@ def arguments_of(
     held = {
         name: parameter.default
         for name, parameter in parameters.items()
-        if name not in live and parameter.default is not inspect.Parameter.empty
+        if name not in (*live, *fixed) and parameter.default is not inspect.Parameter.empty
     }
-    return Arguments(positional, live if live else None, held)
+    return Arguments(positional, live if live else None, held, fixed)

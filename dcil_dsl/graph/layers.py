@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.graph.moments import Attributes
 
 # Weights of two dimensions and more that scale, element by element: no connections in them.
 SCALES = (nn.LayerNorm, nn.RMSNorm)
@@ -227,7 +228,7 @@ def _attribute(model: nn.Module, target: str):
 
 def _run_on_meta(model: nn.Module, example: Inputs) -> int:
     state = {n: t.to("meta") for n, t in [*model.named_parameters(), *model.named_buffers()]}
-    flags = [(module, module.training) for module in model.modules()]
+    before = [Attributes(module) for module in model.modules()]
     model.eval()
     given = example.map(lambda tensor: tensor.to("meta"))
     try:
@@ -236,6 +237,6 @@ def _run_on_meta(model: nn.Module, example: Inputs) -> int:
                 model, state, given.args, given.kwargs, tie_weights=False
             )
     finally:
-        for module, flag in flags:
-            module.training = flag
+        for attributes in before:  # what the forward puts aside is of this run
+            attributes.restore()
     return example.batch_size()

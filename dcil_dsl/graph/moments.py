@@ -65,14 +65,12 @@ class Attributes:
 def changed_attribute(before: Attributes) -> str | None:
     """The first attribute whose change a graph would not repeat.
 
-    A value that is computed and put aside is none, unless the class reads it again.
+    A value that is computed and put aside under a new name is none, unless the class reads it.
     """
-    attributes = vars(before.module)
+    attributes, kind = vars(before.module), type(before.module)
     for name in before.changes():
-        if name.startswith(CONSTANT):
-            continue
-        is_kept_aside = _is_computed(attributes.get(name))
-        if not is_kept_aside or name in before.contents or is_read(type(before.module), name):
+        is_aside = name not in before.values and _is_computed(attributes.get(name))
+        if not name.startswith(CONSTANT) and (not is_aside or is_read(kind, name)):
             return name
     return None
 

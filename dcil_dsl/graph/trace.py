@@ -72,6 +72,7 @@ def trace_model(
     example_inputs=None,
     *,
     live: tuple[str, ...] | None = None,
+    fixed: Mapping[str, object] | None = None,
     keep: Mapping[str, str] | None = None,
 ) -> Traced:
     """Trace a model; with example inputs (a batch of at least one), also count its costs.
@@ -80,13 +81,14 @@ def trace_model(
                     an input of the graph; all other arguments are held at their defaults.
     live            the names of the inputs of the graph, where there are no example inputs;
                     None: the arguments that have no default
+    fixed           arguments that are no inputs, with the values that the graph has for them
     keep            paths of modules to keep whole without trying, with the reason
 
     Raises TraceError for what cannot be copied or rewritten, with the module.
     """
     example = None if example_inputs is None else Inputs.of(example_inputs)
     model = _copy(model)
-    arguments = arguments_of(model, example, live)
+    arguments = arguments_of(model, example, live, fixed)
     flags = {name: module.training for name, module in model.named_modules()}
     train, kept = _trace(model.train(), arguments, keep or {})
     eval, kept_too = _trace(model.eval(), arguments, keep or {})

@@ -75,7 +75,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
         live = {
             name: self.create_proxy("placeholder", name, (), {}) for name in self.arguments.live
-        }
+        } | self.arguments.fixed
 
         placed = []  # what can be given by place is
         for name in self.arguments.positional:

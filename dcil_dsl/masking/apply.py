@@ -54,10 +54,10 @@ def apply_whole(
     Raises RuntimeError where the forward writes to a weight: the view of one path is no place for
     what all paths are to see.
     """
-    given = {**dict(module.named_buffers()), **tensors}
-    state = dict(given)
     versions = _versions(tensors)
     with _without(module, hidden):
+        given = {**dict(module.named_buffers()), **tensors}
+        state = dict(given)
         # Each name is given; to tie by functional_call breaks a module that has two names.
         result = functional_call(module, state, tuple(args), dict(kwargs), tie_weights=False)
     replaced = [name for name, tensor in given.items() if state[name] is not tensor]

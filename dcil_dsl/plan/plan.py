@@ -334,7 +334,7 @@ class Model(Part):
     options: dict[str, float | int | bool | str | None] = {}
 
 
-class Whole(Part):
+class KeptWhole(Part):
     """A module that is one call of the graph, rewritten inside at each call. "" is the model."""
 
     module: str
@@ -365,6 +365,7 @@ class Plan(Part):
     whole   the modules that could not be traced, with the reason
     inputs  the arguments of the model's forward that its graph takes; None: those that have no
             default, or all, where the model is whole
+    fixed   arguments that are no tensors, with the value that the graph has for each
     """
 
     format: Literal[1] = FORMAT
@@ -382,8 +383,9 @@ class Plan(Part):
     deploy: str
     train: Train
     expect: tuple[Expectation, ...] = ()
-    whole: tuple[Whole, ...] = ()
+    whole: tuple[KeptWhole, ...] = ()
     inputs: tuple[str, ...] | None = None
+    fixed: dict[str, bool | int | float | str | None] = {}
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)

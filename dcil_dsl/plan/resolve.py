@@ -83,12 +83,13 @@ def resolve_recipe(
             for e in recipe.expect
         ),
         whole=tuple(
-            p.Whole(
+            p.KeptWhole(
                 module=path, type=type(traced.model.get_submodule(path)).__name__, reason=reason
             )
             for path, reason in traced.whole.items()
         ),
         inputs=traced.arguments.live,
+        fixed=traced.arguments.fixed,
     )
 
 
@@ -135,11 +136,11 @@ def _privates(
     pruned = {
         name
         for layer in selection.layers
-        for name in (layer.path, layer.called)
         if any(
             weight in owner and isinstance(recipe.rules[owner[weight]], r.Prune)
             for weight in layer.weights
         )
+        for name in _around(layer)
     }
     init: dict[str, str] = {}
     for private in recipe.privates:
@@ -161,13 +162,8 @@ def _privates(
                     label="its pruned weights would learn from no path",
                     help=f'`keep "{layer.path}"` leaves it whole',
                 )
-            elif layer.called != layer.path:
-                report.add(
-                    "E308",
-                    f"`{layer.path}` is called by `{layer.called}`, not by the graph",
-                    private.span,
-                    help=f'`private "{layer.called}"` makes the whole of it private',
-                )
+            elif not layer.path:
+                report.add("E308", "the whole model cannot be private", private.span)
             elif private.init == "fresh" and not hasattr(layer.module, "reset_parameters"):
                 report.add(
                     "E308",
@@ -177,11 +173,50 @@ def _privates(
                 )
             else:
                 init[layer.path] = private.init
+    inner = {path for path in init if any(name in init for name in _containers(path))}
+    for path, other in _tied(selection, init):
+        report.add(
+            "E308",
+            f"`{path}` cannot be private: it shares a weight with `{other}`",
+            recipe.privates[-1].span,
+            help="untie the two, or leave both shared",
+        )
     return tuple(
         p.Private(module=layer.path, init=init[layer.path])
         for layer in selection.layers
-        if layer.path in init
+        if layer.path in init and layer.path not in inner
     )
+
+
+def _around(layer: Layer) -> list[str]:
+    """A layer and the modules around it, up to the one that the graph calls."""
+    return [layer.path] + [
+        name
+        for name in _containers(layer.path)
+        if name == layer.called or name.startswith(f"{layer.called}.") or not layer.called
+    ]
+
+
+def _containers(path: str) -> list[str]:
+    """"a.b.c" -> "a", "a.b"."""
+    names = path.split(".")
+    return [".".join(names[:end]) for end in range(1, len(names))]
+
+
+def _tied(selection: Selection, init: dict[str, str]) -> list[tuple[str, str]]:
+    """(private module, layer outside of it) for each weight that the two have in common."""
+    users: dict[int, list[str]] = {}
+    for layer in selection.layers:
+        for parameter in layer.module._parameters.values():
+            users.setdefault(id(parameter), []).append(layer.path)
+    return [
+        (layer.path, path)
+        for layer in selection.layers
+        if layer.path in init
+        for parameter in layer.module.parameters()
+        for path in users.get(id(parameter), ())
+        if path != layer.path and not path.startswith(f"{layer.path}.")
+    ]
 
 
 def _has_state(layer: Layer) -> bool:

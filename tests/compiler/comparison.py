@@ -1,10 +1,14 @@
 """Our dual graph and the plainly written reference, side by side for some steps."""
 
+import random
+from dataclasses import is_dataclass
+
 import torch
-from two_forwards import TwoForwards, cross_entropies_and_kl
+from torch.utils import _pytree as pytree
+from two_forwards import TwoForwards, cross_entropies_and_kl, numbers_in
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph import trace_model
+from dcil_dsl.graph import Inputs, trace_model
 from dcil_dsl.lang import loads
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
@@ -39,18 +43,20 @@ train {{
 DCIL = "update kept by sparse  update pruned by dense"
 
 
-def compile_text(text, model):
-    traced = trace_model(model)
+def compile_text(text, model, example=None):
+    traced = trace_model(model, example)
     plan = resolve_recipe(loads(text), traced, steps_per_epoch=10)
     return compile_plan(plan, traced)
 
 
 def worst_difference(
     model,
-    size,
+    size=None,
     *,
     prune,
-    private,
+    private="",
+    inputs=None,
+    losses=None,
     keep="keep first Conv2d",
     updates=DCIL,
     shares=None,
@@ -62,18 +68,23 @@ def worst_difference(
     """The largest difference in outputs, loss, gradients and weights over `steps` steps.
 
     Each difference is taken relative to 1 + the largest absolute value of the tensor it is in.
-    Masks have to agree exactly. Both sides draw their random numbers from the same seed.
+    Masks and the outputs' structure have to agree exactly. Both sides draw their random numbers
+    from the same seed.
+
+    inputs  step -> (args, kwargs); None: images of `size` pixels
+    losses  (sparse output, dense output, target, step) -> scalar; None: those of the recipe
     """
     with torch.no_grad():
         for parameter in model.parameters():
             # Weights drawn in float32 tie by the thousand; rounding would then choose the mask.
             parameter.add_(1e-4 * torch.randn_like(parameter))
-    if not training:
+    if not training and inputs is None:
         _settle_statistics(model, size, batch)
     text = RECIPE.format(
         prune=prune, keep=keep, private=private, updates=updates, sparsity=sparsity
     )
-    dual = compile_text(text, model)
+    example = None if inputs is None else Inputs(*inputs(0))
+    dual = compile_text(text, model, example)
     plan = dual.plan
     target = float(sparsity.rstrip("%")) / 100
     shares = shares or {"kept": (1, 0), "pruned": (0, 1), "rest": (1, 0)}
@@ -83,7 +94,7 @@ def worst_difference(
         [entry.module for entry in plan.privates],
         shares,
         lambda step: 0.5 + (target - 0.5) * min(step / 4, 1),
-        cross_entropies_and_kl,
+        losses or cross_entropies_and_kl,
     )
     optimizer = torch.optim.SGD(
         [p for _, p in dual.trainable()], lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
@@ -102,40 +113,59 @@ def worst_difference(
 
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        x = torch.randn(batch, 3, size, size, dtype=dtype, generator=generator)
-        target_B = torch.randint(0, 10, (batch,), generator=generator)
-        x, target_B = x.to(device), target_B.to(device)
+        if inputs is None:
+            x = torch.randn(batch, 3, size, size, dtype=dtype, generator=generator)
+            given = (x.to(device),), {}
+        else:
+            given = inputs(step)
+        target_B = torch.randint(0, 10, (batch,), generator=generator).to(device)
         if step % 2 == 0:
             reference.refresh(step)
         dual.begin_step(step)
         print(step, worst)
         for name, mask in dual.masks.items():
             assert torch.equal(mask, reference.masks[name].bool()), f"mask of {name}, step {step}"
-        torch.manual_seed(step)
-        outputs = dual(x)
-        loss = total_loss(plan, outputs, target_B, step)
+        _seed(step)
+        outputs = dual(*given[0], **given[1])
+        if losses is None:
+            loss = total_loss(plan, outputs, target_B, step)
+        else:
+            loss = losses(outputs["sparse"], outputs["dense"], target_B, step)
         optimizer.zero_grad()
         loss.backward()
-        torch.manual_seed(step)
-        y_sparse, y_dense, their_loss, gradients = reference.gradients(x, target_B, step)
-        compare(outputs["sparse"], y_sparse)
-        compare(outputs["dense"], y_dense)
+        _seed(step)
+        y_sparse, y_dense, their_loss, gradients = reference.gradients(given, target_B, step)
+        for found, expected in ((outputs["sparse"], y_sparse), (outputs["dense"], y_dense)):
+            assert type(found) is type(expected)
+            if is_dataclass(found) and not isinstance(found, dict):
+                found, expected = vars(found), vars(expected)
+            assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+            for one, other in zip(numbers_in(found), numbers_in(expected), strict=True):
+                compare(one, other)
         compare(loss, their_loss)
         ours = dict(dual.named_parameters())
         assert ours.keys() == gradients.keys()
         for name, parameter in ours.items():
-            gradient = parameter.grad
-            compare(
-                torch.zeros_like(parameter) if gradient is None else gradient, gradients[name]
-            )
+            if parameter.grad is None:  # torch's optimiser would leave out its weight decay
+                parameter.grad = torch.zeros_like(parameter)
+            compare(parameter.grad, gradients[name])
         reference.sgd(gradients, lr=0.01, momentum=0.9, weight_decay=1e-4)
         optimizer.step()
     for name, weight in reference.weights.items():
         compare(dual.get_parameter(name), weight)
+    for module, twin in reference.twin.items():
+        for name, buffer in twin.named_buffers():
+            if buffer.is_floating_point():
+                compare(dual.get_submodule(f"{module}__dense").get_buffer(name), buffer)
     for name, buffer in reference.master.named_buffers():
         if buffer.is_floating_point():
             compare(dual.get_buffer(name), buffer)
     return worst
+
+
+def _seed(step):
+    random.seed(step)
+    torch.manual_seed(step)
 
 
 def _settle_statistics(model, size, batch):

@@ -61,28 +61,6 @@ class Tied(nn.Module):
         return self.second(self.first(x).relu())
 
 
-class Branches(nn.Module):
-    """Control flow on data."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = Gate()
-
-    def forward(self, x):
-        return self.gate(x)
-
-
-class Gate(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-
-    def forward(self, x):
-        if x.sum() > 0:
-            return self.linear(x)
-        return x
-
-
 def images(batch=4, size=8, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, size, size, generator=generator, dtype=dtype)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from comparison import compile_text
-from nets import Auxiliary, Branches, Drops, Tied, Tiny, images
+from nets import Auxiliary, Drops, Tied, Tiny, images
 from torch import fx, nn
 from torchvision import models
 
@@ -228,13 +228,6 @@ def test_a_compiled_step_has_one_graph_and_is_not_compiled_again_when_masks_move
         assert torch.equal(outputs["sparse"], dual(images())["sparse"])
         sum(y.sum() for y in outputs.values()).backward()
     assert len(graphs) == 1
-
-
-def test_a_model_that_cannot_be_traced_is_refused_with_the_module_that_stopped_it():
-    from dcil_dsl.graph import TraceError, trace_model
-
-    with pytest.raises(TraceError, match=r"`gate` \(Gate\) cannot be traced: .*control flow"):
-        trace_model(Branches())
 
 
 def test_a_plan_for_another_model_is_refused():

@@ -6,9 +6,11 @@ from one selection among all magnitudes.
 """
 
 import copy
+from dataclasses import is_dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
 
 
 class TwoForwards:
@@ -54,15 +56,20 @@ class TwoForwards:
     def is_private(self, name):
         return any(name.startswith(f"{module}.") for module in self.private)
 
-    def gradients(self, x, target, step):
-        """Outputs, the loss, and every gradient: shared and deployed ones, then the twins'."""
+    def gradients(self, inputs, target, step):
+        """Outputs, the loss, and every gradient: shared and deployed ones, then the twins'.
+
+        inputs  (args, kwargs) of both forwards; each gets tensors of its own
+        """
         sparse, dense = self.paths()
-        y_sparse = sparse(x)
+        args, kwargs = copy.deepcopy(inputs)
+        y_sparse = sparse(*args, **kwargs)
         # Statistics that both paths share are moved by the sparse forward, then the dense one.
         for name, buffer in dict(dense.named_buffers()).items():
             if not self.is_private(name):
                 buffer.copy_(sparse.get_buffer(name))
-        y_dense = dense(x)
+        args, kwargs = copy.deepcopy(inputs)
+        y_dense = dense(*args, **kwargs)
         loss = self.losses(y_sparse, y_dense, target, step)
         loss.backward()
         with torch.no_grad():
@@ -74,21 +81,22 @@ class TwoForwards:
                     buffer.copy_(dense.get_submodule(module).get_buffer(name))
         grads = {}
         for name in self.weights:
-            g_sparse, g_dense = sparse.get_parameter(name).grad, dense.get_parameter(name).grad
+            g_sparse, g_dense = (
+                torch.zeros_like(p) if p.grad is None else p.grad  # a branch that was not taken
+                for p in (sparse.get_parameter(name), dense.get_parameter(name))
+            )
             if self.is_private(name):
                 grads[name] = g_sparse
                 module = next(m for m in self.private if name.startswith(f"{m}."))
                 grads[f"{module}__dense{name[len(module):]}"] = g_dense
                 continue
-            g_sparse = torch.zeros_like(self.weights[name]) if g_sparse is None else g_sparse
-            g_dense = torch.zeros_like(self.weights[name]) if g_dense is None else g_dense
             routed = {p: a * g_sparse + b * g_dense for p, (a, b) in self.shares.items()}
             if name in self.masks:
                 m = self.masks[name]
                 grads[name] = m * routed["kept"] + (1 - m) * routed["pruned"]
             else:
                 grads[name] = routed["rest"]
-        return y_sparse.detach(), y_dense.detach(), loss.detach(), grads
+        return y_sparse, y_dense, loss.detach(), grads
 
     def sgd(self, grads, lr, momentum, weight_decay):
         """Nesterov's momentum as torch.optim.SGD defines it, by hand."""
@@ -100,6 +108,23 @@ class TwoForwards:
                 g = grads[name] + weight_decay * w
                 v = self.momentum[name] = momentum * self.momentum.get(name, 0) + g
                 w -= lr * (g + momentum * v)
+
+
+def weighted_squares(y_sparse, y_dense, target, step):
+    """For outputs of any structure: squares of the numbers, each tensor with a weight."""
+    total = 0
+    for coefficient, output in ((1.0, y_sparse), (0.5, y_dense)):
+        for place, values in enumerate(numbers_in(output)):
+            total = total + coefficient / (place + 1) * values.square().mean()
+    return total
+
+
+def numbers_in(output):
+    """The tensors of real numbers in an output, in order."""
+    if is_dataclass(output) and not isinstance(output, dict):
+        output = vars(output)
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
 
 
 def cross_entropies_and_kl(y_sparse, y_dense, target, step, kl_from=1, t=2.0):

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torchvision import models
 
 from dcil_dsl.graph import TraceError, trace_model
+from dcil_dsl.graph.compare import compare_with_model
 from dcil_dsl.graph.topology import reached_from
 
 
@@ -142,38 +143,123 @@ class Branches(nn.Module):
         return self.fc(x) if x.sum() > 0 else x
 
 
-@pytest.mark.parametrize(
-    "build, module, kind",
-    [
-        (lambda: Branches(), "", "Branches"),
-        (lambda: nn.Sequential(nn.Linear(3, 3), Branches()), "1", "Branches"),
-        (lambda: nn.Sequential(nn.Sequential(nn.ReLU(), Branches())), "0.1", "Branches"),
-    ],
-    ids=["the model itself", "a part", "a part of a part"],
-)
-def test_what_cannot_be_traced_is_named_with_its_place_and_type(build, module, kind):
-    with pytest.raises(TraceError) as caught:
-        trace_model(build())
-    assert (caught.value.module, caught.value.type) == (module, kind)
-    where = f"`{module}` ({kind})" if module else f"the forward of {kind}"
-    assert str(caught.value).startswith(f"{where} cannot be traced: ")
-    assert "\n" not in str(caught.value)
+WHOLE = {
+    "the model itself": (lambda: Branches(), [""]),
+    "a part": (lambda: nn.Sequential(nn.Linear(3, 3), Branches()), ["1"]),
+    "a part of a part": (lambda: nn.Sequential(nn.Sequential(nn.ReLU(), Branches())), ["0.1"]),
+    "two parts": (lambda: nn.Sequential(Branches(), nn.ReLU(), Branches()), ["0", "2"]),
+    "the parent of two": (lambda: nn.Sequential(Chooses(Branches(), Branches())), ["0"]),
+}
 
 
-def test_any_failure_of_a_forward_under_tracing_is_told_as_one():
+class Chooses(nn.Module):
+    """Cannot be traced itself either."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x) if x.mean() < 1e3 else x
+        return x
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_innermost_module_that_cannot_be_traced_stays_whole(name):
+    build, paths = WHOLE[name]
+    model, x = build(), torch.randn(2, 3)
+    traced = trace_model(model)
+    assert list(traced.whole) == paths
+    assert "control flow" in traced.whole[paths[0]] and "\n" not in traced.whole[paths[0]]
+    for training in (True, False):
+        assert torch.equal(run(traced, training, x), model(x))
+
+
+def test_what_stays_whole_leaves_no_node_of_its_inside():
+    traced = trace_model(nn.Sequential(nn.Linear(3, 3), Branches(), nn.ReLU()))
+    assert [node.target for node in traced.train.nodes if node.op == "call_module"] == [
+        "0", "1", "2",
+    ]  # fmt: skip
+    assert [(layer.path, layer.called) for layer in traced.layers] == [
+        ("0", "0"), ("1", "1"), ("1.fc", "1"), ("2", "2"),
+    ]  # fmt: skip
+
+
+def test_any_failure_of_a_forward_under_tracing_is_its_reason():
     class Fails(nn.Module):
         def forward(self, x):
             raise ZeroDivisionError
 
-    with pytest.raises(TraceError, match="ZeroDivisionError"):
-        trace_model(nn.Sequential(Fails()))
+    assert trace_model(nn.Sequential(Fails())).whole == {"0": "ZeroDivisionError"}
 
 
-def test_a_failed_trace_leaves_the_model_as_it_was():
+def test_a_module_is_kept_whole_where_that_is_asked_for():
+    traced = trace_model(Late(), keep={"drops": "asked for"})
+    assert traced.whole == {"drops": "asked for"}
+    assert "drops" in [node.target for node in traced.eval.nodes]
+
+
+class Fills(nn.Module):
+    """Writes into a list of its caller, and cannot be traced."""
+
+    def forward(self, x, found):
+        found.append(x * 2)
+        return x if x.sum() > 0 else -x
+
+
+class Gives(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fills = Fills()
+
+    def forward(self, x):
+        found = []
+        return self.fills(x, found) + found[0]
+
+
+def test_who_gives_a_list_to_be_filled_stays_whole_with_the_one_who_fills_it():
+    traced = trace_model(nn.Sequential(Gives()))
+    assert list(traced.whole) == ["0"]
+
+
+def test_a_model_whose_part_stays_whole_is_given_back_as_it_was():
     model = nn.Sequential(nn.Linear(3, 3), Branches()).eval()
-    with pytest.raises(TraceError):
-        trace_model(model)
+    names = [sorted(vars(module)) for module in model.modules()]
+    traced = trace_model(model)
     assert not any(module.training for module in model.modules())
+    for net in (model, traced.model):
+        assert [sorted(vars(module)) for module in net.modules()] == names
+
+
+class Tells(nn.Module):
+    """Its part returns a dictionary or a pair by a flag of the part's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Branches()
+
+    def forward(self, x):
+        y = self.part(x)
+        return y if isinstance(y, torch.Tensor) else y * 0
+
+
+def test_where_the_graph_computes_other_numbers_more_stays_whole():
+    """fx sees no tensor in what a whole module returns, and takes the other branch."""
+    model, x = nn.Sequential(nn.Linear(3, 3), Tells(), nn.Linear(3, 2)), torch.randn(2, 3)
+    traced = compare_with_model(trace_model(model, (x,)), model, (x,))
+    assert list(traced.whole) == ["1"] and "other numbers" in traced.whole["1"]
+    assert torch.equal(run(traced, True, x), model(x))
+
+
+def test_a_model_that_fails_by_itself_is_an_error_with_its_reason():
+    class Fails(nn.Linear):
+        def forward(self, x):
+            return super().forward(x[:, :2])
+
+    model = nn.Sequential(Fails(3, 3))
+    with pytest.raises(TraceError, match="it fails in evaluation mode: mat1 and mat2"):
+        compare_with_model(trace_model(model), model, (torch.ones(2, 3),))
 
 
 # -- topology -------------------------------------------------------------------------------------

@@ -118,19 +118,19 @@ class Odd(nn.Module):
         ("Conv2d", "E303", "`stem` is pruned and private"),
         ("ReLU", "E308", "nothing here has weights or statistics to be private: ReLU"),
         ("Odd { init = fresh }", "E308", "`odd` (Odd) cannot start fresh: it has no way to reset"),
-        ('"attention.out_proj"', "E308",
-         "`attention.out_proj` is called by `attention`, not by the graph"),
+        ('"head"', "E308", "`head` cannot be private: it shares a weight with `again`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_private_is_told(private, code, message):
     class Bigger(Net):
         def __init__(self):
             super().__init__()
-            self.odd, self.attention = Odd(), nn.MultiheadAttention(10, 2)
+            self.odd, self.again = Odd(), nn.Linear(8, 10)
+            self.again.weight = self.head.weight
 
         def forward(self, x):
             x = self.odd(super().forward(x))
-            return self.attention(x, x, x, need_weights=False)[0]
+            return self.again(x[:, :8])
 
     mix = MIX.replace("loss", f"private {private}\nloss", 1)
     _, errors = resolve("prune Conv2d to 90%", Bigger(), mix=mix)
