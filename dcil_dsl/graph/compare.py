@@ -33,7 +33,8 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
                     on one
 
     Where the numbers differ, the one module next to the root that is to blame stays whole, or all
-    of them do, or the model. A model that differs from itself is refused. Nothing is run where the model is whole, or on the meta device.
+    of them do, or the model. A model that differs from itself is refused. Nothing is run where
+    the model is whole, or on the meta device.
     """
     example = Inputs.of(example_inputs)
     first = next(model.parameters(), None)
