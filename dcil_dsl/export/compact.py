@@ -155,9 +155,13 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
 
 def _trace(model: nn.Module) -> Traced:
     try:
-        return trace_model(model)
+        traced = trace_model(model)
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
+    for path, reason in traced.whole.items():
+        place = f"`{path}`" if path else "the model"
+        raise InputError(f"{place} cannot be traced, so nothing of it can be removed: {reason}")
+    return traced
 
 
 def _open_dead(graph: fx.Graph, model: nn.Module) -> tuple[str, ...]:
