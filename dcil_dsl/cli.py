@@ -37,11 +37,13 @@ def compile_recipe(
     data: o.DataDir = None,
     out: o.RunOut = None,
     resume: o.Resume = False,
+    resume_anyway: o.ResumeAnyway = False,
     weights: o.Weights = None,
     sets: o.Sets = None,
     device: o.Device = "auto",
     precision: o.Precision = None,
     workers: o.Workers = None,
+    on_bad_image: o.OnBadImage = "stop",
     compile: o.Compile = False,
     seed: o.Seed = None,
     max_steps: o.MaxSteps = None,
@@ -52,10 +54,14 @@ def compile_recipe(
     """Compile a recipe for a model; with --train: train, evaluate, export, prove."""
     if precision not in (None, "fp32", "bf16", "fp16"):
         raise InputError(f"there is no precision `{precision}`", help="fp32, bf16 or fp16")
+    if on_bad_image not in ("stop", "skip"):
+        raise InputError(f"there is no --on-bad-image {on_bad_image}", help="stop or skip")
     overrides = overrides_of(sets)
     if train is None:
         refuse(
-            data=data, out=out, resume=resume, compile=compile, max_steps=max_steps, workers=workers
+            data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
+            max_steps=max_steps, workers=workers,
+            on_bad_image=None if on_bad_image == "stop" else on_bad_image,
         )
         prepared = prepare_for(
             recipe,
@@ -89,7 +95,8 @@ def compile_recipe(
     if pick_device(device).type == "cpu":
         keep_freed_memory()  # not in job.py: in a program of the user's that is theirs to say
     run = train_job(
-        recipe, model, train, overrides=overrides, directory=data, out=out, resume=resume,
+        recipe, model, train, overrides=overrides, directory=data, out=out,
+        resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
         weights=weights, device=device, precision=precision, workers=workers, compile=compile,
         seed=seed, max_steps=max_steps, quiet=quiet, warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
@@ -255,7 +262,7 @@ def _again(argv: list[str], folder: Path | None) -> list[str]:
     """The command that continues a run: what was typed, with --resume and the run's folder."""
     program = Path(argv[0]).name
     words = ["python", "-m", "dcil_dsl"] if program == "__main__.py" else [program]
-    words += [word for word in argv[1:] if word != "--resume"]
+    words += [word for word in argv[1:] if word not in ("--resume", "--resume-anyway")]
     return words + ([] if folder is None else ["--out", str(folder)]) + ["--resume"]
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ from dcil_dsl.claims import Claim, check_claims, judge_claims
 from dcil_dsl.command import full_path, weights_to_resume, write_command
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Dataset, Loader, open_dataset
+from dcil_dsl.data.bad_images import BadImages
+from dcil_dsl.data.contents import contents_of
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
@@ -30,6 +33,7 @@ from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.report import make_report
 from dcil_dsl.export.verify import verify_tensors
+from dcil_dsl.graph.text import text_of
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.lang.vocabulary import ModelLoss
 from dcil_dsl.plan.plan import Plan
@@ -97,6 +101,8 @@ def train(
     warn: Warn | None = None,
     note: Note | None = None,
     display: Display | None = None,
+    anyway: bool = False,
+    on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -106,6 +112,9 @@ def train(
     out        the run folder; resume continues it
     workers    processes that read images; None: as many as pay
     max_steps  stop after so many steps of the run in all
+    anyway     resume although recipe, model or data have changed
+    on_bad_image  what becomes of one that cannot be read: the end of the run, or the next image in
+                  its place, told and put down in the run's bad_images.txt
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
@@ -115,13 +124,13 @@ def train(
         return _train(
             recipe, model, data, overrides, directory, out, resume, weights,
             pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
-            warn or warn_in_python, note or _silent, display, ranks,
+            warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image,
         )  # fmt: skip
 
 
 def _train(
     recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
-    compile, seed, max_steps, quiet, warn, note, display, ranks,
+    compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image,
 ) -> Run:  # fmt: skip
     """`train`, among the ranks."""
     resume = _may_resume(resume, out, ranks)
@@ -139,7 +148,8 @@ def _train(
     _note_other_data(recipe, dataset, note)
 
     images = resolve_data(recipe.data)
-    example = next(iter(_loader(dataset, "val", images, 1).epoch(0)))[0]
+    bad = BadImages(note) if on_bad_image == "skip" else None
+    example = next(iter(_loader(dataset, "val", images, 1, on_bad_image=bad).epoch(0)))[0]
     num_batches = _loader(dataset, "train", images, images.batch_size).num_batches
     steps_per_epoch = math.ceil(num_batches / recipe.train.accumulate)
     if images.batch_size < ranks.count:
@@ -163,19 +173,24 @@ def _train(
             "no weight of the model learns: requires_grad is False for all of them",
             help="model.requires_grad_(True)",
         )
-    loaders = make_loaders(plan, dataset, device, workers, ranks)
+    loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
     def the_folder() -> str:
+        made_of = dict(model=text_of(prepared.traced), data=contents_of(dataset))
         if resume:
-            return str(resume_run(out, plan).path)
-        folder = create_run(plan, recipe.given, recipe.text, out)
+            return str(
+                resume_run(out, plan, recipe.given, recipe.text, **made_of, anyway=anyway).path
+            )
+        folder = create_run(plan, recipe.given, recipe.text, out, **made_of)
         write_command(folder, plan, directory, weights, device)
         return str(folder.path)
 
     folder = RunFolder(Path(ranks.from_first(the_folder)))
+    if bad is not None:
+        bad.keep_in(folder.bad_images)
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
-        max_steps=max_steps, resume=resume, ranks=ranks,
+        max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks,
     )  # fmt: skip
     with hold_run(folder) if ranks.is_first else nullcontext():
         try:
@@ -190,7 +205,8 @@ def _train(
         verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
         complete = result.step == plan.num_steps
         claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
-        folder.write_report(_report(plan, result, claims, deployed, device))
+        report = _report(plan, result, claims, deployed, device)
+        folder.write_report(report | {"bad_images": folder.read_bad_images()})
         return Run(folder, plan, result, claims, deployed)
 
 
@@ -203,12 +219,17 @@ def open_data(data: str | Dataset, directory: str | Path | None, channels: int) 
 
 
 def make_loaders(
-    plan: Plan, dataset: Dataset, device: torch.device, workers: int | None, ranks: Ranks = Ranks()
+    plan: Plan,
+    dataset: Dataset,
+    device: torch.device,
+    workers: int | None,
+    ranks: Ranks = Ranks(),
+    on_bad_image: Callable[[str], None] | None = None,
 ) -> tuple[Loader, Loader]:
     """The training and the held-out batches as the plan and the machine have them."""
     more = dict(
         seed=plan.train.seed, device=device, channels_last=is_convolutional(plan),
-        rank=ranks.rank, world_size=ranks.count,
+        rank=ranks.rank, world_size=ranks.count, on_bad_image=on_bad_image,
     )  # fmt: skip
     return tuple(
         _loader(

@@ -73,6 +73,19 @@ RunOut = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
+ResumeAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--resume-anyway", help="--resume, although recipe, model or data are not what they were"
+    ),
+]
+OnBadImage = Annotated[
+    str,
+    typer.Option(
+        "--on-bad-image", metavar="WHAT",
+        help="an image that cannot be read: stop, or skip it and take the next one in its place",
+    ),
+]
 Weights = Annotated[
     Optional[str],
     typer.Option(

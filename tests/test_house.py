@@ -153,7 +153,8 @@ def test_the_options_of_the_command_line_are_these():
     }
     assert found == {
         "compile": {
-            "--model", "--train", "--data", "--out", "--resume", "--weights", "--set", "--device",
+            "--model", "--train", "--data", "--out", "--resume", "--resume-anyway", "--weights",
+            "--set", "--device", "--on-bad-image",
             "--precision", "--workers", "--compile", "--no-compile", "--seed", "--max-steps",
             "--quiet", "--concise", "--steps-per-epoch",
         },

@@ -59,7 +59,8 @@ def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Imag
         fact = " ".join(str(error).split())
         raise BadImage(
             f"cannot read the image {name or file}: {type(error).__name__}: {fact}",
-            "replace the file or take it away, or train with --on-bad-image skip",
+            "replace the file or take it away, and go on with --resume-anyway, for the data are "
+            "others then; or go on without it: --resume --on-bad-image skip",
         ) from error
 
 

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
-from dcil_dsl.training.run import cannot_write, fingerprint, write_atomically
+from dcil_dsl.training.run import cannot_write, write_atomically
 
 FORMAT = "dcil checkpoint 1"
 
@@ -112,13 +113,13 @@ def load_checkpoint(path: Path, state: State) -> None:
     InputError where the file is missing or damaged, or belongs to another plan or model.
     """
     tensors, header = read_checkpoint(path, state.dual.plan)
-    load_model(state.dual, _under("model/", tensors), path)
+    load_model(state.dual, under("model/", tensors), path)
     try:
-        load_optimizer_state(state.optimizer, _under("optimizer/", tensors))
+        load_optimizer_state(state.optimizer, under("optimizer/", tensors))
     except KeyError as error:
         raise InputError(f"{path} holds another model: no parameter {error}") from None
-    _fill(state.average, _under("average/", tensors), path)
-    before = _under("before/", tensors)
+    _fill(state.average, under("average/", tensors), path)
+    before = under("before/", tensors)
     _fill(state.before, before or {k: m.cpu() for k, m in state.dual.masks.items()}, path)
     _fill({"sums": state.sums}, {"sums": tensors["sums"]}, path)
     state.position = Position(**json.loads(header["position"]))
@@ -130,14 +131,16 @@ def load_deployed(path: Path, dual: nn.Module) -> Position:
     InputError as in load_checkpoint; SparsityError where its masks are not what the plan asks.
     """
     tensors, header = read_checkpoint(path, dual.plan)
-    load_model(dual, _under("model/", tensors) | _under("average/", tensors), path)
+    load_model(dual, under("model/", tensors) | under("average/", tensors), path)
     position = Position(**json.loads(header["position"]))
     check_sparsity(dual, masks_step(position.step))
     return position
 
 
-def read_checkpoint(path: Path, plan: Plan) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by name and the header, proved whole and of this plan. Else InputError."""
+def read_checkpoint(
+    path: Path, plan: Plan | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors by name and the header, proved whole, and of `plan` if given. Else InputError."""
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
@@ -150,7 +153,7 @@ def read_checkpoint(path: Path, plan: Plan) -> tuple[dict[str, Tensor], dict[str
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
     if header.pop("digest", None) != digest(tensors, header):
         raise InputError(f"the checkpoint {path} is damaged: its digest does not match")
-    if header["plan"] != fingerprint(plan):
+    if plan is not None and header["plan"] != fingerprint(plan):
         raise InputError(f"the checkpoint {path} belongs to another plan")
     return tensors, header
 
@@ -187,5 +190,5 @@ def _same(want: Mapping[str, Tensor], have: Mapping[str, Tensor], path: Path) ->
             raise InputError(f"{path} holds another model: `{name}` has shape {shapes}")
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

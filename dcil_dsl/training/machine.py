@@ -23,7 +23,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Options:
-    """precision None: the recipe's. max_steps: the run ends after so many steps in all."""
+    """precision None: the recipe's. max_steps: the run ends after so many steps in all.
+
+    anyway  the checkpoint of another plan will do (adopt.py)
+    """
 
     device: str | torch.device = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
@@ -31,6 +34,7 @@ class Options:
     channels_last: bool = False
     max_steps: int | None = None
     resume: bool = False
+    anyway: bool = False
     ranks: Ranks = Ranks()
 
 

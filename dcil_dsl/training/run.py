@@ -13,19 +13,24 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import date
-from hashlib import sha256
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.differences import (
+    data_differences,
+    listed,
+    plan_differences,
+    text_differences,
+)
 
-MAX_DIFFERENCES = 5  # shown of two plans; the count of the rest is said
+HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class RunFolder:
     recipe = property(lambda self: self.path / "recipe.prune")
     resolved = property(lambda self: self.path / "resolved.prune")
     plan = property(lambda self: self.path / "plan.json")
+    model = property(lambda self: self.path / "model.txt")
+    data = property(lambda self: self.path / "data.json")
+    bad_images = property(lambda self: self.path / "bad_images.txt")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoint = property(lambda self: self.path / "checkpoint" / "last.safetensors")
     weights = property(lambda self: self.path / "sparse.safetensors")
@@ -82,12 +90,26 @@ class RunFolder:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_text(self.metrics, text)
 
+    def read_bad_images(self) -> list[str]:
+        """What data/bad_images.py wrote: one line an image, each once."""
+        return list(dict.fromkeys(_stored(self.bad_images).splitlines()))
+
     def write_report(self, report: dict) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
 
 
-def create_run(plan: Plan, given: str, resolved: str, out: Path | str | None = None) -> RunFolder:
-    """A new folder with the recipe's two texts and the plan in it.
+def create_run(
+    plan: Plan,
+    given: str,
+    resolved: str,
+    out: Path | str | None = None,
+    model: str = "",
+    data: Mapping[str, str] = {},
+) -> RunFolder:
+    """A new folder with what the run is started with in it.
+
+    given, resolved  the recipe's two texts
+    model, data      the model in words (graph/text.py), what the data hold (data/contents.py)
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
@@ -108,16 +130,21 @@ def create_run(plan: Plan, given: str, resolved: str, out: Path | str | None = N
         draft.chmod(0o777 & ~_umask())  # mkdtemp makes it for its owner alone
         run = RunFolder(draft)
         run.checkpoint.parent.mkdir()
-        for path, text in [
-            (run.recipe, given), (run.resolved, resolved), (run.plan, plan.to_json() + "\n"),
-        ]:  # fmt: skip
-            write_text(path, text)
+        _write_start(run, plan, given, resolved, model, data)
         return RunFolder(_rename(draft, Path(out) if out is not None else None, parent / name))
     except OSError as error:
         raise cannot_write(Path(out) if out is not None else parent, error) from None
     finally:
         if draft is not None and draft.exists():
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> None:
+    for path, text in [
+        (run.recipe, given), (run.resolved, resolved), (run.model, model),
+        (run.data, json.dumps(data, indent=2) + "\n"), (run.plan, plan.to_json() + "\n"),
+    ]:  # fmt: skip
+        write_text(path, text)
 
 
 def open_run(path: Path | str) -> RunFolder:
@@ -130,19 +157,48 @@ def open_run(path: Path | str) -> RunFolder:
     return run
 
 
-def resume_run(path: Path | str, plan: Plan) -> RunFolder:
-    """A folder to continue under the same plan. InputError names the fields that differ."""
+def resume_run(
+    path: Path | str,
+    plan: Plan,
+    given: str = "",
+    resolved: str = "",
+    model: str = "",
+    data: Mapping[str, str] = {},
+    anyway: bool = False,
+) -> RunFolder:
+    """A folder to continue with what it was started with, as create_run has it.
+
+    InputError tells what differs: lines of the recipe and of the model, parts of the data, settings
+    of the plan. A text that is empty here or there is not compared. anyway: the folder takes what
+    there is now, and keeps the plan before as plan-until-<time>.json.
+    """
     run = open_run(path)
-    differences = plan_differences(run.read_plan(), plan)
-    if differences:
-        shown = differences[:MAX_DIFFERENCES]
-        if more := len(differences) - len(shown):
-            shown.append(f"and {more} more")
+    differences = _differences(run, plan, resolved, model, data)
+    if differences and not anyway:
+        lines = [line for found in differences.values() for line in listed(found)]
         raise InputError(
-            f"{path} was started with another plan and cannot be resumed with this one",
-            help="\n".join(shown),
+            f"{path} was started with {' and '.join(differences)} and cannot be resumed",
+            help="\n".join([*lines, HOW_ANYWAY]),
         )
+    if differences:
+        kept = run.plan.with_name(f"plan-until-{datetime.now():%Y-%m-%d-%H%M%S}.json")
+        write_text(kept, _read(run.plan))
+        _write_start(run, plan, given, resolved, model, data)
     return run
+
+
+def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str, list[str]]:
+    """Of recipe, model, data and plan those that differ, with lines that say how.
+
+    Where the plans are the same, recipes may differ: in comments, or in what they expect.
+    """
+    plans = plan_differences(run.read_plan(), plan)
+    texts = {
+        "another recipe": text_differences(_read(run.resolved), resolved) if plans and resolved else [],
+        "another model": text_differences(_stored(run.model) or model, model) if model else [],
+        "other data": data_differences(json.loads(_stored(run.data) or "{}") or data, data),
+    }
+    return {name: lines for name, lines in (texts | {"another plan": plans}).items() if lines}
 
 
 @contextmanager
@@ -166,21 +222,6 @@ def hold_run(run: RunFolder) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def plan_differences(old: Plan, new: Plan) -> list[str]:
-    """Where two plans would train differently: "train.rate.warmup: 5 in the run, 0 now".
-
-    The recipe's name, title and place in its file, and what it expects of the result, may change.
-    """
-    found: list[str] = []
-    _compare(_science(old), _science(new), "", found)
-    return found
-
-
-def fingerprint(plan: Plan) -> str:
-    """A sha256 that two plans share exactly where plan_differences finds nothing."""
-    return sha256(json.dumps(_science(plan), sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -241,29 +282,9 @@ def _in_the_way(out: Path) -> str | None:
     return "is not empty" if any(out.iterdir()) else None
 
 
-def _science(plan: Plan) -> dict:
-    values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
-    for part in [*values["layers"], *values["groups"]]:
-        del part["rule"]
-    return values
-
-
-def _compare(old: object, new: object, name: str, found: list[str]) -> None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            inner = f"{name}.{key}" if name else key
-            _compare(old.get(key), new.get(key), inner, found)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (a, b) in enumerate(zip(old, new, strict=True)):
-            _compare(a, b, f"{name}[{i}]", found)
-    elif old != new:
-        found.append(f"{name}: {_shown(old)} in the run, {_shown(new)} now")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (list, dict)):
-        return f"{len(value)} entries"
-    return json.dumps(value)
+def _stored(path: Path) -> str:
+    """The text, empty where a run of an earlier version has none."""
+    return _read(path) if path.exists() else ""
 
 
 def _read(path: Path) -> str:

@@ -18,6 +18,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
+from dcil_dsl.training.adopt import load_anyway
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
@@ -111,7 +112,8 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position())
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
     if options.resume and ranks.any(run.checkpoint.exists()):
-        load_checkpoint(run.checkpoint, state)
+        load = load_anyway if options.anyway else load_checkpoint
+        load(run.checkpoint, state)
         if not ranks.is_first:
             sums.zero_()  # they are of all ranks, and added up again when they are told
         if state.position.scaler:

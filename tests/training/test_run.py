@@ -10,7 +10,7 @@ from tiny_run import tiny_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import create_run, open_run, resume_run
-from dcil_dsl.training.run import fingerprint, plan_differences
+from dcil_dsl.training.differences import fingerprint, plan_differences
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):
@@ -66,7 +66,7 @@ def test_only_what_changes_the_training_is_a_difference():
     assert plan_differences(plan, renamed) == [] and fingerprint(plan) == fingerprint(renamed)
     other = tiny_plan(train={"seed": 4, "ema": None})
     assert plan_differences(plan, other) == [
-        "train.ema: 0.9 in the run, null now",
+        "train.ema: 0.9 in the run, none now",
         "train.seed: 3 in the run, 4 now",
     ]
     assert fingerprint(plan) != fingerprint(other)
@@ -80,7 +80,8 @@ def test_many_differences_are_counted(tmp_path):
     )
     with pytest.raises(InputError, match="another plan") as error:
         resume_run(run.path, other)
-    assert error.value.help.splitlines()[-1] == "and 1 more"
+    lines = error.value.help.splitlines()
+    assert lines[-2] == "and 1 more" and "--resume-anyway" in lines[-1]
 
 
 def test_a_torn_last_line_counts_as_not_written(tmp_path):

@@ -1,0 +1,84 @@
+"""What would be trained now against what a run was started with.
+
+In:   two plans, two texts of a recipe or of a model, two accounts of data.
+Out:  lines for a person, none where the two would train alike; the fingerprint of a plan.
+Not:  nothing is refused here (run.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+
+from dcil_dsl.plan.plan import Plan
+
+MAX_LINES = 5  # shown of each kind; the count of the rest is said
+
+
+def plan_differences(old: Plan, new: Plan) -> list[str]:
+    """Where two plans would train differently: "train.rate.warmup: 5 in the run, 0 now".
+
+    The recipe's name, title and place in its file, and what it expects of the result, may change.
+    """
+    found: list[str] = []
+    _compare(_science(old), _science(new), "", found)
+    return found
+
+
+def fingerprint(plan: Plan) -> str:
+    """A sha256 that two plans share exactly where plan_differences finds nothing."""
+    return sha256(json.dumps(_science(plan), sort_keys=True).encode()).hexdigest()
+
+
+def text_differences(old: str, new: str) -> list[str]:
+    """The lines that went, "- target = 90%", and those that came, "+ target = 95%"."""
+    lines = difflib.ndiff(
+        [line.strip() for line in old.splitlines()], [line.strip() for line in new.splitlines()]
+    )
+    return [line for line in lines if line[0] in "-+" and line[1:].strip()]
+
+
+def data_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """By part of the data (data/contents.py): what it was and what it is."""
+    return [
+        f"{name}: {old.get(name, 'nothing')} in the run, {new.get(name, 'nothing')} now"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+
+
+def listed(differences: list[str]) -> list[str]:
+    """The first MAX_LINES of them, and how many more there are."""
+    more = len(differences) - MAX_LINES
+    return differences[:MAX_LINES] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _science(plan: Plan) -> dict:
+    values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
+    for part in [*values["layers"], *values["groups"]]:
+        del part["rule"]
+    # By name, so that a layer more does not shift all that follow it.
+    values["layers"] = {layer.pop("parameter"): layer for layer in values["layers"]}
+    return values
+
+
+def _compare(old: object, new: object, name: str, found: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            inner = f"{name}.{key}" if name else key
+            _compare(old.get(key), new.get(key), inner, found)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            _compare(a, b, f"{name}[{i}]", found)
+    elif old != new:
+        found.append(f"{name}: {_shown(old)} in the run, {_shown(new)} now")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    if isinstance(value, dict):  # of a layer, against None
+        return "there"
+    return "none" if value is None else json.dumps(value)

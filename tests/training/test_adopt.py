@@ -1,0 +1,100 @@
+"""A run that is continued under another plan, because that was asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_resume import assert_same
+from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+from dcil_dsl.training import Options, check_sparsity, create_run, resume_run, train
+from dcil_dsl.training.session import start_session
+from dcil_dsl.training.progress import Display
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of two of its four epochs and three steps more."""
+    run = create_run(tiny_plan(), "given", "resolved", tmp_path / "run")
+    train(tiny_dual(), TinyData(), TinyData(31, seed=1), run, Options(max_steps=13))
+    return run.path
+
+
+def go_on(folder, plan, dual=None, **options):
+    run = resume_run(folder, plan, anyway=True)
+    dual = dual or tiny_dual(plan)
+    val = TinyData(31, seed=1)
+    return train(dual, TinyData(), val, run, Options(resume=True, anyway=True, **options)), dual
+
+
+def state_after(folder, plan):
+    """What a continued run starts from, before its first step."""
+    run = resume_run(folder, plan, anyway=True)
+    return start_session(tiny_dual(plan), run, Options(resume=True, anyway=True), Display()).state
+
+
+OTHERS = {
+    "target": dict(group={"target": 0.7}),
+    "rate": dict(train={"rate": p.Rate(kind="constant")}),
+    "longer": dict(train={"num_epochs": 6}, num_steps=30),
+    "optimizer": dict(train={"optimizer": p.AdamW(lr=0.01)}),
+    "no average": dict(train={"ema": None}),
+    "one loss less": dict(losses=tiny_plan().losses[:3]),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_the_run_ends_as_the_new_plan_says(folder, change):
+    plan = tiny_plan(**OTHERS[change])
+    result, dual = go_on(folder, plan)
+    assert result.step == plan.num_steps
+    assert check_sparsity(dual, result.step - 1).asked == pytest.approx(plan.groups[0].target)
+    assert resume_run(folder, plan).read_plan() == plan
+    (kept,) = folder.glob("plan-until-*.json")
+    assert p.Plan.from_json(kept.read_text()) == tiny_plan()
+
+
+def test_it_begins_with_the_epoch_that_it_was_in_with_the_weights_that_it_had(folder):
+    plan = tiny_plan(group={"target": 0.7})
+    before = start_session(
+        tiny_dual(), resume_run(folder, tiny_plan()), Options(resume=True), Display()
+    ).state
+    state = state_after(folder, plan)
+    assert (before.position.step, before.position.batch) == (13, 3)
+    assert (state.position.step, state.position.epoch, state.position.batch) == (10, 2, 0)
+    for name, weight in before.dual.named_parameters():
+        assert torch.equal(weight, state.dual.get_parameter(name))
+        momentum = before.optimizer.state[weight]["momentum_buffer"]
+        found = state.optimizer.state[state.dual.get_parameter(name)]["momentum_buffer"]
+        assert torch.equal(momentum, found)
+    assert all(torch.equal(mean, state.average[name]) for name, mean in before.average.items())
+    assert check_sparsity(state.dual, 9).measured != check_sparsity(before.dual, 12).measured
+
+
+def test_steps_are_counted_in_epochs_of_the_new_length(folder):
+    plan = tiny_plan(steps_per_epoch=2 * STEPS_PER_EPOCH, num_steps=8 * STEPS_PER_EPOCH)
+    assert state_after(folder, plan).position.step == 2 * 2 * STEPS_PER_EPOCH
+
+
+def test_an_average_that_is_new_starts_from_the_weights(folder):
+    go_on(folder, tiny_plan(train={"ema": None}), max_steps=15)
+    state = state_after(folder, tiny_plan())
+    weights = state.dual.state_dict()
+    assert all(torch.equal(mean, weights[name]) for name, mean in state.average.items())
+
+
+def test_under_the_same_plan_it_goes_on_bit_for_bit_as_without_being_asked(folder, tmp_path):
+    straight = create_run(tiny_plan(), "given", "resolved", tmp_path / "straight")
+    train(tiny_dual(), TinyData(), TinyData(31, seed=1), straight, Options())
+    go_on(folder, tiny_plan())
+    assert_same(folder, straight.path)
+
+
+def test_a_weight_of_another_shape_is_refused_by_name_all_the_same(folder):
+    plan = tiny_plan()
+    dual = tiny_dual(plan)
+    dual.fc.weight = torch.nn.Parameter(torch.zeros(6, 9))
+    with pytest.raises(InputError, match=r"`fc.weight` has shape \(6, 8\) and not \(6, 9\)"):
+        go_on(folder, tiny_plan(train={"seed": 9}), dual)
