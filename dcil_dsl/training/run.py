@@ -193,12 +193,16 @@ def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str,
     Where the plans are the same, recipes may differ: in comments, or in what they expect.
     """
     plans = plan_differences(run.read_plan(), plan)
+    then = json.loads(_stored(run.data) or "{}")
     texts = {
-        "another recipe": text_differences(_read(run.resolved), resolved) if plans and resolved else [],
+        "another recipe": text_differences(_read(run.resolved), resolved)
+        if plans and resolved
+        else [],
         "another model": text_differences(_stored(run.model) or model, model) if model else [],
-        "other data": data_differences(json.loads(_stored(run.data) or "{}") or data, data),
+        "other data": data_differences(then or data, data),
+        "another plan": plans,
     }
-    return {name: lines for name, lines in (texts | {"another plan": plans}).items() if lines}
+    return {name: lines for name, lines in texts.items() if lines}
 
 
 @contextmanager
