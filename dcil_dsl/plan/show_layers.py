@@ -199,6 +199,7 @@ def hardware_words(group: Group) -> list[str]:
         return []
     runs = sum(not reason for reason in group.hardware)
     lines = [f"sparse tensor cores run it in {runs} of {count(len(group.hardware), 'layer')}"]
+    reasons: dict[str, list[str]] = {}
     for name, reason in zip(group.parameters, group.hardware, strict=True):
-        lines += [f"  not in {short_name(name)}: {reason}"] if reason else []
-    return lines
+        reasons.setdefault(reason, []).append(short_name(name))
+    return lines + [f"  not in {', '.join(own)}: {why}" for why, own in reasons.items() if why]

@@ -142,10 +142,10 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
         table.add_row(f"{path} path{deployed}", numbers)
     if result.num_weights:
         table.add_row("sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}")
+        measured = f"{result.sparsity_measured:.2%} of weights"
         if result.counts != "weights":
-            share = f"{result.sparsity_counted:.2%} of {result.counts}"
-            table.add_row("sparsity measured", share)
-        table.add_row("sparsity measured", f"{result.sparsity_measured:.2%} of weights")
+            measured = f"{result.sparsity_counted:.2%} of {result.counts}, {measured}"
+        table.add_row("sparsity measured", measured)
         table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
         for bound, names in (("floor", result.at_floor), ("ceiling", result.at_ceiling)):
             if names:

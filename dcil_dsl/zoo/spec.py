@@ -21,10 +21,11 @@ from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.zoo import resnet_cifar
+from dcil_dsl.zoo import resnet_cifar, small_vit
 from dcil_dsl.zoo.transformers_classes import transformers_builder
 
 SOURCES = ("torchvision", "timm", "hf", "dcil")
+OURS = resnet_cifar.BUILDERS | {"small_vit": small_vit.SmallViT}
 FORMS = (
     "a model is written torchvision:NAME, timm:NAME, hf:CLASS, dcil:NAME, "
     "package.module:callable or path/to/file.py:callable"
@@ -52,7 +53,7 @@ def build_model(
         case "timm":
             builder, fixed = _timm_builder(name)
         case "dcil":
-            builder, fixed = _pick(resnet_cifar.BUILDERS, name, "dcil"), {}
+            builder, fixed = _pick(OURS, name, "dcil"), {}
         case "hf":
             builder, has_classes = transformers_builder(name)
             fixed = {}
