@@ -149,6 +149,8 @@ def _unit_words(group: Group) -> str:
         case Whole(kind=kind):
             return "" if group.of == "units" else f", whole {kind}s,"
     return ""
+
+
 def score_words(score: Score) -> str:
     """"taylor (|w * gradient|) of path sparse, averaged with 0.9 over the steps"."""
     formula = {"taylor": "|w * gradient|", "movement": "-w * gradient", "gradient": "|gradient|"}

@@ -154,7 +154,7 @@ def _bounds_that_bind(
     group: Group, kept: tuple[int, ...], step: int
 ) -> tuple[list[str], list[str]]:
     """The layers of a shared budget that are left with just their floor, or their ceiling."""
-    if group.allocation == "uniform":
+    if group.shared_by == "target" and group.allocation == "uniform":
         return [], []
     names = [own[0] for own in members(group)]
     rows = list(zip(names, kept, group.floors, ceilings_at(group, step), num_units(group)))
