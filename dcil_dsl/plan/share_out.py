@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
 
 
 def erk_weights(
@@ -44,20 +45,38 @@ def share_out(
     floors are kept, whatever the budget.
     """
     rows = [
-        (n, weight, floor / n, ceiling / n)
+        _Row(n, weight, floor / n, ceiling / n)
         for n, weight, floor, ceiling in zip(sizes, weights, floors, ceilings, strict=True)
     ]
 
-    def density(row: tuple[int, float, float, float], eps: float) -> float:
-        _, weight, low, high = row
-        return min(max(eps * weight, low), high)
-
     def kept(eps: float) -> float:
-        return math.fsum(row[0] * density(row, eps) for row in rows)
+        return math.fsum(row.size * row.density(eps) for row in rows)
 
-    ends = sorted({0.0} | {bound / weight for _, weight, *bounds in rows for bound in bounds})
+    ends = sorted({0.0} | {end for row in rows for end in (row.starts, row.stops)})
     start = ends[max(bisect_right(ends, budget, key=kept) - 1, 0)]
-    free = [row for row in rows if row[2] <= start * row[1] < row[3]]
-    rate = math.fsum(n * weight for n, weight, *_ in free)
+    free = [row for row in rows if row.starts <= start < row.stops]
+    rate = math.fsum(row.size * row.weight for row in free)
     eps = start + (max(budget - kept(start), 0.0) / rate if rate else 0.0)
-    return tuple(density(row, eps) for row in rows)
+    return tuple(row.density(eps) for row in rows)
+
+
+class _Row(NamedTuple):
+    """One layer: its density follows eps between `starts` and `stops`."""
+
+    size: int
+    weight: float
+    low: float
+    high: float
+
+    @property
+    def starts(self) -> float:
+        return self.low / self.weight
+
+    @property
+    def stops(self) -> float:
+        return self.high / self.weight
+
+    def density(self, eps: float) -> float:
+        if eps <= self.starts:
+            return self.low
+        return self.high if eps >= self.stops else eps * self.weight
