@@ -94,7 +94,8 @@ def without_sign(scores: Tensor) -> Tensor:
     The place of a float32 among all of them: its bits read as an integer, turned over where it
     is negative. What is not float32 is compared as float32; NaN is the highest, as in select.py.
     """
-    scores = torch.where(scores.isnan(), scores.abs(), scores.float() + 0.0)  # no -0.0
+    scores = scores.float() + 0.0  # no -0.0
+    scores = torch.where(scores.isnan(), scores.abs(), scores)
     bits = scores.view(torch.int32)
     above_zero = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return above_zero.double() + 2.0**31

@@ -143,3 +143,164 @@ def test_a_score_stands_still_while_its_path_does_not_run(score, average):
         for mask, total, name in zip(masks, totals, SHAPES, strict=True):
             assert torch.equal(ours[name], mask), (step, name)
             torch.testing.assert_close(scores[name], total.float(), rtol=2e-5, atol=1e-7)
+
+
+# -- scores without gradients ----------------------------------------------------------------------
+
+
+def test_a_moving_average_of_magnitude_takes_in_the_weight_that_each_step_begins_with():
+    dual, weights, means = compiled("magnitude(average=0.75)"), {}, {}
+    for step in range(4):
+        weights = {name: dual.get_parameter(name).detach().abs().clone() for name in SHAPES}
+        means = {
+            name: 0.75 * means.get(name, torch.zeros_like(w)) + 0.25 * w
+            for name, w in weights.items()
+        }
+        _, scores = take_step(dual, step)
+    for name, mean in means.items():
+        torch.testing.assert_close(scores[name], mean.float())
+
+
+def test_random_masks_are_nested_along_the_ramp_and_the_same_for_the_same_seed():
+    dual, again, other = (compiled("random", seed=seed) for seed in (0, 0, 1))
+    for one in (dual, again, other):
+        one.refresh(0)
+    before = dict(zip(SHAPES, (dual.masks[name].clone() for name in SHAPES), strict=True))
+    assert all(torch.equal(again.masks[name], mask) for name, mask in before.items())
+    assert not all(torch.equal(other.masks[name], mask) for name, mask in before.items())
+    dual.refresh(6)
+    assert all((dual.masks[name] <= mask).all() for name, mask in before.items())
+
+
+def test_redrawn_masks_are_a_function_of_the_step():
+    dual = compiled("random(redraw=true)")
+    masks = []
+    for step in (6, 7, 6):
+        dual.refresh(step)
+        masks.append(torch.cat([mask.flatten() for mask in dual.masks.values()]))
+    assert torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[1])
+
+
+def test_random_knows_a_layer_by_its_name():
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    dual = compiled("random", target="50%", model=model)
+    dual.refresh(6)
+    one, other = dual.masks.values()
+    assert not torch.equal(one, other)
+
+
+# -- budgets ---------------------------------------------------------------------------------------
+
+
+def test_lamp_keeps_the_highest_shares_of_all_layers_together():
+    dual = compiled("magnitude", target="lamp(60%)")
+    dual.refresh(6)
+    shares = []
+    for name in SHAPES:
+        squares = dual.get_parameter(name).detach().square()
+        rest = [squares[squares >= square].sum() for square in squares.flatten()]
+        shares.append(squares / torch.stack(rest).view_as(squares))
+    expected = sorted_masks(shares, 21)
+    assert all(map(torch.equal, dual.masks.values(), expected))
+
+
+def test_erk_keeps_of_each_layer_what_its_shape_says():
+    """eps (11 + 10) = 54 * 0.4; 30 * eps 11/30 = 11.3 and 24 * eps 10/24 = 10.3."""
+    dual = compiled("magnitude", target="erk(60%)")
+    dual.refresh(6)
+    assert [int(mask.sum()) for mask in dual.masks.values()] == [11, 10]
+
+
+def test_whole_units_are_compared_by_the_mean_of_a_score_below_zero():
+    dual = compiled("movement", target="global(50%, granularity=filter)")
+    for total, sign in zip(dual.score_state.values(), (-1.0, 1.0), strict=True):
+        total.copy_(sign * torch.arange(1, len(total) + 1.0)[:, None].expand_as(total))
+    dual.refresh(6)
+    rows = [mask.any(dim=1).tolist() for mask in dual.masks.values()]
+    assert rows == [[True] + 5 * [False], 4 * [True]]
+
+
+# -- what a score is not ---------------------------------------------------------------------------
+
+
+def test_a_recipe_whose_score_is_a_size_keeps_nothing_beside_the_masks():
+    plain, scored = compiled("l2"), compiled("taylor")
+    assert plain.score_state == {}
+    assert not [name for name, _ in plain.named_buffers() if not name.endswith("_mask")]
+    extra = scored.state_dict().keys() - plain.state_dict().keys()
+    assert extra == {"0.weight_score", "2.weight_score"}
+    assert [n for n, _ in scored.named_parameters()] == [n for n, _ in plain.named_parameters()]
+
+
+def test_what_is_exported_has_no_score():
+    dual = compiled("taylor(average=0.5)")
+    take_step(dual, 0)
+    model = dcil.export(dual)
+    assert dict(model.named_buffers()) == {} and model.state_dict().keys() == SHAPES.keys()
+    assert len(dual.score_state) == 2
+
+
+def test_averaged_weights_leave_scores_alone():
+    dual = compiled("movement")
+    scores = {f"{name}_score" for name in dual.score_state}
+    assert start_average(dual, 0.9, besides=scores).mean.keys() == SHAPES.keys()
+
+
+def test_a_copy_has_scores_of_its_own():
+    dual = compiled("taylor")
+    take_step(dual, 0)
+    copied, before = copy.deepcopy(dual), dual.score_state["0.weight"].clone()
+    take_step(copied, 1)
+    assert torch.equal(dual.score_state["0.weight"], before)
+    assert not torch.equal(copied.score_state["0.weight"], before)
+
+
+def test_what_is_differentiated_in_evaluation_moves_no_score():
+    dual = compiled("taylor")
+    images, labels = batch(0)
+    F.cross_entropy(dual.eval()(images)["sparse"], labels).backward()
+    assert not dual.score_state["0.weight"].any()
+
+
+def test_the_scale_of_a_loss_does_not_change_its_scores():
+    plain, scaled = compiled("taylor"), compiled("taylor")
+    take_step(plain, 0)
+    scaled.train().begin_step(0, loss_scale=torch.tensor(1024.0))
+    images, labels = batch(0)
+    (1024 * dcil.loss(scaled.plan, scaled(images), labels, 0)).backward()
+    for name, score in plain.score_state.items():
+        torch.testing.assert_close(scaled.score_state[name], score)
+
+
+def test_a_batch_in_two_parts_moves_as_the_whole_does():
+    """Movement is linear in the gradient."""
+    whole, parts = compiled("movement"), compiled("movement")
+    take_step(whole, 0)
+    images, labels = batch(0)
+    parts.train().begin_step(0)
+    for part in (slice(0, 3), slice(3, 7)):
+        loss = dcil.loss(parts.plan, parts(images[part]), labels[part], 0)
+        (loss * len(labels[part]) / 7).backward()
+    for name, score in whole.score_state.items():
+        torch.testing.assert_close(parts.score_state[name], score, rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_step_adds_up_the_same_scores():
+    plain, fused = compiled("taylor"), compiled("taylor")
+    take_step(plain, 0)
+    fused.train().begin_step(0)
+    images, labels = batch(0)
+    step = torch.compile(
+        lambda x, y: dcil.loss(fused.plan, fused(x), y, 0), backend="aot_eager", fullgraph=True
+    )
+    step(images, labels).backward()
+    for name, score in plain.score_state.items():
+        torch.testing.assert_close(fused.score_state[name], score)
+
+
+def test_a_weight_that_does_not_learn_cannot_be_scored_by_its_gradient():
+    model = net()
+    model[2].weight.requires_grad_(False)
+    with pytest.raises(InputError, match=r"`2.weight` is scored by taylor and has no gradient"):
+        compiled("taylor", model=model)
+    compiled("magnitude(average=0.5)", model=model)

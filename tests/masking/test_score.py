@@ -131,7 +131,7 @@ def test_without_sign_keeps_the_order_over_every_kind_of_number():
     numbers = [-math.inf, -3e38, -1.0, -1e-45, 0.0, 1e-45, 1.0, 3e38, math.inf, math.nan]
     keys = without_sign(torch.tensor(numbers))
     assert (keys >= 0).all() and (keys.diff() > 0).all()
-    signed = without_sign(torch.tensor([-0.0, 0.0, -math.nan, math.nan]))
+    signed = without_sign(torch.tensor([-0.0, 0.0, -math.nan, math.nan], dtype=torch.float64))
     assert signed[0] == signed[1] and signed[2] == signed[3]
 
 
