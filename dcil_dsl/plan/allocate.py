@@ -128,13 +128,13 @@ def _members(
             misfits.append((weight.name, str(misfit)))
     if misfits:
         name, reason = misfits[0]
-        more = f", nor do {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        more = f" and {len(misfits) - 1} more do" if len(misfits) > 1 else " does"
         report.add(
             "E310",
-            f"`{name}` does not fall into {_units_words(unit)}{more}",
+            f"`{name}`{more} not fall into {_units_words(unit)}",
             rule.granularity_span or rule.target_span,
             label=reason,
-            help=f"`{_keep(misfits)}` below this rule leaves {'them' if more else 'it'} whole",
+            help=f"`{_keep(misfits)}` below this rule leaves {'them' if misfits[1:] else 'it'} whole",
         )
         return None
     together: dict[str, list[Weight]] = {}
@@ -268,7 +268,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
             wrong.append((f"{what} leaves {keeps:,} {noun}, the ceilings {most:,}", False))
     if wrong:
         fact, is_floor = wrong[0]
-        more = f", and {len(wrong) - 1} more layers are as wrong" if len(wrong) > 1 else ""
+        more = f", likewise in {len(wrong) - 1} more layers" if len(wrong) > 1 else ""
         span = rule.floor_span if is_floor else rule.ceiling_span
         report.add(
             "E304",
