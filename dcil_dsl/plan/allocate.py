@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.graph.heads import HeadShare
@@ -18,26 +17,15 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
+from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.measured import measured_shares
+from dcil_dsl.plan.members import Member, divide, unit_of, unit_prices
 from dcil_dsl.plan.schedule import reached_at, whole_units
 from dcil_dsl.plan.scores import resolve_score
 from dcil_dsl.plan.share_out import erk_weights, share_out
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
 _SHARED_BY = {v.Erk: "erk", v.Lamp: "lamp", v.Sensitivity: "sensitivity"}
-
-
-@dataclass(frozen=True)
-class Member:
-    """The weights that share their units, and how each falls into them; none for single weights."""
-
-    weights: tuple[Weight, ...]
-    cuts: tuple[p.Cut, ...] = ()
-
-    @property
-    def num_units(self) -> int:
-        return self.cuts[0].num_units if self.cuts else math.prod(self.weights[0].shape)
 
 
 def allocate_group(
@@ -54,9 +42,9 @@ def allocate_group(
     floors or above the ceilings, and ramps that the run or the freeze cuts off, are errors: the
     sparsity asked for would not be what comes out. None where there is no budget to speak of.
     """
-    unit = _unit(rule)
-    owned = _members(rule, unit, weights, heads, report)
-    of, costs = _costs(rule, unit, owned or [], report)
+    unit = unit_of(rule)
+    owned = divide(rule, unit, weights, heads, report)
+    of, costs = unit_prices(rule, unit, owned or [], report)
     if owned is None or costs is None:
         return None
     weights = tuple(weight for member in owned for weight in member.weights)
@@ -92,111 +80,7 @@ def allocate_group(
     return group
 
 
-# -- units -------------------------------------------------------------------------------------
-
-
-def _unit(rule: r.Prune) -> p.Unit:
-    if isinstance(rule.target, v.NM):
-        return p.Pattern(n=rule.target.n, m=rule.target.m)
-    match rule.granularity:
-        case v.Block(height=height, width=width):
-            return p.Block(height=height, width=width)
-        case v.Filter():
-            return p.Whole(kind="filter")
-        case v.Channel():
-            return p.Whole(kind="channel")
-        case v.Head():
-            return p.Whole(kind="head")
-    return p.Single()
-
-
-def _members(
-    rule: r.Prune,
-    unit: p.Unit,
-    weights: tuple[Weight, ...],
-    heads: Mapping[str, HeadShare],
-    report: Diagnostics,
-) -> list[Member] | None:
-    """The weights by what shares its units, in the order of use; None where some have none."""
-    if unit.kind == "weight":
-        return [Member((weight,)) for weight in weights]
-    cuts, misfits = {}, []
-    for weight in weights:
-        try:
-            cuts[weight.name] = cut_weight(weight, unit, heads.get(weight.name))
-        except Misfit as misfit:
-            misfits.append((weight.name, str(misfit)))
-    if misfits:
-        name, reason = misfits[0]
-        more = f" and {len(misfits) - 1} more do" if len(misfits) > 1 else " does"
-        report.add(
-            "E310",
-            f"`{name}`{more} not fall into {_units_words(unit)}",
-            rule.granularity_span or rule.target_span,
-            label=reason,
-            help=f"`{_keep(misfits)}` below this rule leaves {'them' if misfits[1:] else 'it'} whole",
-        )
-        return None
-    together: dict[str, list[Weight]] = {}
-    for weight in weights:
-        owner = heads[weight.name].owner if unit.kind == "head" else weight.name
-        together.setdefault(owner, []).append(weight)
-    return [
-        Member(tuple(some), tuple(cuts[weight.name] for weight in some))
-        for some in together.values()
-    ]
-
-
-def _keep(misfits: list[tuple[str, str]]) -> str:
-    """The rule that keeps these layers, as far as it is short."""
-    modules = dict.fromkeys(f'"{name.rpartition(".")[0]}"' for name, _ in misfits)
-    return "keep " + ", ".join([*modules][:4]) + (", ..." if len(modules) > 4 else "")
-
-
-def _units_words(unit: p.Unit) -> str:
-    match unit:
-        case p.Pattern(m=m):
-            return f"groups of {m} inputs"
-        case p.Block(height=height, width=width):
-            return f"blocks of {height} outputs by {width} inputs"
-    return f"{unit.kind}s"
-
-
-def _costs(
-    rule: r.Prune, unit: p.Unit, owned: list[Member], report: Diagnostics
-) -> tuple[str, tuple[int, ...] | None]:
-    """What the budget counts, and what a unit of each member costs it; () where each costs one.
-
-    One budget each counts units: of a layer by itself every measure is the same share.
-    """
-    is_single = unit.kind in ("weight", "nm")
-    of = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
-    if of == "units" and is_single:
-        of = "weights"
-    if not isinstance(rule.target, v.Global):
-        return of, ()
-    if of == "units" or is_single and of == "weights":
-        return of, ()
-    totals = [
-        sum(math.prod(w.shape) if of == "weights" else w.macs or 0 for w in member.weights)
-        for member in owned
-    ]
-    for member, total in zip(owned, totals, strict=True):
-        unknown = any(of == "flops" and w.macs is None for w in member.weights)
-        if unknown or not total:
-            report.add(
-                "E311",
-                f"the multiply-accumulates of `{member.weights[0].name}` are not known"
-                if unknown
-                else f"`{member.weights[0].name}` multiplies nothing",
-                rule.target_span,
-                label="a budget of FLOPs cannot count this layer",
-                help="an example input tells them: `image_size` in `data`, or `example_inputs`"
-                if unknown
-                else "`keep` below this rule leaves it whole",
-            )
-            return of, None
-    return of, tuple(n // member.num_units for n, member in zip(totals, owned, strict=True))
+# -- bounds -----------------------------------------------------------------------------------
 
 
 def _erk_targets(erk: v.Erk, group: p.Group, owned: list[Member]) -> tuple[float, ...]:

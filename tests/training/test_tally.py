@@ -78,7 +78,8 @@ def test_a_group_of_four_that_keeps_three_is_an_error_although_the_count_is_righ
     assert check_sparsity(dual, 0).num_kept == 144
     mask = dual.masks["conv2.weight"]
     assert (mask.sum(1) == 2).all()
-    mask[0, :, 0, 0], mask[0, :, 0, 1] = mask.new_tensor([1, 1, 1, 0]), mask.new_tensor([1, 0, 0, 0])
+    mask[0, :, 0, 0] = mask.new_tensor([True, True, True, False])
+    mask[0, :, 0, 1] = mask.new_tensor([True, False, False, False])
     with pytest.raises(SparsityError, match="2 groups of 4 weights do not keep 2"):
         check_sparsity(dual, 0)
 
