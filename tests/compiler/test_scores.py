@@ -272,10 +272,13 @@ def test_the_scale_of_a_loss_does_not_change_its_scores():
         torch.testing.assert_close(scaled.score_state[name], score)
 
 
-def test_a_batch_in_two_parts_moves_as_the_whole_does():
-    """Movement is linear in the gradient."""
-    whole, parts = compiled("movement"), compiled("movement")
+@pytest.mark.parametrize("score", ["movement", "movement(average=0.5)"])
+def test_a_batch_in_two_parts_moves_as_the_whole_does(score):
+    """Movement is linear in the gradient, and an average fades once a step."""
+    whole, parts = compiled(score), compiled(score)
     take_step(whole, 0)
+    take_step(whole, 0)
+    take_step(parts, 0)
     images, labels = batch(0)
     parts.train().begin_step(0)
     for part in (slice(0, 3), slice(3, 7)):

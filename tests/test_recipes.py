@@ -1,0 +1,36 @@
+"""Each recipe for a way to share out and for a score trains on the digits and is as sparse as it says.
+
+The network is a small one of two convolutions, and the run is two epochs long.
+"""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_job import NET
+
+import dcil_dsl as dcil
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
+PATHS = [path for name in ("allocation", "scores") for path in sorted((RECIPES / name).iterdir())]
+
+
+def train(path, folder):
+    """The non-zero weights of each convolution in the exported file, and the plan."""
+    (folder / "net.py").write_text(NET)
+    run = dcil.train(
+        str(path), f"{folder}/net.py:Net", "digits", overrides={"train.epochs": "2ep"},
+        out=folder / "run", device="cpu", workers=0, warn=lambda _: None,
+    )  # fmt: skip
+    tensors = load_file(run.folder.weights)
+    assert not [name for name in tensors if name.endswith(("_mask", "_score"))]
+    return {name: int((tensors[name] != 0).sum()) for name in SIZES}, run.plan
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
+    kept, plan = train(path, tmp_path)
+    assert sum(kept.values()) <= 504  # 10% of 5,040
+    assert sum(kept.values()) >= 504 - len(SIZES)
+    assert plan.groups[0].target == 0.9

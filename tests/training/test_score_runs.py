@@ -1,0 +1,45 @@
+"""Scores that are kept over the steps, in runs that stop and go on and on several ranks."""
+
+import pytest
+from test_distributed import assert_equal_runs
+from test_resume import assert_same, contents
+from tiny_ranks import on_ranks, plain_plan, rank_train, said
+from tiny_run import tiny_plan, tiny_train
+
+from dcil_dsl.plan import plan as p
+from dcil_dsl.training.distributed import Ranks
+
+SCORES = {
+    "taylor": p.Score(kind="taylor", path="sparse", average=0.9),
+    "movement": p.Score(kind="movement", path="dense"),
+    "magnitude": p.Score(kind="magnitude", average=0.5),
+}
+
+
+@pytest.mark.parametrize("score", [*SCORES])
+def test_a_run_with_a_score_goes_on_in_mid_epoch_bit_for_bit(tmp_path, score):
+    plan = tiny_plan(group={"score": SCORES[score]})
+    tiny_train(tmp_path / "straight", plan)
+    tiny_train(tmp_path / "run", plan, max_steps=8)
+    tiny_train(tmp_path / "run", plan, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+    tensors, _, _ = contents(tmp_path / "run")
+    assert tensors["model/conv1.weight_score"].any()
+    assert "average/conv1.weight" in tensors and "average/conv1.weight_score" not in tensors
+
+
+def test_several_ranks_move_as_one_process_does(tmp_path):
+    """Movement is linear in the gradients, so the mean of the ranks' is that of the whole batch."""
+    plan = plain_plan(group={"score": SCORES["movement"]})
+    rank_train(tmp_path / "alone", Ranks(), plan)
+    status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
+    assert status == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("kind", ["taylor", "gradient"])
+def test_ranks_agree_on_masks_whatever_each_has_seen(tmp_path, kind):
+    """The fingerprints of the masks are compared at every look; a difference ends the run."""
+    plan = plain_plan(group={"score": p.Score(kind=kind, path="sparse")})
+    status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
+    assert status == [0, 0], said(tmp_path, 0)
