@@ -1,4 +1,4 @@
-"""Each recipe for a way to share out and for a score trains on the digits and is as sparse as it says.
+"""Each recipe for an allocation and for a score trains on the digits and keeps its promise.
 
 The network is a small one of two convolutions, and the run is two epochs long.
 """

@@ -8,6 +8,7 @@ Not:  no names are resolved. What is wrong with a parent as a text is its own Re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def _parent(extends: ast.Literal, folder: Path | None, seen: set, depth: int):
         wrong.add("E201", "a recipe given as text has no folder to find its parent in",
                   extends.span, help="give `loads` the argument `folder`")
         wrong.stop_if_wrong()
-    path = folder / extends.value
+    path = Path(os.path.normpath(folder / extends.value))
     if _key(path.parent, path.name) in seen:
         wrong.add("E202", f"`{extends.value}` extends itself, directly or through others",
                   extends.span)
