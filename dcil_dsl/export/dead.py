@@ -50,11 +50,14 @@ class Reading:
     receiver: str | None
 
     @property
+    def folds(self) -> bool:
+        """The layer can be given a constant otherwise: in its receiver, or by a carrier."""
+        return not self.shared and (self.receiver is not None or self.read.weighing.groups == 1)
+
+    @property
     def can_take(self) -> Tensor:
         """(groups, columns): a column that may go although the layer reads it."""
-        known = ~self.constant.isnan()
-        folds = not self.shared and (self.receiver is not None or self.read.weighing.groups == 1)
-        return (self.constant == 0) | (known & folds)
+        return (self.constant == 0) | (~self.constant.isnan() & self.folds)
 
     def carried(self, gone: Tensor) -> Tensor:
         """(groups, columns): columns that go, and whose constant the rows that stay still need."""
@@ -143,9 +146,13 @@ def _keep_carriers(reading: Reading, removal: Removal, found: Dependencies) -> N
     carried = reading.carried(removal.gone)
     if not carried.any():
         return
+    place = told(reading.read.weighing.node, found.model)
+    if not reading.folds:  # rows that nothing reads, but which stay: they keep what they read
+        columns = reading.read.columns[carried]
+        _keep(columns, removal, f"nothing at {place} could take its constant")
+        return
     constants = reading.constant[0].abs().nan_to_num(0.0) * carried[0]
     if reading.carriers(removal.gone).abs().max() < STRONG * constants.max():
-        place = told(reading.read.weighing.node, found.model)
         best = reading.read.columns[0][constants.argmax()]
         _keep(best[None], removal, f"it carries the constants of the others into {place}")
 

@@ -214,6 +214,19 @@ def test_groups_lose_as_many_channels_as_the_one_that_loses_least_and_whole_grou
     agree(result, model)
 
 
+def test_a_row_that_nothing_reads_and_that_stays_for_its_groups_keeps_what_it_reads():
+    b = nn.Conv2d(4, 4, 3, groups=2, bias=False)
+    model = double(nn.Conv2d(3, 4, 1), nn.ReLU(), b, nn.Conv2d(4, 2, 1))
+    dead(model[0], 0)
+    with torch.no_grad():
+        model[0].bias[0] = 1.0
+        b.weight[1, 0] = 0.0  # the dead filter is read by the first row alone
+        model[3].weight[:, 0] = 0.0  # which nothing reads
+    result = compact(model, IMAGE)
+    assert result.model[2].weight.shape == (4, 2, 3, 3)
+    agree(result, model)
+
+
 def test_a_group_norm_loses_whole_groups():
     model = double(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.SiLU(), nn.Conv2d(6, 2, 1))
     with torch.no_grad():

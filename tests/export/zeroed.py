@@ -24,7 +24,7 @@ def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
                 torch.rand(module.running_var.shape, generator=generator) + 0.5
             )
             draw(module.weight, mean=1.0)
-        for name in ("bias", "in_proj_bias", "layer_scale"):
+        for name in ("bias", "in_proj_bias", "layer_scale", "gamma"):
             if isinstance(getattr(module, name, None), nn.Parameter):
                 draw(getattr(module, name))
     return model.eval()
@@ -38,6 +38,24 @@ def zero_rows(model: nn.Module, part: float = 0.4, seed: int = 1) -> nn.Module:
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             rows = torch.randperm(len(module.weight), generator=generator)
             module.weight[rows[: int(part * len(rows))]] = 0.0
+    return model
+
+
+@torch.no_grad()
+def zero_heads(model: nn.Module, part: float = 0.4) -> nn.Module:
+    """Set the first heads of every attention to zero: its values, or what reads them."""
+    for index, module in enumerate(model.modules()):
+        heads = getattr(module, "num_heads", None)
+        if isinstance(module, nn.MultiheadAttention):
+            rows, columns = module.in_proj_weight, module.out_proj.weight
+        elif heads and hasattr(module, "qkv") and hasattr(module, "proj"):
+            rows, columns = module.qkv.weight, module.proj.weight
+        else:
+            continue
+        gone = int(part * heads) * columns.shape[1] // heads
+        if index % 2:
+            rows.view(3, -1, rows.shape[1])[:, :gone] = 0.0
+        columns[:, :gone] = 0.0
     return model
 
 
