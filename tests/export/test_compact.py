@@ -217,11 +217,11 @@ def test_groups_lose_as_many_channels_as_the_one_that_loses_least_and_whole_grou
 def test_a_row_that_nothing_reads_and_that_stays_for_its_groups_keeps_what_it_reads():
     b = nn.Conv2d(4, 4, 3, groups=2, bias=False)
     model = double(nn.Conv2d(3, 4, 1), nn.ReLU(), b, nn.Conv2d(4, 2, 1))
-    dead(model[0], 0)
+    dead(model[0], 0, 2)
     with torch.no_grad():
-        model[0].bias[0] = 1.0
-        b.weight[1, 0] = 0.0  # the dead filter is read by the first row alone
-        model[3].weight[:, 0] = 0.0  # which nothing reads
+        model[0].bias[0], model[0].bias[2] = -1.0, 1.0  # the first group could lose relu(-1)
+        b.weight[3, 0] = 0.0  # of the second group one row alone reads its dead filter
+        model[3].weight[:, 2] = 0.0  # and nothing reads that row
     result = compact(model, IMAGE)
     assert result.model[2].weight.shape == (4, 2, 3, 3)
     agree(result, model)
