@@ -101,13 +101,19 @@ def sensitivity(
     model: o.MaybeSpec = None,
     train: Annotated[
         Optional[str],
-        typer.Option("--train", metavar="DATA", help="data whose held-out part is measured on"),
+        typer.Option("--train", metavar="DATA", help="the data to measure on"),
     ] = None,
     data: o.DataDir = None,
     weights: o.Weights = None,
     batches: Annotated[
-        int, typer.Option("--batches", min=1, metavar="N", help="how many held-out batches")
+        int, typer.Option("--batches", min=1, metavar="N", help="on so many batches")
     ] = 8,
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part", metavar="PART", help="val, the held-out examples, or train, not augmented"
+        ),
+    ] = "val",
     levels: Annotated[
         Optional[str],
         typer.Option("--levels", metavar="PERCENTAGES", help="50%,70%,80%,90%,95%,99%"),
@@ -142,7 +148,7 @@ def sensitivity(
     with Console(stderr=True).status("measuring") as status:
         profile = measure_sensitivity(
             source, model, train, overrides=overrides, directory=data, weights=weights,
-            device=device, workers=workers, num_batches=batches, **tried,
+            device=device, workers=workers, num_batches=batches, part=part, **tried,
             warn=lambda d: tell(d, concise), note=note,
             tell=lambda name: status.update(f"measuring {name}"),
         )  # fmt: skip

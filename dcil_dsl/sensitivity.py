@@ -1,6 +1,6 @@
 """`dcil sensitivity`: how much each layer of a trained network minds being pruned.
 
-In:   a recipe, a run folder or nothing; a model, held-out data, trained weights.
+In:   a recipe, a run folder or nothing; a model, data, trained weights.
 Out:  a Profile: what plan/show_profile.py draws and the target `sensitivity(...)` reads.
 Not:  no training, no choice of targets, no file written.
 """
@@ -68,30 +68,36 @@ def measure_sensitivity(
     device: str = "auto",
     workers: int | None = None,
     num_batches: int = NUM_BATCHES,
+    part: str = "val",
     levels: Sequence[float] = LEVELS,
     warn: Warn | None = None,
     note: Note | None = None,
     tell: Callable[[str], None] = lambda name: None,
 ) -> Profile:
-    """Prune each layer by itself at each level, and measure on held-out data.
+    """Prune each layer by itself at each level, and measure.
 
     source       a recipe, whose `model` and `data` blocks are used; a run folder, which brings
                  model, data and the weights of its full path; None: the defaults
     weights      trained weights, as for `dcil compile`
-    num_batches  the examples are so many batches, spread evenly over the held-out part
+    num_batches  the examples are so many batches, spread evenly over the part
+    part         "val", the held-out examples, or "train", the training examples, not augmented:
+                 what is chosen by the former should not be judged by them
     tell         called with the name of each layer before it is measured
 
     Raises RecipeError, InputError.
     """
     warn, note = warn or warn_in_python, note or (lambda text: None)
+    if part not in ("val", "train"):
+        raise InputError(f"there is no part `{part}`", help="val or train")
     place = pick_device(device)
     if isinstance(source, str | Path) and Path(source).is_dir():
         network = _of_run(source, model, data, directory, weights, overrides, note)
     else:
         network = _of_recipe(source, model, data, directory, weights, overrides, warn, note)
     plan = network.plan
-    wanted = min(num_batches * plan.data.batch_size, len(network.dataset.val))
-    dataset = replace(network.dataset, val=evenly_spaced(network.dataset.val, wanted))
+    examples = getattr(network.dataset, part)
+    wanted = min(num_batches * plan.data.batch_size, len(examples))
+    dataset = replace(network.dataset, val=evenly_spaced(examples, wanted))
     loaders = make_loaders(plan, dataset, place, workers)
     try:
         batches = list(islice(loaders[1].epoch(0), num_batches))
@@ -107,6 +113,7 @@ def measure_sensitivity(
         model=plan.model.name,
         data=network.dataset.name,
         weights=network.weights,
+        part=part,
         num_batches=len(batches),
         num_examples=sum(len(labels) for _, labels in batches),
         levels=tuple(levels),

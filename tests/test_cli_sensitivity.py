@@ -64,6 +64,12 @@ def test_a_profile_becomes_a_target_that_is_trained_to_and_proved(here, capsys):
     assert "expect sparsity >= 70%" in out
 
 
+def test_training_examples_may_be_measured_on_instead(here, capsys):
+    assert measure("--model", "net.py:Net", "--train", "synthetic", "--part", "train") == 0
+    assert "on 64 training examples of synthetic" in capsys.readouterr().out
+    assert measure("--model", "net.py:Net", "--train", "synthetic", "--part", "test") == 2
+
+
 def test_what_is_missing_is_told(here, capsys):
     assert measure("tiny.prune") == 2
     assert "--model SPEC and --train DATA: what is to be measured" in capsys.readouterr().err

@@ -166,8 +166,8 @@ def test_the_options_of_the_command_line_are_these():
         "verify": {"--recipe", "--model", "--set", "--concise"},
         "export": {"--to", "--out", "--path", "--model", "--concise"},
         "sensitivity": {
-            "--model", "--train", "--data", "--weights", "--batches", "--levels", "--target",
-            "--json", "--set", "--device", "--workers", "--concise",
+            "--model", "--train", "--data", "--weights", "--batches", "--part", "--levels",
+            "--target", "--json", "--set", "--device", "--workers", "--concise",
         },
         "explain": {"--model", "--set", "--concise", "--steps-per-epoch"},
     }  # fmt: skip

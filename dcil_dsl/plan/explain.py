@@ -22,7 +22,7 @@ from dcil_dsl.plan.curve import draw_schedule
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_layers import group_line, schedule_words, score_words
+from dcil_dsl.plan.show_layers import group_line, schedule_words, score_words, share_of
 from dcil_dsl.plan.show_training import PARTS, teachers
 from dcil_dsl.plan.wording import (
     PLAIN,
@@ -186,7 +186,8 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
             f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"
         )
     elif others:
-        yield "", f"a budget of its own, as each of the {len(parts)} layers of the rule has"
+        share = percent(share_of(group, own[0].parameter))
+        yield "", f"a budget of its own, as each of the {len(parts)} layers has: it loses {share}"
     for index in mine:
         units, floor = num_units(group)[index], group.floors[index]
         noun = counted(group) if group.of != "flops" else "units"

@@ -73,7 +73,8 @@ class PhaseFacts(Part):
 
 class Facts(Part):
     """training_cost: the whole run's arithmetic in dense runs, at most. mask_bytes: one byte a
-    prunable weight while training; packed_mask_bytes: one bit, as masks can be stored."""
+    prunable weight while training; packed_mask_bytes: one bit, as masks can be stored; score_bytes:
+    four a weight whose score is kept from step to step."""
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]
@@ -83,6 +84,7 @@ class Facts(Part):
     training_cost: float
     mask_bytes: int
     packed_mask_bytes: int
+    score_bytes: int
 
 
 def count_facts(plan: Plan) -> Facts:
@@ -105,6 +107,7 @@ def count_facts(plan: Plan) -> Facts:
         training_cost=training_cost(plan),
         mask_bytes=mask_bytes(plan),
         packed_mask_bytes=sum(-(-size // 8) for g in plan.groups for size in g.num_weights),
+        score_bytes=score_bytes(plan),
     )
 
 
@@ -161,6 +164,11 @@ def last_step(plan: Plan) -> int:
 def mask_bytes(plan: Plan) -> int:
     """The memory of all masks in training: one byte a prunable weight."""
     return sum(sum(group.num_weights) for group in plan.groups)
+
+
+def score_bytes(plan: Plan) -> int:
+    """The memory of the scores that are kept from step to step: float32."""
+    return sum(4 * sum(group.num_weights) for group in plan.groups if group.score.has_state)
 
 
 def _group_facts(plan: Plan, group: Group) -> GroupFacts:

@@ -33,6 +33,7 @@ class Profile(Part):
     """One-shot magnitude masks on the weights as they were, no step of training after.
 
     model, data   as the command line named them; weights: where they came from, "" if fresh
+    part          "val": held-out examples; "train": training examples, not augmented
     levels        the sparsities tried, rising, each in 0..1
     loss, top1    of the unpruned network on the same examples
     """
@@ -42,6 +43,7 @@ class Profile(Part):
     model: str
     data: str
     weights: str
+    part: Literal["val", "train"] = "val"
     num_batches: int
     num_examples: int
     levels: tuple[float, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.curve import draw_schedule, same_curve
-from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes
+from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes, score_bytes
 from dcil_dsl.plan.plan import Block, Group, Layer, Pattern, Plan, Schedule, Score, Whole
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.wording import Page, count, moment, percent, shorten, table
@@ -63,11 +63,12 @@ def target_words(plan: Plan, layer: Layer) -> str:
         case Whole(kind=kind):
             whole += f" {kind}s"
     counts = ", in FLOPs" if group.of == "flops" else ""
-    target = _target_of(group, layer.parameter)
+    target = share_of(group, layer.parameter)
     return percent(target) + (f" of {whole.strip()}" if whole else "") + counts
 
 
-def _target_of(group: Group, parameter: str) -> float:
+def share_of(group: Group, parameter: str) -> float:
+    """The sparsity that is asked of a layer in the end; of one that shares its budget, of all."""
     if not group.targets:
         return group.target
     parts = zip(members(group), group.targets, strict=True)
@@ -102,7 +103,10 @@ def show_groups(plan: Plan, page: Page) -> str:
         lines.append("none: no weight is pruned")
         return "\n".join(lines)
     whole = mask_bytes(plan)
-    lines.append(f"masks take {whole:,} bytes in training, {-(-whole // 8):,} packed into bits")
+    memory = f"masks take {whole:,} bytes in training, {-(-whole // 8):,} packed into bits"
+    if score_bytes(plan):
+        memory += f"; scores kept between steps {score_bytes(plan):,}"
+    lines.append(memory)
     return "\n".join(lines)
 
 

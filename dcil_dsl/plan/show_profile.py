@@ -48,7 +48,8 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
     marked = min(range(len(profile.levels)), key=lambda i: abs(profile.levels[i] - target))
     level = percent(profile.levels[marked])
     lines = [
-        f"{profile.model} on {profile.num_examples:,} held-out examples of {profile.data}, "
+        f"{profile.model} on {profile.num_examples:,} "
+        f"{'held-out' if profile.part == 'val' else 'training'} examples of {profile.data}, "
         f"{profile.num_batches:,} batch{'es' if profile.num_batches != 1 else ''}",
         f"weights: {profile.weights or 'FRESH, not trained'}",
         f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",

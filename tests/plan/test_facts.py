@@ -39,6 +39,12 @@ def test_masks_take_a_byte_a_prunable_weight_and_a_bit_when_packed():
     assert (facts.mask_bytes, facts.packed_mask_bytes) == (1680, 210)
 
 
+def test_scores_that_are_kept_between_steps_take_four_bytes_a_weight():
+    assert count_facts(plan_of(RULES)).score_bytes == 0
+    averaged = RULES.replace("refresh", "score = magnitude(average=0.9) refresh", 1)
+    assert count_facts(plan_of(averaged)).score_bytes == 4 * 1536
+
+
 def test_refreshes_are_counted_as_they_would_be_asked_for():
     for group in plan_of(RULES).groups:
         for num_steps in (0, 1, 49, 50, 51, 80, 81, 100):
