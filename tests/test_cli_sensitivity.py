@@ -66,7 +66,7 @@ def test_a_profile_becomes_a_target_that_is_trained_to_and_proved(here, capsys):
 
 def test_training_examples_may_be_measured_on_instead(here, capsys):
     assert measure("--model", "net.py:Net", "--train", "synthetic", "--part", "train") == 0
-    assert "on 64 training examples of synthetic" in capsys.readouterr().out
+    assert "on 128 training examples of synthetic" in capsys.readouterr().out
     assert measure("--model", "net.py:Net", "--train", "synthetic", "--part", "test") == 2
 
 
