@@ -1,7 +1,9 @@
 """--resume where recipe, model or data are not what they were; data with a bad image in them."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy
@@ -10,8 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_job import NET, RECIPE, call
+from torch import nn
 
 import dcil_dsl as dcil
+from dcil_dsl.data import Dataset
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.job import train
 
@@ -138,3 +142,43 @@ def test_data_of_which_nothing_can_be_read_end_the_run_although_images_are_skipp
     with pytest.raises(InputError, match="in a row cannot be read"):
         train(recipe, f"{folder}/net.py:Net", "imagefolder", directory=folder / "images",
               out=folder / "other", device="cpu", workers=0, on_bad_image="skip")  # fmt: skip
+
+
+class Deadly:
+    """Images whose reading kills a worker, once in the middle of the first epoch."""
+
+    def __init__(self, flag):
+        self.flag = flag
+        self.images = torch.arange(40 * 3 * 64, dtype=torch.uint8).reshape(40, 3, 8, 8)
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == 17 and self.flag.exists() and torch.utils.data.get_worker_info():
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.images[index], index % 10
+
+
+def test_a_killed_worker_ends_the_run_with_a_checkpoint_and_resumes_as_if_it_had_lived(tmp_path):
+    def run(out, **options):
+        part = Deadly(tmp_path / "flag")
+        data = Dataset("x", part, part, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)
+        recipe = dcil.loads(SMALL.replace("image_size = 32", "image_size = 8"))
+        return train(recipe, net(), data, out=tmp_path / out, device="cpu", workers=1, **options)
+
+    straight = run("straight")
+    (tmp_path / "flag").touch()
+    with pytest.raises(InputError, match="a worker that reads x was killed") as error:
+        run("run")
+    assert "steps are saved; --resume goes on from there" in error.value.help
+    resumed = run("run", resume=True).model.state_dict()
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(8, 10))  # fmt: skip

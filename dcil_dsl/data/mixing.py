@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 from random import Random
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def mix_batch(
     chance = Random(seed)
     mixer = mixers[chance.randrange(len(mixers))]
     mixed, share = mixer.mix(images, images.roll(1, 0), chance)
-    own = F.one_hot(labels, classes).float()
+    own = (labels[:, None] == torch.arange(classes, device=labels.device)).float()
     return mixed, share * own + (1 - share) * own.roll(1, 0)
 
 

@@ -1,4 +1,4 @@
-"""A refresh of the masks hardly makes the host wait; a step without one does not at all."""
+"""A refresh of the masks hardly makes the host wait; a step without one, or a batch, not at all."""
 
 import warnings
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.data import Loader, open_dataset
 from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.plan.plan import Augment
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.optim import make_optimizer
@@ -78,3 +80,18 @@ def test_a_step_between_refreshes_never_waits(device):
 
     assert dual.plan.groups[0].refresh != 5
     assert count_waits(step) == 0
+
+
+def test_batches_of_a_small_set_are_made_without_a_wait(device):
+    data = open_dataset("synthetic", num_train=512, num_val=8)
+    words = {"pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "erase": {"p": 0.5},
+             "mixup": {"alpha": 0.2}}  # fmt: skip
+    augment = tuple(Augment(word=word, settings=settings) for word, settings in words.items())
+    loader = Loader(data, "train", batch_size=64, augment=augment, device=device)
+
+    def epoch():
+        for images, _ in loader.epoch(0):
+            images.sum()
+
+    assert count_waits(epoch) == 0
+    assert loader._workers is None

@@ -1,0 +1,60 @@
+"""Batches on the device are those of a CPU, also where they are made ahead of their use."""
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from dcil_dsl.data import Loader, open_dataset
+from dcil_dsl.plan.plan import Augment
+
+pytestmark = pytest.mark.gpu
+FLIP = Augment(word="flip", settings={"p": 0.5})
+WORDS = {
+    "pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "random_resized_crop": {"size": 24},
+    "rand_augment": {"n": 2, "m": 9}, "trivial_augment": {}, "erase": {"p": 0.5},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "mixup": {"alpha": 0.2}, "cutmix": {"alpha": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_an_augmented_batch_is_the_cpus_but_for_rounding(device, word):
+    data = open_dataset("synthetic", num_train=256, num_val=8)
+    options = dict(batch_size=64, augment=(Augment(word=word, settings=WORDS[word]),))
+    there = Loader(data, "train", device=device, **options)
+    here = Loader(data, "train", **options)
+    level = 1 / 255 / min(data.std)
+    for (images, labels), (others, expected) in zip(there.epoch(1), here.epoch(1)):
+        assert images.device.type == device.type
+        # Sums may round the other way, and of two pixels as near the other one may be taken.
+        far = ((images.cpu() - others).abs() > 1.01 * level).float().mean()
+        assert far < 1e-3
+        torch.testing.assert_close(labels.cpu(), expected)
+
+
+def test_batches_of_files_are_the_cpus_when_their_stream_runs_ahead(device, tmp_path):
+    """Each batch is changed in place after its use: were its memory given away too early, or
+    read before it is filled, sums would differ."""
+    generator = numpy.random.default_rng(0)
+    for part, count in (("train", 64), ("val", 2)):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (90, 80, 3), numpy.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / "a" / f"{number}.png")
+    data = open_dataset("imagefolder", tmp_path)
+    augment = (Augment(word="random_resized_crop", settings={"size": 64}), FLIP)
+    options = dict(batch_size=8, augment=augment)
+    there = Loader(data, "train", device=device, workers=2, **options)
+    here = Loader(data, "train", **options)
+    busy = torch.randn(2048, 2048, device=device)
+    try:
+        for epoch in range(2):
+            for (images, _), (others, _) in zip(there.epoch(epoch), here.epoch(epoch)):
+                for _ in range(10):
+                    busy = (busy @ busy).clamp(-1, 1)
+                copy = images.clone()
+                images.fill_(float("nan"))
+                torch.testing.assert_close(copy.cpu(), others, rtol=0, atol=1e-5)
+    finally:
+        there.close()
