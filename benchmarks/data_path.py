@@ -111,7 +111,7 @@ def cases(scratch: Path, asked: argparse.Namespace):
         batch = 8 if asked.tiny else 128
         model = tiny_net() if asked.tiny else "dcil:resnet20"
         yield Case(f"in memory, {name}", small, augment, batch, model, 0)
-    count, size = (16, 32) if asked.tiny else (8192, 224)
+    count, size = (16, 32) if asked.tiny else (4096, 224)
     make_images(scratch, count, (60, 50) if asked.tiny else (500, 400))
     workers = 1 if asked.tiny and asked.workers is None else asked.workers
     batch, model = (8, tiny_net()) if asked.tiny else (256, "torchvision:resnet50")

@@ -62,6 +62,11 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
         more = ("--model", model, "--device", device)
         return Part(name, command + more + options, seconds, "json")
 
+    def other(name: str, seconds: float, program: str, *options: str) -> Part:
+        small = ("--tiny",) if asked.tiny else ()
+        command = (*python, str(HERE / program), "--device", device, *options, *small)
+        return Part(name, command, seconds, "json")
+
     tests = ("-m", "pytest", "-m", "gpu", "-v", "--tb=long", "--durations=10", "tests/gpu")
     parts = [
         Part("tests", (*python, *tests), 150, "xml"),
@@ -70,6 +75,7 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
               "--modes", "compiled"),
         training("quickstart", 90, "quickstart.prune", "torchvision:resnet18", "--data", "digits"),
         costs("resnet32 batch 128", 120, "resnet32", "--precision", "bf16", "--compile"),
+        other("like the authors", 200, "like_the_authors.py"),
     ]  # fmt: skip
     if asked.fashion:
         limit = asked.fashion_seconds
@@ -86,6 +92,7 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
               "--modes", "compiled"),
         costs("resnet32 batch 1024 compiled", 100, "resnet32", "--precision", "bf16",
               "--batch", "1024", "--modes", "compiled"),
+        other("data path", 240, "data_path.py", "--seconds", "160"),
     ]  # fmt: skip
     return parts
 
