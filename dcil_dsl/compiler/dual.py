@@ -7,12 +7,15 @@ Not:  no optimiser and no loss (training/); the deployable model is made by expo
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, fx, nn
 
+from dcil_dsl.compiler.dynamics import add_penalties, follow_masks, grown_masks
 from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.compiler.privatize import is_within, twin_names
-from dcil_dsl.compiler.scores import begin_scores, scored_groups, scores_of
+from dcil_dsl.compiler.scores import begin_scores, clear_growth, scored_groups, scores_of
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.trace import WHOLE
@@ -46,6 +49,7 @@ class Dual(fx.GraphModule):
         self.__dict__["original"] = model  # shares those tables; not a submodule
         self.__dict__["graphs"] = graphs
         self.__dict__[WHOLE] = model
+        self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
         self.plan, self.arguments = plan, arguments
         self.phase = 0
         self.__dict__["forwards"] = {
@@ -123,12 +127,30 @@ class Dual(fx.GraphModule):
         due. To be called once a step. loss_scale, a tensor of one number: what the loss will be
         multiplied by for its backward pass, None where it will not be.
         """
+        if self.penalties_due is not None and self.penalties_due != step:
+            raise RuntimeError(
+                f"step {self.penalties_due} ended without its penalties: call "
+                "add_penalties(step) between backward() and the optimiser's step()"
+            )
         self._in_phase(self._phase_of(step))
-        begin_scores(self, self.plan.phases[self.phase], loss_scale)
+        phase = self.plan.phases[self.phase]
+        begin_scores(self, phase, loss_scale)
         due = [group for group in self.plan.groups if is_refresh(group, step)]
         for group in due:
             self._refresh(group, step)
+        clear_growth(self, phase)
+        if any(group.penalties for group in self.plan.groups):
+            self.__dict__["penalties_due"] = step
         return bool(due)
+
+    def add_penalties(self, step: int) -> None:
+        """Add the gradients of the recipe's penalties to the weights' own, once a step.
+
+        Between backward(), whose gradients must not be scaled any more, and the optimiser's
+        step. Nothing where the recipe has no `penalty`.
+        """
+        add_penalties(self, step)
+        self.__dict__["penalties_due"] = None
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
@@ -139,10 +161,12 @@ class Dual(fx.GraphModule):
 
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
-        masks = make_masks(group, scores_of(self, group, step), step)
-        for name, mask in zip(group.parameters, masks, strict=True):
+        scores = scores_of(self, group, step)
+        make = make_masks if group.regrow is None else partial(grown_masks, self)
+        for name, mask in zip(group.parameters, make(group, scores, step), strict=True):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)
+        follow_masks(self, group, scores, step)
 
     def _phase_of(self, step: int) -> int:
         return self.plan.phases.index(self.plan.phase_at(step))

@@ -20,9 +20,14 @@ from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import ceilings_at, keeps_at
 
 
-def make_masks(group: Group, scores: Sequence[Tensor], step: int) -> list[Tensor]:
-    """What stays of each of group.parameters; `scores` are in their order and shapes."""
-    keeps = keeps_at(group, step)
+def make_masks(
+    group: Group, scores: Sequence[Tensor], step: int, keeps: tuple[int, ...] | None = None
+) -> list[Tensor]:
+    """What stays of each of group.parameters; `scores` are in their order and shapes.
+
+    keeps  how much, as keeps_at has it at `step` where it is not given
+    """
+    keeps = keeps_at(group, step) if keeps is None else keeps
     if group.unit.kind == "nm":
         return [
             keep_pattern(score, cut, group.unit.n)

@@ -23,11 +23,11 @@ UNSCALE = "loss_unscale"  # one over the scale of the loss: fp16 multiplies loss
 
 def scored_groups(plan: Plan) -> tuple[Group, ...]:
     """The groups that keep a score."""
-    return tuple(group for group in plan.groups if group.score.has_state)
+    return tuple(group for group in plan.groups if group.kept_score is not None)
 
 
 def has_gradient_scores(plan: Plan) -> bool:
-    return any(group.score.path is not None for group in plan.groups)
+    return any(group.kept_score.path is not None for group in scored_groups(plan))
 
 
 def add_scores(model: nn.Module, plan: Plan) -> None:
@@ -40,9 +40,9 @@ def add_scores(model: nn.Module, plan: Plan) -> None:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")
             weight = model.get_parameter(parameter)
-            if group.score.path is not None and not weight.requires_grad:
+            if group.kept_score.path is not None and not weight.requires_grad:
                 raise InputError(
-                    f"`{parameter}` is scored by {group.score.kind} and has no gradient: "
+                    f"`{parameter}` is scored by {group.kept_score.kind} and has no gradient: "
                     "requires_grad is False",
                     help="`keep` it, or prune it with `score = magnitude`",
                 )
@@ -72,9 +72,11 @@ def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> No
     in the weight that the step begins with:  S <- a S + (1 - a) |w|.
     """
     for group in scored_groups(dual.plan):
-        decay, path = group.score.average, group.score.path
+        decay, path = group.kept_score.average, group.kept_score.path
         if decay is None or (path is not None and path not in phase.paths):
             continue
+        if group.regrow is not None:
+            continue  # the last step's gradient, which masks look at first: clear_growth
         for name in group.parameters:
             total = dual.get_buffer(f"{name}_score")
             if path is not None:
@@ -88,6 +90,15 @@ def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> No
 
 
 @torch.no_grad()
+def clear_growth(dual: nn.Module, phase: Phase) -> None:
+    """Make room for this step's gradient where only the last one says where to grow."""
+    for group in scored_groups(dual.plan):
+        if group.regrow is not None and group.regrow.path in phase.paths:
+            for name in group.parameters:
+                dual.get_buffer(f"{name}_score").zero_()
+
+
+@torch.no_grad()
 def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     """The scores of the group's weights as a mask made at `step` compares them.
 
@@ -95,12 +106,7 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     """
     score, weights = group.score, [dual.get_parameter(name) for name in group.parameters]
     if score.kind == "random":
-        drawn_at = step if score.redraw else 0
-        seed = dual.plan.train.seed
-        return [
-            random_scores(w.shape, _key(seed, name, drawn_at), w.device)
-            for name, w in zip(group.parameters, weights, strict=True)
-        ]
+        return draw_scores(dual, group, step if score.redraw else 0)
     if not score.has_state:
         return [score_weights(w, score.kind) for w in weights]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
@@ -109,6 +115,17 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
         torch.where(moved, total, score_weights(w, "magnitude").float())
         for total, w in zip(totals, weights, strict=True)
     ]
+
+
+@torch.no_grad()
+def draw_scores(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
+    """Scores by chance for each of the group's weights, the same whenever they are asked for."""
+    drawn = []
+    for name in group.parameters:
+        w = dual.get_parameter(name)
+        key = _key(dual.plan.train.seed, name, step)
+        drawn.append(random_scores(w.shape, key, w.device))
+    return drawn
 
 
 def _key(seed: int, name: str, step: int) -> int:

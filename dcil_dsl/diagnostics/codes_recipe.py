@@ -124,7 +124,7 @@ RECIPE: tuple[Code, ...] = (
     entry("E230", "not built yet",
           """The word belongs to the language, and a later version of this program brings it. It is
           never ignored.""",
-          "prune Conv2d to 90% { param = power(alpha=2) }", "prune Conv2d to 90%"),
+          "prune Conv2d to 90% { score = fisher }", "prune Conv2d to 90%"),
     entry("E232", "a pattern that ramps",
           """Of every m weights n stay, or all do: between the two there is no sparsity to pass
           through. `once(at=10ep)` begins at a moment, `constant()` with the run.""",
@@ -139,6 +139,11 @@ RECIPE: tuple[Code, ...] = (
     entry("E234", "a score that `lamp` cannot take",
           "`lamp` compares w^2 with the squares in its layer: its score is `magnitude` or `l2`.",
           "prune Conv2d to lamp(90%) { score = taylor }", "prune Conv2d to lamp(90%)"),
+    entry("E235", "settings that have no meaning together",
+          """A `reserve` and `regrow` choose single weights and drop by size; a soft threshold needs
+          masks that keep what is larger than some number. Other units and scores have neither.""",
+          "prune Conv2d to 2:4 { regrow = gradient(30%) }",
+          "prune Conv2d to 90% { regrow = gradient(30%) }"),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),
     entry("W202", "an unused `layers`", "No rule uses the definition.",
@@ -154,5 +159,9 @@ RECIPE: tuple[Code, ...] = (
     entry("W206", "masks without pruning",
           "A path is masked or pruned weights are updated, but no rule prunes.",
           "language 1\n" + _mix() + "train {\n  epochs    = 10ep\n  optimizer = sgd(lr=0.1)\n}",
+          "prune Conv2d to 90%"),
+    entry("W207", "a reserve that means nothing",
+          "A `reserve` is for an `update` of its own, and that update needs a rule with a reserve.",
+          "prune Conv2d to 90% { reserve = 5% }",
           "prune Conv2d to 90%"),
 )

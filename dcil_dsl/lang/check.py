@@ -13,6 +13,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast, not_built
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.check_dynamics import check_dynamics
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_scores import check_scores
 from dcil_dsl.lang.check_selectors import Selectors
@@ -38,6 +39,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     mixed = check_mix(mix, file, reader, selectors)
     _rules_and_paths(rules, mixed, found)
     check_scores(rules, mixed, found)
+    check_dynamics(rules, mixed, found)
     expect = _expect(file, reader)
     selectors.warn_unused()
     _clashes(linked, mixed, found)
@@ -160,7 +162,8 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     return r.Prune(
         selector=selector, target=target, score=word.score, schedule=word.schedule,
         refresh=word.refresh, freeze=word.freeze, floor=word.floor, ceiling=word.ceiling,
-        granularity=granularity, span=item.head_span,
+        granularity=granularity, forget=word.forget, reserve=word.reserve, penalty=word.penalty,
+        param=word.param, regrow=word.regrow, span=item.head_span, spans=read.spans,
         target_span=item.target.span, schedule_span=read.spans.get("schedule"),
         score_span=read.spans.get("score"), floor_span=read.spans.get("floor"),
         ceiling_span=read.spans.get("ceiling"), freeze_span=read.spans.get("freeze"),
@@ -195,6 +198,9 @@ def _limits(read: Settings, reader: Reader) -> None:
     if isinstance(refresh, Time) and refresh.value <= 0:
         reader.found.add("E205", "masks cannot be recomputed every 0 steps", read.spans["refresh"],
                          help="for example `refresh = 16 steps`")
+    if refresh == ():
+        reader.found.add("E205", "this list of moments is empty", read.spans["refresh"],
+                         help="for example `refresh = [10ep, 20ep]`")
     if isinstance(floor, Percent) and floor.fraction >= 1:
         reader.found.add("E205", "a floor of 100% leaves nothing to prune", read.spans["floor"],
                          help="`keep` leaves layers whole")
@@ -238,7 +244,7 @@ def _rules_and_paths(rules, mixed: Mixed | None, found: Diagnostics) -> None:
     if mixed is None:
         return
     prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
-    masked = [path for path in mixed.paths if path.view == "masked"]
+    masked = [path for path in mixed.paths if path.view != "full"]
     if prunes and mixed.paths and not masked and not mixed.broken:
         found.add("E221", "weights are pruned, but no path sees the masks", prunes[0].span,
                   help="declare one in `mix`: `path sparse = masked`")

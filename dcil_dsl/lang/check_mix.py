@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.lang import ast, not_built
+from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_selectors import Selectors
@@ -81,14 +81,12 @@ class _Mix:
                            others=(Label(before.name.span, "given here first"),))
         self.reader.block(v.PathBlock, "path", item.settings, item.name.span)
         view = item.view.name if isinstance(item.view, ast.Call) else item.view
-        if view.name in not_built.VIEWS:
-            self.found.add("E230", f"`{view.name}` is not built yet", view.span,
-                           label=not_built.VIEWS[view.name])
-        elif view.name not in v.VIEWS:
+        if view.name not in v.VIEWS:
             self.found.add("E210", f"`{view.name}` is no view of the weights", view.span,
                            help=did_you_mean(view.name, v.VIEWS)
-                           or "a path is `masked` (w * m) or `full` (w)")
-        elif isinstance(item.view, ast.Call):
+                           or "a path is `masked` (w * m), `full` (w), `complement` or "
+                           "`soft_threshold`")
+        elif isinstance(item.view, ast.Call) and item.view.arguments:
             self.found.add("E213", f"`{view.name}` takes no settings", item.view.span,
                            help=f"write `{view.name}`")
         elif before is item:
@@ -113,7 +111,7 @@ class _Mix:
             if part.name not in v.PARTS:
                 self.found.add("E217", f"`{part.name}` is no part of the weights", part.span,
                                help=did_you_mean(part.name, v.PARTS)
-                               or "the parts are `kept`, `pruned` and `rest`")
+                               or "the parts are `kept`, `reserve`, `pruned` and `rest`")
                 good = False
             elif first.setdefault(part.name, part) is not part:
                 self.found.add("E208", f"`{part.name}` is given twice", part.span,

@@ -25,11 +25,6 @@ SCORES = {
     "geometric_median": "distance to the other filters",
 }
 
-VIEWS = {
-    "complement": "only the pruned weights",
-    "soft_threshold": "weights pulled towards zero by the threshold",
-}
-
 LOSSES = {
     "mse": "mean squared error",
     "attention_transfer": "equal attention maps",
@@ -64,8 +59,6 @@ AUGMENTS = {
 }
 
 PRUNE_SETTINGS = {
-    "param": "another parametrisation of the weight, such as `power(alpha=2)`",
-    "regrow": "weights that come back by rule",
     "ties": "layers that are pruned alike",
 }
 

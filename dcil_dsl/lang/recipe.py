@@ -68,11 +68,16 @@ class Prune:
     target: vocabulary.Target
     score: vocabulary.Score
     schedule: vocabulary.Schedule
-    refresh: Time
+    refresh: Time | tuple[Time, ...]
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
     granularity: vocabulary.Granularity = vocabulary.Single()
+    forget: bool = False
+    reserve: Percent | None = None
+    penalty: tuple[vocabulary.Penalty, ...] = ()
+    param: vocabulary.Power | None = None
+    regrow: vocabulary.Regrow | None = None
     span: Span = _span()  # the whole rule's first line: `prune ... to ...`
     target_span: Span = _span()
     score_span: Span | None = field(default=None, compare=False, repr=False)
@@ -81,6 +86,7 @@ class Prune:
     ceiling_span: Span | None = field(default=None, compare=False, repr=False)
     freeze_span: Span | None = field(default=None, compare=False, repr=False)
     granularity_span: Span | None = field(default=None, compare=False, repr=False)
+    spans: dict[str, Span] = field(default_factory=dict, compare=False, repr=False)  # by setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,6 +181,71 @@ class Random(Word):
 
 Score = Union[Magnitude, L2, Taylor, Movement, Gradient, Random]
 
+# -- what happens to weights beside being masked ------------------------------------------------
+
+Part = Literal["kept", "reserve", "pruned"]
+
+
+class Square(Word):
+    """`square(pruned, 2e-4)`: weight / 2 * the sum of squares, whose gradient is weight * w.
+
+    On the pruned weights: SR-STE, Zhou et al. 2021, arXiv:2102.04010, eq. 10.
+    """
+
+    positional: ClassVar[int] = 2
+    part: Part
+    weight: Annotated[float, Field(gt=0)]
+    stairs: Annotated[int, Field(ge=2)] | None = None
+
+
+class Norm(Word):
+    """`norm(kept, 1e-3)`: weight * the root of the sum of squares, layer by layer.
+
+    `stairs`: the weight rises over the run in so many equal steps, from 0. On the kept weights:
+    FedDIP, Long et al. 2023, arXiv:2309.06805.
+    """
+
+    positional: ClassVar[int] = 2
+    part: Part
+    weight: Annotated[float, Field(gt=0)]
+    stairs: Annotated[int, Field(ge=2)] | None = None
+
+
+Penalty = Union[Square, Norm]
+
+
+class Power(Word):
+    """`power(alpha=2)`: the stored numbers are theta, w = theta |theta|^(alpha - 1).
+
+    Schwarz et al. 2021, "Powerpropagation", arXiv:2110.00296, section 2.
+    """
+
+    positional: ClassVar[int] = 1
+    alpha: Annotated[float, Field(ge=1)]
+
+
+class GrowByGradient(Word):
+    """`gradient(30%)`: at each refresh drop this share, grow where the gradient is largest.
+
+    The share falls to 0 at `until` by half a cosine. RigL: Evci et al. 2020, arXiv:1911.11134.
+    """
+
+    positional: ClassVar[int] = 1
+    share: Percent
+    until: Time = Time(0.75, "run")
+    path: ScoredPath = None
+
+
+class GrowAtRandom(Word):
+    """`random(30%)`: the same, growing anywhere. SET: Mocanu et al. 2018, arXiv:1707.04780."""
+
+    positional: ClassVar[int] = 1
+    share: Percent
+    until: Time = Time(0.75, "run")
+
+
+Regrow = Union[GrowByGradient, GrowAtRandom]
+
 # -- schedules: the share of the target that is asked for, over time ------------------------
 
 

@@ -22,6 +22,8 @@ from dcil_dsl.lang.rule_words import (
     Global,
     Gradient,
     Granularity,
+    GrowAtRandom,
+    GrowByGradient,
     Head,
     L2,
     Lamp,
@@ -29,12 +31,17 @@ from dcil_dsl.lang.rule_words import (
     Magnitude,
     Movement,
     NM,
+    Norm,
     Once,
+    Penalty,
+    Power,
     Random,
+    Regrow,
     Schedule,
     Score,
     Sensitivity,
     Single,
+    Square,
     Target,
     Taylor,
     Uniform,
@@ -44,7 +51,8 @@ from dcil_dsl.lang.word import PathName, Word
 
 # -- views: what a path sees of a weight -------------------------------------------------------
 
-View = Literal["masked", "full"]  # w * m, w
+# w * m, w, w * (1 - m); and ST-3's, shrunk by the threshold and scaled up again
+View = Literal["masked", "full", "complement", "soft_threshold"]
 
 # -- losses ------------------------------------------------------------------------------------
 
@@ -231,16 +239,22 @@ class PruneBlock(Word):
 
     Without a schedule the target holds from the first step; masks are recomputed every 16
     steps, as in the authors' code. `floor` and `ceiling`: the least and the largest density of
-    a layer, None: one unit, all of it.
+    a layer, None: one unit, all of it. `reserve`: so much of the budget, the best of what is
+    pruned, may have an `update` of its own. `forget`: what is pruned becomes zero at once.
     """
 
     score: Score = Magnitude()
     schedule: Schedule = Constant()
-    refresh: Time = Time(16, "steps")
+    refresh: Time | tuple[Time, ...] = Time(16, "steps")
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
     granularity: Granularity | None = None
+    forget: bool = False
+    reserve: Percent | None = None
+    penalty: tuple[Penalty, ...] = ()
+    param: Power | None = None
+    regrow: Regrow | None = None
 
 
 class PrivateBlock(Word):
@@ -285,6 +299,9 @@ SCORES = {
     "magnitude": Magnitude, "l2": L2, "taylor": Taylor, "movement": Movement,
     "gradient": Gradient, "random": Random,
 }  # fmt: skip
+PENALTIES = {"square": Square, "norm": Norm}
+PARAMS = {"power": Power}
+REGROWS = {"gradient": GrowByGradient, "random": GrowAtRandom}
 SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constant}
 LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
 OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
@@ -302,6 +319,9 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (PruneBlock, "score"): ("a score", SCORES),
     (PruneBlock, "schedule"): ("a schedule", SCHEDULES),
     (PruneBlock, "granularity"): ("a granularity", GRANULARITIES),
+    (PruneBlock, "penalty"): ("a penalty", PENALTIES),
+    (PruneBlock, "param"): ("a parametrisation", PARAMS),
+    (PruneBlock, "regrow"): ("a way to grow", REGROWS),
     (Uniform, "granularity"): ("a granularity", GRANULARITIES),
     (Global, "granularity"): ("a granularity", GRANULARITIES),
     (DataBlock, "augment"): ("an augmentation", AUGMENTS),
@@ -309,6 +329,9 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (Train, "lr"): ("a learning rate over time", RATES),
 }
 
-VIEWS = ("masked", "full")
+# Settings that are lists of words.
+LISTS = ("augment", "penalty")
+
+VIEWS = ("masked", "full", "complement", "soft_threshold")
 METRICS = ("top1", "top5", "sparsity")
-PARTS = ("kept", "pruned", "rest")
+PARTS = ("kept", "reserve", "pruned", "rest")

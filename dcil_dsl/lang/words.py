@@ -106,12 +106,12 @@ class Reader:
         if place is None:
             return self.value(one.value)
         if not isinstance(one.value, ast.List):
-            if one.name == "augment":
-                self.found.add("E206", "`augment` is a list", one.value.span,
+            if one.name in v.LISTS:
+                self.found.add("E206", f"`{one.name}` is a list", one.value.span,
                                help=f"write `[{_text(one.value)}]`")
                 raise Broken
             return self.word(one.value, *place)
-        if one.name != "augment":
+        if one.name not in v.LISTS:
             self.found.add("E206", f"`{one.name}` is one word, not a list", one.value.span)
             raise Broken
         words = [self._or_none(item, *place) for item in one.value.items]

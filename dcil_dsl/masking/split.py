@@ -1,6 +1,6 @@
 """One weight, one view a path, and what part of each view's gradient comes back.
 
-In:   a weight, its mask, and for each path its view and its shares; a score that one path keeps.
+In:   a weight, its masks, and for each path its view and its shares; a score that one path keeps.
 Out:  the views; on the way back one gradient for the weight, made in one pass, and the score.
 Not:  no names, no steps; compiler/route_gradients.py puts these calls into the graph.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.masking.score import add_gradient_score
+from dcil_dsl.masking.views import Soft, see
 
 
 class Scoring(NamedTuple):
@@ -35,50 +36,42 @@ class Scoring(NamedTuple):
 class SplitWeight(torch.autograd.Function):
     """The views that the paths see of one weight, and the routing of their gradients.
 
-        forward    v_p = w * m  (masked)   or   w  (full)            for each path p
+        forward    v_p = what path p sees of w: w * m, w, ... (views.py)
         backward   dw  = m * sum_p kept_p * dv_p  +  (1 - m) * sum_p pruned_p * dv_p
 
     m is 1 where the weight is kept. DCIL is masked (1, 0) and full (0, 1): every weight
     learns from exactly one path, dw = where(m, dv_sparse, dv_dense). arXiv:2109.04660.
 
-    A score takes dv_p as it comes, before mask and shares.
+    The way back is that of the identity whatever the view: straight through. Of the pruned
+    weights those of a reserve, where there is one, have shares of their own. A score takes dv_p
+    as it comes, before mask and shares.
     """
 
     @staticmethod
-    def forward(ctx, w, mask, views, kept, pruned, scoring):
-        if scoring is None:
-            ctx.save_for_backward(mask)
-        else:
+    def forward(ctx, w, mask, views, kept, pruned, scoring, soft, reserve):
+        held, ctx.reserved = reserve if reserve is not None else (None, None)
+        saved = (mask, held)
+        if scoring is not None:
             # The total is not saved for backward: it is meant to change between two of them.
-            ctx.save_for_backward(mask, w, scoring[1])
+            saved += (w, scoring[1])
             ctx.total, (ctx.score, ctx.path, ctx.gain) = scoring[0], scoring[2:]
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         ctx.kept, ctx.pruned = kept, pruned
-        # where, not w * m: an infinite weight that is pruned must not become NaN.
-        return tuple(
-            torch.where(mask, w, w.new_zeros(())) if view == "masked" else w.view_as(w)
-            for view in views
-        )
+        soft = soft and Soft(*soft)
+        return tuple(see(w, mask, view, soft) for view in views)
 
     @staticmethod
     def backward(ctx, *grads):
-        mask, *scored = ctx.saved_tensors
+        mask, held, *scored = ctx.saved_tensors
         if scored and grads[ctx.path] is not None:
             w, unscale = scored
             add_gradient_score(ctx.total, w, grads[ctx.path], ctx.score, unscale, ctx.gain)
-        kept = _weighted_sum(ctx.kept, grads)
-        pruned = _weighted_sum(ctx.pruned, grads)
-        if kept is None and pruned is None:
-            grad = None
-        elif kept is pruned:
-            grad = kept
-        else:
-            template = kept if kept is not None else pruned
-            zero = template.new_zeros(())
-            grad = torch.where(
-                mask, zero if kept is None else kept, zero if pruned is None else pruned
-            )
-        return grad, None, None, None, None, None
+        grad = _weighted_sum(ctx.pruned, grads)
+        if held is not None:
+            grad = _either(held, _weighted_sum(ctx.reserved, grads), grad)
+        grad = _either(mask, _weighted_sum(ctx.kept, grads), grad)
+        return grad, None, None, None, None, None, None, None
 
 
 class ShareGradient(torch.autograd.Function):
@@ -101,13 +94,17 @@ def split_weight(
     kept: tuple[float, ...],
     pruned: tuple[float, ...],
     scoring: Scoring | None = None,
+    soft: Soft | None = None,
+    reserve: tuple[Tensor, tuple[float, ...]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Views of `w`, one for each entry of `views` ("masked" | "full"); see SplitWeight.
+    """Views of `w`, one for each entry of `views` (views.py); see SplitWeight.
 
-    mask is boolean and of w's shape; `kept[p]` and `pruned[p]` are path p's shares. `scoring` is
-    a Scoring, or a tuple like one: what it counts is counted once a backward pass.
+    mask     boolean, of w's shape; `kept[p]` and `pruned[p]` are path p's shares
+    scoring  a Scoring, or a tuple like one: what it counts is counted once a backward pass
+    soft     a Soft, or a tuple like one, where a view is a soft threshold
+    reserve  a mask of pruned weights, and each path's share of their gradient
     """
-    return SplitWeight.apply(w, mask, views, kept, pruned, scoring)
+    return SplitWeight.apply(w, mask, views, kept, pruned, scoring, soft, reserve)
 
 
 def share_gradient(values, share: float):
@@ -118,6 +115,16 @@ def share_gradient(values, share: float):
     if not isinstance(values, Tensor) or share == 1:
         return values
     return values.detach() if share == 0 else ShareGradient.apply(values, share)
+
+
+def _either(mask: Tensor, here: Tensor | None, elsewhere: Tensor | None) -> Tensor | None:
+    """`here` where the mask is true and `elsewhere` where not; None is zero everywhere."""
+    if here is elsewhere:
+        return here
+    zero = (here if here is not None else elsewhere).new_zeros(())
+    return torch.where(
+        mask, zero if here is None else here, zero if elsewhere is None else elsewhere
+    )
 
 
 def _weighted_sum(shares, grads):

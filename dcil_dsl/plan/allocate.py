@@ -18,6 +18,7 @@ from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cuts import tensor_core_obstacle
+from dcil_dsl.plan.dynamics import resolve_dynamics
 from dcil_dsl.plan.measured import measured_shares
 from dcil_dsl.plan.members import Member, divide, unit_of, unit_prices
 from dcil_dsl.plan.schedule import reached_at, whole_units
@@ -67,8 +68,8 @@ def allocate_group(
         hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
         score=resolve_score(rule, deploy),
         schedule=_schedule(rule.schedule, steps_per_epoch, num_steps),
-        refresh=max(rule.refresh.to_steps(steps_per_epoch, num_steps), 1),
         freeze=rule.freeze and rule.freeze.to_steps(steps_per_epoch, num_steps),
+        **resolve_dynamics(rule, deploy, steps_per_epoch, num_steps),
     )
     _check_budget(rule, group, report)
     match rule.target:

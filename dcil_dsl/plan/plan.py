@@ -142,6 +142,32 @@ class Score(Part):
         return self.average is not None or self.path is not None
 
 
+class Penalty(Part):
+    """A term whose gradient is added to that of the weights of one part, layer by layer.
+
+    form    "square": weight / 2 * sum of w^2, gradient weight * w
+            "norm":   weight * sqrt(sum of w^2), gradient weight * w / sqrt(sum of w^2)
+    stairs  the weight rises over the run in so many equal steps, from 0; None: it is constant
+    """
+
+    form: Literal["square", "norm"]
+    part: Literal["kept", "reserve", "pruned"]
+    weight: float
+    stairs: int | None = None
+
+
+class Regrow(Part):
+    """At each refresh a share of the kept weights is dropped and as many are grown.
+
+    share  of the kept weights at step 0; it falls to 0 at `until` by half a cosine
+    path   whose gradient says where to grow; None: chance says
+    """
+
+    share: float
+    until: int
+    path: str | None = None
+
+
 def _score(value: object) -> object:
     """A bare kind stands for its defaults, as it does in a recipe."""
     return {"kind": value} if isinstance(value, str) else value
@@ -169,7 +195,14 @@ class Group(Part):
     hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
                 empty: the units are no pattern
     refresh     masks are recomputed at multiples of so many steps, and when the target is reached
+    moments     the steps at which they are recomputed instead of those multiples; empty: those
     freeze      from this step on masks stand still; None: never
+    forget      a weight that a mask prunes becomes zero there and then, its momentum with it
+    reserve     the share of the budget that the highest scores among the pruned weights make up,
+                which may learn by rules of their own
+    penalties   what is added to the gradients of parts of the weights
+    power       weights are stored as theta, w = theta |theta|^(power - 1); None: as they are
+    regrow      masks change by dropping and growing; None: they are made from scores alone
     """
 
     rule: str
@@ -190,7 +223,20 @@ class Group(Part):
     score: Annotated[Score, BeforeValidator(_score)]
     schedule: Schedule
     refresh: int
+    moments: tuple[int, ...] = ()
     freeze: int | None = None
+    forget: bool = False
+    reserve: float = 0.0
+    penalties: tuple[Penalty, ...] = ()
+    power: float | None = None
+    regrow: Regrow | None = None
+
+    @property
+    def kept_score(self) -> Score | None:
+        """The score that needs a buffer; None where masks follow from the weights alone."""
+        if self.regrow is not None and self.regrow.path is not None:
+            return Score(kind="gradient", average=0.0, path=self.regrow.path)  # the last step's
+        return self.score if self.score.has_state else None
 
 
 # -- paths -----------------------------------------------------------------------------------
@@ -198,7 +244,7 @@ class Group(Part):
 
 class Path(Part):
     name: str
-    view: Literal["masked", "full"]
+    view: Literal["masked", "full", "complement", "soft_threshold"]
 
 
 class Private(Part):
@@ -213,6 +259,7 @@ class Shares(Part):
 
     kept: float = 0.0
     pruned: float = 0.0
+    reserve: float = 0.0
     rest: float = 0.0
 
 

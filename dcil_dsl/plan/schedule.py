@@ -69,6 +69,15 @@ def _shares(group: Group, sparsity: float) -> tuple[float, ...]:
     return tuple(target * done for target in group.targets)
 
 
+def reserved_at(group: Group, step: int) -> tuple[int, ...]:
+    """keeps_at with the reserve: the masks and the next best together, at most all there is."""
+    sizes = (budget_size(group),) if group.allocation == "global" else num_units(group)
+    return tuple(
+        min(keep + whole_units(group.reserve * size), size)
+        for keep, size in zip(keeps_at(group, step), sizes, strict=True)
+    )
+
+
 def ceilings_at(group: Group, step: int) -> tuple[int, ...]:
     """The most units each member may keep.
 
@@ -95,15 +104,16 @@ def is_refresh(group: Group, step: int) -> bool:
     """
     if group.freeze is not None and step > group.freeze:
         return False
-    return step % group.refresh == 0 or step == reached_at(group) or step == group.freeze
+    is_regular = step in group.moments if group.moments else step % group.refresh == 0
+    return is_regular or step in (0, reached_at(group), group.freeze)
 
 
 def last_refresh(group: Group, step: int) -> int:
     """The latest step up to and including `step` at which the masks were recomputed."""
     if group.freeze is not None:
         step = min(step, group.freeze)
-    reached = reached_at(group)
-    moments = (step // group.refresh * group.refresh, reached, group.freeze)
+    regular = group.moments or (step // group.refresh * group.refresh,)
+    moments = (0, *regular, reached_at(group), group.freeze)
     return max(moment for moment in moments if moment is not None and moment <= step)
 
 
@@ -112,7 +122,9 @@ def num_refreshes(group: Group, num_steps: int) -> int:
     if num_steps <= 0:
         return 0
     last = num_steps - 1 if group.freeze is None else min(num_steps - 1, group.freeze)
-    extra = {reached_at(group), group.freeze} - {None}
+    extra = {0, *group.moments, reached_at(group), group.freeze} - {None}
+    if group.moments:
+        return sum(step <= last for step in extra)
     return last // group.refresh + 1 + sum(s <= last and s % group.refresh != 0 for s in extra)
 
 

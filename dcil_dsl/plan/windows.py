@@ -12,7 +12,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 
-PARTS = ("kept", "pruned", "rest")
+PARTS = ("kept", "reserve", "pruned", "rest")
 
 
 def resolve_losses(recipe: r.Recipe, steps_per_epoch: int, num_steps: int) -> tuple[p.Loss, ...]:
@@ -73,6 +73,8 @@ def resolve_phases(
         rows = {part: _rule_for(part, start, updates, report) for part in PARTS}
         if rows["rest"] is None:
             rows["rest"] = rows["kept"]  # what is not pruned counts as kept
+        if rows["reserve"] is None:
+            rows["reserve"] = rows["pruned"]
         shares = tuple(
             p.Shares(**{part: _share(rows[part], path.name, running) for part in PARTS})
             for path in recipe.paths

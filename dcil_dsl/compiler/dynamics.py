@@ -1,0 +1,171 @@
+"""What happens to pruned weights beside being masked: thresholds, reserves, growth, penalties.
+
+In:   a model or a Dual, the plan, a step.
+Out:  buffers beside the weights (`<weight>_threshold`, `_scale`, `_reserve`), up to date with the
+      masks; weights forgotten, stored as roots, or given the gradients of penalties.
+Not:  no views (masking/views.py), no masks by scores alone (masks.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dcil_dsl.compiler.masks import make_masks
+from dcil_dsl.compiler.scores import draw_scores
+from dcil_dsl.masking.grow import drop_and_grow
+from dcil_dsl.masking.power import raise_power, take_root
+from dcil_dsl.masking.views import Soft, largest_pruned, soft_scale
+from dcil_dsl.plan.plan import Group, Penalty, Plan
+from dcil_dsl.plan.schedule import keeps_at, reserved_at
+
+
+def has_threshold(plan: Plan) -> bool:
+    return any(path.view == "soft_threshold" for path in plan.paths)
+
+
+def buffers_of(group: Group, plan: Plan) -> tuple[str, ...]:
+    """What the names of the buffers beside each weight of the group end in, masks excluded."""
+    soft = ("threshold", "scale") if has_threshold(plan) else ()
+    return soft + (("reserve",) if group.reserve else ())
+
+
+@torch.no_grad()
+def add_dynamics(model: nn.Module, plan: Plan) -> None:
+    """Register the buffers, in place, as they are while nothing is pruned; take the roots."""
+    axes = _filter_axes(plan)
+    for group in plan.groups:
+        for parameter in group.parameters:
+            owner, weight = _owner(model, parameter), model.get_parameter(parameter)
+            name, mask = parameter.rpartition(".")[2], torch.ones_like(weight, dtype=torch.bool)
+            starts = {
+                "threshold": lambda: weight.new_zeros(()),
+                "scale": lambda: soft_scale(weight, mask, axes[parameter]),
+                "reserve": lambda: ~mask,
+            }
+            for kind in buffers_of(group, plan):
+                owner.register_buffer(f"{name}_{kind}", starts[kind]().detach())
+            if group.power is not None:
+                weight.copy_(take_root(weight, group.power))
+
+
+@torch.no_grad()
+def remove_dynamics(model: nn.Module, plan: Plan) -> None:
+    """What add_dynamics did, undone."""
+    for group in plan.groups:
+        for parameter in group.parameters:
+            owner, name = _owner(model, parameter), parameter.rpartition(".")[2]
+            for kind in buffers_of(group, plan):
+                del owner._buffers[f"{name}_{kind}"]
+            if group.power is not None:
+                weight = model.get_parameter(parameter)
+                weight.copy_(raise_power(weight, group.power))
+
+
+def soft_of(module: nn.Module, parameter: str, plan: Plan) -> Soft | None:
+    if not has_threshold(plan):
+        return None
+    return Soft(
+        module.get_buffer(f"{parameter}_threshold"), module.get_buffer(f"{parameter}_scale")
+    )
+
+
+@torch.no_grad()
+def grown_masks(
+    dual: nn.Module, group: Group, scores: list[Tensor], step: int
+) -> list[Tensor]:
+    """The masks of a group that drops and grows; the first ones, at step 0, are drawn by chance.
+
+    The share that is dropped is share / 2 * (1 + cos(pi * step / until)), 0 from `until` on.
+    """
+    if step == 0:
+        return make_masks(group, draw_scores(dual, group, 0), 0)
+    regrow, keeps = group.regrow, keeps_at(group, step)
+    share = regrow.share / 2 * (1 + math.cos(math.pi * min(step / max(regrow.until, 1), 1.0)))
+    masks = masks_of(dual, group)
+    wanted = draw_scores(dual, group, step)
+    if regrow.path is not None:
+        wanted = [dual.get_buffer(f"{name}_score") for name in group.parameters]
+    if group.allocation == "global":
+        count = int(share * keeps[0])
+        return drop_and_grow(masks, scores, wanted, keeps[0], count, list(group.floors))
+    return [
+        drop_and_grow([mask], [score], [want], keep, int(share * keep), [floor])[0]
+        for mask, score, want, keep, floor in zip(
+            masks, scores, wanted, keeps, group.floors, strict=True
+        )
+    ]
+
+
+@torch.no_grad()
+def follow_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int) -> None:
+    """Bring everything that depends on the group's masks up to date with them."""
+    weights = [dual.get_parameter(name) for name in group.parameters]
+    masks = masks_of(dual, group)
+    if group.reserve:
+        # The best of all the weights that the masks and the reserve have room for.
+        wide = make_masks(group, _ranked(masks, scores), step, keeps=reserved_at(group, step))
+        for name, both, mask in zip(group.parameters, wide, masks, strict=True):
+            dual.get_buffer(f"{name}_reserve").copy_(both & ~mask)
+    if group.forget:
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.masked_fill_(~mask, 0.0)
+    if has_threshold(dual.plan):
+        seen = weights
+        if group.power is not None:
+            seen = [raise_power(weight, group.power) for weight in weights]
+        largest = [largest_pruned(w, mask) for w, mask in zip(seen, masks, strict=True)]
+        if group.allocation == "global":
+            largest = [torch.stack(largest).amax()] * len(largest)
+        axes = _filter_axes(dual.plan)
+        for name, w, mask, size in zip(group.parameters, seen, masks, largest, strict=True):
+            dual.get_buffer(f"{name}_threshold").copy_(size)
+            dual.get_buffer(f"{name}_scale").copy_(soft_scale(w, mask, axes[name]))
+
+
+@torch.no_grad()
+def add_penalties(dual: nn.Module, step: int) -> None:
+    """Add the gradients of the plan's penalties to those of the weights, whose own must be there.
+
+    They are of the stored numbers, theta where the rule has `param = power`.
+    """
+    for group in dual.plan.groups:
+        for penalty in group.penalties:
+            weight = penalty_at(penalty, step, dual.plan.num_steps)
+            for name in group.parameters if weight else ():
+                w, mask = dual.get_parameter(name), dual.get_buffer(f"{name}_mask")
+                part = {"kept": mask, "pruned": ~mask}.get(penalty.part)
+                if part is None:
+                    part = dual.get_buffer(f"{name}_reserve")
+                own = torch.where(part, w, w.new_zeros(()))
+                if penalty.form == "norm":  # 0 / 0 where nothing is there to be made smaller
+                    own = own / own.norm().clamp(min=torch.finfo(own.dtype).tiny)
+                w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
+
+
+def penalty_at(penalty: Penalty, step: int, num_steps: int) -> float:
+    """The weight at `step`: the weight itself, or with stairs weight * floor(n t / T) / n."""
+    if penalty.stairs is None:
+        return penalty.weight
+    return penalty.weight * (penalty.stairs * step // max(num_steps, 1)) / penalty.stairs
+
+
+def masks_of(dual: nn.Module, group: Group) -> list[Tensor]:
+    return [dual.get_buffer(f"{name}_mask") for name in group.parameters]
+
+
+def _ranked(masks: list[Tensor], scores: list[Tensor]) -> list[Tensor]:
+    return [
+        torch.where(mask, torch.inf, score.double())
+        for mask, score in zip(masks, scores, strict=True)
+    ]
+
+
+def _owner(model: nn.Module, parameter: str) -> nn.Module:
+    return model.get_submodule(parameter.rpartition(".")[0])
+
+
+def _filter_axes(plan: Plan) -> dict[str, int]:
+    return {layer.parameter: layer.out_axis for layer in plan.layers}

@@ -1,0 +1,65 @@
+"""What a rule does to its weights beside masking them, against the rest of the rule and `mix`.
+
+In:   the checked rules and the checked `mix`.
+Out:  E235, W207 in a Diagnostics.
+Not:  single settings (check.py), scores (check_scores.py).
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.check_mix import Mixed
+
+
+def check_dynamics(
+    rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics
+) -> None:
+    """Note every setting that the rule's units or score, or the paths, give no meaning."""
+    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    for rule in prunes:
+        _check_rule(rule, found)
+    if mixed is None:
+        return
+    soft = next((path for path in mixed.paths if path.view == "soft_threshold"), None)
+    for rule in prunes if soft else ():
+        if why := _no_threshold(rule):
+            found.add("E235", f"path `{soft.name}` sees a soft threshold, and there is none here",
+                      rule.target_span, label=why,
+                      help="`uniform`, `global` or `erk` of single weights by `magnitude` has one")
+    _check_reserve(prunes, mixed, found)
+
+
+def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
+    is_single = isinstance(rule.granularity, v.Single) and not isinstance(rule.target, v.NM)
+    for name, value in (("regrow", rule.regrow), ("reserve", rule.reserve)):
+        if value is not None and not is_single:
+            found.add("E235", f"`{name}` chooses single weights, this rule prunes them together",
+                      rule.spans.get(name, rule.span))
+    if rule.regrow is not None and not isinstance(rule.score, (v.Magnitude, v.L2)):
+        found.add("E235", "`regrow` drops by the size of weights, this rule has another score",
+                  rule.spans.get("regrow", rule.span), help="`score = magnitude`")
+    if any(p.part == "reserve" for p in rule.penalty) and rule.reserve is None:
+        found.add("E235", "a penalty of the reserve, and the rule has none",
+                  rule.spans.get("penalty", rule.span), help="for example `reserve = 10%`")
+
+
+def _no_threshold(rule: r.Prune) -> str | None:
+    if isinstance(rule.target, (v.NM, v.Lamp)) or not isinstance(rule.granularity, v.Single):
+        return "what is kept here is not what is larger than some number"
+    by_size = isinstance(rule.score, (v.Magnitude, v.L2)) and rule.score.average is None
+    return None if by_size and rule.regrow is None else "weights are not kept by their size"
+
+
+def _check_reserve(prunes: list[r.Prune], mixed: Mixed, found: Diagnostics) -> None:
+    has_reserve = any(rule.reserve is not None for rule in prunes)
+    updates = [update for update in mixed.updates if "reserve" in update.parts]
+    if updates and not has_reserve:
+        found.add("W207", "no rule has a `reserve`, so there are no such weights", updates[0].span,
+                  help="for example `reserve = 10%` in `pruning`")
+    if has_reserve and not updates and not found.errors:
+        rule = next(rule for rule in prunes if rule.reserve is not None)
+        found.add("W207", "no rule updates the reserve, so it is as the other pruned weights are",
+                  rule.spans.get("reserve", rule.span),
+                  help=f"for example `update kept, reserve by {mixed.deploy}`")
