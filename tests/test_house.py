@@ -127,6 +127,7 @@ def test_the_words_of_the_language_are_these():
     assert words == {
         "Single", "Filter", "Channel", "Head", "Block", "NM", "Uniform", "Global", "Erk", "Lamp",
         "Sensitivity",
+        "Square", "Norm", "Power", "GrowByGradient", "GrowAtRandom",
         "Magnitude", "L2", "Taylor", "Movement", "Gradient", "Random",
         "Cubic", "Linear", "Once", "Constant", "CrossEntropy", "KL",
         "ModelLoss", "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train", "PadCrop",

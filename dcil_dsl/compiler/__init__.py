@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.dynamics import add_dynamics
 from dcil_dsl.compiler.expose_weights import expose_weights
 from dcil_dsl.compiler.privatize import add_twins, privatize, twin_names
 from dcil_dsl.compiler.route_gradients import route_gradients
@@ -127,10 +128,12 @@ def _every_path(plan: Plan, phase: Phase) -> Phase:
 
 
 def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
-    """Register in the model, in place, what the graphs will name: masks, all true; scores; twins.
+    """Register in the model, in place, what the graphs will name: twins; scores; masks, all true,
+    and what follows from them.
     """
     add_twins(model, plan)
     add_scores(model, plan)
+    add_dynamics(model, plan)
     for group in plan.groups:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")

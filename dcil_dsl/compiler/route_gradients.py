@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from dcil_dsl.compiler.scores import UNSCALE
 from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import share_gradient, split_weight
-from dcil_dsl.plan.plan import Phase, Plan, Score
+from dcil_dsl.plan.plan import Group, Phase, Plan
 
 
 def route_gradients(
@@ -53,8 +54,8 @@ def route_gradients(
         if not readers:
             continue
         if node.op == "get_attr" and node.target in pruned:
-            score = pruned[node.target].score if training else None
-            seen = _split(graph, node, tuple(readers), views, shares, score)
+            group = pruned[node.target]
+            seen = _split(graph, node, tuple(readers), views, shares, group, training)
         else:
             seen = _shared(graph, node, tuple(readers), shares)
         for path, users in readers.items():
@@ -66,31 +67,45 @@ def route_gradients(
     return graph
 
 
-def _split(graph, node, paths, views, shares, score: Score | None) -> dict[str, fx.Node]:
+def _split(
+    graph, node, paths, views, shares, group: Group, training: bool
+) -> dict[str, fx.Node]:
     """One split_weight, and one node for each path's view."""
-    with graph.inserting_after(node):
-        mask = graph.create_node("get_attr", f"{node.target}_mask", name=f"{node.name}_mask")
-    scoring = {}
-    last = mask
-    if score is not None and score.path in paths:
-        names = {f"{node.target}_score": f"{node.name}_score", UNSCALE: f"{node.name}_unscale"}
-        tensors = []
-        for target, name in names.items():
-            with graph.inserting_after(last):
-                last = graph.create_node("get_attr", target, name=name)
-            tensors.append(last)
+    last = node
+
+    def beside(kind: str, target: str | None = None) -> fx.Node:
+        nonlocal last
+        with graph.inserting_after(last):
+            name = f"{node.name}_{kind}"
+            last = graph.create_node("get_attr", target or f"{node.target}_{kind}", name=name)
+        return last
+
+    mask = beside("mask")
+    more, score = {}, group.kept_score
+    if training and score is not None and score.path in paths:
         gain = 1.0 if score.average is None else 1.0 - score.average
-        scoring["scoring"] = (*tensors, score.kind, paths.index(score.path), gain)
+        tensors = (beside("score"), beside("unscale", UNSCALE))
+        more["scoring"] = (*tensors, score.kind, paths.index(score.path), gain)
+    if any(views[path] == "soft_threshold" for path in paths):
+        more["soft"] = (beside("threshold"), beside("scale"))
+    if group.reserve:
+        more["reserve"] = (beside("reserve"), tuple(shares[path].reserve for path in paths))
+    weight = node
+    if group.power is not None:
+        with graph.inserting_after(last):
+            weight = last = graph.create_node(
+                "call_function", raise_power, (node, group.power), name=f"{node.name}_power"
+            )
     with graph.inserting_after(last):
         split = graph.create_node(
             "call_function",
             split_weight,
-            (node, mask),
+            (weight, mask),
             {
                 "views": tuple(views[path] for path in paths),
                 "kept": tuple(shares[path].kept for path in paths),
                 "pruned": tuple(shares[path].pruned for path in paths),
-                **scoring,
+                **more,
             },
             name=f"{node.name}_views",
         )

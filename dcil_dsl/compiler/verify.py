@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import twin_name
 from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.plan.plan import Phase, Plan
 
@@ -40,13 +41,19 @@ def verify_paths(graph: fx.Graph, phase: Phase) -> None:
 
 
 def verify_routes(graph: fx.Graph, plan: Plan) -> None:
-    """A pruned weight, its mask and its score are read by split_weight and by nothing else."""
+    """A pruned weight and what lies beside it are read by split_weight and by nothing else.
+
+    Where the weight is stored as a root, by raise_power, whose result only split_weight reads.
+    """
     pruned = {name for group in plan.groups for name in group.parameters}
-    guarded = pruned | {f"{name}_{kind}" for name in pruned for kind in ("mask", "score")}
+    kinds = ("mask", "score", "threshold", "scale", "reserve")
+    guarded = pruned | {f"{name}_{kind}" for name in pruned for kind in kinds}
     for node in graph.nodes:
-        if node.op == "get_attr" and node.target in guarded:
+        is_power = node.target is raise_power
+        if is_power or node.op == "get_attr" and node.target in guarded:
             for user in node.users:
-                _demand(user.target is split_weight, f"`{user.name}` reads `{node.target}` bare")
+                is_split = user.target is split_weight or user.target is raise_power
+                _demand(is_split, f"`{user.name}` reads `{node.target}` bare")
 
 
 def verify_privates(graph: fx.Graph, plan: Plan, phase: Phase) -> None:

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.dynamics import remove_dynamics, soft_of
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
 from dcil_dsl.compiler.scores import remove_scores
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.trace import WHOLE, constants
+from dcil_dsl.masking.views import see
 
 
 @torch.no_grad()
@@ -40,6 +42,7 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
             setattr(model.get_submodule(owner), name, copy.deepcopy(twin))
     remove_twins(model, plan)
     remove_scores(model, plan)
+    remove_dynamics(model, plan)  # from here on weights are what the views are of
     for name in constants(model):
         del model._buffers[name]
         model._non_persistent_buffers_set.discard(name)
@@ -48,6 +51,7 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
             owner, _, name = parameter.rpartition(".")
             module = model.get_submodule(owner)
             mask = module._buffers.pop(f"{name}_mask")
-            if views[path] == "masked":
-                module.get_parameter(name).data.masked_fill_(~mask, 0.0)
+            weight = module.get_parameter(name)
+            soft = soft_of(dual, parameter, plan)
+            weight.copy_(see(weight, mask, views[path], soft))
     return model

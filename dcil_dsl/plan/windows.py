@@ -58,6 +58,7 @@ def resolve_phases(
     cuts = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
     cuts = sorted(cut for cut in cuts if 0 <= cut < num_steps)
 
+    has_reserve = any(isinstance(rule, r.Prune) and rule.reserve for rule in recipe.rules)
     phases: list[p.Phase] = []
     for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
         needed = {name for loss in losses if loss.window.covers(start) for name in _paths(loss)}
@@ -73,7 +74,7 @@ def resolve_phases(
         rows = {part: _rule_for(part, start, updates, report) for part in PARTS}
         if rows["rest"] is None:
             rows["rest"] = rows["kept"]  # what is not pruned counts as kept
-        if rows["reserve"] is None:
+        if rows["reserve"] is None and has_reserve:
             rows["reserve"] = rows["pruned"]
         shares = tuple(
             p.Shares(**{part: _share(rows[part], path.name, running) for part in PARTS})
