@@ -227,12 +227,12 @@ class Power(Word):
 class GrowByGradient(Word):
     """`gradient(30%)`: at each refresh drop this share, grow where the gradient is largest.
 
-    The share falls to 0 at `until` by half a cosine. RigL: Evci et al. 2020, arXiv:1911.11134.
+    The share falls to 0 at `stop` by half a cosine. RigL: Evci et al. 2020, arXiv:1911.11134.
     """
 
     positional: ClassVar[int] = 1
     share: Percent
-    until: Time = Time(0.75, "run")
+    stop: Time = Time(0.75, "run")
     path: ScoredPath = None
 
 
@@ -241,7 +241,7 @@ class GrowAtRandom(Word):
 
     positional: ClassVar[int] = 1
     share: Percent
-    until: Time = Time(0.75, "run")
+    stop: Time = Time(0.75, "run")
 
 
 Regrow = Union[GrowByGradient, GrowAtRandom]

@@ -30,7 +30,7 @@ def resolve_dynamics(
         path = getattr(rule.regrow, "path", None) or deploy
         regrow = p.Regrow(
             share=rule.regrow.share.fraction,
-            until=steps(rule.regrow.until),
+            until=steps(rule.regrow.stop),
             path=path if isinstance(rule.regrow, v.GrowByGradient) else None,
         )
     return {

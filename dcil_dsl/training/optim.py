@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dcil_dsl.plan.plan import SGD, AdamW, Plan
+from dcil_dsl.training.metrics import Dual
 
 # Not on a CPU, where the fused step neither checks that weight and gradient lie in memory alike
 # nor is faster for channels_last weights.
@@ -81,6 +82,26 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for name, parameter in _by_name(optimizer)
         for entry, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+@torch.no_grad()
+def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
+    """What the optimiser remembers of weights under `forget` that are pruned becomes zero.
+
+    Else momentum would move them away from the zero that they are, and would still be there when
+    they come back.
+    """
+    masks = {
+        id(dual.get_parameter(name)): dual.get_buffer(f"{name}_mask")
+        for group in dual.plan.groups
+        if group.forget
+        for name in group.parameters
+    }
+    for parameter, entries in optimizer.state.items():
+        mask = masks.get(id(parameter))
+        for value in entries.values() if mask is not None else ():
+            if isinstance(value, Tensor) and value.shape == mask.shape:
+                value.masked_fill_(~mask, 0.0)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
-from dcil_dsl.training.optim import rate_at, set_rate
+from dcil_dsl.training.optim import forget_pruned, rate_at, set_rate
 from dcil_dsl.training.progress import Display, write_events
 from dcil_dsl.training.run import RunFolder, cannot_write
 from dcil_dsl.training.session import (
@@ -146,6 +146,7 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
         merge_scores(now)
         if now.dual.begin_step(at.step, loss_scale(now)):
             note_masks(now)
+            forget_pruned(now.state.optimizer, now.dual)
         now.state.optimizer.zero_grad(set_to_none=True)
     active = open_losses(plan, at.step)
     is_short = part.size < plan.data.batch_size
@@ -169,9 +170,13 @@ def _update(now: Session, part: Part, wish: Wish) -> None:
     """One step of the optimiser, and a look at what the device has noted."""
     plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
     set_rate(optimizer, rate_at(plan, at.step))
-    if plan.train.clip is not None:
+    has_penalties = any(group.penalties for group in plan.groups)
+    if plan.train.clip is not None or has_penalties:
         now.scaler.unscale_(optimizer)
+    if plan.train.clip is not None:
         clip_grad_norm_([p for _, p in now.dual.trainable()], plan.train.clip)
+    if has_penalties:  # as weight decay is: after clipping
+        now.dual.add_penalties(at.step)
     now.scaler.step(optimizer)
     now.scaler.update()
     update_average(now.average, plan.train.ema)
