@@ -22,8 +22,15 @@ from dcil_dsl.plan.curve import draw_schedule
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_layers import group_line, schedule_words, score_words, share_of
-from dcil_dsl.plan.show_training import PARTS, teachers
+from dcil_dsl.plan.show_layers import (
+    dynamics_words,
+    group_line,
+    refresh_words,
+    schedule_words,
+    score_words,
+    share_of,
+)
+from dcil_dsl.plan.show_training import PARTS, SEEN, teachers
 from dcil_dsl.plan.wording import (
     PLAIN,
     Page,
@@ -203,9 +210,10 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     )
     last = last_refresh(group, last_step(plan))
     yield "masks", (
-        f"move every {count(group.refresh, 'step')}, the last time at {moment(last, plan)}; "
-        f"they {freeze}"
+        f"move {refresh_words(group)}, the last time at {moment(last, plan)}; they {freeze}"
     )
+    for line in dynamics_words(group, plan):
+        yield "weights", line
 
 
 def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
@@ -245,14 +253,18 @@ def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator
         return
     is_pruned = any(entry.group is not None for entry in planned)
     for path in plan.paths:
-        sees = "w * m, its pruned weights as zeros" if path.view == "masked" else "w, all of it"
+        more = {"masked": ", its pruned weights as zeros", "full": ", all of it"}
+        sees = SEEN[path.view] + more.get(path.view, "")
         sees = sees if is_pruned else "w, all of it: no rule prunes it"
         deployed = "; this is the path that is deployed" if path.name == plan.deploy else ""
         yield f"{path.name} sees", sees + deployed
     if not any(True for _ in layer.module.parameters()):
         yield "learning", "it has no parameters"
         return
-    parts = ("kept", "pruned", "rest") if is_pruned else ("rest",)
+    own = next((e.group for e in planned if e.group is not None), None)
+    has_reserve = own is not None and plan.groups[own].reserve
+    held = ("kept", "reserve", "pruned") if has_reserve else ("kept", "pruned")
+    parts = (*held, "rest") if is_pruned else ("rest",)
     for phase in plan.phases:
         label = stretch(phase.window, plan)
         for part in parts:

@@ -95,8 +95,9 @@ def show_groups(plan: Plan, page: Page) -> str:
             shorten(group.rule, page.width),
             f"  {group_line(plan, group)}",
             f"  schedule {schedule_words(group.schedule, group.target, plan)}",
-            f"  score {score_words(group.score)}, masks move every {count(group.refresh, 'step')}, "
+            f"  score {score_words(group.score)}, masks move {refresh_words(group)}, "
             f"freeze {freeze}, floor {floor_words(group)}",
+            *(f"  {line}" for line in dynamics_words(group, plan)),
             *(f"  {line}" for line in hardware_words(group)),
         ]
     if not plan.groups:
@@ -108,6 +109,35 @@ def show_groups(plan: Plan, page: Page) -> str:
         memory += f"; scores kept between steps {score_bytes(plan):,}"
     lines.append(memory)
     return "\n".join(lines)
+
+
+def refresh_words(group: Group) -> str:
+    """When masks are recomputed: "every 16 steps", "at 8 moments"."""
+    if group.moments:
+        return f"at {count(len(group.moments), 'moment')}"
+    return f"every {count(group.refresh, 'step')}"
+
+
+def dynamics_words(group: Group, plan: Plan) -> list[str]:
+    """What happens to the weights beside being masked, a line each."""
+    lines = []
+    if group.regrow is not None:
+        where = "at random" if group.regrow.path is None else "where the last gradient is largest"
+        lines.append(
+            f"each time {percent(group.regrow.share)} of what is kept is dropped and as much grown "
+            f"{where}, falling to nothing at {moment(group.regrow.until, plan)}"
+        )
+    if group.forget:
+        lines.append("what is pruned becomes zero at once, and its momentum")
+    if group.reserve:
+        lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
+    for penalty in group.penalties:
+        what = {"square": "half the squares", "norm": "the norm"}[penalty.form]
+        rising = f", rising in {penalty.stairs} steps" if penalty.stairs else ""
+        lines.append(f"penalty: {penalty.weight:g} times {what} of the {penalty.part}{rising}")
+    if group.power is not None:
+        lines.append(f"stored as roots: w = theta |theta|^{group.power - 1:g}")
+    return lines
 
 
 def show_curves(plan: Plan, page: Page) -> str:

@@ -13,8 +13,13 @@ from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, Phase, Plan
 from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
 
+SEEN = {
+    "full": "w", "masked": "w * m", "complement": "w * (1 - m)",
+    "soft_threshold": "c sign(w) max(|w| - t, 0) * m",
+}  # fmt: skip
 PARTS = {
     "kept": "kept weights",
+    "reserve": "the reserve among the pruned",
     "pruned": "pruned weights",
     "rest": "weights no rule prunes",
 }
@@ -40,7 +45,7 @@ def show_phases(plan: Plan) -> str:
     """The paths; for each phase who runs, what a step costs, who learns from whom."""
     lines = ["paths"]
     for path in plan.paths:
-        seen = "w * m" if path.view == "masked" else "w"
+        seen = SEEN[path.view]
         deployed = "; deployed" if path.name == plan.deploy else ""
         lines.append(f"  {path.name} = {path.view}: y = f(x; {seen}){deployed}")
     for phase in plan.phases:
@@ -49,7 +54,12 @@ def show_phases(plan: Plan) -> str:
             f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
             f"{count(len(phase.paths), 'dense step')} of arithmetic at most"
         )
-        lines += [f"  {PARTS[part]} {teachers(plan, phase, part)}" for part in PARTS]
+        has_reserve = any(group.reserve for group in plan.groups)
+        lines += [
+            f"  {PARTS[part]} {teachers(plan, phase, part)}"
+            for part in PARTS
+            if part != "reserve" or has_reserve
+        ]
     lines.append(
         f"training cost: {training_cost(plan):.2f} dense runs at most, by arithmetic (zeros do not "
         "make dense kernels faster)"

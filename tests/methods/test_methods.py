@@ -84,8 +84,10 @@ def assert_same(dual, weights):
         assert torch.allclose(dual.get_parameter(name).detach(), w, rtol=0, atol=1e-12), name
 
 
-STRAIGHT = "path sparse = {view} update kept, pruned by sparse loss cross_entropy(sparse) deploy sparse"
-KEPT = "path sparse = masked update kept by sparse loss cross_entropy(sparse) deploy sparse"
+STRAIGHT = """path sparse = {view}  update kept, pruned by sparse
+              loss cross_entropy(sparse)  deploy sparse"""
+KEPT = """path sparse = masked  update kept by sparse  update pruned by 0 * sparse
+          loss cross_entropy(sparse)  deploy sparse"""
 COUNT, KEEP = 144, 36  # weights of both layers; a quarter of them
 
 
@@ -180,8 +182,12 @@ def test_set_keeps_its_count_and_what_it_grows_starts_from_zero():
         masks_seen.append([m.clone() for m in dual.masks.values()])
         values.append([dual.get_parameter(n).detach().clone() for n in dual.masks])
 
-    ours("prune Linear to 75% { refresh = 4 steps  forget = true  regrow = random(50%, stop=10ep) }",
-         KEPT, after=look)
+    ours(
+        "prune Linear to 75% { refresh = 4 steps  forget = true"
+        "  regrow = random(50%, stop=10ep) }",
+        KEPT,
+        after=look,
+    )
     grown = 0
     for before, after, value in zip(masks_seen, masks_seen[1:], values[1:]):
         for old, new, w in zip(before, after, value):
@@ -249,8 +255,10 @@ def test_a_root_starts_from_the_weights_that_the_model_has():
 
 
 def test_feddip_adds_the_norm_of_what_is_kept_in_rising_steps():
-    dual = ours("prune Linear to global(75%) { refresh = 1 step  penalty = [norm(kept, 0.1, stairs=4)] }",
-                STRAIGHT.format(view="masked"))
+    dual = ours(
+        "prune Linear to global(75%) { refresh = 1 step  penalty = [norm(kept, 0.1, stairs=4)] }",
+        STRAIGHT.format(view="masked"),
+    )
     weights, velocities = state()
     for step, (x, y) in enumerate(batches()):
         masks = largest(weights, KEEP)
