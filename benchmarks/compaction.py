@@ -28,8 +28,10 @@ sys.path.insert(0, str(ROOT / "tests" / "export"))
 from zeroed import enliven, zero_heads, zero_rows  # noqa: E402
 
 from dcil_dsl.diagnostics import InputError  # noqa: E402
-from dcil_dsl.export.compact import compact, rebuild_compact  # noqa: E402
+from dcil_dsl.export.compact import compact  # noqa: E402
 from dcil_dsl.export.measure import measure  # noqa: E402
+from dcil_dsl.export.rebuild import rebuild_compact  # noqa: E402
+from dcil_dsl.graph.inputs import Inputs  # noqa: E402
 from dcil_dsl.zoo import build_model  # noqa: E402
 
 SIZES = {"vit_b_16": 224, "inception_v3": 96, "maxvit_t": 224}  # the others take 64
@@ -76,7 +78,7 @@ def run(spec: str, part: float, device: torch.device, batch: int) -> dict:
         y = result.model(x)
         same = torch.equal(rebuilt(x), y)
         back = ((expanded(x) - model(x)).abs().max() / (1 + model(x).abs().max())).item()
-    inputs = (torch.randn(batch, 3, size, size, device=device),)
+    inputs = Inputs.of(torch.randn(batch, 3, size, size, device=device))
     measured = measure(model.to(device), result.model.to(device), inputs)
     return {
         "model": spec,

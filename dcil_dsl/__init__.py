@@ -30,8 +30,8 @@ _PUBLIC = {
     "export_run": "revisit",
     "verify_artefact": "revisit",
     "compact": "export.compact",
-    "load_compact": "export.compact",
-    "expand": "export.compact",
+    "load_compact": "export.rebuild",
+    "expand": "export.rebuild",
     "compact_run": "smaller",
     "SparsityError": "training.metrics",
 }

@@ -55,9 +55,9 @@ def compact_run(
     folder = folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", help="name a folder with --out")
-    result = compact(network, _inputs(network, plan, batch=2).args)
+    result = compact(network, _inputs(network, plan, batch=2))
     device = pick_device("auto")
-    inputs = _inputs(network, plan, BATCH).to(device).args
+    inputs = _inputs(network, plan, BATCH).to(device)
     measured = measure(network.eval().to(device), result.model.to(device), inputs)
     result.model.cpu()
     write_shapes(folder, result.shapes, result.tensors, report_of(result, measured))
@@ -87,13 +87,7 @@ def _inputs(network: nn.Module, plan: Plan | None, batch: int) -> Inputs:
         size = _image_size(plan)
         generator = torch.Generator().manual_seed(0)
         return Inputs.of(torch.randn(batch, plan.data.channels, size, size, generator=generator))
-    inputs = example_inputs(network, batch)
-    if inputs.kwargs:
-        raise InputError(
-            f"{type(network).__name__} takes its inputs by name, which cannot be made smaller yet",
-            help="the safetensors and pth formats export any model",
-        )
-    return inputs
+    return example_inputs(network, batch)
 
 
 def _image_size(plan: Plan) -> int:

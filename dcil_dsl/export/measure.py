@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from dcil_dsl.graph.inputs import Inputs
 
 WARMUP, CALLS = 3, 15
 
@@ -42,25 +44,25 @@ class Measured:
         return asdict(self) | {"calls": CALLS}
 
 
-def measure(before: nn.Module, after: nn.Module, inputs: tuple[Tensor, ...]) -> Measured:
+def measure(before: nn.Module, after: nn.Module, inputs: Inputs) -> Measured:
     """Costs of both networks in evaluation mode. Their calls alternate, so that a machine that
     slows down slows both."""
-    batch = len(inputs[0])
+    batch, device = inputs.batch_size(), next(inputs.tensors()).device
     times = ([], [])
     with torch.no_grad():
         for call in range(WARMUP + CALLS):
             for network, seen in zip((before, after), times):
-                _wait(inputs[0].device)
+                _wait(device)
                 start = time.perf_counter()
-                network(*inputs)
-                _wait(inputs[0].device)
+                network(*inputs.args, **inputs.kwargs)
+                _wait(device)
                 if call >= WARMUP:
                     seen.append(1000 * (time.perf_counter() - start))
     costs = [
         Costs(num_parameters(network), count_macs(network, inputs) // batch, median(seen))
         for network, seen in zip((before, after), times)
     ]
-    return Measured(*costs, device=device_name(inputs[0].device), batch_size=batch)
+    return Measured(*costs, device=device_name(device), batch_size=batch)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -68,14 +70,14 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def count_macs(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates of convolutions and matrix products, for the whole batch."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused, its products would not be seen
     try:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*inputs)
+            model(*inputs.args, **inputs.kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two

@@ -29,8 +29,9 @@ class Part(BaseModel):
 
 
 class Input(Part):
-    """One argument of forward."""
+    """One argument of forward; name None: it is given by its place."""
 
+    name: str | None = None
     shape: tuple[int, ...]
     dtype: str
 

@@ -11,11 +11,13 @@ concatenation or a flattening needs no rule of its own: it is done to the number
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.graph.dependencies import Dependencies, Read, first_names
+from dcil_dsl.graph.dependencies import Dependencies, Read
 from dcil_dsl.graph.observe import observe, replay, told, vector_along
 from dcil_dsl.graph.operations import (
     JOINING,
@@ -28,12 +30,24 @@ from dcil_dsl.graph.operations import (
 )
 
 
-def find_dependencies(graph: fx.Graph, model: nn.Module, example_inputs: tuple) -> Dependencies:
-    """Number the channels of a graph and join those that depend on each other."""
-    found = Dependencies(graph, model, observe(graph, model, example_inputs))
+def find_dependencies(
+    graph: fx.Graph,
+    model: nn.Module,
+    inputs: tuple,
+    whole: Mapping[str, str] | None = None,
+) -> Dependencies:
+    """Number the channels of a graph and join those that depend on each other.
+
+    inputs  of the graph, in order
+    whole   modules that tracing kept whole, with the reason
+    """
+    found = Dependencies(graph, model, observe(graph, model, inputs), whole or {})
     walk = _Walk(found)
     for node in graph.nodes:
         found.channels[node] = walk.visit(node)
+    for key, reason in walk.held.items():  # a module kept whole may share a weight with a layer
+        for axis in [axis for axis in found.axes.values() if axis.key == key]:
+            found.fix(axis.channels, reason)
     return found.with_one_number_each()
 
 
@@ -42,7 +56,7 @@ class _Walk:
 
     def __init__(self, found: Dependencies):
         self.found = found
-        self.first = first_names(found.model)
+        self.held: dict[str, str] = {}  # tensors of modules that are not understood
 
     def visit(self, node: fx.Node):
         found = self.found
@@ -76,12 +90,11 @@ class _Walk:
         self.found.join(ours, theirs, told(node, self.found.model))
 
     def axis(self, key: str, dim: int, channels: Tensor, node: fx.Node) -> None:
-        place = told(node, self.found.model)
-        self.found.axis(self.first.get(key, key), dim, channels, place)
+        self.found.axis(key, dim, channels, told(node, self.found.model))
 
     def rows(self, key: str, dim: int, count: int) -> Tensor:
         """The channels of a parameter's dim, (count,): known from its first use, or new."""
-        known = self.found.axes.get((self.first.get(key, key), dim))
+        known = self.found.axes.get((self.found.first[key], dim))
         return self.found.fresh(count) if known is None else known.channels.reshape(-1)
 
     def _tensor(self, node: fx.Node):
@@ -274,12 +287,18 @@ class _Walk:
                 self.found.fix(self.found.channels[source], reason)
 
     def _unknown(self, node: fx.Node, reason: str | None = None):
-        reason = reason or f"{told(node, self.found.model)} is not one of the operations understood"
+        found, place = self.found, told(node, self.found.model)
+        if node.op == "call_module":
+            kept = found.whole.get(node.target)
+            reason = reason or (kept and f"{place} is kept whole: {kept}")
+            for name, _ in found.model.get_submodule(node.target).named_parameters():
+                self.held[found.first[f"{node.target}.{name}"]] = reason or place
+        reason = reason or f"{place} is not one of the operations understood"
         for source in node.all_input_nodes:
-            for channels in pytree.tree_leaves(self.found.channels[source]):
+            for channels in pytree.tree_leaves(found.channels[source]):
                 if isinstance(channels, Tensor):
-                    self.found.fix(channels, reason)
-        return _nothing(self.found.seen[node])
+                    found.fix(channels, reason)
+        return _nothing(found.seen[node])
 
 
 def _nothing(seen):

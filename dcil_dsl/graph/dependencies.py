@@ -7,7 +7,7 @@ Not:  what meets where is found by channels.py; no weight is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
@@ -51,12 +51,15 @@ class Dependencies:
     seen        for each node what it gave for the example: meta tensors, sizes, numbers
     rigid       dims of a node that must keep their size, whatever their channels do
     fixed       channels that cannot go, with the reason
+    whole       modules that are one call each, with the reason
+    first       for each name of a tensor its first, under which `axes` has it
     joins       an edge for each two numbers that met; the groups are its components
     """
 
     graph: fx.Graph
     model: nn.Module
     seen: dict[fx.Node, object]
+    whole: Mapping[str, str] = field(default_factory=dict)
     channels: dict[fx.Node, object] = field(default_factory=dict)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
@@ -64,6 +67,9 @@ class Dependencies:
     fixed: dict[int, str] = field(default_factory=dict)
     joins: nx.Graph = field(default_factory=nx.Graph)
     num_channels: int = 1
+
+    def __post_init__(self):
+        self.first = first_names(self.model)
 
     def tensors(self) -> Iterable[tuple[fx.Node, Tensor]]:
         """Every node that gives one tensor, with its channels."""
@@ -92,6 +98,7 @@ class Dependencies:
 
     def axis(self, key: str, dim: int, channels: Tensor, place: str) -> None:
         """The channels of a parameter's dim; a second use of it joins the first."""
+        key = self.first[key]
         known = self.axes.setdefault((key, dim), Axis(key, dim, channels)).channels
         if known is not channels:
             self.join(known, channels, place)

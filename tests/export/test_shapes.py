@@ -9,7 +9,8 @@ from torch import nn
 from zeroed import enliven, zero_rows
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.compact import compact, expand, load_compact
+from dcil_dsl.export.compact import compact
+from dcil_dsl.export.rebuild import expand, load_compact
 from dcil_dsl.export.shapes import SHAPES, WEIGHTS, write_shapes
 from dcil_dsl.export.shrink import gather, scatter
 

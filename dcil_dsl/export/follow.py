@@ -1,0 +1,102 @@
+"""A model followed through its graph, and the small one that is cut out of it.
+
+In:   a model, the inputs of one call; later the channels that go.
+Out:  Followed: its trace for evaluation and its Dependencies; the small network.
+Not:  which channels go is decided by dead.py, or stands in a shape file.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.shapes import ModuleSizes
+from dcil_dsl.export.shrink import cut, sizes_of
+from dcil_dsl.graph.attention import attention_calls, dead_heads, open_attention, why_closed
+from dcil_dsl.graph.channels import find_dependencies
+from dcil_dsl.graph.dependencies import Dependencies
+from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
+
+
+@dataclass(frozen=True)
+class Followed:
+    """opened: the attention modules whose heads are nodes of the graph."""
+
+    traced: Traced
+    found: Dependencies
+    opened: tuple[str, ...]
+
+
+def follow(model: nn.Module, inputs: Inputs, opened: tuple[str, ...] | None = None) -> Followed:
+    """Trace a copy of `model` on the CPU and number its channels.
+
+    opened  the attention modules to open; None: those that have a dead head and can be opened
+
+    InputError where the model cannot be traced, or is one call as a whole.
+    """
+    help = "`dcil explain E401` says what can be traced"
+    try:
+        traced = trace_model(model, inputs)
+    except TraceError as error:
+        raise InputError(str(error), help=help) from error
+    if "" in traced.whole:
+        reason = traced.whole[""]
+        raise InputError(f"the forward of {traced.name} cannot be traced: {reason}", help=help)
+    traced.model.cpu()  # where its zeros are looked at, tensor by tensor
+    graph = copy.deepcopy(traced.eval)
+    calls = attention_calls(graph, traced.model)
+    if opened is None:
+        calls = _with_dead_heads(calls, traced.model)
+    else:
+        calls = [node for node in calls if node.target in opened]
+    for node in calls:
+        open_attention(graph, node, traced.model)
+    bound = traced.arguments.bind(inputs.args, inputs.kwargs)
+    found = find_dependencies(graph, traced.model, bound, traced.whole)
+    return Followed(traced, found, tuple(node.target for node in calls))
+
+
+def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, ModuleSizes]]:
+    """Cut the traced model in place; it keeps its own class where that still knows how to run.
+
+    It does where the graph did not have to change, and where evaluation uses every weight: the
+    auxiliary heads of training would read channels that are gone.
+    """
+    model, found = followed.traced.model, followed.found
+    before = {path: sizes_of(module) for path, module in model.named_modules()}
+    named = ("call_module", "get_attr")
+    used = {str(node.target) for node in found.graph.nodes if node.op in named}
+    idle = any(
+        key not in used and not any(key.startswith(f"{name}.") for name in used)
+        for key, _ in model.named_parameters()
+    )
+    edited = cut(found, gone) or bool(followed.opened)
+    modules = {
+        path: ModuleSizes(type=type(module).__name__, before=before[path], after=after)
+        for path, module in model.named_modules()
+        if (after := sizes_of(module)) != before[path]
+    }
+    if not edited and not idle:
+        for name in constants(model):  # which its forward makes anew
+            delattr(model, name)
+        return model.eval(), modules
+    small = fx.GraphModule(model, found.graph, f"Small{followed.traced.name}").eval()
+    small.graph.eliminate_dead_code()
+    small.delete_all_unused_submodules()
+    small.recompile()
+    return small, modules
+
+
+def _with_dead_heads(calls: list[fx.Node], model: nn.Module) -> list[fx.Node]:
+    names = [node.target for node in calls]
+    return [
+        node
+        for node in calls
+        if dead_heads(model.get_submodule(node.target))
+        and why_closed(node, model) is None
+        and names.count(node.target) == 1
+    ]

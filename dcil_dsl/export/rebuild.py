@@ -1,0 +1,108 @@
+"""The small network again, from its two files and the original's builder; and the way back.
+
+In:   a folder with shapes.json and small.safetensors; the original model with any weights.
+Out:  the small network; or the small weights under the original's keys and shapes.
+Not:  no code comes from the files, and none of their numbers is believed before it fits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.follow import follow, make_small
+from dcil_dsl.export.shapes import Shapes, expand_tensors, read_shapes
+from dcil_dsl.export.shrink import kept_indices
+from dcil_dsl.graph.dependencies import FIXED, Axis, Dependencies
+from dcil_dsl.graph.inputs import Inputs
+
+
+def load_compact(folder: str | Path, model: nn.Module) -> nn.Module:
+    """The small network of `folder`, cut out of its original, on the device of `model`.
+
+    model  the original, as its builder gives it; it is not changed
+
+    InputError where the files are damaged, or belong to another model.
+    """
+    return rebuild_compact(*read_shapes(folder), model)
+
+
+def expand(folder: str | Path) -> dict[str, Tensor]:
+    """The weights of `folder` under the original's keys and shapes: they load strictly into it."""
+    return expand_tensors(*read_shapes(folder))
+
+
+def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) -> nn.Module:
+    """Cut a copy of `model` as the shapes say, with the small weights in it."""
+    _compare_keys(shapes, model)
+    inputs = _inputs(shapes)
+    followed = follow(model, inputs, shapes.opened)
+    followed.traced.model.load_state_dict(expand_tensors(shapes, small))
+    result, modules = make_small(followed, _gone(followed.found, shapes))
+    if modules != shapes.modules:
+        both = modules | shapes.modules
+        path = next(p for p in both if modules.get(p) != shapes.modules.get(p))
+        raise InputError(f"the sizes of `{path}` are not those that the index map leaves")
+    try:
+        with torch.no_grad():
+            result(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # whatever a network of wrong sizes raises
+        raise InputError(f"the index map does not leave a network that runs: {error}") from error
+    first = next(model.parameters(), None)
+    return result if first is None else result.to(first.device)
+
+
+def _inputs(shapes: Shapes) -> Inputs:
+    """Zeros of the shapes that the network was cut with."""
+    zeros = []
+    for entry in shapes.inputs:
+        dtype = getattr(torch, entry.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(f"the shape file names a type of numbers `{entry.dtype}`")
+        zeros.append((entry.name, torch.zeros(entry.shape, dtype=dtype)))
+    named = {name: value for name, value in zeros if name is not None}
+    return Inputs(tuple(value for name, value in zeros if name is None), named)
+
+
+def _compare_keys(shapes: Shapes, model: nn.Module) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(given.keys() | shapes.tensors.keys()):
+        if name not in shapes.tensors:
+            raise InputError(f"this is not the model of the shape file, which has no {name}")
+        if name not in given:
+            raise InputError(f"this is not the model of the shape file: it has no {name}")
+        if given[name] != shapes.tensors[name].shape:
+            fact = f"{list(given[name])} here and {list(shapes.tensors[name].shape)} there"
+            raise InputError(f"this is not the model of the shape file: {name} is {fact}")
+
+
+def _gone(found: Dependencies, shapes: Shapes) -> Tensor:
+    """The channels that no index map keeps. InputError where the maps contradict each other."""
+    gone = torch.zeros(found.num_channels, dtype=torch.bool)
+    # A buffer that is not saved has no map; it goes with the channels of those that are.
+    axes = [axis for axis in found.axes.values() if axis.key in shapes.tensors]
+    for axis in axes:
+        gone[_left_out(axis, shapes)] = True
+    gone[FIXED] = False
+    kept = kept_indices(found, gone)
+    for axis in axes:
+        if kept.get(axis.key, {}) != shapes.tensors[axis.key].lists():
+            raise InputError(f"the index map of {axis.key} does not fit those of its neighbours")
+    known = {axis.key for axis in axes}
+    for key, entry in shapes.tensors.items():
+        if entry.kept and found.first[key] not in known:
+            raise InputError(f"{key} cannot be cut as its index map says")
+    return gone
+
+
+def _left_out(axis: Axis, shapes: Shapes) -> Tensor:
+    indices = shapes.tensors[axis.key].lists().get(axis.dim)
+    if indices is None:
+        return axis.channels[:0]
+    out = torch.ones(axis.channels.shape, dtype=torch.bool)
+    for row, stays in zip(torch.atleast_2d(out), indices if out.dim() == 2 else [indices]):
+        row[torch.as_tensor(stays, dtype=torch.int64)] = False
+    return axis.channels[out]

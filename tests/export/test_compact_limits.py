@@ -1,0 +1,111 @@
+"""What stays, and why; what is refused; which inputs are taken."""
+
+import pytest
+import torch
+from torch import nn
+from zeroed import enliven, numel
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.compact import compact
+
+IMAGE = (torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
+
+
+def double(*layers):
+    torch.manual_seed(0)
+    return enliven(nn.Sequential(*layers)).double()
+
+
+@torch.no_grad()
+def dead(module, *rows):
+    module.weight[list(rows)] = 0.0
+
+
+def test_channels_of_which_a_layer_norm_takes_the_mean_stay_with_the_reason():
+    model = double(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    dead(model[0], 1, 2)
+    result = compact(model, (torch.randn(4, 3).double(),))
+    assert result.model[0].out_features == 8
+    assert [(s.count, s.reason) for s in result.stays] == [(2, "`1` (LayerNorm) mixes them")]
+
+
+def test_an_operation_that_is_not_understood_keeps_its_channels_with_the_reason():
+    model = double(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 2, 1))
+    dead(model[0], 0, 1, 2, 3)
+    result = compact(model, IMAGE)
+    assert numel(result.model) == numel(model)
+    assert result.stays[0].reason == "`1` (PixelShuffle) is not one of the operations understood"
+
+
+def test_two_networks_that_differ_are_refused(monkeypatch):
+    from dcil_dsl.export import compact as module
+
+    monkeypatch.setattr(module, "fold_constants", lambda *_: {})
+    model = double(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    dead(model[0], 1)
+    with torch.no_grad():
+        model[0].bias[1] = 1.0
+    with pytest.raises(InputError, match="the small network differs from the original by"):
+        compact(model, IMAGE)
+
+
+def test_a_model_that_cannot_be_traced_is_refused_with_the_reason():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(InputError, match="cannot be traced"):
+        compact(Net(), IMAGE)
+
+
+def test_a_module_that_tracing_kept_whole_keeps_what_it_reads_and_shares():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.inner(x) if x.sum() > 0 else x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.branch, self.b = nn.Conv2d(3, 4, 1), Branch(), nn.Conv2d(4, 4, 1)
+            self.b.weight, self.c = self.branch.inner.weight, nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.c(self.b(self.branch(self.a(x))))
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 0)
+    dead(model.b, 1)
+    result = compact(model, IMAGE)
+    assert numel(result.model) == numel(model)
+    first, second = (stay.reason for stay in result.stays)
+    assert first.startswith("`branch` (Branch) is kept whole: ")
+    assert second.startswith("`branch` (Branch) is kept whole: ")
+
+
+def test_inputs_may_go_by_name_and_be_whole_numbers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.a, self.b = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, tokens, scale=None):
+            x = self.a(self.words(tokens)).relu()
+            return {"out": self.b(x if scale is None else x * scale)}
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 0, 5)
+    with torch.no_grad():
+        model.a.bias[[0, 5]] = 0.0
+    given = {"tokens": torch.tensor([[1, 8, 3]]), "scale": torch.ones(1, 3, 1).double()}
+    result = compact(model, given)
+    assert result.model.a.out_features == 4
+    other = {"tokens": torch.tensor([[0, 2], [5, 4]]), "scale": torch.rand(2, 2, 1).double()}
+    torch.testing.assert_close(result.model(**other)["out"], model(**other)["out"])
+    with pytest.raises(InputError, match="`scale` is of type float"):
+        compact(model, given | {"scale": 2.0})
