@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dcil_dsl.masking.score import random_scores, without_sign
 from dcil_dsl.masking.select import keep_top
 
 pytestmark = pytest.mark.gpu
@@ -42,3 +43,13 @@ def test_a_layer_alone_has_the_cpus_mask_too(device):
         score = scores_of(kind, torch.float32)[1]
         (expected,), (mask,) = keep_top([score], 999, [3]), keep_top([score.to(device)], 999, [3])
         assert torch.equal(mask.cpu(), expected) and int(mask.sum()) == 999
+
+
+def test_random_scores_are_the_cpus_bit_for_bit(device):
+    ours, cpus = (random_scores((301, 7), 2**63 + 5, d) for d in (device, torch.device("cpu")))
+    assert torch.equal(ours.cpu(), cpus)
+
+
+def test_scores_below_zero_have_the_cpus_places(device):
+    scores = torch.randn(SIZES[1], generator=torch.Generator().manual_seed(2))
+    assert torch.equal(without_sign(scores.to(device)).cpu(), without_sign(scores))

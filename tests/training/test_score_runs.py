@@ -43,3 +43,12 @@ def test_ranks_agree_on_masks_whatever_each_has_seen(tmp_path, kind):
     plan = plain_plan(group={"score": p.Score(kind=kind, path="sparse")})
     status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
     assert status == [0, 0], said(tmp_path, 0)
+
+
+def test_the_scale_of_fp16_is_taken_out_of_scores(tmp_path):
+    """It is 65,536 at the start of a run."""
+    plan = plain_plan(group={"score": p.Score(kind="taylor", path="sparse")})
+    _, plain = rank_train(tmp_path / "plain", Ranks(), plan, max_steps=3)
+    _, half = rank_train(tmp_path / "half", Ranks(), plan, max_steps=3, precision="fp16")
+    for name, score in plain.score_state.items():
+        assert half.score_state[name].sum() == pytest.approx(float(score.sum()), rel=0.05)

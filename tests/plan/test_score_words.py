@@ -1,0 +1,37 @@
+"""What a printed plan says of scores and of budgets by shape."""
+
+import pytest
+from resolving import plan_of
+
+from dcil_dsl.plan.plan import Score
+from dcil_dsl.plan.show import show_plan
+from dcil_dsl.plan.show_layers import score_words
+
+
+@pytest.mark.parametrize(
+    "score, words",
+    [
+        ({"kind": "magnitude"}, "magnitude"),
+        ({"kind": "l2", "average": 0.9}, "l2, averaged with 0.9 over the steps"),
+        (
+            {"kind": "taylor", "path": "sparse"},
+            "taylor (|w * gradient| of path sparse), summed over the steps",
+        ),
+        (
+            {"kind": "movement", "path": "dense", "average": 0.5},
+            "movement (-w * gradient of path dense), averaged with 0.5 over the steps",
+        ),
+        ({"kind": "random"}, "random"),
+        ({"kind": "random", "redraw": True}, "random, drawn anew for every mask"),
+    ],
+)
+def test_a_score_is_told_in_words(score, words):
+    assert score_words(Score(**score)) == words
+
+
+def test_each_layer_of_erk_is_told_its_own_share():
+    text = show_plan(plan_of("prune Conv2d to erk(80%)"))
+    rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if "Conv2d" in line}
+    shares = {round(float(row.rstrip("%"))) for row in rows.values()}
+    assert len(rows) == 7 and len(shares) == 4  # as many as there are shapes
+    assert "80% of 2,088 weights in 7 layers, one budget each by ERK" in text
