@@ -44,15 +44,22 @@ def contents_of(dataset: Dataset) -> dict[str, str]:
 
 
 def _files(paths: Iterable[str]) -> str:
-    lines = sorted((os.path.basename(path), os.stat(path).st_size) for path in paths)
+    lines = sorted((os.path.basename(path), _size(path)) for path in paths)
     digest = blake2b(repr(lines).encode(), digest_size=4).hexdigest()
     files = "1 file" if len(lines) == 1 else f"{len(lines):,} files"
     return f"{files} of {sum(size for _, size in lines):,} bytes ({digest})"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nowhere: told when its turn to be read comes
+        return 0
 
 
 def _digest_of(*tensors: Tensor) -> str:
     digest = blake2b(digest_size=8)
     for tensor in tensors:
         for chunk in tensor.split(4096):  # channels may be one, seen three times: no copy of all
-            digest.update(chunk.contiguous().numpy())
+            digest.update(chunk.cpu().contiguous().numpy())
     return digest.hexdigest()

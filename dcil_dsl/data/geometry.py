@@ -61,7 +61,7 @@ class PadCrop:
 class Flip:
     """Left to right, with probability p."""
 
-    p: float
+    p: float = 0.5
 
     def size_after(self, size):
         return size
@@ -105,7 +105,7 @@ class Erase:
     For images that are normalised already: zero is the mean of the data.
     """
 
-    p: float
+    p: float = 0.5
 
     def size_after(self, size):
         return size

@@ -34,10 +34,10 @@ def fingerprint(plan: Plan) -> str:
 
 def text_differences(old: str, new: str) -> list[str]:
     """The lines that went, "- target = 90%", and those that came, "+ target = 95%"."""
-    lines = difflib.ndiff(
-        [line.strip() for line in old.splitlines()], [line.strip() for line in new.splitlines()]
-    )
-    return [line for line in lines if line[0] in "-+" and line[1:].strip()]
+    before, after = ([line.strip() for line in text.splitlines()] for text in (old, new))
+    # Two lines of file names stand before the first difference.
+    lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
+    return [f"{line[0]} {line[1:]}" for line in lines if line[0] in "-+" and line[1:]]
 
 
 def data_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -48,6 +48,14 @@ def test_a_file_more_less_or_of_another_size_is_a_difference_of_its_class(tmp_pa
     assert line.startswith("val/dog: ")
 
 
+def test_a_link_to_nowhere_is_counted_and_no_fault_of_ours(tmp_path):
+    from test_sources import write_tree
+
+    write_tree(tmp_path)
+    (tmp_path / "train/cat/7.JPEG").symlink_to(tmp_path / "nowhere")
+    assert contents_of(open_dataset("imagefolder", tmp_path))["train/cat"].startswith("3 files")
+
+
 def test_shards_are_told_apart_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = write_shards(tmp_path / "shards", 3)

@@ -111,3 +111,10 @@ def test_color_jitter_draws_its_ranges_and_every_order():
         assert low <= found.min() < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < found.max() <= high
     assert len(which.unique(dim=0)) == math.factorial(4)  # 0 stands where contrast would
+
+
+def test_grey_images_of_one_channel_go_through_every_operation():
+    images = pictures(14, channels=1)
+    which, amounts = torch.arange(14)[:, None], torch.full((14, 1), 1.0, dtype=torch.float64)
+    made = apply_operations(images, which, amounts)
+    assert made.shape == images.shape and made.dtype == torch.uint8

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dcil_dsl.data import Loader, open_dataset
 from dcil_dsl.data.folders import BadImage
+from dcil_dsl.data.places import look
 from dcil_dsl.data.shards import make_index
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Augment
@@ -133,9 +134,11 @@ def test_without_a_place_for_a_cache_there_is_none(shards, home):
 
 
 def test_shards_that_are_not_there_are_told_with_their_layout(tmp_path):
-    with pytest.raises(InputError, match="webdataset are not there") as error:
-        open_dataset("webdataset", tmp_path)
-    assert "train-*.tar and val-*.tar" in error.value.help
+    (tmp_path / "train-000000.tar").touch()
+    for find in (open_dataset, look):
+        with pytest.raises(InputError, match="webdataset are not there") as error:
+            find("webdataset", tmp_path)
+        assert "train-*.tar and val-*.tar" in error.value.help
 
 
 # -- tars that are not what they seem ------------------------------------------------------------

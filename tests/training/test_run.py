@@ -10,7 +10,7 @@ from tiny_run import tiny_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import create_run, open_run, resume_run
-from dcil_dsl.training.differences import fingerprint, plan_differences
+from dcil_dsl.training.differences import fingerprint, plan_differences, text_differences
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):
@@ -82,6 +82,19 @@ def test_many_differences_are_counted(tmp_path):
         resume_run(run.path, other)
     lines = error.value.help.splitlines()
     assert lines[-2] == "and 1 more" and "--resume-anyway" in lines[-1]
+
+
+def test_of_two_texts_the_lines_that_went_and_came_are_told():
+    old, new = "let a = 90%\nkeep\n  b {\n", "let a = 95%\nkeep\n\nb {\n--c\n"
+    assert text_differences(old, new) == ["- let a = 90%", "+ let a = 95%", "+ --c"]
+    assert text_differences(old, old.replace("  b", "b")) == []
+
+
+def test_a_layer_more_is_one_difference_and_not_one_of_every_layer_after_it():
+    plan = tiny_plan()
+    more = plan.layers[0].model_copy(update={"parameter": "conv0.weight"})
+    changed = plan.model_copy(update={"layers": (more, *plan.layers)})
+    assert plan_differences(plan, changed) == ["layers.conv0.weight: none in the run, there now"]
 
 
 def test_a_torn_last_line_counts_as_not_written(tmp_path):
