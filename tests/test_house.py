@@ -125,7 +125,8 @@ def test_the_words_of_the_language_are_these():
 
     words = {cls.__name__ for cls in vocabulary.Word.__subclasses__()}
     assert words == {
-        "Single", "Filter", "Channel", "Head", "Block", "NM", "Uniform", "Global", "Erk", "Lamp",
+        "Single", "Filter", "Channel", "Head", "Block", "Within",
+            "NM", "Uniform", "Global", "Erk", "Lamp",
         "Sensitivity",
         "Square", "Norm", "Power", "GrowByGradient", "GrowAtRandom",
         "Magnitude", "L2", "Taylor", "Movement", "Gradient", "Random",

@@ -59,12 +59,14 @@ def test_half_of_the_inputs_of_each_layer_go(trained):
     assert all(int(nonzero(w, 0, 2, 3).sum()) == w.shape[1] // 2 for w in others)
 
 
-def test_blocks_of_four_outputs_go_together(trained):
+def test_blocks_of_four_outputs_go_together_and_the_shortcuts_keep_forty_percent(trained):
     _, tensors = trained("blocks")
     weights = convolutions(tensors).values()
     blocks = [w.view(len(w) // 4, 4, *w.shape[1:]) != 0 for w in weights]
     assert all(torch.equal(b.any(1), b.all(1)) for b in blocks)
     assert sum(int(b.any(1).sum()) for b in blocks) == 270_256 // 4 // 4
+    shortcuts = [w for name, w in convolutions(tensors).items() if "downsample" in name]
+    assert sum(int((w != 0).sum()) for w in shortcuts) >= 0.4 * sum(w.numel() for w in shortcuts)
 
 
 def test_of_every_four_inputs_two_stay(trained):

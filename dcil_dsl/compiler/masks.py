@@ -17,7 +17,7 @@ from dcil_dsl.masking.select import keep_top
 from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
 from dcil_dsl.plan.budget import members, unit_costs
 from dcil_dsl.plan.plan import Group
-from dcil_dsl.plan.schedule import ceilings_at, keeps_at
+from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 
 
 def make_masks(
@@ -57,7 +57,10 @@ def _keep(group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int)
     if group.allocation == "global":
         ceilings = list(ceilings_at(group, step)) if group.ceilings else None
         costs, floors = list(unit_costs(group)), list(group.floors)
-        return keep_top(scores, keeps[0], floors, costs=costs, ceilings=ceilings)
+        bounds = [(list(b.members), b.floor, b.ceiling) for b in bounds_at(group, step)]
+        return keep_top(
+            scores, keeps[0], floors, costs=costs, ceilings=ceilings, bounds=bounds
+        )
     return [
         keep_top([score], keep, [floor])[0]
         for score, keep, floor in zip(scores, keeps, group.floors, strict=True)

@@ -78,6 +78,12 @@ MODEL: tuple[Code, ...] = (
           this model's layers, of single weights, and at sparsities as high as the target needs.
           Its path is relative to the recipe's file.""",
           'prune Conv2d to sensitivity(90%, profile="not-measured.json")'),
+    entry("E319", "a bound that does not fit its rule",
+          """A bound holds layers of its rule, each in one bound only, and counts whole units: they
+          must cost the budget alike.""",
+          'layers head = "fc"\nprune Conv2d to global(90%) { bounds = [within(head, floor=30%)] }',
+          'layers head = "fc"\nprune Conv2d, Linear to global(90%) '
+          "{ bounds = [within(head, floor=30%)] }"),
     entry("W303", "a rule has no effect",
           """All layers of this rule are claimed by later ones: the last rule that matches a layer
           wins.""",

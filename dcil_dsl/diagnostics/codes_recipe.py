@@ -144,6 +144,12 @@ RECIPE: tuple[Code, ...] = (
           masks that keep what is larger than some number. Other units and scores have neither.""",
           "prune Conv2d to 2:4 { regrow = gradient(30%) }",
           "prune Conv2d to 90% { regrow = gradient(30%) }"),
+    entry("E238", "a bound of layers that share no budget",
+          """`bounds` holds what layers of one rule keep together, which their scores decide where
+          they share a budget. A layer with a budget of its own keeps what its target says.""",
+          'layers some = "conv1"\nprune Conv2d to 90% { bounds = [within(some, floor=30%)] }',
+          'layers some = "conv1"\nprune Conv2d to global(90%) '
+          "{ bounds = [within(some, floor=30%)] }"),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),
     entry("W202", "an unused `layers`", "No rule uses the definition.",

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Cut, Model, Plan, Single, Unit
-from dcil_dsl.plan.schedule import keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit
+from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
 from dcil_dsl.training.run import cannot_write, write_atomically
@@ -39,7 +39,8 @@ class Promise(BaseModel):
             together where the allocation is global, one a layer where it is uniform
     asked   the sparsity that the schedule asks for, a fraction of what the budget counts
 
-    The other fields are those of the group (plan/plan.py).
+    The other fields are those of the group (plan/group.py); ceilings are those at this step, and
+    so are the bounds'.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,8 @@ class Promise(BaseModel):
     cuts: tuple[Cut, ...] = ()
     spans: tuple[int, ...] = ()
     costs: tuple[int, ...] = ()
+    ceilings: tuple[int, ...] = ()
+    bounds: tuple[Bound, ...] = ()
 
 
 class Origin(BaseModel):
@@ -101,6 +104,8 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
             cuts=group.cuts,
             spans=group.spans,
             costs=group.costs,
+            ceilings=ceilings_at(group, last_refresh(group, step)) if group.ceilings else (),
+            bounds=bounds_at(group, last_refresh(group, step)),
         )
         for group in plan.groups
     )

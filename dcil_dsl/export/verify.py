@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.export.artefact import Promise
-from dcil_dsl.plan.budget import budget_size, counted
+from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members
 from dcil_dsl.plan.wording import percent, shorten, table
 from dcil_dsl.training.tally import Budget, pattern_counts, tally_group
 
@@ -156,7 +156,9 @@ def _judge(
     index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict: Verdict
 ) -> None:
     truths = {name: tensors[name] != 0 for name in promise.parameters}
-    for budget in tally_group(promise, promise.keeps, truths).budgets:
+    tally = tally_group(promise, promise.keeps, truths)
+    _judge_ceilings(promise, tally.units, verdict)
+    for budget in tally.budgets:
         verdict.budgets.append((index, budget))
         what, counts = budget.what, budget.counts
         more = budget.kept - budget.allowed
@@ -173,6 +175,24 @@ def _judge(
             )
     if promise.unit.kind == "nm":
         _judge_pattern(promise, truths, verdict)
+
+
+def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) -> None:
+    """No layer holds more than its ceiling, no layers together more than their bound's."""
+    limits = [
+        (own[0], count, ceiling)
+        for own, count, ceiling in zip(members(promise), units, promise.ceilings, strict=False)
+    ]
+    limits += [
+        (f"the layers within {bound.name}", sum(units[i] for i in bound.members), bound.ceiling)
+        for bound in promise.bounds
+    ]
+    for what, count, ceiling in limits:
+        if count > ceiling:
+            verdict.faults.append(
+                f"{what}: {count:,} {NOUNS[promise.unit.kind]}s are not zero, the ceiling is "
+                f"{ceiling:,}"
+            )
 
 
 def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verdict) -> None:

@@ -162,6 +162,7 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     return r.Prune(
         selector=selector, target=target, score=word.score, schedule=word.schedule,
         refresh=word.refresh, freeze=word.freeze, floor=word.floor, ceiling=word.ceiling,
+        bounds=_bounds(together, word.bounds, target, selectors, reader),
         granularity=granularity, forget=word.forget, reserve=word.reserve, penalty=word.penalty,
         param=word.param, regrow=word.regrow, span=item.head_span, spans=read.spans,
         target_span=item.target.span, schedule_span=read.spans.get("schedule"),
@@ -169,6 +170,29 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
         ceiling_span=read.spans.get("ceiling"), freeze_span=read.spans.get("freeze"),
         granularity_span=read.spans.get("granularity") if granularity is word.granularity else None,
     )
+
+
+def _bounds(settings: tuple[ast.Setting, ...], words: tuple[v.Within, ...], target: v.Target,
+            selectors: Selectors, reader: Reader) -> tuple[r.Bound, ...]:
+    """The bounds of layers together, each with the layers that it names."""
+    given = next((s.value for s in settings if s.name.name == "bounds"), None)
+    bounds = []
+    for word, node in zip(words, given.items if given else (), strict=True):
+        place = next(a.value.span for a in node.arguments
+                     if a.name is None or a.name.name == "layers")
+        if not isinstance(target, (v.Global, v.Lamp)):
+            reader.found.add("E238", "these layers share no budget", node.span,
+                             help="`global(...)` is one budget for all layers of a rule")
+        elif word.floor is None and word.ceiling is None:
+            reader.found.add("E211", "`within` needs `floor` or `ceiling`", node.span,
+                             help=f"for example `within({word.layers}, floor=30%)`")
+        elif word.floor and word.ceiling and word.floor > word.ceiling:
+            reader.found.add("E214", f"the floor {written(word.floor)} is above the ceiling "
+                             f"{written(word.ceiling)}", node.span)
+        selector = selectors.closed(ast.ByName(span=place, name=str(word.layers)))
+        bounds.append(r.Bound(name=str(word.layers), selector=selector, floor=word.floor,
+                              ceiling=word.ceiling, span=node.span))
+    return tuple(bounds)
 
 
 def _granularity(item: ast.Prune, target: v.Target, setting: v.Granularity | None,

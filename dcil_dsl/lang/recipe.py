@@ -56,6 +56,17 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """`within(shortcuts, floor=30%)` of a rule: a density of these layers together."""
+
+    name: str
+    selector: ast.Selector
+    floor: Percent | None = None
+    ceiling: Percent | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prune:
     """One `prune` rule with the `pruning` block's settings already merged in.
 
@@ -72,6 +83,7 @@ class Prune:
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
+    bounds: tuple[Bound, ...] = ()
     granularity: vocabulary.Granularity = vocabulary.Single()
     forget: bool = False
     reserve: Percent | None = None

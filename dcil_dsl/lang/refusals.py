@@ -41,6 +41,8 @@ _LIMITS = {
     "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
 }
 
+_NAMES = {"path": "the name of a path", "layers": "what a `layers` definition names"}
+
 
 def note(error: ValidationError, model: type[v.Word], owner: str, nodes: dict[str, Given],
          values: dict[str, object], where: Span, reader: Reader) -> bool:
@@ -81,8 +83,9 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
         return
     class_name = one.get("ctx", {}).get("class_name") or one.get("ctx", {}).get("class")
     wanted = _WANTED_CLASS.get(class_name) or _WANTED.get(kind, "another kind of value")
-    if "path" in model.model_fields[name].metadata:
-        wanted = "the name of a path"
+    for kind_of_name, words in _NAMES.items():
+        if kind_of_name in model.model_fields[name].metadata:
+            wanted = words
     is_fraction = wanted == "a whole number" and isinstance(inner, float)
     actual = written(inner) if is_fraction else kind_of(inner)
     reader.found.add("E206", f"{what} is {wanted}, not {actual}", node.span,
@@ -101,7 +104,7 @@ def spelled(model: type[v.Word], owner: str, nodes: dict[str, Given], values: di
         options = _options(info.annotation)
         if not isinstance(value, str):
             continue
-        wants_name = bool(options) or "path" in info.metadata
+        wants_name = bool(options) or bool(set(_NAMES) & set(info.metadata))
         if wants_name and not isinstance(value, Bare):
             reader.found.add("E206", f"`{name}` of `{owner}` is a name, not a text", node.span,
                              others=origin(node), help=f"write `{value}` without quotes")
@@ -178,7 +181,7 @@ def _example(model: type[v.Word], name: str) -> str:
         "sparsity": "90%", "over": "0ep..75% run", "at": "10ep", "path": "sparse",
         "student": "sparse", "teacher": "dense", "epochs": "100ep",
         "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
-        "n": "2", "m": "4", "height": "4", "width": "1",
+        "n": "2", "m": "4", "layers": "shortcuts", "height": "4", "width": "1",
     }
     example = "[30ep, 60ep]" if model is v.Multistep else examples[name]
     equals = " = " if model is v.Train else "="

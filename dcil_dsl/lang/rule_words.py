@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Union
 from pydantic import Field
 
 from dcil_dsl.lang.values import Percent, Range, Time
-from dcil_dsl.lang.word import Word
+from dcil_dsl.lang.word import LayersName, Word
 
 # -- granularities: what goes or stays together ---------------------------------------------
 
@@ -50,6 +50,16 @@ class Block(Word):
 
 
 Granularity = Union[Single, Filter, Channel, Head, Block]
+
+
+class Within(Word):
+    """`within(shortcuts, floor=30%)`: the least and the largest density of layers together."""
+
+    positional: ClassVar[int] = 1
+    layers: LayersName
+    floor: Percent | None = None
+    ceiling: Percent | None = None
+
 
 # -- targets: how much goes, and how it is shared out among the layers --------------------
 

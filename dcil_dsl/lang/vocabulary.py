@@ -45,6 +45,7 @@ from dcil_dsl.lang.rule_words import (
     Target,
     Taylor,
     Uniform,
+    Within,
 )
 from dcil_dsl.lang.values import Percent, Time
 from dcil_dsl.lang.word import PathName, Word
@@ -239,8 +240,9 @@ class PruneBlock(Word):
 
     Without a schedule the target holds from the first step; masks are recomputed every 16
     steps, as in the authors' code. `floor` and `ceiling`: the least and the largest density of
-    a layer, None: one unit, all of it. `reserve`: so much of the budget, the best of what is
-    pruned, may have an `update` of its own. `forget`: what is pruned becomes zero at once.
+    a layer, None: one unit, all of it; `bounds`: of some of its layers together. `reserve`:
+    so much of the budget, the best of what is pruned, may have an `update` of its own.
+    `forget`: what is pruned becomes zero at once.
     """
 
     score: Score = Magnitude()
@@ -249,6 +251,7 @@ class PruneBlock(Word):
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
+    bounds: tuple[Within, ...] = ()
     granularity: Granularity | None = None
     forget: bool = False
     reserve: Percent | None = None
@@ -322,6 +325,7 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (PruneBlock, "penalty"): ("a penalty", PENALTIES),
     (PruneBlock, "param"): ("a parametrisation", PARAMS),
     (PruneBlock, "regrow"): ("a way to grow", REGROWS),
+    (PruneBlock, "bounds"): ("a bound", {"within": Within}),
     (Uniform, "granularity"): ("a granularity", GRANULARITIES),
     (Global, "granularity"): ("a granularity", GRANULARITIES),
     (DataBlock, "augment"): ("an augmentation", AUGMENTS),
@@ -330,7 +334,7 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
 }
 
 # Settings that are lists of words.
-LISTS = ("augment", "penalty")
+LISTS = ("augment", "bounds", "penalty")
 
 VIEWS = ("masked", "full", "complement", "soft_threshold")
 METRICS = ("top1", "top5", "sparsity")

@@ -27,4 +27,5 @@ class Word(BaseModel):
     bare: ClassVar[bool] = False
 
 
+LayersName = Annotated[str, "layers"]  # what a `layers` definition names
 PathName = Annotated[str, "path"]  # one of the paths that `mix` declares, written without quotes

@@ -34,7 +34,6 @@ _TABLES = {"a target": v.TARGETS, "a loss": v.LOSSES} | {
     place: table for place, table in v.PLACES.values()
 }
 
-
 @dataclass(frozen=True)
 class Given:
     """One setting as written. `at` is its name's place, or the value's where it has no name."""

@@ -46,6 +46,7 @@ def keep_top(
     across: Across | None = None,
     costs: list[int] | None = None,
     ceilings: list[int] | None = None,
+    bounds: list[tuple[list[int], int, int]] = [],
 ) -> list[Tensor]:
     """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
 
@@ -61,6 +62,8 @@ def keep_top(
               highest score down each entry is kept that still fits, so that what is left over
               is less than any entry left out costs. None: 1
     ceilings  the most entries of each layer that are kept. None: all
+    bounds    (places of layers in rising order, least, most): of these layers together so many
+              entries are kept. No layer is in two of them; with bounds all costs are equal
 
     Raises ValueError where the floors ask for more than `num_keep` or than the ceilings, or
     `num_keep` is out of range; across ranks, which do not know each other's sizes, this is the
@@ -68,7 +71,7 @@ def keep_top(
     """
     costs = costs or [1] * len(scores)
     if across is None:
-        floors, ceilings = _within(scores, num_keep, floors, costs, ceilings)
+        floors, ceilings = _within(scores, num_keep, floors, costs, ceilings, bounds)
     keys = [_sortable(score.flatten()) for score in scores]
     # Under a ceiling only a layer's highest take part.
     parts = [None] * len(keys)
@@ -86,6 +89,8 @@ def keep_top(
     for key, floor in zip(keys, floors, strict=True):
         if floor > 1:
             key.masked_fill_(_top([key], floor, across)[0], torch.iinfo(key.dtype).max)
+    for places, least, most in bounds:
+        _bind(keys, parts, places, least, most, across)
     if len(set(costs)) == 1:
         masks = _top(keys, num_keep // costs[0], across)
     else:
@@ -97,12 +102,37 @@ def keep_top(
     return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
 
 
-def _within(scores, num_keep, floors, costs, ceilings) -> tuple[list[int], list[int] | None]:
+def _bind(
+    keys: list[Tensor],
+    parts: list[Tensor | None],
+    places: list[int],
+    least: int,
+    most: int,
+    across: Across | None,
+) -> None:
+    """Let only the `most` highest of these layers take part, the `least` highest above all others;
+    what the layers' own floors have raised comes first. Keys and parts change in place."""
+    if most < sum(_counts([keys[i] for i in places], across)):
+        for i, chosen in zip(places, _top([keys[i] for i in places], most, across), strict=True):
+            keys[i] = keys[i].masked_select(chosen)
+            parts[i] = chosen if parts[i] is None else parts[i].masked_scatter(parts[i], chosen)
+    for i, chosen in zip(places, _top([keys[i] for i in places], least, across), strict=True):
+        keys[i].masked_fill_(chosen, torch.iinfo(keys[i].dtype).max)
+
+
+def _within(
+    scores, num_keep, floors, costs, ceilings, bounds
+) -> tuple[list[int], list[int] | None]:
     """Floors and ceilings, no more than the layers have; ValueError for what cannot be had."""
     sizes = [score.numel() for score in scores]
     floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
     most = [min(most, size) for most, size in zip(ceilings or sizes, sizes, strict=True)]
-    if not _cost(floors, costs) <= num_keep <= _cost(most, costs) or any(map(gt, floors, most)):
+    low, high = _cost(floors, costs), _cost(most, costs)
+    for places, at_least, at_most in bounds:
+        own, all_own = (sum(counts[i] for i in places) for counts in (floors, most))
+        low += max(at_least - own, 0) * costs[0]
+        high -= max(all_own - at_most, 0) * costs[0]
+    if not low <= num_keep <= high or any(map(gt, floors, most)):
         limits = f"floors {floors}" + (f" and ceilings {most}" if ceilings else "")
         raise ValueError(f"cannot keep {num_keep} of {_cost(sizes, costs)} weights with {limits}")
     return floors, None if most == sizes else most

@@ -126,6 +126,16 @@ def _score(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
+class Bound(Part):
+    """Members, by their place in the group, that together keep `floor` to `ceiling` units at the
+    target. `name` is what the recipe calls them."""
+
+    name: str
+    members: tuple[int, ...]
+    floor: int
+    ceiling: int
+
+
 class Group(Part):
     """The layers of one `prune` rule, pruned together, a whole unit at a time.
 
@@ -145,6 +155,8 @@ class Group(Part):
     costs       what a unit of each member costs the budget; empty: 1, the budget counts units
     floors      the least count of units each member keeps
     ceilings    the most units each member keeps at the target; empty: all of them
+    bounds      what some members keep together, of a global budget whose costs are all equal;
+                no member is in two of them
     hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
                 empty: the units are no pattern
     refresh     masks are recomputed at multiples of so many steps, and when the target is reached
@@ -172,6 +184,7 @@ class Group(Part):
     costs: tuple[int, ...] = ()
     floors: tuple[int, ...]
     ceilings: tuple[int, ...] = ()
+    bounds: tuple[Bound, ...] = ()
     hardware: tuple[str, ...] = ()
     score: Annotated[Score, BeforeValidator(_score)]
     schedule: Schedule

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from dcil_dsl.plan.group import (
     Block,
+    Bound,
     Cut,
     Group,
     Part,
@@ -29,8 +30,8 @@ from dcil_dsl.plan.group import (
 )
 
 __all__ = [
-    "Block", "Cut", "Group", "Part", "Pattern", "Penalty", "Regrow", "Schedule", "Score", "Single",
-    "Unit", "Whole",
+    "Block", "Bound", "Cut", "Group", "Part", "Pattern", "Penalty", "Regrow", "Schedule", "Score",
+    "Single", "Unit", "Whole",
 ]  # fmt: skip
 
 FORMAT = 1

@@ -18,6 +18,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
+from dcil_dsl.plan.bounds import bind_group
 from dcil_dsl.plan.claim import claim_layers
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
@@ -48,6 +49,7 @@ def resolve_recipe(
                 rule, _place(rule), owned, heads, steps_per_epoch, num_steps, recipe.deploy, report
             )
             if group is not None:
+                group = bind_group(rule, group, selection, report)
                 group_of_rule[index] = len(groups)
                 groups.append(group)
     layers = tuple(

@@ -8,7 +8,7 @@ Not:  no tensors; masking/select.py makes the masks.
 from __future__ import annotations
 
 from dcil_dsl.plan.budget import budget_size, num_units, unit_costs
-from dcil_dsl.plan.plan import Group
+from dcil_dsl.plan.plan import Bound, Group
 
 
 def sparsity_at(group: Group, step: int) -> float:
@@ -43,11 +43,7 @@ def keeps_at(group: Group, step: int) -> tuple[int, ...]:
     sparsity = sparsity_at(group, step)
     units, floors, ceilings = num_units(group), group.floors, ceilings_at(group, step)
     if group.allocation == "global":
-        costs = unit_costs(group)
-        least, most = (
-            sum(count * cost for count, cost in zip(counts, costs, strict=True))
-            for counts in (floors, ceilings)
-        )
+        least, most = limits_at(group, step)
         return (min(max(whole_units(budget_size(group) * (1.0 - sparsity)), least), most),)
     return tuple(
         min(max(whole_units(count * (1.0 - share)), floor), ceiling)
@@ -87,13 +83,44 @@ def ceilings_at(group: Group, step: int) -> tuple[int, ...]:
         at sparsity s of a target S a layer of n units keeps at most n - (n - ceiling) * s / S
     """
     units = num_units(group)
-    if not group.ceilings or not group.target:
+    if not group.ceilings:
         return units
-    done = sparsity_at(group, step) / group.target
+    done = _done(group, step)
+    return tuple(_lowered(n, c, done) for n, c in zip(units, group.ceilings, strict=True))
+
+
+def bounds_at(group: Group, step: int) -> tuple[Bound, ...]:
+    """The bounds with the ceilings that hold at `step`, as those of single layers do."""
+    units, done = num_units(group), _done(group, step)
     return tuple(
-        n - whole_units((n - ceiling) * done)
-        for n, ceiling in zip(units, group.ceilings, strict=True)
+        bound.model_copy(
+            update={"ceiling": _lowered(sum(units[i] for i in bound.members), bound.ceiling, done)}
+        )
+        for bound in group.bounds
     )
+
+
+def limits_at(group: Group, step: int) -> tuple[int, int]:
+    """The least and the most of a global budget that floors, ceilings and bounds leave open."""
+    floors, ceilings, costs = group.floors, ceilings_at(group, step), unit_costs(group)
+    least, most = (
+        sum(count * cost for count, cost in zip(counts, costs, strict=True))
+        for counts in (floors, ceilings)
+    )
+    for bound in bounds_at(group, step):
+        low, high = (sum(counts[i] for i in bound.members) for counts in (floors, ceilings))
+        least += max(bound.floor - low, 0) * costs[0]
+        most -= max(high - bound.ceiling, 0) * costs[0]
+    return least, most
+
+
+def _done(group: Group, step: int) -> float:
+    """How far the ramp has come towards the target."""
+    return sparsity_at(group, step) / group.target if group.target else 0.0
+
+
+def _lowered(size: int, ceiling: int, done: float) -> int:
+    return size - whole_units((size - ceiling) * done)
 
 
 def is_refresh(group: Group, step: int) -> bool:

@@ -226,6 +226,10 @@ def floor_words(group: Group) -> str:
     if group.ceilings:
         shares = [most / size for most, size in zip(group.ceilings, sizes, strict=True)]
         words += f", ceiling {percent(round(max(shares), 4))} of a layer"
+    for bound in group.bounds:
+        size = sum(sizes[i] for i in bound.members)
+        least, most = (percent(round(n / size, 4)) for n in (bound.floor, bound.ceiling))
+        words += f", {bound.name} together {least} to {most}"
     return words
 
 

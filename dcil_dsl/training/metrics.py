@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import ceilings_at, keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.tally import num_torn, pattern_counts, tally_group
 
 
@@ -159,6 +159,10 @@ def _bounds_that_bind(
         return [], []
     names = [own[0] for own in members(group)]
     rows = list(zip(names, kept, group.floors, ceilings_at(group, step), num_units(group)))
+    sizes = num_units(group)
+    for bound in bounds_at(group, step):
+        count, size = (sum(counts[i] for i in bound.members) for counts in (kept, sizes))
+        rows.append((f"within {bound.name}", count, bound.floor, bound.ceiling, size))
     return (
         [name for name, count, floor, _, size in rows if count == floor < size],
         [name for name, count, _, ceiling, size in rows if count == ceiling < size],

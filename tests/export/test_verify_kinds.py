@@ -4,7 +4,7 @@ import torch
 
 from dcil_dsl.export.artefact import Promise
 from dcil_dsl.export.verify import show_verdict, verify_tensors
-from dcil_dsl.plan.plan import Cut, Pattern, Whole
+from dcil_dsl.plan.plan import Bound, Cut, Pattern, Whole
 
 
 def promise(**fields):
@@ -54,6 +54,17 @@ def test_what_units_cost_is_added_up():
     assert verdict.faults[0].startswith(
         "the 2 layers of x.prune:4: 30 multiply-accumulates are not zero, 22 allowed"
     )
+
+
+def test_no_layer_may_hold_more_than_its_ceiling_although_the_budget_is_kept():
+    asked = promise(ceilings=(2, 4), bounds=(Bound(name="late", members=(1,), floor=0, ceiling=2),))
+    assert verify_tensors({"a": filters(0, 1), "b": filters(0, 1)}, [asked]).holds
+    assert verify_tensors({"a": filters(0, 1, 2), "b": filters(0)}, [asked]).faults == [
+        "a: 3 filters are not zero, the ceiling is 2"
+    ]
+    assert verify_tensors({"a": filters(0), "b": filters(0, 1, 2)}, [asked]).faults == [
+        "the layers within late: 3 filters are not zero, the ceiling is 2"
+    ]
 
 
 def test_a_head_is_kept_where_any_of_its_weights_is():

@@ -62,6 +62,60 @@ def test_a_budget_is_filled_as_the_rule_says_an_entry_at_a_time(seed):
     assert kept(masks) == plain(scores, budget, floors, costs, ceilings)
 
 
+def plain_within(scores, num_keep, floors, ceilings, bounds):
+    """As `plain` with costs of one, and layers that have a least and a most together."""
+    entries = sorted((-s, i, j) for i, layer in enumerate(scores) for j, s in enumerate(layer))
+    group_of = {i: number for number, (places, _, _) in enumerate(bounds) for i in places}
+    kept = set()
+
+    def of_layer(i):
+        return sum(1 for _, layer, _ in kept if layer == i)
+
+    def of_group(number):
+        return sum(1 for _, layer, _ in kept if group_of.get(layer) == number)
+
+    for entry in entries:
+        if of_layer(entry[1]) < floors[entry[1]]:
+            kept.add(entry)
+    for entry in entries:
+        number = group_of.get(entry[1])
+        if number is not None and of_group(number) < bounds[number][1]:
+            if of_layer(entry[1]) < ceilings[entry[1]]:
+                kept.add(entry)
+    for entry in entries:
+        number = group_of.get(entry[1])
+        is_full = number is not None and of_group(number) >= bounds[number][2]
+        if len(kept) < num_keep and not is_full and of_layer(entry[1]) < ceilings[entry[1]]:
+            kept.add(entry)
+    return [[(-s, i, j) in kept for j, s in enumerate(layer)] for i, layer in enumerate(scores)]
+
+
+def draw_bounds(seed):
+    """Up to two sets of layers with a least and a most, and a count that all allow."""
+    chance = random.Random(seed)
+    scores, _, floors, _, ceilings = draw(seed)
+    places = list(range(len(scores)))
+    chance.shuffle(places)
+    cut = chance.randint(1, len(places))
+    bounds, low, high = [], sum(floors), sum(ceilings)
+    for own in (places[:cut], places[cut:])[: chance.randint(1, 2)]:
+        own_low, own_high = (sum(counts[i] for i in own) for counts in (floors, ceilings))
+        most = chance.randint(own_low, own_high)
+        least = chance.randint(0, most)
+        bounds.append((sorted(own), least, most))
+        low, high = low + max(least - own_low, 0), high - (own_high - most)
+    return scores, chance.randint(low, high), floors, ceilings, bounds
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_layers_together_keep_their_least_and_no_more_than_their_most(seed):
+    scores, num_keep, floors, ceilings, bounds = draw_bounds(seed)
+    tensors = [torch.tensor(layer) for layer in scores]
+    masks = keep_top(tensors, num_keep, floors, ceilings=ceilings, bounds=bounds)
+    assert kept(masks) == plain_within(scores, num_keep, floors, ceilings, bounds)
+    assert sum(int(mask.sum()) for mask in masks) == num_keep
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_ranks_fill_a_budget_as_one_does(seed):
     scores, budget, floors, costs, ceilings = draw(seed)

@@ -68,6 +68,17 @@ def test_the_layers_at_their_bounds_are_named():
         assert check_sparsity(dual, 0).at_floor == ("conv1.weight",)
 
 
+def test_layers_that_are_bound_together_are_named_as_the_recipe_names_them():
+    bound = p.Bound(name="late", members=(1,), floor=5, ceiling=8)
+    with torch.no_grad():
+        dual = tiny_dual(tiny_plan(group=dict(FILTERS, bounds=(bound,))))
+        dual.get_parameter("conv1.weight").fill_(100.0)
+        dual.refresh(0)
+        kept = [int(mask.flatten(1).any(1).sum()) for mask in dual.masks.values()]
+        assert kept == [1, 5]  # six in all: without the bound all four of conv1
+        assert check_sparsity(dual, 0).at_floor == ("conv1.weight", "within late")
+
+
 def test_a_group_of_four_that_keeps_three_is_an_error_although_the_count_is_right():
     pattern = dict(
         unit=p.Pattern(n=2, m=4), target=0.5, allocation="uniform", schedule=ONCE,

@@ -1,0 +1,74 @@
+"""What some layers of a rule keep together.
+
+In:   a rule's `bounds`, its Group, the layers of the model.
+Out:  the Group with its bounds; E304 and E319 where they cannot be held.
+Not:  the floors and ceilings of single layers (allocate.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
+from dcil_dsl.plan.select import Selection
+
+
+def bind_group(
+    rule: r.Prune, group: p.Group, selection: Selection, report: Diagnostics
+) -> p.Group:
+    """The group with the rule's bounds, in units: floors are rounded up, ceilings down."""
+    taken: dict[int, str] = {}
+    bounds = [_bound(bound, group, taken, selection, report) for bound in rule.bounds]
+    if None in bounds or not bounds:
+        return group
+    group = group.model_copy(update={"bounds": tuple(bounds)})
+    size, noun = budget_size(group), counted(group)
+    keeps = whole_units(size * (1 - group.target))
+    least, most = limits_at(group, reached_at(group))
+    if not least <= keeps <= most:
+        what = f"floors and bounds keep {least:,}" if keeps < least else f"the bounds {most:,}"
+        report.add(
+            "E304",
+            f"{group.target:.4g} of {size:,} {noun} leaves {keeps:,} {noun}, {what}",
+            rule.bounds[0].span,
+        )
+    return group
+
+
+def _bound(
+    bound: r.Bound, group: p.Group, taken: dict[int, str], selection: Selection, report: Diagnostics
+) -> p.Bound | None:
+    """One bound; `taken` says which members are in one already."""
+    units, noun = num_units(group), NOUNS[group.unit.kind]
+    names = {name for layer in selection.select(bound.selector) for name in layer.weights}
+    places = tuple(i for i, own in enumerate(members(group)) if names & set(own))
+    twice = next((i for i in places if i in taken), None)
+    taken.update(dict.fromkeys(places, bound.name))
+    if not places:
+        report.add("E319", f"the rule prunes none of `{bound.name}`", bound.span)
+    elif twice is not None:
+        report.add("E319", f"`{members(group)[twice][0]}` is in two bounds", bound.span)
+    elif len(set(unit_costs(group))) > 1:
+        report.add(
+            "E319",
+            f"a {noun} of one layer is not worth one of another in {counted(group)}",
+            bound.span,
+            help="`of=units` counts them alike" if group.unit.kind != "weight" else None,
+        )
+    else:
+        size = sum(units[i] for i in places)
+        floor = math.ceil(size * bound.floor.fraction - 1e-9) if bound.floor else 0
+        ceiling = whole_units(size * bound.ceiling.fraction) if bound.ceiling else size
+        least = sum(group.floors[i] for i in places)
+        if least <= ceiling:
+            return p.Bound(name=bound.name, members=places, floor=floor, ceiling=ceiling)
+        report.add(
+            "E304",
+            f"`{bound.name}` keeps at most {ceiling:,} {noun}s, the floors of its layers {least:,}",
+            bound.span,
+        )
+    return None
