@@ -22,14 +22,14 @@ from dcil_dsl.plan.curve import draw_schedule
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_layers import (
+from dcil_dsl.plan.show_groups import (
     dynamics_words,
     group_line,
     refresh_words,
     schedule_words,
     score_words,
-    share_of,
 )
+from dcil_dsl.plan.show_layers import share_of
 from dcil_dsl.plan.show_training import PARTS, SEEN, teachers
 from dcil_dsl.plan.wording import (
     PLAIN,
@@ -120,7 +120,11 @@ def _what_it_is(
         )
     place = 1 + [other.path for other in traced.layers].index(layer.path)
     yield "place", f"number {place} of {len(traced.layers)} modules, in the order of first use"
-    if layer.called != layer.path:
+    reasons = {entry.module: entry.reason for entry in plan.whole}
+    if layer.called in reasons:
+        here = "the whole model" if not layer.called else f"`{layer.called}`"
+        yield "graph", f"inside {here}, which stays whole in the graph: {reasons[layer.called]}"
+    elif layer.called != layer.path:
         yield "graph", f"inside `{layer.called}`, which stays whole in the graph"
     else:
         yield "graph", "traced: the graph calls it itself"

@@ -231,6 +231,14 @@ class KeptWhole(Part):
     reason: str
 
 
+class OutOfReach(Part):
+    """A module with a weight of a kind that can be pruned, which no rule can prune, and why."""
+
+    module: str
+    type: str
+    reason: str
+
+
 class Expectation(Part):
     metric: str
     compare: str
@@ -273,6 +281,7 @@ class Plan(Part):
     train: Train
     expect: tuple[Expectation, ...] = ()
     whole: tuple[KeptWhole, ...] = ()
+    out_of_reach: tuple[OutOfReach, ...] = ()
     inputs: tuple[str, ...] | None = None
     fixed: dict[str, bool | int | float | str | None] = {}
 

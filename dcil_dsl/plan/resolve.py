@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.graph.heads import find_heads
-from dcil_dsl.graph.layers import Layer, Weight
+from dcil_dsl.graph.layers import Layer, Weight, unused_layers
 from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
@@ -90,8 +90,21 @@ def resolve_recipe(
             )
             for path, reason in traced.whole.items()
         ),
+        out_of_reach=_out_of_reach(traced),
         inputs=traced.arguments.live,
         fixed=traced.arguments.fixed,
+    )
+
+
+def _out_of_reach(traced: Traced) -> tuple[p.OutOfReach, ...]:
+    """What could be pruned but for how it is made or that it is not used."""
+    hidden = "its weight is made of other parameters at each call"
+    unused = "the forward never uses it"
+    found = [(x.path, x.module, hidden) for x in traced.layers if x.hides_weight]
+    found += [(path, module, unused) for path, module in unused_layers(traced.model, traced.layers)]
+    return tuple(
+        p.OutOfReach(module=path, type=type(module).__name__, reason=reason)
+        for path, module, reason in found
     )
 
 

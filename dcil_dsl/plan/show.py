@@ -3,7 +3,7 @@
 In:   a Plan, and the page it is printed on.
 Out:  text no wider than the page, the same for the same Plan.
 Not:  no decisions and no measured numbers; export/report.py tells what became of it. The parts
-      stand in show_layers.py and show_training.py.
+      stand in show_layers.py, show_groups.py and show_training.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from textwrap import wrap
 
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.show_layers import group_line, show_curves, show_groups, show_layers
+from dcil_dsl.plan.show_groups import group_line, show_curves, show_groups
+from dcil_dsl.plan.show_layers import show_apart, show_layers
 from dcil_dsl.plan.show_training import (
     show_expectations,
     show_losses,
@@ -28,6 +29,7 @@ def show_plan(plan: Plan, page: Page = PLAIN) -> str:
     parts = [
         _head(plan, page),
         show_layers(plan, page),
+        show_apart(plan, page),
         show_groups(plan, page),
         show_curves(plan, page),
         show_privates(plan, page),

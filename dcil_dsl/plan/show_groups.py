@@ -1,0 +1,175 @@
+"""The groups of a Plan, printed: what is asked of them, and when.
+
+In:   a Plan, and the page.
+Out:  the budgets in words; the sparsity over the run, drawn.
+Not:  show.py puts the parts together.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.plan.budget import NOUNS, budget_size, counted, num_units, unit_costs
+from dcil_dsl.plan.curve import draw_schedule, same_curve
+from dcil_dsl.plan.facts import mask_bytes, score_bytes
+from dcil_dsl.plan.plan import Block, Group, Pattern, Plan, Schedule, Score, Whole
+from dcil_dsl.plan.schedule import keeps_at, last_refresh
+from dcil_dsl.plan.show_layers import short_name
+from dcil_dsl.plan.wording import Page, count, moment, percent, shorten
+
+
+def show_groups(plan: Plan, page: Page) -> str:
+    """What each rule asks of its layers, and when."""
+    lines = ["budgets"]
+    for group in plan.groups:
+        freeze = "never" if group.freeze is None else moment(group.freeze, plan)
+        lines += [
+            shorten(group.rule, page.width),
+            f"  {group_line(plan, group)}",
+            f"  schedule {schedule_words(group.schedule, group.target, plan)}",
+            f"  score {score_words(group.score)}, masks move {refresh_words(group)}, "
+            f"freeze {freeze}, floor {floor_words(group)}",
+            *(f"  {line}" for line in dynamics_words(group, plan)),
+            *(f"  {line}" for line in hardware_words(group)),
+        ]
+    if not plan.groups:
+        lines.append("none: no weight is pruned")
+        return "\n".join(lines)
+    whole = mask_bytes(plan)
+    memory = f"masks take {whole:,} bytes in training, {-(-whole // 8):,} packed into bits"
+    if score_bytes(plan):
+        memory += f"; scores kept between steps {score_bytes(plan):,}"
+    lines.append(memory)
+    return "\n".join(lines)
+
+
+def refresh_words(group: Group) -> str:
+    """When masks are recomputed: "every 16 steps", "at 8 moments"."""
+    if group.moments:
+        return f"at {count(len(group.moments), 'moment')}"
+    return f"every {count(group.refresh, 'step')}"
+
+
+def dynamics_words(group: Group, plan: Plan) -> list[str]:
+    """What happens to the weights beside being masked, a line each."""
+    lines = []
+    if group.regrow is not None:
+        where = "at random" if group.regrow.path is None else "where the last gradient is largest"
+        lines.append(
+            f"each time {percent(group.regrow.share)} of what is kept is dropped and as much grown "
+            f"{where}, falling to nothing at {moment(group.regrow.until, plan)}"
+        )
+    if group.forget:
+        lines.append("what is pruned becomes zero at once, and its momentum")
+    if group.reserve:
+        lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
+    for penalty in group.penalties:
+        what = {"square": "half the squares", "norm": "the norm"}[penalty.form]
+        rising = f", rising in {penalty.stairs} steps" if penalty.stairs else ""
+        lines.append(f"penalty: {penalty.weight:g} times {what} of the {penalty.part}{rising}")
+    if group.power is not None:
+        lines.append(f"stored as roots: w = theta |theta|^{group.power - 1:g}")
+    return lines
+
+
+def show_curves(plan: Plan, page: Page) -> str:
+    """The sparsity over the run, once for all groups whose curves are the same."""
+    alike: dict[tuple, list[Group]] = {}
+    for group in plan.groups:
+        if group.schedule.kind != "constant":
+            alike.setdefault(same_curve(group), []).append(group)
+    parts = []
+    for groups in alike.values():
+        lines = ", ".join(":" + group.rule.rpartition(":")[2] for group in groups)
+        whose = "" if len(groups) == len(plan.groups) else f" of {lines}"
+        head = f"sparsity{whose} over the run (^ masks move, . they stand still)"
+        curve = draw_schedule(groups[0], plan, page)
+        parts.append("\n".join([shorten(head, page.width), *curve]))
+    return "\n\n".join(parts)
+
+
+def group_line(plan: Plan, group: Group) -> str:
+    """"90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
+    size, noun = budget_size(group), counted(group)
+    kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
+    shared = "one budget for all" if group.allocation == "global" else "one budget each"
+    shared += {
+        "erk": " by ERK", "lamp": ", scores by LAMP", "sensitivity": " by measured sensitivity",
+    }.get(group.shared_by, "")  # fmt: skip
+    layers = count(len(group.parameters), "layer")
+    at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
+    return (
+        f"{percent(group.target)} of {size:,} {noun}{_unit_words(group)} in {layers}, {shared}; "
+        f"{at_most}{kept:,} kept at the end"
+    )
+
+
+def _unit_words(group: Group) -> str:
+    """What goes together, where the noun of the budget does not say it."""
+    match group.unit:
+        case Pattern(n=n, m=m):
+            return f", {n} of every {m} inputs kept,"
+        case Block(height=height, width=width):
+            together = f"blocks of {height} outputs by {width} inputs"
+            return f" of {height} x {width}" if group.of == "units" else f", {together} together,"
+        case Whole(kind=kind):
+            return "" if group.of == "units" else f", whole {kind}s,"
+    return ""
+
+
+def score_words(score: Score) -> str:
+    """"taylor (|w * gradient|) of path sparse, averaged with 0.9 over the steps"."""
+    formula = {"taylor": "|w * gradient|", "movement": "-w * gradient", "gradient": "|gradient|"}
+    words = score.kind
+    if score.path is not None:
+        words += f" ({formula[score.kind]} of path {score.path})"
+    if score.average is not None:
+        words += f", averaged with {score.average:g} over the steps"
+    elif score.path is not None:
+        words += ", summed over the steps"
+    return words + (", drawn anew for every mask" if score.redraw else "")
+
+
+def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
+    """"cubic from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
+    match schedule.kind:
+        case "constant":
+            return f"{percent(target)} from the first step on"
+        case "once":
+            return f"0% until {moment(schedule.start, plan)}, then {percent(target)}"
+        case _:
+            grid = f", moving every {schedule.grid:,} steps" if schedule.grid > 1 else ""
+            return (
+                f"{schedule.kind} from {percent(schedule.initial)} at "
+                f"{moment(schedule.start, plan)} to {percent(target)} at "
+                f"{moment(schedule.stop, plan)}{grid}"
+            )
+
+
+def floor_words(group: Group) -> str:
+    """"1 weight a layer"; with a ceiling also what it allows."""
+    noun = NOUNS[group.unit.kind]
+    sizes = num_units(group)
+    words = f"1 {noun} a layer"
+    if any(floor != 1 for floor in group.floors):
+        shares = [floor / size for floor, size in zip(group.floors, sizes, strict=True)]
+        least = percent(round(min(shares), 4))
+        words = f"{sum(group.floors):,} {noun}s, at least {least} of a layer"
+    if group.ceilings:
+        shares = [most / size for most, size in zip(group.ceilings, sizes, strict=True)]
+        words += f", ceiling {percent(round(max(shares), 4))} of a layer"
+    for bound in group.bounds:
+        size = sum(sizes[i] for i in bound.members)
+        least, most = (percent(round(n / size, 4)) for n in (bound.floor, bound.ceiling))
+        words += f", {bound.name} together {least} to {most}"
+    return words
+
+
+def hardware_words(group: Group) -> list[str]:
+    """Which layers of a pattern sparse tensor cores run, and why they do not run the others."""
+    if not group.hardware:
+        return []
+    runs = sum(not reason for reason in group.hardware)
+    lines = [f"sparse tensor cores run it in {runs} of {count(len(group.hardware), 'layer')}"]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in zip(group.parameters, group.hardware, strict=True):
+        reasons.setdefault(reason, []).append(short_name(name))
+    return lines + [f"  not in {', '.join(own)}: {why}" for why, own in reasons.items() if why]
