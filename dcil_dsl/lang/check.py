@@ -166,7 +166,7 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
         granularity=granularity, forget=word.forget, reserve=word.reserve, penalty=word.penalty,
         param=word.param, regrow=word.regrow, span=item.head_span, spans=read.spans,
         target_span=item.target.span, schedule_span=read.spans.get("schedule"),
-        score_span=read.spans.get("score"), floor_span=read.spans.get("floor"),
+        floor_span=read.spans.get("floor"),
         ceiling_span=read.spans.get("ceiling"), freeze_span=read.spans.get("freeze"),
         granularity_span=read.spans.get("granularity") if granularity is word.granularity else None,
     )

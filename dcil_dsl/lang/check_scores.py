@@ -1,4 +1,4 @@
-"""What a rule's score needs: a path that exists and learns, and squares for `lamp`.
+"""What scores and regrowth need: a path that exists and learns, and squares for `lamp`.
 
 In:   the checked rules and the checked `mix`.
 Out:  E216, E233, E234 in a Diagnostics.
@@ -13,6 +13,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed, named_by
 from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.values import written
 
 
 def check_scores(
@@ -23,23 +24,33 @@ def check_scores(
     for rule in rules:
         if not isinstance(rule, r.Prune):
             continue
-        span = rule.score_span or rule.span
+        span = rule.spans.get("score", rule.span)
         word = type(rule.score).__name__.lower()
         if isinstance(rule.target, v.Lamp) and not isinstance(rule.score, (v.Magnitude, v.L2)):
             found.add("E234", f"`lamp` compares squared weights, and the score is `{word}`",
                       rule.target_span, others=(Label(span, "the score"),),
                       help="`score = magnitude`, or `global` with this score")
-        needs_path = isinstance(rule.score, (v.Taylor, v.Movement, v.Gradient))
-        if needs_path and mixed is not None and span not in told:
+        if isinstance(rule.regrow, v.GrowByGradient):
+            asked, span = rule.regrow, rule.spans.get("regrow", rule.span)
+        elif isinstance(rule.score, (v.Taylor, v.Movement, v.Gradient)):
+            asked = rule.score
+        else:
+            continue
+        if mixed is not None and span not in told:
             told.add(span)
-            _check_path(rule.score, word, span, mixed, found)
+            _check_path(asked, span, mixed, found)
 
 
-def _check_path(score: v.Score, word: str, span: Span, mixed: Mixed, found: Diagnostics) -> None:
+def _check_path(
+    asked: v.Taylor | v.Movement | v.Gradient | v.GrowByGradient,
+    span: Span,
+    mixed: Mixed,
+    found: Diagnostics,
+) -> None:
     declared = [path.name for path in mixed.paths]
-    path = score.path or mixed.deploy
+    path = asked.path or mixed.deploy
     if path not in declared:
-        if score.path and declared and not mixed.broken:
+        if asked.path and declared and not mixed.broken:
             found.add("E216", f"no path is named `{path}`", span,
                       help=did_you_mean(path, declared)
                       or f"`mix` declares {listed(f'`{name}`' for name in declared)}")
@@ -47,5 +58,9 @@ def _check_path(score: v.Score, word: str, span: Span, mixed: Mixed, found: Diag
     used = named_by(mixed.losses)
     learning = [name for name in declared if name in used]
     if learning and path not in used:
+        grows = isinstance(asked, v.GrowByGradient)
+        word = "gradient" if grows else type(asked).__name__.lower()
+        other = f"{word}({written(asked.share)}, {learning[0]})" if grows else (
+            f"{word}({learning[0]})")
         found.add("E233", f"`{word}` needs the gradient of path `{path}`, which has no loss", span,
-                  help=f"`{word}({learning[0]})`, or a loss of `{path}` in `mix`")
+                  help=f"`{other}`, or a loss of `{path}` in `mix`")

@@ -92,7 +92,6 @@ class Prune:
     regrow: vocabulary.Regrow | None = None
     span: Span = _span()  # the whole rule's first line: `prune ... to ...`
     target_span: Span = _span()
-    score_span: Span | None = field(default=None, compare=False, repr=False)
     schedule_span: Span | None = field(default=None, compare=False, repr=False)
     floor_span: Span | None = field(default=None, compare=False, repr=False)
     ceiling_span: Span | None = field(default=None, compare=False, repr=False)

@@ -235,15 +235,16 @@ class Power(Word):
 
 
 class GrowByGradient(Word):
-    """`gradient(30%)`: at each refresh drop this share, grow where the gradient is largest.
+    """`gradient(30%)`: at each refresh drop this share, grow where the gradient is largest, that
+    of the deployed path or, `gradient(30%, dense)`, of another.
 
     The share falls to 0 at `stop` by half a cosine. RigL: Evci et al. 2020, arXiv:1911.11134.
     """
 
-    positional: ClassVar[int] = 1
+    positional: ClassVar[int] = 2
     share: Percent
-    stop: Time = Time(0.75, "run")
     path: ScoredPath = None
+    stop: Time = Time(0.75, "run")
 
 
 class GrowAtRandom(Word):

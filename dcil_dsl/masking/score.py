@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GRADIENT_SCORES = ("taylor", "movement", "gradient")
-
 
 @torch.no_grad()
 def score_weights(w: Tensor, score: str) -> Tensor:

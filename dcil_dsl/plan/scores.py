@@ -41,18 +41,19 @@ def check_score(
     num_steps: int,
     report: Diagnostics,
 ) -> None:
-    """E312 where every mask of the run is made before the score's first gradient."""
-    path = group.score.path
-    if path is None:
+    """E312 where every mask of the run is made before the first gradient that it could look at."""
+    score = group.kept_score
+    if score is None or score.path is None:
         return
+    path = score.path
     runs = [phase.window.start for phase in phases if path in phase.paths]
     last = last_refresh(group, num_steps - 1)
     if not runs or last <= runs[0]:
         when = f"first runs at step {runs[0]:,}" if runs else "never runs"
         report.add(
             "E312",
-            f"`{group.score.kind}` takes no part: the last mask is made at step {last:,}, "
+            f"`{score.kind}` takes no part: the last mask is made at step {last:,}, "
             f"path `{path}` {when}",
-            rule.score_span or rule.span,
+            rule.spans.get("score" if group.regrow is None else "regrow", rule.span),
             label="a gradient of a step moves the masks made after it",
         )

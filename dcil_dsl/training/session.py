@@ -232,7 +232,7 @@ def merge_ranks(now: Session) -> None:
 def merge_scores(now: Session) -> None:
     """The scores of all ranks, where a mask is about to be made of them: means, as they add up."""
     step = now.state.position.step
-    if any(is_refresh(group, step) for group in now.plan.groups if group.score.has_state):
+    if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
         now.options.ranks.average(now.dual.score_state.values())
 
 

@@ -37,10 +37,17 @@ def test_several_ranks_move_as_one_process_does(tmp_path):
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")
 
 
-@pytest.mark.parametrize("kind", ["taylor", "gradient"])
-def test_ranks_agree_on_masks_whatever_each_has_seen(tmp_path, kind):
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"score": p.Score(kind="taylor", path="sparse")},
+        {"score": "magnitude", "regrow": p.Regrow(share=0.3, until=15, path="sparse")},
+    ],
+    ids=["taylor", "regrow"],
+)
+def test_ranks_agree_on_masks_whatever_each_has_seen(tmp_path, group):
     """The fingerprints of the masks are compared at every look; a difference ends the run."""
-    plan = plain_plan(group={"score": p.Score(kind=kind, path="sparse")})
+    plan = plain_plan(group=group)
     status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
     assert status == [0, 0], said(tmp_path, 0)
 
