@@ -8,6 +8,7 @@ Not:  nothing of torch is imported before a verb needs it: `dcil check` answers 
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -45,6 +46,7 @@ def compile_recipe(
     workers: o.Workers = None,
     on_bad_image: o.OnBadImage = "stop",
     compile: o.Compile = False,
+    shard: o.Shard = False,
     seed: o.Seed = None,
     max_steps: o.MaxSteps = None,
     quiet: o.Quiet = False,
@@ -60,7 +62,7 @@ def compile_recipe(
     if train is None:
         refuse(
             data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
-            max_steps=max_steps, workers=workers,
+            max_steps=max_steps, workers=workers, shard=shard,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
         )
         prepared = prepare_for(
@@ -98,7 +100,8 @@ def compile_recipe(
         recipe, model, train, overrides=overrides, directory=data, out=out,
         resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
         weights=weights, device=device, precision=precision, workers=workers, compile=compile,
-        seed=seed, max_steps=max_steps, quiet=quiet, warn=lambda d: tell(d, concise), note=note,
+        shard=shard, seed=seed, max_steps=max_steps, quiet=quiet,
+        warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if not run.is_first:
         return STOPPED if run.interrupted else DONE
@@ -262,6 +265,8 @@ def _again(argv: list[str], folder: Path | None) -> list[str]:
     """The command that continues a run: what was typed, with --resume and the run's folder."""
     program = Path(argv[0]).name
     words = ["python", "-m", "dcil_dsl"] if program == "__main__.py" else [program]
+    if (beside := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
+        words = ["torchrun", "--nproc-per-node", str(beside), "-m", "dcil_dsl"]
     words += [word for word in argv[1:] if word not in ("--resume", "--resume-anyway")]
     return words + ([] if folder is None else ["--out", str(folder)]) + ["--resume"]
 
@@ -270,8 +275,10 @@ def _show_run(run) -> None:
     from rich.console import Console
 
     from dcil_dsl.training.progress import result_table
+    from dcil_dsl.training.run import newest_of
 
-    files = (run.folder.weights, run.folder.report, run.folder.metrics, run.folder.checkpoint)
+    files = (run.folder.weights, run.folder.report, run.folder.metrics)
+    files += (newest_of(run.folder.checkpoint) or run.folder.checkpoint,)
     Console().print(result_table(run.result, run.plan, files))
 
 

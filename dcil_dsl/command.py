@@ -68,4 +68,4 @@ def weights_to_resume(folder: RunFolder, given: str | None) -> str | None:
                 help="leave --weights out to continue it",
             )
     is_file = first is not None and Path(first).is_absolute()
-    return None if is_file and folder.checkpoint.exists() else first
+    return None if is_file and folder.has_checkpoint else first

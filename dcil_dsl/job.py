@@ -49,6 +49,7 @@ from dcil_dsl.training.distributed import (
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, hold_run, open_run, resume_run
+from dcil_dsl.training.sharding import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 
@@ -103,6 +104,7 @@ def train(
     display: Display | None = None,
     anyway: bool = False,
     on_bad_image: Literal["stop", "skip"] = "stop",
+    shard: bool = False,
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -112,6 +114,7 @@ def train(
     out        the run folder; resume continues it
     workers    processes that read images; None: as many as pay
     max_steps  stop after so many steps of the run in all
+    shard      of several processes each has a part of every weight and mask
     anyway     resume although recipe, model or data have changed
     on_bad_image  what becomes of one that cannot be read: the end of the run, or the next image in
                   its place, told and put down in the run's bad_images.txt
@@ -124,13 +127,13 @@ def train(
         return _train(
             recipe, model, data, overrides, directory, out, resume, weights,
             pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
-            warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image,
+            warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image, shard,
         )  # fmt: skip
 
 
 def _train(
     recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
-    compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image,
+    compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image, shard,
 ) -> Run:  # fmt: skip
     """`train`, among the ranks."""
     resume = _may_resume(resume, out, ranks)
@@ -165,6 +168,8 @@ def _train(
     )  # fmt: skip
     plan = prepared.plan
     check_claims(plan)
+    if shard:
+        check_shardable(plan, ranks, compile)
     if not quiet:
         print(show_summary(plan), flush=True)
     dual = compile_plan(plan, prepared.traced)
@@ -190,7 +195,7 @@ def _train(
         bad.keep_in(folder.bad_images)
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
-        max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks,
+        max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks, shard=shard,
     )  # fmt: skip
     with hold_run(folder) if ranks.is_first else nullcontext():
         try:

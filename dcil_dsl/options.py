@@ -100,6 +100,12 @@ Precision = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
+Shard = Annotated[
+    bool,
+    typer.Option(
+        "--shard", help="under torchrun: each process has a part of every weight, not all of them"
+    ),
+]
 Seed = Annotated[
     Optional[int], typer.Option("--seed", min=0, metavar="N", help="instead of the recipe's")
 ]

@@ -38,7 +38,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import Note, Warn, prepare
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, open_run, newest_of
 from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model
 
@@ -154,7 +154,8 @@ def verify_artefact(
     where = Path(artefact)
     if where.is_dir():
         folder = open_run(where)
-        files = [file for file in (folder.weights, folder.checkpoint) if file.exists()]
+        newest = newest_of(folder.checkpoint)
+        files = [file for file in (folder.weights, newest) if file is not None and file.exists()]
         if not files:
             raise InputError(f"{where} holds no weights yet", help="train first")
     elif where.exists():
@@ -169,13 +170,13 @@ def _verify_file(
 ) -> Verdict:
     folder = _folder_of(file)
     stored = None if folder is None else folder.read_plan()
-    if folder is not None and file == folder.checkpoint:
-        return _verify_checkpoint(file, stored, recipe, model, warn, note)
+    if folder is not None and file in (folder.checkpoint, newest_of(folder.checkpoint)):
+        return _verify_checkpoint(folder.checkpoint, stored, recipe, model, warn, note)
     read = read_artefact(file)
     faults, masks = [], None
     if read.origin is not None:
         faults += _compare_header(read, stored)
-        if folder is not None and folder.checkpoint.exists():
+        if folder is not None and folder.has_checkpoint:
             masks = _masks_at(folder, stored, read)
     if recipe is not None:
         spec = (

@@ -157,8 +157,8 @@ def test_the_options_of_the_command_line_are_these():
         "compile": {
             "--model", "--train", "--data", "--out", "--resume", "--resume-anyway", "--weights",
             "--set", "--device", "--on-bad-image",
-            "--precision", "--workers", "--compile", "--no-compile", "--seed", "--max-steps",
-            "--quiet", "--concise", "--steps-per-epoch",
+            "--precision", "--workers", "--compile", "--no-compile", "--shard", "--seed",
+            "--max-steps", "--quiet", "--concise", "--steps-per-epoch",
         },
         "check": {"--model", "--set", "--concise"},
         "fmt": {"--check", "--concise"},

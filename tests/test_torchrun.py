@@ -1,4 +1,4 @@
-"""The main job on two processes by torchrun, one of which is killed and started again."""
+"""The main job on two processes by torchrun, in parts, one of which is killed and started again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from tiny_job import NET, RECIPE
+
+from dcil_dsl.revisit import verify_artefact
 
 ROOT = Path(__file__).parent.parent
 KILLED = """
@@ -28,11 +30,11 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     program = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
         *arguments, "-m", "dcil_dsl", "compile", "tiny.prune", "--model", "net.py:Net", "--train",
-        "synthetic", "--device", "cpu", "--out", "run",
+        "synthetic", "--device", "cpu", "--out", "run", "--shard",
     ]  # fmt: skip
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        "DIES_AFTER": str(folder / "run" / "checkpoint" / "last.safetensors"),
+        "DIES_AFTER": str(folder / "run" / "checkpoint" / "parts-000000008"),
     }  # fmt: skip
     return subprocess.run(
         program, cwd=folder, env=environment, capture_output=True, text=True, timeout=180
@@ -50,4 +52,7 @@ def test_a_rank_killed_in_the_middle_is_started_again_and_the_job_goes_on_by_its
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
     assert "resumed at step" in done.stderr
+    verdicts = verify_artefact(tmp_path / "run", warn=print, note=print)
+    assert [file.name for file, _ in verdicts] == ["sparse.safetensors", "parts-000000032"]
+    assert all(verdict.holds for _, verdict in verdicts)
     assert done.stdout.count("sparsity >= 89%") == 1  # the first rank alone tells

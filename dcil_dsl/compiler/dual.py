@@ -19,6 +19,7 @@ from dcil_dsl.compiler.scores import begin_scores, clear_growth, scored_groups, 
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.trace import WHOLE
+from dcil_dsl.masking.select import Across
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh
 
@@ -47,16 +48,21 @@ class Dual(fx.GraphModule):
         self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
         self.__dict__["_modules"] = model._modules
         self.__dict__["original"] = model  # shares those tables; not a submodule
-        self.__dict__["graphs"] = graphs
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
         self.plan, self.arguments = plan, arguments
         self.phase = 0
-        self.__dict__["forwards"] = {
-            key: type(fx.GraphModule(model, graph)).forward for key, graph in graphs.items()
-        }
-        self.graph = graphs[True, 0]
+        self.across: Across | None = None  # where each process has a part of every weight
+        self.run_graphs(graphs)
         self.training = model.training
+
+    def run_graphs(self, graphs: dict[tuple[bool, int], fx.Graph]) -> None:
+        """Have these computed, by (training, phase)."""
+        self.__dict__["graphs"] = graphs
+        self.__dict__["forwards"] = {
+            key: type(fx.GraphModule(self, graph)).forward for key, graph in graphs.items()
+        }
+        self.graph = graphs[True, self.phase]
 
     def recompile(self):
         """fx writes a forward for `self.graph`; ours chooses among all of them."""
@@ -162,7 +168,9 @@ class Dual(fx.GraphModule):
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
         scores = scores_of(self, group, step)
-        make = make_masks if group.regrow is None else partial(grown_masks, self)
+        make = partial(make_masks, across=self.across)
+        if group.regrow is not None:
+            make = partial(grown_masks, self)
         for name, mask in zip(group.parameters, make(group, scores, step), strict=True):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.masking.score import lamp_scores, without_sign
-from dcil_dsl.masking.select import keep_top
+from dcil_dsl.masking.select import Across, keep_top
 from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
 from dcil_dsl.plan.budget import members, unit_costs
 from dcil_dsl.plan.plan import Group
@@ -21,11 +21,13 @@ from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 
 
 def make_masks(
-    group: Group, scores: Sequence[Tensor], step: int, keeps: tuple[int, ...] | None = None
-) -> list[Tensor]:
+    group: Group, scores: Sequence[Tensor], step: int, keeps: tuple[int, ...] | None = None,
+    across: Across | None = None,
+) -> list[Tensor]:  # fmt: skip
     """What stays of each of group.parameters; `scores` are in their order and shapes.
 
-    keeps  how much, as keeps_at has it at `step` where it is not given
+    keeps   how much, as keeps_at has it at `step` where it is not given
+    across  where these are this process's rows of them; only single weights have masks then
     """
     keeps = keeps_at(group, step) if keeps is None else keeps
     if group.unit.kind == "nm":
@@ -38,7 +40,7 @@ def make_masks(
             )
         ]
     if group.unit.kind == "weight":
-        return _keep(group, list(scores), keeps, step)
+        return _keep(group, list(scores), keeps, step, across)
     cuts = members(group, group.cuts)
     units = [
         score_units(own, cut) for own, cut in zip(members(group, scores), cuts, strict=True)
@@ -48,7 +50,10 @@ def make_masks(
     return [mask for one, cut, shape in kept for mask in spread_mask(one, cut, shape)]
 
 
-def _keep(group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int) -> list[Tensor]:
+def _keep(
+    group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int,
+    across: Across | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Which entries stay, scores and masks a member each."""
     if group.shared_by == "lamp":
         scores = [lamp_scores(score) for score in scores]
@@ -58,10 +63,8 @@ def _keep(group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int)
         ceilings = list(ceilings_at(group, step)) if group.ceilings else None
         costs, floors = list(unit_costs(group)), list(group.floors)
         bounds = [(list(b.members), b.floor, b.ceiling) for b in bounds_at(group, step)]
-        return keep_top(
-            scores, keeps[0], floors, costs=costs, ceilings=ceilings, bounds=bounds
-        )
+        return keep_top(scores, keeps[0], floors, across, costs, ceilings, bounds)
     return [
-        keep_top([score], keep, [floor])[0]
+        keep_top([score], keep, [floor], across)[0]
         for score, keep, floor in zip(scores, keeps, group.floors, strict=True)
     ]

@@ -34,7 +34,7 @@ ADAM = ("step", "exp_avg", "exp_avg_sq")
 def load_anyway(path: Path, state: State) -> None:
     """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
     plan: Plan = state.dual.plan
-    tensors, header = read_checkpoint(path)
+    tensors, header = read_checkpoint(path, shards=state.shards)
     if header["plan"] == fingerprint(plan):
         load_checkpoint(path, state)
         return

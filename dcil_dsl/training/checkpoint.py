@@ -30,7 +30,9 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.parts import read_parts, remove_parts, save_parts
+from dcil_dsl.training.run import cannot_write, newest_of, write_atomically
+from dcil_dsl.training.sharding import Shards
 
 FORMAT = "dcil checkpoint 1"
 
@@ -66,7 +68,10 @@ class Position:
 
 @dataclass
 class State:
-    """Everything that training changes. `average` is empty where the recipe has no `ema`."""
+    """Everything that training changes. `average` is empty where the recipe has no `ema`.
+
+    shards  where the tensors are this rank's rows
+    """
 
     dual: nn.Module
     optimizer: torch.optim.Optimizer
@@ -74,6 +79,7 @@ class State:
     sums: Tensor
     before: dict[str, Tensor]
     position: Position
+    shards: Shards | None = None
 
 
 def save_checkpoint(path: Path, state: State) -> None:
@@ -96,6 +102,9 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
+    if state.shards is not None:
+        save_parts(path, tensors, header, state.position.step, state.shards)
+        return
     header["digest"] = digest(tensors, header)
 
     def write(draft: Path) -> None:
@@ -105,6 +114,7 @@ def save_checkpoint(path: Path, state: State) -> None:
             raise cannot_write(path, error) from None
 
     write_atomically(path, write)
+    remove_parts(path)
 
 
 def load_checkpoint(path: Path, state: State) -> None:
@@ -112,7 +122,7 @@ def load_checkpoint(path: Path, state: State) -> None:
 
     InputError where the file is missing or damaged, or belongs to another plan or model.
     """
-    tensors, header = read_checkpoint(path, state.dual.plan)
+    tensors, header = read_checkpoint(path, state.dual.plan, state.shards)
     load_model(state.dual, under("model/", tensors), path)
     try:
         load_optimizer_state(state.optimizer, under("optimizer/", tensors))
@@ -138,23 +148,38 @@ def load_deployed(path: Path, dual: nn.Module) -> Position:
 
 
 def read_checkpoint(
-    path: Path, plan: Plan | None = None
+    path: Path, plan: Plan | None = None, shards: Shards | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by name and the header, proved whole, and of `plan` if given. Else InputError."""
+    """All tensors by name and the header, proved whole, and of `plan` if given. Else InputError.
+
+    shards  of each tensor this rank's rows alone, however the checkpoint is cut
+    """
+    found = newest_of(path)
+    if found is None:
+        raise InputError(f"there is no checkpoint {path}", help="train first")
+    read = read_file if found == path else read_parts
+    tensors, header = read(found, shards)
+    if header.get("format") != FORMAT:
+        raise InputError(f"{found} is not a checkpoint of this version ({FORMAT})")
+    if plan is not None and header["plan"] != fingerprint(plan):
+        raise InputError(f"the checkpoint {found} belongs to another plan")
+    return tensors, header
+
+
+def read_file(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """read_checkpoint of the one file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}", help="train first") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"the checkpoint {path} is damaged: {error}") from None
     if header.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
     if header.pop("digest", None) != digest(tensors, header):
         raise InputError(f"the checkpoint {path} is damaged: its digest does not match")
-    if plan is not None and header["plan"] != fingerprint(plan):
-        raise InputError(f"the checkpoint {path} belongs to another plan")
+    if shards is not None:
+        tensors = {name: shards.own(name, tensor) for name, tensor in tensors.items()}
     return tensors, header
 
 

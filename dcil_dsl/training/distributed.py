@@ -155,6 +155,9 @@ def may_be_restarted() -> bool:
 def _meet() -> Ranks:
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # torchrun's store outlives a failed start, whose addresses must not be taken for ours.
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        store = dist.PrefixStore(f"start {start} of {count}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(

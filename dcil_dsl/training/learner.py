@@ -9,6 +9,7 @@ Not:  no update (trainer.py), no loss (losses.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from inspect import signature
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.metrics import Dual
+from dcil_dsl.training.sharding import Regather
 
 # What older versions of torch call broadcast_buffers.
 SYNC_BUFFERS = "forward_sync_buffers"
@@ -35,12 +37,16 @@ class Learner(nn.Module):
     reaches are known. Which these are changes with the phase and with the losses' windows only:
     each such stretch of steps has a wrapper of its own, whose graph stands still (`static_graph`).
     Buffers stay each rank's own: masks are equal by computation, which is proved at every refresh,
-    and running statistics are averaged when they are read (session.merge_ranks).
+    and running statistics are averaged when they are read (session.merge_ranks). Where weights
+    are in parts, the graph itself exchanges what there is to exchange (sharding.py).
     """
 
-    def __init__(self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks):
+    def __init__(
+        self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks, is_sharded: bool = False
+    ):
         super().__init__()
         self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
+        self.is_sharded = is_sharded
         self.stretch: tuple | None = None
         self.is_fresh = True
         self.__dict__["wrapped"] = None  # not a submodule: it contains this one
@@ -56,8 +62,9 @@ class Learner(nn.Module):
 
         closes  the last batch of the step: the ranks exchange what they have added up
         """
-        if self.ranks.count == 1:
-            loss, sums = self.forward(images, labels, active, is_short)
+        if self.ranks.count == 1 or self.is_sharded:
+            with Regather.hooks() if self.is_sharded else nullcontext():
+                loss, sums = self.forward(images, labels, active, is_short)
             backward(loss)
             return loss.detach(), sums
         wrapped = self._wrapped((self.dual.phase, active))

@@ -26,6 +26,7 @@ class Options:
     """precision None: the recipe's. max_steps: the run ends after so many steps in all.
 
     anyway  the checkpoint of another plan will do (adopt.py)
+    shard   each rank has a part of every weight, not all of them (sharding.py)
     """
 
     device: str | torch.device = "cpu"
@@ -36,6 +37,7 @@ class Options:
     resume: bool = False
     anyway: bool = False
     ranks: Ranks = Ranks()
+    shard: bool = False
 
 
 class Loader(Protocol):

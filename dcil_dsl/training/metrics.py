@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from dcil_dsl.masking.select import Across
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
@@ -28,6 +29,7 @@ class Dual(Protocol):
 
     plan: Plan
     masks: Mapping[str, Tensor]
+    across: Across | None
     score_state: Mapping[str, Tensor]
 
     def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool: ...
@@ -91,6 +93,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     for group in groups:
         moved = last_refresh(group, step)
         keeps, masks = keeps_at(group, moved), {name: dual.masks[name] for name in group.parameters}
+        if dual.across is not None:  # each mask's count in its place, of which it is the sum
+            masks = {name: dual.across.sum(mask.sum()) for name, mask in masks.items()}
         tally = tally_group(group, keeps, masks)
         spare = _spare(group, tally.units, moved)
         for budget in tally.budgets:

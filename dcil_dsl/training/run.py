@@ -30,6 +30,7 @@ from dcil_dsl.training.differences import (
     text_differences,
 )
 
+INDEX = "parts.json"  # of a checkpoint in parts
 HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
 
 
@@ -47,6 +48,7 @@ class RunFolder:
     bad_images = property(lambda self: self.path / "bad_images.txt")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoint = property(lambda self: self.path / "checkpoint" / "last.safetensors")
+    has_checkpoint = property(lambda self: newest_of(self.checkpoint) is not None)
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
     events = property(lambda self: self.path / "tensorboard")
@@ -96,6 +98,24 @@ class RunFolder:
 
     def write_report(self, report: dict) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
+
+
+def newest_of(path: Path) -> Path | None:
+    """The checkpoint from which a run goes on: the file `path`, or the folder of parts beside it.
+
+    Each takes the place of the other once it is whole; where both are there, one was not removed
+    any more.
+    """
+    parts = newest_parts(path)
+    if parts is None or not path.exists():
+        return parts or (path if path.exists() else None)
+    return path if path.stat().st_mtime_ns > parts.stat().st_mtime_ns else parts
+
+
+def newest_parts(path: Path) -> Path | None:
+    """The folder of parts beside the file `path` with the most steps, if there is one."""
+    found = [folder for folder in path.parent.glob("parts-*") if (folder / INDEX).is_file()]
+    return max(found, key=lambda folder: folder.name, default=None)
 
 
 def create_run(

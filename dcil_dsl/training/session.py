@@ -29,6 +29,7 @@ from dcil_dsl.training.metrics import Dual, check_sparsity, masks_step, num_corr
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
+from dcil_dsl.training.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,19 @@ class Session:
 def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
     plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
-    dual.to(device)
-    if options.channels_last:
-        dual.to(memory_format=torch.channels_last)
     ranks.copy_first(dual.state_dict().values())
+    shards = shard(dual, ranks, device) if options.shard else None
+    dual.to(device)
+    if options.channels_last and shards is None:
+        dual.to(memory_format=torch.channels_last)
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
     scores = {f"{name}_score" for name in dual.score_state}
     average = start_average(dual, plan.train.ema, besides=scores)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
-    state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position())
+    state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
-    if options.resume and ranks.any(run.checkpoint.exists()):
+    if options.resume and ranks.any(run.has_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
         load(run.checkpoint, state)
         if not ranks.is_first:
@@ -121,7 +123,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     eager = make_forward(dual, options)
     forward = _compiled(eager, plan) if options.compile else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)
-    learner = Learner(dual, forward, eager, ranks)
+    learner = Learner(dual, forward, eager, ranks, is_sharded=shards is not None)
     now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
     note_masks(now)
     return now
@@ -208,13 +210,13 @@ def save(now: Session) -> None:
     """Write the checkpoint, unless a loss was not finite or the masks are not the plan's."""
     look(now)
     at, ranks = now.state.position, now.options.ranks
-    sums = ranks.sum(now.state.sums)
-    if not ranks.is_first:
+    state = replace(now.state, sums=ranks.sum(now.state.sums))
+    if not (ranks.is_first or state.shards):
         return
     at.scaler = now.scaler.state_dict()
     at.seconds += time.perf_counter() - now.began
     now.began = time.perf_counter()
-    save_checkpoint(now.run.checkpoint, replace(now.state, sums=sums))
+    save_checkpoint(now.run.checkpoint, state)
 
 
 @torch.no_grad()
@@ -238,7 +240,7 @@ def merge_scores(now: Session) -> None:
 
 def note_masks(now: Session) -> None:
     """Exchange the fingerprints of the masks, for the next look."""
-    if now.options.ranks.count > 1 and now.dual.masks:
+    if now.options.ranks.count > 1 and now.dual.across is None and now.dual.masks:
         own = fingerprints(now.dual.masks)
         now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
 
@@ -281,6 +283,8 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         if name in at.examples_by
     }
     flips = sum(int((mask != state.before[name]).sum()) for name, mask in now.dual.masks.items())
+    if now.dual.across is not None:
+        flips = int(now.dual.across.sum(torch.tensor(flips)))
     return {
         "step": at.step,
         "epoch": at.epoch + 1,

@@ -48,6 +48,7 @@ from dcil_dsl.training.session import (
     save,
     start_session,
 )
+from dcil_dsl.training.sharding import unshard
 from dcil_dsl.training.sync_norms import synced_norms
 
 STEPS_BETWEEN_LOOKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
@@ -87,7 +88,10 @@ def train(
             ) from None
         deploy_average(now.average)
         interrupted = accuracies is None
-        return result_of(now, accuracies or {}, train_loader.num_examples, interrupted)
+        result = result_of(now, accuracies or {}, train_loader.num_examples, interrupted)
+        if now.state.shards is not None and not interrupted:
+            unshard(dual, now.state.shards)
+        return result
 
 
 def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wish):
@@ -174,7 +178,10 @@ def _update(now: Session, part: Part, wish: Wish) -> None:
     if plan.train.clip is not None or has_penalties:
         now.scaler.unscale_(optimizer)
     if plan.train.clip is not None:
-        clip_grad_norm_([p for _, p in now.dual.trainable()], plan.train.clip)
+        if now.state.shards is None:
+            clip_grad_norm_([p for _, p in now.dual.trainable()], plan.train.clip)
+        else:
+            now.state.shards.clip(dict(now.dual.trainable()), plan.train.clip)
     if has_penalties:  # as weight decay is: after clipping
         now.dual.add_penalties(at.step)
     now.scaler.step(optimizer)

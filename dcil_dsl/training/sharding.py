@@ -1,0 +1,325 @@
+"""Weights, masks and all that goes with them in parts, one on each rank (`--shard`).
+
+In:   a dual graph with whole weights, the Ranks.
+Out:  the same graph on this rank's rows of each weight; the rows and the whole of a tensor.
+Not:  no optimiser, average or selection of its own: all that is done to a weight entry by entry
+      is done to its rows.
+
+The parts are FSDP2's (Zhao et al. 2023, arXiv:2304.11277): DTensor's Shard(0), all-gathered where
+a layer computes, gradients reduce-scattered. fully_shard itself hooks into the calls of modules,
+and here weights are values of the graph: so the gathering is a node of the graph too, after the
+view. What is gathered is one path's view of one layer, masked already:
+
+    w -> split_weight -> view_p -> conv_p   ==>   rows -> split_weight -> rows of view_p
+                                                       -> gather -> view_p -> conv_p
+
+No mask ever leaves its rank. A gathered view lives as long as its layer computes; the backward
+pass gathers it again (Regather). So each path's view crosses the wire twice and its gradient
+once: two paths move what FSDP moves for two models.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, fx, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.apply import apply_layer
+from dcil_dsl.masking.split import share_gradient, split_weight
+from dcil_dsl.plan.plan import Group, Plan
+from dcil_dsl.training.distributed import Ranks
+
+LEAST_NUMBER = 1024  # of weights in a parameter that is parted; a smaller one is on every rank
+
+
+class Layout:
+    """How one parameter lies on the ranks: its rows cut as evenly as torch.chunk does, or whole."""
+
+    def __init__(self, whole: Tensor, meshes: Mapping[str, DeviceMesh], is_parted: bool):
+        self.meshes, self.shape, self.is_parted = meshes, whole.shape, is_parted
+        self.stride = torch.empty(whole.shape, device="meta").stride()
+        self.placement = Shard(0) if is_parted else Replicate()
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's rows, in memory of their own; the whole where it is not parted."""
+        if not self.is_parted:
+            return whole
+        mesh = self.meshes["cpu"]
+        rows = -(-len(whole) // mesh.size())
+        start = min(mesh.get_local_rank() * rows, len(whole))
+        return whole[start : start + rows].clone(memory_format=torch.contiguous_format)
+
+    def distributed(self, own: Tensor) -> DTensor:
+        """The whole as PyTorch's checkpoints and collectives know it."""
+        return DTensor.from_local(
+            own.contiguous(), self.meshes[own.device.type], [self.placement], run_check=False,
+            shape=self.shape, stride=self.stride,
+        )  # fmt: skip
+
+    def whole(self, own: Tensor) -> Tensor:
+        """All rows, on every rank; the gradient that comes back is the mean of all ranks'."""
+        gathered = self.distributed(own).redistribute(placements=[Replicate()])
+        return gathered.to_local(grad_placements=[Partial("avg")])
+
+    @torch.no_grad()
+    def whole_bits(self, own: Tensor) -> Tensor:
+        """`whole` for masks too: not every backend sends booleans."""
+        if own.dtype is torch.bool:
+            return self.whole(own.to(torch.uint8)).bool()
+        return self.whole(own)
+
+    def gather(self, own: Tensor) -> Tensor:
+        """`whole`, in the type that autocast would compute in, and not kept for the backward."""
+        device = own.device.type
+        if own.dim() > 1 and torch.is_autocast_enabled(device):
+            own = own.to(torch.get_autocast_dtype(device))  # half of the traffic
+        whole = self.whole(own)
+        if self.is_parted:
+            Regather.note(whole, self, own.detach())
+        return whole
+
+
+class Regather:
+    """What autograd keeps in place of a gathered view: how to gather it again."""
+
+    alive: dict[int, tuple[Layout, Tensor]] = {}  # by the address of a gathered view's memory
+
+    def __init__(self, view: Tensor, layout: Layout, own: Tensor):
+        self.layout, self.own = layout, own
+        self.place = view.size(), view.stride(), view.storage_offset()
+
+    @classmethod
+    def note(cls, whole: Tensor, layout: Layout, own: Tensor) -> None:
+        address = whole.untyped_storage().data_ptr()
+        cls.alive[address] = layout, own
+        weakref.finalize(whole, cls.alive.pop, address, None)
+
+    @classmethod
+    def pack(cls, saved: Tensor) -> Tensor | Regather:
+        known = cls.alive.get(saved.untyped_storage().data_ptr())
+        return saved if known is None else cls(saved, *known)
+
+    @staticmethod
+    @torch.no_grad()
+    def unpack(kept: Tensor | Regather) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        return kept.layout.whole(kept.own).as_strided(*kept.place)
+
+    @classmethod
+    def hooks(cls) -> AbstractContextManager:
+        """Within it, a forward keeps no gathered view for its backward."""
+        return torch.autograd.graph.saved_tensors_hooks(cls.pack, cls.unpack)
+
+
+class Shards:
+    """The layouts of a dual graph whose weights are in parts, by the parameter's name."""
+
+    def __init__(self, layouts: dict[str, Layout], ranks: Ranks, graphs: dict):
+        self.layouts, self.ranks = layouts, ranks
+        self.graphs = graphs  # of the dual graph with whole weights
+
+    def of(self, name: str) -> Layout | None:
+        """The layout of a parameter or its mask, by the name in the state; None: it is whole."""
+        layout = self.layouts.get(name) or self.layouts.get(name.removesuffix("_mask"))
+        return layout if layout is not None and layout.is_parted else None
+
+    def in_checkpoint(self, key: str) -> Layout | None:
+        """The layout of a tensor by its name there: "optimizer/fc.weight/momentum_buffer"."""
+        part, _, name = key.partition("/")
+        if part != "optimizer":
+            return self.of(name)
+        name, _, entry = name.rpartition("/")
+        return None if entry == "step" else self.of(name)
+
+    def own(self, key: str, whole: Tensor) -> Tensor:
+        """This rank's rows of a whole tensor of a checkpoint."""
+        layout = self.in_checkpoint(key)
+        return whole if layout is None else layout.own(whole)
+
+    @torch.no_grad()
+    def clip(self, parameters: Mapping[str, nn.Parameter], most: float) -> None:
+        """torch's clip_grad_norm_ over the whole of all gradients."""
+        grads = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        parted = [g for name, g in grads.items() if self.of(name)]
+        others = [g for name, g in grads.items() if not self.of(name)]
+        square = self.ranks.sum(_square(parted, grads)) + _square(others, grads)
+        factor = (most / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(list(grads.values()), factor)
+
+
+def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
+    """Cut the weights and masks of `dual` in place; only this rank's rows stay.
+
+    InputError as check_shardable.
+    """
+    check_shardable(dual.plan, ranks)
+    warnings.filterwarnings("ignore", message="To construct DTensor")  # of torch to itself
+    meshes = {kind: init_device_mesh(kind, (ranks.count,)) for kind in {"cpu", device.type}}
+    pruned = {name for group in dual.plan.groups for name in group.parameters}
+    names: dict[int, list[str]] = {}
+    for name, parameter in dual.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    layouts: dict[str, Layout] = {}
+    for ends in names.values():
+        whole = dual.get_parameter(ends[0])
+        is_parted = whole.dim() > 0 and (whole.numel() >= LEAST_NUMBER or bool(pruned & {*ends}))
+        layout = Layout(whole, meshes, is_parted)
+        own = nn.Parameter(layout.own(whole.detach()), requires_grad=whole.requires_grad)
+        for name in ends:
+            owner, _, last = name.rpartition(".")
+            dual.get_submodule(owner)._parameters[last] = own
+            layouts[name] = layout
+    for name in pruned:
+        owner, _, last = name.rpartition(".")
+        mask = dual.get_buffer(f"{name}_mask")
+        dual.get_submodule(owner)._buffers[f"{last}_mask"] = layouts[name].own(mask)
+    places = {id(layout): f"layout_{i}" for i, layout in enumerate(layouts.values())}
+    for layout in layouts.values():
+        dual.__dict__[places[id(layout)]] = layout
+    where = {name: places[id(layout)] for name, layout in layouts.items()}
+    shards = Shards(layouts, ranks, dual.graphs)
+    dual.run_graphs({
+        key: gather_weights(copy.deepcopy(graph), dual, where) for key, graph in dual.graphs.items()
+    })
+    dual.across = ranks
+    return shards
+
+
+@torch.no_grad()
+def unshard(dual: nn.Module, shards: Shards) -> None:
+    """On the first rank, the graph with whole weights and masks, on the host. All ranks call it."""
+    for owner, module in dual.named_modules():
+        for table in (module._parameters, module._buffers):
+            for last, tensor in table.items():
+                layout = None if tensor is None else shards.of(f"{owner}.{last}".lstrip("."))
+                if layout is None:
+                    continue
+                whole = layout.whole_bits(tensor)
+                if shards.ranks.is_first:
+                    whole = whole.detach().cpu()
+                    table[last] = (
+                        nn.Parameter(whole, tensor.requires_grad)
+                        if table is module._parameters
+                        else whole
+                    )
+    if shards.ranks.is_first:
+        dual.across = None
+        dual.run_graphs(shards.graphs)
+
+
+def check_shardable(plan: Plan, ranks: Ranks, compiled: bool = False) -> None:
+    """InputError where a mask needs more of a weight than its rows, or the machine is wrong."""
+    refused = [
+        (ranks.count == 1, "there is one process, and nothing to part",
+         "torchrun --nproc-per-node N -m dcil_dsl compile ... --shard"),
+        (compiled, "it gathers weights between the layers, which --compile cannot take yet",
+         "leave one of the two out"),
+        (plan.train.precision == "fp16", "with fp16 each process would scale its loss by itself",
+         "--precision bf16"),
+    ]  # fmt: skip
+    for is_so, why, help in refused:
+        if is_so:
+            raise InputError(f"--shard: {why}", help=help)
+    whole = "leave --shard out: every process then has all weights"
+    for group in plan.groups:
+        for what, is_so in _more_than_rows(group).items():
+            if is_so:
+                raise InputError(
+                    f"--shard: the rule at {group.rule} {what}, which needs whole weights",
+                    help=whole,
+                )
+    for path in plan.paths:
+        if path.view not in ("masked", "full", "complement"):
+            fact = f"path {path.name} is {path.view}, which needs whole weights"
+            raise InputError(f"--shard: {fact}", help=whole)
+
+
+def _more_than_rows(group: Group) -> dict[str, bool]:
+    """What a rule may ask that single rows of a weight do not tell, and whether this one does."""
+    score = group.score
+    return {
+        f"prunes by the {group.unit.kind}": group.unit.kind != "weight",
+        "shares its budget by lamp": group.shared_by == "lamp",
+        f"scores by {score.kind}": score.kind not in ("magnitude", "l2"),
+        f"averages its {score.kind} over steps": score.has_state,
+        "regrows": group.regrow is not None,
+        "has a reserve": bool(group.reserve),
+        "has a `param`": group.power is not None,
+        "has penalties": bool(group.penalties),
+    }
+
+
+def gather_weights(graph: fx.Graph, model: nn.Module, where: Mapping[str, str]) -> fx.Graph:
+    """Put a gathering before each path's first use of a weight or of its view.
+
+    where  parameter -> the attribute of the dual graph that holds its Layout
+    """
+    _expose_private(graph, model)
+    layout_of: dict[fx.Node, str] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.target in where:
+            layout_of[node] = where[node.target]
+        elif node.args and isinstance(node.args[0], fx.Node) and node.args[0] in layout_of:
+            if _keeps_rows(node):
+                layout_of[node] = layout_of[node.args[0]]
+    for node, attribute in layout_of.items():
+        readers: dict[str | None, list[fx.Node]] = {}
+        for user in node.users:
+            if user not in layout_of:
+                readers.setdefault(user.meta.get("path"), []).append(user)
+        for path, users in readers.items():
+            with graph.inserting_before(min(users)):
+                layout = graph.create_node("get_attr", attribute)
+                name = f"{node.name}_whole"
+                whole = graph.create_node("call_method", "gather", (layout, node), name=name)
+            whole.meta["path"] = path
+            for user in users:
+                user.replace_input_with(node, whole)
+    return graph
+
+
+def _keeps_rows(node: fx.Node) -> bool:
+    """Whether the node makes, of the rows of a weight, the rows of its views."""
+    if node.target in (split_weight, share_gradient):
+        return True
+    first = node.args[0]
+    return first.op == "call_function" and first.target is split_weight
+
+
+def _expose_private(graph: fx.Graph, model: nn.Module) -> None:
+    """Hand modules that belong to one path their weights as values, as expose_weights does."""
+    for node in list(graph.nodes):
+        if node.op != "call_module":
+            continue
+        owned = dict(model.get_submodule(node.target).named_parameters(remove_duplicate=False))
+        if not owned:
+            continue
+        with graph.inserting_before(node):
+            owner = graph.create_node("get_attr", node.target)
+            handed = {
+                name: graph.create_node("get_attr", f"{node.target}.{name}") for name in owned
+            }
+            call = graph.create_node(
+                "call_function", apply_layer, (owner, handed, *node.args), dict(node.kwargs)
+            )
+        call.meta.update(node.meta)
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+
+
+def _square(grads: list[Tensor], like: Mapping[str, Tensor]) -> Tensor:
+    if not grads:
+        first = next(iter(like.values()))
+        return first.new_zeros(())
+    return torch.stack([grad.float().square().sum() for grad in grads]).sum()
+
+

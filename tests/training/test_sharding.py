@@ -1,0 +1,144 @@
+"""Weights in parts: each rank has its rows, and trains the network that one process trains."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from test_distributed import assert_equal_runs, checkpoint, lines
+from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
+from tiny_run import TinyNet, tiny_plan
+
+from dcil_dsl.compiler import compile_plan
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.training import checkpoint as checkpoint_file
+from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.sharding import Regather, shard
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    rank_train(folder, Ranks())
+    return folder
+
+
+def test_two_ranks_in_parts_train_what_one_process_trains_and_it_goes_on_from_them(
+    tmp_path, alone
+):
+    def some_steps(ranks):
+        rank_train(tmp_path / "run", ranks, shard=True, max_steps=10)
+
+    assert on_ranks(tmp_path, 2, some_steps) == [0, 0], said(tmp_path, 0)
+    rank_train(tmp_path / "run", Ranks())
+    assert_equal_runs(tmp_path / "run", alone)
+
+
+def test_each_rank_has_its_rows_of_weights_masks_and_momentum_and_no_mask_is_whole_anywhere(
+    tmp_path,
+):
+    def cut(ranks):
+        dual = compile_plan(plain_plan(), PlainNet())
+        sizes = {name: len(mask) for name, mask in dual.masks.items()}
+        shard(dual, ranks, torch.device("cpu"))
+        for name, mask in dual.masks.items():
+            assert len(mask) == len(dual.get_parameter(name)) == sizes[name] // 2
+        dual.refresh(20)
+        images = torch.randn(3, 1, 8, 8)
+        with Regather.hooks():
+            outputs = dual(images)
+            assert not Regather.alive  # nothing that was gathered for the forward is kept
+            loss = sum(output.square().mean() for output in outputs.values())
+        loss.backward()
+        for name, parameter in dual.named_parameters():
+            assert parameter.grad is None or parameter.grad.shape == parameter.shape, name
+        assert dual.get_parameter("conv2.weight").grad is not None
+
+    assert on_ranks(tmp_path, 2, cut) == [0, 0], said(tmp_path, 1)
+
+
+def test_parts_of_two_ranks_are_read_by_four_and_parts_take_the_place_of_the_file(tmp_path, alone):
+    rank_train(tmp_path / "run", Ranks(), max_steps=5)
+    folder = tmp_path / "run" / "checkpoint"
+
+    def more(stop):
+        return lambda ranks: rank_train(tmp_path / "run", ranks, shard=True, max_steps=stop)
+
+    assert on_ranks(tmp_path, 2, more(10)) == [0, 0], said(tmp_path, 0)
+    assert [file.name for file in folder.iterdir()] == ["parts-000000010"]
+    assert on_ranks(tmp_path, 4, more(20)) == [0] * 4, said(tmp_path, 0)
+    assert [file.name for file in folder.iterdir()] == ["parts-000000020"]
+    rank_train(tmp_path / "run", Ranks())  # only evaluates
+    tensors, _ = checkpoint_file.read_checkpoint(folder / "last.safetensors", plain_plan())
+    for name, tensor in checkpoint(alone).items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    assert [line["epoch"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+# -- files from elsewhere ------------------------------------------------------------------------
+
+
+class Bomb:
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return open, (self.place, "w")
+
+
+@pytest.fixture
+def parts(tmp_path):
+    def some_steps(ranks):
+        rank_train(tmp_path / "run", ranks, shard=True, max_steps=5)
+
+    assert on_ranks(tmp_path, 2, some_steps) == [0, 0], said(tmp_path, 0)
+    (folder,) = (tmp_path / "run" / "checkpoint").iterdir()
+    return folder
+
+
+def test_a_pickle_planted_among_the_parts_is_never_opened_and_parts_hold_none(tmp_path, parts):
+    assert {file.suffix for file in parts.iterdir()} == {".safetensors", ".json"}
+    for name in (".metadata", "data.pkl", "__0_0.distcp"):
+        (parts / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    rank_train(tmp_path / "run", Ranks(), max_steps=6)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_parts_that_were_changed_are_refused_whatever_was_changed(parts):
+    path = parts.with_name("last.safetensors")
+
+    def refused():
+        with pytest.raises(InputError, match="damaged"):
+            checkpoint_file.read_checkpoint(path, plain_plan())
+
+    index = (parts / "parts.json").read_text()
+    first = next(parts.glob("shard-00001*"))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused()
+    first.unlink()
+    refused()
+    first.write_bytes(whole)
+    (parts / "shard-00003-model-00001-of-00001.safetensors").write_bytes(whole)
+    refused()
+    (parts / "shard-00003-model-00001-of-00001.safetensors").unlink()
+    (parts / "parts.json").write_text(index.replace("shard-00001", "../shard-1"))
+    refused()
+    (parts / "parts.json").write_text(index.replace("\"step\\\": 5", "\"step\\\": 4"))
+    refused()
+    (parts / "parts.json").write_text(index[: len(index) // 2])
+    refused()
+    (parts / "parts.json").write_text(index)
+    _, header = checkpoint_file.read_checkpoint(path, plain_plan())
+    assert json.loads(header["position"])["step"] == 5
+
+
+def test_what_parts_of_weights_cannot_do_is_refused_with_the_rule():
+    random = tiny_plan(group={"score": tiny_plan().groups[0].score.model_copy(
+        update={"kind": "random"})})  # fmt: skip
+    with pytest.raises(InputError, match="tiny.prune:1 scores by random"):
+        shard(compile_plan(random, TinyNet()), Ranks(0, 2), torch.device("cpu"))
+    with pytest.raises(InputError, match="there is one process"):
+        shard(compile_plan(plain_plan(), PlainNet()), Ranks(), torch.device("cpu"))
