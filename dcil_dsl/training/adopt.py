@@ -4,15 +4,17 @@ In:   the checkpoint of a run whose recipe, model or data have changed since, an
 Out:  the state, at the beginning of the epoch that the run was in.
 Not:  no weight is invented: one that the checkpoint lacks, or has in another shape, is an error.
 
-Weights and statistics are taken; masks are made anew, as the new plan has them there; momentum and
-the like where the new optimiser keeps it, averages where the new plan asks for them. Steps are
-counted in epochs of the new length.
+Weights and statistics are taken, and what both plans keep beside a weight; masks are made anew, as
+the new plan has them there; momentum and the like are taken where the new optimiser keeps it,
+averages where the new plan asks for them. Steps are counted in epochs of the new length.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from torch import nn
 
 from dcil_dsl.plan.plan import AdamW, Plan
 from dcil_dsl.plan.schedule import last_refresh
@@ -38,18 +40,18 @@ def load_anyway(path: Path, state: State) -> None:
     if header["plan"] == fingerprint(plan):
         load_checkpoint(path, state)
         return
-    masks = {f"{name}_mask" for name in state.dual.masks}
-    saved = under("model/", tensors)
-    weights = {name: t for name, t in saved.items() if not name.endswith("_mask")}
-    current = state.dual.state_dict()
-    load_model(state.dual, weights | {name: current[name] for name in masks}, path)
+    saved, current = under("model/", tensors), state.dual.state_dict()
+    ours = {name: t for name, t in current.items() if _is_the_plans(name, state.dual)}
+    theirs = {name: t for name, t in saved.items() if not _is_the_plans(name, state.dual)}
+    kept = {n: saved[n] for n, t in ours.items() if n in saved and saved[n].shape == t.shape}
+    load_model(state.dual, theirs | ours | kept, path)
 
     known = {name for name, _ in state.dual.trainable()}
-    kept = ADAM if isinstance(plan.train.optimizer, AdamW) else ("momentum_buffer",)
+    entries = ADAM if isinstance(plan.train.optimizer, AdamW) else ("momentum_buffer",)
     moving = {
         key: value
         for key, value in under("optimizer/", tensors).items()
-        if key.rpartition("/")[0] in known and key.rpartition("/")[2] in kept
+        if key.rpartition("/")[0] in known and key.rpartition("/")[2] in entries
     }
     load_optimizer_state(state.optimizer, moving)
     averages = under("average/", tensors)
@@ -63,9 +65,25 @@ def load_anyway(path: Path, state: State) -> None:
         trained=before.trained, waited=before.waited, scaler=before.scaler,
     )  # fmt: skip
     state.position.told = before.told and state.position.step >= plan.num_steps
-    last = masks_step(state.position.step)
-    for step in sorted({last_refresh(group, last) for group in plan.groups}):
-        state.dual.begin_step(step)  # moves the masks that are due then, each at its last time
+    _make_masks(state)
     state.sums.zero_()
     for name, mask in state.dual.masks.items():
         state.before[name].copy_(mask)
+
+
+def _make_masks(state: State) -> None:
+    """Each group's masks as they were made the last time before the position."""
+    dual, masks = state.dual, {}
+    last = {g: last_refresh(g, masks_step(state.position.step)) for g in dual.plan.groups}
+    for step in sorted(set(last.values())):
+        dual.refresh(step)  # of all groups: kept are those whose time it is
+        names = [name for group, at in last.items() if at == step for name in group.parameters]
+        masks |= {name: dual.masks[name].clone() for name in names}
+    for name, mask in masks.items():
+        dual.masks[name].copy_(mask)
+
+
+def _is_the_plans(name: str, dual: nn.Module) -> bool:
+    """Whether a tensor is what a plan keeps beside a weight, "conv1.weight_mask", "..._score"."""
+    parameters = [parameter for parameter, _ in dual.named_parameters()]
+    return name not in parameters and any(name.startswith(f"{p}_") for p in parameters)

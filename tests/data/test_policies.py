@@ -5,16 +5,7 @@ import math
 import pytest
 import torch
 from test_augment import chance, pictures
-from torchvision.transforms.v2 import (
-    ColorJitter as TheirJitter,
-)
-from torchvision.transforms.v2 import (
-    InterpolationMode,
-    TrivialAugmentWide,
-)
-from torchvision.transforms.v2 import (
-    RandAugment as TheirRandAugment,
-)
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from dcil_dsl.data.colour import hue
@@ -30,13 +21,16 @@ from dcil_dsl.data.policies import (
     magnitudes,
 )
 
-NAMES = list(TheirRandAugment._AUGMENTATION_SPACE)
-SPACES = {False: TheirRandAugment._AUGMENTATION_SPACE, True: TrivialAugmentWide._AUGMENTATION_SPACE}
+NAMES = list(v2.RandAugment._AUGMENTATION_SPACE)
+SPACES = {
+    False: v2.RandAugment._AUGMENTATION_SPACE,
+    True: v2.TrivialAugmentWide._AUGMENTATION_SPACE,
+}
 
 
 def theirs(image, name, magnitude):
-    apply = TheirRandAugment()._apply_image_or_video_transform
-    return apply(image, name, magnitude, InterpolationMode.NEAREST, {})
+    apply = v2.RandAugment()._apply_image_or_video_transform
+    return apply(image, name, magnitude, v2.InterpolationMode.NEAREST, {})
 
 
 def assert_same_but_for_rounding(ours, expected, share=0.0):
@@ -104,7 +98,7 @@ def test_trivial_augment_draws_one_operation_at_all_magnitudes():
 def test_color_jitter_draws_its_ranges_and_every_order():
     jitter = ColorJitter(brightness=0.4, contrast=0.0, saturation=1.5, hue=0.25)
     which, amounts = jitter.draw(chance(), 5000, (20, 28))
-    their = TheirJitter(brightness=0.4, saturation=1.5, hue=0.25)
+    their = v2.ColorJitter(brightness=0.4, saturation=1.5, hue=0.25)
     for number, (low, high) in ((6, their.brightness), (7, their.saturation), (14, their.hue)):
         found = amounts[which == number]
         assert len(found) == 5000  # each once for every image

@@ -9,9 +9,10 @@ from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.schedule import keeps_at
 from dcil_dsl.training import Options, check_sparsity, create_run, resume_run, train
-from dcil_dsl.training.session import start_session
 from dcil_dsl.training.progress import Display
+from dcil_dsl.training.session import start_session
 
 
 @pytest.fixture
@@ -71,6 +72,27 @@ def test_it_begins_with_the_epoch_that_it_was_in_with_the_weights_that_it_had(fo
         assert torch.equal(momentum, found)
     assert all(torch.equal(mean, state.average[name]) for name, mean in before.average.items())
     assert check_sparsity(state.dual, 9).measured != check_sparsity(before.dual, 12).measured
+
+
+def test_two_groups_that_are_refreshed_at_other_times_have_each_its_own_masks(folder):
+    """After step 9: one at the budget of step 8, the other at that of step 5."""
+    (group,) = tiny_plan().groups
+    groups = tuple(
+        group.model_copy(
+            update={
+                "parameters": group.parameters[i : i + 1], "floors": (1,), "refresh": refresh,
+                "num_weights": group.num_weights[i : i + 1],
+            }
+        )  # fmt: skip
+        for i, refresh in enumerate((4, 5))
+    )
+    layers = tuple(
+        layer.model_copy(update={"group": i}) for i, layer in enumerate(tiny_plan().layers)
+    )
+    state = state_after(folder, tiny_plan(groups=groups, layers=layers))
+    check_sparsity(state.dual, 9)  # to the weight, or it raises
+    counts = [int(mask.sum()) for mask in state.dual.masks.values()]
+    assert [keeps_at(g, at)[0] for g, at in zip(groups, (8, 5))] == counts
 
 
 def test_steps_are_counted_in_epochs_of_the_new_length(folder):
