@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.graph.copies import copy_module
+from dcil_dsl.masking.apply import apply_whole
 from dcil_dsl.plan.plan import Plan
 
 
@@ -33,12 +34,14 @@ def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
-    A module that was traced into, or lies in one that stays whole, shows as reads of its weights
+    A module that stays whole is told whose call it is. One that was traced into, or lies in one that stays whole, shows as reads of its weights
     and buffers; those are retargeted alike.
     """
     private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
         path = node.meta.get("path")
+        if node.target is apply_whole and len(plan.paths) > 1:
+            node.kwargs = {"path": path}
         if node.op not in ("call_module", "get_attr") or path in (None, plan.deploy):
             continue
         names = node.target.split(".")

@@ -18,6 +18,7 @@ from dcil_dsl.compiler.privatize import remove_twins, twin_name
 from dcil_dsl.compiler.scores import remove_scores
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.trace import WHOLE, constants
+from dcil_dsl.masking.attributes import REMEMBERED
 from dcil_dsl.masking.views import see
 
 
@@ -35,6 +36,8 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
         raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
     model = copy_module(dual.original)
     vars(model).pop(WHOLE, None)
+    for module in model.modules():
+        vars(module).pop(REMEMBERED, None)
     if path != plan.deploy:
         for entry in plan.privates:
             owner, _, name = entry.module.rpartition(".")

@@ -11,6 +11,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 
 def copy_module(module: nn.Module, memo: dict | None = None) -> nn.Module:
@@ -21,7 +22,10 @@ def copy_module(module: nn.Module, memo: dict | None = None) -> nn.Module:
     """
     memo = {} if memo is None else memo
     for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
+        for name, value in vars(part).items():
+            if name in ("_modules", "_parameters"):
+                continue
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+                    memo[id(leaf)] = leaf.detach().clone()
     return copy.deepcopy(module, memo)

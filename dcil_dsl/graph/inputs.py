@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-SIMPLE = (bool, int, float, str, type(None))
+from dcil_dsl.masking.attributes import SIMPLE
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.graph.inputs import Inputs
-from dcil_dsl.graph.moments import Attributes
+from dcil_dsl.masking.attributes import Attributes
 
 # Weights of two dimensions and more that scale, element by element: no connections in them.
 SCALES = (nn.LayerNorm, nn.RMSNorm)

@@ -1,7 +1,7 @@
 """What a forward does beside its arithmetic: attributes it changes, random numbers it draws.
 
 In:   a module before its forward, and after it.
-Out:  what has changed; the state before, put back.
+Out:  the attribute whose change matters; whether numbers were drawn, and the state put back.
 Not:  no graph; tracer.py decides what follows from it.
 """
 
@@ -15,51 +15,9 @@ from functools import lru_cache
 import torch
 from torch import fx, nn
 
-from dcil_dsl.graph.inputs import SIMPLE
+from dcil_dsl.masking.attributes import Attributes
 
 CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes anew at each call
-CONTAINERS = (list, dict, set)
-TABLES = ("_parameters", "_buffers")
-
-
-class Attributes:
-    """The attributes of one module, its tensors among them, at one moment."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self.values = dict(vars(module))
-        self.contents = {
-            name: type(value)(value)
-            for name, value in self.values.items()
-            if type(value) in CONTAINERS
-        }
-
-    def restore(self) -> None:
-        attributes = vars(self.module)
-        for name in [name for name in attributes if name not in self.values]:
-            del attributes[name]
-        attributes.update(self.values)
-        for name, content in self.contents.items():
-            if not _same_content(self.values[name], content):
-                _refill(self.values[name], content)
-
-    def changes(self) -> list[str]:
-        """The names of those that are others now, or hold other things."""
-        attributes = vars(self.module)
-        missing = object()
-        found = [
-            name
-            for name in {**self.values, **attributes}
-            if _differs(self.values.get(name, missing), attributes.get(name, missing))
-        ]
-        for name, content in self.contents.items():
-            if name not in found and not _same_content(self.values[name], content):
-                changed = self.values[name]
-                if name in TABLES:
-                    found += [key for key in content if changed.get(key) is not content[key]]
-                else:
-                    found.append(name)
-        return found
 
 
 def changed_attribute(before: Attributes) -> str | None:
@@ -113,13 +71,6 @@ class Randomness:
             sys.modules["numpy"].random.set_state(self.numpy)
 
 
-def _differs(before: object, now: object) -> bool:
-    if before is now:
-        return False
-    simple = type(before) in SIMPLE and type(now) is type(before)
-    return not (simple and before == now)
-
-
 def _is_computed(value: object) -> bool:
     """A value of the graph, or a collection with one in it."""
     if isinstance(value, (list, tuple)):
@@ -127,18 +78,3 @@ def _is_computed(value: object) -> bool:
     if isinstance(value, dict):
         return any(_is_computed(part) for part in value.values())
     return isinstance(value, fx.Proxy)
-
-
-def _same_content(now, before) -> bool:
-    if len(now) != len(before):
-        return False
-    if isinstance(before, dict):
-        return all(key in now and now[key] is value for key, value in before.items())
-    if isinstance(before, list):
-        return all(a is b for a, b in zip(now, before, strict=True))
-    return now == before
-
-
-def _refill(container, content) -> None:
-    container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)

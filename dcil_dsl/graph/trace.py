@@ -20,10 +20,11 @@ from torch import fx, nn
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments, Inputs, arguments_of
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
-from dcil_dsl.graph.moments import CONSTANT, Attributes, changed_attribute
+from dcil_dsl.graph.moments import CONSTANT, changed_attribute
 from dcil_dsl.graph.tracer import Tracer, first_line
 from dcil_dsl.graph.writes import written_storages
 from dcil_dsl.masking.apply import apply_whole
+from dcil_dsl.masking.attributes import Attributes
 
 WRAPPERS = {
     "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",

@@ -21,7 +21,8 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.graph.inputs import Arguments
-from dcil_dsl.graph.moments import CONSTANT, Attributes, Randomness, changed_attribute
+from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
+from dcil_dsl.masking.attributes import Attributes, same_content
 
 is_autocast_enabled = torch.is_autocast_enabled
 
@@ -181,20 +182,11 @@ class _Start:
         self.randomness.restore()
 
     def were_inputs_changed(self) -> bool:
-        return any(
-            len(now) != len(before) or (isinstance(now, (list, dict)) and not _same(now, before))
-            for now, before in self.containers
-        )
+        return any(not same_content(now, before) for now, before in self.containers)
 
 
 def first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0] or type(problem).__name__
-
-
-def _same(one: list | dict, other: list | dict) -> bool:
-    if isinstance(one, dict):
-        return all(key in other and other[key] is value for key, value in one.items())
-    return all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:

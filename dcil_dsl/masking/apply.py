@@ -8,13 +8,15 @@ Not:  no masks; which view it is, the graph decides.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+
+from dcil_dsl.masking.attributes import remembered_by
 
 
 def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwargs):
@@ -43,6 +45,7 @@ def apply_whole(
     hidden: tuple[str, ...],
     args: tuple,
     kwargs: dict[str, object],
+    path: str | None = None,
 ):
     """`module(*args, **kwargs)` of a module with modules inside, reading `tensors` instead.
 
@@ -50,12 +53,16 @@ def apply_whole(
              changes or replaces is changed in place, be it the module's own or one given here.
     hidden   submodules that the forward must not see, should it go through its children: the
              twins that other paths have of its private modules
+    path     whose forward this is, where there are several: what it puts aside in attributes it
+             finds again, and no other path does (under torch.compile all paths do)
 
     Raises RuntimeError where the forward writes to a weight: the view of one path is no place for
     what all paths are to see.
     """
     versions = _versions(tensors)
-    with _without(module, hidden):
+    is_shared = path is not None and not torch.compiler.is_compiling()
+    memory = remembered_by(module, path) if is_shared else nullcontext()
+    with memory, _without(module, hidden):
         given = {**dict(module.named_buffers()), **tensors}
         state = dict(given)
         # Each name is given; to tie by functional_call breaks a module that has two names.

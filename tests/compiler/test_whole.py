@@ -105,6 +105,23 @@ def test_what_a_graph_cannot_keep_is_kept_whole_and_right(habit):
     assert list(trace_model(alone).whole) == [""]
 
 
+def test_what_one_path_has_put_aside_is_not_what_another_finds():
+    def caches(net, x):
+        if net.last is None:
+            net.last = net.two.weight.sum()
+        net.calls += 1
+        return x * net.last * net.calls
+
+    model = seeded(lambda: Around(Habit(caches)))
+    assert differ(model, prune="Linear", steps=1) < 1e-9
+    dual = compile_text(_recipe("Linear"), model)
+    dual.refresh(0)
+    (x,), _ = tokens(0)
+    outputs = [dual(x)["dense"] for _ in range(3)]
+    torch.testing.assert_close(outputs[2] - outputs[1], outputs[1] - outputs[0])
+    assert dual.part.calls == 0 and dual.part.last is None
+
+
 @pytest.mark.parametrize("middle", [nn.Tanh, Gate], ids=["traced", "whole"])
 @pytest.mark.parametrize("inside", [False, True], ids=["last traced", "last inside"])
 def test_tied_weights_are_masked_at_both_ends(inside, middle):
