@@ -34,8 +34,8 @@ def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
-    A module that stays whole is told whose call it is. One that was traced into, or lies in one that stays whole, shows as reads of its weights
-    and buffers; those are retargeted alike.
+    A module that was traced into, or lies in one that stays whole, shows as reads of its weights
+    and buffers; those are retargeted alike. One that stays whole is told whose call it is.
     """
     private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
