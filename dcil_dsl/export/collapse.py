@@ -7,8 +7,6 @@ Not:  nothing is saved; the Dual is not changed.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
@@ -42,7 +40,7 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
         for entry in plan.privates:
             owner, _, name = entry.module.rpartition(".")
             twin = model.get_submodule(twin_name(entry.module, path))
-            setattr(model.get_submodule(owner), name, copy.deepcopy(twin))
+            setattr(model.get_submodule(owner), name, copy_module(twin))
     remove_twins(model, plan)
     remove_scores(model, plan)
     remove_dynamics(model, plan)  # from here on weights are what the views are of
