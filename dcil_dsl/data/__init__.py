@@ -1,4 +1,4 @@
-"""Data sets from disk to the device: torchvision's data sets and v2 transforms, bit-reproducible.
+"""Data sets from disk to the device, augmented there in batches, reproducible bit for bit.
 
 Imported when first used: places.py, which says that data are missing, does not wait for torch.
 """
