@@ -49,7 +49,7 @@ MODELS = (
         for name in (
             "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "squeezenet1_1",
             "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_large",
-            "mnasnet0_5", "shufflenet_v2_x1_0", "efficientnet_b0", "efficientnet_v2_s",
+            "shufflenet_v2_x1_0", "efficientnet_b0", "efficientnet_v2_s",
             "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t",
         )
     ),

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.branches import constant_branches
 from dcil_dsl.export.dead import find_removal, readings
 from dcil_dsl.export.fold import fold_constants
-from dcil_dsl.export.follow import follow, make_small
+from dcil_dsl.export.follow import Followed, follow, make_small, put
 from dcil_dsl.export.shapes import Input, Shapes, TensorMap, expand_tensors
 from dcil_dsl.export.shrink import gather, kept_indices
 from dcil_dsl.export.stays import Stay, find_stays
@@ -74,17 +75,17 @@ def compact(
     inputs = Inputs.of(example_inputs)
     entries = _entries(inputs)
     original = copy_module(model).eval()
-    followed = follow(model, inputs.to(torch.device("cpu")))
+    followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))
     traced, found = followed.traced.model, followed.found
     given = readings(found, find_constants(found))
     removal = find_removal(found, given)
     stays = find_stays(found, given, removal)
     kept = kept_indices(found, removal.gone)
     folded = fold_constants(traced, given, removal.gone)
-    traced.load_state_dict(folded, strict=False)
+    put(traced, folded)
     maps, small = {}, {}
     for name, tensor in traced.state_dict().items():
-        index = kept.get(found.first[name], {})
+        index = {0: []} if name in idle and tensor.dim() else kept.get(found.first[name], {})
         maps[name] = TensorMap(shape=tuple(tensor.shape), kept=index)
         small[name] = gather(tensor, index)
     result, modules = make_small(followed, removal.gone)
@@ -94,9 +95,23 @@ def compact(
     difference = _compare(original, result, inputs, num_inputs)
     shapes = Shapes(
         model=type(model).__name__, inputs=entries, modules=modules, tensors=maps,
-        opened=followed.opened, digest=digest(small),
+        opened=followed.opened, replaced=followed.replaced, digest=digest(small),
     )  # fmt: skip
     return Compacted(result, shapes, small, difference, num_inputs, stays)
+
+
+@torch.no_grad()
+def _without_constant_branches(model: nn.Module, inputs: Inputs) -> tuple[Followed, set[str]]:
+    """The model followed, its constant branches replaced; the tensors that only they needed."""
+    followed = follow(model, inputs)
+    branches = constant_branches(followed.found, find_constants(followed.found))
+    if not branches:
+        return followed, set()
+    before = followed.used
+    followed = follow(model, inputs, followed.opened, tuple(branches))
+    for path, constant in branches.items():
+        followed.traced.model.get_submodule(path).bias.copy_(constant)
+    return followed, before - followed.used
 
 
 def _entries(inputs: Inputs) -> tuple[Input, ...]:

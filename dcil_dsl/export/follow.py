@@ -8,11 +8,14 @@ Not:  which channels go is decided by dead.py, or stands in a shape file.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export.branches import replace_branch
 from dcil_dsl.export.shapes import ModuleSizes
 from dcil_dsl.export.shrink import cut, sizes_of
 from dcil_dsl.graph.attention import attention_calls, dead_heads, open_attention, why_closed
@@ -24,17 +27,39 @@ from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
 
 @dataclass(frozen=True)
 class Followed:
-    """opened: the attention modules whose heads are nodes of the graph."""
+    """The modules that the graph no longer calls as such.
+
+    opened    attention modules whose heads are nodes of the graph
+    replaced  layers and norms that give a constant, their bias
+    """
 
     traced: Traced
     found: Dependencies
     opened: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> set[str]:
+        """The names of the tensors that the graph uses."""
+        nodes = [n for n in self.found.graph.nodes if n.op in ("call_module", "get_attr")]
+        targets = {str(node.target) for node in nodes}
+        return {
+            key
+            for key in self.found.first
+            if key in targets or any(key.startswith(f"{target}.") for target in targets)
+        }
 
 
-def follow(model: nn.Module, inputs: Inputs, opened: tuple[str, ...] | None = None) -> Followed:
+def follow(
+    model: nn.Module,
+    inputs: Inputs,
+    opened: tuple[str, ...] | None = None,
+    replaced: tuple[str, ...] = (),
+) -> Followed:
     """Trace a copy of `model` on the CPU and number its channels.
 
-    opened  the attention modules to open; None: those that have a dead head and can be opened
+    opened    the attention modules to open; None: those that have a dead head and can be opened
+    replaced  the modules in whose place their bias is put
 
     InputError where the model cannot be traced, or is one call as a whole.
     """
@@ -55,9 +80,20 @@ def follow(model: nn.Module, inputs: Inputs, opened: tuple[str, ...] | None = No
         calls = [node for node in calls if node.target in opened]
     for node in calls:
         open_attention(graph, node, traced.model)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target in replaced:
+            replace_branch(graph, node, traced.model)
     bound = traced.arguments.bind(inputs.args, inputs.kwargs)
     found = find_dependencies(graph, traced.model, bound, traced.whole)
-    return Followed(traced, found, tuple(node.target for node in calls))
+    return Followed(traced, found, tuple(node.target for node in calls), replaced)
+
+
+@torch.no_grad()
+def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a state dict's places. load_state_dict runs code of the model's own."""
+    places = model.state_dict()
+    for name, tensor in tensors.items():
+        places[name].copy_(tensor)
 
 
 def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, ModuleSizes]]:
@@ -68,13 +104,8 @@ def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, M
     """
     model, found = followed.traced.model, followed.found
     before = {path: sizes_of(module) for path, module in model.named_modules()}
-    named = ("call_module", "get_attr")
-    used = {str(node.target) for node in found.graph.nodes if node.op in named}
-    idle = any(
-        key not in used and not any(key.startswith(f"{name}.") for name in used)
-        for key, _ in model.named_parameters()
-    )
-    edited = cut(found, gone) or bool(followed.opened)
+    idle = any(key not in followed.used for key, _ in model.named_parameters())
+    edited = cut(found, gone) or bool(followed.opened or followed.replaced)
     modules = {
         path: ModuleSizes(type=type(module).__name__, before=before[path], after=after)
         for path, module in model.named_modules()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.follow import follow, make_small
+from dcil_dsl.export.follow import Followed, follow, make_small, put
 from dcil_dsl.export.shapes import Shapes, expand_tensors, read_shapes
 from dcil_dsl.export.shrink import kept_indices
-from dcil_dsl.graph.dependencies import FIXED, Axis, Dependencies
+from dcil_dsl.graph.dependencies import FIXED, Axis
 from dcil_dsl.graph.inputs import Inputs
 
 
@@ -38,10 +38,11 @@ def expand(folder: str | Path) -> dict[str, Tensor]:
 def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) -> nn.Module:
     """Cut a copy of `model` as the shapes say, with the small weights in it."""
     _compare_keys(shapes, model)
+    _check_modules(shapes, model)
     inputs = _inputs(shapes)
-    followed = follow(model, inputs, shapes.opened)
-    followed.traced.model.load_state_dict(expand_tensors(shapes, small))
-    result, modules = make_small(followed, _gone(followed.found, shapes))
+    followed = follow(model, inputs, shapes.opened, shapes.replaced)
+    put(followed.traced.model, expand_tensors(shapes, small))
+    result, modules = make_small(followed, _gone(followed, shapes))
     if modules != shapes.modules:
         both = modules | shapes.modules
         path = next(p for p in both if modules.get(p) != shapes.modules.get(p))
@@ -79,8 +80,19 @@ def _compare_keys(shapes: Shapes, model: nn.Module) -> None:
             raise InputError(f"this is not the model of the shape file: {name} is {fact}")
 
 
-def _gone(found: Dependencies, shapes: Shapes) -> Tensor:
+def _check_modules(shapes: Shapes, model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    for path in shapes.opened:
+        if not isinstance(modules.get(path), nn.MultiheadAttention):
+            raise InputError(f"this is not the model of the shape file: `{path}` is no attention")
+    for path in shapes.replaced:
+        if getattr(modules.get(path), "bias", None) is None:
+            raise InputError(f"this is not the model of the shape file: `{path}` has no bias")
+
+
+def _gone(followed: Followed, shapes: Shapes) -> Tensor:
     """The channels that no index map keeps. InputError where the maps contradict each other."""
+    found = followed.found
     gone = torch.zeros(found.num_channels, dtype=torch.bool)
     # A buffer that is not saved has no map; it goes with the channels of those that are.
     axes = [axis for axis in found.axes.values() if axis.key in shapes.tensors]
@@ -91,9 +103,9 @@ def _gone(found: Dependencies, shapes: Shapes) -> Tensor:
     for axis in axes:
         if kept.get(axis.key, {}) != shapes.tensors[axis.key].lists():
             raise InputError(f"the index map of {axis.key} does not fit those of its neighbours")
-    known = {axis.key for axis in axes}
+    known, used = {axis.key for axis in axes}, followed.used
     for key, entry in shapes.tensors.items():
-        if entry.kept and found.first[key] not in known:
+        if entry.kept and key in used and found.first[key] not in known:
             raise InputError(f"{key} cannot be cut as its index map says")
     return gone
 

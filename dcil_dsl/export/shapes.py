@@ -63,7 +63,12 @@ class ModuleSizes(Part):
 
 
 class Shapes(Part):
-    """The whole file. opened: attention modules whose heads became nodes of the graph."""
+    """The whole file.
+
+    opened    attention modules whose heads became nodes of the graph
+    replaced  layers and norms that always gave the same, which is now their bias; of what only
+              they needed nothing stays
+    """
 
     format: int = 1
     model: str
@@ -71,6 +76,7 @@ class Shapes(Part):
     modules: dict[str, ModuleSizes]
     tensors: dict[str, TensorMap]
     opened: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     digest: str
 
 

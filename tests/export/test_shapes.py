@@ -82,6 +82,32 @@ def test_a_head_that_left_is_found_again_by_its_name(tmp_path):
     assert torch.equal(load_compact(tmp_path, Net())(*x), result.model(*x))
 
 
+def test_a_branch_that_left_is_left_out_again_and_its_weights_come_back_as_zeros(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.a(x)
+            return x + self.norm(self.b(x))
+
+    torch.manual_seed(0)
+    model = enliven(Net())
+    with torch.no_grad():
+        model.b.weight.zero_()
+    result = compact(model, IMAGE)
+    write_shapes(tmp_path, result.shapes, result.tensors, {})
+    assert result.tensors["b.weight"].shape == (0, 4, 1, 1)
+    assert torch.equal(load_compact(tmp_path, Net())(*IMAGE), result.model(*IMAGE))
+    again = Net().eval()
+    again.load_state_dict(expand(tmp_path), strict=True)
+    torch.testing.assert_close(again(*IMAGE), model(*IMAGE), rtol=1e-5, atol=1e-5)
+    edit(tmp_path, lambda s: s.update(replaced=[]))
+    with pytest.raises(InputError):
+        load_compact(tmp_path, Net())
+
+
 def test_an_index_map_says_for_each_dim_which_indices_stay():
     full = torch.arange(12.0).view(3, 4)
     small = gather(full, {0: [0, 2], 1: [1]})
@@ -155,6 +181,15 @@ def test_a_tensor_of_another_size_than_its_map_is_refused(folder):
 def test_a_dim_that_no_layer_can_lose_is_refused(folder):
     edit(folder, lambda s: s["tensors"]["0.weight"]["kept"].update({"3": [0, 1, 2]}))
     with pytest.raises(InputError, match="0.weight"):
+        load_compact(folder, build())
+
+
+@pytest.mark.parametrize(
+    "field, fact", [("opened", "`2` is no attention"), ("replaced", "`2` has no bias")]
+)
+def test_modules_that_are_not_what_the_file_says_are_refused(folder, field, fact):
+    edit(folder, lambda s: s.update({field: ["2"]}))
+    with pytest.raises(InputError, match=fact):
         load_compact(folder, build())
 
 

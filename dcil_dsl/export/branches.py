@@ -1,0 +1,113 @@
+"""Layers that are dead as a whole leave the graph: a branch that always gives the same.
+
+In:   Dependencies and the constant values of each node.
+Out:  the modules whose output is one constant for each channel; the graph without their branches.
+Not:  a branch that ends in a layer without a bias has no place for its constant: it stays, one
+      channel wide.
+
+    y = x + norm(conv(act(... x)))     ==>     y = x + norm.bias      where conv is all zeros
+
+The constant lies in the bias that the original has for it, so that the weights still load there:
+a norm or layer whose weights are zero gives its bias.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+from dcil_dsl.graph.dependencies import Dependencies
+from dcil_dsl.graph.operations import Conv, Kind, kind_of, name_of
+
+
+def constant_branches(found: Dependencies, values: dict) -> dict[str, Tensor]:
+    """The last module of each branch that can leave, with what it always gives, (channels,)."""
+    branches = {}
+    for node in found.graph.nodes:
+        if node.op == "call_module" and (constant := _constant(node, found, values)) is not None:
+            if _is_added(node, found, values) and _leaves_no_trace(node, found):
+                branches[node.target] = constant
+    return branches
+
+
+def replace_branch(graph: fx.Graph, node: fx.Node, model: nn.Module) -> None:
+    """Put the bias of a module in the place of its call, and erase what only the call needed."""
+    with graph.inserting_before(node):
+        bias = graph.get_attr(f"{node.target}.bias")
+        rank = _rank(model.get_submodule(node.target))
+        if rank > 1:
+            bias = graph.call_method("reshape", (bias, 1, -1, *[1] * (rank - 2)))
+    node.replace_all_uses_with(bias)
+    for dead in _only_for(node):
+        graph.erase_node(dead)
+
+
+def _constant(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+    """(channels,), where nothing but the channel decides the value and a bias can hold it."""
+    module = found.model.get_submodule(node.target)
+    if _rank(module) == 0 or module._parameters.get("bias") is None:
+        return None
+    calls = [other for other in found.graph.nodes if other.target == node.target]
+    key = f"{node.target}.bias"
+    tied = sum(found.first[key] == first for first in found.first.values()) > 1
+    value = values[node]
+    if len(calls) > 1 or tied or value.isnan().any() or value.numel() not in (1, len(module.bias)):
+        return None
+    return value.reshape(-1).expand(len(module.bias)).clone()
+
+
+def _rank(module: nn.Module) -> int:
+    """The dims of what a module gives; 1 stands for any number, the channels last."""
+    match module:
+        case nn.Linear():
+            return 1
+        case Conv():
+            return module.weight.dim()
+        case nn.BatchNorm2d() | nn.BatchNorm3d():
+            return 4 if isinstance(module, nn.BatchNorm2d) else 5
+    return 0
+
+
+def _is_added(node: fx.Node, found: Dependencies, values: dict) -> bool:
+    """It is only computed with, element by element, and some of its results are no constants."""
+    ends = False
+    for user in node.users:
+        if kind_of(user, found.model) is not Kind.POINTWISE:
+            return False
+        if values[user].isnan().any():
+            ends |= found.seen[user].shape == _largest(user, node, found)
+        elif not _is_added(user, found, values):
+            return False
+        else:
+            ends = True
+    return ends
+
+
+def _largest(user: fx.Node, node: fx.Node, found: Dependencies):
+    """The shape that the other operands give a result by themselves."""
+    others = [found.seen[other] for other in user.all_input_nodes if other is not node]
+    shapes = [other.shape for other in others if isinstance(other, Tensor)]
+    return max(shapes, key=lambda shape: shape.numel(), default=None)
+
+
+def _only_for(node: fx.Node) -> list[fx.Node]:
+    """The node and all before it that nothing else needs, the last first."""
+    dead, waiting = {node: None}, [*node.all_input_nodes]
+    while waiting:
+        source = waiting.pop()
+        if source.op != "placeholder" and source not in dead and set(source.users) <= dead.keys():
+            dead[source] = None
+            waiting += source.all_input_nodes
+    return list(dead)
+
+
+def _leaves_no_trace(node: fx.Node, found: Dependencies) -> bool:
+    """Nothing that would be erased writes into a tensor that others read."""
+    dead = _only_for(node)
+    for writer in dead:
+        name = name_of(writer)
+        module = found.model.get_submodule(writer.target) if writer.op == "call_module" else None
+        writes = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
+        if writes or getattr(module, "inplace", False):
+            if not all(set(source.users) <= set(dead) for source in writer.all_input_nodes):
+                return False
+    return True
