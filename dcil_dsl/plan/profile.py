@@ -7,6 +7,7 @@ Not:  nothing is measured here and nothing shared out (least_loss.py).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +63,12 @@ class Profile(Part):
         return self
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
+        """JSON with a line a layer, numbers to six digits: it lies beside recipes, to be read."""
+        head = self.model_dump(mode="json", exclude={"layers"})
+        rows = ",\n".join(
+            f"  {json.dumps(_rounded(layer.model_dump(mode='json')))}" for layer in self.layers
+        )
+        return json.dumps(_rounded(head))[:-1] + f', "layers": [\n{rows}\n]}}\n'
 
     def curve(self, parameter: str) -> tuple[tuple[float, float], ...] | None:
         """(sparsity, loss increase), rising in both, from (0, 0); None for a layer not measured.
@@ -78,6 +84,17 @@ class Profile(Part):
             highest = max(highest, loss)
             points.append((level, highest))
         return tuple(points)
+
+
+def _rounded(value: object) -> object:
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {name: _rounded(one) for name, one in value.items()}
+        case list():
+            return [_rounded(one) for one in value]
+    return value
 
 
 class ProfileError(Exception):

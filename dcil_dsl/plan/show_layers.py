@@ -117,7 +117,7 @@ def share_of(group: Group, parameter: str) -> float:
     if not group.targets:
         return group.target
     parts = zip(members(group), group.targets, strict=True)
-    return next(round(target, 4) for names, target in parts if parameter in names)
+    return next(round(target, 3) for names, target in parts if parameter in names)
 
 
 def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """The target `sensitivity(...)`: shares by a measured profile, and profiles that do not fit."""
 
+from pathlib import Path
+
 import pytest
 from resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
@@ -13,6 +15,7 @@ from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import keeps_at
 from dcil_dsl.plan.show import show_plan
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 RULE = 'prune Conv2d to sensitivity({}, profile="{}")'
 
 
@@ -82,6 +85,16 @@ def test_a_let_may_hold_the_target(tmp_path, profile):
     (tmp_path / "x.prune").write_text(recipe)
     plan = resolve_recipe(load(tmp_path / "x.prune"), trace_model(Two()), 10, Diagnostics())
     assert kept_at(plan.groups[0], 99)["1.weight"] == 10
+
+
+def test_the_profile_among_the_recipes_fits_its_recipe():
+    from dcil_dsl.zoo import build_model
+
+    recipe = load(RECIPES / "allocation" / "sensitivity.prune")
+    group = resolve_recipe(recipe, trace_model(build_model("dcil:resnet20", 10)), 23, Diagnostics()).groups[0]
+    assert sum(keeps_at(group, 183)) == 27_025  # 270,256 / 10, rounded down
+    assert max(group.targets) == pytest.approx(0.99, abs=1e-4)
+    assert group.parameters[group.targets.index(max(group.targets))] == "layer3.2.conv2.weight"
 
 
 def refusal(rule, model=None):
