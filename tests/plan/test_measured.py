@@ -91,7 +91,8 @@ def test_the_profile_among_the_recipes_fits_its_recipe():
     from dcil_dsl.zoo import build_model
 
     recipe = load(RECIPES / "allocation" / "sensitivity.prune")
-    group = resolve_recipe(recipe, trace_model(build_model("dcil:resnet20", 10)), 23, Diagnostics()).groups[0]
+    traced = trace_model(build_model("dcil:resnet20", 10))
+    group = resolve_recipe(recipe, traced, 23, Diagnostics()).groups[0]
     assert sum(keeps_at(group, 183)) == 27_025  # 270,256 / 10, rounded down
     assert max(group.targets) == pytest.approx(0.99, abs=1e-4)
     assert group.parameters[group.targets.index(max(group.targets))] == "layer3.2.conv2.weight"
