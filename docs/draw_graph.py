@@ -16,7 +16,6 @@ import torch
 from torch import fx, nn
 
 import dcil_dsl as dcil
-from dcil_dsl.graph.topology import dataflow
 from dcil_dsl.masking.split import share_gradient, split_weight
 
 RECIPE = """\

@@ -181,6 +181,12 @@ class Dual(fx.GraphModule):
 
     def _in_phase(self, phase: int) -> Dual:
         if phase != self.phase:
-            self.phase = phase
-            self.graph = self.graphs[True, phase]
+            # Not `self.graph = ...`, for which fx would write and compile a forward anew: a path
+            # that runs every few steps changes the phase as often.
+            self.phase, self._graph = phase, self.graphs[True, phase]
         return self
+
+    @property
+    def code(self) -> str:
+        """The training graph of the current phase as Python."""
+        return self._graph.python_code("self").src

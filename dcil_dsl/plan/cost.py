@@ -12,14 +12,19 @@ from dcil_dsl.plan.plan import Phase, Plan
 
 def phase_steps(plan: Plan, phase: Phase) -> int:
     """How many steps of the run lie in the phase."""
-    stop = plan.num_steps if phase.window.stop is None else min(phase.window.stop, plan.num_steps)
-    return max(0, stop - phase.window.start)
+    return phase.window.num_steps(plan.num_steps)
+
+
+def step_cost(plan: Plan, phase: Phase) -> float:
+    """A step of the phase in dense steps: the paths that run, each by the pixels that it sees."""
+    costs = {path.name: path.cost for path in plan.paths}
+    return sum(costs[name] for name in phase.paths)
 
 
 def training_cost(plan: Plan) -> float:
     """The run's arithmetic as a multiple of a dense run of the same length.
 
-        sum over phases (steps * paths that run) / steps
+        sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
 
     An upper bound: layers in front of the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied
@@ -27,5 +32,5 @@ def training_cost(plan: Plan) -> float:
     """
     if plan.num_steps == 0:
         return 0.0
-    passes = sum(phase_steps(plan, phase) * len(phase.paths) for phase in plan.phases)
+    passes = sum(phase_steps(plan, phase) * step_cost(plan, phase) for phase in plan.phases)
     return passes / plan.num_steps

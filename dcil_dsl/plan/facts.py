@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.cost import phase_steps, training_cost
+from dcil_dsl.plan.cost import phase_steps, step_cost, training_cost
 from dcil_dsl.plan.plan import Group, Part, Plan
 from dcil_dsl.plan.schedule import (
     keeps_at,
@@ -98,7 +98,7 @@ def count_facts(plan: Plan) -> Facts:
                 start=phase.window.start,
                 stop=phase.window.start + phase_steps(plan, phase),
                 paths=phase.paths,
-                cost=float(len(phase.paths)),
+                cost=step_cost(plan, phase),
             )
             for phase in plan.phases
         ),

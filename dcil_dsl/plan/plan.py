@@ -41,13 +41,25 @@ FORMAT = 1
 
 
 class Window(Part):
-    """Steps start..stop, stop excluded; stop None is the end of the run."""
+    """Steps start..stop, stop excluded; stop None is the end of the run.
+
+    every  of these the multiples of so many steps; with `others` those that are none
+    """
 
     start: int = 0
     stop: int | None = None
+    every: int = 1
+    others: bool = False
 
     def covers(self, step: int) -> bool:
-        return self.start <= step and (self.stop is None or step < self.stop)
+        is_inside = self.start <= step and (self.stop is None or step < self.stop)
+        return is_inside and (step % self.every == 0) != self.others
+
+    def num_steps(self, end: int) -> int:
+        """How many of the steps before `end` it covers."""
+        stop = end if self.stop is None else min(self.stop, end)
+        multiples = -(-stop // self.every) - -(-self.start // self.every)
+        return max(0, stop - self.start - multiples if self.others else multiples)
 
 
 # -- weights -----------------------------------------------------------------------------------
@@ -87,6 +99,14 @@ class Layer(Part):
 class Path(Part):
     name: str
     view: Literal["masked", "full", "complement", "soft_threshold"]
+    batch: float = 1.0
+    size: float = 1.0
+    every: int = 1
+
+    @property
+    def cost(self) -> float:
+        """What a step that it runs in costs, in steps on whole batches: by pixels."""
+        return self.batch * self.size**2
 
 
 class Private(Part):
@@ -117,12 +137,16 @@ class Phase(Part):
 
 
 class CrossEntropy(Part):
-    """`output`: the key, field or place of the logits in what the path returns; None: as found."""
+    """`output`: the key, field or place of the logits in what the path returns; None: as found.
+
+    `batch`: the share of the examples, the first ones, that every path of the term sees.
+    """
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     path: str
     smoothing: float = 0.0
     output: str | None = None
+    batch: float = 1.0
 
 
 class KL(Part):
@@ -131,6 +155,7 @@ class KL(Part):
     teacher: str
     temperature: float = 1.0
     output: str | None = None
+    batch: float = 1.0
 
 
 class ModelLoss(Part):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.cost import step_cost, training_cost
 from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, Phase, Plan
 from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
 
@@ -52,7 +52,7 @@ def show_phases(plan: Plan) -> str:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(
             f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
-            f"{count(len(phase.paths), 'dense step')} of arithmetic at most"
+            f"{_passes(step_cost(plan, phase))} of arithmetic at most"
         )
         has_reserve = any(group.reserve for group in plan.groups)
         lines += [
@@ -65,6 +65,10 @@ def show_phases(plan: Plan) -> str:
         "make dense kernels faster)"
     )
     return "\n".join(lines)
+
+
+def _passes(cost: float) -> str:
+    return f"{cost:.4g} dense step" + ("" if cost == 1 else "s")
 
 
 def teachers(plan: Plan, phase: Phase, part: str) -> str:

@@ -15,30 +15,72 @@ from dcil_dsl.plan import plan as p
 PARTS = ("kept", "reserve", "pruned", "rest")
 
 
-def resolve_losses(recipe: r.Recipe, steps_per_epoch: int, num_steps: int) -> tuple[p.Loss, ...]:
-    """The loss terms with their windows in steps, each under a name of its own."""
+def resolve_losses(
+    recipe: r.Recipe, paths: tuple[p.Path, ...], steps_per_epoch: int, num_steps: int
+) -> tuple[p.Loss, ...]:
+    """The loss terms with their windows in steps, each under a name of its own.
+
+    A term is open in the steps in which all of its paths run, and takes the examples that all of
+    them see.
+    """
+    every = {path.name: path.every for path in paths}
+    batch = {path.name: path.batch for path in paths}
     losses: list[p.Loss] = []
     for loss in recipe.losses:
         match loss.term:
             case v.CrossEntropy(path=path, output=output):
                 name = f"cross_entropy({path}{_named(output)})"
-                term = p.CrossEntropy(**loss.term.model_dump())
+                term = p.CrossEntropy(**loss.term.model_dump(), batch=batch[path])
             case v.KL(student=student, teacher=teacher, output=output):
                 name = f"kl({student}<-{teacher}{_named(output)})"
-                term = p.KL(**loss.term.model_dump())
+                least = min(batch[student], batch[teacher])
+                term = p.KL(**loss.term.model_dump(), batch=least)
             case v.ModelLoss(path=path):
                 name = f"model({path})"
                 term = p.ModelLoss(path=path)
         same = sum(other.name.partition("#")[0] == name for other in losses)
+        window = _window(loss, steps_per_epoch, num_steps)
+        strides = {every[path] for path in _paths_of(term)} - {1}
         losses.append(
             p.Loss(
                 name=f"{name}#{same + 1}" if same else name,
                 coefficient=loss.coefficient,
                 term=term,
-                window=_window(loss, steps_per_epoch, num_steps),
+                window=window.model_copy(update={"every": min(strides, default=1)}),
             )
         )
     return tuple(losses)
+
+
+def resolve_paths(
+    recipe: r.Recipe, steps_per_epoch: int, num_steps: int, report: Diagnostics
+) -> tuple[p.Path, ...]:
+    """The paths with their strides in steps. E313 where two run every so often, not alike."""
+    paths = []
+    for path in recipe.paths:
+        every = path.every.to_steps(steps_per_epoch, num_steps) if path.every else 1
+        paths.append(
+            p.Path(
+                name=path.name,
+                view=path.view,
+                random=path.random,
+                batch=path.batch.fraction if path.batch else 1.0,
+                size=path.size.fraction if path.size else 1.0,
+                every=max(every, 1),
+            )
+        )
+    strided = [path for path in paths if path.every > 1]
+    other = next((path for path in strided if path.every != strided[0].every), None)
+    if other is not None:
+        first = strided[0]
+        report.add(
+            "E313",
+            f"path `{first.name}` runs every {first.every} steps, path `{other.name}` every "
+            f"{other.every}",
+            recipe.mix_span,
+            help="give both the same `every`",
+        )
+    return tuple(paths)
 
 
 def resolve_phases(
@@ -60,18 +102,20 @@ def resolve_phases(
 
     has_reserve = any(isinstance(rule, r.Prune) and rule.reserve for rule in recipe.rules)
     phases: list[p.Phase] = []
-    for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
-        needed = {name for loss in losses if loss.window.covers(start) for name in _paths(loss)}
+    for start, stop, every, others in _stretches(cuts, losses):
+        inside = p.Window(start=start, stop=stop, every=every, others=others)
+        step = next(step for step in range(start, start + every + 1) if inside.covers(step))
+        needed = {name for loss in losses if loss.window.covers(step) for name in _paths(loss)}
         running = tuple(path.name for path in recipe.paths if path.name in needed)
         if not running:
             report.add(
                 "E309",
-                f"no loss is open from step {start:,}, so no path runs",
+                f"no loss is open from step {step:,}, so no path runs",
                 recipe.mix_span,
                 help="let a loss without `until` stand in `mix`",
             )
             continue
-        rows = {part: _rule_for(part, start, updates, report) for part in PARTS}
+        rows = {part: _rule_for(part, step, updates, report) for part in PARTS}
         if rows["rest"] is None:
             rows["rest"] = rows["kept"]  # what is not pruned counts as kept
         if rows["reserve"] is None and has_reserve:
@@ -80,12 +124,26 @@ def resolve_phases(
             p.Shares(**{part: _share(rows[part], path.name, running) for part in PARTS})
             for path in recipe.paths
         )
-        if phases and (phases[-1].paths, phases[-1].shares) == (running, shares):
-            start = phases.pop().window.start
-        window = p.Window(start=start, stop=stop)
-        phases.append(p.Phase(window=window, paths=running, shares=shares))
+        same = phases and (phases[-1].paths, phases[-1].shares) == (running, shares)
+        if same and phases[-1].window.every == every == 1:
+            inside = inside.model_copy(update={"start": phases.pop().window.start})
+        phases.append(p.Phase(window=inside, paths=running, shares=shares))
     _warn_of_idle_parts(recipe, phases, report)
     return tuple(phases)
+
+
+def _stretches(cuts: list[int], losses: tuple[p.Loss, ...]):
+    """(start, stop, every, others): each stretch, in two where some losses open every few steps."""
+    for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
+        strides = {
+            loss.window.every
+            for loss in losses
+            if loss.window.start <= start and (loss.window.stop is None or start < loss.window.stop)
+        } - {1}
+        every = min(strides, default=1)
+        yield start, stop, every, False
+        if every > 1:
+            yield start, stop, every, True
 
 
 def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.Window:
@@ -95,7 +153,10 @@ def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.
 
 
 def _paths(loss: p.Loss) -> tuple[str, ...]:
-    term = loss.term
+    return _paths_of(loss.term)
+
+
+def _paths_of(term: p.CrossEntropy | p.KL | p.ModelLoss) -> tuple[str, ...]:
     return (term.student, term.teacher) if isinstance(term, p.KL) else (term.path,)
 
 

@@ -67,10 +67,15 @@ def moment(step: int, plan: Plan) -> str:
 def stretch(window: Window, plan: Plan) -> str:
     """"steps 0 to 1,000 (epoch 0 to 2.5)", or "the whole run"."""
     stop = plan.num_steps if window.stop is None else window.stop
+    which = ""
+    if window.every > 1:
+        which = f", all steps but every {window.every}th" if window.others else (
+            f", every {window.every}th step"
+        )
     if window.start == 0 and stop >= plan.num_steps:
-        return "the whole run"
+        return f"the whole run{which}"
     epochs = (f"{step / max(1, plan.steps_per_epoch):.4g}" for step in (window.start, stop))
-    return f"steps {window.start:,} to {stop:,} (epoch {' to '.join(epochs)})"
+    return f"steps {window.start:,} to {stop:,} (epoch {' to '.join(epochs)}){which}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str) -> list[str]:

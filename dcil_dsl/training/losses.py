@@ -61,15 +61,20 @@ def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) 
                 if target is None:
                     raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
                 logits = classes_second(_wide(logits_of(outputs[term.path], term.output)))
+                if term.batch < 1:
+                    target = target[: len(logits)]
                 target = _shares(target, logits)
                 _fits(logits, target)
                 return F.cross_entropy(logits, target, label_smoothing=term.smoothing)
             case KL():
-                return kl(
-                    student=_wide(logits_of(outputs[term.student], term.output)),
-                    teacher=_wide(logits_of(outputs[term.teacher], term.output)),
-                    temperature=term.temperature,
+                student, teacher = (
+                    _wide(logits_of(outputs[path], term.output))
+                    for path in (term.student, term.teacher)
                 )
+                if term.batch < 1:  # the first examples, which both have seen
+                    rows = min(len(student), len(teacher))
+                    student, teacher = student[:rows], teacher[:rows]
+                return kl(student, teacher, term.temperature)
             case ModelLoss():
                 return _wide(own_loss(outputs[term.path]))
     except InputError as error:

@@ -149,7 +149,9 @@ def make_forward(dual: Dual, options: Options) -> Forward:
             sums[i] = term.detach().double() * len(labels)
         for path in plan.paths:
             if path.name in outputs:
-                sums.append(num_correct(logits_of(outputs[path.name]), labels).double())
+                logits = logits_of(outputs[path.name])
+                correct = num_correct(logits, labels[: len(logits)]).double()
+                sums.append(correct * (len(labels) / len(logits)))  # of the examples it has seen
             else:
                 sums.append(zero)
         return total, torch.stack(sums)
