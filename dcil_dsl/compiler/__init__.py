@@ -40,6 +40,7 @@ class Context(NamedTuple):
     pruned: frozenset[str]
     private: frozenset[str]
     twins: frozenset[str]
+    redraws: frozenset[str]
 
 
 # The compiler's table of contents: each pass, and what must hold after it.
@@ -47,7 +48,7 @@ PASSES = (
     ("expose_weights", lambda g, c: expose_weights(g, c.model, c.private, c.twins), ()),
     (
         "unroll_paths",
-        lambda g, c: unroll_paths(g, c.model, c.phase.paths, c.pruned, c.private),
+        lambda g, c: unroll_paths(g, c.model, c.phase.paths, c.pruned, c.private, c.redraws),
         (lambda g, c: verify_paths(g, c.phase),),
     ),
     (
@@ -113,6 +114,7 @@ def run_passes(
         pruned=frozenset(name for group in plan.groups for name in group.parameters),
         private=frozenset(entry.module for entry in plan.privates),
         twins=frozenset(twin_names(plan)),
+        redraws=frozenset(path.name for path in plan.paths if path.random == "shared"),
     )
     for name, rewrite, checks in PASSES:
         graph = rewrite(graph, context)

@@ -17,6 +17,7 @@ from dcil_dsl.compiler.privatize import is_within
 from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.graph.writes import Storage, argument, written_storages
 from dcil_dsl.masking.apply import copy_tensors
+from dcil_dsl.masking.redraw import draw_again, random_state
 
 # Words in the names of functions and of their arguments that mean random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
@@ -28,6 +29,7 @@ def unroll_paths(
     paths: tuple[str, ...],
     pruned: frozenset[str],
     private: frozenset[str],
+    redraws: frozenset[str] = frozenset(),
 ) -> fx.Graph:
     """Copy once per path every node that differs between the paths.
 
@@ -46,6 +48,8 @@ def unroll_paths(
 
     What a path changes in place belongs to that path: the values that share its memory are
     computed once for each, and of an input that is changed each path gets a copy.
+
+    redraws  the paths that draw the random numbers of the first path again
     """
     storages = written_storages(graph, model)
     first = _first_to_differ(graph, model, pruned, private)
@@ -77,8 +81,14 @@ def unroll_paths(
         if node not in differing and node.op != "output":
             share(node)
 
+    state = None
+    if redraws.intersection(paths[1:]) and any(_may_draw(n, model) for n in differing):
+        state = unrolled.call_function(random_state)
     outputs = {}
     for path in paths:
+        if state is not None and path in redraws and path != paths[0]:
+            again = unrolled.call_function(draw_again, (state,))
+            again.name, again.meta["path"] = f"draw_again_{path}", path
         env: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
             if node in changed and len(paths) > 1:
@@ -141,6 +151,11 @@ def _with_what_they_change(
         waiting += reached - differing
         differing |= reached
     return differing
+
+
+def _may_draw(node: fx.Node, model: nn.Module) -> bool:
+    # Of a forward that stays whole nobody knows.
+    return "whole" in node.meta or _is_random(node, model)
 
 
 def _is_random(node: fx.Node, model: nn.Module) -> bool:

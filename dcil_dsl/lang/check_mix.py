@@ -79,7 +79,7 @@ class _Mix:
         if before is not item:
             self.found.add("E208", f"path `{name}` is given twice", item.name.span,
                            others=(Label(before.name.span, "given here first"),))
-        self.reader.block(v.PathBlock, "path", item.settings, item.name.span)
+        word = self.reader.block(v.PathBlock, "path", item.settings, item.name.span).word
         view = item.view.name if isinstance(item.view, ast.Call) else item.view
         if view.name not in v.VIEWS:
             self.found.add("E210", f"`{view.name}` is no view of the weights", view.span,
@@ -89,8 +89,9 @@ class _Mix:
         elif isinstance(item.view, ast.Call) and item.view.arguments:
             self.found.add("E213", f"`{view.name}` takes no settings", item.view.span,
                            help=f"write `{view.name}`")
-        elif before is item:
-            self.paths.append(r.Path(name=name, view=view.name, span=item.span))
+        elif before is item and word is not None:
+            self.paths.append(
+                r.Path(name=name, view=view.name, random=word.random, span=item.span))
             return
         self.broken = True
 

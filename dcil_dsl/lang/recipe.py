@@ -110,10 +110,11 @@ class Keep:
 
 @dataclass(frozen=True, kw_only=True)
 class Path:
-    """`path name = view`."""
+    """`path name = view { random = own | shared }`."""
 
     name: str
     view: vocabulary.View
+    random: str = "own"
     span: Span = _span()
 
 

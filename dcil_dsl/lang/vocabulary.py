@@ -267,7 +267,10 @@ class PrivateBlock(Word):
 
 
 class PathBlock(Word):
-    """The settings of one `path`: none yet."""
+    """The settings of one `path`. random: dropout and its like draw numbers of the path's `own`,
+    or those `shared` with the first path that runs."""
+
+    random: Literal["own", "shared"] = "own"
 
 
 class Train(Word):

@@ -97,8 +97,11 @@ class Layer(Part):
 
 
 class Path(Part):
+    """random "shared": the path draws the random numbers that the first path of a phase draws."""
+
     name: str
     view: Literal["masked", "full", "complement", "soft_threshold"]
+    random: Literal["own", "shared"] = "own"
     batch: float = 1.0
     size: float = 1.0
     every: int = 1

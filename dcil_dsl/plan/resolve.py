@@ -74,7 +74,9 @@ def resolve_recipe(
         num_steps=num_steps,
         layers=layers,
         groups=tuple(groups),
-        paths=tuple(p.Path(name=path.name, view=path.view) for path in recipe.paths),
+        paths=tuple(
+            p.Path(name=path.name, view=path.view, random=path.random) for path in recipe.paths
+        ),
         privates=privates,
         phases=phases,
         losses=losses,

@@ -47,7 +47,8 @@ def show_phases(plan: Plan) -> str:
     for path in plan.paths:
         seen = SEEN[path.view]
         deployed = "; deployed" if path.name == plan.deploy else ""
-        lines.append(f"  {path.name} = {path.view}: y = f(x; {seen}){deployed}")
+        draws = ", the random numbers of the first path" if path.random == "shared" else ""
+        lines.append(f"  {path.name} = {path.view}: y = f(x; {seen}){draws}{deployed}")
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(

@@ -1,5 +1,7 @@
 """Nets that fit in the head."""
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,6 +34,26 @@ class Drops(nn.Module):
     def forward(self, x):
         x = F.dropout(self.conv(x), 0.5, self.training)
         return self.head(x.mean((2, 3)))
+
+
+class DropsWhole(nn.Module):
+    """Dropout in a part that cannot be traced, with a number of Python's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.gate = DroppingGate()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.gate(self.conv(x)).mean((2, 3)))
+
+
+class DroppingGate(nn.Module):
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return F.dropout(x, 0.5, self.training) * random.random()
 
 
 class Auxiliary(nn.Module):

@@ -1,0 +1,34 @@
+"""The random numbers of one path, drawn again by another.
+
+In:   the state of the generators where the first path begins.
+Out:  the same state where another path begins, so that it draws what the first has drawn.
+Not:  no numbers are drawn here; a path with random numbers of its own needs none of this.
+
+The generators are torch's on the CPU and on every CUDA device that is in use, and Python's own,
+which forwards that stay whole may ask.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+
+def random_state() -> tuple:
+    """What the generators will draw from here on."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, random.getstate()
+
+
+def draw_again(state: tuple) -> None:
+    """Let the generators draw once more what they have drawn since `state` was read."""
+    cpu, cuda, python = state
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    random.setstate(python)
+
+
+# Nobody reads what it returns; a graph that is cleaned of unread values keeps it all the same.
+torch.fx.node.has_side_effect(draw_again)

@@ -1,0 +1,93 @@
+"""Paths that draw the same random numbers, and paths that draw their own."""
+
+import copy
+import random
+
+import pytest
+import torch
+from nets import Drops, DropsWhole, Tiny, images
+from torch.nn import functional as F
+
+from dcil_dsl.compiler import compile_plan
+from dcil_dsl.graph.trace import trace_model
+from dcil_dsl.lang import loads
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.plan.show import show_plan
+
+RECIPE = """
+language 1
+prune Conv2d to 50%
+mix {{
+  path sparse = masked
+  path dense  = full {settings}
+  update kept   by sparse
+  update pruned by dense
+  loss cross_entropy(sparse)
+  loss cross_entropy(dense)
+  deploy sparse
+}}
+train {{ epochs = 2ep optimizer = sgd(lr=0.1) }}
+"""
+
+
+def compiled(model, settings):
+    traced = trace_model(model, (images(),))
+    plan = resolve_recipe(loads(RECIPE.format(settings=settings)), traced, steps_per_epoch=10)
+    return compile_plan(plan, traced)
+
+
+def seed():
+    torch.manual_seed(3)
+    random.seed(3)
+
+
+@pytest.mark.parametrize("net", [Drops, DropsWhole])
+@pytest.mark.parametrize("settings, again", [("{ random = shared }", True), ("", False)])
+def test_the_paths_equal_two_forwards_with_the_same_seed_or_one_after_the_other(
+    net, settings, again
+):
+    model, target = net().double().train(), torch.tensor([0, 1, 2, 0])
+    dual = compiled(model, settings).train()
+    dual.begin_step(0)
+    x = images(dtype=torch.float64)
+    seed()
+    outputs = dual(x)
+    sum(F.cross_entropy(y, target) for y in outputs.values()).backward()
+
+    sparse, dense = copy.deepcopy(model), copy.deepcopy(model)
+    mask = dual.masks["conv.weight"]
+    with torch.no_grad():
+        sparse.conv.weight.mul_(mask)
+    seed()
+    y_sparse = sparse(x)
+    if again:
+        seed()
+    y_dense = dense(x)
+    (F.cross_entropy(y_sparse, target) + F.cross_entropy(y_dense, target)).backward()
+    torch.testing.assert_close(outputs["sparse"], y_sparse, rtol=1e-12, atol=0)
+    torch.testing.assert_close(outputs["dense"], y_dense, rtol=1e-12, atol=0)
+    wanted = torch.where(mask, sparse.conv.weight.grad, dense.conv.weight.grad)
+    torch.testing.assert_close(dual.conv.weight.grad, wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_equal_weights_and_shared_numbers_give_equal_paths_and_own_numbers_do_not():
+    model = Drops().train()
+    shared, own = compiled(model, "{ random = shared }").train(), compiled(model, "").train()
+    x = images()
+    outputs = shared(x)  # before the first step every weight is kept
+    assert torch.equal(outputs["sparse"], outputs["dense"])
+    outputs = own(x)
+    assert not torch.equal(outputs["sparse"], outputs["dense"])
+
+
+def test_a_graph_without_random_numbers_restores_none():
+    with_dropout, without = (compiled(net(), "{ random = shared }") for net in (Drops, Tiny))
+    assert "draw_again" in str(with_dropout.graphs[True, 0])
+    assert "draw_again" not in str(without.graphs[True, 0])
+
+
+def test_the_plan_tells_and_keeps_it():
+    plan = compiled(Drops(), "{ random = shared }").plan
+    assert "dense = full: y = f(x; w), the random numbers of the first path" in show_plan(plan)
+    assert Plan.from_json(plan.to_json()) == plan
