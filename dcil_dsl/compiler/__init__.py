@@ -41,6 +41,7 @@ class Context(NamedTuple):
     private: frozenset[str]
     twins: frozenset[str]
     redraws: frozenset[str]
+    thin: dict[str, tuple[float, float]]
 
 
 # The compiler's table of contents: each pass, and what must hold after it.
@@ -48,7 +49,9 @@ PASSES = (
     ("expose_weights", lambda g, c: expose_weights(g, c.model, c.private, c.twins), ()),
     (
         "unroll_paths",
-        lambda g, c: unroll_paths(g, c.model, c.phase.paths, c.pruned, c.private, c.redraws),
+        lambda g, c: unroll_paths(
+            g, c.model, c.phase.paths, c.pruned, c.private, c.redraws, c.thin
+        ),
         (lambda g, c: verify_paths(g, c.phase),),
     ),
     (
@@ -115,6 +118,8 @@ def run_passes(
         private=frozenset(entry.module for entry in plan.privates),
         twins=frozenset(twin_names(plan)),
         redraws=frozenset(path.name for path in plan.paths if path.random == "shared"),
+        # In evaluation every path sees all there is.
+        thin={p.name: (p.batch, p.size) for p in plan.paths if training and p.cost < 1},
     )
     for name, rewrite, checks in PASSES:
         graph = rewrite(graph, context)

@@ -9,6 +9,7 @@ Not:  all copies still read the same weights (route_gradients.py) and call the s
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import fx, nn
@@ -18,6 +19,7 @@ from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.graph.writes import Storage, argument, written_storages
 from dcil_dsl.masking.apply import copy_tensors
 from dcil_dsl.masking.redraw import draw_again, random_state
+from dcil_dsl.masking.thin import thin_input
 
 # Words in the names of functions and of their arguments that mean random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
@@ -30,6 +32,7 @@ def unroll_paths(
     pruned: frozenset[str],
     private: frozenset[str],
     redraws: frozenset[str] = frozenset(),
+    thin: Mapping[str, tuple[float, float]] = {},
 ) -> fx.Graph:
     """Copy once per path every node that differs between the paths.
 
@@ -50,6 +53,8 @@ def unroll_paths(
     computed once for each, and of an input that is changed each path gets a copy.
 
     redraws  the paths that draw the random numbers of the first path again
+    thin     the paths whose inputs are made smaller, (share of the batch, size): nothing that
+             depends on an input is shared with them
     """
     storages = written_storages(graph, model)
     first = _first_to_differ(graph, model, pruned, private)
@@ -76,6 +81,15 @@ def unroll_paths(
         return shared[node]
 
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in inputs:
+        share(node)
+    written = {node for storage in storages for node in storage.members}
+    # Before anything is written in place.
+    thinned = {
+        path: {n: _thin(unrolled, shared[n], path, thin[path], n in written) for n in inputs}
+        for path in paths
+        if path in thin
+    }
     # What is written in place has its place in the order, whoever asks for it.
     for node in reached_in_order(graph, inputs + [n for s in storages for n in s.members]):
         if node not in differing and node.op != "output":
@@ -84,19 +98,21 @@ def unroll_paths(
     state = None
     if redraws.intersection(paths[1:]) and any(_may_draw(n, model) for n in differing):
         state = unrolled.call_function(random_state)
+    of_inputs = differing | reached_from(graph, inputs)
     outputs = {}
     for path in paths:
+        own = of_inputs if path in thin else differing
         if state is not None and path in redraws and path != paths[0]:
             again = unrolled.call_function(draw_again, (state,))
             again.name, again.meta["path"] = f"draw_again_{path}", path
-        env: dict[fx.Node, fx.Node] = {}
+        env: dict[fx.Node, fx.Node] = dict(thinned.get(path, {}))
         for node in graph.nodes:
-            if node in changed and len(paths) > 1:
+            if node in changed and path not in thin and len(paths) > 1:
                 env[node] = unrolled.call_function(copy_tensors, (shared[node],))
                 env[node].name, env[node].meta["path"] = f"{node.name}_{path}", path
             if node.op == "output":
                 outputs[path] = fx.map_arg(node.args[0], lambda n: env[n] if n in env else share(n))
-            elif node in differing:
+            elif node in own and node.op != "placeholder":
                 copied = unrolled.node_copy(node, lambda n: env[n] if n in env else share(n))
                 copied.meta["path"] = path
                 if len(paths) > 1:
@@ -104,6 +120,19 @@ def unroll_paths(
                 env[node] = copied
     unrolled.output(outputs)
     return unrolled
+
+
+def _thin(
+    graph: fx.Graph, node: fx.Node, path: str, how: tuple[float, float], is_written: bool
+) -> fx.Node:
+    """A path's own part of an input; of one that somebody writes to, a copy."""
+    given = node
+    if is_written:
+        given = graph.call_function(copy_tensors, (node,))
+        given.meta["path"] = path
+    thinned = graph.call_function(thin_input, (given, *how))
+    thinned.name, thinned.meta["path"] = f"{node.name}_{path}", path
+    return thinned
 
 
 def reached_in_order(graph: fx.Graph, sources: list[fx.Node]) -> list[fx.Node]:

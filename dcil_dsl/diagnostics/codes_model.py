@@ -84,6 +84,18 @@ MODEL: tuple[Code, ...] = (
           'layers head = "fc"\nprune Conv2d to global(90%) { bounds = [within(head, floor=30%)] }',
           'layers head = "fc"\nprune Conv2d, Linear to global(90%) '
           "{ bounds = [within(head, floor=30%)] }"),
+    entry("E313", "paths of different strides",
+          "Every so many steps a path may rest, but all that do so keep the same time.",
+          """mix {
+  path sparse = masked
+  path dense  = full { every = 2 steps }
+  path rest   = complement { every = 3 steps }
+}""",
+          """mix {
+  path sparse = masked
+  path dense  = full { every = 2 steps }
+  path rest   = complement { every = 2 steps }
+}"""),
     entry("W303", "a rule has no effect",
           """All layers of this rule are claimed by later ones: the last rule that matches a layer
           wins.""",

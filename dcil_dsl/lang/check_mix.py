@@ -79,7 +79,13 @@ class _Mix:
         if before is not item:
             self.found.add("E208", f"path `{name}` is given twice", item.name.span,
                            others=(Label(before.name.span, "given here first"),))
-        word = self.reader.block(v.PathBlock, "path", item.settings, item.name.span).word
+        read = self.reader.block(v.PathBlock, "path", item.settings, item.name.span)
+        word = read.word
+        for key in ("batch", "size"):
+            share = read.values.get(key)
+            if isinstance(share, Percent) and not 0 < share.fraction <= 1:
+                self.found.add("E205", f"`{key}` of `path` is {written(share)}, it must be more "
+                               "than 0% and at most 100%", read.spans[key])
         view = item.view.name if isinstance(item.view, ast.Call) else item.view
         if view.name not in v.VIEWS:
             self.found.add("E210", f"`{view.name}` is no view of the weights", view.span,
@@ -91,7 +97,8 @@ class _Mix:
                            help=f"write `{view.name}`")
         elif before is item and word is not None:
             self.paths.append(
-                r.Path(name=name, view=view.name, random=word.random, span=item.span))
+                r.Path(name=name, view=view.name, random=word.random, batch=word.batch,
+                       size=word.size, every=word.every, span=item.span))
             return
         self.broken = True
 

@@ -62,12 +62,6 @@ PRUNE_SETTINGS = {
     "ties": "layers that are pruned alike",
 }
 
-PATH_SETTINGS = {
-    "batch": "a path on part of the batch",
-    "size": "a path at another image size",
-    "every": "a path on some of the steps",
-}
-
 TRAIN_SETTINGS = {
     "integrator": "another step made from the routed gradients",
     "average": "averages of weights over the run",

@@ -115,6 +115,9 @@ class Path:
     name: str
     view: vocabulary.View
     random: str = "own"
+    batch: Percent | None = None
+    size: Percent | None = None
+    every: Time | None = None
     span: Span = _span()
 
 

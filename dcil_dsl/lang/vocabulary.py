@@ -268,9 +268,13 @@ class PrivateBlock(Word):
 
 class PathBlock(Word):
     """The settings of one `path`. random: dropout and its like draw numbers of the path's `own`,
-    or those `shared` with the first path that runs."""
+    or those `shared` with the first path that runs. The others make it cheaper in training: it
+    sees the first part of each batch, smaller images, every so many steps."""
 
     random: Literal["own", "shared"] = "own"
+    batch: Percent | None = None
+    size: Percent | None = None
+    every: Time | None = None
 
 
 class Train(Word):

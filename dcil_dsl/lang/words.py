@@ -22,8 +22,7 @@ from dcil_dsl.lang.refusals import Bare, origin
 from dcil_dsl.lang.values import BROKEN, Percent, Range, Ratio, Time, kind_of, written
 
 _LATER_SETTINGS = {
-    v.PruneBlock: not_built.PRUNE_SETTINGS, v.PathBlock: not_built.PATH_SETTINGS,
-    v.Train: not_built.TRAIN_SETTINGS,
+    v.PruneBlock: not_built.PRUNE_SETTINGS, v.Train: not_built.TRAIN_SETTINGS,
 }  # fmt: skip
 _LATER_WORDS = {
     "a target": not_built.TARGETS, "a score": not_built.SCORES, "a schedule": not_built.SCHEDULES,

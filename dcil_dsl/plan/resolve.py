@@ -22,7 +22,7 @@ from dcil_dsl.plan.bounds import bind_group
 from dcil_dsl.plan.claim import claim_layers
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
-from dcil_dsl.plan.windows import resolve_losses, resolve_phases
+from dcil_dsl.plan.windows import resolve_losses, resolve_paths, resolve_phases
 
 
 def resolve_recipe(
@@ -57,7 +57,8 @@ def resolve_recipe(
         for layer, weight in prunable
     )
     privates = _privates(recipe, selection, owner, report)
-    losses = resolve_losses(recipe, steps_per_epoch, num_steps)
+    paths = resolve_paths(recipe, steps_per_epoch, num_steps, report)
+    losses = resolve_losses(recipe, paths, steps_per_epoch, num_steps)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
     for index, group in group_of_rule.items():
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
@@ -74,9 +75,7 @@ def resolve_recipe(
         num_steps=num_steps,
         layers=layers,
         groups=tuple(groups),
-        paths=tuple(
-            p.Path(name=path.name, view=path.view, random=path.random) for path in recipe.paths
-        ),
+        paths=paths,
         privates=privates,
         phases=phases,
         losses=losses,

@@ -5,7 +5,7 @@ from resolving import plan_of
 
 from dcil_dsl.plan.plan import Score
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.plan.show_layers import score_words
+from dcil_dsl.plan.show_groups import score_words
 
 
 @pytest.mark.parametrize(
