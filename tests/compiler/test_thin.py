@@ -1,4 +1,4 @@
-"""A path on part of the batch, at a smaller size, every few steps: what it sees and what it costs."""
+"""A path on part of the batch, at a smaller size, every few steps: what it sees, what it costs."""
 
 import pytest
 import torch
