@@ -16,12 +16,11 @@ import shutil
 import warnings
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.run import INDEX, cannot_write, newest_parts, write_text
@@ -44,6 +43,7 @@ def save_parts(
 
     All ranks call it. The folder appears whole or not at all; InputError where it cannot.
     """
+    dcp = _checkpoints()
     ranks, folder = shards.ranks, path.with_name(f"parts-{step:09}")
     draft = path.with_name(f".parts-{step:09}")
 
@@ -58,7 +58,8 @@ def save_parts(
         layout = shards.in_checkpoint(name)
         whole[name] = tensor if layout is None else layout.distributed(tensor)
     try:
-        dcp.save(whole, storage_writer=HuggingFaceStorageWriter(str(draft), save_distributed=True))
+        writer = dcp.HuggingFaceStorageWriter(str(draft), save_distributed=True)
+        dcp.save(whole, storage_writer=writer)
     except (OSError, SafetensorError, dcp.api.CheckpointException) as error:
         raise cannot_write(folder, _first_cause(error)) from None
     own = draft / f"shard-{ranks.rank + 1:05}-model-00001-of-00001.safetensors"
@@ -89,6 +90,7 @@ def read_parts(folder: Path, shards: Shards | None) -> tuple[dict[str, Tensor], 
 
     Of several ranks each proves the digests of some of the files.
     """
+    dcp = _checkpoints()
     header, files = _index(folder)
     rank, count = (0, 1) if shards is None else (shards.ranks.rank, shards.ranks.count)
     broken = [n for n in list(files)[rank::count] if _digest(folder / n) != files[n]]
@@ -96,7 +98,7 @@ def read_parts(folder: Path, shards: Shards | None) -> tuple[dict[str, Tensor], 
     if broken:
         raise InputError(f"the checkpoint {folder} is damaged: {broken[0]} is not what was written")
     try:
-        entries = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         places = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
             for name, entry in entries.items()
@@ -104,11 +106,18 @@ def read_parts(folder: Path, shards: Shards | None) -> tuple[dict[str, Tensor], 
         wanted = {name: _place(name, like, shards) for name, like in places.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that each rank reads by itself is meant
-            dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+            dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (SafetensorError, OSError, ValueError, KeyError, dcp.api.CheckpointException) as error:
         raise InputError(f"the checkpoint {folder} is damaged: {_first_cause(error)}") from None
     tensors = {n: t if type(t) is Tensor else t.to_local() for n, t in wanted.items()}
     return tensors, header
+
+
+def _checkpoints() -> ModuleType:
+    """torch.distributed.checkpoint, which takes a second to import: only where there are parts."""
+    import torch.distributed.checkpoint as dcp
+
+    return dcp
 
 
 def _place(name: str, like: Tensor, shards: Shards | None) -> Tensor:

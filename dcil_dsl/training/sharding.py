@@ -25,17 +25,20 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks
+
+if TYPE_CHECKING:  # torch.distributed.tensor takes a second to import, which others need not wait
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 LEAST_NUMBER = 1024  # of weights in a parameter that is parted; a smaller one is on every rank
 
@@ -46,7 +49,10 @@ class Layout:
     def __init__(self, whole: Tensor, meshes: Mapping[str, DeviceMesh], is_parted: bool):
         self.meshes, self.shape, self.is_parted = meshes, whole.shape, is_parted
         self.stride = torch.empty(whole.shape, device="meta").stride()
-        self.placement = Shard(0) if is_parted else Replicate()
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+        self.placement, self.everywhere = Shard(0) if is_parted else Replicate(), [Replicate()]
+        self.mean, self.from_local = [Partial("avg")], DTensor.from_local
 
     def own(self, whole: Tensor) -> Tensor:
         """This rank's rows, in memory of their own; the whole where it is not parted."""
@@ -59,15 +65,15 @@ class Layout:
 
     def distributed(self, own: Tensor) -> DTensor:
         """The whole as PyTorch's checkpoints and collectives know it."""
-        return DTensor.from_local(
+        return self.from_local(
             own.contiguous(), self.meshes[own.device.type], [self.placement], run_check=False,
             shape=self.shape, stride=self.stride,
         )  # fmt: skip
 
     def whole(self, own: Tensor) -> Tensor:
         """All rows, on every rank; the gradient that comes back is the mean of all ranks'."""
-        gathered = self.distributed(own).redistribute(placements=[Replicate()])
-        return gathered.to_local(grad_placements=[Partial("avg")])
+        gathered = self.distributed(own).redistribute(placements=self.everywhere)
+        return gathered.to_local(grad_placements=self.mean)
 
     @torch.no_grad()
     def whole_bits(self, own: Tensor) -> Tensor:
@@ -161,6 +167,8 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
 
     InputError as check_shardable.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+
     check_shardable(dual.plan, ranks)
     warnings.filterwarnings("ignore", message="To construct DTensor")  # of torch to itself
     meshes = {kind: init_device_mesh(kind, (ranks.count,)) for kind in {"cpu", device.type}}
