@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.metrics import Dual
-from dcil_dsl.training.sharding import Regather
+from dcil_dsl.training.sharding import Regather, Shards
 
 # What older versions of torch call broadcast_buffers.
 SYNC_BUFFERS = "forward_sync_buffers"
@@ -38,15 +38,16 @@ class Learner(nn.Module):
     each such stretch of steps has a wrapper of its own, whose graph stands still (`static_graph`).
     Buffers stay each rank's own: masks are equal by computation, which is proved at every refresh,
     and running statistics are averaged when they are read (session.merge_ranks). Where weights
-    are in parts, the graph itself exchanges what there is to exchange (sharding.py).
+    are in parts, the graph itself exchanges their gradients (sharding.py).
     """
 
     def __init__(
-        self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks, is_sharded: bool = False
-    ):
+        self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks,
+        shards: Shards | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
-        self.is_sharded = is_sharded
+        self.shards = shards
         self.stretch: tuple | None = None
         self.is_fresh = True
         self.__dict__["wrapped"] = None  # not a submodule: it contains this one
@@ -62,10 +63,12 @@ class Learner(nn.Module):
 
         closes  the last batch of the step: the ranks exchange what they have added up
         """
-        if self.ranks.count == 1 or self.is_sharded:
-            with Regather.hooks() if self.is_sharded else nullcontext():
+        if self.ranks.count == 1 or self.shards:
+            with Regather.hooks() if self.shards else nullcontext():
                 loss, sums = self.forward(images, labels, active, is_short)
             backward(loss)
+            if self.shards and closes:
+                self.shards.average_others(dict(self.dual.trainable()))
             return loss.detach(), sums
         wrapped = self._wrapped((self.dual.phase, active))
         # What its no_sync() sets. The first backward of a static graph must not be without it; the

@@ -123,7 +123,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     eager = make_forward(dual, options)
     forward = _compiled(eager, plan) if options.compile else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)
-    learner = Learner(dual, forward, eager, ranks, is_sharded=shards is not None)
+    learner = Learner(dual, forward, eager, ranks, shards)
     now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
     note_masks(now)
     return now

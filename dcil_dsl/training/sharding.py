@@ -44,20 +44,18 @@ LEAST_NUMBER = 1024  # of weights in a parameter that is parted; a smaller one i
 
 
 class Layout:
-    """How one parameter lies on the ranks: its rows cut as evenly as torch.chunk does, or whole."""
+    """How one parameter lies on the ranks: its rows, cut as evenly as torch.chunk does."""
 
-    def __init__(self, whole: Tensor, meshes: Mapping[str, DeviceMesh], is_parted: bool):
-        self.meshes, self.shape, self.is_parted = meshes, whole.shape, is_parted
-        self.stride = torch.empty(whole.shape, device="meta").stride()
+    def __init__(self, whole: Tensor, meshes: Mapping[str, DeviceMesh]):
         from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-        self.placement, self.everywhere = Shard(0) if is_parted else Replicate(), [Replicate()]
-        self.mean, self.from_local = [Partial("avg")], DTensor.from_local
+        self.meshes, self.shape = meshes, whole.shape
+        self.stride = torch.empty(whole.shape, device="meta").stride()
+        self.rows, self.everywhere, self.mean = [Shard(0)], [Replicate()], [Partial("avg")]
+        self.from_local = DTensor.from_local
 
     def own(self, whole: Tensor) -> Tensor:
-        """This rank's rows, in memory of their own; the whole where it is not parted."""
-        if not self.is_parted:
-            return whole
+        """This rank's rows, in memory of their own."""
         mesh = self.meshes["cpu"]
         rows = -(-len(whole) // mesh.size())
         start = min(mesh.get_local_rank() * rows, len(whole))
@@ -66,7 +64,7 @@ class Layout:
     def distributed(self, own: Tensor) -> DTensor:
         """The whole as PyTorch's checkpoints and collectives know it."""
         return self.from_local(
-            own.contiguous(), self.meshes[own.device.type], [self.placement], run_check=False,
+            own.contiguous(), self.meshes[own.device.type], self.rows, run_check=False,
             shape=self.shape, stride=self.stride,
         )  # fmt: skip
 
@@ -88,8 +86,7 @@ class Layout:
         if own.dim() > 1 and torch.is_autocast_enabled(device):
             own = own.to(torch.get_autocast_dtype(device))  # half of the traffic
         whole = self.whole(own)
-        if self.is_parted:
-            Regather.note(whole, self, own.detach())
+        Regather.note(whole, self, own.detach())
         return whole
 
 
@@ -135,8 +132,7 @@ class Shards:
 
     def of(self, name: str) -> Layout | None:
         """The layout of a parameter or its mask, by the name in the state; None: it is whole."""
-        layout = self.layouts.get(name) or self.layouts.get(name.removesuffix("_mask"))
-        return layout if layout is not None and layout.is_parted else None
+        return self.layouts.get(name) or self.layouts.get(name.removesuffix("_mask"))
 
     def in_checkpoint(self, key: str) -> Layout | None:
         """The layout of a tensor by its name there: "optimizer/fc.weight/momentum_buffer"."""
@@ -150,6 +146,16 @@ class Shards:
         """This rank's rows of a whole tensor of a checkpoint."""
         layout = self.in_checkpoint(key)
         return whole if layout is None else layout.own(whole)
+
+    @torch.no_grad()
+    def average_others(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """The mean over the ranks of the gradients of what is whole on each, in one exchange."""
+        grads = [p.grad for n, p in parameters.items() if not self.of(n) and p.grad is not None]
+        if not grads:
+            return
+        means = self.ranks.sum(torch.cat([grad.reshape(-1) for grad in grads])) / self.ranks.count
+        for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view(grad.shape))
 
     @torch.no_grad()
     def clip(self, parameters: Mapping[str, nn.Parameter], most: float) -> None:
@@ -179,8 +185,9 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
     layouts: dict[str, Layout] = {}
     for ends in names.values():
         whole = dual.get_parameter(ends[0])
-        is_parted = whole.dim() > 0 and (whole.numel() >= LEAST_NUMBER or bool(pruned & {*ends}))
-        layout = Layout(whole, meshes, is_parted)
+        if not whole.dim() or (whole.numel() < LEAST_NUMBER and not pruned & {*ends}):
+            continue
+        layout = Layout(whole, meshes)
         own = nn.Parameter(layout.own(whole.detach()), requires_grad=whole.requires_grad)
         for name in ends:
             owner, _, last = name.rpartition(".")
@@ -205,20 +212,21 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
 @torch.no_grad()
 def unshard(dual: nn.Module, shards: Shards) -> None:
     """On the first rank, the graph with whole weights and masks, on the host. All ranks call it."""
+    whole: dict[int, Tensor] = {}  # by the rows, so that what is tied stays so
+    kept = []  # the rows, whose ids must not be taken by others
     for owner, module in dual.named_modules():
         for table in (module._parameters, module._buffers):
-            for last, tensor in table.items():
-                layout = None if tensor is None else shards.of(f"{owner}.{last}".lstrip("."))
+            for last, rows in table.items():
+                layout = None if rows is None else shards.of(f"{owner}.{last}".lstrip("."))
                 if layout is None:
                     continue
-                whole = layout.whole_bits(tensor)
-                if shards.ranks.is_first:
-                    whole = whole.detach().cpu()
-                    table[last] = (
-                        nn.Parameter(whole, tensor.requires_grad)
-                        if table is module._parameters
-                        else whole
-                    )
+                kept.append(rows)
+                if id(rows) not in whole:
+                    bits = layout.whole_bits(rows).detach()
+                    bits = bits.cpu() if shards.ranks.is_first else rows
+                    is_weight = isinstance(rows, nn.Parameter)
+                    whole[id(rows)] = nn.Parameter(bits, rows.requires_grad) if is_weight else bits
+                table[last] = whole[id(rows)]
     if shards.ranks.is_first:
         dual.across = None
         dual.run_graphs(shards.graphs)
