@@ -13,7 +13,7 @@ from textwrap import wrap
 from dcil_dsl.plan.budget import members
 from dcil_dsl.plan.facts import LayerFacts, layer_facts
 from dcil_dsl.plan.plan import Block, Group, KeptWhole, Layer, OutOfReach, Pattern, Plan, Whole
-from dcil_dsl.plan.wording import Page, count, percent, shorten, table
+from dcil_dsl.plan.wording import Page, count, named_table, percent, shorten
 
 MANY = 6  # modules with one reason that are named one by one
 
@@ -29,22 +29,22 @@ def show_layers(plan: Plan, page: Page) -> str:
     note = f" (rules by their line in {next(iter(files))})" if len(files) == 1 else ""
     note = shorten(note, page.width - 25)
     header = ("layer", "type", "shape", "weights", "FLOPs", "rule", "target")
-    return "\n".join([f"layers in execution order{note}", *fitting(header, rows, page.width)])
+    return "\n".join([f"layers in execution order{note}", *fitting(header, rows, page)])
 
 
-def fitting(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int) -> list[str]:
-    """The table of layers; on a narrow page its types go first, then shapes, then letters of the
-    names from their middle."""
+def fitting(header: tuple[str, ...], rows: list[tuple[str, ...]], page: Page) -> list[str]:
+    """The table of layers; on a narrow page its types go first, then shapes, then names that are
+    still too long stand on lines of their own."""
     sides = "lllrrll"
     for left_out in ((), (1,), (1, 2)):
         shown = [i for i in range(len(header)) if i not in left_out]
         cut = [tuple(row[i] for i in shown) for row in (header, *rows)]
         others = sum(max(map(len, column)) + 2 for column in list(zip(*cut, strict=True))[1:])
-        room = width - others
+        room = page.width - others
         if max(len(row[0]) for row in cut) <= room:
             break
-    cut = [(shorten(row[0], max(12, room)), *row[1:]) for row in cut]
-    return table(cut[0], cut[1:], "".join(sides[i] for i in shown))
+    lines = named_table(cut[0], cut[1:], "".join(sides[i] for i in shown), max(5, room), page)
+    return [line for row in lines for line in row]
 
 
 def show_apart(plan: Plan, page: Page) -> str:

@@ -14,7 +14,7 @@ from dcil_dsl.plan.profile import Profile
 from dcil_dsl.plan.schedule import whole_units
 from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
 from dcil_dsl.plan.show_layers import short_name
-from dcil_dsl.plan.wording import PLAIN, Page, fit, percent, shorten, table
+from dcil_dsl.plan.wording import PLAIN, Page, fit, named_table, percent, shorten
 
 SHORTEST_BAR = 8
 RULE_WIDTH = 96  # columns of the rules, whatever the page: they go into a file
@@ -70,24 +70,24 @@ def _rows(profile: Profile, marked: int, page: Page) -> list[str]:
         header = ("layer", "weights", *(percent(profile.levels[i]) for i in shown), "top-1")
         rows = [
             (
-                shorten(short_name(layer.parameter), name_room),
+                short_name(layer.parameter),
                 f"{layer.num_weights:,}",
                 *(_nats(layer.losses[i]) for i in shown),
                 f"{100 * layer.top1[marked]:+.1f}",
             )
             for layer in profile.layers
         ]
-        lines = table(header, rows, "l" + "r" * (len(header) - 1))
-        width = max(map(len, lines))
+        lines = named_table(header, rows, "l" + "r" * (len(header) - 1), name_room, page)
+        width = max(len(line[-1]) for line in lines)
         left_out = next((i for i in shown if i != marked), None)
         if page.width - width - 2 >= SHORTEST_BAR or left_out is None:
             break
         shown.remove(left_out)
     room = min(40, max(SHORTEST_BAR, page.width - width - 2))
-    drawn = [lines[0]]
-    for line, layer in zip(lines[1:], profile.layers, strict=True):
+    drawn = [*lines[0]]
+    for (*name, line), layer in zip(lines[1:], profile.layers, strict=True):
         share = layer.losses[marked] / largest if largest > 0 else 0.0
-        drawn.append(f"{line:{width}}  {bar(share, room, page.unicode)}".rstrip())
+        drawn += [*name, f"{line:{width}}  {bar(share, room, page.unicode)}".rstrip()]
     return drawn
 
 

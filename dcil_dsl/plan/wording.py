@@ -90,6 +90,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str) -> l
     ]
 
 
+def named_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: str, room: int, page: Page
+) -> list[tuple[str, ...]]:
+    """The lines of each row, the header's first. A name, in the first column, that is longer than
+    `room` stands on a line of its own above its row: cut short, two layers would look alike."""
+    fits = [len(row[0]) <= room for row in rows]
+    cut = [row if fit else ("", *row[1:]) for row, fit in zip(rows, fits, strict=True)]
+    lines = table((shorten(header[0], room), *header[1:]), cut, right)
+    return [(lines[0],)] + [
+        (line,) if fit else (shorten(row[0], page.width), line)
+        for line, row, fit in zip(lines[1:], rows, fits, strict=True)
+    ]
+
+
 def shorten(text: str, width: int) -> str:
     """The middle goes first: both ends of a layer's name tell more."""
     if len(text) <= width:

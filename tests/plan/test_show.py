@@ -130,13 +130,23 @@ def test_long_names_of_layers_and_files_stay_within_the_page(width):
             assert max(map(len, show(plan, page).splitlines())) <= width
 
 
+def test_a_name_that_does_not_fit_is_never_cut_but_has_a_line_of_its_own():
+    header = ("layer", "type", "shape", "weights", "FLOPs", "rule", "target")
+    names = [f"encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight" for i in (0, 1)]
+    rows = [(name, "Linear", "8x8", "64", "9%", ":9", "90%") for name in (*names, "head")]
+    lines = fitting(header, rows, Page(60))
+    assert lines[1] == names[0] and lines[3] == names[1]
+    assert lines[2].split() == lines[4].split() == ["64", "9%", ":9", "90%"]
+    assert lines[5].startswith("head ")
+
+
 def test_a_narrow_page_keeps_the_names_and_leaves_out_types_then_shapes():
     header = ("layer", "type", "shape", "weights", "FLOPs", "rule", "target")
     row = ("encoder.block.mlp", "NonDynamicallyQ..", "3072x768", "2,359,296", "9%", ":9", "90%")
-    assert fitting(header, [row], 100)[0].split() == list(header)
-    assert fitting(header, [row], 70)[0].split() == ["layer", *header[2:]]
-    assert fitting(header, [row], 55)[0].split() == ["layer", *header[3:]]
-    assert fitting(header, [row], 55)[1].startswith("encoder.block.mlp")
+    assert fitting(header, [row], Page(100))[0].split() == list(header)
+    assert fitting(header, [row], Page(70))[0].split() == ["layer", *header[2:]]
+    assert fitting(header, [row], Page(55))[0].split() == ["layer", *header[3:]]
+    assert fitting(header, [row], Page(55))[1].startswith("encoder.block.mlp")
 
 
 def test_a_plain_page_is_ascii_and_a_pipe_is_a_plain_page(plan):
