@@ -26,10 +26,14 @@ def make_masks(
 ) -> list[Tensor]:  # fmt: skip
     """What stays of each of group.parameters; `scores` are in their order and shapes.
 
-    keeps   how much, as keeps_at has it at `step` where it is not given
+    keeps   how much, as keeps_at has it at `step` where it is not given; what is given is more
+            than is kept, and knows no ceilings
     across  where these are this process's rows of them; only single weights have masks then
     """
-    keeps = keeps_at(group, step) if keeps is None else keeps
+    if keeps is None:
+        keeps = keeps_at(group, step)
+    else:
+        group = group.model_copy(update={"ceilings": (), "bounds": ()})
     if group.unit.kind == "nm":
         return [
             keep_pattern(score, cut, group.unit.n)

@@ -40,6 +40,11 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
     if rule.regrow is not None and not isinstance(rule.score, (v.Magnitude, v.L2)):
         found.add("E235", "`regrow` drops by the size of weights, this rule has another score",
                   rule.spans.get("regrow", rule.span), help="`score = magnitude`")
+    in_flops = getattr(rule.target, "of", None) == "flops"
+    for name, value in (("ceiling", rule.ceiling), ("bounds", rule.bounds), ("of", in_flops)):
+        if rule.regrow is not None and value:
+            found.add("E235", f"`regrow` counts weights, and this rule has `{name}`",
+                      rule.spans.get(name, rule.target_span))
     if any(p.part == "reserve" for p in rule.penalty) and rule.reserve is None:
         found.add("E235", "a penalty of the reserve, and the rule has none",
                   rule.spans.get("penalty", rule.span), help="for example `reserve = 10%`")

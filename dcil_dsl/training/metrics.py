@@ -105,6 +105,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
                     f"{budget.kept:,} kept"
                 )
         wrong += _broken(group, keeps, masks)
+        wrong += _out_of_bounds(group, tally.units, moved)
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
         size = sum(group.num_weights)
@@ -155,19 +156,34 @@ def _broken(group: Group, keeps: tuple[int, ...], masks: Mapping[str, Tensor]) -
     return broken
 
 
+def _out_of_bounds(group: Group, kept: tuple[int, ...], step: int) -> list[str]:
+    """Layers, or layers bound together, that keep less than their floor or more than allowed."""
+    return [
+        f"{name}: {count:,} kept, {low:,} to {high:,} allowed"
+        for name, count, low, high, _ in _limits(group, kept, step)
+        if not low <= count <= high
+    ]
+
+
 def _bounds_that_bind(
     group: Group, kept: tuple[int, ...], step: int
 ) -> tuple[list[str], list[str]]:
     """The layers of a shared budget that are left with just their floor, or their ceiling."""
     if group.shared_by == "target" and group.allocation == "uniform":
         return [], []
+    rows = _limits(group, kept, step)
+    return (
+        [name for name, count, floor, _, size in rows if count == floor < size],
+        [name for name, count, _, ceiling, size in rows if count == ceiling < size],
+    )
+
+
+def _limits(group: Group, kept: tuple[int, ...], step: int) -> list[tuple[str, int, int, int, int]]:
+    """(name, kept, least, most, all) of each member and of each bound, in units."""
     names = [own[0] for own in members(group)]
     rows = list(zip(names, kept, group.floors, ceilings_at(group, step), num_units(group)))
     sizes = num_units(group)
     for bound in bounds_at(group, step):
         count, size = (sum(counts[i] for i in bound.members) for counts in (kept, sizes))
         rows.append((f"within {bound.name}", count, bound.floor, bound.ceiling, size))
-    return (
-        [name for name, count, floor, _, size in rows if count == floor < size],
-        [name for name, count, _, ceiling, size in rows if count == ceiling < size],
-    )
+    return rows
