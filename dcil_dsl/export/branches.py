@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.dependencies import Dependencies
-from dcil_dsl.graph.operations import Conv, Kind, kind_of, name_of
+from dcil_dsl.graph.operations import Conv, Kind, writes_into_its_input
 
 
 def constant_branches(found: Dependencies, values: dict) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def _is_added(node: fx.Node, found: Dependencies, values: dict) -> bool:
     """It is only computed with, element by element, and some of its results are no constants."""
     ends = False
     for user in node.users:
-        if kind_of(user, found.model) is not Kind.POINTWISE:
+        if found.kind(user) is not Kind.POINTWISE:
             return False
         if values[user].isnan().any():
             ends |= found.seen[user].shape == _largest(user, node, found)
@@ -104,10 +104,7 @@ def _leaves_no_trace(node: fx.Node, found: Dependencies) -> bool:
     """Nothing that would be erased writes into a tensor that others read."""
     dead = _only_for(node)
     for writer in dead:
-        name = name_of(writer)
-        module = found.model.get_submodule(writer.target) if writer.op == "call_module" else None
-        writes = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
-        if writes or getattr(module, "inplace", False):
+        if writes_into_its_input(writer, found.model):
             if not all(set(source.users) <= set(dead) for source in writer.all_input_nodes):
                 return False
     return True

@@ -26,7 +26,7 @@ from dcil_dsl.export.shrink import gather, kept_indices
 from dcil_dsl.export.stays import Stay, find_stays
 from dcil_dsl.graph.constants import find_constants
 from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.graph.inputs import SIMPLE, Inputs
 from dcil_dsl.training.checkpoint import digest
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output
@@ -115,18 +115,20 @@ def _without_constant_branches(model: nn.Module, inputs: Inputs) -> tuple[Follow
 
 
 def _entries(inputs: Inputs) -> tuple[Input, ...]:
-    given = [*((None, x) for x in inputs.args), *inputs.kwargs.items()]
-    for name, value in given:
-        if not isinstance(value, Tensor):
+    entries = []
+    for name, value in [*((None, x) for x in inputs.args), *inputs.kwargs.items()]:
+        if isinstance(value, Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            entries.append(Input(name=name, shape=tuple(value.shape), dtype=dtype))
+        elif isinstance(value, SIMPLE):
+            entries.append(Input(name=name, value=value))
+        else:
             place = "an input" if name is None else f"`{name}`"
             raise InputError(
-                f"{place} is of type {type(value).__name__}; a network is made smaller with "
-                "tensors as its inputs"
+                f"{place} is of type {type(value).__name__}: to be made smaller a network takes "
+                "tensors and plain values"
             )
-    return tuple(
-        Input(name=name, shape=tuple(x.shape), dtype=str(x.dtype).removeprefix("torch."))
-        for name, x in given
-    )
+    return tuple(entries)
 
 
 def _compare(original: nn.Module, small: nn.Module, inputs: Inputs, count: int) -> float:

@@ -60,6 +60,9 @@ def _inputs(shapes: Shapes) -> Inputs:
     """Zeros of the shapes that the network was cut with."""
     zeros = []
     for entry in shapes.inputs:
+        if entry.dtype is None:
+            zeros.append((entry.name, entry.value))
+            continue
         dtype = getattr(torch, entry.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise InputError(f"the shape file names a type of numbers `{entry.dtype}`")

@@ -29,11 +29,15 @@ class Part(BaseModel):
 
 
 class Input(Part):
-    """One argument of forward; name None: it is given by its place."""
+    """One argument of forward; name None: it is given by its place.
+
+    A tensor by its shape and type; anything else, dtype None, by its value.
+    """
 
     name: str | None = None
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...] = ()
+    dtype: str | None = None
+    value: bool | int | float | str | None = None
 
 
 class TensorMap(Part):

@@ -107,6 +107,10 @@ def sizes_of(module: nn.Module, groups: int | None = None) -> dict[str, int]:
     """The sizes that a module names, read from its tensors; groups None: as many as it has."""
     weight = module._parameters.get("weight")
     match module:
+        case nn.modules.batchnorm._BatchNorm() if module.running_mean is not None:
+            return {"num_features": len(module.running_mean)}
+        case _ if weight is None:  # it has none, or computes it at each call
+            return {}
         case ConvTransposed():
             groups = groups or module.groups
             sizes = {"in_channels": len(weight), "out_channels": weight.shape[1] * groups}
@@ -117,10 +121,7 @@ def sizes_of(module: nn.Module, groups: int | None = None) -> dict[str, int]:
             return sizes | {"groups": groups}
         case nn.Linear():
             return {"in_features": weight.shape[1], "out_features": len(weight)}
-        case nn.modules.batchnorm._BatchNorm():
-            known = weight if weight is not None else module.running_mean
-            return {"num_features": len(known)}
-        case nn.GroupNorm() if weight is not None:
+        case nn.GroupNorm():
             return {"num_channels": len(weight), "num_groups": groups or module.num_groups}
         case nn.PReLU():
             return {"num_parameters": len(weight)}

@@ -20,10 +20,8 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.graph.dependencies import Dependencies, Read
 from dcil_dsl.graph.observe import observe, replay, told, vector_along
 from dcil_dsl.graph.operations import (
-    JOINING,
     Kind,
     argument,
-    kind_of,
     mixed_dims,
     name_of,
     weighing_of,
@@ -63,7 +61,7 @@ class _Walk:
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(found.seen[node])):
             self._size(node)
             return found.seen[node]
-        match kind_of(node, found.model):
+        match found.kind(node):
             case Kind.TENSOR:
                 return self._tensor(node)
             case Kind.POINTWISE:
@@ -138,9 +136,7 @@ class _Walk:
     def _move(self, node: fx.Node):
         found = self.found
         name = name_of(node)
-        source, *others = node.all_input_nodes
-        if name not in JOINING and any(isinstance(found.seen[other], Tensor) for other in others):
-            return self._unknown(node)
+        source = node.all_input_nodes[0]
         if isinstance(found.channels[source], Tensor):
             varying = _varying(found.channels[source])
             if dims := self._picked(node, name, varying):

@@ -22,10 +22,10 @@ from dcil_dsl.graph.operations import (
     Kind,
     Weighing,
     argument,
-    kind_of,
     mixed_dims,
     name_of,
     weighing_of,
+    writes_into_its_input,
 )
 
 NAN = float("nan")
@@ -35,9 +35,20 @@ NAN = float("nan")
 def find_constants(found: Dependencies) -> dict[fx.Node, object]:
     """The constant values of each node in float64: tensors that broadcast to its shape."""
     values: dict[fx.Node, object] = {}
+    changed = _changed(found)
     for node in found.graph.nodes:
-        values[node] = _value(node, found, values)
+        value = _value(node, found, values)
+        if node in changed:
+            value = pytree.tree_map_only(Tensor, _unknown, found.seen[node])
+        values[node] = value
     return values
+
+
+def _changed(found: Dependencies) -> set[fx.Node]:
+    """Nodes into which a later one writes, and which others read besides."""
+    writers = [n for n in found.graph.nodes if writes_into_its_input(n, found.model)]
+    sources = {source for node in writers for source in node.all_input_nodes[:1]}
+    return {source for source in sources if len(source.users) > 1}
 
 
 def _value(node: fx.Node, found: Dependencies, values: dict):
@@ -45,7 +56,7 @@ def _value(node: fx.Node, found: Dependencies, values: dict):
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(seen)):
         return seen
     result = None
-    kind = kind_of(node, model)
+    kind = found.kind(node)
     if kind is Kind.TENSOR:
         result = _tensor(node.target, model)
     elif kind is Kind.POINTWISE:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.graph.operations import Weighing
+from dcil_dsl.graph.operations import JOINING, Kind, Weighing, kind_of, name_of
 
 FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
 
@@ -70,6 +70,17 @@ class Dependencies:
 
     def __post_init__(self):
         self.first = first_names(self.model)
+
+    def kind(self, node: fx.Node) -> Kind:
+        """What a node does to channels; nothing is known of a module that was kept whole."""
+        if node.op == "call_module" and node.target in self.whole:
+            return Kind.UNKNOWN
+        kind = kind_of(node, self.model)
+        if kind is Kind.MOVE and name_of(node) not in JOINING:
+            others = node.all_input_nodes[1:]
+            if any(isinstance(self.seen[other], Tensor) for other in others):
+                return Kind.UNKNOWN  # a tensor of indices: where things go depends on its values
+        return kind
 
     def tensors(self) -> Iterable[tuple[fx.Node, Tensor]]:
         """Every node that gives one tensor, with its channels."""

@@ -86,7 +86,9 @@ def kind_of(node: fx.Node, model: nn.Module) -> Kind:
         case "get_attr":
             return Kind.TENSOR
         case "call_module":
-            return _of_module(model.get_submodule(node.target))
+            kind = _of_module(model.get_submodule(node.target))
+            weighs = kind is not Kind.WEIGH or weighing_of(node, model) is not None
+            return kind if weighs else Kind.UNKNOWN
     name = name_of(node)
     if weighing_of(node, model) is not None:
         return Kind.WEIGH
@@ -131,6 +133,16 @@ def name_of(node: fx.Node) -> str:
         return name
     known = any(getattr(place, name, None) is node.target for place in FROM)
     return name if known or name == "_assert" else ""
+
+
+def writes_into_its_input(node: fx.Node, model: nn.Module) -> bool:
+    """`x += y`, `x.relu_()`, nn.ReLU(inplace=True): who else reads x sees what became of it."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(node.target), "inplace", False))
+    name = name_of(node) or str(node.target)
+    inside = node.op in ("call_function", "call_method") and not name.startswith("__")
+    in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    return inside and (in_place or node.kwargs.get("inplace") is True)
 
 
 def argument(node: fx.Node, position: int, name: str, default=None):

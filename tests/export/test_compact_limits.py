@@ -58,6 +58,51 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason():
         compact(Net(), IMAGE)
 
 
+def test_what_is_written_into_is_no_constant_for_its_other_readers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            y.relu_()
+            return self.b(y)
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 1)
+    with torch.no_grad():
+        model.a.bias[1] = -1.0
+    result = compact(model, IMAGE)
+    assert result.model.a.out_channels == 4
+
+
+def test_what_is_picked_by_a_tensor_of_indices_is_left_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.register_buffer("order", torch.tensor([2, 0, 1, 3]))
+
+        def forward(self, x):
+            return self.b(self.a(x)[:, self.order])
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 1)
+    result = compact(model, IMAGE)
+    assert result.model.a.out_channels == 4
+    assert result.stays[0].reason == "`getitem` is not one of the operations understood"
+
+
+def test_a_weight_that_is_computed_at_each_call_is_left_alone():
+    norm = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 2, 1)).double()
+    dead(model[0], 1)
+    assert numel(compact(model, IMAGE).model) == numel(model)
+
+
 def test_a_module_that_tracing_kept_whole_keeps_what_it_reads_and_shares():
     class Branch(nn.Module):
         def __init__(self):
@@ -107,5 +152,5 @@ def test_inputs_may_go_by_name_and_be_whole_numbers():
     assert result.model.a.out_features == 4
     other = {"tokens": torch.tensor([[0, 2], [5, 4]]), "scale": torch.rand(2, 2, 1).double()}
     torch.testing.assert_close(result.model(**other)["out"], model(**other)["out"])
-    with pytest.raises(InputError, match="`scale` is of type float"):
-        compact(model, given | {"scale": 2.0})
+    with pytest.raises(InputError, match="`scale` is of type list"):
+        compact(model, given | {"scale": [2.0]})

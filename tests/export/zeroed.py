@@ -48,7 +48,7 @@ def zero_heads(model: nn.Module, part: float = 0.4) -> nn.Module:
         heads = getattr(module, "num_heads", None)
         if isinstance(module, nn.MultiheadAttention):
             rows, columns = module.in_proj_weight, module.out_proj.weight
-        elif heads and hasattr(module, "qkv") and hasattr(module, "proj"):
+        elif heads and all(hasattr(getattr(module, n, None), "weight") for n in ("qkv", "proj")):
             rows, columns = module.qkv.weight, module.proj.weight
         else:
             continue
