@@ -5,6 +5,8 @@ import torch
 
 from dcil_dsl.masking.score import random_scores, without_sign
 from dcil_dsl.masking.select import keep_top
+from dcil_dsl.masking.units import keep_pattern
+from dcil_dsl.plan.plan import Cut
 
 pytestmark = pytest.mark.gpu
 SIZES = (64 * 3 * 7 * 7, 64 * 64 * 3 * 3, 5, 256 * 128)
@@ -43,6 +45,26 @@ def test_a_layer_alone_has_the_cpus_mask_too(device):
         score = scores_of(kind, torch.float32)[1]
         (expected,), (mask,) = keep_top([score], 999, [3]), keep_top([score.to(device)], 999, [3])
         assert torch.equal(mask.cpu(), expected) and int(mask.sum()) == 999
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "equal", "special"])
+def test_budgets_of_costs_ceilings_and_bounds_are_filled_as_on_a_cpu(device, kind):
+    scores = scores_of(kind, torch.float32)
+    there = [score.to(device) for score in scores]
+    for more in (
+        {"num_keep": 1_000_003, "costs": [49, 7, 1000, 64]},
+        {"num_keep": 9_000, "ceilings": [500, 5_000, 2, 20_000]},
+        {"num_keep": 9_000, "bounds": [([0, 1], 4_000, 6_000), ([2, 3], 0, 4_000)]},
+    ):
+        expected = keep_top(scores, floors=[1, 1, 1, 1], **more)
+        masks = keep_top(there, floors=[1, 1, 1, 1], **more)
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(masks, expected, strict=True))
+
+
+def test_two_of_every_four_are_the_cpus(device):
+    score = scores_of("ties", torch.float32)[1].view(64, 64, 3, 3)
+    cut = Cut(shape=(1024, 4, 9), units=(0, 2))
+    assert torch.equal(keep_pattern(score.to(device), cut, 2).cpu(), keep_pattern(score, cut, 2))
 
 
 def test_random_scores_are_the_cpus_bit_for_bit(device):
