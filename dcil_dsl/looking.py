@@ -134,6 +134,8 @@ def sensitivity(
     if len(wanted) > 1:
         raise InputError(f"--target {target}: one percentage")
     tried = {} if levels is None else {"levels": shares_of("--levels", levels)}
+    if json is not None and not json.absolute().parent.is_dir():  # before minutes of measuring
+        raise InputError(f"--json {json}: there is no folder {json.parent}")
     overrides = overrides_of(sets)
     if train is not None:
         from dcil_dsl.data.places import look

@@ -73,6 +73,8 @@ def test_training_examples_may_be_measured_on_instead(here, capsys):
 def test_what_is_missing_is_told(here, capsys):
     assert measure("tiny.prune") == 2
     assert "--model SPEC and --train DATA: what is to be measured" in capsys.readouterr().err
+    assert call("sensitivity", "--json", "nowhere/p.json") == 2
+    assert "there is no folder nowhere" in capsys.readouterr().err
     assert call("sensitivity", "--levels", "50") == 2
     assert "--levels 50: not a percentage" in capsys.readouterr().err
 
