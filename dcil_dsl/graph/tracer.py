@@ -32,7 +32,15 @@ class Unfollowed(RuntimeError):
 
 
 class Proxy(fx.Proxy):
-    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it."""
+    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it.
+
+    What is set on it (output.logits = y) would be on the proxy, and not in the graph.
+    """
+
+    def __setattr__(self, name, value):
+        if name not in ("tracer", "node"):
+            raise Unfollowed(f"it sets `{name}` of a value that is computed")
+        super().__setattr__(name, value)
 
 
 def _in_place(function):

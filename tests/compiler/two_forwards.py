@@ -67,7 +67,7 @@ class TwoForwards:
         # Statistics that both paths share are moved by the sparse forward, then the dense one.
         for name, buffer in dict(dense.named_buffers()).items():
             if not self.is_private(name):
-                buffer.copy_(sparse.get_buffer(name))
+                buffer.data = sparse.get_buffer(name).clone()  # it may change its shape
         args, kwargs = copy.deepcopy(inputs)
         y_dense = dense(*args, **kwargs)
         loss = self.losses(y_sparse, y_dense, target, step)
@@ -75,10 +75,10 @@ class TwoForwards:
         with torch.no_grad():
             for name, buffer in self.master.named_buffers():
                 source = sparse if self.is_private(name) else dense
-                buffer.copy_(source.get_buffer(name))
+                buffer.data = source.get_buffer(name).clone()
             for module, twin in self.twin.items():
                 for name, buffer in twin.named_buffers():
-                    buffer.copy_(dense.get_submodule(module).get_buffer(name))
+                    buffer.data = dense.get_submodule(module).get_buffer(name).clone()
         grads = {}
         for name in self.weights:
             g_sparse, g_dense = (

@@ -159,6 +159,12 @@ def replaces_a_buffer(net, x):
     return x + net.offset
 
 
+def replaces_a_buffer_by_a_larger_one(net, x):
+    if net.offset.shape != x.shape:
+        net.offset = torch.full_like(x, 0.2, requires_grad=False).detach()
+    return x + net.offset
+
+
 def draws_in_python(net, x):
     return x * random.random()
 
@@ -186,6 +192,12 @@ def collects(net, x):
     return x
 
 
+def sets_a_field_of_a_tensor(net, x):
+    x = x * 1
+    x.scale = 2.0
+    return x * x.scale
+
+
 def sets_autocast(net, x):
     with torch.autocast("cpu", torch.bfloat16):
         y = torch.nn.functional.linear(x.float(), net.two.weight.float())
@@ -193,8 +205,9 @@ def sets_autocast(net, x):
 
 
 HABITS = (
-    counts_its_calls, replaces_a_buffer, draws_in_python, draws_for_no_tensor,
-    learns_nothing_before, remembers_the_last_call, collects, sets_autocast,
+    counts_its_calls, replaces_a_buffer, replaces_a_buffer_by_a_larger_one, draws_in_python,
+    draws_for_no_tensor, learns_nothing_before, remembers_the_last_call, collects, sets_autocast,
+    sets_a_field_of_a_tensor,
 )  # fmt: skip
 SHAPES = {
     "tuple": lambda one, two: (one, two),
