@@ -47,14 +47,11 @@ def vgg():
 NETWORKS = {
     "resnet20": (partial(build_model, "dcil:resnet20", 5), 0.8),
     "resnet": (partial(tv.ResNet, Bottleneck, [2, 1, 1, 1], num_classes=5), 0.7),
-    "resnext": (
-        partial(tv.ResNet, Bottleneck, [1] * 4, 5, groups=8, width_per_group=8), 0.98,
-    ),
     "vgg": (vgg, 0.5),
     "densenet": (partial(tv.DenseNet, 8, (2, 2), 16, num_classes=5), 0.5),
     "inception": (inception, 0.6),
     "squeezenet": (partial(build_model, "torchvision:squeezenet1_1", 5), 0.5),
-    "mobilenet_v2": (partial(tv.MobileNetV2, 5, width_mult=0.25), 0.7),
+    "mobilenet_v2": (partial(tv.MobileNetV2, 5, 0.5, [[1, 16, 1, 1], [4, 24, 2, 2]]), 0.7),
     "efficientnet": (partial(tv.EfficientNet, MBCONV, 0.0, num_classes=5), 0.8),
     "shufflenet": (partial(tv.ShuffleNetV2, *SHUFFLE, num_classes=5), 0.8),
     "regnet": (
@@ -90,7 +87,7 @@ def test_a_network_without_its_dead_rows_is_smaller_and_computes_the_same(name):
 
 
 def test_random_masks_on_a_network_of_everything_never_change_what_it_computes():
-    """Sixteen draws of which rows, columns and norms are zero, residuals and groups in between."""
+    """Eight draws of which rows, columns and norms are zero, residuals and groups in between."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -107,7 +104,7 @@ def test_random_masks_on_a_network_of_everything_never_change_what_it_computes()
             return self.out(nn.functional.avg_pool2d(self.group(y) * x.sigmoid(), 2).flatten(1))
 
     smaller = 0
-    for seed in range(16):
+    for seed in range(8):
         torch.manual_seed(seed)
         model = enliven(Net(), seed).double()
         with torch.no_grad():
@@ -118,4 +115,4 @@ def test_random_masks_on_a_network_of_everything_never_change_what_it_computes()
         result = compact(model, (torch.randn(2, 3, 8, 8).double(),), num_inputs=2)
         assert result.difference < 1e-12
         smaller += numel(result.model) < numel(model)
-    assert smaller >= 8
+    assert smaller >= 4
