@@ -18,7 +18,7 @@ import os, pathlib, signal, threading, time
 
 def die():
     while not pathlib.Path(os.environ["DIES_AFTER"]).exists():
-        time.sleep(0.002)
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
@@ -37,7 +37,7 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         "DIES_AFTER": str(folder / "run" / "checkpoint" / "parts-000000008"),
     }  # fmt: skip
     return subprocess.run(
-        program, cwd=folder, env=environment, capture_output=True, text=True, timeout=180
+        program, cwd=folder, env=environment, capture_output=True, text=True, timeout=400
     )
 
 
