@@ -56,7 +56,8 @@ def test_what_is_installed_is_what_is_imported():
 
 
 def test_what_the_tests_import_comes_with_the_test_extra():
-    own = {file.stem for file in (ROOT / "tests").rglob("*.py")}
+    folders = ("tests", "benchmarks")
+    own = {file.stem for folder in folders for file in (ROOT / folder).rglob("*.py")}
     found = imported_by("tests") - set(sys.stdlib_module_names) - own - {"dcil_dsl", "tomli"}
     project = PROJECT["project"]
     brought = needed(project["dependencies"] + project["optional-dependencies"]["test"])
