@@ -22,12 +22,14 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Case:
-    """spec and options for dcil_dsl.zoo; sides: of the images, the first that the model takes."""
+    """spec and options for dcil_dsl.zoo; sides: of the images, the first that the model takes;
+    narrow: it computes in float32 whatever its weights are in, and is compared in float32."""
 
     spec: str
     options: dict = field(default_factory=dict)
     sides: tuple[int | None, ...] | None = None
     batch: int = 2
+    narrow: bool = False
     note: str | None = None
 
     def build(self) -> nn.Module:
@@ -68,7 +70,7 @@ def _torchvision() -> dict[str, Case]:
             elif kind == "optical flow":
                 sides = (128,)
             spec = f"torchvision:{name}"
-            found[f"torchvision {kind}/{name}"] = Case(spec, options, sides, case.batch, note)
+            found[f"torchvision {kind}/{name}"] = Case(spec, options, sides, note=note)
         return found
 
     return (
@@ -131,7 +133,7 @@ def _timm() -> dict[str, Case]:
     for module, name in TIMM.items():
         case = TIMM_SMALLER.get(module, Case(""))
         spec = f"timm:{name}"
-        found[f"timm/{module}"] = Case(spec, case.options, case.sides, case.batch, case.note)
+        found[f"timm/{module}"] = Case(spec, case.options, case.sides, note=case.note)
     return found
 
 
@@ -184,7 +186,8 @@ TRANSFORMERS: dict[str, dict] = {
     "DeiTForImageClassification": VISION,
     "DistilBertForSequenceClassification": {"dim": 32, "n_layers": 2, "n_heads": 4,
                                             "hidden_dim": 48, "vocab_size": 120},
-    "Dinov2ForImageClassification": VISION,
+    "Dinov2ForImageClassification": {"hidden_size": 32, "num_hidden_layers": 2, "image_size": 32,
+                                     "num_attention_heads": 4, "patch_size": 8},
     "ElectraForSequenceClassification": TEXT | {"embedding_size": 16},
     "FalconForCausalLM": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                           "vocab_size": 120},
@@ -204,7 +207,7 @@ TRANSFORMERS: dict[str, dict] = {
     "RobertaForMaskedLM": TEXT,
     "SegformerForImageClassification": {},
     "SiglipModel": _both(TEXT, VISION),
-    "SwinForImageClassification": {"image_size": 64, "embed_dim": 16, "window_size": 4},
+    "SwinForImageClassification": {"image_size": 64, "embed_dim": 24, "window_size": 4},
     "T5ForConditionalGeneration": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
                                    "num_heads": 4, "vocab_size": 120,
                                    "decoder_start_token_id": 0},
@@ -215,9 +218,14 @@ TRANSFORMERS: dict[str, dict] = {
 }  # fmt: skip
 
 
+NARROW = ("MambaForCausalLM",)  # its scan is cast to float32
+
+
 def _transformers() -> dict[str, Case]:
     return {
-        f"transformers/{name}": Case(f"hf:{name}", options, (None,), note="small configuration")
+        f"transformers/{name}": Case(
+            f"hf:{name}", options, (None,), narrow=name in NARROW, note="small configuration"
+        )
         for name, options in TRANSFORMERS.items()
     }
 

@@ -44,7 +44,7 @@ FLOOR = {"float64": 1e-6, "float32": 1e-3}
 RECIPE = """
 language 1
 
-prune {types} to 80%
+prune {types}{but} to 80%
 {keep}
 
 mix {{
@@ -114,7 +114,8 @@ def _measure(case: Case, float64_below: float, record: dict) -> None:
     _seed(0)
     model = case.build()
     record["weights"] = sum(p.numel() for p in model.parameters())
-    dtype = torch.float64 if record["weights"] < float64_below else torch.float32
+    wide = record["weights"] < float64_below and not case.narrow
+    dtype = torch.float64 if wide else torch.float32
     model, inputs, kind = _make_ready(case, model, dtype, record)
     record["loss"] = kind
 
@@ -227,8 +228,11 @@ def _recipe(traced, kind: str, record: dict) -> str:
     record["whole"] = {"modules": len(traced.whole), "share": share, "first": told}
     # A fifth of fewer than five weights is none, and a layer keeps at least one.
     tiny = [layer.path for layer in prunable if min(math.prod(w.shape) for w in layer.prunable) < 5]
+    hidden = [f'"{layer.path}"' for layer in traced.layers if layer.hides_weight]
+    record["parametrised"] = len(hidden)  # weights that are computed from others
     return RECIPE.format(
         types=", ".join(words),
+        but=f" except {', '.join(hidden)}" if hidden else "",
         keep="\n".join(f'keep "{path}"' for path in tiny),
         private="\n  ".join(f'private "{path}"' for path in private),
         losses=LOSSES[kind].format(output=', output="out"' if kind == "segmentation" else ""),

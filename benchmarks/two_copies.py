@@ -65,9 +65,9 @@ class TwoCopies:
         y_sparse = call(sparse)
         # What both paths share is moved by the sparse forward and then by the dense one.
         ours = dict(sparse.named_buffers())
-        for name, buffer in dense.named_buffers():
+        for name, _ in list(dense.named_buffers()):
             if not self._private(name) and name in ours:
-                buffer.copy_(ours[name])
+                _put(dense, name, ours[name])
         y_dense = call(dense)
         loss = loss_of(y_sparse, y_dense)
         if loss.requires_grad:
@@ -118,11 +118,11 @@ class TwoCopies:
     @torch.no_grad()
     def _keep_buffers(self, sparse: nn.Module, dense: nn.Module) -> None:
         one, other = dict(sparse.named_buffers()), dict(dense.named_buffers())
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_((one if self._private(name) else other)[name])
+        for name, _ in list(self.model.named_buffers()):
+            _put(self.model, name, (one if self._private(name) else other)[name])
         for module, twin in self.twins.items():
-            for name, buffer in twin.named_buffers():
-                buffer.copy_(other[f"{module}.{name}"])
+            for name, _ in list(twin.named_buffers()):
+                _put(twin, name, other[f"{module}.{name}"])
 
     def _private(self, name: str) -> str | None:
         """The private module that a parameter or buffer is in."""
@@ -132,3 +132,9 @@ class TwoCopies:
             if module in self.twins:
                 return module
         return None
+
+
+def _put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Set a buffer; forwards may make theirs anew, in another shape."""
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner)._buffers[leaf] = value.detach().clone()

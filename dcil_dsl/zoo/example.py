@@ -118,7 +118,8 @@ def _transformers(model: nn.Module, draw: _Draw, size: int | None, labels: bool)
     config, kind = model.config, type(model).__name__
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     named = inspect.signature(model.forward).parameters
-    length = min(NUM_TOKENS, getattr(text, "max_position_embeddings", None) or NUM_TOKENS)
+    longest = getattr(text, "max_position_embeddings", None) or NUM_TOKENS
+    length = min(NUM_TOKENS, longest) if longest > 0 else NUM_TOKENS  # XLNet: -1, as long as may be
     inputs: dict[str, object] = {}
     if "input_features" in named:
         mels = getattr(config, "num_mel_bins", 80)

@@ -23,6 +23,8 @@ from dcil_dsl.diagnostics.suggest import nearest
 
 FORM = "hf: is followed by a class of transformers, hf:BertForSequenceClassification, or a folder"
 # Names in transformers that may be models; the package loads a class when it is asked for.
+OF_EVERY_MODEL = ("num_labels", "pad_token_id", "bos_token_id", "eos_token_id",
+                  "decoder_start_token_id")  # fmt: skip
 MODEL_NAME = re.compile(r"[A-Z]\w*(Model|For[A-Z]\w*)")
 
 
@@ -116,7 +118,7 @@ def _configure(kind: type, fields: dict, options: dict, spec: str):
 def _fields(kind: type) -> list[str]:
     named = inspect.signature(kind.__init__).parameters
     known = [name for name, p in named.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
-    return [*known, *getattr(kind, "attribute_map", {}), "num_labels"]
+    return [*known, *getattr(kind, "attribute_map", {}), *OF_EVERY_MODEL]
 
 
 def _demand(holds: bool, option: str, known: list[str], spec: str) -> None:

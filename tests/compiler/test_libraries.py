@@ -1,0 +1,37 @@
+"""Small models of three libraries, compiled, against two plain copies of each.
+
+What is compared, and how, is benchmarks/coverage_one.py: outputs, losses, every gradient and the
+statistics, over a step in training mode and one in evaluation mode.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+cases = importlib.import_module("coverage_models")
+measure = importlib.import_module("coverage_one").measure
+
+FROM_TRANSFORMERS = (
+    "BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM",
+    "ViTForImageClassification", "WhisperForConditionalGeneration", "CLIPModel",
+)  # fmt: skip
+SMALL = {name: cases.Case(f"hf:{name}", cases.TRANSFORMERS[name]) for name in FROM_TRANSFORMERS}
+SMALL |= {
+    # The library's own miniatures: patches and attention, scaled weights, groups, gates.
+    "vision_transformer": cases.Case("timm:test_vit", {"img_size": 32}, (32,)),
+    "nfnet": cases.Case("timm:test_nfnet", {}, (64,)),
+    "byobnet": cases.Case("timm:test_byobnet", {}, (64,)),
+    "mambaout": cases.Case("timm:test_mambaout", {}, (64,)),
+    "detection": cases.Case("torchvision:ssdlite320_mobilenet_v3_large", {}, (64,)),
+    "segmentation": cases.Case("torchvision:lraspp_mobilenet_v3_large", {}, (32,)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_of_a_library_has_the_gradients_of_two_forwards(name):
+    record = measure(SMALL[name], float64_below=1e9)
+    assert record["status"] == "exact", record
+    assert record["dtype"] == "float64"
