@@ -45,6 +45,7 @@ def compile_recipe(
     precision: o.Precision = None,
     workers: o.Workers = None,
     on_bad_image: o.OnBadImage = "stop",
+    on_nan: o.OnNan = "stop",
     compile: o.Compile = False,
     shard: o.Shard = False,
     seed: o.Seed = None,
@@ -58,12 +59,15 @@ def compile_recipe(
         raise InputError(f"there is no precision `{precision}`", help="fp32, bf16 or fp16")
     if on_bad_image not in ("stop", "skip"):
         raise InputError(f"there is no --on-bad-image {on_bad_image}", help="stop or skip")
+    if on_nan not in ("stop", "rewind"):
+        raise InputError(f"there is no --on-nan {on_nan}", help="stop or rewind")
     overrides = overrides_of(sets)
     if train is None:
         refuse(
             data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
             max_steps=max_steps, workers=workers, shard=shard,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
+            on_nan=None if on_nan == "stop" else on_nan,
         )
         prepared = prepare_for(
             recipe,
@@ -99,8 +103,8 @@ def compile_recipe(
     run = train_job(
         recipe, model, train, overrides=overrides, directory=data, out=out,
         resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
-        weights=weights, device=device, precision=precision, workers=workers, compile=compile,
-        shard=shard, seed=seed, max_steps=max_steps, quiet=quiet,
+        on_nan=on_nan, weights=weights, device=device, precision=precision, workers=workers,
+        compile=compile, shard=shard, seed=seed, max_steps=max_steps, quiet=quiet,
         warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if not run.is_first:

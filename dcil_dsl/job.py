@@ -105,6 +105,7 @@ def train(
     anyway: bool = False,
     on_bad_image: Literal["stop", "skip"] = "stop",
     shard: bool = False,
+    on_nan: Literal["stop", "rewind"] = "stop",
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -118,6 +119,8 @@ def train(
     anyway     resume although recipe, model or data have changed
     on_bad_image  what becomes of one that cannot be read: the end of the run, or the next image in
                   its place, told and put down in the run's bad_images.txt
+    on_nan     what becomes of a run whose loss is not finite: its end, or back to its last good
+               checkpoint and on with half the rate, three times at most
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
@@ -128,12 +131,14 @@ def train(
             recipe, model, data, overrides, directory, out, resume, weights,
             pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
             warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image, shard,
+            on_nan,
         )  # fmt: skip
 
 
 def _train(
     recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
     compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image, shard,
+    on_nan,
 ) -> Run:  # fmt: skip
     """`train`, among the ranks."""
     resume = _may_resume(resume, out, ranks)
@@ -196,6 +201,7 @@ def _train(
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
         max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks, shard=shard,
+        on_nan=on_nan,
     )  # fmt: skip
     with hold_run(folder) if ranks.is_first else nullcontext():
         try:

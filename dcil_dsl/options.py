@@ -86,6 +86,14 @@ OnBadImage = Annotated[
         help="an image that cannot be read: stop, or skip it and take the next one in its place",
     ),
 ]
+OnNan = Annotated[
+    str,
+    typer.Option(
+        "--on-nan", metavar="WHAT",
+        help="a loss that is not finite: stop, or rewind to the last good checkpoint and go on "
+        "with half the rate, three times at most",
+    ),
+]
 Weights = Annotated[
     Optional[str],
     typer.Option(

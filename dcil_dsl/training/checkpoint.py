@@ -2,6 +2,7 @@
 
 In:   a dual graph, its optimiser and averages, and where in the run they stand.
 Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the same things put back.
+      checkpoint/previous.safetensors: what it was at the end of the epoch before, to go back to.
 Not:  no state of a random generator: every draw of a step depends on the seed and the step alone
       (trainer.py), and so does every batch.
 
@@ -15,12 +16,14 @@ Not:  no state of a random generator: every draw of a step depends on the seed a
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +34,7 @@ from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
 from dcil_dsl.training.parts import read_parts, remove_parts, save_parts
-from dcil_dsl.training.run import cannot_write, newest_of, write_atomically
+from dcil_dsl.training.run import cannot_write, keep_as, newest_of, previous_of, write_atomically
 from dcil_dsl.training.sharding import Shards
 
 FORMAT = "dcil checkpoint 1"
@@ -50,6 +53,8 @@ class Position:
     trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
     waited     seconds of them in which the loop stood still for its next batch; epoch_waited too
     scaler     the state of the fp16 gradient scaler, numbers only
+    rewinds    how often the run went back (rewind.py): at which step what was not finite, to
+               which step
     """
 
     step: int = 0
@@ -64,6 +69,12 @@ class Position:
     waited: float = 0.0
     epoch_waited: float = 0.0
     scaler: dict[str, float | int] = field(default_factory=dict)
+    rewinds: list[dict[str, int | str]] = field(default_factory=list)
+
+    @property
+    def rate_factor(self) -> float:
+        """What the plan's learning rate is multiplied by."""
+        return 0.5 ** len(self.rewinds)
 
 
 @dataclass
@@ -112,6 +123,8 @@ def save_checkpoint(path: Path, state: State) -> None:
             save_file(tensors, draft, metadata=header)
         except SafetensorError as error:
             raise cannot_write(path, error) from None
+        if is_end_of_epoch(path, plan):
+            keep_as(previous_of(path), path)
 
     write_atomically(path, write)
     remove_parts(path)
@@ -123,16 +136,18 @@ def load_checkpoint(path: Path, state: State) -> None:
     InputError where the file is missing or damaged, or belongs to another plan or model.
     """
     tensors, header = read_checkpoint(path, state.dual.plan, state.shards)
+    position = position_of(header, path)
     load_model(state.dual, under("model/", tensors), path)
+    state.optimizer.state.clear()  # of steps that are being gone back over
     try:
         load_optimizer_state(state.optimizer, under("optimizer/", tensors))
-    except KeyError as error:
-        raise InputError(f"{path} holds another model: no parameter {error}") from None
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path} holds another optimiser: {error}") from None
     _fill(state.average, under("average/", tensors), path)
     before = under("before/", tensors)
     _fill(state.before, before or {k: m.cpu() for k, m in state.dual.masks.items()}, path)
-    _fill({"sums": state.sums}, {"sums": tensors["sums"]}, path)
-    state.position = Position(**json.loads(header["position"]))
+    _fill({"sums": state.sums}, {n: t for n, t in tensors.items() if n == "sums"}, path)
+    state.position = position
 
 
 def load_deployed(path: Path, dual: nn.Module) -> Position:
@@ -142,7 +157,7 @@ def load_deployed(path: Path, dual: nn.Module) -> Position:
     """
     tensors, header = read_checkpoint(path, dual.plan)
     load_model(dual, under("model/", tensors) | under("average/", tensors), path)
-    position = Position(**json.loads(header["position"]))
+    position = position_of(header, path)
     check_sparsity(dual, masks_step(position.step))
     return position
 
@@ -156,12 +171,18 @@ def read_checkpoint(
     """
     found = newest_of(path)
     if found is None:
-        raise InputError(f"there is no checkpoint {path}", help="train first")
-    read = read_file if found == path else read_parts
-    tensors, header = read(found, shards)
+        help = _way_back(path) or "train first"
+        raise InputError(f"there is no checkpoint {path}", help=help)
+    if found == path:
+        try:
+            tensors, header = read_file(path, shards)
+        except InputError as error:
+            raise InputError(error.message, help=_way_back(path)) from None
+    else:
+        tensors, header = read_parts(found, shards)
     if header.get("format") != FORMAT:
         raise InputError(f"{found} is not a checkpoint of this version ({FORMAT})")
-    if plan is not None and header["plan"] != fingerprint(plan):
+    if plan is not None and header.get("plan") != fingerprint(plan):
         raise InputError(f"the checkpoint {found} belongs to another plan")
     return tensors, header
 
@@ -181,6 +202,38 @@ def read_file(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dic
     if shards is not None:
         tensors = {name: shards.own(name, tensor) for name, tensor in tensors.items()}
     return tensors, header
+
+
+def is_end_of_epoch(path: Path, plan: Plan) -> bool:
+    """Whether there is a checkpoint of this plan that is of no place in the middle of an epoch."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        return header.get("plan") == fingerprint(plan) and not position_of(header, path).batch
+    except (SafetensorError, OSError, InputError):
+        return False
+
+
+def position_of(header: Mapping[str, str], path: Path) -> Position:
+    """InputError where the header has none."""
+    try:
+        return TypeAdapter(Position).validate_json(header.get("position", ""))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        raise InputError(f"the checkpoint {path} does not say where it stands: {where}") from None
+
+
+def _way_back(path: Path) -> str | None:
+    """How to go on from the checkpoint before `path`, where that one is whole."""
+    previous = previous_of(path)
+    if previous == path or not previous.exists():
+        return None
+    try:
+        step = position_of(read_file(previous, None)[1], previous).step
+    except InputError:
+        return None
+    command = shlex.join(["mv", str(previous), str(path)])
+    return f"the one before it, of step {step:,}, is whole; to go on from there\n  {command}"
 
 
 def load_model(dual: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

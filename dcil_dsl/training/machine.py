@@ -27,6 +27,8 @@ class Options:
 
     anyway  the checkpoint of another plan will do (adopt.py)
     shard   each rank has a part of every weight, not all of them (sharding.py)
+    on_nan  what becomes of a run whose loss is not finite: its end, or back with a lower rate
+            (rewind.py)
     """
 
     device: str | torch.device = "cpu"
@@ -38,6 +40,7 @@ class Options:
     anyway: bool = False
     ranks: Ranks = Ranks()
     shard: bool = False
+    on_nan: Literal["stop", "rewind"] = "stop"
 
 
 class Loader(Protocol):

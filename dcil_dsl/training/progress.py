@@ -40,6 +40,7 @@ class Display:
     _plan: Plan | None = None
     _last: dict | None = None
     _shown_at: float = 0.0
+    _went_back: bool = False
 
     def __enter__(self) -> Display:
         return self
@@ -63,7 +64,7 @@ class Display:
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.add_task(self._text(step, None), total=num_steps, completed=step)
             self._bar.start()
-        elif self.mode == "lines" and step:
+        elif self.mode == "lines" and step and not self._went_back:
             self._print(f"resumed at step {step:,} of {num_steps:,}")
 
     def step(self, step: int, loss: float) -> None:
@@ -74,6 +75,13 @@ class Display:
             )
         elif self.mode == "lines" and time.monotonic() - self._shown_at > SECONDS_BETWEEN_LINES:
             self._print(f"step {step:,}  {self._text(step, loss)}")
+
+    def rewound(self, text: str) -> None:
+        """The run goes back, for the reason `text`; it `begin`s again."""
+        self.__exit__()
+        self._went_back = True
+        if self.mode != "quiet":
+            self._print(text)
 
     def told(self, line: dict) -> None:
         """An epoch is over."""
@@ -155,6 +163,9 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
     waited = f"{result.data_seconds:.1f} s, {result.data_share:.1%} of the time of the steps"
     table.add_row("waiting for data", waited)
+    for back in result.rewinds:
+        fact = f"from step {back['step']:,} to {back['to']:,}: no finite {back['what']}"
+        table.add_row("went back", fact)
     table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
     if files:  # the folder once: a name that is cut in two can be neither read nor copied
         folder = os.path.commonpath([file.parent for file in files])

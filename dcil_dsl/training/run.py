@@ -49,6 +49,9 @@ class RunFolder:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoint = property(lambda self: self.path / "checkpoint" / "last.safetensors")
     has_checkpoint = property(lambda self: newest_of(self.checkpoint) is not None)
+    had_checkpoint = property(
+        lambda self: self.has_checkpoint or previous_of(self.checkpoint).exists()
+    )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
     events = property(lambda self: self.path / "tensorboard")
@@ -98,6 +101,28 @@ class RunFolder:
 
     def write_report(self, report: dict) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint is kept that was at `path` before."""
+    return path.with_name("previous.safetensors")
+
+
+def keep_as(kept: Path, path: Path) -> None:
+    """What is at `path` also as `kept`, whatever takes its place at `path`.
+
+    A second name for the same data. A file system without such keeps nothing.
+    """
+    draft = kept.with_name(f".{kept.name}.draft")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(path, draft)
+    except OSError:
+        return
+    try:
+        os.replace(draft, kept)
+    finally:
+        draft.unlink(missing_ok=True)  # it is still there where both were one file already
 
 
 def newest_of(path: Path) -> Path | None:
@@ -328,7 +353,10 @@ def _sync(path: Path) -> None:
 
 
 def _is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+    """The disk, the user's share of it, or what a file may be at most."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    in_words = (f"os error {number})" for number in numbers)  # of safetensors
+    return getattr(error, "errno", None) in numbers or any(w in str(error) for w in in_words)
 
 
 def _umask() -> int:

@@ -21,6 +21,7 @@ from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.adopt import load_anyway
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
+from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
 from dcil_dsl.training.learner import Forward, Learner
 from dcil_dsl.training.losses import logits_of, loss_term
@@ -48,6 +49,8 @@ class Result:
     cost               passes over the model, as a multiple of a dense run of as many steps
     data_seconds       in which steps waited for their batch; data_share: of all seconds of steps.
                        As the host sees it: where the device lags behind it, the device waited less
+    rewinds        how often the run went back after a loss that was not finite: at which step
+                   what, and to which step
     """
 
     step: int
@@ -67,6 +70,7 @@ class Result:
     counts: str = "weights"
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
+    rewinds: tuple[dict, ...] = ()
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Session:
                 on the device, so that looking every step costs no wait
     prints      (step, fingerprints of the masks of every rank) not looked at yet
     stopping    whether the ranks have agreed to stop
+    saved       the step of the checkpoint, None where there is none
     """
 
     plan: Plan
@@ -92,10 +97,10 @@ class Session:
     first_bad: Tensor
     prints: list[tuple[int, Tensor]] = field(default_factory=list)
     stopping: bool = False
+    saved: int | None = None
     loss: Tensor | None = None  # of the latest batch
     fits: bool = False  # whether a batch was tried
     began: float = field(default_factory=time.perf_counter)
-
 
 
 def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
@@ -113,20 +118,29 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
-    if options.resume and ranks.any(run.has_checkpoint):
+    if goes_on := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
         load(run.checkpoint, state)
-        if not ranks.is_first:
-            sums.zero_()  # they are of all ranks, and added up again when they are told
-        if state.position.scaler:
-            scaler.load_state_dict(state.position.scaler)
     eager = make_forward(dual, options)
     forward = _compiled(eager, plan) if options.compile else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)
     learner = Learner(dual, forward, eager, ranks, shards)
     now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
+    if goes_on:
+        after_loading(now)
+    if options.on_nan == "rewind" and not (goes_on and not options.anyway):
+        save(now)  # a run of this plan to go back to
     note_masks(now)
     return now
+
+
+def after_loading(now: Session) -> None:
+    """What a checkpoint says of things that are not in its State."""
+    if not now.options.ranks.is_first:
+        now.state.sums.zero_()  # they are of all ranks, and added up again when they are told
+    if now.state.position.scaler:
+        now.scaler.load_state_dict(now.state.position.scaler)
+    now.saved = now.state.position.step
 
 
 def make_forward(dual: Dual, options: Options) -> Forward:
@@ -209,9 +223,11 @@ def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None
 
 
 def save(now: Session) -> None:
-    """Write the checkpoint, unless a loss was not finite or the masks are not the plan's."""
+    """Write the checkpoint, unless what is in it is not finite or the masks are not the plan's."""
     look(now)
     at, ranks = now.state.position, now.options.ranks
+    stop_if_no_finite_weights(now.plan, now.dual.trainable(), max(at.step - 1, 0), ranks)
+    now.saved = at.step
     state = replace(now.state, sums=ranks.sum(now.state.sums))
     if not (ranks.is_first or state.shards):
         return
@@ -255,7 +271,7 @@ def look(now: Session) -> None:
     for step, prints in now.prints:
         compare_fingerprints(list(now.dual.masks), prints, step)
     now.prints.clear()
-    stop_if_not_finite(now)
+    stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.first_bad).tolist())
 
 
 def next_epoch(state: State) -> None:
@@ -290,7 +306,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
-        "lr": rate_at(plan, max(at.step - 1, 0)),
+        "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
         "losses": {name: value for name, value in means.items() if name not in paths},
         "train_top1": {name: value for name, value in means.items() if name in paths},
         "top1": {path: accuracy["top1"] for path, accuracy in accuracies.items()},
@@ -301,6 +317,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         "at_floor": list(sparsity.at_floor),
         "at_ceiling": list(sparsity.at_ceiling),
         "mask_flips": flips,
+        "rewinds": len(at.rewinds),
         "seconds": at.epoch_trained,
         "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
         "data_seconds": at.epoch_waited,
@@ -333,21 +350,5 @@ def result_of(
         counts=sparsity.counts,
         at_floor=sparsity.at_floor,
         at_ceiling=sparsity.at_ceiling,
+        rewinds=tuple(at.rewinds),
     )
-
-
-def stop_if_not_finite(now: Session) -> None:
-    """InputError that names the first step and term at which a loss was NaN or infinite."""
-    bad = [
-        (step, loss.name)
-        for steps in now.options.ranks.gather(now.first_bad).tolist()
-        for loss, step in zip(now.plan.losses, steps, strict=True)
-        if step >= 0
-    ]
-    if bad:
-        step, name = min(bad)
-        raise InputError(
-            f"the loss `{name}` is not a finite number at step {step} "
-            f"(epoch {step // now.plan.steps_per_epoch + 1})",
-            help="lower the learning rate, or give the recipe a `clip` or a longer `warmup`",
-        )

@@ -26,12 +26,14 @@ from dcil_dsl.training.accumulate import Part, part_of_step
 from dcil_dsl.training.average import deploy_average, deployed, update_average
 from dcil_dsl.training.distributed import step_seed
 from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
+from dcil_dsl.training.finite import NotFinite
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import forget_pruned, rate_at, set_rate
 from dcil_dsl.training.progress import Display, write_events
+from dcil_dsl.training.rewind import rewind
 from dcil_dsl.training.run import RunFolder, cannot_write
 from dcil_dsl.training.session import (
     Result,
@@ -80,7 +82,7 @@ def train(
     with wish_to_stop() as wish, (display or Display()) as display, norms:
         now = start_session(dual, run, options, display)
         try:
-            accuracies = _run_epochs(now, train_loader, val_loader, wish)
+            accuracies = _run_to_end(now, train_loader, val_loader, wish)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory at step {now.state.position.step}: {str(error).splitlines()[0]}",
@@ -92,6 +94,17 @@ def train(
         if now.state.shards is not None and not interrupted:
             unshard(dual, now.state.shards)
         return result
+
+
+def _run_to_end(now: Session, train_loader: Loader, val_loader: Loader, wish: Wish):
+    """_run_epochs, begun again where it has to go back."""
+    while True:
+        try:
+            return _run_epochs(now, train_loader, val_loader, wish)
+        except NotFinite as error:
+            met = error
+        # Out of the `except`, and without the frames that hold on to the batches of the loader.
+        rewind(now, met.with_traceback(None))
 
 
 def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wish):
@@ -173,7 +186,7 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
 def _update(now: Session, part: Part, wish: Wish) -> None:
     """One step of the optimiser, and a look at what the device has noted."""
     plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
-    set_rate(optimizer, rate_at(plan, at.step))
+    set_rate(optimizer, rate_at(plan, at.step) * at.rate_factor)
     has_penalties = any(group.penalties for group in plan.groups)
     if plan.train.clip is not None or has_penalties:
         now.scaler.unscale_(optimizer)
