@@ -207,7 +207,7 @@ TRANSFORMERS: dict[str, dict] = {
     "RobertaForMaskedLM": TEXT,
     "SegformerForImageClassification": {},
     "SiglipModel": _both(TEXT, VISION),
-    "SwinForImageClassification": {"image_size": 64, "embed_dim": 24, "window_size": 4},
+    "SwinForImageClassification": {"image_size": 64, "embed_dim": 24, "window_size": 2},
     "T5ForConditionalGeneration": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
                                    "num_heads": 4, "vocab_size": 120,
                                    "decoder_start_token_id": 0},
