@@ -14,7 +14,8 @@ steps, bit for bit on a CPU, as one that was not.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
             line = epoch_line(now, accuracies)
             if is_first:
                 now.run.append_metrics(line)
-                write_events(events, line)
+                _note_events(now.run, events, line)
                 now.display.told(line)
             at.told = True
             if at.batch == train_loader.num_batches:
@@ -214,8 +215,21 @@ def _update(now: Session, part: Part, wish: Wish) -> None:
         now.stopping = now.options.ranks.any(wish.is_there)
 
 
-def _events(run: RunFolder, step: int) -> SummaryWriter:
+@contextmanager
+def _events(run: RunFolder, step: int) -> Iterator[SummaryWriter]:
     try:
-        return SummaryWriter(str(run.events), purge_step=step)
+        writer = SummaryWriter(str(run.events), purge_step=step)
+    except OSError as error:
+        raise cannot_write(run.events, error) from None
+    try:
+        yield writer
+    finally:
+        with suppress(OSError):  # each line was flushed, or it was told why not
+            writer.close()
+
+
+def _note_events(run: RunFolder, events: SummaryWriter, line: dict) -> None:
+    try:
+        write_events(events, line)
     except OSError as error:
         raise cannot_write(run.events, error) from None

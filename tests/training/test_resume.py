@@ -21,6 +21,7 @@ CASES = [
     *("term:0", "term:6", "term:9", "term:19", "evaluate:0", "evaluate:6", "evaluate:15"),
     *("write:10", "write:12", "write:13", "write:14", "write:15", "write:18", "write:21"),
 ]
+NUM_KILLS = 30
 TIMES = (
     "seconds", "trained", "epoch_trained", "waited", "epoch_waited", "examples_per_second",
     "data_seconds", "data_share",
@@ -32,7 +33,8 @@ REPOSITORY = Path(__file__).parents[2]
 def runs(tmp_path_factory) -> Path:
     """All the cases, made by one program, for torch takes long to import."""
     root = tmp_path_factory.mktemp("runs")
-    program = [sys.executable, str(Path(__file__).with_name("tiny_run.py")), str(root), *CASES]
+    program = [sys.executable, str(Path(__file__).with_name("tiny_run.py")), str(root)]
+    program += [*CASES, f"loop:{NUM_KILLS}"]
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         program, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300
@@ -64,6 +66,15 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_ended_anywhere_and_resumed_equals_the_straight_run(runs, case):
     assert_same(runs / case.replace(":", ""), runs / "straight")
+
+
+def test_runs_killed_at_random_moments_again_and_again_end_as_the_straight_run(runs):
+    """Weights, masks, momentum, averages, scores, sums, metrics: all that contents() compares."""
+    kills = json.loads((runs / "kills.json").read_text())
+    assert len(kills) >= NUM_KILLS and {kind for _, kind, _ in kills} == {"time", "file"}
+    assert contents(runs / "scored")[0]["model/conv1.weight_score"].any()
+    for name in dict.fromkeys(name for name, _, _ in kills):
+        assert_same(runs / name, runs / "scored")
 
 
 def test_the_straight_run_holds_weights_masks_momentum_and_averages(runs):

@@ -4,14 +4,18 @@
 
 trains FOLDER/straight, and for each KIND:PLACE a run that is ended there and then resumed:
 kill:N and term:N at step N, write:N at the N-th time something is put on the disk, evaluate:N at
-the N-th batch of the evaluations.
+the N-th batch of the evaluations. loop:N is no run but a row of them, FOLDER/loop0, loop1 ...,
+killed N times in all at random moments and resumed after each; see FOLDER/kills.json.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -183,8 +187,74 @@ def kill_at_write(place: int) -> None:
     os.fsync = fsync
 
 
-def in_child(work) -> int:
-    """Do something in a process of its own; its exit status, negative for a signal."""
+def kill_again_and_again(root: Path, num_kills: int) -> None:
+    """Runs that are killed and resumed until they are done, and the same run straight.
+
+    By turns at a random time, before the folder is there at the earliest, and at a random
+    one of the moments when something is about to be done to a file of the run. The moments come
+    from a seed; which step a time is in is up to the machine.
+    """
+    plan = tiny_plan(group={"score": p.Score(kind="taylor", path="sparse", average=0.9)})
+    rng, kills, number = random.Random(0), [], 0
+    count = root / "count.txt"
+    assert in_child(lambda: tiny_train(root / "scored", plan)) == 0
+    at_file_event(root / "counted", lambda n: count.write_text(str(n)), plan)
+    began = time.monotonic()
+    assert in_child(lambda: tiny_train(root / "timed", plan)) == 0
+    length, num_events = time.monotonic() - began, int(count.read_text())
+    while len(kills) < num_kills:
+        folder, done = root / f"loop{number}", False
+        while not done:
+            resume = (folder / "plan.json").exists()
+            if len(kills) % 2 or len(kills) >= num_kills:
+                seconds = 600.0 if len(kills) >= num_kills else rng.uniform(0, 0.9 * length)
+                kind, moment = "time", round(seconds / length, 3)
+                status = in_child(lambda: tiny_train(folder, plan, resume=resume), seconds)
+            else:
+                kind, moment = "file", rng.randrange(num_events)
+                die = kill_at(moment)
+                status = at_file_event(folder, die, plan, resume=resume)
+            assert status in (0, -signal.SIGKILL), f"{folder}: ended with {status}"
+            done = status == 0
+            if not done:
+                kills.append((folder.name, kind, moment))
+        number += 1
+    (root / "kills.json").write_text(json.dumps(kills))
+
+
+def kill_at(moment: int):
+    def die(number: int) -> None:
+        if number == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
+
+
+def at_file_event(folder: Path, act, plan, **options) -> int:
+    """tiny_train in a child that calls `act` with 0, 1 ... before it does something to a file."""
+    number, is_acting = 0, False
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal number, is_acting
+        names = ("open", "os.rename", "os.remove", "os.link", "os.chmod", "os.mkdir")
+        if event not in names or is_acting or folder.name not in str(arguments[0]):
+            return
+        is_acting = True
+        act(number)
+        number, is_acting = number + 1, False
+
+    def watched() -> None:
+        sys.addaudithook(hook)
+        tiny_train(folder, plan, **options)
+
+    return in_child(watched)
+
+
+def in_child(work, seconds: float | None = None) -> int:
+    """Do something in a process of its own; its exit status, negative for a signal.
+
+    seconds  after which it is killed, if it is not done
+    """
     child = os.fork()
     if child == 0:
         status = 70
@@ -198,6 +268,14 @@ def in_child(work) -> int:
 
                 traceback.print_exc()
             os._exit(status)
+    if seconds is not None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -207,4 +285,7 @@ if __name__ == "__main__":
     assert in_child(lambda: tiny_train(root / "straight")) == 0
     for case in sys.argv[2:]:
         kind, place = case.split(":")
-        end_and_resume(root / f"{kind}{place}", kind, int(place))
+        if kind == "loop":
+            kill_again_and_again(root, int(place))
+        else:
+            end_and_resume(root / f"{kind}{place}", kind, int(place))
