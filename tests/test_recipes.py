@@ -13,7 +13,13 @@ import dcil_dsl as dcil
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
-PATHS = [path for name in ("allocation", "scores") for path in sorted((RECIPES / name).iterdir())]
+MEASURED = RECIPES / "allocation" / "sensitivity.prune"  # by a profile of one model
+PATHS = [
+    path
+    for name in ("allocation", "scores")
+    for path in sorted((RECIPES / name).glob("*.prune"))
+    if path != MEASURED
+]
 
 
 def train(path, folder):
@@ -34,3 +40,16 @@ def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
     assert sum(kept.values()) <= 504  # 10% of 5,040
     assert sum(kept.values()) >= 504 - len(SIZES)
     assert plan.groups[0].target == 0.9
+
+
+def test_the_measured_recipe_prunes_the_model_that_was_measured(tmp_path):
+    run = dcil.train(
+        str(MEASURED), "dcil:resnet20", "digits", overrides={"pruning.schedule": "constant()"},
+        out=tmp_path / "run", device="cpu", workers=0, max_steps=2, warn=lambda _: None,
+    )  # fmt: skip
+    tensors = load_file(run.folder.weights)
+    (group,) = run.plan.groups
+    kept = {name: int((tensors[name] != 0).sum()) for name in group.parameters}
+    assert sum(kept.values()) <= sum(group.num_weights) // 10
+    densities = [kept[n] / size for n, size in zip(group.parameters, group.num_weights)]
+    assert max(densities) > 3 * min(densities)  # not every layer alike
