@@ -44,8 +44,7 @@ TORCHVISION = {  # what the builders take to be smaller; None: nothing does
     "vit_l_16": Case("", {"image_size": 64}, (64,), note="64 px"),
     "vit_l_32": Case("", {"image_size": 64}, (64,), note="64 px"),
     "vit_h_14": Case("", {"image_size": 28}, (28,), note="28 px"),
-    "inception_v3": Case("", {"init_weights": False}, (299,), note="without its slow init"),
-    "googlenet": Case("", {"init_weights": False}, note="without its slow init"),
+    "inception_v3": Case("", sides=(299,), note="299 px"),
 }
 SMALL_BOXES = {"min_size": 128, "max_size": 128}
 SIZES_OF_ITS_OWN = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large")
