@@ -44,8 +44,8 @@ def read_command(folder: RunFolder) -> dict:
     if not file.exists():
         return known
     try:
-        return known | json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return known | dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
 
 

@@ -40,7 +40,7 @@ from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, open_run, newest_of
 from dcil_dsl.training.trainer import Options, evaluate
-from dcil_dsl.zoo import build_model
+from dcil_dsl.zoo import build_model, stored_spec
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def evaluate_run(
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
-    """The dual graph with the weights of the last checkpoint, and the count of updates done."""
-    spec = model or plan.model.name
+    """The dual graph with the weights of the last checkpoint, and the count of updates done.
+
+    model  a spec; needed where the run's model is no library's (zoo/spec.py)
+    """
+    spec = model or stored_spec(plan.model.name, folder.path)
     try:
         fresh = build_model(spec, plan.model.classes, dict(plan.model.options))
     except InputError as error:
@@ -179,11 +182,8 @@ def _verify_file(
         if folder is not None and folder.has_checkpoint:
             masks = _masks_at(folder, stored, read)
     if recipe is not None:
-        spec = (
-            model
-            or (read.origin.model.name if read.origin else None)
-            or (stored.model.name if stored else None)
-        )
+        named = read.origin or stored
+        spec = model or (stored_spec(named.model.name, file) if named else None)
         promises = _promises_of(recipe, spec, stored, warn, note)
     elif read.origin is not None:
         promises = read.origin.promises
@@ -218,7 +218,9 @@ def _verify_checkpoint(
     promises = (
         promises_at(stored, step)
         if recipe is None
-        else _promises_of(recipe, model or stored.model.name, stored, warn, note)
+        else _promises_of(
+            recipe, model or stored_spec(stored.model.name, file), stored, warn, note
+        )
     )
     deployed = {}
     for name in {name for promise in promises for name in promise.parameters}:

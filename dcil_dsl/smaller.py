@@ -25,7 +25,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
 from dcil_dsl.revisit import known_path, rebuild
 from dcil_dsl.training.run import open_run
-from dcil_dsl.zoo import build_model
+from dcil_dsl.zoo import build_model, stored_spec
 from dcil_dsl.zoo.example import example_inputs, takes_keywords, takes_one_image
 
 BATCH = 32  # images in the batch that is timed
@@ -71,13 +71,14 @@ def _from_file(file: Path, spec: str | None) -> nn.Module:
     if spec is None and origin is None:
         raise InputError(f"{file} does not name its model", help="name it with --model SPEC")
     known = (origin.classes, dict(origin.options)) if origin else (None, {})
-    network = build_model(spec or origin.name, *known)
+    spec = spec or stored_spec(origin.name, file)
+    network = build_model(spec, *known)
     try:
         network.load_state_dict(read.tensors, strict=True)
     except RuntimeError as error:
         lines = str(error).strip().splitlines()
         fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
-        raise InputError(f"{file} does not fit {spec or origin.name}: {fact[:200]}") from None
+        raise InputError(f"{file} does not fit {spec}: {fact[:200]}") from None
     return network
 
 

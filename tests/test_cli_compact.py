@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_job import NET, RECIPE, call, job, net
+from tiny_job import NET, RECIPE, call, job, net, own
 
 import dcil_dsl as dcil
 from dcil_dsl.zoo import build_model
@@ -34,7 +34,7 @@ def file(folder, tmp_path) -> Path:
 
 
 def test_a_run_is_made_smaller_and_what_was_measured_is_printed(folder, capsys):
-    assert call("export", folder / "run", "--to", "compact") == 0
+    assert call("export", folder / "run", "--to", "compact", *own(folder)) == 0
     out = capsys.readouterr().out
     for text in ("parameters", "multiply-accumulates an example", "for a batch of 32",
                  "measured on", "largest difference on 8 inputs"):  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_job import NET, RECIPE, call, job, net
+from tiny_job import NET, RECIPE, call, job, net, own
 
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.plan.profile import read_profile
@@ -45,7 +45,7 @@ def test_fresh_weights_are_warned_about_and_no_recipe_is_needed(here, capsys):
 def test_a_run_brings_its_model_its_data_and_its_dense_weights(here, capsys):
     assert call(*job(here), "--out", "run", "--max-steps", "3", "--quiet") == 0
     capsys.readouterr()
-    assert measure("run") == 0
+    assert measure("run", *own(here)) == 0
     out, err = capsys.readouterr()
     assert "path dense, step 3" in out and "WARNING" not in err
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_job import NET, RECIPE, call, job, net
+from tiny_job import NET, RECIPE, call, job, net, own
 
 import dcil_dsl as dcil
 from dcil_dsl.export.artefact import read_artefact
@@ -62,7 +62,7 @@ def test_the_exported_file_loads_strictly_and_its_zeros_are_those_asked_for(fold
 def test_eval_gives_the_accuracy_of_the_report_on_both_paths(folder, capsys):
     report = json.loads((folder / "run" / "report.json").read_text())
     for path in ("sparse", "dense"):
-        assert call("eval", folder / "run", "--path", path, "--device", "cpu") == 0
+        assert call("eval", folder / "run", "--path", path, "--device", "cpu", *own(folder)) == 0
         top1 = report["result"]["accuracies"][path]["top1"]
         assert f"{path} path after 16 steps: top1 {top1:.4%}" in capsys.readouterr().out
 
@@ -126,7 +126,7 @@ def test_a_file_alone_is_verified_by_its_header(run, tmp_path):
 
 def test_a_pth_has_nothing_to_compare_with_but_a_recipe(folder, tmp_path, capsys):
     file = tmp_path / "alone.pth"
-    assert call("export", folder / "run", "--to", "pth", "--out", file) == 0
+    assert call("export", folder / "run", "--to", "pth", "--out", file, *own(folder)) == 0
     assert capsys.readouterr().out == f"{file}\n"
     net(folder).load_state_dict(torch.load(file, weights_only=True), strict=True)
     assert call("verify", file) == 2
@@ -151,7 +151,7 @@ def test_export_names_the_formats_where_one_is_unknown(folder, capsys):
 def test_the_dense_path_can_be_exported_and_promises_no_zeros(folder, tmp_path):
     file = tmp_path / "dense.safetensors"
     assert call("export", folder / "run", "--to", "safetensors", "--path", "dense",
-                "--out", file) == 0  # fmt: skip
+                "--out", file, *own(folder)) == 0  # fmt: skip
     artefact = read_artefact(file)
     assert artefact.origin.promises == () and artefact.origin.path == "dense"
     assert bool((artefact.tensors["3.weight"] != 0).all())
@@ -208,7 +208,7 @@ def test_a_claim_that_does_not_hold_is_status_1_after_everything_is_written(
     assert call(*arguments) == 1
     assert "expect top1 >= 100%: measured" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.json").exists()
-    assert call("eval", tmp_path / "run") == 1
+    assert call("eval", tmp_path / "run", *own(folder)) == 1
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
@@ -297,7 +297,7 @@ def test_folders_of_jpeg_files_train_and_eval_finds_them_again(folder, tmp_path,
     data = ["--data", tmp_path / "data", "--workers", "1", "--out", tmp_path / "run"]
     assert call(*arguments, *data, "--quiet") == 0
     assert "written for the data `imagenet`; these are imagefolder" in capsys.readouterr().err
-    assert call("eval", tmp_path / "run", "--workers", "0") == 0
+    assert call("eval", tmp_path / "run", "--workers", "0", *own(folder)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["result"]["step"] == 6 and report["model"]["classes"] == 2
     top1 = report["result"]["accuracies"]["sparse"]["top1"]

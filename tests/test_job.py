@@ -170,7 +170,7 @@ def test_a_model_that_is_another_one_now_is_told(tmp_path):
     lazy = tiny_job.NET.replace("nn.Conv2d(3, 16", "nn.LazyConv2d(16")
     (tmp_path / "net.py").write_text(lazy)
     with pytest.raises(InputError, match="another one now"):
-        evaluate_run(tmp_path / "run", device="cpu")
+        evaluate_run(tmp_path / "run", device="cpu", model=spec)
 
 
 def _train(out, model, **more):

@@ -77,6 +77,11 @@ def job(folder, model="net.py:Net"):
             "synthetic", "--device", "cpu"]  # fmt: skip
 
 
+def own(folder, model="net.py:Net"):
+    """What a verb needs to be told before it runs somebody's own code."""
+    return ["--model", f"{folder}/{model}"]
+
+
 def call(*arguments):
     with pytest.raises(SystemExit) as end:
         cli.app(args=list(map(str, arguments)), prog_name="dcil")

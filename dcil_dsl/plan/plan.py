@@ -97,9 +97,12 @@ class Layer(Part):
 
 
 class Path(Part):
-    """random "shared": the path draws the random numbers that the first path of a phase draws."""
+    """name: becomes part of names in the code of the graph, so that it must be one itself.
 
-    name: str
+    random "shared": the path draws the random numbers that the first path of a phase draws.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     view: Literal["masked", "full", "complement", "soft_threshold"]
     random: Literal["own", "shared"] = "own"
     batch: float = 1.0

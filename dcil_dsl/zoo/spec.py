@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -65,6 +66,20 @@ def build_model(
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
 
 
+def stored_spec(spec: str, holder: object) -> str:
+    """The spec that a file names, if nothing but a library's own code comes of it.
+
+    holder  the file or folder, for the InputError where it is code of somebody's own: `os:system`
+            is a spec, too, and the options beside it would be its arguments.
+    """
+    if spec.rpartition(":")[0] not in SOURCES:
+        raise InputError(
+            f"the model of {holder} is somebody's own code, {spec}, which a file cannot ask to run",
+            help=f"if you know it: --model {shlex.quote(spec)}",
+        )
+    return spec
+
+
 def _torchvision_builder(name: str) -> tuple[Callable, dict]:
     """The builder and what keeps it from downloading: weights_backbone is trained by default."""
     from torchvision import models
@@ -84,13 +99,14 @@ def _timm_builder(name: str) -> tuple[Callable, dict]:
     except ImportError:
         fact = f"`timm:{name}` needs timm, which is not installed"
         raise InputError(fact, "pip install timm") from None
+    own = dict(checkpoint_path=None, pretrained_cfg=None, pretrained_cfg_overlay=None)
     model, _, _ = name.partition(".")  # "vit_small_patch16_224.augreg_in1k" names weights too
     _pick(dict.fromkeys(timm.list_models()), model, "timm")
 
     def builder(**keywords):
-        return timm.create_model(name, pretrained=False, **keywords)
+        return timm.create_model(name, **keywords)
 
-    return builder, {}
+    return builder, {"pretrained": False} | own
 
 
 def _pick(known: dict, name: str, source: str):
