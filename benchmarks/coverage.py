@@ -209,13 +209,13 @@ def table(report: dict) -> str:
     exact = [e for e in report["models"].values() if e["status"] == "exact"]
     if exact:
         narrow = sum(e["dtype"] == "float32" for e in exact)
-        far = max(max(e[m].values()) for e in exact for m in ("train", "eval")
-                  if e["dtype"] == "float64")
+        far = max((max(e[m].values()) for e in exact for m in ("train", "eval")
+                   if e["dtype"] == "float64"), default=0.0)
         whole = [e["whole"]["share"] for e in exact if e["whole"]["modules"]]
-        share = f", with {statistics.median(whole):.0%} of the weights in the median"
+        share = f", with {statistics.median(whole):.0%} of the weights in the median" if whole else ""
         told.insert(0, f"The furthest of the exact ones in float64 is {far:.0e} away; {narrow} "
                     f"were compared in float32. {len(whole)} have modules that were kept whole"
-                    f"{share if whole else ''}.")
+                    f"{share}.")
     return "\n".join([*rows, "", *told])
 
 
