@@ -318,3 +318,23 @@ def revive(file, header=lambda text: text):
     weight[(weight == 0).nonzero()[0]] = 1e-20
     metadata = {"format": "pt", "dcil": header(artefact.origin.model_dump_json())}
     save_file(artefact.tensors, file, metadata)
+
+
+def test_a_run_that_goes_back_says_so_each_time_and_why_it_stops(folder, tmp_path, capsys):
+    """A rate at which the weights are infinite after the second step, and at half of it, too."""
+    out = tmp_path / "run"
+    wild = ["--set", "train.optimizer=sgd(lr=1e30)", "--out", out]
+    assert call(*job(folder), *wild) == 2
+    err = capsys.readouterr().err
+    assert "is not a finite number at step" in err and "--on-nan" not in err
+    assert call(*job(folder), *wild, "--resume", "--on-nan", "rewind", "--max-steps", "6") == 2
+    err = capsys.readouterr().err
+    assert err.count("back to step 0, on with") == 3
+    assert "went back 3 times, to 0.125 of the recipe's rate; lower the learning rate" in err
+
+
+def test_another_way_with_what_is_not_finite_is_refused(folder, capsys):
+    assert call(*job(folder), "--on-nan", "ignore") == 2
+    assert "stop or rewind" in capsys.readouterr().err
+    assert call("compile", folder / "tiny.prune", *own(folder), "--on-nan", "rewind") == 2
+    assert "--on-nan: they belong to a training" in capsys.readouterr().err

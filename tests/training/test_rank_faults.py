@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from test_resume import assert_same
-from tiny_ranks import on_ranks, rank_train, said
+from tiny_ranks import RankData, on_ranks, rank_train, said
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import MISUSED, WRONG
@@ -148,3 +148,32 @@ def test_the_layers_and_the_ranks_that_differ_are_named():
     with pytest.raises(MasksDiffer, match=r"step 16 .*: `b` on rank 1; `c` on rank 2 differs"):
         compare_fingerprints(["a", "b", "c"], prints, 16)
     compare_fingerprints(["a", "b", "c"], prints[:1].expand(3, 3), 16)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_takes_all_of_them_back(tmp_path):
+    """As the same ranks go back again after a kill: to the same bits."""
+
+    def poisoned(ranks, folder, killed_at=None):
+        def before(batch):
+            if (ranks.rank, batch) == (0, killed_at):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        epoch, times = RankData.epoch, {(1, 12): 1}
+
+        def spoiled(self, number, start=0):
+            for batch, (images, labels) in enumerate(epoch(self, number, start), start):
+                place = (ranks.rank, number * self.num_batches + batch)
+                if self.is_training and times.get(place, 0):
+                    times[place] -= 1
+                    images = images * float("nan")
+                yield images, labels
+
+        RankData.epoch = spoiled  # in this forked process alone
+        result, _ = rank_train(folder, ranks, before=before, on_nan="rewind")
+        assert [(back["step"], back["to"]) for back in result.rewinds] == [(12, 10)]
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert on_ranks(tmp_path, 2, lambda r: poisoned(r, one)) == [0, 0], said(tmp_path, 0)
+    assert on_ranks(tmp_path, 2, lambda r: poisoned(r, other, 13))[0] == -signal.SIGKILL
+    assert on_ranks(tmp_path, 2, lambda r: poisoned(r, other)) == [0, 0], said(tmp_path, 0)
+    assert_same(one, other)
