@@ -212,7 +212,9 @@ def table(report: dict) -> str:
         far = max((max(e[m].values()) for e in exact for m in ("train", "eval")
                    if e["dtype"] == "float64"), default=0.0)
         whole = [e["whole"]["share"] for e in exact if e["whole"]["modules"]]
-        share = f", with {statistics.median(whole):.0%} of the weights in the median" if whole else ""
+        share = ""
+        if whole:
+            share = f", with {statistics.median(whole):.0%} of the weights in the median"
         told.insert(0, f"The furthest of the exact ones in float64 is {far:.0e} away; {narrow} "
                     f"were compared in float32. {len(whole)} have modules that were kept whole"
                     f"{share}.")
