@@ -48,6 +48,7 @@ def compile_recipe(
     on_nan: o.OnNan = "stop",
     compile: o.Compile = False,
     shard: o.Shard = False,
+    checkpoint_activations: o.CheckpointActivations = False,
     seed: o.Seed = None,
     max_steps: o.MaxSteps = None,
     quiet: o.Quiet = False,
@@ -66,6 +67,7 @@ def compile_recipe(
         refuse(
             data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
             max_steps=max_steps, workers=workers, shard=shard,
+            checkpoint_activations=checkpoint_activations,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
             on_nan=None if on_nan == "stop" else on_nan,
         )
@@ -105,6 +107,7 @@ def compile_recipe(
         resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
         on_nan=on_nan, weights=weights, device=device, precision=precision, workers=workers,
         compile=compile, shard=shard, seed=seed, max_steps=max_steps, quiet=quiet,
+        checkpoint_activations=checkpoint_activations,
         warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if not run.is_first:

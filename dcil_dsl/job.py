@@ -106,6 +106,7 @@ def train(
     on_bad_image: Literal["stop", "skip"] = "stop",
     shard: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
+    checkpoint_activations: bool = False,
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -121,6 +122,7 @@ def train(
                   its place, told and put down in the run's bad_images.txt
     on_nan     what becomes of a run whose loss is not finite: its end, or back to its last good
                checkpoint and on with half the rate, three times at most
+    checkpoint_activations  most of them are computed again for the backward pass: less memory
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
@@ -131,16 +133,21 @@ def train(
             recipe, model, data, overrides, directory, out, resume, weights,
             pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
             warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image, shard,
-            on_nan,
+            on_nan, checkpoint_activations,
         )  # fmt: skip
 
 
 def _train(
     recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
     compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image, shard,
-    on_nan,
+    on_nan, checkpoint_activations,
 ) -> Run:  # fmt: skip
     """`train`, among the ranks."""
+    if checkpoint_activations and (compile or shard):
+        raise InputError(
+            f"--checkpoint-activations does not go with {'--compile' if compile else '--shard'}",
+            help="leave one of them out",
+        )
     resume = _may_resume(resume, out, ranks)
     if resume and out is None:
         raise InputError("--resume does not say which run", help="name its folder with --out DIR")
@@ -201,7 +208,7 @@ def _train(
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
         max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks, shard=shard,
-        on_nan=on_nan,
+        on_nan=on_nan, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
     with hold_run(folder) if ranks.is_first else nullcontext():
         try:

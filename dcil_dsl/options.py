@@ -86,6 +86,13 @@ OnBadImage = Annotated[
         help="an image that cannot be read: stop, or skip it and take the next one in its place",
     ),
 ]
+CheckpointActivations = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoint-activations",
+        help="less memory, more time: compute most activations again for the backward pass",
+    ),
+]
 OnNan = Annotated[
     str,
     typer.Option(

@@ -338,3 +338,14 @@ def test_another_way_with_what_is_not_finite_is_refused(folder, capsys):
     assert "stop or rewind" in capsys.readouterr().err
     assert call("compile", folder / "tiny.prune", *own(folder), "--on-nan", "rewind") == 2
     assert "--on-nan: they belong to a training" in capsys.readouterr().err
+
+
+def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, capsys):
+    again = [*job(folder), "--checkpoint-activations", "--quiet"]
+    assert call(*again, "--out", tmp_path / "again") == 0
+    files = (folder / "run" / "sparse.safetensors", tmp_path / "again" / "sparse.safetensors")
+    have, want = map(load_file, files)
+    assert [name for name in want if not torch.equal(have[name], want[name])] == []
+    for other in ("--compile", "--shard"):
+        assert call(*again, other) == 2
+        assert f"--checkpoint-activations does not go with {other}" in capsys.readouterr().err

@@ -29,6 +29,7 @@ class Options:
     shard   each rank has a part of every weight, not all of them (sharding.py)
     on_nan  what becomes of a run whose loss is not finite: its end, or back with a lower rate
             (rewind.py)
+    checkpoint_activations  are computed again for the backward pass (compiler/segments.py)
     """
 
     device: str | torch.device = "cpu"
@@ -41,6 +42,7 @@ class Options:
     ranks: Ranks = Ranks()
     shard: bool = False
     on_nan: Literal["stop", "rewind"] = "stop"
+    checkpoint_activations: bool = False
 
 
 class Loader(Protocol):

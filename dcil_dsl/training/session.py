@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
@@ -121,6 +122,8 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     if goes_on := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
         load(run.checkpoint, state)
+    if options.checkpoint_activations:
+        recompute_activations(dual)
     eager = make_forward(dual, options)
     forward = _compiled(eager, plan) if options.compile else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)

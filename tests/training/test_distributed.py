@@ -130,3 +130,12 @@ def test_modules_in_sync_are_what_they_were_afterwards():
         assert [type(module) for module in net] == [HostSyncedNorm, HostSyncedNorm]
     assert [type(module) for module in net] == [nn.BatchNorm2d, nn.BatchNorm1d]
     assert [module.__dict__ for module in net] == before
+
+
+def test_ranks_may_compute_activations_again(tmp_path):
+    def both(ranks):
+        rank_train(tmp_path / "plain", ranks, max_steps=8)
+        rank_train(tmp_path / "again", ranks, max_steps=8, checkpoint_activations=True)
+
+    assert on_ranks(tmp_path, 2, both) == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "again", tmp_path / "plain")
