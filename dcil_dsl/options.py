@@ -18,7 +18,8 @@ Spec = Annotated[
     typer.Option(
         "--model",
         metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, dcil:NAME, package.module:callable or file.py:callable",
+        help="torchvision:NAME, timm:NAME, hf:CLASS, dcil:NAME, package.module:callable or "
+        "file.py:callable",
     ),
 ]
 MaybeSpec = Annotated[

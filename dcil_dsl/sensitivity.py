@@ -24,6 +24,7 @@ from dcil_dsl.export.collapse import collapse
 from dcil_dsl.job import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
@@ -126,6 +127,7 @@ def measure_sensitivity(
                 num_weights=layer.num_weights,
                 losses=tuple(one.loss - whole.loss for one in found[layer.parameter]),
                 top1=tuple(one.top1 - whole.top1 for one in found[layer.parameter]),
+                private=is_private(layer.module, plan),
             )
             for layer in plan.layers
         ),
@@ -151,7 +153,7 @@ def _of_recipe(source, model, data, directory, weights, overrides, warn, note) -
         )
     recipe = loads(NO_RECIPE) if source is None else load_recipe(source, overrides, warn)
     # Its rules do not matter here, and may ask for the very profile that is being made.
-    recipe = replace(recipe, rules=(), privates=())
+    recipe = replace(recipe, rules=())
     dataset = open_data(data, directory, recipe.data.channels)
     prepared = prepare(
         recipe, model, warn=warn, note=note, steps_per_epoch=1, classes=len(dataset.classes),

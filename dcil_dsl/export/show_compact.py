@@ -38,21 +38,30 @@ def show_compacted(result: Compacted, measured: Measured) -> str:
         if entry.kept and len(small) > 1:
             sizes = [" x ".join(map(str, shape)) for shape in (entry.shape, small)]
             rows.append((shorten(name, 44), *sizes))
-    lines = table(("weight", "before", "after"), rows, "lrr") if rows else ["no layer shrank"]
+    lines = table(("weight", "before", "after"), rows, "lrr")
+    if not rows:
+        reason = "for these reasons" if result.stays else (
+            "no filter, input channel or head is all zero, and scattered zeros cannot leave; "
+            "`--to safetensors` keeps them in place"
+        )
+        lines = wrap(f"no layer shrank: {reason}", WIDTH)
     before, after = measured.before, measured.after
+    # Two times of one network differ by chance alone, and would be read as a gain.
+    differs = (before.parameters, before.macs) != (after.parameters, after.macs)
     lines += ["", *table(
         ("", "before", "after", "of it"),
         [
             _row("parameters", before.parameters, after.parameters, "{:,}"),
             _row("multiply-accumulates an example", before.macs, after.macs, "{:,}"),
-            _row(
+            *([_row(
                 f"milliseconds for a batch of {measured.batch_size}", before.milliseconds,
                 after.milliseconds, "{:.2f}",
-            ),
+            )] if differs else []),
         ],
         "lrrr",
     )]  # fmt: skip
-    lines.append(f"measured on {measured.device}: medians of alternating calls")
+    if differs:
+        lines.append(f"measured on {measured.device}: medians of alternating calls")
     lines.append(
         f"largest difference on {result.num_inputs} inputs: {result.difference:.1e} of "
         "1 + the largest output"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.masking.attributes import Attributes
@@ -115,8 +115,9 @@ def unused_layers(model: nn.Module, layers: tuple[Layer, ...]) -> list[tuple[str
 def with_macs(layers: tuple[Layer, ...], model: nn.Module, example: Inputs) -> tuple[Layer, ...]:
     """The layers with their multiply-accumulates for one example.
 
-    The model runs once on the meta device: shapes only, no arithmetic, no memory. A model
-    that does not run there keeps macs None. To look up a row of an embedding multiplies nothing.
+    The model runs once on the meta device: shapes only, no arithmetic, no memory. One that looks
+    at values does not run there, and runs once on them; macs stay None where neither works. To
+    look up a row of an embedding multiplies nothing.
     """
     positions: dict[str, int] = {}
 
@@ -135,8 +136,14 @@ def with_macs(layers: tuple[Layer, ...], model: nn.Module, example: Inputs) -> t
             hook = remember(layer.path, *counted)
             handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     try:
-        batch = _run_on_meta(model, example)
-    except Exception:  # any model may fail on shapes alone; costs are then not known
+        try:
+            batch = _run_on_meta(model, example)
+        except Exception:  # any model may fail on shapes alone
+            if any(tensor.is_meta for tensor in model.parameters()):
+                return layers
+            positions.clear()
+            batch = _run_on_values(model, example)
+    except Exception:  # costs are then not known
         return layers
     finally:
         for handle in handles:
@@ -228,15 +235,26 @@ def _attribute(model: nn.Module, target: str):
 
 def _run_on_meta(model: nn.Module, example: Inputs) -> int:
     state = {n: t.to("meta") for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    with torch.device("meta"):
+        return _run(model, state, example.map(lambda tensor: tensor.to("meta")))
+
+
+def _run_on_values(model: nn.Module, example: Inputs) -> int:
+    """On copies of the buffers, and without a trace in the CPU's random numbers."""
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        return _run(model, buffers, example.map(torch.clone))
+
+
+def _run(model: nn.Module, state: dict[str, Tensor], given: Inputs) -> int:
     before = [Attributes(module) for module in model.modules()]
     model.eval()
-    given = example.map(lambda tensor: tensor.to("meta"))
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad():
             torch.func.functional_call(
                 model, state, given.args, given.kwargs, tie_weights=False
             )
     finally:
         for attributes in before:  # what the forward puts aside is of this run
             attributes.restore()
-    return example.batch_size()
+    return given.batch_size()

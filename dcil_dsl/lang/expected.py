@@ -255,6 +255,8 @@ def _general(s: Situation) -> Explained:
     help = None
     if token.type == "TYPE" and "NAME" in s.accepts:
         help = "a name is written in small letters, digits and `_`"
+        if "STRING" in s.accepts:
+            help += f"; any other as text: `\"{clipped(str(token))}\"`"
     elif s.kind(-1) == "NAME" and s.accepts == {"EQUAL"}:
         help = f"write `{s.near(-1)} = ...`"
     return _say(s, "E101", f"expected {_expected(s)}, found {what}", token, others=others,

@@ -67,7 +67,8 @@ def explain_layer(
         parts += [_lines(_budget(own, group, plan), page), "\n".join(_moments(own, group, plan))]
         if group.schedule.kind != "constant":
             parts.append("\n".join(draw_schedule(group, plan, page)))
-    parts.append(_lines(_who_sees_it(layer, planned, plan), page))
+    if planned or layer.module._parameters:  # a container owns nothing that a path could see
+        parts.append(_lines(_who_sees_it(layer, planned, plan), page))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -116,8 +117,11 @@ def _what_it_is(
         yield "weight", (
             "its weight is made of other parameters at each call and cannot be masked"
             if layer.hides_weight
-            else "it has none that could be pruned"
+            else "it has none of its own that could be pruned"
         )
+        inside = _inside(layer, traced)
+        if inside:
+            yield "inside", f"layers with a story of their own: {_names(inside)}"
     place = 1 + [other.path for other in traced.layers].index(layer.path)
     yield "place", f"number {place} of {len(traced.layers)} modules, in the order of first use"
     reasons = {entry.module: entry.reason for entry in plan.whole}
@@ -138,6 +142,15 @@ def _what_it_is(
     ties = _tied(layer, traced)
     if ties:
         yield "tied", f"its weight is also that of {_names(ties)}: one mask, one budget for all"
+
+
+def _inside(layer: Layer, traced: Traced) -> list[str]:
+    start = f"{layer.path}." if layer.path else ""
+    return [
+        other.path
+        for other in traced.layers
+        if other.prunable and other.path != layer.path and other.path.startswith(start)
+    ]
 
 
 def _tied(layer: Layer, traced: Traced) -> list[str]:

@@ -43,7 +43,7 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
             help="`dcil sensitivity RECIPE --model SPEC --train DATA --json FILE` writes one",
         )
     if misfits := _misfits(profile, group):
-        more = f"; of {len(misfits)} layers it is not the profile" if len(misfits) > 1 else ""
+        more = f"; {len(misfits)} layers do not fit the profile" if len(misfits) > 1 else ""
         return refuse(misfits[0] + more, help="measure this model, or `keep` the layer")
     curves = [profile.curve(name) for name in group.parameters]
     num_keep = whole_units(sum(group.num_weights) * (1 - group.target))

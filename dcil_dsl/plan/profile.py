@@ -21,6 +21,7 @@ class LayerProfile(Part):
 
     losses  the loss less the unpruned network's, nats an example
     top1    the accuracy less the unpruned network's, -1..1
+    private  the recipe has it once for each path, so that no rule can prune it
     """
 
     parameter: str
@@ -28,6 +29,7 @@ class LayerProfile(Part):
     num_weights: int
     losses: tuple[float, ...]
     top1: tuple[float, ...]
+    private: bool = False
 
 
 class Profile(Part):
@@ -65,9 +67,8 @@ class Profile(Part):
     def to_json(self) -> str:
         """JSON with a line a layer, numbers to six digits: it lies beside recipes, to be read."""
         head = self.model_dump(mode="json", exclude={"layers"})
-        rows = ",\n".join(
-            f"  {json.dumps(_rounded(layer.model_dump(mode='json')))}" for layer in self.layers
-        )
+        plain = (layer.model_dump(mode="json", exclude_defaults=True) for layer in self.layers)
+        rows = ",\n".join(f"  {json.dumps(_rounded(layer))}" for layer in plain)
         return json.dumps(_rounded(head))[:-1] + f', "layers": [\n{rows}\n]}}\n'
 
     def curve(self, parameter: str) -> tuple[tuple[float, float], ...] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcil_dsl.plan.curve import bar
-from dcil_dsl.plan.profile import Profile
+from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.plan.schedule import whole_units
 from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
 from dcil_dsl.plan.show_layers import short_name
@@ -26,7 +26,7 @@ def show_measured(profile: Profile, target: float, file: Path | None, page: Page
     try:
         rules = suggest_rules(profile, target)
     except Infeasible as error:
-        total = sum(layer.num_weights for layer in profile.layers)
+        total = sum(layer.num_weights for layer in _open_to_rules(profile))
         most = percent(int(1000 * error.most / total) / 1000)
         return text + (
             f"no rules for {percent(target)}: at the highest level that was measured {most} go\n"
@@ -92,19 +92,20 @@ def _rows(profile: Profile, marked: int, page: Page) -> list[str]:
 
 
 def suggest_rules(profile: Profile, target: float) -> str:
-    """`prune` and `keep` lines that take `target` of all measured weights in all.
+    """`prune` and `keep` lines that take `target` of all measured weights that are not private.
 
     Raises Infeasible where the profile was not measured that far. Each layer's share
     is what least_loss gave it, rounded up to a tenth of a percent; at least one weight stays.
     """
-    sizes = [layer.num_weights for layer in profile.layers]
-    curves = [profile.curve(layer.parameter) for layer in profile.layers]
+    layers = _open_to_rules(profile)
+    sizes = [layer.num_weights for layer in layers]
+    curves = [profile.curve(layer.parameter) for layer in layers]
     num_keep = whole_units(sum(sizes) * (1 - target))
     keeps = least_loss(sizes, curves, num_keep, [1] * len(sizes))
     kept: dict[str, int] = {}
     size_of: dict[str, int] = {}
     least: dict[str, int] = {}  # its smallest weight, of which one entry stays
-    for layer, keep in zip(profile.layers, keeps, strict=True):  # an LSTM has several weights
+    for layer, keep in zip(layers, keeps, strict=True):  # an LSTM has several weights
         kept[layer.module] = kept.get(layer.module, 0) + keep
         least[layer.module] = min(least.get(layer.module, layer.num_weights), layer.num_weights)
         size_of[layer.module] = size_of.get(layer.module, 0) + layer.num_weights
@@ -125,6 +126,10 @@ def suggest_rules(profile: Profile, target: float) -> str:
         statement = f"prune {{}} to {percent(share / 1000)}" if share else "keep  {}"
         lines.append(statement.format(_selector(modules)))
     return "\n".join(lines) + "\n"
+
+
+def _open_to_rules(profile: Profile) -> list[LayerProfile]:
+    return [layer for layer in profile.layers if not layer.private]
 
 
 def _in_order(shares: dict[str, int]) -> list[tuple[list[str], int]]:

@@ -209,16 +209,16 @@ def test_without_an_example_costs_are_not_known():
     assert layer_of(Backwards(), "head").macs is None
 
 
-def test_a_model_that_does_not_run_on_shapes_alone_has_layers_without_costs():
-    class Reads(nn.Module):
+def test_a_model_that_runs_neither_on_shapes_nor_on_values_has_layers_without_costs():
+    class Fails(nn.Module):
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(3, 3)
 
         def forward(self, x):
-            return self.fc(x).double().numpy()
+            raise RuntimeError(f"not on {self.fc(x).device}")
 
-    assert layer_of(Reads(), "fc", 2, 3).macs is None
+    assert layer_of(Fails(), "fc", 2, 3).macs is None
 
 
 @pytest.mark.parametrize(
@@ -255,3 +255,22 @@ def test_counting_costs_leaves_the_model_as_it_was():
         assert not any(module._forward_hooks for module in net.modules())
         state = net.state_dict()
         assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_the_arithmetic_of_a_model_that_looks_at_values_is_counted_and_leaves_no_trace():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            x = self.conv(x)
+            return x if x.mean() > torch.rand(()) else -x
+
+    model = Looks()
+    layers = trace_model(model, torch.randn(2, 3, 8, 8)).layers
+    [conv] = [layer for layer in layers if layer.prunable]
+    assert conv.prunable[0].macs == 6 * 6 * 4 * 3 * 9
+    assert model.calls == 0

@@ -143,3 +143,18 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_a_container_with_its_laye
 def test_a_story_fits_its_page(width):
     for name in ("layer1.0.conv1", "head", "layer1.0.norm"):
         assert max(map(len, story(name, page=Page(width, True)).splitlines())) <= width
+
+
+def test_a_module_that_holds_layers_is_not_said_to_have_weights_that_nothing_prunes():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+
+        def forward(self, x):
+            x = self.body(x)
+            return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+
+    lines = lines_of("body", "prune Conv2d to 50%", model=Looks())
+    assert "inside layers with a story of their own: `body.0`, `body.1`" in lines
+    assert not any("no rule prunes it" in line for line in lines)

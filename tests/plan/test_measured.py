@@ -113,7 +113,7 @@ def test_a_profile_that_is_missing_is_told_with_where_it_was_looked_for():
 def test_a_profile_of_another_model_is_told_by_layer(tmp_path):
     path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2)})
     assert "says nothing of `1.weight`" in refusal(RULE.format("55%", path)).message
-    assert "; of 7 layers it is not the profile" in refusal(RULE.format("55%", path), Net()).message
+    assert "; 7 layers do not fit the profile" in refusal(RULE.format("55%", path), Net()).message
     path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2), "1": (0.1, 0.2)}, {"1": 64})
     wrong = refusal(RULE.format("55%", path))
     assert "the profile's `1.weight` has 64 weights, the model's 100" in wrong.message

@@ -88,3 +88,13 @@ def test_a_target_beyond_what_was_measured_is_told_and_no_rules_are_written():
 def test_fresh_weights_are_said_to_be_fresh():
     fresh = measured(Net()).model_copy(update={"weights": ""})
     assert "weights: FRESH, not trained" in show_profile(fresh, 0.9)
+
+
+def test_what_the_recipe_has_private_is_shown_and_in_no_rule():
+    profile = measured(Net())
+    first, *others = profile.layers
+    layers = (first.model_copy(update={"private": True}), *others)
+    private = profile.model_copy(update={"layers": layers})
+    assert f"\n{first.module} " in show_profile(private, 0.9)
+    assert f'"{first.module}"' in suggest_rules(profile, 0.9)
+    assert f'"{first.module}"' not in suggest_rules(private, 0.9)
