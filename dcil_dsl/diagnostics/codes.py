@@ -21,7 +21,9 @@ def explain(code: str) -> str:
     """What a code means, with a wrong and a right example; InputError for an unknown code."""
     name = code.strip().upper()
     if name not in CODES:
-        help = did_you_mean(name, CODES) or "codes look like E301 or W303"
+        help = did_you_mean(name, CODES) or (
+            "codes look like E301 or W303; a layer is explained with its RECIPE and --model SPEC"
+        )
         raise InputError(f"no diagnostic has the code {code}", help)
     entry = CODES[name]
     parts = [f"{entry.code}: {entry.title}", entry.meaning]

@@ -121,7 +121,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         return Sparsity(0.0, 0.0, 0, 0)
     asked = round(asked / num_weights, 12)  # 0.9, where one group sums up to 0.8999999999999999
     measured = 1 - num_kept / num_weights
-    counts = "; ".join(dict.fromkeys(counted(group) for group in groups))
+    counts = " and ".join(dict.fromkeys(counted(group) for group in groups))
     if counts != "weights":
         pruned = round(pruned / num_weights, 12)
     else:
