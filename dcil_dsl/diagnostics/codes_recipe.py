@@ -144,6 +144,13 @@ RECIPE: tuple[Code, ...] = (
           masks that keep what is larger than some number. Other units and scores have neither.""",
           "prune Conv2d to 2:4 { regrow = gradient(30%) }",
           "prune Conv2d to 90% { regrow = gradient(30%) }"),
+    entry("E236", "settings of `train` that do not go together",
+          """An `integrator` takes several gradients of one batch in one process, as they are, so
+          neither `accumulate` nor the scaled gradients of fp16 go with it. `players=each` moves
+          kept and pruned weights in turns: a rule has to prune.""",
+          "train {\n  epochs     = 10ep\n  optimizer  = sgd(lr=0.1)\n  integrator = rk4()\n"
+          "  accumulate = 2\n}",
+          "train {\n  epochs     = 10ep\n  optimizer  = sgd(lr=0.1)\n  integrator = rk4()\n}"),
     entry("E238", "a bound of layers that share no budget",
           """`bounds` holds what layers of one rule keep together, which their scores decide where
           they share a budget. A layer with a budget of its own keeps what its target says.""",

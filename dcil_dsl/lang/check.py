@@ -17,6 +17,7 @@ from dcil_dsl.lang.check_dynamics import check_dynamics
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_scores import check_scores
 from dcil_dsl.lang.check_selectors import Selectors
+from dcil_dsl.lang.check_train import check_players, check_train, keyword
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.link import Linked
 from dcil_dsl.lang.values import Percent, Time, written
@@ -33,13 +34,14 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     about = _about(blocks.get("recipe"), reader)
     model = _model(blocks.get("model"), reader)
     data = _data(blocks.get("data"), reader)
-    train = _train(blocks.get("train"), file, reader)
+    train = check_train(blocks.get("train"), _end(file), reader)
     rules = _rules(file, blocks.get("pruning"), reader, selectors)
     mix = next((item for item in file.items if isinstance(item, ast.Mix)), None)
     mixed = check_mix(mix, file, reader, selectors)
     _rules_and_paths(rules, mixed, found)
     check_scores(rules, mixed, found)
     check_dynamics(rules, mixed, found)
+    check_players(train, blocks.get("train"), rules, found)
     expect = _expect(file, reader)
     selectors.warn_unused()
     _clashes(linked, mixed, found)
@@ -49,7 +51,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
         about=about, model=model, data=data, rules=tuple(rules), paths=mixed.paths,
         updates=mixed.updates, privates=mixed.privates, losses=mixed.losses,
         deploy=mixed.deploy, train=train, expect=expect,
-        mix_span=_keyword(mix), train_span=_keyword(blocks["train"]),
+        mix_span=keyword(mix), train_span=keyword(blocks["train"]),
     )
 
 
@@ -59,7 +61,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
 def _about(block: ast.Block | None, reader: Reader) -> r.About:
     if block is None:
         return r.About()
-    word = reader.block(v.AboutBlock, "recipe", block.settings, _keyword(block)).word
+    word = reader.block(v.AboutBlock, "recipe", block.settings, keyword(block)).word
     return r.About(name=block.name, **({} if word is None else word.model_dump()))
 
 
@@ -67,7 +69,7 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
     if block is None:
         return r.Model()
     ours = tuple(s for s in block.settings if s.name.name in v.ModelBlock.model_fields)
-    word = reader.block(v.ModelBlock, "model", ours, _keyword(block)).word
+    word = reader.block(v.ModelBlock, "model", ours, keyword(block)).word
     options = []
     for setting in block.settings:
         if setting in ours:
@@ -86,31 +88,11 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
 def _data(block: ast.Block | None, reader: Reader) -> r.Data:
     if block is None:
         return r.Data()
-    word = reader.block(v.DataBlock, "data", block.settings, _keyword(block)).word
+    word = reader.block(v.DataBlock, "data", block.settings, keyword(block)).word
     if word is None:
         return r.Data(name=block.name)
     return r.Data(name=block.name, batch_size=word.batch_size, image_size=word.image_size,
                   channels=word.channels, augment=word.augment, span=block.span)
-
-
-def _train(block: ast.Block | None, file: ast.File, reader: Reader) -> v.Train | None:
-    if block is None:
-        reader.found.add("E215", "the recipe has no `train` block", _end(file),
-                         help="for example `train { epochs = 100ep optimizer = sgd(lr=0.1) }`")
-        return None
-    read = reader.block(v.Train, "train", block.settings, _keyword(block))
-    epochs = read.values.get("epochs")
-    if isinstance(epochs, Time) and epochs.unit != "epochs":
-        reader.found.add("E206", "the length of the run is given in epochs", read.spans["epochs"],
-                         help="for example `epochs = 100ep`")
-    elif isinstance(epochs, Time) and (epochs.value != int(epochs.value) or epochs.value < 1):
-        reader.found.add("E205", "a run has a whole number of epochs, from 1 on",
-                         read.spans["epochs"])
-    sgd = read.values.get("optimizer")
-    if isinstance(sgd, v.SGD) and sgd.nesterov and not sgd.momentum:
-        reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
-                         help="for example `momentum=0.9`")
-    return read.word
 
 
 def _epochs(block: ast.Block | None) -> float | None:
@@ -130,7 +112,7 @@ def _rules(file: ast.File, pruning: ast.Block | None, reader: Reader,
     shared = pruning.settings if pruning else ()
     rules: list[r.Prune | r.Keep] = []
     if pruning is not None:
-        _limits(reader.block(v.PruneBlock, "pruning", shared, _keyword(pruning)), reader)
+        _limits(reader.block(v.PruneBlock, "pruning", shared, keyword(pruning)), reader)
     for item in file.items:
         if isinstance(item, ast.Keep):
             rules.append(r.Keep(selector=selectors.closed(item.selector), span=item.span))
@@ -332,14 +314,6 @@ def _clashes(linked: Linked, mixed: Mixed | None, found: Diagnostics) -> None:
         elif name in taken:
             found.add("E225", f"`{name}` is a word of the vocabulary", span,
                       help="give the `let` another name")
-
-
-def _keyword(item: ast.Block | ast.Mix) -> Span:
-    """The first word of a block, where what is missing in it is shown."""
-    if item.span.source.name == "--set":
-        return item.span
-    word = item.kind if isinstance(item, ast.Block) else "mix"
-    return Span(item.span.source, item.span.start, item.span.start + len(word))
 
 
 def _end(file: ast.File) -> Span:

@@ -63,7 +63,6 @@ PRUNE_SETTINGS = {
 }
 
 TRAIN_SETTINGS = {
-    "integrator": "another step made from the routed gradients",
     "average": "averages of weights over the run",
     "freeze": "layers that do not train",
     "distill": "a teacher from outside",

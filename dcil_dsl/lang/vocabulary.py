@@ -47,6 +47,19 @@ from dcil_dsl.lang.rule_words import (
     Uniform,
     Within,
 )
+from dcil_dsl.lang.train_words import (
+    SGD,
+    RK4,
+    AdamW,
+    ConstantRate,
+    Cosine,
+    Extrapolate,
+    Heun,
+    Implicit,
+    Integrator,
+    Multistep,
+    Train,
+)
 from dcil_dsl.lang.values import Percent, Time
 from dcil_dsl.lang.word import PathName, Word
 
@@ -88,56 +101,6 @@ class ModelLoss(Word):
 
 
 LossTerm = Union[CrossEntropy, KL, ModelLoss]
-
-# -- training ------------------------------------------------------------------------------------
-
-
-class SGD(Word):
-    lr: Annotated[float, Field(gt=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class AdamW(Word):
-    lr: Annotated[float, Field(gt=0)]
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-
-
-Optimizer = Union[SGD, AdamW]
-
-
-class ConstantRate(Word):
-    """`constant()`: the optimiser's lr throughout, after the warm-up."""
-
-    warmup: Time | None = None
-    warmup_from: Annotated[float, Field(ge=0)] = 0.0  # a learning rate, not a share
-
-
-class Multistep(Word):
-    """`multistep(at=[150ep, 225ep], gamma=0.1)`: times gamma at each moment."""
-
-    at: tuple[Time, ...]
-    gamma: Annotated[float, Field(gt=0)] = 0.1
-    warmup: Time | None = None
-    warmup_from: Annotated[float, Field(ge=0)] = 0.0
-
-
-class Cosine(Word):
-    """`cosine()`: half a cosine from lr to `final` over what follows the warm-up."""
-
-    warmup: Time | None = None
-    warmup_from: Annotated[float, Field(ge=0)] = 0.0
-    final: Annotated[float, Field(ge=0)] = 0.0
-
-
-Rate = Union[ConstantRate, Multistep, Cosine]
-
 
 # -- augmentation ------------------------------------------------------------------------------
 
@@ -277,20 +240,6 @@ class PathBlock(Word):
     every: Time | None = None
 
 
-class Train(Word):
-    """The `train` block."""
-
-    epochs: Time
-    optimizer: Optimizer
-    lr: Rate = ConstantRate()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
-    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
-    sync_norms: bool = False  # batch norms take their statistics over all processes
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
 BLOCKS: dict[str, type[Word]] = {
     "recipe": AboutBlock, "model": ModelBlock, "data": DataBlock, "pruning": PruneBlock,
     "train": Train,
@@ -315,6 +264,7 @@ REGROWS = {"gradient": GrowByGradient, "random": GrowAtRandom}
 SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constant}
 LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
 OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
+INTEGRATORS = {"heun": Heun, "rk4": RK4, "extrapolate": Extrapolate, "implicit": Implicit}
 RATES = {"constant": ConstantRate, "multistep": Multistep, "cosine": Cosine}
 AUGMENTS = {
     "pad_crop": PadCrop, "flip": Flip, "random_resized_crop": RandomResizedCrop,
@@ -338,6 +288,7 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (DataBlock, "augment"): ("an augmentation", AUGMENTS),
     (Train, "optimizer"): ("an optimizer", OPTIMIZERS),
     (Train, "lr"): ("a learning rate over time", RATES),
+    (Train, "integrator"): ("an integrator", INTEGRATORS),
 }
 
 # Settings that are lists of words.

@@ -16,15 +16,21 @@ def phase_steps(plan: Plan, phase: Phase) -> int:
 
 
 def step_cost(plan: Plan, phase: Phase) -> float:
-    """A step of the phase in dense steps: the paths that run, each by the pixels that it sees."""
+    """A step of the phase in dense steps: the paths that run, each by the pixels that it sees.
+
+    Times the gradients that an integrator takes of them.
+    """
     costs = {path.name: path.cost for path in plan.paths}
-    return sum(costs[name] for name in phase.paths)
+    integrator = plan.train.integrator
+    evaluations = 1 if integrator is None else integrator.evaluations
+    return evaluations * sum(costs[name] for name in phase.paths)
 
 
 def training_cost(plan: Plan) -> float:
     """The run's arithmetic as a multiple of a dense run of the same length.
 
         sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
+        * gradients of an integrator
 
     An upper bound: layers in front of the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied

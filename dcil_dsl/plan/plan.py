@@ -215,6 +215,29 @@ class Rate(Part):
     final: float = 0.0
 
 
+class Integrator(Part):
+    """How a step's gradient is made of several; training/integrate.py has the formulas.
+
+    players     "each": kept and pruned weights move in turns, the others standing still
+    rate        how far extrapolation goes; None: the step's learning rate
+    iterations  evaluations of an implicit step
+    """
+
+    kind: Literal["heun", "rk4", "extrapolate", "implicit"]
+    players: Literal["joint", "each"] = "joint"
+    rate: float | None = None
+    direction: Literal["previous", "fresh"] = "previous"
+    iterations: int = 1
+
+    @property
+    def evaluations(self) -> int:
+        """How many gradients it takes; of players that move in turns the first is one for both."""
+        if self.kind == "extrapolate":
+            return 2 if self.direction == "fresh" else 1
+        stages = {"heun": 2, "rk4": 4, "implicit": self.iterations}[self.kind]
+        return stages if self.players == "joint" else 1 + 2 * (stages - 1)
+
+
 class Train(Part):
     """accumulate  batches for one step of the optimiser, the last of an epoch may have fewer
     sync_norms   batch norms take their statistics over all ranks
@@ -228,6 +251,7 @@ class Train(Part):
     ema: float | None = None
     accumulate: int = 1
     sync_norms: bool = False
+    integrator: Integrator | None = None
     seed: int = 0
 
 

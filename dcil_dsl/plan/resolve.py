@@ -22,6 +22,7 @@ from dcil_dsl.plan.bounds import bind_group
 from dcil_dsl.plan.claim import claim_layers
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
+from dcil_dsl.plan.train import resolve_train
 from dcil_dsl.plan.windows import resolve_losses, resolve_paths, resolve_phases
 
 
@@ -80,7 +81,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=_train(recipe.train, num_epochs, steps_per_epoch, num_steps),
+        train=resolve_train(recipe.train, num_epochs, steps_per_epoch, num_steps),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value)
             for e in recipe.expect
@@ -237,37 +238,6 @@ def _tied(selection: Selection, init: dict[str, str]) -> list[tuple[str, str]]:
 
 def _has_state(layer: Layer) -> bool:
     return any(True for _ in layer.module.parameters()) or any(True for _ in layer.module.buffers())
-
-
-def _train(train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int) -> p.Train:
-    def steps(time):
-        return time.to_steps(steps_per_epoch, num_steps)
-
-    match train.optimizer:
-        case v.SGD():
-            optimizer = p.SGD(**train.optimizer.model_dump())
-        case v.AdamW():
-            optimizer = p.AdamW(**train.optimizer.model_dump())
-    rate = {"warmup": steps(train.lr.warmup) if train.lr.warmup else 0}
-    rate["warmup_from"] = train.lr.warmup_from
-    match train.lr:
-        case v.ConstantRate():
-            rate["kind"] = "constant"
-        case v.Multistep(at=at, gamma=gamma):
-            rate |= {"kind": "multistep", "at": tuple(steps(t) for t in at), "gamma": gamma}
-        case v.Cosine(final=final):
-            rate |= {"kind": "cosine", "final": final}
-    return p.Train(
-        num_epochs=num_epochs,
-        optimizer=optimizer,
-        rate=p.Rate(**rate),
-        precision=train.precision,
-        clip=train.clip,
-        ema=train.ema,
-        accumulate=train.accumulate,
-        sync_norms=train.sync_norms,
-        seed=train.seed,
-    )
 
 
 def resolve_data(data: r.Data) -> p.Data:

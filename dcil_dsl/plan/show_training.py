@@ -124,6 +124,7 @@ def show_training(plan: Plan, page: Page) -> str:
     return "\n".join(
         [
             f"train    {train.optimizer.kind}: {optimizer}",
+            *show_integrator(plan, page),
             *(
                 f"{'rate' if not i else '':8} {line}"
                 for i, line in enumerate(wrap(words + warmup, page.width - 9))
@@ -131,6 +132,27 @@ def show_training(plan: Plan, page: Page) -> str:
             f"         {more}",
         ]
     )
+
+
+def show_integrator(plan: Plan, page: Page) -> list[str]:
+    """How the gradient of a step is made of several."""
+    integrator = plan.train.integrator
+    if integrator is None:
+        return []
+    far = "the learning rate" if integrator.rate is None else f"{integrator.rate:g}"
+    last = "the step before" if integrator.direction == "previous" else "the same batch"
+    words = {
+        "heun": "Heun's mean of the gradients at both ends of the step",
+        "rk4": "the four gradients of Runge and Kutta",
+        "extrapolate": f"the gradient where {far} times the gradient of {last} leads",
+        "implicit": "the gradient where the step ends, an implicit Euler step on the routed field",
+    }[integrator.kind]
+    if integrator.players == "each":
+        words += ", kept and pruned weights each with the others at rest"
+    times = count(integrator.evaluations, "evaluation")
+    words += f"; {times} a step; momentum, weight decay and penalties come after"
+    lines = wrap(words, page.width - 9)
+    return [f"{'' if i else 'gradient':8} {line}" for i, line in enumerate(lines)]
 
 
 def show_expectations(plan: Plan) -> str:

@@ -6,7 +6,8 @@ Not:  no weight is invented: one that the checkpoint lacks, or has in another sh
 
 Weights and statistics are taken, and what both plans keep beside a weight; masks are made anew, as
 the new plan has them there; momentum and the like are taken where the new optimiser keeps it,
-averages where the new plan asks for them. Steps are counted in epochs of the new length.
+averages where the new plan asks for them, what a step remembers where the new one does. Steps are
+counted in epochs of the new length.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def load_anyway(path: Path, state: State) -> None:
     current = state.dual.state_dict()
     for name, mean in state.average.items():
         mean.copy_(averages.get(name, current[name]))
+    for name, remembered in under("memory/", tensors).items():
+        if name in state.memory and state.memory[name].shape == remembered.shape:
+            state.memory[name].copy_(remembered)
 
     before = Position(**json.loads(header["position"]))
     state.position = Position(

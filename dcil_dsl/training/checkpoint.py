@@ -10,6 +10,7 @@ Not:  no state of a random generator: every draw of a step depends on the seed a
     optimizer/<parameter>/<entry>    momentum and the like
     average/<name>                   where the recipe asks for `ema`
     before/<parameter>               masks at the end of the last whole epoch, in mid-epoch only
+    memory/<name>                    what a step remembers of those before, where it does
     sums                             losses and counts of the epoch so far
 """
 
@@ -82,6 +83,7 @@ class State:
     """Everything that training changes. `average` is empty where the recipe has no `ema`.
 
     shards  where the tensors are this rank's rows
+    memory  of an integrator: the gradients of the step before
     """
 
     dual: nn.Module
@@ -91,6 +93,7 @@ class State:
     before: dict[str, Tensor]
     position: Position
     shards: Shards | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, state: State) -> None:
@@ -100,6 +103,7 @@ def save_checkpoint(path: Path, state: State) -> None:
     tensors = {f"model/{name}": t for name, t in state.dual.state_dict().items()}
     tensors |= {f"optimizer/{name}": t for name, t in optimizer_state(state.optimizer).items()}
     tensors |= {f"average/{name}": t for name, t in state.average.items()}
+    tensors |= {f"memory/{name}": t for name, t in state.memory.items()}
     tensors["sums"] = state.sums
     if state.position.batch:
         tensors |= {f"before/{name}": t for name, t in state.before.items()}
@@ -144,6 +148,7 @@ def load_checkpoint(path: Path, state: State) -> None:
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{path} holds another optimiser: {error}") from None
     _fill(state.average, under("average/", tensors), path)
+    _fill(state.memory, under("memory/", tensors), path)
     before = under("before/", tensors)
     _fill(state.before, before or {k: m.cpu() for k, m in state.dual.masks.items()}, path)
     _fill({"sums": state.sums}, {n: t for n, t in tensors.items() if n == "sums"}, path)

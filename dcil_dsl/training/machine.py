@@ -15,9 +15,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 
+# Settings of Train that make a step of one batch in one process, from gradients that no scaler
+# has scaled.
+OWN_STEPS = ("integrator",)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,6 +79,24 @@ def keep_freed_memory() -> bool:
 def precision_of(plan: Plan, options: Options) -> str:
     """The command line's precision, else the recipe's."""
     return options.precision or plan.train.precision
+
+
+def check_own_steps(plan: Plan, options: Options) -> None:
+    """InputError where the recipe makes its steps in a way that this machine's options break."""
+    word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
+    if word is None:
+        return
+    if options.ranks.count > 1 or options.shard:
+        raise InputError(
+            f"`{word}` of the recipe's `train` is for one process, and there are "
+            f"{options.ranks.count}",
+            help="run it without torchrun",
+        )
+    if precision_of(plan, options) == "fp16" or plan.train.accumulate > 1:
+        raise InputError(
+            f"`{word}` of the recipe's `train` goes with neither fp16 nor `accumulate`",
+            help="--precision bf16 scales no gradient",
+        )
 
 
 def autocast(plan: Plan, options: Options) -> torch.autocast:

@@ -24,9 +24,16 @@ from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
 from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
+from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.learner import Forward, Learner
 from dcil_dsl.training.losses import logits_of, loss_term
-from dcil_dsl.training.machine import Loader, Options, autocast, precision_of
+from dcil_dsl.training.machine import (
+    Loader,
+    Options,
+    autocast,
+    check_own_steps,
+    precision_of,
+)
 from dcil_dsl.training.metrics import Dual, check_sparsity, masks_step, num_correct
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
@@ -107,6 +114,7 @@ class Session:
 def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
     plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
+    check_own_steps(plan, options)
     ranks.copy_first(dual.state_dict().values())
     shards = shard(dual, ranks, device) if options.shard else None
     dual.to(device)
@@ -117,7 +125,10 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     scores = {f"{name}_score" for name in dual.score_state}
     average = start_average(dual, plan.train.ema, besides=scores)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
-    state = State(dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards)
+    state = State(
+        dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards,
+        memory=start_previous(dual),
+    )  # fmt: skip
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
     if goes_on := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
@@ -135,6 +146,12 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         save(now)  # a run of this plan to go back to
     note_masks(now)
     return now
+
+
+def rate_of(now: Session) -> float:
+    """The learning rate of the step that is being made."""
+    at = now.state.position
+    return rate_at(now.plan, at.step) * at.rate_factor
 
 
 def after_loading(now: Session) -> None:

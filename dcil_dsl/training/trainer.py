@@ -28,11 +28,12 @@ from dcil_dsl.training.average import deploy_average, deployed, update_average
 from dcil_dsl.training.distributed import step_seed
 from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
 from dcil_dsl.training.finite import NotFinite
+from dcil_dsl.training.integrate import integrate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
-from dcil_dsl.training.optim import forget_pruned, rate_at, set_rate
+from dcil_dsl.training.optim import forget_pruned, set_rate
 from dcil_dsl.training.progress import Display, write_events
 from dcil_dsl.training.rewind import rewind
 from dcil_dsl.training.run import RunFolder, cannot_write
@@ -47,6 +48,7 @@ from dcil_dsl.training.session import (
     merge_scores,
     next_epoch,
     note_masks,
+    rate_of,
     result_of,
     save,
     start_session,
@@ -159,8 +161,9 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
     if not now.fits:
         check_fit(now.dual, images, labels, now.options)
         now.fits = True
+    seed = step_seed(plan.train.seed, at.step, ranks.rank)
     if part.is_first:
-        torch.manual_seed(step_seed(plan.train.seed, at.step, ranks.rank))
+        torch.manual_seed(seed)
         merge_scores(now)
         if now.dual.begin_step(at.step, loss_scale(now)):
             note_masks(now)
@@ -175,19 +178,30 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
     def backward(loss: Tensor) -> None:
         now.scaler.scale(loss if weight == 1 else weight * loss).backward()
 
-    now.loss, sums = now.learner.learn(
-        images, labels, active, backward, is_short=is_short, closes=part.is_last
-    )
+    def differentiate() -> tuple[Tensor, Tensor]:
+        loss, sums = now.learner.learn(
+            images, labels, active, backward, is_short=is_short, closes=part.is_last
+        )
+        bad = ~sums[: len(plan.losses)].isfinite() & (now.first_bad < 0)
+        now.first_bad = torch.where(bad, at.step, now.first_bad)
+        return loss, sums
+
+    def again() -> tuple[Tensor, Tensor]:
+        torch.manual_seed(seed)  # the same random numbers at every evaluation of one step
+        return differentiate()
+
+    if plan.train.integrator is None:
+        now.loss, sums = differentiate()
+    else:
+        now.loss, sums = integrate(now.dual, rate_of(now), again, now.state.memory)
     now.state.sums += sums if copies == 1 else sums / copies
-    bad = ~sums[: len(plan.losses)].isfinite() & (now.first_bad < 0)
-    now.first_bad = torch.where(bad, at.step, now.first_bad)
     at.batch += 1
 
 
 def _update(now: Session, part: Part, wish: Wish) -> None:
     """One step of the optimiser, and a look at what the device has noted."""
     plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
-    set_rate(optimizer, rate_at(plan, at.step) * at.rate_factor)
+    set_rate(optimizer, rate_of(now))
     has_penalties = any(group.penalties for group in plan.groups)
     if plan.train.clip is not None or has_penalties:
         now.scaler.unscale_(optimizer)

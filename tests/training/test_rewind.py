@@ -17,6 +17,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import trainer
 from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.training.optim import rate_at
 
 
 class Poisoned(TinyData):
@@ -85,7 +86,7 @@ def test_going_back_takes_the_last_epoch_again_with_half_the_rate(tmp_path):
     assert result.rewinds == (back,)
     lines = run.read_metrics()
     assert [line["rewinds"] for line in lines] == [0, 0, 1, 1]
-    rate = trainer.rate_at(plan, 14)
+    rate = rate_at(plan, 14)
     assert lines[2]["lr"] == rate / 2 and result.step == 20
 
     # Written out: two epochs, then the rest of a run whose rates are half of the plan's.

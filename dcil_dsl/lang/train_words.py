@@ -1,0 +1,123 @@
+"""The words of `train`: optimisers, rates, and how one step is made of its gradients.
+
+In:   the arguments of a call, evaluated (values.py).
+Out:  one class each; their tables stand in vocabulary.py.
+Not:  what a word does: training/.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field
+
+from dcil_dsl.lang.values import Time
+from dcil_dsl.lang.word import Word
+
+
+class SGD(Word):
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(Word):
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+Optimizer = Union[SGD, AdamW]
+
+
+class ConstantRate(Word):
+    """`constant()`: the optimiser's lr throughout, after the warm-up."""
+
+    warmup: Time | None = None
+    warmup_from: Annotated[float, Field(ge=0)] = 0.0  # a learning rate, not a share
+
+
+class Multistep(Word):
+    """`multistep(at=[150ep, 225ep], gamma=0.1)`: times gamma at each moment."""
+
+    at: tuple[Time, ...]
+    gamma: Annotated[float, Field(gt=0)] = 0.1
+    warmup: Time | None = None
+    warmup_from: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Cosine(Word):
+    """`cosine()`: half a cosine from lr to `final` over what follows the warm-up."""
+
+    warmup: Time | None = None
+    warmup_from: Annotated[float, Field(ge=0)] = 0.0
+    final: Annotated[float, Field(ge=0)] = 0.0
+
+
+Rate = Union[ConstantRate, Multistep, Cosine]
+
+# -- how one gradient is made of several: training/integrate.py has the formulas ----------------
+
+Players = Literal["joint", "each"]
+
+
+class Heun(Word):
+    """`heun(players=joint)`: the mean of the gradients at both ends of a step.
+
+    players  `each`: kept weights move while the pruned ones stand still, and the other way round.
+    Qin et al. 2020, arXiv:2010.15040.
+    """
+
+    players: Players = "joint"
+
+
+class RK4(Word):
+    """`rk4(players=joint)`: the four gradients of Runge and Kutta. arXiv:2010.15040."""
+
+    players: Players = "joint"
+
+
+class Extrapolate(Word):
+    """`extrapolate(rate=none, direction=previous)`: the gradient a little further on.
+
+    rate       how far, times the direction; None: the step's learning rate
+    direction  the gradient of the step before, or one taken `fresh`
+    Lin et al. 2020, arXiv:2006.05720.
+    """
+
+    rate: Annotated[float, Field(gt=0)] | None = None
+    direction: Literal["previous", "fresh"] = "previous"
+
+
+class Implicit(Word):
+    """`implicit(iterations=3)`: the gradient where the step ends, by so many evaluations.
+
+    Li et al. 2023, arXiv:2303.01767.
+    """
+
+    iterations: Annotated[int, Field(ge=2)] = 3
+
+
+Integrator = Union[Heun, RK4, Extrapolate, Implicit]
+
+# -- the block -----------------------------------------------------------------------------------
+
+
+class Train(Word):
+    """The `train` block."""
+
+    epochs: Time
+    optimizer: Optimizer
+    lr: Rate = ConstantRate()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+    integrator: Integrator | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
+    sync_norms: bool = False  # batch norms take their statistics over all processes
+    seed: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,174 @@
+"""One gradient made of several: Heun, Runge-Kutta, extrapolation, implicit steps.
+
+In:   a dual graph, a function that puts the gradients of one batch in place, the learning rate.
+Out:  the combined gradient in the parameters, for the optimiser's ordinary step.
+Not:  no update: the weights are where they were, to the bit, and so are the masks.
+
+With g(w) the routed gradient of the batch, a step follows dw/dt = -g(w) for a time h, the step's
+learning rate, and its mean velocity is what the optimiser is given:
+
+    heun         (g(w) + g(w - h g(w))) / 2
+    rk4          (k1 + 2 k2 + 2 k3 + k4) / 6,   k1 = g(w), k2 = g(w - h/2 k1), k3 = g(w - h/2 k2),
+                 k4 = g(w - h k3)                       Qin et al. 2020, arXiv:2010.15040
+    implicit     g_n,   g_1 = g(w), g_i = g(w - h g_{i-1}): n evaluations of the fixed point of
+                 an implicit Euler step, w' = w - h g(w')  Li et al. 2023, arXiv:2303.01767
+    extrapolate  g(w - r d),   d the gradient that the step before has used (0 at first), or g(w)
+                 if fresh                               Lin et al. 2020, arXiv:2006.05720
+
+Momentum, weight decay, penalties and the largest norm act on this one gradient: they are outside
+of the field. All evaluations see the same batch, masks and random numbers; running statistics and
+scores move by the first alone.
+
+Of players that move in turns, each moves by this rule while the other stands at w. One is what the
+deployed path learns alone: kept weights, weights that no rule prunes, modules of all paths or of
+the deployed one; the other the pruned weights and the twins of the other paths' modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.compiler.privatize import is_within, twin_names
+from dcil_dsl.plan.plan import Integrator
+from dcil_dsl.training.metrics import Dual
+
+T = TypeVar("T")
+Gradients = list[Tensor | None]  # by parameter; None where no gradient arrives
+
+
+def start_previous(dual: Dual) -> dict[str, Tensor]:
+    """What a step remembers of the one before: its gradients by parameter, at first zeros."""
+    spec = dual.plan.train.integrator
+    if spec is None or spec.kind != "extrapolate" or spec.direction != "previous":
+        return {}
+    return {f"previous/{name}": torch.zeros_like(p) for name, p in _learning(dual)}
+
+
+def integrate(
+    dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[str, Tensor]
+) -> T:
+    """What the first `evaluate` returned, with the combined gradient in the parameters' `.grad`.
+
+    evaluate  forward and backward of the step's batch, with the step's random numbers; adds to
+              the gradients, which are None before
+    memory    of start_previous; it is brought up to date
+    """
+    field = _Field(dual, evaluate)
+    spec = dual.plan.train.integrator
+    try:
+        if spec.kind == "extrapolate" and spec.direction == "previous":
+            before = [memory[f"previous/{name}"] for name, _ in field.named]
+            combined = field.at(rate if spec.rate is None else spec.rate, before)
+            for place, gradient in zip(before, combined, strict=True):
+                place.zero_() if gradient is None else place.copy_(gradient)
+        elif spec.players == "each":
+            first, parts = field.at(0.0, None), players(dual)
+            turns = [_follow(spec, field, rate, _only(part, first), part) for part in parts]
+            combined = _sum(turns, [1.0] * len(parts))
+        else:
+            combined = _follow(spec, field, rate, field.at(0.0, None), None)
+    finally:
+        field.put_back()
+    for (_, parameter), gradient in zip(field.named, combined, strict=True):
+        parameter.grad = gradient
+    return field.told
+
+
+class _Field:
+    """g at displaced weights. `told`: what the first evaluation returned."""
+
+    def __init__(self, dual: Dual, evaluate: Callable[[], T]):
+        self.dual, self.evaluate, self.named = dual, evaluate, _learning(dual)
+        self.start = [p.detach().clone() for _, p in self.named]
+        self.told: T | None = None
+        self.buffers: dict[str, Tensor] | None = None
+
+    def at(self, far: float, along: Gradients | None) -> Gradients:
+        """g(w - far * along)."""
+        with torch.no_grad():
+            moves = along or [None] * len(self.start)
+            for (_, p), start, move in zip(self.named, self.start, moves, strict=True):
+                p.copy_(start if move is None else start.sub(move, alpha=far))
+                p.grad = None
+        told = self.evaluate()
+        if self.buffers is None:
+            self.told, masks = told, {id(mask) for mask in self.dual.masks.values()}
+            self.buffers = {
+                n: b.clone() for n, b in self.dual.named_buffers() if id(b) not in masks
+            }
+        gradients = [p.grad for _, p in self.named]
+        for _, p in self.named:
+            p.grad = None
+        return gradients
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Weights as before the step, buffers as after the first evaluation."""
+        for (_, p), start in zip(self.named, self.start, strict=True):
+            p.copy_(start)
+        for name, buffer in self.dual.named_buffers():
+            if self.buffers is not None and name in self.buffers:
+                buffer.copy_(self.buffers[name])
+
+
+def _follow(
+    spec: Integrator, field: _Field, h: float, first: Gradients, part: list[Tensor] | None
+) -> Gradients:
+    """The combined gradient of one player, or of all together where `part` is None."""
+
+    def g(far: float, along: Gradients) -> Gradients:
+        return _only(part, field.at(far, along))
+
+    match spec.kind:
+        case "heun":
+            return _sum([first, g(h, first)], [1 / 2, 1 / 2])
+        case "rk4":
+            second = g(h / 2, first)
+            third = g(h / 2, second)
+            fourth = g(h, third)
+            return _sum([first, second, third, fourth], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
+        case "implicit":
+            for _ in range(spec.iterations - 1):
+                first = g(h, first)
+            return first
+        case "extrapolate":
+            return g(h if spec.rate is None else spec.rate, first)
+    raise AssertionError(spec.kind)
+
+
+def players(dual: Dual) -> list[list[Tensor]]:
+    """For each of the two, which entries of each parameter are its own: masks, or one bool."""
+    twins, masks = frozenset(twin_names(dual.plan)), dual.masks
+    one = []
+    for name, parameter in _learning(dual):
+        mask = masks.get(name)
+        if mask is None:
+            mask = torch.tensor(not is_within(name, twins), device=parameter.device)
+        one.append(mask)
+    return [one, [~mask for mask in one]]
+
+
+def _only(part: list[Tensor] | None, gradients: Gradients) -> Gradients:
+    if part is None:
+        return gradients
+    return [
+        None if g is None else torch.where(own, g, g.new_zeros(()))
+        for own, g in zip(part, gradients, strict=True)
+    ]
+
+
+def _sum(terms: list[Gradients], weights: list[float]) -> Gradients:
+    """Entry by entry; None where all of them are. Every term has the same paths, so that is all
+    or none."""
+    return [
+        None if own[0] is None else sum(weight * g for weight, g in zip(weights, own, strict=True))
+        for own in zip(*terms, strict=True)
+    ]
+
+
+def _learning(dual: Dual) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in dual.trainable() if p.requires_grad]

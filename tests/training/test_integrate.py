@@ -1,0 +1,87 @@
+"""Integrators in whole runs: what moves once a step, what a checkpoint holds, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_resume import assert_same, contents
+from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.training.integrate import integrate, players
+
+
+def plan_with(**integrator) -> p.Plan:
+    return tiny_plan(train={"integrator": p.Integrator(**integrator)})
+
+
+@pytest.mark.parametrize("kind", ["heun", "rk4", "implicit"])
+def test_running_statistics_move_once_and_all_evaluations_draw_the_same_numbers(kind):
+    """Over no distance every evaluation is the first one, dropout included."""
+    images, _ = next(iter(TinyData().epoch(0)))
+    dual, plain = tiny_dual(plan_with(kind=kind, iterations=3)), tiny_dual()
+
+    def learn(dual):
+        torch.manual_seed(5)
+        sum(y.square().mean() for y in dual(images).values()).backward()
+
+    integrate(dual, 0.0, lambda: learn(dual), {})
+    learn(plain)
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, dual.get_buffer(name)), name
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(dual.get_parameter(name).grad, parameter.grad)
+
+
+def test_a_resumed_run_remembers_the_gradient_of_the_step_before(tmp_path):
+    plan = plan_with(kind="extrapolate")
+    tiny_train(tmp_path / "straight", plan)
+    tiny_train(tmp_path / "run", plan, max_steps=8)
+    assert contents(tmp_path / "run")[0]["memory/previous/conv1.weight"].any()
+    tiny_train(tmp_path / "run", plan, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_run_with_four_gradients_resumes_and_tells_what_it_costs(tmp_path):
+    plan = plan_with(kind="rk4", players="each")
+    straight, _, _ = tiny_train(tmp_path / "straight", plan)
+    tiny_train(tmp_path / "run", plan, max_steps=7)
+    tiny_train(tmp_path / "run", plan, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+    assert straight.cost == training_cost(plan) == 14  # two paths, 1 + 3 + 3 evaluations
+
+
+@pytest.mark.parametrize(
+    "settings, evaluations",
+    [
+        (dict(kind="heun"), 2), (dict(kind="rk4"), 4), (dict(kind="implicit", iterations=5), 5),
+        (dict(kind="extrapolate"), 1), (dict(kind="extrapolate", direction="fresh"), 2),
+        (dict(kind="heun", players="each"), 3),
+    ],
+)  # fmt: skip
+def test_the_cost_counts_every_evaluation(settings, evaluations):
+    assert training_cost(plan_with(**settings)) == 2 * evaluations
+
+
+def test_the_two_players_have_every_entry_once_and_twins_are_of_the_second():
+    dual = tiny_dual(plan_with(kind="heun", players="each"))
+    dual.refresh(12)
+    names = [name for name, _ in dual.trainable()]
+    one, other = players(dual)
+    assert all(torch.equal(a, ~b) for a, b in zip(one, other))
+    of_first = dict(zip(names, one))
+    assert torch.equal(of_first["conv1.weight"], dual.masks["conv1.weight"])
+    assert of_first["fc.weight"] and of_first["conv1.bias"] and not of_first["fc__dense.weight"]
+
+
+@pytest.mark.parametrize(
+    "changes, options",
+    [({"accumulate": 2}, {}), ({"precision": "fp16"}, {}), ({}, {"precision": "fp16"})],
+)
+def test_what_an_integrator_cannot_do_is_refused(tmp_path, changes, options):
+    plan = tiny_plan(train={"integrator": p.Integrator(kind="heun")} | changes)
+    plan = plan.model_copy(update={"steps_per_epoch": -(-5 // plan.train.accumulate)})
+    with pytest.raises(InputError, match="`integrator`"):
+        tiny_train(tmp_path / "run", plan, **options)
