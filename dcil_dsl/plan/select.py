@@ -10,6 +10,8 @@ from __future__ import annotations
 import operator
 import re
 
+from torch import nn
+
 from dcil_dsl.diagnostics import Diagnostics, Span
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
@@ -41,7 +43,7 @@ class Selection:
         match selector:
             case ast.ByType(type=type):
                 return self._or_nothing(
-                    {layer.path for layer in self.layers if type in layer.types},
+                    self._of_type(type),
                     f"no layer of type `{type}` in {self.model_name}",
                     selector.span,
                     lambda: self._near_type(type),
@@ -89,6 +91,18 @@ class Selection:
                 chosen = self._set(of)
                 return chosen - self._set(but)
         raise AssertionError(f"link.py leaves no {type(selector).__name__} in a selector")
+
+    def _of_type(self, type: str) -> set[str]:
+        """Layers of the class. An attention is both of its projections: the one that makes queries,
+        keys and values is its own, the other a linear layer inside it."""
+        chosen = {layer.path for layer in self.layers if type in layer.types}
+        attentions = {
+            layer.path
+            for layer in self.layers
+            if layer.path in chosen and isinstance(layer.module, nn.MultiheadAttention)
+        }
+        own = {f"{path}.out_proj" for path in attentions}
+        return chosen | {layer.path for layer in self.layers if layer.path in own}
 
     def _or_nothing(self, chosen: set[str], message: str, span: Span, near) -> set[str]:
         if not chosen:

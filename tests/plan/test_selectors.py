@@ -156,3 +156,18 @@ def test_first_counts_in_execution_order_and_not_in_that_of_registration():
     assert next(Net().named_children())[0] == "head"
     assert selected("first Conv2d, Linear") == EVERY[:1] + EVERY[-1:]
     assert selected('first "*"') == ["stem"]
+
+
+def test_an_attention_by_its_class_is_both_of_its_projections():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    both = ["attention", "attention.out_proj"]
+    assert selected("MultiheadAttention", Attends()) == both
+    assert selected("MultiheadAttention, Linear except last Linear", Attends()) == both
