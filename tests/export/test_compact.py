@@ -4,23 +4,10 @@ import copy
 
 import torch
 from torch import fx, nn
-from zeroed import enliven, numel, zero_rows
+from zeroed import IMAGE, dead, double, enliven, numel, zero_rows
 
 from dcil_dsl.export.compact import compact
 from dcil_dsl.export.rebuild import rebuild_compact
-
-IMAGE = (torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
-
-
-def double(*layers):
-    torch.manual_seed(0)
-    return enliven(nn.Sequential(*layers)).double()
-
-
-@torch.no_grad()
-def dead(module, *rows):
-    module.weight[list(rows)] = 0.0
-
 
 def agree(result, model, inputs=IMAGE):
     """Both networks on other inputs than those that compact has compared."""

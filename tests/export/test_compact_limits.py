@@ -3,23 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from zeroed import enliven, numel
+from zeroed import IMAGE, dead, double, enliven, numel
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.compact import compact
-
-IMAGE = (torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
-
-
-def double(*layers):
-    torch.manual_seed(0)
-    return enliven(nn.Sequential(*layers)).double()
-
-
-@torch.no_grad()
-def dead(module, *rows):
-    module.weight[list(rows)] = 0.0
-
 
 def test_channels_of_which_a_layer_norm_takes_the_mean_stay_with_the_reason():
     model = double(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))

@@ -61,3 +61,18 @@ def zero_heads(model: nn.Module, part: float = 0.4) -> nn.Module:
 
 def numel(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+IMAGE = (torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
+
+
+def double(*layers):
+    """The layers in a row, in float64, with numbers that tell them apart."""
+    torch.manual_seed(0)
+    return enliven(nn.Sequential(*layers)).double()
+
+
+@torch.no_grad()
+def dead(module, *rows):
+    """Zero these rows of a weight."""
+    module.weight[list(rows)] = 0.0
