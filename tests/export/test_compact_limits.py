@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from zeroed import IMAGE, dead, double, enliven, numel
+from zeroed import IMAGE, dead, double, numel
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.compact import compact
