@@ -1,10 +1,11 @@
 """The figures and tables of docs/results.md, from the table that compare.py writes.
 
     python benchmarks/figures.py benchmarks/results/methods.csv --out docs/figures
+        [--methods dense,gmp,dcil] [--name cheaper]
 
-Needs matplotlib (the extra `figures`). Every mark is a mean
-over seeds, every band or bar reaches from the least to the largest of them; nothing is smoothed.
-What is drawn together differs in one thing only; the rest stands in the title.
+Needs matplotlib (the extra `figures`). Every mark is a mean over seeds, every band reaches from the
+least to the largest of them; nothing is smoothed. What is drawn together differs in one thing only;
+the rest stands in the title. --methods draws and lists those alone, under the --name.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ class Setting:
     split: str
     examples: int
     image_size: int
+    overrides: str
 
     def __str__(self) -> str:
         images = f"{self.examples:,} images" if self.examples else "all images"
         size = f" of {self.image_size} px" if self.image_size else ""
         held = "validation" if self.split == "validation" else "test"
-        return f"{self.network}, {self.data}, {images}{size}; {held} accuracy of the last epoch"
+        return "; ".join(
+            filter(None, (f"{self.network}, {self.data}, {images}{size}", self.overrides,
+                          f"{held} accuracy of the last epoch"))
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,23 +59,25 @@ class Curve:
     target: float
     epochs: int
     passes: float
-    overrides: str
+    recipe: str
 
 
 class Table:
     """The rows of the CSV: setting -> curve -> (measure, at) -> values, one a seed."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, only: list[str]):
         self.settings: dict[Setting, dict[Curve, dict[tuple[str, str], list[float]]]] = {}
         with open(file, newline="") as opened:
             for row in csv.DictReader(opened):
                 setting = Setting(
                     row["network"], row["data"], row["split"], int(row["examples"]),
-                    int(row["image_size"]),
+                    int(row["image_size"]), row["overrides"],
                 )  # fmt: skip
+                if only and row["method"] not in only:
+                    continue
                 curve = Curve(
                     row["method"], float(row["target"]), int(row["epochs"]),
-                    float(row["passes"]), row["overrides"],
+                    float(row["passes"]), row["recipe_sha256"],
                 )  # fmt: skip
                 curves = self.settings.setdefault(setting, {})
                 values = curves.setdefault(curve, defaultdict(list))
@@ -81,12 +88,17 @@ def main(arguments: list[str] | None = None) -> int:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("table", type=Path)
     asked.add_argument("--out", type=Path, required=True, help="a folder")
+    asked.add_argument("--methods", default="", help="those alone")
+    asked.add_argument("--name", help="of the files; default: the table's")
     asked = asked.parse_args(arguments)
+    only = asked.methods.split(",") if asked.methods else []
     asked.out.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "dcil", "axes.grid": True,
                          "grid.alpha": 0.3, "legend.frameon": False})  # fmt: skip
-    for number, (setting, curves) in enumerate(Table(asked.table).settings.items(), 1):
-        stem = asked.out / f"{asked.table.stem}-{number}"
+    for number, (setting, curves) in enumerate(
+        Table(asked.table, only).settings.items(), 1
+    ):
+        stem = asked.out / f"{asked.name or asked.table.stem}-{number}"
         accuracy_by_sparsity(setting, curves, stem)
         accuracy_by_cost(setting, curves, stem)
         by_epoch(setting, curves, "top1", "accuracy, %", stem)
@@ -235,20 +247,21 @@ def methods(curves: dict) -> list[str]:
 
 
 def markdown(curves: dict) -> str:
-    """Mean and sample standard deviation of the last epoch, in percent, and the number of seeds."""
+    """Mean and sample standard deviation of the last epoch, in percent, and the number of seeds;
+    `recipe` is the beginning of the SHA-256 of its text, as the CSV has it."""
     targets = sorted({c.target for c in curves} - {0.0})
     columns = [f"{target:g} %" for target in targets]
-    lines = [f"| method | epochs | cost | {' | '.join(columns)} |"]
-    lines.append("|" + "---|" * (3 + len(targets)))
+    lines = [f"| method | epochs | cost | {' | '.join(columns)} | recipe |"]
+    lines.append("|" + "---|" * (4 + len(targets)))
     rows: dict[tuple, dict[float, list[float]]] = defaultdict(dict)
     for curve, values in curves.items():
-        key = (rank(curve.method), curve.method, curve.overrides, curve.epochs, curve.passes)
+        key = (rank(curve.method), curve.method, curve.epochs, curve.passes, curve.recipe)
         rows[key][curve.target] = values["top1", "end"]
-    for (_, method, overrides, epochs, passes), row in sorted(rows.items()):
+    for (_, method, epochs, passes, recipe), row in sorted(rows.items()):
         cells = [shown(row.get(target, row.get(0.0) if method == "dense" else None))
                  for target in targets]  # fmt: skip
-        name = f"{method} ({overrides})" if overrides else method
-        lines.append(f"| {name} | {epochs} | {passes:g} | {' | '.join(cells)} |")
+        cells = " | ".join(cells)
+        lines.append(f"| {method} | {epochs} | {passes:g} | {cells} | {recipe[:8]} |")
     return "\n".join(lines) + "\n"
 
 
