@@ -14,10 +14,9 @@ from dcil_dsl.zoo import build_model
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """tiny.prune, net.py, and `run`, from which every filter but one of the first layer is gone."""
+    """tiny.prune, net.py and `run`, cut short after one step, before anything is pruned."""
     folder = tmp_path_factory.mktemp("job")
-    recipe = RECIPE.replace("prune Conv2d to global(target)", "prune Conv2d to uniform(target)")
-    (folder / "tiny.prune").write_text(recipe)
+    (folder / "tiny.prune").write_text(RECIPE)
     (folder / "net.py").write_text(NET)
     assert call(*job(folder), "--max-steps", "1", "--out", str(folder / "run")) == 0
     return folder
@@ -25,7 +24,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def file(folder, tmp_path) -> Path:
-    """The run's exported tensors with half of the filters of each convolution set to zero."""
+    """net.safetensors, a file that names no model: the run's exported tensors, half of the filters
+    of each convolution zero (the first 8 of 16 of the first, every other one of the second)."""
     tensors = load_file(folder / "run" / "sparse.safetensors")
     tensors["0.weight"][:8] = 0.0
     tensors["3.weight"][::2] = 0.0
@@ -51,7 +51,10 @@ def test_a_file_of_another_origin_needs_the_model(file, folder, tmp_path, capsys
     spec = f"{folder}/net.py:Net"
     assert call("export", file, "--to", "compact", "--model", spec, "--out", out) == 0
     printed = capsys.readouterr().out
-    assert "milliseconds for a batch of 32" in printed and "measured on" in printed
+    times = json.loads((out / "report.json").read_text())["before"]
+    assert times["fastest"] <= times["milliseconds"] <= times["slowest"]
+    assert f"{times['fastest']:.2f}..{times['slowest']:.2f}" in printed
+    assert "milliseconds for a batch of 32" in printed and "this machine as it was" in printed
     # one filter of the second convolution stays for none of its readers: a mean takes a constant
     assert "3.weight  32 x 16 x 3 x 3  16 x 8 x 3 x 3" in printed
     original = net(folder)

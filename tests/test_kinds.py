@@ -69,6 +69,18 @@ def test_blocks_of_four_outputs_go_together_and_the_shortcuts_keep_forty_percent
     assert sum(int((w != 0).sum()) for w in shortcuts) >= 0.4 * sum(w.numel() for w in shortcuts)
 
 
+def test_tiles_of_sixteen_by_sixteen_go_together_and_the_image_is_read_whole(trained):
+    _, tensors = trained("tiles")
+    first, *others = convolutions(tensors).values()
+    assert nonzero(first).all()
+    shapes = [(len(w) // 16, 16, w.shape[1] // 16, 16, w.shape[2] * w.shape[3]) for w in others]
+    tiles = [w.view(shape) != 0 for w, shape in zip(others, shapes, strict=True)]
+    kept = [t.any(3).any(1) for t in tiles]
+    assert all(torch.equal(k, t.all(3).all(1)) for k, t in zip(kept, tiles, strict=True))
+    assert sum(k.numel() for k in kept) == 1054 and sum(int(k.sum()) for k in kept) == 1054 // 4
+    assert all(int(k.sum()) >= 0.2 * k.numel() for k in kept)
+
+
 def test_of_every_four_inputs_two_stay(trained):
     _, tensors = trained("nm24")
     first, *others = convolutions(tensors).values()

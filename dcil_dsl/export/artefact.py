@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan.group import SharedBy
 from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
@@ -47,6 +48,7 @@ class Promise(BaseModel):
 
     rule: str
     allocation: Literal["global", "uniform"]
+    shared_by: SharedBy = "target"
     asked: float
     parameters: tuple[str, ...]
     num_weights: tuple[int, ...]
@@ -95,6 +97,7 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
         Promise(
             rule=group.rule,
             allocation=group.allocation,
+            shared_by=group.shared_by,
             asked=sparsity_at(group, last_refresh(group, step)),
             parameters=group.parameters,
             num_weights=group.num_weights,

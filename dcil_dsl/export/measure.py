@@ -24,11 +24,13 @@ WARMUP, CALLS = 3, 15
 @dataclass(frozen=True)
 class Costs:
     """parameters; multiply-accumulates of convolutions and matrix products for one example;
-    milliseconds for the batch, the median of CALLS calls."""
+    milliseconds for the batch, the median of CALLS calls, and the fastest and slowest of them."""
 
     parameters: int
     macs: int
     milliseconds: float
+    fastest: float
+    slowest: float
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,12 @@ def measure(before: nn.Module, after: nn.Module, inputs: Inputs) -> Measured:
                 if call >= WARMUP:
                     seen.append(1000 * (time.perf_counter() - start))
     costs = [
-        Costs(num_parameters(network), count_macs(network, inputs) // batch, median(seen))
+        Costs(
+            num_parameters(network), count_macs(network, inputs) // batch,
+            median(seen), min(seen), max(seen),
+        )
         for network, seen in zip((before, after), times)
-    ]
+    ]  # fmt: skip
     return Measured(*costs, device=device_name(device), batch_size=batch)
 
 

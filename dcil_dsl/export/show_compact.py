@@ -12,7 +12,7 @@ from dataclasses import asdict
 from textwrap import wrap
 
 from dcil_dsl.export.compact import Compacted
-from dcil_dsl.export.measure import Measured
+from dcil_dsl.export.measure import CALLS, Measured
 from dcil_dsl.plan.wording import shorten, table
 
 WIDTH = 100
@@ -48,20 +48,22 @@ def show_compacted(result: Compacted, measured: Measured) -> str:
     before, after = measured.before, measured.after
     # Two times of one network differ by chance alone, and would be read as a gain.
     differs = (before.parameters, before.macs) != (after.parameters, after.macs)
-    lines += ["", *table(
-        ("", "before", "after", "of it"),
-        [
-            _row("parameters", before.parameters, after.parameters, "{:,}"),
-            _row("multiply-accumulates an example", before.macs, after.macs, "{:,}"),
-            *([_row(
-                f"milliseconds for a batch of {measured.batch_size}", before.milliseconds,
-                after.milliseconds, "{:.2f}",
-            )] if differs else []),
-        ],
-        "lrrr",
-    )]  # fmt: skip
+    rows = [
+        _row("parameters", before.parameters, after.parameters, "{:,}"),
+        _row("multiply-accumulates an example", before.macs, after.macs, "{:,}"),
+    ]
     if differs:
-        lines.append(f"measured on {measured.device}: medians of alternating calls")
+        name = f"milliseconds for a batch of {measured.batch_size}"
+        spreads = (f"{costs.fastest:.2f}..{costs.slowest:.2f}" for costs in (before, after))
+        rows.append(_row(name, before.milliseconds, after.milliseconds, "{:.2f}"))
+        rows.append(("  lowest..highest of the calls", *spreads, ""))
+    lines += ["", *table(("", "before", "after", "of it"), rows, "lrrr")]
+    if differs:
+        lines.append(
+            f"medians of {CALLS} alternating calls each, on {measured.device}, on this machine as "
+            "it was:"
+        )
+        lines.append("other work on it counts in, and another machine will give other times")
     lines.append(
         f"largest difference on {result.num_inputs} inputs: {result.difference:.1e} of "
         "1 + the largest output"

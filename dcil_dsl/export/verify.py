@@ -95,7 +95,7 @@ def show_verdict(verdict: Verdict) -> str:
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
         noun, asked = counted(promise), percent(round(promise.asked, 6))
         pattern = f", {promise.unit.n}:{promise.unit.m}" if promise.unit.kind == "nm" else ""
-        lines.append(f"group {index} ({promise.allocation}{pattern}, {promise.rule}):")
+        lines.append(f"group {index} ({_allocation(promise)}{pattern}, {promise.rule}):")
         if noun == "weights":
             lines.append(
                 f"  asked {asked}, measured {measured}; "
@@ -121,6 +121,13 @@ def show_verdict(verdict: Verdict) -> str:
         f"fault{'s' if len(verdict.faults) > 1 else ''}"
     )
     return "\n".join(lines) + "\n"
+
+
+def _allocation(promise: Promise) -> str:
+    """How the budget was shared out, by the name that the recipe has for it."""
+    if promise.shared_by == "target":
+        return promise.allocation
+    return {"erk": "ERK", "lamp": "LAMP"}.get(promise.shared_by, promise.shared_by)
 
 
 def _count_group(

@@ -24,6 +24,7 @@ from dcil_dsl.plan.members import Member, divide, unit_of, unit_prices
 from dcil_dsl.plan.schedule import reached_at, whole_units
 from dcil_dsl.plan.scores import resolve_score
 from dcil_dsl.plan.share_out import erk_weights, share_out
+from dcil_dsl.plan.wording import percent
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
 _SHARED_BY = {v.Erk: "erk", v.Lamp: "lamp", v.Sensitivity: "sensitivity"}
@@ -129,7 +130,7 @@ def _schedule(schedule: v.Schedule, steps_per_epoch: int, num_steps: int) -> p.S
 
 def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     """E304, once for the rule."""
-    noun, target = counted(group), f"{group.target:.4g}"
+    noun, target = counted(group), percent(round(group.target, 6))
     sizes, costs = num_units(group), unit_costs(group)
     ceilings = group.ceilings or sizes
     if group.allocation == "global" or group.shared_by in ("erk", "sensitivity"):
@@ -150,7 +151,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
         if keeps < least:
             wrong.append((f"{what} leaves {keeps:,} {noun}, the floors keep {least:,}", True))
         elif keeps > most:
-            wrong.append((f"{what} leaves {keeps:,} {noun}, the ceilings {most:,}", False))
+            wrong.append((f"{what} leaves {keeps:,} {noun}, the ceilings allow {most:,}", False))
     if wrong:
         fact, is_floor = wrong[0]
         more = f", likewise in {len(wrong) - 1} more layers" if len(wrong) > 1 else ""

@@ -15,6 +15,7 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
+from dcil_dsl.plan.wording import percent
 
 
 def bind_group(
@@ -30,10 +31,11 @@ def bind_group(
     keeps = whole_units(size * (1 - group.target))
     least, most = limits_at(group, reached_at(group))
     if not least <= keeps <= most:
-        what = f"floors and bounds keep {least:,}" if keeps < least else f"the bounds {most:,}"
+        low, high = f"floors and bounds keep {least:,}", f"the bounds allow {most:,}"
         report.add(
             "E304",
-            f"{group.target:.4g} of {size:,} {noun} leaves {keeps:,} {noun}, {what}",
+            f"{percent(round(group.target, 6))} of {size:,} {noun} leaves {keeps:,} {noun}, "
+            f"{low if keeps < least else high}",
             rule.bounds[0].span,
         )
     return group

@@ -176,7 +176,7 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
     lines = [head]
     for index, (rule, found) in enumerate(zip(recipe.rules, matched, strict=True)):
         if index not in claims:
-            verdict = f"no match: it selects {_names([other.path for other in found])}"
+            verdict = f"no match: it selects {_names([o.path for o in found if o.prunable])}"
         elif index == claims[-1]:
             verdict = "matches and wins"
         else:
@@ -317,7 +317,7 @@ def _names(paths: list[str]) -> str:
     if not paths:
         return "nothing"
     if len(paths) > MANY:
-        return f"{len(paths)} others, {paths[0]} to {paths[-1]}"
+        return f"{len(paths)} other layers, {paths[0]} to {paths[-1]}"
     return ", ".join(f"`{path}`" for path in paths)
 
 

@@ -136,6 +136,9 @@ class Bound(Part):
     ceiling: int
 
 
+SharedBy = Literal["target", "erk", "sensitivity", "lamp"]
+
+
 class Group(Part):
     """The layers of one `prune` rule, pruned together, a whole unit at a time.
 
@@ -174,7 +177,7 @@ class Group(Part):
     parameters: tuple[str, ...]
     num_weights: tuple[int, ...]
     allocation: Literal["global", "uniform"]
-    shared_by: Literal["target", "erk", "sensitivity", "lamp"] = "target"
+    shared_by: SharedBy = "target"
     target: float
     targets: tuple[float, ...] = ()
     of: Literal["weights", "units", "flops"] = "weights"

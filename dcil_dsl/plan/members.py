@@ -21,6 +21,9 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight
 
 
+MOST_NAMED = 4  # layers in a rule that is proposed
+
+
 @dataclass(frozen=True)
 class Member:
     """The weights that share their units, and how each falls into them; none for single weights."""
@@ -71,9 +74,10 @@ def divide(
             "E310",
             f"`{name}`{more} not fall into {_units_words(unit)}",
             rule.granularity_span or rule.target_span,
-            label=reason,
-            help=f"`{_keep(misfits)}` below this rule leaves "
-            + ("them whole" if misfits[1:] else "it whole"),
+            label=reason
+            if heads or unit.kind != "head"
+            else "no attention layer is known in the model, so nothing in it has heads",
+            help=_what_fits(misfits, len(weights)),
         )
         return None
     together: dict[str, list[Weight]] = {}
@@ -86,10 +90,18 @@ def divide(
     ]
 
 
-def _keep(misfits: list[tuple[str, str]]) -> str:
-    """The rule that keeps these layers, as far as it is short."""
-    modules = dict.fromkeys(f'"{name.rpartition(".")[0]}"' for name, _ in misfits)
-    return "keep " + ", ".join([*modules][:4]) + (", ..." if len(modules) > 4 else "")
+def _what_fits(misfits: list[tuple[str, str]], num_weights: int) -> str | None:
+    """A rule to paste that keeps these layers; none where nothing else would be left to prune."""
+    modules = list(dict.fromkeys(f'"{name.rpartition(".")[0]}"' for name, _ in misfits))
+    if len(misfits) == num_weights or '""' in modules:
+        return None
+    if len(modules) > MOST_NAMED:
+        return (
+            f"`keep {modules[0]}` below this rule leaves one of them whole; "
+            f"{len(modules) - 1} more need the like, or narrow the rule"
+        )
+    whole = "them whole" if misfits[1:] else "it whole"
+    return f"`keep {', '.join(modules)}` below this rule leaves {whole}"
 
 
 def _units_words(unit: p.Unit) -> str:

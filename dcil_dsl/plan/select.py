@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 
 from torch import nn
 
@@ -17,7 +18,9 @@ from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.values import Percent
+from dcil_dsl.plan.wording import count
 
+MOST_NAMED = 5  # types in a help
 COMPARE = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -167,9 +170,18 @@ class Selection:
                     help=f"did you mean `{near}`?" if near else None,
                 )
 
-    def _near_type(self, type: str) -> str | None:
+    def _near_type(self, type: str) -> str:
+        """The nearest real type; else those of the model with parameters, the prunable first."""
         near = nearest(type, sorted({name for layer in self.layers for name in layer.types}))
-        return f"did you mean `{near}`?" if near else None
+        if near:
+            own = count(len(self._of_type(near)), "layer")
+            return f"did you mean `{near}`, of which the model has {own}?"
+        numbers = Counter(layer.type for layer in self.layers if layer.module._parameters)
+        prunable = {layer.type for layer in self.layers if layer.prunable}
+        having = sorted(numbers.items(), key=lambda entry: (entry[0] not in prunable, -entry[1]))
+        shown = ", ".join(f"`{name}` ({number})" for name, number in having[:MOST_NAMED])
+        more = len(having) - MOST_NAMED
+        return f"the model has {shown}" + (f" and {count(more, 'more type')}" if more > 0 else "")
 
     def _near_path(self, pattern: str) -> str | None:
         """The nearest real name, in which what the pattern matches already stays as it is."""

@@ -14,7 +14,7 @@ from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.plan.schedule import whole_units
 from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
 from dcil_dsl.plan.show_layers import short_name
-from dcil_dsl.plan.wording import PLAIN, Page, fit, named_table, percent, shorten
+from dcil_dsl.plan.wording import PLAIN, Page, fit, named_table, percent
 
 SHORTEST_BAR = 8
 RULE_WIDTH = 96  # columns of the rules, whatever the page: they go into a file
@@ -55,10 +55,14 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
         f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",
         "each layer pruned by itself, magnitude masks made once, nothing trained after",
     ]
-    head = f"loss increase at a sparsity of; top-1 in points and bar at {level}"
-    return fit("\n".join(lines), page.width) + "\n\n" + "\n".join(
-        [shorten(head, page.width), *_rows(profile, marked, page)]
-    ) + "\n"  # fmt: skip
+    lines += [
+        "",
+        "columns of percentages: by how much the loss rises when that share of the layer is zero",
+        f"last column: the change of top-1 at {level}, in percentage points; "
+        f"bar: the rise of the loss at {level}",
+    ]
+    head = fit("\n".join(lines), page.width)
+    return "\n".join([head, "", *_rows(profile, marked, page)]) + "\n"
 
 
 def _rows(profile: Profile, marked: int, page: Page) -> list[str]:

@@ -39,6 +39,21 @@ class Dual(Protocol):
 
 
 @dataclass(frozen=True)
+class RuleSparsity:
+    """One rule: what is asked and kept, of the `size` that its budget counts in `counts`."""
+
+    rule: str
+    counts: str
+    asked: float
+    size: int
+    kept: int
+
+    @property
+    def pruned(self) -> float:
+        return 1 - self.kept / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True)
 class Sparsity:
     """Over all the groups of a plan together, as fractions and counts of weights.
 
@@ -48,6 +63,7 @@ class Sparsity:
     counts      what that is: "weights", "filters", or several of them
     at_floor    the layers of shared budgets that have nothing above their floor
     at_ceiling  those that have all that their ceiling lets them keep
+    rules       each rule by itself, in its own unit
     """
 
     asked: float
@@ -58,6 +74,7 @@ class Sparsity:
     counts: str = "weights"
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
+    rules: tuple[RuleSparsity, ...] = ()
 
 
 def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
@@ -88,7 +105,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     layer with a unit that is kept in part or a group of m that does not keep n.
     """
     wrong, asked, pruned, num_kept, num_weights = [], 0.0, 0.0, 0, 0
-    at_floor, at_ceiling = [], []
+    at_floor, at_ceiling, rules = [], [], []
     groups = dual.plan.groups
     for group in groups:
         moved = last_refresh(group, step)
@@ -109,9 +126,10 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
         size = sum(group.num_weights)
-        asked += sparsity_at(group, moved) * size
-        whole = sum(budget.size for budget in tally.budgets)
-        pruned += (1 - sum(budget.kept for budget in tally.budgets) / max(whole, 1)) * size
+        whole, kept = (sum(getattr(b, key) for b in tally.budgets) for key in ("size", "kept"))
+        rule = RuleSparsity(group.rule, counted(group), sparsity_at(group, moved), whole, kept)
+        rules.append(rule)
+        asked, pruned = asked + rule.asked * size, pruned + rule.pruned * size
         num_kept += sum(int(mask.sum()) for mask in masks.values())
         num_weights += size
     if wrong:
@@ -127,8 +145,9 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     else:
         pruned = measured
     return Sparsity(
-        asked, measured, num_kept, num_weights, pruned, counts, tuple(at_floor), tuple(at_ceiling)
-    )
+        asked, measured, num_kept, num_weights, pruned, counts, tuple(at_floor), tuple(at_ceiling),
+        tuple(rules),
+    )  # fmt: skip
 
 
 def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:

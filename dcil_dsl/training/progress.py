@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.wording import PLAIN, fit
 
 SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 
@@ -113,14 +114,20 @@ def make_display(quiet: bool = False, console: Console | None = None) -> Display
 
 
 def line_text(line: dict, plan: Plan) -> str:
-    """One line of metrics.jsonl for a person."""
-    losses = "  ".join(f"{name} {value:.3f}" for name, value in line["losses"].items())
+    """One line of metrics.jsonl for a person; the losses below it where they do not fit beside."""
     paths = "  ".join(f"{path} {top1:.2%}" for path, top1 in line["top1"].items())
-    return (
-        f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {losses}  |  "
-        f"{paths}  |  sparsity {line['sparsity_measured']:.2%}  flips {line['mask_flips']:,}  "
+    text = (
+        f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}  "
+        f"sparsity {line['sparsity_measured']:.2%}  flips {line['mask_flips']:,}  "
         f"{line['seconds']:.1f} s  {line['examples_per_second']:.0f}/s"
     )
+    losses = "  ".join(
+        f"{name.replace('cross_entropy', 'ce')} {value:.3f}"
+        for name, value in line["losses"].items()
+    )
+    if len(text) + 2 + len(losses) <= PLAIN.width:
+        return f"{text}  {losses}"
+    return fit(f"{text}\n  {losses}", PLAIN.width)
 
 
 def write_events(writer, line: dict) -> None:
@@ -149,11 +156,8 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
         numbers = "  ".join(f"{name} {value:.2%}" for name, value in accuracy.items())
         table.add_row(f"{path} path{deployed}", numbers)
     if result.num_weights:
-        table.add_row("sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}")
-        measured = f"{result.sparsity_measured:.2%} of weights"
-        if result.counts != "weights":
-            measured = f"{result.sparsity_counted:.2%} of {result.counts}, {measured}"
-        table.add_row("sparsity measured", measured)
+        for row in _sparsity_rows(result):
+            table.add_row(*row)
         table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
         for bound, names in (("floor", result.at_floor), ("ceiling", result.at_ceiling)):
             if names:
@@ -173,6 +177,20 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
         for i, file in enumerate(files):
             table.add_row("files" if i == 0 else "", os.path.relpath(file, folder))
     return table
+
+
+def _sparsity_rows(result) -> Iterator[tuple[str, str]]:
+    """Asked and measured; of several rules each by itself, as their units do not add up."""
+    measured = f"{result.sparsity_measured:.2%} of weights"
+    if len(result.rules) == 1:
+        yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"
+        if result.counts != "weights":
+            measured = f"{result.sparsity_counted:.2%} of {result.counts}, {measured}"
+    else:
+        for rule in result.rules:
+            fact = f"{rule.asked:.2%} of {rule.counts} asked, {rule.pruned:.2%} measured"
+            yield f"rule {Path(rule.rule).name}", fact
+    yield "sparsity measured", measured
 
 
 def _few(names: Sequence[str]) -> str:

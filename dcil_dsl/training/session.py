@@ -34,7 +34,13 @@ from dcil_dsl.training.machine import (
     check_own_steps,
     precision_of,
 )
-from dcil_dsl.training.metrics import Dual, check_sparsity, masks_step, num_correct
+from dcil_dsl.training.metrics import (
+    Dual,
+    RuleSparsity,
+    check_sparsity,
+    masks_step,
+    num_correct,
+)
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
@@ -52,6 +58,7 @@ class Result:
     counts             what that is: "weights", "filters" ...
     at_floor           layers of shared budgets with nothing above their floor; at_ceiling: with
                        all that their ceiling allows
+    rules              the same of each rule by itself, in its own unit
     num_kept           of the num_weights under rules
     seconds            of the whole run, evaluation and what was before a resume included
     cost               passes over the model, as a multiple of a dense run of as many steps
@@ -79,6 +86,7 @@ class Result:
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
     rewinds: tuple[dict, ...] = ()
+    rules: tuple[RuleSparsity, ...] = ()
 
 
 @dataclass
@@ -371,4 +379,5 @@ def result_of(
         at_floor=sparsity.at_floor,
         at_ceiling=sparsity.at_ceiling,
         rewinds=tuple(at.rewinds),
+        rules=sparsity.rules,
     )

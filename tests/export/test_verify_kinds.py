@@ -1,5 +1,6 @@
 """A file holds a promise about filters, patterns or arithmetic only where every unit does."""
 
+import pytest
 import torch
 
 from dcil_dsl.export.artefact import Promise
@@ -105,3 +106,12 @@ def test_the_table_says_what_was_counted():
     text = show_verdict(verify_tensors({"a": filters(0, 1), "b": filters(3, 2)}, [promise()]))
     assert "asked 50% of filters, measured 50% of them and 50% of the weights" in text
     assert "4 of 8 filters may be kept, 4 are" in text
+
+
+@pytest.mark.parametrize("shared_by, name", [
+    ("target", "uniform"), ("erk", "ERK"), ("sensitivity", "sensitivity"),
+])  # fmt: skip
+def test_an_allocation_is_called_by_its_name(shared_by, name):
+    asked = promise(allocation="uniform", keeps=(2, 2), shared_by=shared_by)
+    text = show_verdict(verify_tensors({"a": filters(0, 1), "b": filters(3, 2)}, [asked]))
+    assert f"group 0 ({name}, " in text

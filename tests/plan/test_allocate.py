@@ -38,13 +38,13 @@ def test_a_floor_of_exactly_the_target_is_allowed():
     "rule, message",
     [
         ("prune Conv2d to global(99%) { floor = 5% }",
-         "0.99 of 2,088 weights leaves 20 weights, the floors keep 107"),
+         "99% of 2,088 weights leaves 20 weights, the floors keep 107"),
         ('prune "stem" to 90% { floor = 20% }',
-         "0.9 of `stem.weight` (216 weights) leaves 21 weights, the floors keep 44"),
+         "90% of `stem.weight` (216 weights) leaves 21 weights, the floors keep 44"),
         ("prune Conv2d to global(99.9%)",
-         "0.999 of 2,088 weights leaves 2 weights, the floors keep 7"),
+         "99.9% of 2,088 weights leaves 2 weights, the floors keep 7"),
         ('prune "stem" to 99.9%',
-         "0.999 of `stem.weight` (216 weights) leaves 0 weights, the floors keep 1"),
+         "99.9% of `stem.weight` (216 weights) leaves 0 weights, the floors keep 1"),
     ],
 )  # fmt: skip
 def test_a_target_that_the_floors_do_not_leave_is_an_error(rule, message):

@@ -41,9 +41,9 @@ def test_the_ceiling_of_a_bound_comes_down_with_the_ramp():
     "rule, code, message",
     [
         ("prune Conv2d to global(60%) { bounds = [within(early, floor=95%)] }", "E304",
-         "0.6 of 2,088 weights leaves 835 weights, floors and bounds keep 939"),
+         "60% of 2,088 weights leaves 835 weights, floors and bounds keep 939"),
         ("prune Conv2d to global(10%) { bounds = [within(early, ceiling=50%)] }", "E304",
-         "0.1 of 2,088 weights leaves 1,879 weights, the bounds 1,596"),
+         "10% of 2,088 weights leaves 1,879 weights, the bounds allow 1,596"),
         ("prune Conv2d to global(50%, granularity=filter, of=weights) "
          "{ bounds = [within(early, floor=50%)] }", "E319",
          "a filter of one layer is not worth one of another in weights"),

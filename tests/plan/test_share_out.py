@@ -124,7 +124,7 @@ def test_the_floors_of_erk_are_filled_from_the_budget_of_all():
 def test_floors_beyond_the_budget_of_all_are_an_error():
     _, (error,) = resolve("prune Conv2d to erk(95%) { floor = 9% }")
     assert (error.code, error.message) == (
-        "E304", "0.95 of 2,088 weights leaves 104 weights, the floors keep 191",
+        "E304", "95% of 2,088 weights leaves 104 weights, the floors keep 191",
     )  # fmt: skip
 
 

@@ -74,6 +74,12 @@ def test_the_table_fits_its_page_and_leaves_out_levels_not_layers(width, unicode
     assert " 90%" in text
 
 
+def test_what_the_columns_are_is_said_in_sentences():
+    text = show_profile(measured(Net()), 0.9)
+    assert "by how much the loss rises when that share of the layer is zero" in text
+    assert "the change of top-1 at 90%, in percentage points; bar: the rise of the loss at" in text
+
+
 def test_the_most_sensitive_layer_has_the_longest_bar():
     lines = show_profile(measured(Net()), 0.9).splitlines()
     bars = {line.split()[0]: line.count("#") for line in lines if line}

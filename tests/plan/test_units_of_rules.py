@@ -121,6 +121,22 @@ def test_heads_are_one_unit_of_all_weights_that_make_them():
     assert group.costs == (64, 128)  # 4 * 8 * 8 weights in four heads, in two
     _, (error,) = resolve('prune "one", "between" to 50% { granularity = head }', Attends())
     assert error.code == "E310" and error.message.startswith("`between.weight`")
+    assert error.help == '`keep "between"` below this rule leaves it whole'
+
+
+def test_heads_of_a_network_without_attention_are_told_so_and_nothing_is_left_to_paste():
+    _, (error,) = resolve("prune Conv2d to global(50%, granularity=head)")
+    assert error.label == "no attention layer is known in the model, so nothing in it has heads"
+    assert error.message == "`stem.weight` and 6 more do not fall into heads" and not error.help
+
+
+def test_of_many_layers_that_do_not_fit_a_whole_rule_names_one():
+    _, (error,) = resolve("prune Conv2d, Linear to 50% { granularity = block(10, 1) }")
+    assert error.message.startswith("`stem.weight` and 6 more do not fall into blocks of 10")
+    assert error.help == (
+        '`keep "stem"` below this rule leaves one of them whole; 6 more need the like, or narrow '
+        "the rule"
+    )
 
 
 def test_a_plan_of_every_kind_is_the_same_after_json():
@@ -156,14 +172,14 @@ def test_a_ceiling_comes_down_with_the_ramp():
     "rule, message",
     [
         ("prune Conv2d to global(40%, granularity=filter) { ceiling = 60% }",
-         "0.4 of 56 filters leaves 33 filters, the ceilings 28"),
+         "40% of 56 filters leaves 33 filters, the ceilings allow 28"),
         ("prune Conv2d to global(95%, granularity=filter)",
-         "0.95 of 56 filters leaves 2 filters, the floors keep 7"),
+         "95% of 56 filters leaves 2 filters, the floors keep 7"),
         ("prune Conv2d to 50% { floor = 60% }",
-         "0.5 of `stem.weight` (216 weights) leaves 108 weights, the floors keep 130, likewise "
+         "50% of `stem.weight` (216 weights) leaves 108 weights, the floors keep 130, likewise "
          "in 6 more layers"),
         ("prune Linear to 2:4 { floor = 60% }",
-         "0.5 of `head.weight` (80 weights) leaves 40 weights, the floors keep 48"),
+         "50% of `head.weight` (80 weights) leaves 40 weights, the floors keep 48"),
     ],
 )  # fmt: skip
 def test_what_the_bounds_do_not_allow_is_one_error_before_training(rule, message):
