@@ -29,7 +29,7 @@ from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import make_optimizer
-from dcil_dsl.training.session import make_forward
+from dcil_dsl.training.forward import make_forward
 from dcil_dsl.training.sharding import Shards, shard
 
 

@@ -49,6 +49,7 @@ def compile_recipe(
     compile: o.Compile = False,
     shard: o.Shard = False,
     checkpoint_activations: o.CheckpointActivations = False,
+    paths_in_turn: o.PathsInTurn = False,
     seed: o.Seed = None,
     max_steps: o.MaxSteps = None,
     quiet: o.Quiet = False,
@@ -67,7 +68,7 @@ def compile_recipe(
         refuse(
             data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
             max_steps=max_steps, workers=workers, shard=shard,
-            checkpoint_activations=checkpoint_activations,
+            checkpoint_activations=checkpoint_activations, paths_in_turn=paths_in_turn,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
             on_nan=None if on_nan == "stop" else on_nan,
         )
@@ -107,7 +108,7 @@ def compile_recipe(
         resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
         on_nan=on_nan, weights=weights, device=device, precision=precision, workers=workers,
         compile=compile, shard=shard, seed=seed, max_steps=max_steps, quiet=quiet,
-        checkpoint_activations=checkpoint_activations,
+        checkpoint_activations=checkpoint_activations, in_turn=paths_in_turn,
         warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if not run.is_first:

@@ -53,6 +53,14 @@ from dcil_dsl.training.sharding import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 
+# Ways to make a step of which one leaves no room for the other.
+APART = (
+    ("--checkpoint-activations", "--compile"),
+    ("--checkpoint-activations", "--shard"),
+    ("--paths-in-turn", "--shard"),
+    ("--paths-in-turn", "--checkpoint-activations"),
+)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -107,6 +115,7 @@ def train(
     shard: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
     checkpoint_activations: bool = False,
+    in_turn: bool = False,
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -123,6 +132,7 @@ def train(
     on_nan     what becomes of a run whose loss is not finite: its end, or back to its last good
                checkpoint and on with half the rate, three times at most
     checkpoint_activations  most of them are computed again for the backward pass: less memory
+    in_turn    forward and backward of one path, then of the next: the activations of one at a time
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
@@ -133,21 +143,22 @@ def train(
             recipe, model, data, overrides, directory, out, resume, weights,
             pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
             warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image, shard,
-            on_nan, checkpoint_activations,
+            on_nan, checkpoint_activations, in_turn,
         )  # fmt: skip
 
 
 def _train(
     recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
     compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image, shard,
-    on_nan, checkpoint_activations,
+    on_nan, checkpoint_activations, in_turn,
 ) -> Run:  # fmt: skip
     """`train`, among the ranks."""
-    if checkpoint_activations and (compile or shard):
-        raise InputError(
-            f"--checkpoint-activations does not go with {'--compile' if compile else '--shard'}",
-            help="leave one of them out",
-        )
+    _refuse_together(
+        {
+            "--checkpoint-activations": checkpoint_activations, "--paths-in-turn": in_turn,
+            "--compile": compile, "--shard": shard,
+        }
+    )  # fmt: skip
     resume = _may_resume(resume, out, ranks)
     if resume and out is None:
         raise InputError("--resume does not say which run", help="name its folder with --out DIR")
@@ -208,7 +219,7 @@ def _train(
     options = Options(
         device=device, compile=compile, channels_last=is_convolutional(plan),
         max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks, shard=shard,
-        on_nan=on_nan, checkpoint_activations=checkpoint_activations,
+        on_nan=on_nan, checkpoint_activations=checkpoint_activations, in_turn=in_turn,
     )  # fmt: skip
     with hold_run(folder) if ranks.is_first else nullcontext():
         try:
@@ -358,6 +369,12 @@ def _refuse_own_losses(recipe: Recipe) -> None:
                 "its labels, and training from here gives it images alone",
                 help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
             )
+
+
+def _refuse_together(given: Mapping[str, bool]) -> None:
+    for one, other in APART:
+        if given[one] and given[other]:
+            raise InputError(f"{one} does not go with {other}", help="leave one of them out")
 
 
 def _may_resume(asked: bool, out: str | Path | None, ranks: Ranks) -> bool:

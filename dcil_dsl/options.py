@@ -94,6 +94,14 @@ CheckpointActivations = Annotated[
         help="less memory, more time: compute most activations again for the backward pass",
     ),
 ]
+PathsInTurn = Annotated[
+    bool,
+    typer.Option(
+        "--paths-in-turn",
+        help="less memory: forward and backward of one path, then of the next; with KL both ways "
+        "one forward more",
+    ),
+]
 OnNan = Annotated[
     str,
     typer.Option(

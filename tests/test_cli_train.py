@@ -349,3 +349,13 @@ def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, cap
     for other in ("--compile", "--shard"):
         assert call(*again, other) == 2
         assert f"--checkpoint-activations does not go with {other}" in capsys.readouterr().err
+
+
+def test_paths_in_turn_learn_what_they_learn_together(folder, tmp_path, capsys):
+    turned = [*job(folder), "--paths-in-turn", "--quiet"]
+    assert call(*turned, "--out", tmp_path / "turned") == 0
+    files = (folder / "run" / "sparse.safetensors", tmp_path / "turned" / "sparse.safetensors")
+    torch.testing.assert_close(*map(load_file, files), rtol=1e-3, atol=1e-4)
+    for other in ("--checkpoint-activations", "--shard"):
+        assert call(*turned, other) == 2
+        assert f"--paths-in-turn does not go with {other}" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_the_options_of_the_command_line_are_these():
         "compile": {
             "--model", "--train", "--data", "--out", "--resume", "--resume-anyway", "--weights",
             "--set", "--device", "--on-bad-image", "--on-nan",
-            "--checkpoint-activations",
+            "--checkpoint-activations", "--paths-in-turn",
             "--precision", "--workers", "--compile", "--no-compile", "--shard", "--seed",
             "--max-steps", "--quiet", "--concise", "--steps-per-epoch",
         },

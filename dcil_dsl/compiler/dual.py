@@ -78,7 +78,11 @@ class Dual(fx.GraphModule):
         run = self.forwards[self.training, self.phase]
         if self.arguments.live is None:
             return run(self, *args, **kwargs)
-        return run(self, *self.arguments.bind(args, kwargs))
+        return run(self, *self.inputs(*args, **kwargs))
+
+    def inputs(self, *args, **kwargs) -> tuple:
+        """What a graph takes, in its order, of what the model is called with."""
+        return args if self.arguments.live is None else self.arguments.bind(args, kwargs)
 
     def train(self, mode: bool = True) -> Dual:
         super().train(mode)

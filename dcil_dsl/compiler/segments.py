@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcil_dsl.compiler.dual import Dual
@@ -62,7 +62,7 @@ class Segmented:
     def __init__(self, dual: Dual, graph: fx.Graph, num_segments: int | None = None):
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         (output,) = (node for node in graph.nodes if node.op == "output")
-        early = _early(graph)
+        early = early_nodes(graph)
         nodes = [n for n in graph.nodes if n.op.startswith("call") and n not in early]
         stretches = [(inputs, True), ([n for n in graph.nodes if n in early], True)]
         stretches += _stretches(graph, dual, nodes, num_segments)
@@ -126,7 +126,20 @@ def _stand_ins(modules: list[nn.Module]) -> Iterator[None]:
             module._buffers.update(buffers)
 
 
-def _early(graph: fx.Graph) -> set[fx.Node]:
+def forward_of(
+    dual: Dual, nodes: Iterable[fx.Node], reads: Iterable[fx.Node], result: object
+) -> Callable:
+    """(dual, *values of `reads`) -> `result`, a structure of nodes among `nodes` and `reads`."""
+    graph, copies = fx.Graph(), {}
+    for node in reads:
+        copies[node] = graph.placeholder(node.name)
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(fx.map_arg(result, copies.__getitem__))
+    return type(fx.GraphModule(dual, graph)).forward
+
+
+def early_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Attributes of the model and the paths' views of weights."""
     early: set[fx.Node] = set()
     for node in graph.nodes:
@@ -171,16 +184,12 @@ def _segments(dual: Dual, stretches: list[tuple[list[fx.Node], bool]]) -> list[S
         outside = [n for node in stretch for n in node.all_input_nodes if of[n] < i]
         reads = list(dict.fromkeys(outside))
         writes = [node for node in stretch if last[node] > i]
-        graph, copies = fx.Graph(), {}
-        for node in reads:
-            copies[node] = graph.placeholder(node.name)
-        for node in stretch:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-        if i < len(stretches) - 1:  # the last one is the graph's own output
-            graph.output(tuple(copies[node] for node in writes))
+        # The last one is the graph's own output.
+        result = tuple(writes) if i < len(stretches) - 1 else stretch[0].args[0]
+        nodes = [node for node in stretch if node.op != "output"]
         segments.append(
             Segment(
-                type(fx.GraphModule(dual, graph)).forward,
+                forward_of(dual, nodes, reads, result),
                 tuple(node.name for node in reads),
                 tuple(node.name for node in writes),
                 tuple(node.name for node in reads if last[node] == i),

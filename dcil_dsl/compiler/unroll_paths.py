@@ -96,7 +96,7 @@ def unroll_paths(
             share(node)
 
     state = None
-    if redraws.intersection(paths[1:]) and any(_may_draw(n, model) for n in differing):
+    if redraws.intersection(paths[1:]) and any(may_draw(n, model) for n in differing):
         state = unrolled.call_function(random_state)
     of_inputs = differing | reached_from(graph, inputs)
     outputs = {}
@@ -182,7 +182,7 @@ def _with_what_they_change(
     return differing
 
 
-def _may_draw(node: fx.Node, model: nn.Module) -> bool:
+def may_draw(node: fx.Node, model: nn.Module) -> bool:
     # Of a forward that stays whole nobody knows.
     return "whole" in node.meta or _is_random(node, model)
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.forward import Forward
+from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.sharding import Regather, Shards
 
@@ -24,30 +26,30 @@ SYNC_BUFFERS = "forward_sync_buffers"
 if SYNC_BUFFERS not in signature(DistributedDataParallel).parameters:
     SYNC_BUFFERS = "broadcast_buffers"
 
-Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
-
 
 class Learner(nn.Module):
     """One batch forward and backward, under DistributedDataParallel where there are several ranks.
 
-    forward  outputs, losses and counts; session.make_forward
+    forward  outputs, losses and counts; forward.make_forward
     eager    what `forward` compiles, for a short last batch, which is not worth a compilation
+    in_turn  takes the place of both where the paths are run one after the other
 
     The losses are computed inside the module that is wrapped, so that the parameters no open loss
     reaches are known. Which these are changes with the phase and with the losses' windows only:
     each such stretch of steps has a wrapper of its own, whose graph stands still (`static_graph`).
     Buffers stay each rank's own: masks are equal by computation, which is proved at every refresh,
     and running statistics are averaged when they are read (session.merge_ranks). Where weights
-    are in parts, the graph itself exchanges their gradients (sharding.py).
+    are in parts, the graph itself exchanges their gradients (sharding.py). Several backward passes
+    are no affair of DistributedDataParallel's: the mean is taken when the last one is done.
     """
 
     def __init__(
         self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks,
-        shards: Shards | None = None,
+        shards: Shards | None = None, in_turn: InTurn | None = None,
     ):  # fmt: skip
         super().__init__()
         self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
-        self.shards = shards
+        self.shards, self.in_turn = shards, in_turn
         self.stretch: tuple | None = None
         self.is_fresh = True
         self.__dict__["wrapped"] = None  # not a submodule: it contains this one
@@ -63,6 +65,12 @@ class Learner(nn.Module):
 
         closes  the last batch of the step: the ranks exchange what they have added up
         """
+        if self.in_turn is not None:
+            loss, sums = self.in_turn.learn(images, labels, active, backward, is_short)
+            if closes:
+                gradients = (p.grad for _, p in self.dual.trainable())
+                self.ranks.average(g for g in gradients if g is not None)
+            return loss, sums
         if self.ranks.count == 1 or self.shards:
             with Regather.hooks() if self.shards else nullcontext():
                 loss, sums = self.forward(images, labels, active, is_short)

@@ -34,6 +34,7 @@ class Options:
     on_nan  what becomes of a run whose loss is not finite: its end, or back with a lower rate
             (rewind.py)
     checkpoint_activations  are computed again for the backward pass (compiler/segments.py)
+    in_turn  forward and backward of one path, then of the next (in_turn.py)
     """
 
     device: str | torch.device = "cpu"
@@ -47,6 +48,7 @@ class Options:
     shard: bool = False
     on_nan: Literal["stop", "rewind"] = "stop"
     checkpoint_activations: bool = False
+    in_turn: bool = False
 
 
 class Loader(Protocol):

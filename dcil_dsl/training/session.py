@@ -25,22 +25,16 @@ from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_
 from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
 from dcil_dsl.training.integrate import start_previous
-from dcil_dsl.training.learner import Forward, Learner
-from dcil_dsl.training.losses import logits_of, loss_term
+from dcil_dsl.training.forward import Forward, make_forward
+from dcil_dsl.training.in_turn import InTurn
+from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.machine import (
     Loader,
     Options,
-    autocast,
     check_own_steps,
     precision_of,
 )
-from dcil_dsl.training.metrics import (
-    Dual,
-    RuleSparsity,
-    check_sparsity,
-    masks_step,
-    num_correct,
-)
+from dcil_dsl.training.metrics import Dual, RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
@@ -144,9 +138,10 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     if options.checkpoint_activations:
         recompute_activations(dual)
     eager = make_forward(dual, options)
-    forward = _compiled(eager, plan) if options.compile else eager
+    forward = _compiled(eager, plan) if options.compile and not options.in_turn else eager
     first_bad = torch.full((len(plan.losses),), -1, device=device)
-    learner = Learner(dual, forward, eager, ranks, shards)
+    in_turn = InTurn(dual, options) if options.in_turn else None
+    learner = Learner(dual, forward, eager, ranks, shards, in_turn)
     now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
     if goes_on:
         after_loading(now)
@@ -169,36 +164,6 @@ def after_loading(now: Session) -> None:
     if now.state.position.scaler:
         now.scaler.load_state_dict(now.state.position.scaler)
     now.saved = now.state.position.step
-
-
-def make_forward(dual: Dual, options: Options) -> Forward:
-    """The part of a step that torch.compile may take: outputs, losses and what is counted.
-
-    (images, labels, places in plan.losses that are open) -> the loss to minimise, and float64
-    sums over the batch: of each of plan.losses (0 where not open), then the number of right
-    answers of each of plan.paths (0 where not run).
-    """
-    plan = dual.plan
-
-    def forward(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        with autocast(plan, options):
-            outputs = dual(images)
-        zero = torch.zeros((), dtype=torch.float64, device=labels.device)
-        total, sums = 0.0, [zero] * len(plan.losses)
-        for i in active:
-            term = loss_term(plan.losses[i], outputs, labels)
-            total = total + plan.losses[i].coefficient * term
-            sums[i] = term.detach().double() * len(labels)
-        for path in plan.paths:
-            if path.name in outputs:
-                logits = logits_of(outputs[path.name])
-                correct = num_correct(logits, labels[: len(logits)]).double()
-                sums.append(correct * (len(labels) / len(logits)))  # of the examples it has seen
-            else:
-                sums.append(zero)
-        return total, torch.stack(sums)
-
-    return forward
 
 
 def loss_scale(now: Session) -> Tensor | None:

@@ -89,7 +89,8 @@ def train(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory at step {now.state.position.step}: {str(error).splitlines()[0]}",
-                help="use a smaller `batch_size` in the recipe's `data`, or --precision bf16",
+                help="use --checkpoint-activations or --paths-in-turn, --precision bf16, or a "
+                "smaller `batch_size` in the recipe's `data`",
             ) from None
         deploy_average(now.average)
         interrupted = accuracies is None
