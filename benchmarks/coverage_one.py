@@ -118,7 +118,7 @@ def _measure(case: Case, float64_below: float, record: dict) -> None:
     reference.refresh(SPARSITY)
     dual.begin_step(0)
     for name, mask in zip(reference.pruned, dual.masks.values(), strict=True):
-        if not torch.equal(mask, reference.masks[name].bool()):
+        if not torch.equal(mask, reference.masks[name]):
             raise AssertionError(f"the mask of {name} is not the reference's")
     for mode in ("train", "eval"):
         record["stage"] = mode

@@ -40,9 +40,9 @@ class TwoCopies:
             size = self.model.get_parameter(name).detach().abs().flatten()
             keep = max(1, math.floor(round(size.numel() * (1 - sparsity), 6)))
             last = size.kthvalue(size.numel() - keep + 1).values
-            mask = (size > last).to(size.dtype)
+            mask = size > last
             equal = (size == last).nonzero().flatten()
-            mask[equal[: keep - int(mask.sum())]] = 1
+            mask[equal[: keep - int(mask.sum())]] = True
             self.masks[name] = mask.view_as(self.model.get_parameter(name))
 
     def step(
@@ -108,7 +108,7 @@ class TwoCopies:
                 gradients[name] = g_sparse
                 gradients[f"{module}{TWIN}{name[len(module) :]}"] = g_dense
             elif name in self.masks:
-                m = self.masks[name]
+                m = self.masks[name].to(g_sparse.dtype)
                 gradients[name] = m * g_sparse + (1 - m) * g_dense
             else:
                 gradients[name] = self.rest[0] * g_sparse + self.rest[1] * g_dense
