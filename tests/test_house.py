@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dcil_dsl"
 STAGES = (
-    "diagnostics", "lang", "masking", "graph", "plan", "compiler", "zoo", "data", "training",
-    "export", "cli",
+    "diagnostics", "extend", "lang", "masking", "graph", "plan", "compiler", "zoo", "data",
+    "training", "export", "cli",
 )  # fmt: skip
 NEVER = {  # folder -> what it must not import, although it comes later in the list
     "masking": {"lang"}, "graph": {"lang"}, "training": {"lang"}, "export": {"lang"},
@@ -56,6 +56,12 @@ def test_a_file_imports_only_from_its_own_folder_or_an_earlier_one():
             if STAGES.index(other) > STAGES.index(own) or other in NEVER.get(own, ()):
                 wrong.append(f"{relative} imports {name}")
     assert wrong == []
+
+
+def test_the_words_that_bring_their_effect_are_these():
+    from dcil_dsl.extend.ours import OURS
+
+    assert set(OURS) == {"js"}
 
 
 def test_lang_and_diagnostics_name_no_torch():
@@ -136,6 +142,7 @@ def test_the_words_of_the_language_are_these():
         "Flip", "RandomResizedCrop", "RandAugment", "TrivialAugment", "ColorJitter", "Erase",
         "MixUp", "CutMix",
         "AboutBlock", "ModelBlock", "DataBlock", "PruneBlock", "PathBlock", "PrivateBlock",
+        "Extension",  # what words are that bring their effect
     }  # fmt: skip
 
 

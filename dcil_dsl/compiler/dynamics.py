@@ -140,7 +140,9 @@ def add_penalties(dual: nn.Module, step: int) -> None:
                 if part is None:
                     part = dual.get_buffer(f"{name}_reserve")
                 own = torch.where(part, w, w.new_zeros(()))
-                if penalty.form == "norm":  # 0 / 0 where nothing is there to be made smaller
+                if penalty.outside is not None:
+                    own = torch.where(part, penalty.outside.load().gradient(own), w.new_zeros(()))
+                elif penalty.form == "norm":  # 0 / 0 where nothing is there to be made smaller
                     own = own / own.norm().clamp(min=torch.finfo(own.dtype).tiny)
                 w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
 

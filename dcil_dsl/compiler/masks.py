@@ -61,7 +61,7 @@ def _keep(
     """Which entries stay, scores and masks a member each."""
     if group.shared_by == "lamp":
         scores = [lamp_scores(score) for score in scores]
-    if group.score.kind == "movement":
+    if group.score.kind in ("movement", "outside"):
         scores = [without_sign(score) for score in scores]
     if group.allocation == "global":
         ceilings = list(ceilings_at(group, step)) if group.ceilings else None

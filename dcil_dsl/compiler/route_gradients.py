@@ -37,7 +37,7 @@ def route_gradients(
     w_score, to add it to; what is differentiated in evaluation moves no score.
     """
     pruned = {name: group for group in plan.groups for name in group.parameters}
-    views = {path.name: path.view for path in plan.paths}
+    views = {path.name: path.seen for path in plan.paths}
     shares = dict(zip((path.name for path in plan.paths), phase.shares, strict=True))
     weights = [node for node in graph.nodes if _is_parameter(node, model)]
     learning = reached_from(graph, weights)
@@ -85,7 +85,7 @@ def _split(
     if training and score is not None and score.path in paths:
         gain = 1.0 if score.average is None else 1.0 - score.average
         tensors = (beside("score"), beside("unscale", UNSCALE))
-        more["scoring"] = (*tensors, score.kind, paths.index(score.path), gain)
+        more["scoring"] = (*tensors, score.formula, paths.index(score.path), gain)
     if any(views[path] == "soft_threshold" for path in paths):
         more["soft"] = (beside("threshold"), beside("scale"))
     if group.reserve:

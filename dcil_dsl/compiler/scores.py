@@ -42,7 +42,7 @@ def add_scores(model: nn.Module, plan: Plan) -> None:
             weight = model.get_parameter(parameter)
             if group.kept_score.path is not None and not weight.requires_grad:
                 raise InputError(
-                    f"`{parameter}` is scored by {group.kept_score.kind} and has no gradient: "
+                    f"`{parameter}` is scored by {group.kept_score.called} and has no gradient: "
                     "requires_grad is False",
                     help="`keep` it, or prune it with `score = magnitude`",
                 )
@@ -82,7 +82,7 @@ def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> No
             if path is not None:
                 total.mul_(decay)
             else:
-                now = score_weights(dual.get_parameter(name), group.score.kind)
+                now = score_weights(dual.get_parameter(name), group.score.formula)
                 total.lerp_(now.to(total.dtype), 1 - decay)
     if has_gradient_scores(dual.plan):
         unscale = dual.get_buffer(UNSCALE)
@@ -108,7 +108,7 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     if score.kind == "random":
         return draw_scores(dual, group, step if score.redraw else 0)
     if not score.has_state:
-        return [score_weights(w, score.kind) for w in weights]
+        return [score_weights(w, score.formula) for w in weights]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
     moved = torch.stack([total.any() for total in totals]).any()  # not read: no wait for a device
     return [

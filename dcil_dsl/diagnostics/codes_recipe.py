@@ -157,6 +157,16 @@ RECIPE: tuple[Code, ...] = (
           'layers some = "conv1"\nprune Conv2d to 90% { bounds = [within(some, floor=30%)] }',
           'layers some = "conv1"\nprune Conv2d to global(90%) '
           "{ bounds = [within(some, floor=30%)] }"),
+    entry("E241", "a package of words that is not there",
+          """`uses` names the packages whose words a recipe knows. One of them is not installed
+          here, or declares no words.""",
+          'recipe mine { uses = ["no-such-package-of-words"] }', "recipe mine { uses = [] }"),
+    entry("E242", "one word of two meanings",
+          """Two packages that the recipe uses have a word of the same name, or a package has one of
+          the language. Neither wins: a recipe means the same wherever it is read."""),
+    entry("E243", "a word that is declared wrongly",
+          """The package declares the word, but its class cannot be imported, is no subclass of one
+          of `dcil_dsl.extend`, or has settings that no plan can hold."""),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),
     entry("W202", "an unused `layers`", "No rule uses the definition.",

@@ -29,7 +29,7 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
     """
     plan = dual.plan
     path = path or plan.deploy
-    views = {entry.name: entry.view for entry in plan.paths}
+    views = {entry.name: entry.seen for entry in plan.paths}
     if path not in views:
         raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
     model = copy_module(dual.original)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.extend.ours import OURS
 from dcil_dsl.lang import ast, not_built
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
@@ -20,6 +21,7 @@ from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.check_train import check_players, check_train, keyword
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.link import Linked
+from dcil_dsl.lang.uses import read_uses
 from dcil_dsl.lang.values import Percent, Time, written
 from dcil_dsl.lang.words import Broken, Reader, Settings
 
@@ -28,7 +30,8 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     """The recipe that a closed file means; RecipeError with all that is wrong in it."""
     file = linked.file
     blocks = {item.kind: item for item in file.items if isinstance(item, ast.Block)}
-    reader = Reader(found, linked.lets, _epochs(blocks.get("train")))
+    uses = read_uses(blocks.get("recipe"), found)
+    reader = Reader(found, linked.lets, _epochs(blocks.get("train")), uses)
     selectors = Selectors(linked.layers, found)
 
     about = _about(blocks.get("recipe"), reader)
@@ -44,7 +47,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     check_players(train, blocks.get("train"), rules, found)
     expect = _expect(file, reader)
     selectors.warn_unused()
-    _clashes(linked, mixed, found)
+    _clashes(linked, mixed, [*uses.words, *OURS], found)
     found.stop_if_wrong()
     assert train is not None and mixed is not None, "a wrong recipe without an error"
     return r.Recipe(
@@ -129,7 +132,7 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     own = {s.name.name for s in item.settings}
     # What is wrong in `pruning` was told there; here it would be told once for every rule.
     _limits(reader.block(v.PruneBlock, "prune", item.settings, item.head_span), reader)
-    quiet = Reader(Diagnostics(), reader.lets, reader.epochs)
+    quiet = reader.quiet()
     together = (*(s for s in shared if s.name.name not in own), *item.settings)
     read = quiet.block(v.PruneBlock, "prune", together, item.head_span)
     try:
@@ -303,10 +306,12 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
 # -- names ---------------------------------------------------------------------------------------
 
 
-def _clashes(linked: Linked, mixed: Mixed | None, found: Diagnostics) -> None:
+def _clashes(
+    linked: Linked, mixed: Mixed | None, words: list[str], found: Diagnostics
+) -> None:
     """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
     taken = {"fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS,
-             *v.SCORES, *v.GRANULARITIES, "weights", "units", "flops"}
+             *v.SCORES, *v.GRANULARITIES, *words, "weights", "units", "flops"}
     paths = {path.name for path in mixed.paths} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:

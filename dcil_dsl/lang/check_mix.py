@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
@@ -86,21 +87,35 @@ class _Mix:
             if isinstance(share, Percent) and not 0 < share.fraction <= 1:
                 self.found.add("E205", f"`{key}` of `path` is {written(share)}, it must be more "
                                "than 0% and at most 100%", read.spans[key])
-        view = item.view.name if isinstance(item.view, ast.Call) else item.view
-        if view.name not in v.VIEWS:
-            self.found.add("E210", f"`{view.name}` is no view of the weights", view.span,
-                           help=did_you_mean(view.name, v.VIEWS)
-                           or "a path is `masked` (w * m), `full` (w), `complement` or "
-                           "`soft_threshold`")
-        elif isinstance(item.view, ast.Call) and item.view.arguments:
-            self.found.add("E213", f"`{view.name}` takes no settings", item.view.span,
-                           help=f"write `{view.name}`")
+        view = self._view(item.view)
+        if view is None:
+            self.broken = True
         elif before is item and word is not None:
             self.paths.append(
-                r.Path(name=name, view=view.name, random=word.random, batch=word.batch,
+                r.Path(name=name, view=view, random=word.random, batch=word.batch,
                        size=word.size, every=word.every, span=item.span))
-            return
-        self.broken = True
+        else:
+            self.broken = True
+
+    def _view(self, node: ast.Name | ast.Call) -> str | kinds.View | None:
+        """What a path sees of the weights; None where that is wrong."""
+        name = node.name if isinstance(node, ast.Call) else node
+        word = name.name
+        if word in v.VIEWS:
+            if not (isinstance(node, ast.Call) and node.arguments):
+                return word
+            self.found.add("E213", f"`{word}` takes no settings", node.span, help=f"write `{word}`")
+        elif self.reader.declared(word) or self.reader.uses.broken:
+            try:
+                return self.reader.word(node, "a view", {})
+            except Broken:
+                return None
+        else:
+            self.found.add("E210", f"`{word}` is no view of the weights", name.span,
+                           help=did_you_mean(word, v.VIEWS) or self.reader.elsewhere(word)
+                           or "a path is `masked` (w * m), `full` (w), `complement` or "
+                           "`soft_threshold`")
+        return None
 
     def _declared(self, name: str, span: Span, what: str = "path") -> bool:
         if name in self.names:
@@ -171,11 +186,15 @@ class _Mix:
             term = self.reader.word(item.term, "a loss", v.LOSSES)
         except Broken:
             return None
-        values = {a.name.name if a.name else "path": a.value.span for a in item.term.arguments}
+        fields = type(term).model_fields
+        values = {
+            a.name.name if a.name else [*fields][place]: a.value.span
+            for place, a in enumerate(item.term.arguments)
+        }
         good = True
-        for key in ("path", "student", "teacher"):
-            if hasattr(term, key):
-                good &= self._declared(getattr(term, key), values[key])
+        for key, value in values.items():
+            if "path" in fields[key].metadata:
+                good &= self._declared(getattr(term, key), value)
         if isinstance(term, v.KL) and term.student == term.teacher and good:
             self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
             good = False
@@ -257,10 +276,9 @@ class _Mix:
         return self.reader.value(node)
 
 
-def named_by(losses: Iterable[r.Loss]) -> set[str | None]:
+def named_by(losses: Iterable[r.Loss]) -> set[str]:
     """The paths that losses need."""
-    roles = ("path", "student", "teacher")
-    return {getattr(loss.term, role, None) for loss in losses for role in roles}
+    return {path for loss in losses for path in loss.term.paths}
 
 
 def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed, named_by
@@ -25,14 +26,14 @@ def check_scores(
         if not isinstance(rule, r.Prune):
             continue
         span = rule.spans.get("score", rule.span)
-        word = type(rule.score).__name__.lower()
+        word = rule.score.called
         if isinstance(rule.target, v.Lamp) and not isinstance(rule.score, (v.Magnitude, v.L2)):
             found.add("E234", f"`lamp` compares squared weights, and the score is `{word}`",
                       rule.target_span, others=(Label(span, "the score"),),
                       help="`score = magnitude`, or `global` with this score")
         if isinstance(rule.regrow, v.GrowByGradient):
             asked, span = rule.regrow, rule.spans.get("regrow", rule.span)
-        elif isinstance(rule.score, (v.Taylor, v.Movement, v.Gradient)):
+        elif isinstance(rule.score, (v.Taylor, v.Movement, v.Gradient, kinds.GradientScore)):
             asked = rule.score
         else:
             continue
@@ -42,7 +43,7 @@ def check_scores(
 
 
 def _check_path(
-    asked: v.Taylor | v.Movement | v.Gradient | v.GrowByGradient,
+    asked: v.Taylor | v.Movement | v.Gradient | v.GrowByGradient | kinds.GradientScore,
     span: Span,
     mixed: Mixed,
     found: Diagnostics,
@@ -59,7 +60,7 @@ def _check_path(
     learning = [name for name in declared if name in used]
     if learning and path not in used:
         grows = isinstance(asked, v.GrowByGradient)
-        word = "gradient" if grows else type(asked).__name__.lower()
+        word = "gradient" if grows else asked.called
         other = f"{word}({written(asked.share)}, {learning[0]})" if grows else (
             f"{word}({learning[0]})")
         found.add("E233", f"`{word}` needs the gradient of path `{path}`, which has no loss", span,

@@ -30,7 +30,6 @@ LOSSES = {
     "attention_transfer": "equal attention maps",
     "feature": "equal inner activations",
     "cosine_similarity": "equal directions of inner activations",
-    "js": "the symmetric Jensen-Shannon divergence",
     "binary_cross_entropy": "one yes or no for each class",
 }
 

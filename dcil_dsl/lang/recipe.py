@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dcil_dsl.diagnostics.source import Span
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import ast, vocabulary
 from dcil_dsl.lang.values import Percent, Time
 
@@ -27,6 +28,7 @@ class About:
     title: str | None = None
     version: str | None = None
     reference: str | None = None
+    uses: tuple[str, ...] = ()  # packages whose words it knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Path:
     """`path name = view { random = own | shared }`."""
 
     name: str
-    view: vocabulary.View
+    view: vocabulary.View | kinds.View
     random: str = "own"
     batch: Percent | None = None
     size: Percent | None = None

@@ -176,14 +176,16 @@ def _short(limit: float) -> float:
     return int(limit) if limit == int(limit) else limit
 
 
-def _example(model: type[v.Word], name: str) -> str:
+def _example(model: type[v.Word], name: str) -> str | None:
     examples = {
         "sparsity": "90%", "over": "0ep..75% run", "at": "10ep", "path": "sparse",
         "student": "sparse", "teacher": "dense", "epochs": "100ep",
         "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
         "n": "2", "m": "4", "layers": "shortcuts", "height": "4", "width": "1",
     }
-    example = "[30ep, 60ep]" if model is v.Multistep else examples[name]
+    example = "[30ep, 60ep]" if model is v.Multistep else examples.get(name)
+    if example is None:  # of a word from elsewhere
+        return None
     equals = " = " if model is v.Train else "="
     return f"for example `{name}{equals}{example}`"
 

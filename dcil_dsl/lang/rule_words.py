@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal, Union
 from pydantic import Field
 
 from dcil_dsl.lang.values import Percent, Range, Time
-from dcil_dsl.lang.word import LayersName, Word
+from dcil_dsl.extend import kinds
+from dcil_dsl.extend.word import Average, LayersName, ScoredPath, Word
 
 # -- granularities: what goes or stays together ---------------------------------------------
 
@@ -135,11 +136,6 @@ Target = Union[Uniform, Global, Erk, Lamp, NM, Sensitivity]
 
 # -- scores --------------------------------------------------------------------------------
 
-# `average`: the decay of a moving average over the steps, in place of the last value or the sum.
-Average = Annotated[float | None, Field(gt=0, lt=1)]
-# A path whose gradient is taken, at the view that it sees. None: the deployed one.
-ScoredPath = Annotated[str | None, "path"]
-
 
 class Magnitude(Word):
     """`magnitude`: |w|."""
@@ -189,7 +185,9 @@ class Random(Word):
     redraw: bool = False
 
 
-Score = Union[Magnitude, L2, Taylor, Movement, Gradient, Random]
+Score = Union[
+    Magnitude, L2, Taylor, Movement, Gradient, Random, kinds.Score, kinds.GradientScore
+]
 
 # -- what happens to weights beside being masked ------------------------------------------------
 
@@ -221,7 +219,7 @@ class Norm(Word):
     stairs: Annotated[int, Field(ge=2)] | None = None
 
 
-Penalty = Union[Square, Norm]
+Penalty = Union[Square, Norm, kinds.Penalty]
 
 
 class Power(Word):

@@ -12,7 +12,8 @@ from typing import Annotated, Literal, Union
 from pydantic import Field
 
 from dcil_dsl.lang.values import Time
-from dcil_dsl.lang.word import Word
+from dcil_dsl.extend import kinds
+from dcil_dsl.extend.word import Word
 
 
 class SGD(Word):
@@ -103,7 +104,7 @@ class Implicit(Word):
     iterations: Annotated[int, Field(ge=2)] = 3
 
 
-Integrator = Union[Heun, RK4, Extrapolate, Implicit]
+Integrator = Union[Heun, RK4, Extrapolate, Implicit, kinds.Integrator]
 
 # -- the block -----------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import Field
 
+from dcil_dsl.extend import kinds
+from dcil_dsl.extend.word import PathName, Word
 from dcil_dsl.lang.rule_words import (
     Block,
     Channel,
@@ -61,7 +63,6 @@ from dcil_dsl.lang.train_words import (
     Train,
 )
 from dcil_dsl.lang.values import Percent, Time
-from dcil_dsl.lang.word import PathName, Word
 
 # -- views: what a path sees of a weight -------------------------------------------------------
 
@@ -100,7 +101,7 @@ class ModelLoss(Word):
     path: PathName
 
 
-LossTerm = Union[CrossEntropy, KL, ModelLoss]
+LossTerm = Union[CrossEntropy, KL, ModelLoss, kinds.Loss]
 
 # -- augmentation ------------------------------------------------------------------------------
 
@@ -176,11 +177,12 @@ Augment = Union[
 
 
 class AboutBlock(Word):
-    """The settings of `recipe name { ... }`."""
+    """The settings of `recipe name { ... }`. uses: packages whose words the recipe knows."""
 
     title: str | None = None
     version: str | None = None
     reference: str | None = None
+    uses: tuple[str, ...] = ()
 
 
 class ModelBlock(Word):

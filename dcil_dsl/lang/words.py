@@ -15,10 +15,13 @@ from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.extend.find import Found, NoWord, own_word, packages_with
+from dcil_dsl.extend.outside import Extension, Outside, class_of
 from dcil_dsl.lang import ast, not_built, refusals
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.refusals import Bare, origin
+from dcil_dsl.lang.uses import Uses
 from dcil_dsl.lang.values import BROKEN, Percent, Range, Ratio, Time, kind_of, written
 
 _LATER_SETTINGS = {
@@ -61,8 +64,13 @@ class Broken(Exception):
 class Reader:
     """Reads words; `epochs` is the length of the run where it is known, to compare moments."""
 
-    def __init__(self, found: Diagnostics, lets: dict[str, Span], epochs: float | None):
-        self.found, self.lets, self.epochs = found, lets, epochs
+    def __init__(self, found: Diagnostics, lets: dict[str, Span], epochs: float | None,
+                 uses: Uses = Uses()):
+        self.found, self.lets, self.epochs, self.uses = found, lets, epochs, uses
+
+    def quiet(self) -> Reader:
+        """One that tells nothing, for what has been told."""
+        return Reader(Diagnostics(), self.lets, self.epochs, self.uses)
 
     # -- settings --------------------------------------------------------------------------
 
@@ -163,9 +171,7 @@ class Reader:
                            help=f"for example {listed(examples)}")
             raise Broken
         name = node.name.name
-        if name not in table:
-            self._unknown_word(node.name, place, table)
-        model = table[name]
+        model = self._class(node.name, place, table)
         if model.bare and not (node.arguments and model.model_fields):
             self.found.add("E206", f"`{name}` takes no parentheses here", node.span,
                            help=f"write `{name}`")
@@ -173,7 +179,7 @@ class Reader:
         settings = self.settings(model, name, self._arguments(node, model), node.name.span)
         if settings.word is None:
             raise Broken
-        return settings.word
+        return self._from(settings.word, node.name)
 
     def _arguments(self, call: ast.Call, model: type[v.Word]) -> list[Given]:
         fields: list[str] = list(model.model_fields)
@@ -200,24 +206,64 @@ class Reader:
         return given
 
     def _bare_word(self, node: ast.Name, place: str, table: dict) -> v.Word:
-        if node.name in table and table[node.name].bare:
-            return table[node.name]()
-        if node.name in table:
-            fields = table[node.name].model_fields.values()
-            need = "..." if any(f.is_required() for f in fields) else ""
-            self.found.add("E206", f"`{node.name}` needs its parentheses", node.span,
-                           help=f"write `{node.name}({need})`")
+        model = self._class(node, place, table)
+        need = "..." if any(f.is_required() for f in model.model_fields.values()) else ""
+        if model.bare and not need:
+            return self._from(model(), node)
+        self.found.add("E206", f"`{node.name}` needs its parentheses", node.span,
+                       help=f"write `{node.name}({need})`")
+        raise Broken
+
+    # -- words that bring their effect -----------------------------------------------------
+
+    def _class(self, name: ast.Name, place: str, table: dict) -> type[v.Word]:
+        """The class of a word, the language's own or one that is declared; Broken for others."""
+        declared = self.declared(name.name)
+        if name.name in table or declared is None:
+            return table.get(name.name) or self._unknown_word(name, place, table)
+        try:
+            model = class_of(declared)
+        except NoWord as error:
+            self.found.add("E243", error.message, name.span)
+            raise Broken from None
+        if model.place != place:
+            self.found.add("E210", f"`{name.name}` is {model.place}, not {place}", name.span)
             raise Broken
-        self._unknown_word(node, place, table)
+        return model
+
+    def declared(self, word: str) -> Found | None:
+        """A word of the packages that the recipe uses, or one of our own with its effect."""
+        return self.uses.words.get(word) or own_word(word)
+
+    def elsewhere(self, word: str) -> str | None:
+        """What to write where an installed package has a word that the recipe does not use."""
+        packages = packages_with(word)
+        return f'`uses = ["{packages[0]}"]` in the block `recipe` brings it' if packages else None
+
+    def _from(self, word: v.Word, name: ast.Name) -> v.Word:
+        """The word, if it brings its effect with where it comes from."""
+        if not isinstance(word, Extension):
+            return word
+        for setting, value in word:
+            if not _is_plain(value):
+                self.found.add("E243", f"`{setting}` of `{name.name}` is {kind_of(value)}, which "
+                               "no plan can hold", name.span)
+                raise Broken
+        one = self.declared(name.name)
+        word._origin = Outside(word=one.word, package=one.package, version=one.version)
+        return word
 
     def _unknown_word(self, name: ast.Name, place: str, table: dict) -> None:
         word = name.name
+        if self.uses.broken:
+            raise Broken  # it may be one of the words that could not be read, which is told
         later = _LATER_WORDS.get(place, {}).get(word)
         if later is not None:
             self.found.add("E230", f"`{word}` is not built yet", name.span, label=later)
             raise Broken
         other = next((p for p, words in _TABLES.items() if word in words), None)
-        help = did_you_mean(word, [*table, *self.lets])
+        help = did_you_mean(word, [*table, *self.lets, *self.uses.words])
+        help = help or self.elsewhere(word)
         help = help or f"{place} is {listed(f'`{known}`' for known in table)}"
         message = f"`{word}` is {other}, not {place}" if other else f"`{word}` is not {place}"
         self.found.add("E210", message, name.span, help=help)
@@ -330,6 +376,12 @@ class Reader:
         if time.unit == "epochs":
             return time.value
         return None if time.unit == "steps" or self.epochs is None else time.value * self.epochs
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _as_time(value: Percent | Time) -> str:

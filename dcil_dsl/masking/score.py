@@ -10,13 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.extend.outside import is_token, load
+
 
 @torch.no_grad()
 def score_weights(w: Tensor, score: str) -> Tensor:
-    """|w| ("magnitude") or w^2 ("l2"), in the weight's shape and on its device.
+    """|w| ("magnitude") or w^2 ("l2"), in the weight's shape and on its device; or what the word
+    of a token (extend/outside.py) makes of it.
 
     Both give the same order of single weights; they differ once sums over filters compare.
     """
+    if is_token(score):
+        return _in_shape(load(score).score(w.detach()), w, score)
     match score:
         case "magnitude":
             return w.detach().abs()
@@ -41,8 +47,13 @@ def add_gradient_score(
     in fp16, nothing is added: the next step would not forget it.
 
     taylor: Molchanov et al. 2019, arXiv:1906.10771, eq. 7 without the square, as in Michel et al.
-    2019, arXiv:1905.10650. movement: Sanh et al. 2020, arXiv:2005.07683, section 4.
+    2019, arXiv:1905.10650. movement: Sanh et al. 2020, arXiv:2005.07683, section 4. The word of a
+    token says what c is, and is given the gradient of L itself.
     """
+    if is_token(score):
+        step = _in_shape(load(score).score(w, grad * unscale), w, score)
+        total.add_(step.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).to(total.dtype), alpha=gain)
+        return
     step = grad if score == "gradient" else w * grad
     if score != "movement":
         step = step.abs()
@@ -97,6 +108,15 @@ def without_sign(scores: Tensor) -> Tensor:
     bits = scores.view(torch.int32)
     above_zero = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return above_zero.double() + 2.0**31
+
+
+def _in_shape(scores: Tensor, w: Tensor, token: str) -> Tensor:
+    if scores.shape == w.shape:
+        return scores
+    given, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape, w.shape))
+    raise InputError(
+        f"`{load(token).called}` scores a weight of {wanted} by a tensor of {given or 'one number'}"
+    )
 
 
 def _shifted(bits: Tensor, count: int) -> Tensor:

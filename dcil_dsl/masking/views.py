@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcil_dsl.extend.outside import is_token, load
+
 EPSILON = 1e-6
 
 
@@ -30,9 +32,13 @@ def see(w: Tensor, mask: Tensor, view: str, soft: Soft | None = None) -> Tensor:
     complement      0 where m, else w
     soft_threshold  c sign(w) max(|w| - t, 0) where m, else 0
 
+    a token         what its word (extend/outside.py) makes of w and m, where m, else 0
+
     where, not w * m: an infinite weight that is pruned must not become NaN.
     """
     zero = w.new_zeros(())
+    if is_token(view):
+        return torch.where(mask, load(view).see(w, mask), zero)
     match view:
         case "full":
             return w.view_as(w)

@@ -7,6 +7,7 @@ Not:  budgets (allocate.py), scores (scores.py).
 
 from __future__ import annotations
 
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
@@ -38,10 +39,15 @@ def resolve_dynamics(
         "moments": moments,
         "forget": rule.forget,
         "reserve": rule.reserve.fraction if rule.reserve else 0.0,
-        "penalties": tuple(
-            p.Penalty(form=type(word).__name__.lower(), **word.model_dump())
-            for word in rule.penalty
-        ),
+        "penalties": tuple(_penalty(word) for word in rule.penalty),
         "power": rule.param and rule.param.alpha,
         "regrow": regrow,
     }
+
+
+def _penalty(word: v.Penalty) -> p.Penalty:
+    is_ours = not isinstance(word, kinds.Penalty)
+    return p.Penalty(
+        form=word.called if is_ours else "outside", part=word.part, weight=word.weight,
+        stairs=word.stairs, outside=None if is_ours else word.outside,
+    )  # fmt: skip

@@ -30,7 +30,7 @@ from dcil_dsl.plan.show_groups import (
     score_words,
 )
 from dcil_dsl.plan.show_layers import share_of
-from dcil_dsl.plan.show_training import PARTS, SEEN, teachers
+from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
 from dcil_dsl.plan.wording import (
     PLAIN,
     Page,
@@ -271,7 +271,7 @@ def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator
     is_pruned = any(entry.group is not None for entry in planned)
     for path in plan.paths:
         more = {"masked": ", its pruned weights as zeros", "full": ", all of it"}
-        sees = SEEN[path.view] + more.get(path.view, "")
+        sees = seen_words(path)[1] + more.get(path.view, "")
         sees = sees if is_pruned else "w, all of it: no rule prunes it"
         deployed = "; this is the path that is deployed" if path.name == plan.deploy else ""
         yield f"{path.name} sees", sees + deployed

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from dcil_dsl.extend.outside import Outside
+
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,12 +84,24 @@ class Score(Part):
              |w g|, "movement" -w g, "gradient" |g|); else the decay of a moving average over them
     path     whose gradient g is, dL/dv at the view v that this path sees; None: no gradient
     redraw   "random": another draw for every mask; else one draw for the whole run
+    outside  "outside": a word that brings its formula (extend/kinds.py)
     """
 
-    kind: Literal["magnitude", "l2", "taylor", "movement", "gradient", "random"]
+    kind: Literal["magnitude", "l2", "taylor", "movement", "gradient", "random", "outside"]
     average: float | None = None
     path: str | None = None
     redraw: bool = False
+    outside: Outside | None = None
+
+    @property
+    def called(self) -> str:
+        """The recipe's word."""
+        return self.kind if self.outside is None else self.outside.word
+
+    @property
+    def formula(self) -> str:
+        """The name under which masking/score.py knows it, or the token of its word."""
+        return self.kind if self.outside is None else self.outside.token
 
     @property
     def has_state(self) -> bool:
@@ -100,13 +114,15 @@ class Penalty(Part):
 
     form    "square": weight / 2 * sum of w^2, gradient weight * w
             "norm":   weight * sqrt(sum of w^2), gradient weight * w / sqrt(sum of w^2)
+            "outside": weight * what the word gives (extend/kinds.py)
     stairs  the weight rises over the run in so many equal steps, from 0; None: it is constant
     """
 
-    form: Literal["square", "norm"]
+    form: Literal["square", "norm", "outside"]
     part: Literal["kept", "reserve", "pruned"]
     weight: float
     stairs: int | None = None
+    outside: Outside | None = None
 
 
 class Regrow(Part):

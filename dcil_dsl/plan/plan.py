@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Union
 
 from pydantic import Field, model_validator
 
+from dcil_dsl.extend.outside import Outside
 from dcil_dsl.plan.group import (
     Block,
     Bound,
@@ -99,15 +100,22 @@ class Layer(Part):
 class Path(Part):
     """name: becomes part of names in the code of the graph, so that it must be one itself.
 
+    outside: the word of a view that brings its effect (extend/kinds.py).
     random "shared": the path draws the random numbers that the first path of a phase draws.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    view: Literal["masked", "full", "complement", "soft_threshold"]
+    view: Literal["masked", "full", "complement", "soft_threshold", "outside"]
     random: Literal["own", "shared"] = "own"
     batch: float = 1.0
     size: float = 1.0
     every: int = 1
+    outside: Outside | None = None
+
+    @property
+    def seen(self) -> str:
+        """The name under which masking/views.py knows the view, or the token of its word."""
+        return self.view if self.outside is None else self.outside.token
 
     @property
     def cost(self) -> float:
@@ -154,6 +162,10 @@ class CrossEntropy(Part):
     output: str | None = None
     batch: float = 1.0
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
 
 class KL(Part):
     kind: Literal["kl"] = "kl"
@@ -163,6 +175,10 @@ class KL(Part):
     output: str | None = None
     batch: float = 1.0
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.student, self.teacher)
+
 
 class ModelLoss(Part):
     """The loss that the model computes by itself."""
@@ -170,13 +186,27 @@ class ModelLoss(Part):
     kind: Literal["model"] = "model"
     path: str
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+class OutsideLoss(Part):
+    """A word that brings its effect (extend/kinds.py); `paths` are those that it needs."""
+
+    kind: Literal["outside"] = "outside"
+    outside: Outside
+    paths: tuple[str, ...]
+    output: str | None = None
+    batch: float = 1.0
+
 
 class Loss(Part):
     """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)"."""
 
     name: str
     coefficient: float
-    term: Annotated[Union[CrossEntropy, KL, ModelLoss], Field(discriminator="kind")]
+    term: Annotated[Union[CrossEntropy, KL, ModelLoss, OutsideLoss], Field(discriminator="kind")]
     window: Window = Window()
 
 
@@ -220,21 +250,22 @@ class Integrator(Part):
 
     players     "each": kept and pruned weights move in turns, the others standing still
     rate        how far extrapolation goes; None: the step's learning rate
-    iterations  evaluations of an implicit step
+    iterations  evaluations of an implicit step, or of a word that brings its effect
     """
 
-    kind: Literal["heun", "rk4", "extrapolate", "implicit"]
+    kind: Literal["heun", "rk4", "extrapolate", "implicit", "outside"]
     players: Literal["joint", "each"] = "joint"
     rate: float | None = None
     direction: Literal["previous", "fresh"] = "previous"
     iterations: int = 1
+    outside: Outside | None = None
 
     @property
     def evaluations(self) -> int:
         """How many gradients it takes; of players that move in turns the first is one for both."""
         if self.kind == "extrapolate":
             return 2 if self.direction == "fresh" else 1
-        stages = {"heun": 2, "rk4": 4, "implicit": self.iterations}[self.kind]
+        stages = {"heun": 2, "rk4": 4}.get(self.kind, self.iterations)
         return stages if self.players == "joint" else 1 + 2 * (stages - 1)
 
 
@@ -355,6 +386,15 @@ class Plan(Part):
         if isinstance(values, dict):
             return {name: value for name, value in values.items() if name != "facts"}
         return values
+
+    def outside(self) -> tuple[Outside, ...]:
+        """The words that bring their effect, which have to be there wherever the plan is used."""
+        found = [path.outside for path in self.paths] + [self.train.integrator]
+        found += [loss.term for loss in self.losses]
+        for group in self.groups:
+            found += [group.score, *group.penalties]
+        words = (x if isinstance(x, Outside) else getattr(x, "outside", None) for x in found)
+        return tuple(word for word in words if word is not None)
 
     def phase_at(self, step: int) -> Phase:
         """The phase a step belongs to; the last one for steps beyond the run."""

@@ -8,6 +8,7 @@ Not:  no numbers are scored (masking/score.py).
 from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
@@ -29,6 +30,11 @@ def resolve_score(rule: r.Prune, deploy: str) -> p.Score:
             return p.Score(kind="movement", average=average, path=path or deploy)
         case v.Gradient(average=average, path=path):
             return p.Score(kind="gradient", average=average, path=path or deploy)
+        case kinds.GradientScore(average=average, path=path):
+            word = rule.score.outside
+            return p.Score(kind="outside", average=average, path=path or deploy, outside=word)
+        case kinds.Score(average=average):
+            return p.Score(kind="outside", average=average, outside=rule.score.outside)
         case v.Random(redraw=redraw):
             return p.Score(kind="random", redraw=redraw)
     raise AssertionError(rule.score)
@@ -52,7 +58,7 @@ def check_score(
         when = f"first runs at step {runs[0]:,}" if runs else "never runs"
         report.add(
             "E312",
-            f"`{score.kind}` takes no part: the last mask is made at step {last:,}, "
+            f"`{score.called}` takes no part: the last mask is made at step {last:,}, "
             f"path `{path}` {when}",
             rule.spans.get("score" if group.regrow is None else "regrow", rule.span),
             label="a gradient of a step moves the masks made after it",

@@ -62,7 +62,8 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
     if group.reserve:
         lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
     for penalty in group.penalties:
-        what = {"square": "half the squares", "norm": "the norm"}[penalty.form]
+        what = {"square": "half the squares", "norm": "the norm"}.get(penalty.form)
+        what = what or str(penalty.outside)
         rising = f", rising in {penalty.stairs} steps" if penalty.stairs else ""
         lines.append(f"penalty: {penalty.weight:g} times {what} of the {penalty.part}{rising}")
     if group.power is not None:
@@ -118,8 +119,10 @@ def _unit_words(group: Group) -> str:
 def score_words(score: Score) -> str:
     """"taylor (|w * gradient|) of path sparse, averaged with 0.9 over the steps"."""
     formula = {"taylor": "|w * gradient|", "movement": "-w * gradient", "gradient": "|gradient|"}
-    words = score.kind
-    if score.path is not None:
+    words = score.kind if score.outside is None else str(score.outside)
+    if score.outside is not None and score.path is not None:
+        words += f", of the gradient of path {score.path}"
+    elif score.path is not None:
         words += f" ({formula[score.kind]} of path {score.path})"
     if score.average is not None:
         words += f", averaged with {score.average:g} over the steps"

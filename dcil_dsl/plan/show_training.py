@@ -10,7 +10,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from dcil_dsl.plan.cost import step_cost, training_cost
-from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, Phase, Plan
+from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, OutsideLoss, Path, Phase, Plan
 from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
 
 SEEN = {
@@ -45,10 +45,10 @@ def show_phases(plan: Plan) -> str:
     """The paths; for each phase who runs, what a step costs, who learns from whom."""
     lines = ["paths"]
     for path in plan.paths:
-        seen = SEEN[path.view]
+        view, seen = seen_words(path)
         deployed = "; deployed" if path.name == plan.deploy else ""
         draws = ", the random numbers of the first path" if path.random == "shared" else ""
-        lines.append(f"  {path.name} = {path.view}: y = f(x; {seen}){draws}{deployed}")
+        lines.append(f"  {path.name} = {view}: y = f(x; {seen}){draws}{deployed}")
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(
@@ -66,6 +66,13 @@ def show_phases(plan: Plan) -> str:
         "make dense kernels faster)"
     )
     return "\n".join(lines)
+
+
+def seen_words(path: Path) -> tuple[str, str]:
+    """The view as the recipe has it, and its formula."""
+    if path.outside is None:
+        return path.view, SEEN[path.view]
+    return path.outside.word, f"{path.outside} where m, else 0"
 
 
 def _passes(cost: float) -> str:
@@ -95,6 +102,8 @@ def show_losses(plan: Plan) -> str:
                 more = f", temperature {term.temperature:g}, no gradient into {term.teacher}"
             case ModelLoss():
                 more = ", which the model computes by itself"
+            case OutsideLoss():
+                more = f", {term.outside}"
         lines.append(f"  {factor}{loss.name}{more}: {stretch(loss.window, plan)}")
     return "\n".join(lines)
 
@@ -141,7 +150,7 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
         return []
     far = "the learning rate" if integrator.rate is None else f"{integrator.rate:g}"
     last = "the step before" if integrator.direction == "previous" else "the same batch"
-    words = {
+    words = str(integrator.outside) if integrator.outside else {
         "heun": "Heun's mean of the gradients at both ends of the step",
         "rk4": "the four gradients of Runge and Kutta",
         "extrapolate": f"the gradient where {far} times the gradient of {last} leads",

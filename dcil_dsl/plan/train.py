@@ -7,6 +7,7 @@ Not:  what a step does (training/).
 
 from __future__ import annotations
 
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 
@@ -50,5 +51,8 @@ def resolve_train(
 def _integrator(word: v.Integrator | None) -> p.Integrator | None:
     if word is None:
         return None
+    if isinstance(word, kinds.Integrator):
+        return p.Integrator(kind="outside", players=word.players, iterations=word.evaluations,
+                            outside=word.outside)
     kind = next(name for name, cls in v.INTEGRATORS.items() if isinstance(word, cls))
     return p.Integrator(kind=kind, **word.model_dump())

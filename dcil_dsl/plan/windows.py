@@ -8,6 +8,7 @@ Not:  no layers and no weights.
 from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics, Label
+from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
@@ -38,9 +39,16 @@ def resolve_losses(
             case v.ModelLoss(path=path):
                 name = f"model({path})"
                 term = p.ModelLoss(path=path)
+            case kinds.Loss() as word:
+                output = getattr(word, "output", None)
+                name = f"{word.called}({', '.join(word.paths)}{_named(output)})"
+                least = min((batch[path] for path in word.paths), default=1.0)
+                term = p.OutsideLoss(
+                    outside=word.outside, paths=word.paths, output=output, batch=least
+                )
         same = sum(other.name.partition("#")[0] == name for other in losses)
         window = _window(loss, steps_per_epoch, num_steps)
-        strides = {every[path] for path in _paths_of(term)} - {1}
+        strides = {every[path] for path in term.paths} - {1}
         losses.append(
             p.Loss(
                 name=f"{name}#{same + 1}" if same else name,
@@ -62,7 +70,8 @@ def resolve_paths(
         paths.append(
             p.Path(
                 name=path.name,
-                view=path.view,
+                view=path.view if isinstance(path.view, str) else "outside",
+                outside=None if isinstance(path.view, str) else path.view.outside,
                 random=path.random,
                 batch=path.batch.fraction if path.batch else 1.0,
                 size=path.size.fraction if path.size else 1.0,
@@ -105,7 +114,7 @@ def resolve_phases(
     for start, stop, every, others in _stretches(cuts, losses):
         inside = p.Window(start=start, stop=stop, every=every, others=others)
         step = next(step for step in range(start, start + every + 1) if inside.covers(step))
-        needed = {name for loss in losses if loss.window.covers(step) for name in _paths(loss)}
+        needed = {name for loss in losses if loss.window.covers(step) for name in loss.term.paths}
         running = tuple(path.name for path in recipe.paths if path.name in needed)
         if not running:
             report.add(
@@ -150,14 +159,6 @@ def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.
     start = item.start.to_steps(steps_per_epoch, num_steps) if item.start else 0
     stop = item.stop.to_steps(steps_per_epoch, num_steps) if item.stop else None
     return p.Window(start=start, stop=stop)
-
-
-def _paths(loss: p.Loss) -> tuple[str, ...]:
-    return _paths_of(loss.term)
-
-
-def _paths_of(term: p.CrossEntropy | p.KL | p.ModelLoss) -> tuple[str, ...]:
-    return (term.student, term.teacher) if isinstance(term, p.KL) else (term.path,)
 
 
 def _named(output: str | None) -> str:

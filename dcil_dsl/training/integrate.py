@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.privatize import is_within, twin_names
+from dcil_dsl.extend.kinds import total
 from dcil_dsl.plan.plan import Integrator
 from dcil_dsl.training.metrics import Dual
 
@@ -68,7 +69,7 @@ def integrate(
         elif spec.players == "each":
             first, parts = field.at(0.0, None), players(dual)
             turns = [_follow(spec, field, rate, _only(part, first), part) for part in parts]
-            combined = _sum(turns, [1.0] * len(parts))
+            combined = total(turns, [1.0] * len(parts))
         else:
             combined = _follow(spec, field, rate, field.at(0.0, None), None)
     finally:
@@ -125,18 +126,20 @@ def _follow(
 
     match spec.kind:
         case "heun":
-            return _sum([first, g(h, first)], [1 / 2, 1 / 2])
+            return total([first, g(h, first)], [1 / 2, 1 / 2])
         case "rk4":
             second = g(h / 2, first)
             third = g(h / 2, second)
             fourth = g(h, third)
-            return _sum([first, second, third, fourth], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
+            return total([first, second, third, fourth], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
         case "implicit":
             for _ in range(spec.iterations - 1):
                 first = g(h, first)
             return first
         case "extrapolate":
             return g(h if spec.rate is None else spec.rate, first)
+        case "outside":
+            return _only(part, spec.outside.load().combine(first, h, g))
     raise AssertionError(spec.kind)
 
 
@@ -158,15 +161,6 @@ def _only(part: list[Tensor] | None, gradients: Gradients) -> Gradients:
     return [
         None if g is None else torch.where(own, g, g.new_zeros(()))
         for own, g in zip(part, gradients, strict=True)
-    ]
-
-
-def _sum(terms: list[Gradients], weights: list[float]) -> Gradients:
-    """Entry by entry; None where all of them are. Every term has the same paths, so that is all
-    or none."""
-    return [
-        None if own[0] is None else sum(weight * g for weight, g in zip(weights, own, strict=True))
-        for own in zip(*terms, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.plan.plan import KL, CrossEntropy, Loss, ModelLoss, Plan
+from dcil_dsl.plan.plan import KL, CrossEntropy, Loss, ModelLoss, OutsideLoss, Plan
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -75,6 +75,16 @@ def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) 
                     rows = min(len(student), len(teacher))
                     student, teacher = student[:rows], teacher[:rows]
                 return kl(student, teacher, term.temperature)
+            case OutsideLoss(outside=outside, output=output):
+                logits = {
+                    path: classes_second(_wide(logits_of(outputs[path], output)))
+                    for path in term.paths
+                }
+                if term.batch < 1:  # the first examples, which all have seen
+                    rows = min(map(len, logits.values()))
+                    logits = {path: own[:rows] for path, own in logits.items()}
+                    target = None if target is None else target[:rows]
+                return _number(outside.load().loss(logits, target))
             case ModelLoss():
                 return _wide(own_loss(outputs[term.path]))
     except InputError as error:
@@ -156,6 +166,13 @@ def own_loss(output: object) -> Tensor:
         f"the model returns a {type(output).__name__} without a loss of its own",
         help="give it its labels; a detection model has losses in training mode alone",
     )
+
+
+def _number(loss: object) -> Tensor:
+    if isinstance(loss, Tensor) and loss.dim() == 0:
+        return loss
+    shape = " x ".join(map(str, loss.shape)) if isinstance(loss, Tensor) else type(loss).__name__
+    raise InputError(f"a loss is a tensor of one number, and this is {shape}")
 
 
 def _part(output: object, name: str) -> object:

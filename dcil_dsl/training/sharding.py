@@ -255,7 +255,8 @@ def check_shardable(plan: Plan, ranks: Ranks, compiled: bool = False) -> None:
                 )
     for path in plan.paths:
         if path.view not in ("masked", "full", "complement"):
-            fact = f"path {path.name} is {path.view}, which needs whole weights"
+            called = path.view if path.outside is None else path.outside.word
+            fact = f"path {path.name} is {called}, which needs whole weights"
             raise InputError(f"--shard: {fact}", help=whole)
 
 
@@ -265,8 +266,8 @@ def _more_than_rows(group: Group) -> dict[str, bool]:
     return {
         f"prunes by the {group.unit.kind}": group.unit.kind != "weight",
         "shares its budget by lamp": group.shared_by == "lamp",
-        f"scores by {score.kind}": score.kind not in ("magnitude", "l2"),
-        f"averages its {score.kind} over steps": score.has_state,
+        f"scores by {score.called}": score.kind not in ("magnitude", "l2"),
+        f"averages its {score.called} over steps": score.has_state,
         "regrows": group.regrow is not None,
         "has a reserve": bool(group.reserve),
         "has a `param`": group.power is not None,
