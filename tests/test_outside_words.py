@@ -107,7 +107,8 @@ def test_settings_that_no_plan_can_hold_are_refused(tmp_path, monkeypatch):
     text = WORDS.replace("limit: float = 0.1", "limit: object = {}")
     install(tmp_path, monkeypatch, text=text)
     ((code, _, message, _),) = told(SCORED.replace("limit=0.05", "limit=5ep"))
-    assert code == "E243" and message == "`limit` of `bounded` is a time in epochs, which no plan can hold"
+    assert code == "E243"
+    assert message == "`limit` of `bounded` is a time in epochs, which no plan can hold"
 
 
 def test_a_word_in_the_wrong_place_and_a_wrong_setting_are_told(package):
@@ -137,6 +138,16 @@ def test_checking_a_recipe_with_a_word_loads_no_torch(package, tmp_path):
     )
     file = str(tmp_path / "x.prune")
     subprocess.run([sys.executable, "-c", code, file], check=True, cwd=ROOT)
+
+
+def test_a_loss_that_names_no_path_is_refused(tmp_path, monkeypatch):
+    text = WORDS.replace("path: PathName", "path: str = ''").replace(
+        "other: PathName", "other: str = ''"
+    )
+    install(tmp_path, monkeypatch, text=text)
+    loss = "loss cross_entropy(dense)\n  loss distance()"
+    ((code, _, message, _),) = told(USES.replace("loss cross_entropy(dense)", loss))
+    assert (code, message) == ("E243", "`distance` names no path, so nothing learns from it")
 
 
 # -- runs ----------------------------------------------------------------------------------------
@@ -177,7 +188,8 @@ def test_a_run_without_its_package_is_refused_by_name(run, tmp_path, monkeypatch
 def test_another_version_neither_resumes_nor_evaluates_a_run(run, tmp_path, monkeypatch, capsys):
     install(tmp_path, monkeypatch, version="1.3")
     assert call(*run, "--resume") == 2
-    assert "groups[0].score.outside.version: \"1.2\" in the run, \"1.3\" now" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert 'groups[0].score.outside.version: "1.2" in the run, "1.3" now' in told
     assert call("eval", "run", "--model", "net.py:Net") == 2
     told = capsys.readouterr().err
     assert "`bounded` was planned with my-words 1.2, and 1.3 is installed" in told

@@ -195,6 +195,10 @@ class _Mix:
         for key, value in values.items():
             if "path" in fields[key].metadata:
                 good &= self._declared(getattr(term, key), value)
+        if not term.paths:
+            self.found.add("E243", f"`{term.called}` names no path, so nothing learns from it",
+                           item.term.span)
+            good = False
         if isinstance(term, v.KL) and term.student == term.teacher and good:
             self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
             good = False

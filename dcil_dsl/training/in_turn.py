@@ -32,7 +32,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.turns import Part, Turns, cut_turns
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import draw_again, random_state
-from dcil_dsl.plan.plan import KL, Loss, Plan
+from dcil_dsl.plan.plan import Loss, OutsideLoss, Plan
 from dcil_dsl.training.forward import sums_of, weigh
 from dcil_dsl.training.machine import OWN_STEPS, Options, autocast
 
@@ -81,6 +81,12 @@ class InTurn:
                 f"--paths-in-turn does not go with `{own}` of the recipe's `train`",
                 help="leave one of them out",
             )
+        for loss in self.plan.losses:
+            if isinstance(loss.term, OutsideLoss) and len(loss.term.paths) > 1:
+                raise InputError(
+                    f"--paths-in-turn: `{loss.name}` may have a gradient on more than one path",
+                    help="leave it out",
+                )
         for index, phase in enumerate(self.plan.phases):
             self.eager[index] = turns = cut_turns(dual, index)
             open_ones = tuple(
@@ -189,8 +195,8 @@ def _compiled(turns: Turns) -> Turns:
 
 def _paths_of(loss: Loss) -> tuple[str, str | None]:
     """Whose term it is, and the other one whose logits it needs."""
-    term = loss.term
-    return (term.student, term.teacher) if isinstance(term, KL) else (term.path, None)
+    own, *others = loss.term.paths
+    return own, (others[0] if others else None)
 
 
 def _end(value: object) -> object:

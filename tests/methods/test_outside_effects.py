@@ -1,5 +1,7 @@
 """Words of another package do in training what their class says: in float64, to rounding."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,10 +9,23 @@ from outside_package import WORDS, forget, install
 from plainly import LR, gradients, largest, network, sgd
 from test_integrators import RULE, TWO_PATHS, moved, plainly
 from test_integrators import ours as integrated
-from test_methods import KEEP, KEPT, STEPS, STRAIGHT, assert_same, batches, ours, start, state
+from test_methods import (
+    KEEP,
+    KEPT,
+    STEPS,
+    STRAIGHT,
+    assert_same,
+    batches,
+    ours,
+    recipe_of,
+    start,
+    state,
+)
 
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.training.in_turn import InTurn
+from dcil_dsl.training.machine import Options
 
 USES = 'recipe outside { uses = ["my-words"] }\n'
 
@@ -74,8 +89,6 @@ def test_a_scaled_loss_does_not_change_a_score_of_gradients():
     text = USES + "prune Linear to global(75%) { refresh = 4 steps  score = squared_slope }"
     totals = []
     for scale in (1.0, 1024.0):
-        from test_methods import recipe_of
-
         plan = dcil.resolve(dcil.loads(recipe_of(text, KEPT)), start(), steps_per_epoch=STEPS)
         dual, (x, y) = dcil.compile(plan, start()), next(batches())
         dual.begin_step(0, torch.tensor(scale))
@@ -184,3 +197,24 @@ def test_a_network_of_which_much_is_told_apart_loses_no_small_probability_in_js(
     far = {"a": torch.tensor([[200.0, 0.0]]), "b": torch.tensor([[0.0, 200.0]])}
     loss = JS(one="a", other="b").loss(far, None)
     assert loss.item() == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-6)
+
+
+def test_a_compiled_graph_takes_views_and_scores_of_a_package_whole():
+    rule = "prune Linear to global(75%) { refresh = 4 steps  score = squared_slope }"
+    text = recipe_of(USES + rule, STRAIGHT.format(view="rounded"))
+    plan, (x, y), found = dcil.resolve(dcil.loads(text), start(), STEPS), next(batches()), []
+    for wrap in (lambda dual: dual, partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        dual = dcil.compile(plan, start())
+        dual.begin_step(0)
+        dcil.loss(plan, wrap(dual)(x), y, 0).backward()
+        found.append((dual.get_buffer("first.weight_score"), dual.first.weight.grad))
+    assert found[0][0].any()
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_paths_in_turn_refuse_a_loss_that_may_have_two_gradients():
+    mix = TWO_PATHS + "  loss js(one=sparse, other=dense)"
+    plan = dcil.resolve(dcil.loads(recipe_of(RULE, mix)), start(), STEPS)
+    options = Options(device=torch.device("cpu"))
+    with pytest.raises(InputError, match="`js.sparse, dense.` may have a gradient on more than"):
+        InTurn(dcil.compile(plan, start()), options)
