@@ -30,6 +30,7 @@ from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
+from dcil_dsl.export.authors import last_compared
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.report import make_report
 from dcil_dsl.export.verify import verify_tensors
@@ -235,6 +236,8 @@ def _train(
         complete = result.step == plan.num_steps
         claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
         report = _report(plan, result, claims, deployed, device)
+        authors = last_compared(plan, folder.read_metrics())
+        report |= {} if authors is None else {"authors": authors}
         folder.write_report(report | {"bad_images": folder.read_bad_images()})
         return Run(folder, plan, result, claims, deployed)
 

@@ -29,12 +29,14 @@ from dcil_dsl.export.artefact import (
     read_artefact,
     write_artefact,
 )
+from dcil_dsl.export.authors import show_authors
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.job import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
@@ -93,6 +95,14 @@ def evaluate_run(
     if path == plan.deploy:
         claims = judge_claims(plan, accuracies[path], sparsity)
     return Evaluation(path, accuracies[path], claims, step)
+
+
+def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
+    """Where a run is of the authors' own experiment: its deployed path, epoch by epoch, beside what
+    they logged. Nothing for any other run or path."""
+    folder = open_run(run)
+    plan = folder.read_plan()
+    return show_authors(plan, folder.read_metrics(), page) if path == plan.deploy else []
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
