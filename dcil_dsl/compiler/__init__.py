@@ -16,6 +16,7 @@ from torch import fx, nn
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.dynamics import add_dynamics
 from dcil_dsl.compiler.expose_weights import expose_weights
+from dcil_dsl.compiler.leave_out import leave_out_pruned
 from dcil_dsl.compiler.privatize import add_twins, privatize, twin_names
 from dcil_dsl.compiler.route_gradients import route_gradients
 from dcil_dsl.compiler.scores import add_scores
@@ -57,6 +58,11 @@ PASSES = (
     (
         "route_gradients",
         lambda g, c: route_gradients(g, c.model, c.plan, c.phase, c.training),
+        (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
+    ),
+    (
+        "leave_out_pruned",
+        lambda g, c: leave_out_pruned(g, c.plan, c.training),
         (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
     ),
     (

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import twin_name
 from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.masking.kept import apply_kept
 from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.plan.plan import Phase, Plan
@@ -41,7 +42,8 @@ def verify_paths(graph: fx.Graph, phase: Phase) -> None:
 
 
 def verify_routes(graph: fx.Graph, plan: Plan) -> None:
-    """A pruned weight and what lies beside it are read by split_weight and by nothing else.
+    """A pruned weight and what lies beside it are read by split_weight and by nothing else, but
+    for masks, which say what is left out.
 
     Where the weight is stored as a root, by raise_power, whose result only split_weight reads.
     """
@@ -52,8 +54,9 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
         is_power = node.target is raise_power
         if is_power or node.op == "get_attr" and node.target in guarded:
             for user in node.users:
-                is_split = user.target is split_weight or user.target is raise_power
-                _demand(is_split, f"`{user.name}` reads `{node.target}` bare")
+                reads = user.target in (split_weight, raise_power)
+                reads |= user.target is apply_kept and node is user.args[2]
+                _demand(reads, f"`{user.name}` reads `{node.target}` bare")
 
 
 def verify_privates(graph: fx.Graph, plan: Plan, phase: Phase) -> None:

@@ -84,6 +84,30 @@ MODEL: tuple[Code, ...] = (
           'layers head = "fc"\nprune Conv2d to global(90%) { bounds = [within(head, floor=30%)] }',
           'layers head = "fc"\nprune Conv2d, Linear to global(90%) '
           "{ bounds = [within(head, floor=30%)] }"),
+    entry("E320", "a path that would leave out nothing, or too much",
+          """`compute = kept` leaves out whole filters or input channels of convolutions in one
+          group and of linear layers. Single weights, patterns, blocks and heads leave no smaller
+          layer of the same kind; a score may need the gradients of what is left out.""",
+          """prune Conv2d to 90%
+mix {
+  path sparse = masked { compute = kept }
+  path dense  = full
+  update kept   by sparse
+  update pruned by dense
+  loss cross_entropy(sparse)
+  loss cross_entropy(dense)
+  deploy sparse
+}""",
+          """prune Conv2d to uniform(50%, granularity=filter)
+mix {
+  path sparse = masked { compute = kept }
+  path dense  = full
+  update kept   by sparse
+  update pruned by dense
+  loss cross_entropy(sparse)
+  loss cross_entropy(dense)
+  deploy sparse
+}"""),
     entry("E313", "paths of different strides",
           "Every so many steps a path may rest, but all that do so keep the same time.",
           """mix {

@@ -157,6 +157,12 @@ RECIPE: tuple[Code, ...] = (
           'layers some = "conv1"\nprune Conv2d to 90% { bounds = [within(some, floor=30%)] }',
           'layers some = "conv1"\nprune Conv2d to global(90%) '
           "{ bounds = [within(some, floor=30%)] }"),
+    entry("E239", "a path that cannot leave out what is pruned",
+          """`compute = kept` spares a path the arithmetic of pruned filters. So it must see zeros
+          there, and no pruned weight can learn from it.""",
+          _mix().replace("= full", "= full { compute = kept }"),
+          _mix().replace("= masked", "= masked { compute = kept }")
+          + "prune Conv2d to uniform(50%, granularity=filter)"),
     entry("E241", "a package of words that is not there",
           """`uses` names the packages whose words a recipe knows. One of them is not installed
           here, or declares no words.""",

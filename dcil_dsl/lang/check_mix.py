@@ -59,6 +59,7 @@ def check_mix(
                   help="for example `loss cross_entropy(sparse)`")
     deploy = checker.deploy(kinds.get(ast.Deploy, []), here)
     checker.overlaps(updates)
+    checker.learns_what_it_leaves_out(updates)
     if not found.errors:
         _warn(mix, file, checker.paths, updates, losses, here, found)
     return Mixed(tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy,
@@ -93,7 +94,10 @@ class _Mix:
         elif before is item and word is not None:
             self.paths.append(
                 r.Path(name=name, view=view, random=word.random, batch=word.batch,
-                       size=word.size, every=word.every, span=item.span))
+                       size=word.size, every=word.every, compute=word.compute, span=item.span))
+            if word.compute == "kept" and view != "masked":
+                self.found.add("E239", "only a path that is `masked` has filters to leave out",
+                               read.spans["compute"], help="leave `compute = kept` out")
         else:
             self.broken = True
 
@@ -158,6 +162,17 @@ class _Mix:
         parts = tuple(part.name for part in item.parts)
         return r.Update(parts=parts, shares=tuple(shares), start=window[0], stop=window[1],
                         span=item.span)
+
+    def learns_what_it_leaves_out(self, updates: list[r.Update]) -> None:
+        """E239 for pruned weights that would learn from a path that does not compute them."""
+        smaller = {path.name: path for path in self.paths if path.compute == "kept"}
+        for update in updates:
+            parts = [part for part in ("pruned", "reserve") if part in update.parts]
+            for name, share in update.shares:
+                if parts and share and name in smaller:
+                    self.found.add("E239", f"the {parts[0]} weights would learn from `{name}`, "
+                                   "which leaves them out", update.span,
+                                   others=(Label(smaller[name].span, "`compute = kept`"),))
 
     def overlaps(self, updates: list[r.Update]) -> None:
         """E220 for two updates of one part that share a moment in every run."""

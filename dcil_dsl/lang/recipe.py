@@ -120,6 +120,7 @@ class Path:
     batch: Percent | None = None
     size: Percent | None = None
     every: Time | None = None
+    compute: str = "all"
     span: Span = _span()
 
 

@@ -234,12 +234,14 @@ class PrivateBlock(Word):
 class PathBlock(Word):
     """The settings of one `path`. random: dropout and its like draw numbers of the path's `own`,
     or those `shared` with the first path that runs. The others make it cheaper in training: it
-    sees the first part of each batch, smaller images, every so many steps."""
+    sees the first part of each batch, smaller images, every so many steps; of filters and input
+    channels it computes those that are `kept` alone."""
 
     random: Literal["own", "shared"] = "own"
     batch: Percent | None = None
     size: Percent | None = None
     every: Time | None = None
+    compute: Literal["all", "kept"] = "all"
 
 
 BLOCKS: dict[str, type[Word]] = {

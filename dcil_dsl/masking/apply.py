@@ -27,9 +27,9 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     and a parametrised weight ("parametrizations.weight.original") is computed from its parts.
     """
     forward = type(module).forward
-    if kwargs or _has_hooks(module) or not _has_own(parameters):
+    if kwargs or has_hooks(module) or not _has_own(parameters):
         return functional_call(module, parameters, args, kwargs, tie_weights=False)
-    if forward in _CONVOLUTIONS:
+    if forward in CONVOLUTIONS:
         return module._conv_forward(*args, parameters["weight"], parameters.get("bias"))
     if forward is nn.Linear.forward:
         return F.linear(*args, parameters["weight"], parameters.get("bias"))
@@ -102,7 +102,7 @@ def _versions(tensors: dict[str, Tensor]) -> list[int]:
     return [tensor._version for tensor in tensors.values() if tensor.requires_grad]
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -115,4 +115,4 @@ def _has_own(parameters: dict[str, Tensor]) -> bool:
     return "weight" in parameters and all(name in ("weight", "bias") for name in parameters)
 
 
-_CONVOLUTIONS = frozenset({nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward})
+CONVOLUTIONS = frozenset({nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward})

@@ -7,7 +7,10 @@ Not:  no clock: what a machine really takes is measured by the trainer.
 
 from __future__ import annotations
 
+from dcil_dsl.plan.left_out import is_estimate, share_done
 from dcil_dsl.plan.plan import Phase, Plan
+
+MOMENTS = 200  # at which a cost that changes with the masks is looked at
 
 
 def phase_steps(plan: Plan, phase: Phase) -> int:
@@ -18,9 +21,14 @@ def phase_steps(plan: Plan, phase: Phase) -> int:
 def step_cost(plan: Plan, phase: Phase) -> float:
     """A step of the phase in dense steps: the paths that run, each by the pixels that it sees.
 
-    Times the gradients that an integrator takes of them.
+    Times the gradients that an integrator takes of them. Of a path that leaves out what is pruned
+    the mean over the phase.
     """
     costs = {path.name: path.cost for path in plan.paths}
+    smaller = [p.name for p in plan.paths if p.compute == "kept" and p.name in phase.paths]
+    if smaller:
+        share = _mean_share(plan, phase)
+        costs |= {name: share * costs[name] for name in smaller}
     integrator = plan.train.integrator
     evaluations = 1 if integrator is None else integrator.evaluations
     return evaluations * sum(costs[name] for name in phase.paths)
@@ -34,9 +42,22 @@ def training_cost(plan: Plan) -> float:
 
     An upper bound: layers in front of the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied
-    by dense kernels.
+    by dense kernels, but those that `compute = kept` leaves out.
     """
     if plan.num_steps == 0:
         return 0.0
     passes = sum(phase_steps(plan, phase) * step_cost(plan, phase) for phase in plan.phases)
     return passes / plan.num_steps
+
+
+def bound(plan: Plan) -> str:
+    """What kind of number a cost is: "at most", or "about" where scores decide."""
+    return "about" if is_estimate(plan) else "at most"
+
+
+def _mean_share(plan: Plan, phase: Phase) -> float:
+    stop = plan.num_steps if phase.window.stop is None else phase.window.stop
+    first, last = phase.window.start, max(min(stop, plan.num_steps) - 1, phase.window.start)
+    count = min(MOMENTS, last - first + 1)
+    moments = [first + (last - first) * i // max(count - 1, 1) for i in range(count)]
+    return sum(share_done(plan, step) for step in moments) / count

@@ -102,6 +102,7 @@ class Path(Part):
 
     outside: the word of a view that brings its effect (extend/kinds.py).
     random "shared": the path draws the random numbers that the first path of a phase draws.
+    compute "kept": of pruned layers it computes the kept filters, or input channels, alone.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -110,6 +111,7 @@ class Path(Part):
     batch: float = 1.0
     size: float = 1.0
     every: int = 1
+    compute: Literal["all", "kept"] = "all"
     outside: Outside | None = None
 
     @property
@@ -119,7 +121,7 @@ class Path(Part):
 
     @property
     def cost(self) -> float:
-        """What a step that it runs in costs, in steps on whole batches: by pixels."""
+        """What a step that it runs in costs, in steps on whole batches: by pixels, all computed."""
         return self.batch * self.size**2
 
 

@@ -23,7 +23,12 @@ from dcil_dsl.plan.claim import claim_layers
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.train import resolve_train
-from dcil_dsl.plan.windows import resolve_losses, resolve_paths, resolve_phases
+from dcil_dsl.plan.windows import (
+    check_left_out,
+    resolve_losses,
+    resolve_paths,
+    resolve_phases,
+)
 
 
 def resolve_recipe(
@@ -63,6 +68,7 @@ def resolve_recipe(
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
     for index, group in group_of_rule.items():
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
+    check_left_out(recipe, tuple(groups), layers, report)
     report.stop_if_wrong()
     return p.Plan(
         recipe=_about(recipe),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.cost import bound, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.show_groups import group_line, show_curves, show_groups
 from dcil_dsl.plan.show_layers import show_apart, show_layers
@@ -52,7 +52,7 @@ def show_summary(plan: Plan, page: Page = PLAIN) -> str:
     lines += [f"         {group_line(plan, group)}" for group in plan.groups]
     if plan.privates:
         lines.append(f"private  {len(plan.privates)} modules, one for each path")
-    lines.append(f"cost     {training_cost(plan):.2f} dense runs of arithmetic, at most")
+    lines.append(f"cost     {training_cost(plan):.2f} dense runs of arithmetic, {bound(plan)}")
     return fit("\n".join(lines), page.width) + "\n"
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from dcil_dsl.plan.cost import step_cost, training_cost
+from dcil_dsl.plan.cost import bound, step_cost, training_cost
+from dcil_dsl.plan.left_out import left_out
 from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, OutsideLoss, Path, Phase, Plan
 from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
 
@@ -49,11 +50,15 @@ def show_phases(plan: Plan) -> str:
         deployed = "; deployed" if path.name == plan.deploy else ""
         draws = ", the random numbers of the first path" if path.random == "shared" else ""
         lines.append(f"  {path.name} = {view}: y = f(x; {seen}){draws}{deployed}")
+        if path.compute == "kept":
+            pruned = sum(len(group.parameters) for group in plan.groups)
+            out = len(left_out(plan.groups, plan.layers))
+            lines.append(f"    computes the kept units alone in {out} of {pruned} pruned layers")
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(
             f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
-            f"{_passes(step_cost(plan, phase))} of arithmetic at most"
+            f"{_passes(step_cost(plan, phase))} of arithmetic {bound(plan)}"
         )
         has_reserve = any(group.reserve for group in plan.groups)
         lines += [
@@ -62,8 +67,8 @@ def show_phases(plan: Plan) -> str:
             if part != "reserve" or has_reserve
         ]
     lines.append(
-        f"training cost: {training_cost(plan):.2f} dense runs at most, by arithmetic (zeros do not "
-        "make dense kernels faster)"
+        f"training cost: {training_cost(plan):.2f} dense runs {bound(plan)}, by arithmetic (zeros "
+        "do not make dense kernels faster)"
     )
     return "\n".join(lines)
 

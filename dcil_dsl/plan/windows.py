@@ -12,6 +12,7 @@ from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.left_out import left_out
 
 PARTS = ("kept", "reserve", "pruned", "rest")
 
@@ -76,6 +77,7 @@ def resolve_paths(
                 batch=path.batch.fraction if path.batch else 1.0,
                 size=path.size.fraction if path.size else 1.0,
                 every=max(every, 1),
+                compute=path.compute,
             )
         )
     strided = [path for path in paths if path.every > 1]
@@ -90,6 +92,34 @@ def resolve_paths(
             help="give both the same `every`",
         )
     return tuple(paths)
+
+
+def check_left_out(
+    recipe: r.Recipe,
+    groups: tuple[p.Group, ...],
+    layers: tuple[p.Layer, ...],
+    report: Diagnostics,
+) -> None:
+    """E320 where `compute = kept` would leave out nothing, or what a score needs."""
+    for path in recipe.paths:
+        if path.compute != "kept":
+            continue
+        if not left_out(groups, layers):
+            report.add(
+                "E320",
+                f"path `{path.name}` would leave out nothing",
+                path.span,
+                label="no rule prunes filters or input channels of a convolution or linear layer",
+                help="only whole ones can be left out: `granularity=filter` in a rule's target",
+            )
+        for group in groups:
+            if group.kept_score is not None and group.kept_score.path == path.name:
+                report.add(
+                    "E320",
+                    f"path `{path.name}` would leave out what the rule at {group.rule} scores",
+                    path.span,
+                    label=f"`{group.kept_score.kind}` needs the gradients of pruned weights too",
+                )
 
 
 def resolve_phases(

@@ -101,6 +101,17 @@ def check_own_steps(plan: Plan, options: Options) -> None:
         )
 
 
+def check_compilable(plan: Plan, options: Options) -> None:
+    """InputError where steps would have to be compiled anew whenever masks move."""
+    path = next((path.name for path in plan.paths if path.compute == "kept"), None)
+    if options.compile and path is not None:
+        raise InputError(
+            f"`compute = kept` of path `{path}` does not go with --compile: the layers change "
+            "their sizes with the masks",
+            help="leave one of the two out",
+        )
+
+
 def autocast(plan: Plan, options: Options) -> torch.autocast:
     """The context in which a forward runs; fp32 is the absence of autocast."""
     precision = precision_of(plan, options)

@@ -31,6 +31,7 @@ from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.machine import (
     Loader,
     Options,
+    check_compilable,
     check_own_steps,
     precision_of,
 )
@@ -117,6 +118,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
     plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
     check_own_steps(plan, options)
+    check_compilable(plan, options)
     ranks.copy_first(dual.state_dict().values())
     shards = shard(dual, ranks, device) if options.shard else None
     dual.to(device)

@@ -1,0 +1,67 @@
+"""What a path that computes its kept units alone leaves out.
+
+In:   a Plan, or groups and layers of one in the making.
+Out:  the weights of which whole filters or channels are left out; the share of the arithmetic
+      that is done.
+Not:  nothing is computed smaller here (compiler/leave_out.py).
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.budget import budget_size, members, num_units
+from dcil_dsl.plan.schedule import keeps_at, last_refresh
+
+TYPES = ("Conv1d", "Conv2d", "Conv3d", "Linear")
+AXES = {"filter": 0, "channel": 1}
+
+
+def left_out(
+    groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]
+) -> dict[str, int]:
+    """The weights of which whole units can be left out, each with the axis of its units.
+
+    Filters and input channels of convolutions in one group and of linear layers, of their own
+    classes: what is left of them is a smaller layer of the same kind.
+    """
+    return {
+        layer.parameter: AXES[groups[layer.group].unit.kind]
+        for layer in layers
+        if layer.group is not None
+        and groups[layer.group].unit.kind in AXES
+        and layer.type in TYPES
+        and layer.groups == 1
+    }
+
+
+def share_done(plan: p.Plan, step: int) -> float:
+    """The share of a path's multiply-accumulates that are done with kept units alone.
+
+    A layer with a budget of its own does what it keeps; one that shares its budget is counted as
+    if all of its rule kept alike. 1 where the arithmetic of a layer is not known.
+    """
+    known = [layer.macs for layer in plan.layers]
+    if None in known or not sum(known):
+        return 1.0
+    kept = {}
+    for group in plan.groups:
+        keeps, names_of = keeps_at(group, last_refresh(group, step)), members(group)
+        sizes = (budget_size(group),) if group.allocation == "global" else num_units(group)
+        shares = [keep / size for keep, size in zip(keeps, sizes, strict=True)]
+        if group.allocation == "global":
+            shares = shares * len(names_of)
+        for share, names in zip(shares, names_of, strict=True):
+            kept |= dict.fromkeys(names, share)
+    out = left_out(plan.groups, plan.layers)
+    done = sum(
+        layer.macs * (kept[layer.parameter] if layer.parameter in out else 1.0)
+        for layer in plan.layers
+    )
+    return done / sum(known)
+
+
+def is_estimate(plan: p.Plan) -> bool:
+    """Whether scores decide how much is left out where, so that its cost is no bound."""
+    return any(path.compute == "kept" for path in plan.paths) and any(
+        group.allocation == "global" and group.unit.kind in AXES for group in plan.groups
+    )
