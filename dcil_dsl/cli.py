@@ -47,6 +47,7 @@ def compile_recipe(
     on_bad_image: o.OnBadImage = "stop",
     on_nan: o.OnNan = "stop",
     compile: o.Compile = False,
+    cuda_graphs: o.CudaGraphs = False,
     shard: o.Shard = False,
     checkpoint_activations: o.CheckpointActivations = False,
     paths_in_turn: o.PathsInTurn = False,
@@ -69,6 +70,7 @@ def compile_recipe(
             data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
             max_steps=max_steps, workers=workers, shard=shard,
             checkpoint_activations=checkpoint_activations, paths_in_turn=paths_in_turn,
+            cuda_graphs=cuda_graphs,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
             on_nan=None if on_nan == "stop" else on_nan,
         )
@@ -107,7 +109,8 @@ def compile_recipe(
         recipe, model, train, overrides=overrides, directory=data, out=out,
         resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
         on_nan=on_nan, weights=weights, device=device, precision=precision, workers=workers,
-        compile=compile, shard=shard, seed=seed, max_steps=max_steps, quiet=quiet,
+        compile=compile, cuda_graphs=cuda_graphs, shard=shard, seed=seed, max_steps=max_steps,
+        quiet=quiet,
         checkpoint_activations=checkpoint_activations, in_turn=paths_in_turn,
         warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip

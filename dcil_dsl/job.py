@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,21 +47,14 @@ from dcil_dsl.training.distributed import (
     may_be_restarted,
     was_restarted,
 )
+from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, hold_run, open_run, resume_run
 from dcil_dsl.training.sharding import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
-
-# Ways to make a step of which one leaves no room for the other.
-APART = (
-    ("--checkpoint-activations", "--compile"),
-    ("--checkpoint-activations", "--shard"),
-    ("--paths-in-turn", "--shard"),
-    ("--paths-in-turn", "--checkpoint-activations"),
-)
-
+from dcil_dsl.training.ways import check_dual_ways, check_ways
 
 @dataclass(frozen=True)
 class Run:
@@ -117,6 +110,7 @@ def train(
     on_nan: Literal["stop", "rewind"] = "stop",
     checkpoint_activations: bool = False,
     in_turn: bool = False,
+    cuda_graphs: bool = False,
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -134,32 +128,31 @@ def train(
                checkpoint and on with half the rate, three times at most
     checkpoint_activations  most of them are computed again for the backward pass: less memory
     in_turn    forward and backward of one path, then of the next: the activations of one at a time
+    cuda_graphs   what `compile` makes is recorded once, and replayed at each step
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
     with joined_ranks() as ranks:
         if not ranks.is_first:
             warn, note, quiet, display = _silent, _silent, True, None
+        options = Options(
+            device=pick_device(device, ranks), compile=compile, max_steps=max_steps, anyway=anyway,
+            ranks=ranks, shard=shard, on_nan=on_nan, in_turn=in_turn,
+            checkpoint_activations=checkpoint_activations, cuda_graphs=cuda_graphs,
+        )  # fmt: skip
+        check_ways(options)
         return _train(
-            recipe, model, data, overrides, directory, out, resume, weights,
-            pick_device(device, ranks), precision, workers, compile, seed, max_steps, quiet,
-            warn or warn_in_python, note or _silent, display, ranks, anyway, on_bad_image, shard,
-            on_nan, checkpoint_activations, in_turn,
+            recipe, model, data, overrides, directory, out, resume, weights, precision, workers,
+            seed, quiet, warn or warn_in_python, note or _silent, display, on_bad_image, options,
         )  # fmt: skip
 
 
 def _train(
-    recipe, model, data, overrides, directory, out, resume, weights, device, precision, workers,
-    compile, seed, max_steps, quiet, warn, note, display, ranks, anyway, on_bad_image, shard,
-    on_nan, checkpoint_activations, in_turn,
+    recipe, model, data, overrides, directory, out, resume, weights, precision, workers, seed,
+    quiet, warn, note, display, on_bad_image, options: Options,
 ) -> Run:  # fmt: skip
     """`train`, among the ranks."""
-    _refuse_together(
-        {
-            "--checkpoint-activations": checkpoint_activations, "--paths-in-turn": in_turn,
-            "--compile": compile, "--shard": shard,
-        }
-    )  # fmt: skip
+    device, ranks, max_steps = options.device, options.ranks, options.max_steps
     resume = _may_resume(resume, out, ranks)
     if resume and out is None:
         raise InputError("--resume does not say which run", help="name its folder with --out DIR")
@@ -192,8 +185,8 @@ def _train(
     )  # fmt: skip
     plan = prepared.plan
     check_claims(plan)
-    if shard:
-        check_shardable(plan, ranks, compile)
+    if options.shard:
+        check_shardable(plan, ranks, options.compile)
     if not quiet:
         print(show_summary(plan), flush=True)
     dual = compile_plan(plan, prepared.traced)
@@ -202,14 +195,14 @@ def _train(
             "no weight of the model learns: requires_grad is False for all of them",
             help="model.requires_grad_(True)",
         )
+    check_dual_ways(dual, options)
     loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
     def the_folder() -> str:
         made_of = dict(model=text_of(prepared.traced), data=contents_of(dataset))
         if resume:
-            return str(
-                resume_run(out, plan, recipe.given, recipe.text, **made_of, anyway=anyway).path
-            )
+            made_of["anyway"] = options.anyway
+            return str(resume_run(out, plan, recipe.given, recipe.text, **made_of).path)
         folder = create_run(plan, recipe.given, recipe.text, out, **made_of)
         write_command(folder, plan, directory, weights, device)
         return str(folder.path)
@@ -217,11 +210,7 @@ def _train(
     folder = RunFolder(Path(ranks.from_first(the_folder)))
     if bad is not None:
         bad.keep_in(folder.bad_images)
-    options = Options(
-        device=device, compile=compile, channels_last=is_convolutional(plan),
-        max_steps=max_steps, resume=resume, anyway=anyway, ranks=ranks, shard=shard,
-        on_nan=on_nan, checkpoint_activations=checkpoint_activations, in_turn=in_turn,
-    )  # fmt: skip
+    options = replace(options, channels_last=is_convolutional(plan), resume=resume)
     with hold_run(folder) if ranks.is_first else nullcontext():
         try:
             result = train_dual(dual, *loaders, folder, options, display or make_display(quiet))
@@ -333,7 +322,12 @@ def _report(
         "model": plan.model.model_dump(),
         "data": plan.data.name,
         "seed": plan.train.seed,
-        "device": {"type": device.type, "name": hardware, "threads": torch.get_num_threads()},
+        "device": {
+            "type": device.type,
+            "name": hardware,
+            "threads": torch.get_num_threads(),
+            "peak_memory_bytes": peak_memory(device),
+        },
         "versions": versions,
         "training_cost": result.cost,
         "complete": result.step == plan.num_steps,
@@ -372,12 +366,6 @@ def _refuse_own_losses(recipe: Recipe) -> None:
                 "its labels, and training from here gives it images alone",
                 help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
             )
-
-
-def _refuse_together(given: Mapping[str, bool]) -> None:
-    for one, other in APART:
-        if given[one] and given[other]:
-            raise InputError(f"{one} does not go with {other}", help="leave one of them out")
 
 
 def _may_resume(asked: bool, out: str | Path | None, ranks: Ranks) -> bool:

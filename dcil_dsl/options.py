@@ -124,6 +124,14 @@ Precision = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="with --compile on a CUDA device: record the step once and replay it, for networks "
+        "so small that the host is slower than the device",
+    ),
+]
 Shard = Annotated[
     bool,
     typer.Option(

@@ -48,6 +48,7 @@ def test_the_report_states_result_recipe_seed_versions_device_and_cost(folder):
     assert report["seed"] == 0 and report["device"]["type"] == "cpu"
     assert report["versions"]["torch"] == torch.__version__
     assert report["training_cost"] == 2.0
+    assert report["device"]["peak_memory_bytes"] is None  # a CPU does not count
     assert report["expect"] == [{"text": "sparsity >= 89%", "measured": 0.9, "holds": True}]
 
 
@@ -356,6 +357,8 @@ def test_paths_in_turn_learn_what_they_learn_together(folder, tmp_path, capsys):
     assert call(*turned, "--out", tmp_path / "turned") == 0
     files = (folder / "run" / "sparse.safetensors", tmp_path / "turned" / "sparse.safetensors")
     torch.testing.assert_close(*map(load_file, files), rtol=1e-3, atol=1e-4)
+    assert call(*job(folder), "--device", "cpu", "--compile", "--cuda-graphs") == 2
+    assert "only a CUDA device has graphs" in capsys.readouterr().err
     for other in ("--checkpoint-activations", "--shard"):
         assert call(*turned, other) == 2
         assert f"--paths-in-turn does not go with {other}" in capsys.readouterr().err

@@ -35,6 +35,7 @@ class Options:
             (rewind.py)
     checkpoint_activations  are computed again for the backward pass (compiler/segments.py)
     in_turn  forward and backward of one path, then of the next (in_turn.py)
+    cuda_graphs  what torch.compile makes is recorded once, and replayed at each step
     """
 
     device: str | torch.device = "cpu"
@@ -49,6 +50,7 @@ class Options:
     on_nan: Literal["stop", "rewind"] = "stop"
     checkpoint_activations: bool = False
     in_turn: bool = False
+    cuda_graphs: bool = False
 
 
 class Loader(Protocol):
@@ -101,15 +103,13 @@ def check_own_steps(plan: Plan, options: Options) -> None:
         )
 
 
-def check_compilable(plan: Plan, options: Options) -> None:
-    """InputError where steps would have to be compiled anew whenever masks move."""
-    path = next((path.name for path in plan.paths if path.compute == "kept"), None)
-    if options.compile and path is not None:
-        raise InputError(
-            f"`compute = kept` of path `{path}` does not go with --compile: the layers change "
-            "their sizes with the masks",
-            help="leave one of the two out",
-        )
+def peak_memory(device: str | torch.device) -> int | None:
+    """The most bytes that tensors of this process took at a time on a CUDA device, from its start.
+
+    None where nobody counts: on a CPU.
+    """
+    device = torch.device(device)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def autocast(plan: Plan, options: Options) -> torch.autocast:

@@ -28,18 +28,13 @@ from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.forward import Forward, make_forward
 from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.learner import Learner
-from dcil_dsl.training.machine import (
-    Loader,
-    Options,
-    check_compilable,
-    check_own_steps,
-    precision_of,
-)
+from dcil_dsl.training.machine import Loader, Options, precision_of
 from dcil_dsl.training.metrics import Dual, RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.sharding import shard
+from dcil_dsl.training.ways import check_plan_ways, check_ways
 
 
 @dataclass(frozen=True)
@@ -117,8 +112,8 @@ class Session:
 def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
     plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
-    check_own_steps(plan, options)
-    check_compilable(plan, options)
+    check_ways(options)
+    check_plan_ways(plan, options)
     ranks.copy_first(dual.state_dict().values())
     shards = shard(dual, ranks, device) if options.shard else None
     dual.to(device)
@@ -140,7 +135,9 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     if options.checkpoint_activations:
         recompute_activations(dual)
     eager = make_forward(dual, options)
-    forward = _compiled(eager, plan) if options.compile and not options.in_turn else eager
+    forward = eager
+    if options.compile and not options.in_turn:
+        forward = _compiled(eager, plan, options)
     first_bad = torch.full((len(plan.losses),), -1, device=device)
     in_turn = InTurn(dual, options) if options.in_turn else None
     learner = Learner(dual, forward, eager, ranks, shards, in_turn)
@@ -175,12 +172,25 @@ def loss_scale(now: Session) -> Tensor | None:
     return now.scaler.scale(torch.ones((), device=now.options.device))
 
 
-def _compiled(forward: Forward, plan: Plan) -> Forward:
-    """One graph for each phase and each set of open losses; moving masks need no new one."""
+def _compiled(forward: Forward, plan: Plan, options: Options) -> Forward:
+    """One graph for each phase and each set of open losses; moving masks need no new one.
+
+    Recorded as CUDA graphs, which read masks and weights where they lie, it writes what it gives
+    in the same place at each replay: what is returned are copies.
+    """
     config = torch._dynamo.config
     num_graphs = 2 * (len(plan.phases) + 2 * len(plan.losses))
     config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
-    return torch.compile(forward, dynamic=False)
+    if not options.cuda_graphs:
+        return torch.compile(forward, dynamic=False)
+    recorded = torch.compile(forward, dynamic=False, mode="reduce-overhead")
+
+    def replay(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, sums = recorded(images, labels, active)
+        return loss.clone(), sums.clone()
+
+    return replay
 
 
 def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,8 @@ from dcil_dsl.masking.kept import apply_kept, kept_along
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.in_turn import InTurn
-from dcil_dsl.training.machine import Options, check_compilable
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.ways import check_plan_ways
 
 RECIPE = """
 language 1
@@ -141,7 +142,7 @@ def test_it_goes_with_less_memory(way):
 
 def test_it_does_not_go_with_compiled_steps():
     with pytest.raises(InputError, match="`compute = kept` of path `sparse` does not go with"):
-        check_compilable(plan_of(KEPT), Options(compile=True))
+        check_plan_ways(plan_of(KEPT), Options(compile=True))
 
 
 def test_the_arithmetic_that_is_left_out_is_counted():

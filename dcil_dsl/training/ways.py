@@ -1,0 +1,80 @@
+"""Which ways of making a step go together, and with what a plan asks of a step.
+
+In:   Options; a plan; a Dual.
+Out:  InputError where one leaves no room for another, before anything is written.
+Not:  no ways; each file that makes one says how.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.in_turn import InTurn
+from dcil_dsl.training.machine import OWN_STEPS, Options, check_own_steps
+
+FLAGS = {
+    "compile": "--compile", "shard": "--shard", "in_turn": "--paths-in-turn",
+    "checkpoint_activations": "--checkpoint-activations", "cuda_graphs": "--cuda-graphs",
+}  # fmt: skip
+APART = (
+    ("checkpoint_activations", "compile"),
+    ("checkpoint_activations", "shard"),
+    ("in_turn", "shard"),
+    ("in_turn", "checkpoint_activations"),
+    ("cuda_graphs", "in_turn"),
+)
+
+
+def check_ways(options: Options) -> None:
+    """What can be said without a plan."""
+    for one, other in APART:
+        if getattr(options, one) and getattr(options, other):
+            raise InputError(
+                f"{FLAGS[one]} does not go with {FLAGS[other]}", help="leave one of them out"
+            )
+    if not options.cuda_graphs:
+        return
+    if not options.compile:
+        raise InputError("--cuda-graphs replays what --compile has made", help="add --compile")
+    if torch.device(options.device).type != "cuda":
+        raise InputError(
+            f"--cuda-graphs: the device is {options.device}, and only a CUDA device has graphs",
+            help="leave it out",
+        )
+    if options.ranks.count > 1:
+        raise InputError(
+            f"--cuda-graphs is for one process, and there are {options.ranks.count}: gradients "
+            "that wait for the other processes would be overwritten",
+            help="leave it out",
+        )
+
+
+def check_plan_ways(plan: Plan, options: Options) -> None:
+    """What a plan asks that such steps do not give."""
+    check_own_steps(plan, options)
+    path = next((path.name for path in plan.paths if path.compute == "kept"), None)
+    if options.compile and path is not None:
+        raise InputError(
+            f"`compute = kept` of path `{path}` does not go with --compile: the layers change "
+            "their sizes with the masks",
+            help="leave one of the two out",
+        )
+    # Both keep gradients over a replay, which writes the next ones in the same place.
+    kept = [word for word in OWN_STEPS if getattr(plan.train, word) is not None]
+    kept += ["accumulate"] * (plan.train.accumulate > 1)
+    if options.cuda_graphs and kept:
+        raise InputError(
+            f"--cuda-graphs does not go with `{kept[0]}` of the recipe's `train`: its gradients "
+            "outlive a replay",
+            help="leave one of the two out",
+        )
+
+
+def check_dual_ways(dual: Dual, options: Options) -> None:
+    """check_plan_ways, and what only the graphs show."""
+    check_plan_ways(dual.plan, options)
+    if options.in_turn:
+        InTurn(dual, options)
