@@ -110,7 +110,11 @@ def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
     keep = {part.module: part.reason for part in plan.whole}
     if plan.inputs is None and example_inputs is not None:
         return trace_model(model, example_inputs, keep=keep)
-    return trace_model(model, live=plan.inputs, fixed=plan.fixed, keep=keep)
+    like = {
+        name: torch.empty(size.shape, dtype=getattr(torch, size.dtype), device="meta")
+        for name, size in plan.sizes.items()
+    }
+    return trace_model(model, live=plan.inputs, fixed=plan.fixed, keep=keep, like=like)
 
 
 def run_passes(

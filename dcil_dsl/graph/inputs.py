@@ -75,12 +75,24 @@ def map_tensors(change: Callable[[Tensor], Tensor], value):
 
 def doubled(inputs: Inputs) -> Inputs:
     """A batch of one as a batch of two, the second one flipped; any other batch as it is."""
-    tensors = list(inputs.tensors())
-    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
-        return inputs
-    if any(isinstance(value, (list, dict)) for value in [*inputs.args, *inputs.kwargs.values()]):
+    if not _is_batch(inputs) or inputs.batch_size() != 1:
         return inputs
     return inputs.map(lambda t: torch.cat([t, t.flip(-1)]))
+
+
+def resized(inputs: Inputs, size: int) -> Inputs:
+    """A batch as one of `size` examples, all of them the first one; what is no batch as it is."""
+    if not _is_batch(inputs):
+        return inputs
+    return inputs.map(lambda t: t[:1].expand(size, *t.shape[1:]))
+
+
+def _is_batch(inputs: Inputs) -> bool:
+    """Whether the first dimension of all tensors is that of the examples."""
+    if any(isinstance(value, (list, dict)) for value in [*inputs.args, *inputs.kwargs.values()]):
+        return False
+    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in inputs.tensors()}
+    return len(sizes) == 1 and None not in sizes and sizes != {0}
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import Arguments, Inputs, arguments_of
+from dcil_dsl.graph.decisions import EXAMPLES
+from dcil_dsl.graph.inputs import Arguments, Inputs, arguments_of, resized
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
 from dcil_dsl.graph.moments import CONSTANT, changed_attribute
 from dcil_dsl.graph.tracer import Tracer, first_line
@@ -51,6 +52,7 @@ class Traced:
     layers     in the order of first use
     arguments  which arguments of forward are inputs of the graphs
     whole      the paths of the modules that are one call each, with the reason; "" is the model
+    like       what the tensors among the inputs were like in the example, as meta tensors
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Traced:
     layers: tuple[Layer, ...]
     arguments: Arguments
     whole: dict[str, str] = field(default_factory=dict)
+    like: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -75,6 +78,7 @@ def trace_model(
     live: tuple[str, ...] | None = None,
     fixed: Mapping[str, object] | None = None,
     keep: Mapping[str, str] | None = None,
+    like: Mapping[str, Tensor] | None = None,
 ) -> Traced:
     """Trace a model; with example inputs (a batch of at least one), also count its costs.
 
@@ -84,6 +88,8 @@ def trace_model(
                     None: the arguments that have no default
     fixed           arguments that are no inputs, with the values that the graph has for them
     keep            paths of modules to keep whole without trying, with the reason
+    like            tensors of the sizes and types of the inputs by name, on any device, where there
+                    are no example inputs: what a forward decides by sizes is part of the graph
 
     Raises TraceError for what cannot be copied or rewritten, with the module.
     """
@@ -91,8 +97,10 @@ def trace_model(
     model = _copy(model)
     arguments = arguments_of(model, example, live, fixed)
     flags = {name: module.training for name, module in model.named_modules()}
-    train, kept = _trace(model.train(), arguments, keep or {})
-    eval, kept_too = _trace(model.eval(), arguments, keep or {})
+    like = _named(arguments, example) if example is not None else dict(like or {})
+    shown = resized(Inputs((), like), EXAMPLES).kwargs if like else None
+    train, kept = _trace(model.train(), arguments, keep or {}, shown)
+    eval, kept_too = _trace(model.eval(), arguments, keep or {}, shown)
     whole = {**kept_too, **kept}
     if "" in whole:  # one way of calling for both modes
         whole = {"": whole[""]}
@@ -105,7 +113,17 @@ def trace_model(
     layers = list_layers(model, train)
     if example is not None:
         layers = with_macs(layers, model, example)
-    return Traced(model, train, eval, layers, arguments, whole)
+    return Traced(model, train, eval, layers, arguments, whole, like)
+
+
+def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
+    """What the inputs of the graph are like; nothing where they are more than tensors."""
+    if arguments.live is None:
+        return {}
+    given = dict(zip(arguments.live, arguments.bind(example.args, example.kwargs)))
+    if not all(isinstance(value, Tensor) for value in given.values()):
+        return {}
+    return {name: value.to("meta") for name, value in given.items()}
 
 
 def constants(model: nn.Module) -> list[str]:
@@ -136,7 +154,10 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _trace(
-    model: nn.Module, arguments: Arguments, keep: Mapping[str, str]
+    model: nn.Module,
+    arguments: Arguments,
+    keep: Mapping[str, str],
+    example: dict[str, Tensor] | None,
 ) -> tuple[fx.Graph | None, dict[str, str]]:
     """The graph in the model's mode, and what stayed whole; None where that is the model."""
     if "" in keep:
@@ -146,7 +167,7 @@ def _trace(
     if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks:
         return None, {"": "it has hooks, which a graph of its forward would leave out"}
     before = {path: Attributes(module) for path, module in model.named_modules()}
-    tracer = Tracer(model, arguments, keep)
+    tracer = Tracer(model, arguments, keep, example)
     try:
         graph = tracer.trace_model()
         for path, attributes in before.items():

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from dcil_dsl.graph.decisions import UNKNOWN, Decisions, hold
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
@@ -37,10 +38,23 @@ class Proxy(fx.Proxy):
     What is set on it (output.logits = y) would be on the proxy, and not in the graph.
     """
 
+    def __getattr__(self, name):
+        return Attribute(self, name)
+
+    def __len__(self):
+        return self.tracer.length(self)
+
     def __setattr__(self, name, value):
         if name not in ("tracer", "node"):
             raise Unfollowed(f"it sets `{name}` of a value that is computed")
         super().__setattr__(name, value)
+
+
+class Attribute(fx.proxy.Attribute):
+    """x.shape, of which the length may be known."""
+
+    def __len__(self):
+        return self.tracer.length(self)
 
 
 def _in_place(function):
@@ -60,20 +74,29 @@ class Tracer(fx.Tracer):
     # A buffer that the forward computes with (x - self.mean[:, None]) stays a buffer of the graph.
     proxy_buffer_attributes = True
 
-    def __init__(self, model: nn.Module, arguments: Arguments, keep: Mapping[str, str]):
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: Arguments,
+        keep: Mapping[str, str],
+        example: dict[str, Tensor] | None = None,
+    ):
         super().__init__(autowrap_functions=())
+        self.decisions = Decisions(model, example)
+        self.lengths: dict[fx.Node, fx.Node] = {}  # what holds each that was asked for
         self.model, self.arguments, self.keep = model, arguments, keep
         self.whole: dict[str, str] = {}
         self.names = {
             id(tensor): name
             for name, tensor in [*model.named_buffers(), *model.named_parameters()]
         }
+        self.installed = set(model.modules())
         self.reads: dict[str, fx.Proxy] = {}
         self.learns = torch.is_grad_enabled()
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay whole."""
-        with _no_autocast():
+        with _no_autocast(self.decisions):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -103,7 +126,37 @@ class Tracer(fx.Tracer):
     def proxy(self, node):
         return Proxy(node, self)
 
+    def to_bool(self, obj):
+        value = self.decisions.of(obj.node)
+        if value is UNKNOWN:
+            return super().to_bool(obj)
+        fact = obj if isinstance(value, bool) else self._call(operator.truth, obj)
+        self._call(hold, fact, bool(value), self.decisions.words(obj.node))
+        return bool(value)
+
+    def length(self, obj) -> int:
+        """len(obj), which is part of the graph: Python takes it for a number at once."""
+        value = self.decisions.of(obj.node)
+        if not isinstance(value, (tuple, list)):
+            raise Unfollowed("it asks for the length of a value that is computed")
+        if obj.node not in self.lengths or self.lengths[obj.node]._erased:
+            what = f"len({self.decisions.words(obj.node)})"
+            length = self._call(len, obj)
+            self.lengths[obj.node] = self._call(hold, length, len(value), what).node
+        return len(value)
+
+    def iter(self, obj):
+        value = self.decisions.of(obj.node)
+        if not isinstance(value, (tuple, list)):
+            return super().iter(obj)
+        return iter([obj[i] for i in range(self.length(obj))])
+
+    def _call(self, function, *args):
+        return self.create_proxy("call_function", function, args, {})
+
     def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if self.decisions.running:
+            return attr_val
         name = self.names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
         if name is None:
             return attr_val
@@ -135,6 +188,10 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def call_module(self, m, forward, args, kwargs):
+        if self.decisions.running:
+            return forward(*args, **kwargs)
+        if m not in self.installed and not _has_state(m):
+            return forward(*args, **kwargs)  # made at the call, nn.CrossEntropyLoss()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -178,6 +235,7 @@ class _Start:
             if node is self.last:
                 break
             tracer.graph.erase_node(node)
+            tracer.decisions.values.pop(node, None)
         while len(tracer.module_stack) > self.stack:
             tracer.module_stack.popitem()
         while len(tracer.tensor_attrs) > self.num_tensors:
@@ -197,6 +255,10 @@ def first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
 def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
     if randomness.moved():
         raise Unfollowed("its forward draws random numbers of no tensor that it was given")
@@ -206,13 +268,15 @@ def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
 
 
 @contextmanager
-def _no_autocast() -> Iterator[None]:
+def _no_autocast(decisions: Decisions) -> Iterator[None]:
     """A forward that chooses its own precision, or asks for that of its caller, is not followed."""
 
     def enter(self):
         raise Unfollowed("it sets autocast, which a graph does not keep")
 
     def ask(*args):
+        if decisions.running:
+            return is_autocast_enabled(*args)
         raise Unfollowed("it asks for autocast, which may differ from call to call")
 
     kept = torch.autocast.__enter__

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from dcil_dsl.extend.outside import Outside
 from dcil_dsl.plan.group import (
@@ -344,6 +344,13 @@ class About(Part):
     overrides: dict[str, str] = {}
 
 
+class Size(Part):
+    """An input of the model. dtype as torch names it: "float32"."""
+
+    shape: tuple[NonNegativeInt, ...]
+    dtype: str = Field(pattern=r"^(bool|(uint|int|b?float|complex)\d+\w*)$")
+
+
 class Plan(Part):
     """See the parts. Layers stand in execution order; groups in the order of their rules.
 
@@ -351,6 +358,8 @@ class Plan(Part):
     inputs  the arguments of the model's forward that its graph takes; None: those that have no
             default, or all, where the model is whole
     fixed   arguments that are no tensors, with the value that the graph has for each
+    sizes   of the example inputs, by which the forward may decide what it does; as its graph then
+            has it: empty where inputs are more than tensors
     """
 
     format: Literal[1] = FORMAT
@@ -372,6 +381,7 @@ class Plan(Part):
     out_of_reach: tuple[OutOfReach, ...] = ()
     inputs: tuple[str, ...] | None = None
     fixed: dict[str, bool | int | float | str | None] = {}
+    sizes: dict[str, Size] = {}
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)

@@ -101,6 +101,10 @@ def resolve_recipe(
         out_of_reach=_out_of_reach(traced),
         inputs=traced.arguments.live,
         fixed=traced.arguments.fixed,
+        sizes={
+            name: p.Size(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in traced.like.items()
+        },
     )
 
 
