@@ -40,7 +40,14 @@ from dcil_dsl.lang.vocabulary import ModelLoss
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
-from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
+from dcil_dsl.prepare import (
+    Note,
+    Warn,
+    counted_classes,
+    load_recipe,
+    prepare,
+    warn_in_python,
+)
 from dcil_dsl.training.distributed import (
     Ranks,
     joined_ranks,
@@ -181,7 +188,7 @@ def _train(
     prepared = prepare(
         recipe, model, warn=warn, note=note, steps_per_epoch=steps_per_epoch, example=example,
         classes=len(dataset.classes), data=dataset.name, weights=weights, precision=precision,
-        seed=seed, compare=True,
+        seed=seed, compare=True, class_counts=counted_classes(recipe, dataset),
     )  # fmt: skip
     plan = prepared.plan
     check_claims(plan)

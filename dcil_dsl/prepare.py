@@ -2,7 +2,7 @@
 
 In:   a recipe (a path or a Recipe), a model (a SPEC or a module), the machine's overrides.
 Out:  Prepared: the Plan, which says what is really built, the traced model, example inputs.
-Not:  nothing is written; no data is read: without them an epoch has the length that the named
+Not:  nothing is written; no image is read: without them an epoch has the length that the named
       data set is known to have.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dcil_dsl.data.counts import class_counts
+from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.graph.compare import compare_with_model
 from dcil_dsl.graph.inputs import Inputs
@@ -70,10 +72,11 @@ def prepare(
     precision: str | None = None,
     seed: int | None = None,
     compare: bool = False,
+    class_counts: tuple[int, ...] | None = None,
 ) -> Prepared:
     """Build or take the model, load weights, trace, resolve.
 
-    steps_per_epoch, example, classes, data  as the data have them; None where there are none
+    steps_per_epoch, example, classes, data, class_counts  as the data have them; None without
     example  one batch of one image, (1, C, H, W); None: images as the recipe has them, or what
              the model takes instead (zoo/example.py)
     compare  run the model and its graph side by side, and refuse where they differ
@@ -125,12 +128,34 @@ def prepare(
         )
 
     report = Diagnostics()
-    plan = resolve_recipe(recipe, traced, steps_per_epoch, report)
+    plan = resolve_recipe(recipe, traced, steps_per_epoch, report, class_counts)
     for diagnostic in report.warnings:
         warn(diagnostic)
     return Prepared(
         recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
     )
+
+
+def counted_classes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
+    """Training examples by class, where a loss weighs by them; InputError where it cannot."""
+    asks = [loss for loss in recipe.losses if getattr(loss.term, "classes", None) is not None]
+    if not asks:
+        return None
+    counts, span = class_counts(dataset), asks[0].span
+    if counts is None:
+        raise InputError(
+            f"{span}: `balanced` weighs classes by how often they occur, and {dataset.name} does "
+            "not tell its labels without reading its images",
+            help="give its training part `targets`, a list of class numbers",
+        )
+    never = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
+    if never:
+        raise InputError(
+            f"{span}: `balanced` has no weight for a class that never occurs, and {dataset.name} "
+            f"has no training example of {', '.join(never[:5])}",
+            help="leave the class out of the data, or `classes` out of the loss",
+        )
+    return counts
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn: Warn) -> Recipe:

@@ -8,7 +8,7 @@ Not:  no folder is written and no data read; job.py does the whole at once. The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -25,8 +25,9 @@ from dcil_dsl.training.losses import total_loss
 
 
 def resolve(
-    recipe: Recipe, model: nn.Module, steps_per_epoch: int, example_inputs: object = None
-) -> Plan:
+    recipe: Recipe, model: nn.Module, steps_per_epoch: int, example_inputs: object = None,
+    class_counts: Sequence[int] | None = None,
+) -> Plan:  # fmt: skip
     """What the recipe means for this model, in steps. The model is not changed.
 
     steps_per_epoch  optimiser steps in an epoch, at least 1
@@ -34,14 +35,19 @@ def resolve(
                      they give is an input of the graph, all else is held at its default. With them
                      the plan also counts multiply-accumulates, and the graph is compared with the
                      model: parts that would compute other numbers stay whole
+    class_counts     the training examples of each class, each at least 1: a loss with `classes`
+                     cannot do without them
 
     Raises RecipeError; InputError where the model cannot be traced. Warnings of the recipe and
     of its fit to the model are Python's, of class RecipeWarning.
     """
     if steps_per_epoch < 1:
         raise InputError(f"steps_per_epoch is {steps_per_epoch}: at least 1")
+    if class_counts is not None and min(class_counts, default=0) < 1:
+        raise InputError(f"class_counts is {list(class_counts)}: each class has an example")
+    counts = None if class_counts is None else tuple(map(int, class_counts))
     report = Diagnostics(list(recipe.warnings))
-    plan = resolve_recipe(recipe, _trace(model, example_inputs), steps_per_epoch, report)
+    plan = resolve_recipe(recipe, _trace(model, example_inputs), steps_per_epoch, report, counts)
     for diagnostic in report.warnings:
         warn_in_python(diagnostic)
     return plan
@@ -65,17 +71,19 @@ def compile(plan: Plan, model: nn.Module, example_inputs: object = None) -> Dual
 
 
 def loss(
-    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int
-) -> Tensor:
+    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int,
+    weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The recipe's loss terms at `step`, weighted and summed: a scalar to call backward on.
 
     outputs  {path: what the model returns} as the dual graph gives them, logits or more
     target   class numbers, (B,) for logits (B, C), (B, T) for (B, T, C), (B, H, W) for
              (B, C, H, W); None where only `model(...)` and `kl(...)` terms are open
+    weights  where the recipe has a `balance`, what dcil_dsl.training.balance keeps of it
 
     Raises InputError where an output has not what a term reads.
     """
-    return total_loss(plan, outputs, target, step)
+    return total_loss(plan, outputs, target, step, weights)
 
 
 def _trace(model: nn.Module, example_inputs: object) -> Traced:

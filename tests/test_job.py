@@ -1,4 +1,4 @@
-"""The main job with models, weights and folders that are not as they should be."""
+"""The main job with models, data, weights and folders that are not as they should be."""
 
 import fcntl
 import os
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dcil_dsl as dcil
+from dcil_dsl.data import Dataset
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.job import train
 from dcil_dsl.prepare import prepare
@@ -175,3 +176,46 @@ def test_a_model_that_is_another_one_now_is_told(tmp_path):
 
 def _train(out, model, **more):
     return train(dcil.loads(ONE_EPOCH), model, "synthetic", out=out, device="cpu", **more)
+
+
+BALANCED = tiny_job.RECIPE.replace("temperature=2)", "classes=balanced(beta=0.9))")
+
+
+class Listed(list):
+    """Examples whose labels stand beside them, as torchvision's data sets have it."""
+
+    def __init__(self, labels):
+        super().__init__((torch.zeros(3, 8, 8, dtype=torch.uint8), label) for label in labels)
+        self.targets = labels
+
+
+@pytest.mark.parametrize(
+    "part, says",
+    [
+        (list(Listed([0, 1])), "does not tell its labels without reading its images"),
+        (Listed([0, 2, 0]), "has no training example of b"),
+    ],
+)
+def test_classes_that_cannot_be_counted_are_told_at_the_loss_that_asks(tmp_path, part, says):
+    (tmp_path / "tiny.prune").write_text(BALANCED)
+    data = Dataset("mine", part, part, ("a", "b", "c"), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(InputError, match=rf"tiny.prune:31:3: `balanced` .*{says}"):
+        train(tmp_path / "tiny.prune", Net(), data, out=tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_weights_of_its_classes_for_its_resumption_and_evaluation(tmp_path):
+    (tmp_path / "tiny.prune").write_text(BALANCED)
+    (tmp_path / "net.py").write_text(tiny_job.NET)
+    asked = dict(out=tmp_path / "run", device="cpu", workers=0)
+    started = train(
+        tmp_path / "tiny.prune", f"{tmp_path}/net.py:Net", "synthetic", max_steps=10, **asked
+    )
+    weights = started.plan.losses[2].term.class_weights
+    assert len(weights) == 10 and weights[0] < weights[9]  # 512 examples: 52 of 0, 51 of 9
+    run = train(
+        tmp_path / "tiny.prune", f"{tmp_path}/net.py:Net", "synthetic", resume=True, **asked
+    )
+    assert run.result.step == 16 and run.plan == started.plan
+    found = evaluate_run(tmp_path / "run", device="cpu", model=f"{tmp_path}/net.py:Net")
+    assert found.accuracy == run.result.accuracies["sparse"]

@@ -108,6 +108,16 @@ mix {
   loss cross_entropy(dense)
   deploy sparse
 }"""),
+    entry("E322", "copies that have no meaning",
+          """`average = late_phase(...)` copies whole weights that no rule prunes, some of all, and
+          needs time for each copy to have its turn before the run ends.""",
+          "layers some = Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
+          "  optimizer = sgd(lr=0.1)\n  average   = late_phase(some)\n}",
+          "layers norms = BatchNorm2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
+          "  optimizer = sgd(lr=0.1)\n  average   = late_phase(norms)\n}"),
+    entry("E321", "a balance that is never struck",
+          """`balance` compares the gradients of one path's loss terms at every multiple of `every`,
+          and no two terms are open at such a step."""),
     entry("E313", "paths of different strides",
           "Every so many steps a path may rest, but all that do so keep the same time.",
           """mix {

@@ -147,7 +147,10 @@ RECIPE: tuple[Code, ...] = (
     entry("E236", "settings of `train` that do not go together",
           """An `integrator` takes several gradients of one batch in one process, as they are, so
           neither `accumulate` nor the scaled gradients of fp16 go with it. `players=each` moves
-          kept and pruned weights in turns: a rule has to prune.""",
+          kept and pruned weights in turns: a rule has to prune. `balance` measures gradients in
+          the same way, and needs a path with two losses. `average = late_phase(...)` adds up the
+          gradients of several steps, so that `clip`, `ema`, `integrator` and fp16 do not go
+          with it.""",
           "train {\n  epochs     = 10ep\n  optimizer  = sgd(lr=0.1)\n  integrator = rk4()\n"
           "  accumulate = 2\n}",
           "train {\n  epochs     = 10ep\n  optimizer  = sgd(lr=0.1)\n  integrator = rk4()\n}"),

@@ -18,7 +18,14 @@ from dcil_dsl.lang.check_dynamics import check_dynamics
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_scores import check_scores
 from dcil_dsl.lang.check_selectors import Selectors
-from dcil_dsl.lang.check_train import check_players, check_train, keyword
+from dcil_dsl.lang.check_train import (
+    check_average,
+    check_balance,
+    check_players,
+    check_train,
+    keyword,
+    span_of,
+)
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.link import Linked
 from dcil_dsl.lang.uses import read_uses
@@ -45,6 +52,8 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     check_scores(rules, mixed, found)
     check_dynamics(rules, mixed, found)
     check_players(train, blocks.get("train"), rules, found)
+    check_balance(train, blocks.get("train"), mixed, found)
+    average = check_average(train, blocks.get("train"), selectors)
     expect = _expect(file, reader)
     selectors.warn_unused()
     _clashes(linked, mixed, [*uses.words, *OURS], found)
@@ -53,8 +62,9 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     return r.Recipe(
         about=about, model=model, data=data, rules=tuple(rules), paths=mixed.paths,
         updates=mixed.updates, privates=mixed.privates, losses=mixed.losses,
-        deploy=mixed.deploy, train=train, expect=expect,
+        deploy=mixed.deploy, train=train, average=average, expect=expect,
         mix_span=keyword(mix), train_span=keyword(blocks["train"]),
+        balance_span=span_of(blocks["train"], "balance"),
     )
 
 

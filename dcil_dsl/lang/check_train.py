@@ -11,11 +11,13 @@ from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.check_mix import Mixed
+from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.values import Time
 from dcil_dsl.lang.words import Reader
 
 # Settings that say how one step is made of its gradients: one batch, one process, no loss scale.
-OWN_STEPS = ("integrator",)
+OWN_STEPS = ("integrator", "balance")
 
 
 def check_train(block: ast.Block | None, end: Span, reader: Reader) -> v.Train | None:
@@ -36,6 +38,10 @@ def check_train(block: ast.Block | None, end: Span, reader: Reader) -> v.Train |
     if isinstance(sgd, v.SGD) and sgd.nesterov and not sgd.momentum:
         reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
                          help="for example `momentum=0.9`")
+    balance = read.values.get("balance")
+    if isinstance(balance, v.InverseDirichlet) and balance.every.value <= 0:
+        reader.found.add("E205", "losses cannot be balanced every 0 steps", read.spans["balance"],
+                         help="for example `every=5ep`")
     if read.word is not None:
         _check_together(read.word, read.spans, reader.found)
     return read.word
@@ -49,6 +55,18 @@ def _check_together(train: v.Train, spans: dict[str, Span], found: Diagnostics) 
         if train.precision == "fp16":
             _refuse(name, "precision", "takes gradients as they are, and fp16 scales them", spans,
                     found, help="`precision = bf16` scales nothing")
+    if train.average is None:
+        return
+    if train.precision == "fp16":
+        _refuse("average", "precision", "adds up gradients of several steps, and fp16 scales them",
+                spans, found, help="`precision = bf16` scales nothing")
+    if train.ema is not None:
+        _refuse("average", "ema", "is an average of its own", spans, found)
+    if train.integrator is not None:
+        _refuse("average", "integrator", "moves most weights once in several steps", spans, found)
+    if train.clip is not None:
+        _refuse("average", "clip", "adds up gradients of several steps, none of which moves all "
+                "weights", spans, found)
 
 
 def _refuse(name: str, other: str, why: str, spans: dict[str, Span], found: Diagnostics,
@@ -64,9 +82,37 @@ def check_players(
     """E236 where pruned weights are to move by themselves and no rule prunes."""
     each = getattr(train and train.integrator, "players", "joint") == "each"
     if each and not any(isinstance(rule, r.Prune) for rule in rules):
-        span = next(s.value.span for s in block.settings if s.name.name == "integrator")
         found.add("E236", "`players=each` moves kept and pruned weights in turns, and no rule "
-                  "prunes", span, help="`players=joint` moves all together")
+                  "prunes", span_of(block, "integrator"), help="`players=joint` moves all together")
+
+
+def check_balance(
+    train: v.Train | None, block: ast.Block | None, mixed: Mixed | None, found: Diagnostics
+) -> None:
+    """E236 where no path has two loss terms, whose gradients could be compared."""
+    if train is None or train.balance is None or mixed is None or not mixed.losses:
+        return
+    firsts = [loss.term.paths[0] for loss in mixed.losses]
+    if len(firsts) == len(set(firsts)):
+        found.add("E236", "`balance` weighs the losses of a path against each other, and no path "
+                  "has two", span_of(block, "balance"))
+
+
+def check_average(
+    train: v.Train | None, block: ast.Block | None, selectors: Selectors
+) -> r.Average | None:
+    """`average` with its layers; E223 where none are named so."""
+    if train is None or train.average is None:
+        return None
+    node = next(s.value for s in block.settings if s.name.name == "average")
+    place = next(a.value.span for a in node.arguments if a.name is None or a.name.name == "layers")
+    named = ast.ByName(span=place, name=str(train.average.layers))
+    return r.Average(word=train.average, selector=selectors.closed(named), span=node.span)
+
+
+def span_of(block: ast.Block, name: str) -> Span | None:
+    """The value of a setting; None where it is not given."""
+    return next((s.value.span for s in block.settings if s.name.name == name), None)
 
 
 def keyword(item: ast.Block | ast.Mix) -> Span:

@@ -62,7 +62,6 @@ PRUNE_SETTINGS = {
 }
 
 TRAIN_SETTINGS = {
-    "average": "averages of weights over the run",
     "freeze": "layers that do not train",
     "distill": "a teacher from outside",
 }

@@ -166,6 +166,15 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Average:
+    """`average` of `train` with the layers that it names."""
+
+    word: vocabulary.LatePhase
+    selector: ast.Selector
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
@@ -179,6 +188,7 @@ class Recipe:
     losses: tuple[Loss, ...]
     deploy: str
     train: vocabulary.Train
+    average: Average | None = None
     expect: tuple[Expectation, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple = field(default=(), compare=False)  # Diagnostic values of the check
@@ -186,3 +196,4 @@ class Recipe:
     text: str = field(default="", compare=False, repr=False)  # after extends, let and --set
     mix_span: Span | None = field(default=None, compare=False, repr=False)
     train_span: Span | None = field(default=None, compare=False, repr=False)
+    balance_span: Span | None = field(default=None, compare=False, repr=False)

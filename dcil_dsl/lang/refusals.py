@@ -182,6 +182,7 @@ def _example(model: type[v.Word], name: str) -> str | None:
         "student": "sparse", "teacher": "dense", "epochs": "100ep",
         "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
         "n": "2", "m": "4", "layers": "shortcuts", "height": "4", "width": "1",
+        "beta": "0.97",
     }
     example = "[30ep, 60ep]" if model is v.Multistep else examples.get(name)
     if example is None:  # of a word from elsewhere

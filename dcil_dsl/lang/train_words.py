@@ -7,13 +7,13 @@ Not:  what a word does: training/.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import Field
 
 from dcil_dsl.lang.values import Time
 from dcil_dsl.extend import kinds
-from dcil_dsl.extend.word import Word
+from dcil_dsl.extend.word import LayersName, Word
 
 
 class SGD(Word):
@@ -106,6 +106,38 @@ class Implicit(Word):
 
 Integrator = Union[Heun, RK4, Extrapolate, Implicit, kinds.Integrator]
 
+# -- how several weights become one, and several losses ------------------------------------------
+
+
+class LatePhase(Word):
+    """`late_phase(norms, copies=10, start=60% run)`: copies of a few weights, averaged at the end.
+
+    layers     what a `layers` definition names: the modules whose parameters are copied
+    noise      how far the copies start apart, as a share of a weight's root mean square
+    gradients  whether all other weights learn from the sum or the mean of a round of copies
+    training/late_phase.py has the rule. Von Oswald et al. 2021, arXiv:2007.12927.
+    """
+
+    positional: ClassVar[int] = 1
+    layers: LayersName
+    copies: Annotated[int, Field(ge=2)] = 10
+    start: Time = Time(0.6, "run")
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    gradients: Literal["sum", "mean"] = "sum"
+
+
+class InverseDirichlet(Word):
+    """`inverse_dirichlet(every=5ep, average=0.5)`: terms of one path weigh by their gradients.
+
+    every    how often the gradients of the terms are measured one by one
+    average  how much of the weights so far stays in the new ones
+    training/balance.py has the formula. Maddu et al. 2022, arXiv:2107.00940.
+    """
+
+    every: Time = Time(5, "epochs")
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
 # -- the block -----------------------------------------------------------------------------------
 
 
@@ -118,7 +150,9 @@ class Train(Word):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
+    average: LatePhase | None = None
     integrator: Integrator | None = None
+    balance: InverseDirichlet | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
     sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0

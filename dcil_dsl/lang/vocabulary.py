@@ -59,6 +59,8 @@ from dcil_dsl.lang.train_words import (
     Heun,
     Implicit,
     Integrator,
+    InverseDirichlet,
+    LatePhase,
     Multistep,
     Train,
 )
@@ -81,17 +83,28 @@ class CrossEntropy(Word):
     output: str | None = None
 
 
-class KL(Word):
-    """`kl(student=, teacher=, temperature=1, output=none)`: T^2 * KL(teacher || student).
+class Balanced(Word):
+    """`balanced(beta=0.97)`: rare classes weigh more, by the effective number of their examples.
 
-    Mean over the batch and its positions. The teacher's side carries no gradient. Hinton et
-    al. 2015, arXiv:1503.02531, section 2.
+    w = (1 - beta) / (1 - beta^n) for n training examples. Cui et al. 2019, arXiv:1901.05555.
+    """
+
+    beta: Annotated[float, Field(gt=0, lt=1)]
+
+
+class KL(Word):
+    """`kl(student=, teacher=, temperature=1, output=none, classes=none)`.
+
+    T^2 * KL(teacher || student), mean over the batch and its positions. The teacher's side
+    carries no gradient. Hinton et al. 2015, arXiv:1503.02531, section 2. classes: what the
+    teacher's shares are multiplied by first. Wang et al. 2022, arXiv:2204.04662.
     """
 
     student: PathName
     teacher: PathName
     temperature: Annotated[float, Field(gt=0)] = 1.0
     output: str | None = None
+    classes: Balanced | None = None
 
 
 class ModelLoss(Word):
@@ -269,6 +282,8 @@ SCHEDULES = {"cubic": Cubic, "linear": Linear, "once": Once, "constant": Constan
 LOSSES = {"cross_entropy": CrossEntropy, "kl": KL, "model": ModelLoss}
 OPTIMIZERS = {"sgd": SGD, "adamw": AdamW}
 INTEGRATORS = {"heun": Heun, "rk4": RK4, "extrapolate": Extrapolate, "implicit": Implicit}
+AVERAGES = {"late_phase": LatePhase}
+BALANCES = {"inverse_dirichlet": InverseDirichlet}
 RATES = {"constant": ConstantRate, "multistep": Multistep, "cosine": Cosine}
 AUGMENTS = {
     "pad_crop": PadCrop, "flip": Flip, "random_resized_crop": RandomResizedCrop,
@@ -293,6 +308,9 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (Train, "optimizer"): ("an optimizer", OPTIMIZERS),
     (Train, "lr"): ("a learning rate over time", RATES),
     (Train, "integrator"): ("an integrator", INTEGRATORS),
+    (Train, "average"): ("an average of weights", AVERAGES),
+    (Train, "balance"): ("a balance of losses", BALANCES),
+    (KL, "classes"): ("a weighting of classes", {"balanced": Balanced}),
 }
 
 # Settings that are lists of words.

@@ -7,6 +7,7 @@ Not:  no clock: what a machine really takes is measured by the trainer.
 
 from __future__ import annotations
 
+from dcil_dsl.plan.balance import num_measured
 from dcil_dsl.plan.left_out import is_estimate, share_done
 from dcil_dsl.plan.plan import Phase, Plan
 
@@ -24,21 +25,25 @@ def step_cost(plan: Plan, phase: Phase) -> float:
     Times the gradients that an integrator takes of them. Of a path that leaves out what is pruned
     the mean over the phase.
     """
+    integrator = plan.train.integrator
+    evaluations = 1 if integrator is None else integrator.evaluations
+    return evaluations * _one_gradient(plan, phase)
+
+
+def _one_gradient(plan: Plan, phase: Phase) -> float:
     costs = {path.name: path.cost for path in plan.paths}
     smaller = [p.name for p in plan.paths if p.compute == "kept" and p.name in phase.paths]
     if smaller:
         share = _mean_share(plan, phase)
         costs |= {name: share * costs[name] for name in smaller}
-    integrator = plan.train.integrator
-    evaluations = 1 if integrator is None else integrator.evaluations
-    return evaluations * sum(costs[name] for name in phase.paths)
+    return sum(costs[name] for name in phase.paths)
 
 
 def training_cost(plan: Plan) -> float:
     """The run's arithmetic as a multiple of a dense run of the same length.
 
         sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
-        * gradients of an integrator
+        * gradients of an integrator, and what a `balance` measures beside the steps
 
     An upper bound: layers in front of the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied
@@ -47,6 +52,10 @@ def training_cost(plan: Plan) -> float:
     if plan.num_steps == 0:
         return 0.0
     passes = sum(phase_steps(plan, phase) * step_cost(plan, phase) for phase in plan.phases)
+    if plan.train.balance is not None:
+        one = {phase: _one_gradient(plan, phase) for phase in plan.phases}
+        steps = range(0, plan.num_steps, plan.train.balance.every)
+        passes += sum(num_measured(plan, step) * one[plan.phase_at(step)] for step in steps)
     return passes / plan.num_steps
 
 

@@ -29,10 +29,12 @@ from dcil_dsl.plan.group import (
     Unit,
     Whole,
 )
+from dcil_dsl.plan.steps import SGD, AdamW, Balance, Integrator, LatePhase, Rate, Train
 
 __all__ = [
     "Block", "Bound", "Cut", "Group", "Part", "Pattern", "Penalty", "Regrow", "Schedule", "Score",
     "Single", "Unit", "Whole",
+    "SGD", "AdamW", "Balance", "Integrator", "LatePhase", "Rate", "Train",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -170,12 +172,18 @@ class CrossEntropy(Part):
 
 
 class KL(Part):
+    """beta           rare classes weigh more: (1 - beta) / (1 - beta^n); None: all alike
+    class_weights  what that is for the training examples; None where they are not known
+    """
+
     kind: Literal["kl"] = "kl"
     student: str
     teacher: str
     temperature: float = 1.0
     output: str | None = None
     batch: float = 1.0
+    beta: float | None = None
+    class_weights: tuple[float, ...] | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -212,80 +220,7 @@ class Loss(Part):
     window: Window = Window()
 
 
-# -- training ----------------------------------------------------------------------------------
-
-
-class SGD(Part):
-    kind: Literal["sgd"] = "sgd"
-    lr: float
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-
-
-class AdamW(Part):
-    kind: Literal["adamw"] = "adamw"
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-
-
-class Rate(Part):
-    """The learning rate as a pure function of the step; training/optim.py evaluates it.
-
-    For `warmup` steps it rises linearly from warmup_from to the optimiser's lr; then
-    "constant": lr; "multistep": lr * gamma^(number of `at` reached);
-    "cosine": half a cosine from lr to `final` at the last step.
-    """
-
-    kind: Literal["constant", "multistep", "cosine"]
-    warmup: int = 0
-    warmup_from: float = 0.0
-    at: tuple[int, ...] = ()
-    gamma: float = 0.1
-    final: float = 0.0
-
-
-class Integrator(Part):
-    """How a step's gradient is made of several; training/integrate.py has the formulas.
-
-    players     "each": kept and pruned weights move in turns, the others standing still
-    rate        how far extrapolation goes; None: the step's learning rate
-    iterations  evaluations of an implicit step, or of a word that brings its effect
-    """
-
-    kind: Literal["heun", "rk4", "extrapolate", "implicit", "outside"]
-    players: Literal["joint", "each"] = "joint"
-    rate: float | None = None
-    direction: Literal["previous", "fresh"] = "previous"
-    iterations: int = 1
-    outside: Outside | None = None
-
-    @property
-    def evaluations(self) -> int:
-        """How many gradients it takes; of players that move in turns the first is one for both."""
-        if self.kind == "extrapolate":
-            return 2 if self.direction == "fresh" else 1
-        stages = {"heun": 2, "rk4": 4}.get(self.kind, self.iterations)
-        return stages if self.players == "joint" else 1 + 2 * (stages - 1)
-
-
-class Train(Part):
-    """accumulate  batches for one step of the optimiser, the last of an epoch may have fewer
-    sync_norms   batch norms take their statistics over all ranks
-    """
-
-    num_epochs: int
-    optimizer: Annotated[Union[SGD, AdamW], Field(discriminator="kind")]
-    rate: Rate
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip: float | None = None
-    ema: float | None = None
-    accumulate: int = 1
-    sync_norms: bool = False
-    integrator: Integrator | None = None
-    seed: int = 0
+# -- data, model, claims ---------------------------------------------------------------------
 
 
 class Augment(Part):

@@ -18,8 +18,10 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
+from dcil_dsl.plan.balance import measured_at
 from dcil_dsl.plan.bounds import bind_group
 from dcil_dsl.plan.claim import claim_layers
+from dcil_dsl.plan.late_phase import resolve_late_phase
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.train import resolve_train
@@ -32,11 +34,13 @@ from dcil_dsl.plan.windows import (
 
 
 def resolve_recipe(
-    recipe: r.Recipe, traced: Traced, steps_per_epoch: int, report: Diagnostics | None = None
-) -> p.Plan:
+    recipe: r.Recipe, traced: Traced, steps_per_epoch: int, report: Diagnostics | None = None,
+    class_counts: tuple[int, ...] | None = None,
+) -> p.Plan:  # fmt: skip
     """What the recipe means for this model, in steps.
 
-    steps_per_epoch counts optimiser steps. Warnings are added to `report`; errors are raised
+    steps_per_epoch counts optimiser steps, class_counts the training examples of each class; None
+    where there are no data. Warnings are added to `report`; errors are raised
     together as RecipeError.
     """
     report = report if report is not None else Diagnostics()
@@ -64,13 +68,16 @@ def resolve_recipe(
     )
     privates = _privates(recipe, selection, owner, report)
     paths = resolve_paths(recipe, steps_per_epoch, num_steps, report)
-    losses = resolve_losses(recipe, paths, steps_per_epoch, num_steps)
+    losses = resolve_losses(recipe, paths, steps_per_epoch, num_steps, class_counts)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
     for index, group in group_of_rule.items():
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
+    average = resolve_late_phase(
+        recipe.average, traced.model, selection, tuple(groups), steps_per_epoch, num_steps, report
+    )
     report.stop_if_wrong()
-    return p.Plan(
+    plan = p.Plan(
         recipe=_about(recipe),
         model=p.Model(
             name=recipe.model.name,
@@ -87,7 +94,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=resolve_train(recipe.train, num_epochs, steps_per_epoch, num_steps),
+        train=resolve_train(recipe.train, average, num_epochs, steps_per_epoch, num_steps),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value)
             for e in recipe.expect
@@ -106,6 +113,24 @@ def resolve_recipe(
             for name, tensor in traced.like.items()
         },
     )
+    _check_balance(recipe, plan, report)
+    report.stop_if_wrong()
+    return plan
+
+
+def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
+    """E321 where no two terms of one path are ever measured together."""
+    balance = plan.train.balance
+    if balance is None:
+        return
+    if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every)):
+        report.add(
+            "E321",
+            f"no path has two loss terms open at a multiple of {balance.every:,} steps, so that "
+            "nothing is ever balanced",
+            recipe.balance_span,
+            help="measure more often: `every` of `inverse_dirichlet`",
+        )
 
 
 def _out_of_reach(traced: Traced) -> tuple[p.OutOfReach, ...]:

@@ -105,6 +105,8 @@ def show_losses(plan: Plan) -> str:
                 more = f", smoothing {term.smoothing:g}" if term.smoothing else ""
             case KL():
                 more = f", temperature {term.temperature:g}, no gradient into {term.teacher}"
+                if term.beta is not None:
+                    more += f", rare classes weigh more (beta {term.beta:g})"
             case ModelLoss():
                 more = ", which the model computes by itself"
             case OutsideLoss():
@@ -139,12 +141,43 @@ def show_training(plan: Plan, page: Page) -> str:
         [
             f"train    {train.optimizer.kind}: {optimizer}",
             *show_integrator(plan, page),
+            *_told("average", _late_phase(plan), page),
+            *_told("balance", _balance(plan), page),
             *(
                 f"{'rate' if not i else '':8} {line}"
                 for i, line in enumerate(wrap(words + warmup, page.width - 9))
             ),
             f"         {more}",
         ]
+    )
+
+
+def _told(label: str, words: str, page: Page) -> list[str]:
+    lines = wrap(words, page.width - 9)
+    return [f"{'' if i else label:8} {line}" for i, line in enumerate(lines)]
+
+
+def _late_phase(plan: Plan) -> str:
+    """What becomes of the copies, and how the other weights learn meanwhile."""
+    late = plan.train.average
+    if late is None:
+        return ""
+    apart = f", {percent(late.noise)} apart" if late.noise else ""
+    return (
+        f"{late.copies} copies of {count(len(late.parameters), 'parameter')} from step "
+        f"{late.start:,}{apart}, one a step in turn; all others move once in {late.copies} steps, "
+        f"by the {late.gradients} of their gradients; the mean of the copies is evaluated and "
+        "exported"
+    )
+
+
+def _balance(plan: Plan) -> str:
+    balance = plan.train.balance
+    if balance is None:
+        return ""
+    return (
+        f"every {count(balance.every, 'step')} the losses of a path weigh inversely to the spread "
+        f"of their gradients, {percent(balance.average)} of the weights so far kept"
     )
 
 
@@ -165,8 +198,7 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
         words += ", kept and pruned weights each with the others at rest"
     times = count(integrator.evaluations, "evaluation")
     words += f"; {times} a step; momentum, weight decay and penalties come after"
-    lines = wrap(words, page.width - 9)
-    return [f"{'' if i else 'gradient':8} {line}" for i, line in enumerate(lines)]
+    return _told("gradient", words, page)
 
 
 def show_expectations(plan: Plan) -> str:

@@ -1,6 +1,6 @@
 """The `train` block in steps.
 
-In:   the checked word.
+In:   the checked word, and what layers it named.
 Out:  Train, a part of the Plan.
 Not:  what a step does (training/).
 """
@@ -13,9 +13,10 @@ from dcil_dsl.plan import plan as p
 
 
 def resolve_train(
-    train: v.Train, num_epochs: int, steps_per_epoch: int, num_steps: int
-) -> p.Train:
-    """The part of the Plan."""
+    train: v.Train, average: p.LatePhase | None, num_epochs: int, steps_per_epoch: int,
+    num_steps: int,
+) -> p.Train:  # fmt: skip
+    """The part of the Plan. average: the word's, which needed the layers (late_phase.py)."""
 
     def steps(time):
         return time.to_steps(steps_per_epoch, num_steps)
@@ -34,6 +35,10 @@ def resolve_train(
             rate |= {"kind": "multistep", "at": tuple(steps(t) for t in at), "gamma": gamma}
         case v.Cosine(final=final):
             rate |= {"kind": "cosine", "final": final}
+    balance = None
+    if train.balance is not None:
+        every = max(1, steps(train.balance.every))
+        balance = p.Balance(every=every, average=train.balance.average)
     return p.Train(
         num_epochs=num_epochs,
         optimizer=optimizer,
@@ -43,6 +48,8 @@ def resolve_train(
         ema=train.ema,
         accumulate=train.accumulate,
         sync_norms=train.sync_norms,
+        average=average,
+        balance=balance,
         integrator=_integrator(train.integrator),
         seed=train.seed,
     )

@@ -18,12 +18,13 @@ PARTS = ("kept", "reserve", "pruned", "rest")
 
 
 def resolve_losses(
-    recipe: r.Recipe, paths: tuple[p.Path, ...], steps_per_epoch: int, num_steps: int
-) -> tuple[p.Loss, ...]:
+    recipe: r.Recipe, paths: tuple[p.Path, ...], steps_per_epoch: int, num_steps: int,
+    class_counts: tuple[int, ...] | None = None,
+) -> tuple[p.Loss, ...]:  # fmt: skip
     """The loss terms with their windows in steps, each under a name of its own.
 
     A term is open in the steps in which all of its paths run, and takes the examples that all of
-    them see.
+    them see. class_counts: how many training examples each class has, none of them 0.
     """
     every = {path.name: path.every for path in paths}
     batch = {path.name: path.batch for path in paths}
@@ -36,7 +37,8 @@ def resolve_losses(
             case v.KL(student=student, teacher=teacher, output=output):
                 name = f"kl({student}<-{teacher}{_named(output)})"
                 least = min(batch[student], batch[teacher])
-                term = p.KL(**loss.term.model_dump(), batch=least)
+                settings = loss.term.model_dump(exclude={"classes"})
+                term = p.KL(**settings, batch=least, **_by_class(loss.term.classes, class_counts))
             case v.ModelLoss(path=path):
                 name = f"model({path})"
                 term = p.ModelLoss(path=path)
@@ -59,6 +61,22 @@ def resolve_losses(
             )
         )
     return tuple(losses)
+
+
+def _by_class(
+    word: v.Balanced | None, class_counts: tuple[int, ...] | None
+) -> dict[str, object]:
+    """The weights of classes by the effective number of their examples, their mean 1.
+
+        w_c = (1 - beta) / (1 - beta^n_c)      Cui et al. 2019, arXiv:1901.05555, equation 3
+    """
+    if word is None:
+        return {}
+    if class_counts is None:
+        return {"beta": word.beta}
+    weights = [(1 - word.beta) / (1 - word.beta**count) for count in class_counts]
+    mean = sum(weights) / len(weights)
+    return {"beta": word.beta, "class_weights": tuple(weight / mean for weight in weights)}
 
 
 def resolve_paths(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dcil_dsl.plan.plan import AdamW, Plan
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.training.checkpoint import (
     Position,
@@ -29,9 +29,7 @@ from dcil_dsl.training.checkpoint import (
 )
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import masks_step
-from dcil_dsl.training.optim import load_optimizer_state
-
-ADAM = ("step", "exp_avg", "exp_avg_sq")
+from dcil_dsl.training.optim import entries_of, load_optimizer_state
 
 
 def load_anyway(path: Path, state: State) -> None:
@@ -48,11 +46,11 @@ def load_anyway(path: Path, state: State) -> None:
     load_model(state.dual, theirs | ours | kept, path)
 
     known = {name for name, _ in state.dual.trainable()}
-    entries = ADAM if isinstance(plan.train.optimizer, AdamW) else ("momentum_buffer",)
     moving = {
         key: value
         for key, value in under("optimizer/", tensors).items()
-        if key.rpartition("/")[0] in known and key.rpartition("/")[2] in entries
+        if key.rpartition("/")[0] in known
+        and key.rpartition("/")[2] in entries_of(plan.train.optimizer, value)
     }
     load_optimizer_state(state.optimizer, moving)
     averages = under("average/", tensors)

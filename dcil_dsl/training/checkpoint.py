@@ -8,7 +8,7 @@ Not:  no state of a random generator: every draw of a step depends on the seed a
 
     model/<name>                     the dual graph's state, masks included
     optimizer/<parameter>/<entry>    momentum and the like
-    average/<name>                   where the recipe asks for `ema`
+    average/<name>                   where the recipe asks for `ema` or `average`
     before/<parameter>               masks at the end of the last whole epoch, in mid-epoch only
     memory/<name>                    what a step remembers of those before, where it does
     sums                             losses and counts of the epoch so far
@@ -80,10 +80,11 @@ class Position:
 
 @dataclass
 class State:
-    """Everything that training changes. `average` is empty where the recipe has no `ema`.
+    """Everything that training changes. `average` is empty where the recipe has none.
 
     shards  where the tensors are this rank's rows
-    memory  of an integrator: the gradients of the step before
+    memory  of an integrator: the gradients of the step before; of a balance: the losses' weights;
+            of a late phase: the copies and what the shared weights have gathered
     """
 
     dual: nn.Module

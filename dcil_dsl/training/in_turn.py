@@ -34,6 +34,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import draw_again, random_state
 from dcil_dsl.plan.plan import Loss, OutsideLoss, Plan
 from dcil_dsl.training.forward import sums_of, weigh
+from dcil_dsl.training.losses import class_weights
 from dcil_dsl.training.machine import OWN_STEPS, Options, autocast
 
 
@@ -74,6 +75,7 @@ class InTurn:
 
     def __init__(self, dual: Dual, options: Options):
         self.dual, self.options, self.plan = dual, options, dual.plan
+        self.classes = class_weights(dual.plan, options.device)
         self.eager: dict[int, Turns] = {}
         own = next((x for x in OWN_STEPS if getattr(self.plan.train, x) is not None), None)
         if own is not None:
@@ -143,7 +145,8 @@ class InTurn:
                 output = part.forward(dual, *given)
             if turn.learns:
                 own = [i for i in active if _paths_of(plan.losses[i])[0] == turn.path]
-                total, values = weigh(plan, {**outputs, turn.path: output}, labels, own)
+                seen = {**outputs, turn.path: output}
+                total, values = weigh(plan, seen, labels, own, self.classes)
                 terms |= values
                 backward(total)
                 del total  # with it go the activations

@@ -35,6 +35,7 @@ from torch import Tensor
 from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.extend.kinds import total
 from dcil_dsl.plan.plan import Integrator
+from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
 from dcil_dsl.training.metrics import Dual
 
 T = TypeVar("T")
@@ -97,10 +98,7 @@ class _Field:
                 p.grad = None
         told = self.evaluate()
         if self.buffers is None:
-            self.told, masks = told, {id(mask) for mask in self.dual.masks.values()}
-            self.buffers = {
-                n: b.clone() for n, b in self.dual.named_buffers() if id(b) not in masks
-            }
+            self.told, self.buffers = told, copied_buffers(self.dual)
         gradients = [p.grad for _, p in self.named]
         for _, p in self.named:
             p.grad = None
@@ -111,9 +109,7 @@ class _Field:
         """Weights as before the step, buffers as after the first evaluation."""
         for (_, p), start in zip(self.named, self.start, strict=True):
             p.copy_(start)
-        for name, buffer in self.dual.named_buffers():
-            if self.buffers is not None and name in self.buffers:
-                buffer.copy_(self.buffers[name])
+        put_back_buffers(self.dual, self.buffers or {})
 
 
 def _follow(

@@ -44,16 +44,47 @@ def loss_terms(
 
 
 def total_loss(
-    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int
-) -> Tensor:
-    """sum over the open terms of coefficient * term, a scalar to call backward on."""
+    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int,
+    weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """sum over the open terms of coefficient * weight * term, a scalar to call backward on.
+
+    weights  one for each of plan.losses, those of a `balance` (balance.py); without one all are 1
+    """
+    if plan.train.balance is not None and weights is None:
+        raise InputError(
+            "the recipe balances its losses, and their weights are not given",
+            help="dcil_dsl.training.balance has them: start_weights, weigh_terms",
+        )
     terms = loss_terms(plan, outputs, target, step)
     assert terms, f"no loss is open at step {step}; resolve lets no such plan pass"
-    return sum(loss.coefficient * terms[loss.name] for loss in plan.losses if loss.name in terms)
+    places = open_losses(plan, step)
+    return sum(weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
 
 
-def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
-    """One term, in float32 or wider whatever the outputs are in."""
+def weighed(plan: Plan, i: int, term: Tensor, weights: Tensor | None) -> Tensor:
+    """What the term of plan.losses[i] adds to the sum."""
+    own = plan.losses[i].coefficient * term
+    return own if weights is None else weights[i].to(own.dtype) * own
+
+
+def class_weights(plan: Plan, device: torch.device | str) -> list[Tensor | None]:
+    """By loss: what a distillation multiplies its teacher's shares by, (classes,) float64."""
+    found = [getattr(loss.term, "class_weights", None) for loss in plan.losses]
+    return [
+        None if weights is None else torch.tensor(weights, dtype=torch.float64, device=device)
+        for weights in found
+    ]
+
+
+def loss_term(
+    loss: Loss, outputs: Mapping[str, object], target: Tensor | None,
+    classes: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """One term, in float32 or wider whatever the outputs are in.
+
+    classes  its own of class_weights, where they lie on the device already
+    """
     term = loss.term
     try:
         match term:
@@ -74,7 +105,11 @@ def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) 
                 if term.batch < 1:  # the first examples, which both have seen
                     rows = min(len(student), len(teacher))
                     student, teacher = student[:rows], teacher[:rows]
-                return kl(student, teacher, term.temperature)
+                if classes is None and term.class_weights is not None:
+                    classes = student.new_tensor(term.class_weights)
+                if term.beta is not None:
+                    _knows_classes(classes, student)
+                return kl(student, teacher, term.temperature, classes)
             case OutsideLoss(outside=outside, output=output):
                 logits = {
                     path: classes_second(_wide(logits_of(outputs[path], output)))
@@ -91,17 +126,39 @@ def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) 
         raise InputError(f"`{loss.name}`: {error.message}", help=error.help) from None
 
 
-def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * mean over batch and positions of KL(softmax(teacher / T) || softmax(student / T)).
+def kl(
+    student: Tensor, teacher: Tensor, temperature: float, classes: Tensor | None = None
+) -> Tensor:
+    """T^2 * mean over batch and positions of KL(q || softmax(student / T)).
+
+        q = softmax(teacher / T),   with `classes` w:   q_c <- w_c q_c / sum_k(w_k q_k)
 
     Only the student learns. T^2 keeps the size of the gradient independent of T (Hinton et al.
     2015, section 2.1). DCIL (arXiv:2109.04660) uses T = 2, in both directions; the authors' code
-    adds 1e-7 to the teacher's softmax, which the logarithm of a softmax makes needless.
+    adds 1e-7 to the teacher's softmax, which the logarithm of a softmax makes needless. The
+    weighted q is FOSTER's (Wang et al. 2022, arXiv:2204.04662), whose loss is the cross entropy
+    with it, without T^2: the same gradient, over T^2.
     """
     log_student = F.log_softmax(classes_second(student) / temperature, dim=1)
     log_teacher = F.log_softmax(classes_second(teacher).detach() / temperature, dim=1)
+    if classes is not None:
+        log_weights = classes.log().to(log_teacher.dtype)
+        log_weights = log_weights.reshape(-1, *[1] * (log_teacher.dim() - 2))
+        log_teacher = F.log_softmax(log_teacher + log_weights, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
     return temperature**2 * divergence.sum(dim=1).mean()
+
+
+def _knows_classes(classes: Tensor | None, logits: Tensor) -> None:
+    if classes is None:
+        raise InputError(
+            "it weighs classes by how often they occur, and the plan was made without the data",
+            help="dcil.resolve(..., class_counts=[...]) takes the training examples of each class",
+        )
+    if len(classes) != classes_second(logits).shape[1]:
+        raise InputError(
+            f"the logits have {classes_second(logits).shape[1]} classes, the data {len(classes)}"
+        )
 
 
 def classes_second(logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dcil_dsl.training.distributed import Ranks
 
 # Settings of Train that make a step of one batch in one process, from gradients that no scaler
 # has scaled.
-OWN_STEPS = ("integrator",)
+OWN_STEPS = ("integrator", "balance")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -87,6 +87,11 @@ def precision_of(plan: Plan, options: Options) -> str:
 
 def check_own_steps(plan: Plan, options: Options) -> None:
     """InputError where the recipe makes its steps in a way that this machine's options break."""
+    if plan.train.average is not None and (options.shard or precision_of(plan, options) == "fp16"):
+        raise InputError(
+            "`average` of the recipe's `train` goes with neither fp16 nor --shard",
+            help="--precision bf16 scales no gradient",
+        )
     word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
     if word is None:
         return

@@ -49,6 +49,14 @@ def make_optimizer(
     return optimizer
 
 
+def entries_of(spec: SGD | AdamW, parameter: Tensor) -> dict[str, Tensor]:
+    """What the optimiser remembers of a parameter, by name, with zeros as they are at first."""
+    if isinstance(spec, AdamW):
+        zeros = torch.zeros_like(parameter)
+        return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
+    return {"momentum_buffer": torch.zeros_like(parameter)} if spec.momentum else {}
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use `rate` from the next step on."""
     for group in optimizer.param_groups:

@@ -21,12 +21,14 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.adopt import load_anyway
 from dcil_dsl.training.average import Average, start_average
+from dcil_dsl.training.balance import WEIGHTS, start_weights
 from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
 from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
-from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.forward import Forward, make_forward
+from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.in_turn import InTurn
+from dcil_dsl.training.late_phase import average_copies, start_copies
 from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.machine import Loader, Options, precision_of
 from dcil_dsl.training.metrics import Dual, RuleSparsity, check_sparsity, masks_step
@@ -122,11 +124,14 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
     scores = {f"{name}_score" for name in dual.score_state}
-    average = start_average(dual, plan.train.ema, besides=scores)
+    if plan.train.average is None:
+        average = start_average(dual, plan.train.ema, besides=scores)
+    else:
+        average = average_copies(dual)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(
         dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards,
-        memory=start_previous(dual),
+        memory=start_previous(dual) | start_weights(plan, device) | start_copies(dual),
     )  # fmt: skip
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
     if goes_on := options.resume and ranks.any(run.had_checkpoint):
@@ -134,7 +139,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         load(run.checkpoint, state)
     if options.checkpoint_activations:
         recompute_activations(dual)
-    eager = make_forward(dual, options)
+    eager = make_forward(dual, options, state.memory.get(WEIGHTS))
     forward = eager
     if options.compile and not options.in_turn:
         forward = _compiled(eager, plan, options)
@@ -180,6 +185,8 @@ def _compiled(forward: Forward, plan: Plan, options: Options) -> Forward:
     """
     config = torch._dynamo.config
     num_graphs = 2 * (len(plan.phases) + 2 * len(plan.losses))
+    if plan.train.balance is not None:  # which learns from each loss alone, too
+        num_graphs += len(plan.phases) * len(plan.losses)
     config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
     if not options.cuda_graphs:
         return torch.compile(forward, dynamic=False)
@@ -308,7 +315,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     flips = sum(int((mask != state.before[name]).sum()) for name, mask in now.dual.masks.items())
     if now.dual.across is not None:
         flips = int(now.dual.across.sum(torch.tensor(flips)))
-    return {
+    line = {
         "step": at.step,
         "epoch": at.epoch + 1,
         "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
@@ -328,6 +335,10 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         "data_seconds": at.epoch_waited,
         "data_share": at.epoch_waited / max(at.epoch_trained, 1e-9),
     }
+    if WEIGHTS in state.memory:
+        weights = state.memory[WEIGHTS].tolist()
+        line["balance"] = {x.name: w for x, w in zip(plan.losses, weights, strict=True)}
+    return line
 
 
 def result_of(

@@ -25,11 +25,13 @@ from torch.utils.tensorboard import SummaryWriter
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.accumulate import Part, part_of_step
 from dcil_dsl.training.average import deploy_average, deployed, update_average
+from dcil_dsl.training.balance import weigh_terms
 from dcil_dsl.training.distributed import step_seed
 from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
 from dcil_dsl.training.finite import NotFinite
 from dcil_dsl.training.integrate import integrate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
+from dcil_dsl.training.late_phase import end_turn, forget_gathered, gather, take_turn
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
@@ -169,6 +171,8 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
         if now.dual.begin_step(at.step, loss_scale(now)):
             note_masks(now)
             forget_pruned(now.state.optimizer, now.dual)
+            forget_gathered(now.dual, now.state.memory)
+        take_turn(now.dual, now.state.optimizer, at.step, now.state.memory)
         now.state.optimizer.zero_grad(set_to_none=True)
     active = open_losses(plan, at.step)
     is_short = part.size < plan.data.batch_size
@@ -179,10 +183,17 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
     def backward(loss: Tensor) -> None:
         now.scaler.scale(loss if weight == 1 else weight * loss).backward()
 
-    def differentiate() -> tuple[Tensor, Tensor]:
-        loss, sums = now.learner.learn(
-            images, labels, active, backward, is_short=is_short, closes=part.is_last
+    def learn(terms: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        return now.learner.learn(
+            images, labels, terms, backward, is_short=is_short, closes=part.is_last
         )
+
+    def learn_alone(term: int) -> None:
+        torch.manual_seed(seed)
+        learn((term,))
+
+    def differentiate() -> tuple[Tensor, Tensor]:
+        loss, sums = learn(active)
         bad = ~sums[: len(plan.losses)].isfinite() & (now.first_bad < 0)
         now.first_bad = torch.where(bad, at.step, now.first_bad)
         return loss, sums
@@ -191,6 +202,9 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
         torch.manual_seed(seed)  # the same random numbers at every evaluation of one step
         return differentiate()
 
+    if plan.train.balance is not None:
+        weigh_terms(now.dual, at.step, learn_alone, now.state.memory)
+        torch.manual_seed(seed)
     if plan.train.integrator is None:
         now.loss, sums = differentiate()
     else:
@@ -213,9 +227,12 @@ def _update(now: Session, part: Part, wish: Wish) -> None:
             now.state.shards.clip(dict(now.dual.trainable()), plan.train.clip)
     if has_penalties:  # as weight decay is: after clipping
         now.dual.add_penalties(at.step)
+    gather(now.dual, at.step, now.state.memory)
     now.scaler.step(optimizer)
     now.scaler.update()
-    update_average(now.average, plan.train.ema)
+    if plan.train.average is None:
+        update_average(now.average, plan.train.ema)
+    end_turn(now.dual, optimizer, at.step, now.state.memory, now.average)
 
     active = open_losses(plan, at.step)
     for name in [plan.losses[i].name for i in active] + list(plan.phase_at(at.step).paths):

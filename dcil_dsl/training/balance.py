@@ -1,0 +1,87 @@
+"""Loss terms weighed inversely to the spread of their gradients.
+
+In:   a dual graph, a function that puts the gradients of some terms in place.
+Out:  the weights by loss in `memory`, which the step's loss is multiplied by.
+Not:  nothing of the step itself: weights, running statistics and scores are where they were.
+
+At every multiple of `every`, for the terms k of one path that are open,
+
+    s_k = standard deviation of dL_k/dw over all parameters, as `update` routes it
+    weight_k <- average * weight_k + (1 - average) * max_j(s_j) / s_k
+
+so that the gradients of a path's terms come to spread alike; at first all weights are 1. Maddu et
+al. 2022, arXiv:2107.00940, whose code (mosaic-group/inverse-dirichlet-pinn) has average 0.5, every
+5 epochs, and the term of the differential equation in the place of the largest. Terms of two
+paths are not compared: they teach other weights, so that a common factor would be a learning rate.
+A coefficient of the recipe multiplies the term beside its weight, and is not part of s_k. A term
+that teaches nothing at the moment, its s_k zero or within the rounding of the largest (two paths
+that answer alike have such a divergence), keeps its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.plan.balance import measured_at
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
+from dcil_dsl.training.metrics import Dual
+
+WEIGHTS = "balance/weights"
+
+
+def start_weights(plan: Plan, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """A weight of 1 for each of plan.losses, (losses,) float64; nothing without a `balance`."""
+    if plan.train.balance is None:
+        return {}
+    return {WEIGHTS: torch.ones(len(plan.losses), dtype=torch.float64, device=device)}
+
+
+def weigh_terms(
+    dual: Dual, step: int, learn: Callable[[int], object], memory: dict[str, Tensor]
+) -> None:
+    """Bring the weights up to date, where `step` is one of those at which they are measured.
+
+    learn    forward and backward of one of plan.losses alone, coefficient included, on the step's
+             batch with the step's random numbers; adds to the gradients, which are None before
+    memory   of start_weights
+    """
+    plan, groups = dual.plan, measured_at(dual.plan, step)
+    if not groups:
+        return
+    weights, before = memory[WEIGHTS], copied_buffers(dual)
+    old = weights.clone()
+    weights.fill_(1)  # in place: the loss reads them
+    spreads = {i: _spread(dual, i, learn) for group in groups for i in group}
+    put_back_buffers(dual, before)
+    weights.copy_(old)
+    for group in groups:
+        own = torch.stack([spreads[i] for i in group])
+        fresh = own.max() / own
+        teaches = fresh.isfinite() & (fresh < 1 / _rounding(dual))
+        places, keep = torch.tensor(group, device=weights.device), plan.train.balance.average
+        mixed = keep * old[places] + (1 - keep) * fresh
+        weights[places] = torch.where(teaches, mixed, old[places])
+
+
+def _rounding(dual: Dual) -> float:
+    """What share of the largest gradient the rounding of its arithmetic may be, generously."""
+    return 100 * torch.finfo(next(dual.parameters()).dtype).eps
+
+
+def _spread(dual: Dual, i: int, learn: Callable[[int], object]) -> Tensor:
+    """s_k of plan.losses[i], its coefficient divided out: a number, float64."""
+    learn(i)
+    total = square = torch.zeros((), dtype=torch.float64, device=next(dual.parameters()).device)
+    count = 0
+    for _, parameter in dual.trainable():
+        count += parameter.numel() if parameter.requires_grad else 0
+        if parameter.grad is not None:  # else its share of both sums is 0
+            gradient = parameter.grad.double()
+            total, square = total + gradient.sum(), square + gradient.square().sum()
+            parameter.grad = None
+    spread = ((square - total**2 / count) / (count - 1)).clamp(min=0).sqrt()
+    return spread / dual.plan.losses[i].coefficient

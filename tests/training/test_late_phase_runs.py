@@ -1,0 +1,82 @@
+"""Late-phase weights in whole runs: resumed to the bit, the same on ranks, deployed, refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_distributed import assert_equal_runs
+from test_resume import assert_same, contents
+from tiny_ranks import on_ranks, plain_plan, rank_train, said
+from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan import plan as p
+from dcil_dsl.training import Options, resume_run, train
+from dcil_dsl.training.checkpoint import load_deployed
+from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.evaluate import evaluate
+
+NORMS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
+
+
+def train_with(parameters=NORMS, **changes) -> dict:
+    phase = p.LatePhase(parameters=parameters, copies=4, start=6, noise=0.1)
+    return {"ema": None, "clip": None, "average": phase} | changes
+
+
+@pytest.mark.parametrize("stop", [4, 8, 13])
+@pytest.mark.parametrize("optimizer", [p.SGD(lr=0.1, momentum=0.9), p.AdamW(lr=0.01)])
+def test_a_run_ended_before_or_within_a_round_goes_on_to_the_bit(tmp_path, stop, optimizer):
+    plan = tiny_plan(train=train_with(optimizer=optimizer))
+    tiny_train(tmp_path / "straight", plan)
+    tiny_train(tmp_path / "run", plan, max_steps=stop)
+    tensors = contents(tmp_path / "run")[0]
+    assert tensors["memory/late/turn"] == (stop - 6 if stop > 6 else -1)
+    assert bool(tensors["memory/late/sum/conv1.weight"].any()) == (stop > 6)
+    tiny_train(tmp_path / "run", plan, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_what_is_evaluated_and_read_back_is_the_mean_of_the_copies(tmp_path):
+    plan = tiny_plan(train=train_with())
+    result, dual, run = tiny_train(tmp_path / "run", plan)
+    tensors, other = contents(tmp_path / "run")[0], tiny_dual(plan)
+    load_deployed(run.checkpoint, other)
+    for name in NORMS:
+        mean = tensors[f"memory/late/copy/{name}"].mean(0)
+        assert torch.equal(mean, dual.get_parameter(name).detach())
+        assert torch.equal(mean, other.get_parameter(name).detach())
+    assert evaluate(other, TinyData(31, seed=1), Options()) == result.accuracies
+
+
+def test_other_weights_stand_still_until_a_round_is_complete(tmp_path):
+    plan = tiny_plan(train=train_with())
+    for steps in (6, 9, 10):
+        tiny_train(tmp_path / f"{steps}", plan, max_steps=steps)
+    weights = [contents(tmp_path / f"{n}")[0]["model/conv2.weight"] for n in (6, 9, 10)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
+def test_a_run_that_takes_the_plan_over_late_begins_its_late_phase_then(tmp_path):
+    tiny_train(tmp_path / "run", tiny_plan(train={"ema": None}), max_steps=13)
+    plan = tiny_plan(train=train_with())
+    run = resume_run(tmp_path / "run", plan, anyway=True)
+    options = Options(resume=True, anyway=True)
+    train(tiny_dual(plan), TinyData(), TinyData(31, seed=1), run, options)
+    tensors = contents(tmp_path / "run")[0]
+    assert tensors["memory/late/turn"] == 10  # from step 10, where it went on, to 20
+    assert (tensors["memory/late/copy/bn1.weight"] > 0.1).all()
+
+
+def test_two_ranks_take_the_turns_of_one_process(tmp_path):
+    plan = plain_plan(train_with(parameters=("norm.weight", "norm.bias")))
+    rank_train(tmp_path / "alone", Ranks(), plan)
+    work = lambda ranks: rank_train(tmp_path / "run", ranks, plan)  # noqa: E731
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"shard": True}])
+def test_scaled_gradients_and_parts_of_weights_are_refused(tmp_path, options):
+    with pytest.raises(InputError, match="neither fp16 nor --shard"):
+        tiny_train(tmp_path / "run", tiny_plan(train=train_with()), **options)
