@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--out", type=Path, required=True, help="the table, a .csv")
     asked.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders")
     asked.add_argument("--jobs", type=int, default=1, help="processes, one thread each if > 1")
+    asked.add_argument("--evaluate-every", type=int, default=1, metavar="EPOCHS")
     asked.add_argument("--device", default="auto")
     asked.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
     asked.add_argument("--compile", action="store_true")
@@ -199,7 +200,8 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
     done = train(
         METHODS / f"{cell.method}.prune", cell.network, dataset, overrides=overrides,
         out=folder, resume=(folder / "plan.json").exists(), device=asked.device,
-        precision=asked.precision, compile=asked.compile, warn=lambda warning: None,
+        precision=asked.precision, compile=asked.compile,
+        evaluate_every=asked.evaluate_every, warn=lambda warning: None,
     )  # fmt: skip
     if done.interrupted:
         return 1
@@ -245,7 +247,8 @@ def measures(done):
     yield "sparsity", "end", result.sparsity_measured
     yield "seconds", "end", result.seconds
     for line in done.folder.read_metrics():
-        yield "top1", line["epoch"], line["top1"][plan.deploy]
+        if line["top1"]:  # of the epochs that were evaluated
+            yield "top1", line["epoch"], line["top1"][plan.deploy]
         yield "sparsity", line["epoch"], line["sparsity_measured"]
         yield "mask_flips", line["epoch"], line["mask_flips"]
         for name, value in line["losses"].items():

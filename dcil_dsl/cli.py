@@ -51,6 +51,7 @@ def compile_recipe(
     shard: o.Shard = False,
     checkpoint_activations: o.CheckpointActivations = False,
     paths_in_turn: o.PathsInTurn = False,
+    evaluate_every: o.EvaluateEvery = 1,
     seed: o.Seed = None,
     max_steps: o.MaxSteps = None,
     quiet: o.Quiet = False,
@@ -71,6 +72,7 @@ def compile_recipe(
             max_steps=max_steps, workers=workers, shard=shard,
             checkpoint_activations=checkpoint_activations, paths_in_turn=paths_in_turn,
             cuda_graphs=cuda_graphs,
+            evaluate_every=None if evaluate_every == 1 else evaluate_every,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
             on_nan=None if on_nan == "stop" else on_nan,
         )
@@ -112,7 +114,7 @@ def compile_recipe(
         compile=compile, cuda_graphs=cuda_graphs, shard=shard, seed=seed, max_steps=max_steps,
         quiet=quiet,
         checkpoint_activations=checkpoint_activations, in_turn=paths_in_turn,
-        warn=lambda d: tell(d, concise), note=note,
+        evaluate_every=evaluate_every, warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if not run.is_first:
         return STOPPED if run.interrupted else DONE

@@ -116,6 +116,7 @@ def train(
     shard: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
     checkpoint_activations: bool = False,
+    evaluate_every: int = 1,
     in_turn: bool = False,
     cuda_graphs: bool = False,
 ) -> Run:
@@ -134,6 +135,7 @@ def train(
     on_nan     what becomes of a run whose loss is not finite: its end, or back to its last good
                checkpoint and on with half the rate, three times at most
     checkpoint_activations  most of them are computed again for the backward pass: less memory
+    evaluate_every  the held-out data are gone through every so many epochs, and at the end
     in_turn    forward and backward of one path, then of the next: the activations of one at a time
     cuda_graphs   what `compile` makes is recorded once, and replayed at each step
 
@@ -146,6 +148,7 @@ def train(
             device=pick_device(device, ranks), compile=compile, max_steps=max_steps, anyway=anyway,
             ranks=ranks, shard=shard, on_nan=on_nan, in_turn=in_turn,
             checkpoint_activations=checkpoint_activations, cuda_graphs=cuda_graphs,
+            evaluate_every=evaluate_every,
         )  # fmt: skip
         check_ways(options)
         return _train(

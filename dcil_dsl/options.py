@@ -102,6 +102,13 @@ PathsInTurn = Annotated[
         "one forward more",
     ),
 ]
+EvaluateEvery = Annotated[
+    int,
+    typer.Option(
+        "--evaluate-every", metavar="EPOCHS", min=1,
+        help="go through the held-out data every so many epochs, and at the end",
+    ),
+]
 OnNan = Annotated[
     str,
     typer.Option(

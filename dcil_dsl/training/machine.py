@@ -34,6 +34,7 @@ class Options:
     on_nan  what becomes of a run whose loss is not finite: its end, or back with a lower rate
             (rewind.py)
     checkpoint_activations  are computed again for the backward pass (compiler/segments.py)
+    evaluate_every  the held-out data are gone through every so many epochs, and at the end
     in_turn  forward and backward of one path, then of the next (in_turn.py)
     cuda_graphs  what torch.compile makes is recorded once, and replayed at each step
     """
@@ -49,6 +50,7 @@ class Options:
     shard: bool = False
     on_nan: Literal["stop", "rewind"] = "stop"
     checkpoint_activations: bool = False
+    evaluate_every: int = 1
     in_turn: bool = False
     cuda_graphs: bool = False
 

@@ -115,9 +115,9 @@ def make_display(quiet: bool = False, console: Console | None = None) -> Display
 
 def line_text(line: dict, plan: Plan) -> str:
     """One line of metrics.jsonl for a person; the losses below it where they do not fit beside."""
-    paths = "  ".join(f"{path} {top1:.2%}" for path, top1 in line["top1"].items())
+    paths = "".join(f"{path} {top1:.2%}  " for path, top1 in line["top1"].items())
     text = (
-        f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}  "
+        f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"
         f"sparsity {line['sparsity_measured']:.2%}  flips {line['mask_flips']:,}  "
         f"{line['seconds']:.1f} s  {line['examples_per_second']:.0f}/s"
     )

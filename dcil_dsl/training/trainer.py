@@ -140,8 +140,10 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
                         if at.step == end or now.stopping:
                             break
             merge_ranks(now)
-            with deployed(now.average):
-                accuracies = evaluate(now.dual, val_loader, now.options, wish)
+            accuracies = {}
+            if _is_evaluated(now, end):
+                with deployed(now.average):
+                    accuracies = evaluate(now.dual, val_loader, now.options, wish)
             if accuracies is None:
                 save(now)
                 return None
@@ -156,6 +158,11 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
             save(now)
             if at.step >= end:
                 return accuracies
+
+
+def _is_evaluated(now: Session, end: int) -> bool:
+    at = now.state.position
+    return at.step >= end or now.stopping or (at.epoch + 1) % now.options.evaluate_every == 0
 
 
 def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:

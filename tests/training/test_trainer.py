@@ -110,6 +110,15 @@ def test_a_line_an_epoch_says_what_was_asked_and_measured(tmp_path):
     assert set(lines[-1]["top5"]) == {"sparse", "dense"}
 
 
+def test_epochs_that_are_not_evaluated_train_the_same_and_the_last_one_always_is(tmp_path):
+    usual, _, _ = tiny_train(tmp_path / "usual")
+    result, _, run = tiny_train(tmp_path / "run", evaluate_every=3)
+    assert [sorted(line["top1"]) for line in lines_of(run)] == [
+        [], [], ["dense", "sparse"], ["dense", "sparse"],
+    ]  # fmt: skip
+    assert result.accuracies == usual.accuracies
+
+
 def test_the_losses_of_a_line_are_means_over_the_examples(tmp_path):
     plan = one_path(optimizer=p.SGD(lr=0.0), rate=p.Rate(kind="constant"))
     _, dual, run = tiny_train(tmp_path / "run", plan, max_steps=5)
