@@ -68,13 +68,17 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
         return Part(name, command, seconds, "json")
 
     tests = ("-m", "pytest", "-m", "gpu", "-v", "--tb=long", "--durations=10", "tests/gpu")
+    graphs = "graphs" if device == "cuda" else "compiled"  # a CPU has none
     parts = [
         Part("tests", (*python, *tests), 150, "xml"),
-        costs("resnet50 bf16 eager", 60, "resnet50", "--precision", "bf16"),
+        costs("resnet50 bf16 eager", 90, "resnet50", "--precision", "bf16",
+              "--also", "checkpointed,in-turn"),
         costs("resnet50 bf16 compiled", 210, "resnet50", "--precision", "bf16",
               "--modes", "compiled"),
         training("quickstart", 90, "quickstart.prune", "torchvision:resnet18", "--data", "digits"),
         costs("resnet32 batch 128", 120, "resnet32", "--precision", "bf16", "--compile"),
+        costs("resnet32 batch 128 graphs", 120, "resnet32", "--precision", "bf16",
+              "--modes", graphs),
         other("like the authors", 200, "like_the_authors.py"),
     ]  # fmt: skip
     if asked.fashion:
@@ -92,6 +96,10 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
               "--modes", "compiled"),
         costs("resnet32 batch 1024 compiled", 100, "resnet32", "--precision", "bf16",
               "--batch", "1024", "--modes", "compiled"),
+        other("kept alone", 90, "kept_alone.py", "--networks", "resnet50", "--precision", "bf16",
+              "--steps", "5"),
+        costs("resnet50 bf16 compiled in turn", 210, "resnet50", "--precision", "bf16",
+              "--modes", "compiled", "--also", "in-turn"),
         other("data path", 240, "data_path.py", "--seconds", "160"),
     ]  # fmt: skip
     return parts

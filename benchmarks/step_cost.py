@@ -2,7 +2,8 @@
 
     python benchmarks/step_cost.py --quick
     python benchmarks/step_cost.py --networks resnet50 --json resnet50.json
-    python benchmarks/step_cost.py --device cuda --precision bf16 --modes eager,compiled
+    python benchmarks/step_cost.py --device cuda --precision bf16 --modes eager,compiled,graphs
+    python benchmarks/step_cost.py --also checkpointed,in-turn     # what less memory costs
 
 Samples are interleaved (dense, plain, ours, dense, ...) and ratios are taken within a round.
 First it is shown in float64 that plain and ours have the same loss and the same gradients. A
@@ -24,8 +25,17 @@ from workloads import WORKLOADS, build, last_step, make_dual  # first: puts the 
 
 import torch
 from timing import interleave, ratios, seconds_of, spread
-from variants import NAMES, Materials, Setting, compare_plain_and_ours, make_variant, mask_bytes
-from variants import prepare
+from variants import (
+    LESS_MEMORY,
+    NAMES,
+    Materials,
+    Setting,
+    compare_plain_and_ours,
+    make_variant,
+    mask_bytes,
+    may_be,
+    prepare,
+)
 
 from dcil_dsl.training.machine import keep_freed_memory
 
@@ -67,7 +77,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--tf32", default="off", help="off, on or off,on; of fp32 on a GPU")
-    parser.add_argument("--modes", default="eager", help="eager, compiled or eager,compiled")
+    parser.add_argument(
+        "--modes", default="eager", help="some of eager, compiled, graphs (CUDA graphs: compiled)"
+    )
+    parser.add_argument("--also", default="", help="some of checkpointed, in-turn")
     parser.add_argument("--compile", action="store_true", help="the same as --modes eager,compiled")
     parser.add_argument("--batch", type=int, help="default: by network and device")
     parser.add_argument("--size", type=int, help="side of the images in pixels")
@@ -85,8 +98,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"no network is called {', '.join(sorted(unknown))}")
     asked.modes = ["eager", "compiled"] if asked.compile else asked.modes.split(",")
-    if not set(asked.modes) <= {"eager", "compiled"}:
-        parser.error("--modes: eager, compiled or eager,compiled")
+    if not set(asked.modes) <= {"eager", "compiled", "graphs"}:
+        parser.error("--modes: some of eager, compiled, graphs")
+    if "graphs" in asked.modes and asked.device != "cuda":
+        parser.error("--modes graphs: only --device cuda has them")
+    asked.also = asked.also.split(",") if asked.also else []
+    if not set(asked.also) <= set(LESS_MEMORY):
+        parser.error(f"--also: some of {', '.join(LESS_MEMORY)}")
     asked.tf32 = [word == "on" for word in asked.tf32.split(",")]
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU here")
@@ -110,7 +128,8 @@ def settings_of(asked: argparse.Namespace) -> list[Setting]:
         )  # fmt: skip
         for tf32 in asked.tf32:
             settings += [
-                replace(basic, tf32=tf32, compiled=mode == "compiled") for mode in asked.modes
+                replace(basic, tf32=tf32, compiled=mode != "eager", graphs=mode == "graphs")
+                for mode in asked.modes
             ]
     return settings
 
@@ -133,7 +152,8 @@ def measure(setting: Setting, asked: argparse.Namespace, deadline: float) -> Ite
     allow_tf32(setting.tf32)
     torch._dynamo.reset()
     variants, left_out = {}, []
-    for name in ("dense", "ours", "plain"):  # the dearest to do without comes last
+    also = [name for name in asked.also if may_be(name, setting)]
+    for name in ("dense", "ours", *also, "plain"):  # the dearest to do without comes last
         if variants and time.perf_counter() > deadline:
             left_out.append(name)
         else:
@@ -166,9 +186,16 @@ def entry_of(made: Materials, asked, variants, difference, rounds: int, deadline
         "seconds": {name: spread(values) for name, values in samples.items()},
         "ratios": ratios(samples),
         "peak_bytes": {name: v.peak_bytes for name, v in variants.items()},
-        "left_out": [name for name in NAMES if name not in variants],
+        "peak_ratios": peak_ratios(variants),
+        "left_out": [n for n in NAMES if n not in variants and n not in LESS_MEMORY],
         "masks": mask_bytes(made.dual),
     }
+
+
+def peak_ratios(variants: dict) -> dict[str, float]:
+    """The peak of each over the dense step's."""
+    peaks = {name: v.peak_bytes for name, v in variants.items() if v.peak_bytes is not None}
+    return {f"{n}/dense": b / peaks["dense"] for n, b in peaks.items() if n != "dense"}
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -220,24 +247,23 @@ def show(report: dict) -> None:
     machine = report["machine"]
     console.print(f"{machine['device']}, torch {machine['torch']}, {machine['threads']} threads")
     table = Table("network", "setting", "dense ms", "plain ms", "ours ms", "ours/dense",
-                  "ours/plain", "plain/dense", "peak MiB d/p/o", "refresh", "differs by", box=None,
+                  "ours/plain", "plain/dense", "peak MiB", "refresh", "differs by", box=None,
                   pad_edge=False)  # fmt: skip
     for entry in report["results"]:
         setting = entry["setting"]
         kind = "tf32" if setting["tf32"] else setting["precision"]
-        mode = "compiled" if setting["compiled"] else "eager"
+        mode = "graphs" if setting["graphs"] else "compiled" if setting["compiled"] else "eager"
         text = f"{kind} {mode} {setting['batch']} x {setting['size']} px"
         if "skipped" in entry:
             table.add_row(setting["network"], text, entry["skipped"])
             continue
-        times = [entry["seconds"].get(name) for name in NAMES]
-        peaks = [entry["peak_bytes"].get(name) for name in NAMES]
+        times = [entry["seconds"].get(name) for name in NAMES[:3]]
         table.add_row(
             setting["network"], text,
             *(f"{1000 * t['median']:.1f}" if t else "-" for t in times),
             *(interval(entry["ratios"].get(pair)) for pair in ("ours/dense", "ours/plain",
                                                                "plain/dense")),
-            "/".join("-" if p is None else f"{p / 2**20:.0f}" for p in peaks),
+            peak_text(entry),
             refresh_text(entry.get("refresh")),
             f"{max(entry['difference'].values()):.1e}" + ("" if entry["same"] else " NOT SAME"),
         )  # fmt: skip
@@ -245,11 +271,25 @@ def show(report: dict) -> None:
     for entry in report["results"]:
         if "skipped" not in entry:
             stages = entry["recipe_to_dual"]
+            for name in LESS_MEMORY:
+                if name in entry["seconds"]:
+                    times = [f"{interval(entry['ratios'][f'{name}/{o}'])} of {o}"
+                             for o in ("dense", "ours")]  # fmt: skip
+                    console.print(f"{entry['setting']['network']}, {name}: {', '.join(times)}")
             again = ", ".join(f"{k} {v:.3f}" for k, v in stages["again"].items())
             console.print(
                 f"{entry['setting']['network']}: recipe to dual {stages['first']['total']:.3f} s, "
                 f"again {again}; masks {entry['masks']['bytes_per_weight']:g} bytes a weight"
             )
+
+
+def peak_text(entry: dict) -> str:
+    """"812: plain 1.9, ours 1.8": the dense step's peak in MiB, and the others over it."""
+    dense = entry["peak_bytes"].get("dense")
+    if dense is None:
+        return "-"
+    others = [f"{pair.split('/')[0]} {r:.2f}" for pair, r in entry["peak_ratios"].items()]
+    return f"{dense / 2**20:.0f}: {', '.join(others)}"
 
 
 def interval(values: dict | None) -> str:

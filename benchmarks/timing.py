@@ -58,7 +58,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def ratios(samples: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     """Of the samples of one round, then the median over the rounds."""
-    pairs = (("ours", "dense"), ("ours", "plain"), ("plain", "dense"))
+    pairs = [("ours", "dense"), ("ours", "plain"), ("plain", "dense")]
+    others = [name for name in samples if name not in ("dense", "plain", "ours")]
+    pairs += [(name, other) for name in others for other in ("dense", "ours")]
     return {
         f"{a}/{b}": spread([x / y for x, y in zip(samples[a], samples[b], strict=True)])
         for a, b in pairs

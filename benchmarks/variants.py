@@ -1,4 +1,4 @@
-"""Three ways to take a training step of one network: dense, plain (two forwards), and ours.
+"""Ways to take a training step of one network: dense, plain (two forwards), ours with its options.
 
 In:   a workload, a Setting, the device.
 Out:  Variants whose `step` trains on one fixed batch; a check that plain and ours are the same.
@@ -16,15 +16,21 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from memory import peak_of
 from plain import PlainDcil, dcil_loss
 from torch import Tensor, nn
 from workloads import WORKLOADS, build, last_step, make_dual
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.losses import total_loss
+from dcil_dsl.training.in_turn import InTurn
+from dcil_dsl.training.losses import open_losses, total_loss
+from dcil_dsl.training.machine import Options
 
-NAMES = ("dense", "plain", "ours")  # the order in which they are sampled
+# Ours with --checkpoint-activations and with --paths-in-turn.
+LESS_MEMORY = ("checkpointed", "in-turn")
+NAMES = ("dense", "plain", "ours", *LESS_MEMORY)  # the order in which they are sampled
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Setting:
 
     precision  "fp32" | "bf16" (autocast); tf32: whether float32 products may be done in tf32
     compiled   whether torch.compile takes the forward, the loss and the backward
+    graphs     whether what it makes is replayed as CUDA graphs
     """
 
     network: str
@@ -44,12 +51,14 @@ class Setting:
     size: int
     channels_last: bool = True
     plain_masks: str = "float"
+    graphs: bool = False
 
 
 @dataclass
 class Variant:
-    """`peak_bytes`: the most that was allocated on a GPU in a step, all of this variant's own
-    and nothing of another's; None on a CPU. `first_seconds`: of the first step, which compiles."""
+    """`peak_bytes`: the most that was allocated in a step, all of this variant's own and nothing
+    of another's (memory.py); None for compiled steps on a CPU. `first_seconds`: of the first step,
+    which compiles."""
 
     name: str
     module: nn.Module
@@ -124,41 +133,75 @@ def loss_function(name: str, made: Materials, module: nn.Module):
             return dcil_loss(outputs[0].float(), outputs[1].float(), labels)
         return total_loss(plan, outputs, labels, step)
 
-    return torch.compile(forward, dynamic=False) if setting.compiled else forward
+    if not setting.compiled:
+        return forward
+    mode = "reduce-overhead" if setting.graphs else None
+    return torch.compile(forward, dynamic=False, mode=mode)
+
+
+def gradients_of(name: str, made: Materials, module: nn.Module):
+    """(images, labels) -> the detached loss, with the gradients in the parameters."""
+    setting, plan = made.setting, made.plan
+    if name == "in-turn":
+        options = Options(
+            device=made.device, precision=setting.precision, compile=setting.compiled
+        )
+        turns, active = InTurn(module, options), open_losses(plan, last_step(plan))
+        return lambda images, labels: turns.learn(images, labels, active, Tensor.backward)[0]
+    if name == "checkpointed":
+        recompute_activations(module)
+    forward = loss_function(name, made, module)
+
+    def learn(images: Tensor, labels: Tensor) -> Tensor:
+        if setting.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = forward(images, labels)
+        loss.backward()
+        return loss.detach().clone()
+
+    return learn
+
+
+def may_be(name: str, setting: Setting) -> bool:
+    """Whether there is such a variant in such a setting."""
+    if name == "checkpointed":
+        return not setting.compiled
+    return not (name == "in-turn" and setting.graphs)
 
 
 def make_variant(name: str, made: Materials, warm_up: int = 2) -> Variant:
     """Build, take the first step (and compile), warm up, and read the peak of memory."""
     device, on_gpu = made.device, made.device.type == "cuda"
     gc.collect()
+    before = 0
     if on_gpu:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
-    module = {"dense": dense, "plain": plain, "ours": ours}[name](made)
+    module = {"dense": dense, "plain": plain}.get(name, ours)(made)
     # One list of Parameters, each once; the same optimiser for all, fused where the runtime's is.
     optimizer = torch.optim.SGD(
         module.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=on_gpu
     )
-    forward = loss_function(name, made, module)
+    learn = gradients_of(name, made, module)
     images, labels = batch_of(made)
 
     def step() -> Tensor:
-        loss = forward(images, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = learn(images, labels)
         optimizer.step()
-        return loss.detach()
+        return loss
 
     begin = time.perf_counter()
     first_loss = step().item()
     variant = Variant(name, module, step, first_loss, time.perf_counter() - begin)
     for _ in range(warm_up):
         step()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        torch.cuda.synchronize(device)
-        variant.peak_bytes = torch.cuda.max_memory_allocated(device) - before
+    if on_gpu or not made.setting.compiled:
+        state = [value for kept in optimizer.state.values() for value in kept.values()]
+        optimizer.zero_grad(set_to_none=True)
+        lasting = [*module.parameters(), *module.buffers(), *state, images, labels]
+        tensors = [value for value in lasting if isinstance(value, Tensor)]
+        variant.peak_bytes = peak_of(step, device, tensors) - before
     return variant
 
 

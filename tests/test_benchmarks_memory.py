@@ -1,0 +1,68 @@
+"""What a step's memory is counted by: every tensor made, once, from its making to its end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from memory import Alive, peak_of
+
+FLOAT = 4
+
+
+def test_the_most_that_is_alive_at_a_time_is_counted_and_not_the_sum():
+    with Alive() as alive:
+        for _ in range(3):
+            one = torch.zeros(1000)
+            del one
+        two = torch.zeros(500)
+        two.view(50, 10).t().add_(1)  # other looks at the same memory
+    assert (alive.most, alive.now) == (1000 * FLOAT, 500 * FLOAT)
+
+
+def test_what_a_backward_pass_needs_and_makes_counts_while_it_is_held():
+    """exp keeps its result, 1000 numbers; beside it stand the sum, its gradient, and at the most
+    two more of 1000: the gradient of exp and the one that becomes w.grad."""
+    w = torch.ones(1000, requires_grad=True)
+
+    def step():
+        w.exp().sum().backward()
+
+    peak = peak_of(step, torch.device("cpu"), [w])
+    assert 3 * 1000 * FLOAT <= peak <= 4 * 1000 * FLOAT + 100
+
+
+@pytest.fixture
+def resnet20(monkeypatch):
+    """The smallest network of the zoo, as a workload."""
+    import workloads
+
+    recipe, sizes = "resnet32_cifar10_dcil90.prune", ((8, 16), (8, 16))
+    work = workloads.Workload("dcil:resnet20", recipe, 10, *sizes)
+    monkeypatch.setitem(workloads.WORKLOADS, "resnet20", work)
+    return ["--networks", "resnet20"]
+
+
+def test_one_path_after_the_other_takes_less_than_both_together(resnet20, tmp_path):
+    import peak_memory
+
+    out = tmp_path / "peaks.json"
+    assert peak_memory.main([*resnet20, "--json", str(out)]) == 0
+    (entry,) = json.loads(out.read_text())["results"]
+    peaks = entry["peak_ratios"]
+    assert 1.6 < peaks["ours/dense"] < 2  # on so small a batch weights are much of it
+    assert peaks["checkpointed/dense"] < peaks["in-turn/dense"] < 0.85 * peaks["ours/dense"]
+
+
+def test_kept_filters_alone_are_the_same_network(resnet20, tmp_path):
+    import kept_alone
+
+    out = tmp_path / "kept.json"
+    options = ["--tiny", "--units", "filter", "--json", str(out)]
+    assert kept_alone.main([*resnet20, *options]) == 0
+    (entry,) = json.loads(out.read_text())["results"]
+    assert entry["difference"] < 1e-9 and 1.5 < entry["counted"] < 1.6
