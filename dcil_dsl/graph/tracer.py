@@ -26,6 +26,8 @@ from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
 
 is_autocast_enabled = torch.is_autocast_enabled
+# Functions of torch that read a size or a type as it stands, and know no proxy for one.
+TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
 
 
 class Unfollowed(RuntimeError):
@@ -96,7 +98,7 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay whole."""
-        with _no_autocast(self.decisions):
+        with _no_autocast(self.decisions), _taking_proxies(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -285,3 +287,25 @@ def _no_autocast(decisions: Decisions) -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__, torch.is_autocast_enabled = kept, is_autocast_enabled
+
+
+@contextmanager
+def _taking_proxies(tracer: Tracer) -> Iterator[None]:
+    """torch.ones(x.shape[0], 4) and torch.finfo(x.dtype) are calls of the graph."""
+
+    def taking(function):
+        def call(*args, **kwargs):
+            if any(isinstance(arg, fx.Proxy) for arg in [*args, *kwargs.values()]):
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY}
+    for name, function in kept.items():
+        setattr(torch, name, taking(function))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(torch, name, function)

@@ -38,6 +38,8 @@ def longer_than_two(y, x):
     lambda y, x: y if x.dtype == torch.float32 else y.to(x.dtype),
     lambda y, x: y.mean(1) if y.dim() == 3 and y.size(-1) % 2 == 0 else y,
     lambda y, x: y if x.shape == y.shape else y + x,
+    lambda y, x: y + torch.ones(x.shape[0], x.shape[1], 1) / torch.tensor(x.shape[1]),
+    lambda y, x: y.masked_fill(x > 0, torch.finfo(y.dtype).min),
 ])  # fmt: skip
 def test_sizes_ranks_and_given_types_decide_and_nothing_stays_whole(rule):
     model, x = Decides(rule), torch.randn(2, 3, 4)
