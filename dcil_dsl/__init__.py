@@ -26,6 +26,7 @@ _PUBLIC = {
     "loss": "verbs",
     "train": "job",
     "Run": "job",
+    "federate": "federated",
     "evaluate_run": "revisit",
     "export_run": "revisit",
     "verify_artefact": "revisit",

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # torchvision's images are pillow's, and its tensors come from numpy: both come with it.
 WITH_TORCHVISION = {"PIL", "numpy"}
-OPTIONAL = {"timm", "transformers"}
+OPTIONAL = {"timm", "transformers", "flwr"}
 
 
 def needed(requirements):
