@@ -115,12 +115,13 @@ def test_a_run_is_a_whole_number_of_rounds():
 
 def test_the_recipe_of_federated_rounds_has_rounds_of_an_epoch():
     path = Path(__file__).parents[2] / "recipes" / "methods" / "feddip_rounds.prune"
-    plan = prepare(dcil.load(path), "dcil:resnet20", warn=print, note=print, steps_per_epoch=47).plan
+    more = dict(warn=print, note=print, steps_per_epoch=47)
+    plan = prepare(dcil.load(path), "dcil:resnet20", **more).plan
     assert check_rounds(plan, 47) == plan.train.num_epochs
     assert plan.groups[0].forget and plan.groups[0].penalties[0].stairs == 20
 
 
-# -- with data --------------------------------------------------------------------------------------
+# -- with data ----------------------------------------------------------------------------------
 
 RECIPE = """language 1
 recipe rounds { title = "three clients" }
