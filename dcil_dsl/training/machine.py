@@ -19,8 +19,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 
-# Settings of Train that make a step of one batch in one process, from gradients that no scaler
-# has scaled.
+# Settings of Train that make a step of one batch, from gradients that no scaler has scaled.
 OWN_STEPS = ("integrator", "balance")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -97,7 +96,12 @@ def check_own_steps(plan: Plan, options: Options) -> None:
     word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
     if word is None:
         return
-    if options.ranks.count > 1 or options.shard:
+    if options.shard:
+        raise InputError(
+            f"`{word}` of the recipe's `train` does not go with --shard",
+            help="run it without --shard",
+        )
+    if options.ranks.count > 1 and word == "balance":
         raise InputError(
             f"`{word}` of the recipe's `train` is for one process, and there are "
             f"{options.ranks.count}",

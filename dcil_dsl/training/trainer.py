@@ -207,7 +207,12 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
 
     def again() -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)  # the same random numbers at every evaluation of one step
-        return differentiate()
+        told = differentiate()
+        if ranks.count > 1:  # the learner's gradients lie where the next evaluation puts its own
+            for _, parameter in now.dual.trainable():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
+        return told
 
     if plan.train.balance is not None:
         weigh_terms(now.dual, at.step, learn_alone, now.state.memory)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_distributed import assert_equal_runs
 from test_resume import assert_same, contents
+from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.integrate import integrate, players
 
 
@@ -77,8 +80,41 @@ def test_the_two_players_have_every_entry_once_and_twins_are_of_the_second():
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [dict(kind="rk4", players="each"), dict(kind="extrapolate"), dict(kind="heun")],
+)
+def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, settings):
+    plan = plain_plan(train={"integrator": p.Integrator(**settings)})
+    rank_train(tmp_path / "alone", Ranks(), plan, max_steps=8)
+
+    def work(ranks):
+        rank_train(tmp_path / "run", ranks, plan, max_steps=8)
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
+def test_displaced_weights_compile_nothing_anew(tmp_path, monkeypatch):
+    graphs, compiler = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **more: compiler(f, backend=backend, **more))
+    plan = plan_with(kind="rk4")
+    _, compiled, _ = tiny_train(tmp_path / "compiled", plan, compile=True)
+    _, plain, _ = tiny_train(tmp_path / "plain", plan)
+    assert len(graphs) == 2  # before the distillation starts, and after
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     "changes, options",
-    [({"accumulate": 2}, {}), ({"precision": "fp16"}, {}), ({}, {"precision": "fp16"})],
+    [
+        ({"accumulate": 2}, {}), ({"precision": "fp16"}, {}), ({}, {"precision": "fp16"}),
+        ({}, {"shard": True}),
+    ],
 )
 def test_what_an_integrator_cannot_do_is_refused(tmp_path, changes, options):
     plan = tiny_plan(train={"integrator": p.Integrator(kind="heun")} | changes)
