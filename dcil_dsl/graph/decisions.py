@@ -77,6 +77,13 @@ class Decisions:
         self._catch_up(node.graph)
         return self.values[node] if self._is_fact(node) else UNKNOWN
 
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether the node is known to give a tensor."""
+        if self.example is None:
+            return False
+        self._catch_up(node.graph)
+        return isinstance(self.values[node], Tensor)
+
     def words(self, node: fx.Node) -> str:
         """"x.shape[1] > 8", down to the tensors whose sizes they are."""
         if node.op != "call_function" or _is_of_tensors(self.values[node]):

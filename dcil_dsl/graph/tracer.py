@@ -11,6 +11,7 @@ any other: the module in whose forward it happens stays whole.
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
 
 is_autocast_enabled = torch.is_autocast_enabled
+LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
 # Functions of torch that read a size or a type as it stands, and know no proxy for one.
 TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
 
@@ -143,7 +145,7 @@ class Tracer(fx.Tracer):
             raise Unfollowed("it asks for the length of a value that is computed")
         if obj.node not in self.lengths or self.lengths[obj.node]._erased:
             what = f"len({self.decisions.words(obj.node)})"
-            length = self._call(len, obj)
+            length = self._call(LEN, obj)
             self.lengths[obj.node] = self._call(hold, length, len(value), what).node
         return len(value)
 
@@ -291,7 +293,7 @@ def _no_autocast(decisions: Decisions) -> Iterator[None]:
 
 @contextmanager
 def _taking_proxies(tracer: Tracer) -> Iterator[None]:
-    """torch.ones(x.shape[0], 4) and torch.finfo(x.dtype) are calls of the graph."""
+    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph."""
 
     def taking(function):
         def call(*args, **kwargs):
@@ -301,11 +303,18 @@ def _taking_proxies(tracer: Tracer) -> Iterator[None]:
 
         return call
 
+    def length(value):
+        if isinstance(value, fx.Proxy) and tracer.decisions.is_tensor(value.node):
+            return tracer.create_proxy("call_function", LEN, (value,), {})
+        return LEN(value)
+
     kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY}
     for name, function in kept.items():
         setattr(torch, name, taking(function))
+    builtins.len = length
     try:
         yield
     finally:
+        builtins.len = LEN
         for name, function in kept.items():
             setattr(torch, name, function)

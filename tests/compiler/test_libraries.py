@@ -19,7 +19,7 @@ FROM_TRANSFORMERS = (
     "ViTForImageClassification", "WhisperForConditionalGeneration", "CLIPModel",
 )  # fmt: skip
 # They decide by sizes and types alone, and are traced to the last operation.
-TRACED = FROM_TRANSFORMERS[:4]
+TRACED = tuple(name for name in FROM_TRANSFORMERS if "Whisper" not in name)
 SMALL = {name: cases.Case(f"hf:{name}", cases.TRANSFORMERS[name]) for name in FROM_TRANSFORMERS}
 SMALL |= {
     # The library's own miniatures: patches and attention, scaled weights, groups, gates.

@@ -39,6 +39,7 @@ def longer_than_two(y, x):
     lambda y, x: y.mean(1) if y.dim() == 3 and y.size(-1) % 2 == 0 else y,
     lambda y, x: y if x.shape == y.shape else y + x,
     lambda y, x: y + torch.ones(x.shape[0], x.shape[1], 1) / torch.tensor(x.shape[1]),
+    lambda y, x: y * len(x) + torch.arange(len(x))[:, None, None],
     lambda y, x: y.masked_fill(x > 0, torch.finfo(y.dtype).min),
 ])  # fmt: skip
 def test_sizes_ranks_and_given_types_decide_and_nothing_stays_whole(rule):
@@ -66,8 +67,8 @@ def test_inputs_that_would_take_the_other_way_are_refused_with_the_question():
     lambda y, x: y if x.device.type == "cpu" else -y,  # it may be trained elsewhere
     lambda y, x: y if y.dtype == torch.float32 else -y,  # under autocast it is another
     lambda y, x: y if y.requires_grad else -y,
-    lambda y, x: y * len(x),  # a number of examples would be part of the graph
-    lambda y, x: sum(y[i] for i in range(x.shape[0])),
+    lambda y, x: sum(y[i] for i in range(len(x))),  # examples by their number
+    lambda y, x: y[: int(x.shape[0] / 2)],
 ])  # fmt: skip
 def test_numbers_devices_and_counts_of_examples_decide_nothing(rule):
     model, x = Decides(rule), torch.randn(2, 4)
