@@ -319,6 +319,7 @@ def _report(
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "python": platform.python_version(),
+        **{word.package: word.version for word in plan.outside() if word.package},
     }
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

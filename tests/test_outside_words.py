@@ -1,5 +1,6 @@
 """Words of other packages: read, refused, planned, computed, and the same again later."""
 
+import json
 import re
 import subprocess
 import sys
@@ -172,6 +173,8 @@ def test_a_plan_names_the_package_and_its_version(run, tmp_path):
         "word": "bounded", "package": "my-words", "version": "1.2",
         "settings": {"average": None, "limit": 0.05},
     }  # fmt: skip
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["versions"]["my-words"] == "1.2"
 
 
 def test_a_run_without_its_package_is_refused_by_name(run, tmp_path, monkeypatch, capsys):

@@ -28,8 +28,12 @@ class Outside(BaseModel):
     settings: dict[str, JsonValue] = {}
 
     def __str__(self) -> str:
-        """"bounded(limit=0.1) of my_scores 1.0"."""
-        given = ", ".join(f"{k}={_shown(x)}" for k, x in self.settings.items() if x is not None)
+        return self.told()
+
+    def told(self, *but: str) -> str:
+        """"bounded(limit=0.1) of my_scores 1.0"; `but`: settings that are told elsewhere."""
+        settings = {k: x for k, x in self.settings.items() if x is not None and k not in but}
+        given = ", ".join(f"{k}={_shown(x)}" for k, x in settings.items())
         whose = f" of {self.package} {self.version}" if self.package else ""
         return self.word + (f"({given})" if given else "") + whose
 

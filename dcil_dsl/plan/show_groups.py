@@ -63,7 +63,7 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
         lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
     for penalty in group.penalties:
         what = {"square": "half the squares", "norm": "the norm"}.get(penalty.form)
-        what = what or str(penalty.outside)
+        what = what or penalty.outside.told("part", "weight", "stairs")
         rising = f", rising in {penalty.stairs} steps" if penalty.stairs else ""
         lines.append(f"penalty: {penalty.weight:g} times {what} of the {penalty.part}{rising}")
     if group.power is not None:
@@ -119,7 +119,7 @@ def _unit_words(group: Group) -> str:
 def score_words(score: Score) -> str:
     """"taylor (|w * gradient|) of path sparse, averaged with 0.9 over the steps"."""
     formula = {"taylor": "|w * gradient|", "movement": "-w * gradient", "gradient": "|gradient|"}
-    words = score.kind if score.outside is None else str(score.outside)
+    words = score.kind if score.outside is None else score.outside.told("path", "average")
     if score.outside is not None and score.path is not None:
         words += f", of the gradient of path {score.path}"
     elif score.path is not None:

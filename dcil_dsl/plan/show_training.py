@@ -188,7 +188,7 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
         return []
     far = "the learning rate" if integrator.rate is None else f"{integrator.rate:g}"
     last = "the step before" if integrator.direction == "previous" else "the same batch"
-    words = str(integrator.outside) if integrator.outside else {
+    words = integrator.outside.told("players") if integrator.outside else {
         "heun": "Heun's mean of the gradients at both ends of the step",
         "rk4": "the four gradients of Runge and Kutta",
         "extrapolate": f"the gradient where {far} times the gradient of {last} leads",
