@@ -15,7 +15,8 @@ nothing of the others but the logits of its teachers:
 The one more forward of A draws the random numbers that the first has drawn, reads the statistics
 that the first has read, and notes nothing. Where the first forwards can be in any order, it is
 left out if one order has all teachers first. What the paths share (views of weights, layers in
-front) gets its gradient at the end, in one backward pass, so that routing and scores are one.
+front) gets its gradient in the last backward pass, which goes on to it and takes along what has
+arrived before: routing and scores are those of one pass.
 """
 
 from __future__ import annotations
@@ -135,9 +136,11 @@ class InTurn:
         terms: dict[int, Tensor] = {}
         order = self._order(turns, active)
         before = {turn.path: None for turn in order if turn.is_again}
+        last = [turn for turn in order if turn.learns][-1]
         for turn in order:
             part = turns.parts[turn.path]
-            given = [ends[name] for name in part.reads]
+            is_cut = turn.learns and turn is not last
+            given = [(ends if is_cut else made)[name] for name in part.reads]
             if turn.path in before and not turn.is_again:
                 before[turn.path] = _Before(dual, part)
             again = before[turn.path].once_more(given) if turn.is_again else nullcontext(given)
@@ -148,11 +151,16 @@ class InTurn:
                 seen = {**outputs, turn.path: output}
                 total, values = weigh(plan, seen, labels, own, self.classes)
                 terms |= values
+                if turn is last:
+                    total = total + _arrived(made, ends)
+                    ends.clear()
+                if turn is order[-1]:
+                    made.clear()  # views go as soon as the backward pass is through with them
+                del given
                 backward(total)
                 del total  # with it go the activations
             outputs[turn.path] = pytree.tree_map(_detached, output)
             del output
-        _send_back(made, ends)
         loss = sum(plan.losses[i].coefficient * terms[i] for i in active)
         return loss, sums_of(plan, outputs, labels, terms)
 
@@ -213,10 +221,22 @@ def _detached(value: object) -> object:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _send_back(made: Mapping[str, object], ends: Mapping[str, object]) -> None:
-    """What has arrived at the ends goes on to the weights."""
+def _arrived(made: Mapping[str, object], ends: Mapping[str, object]) -> Tensor | float:
+    """A zero whose backward pass gives the values of `made` what has arrived at their ends."""
     both = zip(pytree.tree_leaves(made), pytree.tree_leaves(ends), strict=True)
     pairs = [(value, end.grad) for value, end in both if value is not end]
-    pairs = [(value, gradient) for value, gradient in pairs if gradient is not None]
-    if pairs:
-        torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+    return sum(_Arrived.apply(v, gradient) for v, gradient in pairs if gradient is not None)
+
+
+class _Arrived(torch.autograd.Function):
+    """0, with a gradient of `values` that is there already, scaled as the loss was."""
+
+    @staticmethod
+    def forward(ctx, values, gradient):
+        ctx.gradient = gradient
+        return values.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, scale):
+        gradient, ctx.gradient = ctx.gradient, None  # so that it can go when it was used
+        return gradient, None
