@@ -148,6 +148,31 @@ def test_a_run_ends_as_the_usual_one(tmp_path, precision):
     assert_same(tmp_path / "turned", tmp_path / "again")
 
 
+def test_a_path_that_runs_alone_has_its_turn(tmp_path):
+    """Three steps of the dense path, then both, then the sparse one."""
+    shares = dict(kept=1.0, rest=1.0), dict(pruned=1.0, rest=1.0)
+    alone = (p.Shares(), p.Shares(kept=1.0, pruned=1.0, rest=1.0))
+    phases = (
+        p.Phase(window=p.Window(stop=3), paths=("dense",), shares=alone),
+        p.Phase(
+            window=p.Window(start=3, stop=6), paths=("sparse", "dense"),
+            shares=tuple(p.Shares(**share) for share in shares),
+        ),
+        p.Phase(window=p.Window(start=6), paths=("sparse",), shares=alone[::-1]),
+    )  # fmt: skip
+    losses = tuple(
+        loss.model_copy(update={"window": window})
+        for loss, window in (
+            (cross_entropy("sparse"), p.Window(start=3)),
+            (cross_entropy("dense"), p.Window(stop=6)),
+        )
+    )  # fmt: skip
+    plan = tiny_plan(phases=phases, losses=losses)
+    _, dual, _ = tiny_train(tmp_path / "usual", plan, max_steps=9)
+    _, other, _ = tiny_train(tmp_path / "turned", plan, max_steps=9, in_turn=True)
+    torch.testing.assert_close(other.state_dict(), dual.state_dict(), rtol=1e-4, atol=1e-5)
+
+
 def test_ranks_take_the_mean_of_their_gradients(tmp_path):
     def both(ranks):
         rank_train(tmp_path / "usual", ranks, max_steps=8)
