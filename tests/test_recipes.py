@@ -1,8 +1,9 @@
-"""Each recipe for an allocation and for a score trains on the digits and keeps its promise.
+"""Recipes for allocations, scores and methods train on the digits and keep their promise.
 
 The network is a small one of two convolutions, and the run is two epochs long.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,24 +23,35 @@ PATHS = [
 ]
 
 
-def train(path, folder):
-    """The non-zero weights of each convolution in the exported file, and the plan."""
+def train(path, folder, **overrides):
+    """The non-zero weights of each convolution in the exported file, and the run."""
     (folder / "net.py").write_text(NET)
     run = dcil.train(
-        str(path), f"{folder}/net.py:Net", "digits", overrides={"train.epochs": "2ep"},
+        str(path), f"{folder}/net.py:Net", "digits",
+        overrides={"train.epochs": "2ep"} | overrides,
         out=folder / "run", device="cpu", workers=0, warn=lambda _: None,
     )  # fmt: skip
     tensors = load_file(run.folder.weights)
     assert not [name for name in tensors if name.endswith(("_mask", "_score"))]
-    return {name: int((tensors[name] != 0).sum()) for name in SIZES}, run.plan
+    return {name: int((tensors[name] != 0).sum()) for name in SIZES}, run
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
-    kept, plan = train(path, tmp_path)
+    kept, run = train(path, tmp_path)
     assert sum(kept.values()) <= 504  # 10% of 5,040
     assert sum(kept.values()) >= 504 - len(SIZES)
-    assert plan.groups[0].target == 0.9
+    assert run.plan.groups[0].target == 0.9
+
+
+@pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced"])
+def test_a_method_learns_and_its_file_has_the_zeros_it_promises(method, tmp_path):
+    small = {"data.image_size": "8", "data.batch_size": "64", "data.augment": "[]"}
+    kept, run = train(RECIPES / "methods" / f"{method}.prune", tmp_path, **small)
+    assert 504 - len(SIZES) <= sum(kept.values()) <= 504
+    first, last = map(json.loads, run.folder.metrics.read_text().splitlines())
+    for name in first["losses"]:
+        assert last["losses"][name] < first["losses"][name] or not name.startswith("cross")
 
 
 def test_the_measured_recipe_prunes_the_model_that_was_measured(tmp_path):
