@@ -7,6 +7,8 @@ from plainly import largest, network, sgd
 from test_methods import KEEP, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
+from dcil_dsl.plan.show_training import show_training
+from dcil_dsl.plan.wording import Page
 from dcil_dsl.training.balance import WEIGHTS, start_weights, weigh_terms
 from dcil_dsl.training.losses import loss_terms
 from dcil_dsl.training.optim import make_optimizer
@@ -127,3 +129,9 @@ def test_losses_that_are_never_measured_together_are_an_error():
                 .replace("from 5 steps", "from 10 steps"))
     (found,) = error.value.diagnostics
     assert found.code == "E321" and found.span.text.startswith("inverse_dirichlet(")
+
+
+def test_the_plan_says_how_often_losses_are_measured():
+    told = " ".join(show_training(plan_of(), Page()).split())
+    assert "every 3 steps the losses of a path weigh inversely to the spread" in told
+    assert "25% of the weights so far kept" in told

@@ -6,6 +6,8 @@ from plainly import DECAY, LR, MOMENTUM, gradients, largest
 from test_methods import KEPT, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
+from dcil_dsl.plan.show_training import show_training
+from dcil_dsl.plan.wording import Page
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.late_phase import (
     average_copies,
@@ -134,3 +136,9 @@ def test_what_is_copied_is_not_pruned_and_has_time_for_its_turn(old, new, says):
     (found,) = error.value.diagnostics
     assert found.code == "E322" and says in found.message
     assert found.span.text.startswith("late_phase(")
+
+
+def test_the_plan_says_what_moves_when():
+    told = " ".join(show_training(late(", noise=0.2"), Page()).split())
+    assert "3 copies of 1 parameter from step 4, 20% apart, one a step in turn" in told
+    assert "all others move once in 3 steps, by the sum of their gradients" in told
