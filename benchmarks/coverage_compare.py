@@ -52,6 +52,17 @@ def compare(
     def theirs_of(sparse, dense):
         return _plain_loss(ask, sparse, dense, inputs, target)
 
+    def plain_step(copies: TwoCopies):
+        seed(1)
+        y_sparse, y_dense, loss, gradients = copies.step(
+            lambda model: call(model, inputs), theirs_of
+        )
+        # Without the graphs of the outputs, which would keep both copies alive.
+        values = [[t.detach() for t in floats(y)] for y in (y_sparse, y_dense)]
+        return values, loss, gradients
+
+    # Theirs first: both copies are gone before ours has gradients.
+    theirs, their_loss, gradients = plain_step(reference)
     seed(1)
     outputs = call(dual, inputs)
     loss = ours_of(outputs)
@@ -60,17 +71,13 @@ def compare(
     if loss.requires_grad:
         loss.backward()
 
-    def plain_step(copies: TwoCopies):
-        seed(1)
-        return copies.step(lambda model: call(model, inputs), theirs_of)
-
-    y_sparse, y_dense, their_loss, gradients = plain_step(reference)
     found = {"outputs": 0.0}
-    for ours, theirs in ((outputs["sparse"], y_sparse), (outputs["dense"], y_dense)):
-        a, b = floats(ours), floats(theirs)
-        if [t.shape for t in a] != [t.shape for t in b]:
-            raise AssertionError(f"other outputs: {[t.shape for t in a]}, {[t.shape for t in b]}")
-        found["outputs"] = max([found["outputs"], *map(_apart, a, b)])
+    for path, values in zip(("sparse", "dense"), theirs, strict=True):
+        ours = floats(outputs[path])
+        if [t.shape for t in ours] != [t.shape for t in values]:
+            shapes = [[t.shape for t in side] for side in (ours, values)]
+            raise AssertionError(f"other outputs: {shapes[0]}, {shapes[1]}")
+        found["outputs"] = max([found["outputs"], *map(_apart, ours, values)])
     found["loss"] = _apart(loss.detach(), their_loss)
     named = dict(dual.named_parameters())
     if named.keys() != gradients.keys():
@@ -108,7 +115,7 @@ def _gradients_apart(
     noise = dict.fromkeys(far, 0.0)
     if max(far.values()) > BOUND[dtype]:
         for draw in range(2):
-            moved = plain_step(_moved(reference, draw))[3]
+            moved = plain_step(_moved(reference, draw))[2]
             noise = {name: max(noise[name], apart(name, moved[name])) for name in noise}
     explained = {name for name in far if BOUND[dtype] < far[name] <= TOLD * noise[name]}
     return (
