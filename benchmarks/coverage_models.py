@@ -47,6 +47,9 @@ TORCHVISION = {  # what the builders take to be smaller; None: nothing does
     "inception_v3": Case("", sides=(299,), note="299 px"),
 }
 SMALL_BOXES = {"min_size": 128, "max_size": 128}
+FEW_BOXES = {  # of 512 for an image, on which the heads would spend minutes in float64
+    "rpn_post_nms_top_n_train": 32, "rpn_post_nms_top_n_test": 32, "box_batch_size_per_image": 32,
+}  # fmt: skip
 SIZES_OF_ITS_OWN = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large")
 
 
@@ -63,6 +66,9 @@ def _torchvision() -> dict[str, Case]:
                 if name not in SIZES_OF_ITS_OWN:
                     options |= SMALL_BOXES
                     note = "128 px"
+                if "rcnn" in name:
+                    options |= FEW_BOXES
+                    note = "128 px, 32 boxes"
             elif kind == "segmentation":
                 options["aux_loss"] = name != "lraspp_mobilenet_v3_large" or None
                 options = {k: v for k, v in options.items() if v is not None}
