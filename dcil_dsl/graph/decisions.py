@@ -107,6 +107,7 @@ class Decisions:
     @contextmanager
     def _apart(self) -> Iterator[None]:
         if self.fake is None:
+            _start_autograd()
             self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.running = True
         try:
@@ -204,3 +205,14 @@ def _is_of_tensors(value: object) -> bool:
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
         return bool(value) and all(isinstance(part, Tensor) for part in value)
     return isinstance(value, Tensor)
+
+
+@torch.enable_grad()
+def _start_autograd() -> None:
+    """Have autograd count the devices before fake tensors put in a GPU that is not there.
+
+    With that one counted, the first backward pass of the process would forbid those of all its
+    forked children.
+    """
+    if not torch.cuda.is_available():
+        torch.ones(1, requires_grad=True).backward()

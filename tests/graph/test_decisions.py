@@ -1,5 +1,9 @@
 """A forward that decides by sizes is traced as the example decides, and held to it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import fx, nn
@@ -7,6 +11,9 @@ from torch import fx, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph import trace_model
 from dcil_dsl.graph.compare import compare_with_model
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Decides(nn.Module):
@@ -147,3 +154,25 @@ def test_a_loss_that_is_made_at_the_call_is_traced():
     model, x = Decides(rule), torch.randn(3, 4)
     traced = trace_model(model, (x,))
     assert traced.whole == {} and torch.equal(ran(traced, x), model(x))
+
+
+def test_a_process_that_traced_before_it_trained_may_have_children_that_train():
+    code = (
+        "import os, torch\n"
+        "from dcil_dsl.graph import trace_model\n"
+        "class Flat(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) if x.ndim == 2 else x\n"
+        "model, x = Flat(2, 2), torch.ones(3, 2)\n"
+        "assert not trace_model(model, x).whole\n"
+        "model(x).sum().backward()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try:\n"
+        "        model(x).sum().backward()\n"
+        "    except RuntimeError:\n"
+        "        os._exit(1)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
