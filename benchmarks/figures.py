@@ -115,11 +115,12 @@ def accuracy_by_sparsity(setting: Setting, curves: dict, stem: Path) -> None:
     """One panel for equal epochs, one for equal passes; dense training as a line across."""
     panels = [("epochs", n) for n in sorted({c.epochs for c in curves})]
     panels += [("passes", n) for n in sorted({c.passes for c in curves})]
-    panels = [p for p in panels if len({c.method for c in curves if getattr(c, p[0]) == p[1]}) > 2]
+    panels = [panel for panel in panels if _is_comparison(curves, *panel)]
     if not panels:
         return
+    targets = sorted({c.target for c in curves} - {0.0})
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, squeeze=False
+        1, len(panels), figsize=(3.8 * len(panels) + 1.2, 4.2), sharey=True, squeeze=False
     )
     for axis, (kind, number) in zip(axes[0], panels, strict=True):
         here = {c: v for c, v in curves.items() if getattr(c, kind) == number}
@@ -130,12 +131,13 @@ def accuracy_by_sparsity(setting: Setting, curves: dict, stem: Path) -> None:
                 axis.axhline(statistics.mean(values[0]), color=colour(method), lw=1, ls="--")
                 axis.plot([], [], color=colour(method), ls="--", label=method)
                 continue
-            line(axis, [f"{c.target:g}" for c in own], values, method)
+            line(axis, [targets.index(c.target) for c in own], values, method)
+        axis.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
         what = "epochs each" if kind == "epochs" else "dense epochs of cost"
         axis.set_title(f"{number:g} {what}")
         axis.set_xlabel("zeros in the convolutions, %")
     axes[0][0].set_ylabel("accuracy, %")
-    axes[0][-1].legend(loc="best")
+    legend(figure, axes[0])
     save(figure, setting, f"{stem}-sparsity")
 
 
@@ -145,7 +147,7 @@ def accuracy_by_cost(setting: Setting, curves: dict, stem: Path) -> None:
     if not targets:
         return
     figure, axes = plt.subplots(
-        1, len(targets), figsize=(3.6 * len(targets), 3.6), sharey=True, squeeze=False
+        1, len(targets), figsize=(3.2 * len(targets) + 1.2, 3.8), sharey=True, squeeze=False
     )
     for axis, target in zip(axes[0], targets, strict=True):
         here = {c: v for c, v in curves.items() if c.target in (target, 0.0)}
@@ -156,7 +158,7 @@ def accuracy_by_cost(setting: Setting, curves: dict, stem: Path) -> None:
         axis.set_title(f"{target:g} % zeros")
         axis.set_xlabel("cost, epochs of dense training")
     axes[0][0].set_ylabel("accuracy, %")
-    axes[0][-1].legend(loc="best")
+    legend(figure, axes[0])
     save(figure, setting, f"{stem}-cost")
 
 
@@ -167,7 +169,7 @@ def by_epoch(setting: Setting, curves: dict, measure: str, label: str, stem: Pat
         return
     epochs = statistics.mode(c.epochs for c in curves)
     figure, axes = plt.subplots(
-        1, len(targets), figsize=(3.6 * len(targets), 3.4), sharey=True, squeeze=False
+        1, len(targets), figsize=(3.2 * len(targets) + 1.2, 3.8), sharey=True, squeeze=False
     )
     for axis, target in zip(axes[0], targets, strict=True):
         here = {c: v for c, v in curves.items() if c.target == target and c.epochs == epochs}
@@ -181,7 +183,7 @@ def by_epoch(setting: Setting, curves: dict, measure: str, label: str, stem: Pat
         if measure == "mask_flips":
             axis.set_yscale("symlog")
     axes[0][0].set_ylabel(label)
-    axes[0][-1].legend(loc="best")
+    legend(figure, axes[0])
     save(figure, setting, f"{stem}-{measure}")
 
 
@@ -191,7 +193,7 @@ def density_by_layer(setting: Setting, curves: dict, stem: Path) -> None:
     if not targets:
         return
     epochs = statistics.mode(c.epochs for c in curves)
-    figure, axis = plt.subplots(figsize=(8, 3.4))
+    figure, axis = plt.subplots(figsize=(9, 4.4))
     for curve in sorted(curves, key=lambda c: rank(c.method)):
         if curve.target != targets[-1] or curve.epochs != epochs:
             continue
@@ -203,7 +205,7 @@ def density_by_layer(setting: Setting, curves: dict, stem: Path) -> None:
     axis.set_yscale("log")
     axis.set_ylabel("weights kept, %")
     axis.set_title(f"{targets[-1]:g} % zeros, {epochs} epochs")
-    axis.legend(loc="best", ncols=3)
+    legend(figure, [axis])
     save(figure, setting, f"{stem}-layers")
 
 
@@ -215,6 +217,24 @@ def line(axis, x, values: list[list[float]], method: str, marker: str | None = N
               lw=1.3, label=method)  # fmt: skip
     axis.fill_between(x, [min(v) for v in values], [max(v) for v in values],
                       color=colour(method), alpha=0.15, lw=0)  # fmt: skip
+
+
+def legend(figure, axes) -> None:
+    """One for all panels, to the right of them: a method may be in some panels only."""
+    named = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    labels = sorted(named, key=rank)
+    handles = [named[label] for label in labels]
+    axes[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _is_comparison(curves: dict, kind: str, number: float) -> bool:
+    here = [c for c in curves if getattr(c, kind) == number]
+    pruned = {c.target for c in here} - {0.0}
+    only_one_length = kind == "passes" and {c.epochs for c in here} == {int(number)}
+    return len({c.method for c in here}) > 2 and bool(pruned) and not only_one_length
 
 
 def save(figure, setting: Setting, stem: str) -> None:
