@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1800, help="of one model")
     parser.add_argument("--memory", type=float, default=18.0, help="GB of one model")
-    parser.add_argument("--float64-below", type=float, default=1.6e8, help="weights")
+    parser.add_argument("--float64-below", type=float, default=1.8e8, help="weights")
     parser.add_argument("--json", type=Path, default=DEFAULT)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")

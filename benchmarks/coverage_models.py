@@ -129,17 +129,14 @@ TIMM: dict[str, str] = {
     "volo": "volo_d1_224", "vovnet": "ese_vovnet19b_slim_dw", "xception": "legacy_xception",
     "xception_aligned": "xception41p", "xcit": "xcit_nano_12_p8_224",
 }  # fmt: skip
-TIMM_SMALLER: dict[str, Case] = {
-}
+TIMM_NARROW = ("naflexvit",)  # its positions are resized in float32
 
 
 def _timm() -> dict[str, Case]:
-    found = {}
-    for module, name in TIMM.items():
-        case = TIMM_SMALLER.get(module, Case(""))
-        spec = f"timm:{name}"
-        found[f"timm/{module}"] = Case(spec, case.options, case.sides, note=case.note)
-    return found
+    return {
+        f"timm/{module}": Case(f"timm:{name}", narrow=module in TIMM_NARROW)
+        for module, name in TIMM.items()
+    }
 
 
 # -- transformers --------------------------------------------------------------------------------
