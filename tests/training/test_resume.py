@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,8 +121,13 @@ def test_a_second_signal_is_not_swallowed(tmp_path):
             os.kill(os.getpid(), 2)
             os.kill(os.getpid(), 2)
 
-    with pytest.raises(KeyboardInterrupt):
-        tiny_train(tmp_path / "run", data=TinyData(before=twice))
+    # What a shell puts into the background ignores it from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(tmp_path / "run", data=TinyData(before=twice))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_resume_refuses_another_plan_and_names_the_field(tmp_path):
