@@ -23,7 +23,8 @@ CLASSES = 10
 @dataclass(frozen=True)
 class Case:
     """spec and options for dcil_dsl.zoo; sides: of the images, the first that the model takes;
-    narrow: it computes in float32 whatever its weights are in, and is compared in float32."""
+    narrow: it is compared in float32, as it computes in it whatever its weights are in, or as
+    convolutions in float64 would take many minutes."""
 
     spec: str
     options: dict = field(default_factory=dict)
@@ -75,7 +76,10 @@ def _torchvision() -> dict[str, Case]:
             elif kind == "optical flow":
                 sides = (128,)
             spec = f"torchvision:{name}"
-            found[f"torchvision {kind}/{name}"] = Case(spec, options, sides, note=note)
+            narrow = kind in ("detection", "video")
+            found[f"torchvision {kind}/{name}"] = Case(
+                spec, options, sides, narrow=narrow, note=note
+            )
         return found
 
     return (
