@@ -93,6 +93,7 @@ def test_two_packages_with_one_word_are_refused(package, tmp_path, monkeypatch):
         ("my_words:Nothing", "cannot be imported: AttributeError"),
         ("no_such_module:Bounded", "cannot be imported: ModuleNotFoundError"),
         ("pathlib:Path", "is no word: pathlib:Path is no subclass"),
+        ("my_words:Unfinished", "does nothing yet: my_words:Unfinished has no `combine`"),
     ],
 )
 def test_a_word_that_is_declared_wrongly_is_told_where_it_is_used(

@@ -11,6 +11,7 @@ for the same numbers again.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -33,9 +34,9 @@ class Score(Extension):
     bare: ClassVar[bool] = True
     average: Average = None
 
+    @abstractmethod
     def score(self, weight: Tensor) -> Tensor:
         """One number a weight, in its shape; the larger, the longer it stays. Any sign."""
-        raise NotImplementedError
 
 
 class GradientScore(Extension):
@@ -50,9 +51,9 @@ class GradientScore(Extension):
     path: ScoredPath = None
     average: Average = None
 
+    @abstractmethod
     def score(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """What one step adds; gradient is dL/dv at the view v that the path sees (split.py)."""
-        raise NotImplementedError
 
 
 class Loss(Extension):
@@ -64,13 +65,13 @@ class Loss(Extension):
 
     place: ClassVar[str] = "a loss"
 
+    @abstractmethod
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         """The term, a mean over the batch.
 
         logits  of each path that the settings name: (B, C), or (B, C, H, W), (B, C, T)
         target  class numbers (B,), (B, H, W), (B, T); or shares of classes (B, K); or None
         """
-        raise NotImplementedError
 
 
 class View(Extension):
@@ -82,9 +83,9 @@ class View(Extension):
     place: ClassVar[str] = "a view"
     bare: ClassVar[bool] = True
 
+    @abstractmethod
     def see(self, weight: Tensor, mask: Tensor) -> Tensor:
         """In the shape of the weight; mask is True where it is kept."""
-        raise NotImplementedError
 
 
 class Penalty(Extension):
@@ -99,10 +100,10 @@ class Penalty(Extension):
     weight: float
     stairs: int | None = None
 
+    @abstractmethod
     def gradient(self, weights: Tensor) -> Tensor:
         """That of one layer, in its shape. `weights` are 0 outside of the part, where the result
         counts for nothing."""
-        raise NotImplementedError
 
 
 class Integrator(Extension):
@@ -116,9 +117,11 @@ class Integrator(Extension):
     players: Literal["joint", "each"] = "joint"
 
     @property
+    @abstractmethod
     def evaluations(self) -> int:
-        raise NotImplementedError
+        """At least 1."""
 
+    @abstractmethod
     def combine(
         self, first: Gradients, rate: float, at: Callable[[float, Gradients], Gradients]
     ) -> Gradients:
@@ -127,7 +130,6 @@ class Integrator(Extension):
         first  the gradients g(w) of the step's batch; rate: the step's learning rate
         at     at(r, d) is g(w - r d), another evaluation
         """
-        raise NotImplementedError
 
 
 def total(terms: Sequence[Gradients], weights: Sequence[float]) -> list[Tensor | None]:

@@ -66,12 +66,18 @@ class Extension(Word):
 
 
 def class_of(found: Found) -> type[Extension]:
-    """The class of a declared word. NoWord where it cannot be imported or is something else."""
+    """The class of a declared word.
+
+    NoWord where it cannot be imported, is something else, or lacks the method of its kind.
+    """
     cls = found.load()
     if not (isinstance(cls, type) and issubclass(cls, Extension) and hasattr(cls, "place")):
         raise NoWord(
             f"{found} is no word: {found.entry.value} is no subclass of one of dcil_dsl.extend"
         )
+    if cls.__abstractmethods__:
+        missing = ", ".join(f"`{name}`" for name in sorted(cls.__abstractmethods__))
+        raise NoWord(f"{found} does nothing yet: {found.entry.value} has no {missing}")
     return cls
 
 
