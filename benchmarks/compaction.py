@@ -19,9 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from environment import ROOT, describe_machine
-
 import torch
+from environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "export"))

@@ -16,12 +16,11 @@ import random
 from collections.abc import Callable
 
 import numpy
-from two_copies import TwoCopies
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from two_copies import TwoCopies
 
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.training.losses import total_loss

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from workloads import build_model
-
 from torch import nn
+from workloads import build_model
 
 SIDES = (64, 96, 128, 160, 192, 224, None)  # pixels, tried in turn; None: what the model says
 CLASSES = 10

@@ -15,14 +15,13 @@ import time
 import traceback
 import warnings
 
+import torch
 from coverage_compare import BOUND, call, compare, floats, logits, seed
 from coverage_models import SIDES, Case
-from two_copies import TwoCopies
-from workloads import ROOT, build_model, compile_plan, resolve_recipe, trace_model  # noqa: F401
-
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from two_copies import TwoCopies
+from workloads import ROOT, build_model, compile_plan, resolve_recipe, trace_model  # noqa: F401
 
 from dcil_dsl.diagnostics import Diagnostics, InputError, RecipeError
 from dcil_dsl.graph.compare import compare_with_model

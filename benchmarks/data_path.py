@@ -21,12 +21,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from environment import describe_machine
-from timing import spread
-import workloads  # noqa: F401  (a checkout is found through it)
-
 import torch
+import workloads  # noqa: F401  (a checkout is found through it)
+from environment import describe_machine
 from PIL import Image
+from timing import spread
 from torch import nn
 
 from dcil_dsl.data import Dataset, Loader, open_dataset

@@ -18,10 +18,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from environment import describe_machine
 from workloads import ROOT, build_model, compile_plan, resolve_recipe, trace_model
-
-import torch
 
 sys.path.insert(0, str(ROOT / "tests" / "compiler"))
 from comparison import DCIL, RECIPE, worst_difference  # noqa: E402

@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from environment import describe_machine
-
 import torch
+from environment import describe_machine
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

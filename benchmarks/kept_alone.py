@@ -17,14 +17,13 @@ import json
 import sys
 from pathlib import Path
 
-from environment import describe_machine
-from workloads import STEPS_PER_EPOCH, WORKLOADS, build, last_step
-
 import torch
 import torch.nn.functional as F
+from environment import describe_machine
 from memory import peak_of
 from timing import interleave, ratios, spread
 from torch import Tensor
+from workloads import STEPS_PER_EPOCH, WORKLOADS, build, last_step
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.graph.trace import trace_model

@@ -24,14 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import torch
 from environment import describe_machine
 from plain import PlainDcil, dcil_loss
-from workloads import ROOT, WORKLOADS, build
-
-import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
+from workloads import ROOT, WORKLOADS, build
 
 from dcil_dsl.data import open_dataset
 from dcil_dsl.job import train

@@ -48,20 +48,20 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-def peak_of(
-    step: Callable[[], object], device: torch.device, lasting: Iterable[Tensor]
-) -> int:
-    """The most bytes at a time in one step: on a GPU of everything that is there, on a CPU of
-    `lasting` (weights, statistics, the optimiser's state, the batch) and what the step makes.
+def peak_of(step: Callable[[], object], device: torch.device, lasting: Iterable[Tensor]) -> int:
+    """The most bytes at a time in one step: of `lasting` (weights, statistics, the optimiser's
+    state, the batch) and of what the step makes. What else lies on the device does not count.
     """
     gc.collect()
+    lasting = list(lasting)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in lasting}
+    own = sum(storage.nbytes() for storage in storages.values())
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - others
-    lasting = list(lasting)
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in lasting}
+        return torch.cuda.max_memory_allocated(device) - before + own
     with Alive(lasting) as alive:
         step()
-    return alive.most + sum(storage.nbytes() for storage in storages.values())
+    return alive.most + own

@@ -15,12 +15,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from environment import describe_machine
-from workloads import WORKLOADS  # first: puts the checkout on the path
-
 import torch
+from environment import describe_machine
 from step_cost import peak_ratios, peak_text
 from variants import NAMES, Setting, make_variant, prepare
+from workloads import WORKLOADS  # first: puts the checkout on the path
 
 
 def main(arguments: list[str] | None = None) -> int:

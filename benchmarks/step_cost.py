@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from environment import describe_machine
-from workloads import WORKLOADS, build, last_step, make_dual  # first: puts the checkout on the path
-
 import torch
+from environment import describe_machine
+from rich.console import Console
+from rich.table import Table
 from timing import interleave, ratios, seconds_of, spread
 from variants import (
     LESS_MEMORY,
@@ -36,11 +36,9 @@ from variants import (
     may_be,
     prepare,
 )
+from workloads import WORKLOADS, build, last_step, make_dual  # first: puts the checkout on the path
 
 from dcil_dsl.training.machine import keep_freed_memory
-
-from rich.console import Console
-from rich.table import Table
 
 SAME = 1e-9  # float64; what the tests of the compiler ask for
 REFRESH_STEPS = 16  # as often as the shipped recipes refresh

@@ -16,10 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from environment import describe_machine
 from workloads import ROOT, load
-
-import torch
 
 from dcil_dsl.job import Run, train
 

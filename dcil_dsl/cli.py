@@ -101,7 +101,7 @@ def compile_recipe(
     from dcil_dsl.data.places import look
 
     look(train, data)  # before torch is loaded: missing data are told at once
-    from dcil_dsl.job import pick_device
+    from dcil_dsl.batches import pick_device
     from dcil_dsl.job import train as train_job
     from dcil_dsl.training.machine import keep_freed_memory
 

@@ -22,13 +22,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dcil_dsl.batches import make_loaders, open_data
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.data.chance import generator_at
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.job import make_loaders, open_data
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import load_recipe, prepare, warn_in_python

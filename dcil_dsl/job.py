@@ -9,9 +9,8 @@ Not:  no step of training (training/), no printing but through `warn`, `note` an
 from __future__ import annotations
 
 import math
-import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+from dcil_dsl.batches import is_convolutional, make_loaders, open_data, open_loader, pick_device
 from dcil_dsl.claims import Claim, check_claims, judge_claims
 from dcil_dsl.command import full_path, weights_to_resume, write_command
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.data import Dataset, Loader, open_dataset
+from dcil_dsl.data import Dataset
 from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.contents import contents_of
-from dcil_dsl.data.dataset import Tensors
-from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
 from dcil_dsl.export.authors import last_compared
@@ -62,6 +60,7 @@ from dcil_dsl.training.sharding import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_dual_ways, check_ways
+
 
 @dataclass(frozen=True)
 class Run:
@@ -179,8 +178,8 @@ def _train(
 
     images = resolve_data(recipe.data)
     bad = BadImages(note) if on_bad_image == "skip" else None
-    example = next(iter(_loader(dataset, "val", images, 1, on_bad_image=bad).epoch(0)))[0]
-    num_batches = _loader(dataset, "train", images, images.batch_size).num_batches
+    example = next(iter(open_loader(dataset, "val", images, 1, on_bad_image=bad).epoch(0)))[0]
+    num_batches = open_loader(dataset, "train", images, images.batch_size).num_batches
     steps_per_epoch = math.ceil(num_batches / recipe.train.accumulate)
     if images.batch_size < ranks.count:
         raise InputError(
@@ -241,63 +240,6 @@ def _train(
         return Run(folder, plan, result, claims, deployed)
 
 
-def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
-    """A data set by its name. Raises InputError that says where it was looked for."""
-    if not isinstance(data, str):
-        return data
-    look(data, None if directory is None else Path(directory))
-    return open_dataset(data, None if directory is None else Path(directory), channels=channels)
-
-
-def make_loaders(
-    plan: Plan,
-    dataset: Dataset,
-    device: torch.device,
-    workers: int | None,
-    ranks: Ranks = Ranks(),
-    on_bad_image: Callable[[str], None] | None = None,
-) -> tuple[Loader, Loader]:
-    """The training and the held-out batches as the plan and the machine have them."""
-    more = dict(
-        seed=plan.train.seed, device=device, channels_last=is_convolutional(plan),
-        rank=ranks.rank, world_size=ranks.count, on_bad_image=on_bad_image,
-    )  # fmt: skip
-    return tuple(
-        _loader(
-            dataset,
-            part,
-            plan.data,
-            plan.data.batch_size,
-            workers=_workers(dataset, part, workers, ranks.beside),
-            **more,
-        )
-        for part in ("train", "val")
-    )
-
-
-def is_convolutional(plan: Plan) -> bool:
-    """Whether channels_last pays: its kernels are those of 2-d convolutions."""
-    return any(len(layer.shape) == 4 for layer in plan.layers)
-
-
-def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
-    """auto | cpu | cuda | cuda:N, proved to be there. Each rank of a machine has its own GPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if ranks.count > 1 and device == "cuda":
-        device = f"cuda:{ranks.local}"
-        if ranks.local < torch.cuda.device_count():
-            torch.cuda.set_device(device)  # NCCL asks for the current one
-    elif ranks.count > 1 and device.startswith("cuda:"):
-        raise InputError(f"--device {device}: each process takes the GPU of its own number")
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
-    return torch.device(device)
-
-
 def _prove(folder: RunFolder, masks: Mapping[str, torch.Tensor]):
     """The file as it lies on the disk, not the module that it was written from."""
     artefact = read_artefact(folder.weights)
@@ -344,28 +286,6 @@ def _report(
         "complete": result.step == plan.num_steps,
         "weights": make_report(plan, deployed.state_dict()).to_dict(),
     }
-
-
-def _loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> Loader:
-    return Loader(
-        dataset,
-        part,
-        batch_size=batch_size,
-        image_size=data.image_size,
-        channels=data.channels,
-        augment=data.augment,
-        **more,
-    )
-
-
-def _workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
-    """Processes that read files; what lies in memory needs none, whatever was asked.
-
-    beside  processes of this job on this machine, each of which has as many
-    """
-    if isinstance(getattr(dataset, part), Tensors):
-        return 0
-    return min(8, max(1, (os.cpu_count() or 1) // beside)) if asked is None else asked
 
 
 def _refuse_own_losses(recipe: Recipe) -> None:

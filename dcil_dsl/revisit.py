@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.claims import Claim, judge_claims
 from dcil_dsl.command import read_command
 from dcil_dsl.compiler import compile_plan
@@ -33,14 +34,13 @@ from dcil_dsl.export.authors import show_authors
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError
-from dcil_dsl.job import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
-from dcil_dsl.training.run import RunFolder, open_run, newest_of
+from dcil_dsl.training.run import RunFolder, newest_of, open_run
 from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model, stored_spec
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.command import read_command
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.collapse import collapse
-from dcil_dsl.job import is_convolutional, make_loaders, open_data, pick_device
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private

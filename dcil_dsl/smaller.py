@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dcil_dsl.batches import pick_device
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.artefact import read_artefact
 from dcil_dsl.export.collapse import collapse
@@ -20,7 +21,6 @@ from dcil_dsl.export.measure import Measured, measure
 from dcil_dsl.export.shapes import write_shapes
 from dcil_dsl.export.show_compact import report_of
 from dcil_dsl.graph.inputs import Inputs
-from dcil_dsl.job import pick_device
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
 from dcil_dsl.revisit import known_path, rebuild

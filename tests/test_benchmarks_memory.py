@@ -66,3 +66,14 @@ def test_kept_filters_alone_are_the_same_network(resnet20, tmp_path):
     assert kept_alone.main([*resnet20, *options]) == 0
     (entry,) = json.loads(out.read_text())["results"]
     assert entry["difference"] < 1e-9 and 1.5 < entry["counted"] < 1.6
+
+
+def test_on_a_gpu_what_others_hold_there_does_not_count(monkeypatch):
+    """The allocator's figures: 900 bytes of others and 100 of ours before, 1,500 at the most."""
+    seen = {"memory_allocated": 1000, "max_memory_allocated": 1500}
+    for name, bytes in seen.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, bytes=bytes: bytes)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    ours = torch.zeros(25)
+    assert peak_of(lambda: None, torch.device("cuda"), [ours, ours.view(5, 5)]) == 600

@@ -12,7 +12,7 @@ from outside_package import WORDS, forget, install, remove
 from tiny_job import NET, RECIPE, call
 
 import dcil_dsl as dcil
-from dcil_dsl.diagnostics import InputError, RecipeError
+from dcil_dsl.diagnostics import RecipeError
 
 ROOT = Path(__file__).parent.parent
 USES = RECIPE.replace('title = "two layers" }', 'uses = ["my-words"] }')

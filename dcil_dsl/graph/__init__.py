@@ -2,6 +2,6 @@
 
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.graph.layers import Layer
-from dcil_dsl.graph.trace import TraceError, Traced, trace_model
+from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 
 __all__ = ["Inputs", "Layer", "TraceError", "Traced", "trace_model"]

@@ -18,8 +18,9 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.values import BROKEN, Percent, Time, kind_of, written
-from dcil_dsl.lang.words import Broken, Reader
+from dcil_dsl.lang.words import Reader
 
 
 @dataclass(frozen=True)

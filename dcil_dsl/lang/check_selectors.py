@@ -15,7 +15,6 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.values import BROKEN, Ratio, Time
 
-
 # For suggestions only: a recipe may name any class.
 TYPES = (
     "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention", "Embedding",

@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import Field
 
-from dcil_dsl.lang.values import Percent, Range, Time
 from dcil_dsl.extend import kinds
 from dcil_dsl.extend.word import Average, LayersName, ScoredPath, Word
+from dcil_dsl.lang.values import Percent, Range, Time
 
 # -- granularities: what goes or stays together ---------------------------------------------
 

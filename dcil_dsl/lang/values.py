@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-
 BROKEN = object()  # in the place of a value that could not be worked out, and was told about
 
 

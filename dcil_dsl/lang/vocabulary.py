@@ -15,6 +15,8 @@ from pydantic import Field
 from dcil_dsl.extend import kinds
 from dcil_dsl.extend.word import PathName, Word
 from dcil_dsl.lang.rule_words import (
+    L2,
+    NM,
     Block,
     Channel,
     Constant,
@@ -27,12 +29,10 @@ from dcil_dsl.lang.rule_words import (
     GrowAtRandom,
     GrowByGradient,
     Head,
-    L2,
     Lamp,
     Linear,
     Magnitude,
     Movement,
-    NM,
     Norm,
     Once,
     Penalty,
@@ -50,8 +50,8 @@ from dcil_dsl.lang.rule_words import (
     Within,
 )
 from dcil_dsl.lang.train_words import (
-    SGD,
     RK4,
+    SGD,
     AdamW,
     ConstantRate,
     Cosine,

@@ -17,8 +17,8 @@ from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import counted, members, num_units
-from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.curve import draw_schedule
+from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping

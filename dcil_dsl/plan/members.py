@@ -20,7 +20,6 @@ from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight
 
-
 MOST_NAMED = 4  # layers in a rule that is proposed
 
 

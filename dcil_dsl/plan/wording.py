@@ -15,7 +15,6 @@ from typing import TextIO
 
 from dcil_dsl.plan.plan import Plan, Window
 
-
 NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out
 
 

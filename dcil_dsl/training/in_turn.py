@@ -33,7 +33,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.turns import Part, Turns, cut_turns
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import draw_again, random_state
-from dcil_dsl.plan.plan import Loss, OutsideLoss, Plan
+from dcil_dsl.plan.plan import Loss, OutsideLoss
 from dcil_dsl.training.forward import sums_of, weigh
 from dcil_dsl.training.losses import class_weights
 from dcil_dsl.training.machine import OWN_STEPS, Options, autocast

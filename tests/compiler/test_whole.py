@@ -9,7 +9,19 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from two_forwards import weighted_squares
 from whole_nets import (
-    HABITS, SHAPES, TOKENS, WIDTH, Around, Branch, Detects, Doubles, Fork, Gate, Habit, Root, Words,
+    HABITS,
+    SHAPES,
+    TOKENS,
+    WIDTH,
+    Around,
+    Branch,
+    Detects,
+    Doubles,
+    Fork,
+    Gate,
+    Habit,
+    Root,
+    Words,
 )  # fmt: skip
 
 from dcil_dsl.graph import trace_model

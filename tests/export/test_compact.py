@@ -9,6 +9,7 @@ from zeroed import IMAGE, dead, double, enliven, numel, zero_rows
 from dcil_dsl.export.compact import compact
 from dcil_dsl.export.rebuild import rebuild_compact
 
+
 def agree(result, model, inputs=IMAGE):
     """Both networks on other inputs than those that compact has compared."""
     inputs = tuple(3 * x.flip(-1) + 1 for x in inputs)

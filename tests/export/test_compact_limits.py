@@ -8,6 +8,7 @@ from zeroed import IMAGE, dead, double, numel
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.compact import compact
 
+
 def test_channels_of_which_a_layer_norm_takes_the_mean_stay_with_the_reason():
     model = double(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     dead(model[0], 1, 2)

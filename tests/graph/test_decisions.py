@@ -12,7 +12,6 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph import trace_model
 from dcil_dsl.graph.compare import compare_with_model
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

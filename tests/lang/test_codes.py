@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from sound import completed
 
 from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.diagnostics.codes import CODES, explain
 from dcil_dsl.lang import loads
-from sound import completed
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGED = [c for c in CODES.values() if c.code[1] in "12"]  # the rest need a model

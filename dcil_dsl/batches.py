@@ -1,0 +1,100 @@
+"""The data of a job: opened, cut into batches, on the device that is there.
+
+In:   a data set by its name and folder, a plan, the ranks.
+Out:  Dataset; training and held-out Loader; torch.device.
+Not:  how a data set is read (data/), what is done with the batches (job.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dcil_dsl.data import Dataset, Loader, open_dataset
+from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.places import look
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.distributed import Ranks
+
+
+def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
+    """A data set by its name. Raises InputError that says where it was looked for."""
+    if not isinstance(data, str):
+        return data
+    look(data, None if directory is None else Path(directory))
+    return open_dataset(data, None if directory is None else Path(directory), channels=channels)
+
+
+def make_loaders(
+    plan: Plan,
+    dataset: Dataset,
+    device: torch.device,
+    workers: int | None,
+    ranks: Ranks = Ranks(),
+    on_bad_image: Callable[[str], None] | None = None,
+) -> tuple[Loader, Loader]:
+    """The training and the held-out batches as the plan and the machine have them."""
+    more = dict(
+        seed=plan.train.seed, device=device, channels_last=is_convolutional(plan),
+        rank=ranks.rank, world_size=ranks.count, on_bad_image=on_bad_image,
+    )  # fmt: skip
+    return tuple(
+        open_loader(
+            dataset,
+            part,
+            plan.data,
+            plan.data.batch_size,
+            workers=_workers(dataset, part, workers, ranks.beside),
+            **more,
+        )
+        for part in ("train", "val")
+    )
+
+
+def open_loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> Loader:
+    return Loader(
+        dataset,
+        part,
+        batch_size=batch_size,
+        image_size=data.image_size,
+        channels=data.channels,
+        augment=data.augment,
+        **more,
+    )
+
+
+def _workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
+    """Processes that read files; what lies in memory needs none, whatever was asked.
+
+    beside  processes of this job on this machine, each of which has as many
+    """
+    if isinstance(getattr(dataset, part), Tensors):
+        return 0
+    return min(8, max(1, (os.cpu_count() or 1) // beside)) if asked is None else asked
+
+
+def is_convolutional(plan: Plan) -> bool:
+    """Whether channels_last pays: its kernels are those of 2-d convolutions."""
+    return any(len(layer.shape) == 4 for layer in plan.layers)
+
+
+def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
+    """auto | cpu | cuda | cuda:N, proved to be there. Each rank of a machine has its own GPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count > 1 and device == "cuda":
+        device = f"cuda:{ranks.local}"
+        if ranks.local < torch.cuda.device_count():
+            torch.cuda.set_device(device)  # NCCL asks for the current one
+    elif ranks.count > 1 and device.startswith("cuda:"):
+        raise InputError(f"--device {device}: each process takes the GPU of its own number")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
+    return torch.device(device)
