@@ -11,6 +11,7 @@ that it loads anywhere in one line; it promises nothing by itself.
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,10 +146,26 @@ def write_artefact(model: nn.Module, file: Path, origin: Origin) -> None:
                 torch.save(tensors, draft)
             else:
                 save_file(tensors, draft, {"format": "pt", "dcil": origin.model_dump_json()})
+                _order_metadata(draft)
         except (SafetensorError, RuntimeError) as error:
             raise cannot_write(file, error) from None
 
     write_atomically(file, write)
+
+
+def _order_metadata(file: Path) -> None:
+    """Sort the keys of the header's metadata, which safetensors writes in a random order.
+
+    Two runs with the same result then have the same file, byte for byte.
+    """
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same content, written as compactly as safetensors does"
+        opened.seek(8)
+        opened.write(text.ljust(size))  # spaces at the end are part of the format
 
 
 def read_artefact(file: Path) -> Artefact:

@@ -30,6 +30,14 @@ def test_a_file_loads_strictly_into_the_same_class_with_equal_numbers(plan, tmp_
         assert torch.equal(fresh.state_dict()[name], value), name
 
 
+def test_equal_results_are_equal_files(plan, tmp_path):
+    """Of safetensors alone, whose order of two keys is drawn anew, 20 files would all be equal
+    once in a million times."""
+    for at in range(20):
+        write_artefact(net(), tmp_path / f"{at}.safetensors", origin_of(plan, 10))
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
 def test_a_pth_is_a_bare_state_dict_that_loads_with_weights_only(plan, tmp_path):
     write_artefact(net(), tmp_path / "x.pth", origin_of(plan, 10))
     loaded = torch.load(tmp_path / "x.pth", weights_only=True)
