@@ -19,7 +19,7 @@ import typer
 from dcil_dsl import looking
 from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exits import DONE, STOPPED, WRONG, note, tell
+from dcil_dsl.exits import DONE, STOPPED, WRONG, note, run_program, tell
 from dcil_dsl.verb import overrides_of, prepare_for, refuse, verb
 
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -267,14 +267,14 @@ def export(
 
 def main() -> None:
     """The program `dcil`."""
-    app(prog_name="dcil")
+    run_program(lambda: app(prog_name="dcil"))
 
 
 def main_compile() -> None:
     """The program `dcil-compile`: `dcil compile` under its own name."""
     single = typer.Typer(**SETTINGS)
     single.command("compile")(compile_recipe)
-    single(prog_name="dcil-compile")
+    run_program(lambda: single(prog_name="dcil-compile"))
 
 
 def _again(argv: list[str], folder: Path | None) -> list[str]:

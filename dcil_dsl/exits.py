@@ -8,9 +8,11 @@ Not:  no verb. torch is never imported here: `dcil check` has no time for it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from time import sleep
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
@@ -81,6 +83,23 @@ def tell(diagnostic: Diagnostic, concise: bool) -> None:
 def note(text: str) -> None:
     """Something worth knowing that is not about a place in the recipe."""
     _say(text if text.startswith("WARNING") else f"note: {text}")
+
+
+def run_program(program: Callable[[], None]) -> None:
+    """Run a command line to its SystemExit; one rank of several ends without taking Python down.
+
+    torch 2.14 keeps gloo's threads although the group was destroyed. One that lets go of a tensor
+    while the interpreter ends needs what is being taken away, and aborts a job that was done.
+    """
+    try:
+        program()
+    except SystemExit as ended:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        atexit._run_exitfuncs()  # those of the user's model and of libraries
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code or DONE)
 
 
 def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:

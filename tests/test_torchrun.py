@@ -24,6 +24,18 @@ def die():
 if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     threading.Thread(target=die, daemon=True).start()
 """
+LATE = """
+import atexit, pathlib, os
+import torch
+import torch.distributed as dist
+
+def leave_threads_at_work():
+    for _ in range(3000):
+        dist.all_reduce(torch.ones(3), async_op=True)
+
+dist.destroy_process_group = leave_threads_at_work
+atexit.register(lambda: pathlib.Path("ended" + os.environ["RANK"]).touch())
+"""
 
 
 def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -56,3 +68,11 @@ def test_a_rank_killed_in_the_middle_is_started_again_and_the_job_goes_on_by_its
     assert [file.name for file, _ in verdicts] == ["sparse.safetensors", "parts-000000032"]
     assert all(verdict.holds for _, verdict in verdicts)
     assert done.stdout.count("sparsity >= 89%") == 1  # the first rank alone tells
+
+
+def test_threads_that_are_at_work_when_a_rank_ends_do_not_abort_it(tmp_path):
+    (tmp_path / "tiny.prune").write_text(RECIPE)
+    (tmp_path / "net.py").write_text(NET + LATE)
+    done = torchrun(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ended0").exists() and (tmp_path / "ended1").exists()
