@@ -23,22 +23,25 @@ def made_ahead(
     """make(h) for each h; on CUDA one batch ahead, in a stream of its own.
 
     The stream of the caller waits, on the device, for the batch that it is given, and the host
-    waits for neither. `make` may copy from pinned memory with non_blocking=True.
+    waits for neither. `make` may copy from pinned memory with non_blocking=True. What `held` does
+    on the device, as to pick the rows of data that lie there, it does in the same stream as
+    `make`, which reads them: in the caller's, they might not be there yet.
     """
     if device.type != "cuda":
         yield from map(make, held)
         return
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # what make reads may be on its way
-    ready = None
-    for each in held:
+    held, ready, over = iter(held), None, object()
+    while True:
         with torch.cuda.stream(stream):
-            made = make(each), stream.record_event()
+            each = next(held, over)
+            made = None if each is over else (make(each), stream.record_event())
         if ready is not None:
             yield _handed_over(*ready, device)
+        if made is None:
+            return
         ready = made
-    if ready is not None:
-        yield _handed_over(*ready, device)
 
 
 def _handed_over(batch: Batch, made: torch.cuda.Event, device: torch.device) -> Batch:

@@ -58,3 +58,18 @@ def test_batches_of_files_are_the_cpus_when_their_stream_runs_ahead(device, tmp_
                 torch.testing.assert_close(copy.cpu(), others, rtol=0, atol=1e-5)
     finally:
         there.close()
+
+
+def test_batches_that_lie_on_the_device_are_the_cpus_when_the_callers_stream_is_busy(device):
+    """Were their rows picked in the caller's stream, the one that makes them would not wait."""
+    data = open_dataset("synthetic", num_train=256, num_val=8)
+    options = dict(batch_size=32, augment=(FLIP,))
+    there = Loader(data, "train", device=device, **options)
+    expected = list(Loader(data, "train", **options).epoch(0))
+    busy = torch.randn(2048, 2048, device=device)
+    for _ in range(2):
+        for (images, labels), (others, same) in zip(there.epoch(0), expected, strict=True):
+            for _ in range(10):
+                busy = (busy @ busy).clamp(-1, 1)
+            torch.testing.assert_close(images.cpu(), others, rtol=0, atol=1e-5)
+            assert torch.equal(labels.cpu(), same)
