@@ -11,7 +11,7 @@ import operator
 import re
 from collections import Counter
 
-from torch import nn
+from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import Diagnostics, Span
 from dcil_dsl.diagnostics.suggest import nearest
@@ -145,17 +145,23 @@ class Selection:
         wanted = condition.value.value
         wanted = wanted.fraction if isinstance(wanted, Percent) else wanted
         actual = actual if isinstance(actual, tuple) else (actual,)
+        if wanted is not None and any(isinstance(size, Tensor) for size in actual):
+            return self._does_not_compare(layer, condition, "a tensor", wanted)
         compare = COMPARE[condition.compare]
         try:
             return all(compare(size, wanted) for size in actual)
         except TypeError:
-            self.report.add(
-                "E307",
-                f"`{condition.name.name}` of `{layer.path}` is {actual[0]!r}, "
-                f"which does not compare with {wanted!r}",
-                condition.span,
-            )
-            return False
+            shown = repr(actual[0]) if len(repr(actual[0])) < 40 else type(actual[0]).__name__
+            return self._does_not_compare(layer, condition, shown, wanted)
+
+    def _does_not_compare(self, layer: Layer, condition, shown: str, wanted: object) -> bool:
+        self.report.add(
+            "E307",
+            f"`{condition.name.name}` of `{layer.path}` is {shown}, "
+            f"which does not compare with {wanted!r}",
+            condition.span,
+        )
+        return False
 
     def _check_attributes(self, among: tuple[Layer, ...], conditions) -> None:
         for condition in conditions:

@@ -161,6 +161,8 @@ def resolve_phases(
     phases: list[p.Phase] = []
     for start, stop, every, others in _stretches(cuts, losses):
         inside = p.Window(start=start, stop=stop, every=every, others=others)
+        if not inside.num_steps(num_steps):
+            continue  # too short for a multiple of `every`, or for anything between two
         step = next(step for step in range(start, start + every + 1) if inside.covers(step))
         needed = {name for loss in losses if loss.window.covers(step) for name in loss.term.paths}
         running = tuple(path.name for path in recipe.paths if path.name in needed)

@@ -141,6 +141,10 @@ def test_an_error_stands_under_the_part_that_is_wrong():
         ("Conv2d where colour == 1", "none of the 7 layers has an attribute `colour`", None),
         ("Conv2d where padding_mode >= 2",
          "`padding_mode` of `stem` is 'zeros', which does not compare with 2", None),
+        ("Conv2d where weight > 0",
+         "`weight` of `stem` is a tensor, which does not compare with 0", None),
+        ("Conv2d where _parameters > 0",
+         "`_parameters` of `stem` is dict, which does not compare with 0", None),
     ],
 )  # fmt: skip
 def test_an_attribute_that_is_not_there_or_does_not_compare_is_told(selector, message, help):

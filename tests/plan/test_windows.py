@@ -94,6 +94,18 @@ def test_every_step_belongs_to_one_phase():
     assert plan.phase_at(10**6) == plan.phases[-1]
 
 
+@pytest.mark.parametrize("window", ["from 1 step until 3 steps", "from 5 steps until 6 steps"])
+def test_a_window_too_short_for_a_path_that_runs_every_few_steps_is_no_phase(window):
+    dense = "path dense = full { every = 5 steps }"
+    text = mix(DCIL, "loss cross_entropy(sparse)", f"loss cross_entropy(dense) {window}")
+    plan = plan_of("prune Conv2d to 90%", mix=text.replace("path dense = full", dense))
+    runs = {step: plan.phase_at(step).paths for step in range(plan.num_steps)}
+    open_at = {5} if window.startswith("from 5") else set()
+    assert {step for step, paths in runs.items() if "dense" in paths} == open_at
+    assert all(sum(p.window.covers(step) for p in plan.phases) == 1 for step in runs)
+    assert all(phase.window.num_steps(plan.num_steps) for phase in plan.phases)
+
+
 def test_losses_have_names_of_their_own_and_windows_in_steps():
     losses = plan_of(
         "prune Conv2d to 90%",
