@@ -70,7 +70,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it. path None: the deployed one.
 
-    What the recipe expects is said of the deployed path, and judged there.
+    What the recipe expects is said of the deployed path at the run's end, and judged there.
     """
     folder = open_run(run)
     plan, device = folder.read_plan(), pick_device(device)
@@ -93,7 +93,7 @@ def evaluate_run(
     sparsity = check_sparsity(dual, masks_step(step)).measured
     claims = ()
     if path == plan.deploy:
-        claims = judge_claims(plan, accuracies[path], sparsity)
+        claims = judge_claims(plan, accuracies[path], sparsity, step == plan.num_steps)
     return Evaluation(path, accuracies[path], claims, step)
 
 
