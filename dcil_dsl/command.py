@@ -44,9 +44,13 @@ def read_command(folder: RunFolder) -> dict:
     if not file.exists():
         return known
     try:
-        return known | dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        told = known | dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
+    for name, value in told.items():
+        if not isinstance(value, str | None):
+            raise InputError(f"{file} cannot be read: `{name}` is no text")
+    return told
 
 
 def full_path(weights: str) -> str:

@@ -27,6 +27,7 @@ from dcil_dsl.compiler.verify import (
     verify_routes,
     verify_targets,
 )
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
 
@@ -82,7 +83,8 @@ def compile_plan(
     example_inputs  which inputs the graph takes, where the plan does not say it
 
     Raises TraceError where the model cannot be traced, KeyError where it is not the model
-    that the plan was resolved for, InputError where a package whose words it uses is not there.
+    that the plan was resolved for, InputError where a package whose words it uses is not there
+    or its inputs are no tensors that there could be.
     """
     for word in plan.outside():
         word.load()
@@ -93,6 +95,10 @@ def compile_plan(
         weight = parameters.get(layer.parameter)
         if weight is None or tuple(weight.shape) != layer.shape:
             raise KeyError(f"the plan's `{layer.parameter}` {layer.shape} is not in this model")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for entry in plan.privates:
+        if not entry.module or entry.module not in modules:
+            raise KeyError(f"the plan's private `{entry.module}` is not in this model")
     add_masks_and_twins(model, plan)
     graphs = {}
     for training in (True, False):
@@ -110,10 +116,14 @@ def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
     keep = {part.module: part.reason for part in plan.whole}
     if plan.inputs is None and example_inputs is not None:
         return trace_model(model, example_inputs, keep=keep)
-    like = {
-        name: torch.empty(size.shape, dtype=getattr(torch, size.dtype), device="meta")
-        for name, size in plan.sizes.items()
-    }
+    like = {}
+    for name, size in plan.sizes.items():
+        try:
+            dtype = getattr(torch, size.dtype)
+            like[name] = torch.empty(size.shape, dtype=dtype, device="meta")
+        except (AttributeError, TypeError, RuntimeError):
+            fact = f"{size.dtype} of {size.shape}"
+            raise InputError(f"no tensor is what the plan's input `{name}` is: {fact}") from None
     return trace_model(model, live=plan.inputs, fixed=plan.fixed, keep=keep, like=like)
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.group import SharedBy
-from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit
+from dcil_dsl.plan.group import SharedBy, check_members
+from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit, first_fault
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
@@ -61,6 +61,16 @@ class Promise(BaseModel):
     costs: tuple[int, ...] = ()
     ceilings: tuple[int, ...] = ()
     bounds: tuple[Bound, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Promise:
+        is_global = self.allocation == "global"
+        check_members(
+            self, ("num_weights", "cuts"), ("ceilings", "costs", *(() if is_global else ("keeps",)))
+        )
+        if is_global and len(self.keeps) != 1:
+            raise ValueError("one budget keeps one number")
+        return self
 
 
 class Origin(BaseModel):
@@ -191,9 +201,9 @@ def _read_safetensors(file: Path) -> Artefact:
     try:
         return Artefact(file, tensors, Origin.model_validate_json(header["dcil"]))
     except ValidationError as error:
-        first = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
         raise InputError(
-            f"the header of {file} is not one that this version reads: {first}"
+            f"the header of {file} is not one that this version reads",
+            help=f"the first fault: {first_fault(error)}",
         ) from None
 
 

@@ -52,6 +52,8 @@ def logged(plan: Plan) -> dict[int, tuple[float, float]]:
 def compare(plan: Plan, lines: Sequence[Mapping]) -> list[Compared]:
     """The run's epochs that the authors logged too; `lines` are those of metrics.jsonl."""
     theirs = logged(plan)
+    if not theirs:
+        return []
     ours = {line["epoch"]: line["top1"] for line in lines if plan.deploy in line["top1"]}
     return [
         Compared(epoch, ours[epoch][plan.deploy], *theirs[epoch])

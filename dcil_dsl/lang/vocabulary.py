@@ -44,7 +44,7 @@ from dcil_dsl.lang.rule_words import (
     Sensitivity,
     Single,
     Square,
-    Target,
+    Target,  # noqa: F401  read as v.Target
     Taylor,
     Uniform,
     Within,
@@ -58,7 +58,7 @@ from dcil_dsl.lang.train_words import (
     Extrapolate,
     Heun,
     Implicit,
-    Integrator,
+    Integrator,  # noqa: F401  read as v.Integrator
     InverseDirichlet,
     LatePhase,
     Multistep,

@@ -10,7 +10,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from dcil_dsl.extend.outside import Outside
 
@@ -31,7 +39,7 @@ class Schedule(Part):
     start: int = 0
     stop: int = 0
     initial: float = 0.0
-    grid: int = 1
+    grid: PositiveInt = 1
 
 
 class Single(Part):
@@ -44,16 +52,16 @@ class Pattern(Part):
     """Of every m consecutive input channels, n weights stay: 2:4."""
 
     kind: Literal["nm"] = "nm"
-    n: int
-    m: int
+    n: PositiveInt
+    m: PositiveInt
 
 
 class Block(Part):
     """height output channels by width input channels, at one position of the kernel."""
 
     kind: Literal["block"] = "block"
-    height: int
-    width: int
+    height: PositiveInt
+    width: PositiveInt
 
 
 class Whole(Part):
@@ -69,8 +77,14 @@ class Cut(Part):
     """How a weight falls into units: viewed in `shape`, a unit is one index of the dimensions
     `units` and all of the others. A filter of a convolution: (O, I * kh * kw), (0,)."""
 
-    shape: tuple[int, ...]
-    units: tuple[int, ...]
+    shape: tuple[PositiveInt, ...]
+    units: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Cut:
+        if max(self.units, default=-1) >= len(self.shape):
+            raise ValueError("its units are no dimensions of its shape")
+        return self
 
     @property
     def num_units(self) -> int:
@@ -147,12 +161,38 @@ class Bound(Part):
     target. `name` is what the recipe calls them."""
 
     name: str
-    members: tuple[int, ...]
+    members: tuple[NonNegativeInt, ...]
     floor: int
     ceiling: int
 
 
 SharedBy = Literal["target", "erk", "sensitivity", "lamp"]
+
+
+def check_members(group: Group, a_weight: tuple[str, ...], a_member: tuple[str, ...]) -> None:
+    """ValueError where a field has not an entry for each weight, or for each member.
+
+    Fields that are empty say something by that (see Group) where they may be. A Promise of an
+    export has the same fields.
+    """
+    size = len(group.parameters)
+    num_members = len(group.spans) or size
+    if not size or (group.spans and (sum(group.spans) != size or min(group.spans) < 1)):
+        raise ValueError("its members are not all of its weights")
+    for names, count in ((a_weight, size), (a_member, num_members)):
+        for name in names:
+            if len(getattr(group, name)) not in (count, *_MAY_BE_EMPTY.get(name, ())):
+                raise ValueError(f"{name} has not one entry for each of {count}")
+    if group.unit.kind != "weight" and not group.cuts:
+        raise ValueError(f"no cuts say what a {group.unit.kind} is")
+    for cut, size in zip(group.cuts, group.num_weights, strict=False):
+        if math.prod(cut.shape) != size:
+            raise ValueError(f"a cut of shape {cut.shape} does not have {size} weights")
+    if any(place >= num_members for bound in group.bounds for place in bound.members):
+        raise ValueError("a bound is of members that are not there")
+
+
+_MAY_BE_EMPTY = dict.fromkeys(("cuts", "hardware", "costs", "ceilings", "targets"), (0,))
 
 
 class Group(Part):
@@ -207,7 +247,7 @@ class Group(Part):
     hardware: tuple[str, ...] = ()
     score: Annotated[Score, BeforeValidator(_score)]
     schedule: Schedule
-    refresh: int
+    refresh: PositiveInt
     moments: tuple[int, ...] = ()
     freeze: int | None = None
     forget: bool = False
@@ -215,6 +255,13 @@ class Group(Part):
     penalties: tuple[Penalty, ...] = ()
     power: float | None = None
     regrow: Regrow | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Group:
+        check_members(
+            self, ("num_weights", "cuts", "hardware"), ("floors", "ceilings", "costs", "targets")
+        )
+        return self
 
     @property
     def kept_score(self) -> Score | None:

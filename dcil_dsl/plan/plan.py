@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from dcil_dsl.extend.outside import Outside
 from dcil_dsl.plan.group import (
@@ -51,7 +51,7 @@ class Window(Part):
 
     start: int = 0
     stop: int | None = None
-    every: int = 1
+    every: PositiveInt = 1
     others: bool = False
 
     def covers(self, step: int) -> bool:
@@ -112,7 +112,7 @@ class Path(Part):
     random: Literal["own", "shared"] = "own"
     batch: float = 1.0
     size: float = 1.0
-    every: int = 1
+    every: PositiveInt = 1
     compute: Literal["all", "kept"] = "all"
     outside: Outside | None = None
 
@@ -334,6 +334,25 @@ class Plan(Part):
             return {name: value for name, value in values.items() if name != "facts"}
         return values
 
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        names = [path.name for path in self.paths]
+        known = {layer.parameter for layer in self.layers}
+        for phase in self.phases:
+            if len(phase.shares) != len(names) or len(set(phase.paths)) != len(phase.paths):
+                raise ValueError("a phase has not one row of shares, and no path twice")
+        named = {self.deploy, *(name for phase in self.phases for name in phase.paths)}
+        named |= {name for loss in self.losses for name in loss.term.paths}
+        if len(set(names)) != len(names) or not named <= set(names):
+            raise ValueError("paths do not have one name each, or others are named")
+        if not self.phases:
+            raise ValueError("no phase says which path runs")
+        if any(name not in known for group in self.groups for name in group.parameters):
+            raise ValueError("a group prunes what is no layer")
+        if any((layer.group or 0) not in range(max(len(self.groups), 1)) for layer in self.layers):
+            raise ValueError("a layer is of a group that is not there")
+        return self
+
     def outside(self) -> tuple[Outside, ...]:
         """The words that bring their effect, which have to be there wherever the plan is used."""
         found = [path.outside for path in self.paths] + [self.train.integrator]
@@ -349,3 +368,10 @@ class Plan(Part):
             if phase.window.covers(step):
                 return phase
         return self.phases[-1]
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where in a file the first thing is that is wrong, and what: "groups.0.refresh: ..."."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -22,7 +22,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.plan import Plan, first_fault
+from dcil_dsl.plan.wording import count
 from dcil_dsl.training.differences import (
     data_differences,
     listed,
@@ -63,8 +64,7 @@ class RunFolder:
         except ValidationError as error:
             raise InputError(
                 f"{self.plan} is not a plan that this version reads",
-                help=f"{error.error_count()} fields differ; the first is "
-                f"`{'.'.join(map(str, error.errors()[0]['loc']))}`",
+                help=f"{count(error.error_count(), 'fault')}, the first: {first_fault(error)}",
             ) from None
 
     def append_metrics(self, line: dict) -> None:
@@ -83,10 +83,14 @@ class RunFolder:
         read = []
         for number, line in enumerate(lines, start=1):
             try:
-                read.append(json.loads(line))
-            except ValueError:
-                if number < len(lines):
-                    raise InputError(f"{self.metrics}:{number}: not a line of JSON") from None
+                told = json.loads(line)
+            except (ValueError, RecursionError):
+                if number == len(lines):
+                    break
+                told = None
+            if not isinstance(told, dict) or not isinstance(told.get("epoch"), int):
+                raise InputError(f"{self.metrics}:{number}: not the line of an epoch")
+            read.append(told)
         return read
 
     def cut_metrics(self, num_epochs: int) -> None:
@@ -238,7 +242,7 @@ def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str,
     Where the plans are the same, recipes may differ: in comments, or in what they expect.
     """
     plans = plan_differences(run.read_plan(), plan)
-    then = json.loads(_stored(run.data) or "{}")
+    then = _parts_of_data(run.data)
     texts = {
         "another recipe": text_differences(_read(run.resolved), resolved)
         if plans and resolved
@@ -248,6 +252,13 @@ def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str,
         "another plan": plans,
     }
     return {name: lines for name, lines in texts.items() if lines}
+
+
+def _parts_of_data(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(_stored(path) or "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 @contextmanager
@@ -293,7 +304,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is a file, what was wrong is told above
+            draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
