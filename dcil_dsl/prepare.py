@@ -26,8 +26,10 @@ from dcil_dsl.graph.layers import unused_layers
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.lang import load
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.masking.thin import thin_input
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.plan.wording import percent
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 
@@ -43,6 +45,7 @@ KNOWN_DATA = {
 }
 ASSUMED_STEPS = 1000  # an epoch of data that nothing is known of
 ASSUMED_SIZE = 224
+IMAGE_REMEDY = "set `image_size` or `channels` in the recipe's `data` block"
 
 Warn = Callable[[Diagnostic], None]
 Note = Callable[[str], None]
@@ -131,6 +134,8 @@ def prepare(
     plan = resolve_recipe(recipe, traced, steps_per_epoch, report, class_counts)
     for diagnostic in report.warnings:
         warn(diagnostic)
+    if example is not None or takes_one_image(model):
+        _refuse_small_images(plan, model, inputs)
     return Prepared(
         recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
     )
@@ -199,8 +204,10 @@ def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
     return math.ceil(batches / recipe.train.accumulate)
 
 
-def count_outputs(model: nn.Module, inputs: Inputs, strict: bool = True) -> int | None:
-    """The number of class scores that a model of images gives.
+def count_outputs(
+    model: nn.Module, inputs: Inputs, strict: bool = True, remedy: str = IMAGE_REMEDY
+) -> int | None:
+    """The number of class scores that a model of images gives. remedy: for images it refuses.
 
     InputError where it takes no such image and, if `strict`, where it gives something else than
     one row of scores an image; None for that otherwise.
@@ -218,7 +225,7 @@ def count_outputs(model: nn.Module, inputs: Inputs, strict: bool = True) -> int 
         raise InputError(
             f"the model does not take images of {shape}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}",
-            help="set `image_size` or `channels` in the recipe's `data` block",
+            help=remedy,
         ) from error
     finally:
         for module, mode in modes.items():
@@ -235,6 +242,15 @@ def count_outputs(model: nn.Module, inputs: Inputs, strict: bool = True) -> int 
         shape = " x ".join(map(str, logits.shape))
         raise InputError(f"the model returns a tensor of {shape}, not one row of class scores")
     return logits.shape[1]
+
+
+def _refuse_small_images(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
+    """InputError where a path sees images so small that the model does not take them."""
+    for path in plan.paths:
+        if path.size < 1:
+            args, kwargs = thin_input((inputs.args, inputs.kwargs), 1.0, path.size)
+            size = f"path `{path.name}` sees images at {percent(path.size)} of their size"
+            count_outputs(model, Inputs(args, kwargs), strict=False, remedy=f"{size}: raise `size`")
 
 
 def _refuse_odd_weights(model: nn.Module) -> None:

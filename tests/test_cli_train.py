@@ -246,6 +246,18 @@ def test_an_image_that_the_model_does_not_take_is_a_plain_error(folder, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_path_whose_images_are_too_small_for_the_model_is_a_plain_error(folder, tmp_path, capsys):
+    text = RECIPE.replace("path dense  = full", "path dense = full { size = 6% }")
+    (tmp_path / "small.prune").write_text(text)
+    arguments = [*job(folder), "--out", tmp_path / "run"]
+    arguments[1] = tmp_path / "small.prune"
+    assert call(*arguments) == 2
+    err = capsys.readouterr().err
+    assert "the model does not take images of 3 x 2 x 2" in err
+    assert "path `dense` sees images at 6% of their size: raise `size`" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_are_where_training_starts(folder, tmp_path):
     start = ["--weights", folder / "run" / "sparse.safetensors", "--out", tmp_path / "run"]
     rate = ["--set", "train.optimizer=sgd(lr=1e-9)", "--max-steps", "1", "--quiet"]
