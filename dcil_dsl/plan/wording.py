@@ -51,6 +51,12 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def ordinal(number: int) -> str:
+    """2 -> "2nd", 3 -> "3rd", 4 -> "4th", 11 -> "11th"."""
+    teens = 10 < number % 100 < 14
+    return f"{number:,}" + ("th" if teens else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th"))
+
+
 def setting(value: object) -> str:
     """One setting's value: "yes", "0.9 0.999", "0.1"."""
     if value is True:
@@ -68,8 +74,8 @@ def stretch(window: Window, plan: Plan) -> str:
     stop = plan.num_steps if window.stop is None else window.stop
     which = ""
     if window.every > 1:
-        which = f", all steps but every {window.every}th" if window.others else (
-            f", every {window.every}th step"
+        which = f", all steps but every {ordinal(window.every)}" if window.others else (
+            f", every {ordinal(window.every)} step"
         )
     if window.start == 0 and stop >= plan.num_steps:
         return f"the whole run{which}"

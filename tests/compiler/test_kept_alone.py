@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mutual import mutual
 from torch import Tensor, nn
 
 import dcil_dsl as dcil
@@ -16,23 +17,6 @@ from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 
-RECIPE = """
-language 1
-prune Conv2d, Linear to {target}
-mix {{
-  path sparse = masked {{ {compute} }}
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  private BatchNorm2d
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  loss kl(student=sparse, teacher=dense, temperature=2)
-  loss kl(student=dense, teacher=sparse, temperature=2)
-  deploy sparse
-}}
-train {{ epochs = 2ep  optimizer = sgd(lr=0.1) }}
-"""
 KEPT = "compute = kept"
 
 
@@ -55,9 +39,8 @@ class Net(nn.Module):
 
 
 def plan_of(compute, target="uniform(50%, granularity=filter)"):
-    text = RECIPE.format(compute=compute, target=target)
     traced = trace_model(Net(), (torch.zeros(1, 3, 9, 7),))
-    return resolve_recipe(dcil.loads(text), traced, 8)
+    return resolve_recipe(mutual("Conv2d, Linear", target, sparse=compute), traced, 8)
 
 
 def a_step(plan, layout, change=None):

@@ -3,28 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mutual import mutual
 from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.plan.cost import training_cost
-
-RECIPE = """
-language 1
-prune Conv2d to global(75%)
-mix {{
-  path sparse = masked
-  path dense  = full {{ {thin} }}
-  update kept   by sparse
-  update pruned by dense
-  private BatchNorm2d
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  loss kl(student=sparse, teacher=dense, temperature=2)
-  loss kl(student=dense, teacher=sparse, temperature=2)
-  deploy sparse
-}}
-train {{ epochs = 2ep  optimizer = sgd(lr=0.1) }}
-"""
 
 
 def small_net():
@@ -37,7 +20,7 @@ def small_net():
 
 
 def compiled(thin, steps_per_epoch=8):
-    recipe = dcil.loads(RECIPE.format(thin=thin))
+    recipe = mutual("Conv2d", "global(75%)", dense=thin)
     plan = dcil.resolve(recipe, small_net(), steps_per_epoch)
     return plan, dcil.compile(plan, small_net())
 
@@ -130,7 +113,7 @@ def test_an_input_that_is_written_to_is_thinned_as_it_came():
             x.mul_(2)
             return self.net(x)
 
-    recipe = dcil.loads(RECIPE.format(thin="batch = 50%"))
+    recipe = mutual("Conv2d", "global(75%)", dense="batch = 50%")
     dual = dcil.compile(dcil.resolve(recipe, Writes(), 8), Writes())
     x, _ = batch()
     twice = 2 * x

@@ -9,7 +9,7 @@ import dcil_dsl as dcil
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.show import show_plan, show_summary
 from dcil_dsl.plan.show_layers import fitting
-from dcil_dsl.plan.wording import PLAIN, Page, page_of, percent, shorten
+from dcil_dsl.plan.wording import PLAIN, Page, ordinal, page_of, percent, shorten
 
 RECIPE = """language 1
 
@@ -160,6 +160,12 @@ def test_masks_are_told_in_bytes(plan):
 def test_a_shortened_name_keeps_both_its_ends():
     assert shorten("features.denseblock3.denselayer24.conv2", 20) == "features...r24.conv2"
     assert shorten("short", 20) == "short"
+
+
+def test_every_so_manyth_step_is_written_as_it_is_said():
+    numbers = (2, 3, 4, 11, 13, 21, 112, 1_003)
+    said = ["2nd", "3rd", "4th", "11th", "13th", "21st", "112th", "1,003rd"]
+    assert [ordinal(number) for number in numbers] == said
 
 
 def test_percentages_are_written_as_in_recipes():
