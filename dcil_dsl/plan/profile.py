@@ -8,6 +8,7 @@ Not:  nothing is measured here and nothing shared out (least_loss.py).
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -105,7 +106,7 @@ class ProfileError(Exception):
 def read_profile(path: Path) -> Profile:
     """The profile in a file. Raises ProfileError."""
     try:
-        return Profile.model_validate_json(path.read_text(encoding="utf-8"))
+        profile = Profile.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ProfileError("there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -114,3 +115,8 @@ def read_profile(path: Path) -> Profile:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ProfileError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    for layer in profile.layers:  # a loss that is no number would count as none at all
+        odd = [at for at, x in zip(profile.levels, layer.losses, strict=True) if not isfinite(x)]
+        if odd:
+            raise ProfileError(f"the loss of {layer.parameter} at {100 * odd[0]:g}% is not finite")
+    return profile

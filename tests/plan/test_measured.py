@@ -110,6 +110,13 @@ def test_a_profile_that_is_missing_is_told_with_where_it_was_looked_for():
     assert wrong.span.text == 'sensitivity(55%, profile="nowhere/p.json")'
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_no_loss_that_could_be_shared_out(tmp_path, loss):
+    path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2), "1": (0.1, loss)})
+    wrong = refusal(RULE.format("55%", path))
+    assert "the loss of 1.weight at 90% is not finite" in wrong.message
+
+
 def test_a_profile_of_another_model_is_told_by_layer(tmp_path):
     path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2)})
     assert "says nothing of `1.weight`" in refusal(RULE.format("55%", path)).message
