@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-import torch
 from torch import fx, nn
 
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.masking.apply import apply_whole
+from dcil_dsl.masking.redraw import drawn_apart
 from dcil_dsl.plan.plan import Plan
 
 
@@ -69,8 +69,7 @@ def add_twins(model: nn.Module, plan: Plan) -> None:
     Fresh weights come from a generator of their own, seeded by the plan, so that a model
     compiled twice is twice the same and the caller's random numbers stay as they were.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.train.seed)
+    with drawn_apart(plan.train.seed):
         for entry in plan.privates:
             owner, _, name = entry.module.rpartition(".")
             original = model.get_submodule(entry.module)

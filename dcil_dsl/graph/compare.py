@@ -11,8 +11,6 @@ other numbers here, before an hour of training and not after it.
 
 from __future__ import annotations
 
-import random
-
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -21,6 +19,7 @@ from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Inputs, doubled
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.graph.tracer import first_line
+from dcil_dsl.masking.redraw import drawn_apart
 
 TOLERANCE = 1e-4  # relative to the largest output; the same operations rarely need any
 MAX_TRIES = 16  # top-level modules that are tried one by one
@@ -99,12 +98,8 @@ def _suspects(traced: Traced) -> list[tuple[str, ...]]:
 
 def _run(model: nn.Module, inputs: Inputs) -> list[object]:
     given = inputs.map(torch.clone)
-    state = random.getstate()
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        random.seed(0)
+    with drawn_apart(0), torch.no_grad():
         output = model(*given.args, **given.kwargs)
-    random.setstate(state)
     return pytree.tree_leaves(output)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.masking.attributes import Attributes
+from dcil_dsl.masking.redraw import drawn_apart
 
 # Weights of two dimensions and more that scale, element by element: no connections in them.
 SCALES = (nn.LayerNorm, nn.RMSNorm)
@@ -240,9 +241,9 @@ def _run_on_meta(model: nn.Module, example: Inputs) -> int:
 
 
 def _run_on_values(model: nn.Module, example: Inputs) -> int:
-    """On copies of the buffers, and without a trace in the CPU's random numbers."""
+    """On copies of the buffers, and without a trace in the random numbers."""
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]):
+    with drawn_apart():
         return _run(model, buffers, example.map(torch.clone))
 
 

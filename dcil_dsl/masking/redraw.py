@@ -1,7 +1,8 @@
-"""The random numbers of one path, drawn again by another.
+"""The random numbers of one path, drawn again by another; others drawn apart from all.
 
-In:   the state of the generators where the first path begins.
-Out:  the same state where another path begins, so that it draws what the first has drawn.
+In:   the state of the generators where the first path begins; a seed.
+Out:  the same state where another path begins, so that it draws what the first has drawn; numbers
+      from the seed on that leave no trace.
 Not:  no numbers are drawn here; a path with random numbers of its own needs none of this.
 
 The generators are torch's on the CPU and on every CUDA device that is in use, and Python's own,
@@ -11,6 +12,8 @@ which forwards that stay whole may ask.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,6 +31,26 @@ def draw_again(state: tuple) -> None:
     if cuda is not None:
         torch.cuda.set_rng_state_all(cuda)
     random.setstate(python)
+
+
+@contextmanager
+def drawn_apart(seed: int | None = None) -> Iterator[None]:
+    """While the `with` is open numbers come from `seed`, or where it is None from where they are;
+    afterwards the generators go on as if nothing had been drawn.
+
+    Not torch's fork_rng: it takes the generators of all devices there are, and so starts the ones
+    that are not in use; and manual_seed would seed them for the moment when they are.
+    """
+    state = random_state()
+    if seed is not None:
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+    try:
+        yield
+    finally:
+        draw_again(state)
 
 
 # Nobody reads what it returns; a graph that is cleaned of unread values keeps it all the same.

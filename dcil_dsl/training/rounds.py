@@ -29,6 +29,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.redraw import drawn_apart
 from dcil_dsl.plan.plan import Plan, Train
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import total_loss
@@ -111,8 +112,7 @@ def train_client(
         dual.begin_step(at)
         set_rate(optimizer, rate_at(plan, at))
         optimizer.zero_grad(set_to_none=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(plan.train.seed, client, at))
+        with drawn_apart(seed_of(plan.train.seed, client, at)):
             total_loss(plan, dual(images), labels, at).backward()
         if plan.train.clip is not None:
             clip_grad_norm_([p for _, p in dual.trainable()], plan.train.clip)

@@ -23,8 +23,12 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
-def synced_norms(dual: nn.Module, ranks: Ranks) -> Iterator[None]:
+def synced_norms(
+    dual: nn.Module, ranks: Ranks, device: torch.device | str = "cpu"
+) -> Iterator[None]:
     """Every batch norm of `dual` takes its statistics over all ranks.
+
+    device  where it will compute, wherever its weights lie now
 
     InputError where one is of a class of its own, whose arithmetic is not known here.
     """
@@ -37,9 +41,9 @@ def synced_norms(dual: nn.Module, ranks: Ranks) -> Iterator[None]:
                 "own BatchNorm1d, 2d and 3d can take their statistics over several processes",
                 help="leave `sync_norms` out of the recipe's `train`",
             )
+    on_device = torch.device(device).type == "cuda"
     try:
         for norm in norms.values() if ranks.count > 1 else ():
-            on_device = next(norm.parameters(), norm.running_mean).is_cuda
             norm.__class__ = nn.SyncBatchNorm if on_device else HostSyncedNorm
             norm.process_group = None  # all ranks
         yield

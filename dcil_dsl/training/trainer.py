@@ -83,7 +83,9 @@ def train(
             f"for {plan.steps_per_epoch}"
         )
     check_not_empty(val_loader)
-    norms = synced_norms(dual, options.ranks) if plan.train.sync_norms else nullcontext()
+    norms = nullcontext()
+    if plan.train.sync_norms:
+        norms = synced_norms(dual, options.ranks, options.device)
     with wish_to_stop() as wish, (display or Display()) as display, norms:
         now = start_session(dual, run, options, display)
         try:

@@ -9,8 +9,10 @@ from nets import Drops, DropsWhole, Tiny, images
 from torch.nn import functional as F
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.graph.compare import compare_with_model
 from dcil_dsl.graph.trace import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.masking.redraw import drawn_apart
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan
@@ -91,3 +93,49 @@ def test_the_plan_tells_and_keeps_it():
     plan = compiled(Drops(), "{ random = shared }").plan
     assert "dense = full: y = f(x; w), the random numbers of the first path" in show_plan(plan)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def eight_gpus_not_in_use(monkeypatch):
+    """Whoever asks for the state of one, or seeds it, starts it."""
+
+    def start(*args):
+        raise AssertionError("a GPU is started that nobody uses")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed_all", "_lazy_call"):
+        monkeypatch.setattr(torch.cuda, name, start)
+
+
+def test_tracing_comparing_and_compiling_start_no_gpu_that_is_not_in_use(monkeypatch):
+    eight_gpus_not_in_use(monkeypatch)
+    model = Drops()
+    traced = compare_with_model(trace_model(model, (images(),)), model, (images(),))
+    text = RECIPE.format(settings="").replace("loss", "private Conv2d loss", 1)
+    text = text.replace("prune Conv2d to 50%", "prune Linear to 50%")
+    compile_plan(resolve_recipe(loads(text), traced, steps_per_epoch=10), traced)
+
+
+def test_numbers_drawn_apart_come_from_their_seed_and_leave_no_trace():
+    seed()
+    expected = torch.rand(3), random.random()
+    seed()
+    with pytest.raises(ValueError), drawn_apart(7):
+        first = torch.rand(3), random.random()
+        raise ValueError
+    with drawn_apart(7):
+        again = torch.rand(3), random.random()
+    assert torch.equal(first[0], again[0]) and first[1] == again[1]
+    found = torch.rand(3), random.random()
+    assert torch.equal(found[0], expected[0]) and found[1] == expected[1]
+
+
+def test_numbers_drawn_apart_on_gpus_in_use_leave_no_trace_there(monkeypatch):
+    seeds, states = [], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["state of 0", "state of 1"])
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", states.append)
+    with drawn_apart(7):
+        assert seeds == [7] and not states
+    assert states == [["state of 0", "state of 1"]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
-from tiny_run import TinyNet, cross_entropy, kl, tiny_plan
+from tiny_run import TinyNet, cross_entropy, kl, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
@@ -130,6 +130,26 @@ def test_modules_in_sync_are_what_they_were_afterwards():
         assert [type(module) for module in net] == [HostSyncedNorm, HostSyncedNorm]
     assert [type(module) for module in net] == [nn.BatchNorm2d, nn.BatchNorm1d]
     assert [module.__dict__ for module in net] == before
+
+
+def test_norms_that_will_compute_on_a_gpu_are_pytorchs_own_though_they_lie_on_the_host_yet():
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(3, affine=False))
+    with synced_norms(net, Ranks(0, 2), torch.device("cuda:1")):
+        assert [type(module) for module in net] == [nn.SyncBatchNorm, nn.SyncBatchNorm]
+    assert [type(module) for module in net] == [nn.BatchNorm2d, nn.BatchNorm1d]
+
+
+def test_training_tells_the_norms_in_sync_which_device_it_is_for(tmp_path, monkeypatch):
+    told = []
+
+    def enter(dual, ranks, device="cpu"):
+        told.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr("dcil_dsl.training.trainer.synced_norms", enter)
+    with pytest.raises(InterruptedError):
+        tiny_train(tmp_path / "run", tiny_plan(train={"sync_norms": True}), device="cuda:1")
+    assert told == ["cuda:1"]
 
 
 def test_ranks_may_compute_activations_again(tmp_path):
