@@ -36,11 +36,12 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     channels, height, width = images.shape[1:]
     if height <= 2 or width <= 2:
         return images
+    # Whole numbers, which a device that multiplies in tf32 adds up exactly.
     kernel = torch.ones(3, 3, device=images.device)
     kernel[1, 1] = 5
-    kernel = (kernel / 13).expand(channels, 1, 3, 3)
     result = images.float()
-    blurred = F.conv2d(result, kernel, groups=channels).round()
+    blurred = F.conv2d(result, kernel.expand(channels, 1, 3, 3), groups=channels)
+    blurred = (blurred / 13).round()
     inner = result[..., 1:-1, 1:-1]
     inner += (1 - _wide(factor)) * (blurred - inner)
     return _levels(result)
@@ -61,7 +62,8 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
                         torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))  # fmt: skip
     sixth = (sixth + 6 * shift[:, None, None]).remainder(6)
     # With n = 5, 3, 1 for red, green, blue: value - spread * min(k, 4 - k, 1), k = n + 6 hue mod 6.
-    k = (torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + sixth[:, None]) % 6
+    n = torch.arange(5.0, 0.0, -2.0, device=images.device)[:, None, None]
+    k = (n + sixth[:, None]) % 6
     away = torch.minimum(k, 4 - k).clamp(0, 1)
     turned = top[:, None] - spread[:, None] * away
     # One level has an equal share of 0..1, as torchvision's to_dtype has it.

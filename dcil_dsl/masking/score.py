@@ -91,7 +91,7 @@ def lamp_scores(squares: Tensor) -> Tensor:
     flat = squares.flatten().double()
     order = flat.argsort(descending=True, stable=True)
     highest_first = flat[order]
-    shares = highest_first / highest_first.cumsum(0)
+    shares = highest_first / _running_sums(highest_first)
     shares = torch.where(highest_first == 0, 0.0, shares)
     return torch.empty_like(flat).scatter_(0, order, shares).view(squares.shape)
 
@@ -108,6 +108,24 @@ def without_sign(scores: Tensor) -> Tensor:
     bits = scores.view(torch.int32)
     above_zero = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return above_zero.double() + 2.0**31
+
+
+def _running_sums(highest_first: Tensor) -> Tensor:
+    """highest_first.cumsum(0), of numbers from zero up, float64.
+
+    Added as whole numbers, whose sum does not depend on the order: a device adds floats in another
+    order at each call, so that ranks would disagree on a mask. Each number is taken as
+    high * u + low * u * 2^-size, u small against the first; n of either fit into 63 bits.
+    """
+    size = 62 - (len(highest_first) - 1).bit_length()
+    first = highest_first[:1]
+    power = (size - torch.frexp(first).exponent.long()).clamp(-1022, 1023)
+    scale = ((power + 1023) << 52).view(torch.float64)  # 2^power
+    scaled = highest_first * scale
+    high = scaled.floor()
+    low = ((scaled - high) * 2.0**size).floor()
+    sums = high.long().cumsum(0).double() + low.long().cumsum(0).double() * 2.0**-size
+    return torch.where(first.isfinite(), sums / scale, first)
 
 
 def _in_shape(scores: Tensor, w: Tensor, token: str) -> Tensor:

@@ -146,7 +146,8 @@ def players(dual: Dual) -> list[list[Tensor]]:
     for name, parameter in _learning(dual):
         mask = masks.get(name)
         if mask is None:
-            mask = torch.tensor(not is_within(name, twins), device=parameter.device)
+            # torch.tensor would wait for a copy.
+            mask = torch.full((), not is_within(name, twins), device=parameter.device)
         one.append(mask)
     return [one, [~mask for mask in one]]
 

@@ -53,7 +53,9 @@ def entries_of(spec: SGD | AdamW, parameter: Tensor) -> dict[str, Tensor]:
     """What the optimiser remembers of a parameter, by name, with zeros as they are at first."""
     if isinstance(spec, AdamW):
         zeros = torch.zeros_like(parameter)
-        return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
+        counts_on = parameter.device if parameter.device.type in FUSED_ON else "cpu"
+        step = torch.zeros((), device=counts_on)
+        return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros}
     return {"momentum_buffer": torch.zeros_like(parameter)} if spec.momentum else {}
 
 

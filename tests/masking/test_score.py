@@ -1,6 +1,8 @@
 """What a weight scores, held against the formulas written plainly in float64."""
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -113,6 +115,23 @@ def test_lamp_is_the_plain_formula(squares):
     scores = lamp_scores(torch.tensor(squares))
     assert scores.dtype == torch.float64
     np.testing.assert_allclose(scores.numpy(), plain_lamp(squares), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e15])
+def test_lamp_adds_whole_numbers_whose_sum_no_order_changes(monkeypatch, size):
+    squares = (size * torch.randn(3000, generator=torch.Generator().manual_seed(0))).square()
+    highest_first = squares.double().sort(descending=True).values.tolist()
+    sums = list(itertools.accumulate(map(Fraction, highest_first)))
+    cumsum = torch.Tensor.cumsum
+
+    def of_whole_numbers(values, dim):
+        assert not values.is_floating_point()
+        return cumsum(values, dim)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", of_whole_numbers)
+    found = lamp_scores(squares).sort(descending=True).values
+    shares = [float(Fraction(x) / total) for x, total in zip(highest_first, sums)]
+    torch.testing.assert_close(found, torch.tensor(shares, dtype=torch.float64), rtol=5e-16, atol=0)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 12))
