@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
@@ -39,6 +38,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
+from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, newest_of, open_run
 from dcil_dsl.training.trainer import Options, evaluate
@@ -82,7 +82,7 @@ def evaluate_run(
     dual, step = rebuild(folder, plan, model)
     dual.to(device)
     if is_convolutional(plan):
-        dual.to(memory_format=torch.channels_last)
+        lay_out_weights(dual)
     train_loader, loader = make_loaders(plan, dataset, device, workers)
     try:
         accuracies = evaluate(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.utils.data import Subset
 
@@ -29,6 +28,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.revisit import rebuild
+from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run
 from dcil_dsl.training.sensitivity import measure_layers
 
@@ -105,8 +105,9 @@ def measure_sensitivity(
     finally:
         for loader in loaders:
             loader.close()
-    layout = torch.channels_last if is_convolutional(plan) else torch.preserve_format
-    module = network.model.to(place).to(memory_format=layout)
+    module = network.model.to(place)
+    if is_convolutional(plan):
+        lay_out_weights(module)
     whole, found = measure_layers(
         module, [layer.parameter for layer in plan.layers], batches, levels, tell
     )

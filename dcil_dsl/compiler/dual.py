@@ -47,6 +47,8 @@ class Dual(fx.GraphModule):
         self.__dict__["_buffers"] = model._buffers
         self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
         self.__dict__["_modules"] = model._modules
+        # What a forward reads of the model itself and is neither a parameter nor a buffer.
+        self.__dict__.update({n: t for n, t in vars(model).items() if isinstance(t, Tensor)})
         self.__dict__["original"] = model  # shares those tables; not a submodule
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet

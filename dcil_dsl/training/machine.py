@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
@@ -137,3 +137,14 @@ def laid_out(images: Tensor, options: Options) -> Tensor:
     if options.channels_last and images.dim() == 4:
         return images.contiguous(memory_format=torch.channels_last)
     return images
+
+
+@torch.no_grad()
+def lay_out_weights(module: nn.Module) -> None:
+    """channels_last for every tensor of a module that has four dimensions, in place.
+
+    Not module.to(memory_format=...), which ends where one has five: a 3-d convolution among others.
+    """
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

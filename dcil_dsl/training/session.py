@@ -30,7 +30,7 @@ from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.late_phase import average_copies, start_copies
 from dcil_dsl.training.learner import Learner
-from dcil_dsl.training.machine import Loader, Options, precision_of
+from dcil_dsl.training.machine import Loader, Options, lay_out_weights, precision_of
 from dcil_dsl.training.metrics import Dual, RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
@@ -120,7 +120,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     shards = shard(dual, ranks, device) if options.shard else None
     dual.to(device)
     if options.channels_last and shards is None:
-        dual.to(memory_format=torch.channels_last)
+        lay_out_weights(dual)
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
     scores = {f"{name}_score" for name in dual.score_state}

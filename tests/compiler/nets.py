@@ -36,6 +36,20 @@ class Drops(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Scales(nn.Module):
+    """With tensors of its own, and of a part, that are neither parameters nor buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv.offset = torch.arange(4.0)[:, None, None]
+        self.head = nn.Linear(4, 3)
+        self.scale = torch.tensor([1.0, 2.0, 3.0])
+
+    def forward(self, x):
+        return self.head((self.conv(x) + self.conv.offset).mean((2, 3))) * self.scale
+
+
 class DropsWhole(nn.Module):
     """Dropout in a part that cannot be traced, with a number of Python's own."""
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from comparison import compile_text
-from nets import Auxiliary, Drops, Tied, Tiny, images
+from nets import Auxiliary, Drops, Scales, Tied, Tiny, images
 from torch import fx, nn
 from torchvision import models
 
@@ -42,7 +42,7 @@ train { epochs = 2ep  optimizer = sgd(lr=0.1) }
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("net", [Tiny, Drops, lambda: models.resnet18(num_classes=3)])
+@pytest.mark.parametrize("net", [Tiny, Drops, Scales, lambda: models.resnet18(num_classes=3)])
 def test_with_every_mask_true_each_path_equals_the_original_bit_for_bit(net, training):
     torch.manual_seed(0)
     model = net().train(training)
@@ -180,8 +180,9 @@ def test_the_collapsed_model_computes_what_its_path_did_and_loads_strictly(path)
     assert zeros == ((108 + 144) // 2 if path == "sparse" else 0)
 
 
-def test_a_deep_copy_is_independent_and_equal():
-    dual = compile_text(DCIL, Tiny())
+@pytest.mark.parametrize("net", [Tiny, Scales])
+def test_a_deep_copy_is_independent_and_equal(net):
+    dual = compile_text(DCIL if net is Tiny else NO_NORMS, net())
     dual.begin_step(0)
     twin = copy.deepcopy(dual)
     x = images()

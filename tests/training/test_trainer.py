@@ -17,6 +17,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import evaluate
 from dcil_dsl.training.average import deployed, start_average, update_average
+from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.optim import rate_at
 
 PLAIN = {"clip": None, "ema": None}
@@ -186,6 +187,17 @@ def test_precision_and_layout_change_the_rounding_only(tmp_path, options):
         dict(other.named_parameters()), dict(plain.named_parameters()), **close
     )
     assert {w.dtype for w in other.parameters()} == {torch.float32}
+
+
+def test_channels_last_is_for_tensors_of_four_dimensions_beside_those_of_five():
+    net = nn.ModuleList([nn.Conv3d(1, 2, 3), nn.Conv2d(3, 2, 3), nn.Linear(2, 2)])
+    net[1].register_buffer("weight_mask", net[1].weight > 0)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    lay_out_weights(net)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        if tensor.dim() == 4:
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_path_outside_its_phase_is_not_trained(tmp_path):
