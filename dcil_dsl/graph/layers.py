@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.masking.attributes import Attributes
+from dcil_dsl.masking.kept import may_leave_out
 from dcil_dsl.masking.redraw import drawn_apart
 
 # Weights of two dimensions and more that scale, element by element: no connections in them.
@@ -53,12 +54,15 @@ class Layer:
               module around it ("encoder.attention" for "encoder.attention.out_proj")
     prunable  its own parameters that can be pruned: none, one, or several (an LSTM has two for
               each layer and direction)
+    is_plain  every use of it is a call by itself, of one tensor and of torch.nn's own forward: its
+              kept units can be computed alone (masking/kept.py)
     """
 
     path: str
     called: str
     module: nn.Module = field(compare=False, repr=False)
     prunable: tuple[Weight, ...] = ()
+    is_plain: bool = False
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -91,6 +95,7 @@ def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
     """Every layer that the graph uses, in the order of first use."""
     layers: dict[str, Layer] = {}
     first_use: dict[int, str] = {}
+    plain = _called_plainly(graph)
     for path, called in _uses(model, graph):
         if path not in layers:
             module = model.get_submodule(path)
@@ -99,7 +104,8 @@ def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
                 replace(weight, name=first_use.setdefault(id(own), prefix + weight.name))
                 for weight, own in _prunable(module)
             )
-            layers[path] = Layer(path, called, module, weights)
+            is_plain = path in plain and may_leave_out(module)
+            layers[path] = Layer(path, called, module, weights, is_plain)
     return tuple(layers.values())
 
 
@@ -172,6 +178,18 @@ def _uses(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
         elif node.op == "get_attr" and isinstance(_attribute(model, node.target), nn.Parameter):
             owner = node.target.rpartition(".")[0]
             yield owner, owner
+
+
+def _called_plainly(graph: fx.Graph) -> set[str]:
+    """What is called with one tensor wherever it is used, and nowhere read by hand."""
+    called, otherwise = set(), set()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            otherwise.add(node.target.rpartition(".")[0])
+        elif node.op == "call_module":
+            is_plain = len(node.args) == 1 and not node.kwargs and "whole" not in node.meta
+            (called if is_plain else otherwise).add(node.target)
+    return called - otherwise
 
 
 def _weight_names(module: nn.Module) -> tuple[str, ...]:

@@ -31,12 +31,9 @@ def apply_kept(
     forward than torch.nn's own, or with hooks, which would see other shapes, is computed whole;
     so is one under torch.compile, which would compile anew whenever the count changes.
     """
-    forward = type(module).forward
-    is_linear = forward is nn.Linear.forward
-    if has_hooks(module) or torch.compiler.is_compiling() or not (
-        is_linear or forward in CONVOLUTIONS
-    ):
+    if torch.compiler.is_compiling() or not may_leave_out(module):
         return apply_layer(module, parameters, x)
+    is_linear = type(module).forward is nn.Linear.forward
     keep = kept_along(mask, axis)
     if not 0 < len(keep) < mask.shape[axis]:
         return apply_layer(module, parameters, x)
@@ -48,6 +45,12 @@ def apply_kept(
         return compute(_select(x, keep, channels), weight, bias)
     part = compute(x, weight, None if bias is None else bias.index_select(0, keep))
     return _spread(part, keep, mask.shape[0], channels, bias)
+
+
+def may_leave_out(module: nn.Module) -> bool:
+    """Whether the forward is torch.nn's own, of a convolution or a linear layer, without hooks."""
+    forward = type(module).forward
+    return (forward is nn.Linear.forward or forward in CONVOLUTIONS) and not has_hooks(module)
 
 
 def kept_along(mask: Tensor, axis: int) -> Tensor:

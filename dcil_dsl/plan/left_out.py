@@ -22,7 +22,8 @@ def left_out(
     """The weights of which whole units can be left out, each with the axis of its units.
 
     Filters and input channels of convolutions in one group and of linear layers, of their own
-    classes: what is left of them is a smaller layer of the same kind.
+    classes: what is left of them is a smaller layer of the same kind. One with hooks, or whose
+    weight the forward reads by hand, is computed whole.
     """
     return {
         layer.parameter: AXES[groups[layer.group].unit.kind]
@@ -31,6 +32,7 @@ def left_out(
         and groups[layer.group].unit.kind in AXES
         and layer.type in TYPES
         and layer.groups == 1
+        and layer.is_plain
     }
 
 

@@ -78,6 +78,7 @@ class Layer(Part):
     macs        multiply-accumulates for one example, None where no input was given
     group       which of Plan.groups prunes it, None where it is kept
     rule        where the rule stands that decided it, "recipes/x.prune:33"; None where no rule did
+    is_plain    each use is a call by itself, so that its kept units can be computed alone
     """
 
     parameter: str
@@ -90,6 +91,7 @@ class Layer(Part):
     macs: int | None = None
     group: int | None = None
     rule: str | None = None
+    is_plain: bool = True
 
     @property
     def num_weights(self) -> int:

@@ -178,6 +178,7 @@ def _layer(
         macs=weight.macs,
         group=group_of_rule.get(index),
         rule=None if index is None else _place(rules[index]),
+        is_plain=layer.is_plain,
     )
 
 

@@ -59,6 +59,8 @@ def _science(plan: Plan) -> dict:
     values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
     for part in [*values["layers"], *values["groups"]]:
         del part["rule"]
+    for layer in values["layers"]:
+        del layer["is_plain"]  # of the model, not of the plan: how much is computed, not what
     # By name, so that a layer more does not shift all that follow it.
     values["layers"] = {layer.pop("parameter"): layer for layer in values["layers"]}
     return values

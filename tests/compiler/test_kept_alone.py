@@ -4,6 +4,7 @@ import pytest
 import torch
 from mutual import mutual
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dcil_dsl as dcil
 from dcil_dsl.compiler.segments import recompute_activations
@@ -12,7 +13,10 @@ from dcil_dsl.graph import trace_model
 from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.kept import apply_kept, kept_along
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
+from dcil_dsl.plan.left_out import left_out
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.plan.show import show_plan
 from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
@@ -140,6 +144,44 @@ def test_the_arithmetic_that_is_left_out_is_counted():
     assert training_cost(plan) == pytest.approx(1 + share, abs=1e-12)
     assert bound(plan) == "at most" and training_cost(plan_of("")) == 2.0
     assert bound(plan_of(KEPT, "global(50%, granularity=filter)")) == "about"
+
+
+class Odd(nn.Module):
+    """Of four pruned layers one is called as any is, one has a hook, one is of a class with a
+    forward of its own, and the weight of one is read by hand, or it is called too."""
+
+    class Linear(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+        self.plain, self.hooked = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.by_hand, self.own = nn.Linear(6, 6), Odd.Linear(6, 6)
+        self.hooked.register_forward_hook(lambda module, given, y: None)
+
+    def forward(self, x):
+        x = self.hooked(self.plain(x.mean((2, 3)).repeat(1, 2)).relu())
+        if self.reads:
+            return self.own(F.linear(x, self.by_hand.weight, self.by_hand.bias))
+        return self.own(self.by_hand(x))
+
+
+# What a weight that is read by hand costs is not known: then the whole is counted.
+@pytest.mark.parametrize("reads, out, cost", [(False, 2, 1 + 3 / 4), (True, 1, 2.0)])
+def test_layers_that_are_computed_whole_are_not_counted_as_left_out(reads, out, cost):
+    traced = trace_model(Odd(reads), (torch.zeros(1, 3, 4, 4),))
+    text = RECIPE.format(compute=KEPT, target="uniform(50%, granularity=filter)")
+    text = text.replace("Conv2d, Linear", "Linear").replace("private BatchNorm2d", "")
+    plan = resolve_recipe(dcil.loads(text), traced, 8)
+    wanted = ("plain.weight", "by_hand.weight")[:out]
+    assert left_out(plan.groups, plan.layers) == dict.fromkeys(wanted, 0)
+    assert f"computes the kept units alone in {out} of 4 pruned layers" in show_plan(plan)
+    assert training_cost(plan) == pytest.approx(cost)
+    dual = dcil.compile(plan, traced)
+    assert sum("apply_kept" in line for line in dual.code.splitlines()) == out
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_a_ramp_is_counted_as_it_rises():
