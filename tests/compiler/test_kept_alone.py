@@ -156,13 +156,13 @@ class Odd(nn.Module):
 
     def __init__(self, reads):
         super().__init__()
-        self.reads = reads
+        self.reads, self.norm = reads, nn.BatchNorm2d(3)
         self.plain, self.hooked = nn.Linear(6, 6), nn.Linear(6, 6)
         self.by_hand, self.own = nn.Linear(6, 6), Odd.Linear(6, 6)
         self.hooked.register_forward_hook(lambda module, given, y: None)
 
     def forward(self, x):
-        x = self.hooked(self.plain(x.mean((2, 3)).repeat(1, 2)).relu())
+        x = self.hooked(self.plain(self.norm(x).mean((2, 3)).repeat(1, 2)).relu())
         if self.reads:
             return self.own(F.linear(x, self.by_hand.weight, self.by_hand.bias))
         return self.own(self.by_hand(x))
@@ -172,9 +172,8 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("reads, out, cost", [(False, 2, 1 + 3 / 4), (True, 1, 2.0)])
 def test_layers_that_are_computed_whole_are_not_counted_as_left_out(reads, out, cost):
     traced = trace_model(Odd(reads), (torch.zeros(1, 3, 4, 4),))
-    text = RECIPE.format(compute=KEPT, target="uniform(50%, granularity=filter)")
-    text = text.replace("Conv2d, Linear", "Linear").replace("private BatchNorm2d", "")
-    plan = resolve_recipe(dcil.loads(text), traced, 8)
+    recipe = mutual("Linear", "uniform(50%, granularity=filter)", sparse=KEPT)
+    plan = resolve_recipe(recipe, traced, 8)
     wanted = ("plain.weight", "by_hand.weight")[:out]
     assert left_out(plan.groups, plan.layers) == dict.fromkeys(wanted, 0)
     assert f"computes the kept units alone in {out} of 4 pruned layers" in show_plan(plan)
