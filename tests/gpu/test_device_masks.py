@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcil_dsl.masking.score import random_scores, without_sign
+from dcil_dsl.masking.score import lamp_scores, random_scores, without_sign
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.masking.units import keep_pattern
 from dcil_dsl.plan.plan import Cut
@@ -75,3 +75,10 @@ def test_random_scores_are_the_cpus_bit_for_bit(device):
 def test_scores_below_zero_have_the_cpus_places(device):
     scores = torch.randn(SIZES[1], generator=torch.Generator().manual_seed(2))
     assert torch.equal(without_sign(scores.to(device)).cpu(), without_sign(scores))
+
+
+def test_lamp_scores_are_the_cpus_bit_for_bit_at_every_call(device):
+    squares = torch.randn(SIZES[1], generator=torch.Generator().manual_seed(3)).square()
+    expected = lamp_scores(squares)
+    for _ in range(10):
+        assert torch.equal(lamp_scores(squares.to(device)).cpu(), expected)
