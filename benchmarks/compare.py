@@ -125,36 +125,47 @@ def cell_of(asked: argparse.Namespace, method: str, target: float, seed: int) ->
         known = ", ".join(sorted(file.stem for file in METHODS.glob("*.prune")))
         raise SystemExit(f"there is no method {method}; there are {known}")
     recipe = load(path)
-    cost = cost_of(recipe, asked)
+    cost, own = planned(recipe, asked)  # the share of a pattern, 50 of 2:4; 0 of dense training
     epochs = asked.epochs or int(recipe.train.epochs.value)
     if asked.passes is not None:
         epochs = max(1, round(asked.passes / cost))
     return Cell(
-        method, target if prunes(recipe) else 0.0, seed, asked.network, asked.data, asked.split,
+        method, target if is_open(path) else own, seed, asked.network, asked.data, asked.split,
         asked.examples or 0, asked.image_size or recipe.data.image_size or 0, epochs, cost,
         epochs * cost, "; ".join(asked.set), sha256(recipe.text.encode()).hexdigest()[:16],
     )  # fmt: skip
 
 
-def prunes(recipe) -> bool:
-    return any(hasattr(rule, "target") for rule in recipe.rules)
+def is_open(path: Path) -> bool:
+    """Whether the recipe leaves its target to whoever runs it, as `let target`."""
+    from dcil_dsl.diagnostics import RecipeError
+    from dcil_dsl.lang import load
+
+    try:
+        load(path, overrides={"target": "50%"})
+    except RecipeError:
+        return False
+    return True
 
 
-_costs: dict[tuple, float] = {}
+_planned: dict[tuple, tuple[float, float]] = {}
 
 
-def cost_of(recipe, asked: argparse.Namespace) -> float:
-    """What the plan says that a step costs on average, in steps of dense training."""
+def planned(recipe, asked: argparse.Namespace) -> tuple[float, float]:
+    """What a step costs on average, in steps of dense training, and the percent that is pruned."""
     from dcil_dsl.graph import trace_model
     from dcil_dsl.plan.cost import training_cost
     from dcil_dsl.plan.resolve import resolve_recipe
+    from dcil_dsl.plan.schedule import sparsity_at
     from dcil_dsl.zoo import build_model
 
     key = (recipe.text, asked.network)
-    if key not in _costs:
+    if key not in _planned:
         traced = trace_model(build_model(asked.network, recipe.model.classes))
-        _costs[key] = round(training_cost(resolve_recipe(recipe, traced, 1000)), 4)
-    return _costs[key]
+        plan = resolve_recipe(recipe, traced, 1000)
+        pruned = max((sparsity_at(group, plan.num_steps) for group in plan.groups), default=0.0)
+        _planned[key] = round(training_cost(plan), 4), round(100 * pruned, 4)
+    return _planned[key]
 
 
 def finished(table: Path) -> set[str]:
@@ -190,7 +201,7 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
 
     keep_freed_memory()
     overrides = {"train.epochs": f"{cell.epochs}ep", "train.seed": str(cell.seed)}
-    if cell.target:
+    if is_open(METHODS / f"{cell.method}.prune"):
         overrides["target"] = f"{cell.target:g}%"
     if cell.image_size:
         overrides["data.image_size"] = str(cell.image_size)
