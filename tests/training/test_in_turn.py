@@ -182,17 +182,10 @@ def test_ranks_take_the_mean_of_their_gradients(tmp_path):
     assert_equal_runs(tmp_path / "turned", tmp_path / "usual")
 
 
-def test_compiled_parts_are_the_same_and_moving_masks_compile_nothing(tmp_path, monkeypatch):
-    graphs, compiler = [], torch.compile
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda f, **more: compiler(f, backend=backend, **more))
+def test_compiled_parts_are_the_same_and_moving_masks_compile_nothing(tmp_path, graphs_compiled):
     _, compiled = rank_train(tmp_path / "compiled", Ranks(), in_turn=True, compile=True)
     _, plain = rank_train(tmp_path / "plain", Ranks(), in_turn=True)
-    assert len(graphs) == 4  # what is shared, two paths, and the one that runs ahead of its turn
+    assert len(graphs_compiled) == 4  # what is shared, two paths, one ahead of its turn
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 

@@ -94,18 +94,11 @@ def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, settings):
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")
 
 
-def test_displaced_weights_compile_nothing_anew(tmp_path, monkeypatch):
-    graphs, compiler = [], torch.compile
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda f, **more: compiler(f, backend=backend, **more))
+def test_displaced_weights_compile_nothing_anew(tmp_path, graphs_compiled):
     plan = plan_with(kind="rk4")
     _, compiled, _ = tiny_train(tmp_path / "compiled", plan, compile=True)
     _, plain, _ = tiny_train(tmp_path / "plain", plan)
-    assert len(graphs) == 2  # before the distillation starts, and after
+    assert len(graphs_compiled) == 2  # before the distillation starts, and after
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 

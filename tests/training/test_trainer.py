@@ -222,17 +222,10 @@ def test_a_path_outside_its_phase_is_not_trained(tmp_path):
     assert result.cost == 1.0 and set(result.accuracies) == {"sparse", "dense"}
 
 
-def test_compiled_steps_are_the_same_and_moving_masks_compile_nothing(tmp_path, monkeypatch):
-    graphs, compiler = [], torch.compile
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda f, **more: compiler(f, backend=backend, **more))
+def test_compiled_steps_are_the_same_and_moving_masks_compile_nothing(tmp_path, graphs_compiled):
     _, compiled, _ = tiny_train(tmp_path / "compiled", compile=True)
     _, plain, _ = tiny_train(tmp_path / "plain")
-    assert len(graphs) == 2  # before the distillation starts, and after
+    assert len(graphs_compiled) == 2  # before the distillation starts, and after
     torch.testing.assert_close(
         dict(compiled.named_parameters()), dict(plain.named_parameters()), rtol=0, atol=0
     )
