@@ -8,7 +8,6 @@ Not:  no graph; tracer.py decides what follows from it.
 from __future__ import annotations
 
 import dis
-import random
 import sys
 from functools import lru_cache
 
@@ -16,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.masking.attributes import Attributes
+from dcil_dsl.masking.redraw import draw_again, random_state
 
 CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes anew at each call
 
@@ -52,12 +52,16 @@ class Randomness:
     """The states of the generators that a forward may draw from without a tensor."""
 
     def __init__(self):
-        self.python, self.torch = random.getstate(), torch.get_rng_state()
+        self.state = random_state()
         numpy = sys.modules.get("numpy")
         self.numpy = numpy.random.get_state() if numpy is not None else None
 
     def moved(self) -> bool:
-        if random.getstate() != self.python or not torch.equal(torch.get_rng_state(), self.torch):
+        cpu, cuda, python = self.state
+        now_cpu, now_cuda, now_python = random_state()
+        if python != now_python or not torch.equal(cpu, now_cpu):
+            return True
+        if cuda is not None and not all(map(torch.equal, cuda, now_cuda)):
             return True
         if self.numpy is None:
             return False
@@ -65,8 +69,7 @@ class Randomness:
         return now[2] != self.numpy[2] or bool((now[1] != self.numpy[1]).any())
 
     def restore(self) -> None:
-        random.setstate(self.python)
-        torch.set_rng_state(self.torch)
+        draw_again(self.state)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
 
