@@ -88,8 +88,6 @@ def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.count > 1 and device == "cuda":
         device = f"cuda:{ranks.local}"
-        if ranks.local < torch.cuda.device_count():
-            torch.cuda.set_device(device)  # NCCL asks for the current one
     elif ranks.count > 1 and device.startswith("cuda:"):
         raise InputError(f"--device {device}: each process takes the GPU of its own number")
     kind, _, index = device.partition(":")
@@ -97,4 +95,6 @@ def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
         raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
+    if index:
+        torch.cuda.set_device(device)  # NCCL and compiled kernels ask for the current one
     return torch.device(device)

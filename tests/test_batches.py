@@ -1,0 +1,40 @@
+"""The device that a job is given: proved to be there, and the current one."""
+
+import pytest
+import torch
+
+from dcil_dsl.batches import pick_device
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.training.distributed import Ranks
+
+
+@pytest.fixture
+def made_current(monkeypatch):
+    """Two GPUs, as torch would count them; the devices that were made the current one."""
+    devices = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    return devices
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(made_current):
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device("auto") == torch.device("cuda")
+    assert made_current == ["cuda:1"]
+
+
+def test_each_of_several_processes_has_the_gpu_of_its_number(made_current):
+    assert pick_device("auto", Ranks(3, 4, 1, 2)) == torch.device("cuda", 1)
+    assert made_current == ["cuda:1"]
+    with pytest.raises(InputError, match="takes the GPU of its own number"):
+        pick_device("cuda:0", Ranks(3, 4, 1, 2))
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:one", "tpu"])
+def test_a_device_that_is_not_there_is_refused(device, made_current):
+    with pytest.raises(InputError):
+        pick_device(device)
+    with pytest.raises(InputError, match="torch finds 2 GPUs"):
+        pick_device("cuda", Ranks(4, 8, 2, 8))
+    assert made_current == []
