@@ -132,7 +132,7 @@ mix {
 }"""),
     entry("W303", "a rule has no effect",
           """All layers of this rule are claimed by later ones: the last rule that matches a layer
-          wins.""",
+          wins. A rule that comes by `extends` may be replaced so, without this warning.""",
           "keep first Conv2d\nprune Conv2d to 90%", "prune Conv2d to 90%\nkeep first Conv2d"),
     entry("W305", "weights that never learn",
           "No update rule gives a part of the weights a gradient from a path that runs."),

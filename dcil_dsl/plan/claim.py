@@ -21,8 +21,9 @@ def claim_layers(
     Layers tied to one weight are claimed together, by the last rule that matches any of them.
 
     A `prune` rule none of whose layers can be pruned is E302; a rule all of whose layers
-    are claimed again below is W303. A layer whose weight is made of other parameters
-    (weight_norm and the like) cannot be masked, which is E402 unless a rule below keeps it.
+    are claimed again below, in the same file, is W303. A layer whose weight is made of other
+    parameters (weight_norm and the like) cannot be masked, which is E402 unless a rule below
+    keeps it.
     """
     owner: dict[str, int] = {}
     claimed: list[tuple[Layer, ...]] = []
@@ -56,7 +57,9 @@ def claim_layers(
         )
     for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
         owners = {owner[name] for layer in layers for name in layer.weights}
-        if owners and index not in owners:
+        # What a recipe inherits by `extends` it may well mean to replace as a whole.
+        is_replaced = all(rules[i].span.source is not rule.span.source for i in owners)
+        if owners and index not in owners and not is_replaced:
             later = sorted(owners)
             count = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
             report.add(

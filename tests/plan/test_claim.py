@@ -1,8 +1,13 @@
 """Which rule owns a layer: the last one that matches."""
 
 import pytest
-from resolving import Net, codes_of, plan_of, resolve
+from resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
 from torch import nn
+
+from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.graph import trace_model
+from dcil_dsl.lang import load
+from dcil_dsl.plan.resolve import resolve_recipe
 
 
 def rules_of(plan):
@@ -73,3 +78,17 @@ def test_a_weight_that_is_made_of_others_is_an_error_unless_it_is_kept(rule):
     if rule != '"layer1.0.conv1"':
         plan = plan_of(f'prune {rule} to 90%\nkeep "layer1.0.conv1"', model)
         assert "layer1.0.conv1.weight" not in plan.groups[0].parameters
+
+
+def test_a_rule_that_is_inherited_may_be_replaced_as_a_whole(tmp_path):
+    (tmp_path / "parent.prune").write_text("language 1\nprune Conv2d to 90%\n" + MIX + TRAIN)
+    child = tmp_path / "child.prune"
+
+    def warned_about(rules):
+        child.write_text(f'language 1\nextends "parent.prune"\n{rules}\n')
+        found = Diagnostics()
+        resolve_recipe(load(child), trace_model(Net()), 10, found)
+        return [(d.code, d.span.line) for d in found.warnings]
+
+    assert warned_about("prune Conv2d to erk(80%)") == []
+    assert warned_about('prune "layer1" to 50%\nprune Conv2d to 80%') == [("W303", 3)]
