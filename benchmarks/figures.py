@@ -260,7 +260,7 @@ def colour(method: str):
 
 
 def methods(curves: dict) -> list[str]:
-    return sorted({curve.method for curve in curves}, key=rank)
+    return sorted(sorted({curve.method for curve in curves}), key=rank)  # sets have no order
 
 
 # -- tables ----------------------------------------------------------------------------------------
