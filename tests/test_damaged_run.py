@@ -9,19 +9,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import NET, RECIPE, call, job, own
+from tiny_job import call, job, own, short_run
 
 CONV = "0.weight"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A recipe, a model and a run of two steps."""
-    folder = tmp_path_factory.mktemp("damaged")
-    (folder / "tiny.prune").write_text(RECIPE)
-    (folder / "net.py").write_text(NET)
-    assert call(*job(folder), "--out", folder / "run", "--max-steps", "2", "--quiet") == 0
-    return folder
+    return short_run(tmp_path_factory.mktemp("damaged"))
 
 
 @pytest.fixture

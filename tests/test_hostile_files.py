@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import NET, RECIPE, call, job, net, own
+from tiny_job import RECIPE, call, job, net, own, short_run
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError, RecipeError
@@ -39,12 +39,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A recipe, a model and a run of two steps."""
-    folder = tmp_path_factory.mktemp("hostile")
-    (folder / "tiny.prune").write_text(RECIPE)
-    (folder / "net.py").write_text(NET)
-    assert call(*job(folder), "--out", folder / "run", "--max-steps", "2", "--quiet") == 0
-    return folder
+    return short_run(tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A job of seconds: a small recipe, a network of two convolutions, and the program called here.
 
 In:   a folder in which tiny.prune and net.py lie.
-Out:  the texts of both; the arguments of the main job; the status that `dcil` ends with.
+Out:  the texts of both; the arguments of the main job; the status that `dcil` ends with; a run.
 Not:  no test.
 """
 
@@ -86,6 +86,14 @@ def call(*arguments):
     with pytest.raises(SystemExit) as end:
         cli.app(args=list(map(str, arguments)), prog_name="dcil")
     return end.value.code
+
+
+def short_run(folder):
+    """Write a recipe and a model, train two steps, and give back the folder: its run is run/."""
+    (folder / "tiny.prune").write_text(RECIPE)
+    (folder / "net.py").write_text(NET)
+    assert call(*job(folder), "--out", folder / "run", "--max-steps", "2", "--quiet") == 0
+    return folder
 
 
 def net(folder):

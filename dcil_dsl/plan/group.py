@@ -181,7 +181,8 @@ def check_members(group: Group, a_weight: tuple[str, ...], a_member: tuple[str, 
         raise ValueError("its members are not all of its weights")
     for names, count in ((a_weight, size), (a_member, num_members)):
         for name in names:
-            if len(getattr(group, name)) not in (count, *_MAY_BE_EMPTY.get(name, ())):
+            given = len(getattr(group, name))
+            if given != count and (given or name not in _MAY_BE_EMPTY):
                 raise ValueError(f"{name} has not one entry for each of {count}")
     if group.unit.kind != "weight" and not group.cuts:
         raise ValueError(f"no cuts say what a {group.unit.kind} is")
@@ -192,7 +193,7 @@ def check_members(group: Group, a_weight: tuple[str, ...], a_member: tuple[str, 
         raise ValueError("a bound is of members that are not there")
 
 
-_MAY_BE_EMPTY = dict.fromkeys(("cuts", "hardware", "costs", "ceilings", "targets"), (0,))
+_MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
 
 
 class Group(Part):
