@@ -3,6 +3,7 @@
     python benchmarks/compare.py --dir DIR --out benchmarks/results/methods.csv
         [--methods dense,gmp,dpf,dcil] [--targets 90,95,98] [--seeds 0,1,2]
         [--epochs 12 | --passes 24] [--examples 10000] [--image-size 16] [--jobs 2]
+        [--start dense:12] [--clients 10]
 
 Each cell of the grid is a run of the main job: recipes/methods/METHOD.prune with the target, the
 seed and the length replaced. --epochs gives every method as many epochs; --passes gives each the
@@ -12,6 +13,10 @@ one of one path. Both may go into one table: a run is known by all that it depen
 Runs are never chosen by the test images. A part of the training images is held out as validation;
 --split validation trains on the rest and measures there, which is for searching; --split test
 trains on all chosen images and measures the last epoch on the test images, which is for reporting.
+
+--start METHOD:EPOCHS begins every run with what a run of METHOD has left, of the same seed and
+images; that run comes first where its folder is not in --runs, without the `--set train.*` that are
+meant for what follows. --clients trains in rounds of an epoch by `dcil.federate`.
 
 The table is tidy: one row a measured number, `measure` at `at` is `value`. A run's rows are written
 at its end, all or none, so the command may be stopped and given again: what is there is not run
@@ -39,6 +44,9 @@ METHODS = ROOT / "recipes" / "methods"
 NUM_VALIDATION = 5_000  # the last training images
 
 
+LATER = ("start", "clients")  # came when the table had rows: a run without them keeps its key
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: everything that its numbers depend on, but for the versions of the software.
@@ -46,6 +54,8 @@ class Cell:
     recipe_sha256  of the closed text of the recipe, so that a changed method is another cell
     cost           passes over the model a step, in those of a dense one; passes = epochs * cost
     overrides      further `--set`, "train.optimizer=..." separated by "; "
+    start          "dense:12": the weights that the run began with; "" is none
+    clients        of federated rounds; 0 is an ordinary run
     """
 
     method: str
@@ -61,10 +71,13 @@ class Cell:
     passes: float
     overrides: str
     recipe_sha256: str
+    start: str = ""
+    clients: int = 0
 
     @property
     def key(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True)
+        plain = {name: value for name, value in asdict(self).items() if value or name not in LATER}
+        text = json.dumps(plain, sort_keys=True)
         return f"{self.method}-{self.target:g}-{self.seed}-{sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -75,9 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     if asked.cell is not None:
         return run_cell(asked, Cell(**json.loads(asked.cell)))
+    arguments = arguments if arguments is not None else sys.argv[1:]
     cells = [cell for cell in grid(asked) if cell.key not in finished(asked.out)]
     print(f"{len(cells)} runs to do, {len(finished(asked.out))} in {asked.out}", flush=True)
-    return run_all(asked, arguments if arguments is not None else sys.argv[1:], cells)
+    starts = {start_of(asked, cell) for cell in cells} - {None}
+    missing = [cell for cell in starts if not weights_in(asked.runs / cell.key).exists()]
+    return run_all(asked, arguments, missing) or run_all(asked, arguments, cells)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--out", type=Path, required=True, help="the table, a .csv")
     asked.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders")
     asked.add_argument("--jobs", type=int, default=1, help="processes, one thread each if > 1")
+    asked.add_argument("--start", default="", metavar="METHOD:EPOCHS")
+    asked.add_argument("--clients", type=int, default=0, help="default: one machine, no rounds")
     asked.add_argument("--evaluate-every", type=int, default=1, metavar="EPOCHS")
     asked.add_argument("--device", default="auto")
     asked.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
@@ -117,6 +135,20 @@ def grid(asked: argparse.Namespace) -> list[Cell]:
     return list(dict.fromkeys(cells))  # dense training has one target
 
 
+def start_of(asked: argparse.Namespace, cell: Cell) -> Cell | None:
+    """The run whose weights a run begins with."""
+    if not cell.start:
+        return None
+    method, epochs = cell.start.split(":")
+    of_the_data = [item for item in asked.set if not item.startswith("train.")]
+    before = vars(asked) | dict(start="", set=of_the_data, epochs=int(epochs), passes=None)
+    return cell_of(argparse.Namespace(**before), method, cell.target, cell.seed)
+
+
+def weights_in(folder: Path) -> Path:
+    return folder / "sparse.safetensors"
+
+
 def cell_of(asked: argparse.Namespace, method: str, target: float, seed: int) -> Cell:
     from dcil_dsl.lang import load
 
@@ -133,6 +165,7 @@ def cell_of(asked: argparse.Namespace, method: str, target: float, seed: int) ->
         method, target if is_open(path) else own, seed, asked.network, asked.data, asked.split,
         asked.examples or 0, asked.image_size or recipe.data.image_size or 0, epochs, cost,
         epochs * cost, "; ".join(asked.set), sha256(recipe.text.encode()).hexdigest()[:16],
+        asked.start, asked.clients,
     )  # fmt: skip
 
 
@@ -196,7 +229,6 @@ def run_all(asked: argparse.Namespace, arguments: list[str], cells: list[Cell]) 
 
 def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
     """Train one cell and append its rows. Exit status 0 where all is measured."""
-    from dcil_dsl.job import train
     from dcil_dsl.training.machine import keep_freed_memory
 
     keep_freed_memory()
@@ -206,21 +238,50 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
     if cell.image_size:
         overrides["data.image_size"] = str(cell.image_size)
     overrides |= dict(part.split("=", 1) for part in cell.overrides.split("; ") if part)
-    folder = asked.runs / cell.key
     dataset = open_split(asked, cell)
-    done = train(
-        METHODS / f"{cell.method}.prune", cell.network, dataset, overrides=overrides,
-        out=folder, resume=(folder / "plan.json").exists(), device=asked.device,
-        precision=asked.precision, compile=asked.compile,
-        evaluate_every=asked.evaluate_every, warn=lambda warning: None,
-    )  # fmt: skip
-    if done.interrupted:
+    if cell.clients:
+        rows = federated_measures(cell, dataset, overrides)
+    else:
+        rows = trained_measures(asked, cell, dataset, overrides)
+    if rows is None:
         return 1
-    rows = list(measures(done))
-    append(asked.out, cell, rows)
+    if cell.key not in finished(asked.out):  # a run made again for its weights is in it
+        append(asked.out, cell, rows)
     top1 = dict((measure, value) for measure, at, value in rows if at == "end")
     print(f"{cell.key}: top-1 {top1['top1']:.4f}", flush=True)
     return 0
+
+
+def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> list | None:
+    """What one run of the main job measures; None where it was interrupted."""
+    from dcil_dsl.job import train
+
+    folder = asked.runs / cell.key
+    start = start_of(asked, cell)
+    done = train(
+        METHODS / f"{cell.method}.prune", cell.network, dataset, overrides=overrides,
+        out=folder, resume=(folder / "plan.json").exists(), device=asked.device,
+        weights=start and str(weights_in(asked.runs / start.key)),
+        precision=asked.precision, compile=asked.compile,
+        evaluate_every=asked.evaluate_every, warn=lambda warning: None,
+    )  # fmt: skip
+    return None if done.interrupted else list(measures(done))
+
+
+def federated_measures(cell: Cell, dataset, overrides: dict[str, str]) -> list:
+    """Rounds of one epoch of each client, one client after another; nothing is resumed."""
+    from dcil_dsl.federated import federate
+
+    done = federate(
+        METHODS / f"{cell.method}.prune", cell.network, dataset, clients=cell.clients,
+        engine="here", overrides=overrides,
+    )  # fmt: skip
+    deploy, last = done.plan.deploy, done.rounds[-1]
+    rows = [("top1", "end", last["top1"][deploy]), ("sparsity", "end", last["sparsity"])]
+    for line in done.rounds:
+        rows.append(("top1", line["round"], line["top1"][deploy]))
+        rows.append(("sparsity", line["round"], line["sparsity"]))
+    return rows
 
 
 def open_split(asked: argparse.Namespace, cell: Cell):

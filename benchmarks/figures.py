@@ -40,6 +40,8 @@ class Setting:
     examples: int
     image_size: int
     overrides: str
+    start: str
+    clients: int
 
     def __str__(self) -> str:
         images = f"{self.examples:,} images" if self.examples else "all images"
@@ -47,6 +49,8 @@ class Setting:
         held = "validation" if self.split == "validation" else "test"
         return "; ".join(
             filter(None, (f"{self.network}, {self.data}, {images}{size}", self.overrides,
+                          self.start and f"from {self.start}",
+                          self.clients and f"{self.clients} clients",
                           f"{held} accuracy of the last epoch"))
         )  # fmt: skip
 
@@ -71,7 +75,7 @@ class Table:
             for row in csv.DictReader(opened):
                 setting = Setting(
                     row["network"], row["data"], row["split"], int(row["examples"]),
-                    int(row["image_size"]), row["overrides"],
+                    int(row["image_size"]), row["overrides"], row["start"], int(row["clients"]),
                 )  # fmt: skip
                 if only and row["method"] not in only:
                     continue

@@ -1,6 +1,8 @@
 """The program that holds methods against each other: which runs it makes of what is asked."""
 
+import csv
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -22,3 +24,30 @@ def test_methods_of_two_paths_have_half_the_epochs_at_the_same_cost():
     )  # fmt: skip
     cells = [(cell.method, cell.epochs, cell.passes) for cell in compare.grid(asked)]
     assert cells == [("gmp", 24, 24.0), ("dcil", 12, 24.0)]
+
+
+def test_a_run_begins_with_the_weights_of_another_that_had_none_of_its_rate():
+    asked = compare.parser().parse_args(
+        ["--methods", "gmp", "--targets", "95", "--seeds", "2", "--epochs", "6", "--start",
+         "dense:12", "--set", "data.batch_size=64", "--set", "train.ema=0.9", "--out", "x.csv"]
+    )  # fmt: skip
+    (cell,) = compare.grid(asked)
+    start = compare.start_of(asked, cell)
+    assert (start.method, start.epochs, start.seed) == ("dense", 12, 2)
+    assert (cell.overrides, start.overrides) == (
+        "data.batch_size=64; train.ema=0.9", "data.batch_size=64",
+    )  # fmt: skip
+    assert compare.start_of(asked, start) is None
+
+
+def test_the_runs_of_the_published_table_keep_their_keys():
+    """A key that changed would have the whole table run again."""
+    with open(compare.ROOT / "benchmarks" / "results" / "methods.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    kinds = {"target": float, "cost": float, "passes": float} | dict.fromkeys(
+        ("seed", "examples", "image_size", "epochs", "clients"), int
+    )
+    names = [field.name for field in fields(compare.Cell)]
+    for key, row in rows.items():
+        assert compare.Cell(**{n: kinds.get(n, str)(row[n]) for n in names}).key == key
+    assert rows
