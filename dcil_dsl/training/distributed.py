@@ -29,6 +29,9 @@ PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
 
 
+BUCKET = 25 * 2**20  # bytes of one exchange of means, as DistributedDataParallel's
+
+
 class RankLost(InputError):
     """Another rank is gone, so that this one cannot go on."""
 
@@ -74,8 +77,11 @@ class Ranks:
     @torch.no_grad()
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Put the mean over the ranks in each of the tensors, which are floating."""
-        for tensor in tensors if self.count > 1 else ():
-            tensor.copy_(self.sum(tensor) / self.count)
+        for bucket in _buckets(tensors) if self.count > 1 else ():
+            means = self.sum(torch.cat([tensor.reshape(-1) for tensor in bucket])) / self.count
+            parts = means.split([tensor.numel() for tensor in bucket])
+            for tensor, mean in zip(bucket, parts, strict=True):
+                tensor.copy_(mean.view(tensor.shape))
 
     @torch.no_grad()
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
@@ -110,6 +116,18 @@ class Ranks:
         raw = raw if self.is_first else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(raw, 0)
         return bytes(raw.numpy()).decode()
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """In their order by type and device, BUCKET bytes together, a larger one by itself."""
+    filling: dict[tuple, list[Tensor]] = {}
+    for tensor in tensors:
+        bucket = filling.setdefault((tensor.dtype, tensor.device), [])
+        if bucket and sum(one.nbytes for one in bucket) + tensor.nbytes > BUCKET:
+            yield bucket.copy()
+            bucket.clear()
+        bucket.append(tensor)
+    yield from filter(None, filling.values())
 
 
 @contextmanager

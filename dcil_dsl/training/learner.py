@@ -40,7 +40,8 @@ class Learner(nn.Module):
     Buffers stay each rank's own: masks are equal by computation, which is proved at every refresh,
     and running statistics are averaged when they are read (session.merge_ranks). Where weights
     are in parts, the graph itself exchanges their gradients (sharding.py). Several backward passes
-    are no affair of DistributedDataParallel's: the mean is taken when the last one is done.
+    are no affair of DistributedDataParallel's, nor are stretches of a few steps, for each of which
+    it would be built anew: there the mean is taken when the last backward pass is done.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Learner(nn.Module):
         super().__init__()
         self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
         self.shards, self.in_turn = shards, in_turn
+        windows = [part.window for part in (*dual.plan.phases, *dual.plan.losses)]
+        self.alternates = any(window.every > 1 for window in windows)
         self.stretch: tuple | None = None
         self.is_fresh = True
         self.__dict__["wrapped"] = None  # not a submodule: it contains this one
@@ -68,15 +71,16 @@ class Learner(nn.Module):
         if self.in_turn is not None:
             loss, sums = self.in_turn.learn(images, labels, active, backward, is_short)
             if closes:
-                gradients = (p.grad for _, p in self.dual.trainable())
-                self.ranks.average(g for g in gradients if g is not None)
+                self._average()
             return loss, sums
-        if self.ranks.count == 1 or self.shards:
+        if self.ranks.count == 1 or self.shards or self.alternates:
             with Regather.hooks() if self.shards else nullcontext():
                 loss, sums = self.forward(images, labels, active, is_short)
             backward(loss)
             if self.shards and closes:
                 self.shards.average_others(dict(self.dual.trainable()))
+            elif closes:
+                self._average()
             return loss.detach(), sums
         wrapped = self._wrapped((self.dual.phase, active))
         # What its no_sync() sets. The first backward of a static graph must not be without it; the
@@ -86,6 +90,10 @@ class Learner(nn.Module):
         backward(loss)
         self.is_fresh = False
         return loss.detach(), sums
+
+    def _average(self) -> None:
+        gradients = (parameter.grad for _, parameter in self.dual.trainable())
+        self.ranks.average(gradient for gradient in gradients if gradient is not None)
 
     def _wrapped(self, stretch: tuple) -> DistributedDataParallel:
         if stretch != self.stretch:

@@ -149,13 +149,9 @@ class Shards:
 
     @torch.no_grad()
     def average_others(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """The mean over the ranks of the gradients of what is whole on each, in one exchange."""
-        grads = [p.grad for n, p in parameters.items() if not self.of(n) and p.grad is not None]
-        if not grads:
-            return
-        means = self.ranks.sum(torch.cat([grad.reshape(-1) for grad in grads])) / self.ranks.count
-        for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view(grad.shape))
+        """The mean over the ranks of the gradients of what is whole on each."""
+        grads = (p.grad for n, p in parameters.items() if not self.of(n))
+        self.ranks.average(grad for grad in grads if grad is not None)
 
     @torch.no_grad()
     def clip(self, parameters: Mapping[str, nn.Parameter], most: float) -> None:

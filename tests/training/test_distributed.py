@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import TinyNet, cross_entropy, kl, tiny_plan, tiny_train
@@ -13,6 +14,7 @@ from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
+from dcil_dsl.training import distributed, learner
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.sync_norms import HostSyncedNorm, synced_norms
 
@@ -159,3 +161,55 @@ def test_ranks_may_compute_activations_again(tmp_path):
 
     assert on_ranks(tmp_path, 2, both) == [0, 0], said(tmp_path, 0)
     assert_equal_runs(tmp_path / "again", tmp_path / "plain")
+
+
+def test_means_are_taken_in_buckets_of_any_types_and_layouts(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET", 100)
+
+    def work(ranks):
+        made = [
+            torch.full((2, 3, 4, 4), 1.0 + ranks.rank).to(memory_format=torch.channels_last),
+            torch.arange(6.0).reshape(2, 3).t() * (1 + ranks.rank),
+            torch.tensor(3.0 - 2 * ranks.rank, dtype=torch.float64),
+            *(torch.full((5,), float(n + ranks.rank)) for n in range(9)),
+        ]
+        sums = []
+        before, dist.all_reduce = dist.all_reduce, lambda x: (sums.append(x.nbytes), before(x))
+        ranks.average(made)
+        expected = [
+            torch.full((2, 3, 4, 4), 1.5), torch.arange(6.0).reshape(2, 3).t() * 1.5,
+            torch.tensor(2.0, dtype=torch.float64),
+            *(torch.full((5,), n + 0.5) for n in range(9)),
+        ]  # fmt: skip
+        for tensor, mean in zip(made, expected, strict=True):
+            torch.testing.assert_close(tensor, mean)
+        # in turn: the first by itself, then 24 bytes and three of 20, five of 20, one; a double
+        assert sorted(sums) == [8, 20, 84, 100, 384]
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_path_of_every_third_step_leaves_the_ranks_with_one_process_s_result(
+    tmp_path, monkeypatch, accumulate
+):
+    """Without a wrapper for each stretch of steps, which would be built anew at nearly every one."""
+    both, third = plain_plan().phases[0], p.Window(every=3)
+    none, some = (p.Shares(kept=x, pruned=0.0, rest=x) for x in (0.0, 1.0))
+    plan = plain_plan(
+        train={"accumulate": accumulate},
+        phases=(
+            both.model_copy(update={"window": third}),
+            p.Phase(window=p.Window(every=3, others=True), paths=("sparse",),
+                    shares=(some, none)),
+        ),
+        losses=(cross_entropy("sparse"),
+                cross_entropy("dense").model_copy(update={"window": third})),
+        num_steps=20 if accumulate == 1 else 12,
+        steps_per_epoch=5 if accumulate == 1 else 3,
+    )  # fmt: skip
+    rank_train(tmp_path / "alone", Ranks(), plan)
+    monkeypatch.setattr(learner, "DistributedDataParallel", None)
+    status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
+    assert status == [0, 0], said(tmp_path, 0)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
