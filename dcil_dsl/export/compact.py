@@ -146,8 +146,14 @@ def _compare(original: nn.Module, small: nn.Module, inputs: Inputs, count: int) 
         for expected, given in zip(_run(original, drawn), _run(small, drawn), strict=True):
             if expected.dtype == torch.float64:
                 bound = TOLERANCE_DOUBLE
-            largest = 1 + expected.abs().max().item()
-            worst = max(worst, (given - expected).abs().max().item() / largest)
+            if expected.shape != given.shape:
+                raise InputError(
+                    f"the small network gives {list(given.shape)} instead of {list(expected.shape)}"
+                )
+            if expected.numel():
+                expected, given = expected.double(), given.double()  # of masks and numbers too
+                largest = 1 + expected.abs().max().item()
+                worst = max(worst, (given - expected).abs().max().item() / largest)
     if not worst <= bound:  # NaN is refused too
         raise InputError(
             f"the small network differs from the original by {worst:.1e}, more than {bound:.0e}",

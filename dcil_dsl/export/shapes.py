@@ -135,6 +135,8 @@ def read_shapes(folder: str | Path) -> tuple[Shapes, dict[str, Tensor]]:
             raise InputError(f"there is no {name} in {folder}")
     try:
         shapes = Shapes.model_validate_json((folder / SHAPES).read_text())
+    except OSError as error:
+        raise InputError(f"{folder / SHAPES} cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError) as error:
         where = ""
         if isinstance(error, ValidationError):
@@ -145,7 +147,9 @@ def read_shapes(folder: str | Path) -> tuple[Shapes, dict[str, Tensor]]:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
             small = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} is damaged: {error}") from None
     if digest(small) != shapes.digest:
         raise InputError(

@@ -7,6 +7,8 @@ Not:  no layers and no weights.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from dcil_dsl.diagnostics import Diagnostics, Label
 from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
@@ -29,6 +31,7 @@ def resolve_losses(
     every = {path.name: path.every for path in paths}
     batch = {path.name: path.batch for path in paths}
     losses: list[p.Loss] = []
+    named: Counter[str] = Counter()
     for loss in recipe.losses:
         match loss.term:
             case v.CrossEntropy(path=path, output=output):
@@ -49,12 +52,12 @@ def resolve_losses(
                 term = p.OutsideLoss(
                     outside=word.outside, paths=word.paths, output=output, batch=least
                 )
-        same = sum(other.name.partition("#")[0] == name for other in losses)
+        named[name] += 1
         window = _window(loss, steps_per_epoch, num_steps)
         strides = {every[path] for path in term.paths} - {1}
         losses.append(
             p.Loss(
-                name=f"{name}#{same + 1}" if same else name,
+                name=f"{name}#{named[name]}" if named[name] > 1 else name,
                 coefficient=loss.coefficient,
                 term=term,
                 window=window.model_copy(update={"every": min(strides, default=1)}),

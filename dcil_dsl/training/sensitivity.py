@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -45,19 +46,25 @@ def measure_layers(
     weights n (1 - level) stay, rounded down, at least one. Evaluation mode, float32.
     batches  images and class numbers on the model's device
     tell     called with each name before it is measured
-    Raises InputError where the network's loss is no number before anything is pruned.
+    Raises InputError where the network's loss is no finite number, with nothing pruned or with one
+    weight at one level: a profile of it would say nothing of what that costs.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         whole = measure(model, batches)
-        if not torch.isfinite(torch.tensor(whole.loss)):
+        if not isfinite(whole.loss):
             raise InputError("the loss of the unpruned network is not a finite number")
         found = {}
         for name in names:
             tell(name)
             weight = model.get_parameter(name)
             found[name] = tuple(_pruned(model, weight, level, batches) for level in levels)
+            for level, quality in zip(levels, found[name], strict=True):
+                if not isfinite(quality.loss):
+                    raise InputError(
+                        f"the loss with {name} pruned to {100 * level:g} % is not a finite number"
+                    )
         return whole, found
     finally:
         for module, mode in modes:

@@ -392,3 +392,22 @@ def test_expanded_the_small_weights_load_strictly_and_compute_the_same():
     again = Residual().double().eval()
     again.load_state_dict(result.expand(), strict=True)
     torch.testing.assert_close(again(*IMAGE), model(*IMAGE), rtol=1e-11, atol=1e-11)
+
+
+def test_outputs_that_are_masks_numbers_and_empty_are_compared_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            y = self.b(self.a(x).relu())
+            return y, y > 0, y.argmax(1), y[:, :0]
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 2, 3)
+    result = compact(model, IMAGE)
+    assert result.model.a.out_channels == 4
+    for small, whole in zip(result.model(*IMAGE), model(*IMAGE), strict=True):
+        torch.testing.assert_close(small, whole)

@@ -9,6 +9,7 @@ from torch import nn
 from zeroed import enliven, zero_rows
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.export import shapes
 from dcil_dsl.export.compact import compact
 from dcil_dsl.export.rebuild import expand, load_compact
 from dcil_dsl.export.shapes import SHAPES, WEIGHTS, write_shapes
@@ -209,4 +210,20 @@ def test_a_missing_file_and_a_torn_one_are_told_by_name(folder):
         expand(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(InputError, match="there is no small.safetensors in"):
+        expand(folder)
+
+
+@pytest.mark.parametrize("name", [SHAPES, WEIGHTS])
+def test_a_file_that_may_not_be_read_is_told_by_name(folder, monkeypatch, name):
+    """Whoever runs the tests may be allowed everything: the refusal is the system's, made here."""
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    owner, method = (shapes.Path, "read_text") if name == SHAPES else (shapes, "safe_open")
+    real = getattr(owner, method)
+    monkeypatch.setattr(owner, method, refuse)
+    with pytest.raises(InputError, match=f"{name} cannot be read"):
         expand(folder)

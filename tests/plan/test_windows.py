@@ -151,3 +151,11 @@ def test_a_moment_at_which_no_path_runs_is_an_error_with_its_step():
 def test_a_part_that_never_learns_is_warned_about(statements, part):
     (warning,) = found(*statements)
     assert (warning.code, warning.message) == ("W305", f"the {part} weights never learn")
+
+
+@pytest.mark.parametrize("output", ["logits", "logits#1"])
+def test_a_term_that_stands_twice_has_two_names(output):
+    term = f'loss cross_entropy(sparse, output="{output}")'
+    plan = plan_of("prune Conv2d to 90%", mix=mix("update kept by sparse", term, term))
+    name = f"cross_entropy(sparse, {output})"
+    assert [loss.name for loss in plan.losses] == [name, f"{name}#2"]

@@ -69,6 +69,17 @@ def test_a_network_without_a_finite_loss_is_refused(net, batches):
         measure_layers(net, ["0.weight"], batches, [0.5])
 
 
+def test_a_layer_without_a_finite_loss_at_a_level_is_named(net, batches):
+    def spoil(module, inputs, output):
+        if (module.weight == 0).sum() > 20:
+            return output / 0.0 * 0.0
+
+    net[0].register_forward_hook(spoil)
+    measure_layers(net, ["0.weight"], batches, [0.25])
+    with pytest.raises(InputError, match="with 0.weight pruned to 75 % is not a finite number"):
+        measure_layers(net, ["0.weight"], batches, [0.25, 0.75])
+
+
 def test_tied_weights_are_pruned_at_both_ends(batches):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
