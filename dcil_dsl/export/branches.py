@@ -13,10 +13,14 @@ a norm or layer whose weights are zero gives its bias.
 
 from __future__ import annotations
 
+import operator
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.dependencies import Dependencies
-from dcil_dsl.graph.operations import Conv, Kind, writes_into_its_input
+from dcil_dsl.graph.operations import Conv, Kind, name_of, writes_into_its_input
 
 
 def constant_branches(found: Dependencies, values: dict) -> dict[str, Tensor]:
@@ -39,6 +43,43 @@ def replace_branch(graph: fx.Graph, node: fx.Node, model: nn.Module) -> None:
     node.replace_all_uses_with(bias)
     for dead in _only_for(node):
         graph.erase_node(dead)
+    _write_elsewhere(graph, bias, model)
+
+
+def _write_elsewhere(graph: fx.Graph, constant: fx.Node, model: nn.Module) -> None:
+    """Nothing is written into a constant, nor into what is computed of constants alone.
+
+        y = bias; y += x     ==>     y = bias + x
+
+    The parameter would change at each call, and it has not the shape of the result.
+    """
+    constants, waiting = {constant}, [constant]
+    while waiting:
+        source = waiting.pop()
+        for user in list(source.users):
+            if user.all_input_nodes[0] is source and writes_into_its_input(user, model):
+                _return_instead(graph, user)
+            if set(user.all_input_nodes) <= constants and user not in constants:
+                constants.add(user)
+                waiting.append(user)
+
+
+def _return_instead(graph: fx.Graph, node: fx.Node) -> None:
+    """`y += x` becomes `y + x`, `y.relu_()` `y.relu()`; a module in place is given a copy."""
+    if node.op == "call_module":
+        with graph.inserting_before(node):
+            node.args = (graph.call_method("clone", (node.args[0],)), *node.args[1:])
+        return
+    name = name_of(node)
+    if node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_method":
+        node.target = name.removesuffix("_")
+    elif node.target is getattr(operator, name, None):
+        node.target = getattr(operator, name.removeprefix("i"))
+    else:
+        home = torch if hasattr(torch, name.removesuffix("_")) else F
+        node.target = getattr(home, name.removesuffix("_"))
 
 
 def _constant(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:

@@ -93,10 +93,15 @@ def _pointwise(node: fx.Node, model: nn.Module, values: dict) -> Tensor:
     """The operation itself on what is known; unknown where one of its operands is."""
     operands = [v for v in map(values.get, node.all_input_nodes) if isinstance(v, Tensor)]
     unknown = torch.stack(torch.broadcast_tensors(*[v.isnan() for v in operands])).any(0)
+    writes = writes_into_its_input(node, model)
 
     def known(source: fx.Node):
         value = values[source]
-        return value.nan_to_num(0.0) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        value = value.nan_to_num(0.0)
+        # What is written into must have the shape of the result, which it broadcasts to.
+        return value.expand(unknown.shape).clone() if writes else value
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
     if node.op == "call_module":
