@@ -193,7 +193,7 @@ def test_means_are_taken_in_buckets_of_any_types_and_layouts(tmp_path, monkeypat
 def test_a_path_of_every_third_step_leaves_the_ranks_with_one_process_s_result(
     tmp_path, monkeypatch, accumulate
 ):
-    """Without a wrapper for each stretch of steps, which would be built anew at nearly every one."""
+    """Without a wrapper for each stretch of steps, which would be built at nearly every one."""
     both, third = plain_plan().phases[0], p.Window(every=3)
     none, some = (p.Shares(kept=x, pruned=0.0, rest=x) for x in (0.0, 1.0))
     plan = plain_plan(
