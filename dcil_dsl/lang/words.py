@@ -109,6 +109,8 @@ class Reader(ValueReader):
         if place is None:
             return self.value(one.value)
         if not isinstance(one.value, ast.List):
+            if _is_none(one.value) and model.model_fields[one.name].default is None:
+                return None  # what a child writes to be rid of its parent's
             if one.name in v.LISTS:
                 self.found.add("E206", f"`{one.name}` is a list", one.value.span,
                                help=f"write `[{_text(one.value)}]`")
@@ -307,6 +309,10 @@ def _is_plain(value: object) -> bool:
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))
 
+
+
+def _is_none(node: ast.Value) -> bool:
+    return isinstance(node, ast.Literal) and node.value is None
 
 
 def _broken(node: ast.Value) -> ast.Literal:

@@ -47,6 +47,26 @@ def errors_of(family, **texts):
     return error.value.diagnostics
 
 
+def test_a_child_is_rid_of_a_word_of_its_parents_by_none(family):
+    parent = completed(
+        "pruning {\n  regrow = gradient(30%)\n  param = power(2)\n  granularity = weight\n}\n"
+        "train {\n  epochs = 10ep\n  optimizer = sgd(lr=0.1)\n  integrator = heun()\n}\n"
+    )
+    child = (
+        'language 1\nextends "parent.prune"\n'
+        "pruning {\n  regrow = none\n  param = none\n  granularity = none\n}\n"
+        "train { integrator = none }\n"
+    )
+    recipe = family(parent=parent, child=child)
+    assert (recipe.rules[0].regrow, recipe.rules[0].param) == (None, None)
+    assert recipe.train.integrator is None
+
+
+def test_what_must_have_a_value_is_not_none(family):
+    (error,) = errors_of(family, one=completed("pruning { schedule = none }\n"))
+    assert error.code == "E206"
+
+
 def test_a_child_replaces_the_lets_of_its_parent(family):
     child = family(parent=PARENT, child='language 1 extends "parent.prune" let target = 95%')
     assert child.rules[0].target == v.Global(sparsity=Percent(0.95))
