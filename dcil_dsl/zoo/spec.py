@@ -223,6 +223,11 @@ def _call(
     keywords = fixed | options
     if num_classes is not None and ("num_classes" in named or takes_any):
         keywords.setdefault("num_classes", num_classes)
+    elif "num_classes" not in keywords and _must_have(parameters.get("num_classes")):
+        raise InputError(
+            f"`{spec}` must be told its `num_classes`",
+            "the recipe says how many: `model NAME { classes = 10 }`; in a training the data do",
+        )
     try:
         model = builder(**keywords)
     except InputError:
@@ -240,6 +245,14 @@ def _call(
         kind = type(model).__name__
         raise InputError(f"`{spec}` returned a value of type {kind}, not a torch.nn.Module")
     return model
+
+
+def _must_have(parameter: inspect.Parameter | None) -> bool:
+    return (
+        parameter is not None
+        and parameter.default is parameter.empty
+        and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    )
 
 
 def _unknown_option(option: str, named: list[str], spec: str) -> InputError:

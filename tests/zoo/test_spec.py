@@ -130,6 +130,14 @@ def test_an_option_that_the_builder_does_not_take_is_named():
 NET = "from torch import nn\n"
 
 
+def test_a_callable_that_must_have_the_number_of_classes_says_where_it_comes_from(folder):
+    (folder / "net.py").write_text(NET + "def f(num_classes): return nn.Linear(3, num_classes)\n")
+    told = fails("net.py:f")
+    assert "must be told its `num_classes`" in told and "classes = 10" in told
+    assert build_model("net.py:f", 5).weight.shape == (5, 3)
+    assert build_model("net.py:f", None, {"num_classes": 4}).weight.shape == (4, 3)
+
+
 def test_a_callable_in_a_file_gets_the_classes_where_it_takes_them(folder):
     (folder / "net.py").write_text(
         NET + "def head(num_classes=2, width=3): return nn.Linear(width, num_classes)\n"
