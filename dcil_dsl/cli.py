@@ -132,14 +132,16 @@ def compile_recipe(
 @app.command(short_help="Is this recipe sound?")
 @verb
 def check(
-    recipe: o.RecipeFile, model: o.MaybeSpec = None, sets: o.Sets = None, concise: o.Concise = False
-):
+    recipe: o.RecipeFile, model: o.MaybeSpec = None, sets: o.Sets = None,
+    concise: o.Concise = False, steps_per_epoch: o.Steps = None,
+):  # fmt: skip
     """Syntax and meaning; with --model, every selector against the model's layers."""
     if model is not None:
-        plan = prepare_for(recipe, model, overrides_of(sets), concise).plan
+        plan = prepare_for(recipe, model, overrides_of(sets), concise, steps_per_epoch).plan
         pruned = sum(len(group.parameters) for group in plan.groups)
         print(f"{recipe}: sound for {model}, prunes {pruned} of {len(plan.layers)} layers")
         return
+    refuse("without --model no time becomes a step", steps_per_epoch=steps_per_epoch)
     from dcil_dsl.lang import load
 
     for diagnostic in load(recipe, overrides_of(sets) or None).warnings:

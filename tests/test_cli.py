@@ -86,6 +86,18 @@ def test_a_sound_recipe_for_a_model_says_how_much_of_it_is_pruned(dcil):
     assert (status, out) == (0, "tiny.prune: sound for net.py:net, prunes 2 of 2 layers\n")
 
 
+def test_check_takes_the_length_of_an_epoch_that_it_asks_for(dcil, here):
+    text = RECIPE.replace("synthetic", "imagefolder").replace("2 steps", "2 steps freeze = 9 steps")
+    (here / "tiny.prune").write_text(text)
+    status, _, err = dcil("check", "tiny.prune", "--model", "net.py:net")
+    assert "--steps-per-epoch" in err and status == 1 and "E305" in err
+    status, _, err = dcil(
+        "check", "tiny.prune", "--model", "net.py:net", "--steps-per-epoch", "7"
+    )
+    assert (status, err) == (0, "")
+    assert dcil("check", "tiny.prune", "--steps-per-epoch", "7")[0] == 2  # it would mean nothing
+
+
 def test_a_wrong_recipe_is_status_1_with_place_code_line_and_caret(dcil, here):
     (here / "tiny.prune").write_text(RECIPE.replace("momentum", "").replace("lr=0.1", "lrr=0.1"))
     status, out, err = dcil("check", "tiny.prune")

@@ -170,7 +170,7 @@ def test_the_options_of_the_command_line_are_these():
             "--precision", "--workers", "--compile", "--no-compile", "--cuda-graphs", "--shard",
             "--seed", "--max-steps", "--quiet", "--concise", "--steps-per-epoch",
         },
-        "check": {"--model", "--set", "--concise"},
+        "check": {"--model", "--set", "--concise", "--steps-per-epoch"},
         "fmt": {"--check", "--concise"},
         "plan": {"--model", "--json", "--set", "--concise", "--steps-per-epoch"},
         "graph": {"--model", "--set", "--concise", "--steps-per-epoch"},
