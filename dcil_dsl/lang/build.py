@@ -233,6 +233,11 @@ class _Build(Transformer):
     def number(self, meta, children):
         return self._literal(children[0], self._number(children[0], str(children[0])))
 
+    def minus(self, meta, children):
+        """A share below zero, as a `let` may give it: its sign is part of the number."""
+        value = self._number(children[0], str(children[0]))
+        return ast.Literal(span=self._at(meta), value=-value, text=f"-{children[0]}")
+
     def percent(self, meta, children):
         token = children[0]
         return self._literal(token, Percent(self._number(token, str(token)[:-1]) / 100))

@@ -56,7 +56,8 @@ class Tree:
         return self.random.choice([self.name, lambda: self.literal(TIMES)])()
 
     def scalar(self):
-        return self.random.choice([self.name, self.number])()
+        below = node(ast.Literal, value=-0.5, text="-0.5")
+        return self.random.choice([self.name, self.number, self.number, lambda: below])()
 
     def atom(self):
         string = self.random.choice(TEXTS)

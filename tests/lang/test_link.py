@@ -153,6 +153,17 @@ def test_the_closed_text_loads_to_the_same_recipe():
     assert again == recipe and again.text == recipe.text and "let" not in recipe.text
 
 
+def test_the_closed_text_says_a_share_below_zero_that_a_let_gave():
+    lines = ["path sparse = masked", "path dense = full", "update kept by sparse + a * dense",
+             "update pruned by dense", "loss cross_entropy(sparse)", "loss cross_entropy(dense)",
+             "deploy sparse"]  # fmt: skip
+    text = "let a = 0.5 - 1\nmix {\n  " + "\n  ".join(lines) + "\n}"
+    recipe = loads(completed(text))
+    assert recipe.updates[0].shares == (("sparse", 1.0), ("dense", -0.5))
+    assert "by sparse + -0.5 * dense" in recipe.text
+    assert loads(recipe.text) == recipe
+
+
 @pytest.mark.parametrize(
     "left, operator, right, result",
     [
