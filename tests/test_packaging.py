@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dcil_dsl.lang import not_built, vocabulary
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -20,6 +22,16 @@ IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # torchvision's images are pillow's, and its tensors come from numpy: both come with it.
 WITH_TORCHVISION = {"PIL", "numpy"}
 OPTIONAL = {"timm", "transformers", "flwr"}
+PAGES = [
+    "README.md", "dcil_dsl/README.md", "recipes/README.md", "grammar/README.md", "docs/add_a_word.md",
+]  # fmt: skip
+REFERENCE = (ROOT / "grammar" / "README.md").read_text(encoding="utf-8")
+TABLES = (
+    "BLOCKS", "TARGETS", "GRANULARITIES", "SCORES", "PENALTIES", "PARAMS", "REGROWS", "SCHEDULES",
+    "LOSSES", "OPTIMIZERS", "INTEGRATORS", "AVERAGES", "BALANCES", "RATES", "AUGMENTS",
+)  # fmt: skip
+# Settings that are written without their names, and shown so.
+SHOWN_UNNAMED = {"sparsity", "part", "weight", "share", "path", "layers", "height", "width", "p"}
 
 
 def needed(requirements):
@@ -72,12 +84,37 @@ def test_the_picture_is_of_the_graph_that_the_compiler_makes():
     assert drawn == (ROOT / "docs" / "graph.svg").read_text(encoding="ascii")
 
 
-@pytest.mark.parametrize("page", ["README.md", "dcil_dsl/README.md", "recipes/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_of_a_page_leads_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert targets
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_every_recipe_stands_in_the_table_of_recipes():
+    recipes = ROOT / "recipes"
+    table = (recipes / "README.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\(([\w/]+\.prune)\)", table))
+    assert {str(f.relative_to(recipes)) for f in recipes.rglob("*.prune")} == links
+
+
+def test_the_reference_has_every_word_and_every_setting():
+    words, settings = set(), set()
+    for table in (getattr(vocabulary, name) for name in TABLES):
+        words |= set(table)
+        settings |= {name for word in table.values() for name in word.model_fields}
+    taught = REFERENCE.partition("## Not built yet")[0]
+    missing = {x for x in words | settings - SHOWN_UNNAMED if not re.search(rf"\b{x}\b", taught)}
+    assert missing == set()
+
+
+def test_the_reference_names_what_is_not_built_yet_and_nothing_else():
+    later = REFERENCE.partition("## Not built yet")[2].partition("## ")[0]
+    tables = {name: table for name, table in vars(not_built).items() if name.isupper()}
+    assert set(re.findall(r"`(\w+)`", later)) - {"prune", "pruning", "train", "expect"} == {
+        word for table in tables.values() for word in table
+    }
 
 
 def test_the_tour_names_every_file_of_the_package():
