@@ -156,7 +156,7 @@ def fmt(
     check: Annotated[bool, typer.Option("--check", help="change nothing; list what would")] = False,
     concise: o.Concise = False,
 ) -> int:
-    """Put recipes into the canonical text."""
+    """Rewrite recipe files in the canonical form."""
     from dcil_dsl.rewrite import format_files
 
     changed = format_files(recipes, write=not check)

@@ -81,8 +81,8 @@ RECIPE: tuple[Code, ...] = (
           "`update`, `loss` and `deploy` name paths that `mix` declares.",
           _mix(deploy="spare"), _mix()),
     entry("E217", "an unknown part of the weights",
-          """The parts are `kept` and `pruned`, which the mask makes, and `rest`, the weights that
-          no rule prunes.""",
+          """The parts are `kept` and `pruned`, which the mask makes, `reserve`, the best of the
+          pruned ones where a rule has a `reserve`, and `rest`, the weights that no rule prunes.""",
           _mix().replace("update kept  ", "update keep_"), _mix()),
     entry("E218", "no path is deployed",
           "`deploy` says which path is evaluated, exported and used.",
@@ -181,7 +181,9 @@ RECIPE: tuple[Code, ...] = (
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),
     entry("W202", "an unused `layers`", "No rule uses the definition.",
           'layers stem = "conv1"', 'layers stem = "conv1"\nkeep stem'),
-    entry("W203", "weights that never learn", "No update rule names a part of the weights.",
+    entry("W203", "weights that never learn",
+          """No update rule names a part of the weights. `update pruned by 0 * sparse` says that this
+          is meant.""",
           _mix().replace("  update pruned by dense\n", ""), _mix()),
     entry("W204", "a setting has no effect", "Every rule gives the setting for itself.",
           "pruning { refresh = 8 steps }\nprune Conv2d to 90% { refresh = 4 steps }",
