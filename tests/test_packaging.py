@@ -23,7 +23,8 @@ IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 WITH_TORCHVISION = {"PIL", "numpy"}
 OPTIONAL = {"timm", "transformers", "flwr"}
 PAGES = [
-    "README.md", "dcil_dsl/README.md", "recipes/README.md", "grammar/README.md", "docs/add_a_word.md",
+    "README.md", "dcil_dsl/README.md", "recipes/README.md", "grammar/README.md",
+    "docs/add_a_word.md",
 ]  # fmt: skip
 REFERENCE = (ROOT / "grammar" / "README.md").read_text(encoding="utf-8")
 TABLES = (

@@ -182,8 +182,8 @@ RECIPE: tuple[Code, ...] = (
     entry("W202", "an unused `layers`", "No rule uses the definition.",
           'layers stem = "conv1"', 'layers stem = "conv1"\nkeep stem'),
     entry("W203", "weights that never learn",
-          """No update rule names a part of the weights. `update pruned by 0 * sparse` says that this
-          is meant.""",
+          """No update rule names a part of the weights. `update pruned by 0 * sparse` says that
+          this is meant.""",
           _mix().replace("  update pruned by dense\n", ""), _mix()),
     entry("W204", "a setting has no effect", "Every rule gives the setting for itself.",
           "pruning { refresh = 8 steps }\nprune Conv2d to 90% { refresh = 4 steps }",

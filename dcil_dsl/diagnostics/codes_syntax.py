@@ -66,8 +66,8 @@ SYNTAX: tuple[Code, ...] = (
           "A recipe is UTF-8 text without NUL characters."),
     entry("E111", "an empty recipe", "There is nothing in the file but white space and comments."),
     entry("E112", "a word of the language used as a name",
-          """The words of the grammar, such as `data`, `first`, `to` and `none`, cannot name anything
-          else.""",
+          """The words of the grammar, such as `data`, `first`, `to` and `none`, cannot name
+          anything else.""",
           "let data = 90%", "let data_target = 90%\nprune Conv2d to data_target"),
     entry("E113", "in the wrong place",
           """`language` comes first and once, `extends` right after it; settings stand in blocks;
