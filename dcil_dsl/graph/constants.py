@@ -60,7 +60,7 @@ def _value(node: fx.Node, found: Dependencies, values: dict):
     if kind is Kind.TENSOR:
         result = _tensor(node.target, model)
     elif kind is Kind.POINTWISE:
-        result = _pointwise(node, model, values)
+        result = _pointwise(node, found, values)
     elif kind is Kind.MOVE:
         result = replay(node, model, found.seen, values)
     elif kind is Kind.ALONG:
@@ -89,8 +89,9 @@ def _tensor(name: str, model: nn.Module) -> Tensor | None:
     return value.detach().double() if isinstance(value, Tensor) else None
 
 
-def _pointwise(node: fx.Node, model: nn.Module, values: dict) -> Tensor:
+def _pointwise(node: fx.Node, found: Dependencies, values: dict) -> Tensor:
     """The operation itself on what is known; unknown where one of its operands is."""
+    model = found.model
     operands = [v for v in map(values.get, node.all_input_nodes) if isinstance(v, Tensor)]
     unknown = torch.stack(torch.broadcast_tensors(*[v.isnan() for v in operands])).any(0)
     writes = writes_into_its_input(node, model)
@@ -99,7 +100,10 @@ def _pointwise(node: fx.Node, model: nn.Module, values: dict) -> Tensor:
         value = values[source]
         if not isinstance(value, Tensor):
             return value
+        dtype = found.seen[source].dtype
         value = value.nan_to_num(0.0)
+        if not dtype.is_floating_point:  # a condition stays one
+            value = value.to(dtype)
         # What is written into must have the shape of the result, which it broadcasts to.
         return value.expand(unknown.shape).clone() if writes else value
 

@@ -66,6 +66,25 @@ def test_what_is_written_into_is_no_constant_for_its_other_readers():
     assert result.model.a.out_channels == 4
 
 
+def test_a_condition_is_looked_at_as_one():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.register_buffer("chosen", torch.tensor([True, False, True, False])[:, None, None])
+
+        def forward(self, x):
+            y = self.a(x)
+            y = torch.where(y > 0, y, 0.1 * y)
+            return self.b(torch.where(self.chosen, y, 2.0))
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 1)
+    small = compact(model, IMAGE).model
+    torch.testing.assert_close(small(*IMAGE), model(*IMAGE), rtol=1e-11, atol=1e-11)
+
+
 def test_what_is_picked_by_a_tensor_of_indices_is_left_alone():
     class Net(nn.Module):
         def __init__(self):
