@@ -1,7 +1,7 @@
 """Selectors as far as they can be judged without a model.
 
 In:   selectors with `let`s replaced, and the `layers` definitions.
-Out:  the same selectors with every defined name replaced; E206, E223, E226, W202.
+Out:  the same selectors with every defined name replaced; E114, E206, E223, E226, W202.
 Not:  whether anything matches; plan/select.py knows the layers.
 """
 
@@ -70,7 +70,14 @@ class Selectors:
                 "E223", f"`layers {name}` is defined by itself", selector.span,
                 others=tuple(Label(self.layers[n].name.span, "through this") for n in around))
             return selector
-        return self.closed(self.layers[name].selector, (*within, name))
+        try:
+            return self.closed(self.layers[name].selector, (*within, name))
+        except RecursionError:
+            if len(within) > 1:  # told near the first of them; warn_unused begins with one
+                raise
+            self.found.add("E114", f"`{name}` leads through too many others", selector.span,
+                           help="write some of their selectors out")
+            self.found.stop_if_wrong()
 
     def _pattern(self, selector: ast.ByRegex, pattern: str) -> None:
         try:

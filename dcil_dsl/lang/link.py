@@ -148,14 +148,26 @@ class _Scope:
             self._cycle(let, name)
             return self._broken(name)
         if name.name not in self.done:
-            self.open.append(let)
-            self.done[name.name] = self.value(let.value)
-            self.open.pop()
+            self.done[name.name] = self._worked_out(let, name)
         value = self.done[name.name]
         if isinstance(value, ast.Literal):
             # Shown where it is used; `origin` leads to where it was written.
             return replace(value, span=name.span, origin=value.origin or value.span)
         return value
+
+    def _worked_out(self, let: ast.Let, name: ast.Name) -> ast.Value:
+        depth = len(self.open)
+        self.open.append(let)
+        try:
+            return self.value(let.value)
+        except RecursionError:
+            if depth:  # told where the first of them is used
+                raise
+            self.found.add("E114", f"`{name.name}` leads through too many others", name.span,
+                           help="give some of them their values")
+            self.found.stop_if_wrong()
+        finally:
+            del self.open[depth:]
 
     def _cycle(self, let: ast.Let, name: ast.Name) -> None:
         around = self.open[self.open.index(let) :]

@@ -146,6 +146,19 @@ def test_layers_defined_by_themselves_are_an_error():
         loads(completed("layers a = b\nlayers b = first a\nkeep a"))
 
 
+@pytest.mark.parametrize("first, others, last", [
+    ("prune Conv2d to a0", "let a{} = a{}", "let a2000 = 90%"),
+    ("prune Conv2d to 90%", "let a{} = a{}", "let a2000 = 90%"),
+    ("keep a0", "layers a{} = a{}", "layers a2000 = Linear"),
+    ("keep Conv2d", "layers a{} = a{}", "layers a2000 = Linear"),
+])  # fmt: skip
+def test_definitions_that_lead_through_thousands_of_others_are_an_error(first, others, last):
+    chain = "\n".join(others.format(i, i + 1) for i in range(2000))
+    with pytest.raises(RecipeError, match="E114.*`a[01]` leads through too many others") as raised:
+        loads(completed(f"{chain}\n{last}\n{first}"))
+    assert len([d for d in raised.value.diagnostics if d.is_error]) == 1
+
+
 def test_the_closed_text_loads_to_the_same_recipe():
     text = "let a = 3 * 0.3\nprune Conv2d to a * 100%\nlayers x = Linear\nkeep x"
     recipe = loads(completed(text))
