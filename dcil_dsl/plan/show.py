@@ -21,7 +21,7 @@ from dcil_dsl.plan.show_training import (
     show_privates,
     show_training,
 )
-from dcil_dsl.plan.wording import PLAIN, Page, fit, shorten
+from dcil_dsl.plan.wording import PLAIN, Page, count, fit, shorten
 
 
 def show_plan(plan: Plan, page: Page = PLAIN) -> str:
@@ -77,7 +77,7 @@ def _head(plan: Plan, page: Page) -> str:
         f"data     {plan.data.name or 'as given'}, batches of {plan.data.batch_size}{size}"
     )
     lines.append(
-        f"run      {plan.train.num_epochs} epochs of {plan.steps_per_epoch:,} steps = "
-        f"{plan.num_steps:,} steps"
+        f"run      {count(plan.train.num_epochs, 'epoch')} of "
+        f"{count(plan.steps_per_epoch, 'step')} = {count(plan.num_steps, 'step')}"
     )
     return "\n".join(shorten(line, page.width) for line in lines)

@@ -120,6 +120,11 @@ def test_the_text_is_the_same_twice_and_through_json(plan):
     assert show_plan(plan) == show_plan(dcil.Plan.from_json(plan.to_json()))
 
 
+def test_one_epoch_is_told_in_the_singular(plan):
+    short = plan.model_copy(update={"train": plan.train.model_copy(update={"num_epochs": 1})})
+    assert "run      1 epoch of 10 steps = 10 steps" in show_plan(short)
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_long_names_of_layers_and_files_stay_within_the_page(width):
     name = "features_" + "x" * 120
