@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dcil_dsl import looking
+from dcil_dsl import __version__, looking
 from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import DONE, STOPPED, WRONG, note, run_program, tell
@@ -27,6 +27,22 @@ app = typer.Typer(
     name="dcil", no_args_is_help=True, **SETTINGS,
     help="Prune neural networks as a recipe says: check it, compile it, train, prove, export.",
 )  # fmt: skip
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"dcil {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="say it, and end"),
+    ] = False,
+):
+    """What stands before a verb."""
 
 
 @app.command("compile", short_help="The main job: compile, train, prove, export.")
@@ -202,7 +218,7 @@ def evaluate(
     return DONE if found.holds else WRONG
 
 
-@app.command()
+@app.command(short_help="Prove the sparsity of what is stored, by counting zeros.")
 @verb
 def verify(
     artefact: Annotated[
@@ -218,7 +234,11 @@ def verify(
     sets: o.Sets = None,
     concise: o.Concise = False,
 ) -> int:
-    """Prove the sparsity of what is stored, by counting zeros."""
+    """Prove the sparsity of what is stored, by counting zeros.
+
+    In the table, allowed is how many weights of a layer may be other than zero, where it has a
+    budget of its own; revived is how many are, although their mask prunes them.
+    """
     from dcil_dsl.export.verify import show_verdict
     from dcil_dsl.prepare import load_recipe
     from dcil_dsl.revisit import verify_artefact

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dcil_dsl import cli
+from dcil_dsl import __version__, cli
 from dcil_dsl.plan.plan import Plan
 
 RECIPE = """language 1
@@ -79,6 +79,10 @@ def dcil(here, capsys):
 
 def test_a_sound_recipe_is_called_sound(dcil):
     assert dcil("check", "tiny.prune") == (0, "tiny.prune: sound\n", "")
+
+
+def test_the_program_says_its_version(dcil):
+    assert dcil("--version") == (0, f"dcil {__version__}\n", "")
 
 
 def test_a_sound_recipe_for_a_model_says_how_much_of_it_is_pruned(dcil):
