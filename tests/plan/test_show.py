@@ -121,8 +121,9 @@ def test_the_text_is_the_same_twice_and_through_json(plan):
 
 
 def test_one_epoch_is_told_in_the_singular(plan):
-    short = plan.model_copy(update={"train": plan.train.model_copy(update={"num_epochs": 1})})
-    assert "run      1 epoch of 10 steps = 10 steps" in show_plan(short)
+    train = plan.train.model_copy(update={"num_epochs": 1})
+    short = plan.model_copy(update={"train": train, "num_steps": 10})
+    assert "run      1 epoch of 10 steps = 10 steps" in show_summary(short)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
