@@ -36,7 +36,7 @@ from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
-from dcil_dsl.prepare import Note, Warn, prepare
+from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.metrics import check_sparsity, masks_step
@@ -156,14 +156,15 @@ def verify_artefact(
     *,
     recipe: Recipe | None = None,
     model: str | None = None,
-    warn: Warn,
-    note: Note,
+    warn: Warn | None = None,
+    note: Note | None = None,
 ) -> list[tuple[Path, Verdict]]:
     """Prove a run folder, a checkpoint or an exported file; a Verdict for each file looked at.
 
     What is asked comes from `recipe` at its end, else from the file's own header, else from the
     plan.json beside it. InputError where there is none of them, or nothing to look at.
     """
+    warn, note = warn or warn_in_python, note or (lambda text: None)
     where = Path(artefact)
     if where.is_dir():
         folder = open_run(where)
