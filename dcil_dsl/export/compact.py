@@ -31,6 +31,7 @@ from dcil_dsl.training.checkpoint import digest
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output
 TOLERANCE_DOUBLE = 1e-10
+TOLERANCE_HALF = 4  # steps of the type, where weights or outputs have fewer digits than float32
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,14 @@ def compact(
     num_inputs      random inputs on which both networks must agree, the example among them
 
     InputError where the model cannot be traced, and where the two networks disagree by more than
-    1e-5 in float32 (1e-10 in float64), relative to 1 + the largest output: then it is our fault
-    and nothing is returned.
+    1e-5 in float32 (1e-10 in float64, 4 * eps in shorter types), relative to 1 + the largest
+    output: then it is our fault and nothing is returned.
     """
     inputs = Inputs.of(example_inputs)
     entries = _entries(inputs)
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"`{name}` of the state dict is no tensor: it has no place in a file")
     original = copy_module(model).eval()
     followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))
     traced, found = followed.traced.model, followed.found
@@ -111,7 +115,9 @@ def _without_constant_branches(model: nn.Module, inputs: Inputs) -> tuple[Follow
     followed = follow(model, inputs, followed.opened, tuple(branches))
     for path, constant in branches.items():
         followed.traced.model.get_submodule(path).bias.copy_(constant)
-    return followed, before - followed.used
+    first = followed.found.first  # a tied weight is idle under all of its names, or under none
+    idle = {first[name] for name in before} - {first[name] for name in followed.used}
+    return followed, {name for name in first if first[name] in idle}
 
 
 def _entries(inputs: Inputs) -> tuple[Input, ...]:
@@ -140,12 +146,15 @@ def _compare(original: nn.Module, small: nn.Module, inputs: Inputs, count: int) 
             return like
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
-    worst, bound = 0.0, TOLERANCE
+    numbers = [t.dtype for t in original.state_dict().values() if t.is_floating_point()]
+    worst, bound = 0.0, max([TOLERANCE, *map(_coarse, numbers)])
     for index in range(count):
         drawn = inputs.map(draw) if index else inputs
         for expected, given in zip(_run(original, drawn), _run(small, drawn), strict=True):
             if expected.dtype == torch.float64:
                 bound = TOLERANCE_DOUBLE
+            if expected.is_floating_point():
+                bound = max(bound, _coarse(expected.dtype))
             if expected.shape != given.shape:
                 raise InputError(
                     f"the small network gives {list(given.shape)} instead of {list(expected.shape)}"
@@ -161,6 +170,12 @@ def _compare(original: nn.Module, small: nn.Module, inputs: Inputs, count: int) 
             "does not show",
         )
     return worst
+
+
+def _coarse(dtype: torch.dtype) -> float:
+    """What rounding alone may do in a type of few digits, 0 in float32 and float64."""
+    eps = torch.finfo(dtype).eps
+    return TOLERANCE_HALF * eps if eps > torch.finfo(torch.float32).eps else 0.0
 
 
 def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -8,6 +8,7 @@ Not:  which channels go is decided by dead.py, or stands in a shape file.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from dcil_dsl.export.shrink import cut, sizes_of
 from dcil_dsl.graph.attention import attention_calls, dead_heads, open_attention, why_closed
 from dcil_dsl.graph.channels import find_dependencies
 from dcil_dsl.graph.dependencies import Dependencies
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.graph.inputs import Arguments, Inputs
 from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
 
 
@@ -115,11 +116,29 @@ def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, M
         for name in constants(model):  # which its forward makes anew
             delattr(model, name)
         return model.eval(), modules
+    _take_fixed(found.graph, followed.traced.arguments)
     small = fx.GraphModule(model, found.graph, f"Small{followed.traced.name}").eval()
     small.graph.eliminate_dead_code()
     small.delete_all_unused_submodules()
     small.recompile()
     return small, modules
+
+
+def _take_fixed(graph: fx.Graph, arguments: Arguments) -> None:
+    """The flags and numbers of the example stay arguments: each call has to give the same."""
+    given = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    names = [*arguments.positional, *given, *arguments.fixed]
+    taken = [name for name in dict.fromkeys(names) if name in given or name in arguments.fixed]
+    following = next(node for node in graph.nodes if node.op != "placeholder")
+    for name in reversed(taken):
+        with graph.inserting_before(following):
+            place = given.get(name) or graph.placeholder(name)
+        if name in arguments.fixed:
+            value = arguments.fixed[name]
+            with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+                same = graph.call_function(operator.eq, (place, value))
+                graph.call_function(torch._assert, (same, f"`{name}` is not {value!r}"))
+        following = place
 
 
 def _with_dead_heads(calls: list[fx.Node], model: nn.Module) -> list[fx.Node]:

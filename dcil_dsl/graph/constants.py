@@ -189,6 +189,6 @@ def constant_columns(call: Weighing, found: Dependencies, values: dict) -> Tenso
     seen = found.seen[call.source]
     axis = call.axis % seen.dim()
     rows = values[call.source].movedim(axis, -1)
-    rows = rows.reshape(-1, rows.shape[-1])
+    rows = rows.reshape(rows.shape[:-1].numel(), rows.shape[-1])
     same = (rows == rows[:1]).all(0)
     return rows[0].masked_fill(~same, NAN).expand(seen.shape[axis])

@@ -175,11 +175,12 @@ class Weighing:
 
     def blocks(self, weight: Tensor) -> Tensor:
         """The weight as (groups, rows of a group, columns of a group, taps)."""
+        taps = weight.shape[2:].numel()  # -1 could be any number in a layer of no rows
         if not self.transposed:
             rows, columns = weight.shape[:2]
-            return weight.reshape(self.groups, rows // self.groups, columns, -1)
+            return weight.reshape(self.groups, rows // self.groups, columns, taps)
         columns, rows = weight.shape[:2]
-        return weight.reshape(self.groups, columns // self.groups, rows, -1).transpose(1, 2)
+        return weight.reshape(self.groups, columns // self.groups, rows, taps).transpose(1, 2)
 
 
 def weighing_of(node: fx.Node, model: nn.Module) -> Weighing | None:
