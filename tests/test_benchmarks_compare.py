@@ -1,6 +1,7 @@
 """The program that holds methods against each other: which runs it makes of what is asked."""
 
 import csv
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -51,3 +52,25 @@ def test_the_runs_of_the_published_table_keep_their_keys():
     for key, row in rows.items():
         assert compare.Cell(**{n: kinds.get(n, str)(row[n]) for n in names}).key == key
     assert rows
+
+
+def test_a_start_comes_first_and_rounds_of_clients_have_their_rows(tmp_path):
+    table = tmp_path / "table.csv"
+    common = ["--data", "digits", "--image-size", "8", "--examples", "150", "--targets", "80",
+              "--seeds", "0", "--out", str(table), "--runs", str(tmp_path / "runs"),
+              "--set", "data.batch_size=32"]  # fmt: skip
+    started = ["--methods", "gmp", "--start", "dense:1", "--epochs", "1"]
+    rounds = ["--methods", "feddip_rounds", "--clients", "2", "--epochs", "2", "--set", "ramp=1ep"]
+    assert compare.main([*common, *started, "--set", "train.ema=0.5"]) == 0
+    assert compare.main([*common, *rounds]) == 0
+    with open(table, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["measure"], row["at"]) == ("top1", "end")]
+    assert [(row["method"], row["start"], row["clients"], row["overrides"]) for row in rows] == [
+        ("dense", "", "0", "data.batch_size=32"),
+        ("gmp", "dense:1", "0", "data.batch_size=32; train.ema=0.5"),
+        ("feddip_rounds", "", "2", "data.batch_size=32; ramp=1ep"),
+    ]
+    (run,) = (tmp_path / "runs").glob("gmp-*")
+    (start,) = (tmp_path / "runs").glob("dense-*")
+    told = json.loads((run / "command.json").read_text())
+    assert told["weights"] == str(start / "sparse.safetensors")
