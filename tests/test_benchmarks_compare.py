@@ -64,7 +64,8 @@ def test_a_start_comes_first_and_rounds_of_clients_have_their_rows(tmp_path):
     assert compare.main([*common, *started, "--set", "train.ema=0.5"]) == 0
     assert compare.main([*common, *rounds]) == 0
     with open(table, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["measure"], row["at"]) == ("top1", "end")]
+        end = ("top1", "end")
+        rows = [row for row in csv.DictReader(file) if (row["measure"], row["at"]) == end]
     assert [(row["method"], row["start"], row["clients"], row["overrides"]) for row in rows] == [
         ("dense", "", "0", "data.batch_size=32"),
         ("gmp", "dense:1", "0", "data.batch_size=32; train.ema=0.5"),
