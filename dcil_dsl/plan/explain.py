@@ -7,6 +7,7 @@ Not:  nothing is decided: the rules are asked again what they select, the rest i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from textwrap import wrap
 
@@ -44,6 +45,7 @@ from dcil_dsl.plan.wording import (
 
 LABEL = 12  # columns of the label at the left
 MANY = 6  # layers that are named one by one
+COMMENT = re.compile(r'("[^"\n]*")|#[^\n]*')
 
 Fact = tuple[str, str]  # a label and what is to be said
 
@@ -101,17 +103,17 @@ def find_layer(name: str, traced: Traced) -> Layer:
 def _what_it_is(
     layer: Layer, planned: list[p.Layer], traced: Traced, plan: p.Plan
 ) -> Iterator[Fact]:
-    yield layer.path, f"{layer.type}({layer.module.extra_repr()})"
+    yield layer.path or "the model", f"{layer.type}({layer.module.extra_repr()})"
     total = sum(entry.num_weights for entry in plan.layers)
     macs = sum(entry.macs or 0 for entry in plan.layers)
     for entry in planned:
         shape = " x ".join(map(str, entry.shape))
-        share = f"{100 * entry.num_weights / total:.2g}% of all that can be pruned"
+        share = f"{_part(entry.num_weights, total)} of all that can be pruned"
         yield "weight", f"{entry.parameter}, {shape} = {entry.num_weights:,} weights, {share}"
         if entry.macs is not None and macs:
             yield "arithmetic", (
                 f"{entry.macs:,} multiply-accumulates an example, "
-                f"{100 * entry.macs / macs:.2g}% of the model's"
+                f"{_part(entry.macs, macs)} of the model's"
             )
     if not planned:
         yield "weight", (
@@ -181,13 +183,16 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
             verdict = "matches and wins"
         else:
             last = recipe.rules[claims[-1]].span
-            verdict = f"matches, but line {last.line} stands below it and matches too"
+            where = f"line {last.line} stands below it"
+            if last.source is not rule.span.source:  # of the recipe that extends this one
+                where = f"{last.source.name}:{last.line} comes after it"
+            verdict = f"matches, but {where} and matches too"
         through = {other.path for other in found}
         if index in claims and layer.path not in through:
             verdict += f", through `{sorted(through & ties)[0]}`, which has the same weight"
         place = f"{rule.span.source.name}:{rule.span.line}"
         lines += wrap(
-            f"{place}  {' '.join(rule.span.text.split())}", page.width,
+            f"{place}  {_on_one_line(rule.span.text)}", page.width,
             initial_indent="  ", subsequent_indent="      ",
         )  # fmt: skip
         lines += wrap(verdict, page.width, initial_indent="      ", subsequent_indent="      ")
@@ -311,6 +316,17 @@ def _private(layer: Layer, plan: p.Plan) -> Iterator[Fact]:
 
 
 # -- words -------------------------------------------------------------------------------------
+
+
+def _part(number: int, total: int) -> str:
+    """Two digits of a percentage: 0.57%, 5.7%, 57%, and 100%."""
+    share = 100 * number / max(1, total)
+    return f"{share:.2g}%" if share < 99.5 else "100%" if number == total else ">99%"
+
+
+def _on_one_line(statement: str) -> str:
+    """Without its comments; a `#` in quotes begins none."""
+    return " ".join(COMMENT.sub(lambda found: found[1] or "", statement).split())
 
 
 def _names(paths: list[str]) -> str:

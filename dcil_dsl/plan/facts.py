@@ -132,7 +132,7 @@ def layer_facts(plan: Plan) -> tuple[LayerFacts, ...]:
                 num_weights=layer.num_weights,
                 macs_share=None if layer.macs is None or not macs else layer.macs / macs,
                 num_kept=num_kept,
-                sparsity=None if num_kept is None else 1 - num_kept / layer.num_weights,
+                sparsity=None if num_kept is None else _sparsity(num_kept, layer.num_weights),
                 private=is_private(layer.module, plan),
             )
         )
@@ -152,6 +152,7 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
     kept = {}
     sizes = members(group, group.num_weights)
     for names, weights, keep, total in zip(parts, sizes, keeps, num_units(group), strict=True):
+        total = max(1, total)  # a layer may have none
         kept |= {name: size * keep // total for name, size in zip(names, weights, strict=True)}
     return kept
 
@@ -180,7 +181,7 @@ def _group_facts(plan: Plan, group: Group) -> GroupFacts:
         counts=counted(group),
         budget=size,
         kept=kept,
-        sparsity=1 - kept / size,
+        sparsity=_sparsity(kept, size),
         reached=reached_at(group),
         last_refresh=final,
         num_refreshes=num_refreshes(group, plan.num_steps),
@@ -189,6 +190,10 @@ def _group_facts(plan: Plan, group: Group) -> GroupFacts:
             for step in range(0, plan.num_steps, every)
         ),
     )
+
+
+def _sparsity(kept: int, size: int) -> float:
+    return 1 - kept / size if size else 0.0
 
 
 def is_private(module: str, plan: Plan) -> bool:

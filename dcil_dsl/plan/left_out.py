@@ -49,7 +49,7 @@ def share_done(plan: p.Plan, step: int) -> float:
     for group in plan.groups:
         keeps, names_of = keeps_at(group, last_refresh(group, step)), members(group)
         sizes = (budget_size(group),) if group.allocation == "global" else num_units(group)
-        shares = [keep / size for keep, size in zip(keeps, sizes, strict=True)]
+        shares = [keep / max(1, size) for keep, size in zip(keeps, sizes, strict=True)]
         if group.allocation == "global":
             shares = shares * len(names_of)
         for share, names in zip(shares, names_of, strict=True):

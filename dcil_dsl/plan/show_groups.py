@@ -153,11 +153,11 @@ def floor_words(group: Group) -> str:
     sizes = num_units(group)
     words = f"1 {noun} a layer"
     if any(floor != 1 for floor in group.floors):
-        shares = [floor / size for floor, size in zip(group.floors, sizes, strict=True)]
+        shares = [floor / max(1, size) for floor, size in zip(group.floors, sizes, strict=True)]
         least = percent(round(min(shares), 4))
         words = f"{sum(group.floors):,} {noun}s, at least {least} of a layer"
     if group.ceilings:
-        shares = [most / size for most, size in zip(group.ceilings, sizes, strict=True)]
+        shares = [most / max(1, size) for most, size in zip(group.ceilings, sizes, strict=True)]
         words += f", ceiling {percent(round(max(shares), 4))} of a layer"
     for bound in group.bounds:
         size = sum(sizes[i] for i in bound.members)

@@ -6,7 +6,7 @@ from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph import trace_model
-from dcil_dsl.lang import loads
+from dcil_dsl.lang import load, loads
 from dcil_dsl.plan.explain import explain_layer
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.wording import Page
@@ -158,3 +158,30 @@ def test_a_module_that_holds_layers_is_not_said_to_have_weights_that_nothing_pru
     lines = lines_of("body", "prune Conv2d to 50%", model=Looks())
     assert "inside layers with a story of their own: `body.0`, `body.1`" in lines
     assert not any("no rule prunes it" in line for line in lines)
+
+
+def test_a_layer_that_is_the_whole_model_is_named_and_has_all_of_its_weights():
+    lines = lines_of("weight", "prune Linear to 50%", nn.Linear(4, 2))
+    assert lines[:2] == [
+        "the model Linear(in_features=4, out_features=2, bias=True)",
+        "weight weight, 2 x 4 = 8 weights, 100% of all that can be pruned",
+    ]
+
+
+def test_a_layer_that_is_nearly_the_whole_model_does_not_seem_to_be_all_of_it():
+    text = story("0", "prune Linear to 50%", nn.Sequential(nn.Linear(90, 90), nn.Linear(90, 1)))
+    assert "8,100 weights, 99% of" in text
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 1))
+    assert "90,000 weights, >99% of" in story("0", "prune Linear to 50%", model)
+
+
+def test_a_rule_of_another_file_is_named_with_it_and_comments_are_no_part_of_a_rule(tmp_path):
+    train = "train { epochs = 10ep optimizer = sgd(lr=0.1) }"
+    (tmp_path / "p.prune").write_text(f"language 1\nprune Conv2d to 50%\n{MIX}\n{train}\n")
+    child = tmp_path / "c.prune"
+    child.write_text('language 1\nextends "p.prune"\nprune re".*1#?" # the first "one"\n  to 70%\n')
+    recipe, traced = load(child), trace_model(Net())
+    plan = resolve_recipe(recipe, traced, 10)
+    told = explain_layer("layer1.0.conv1", recipe, traced, plan, Page(200))
+    assert f"matches, but {child}:3 comes after it and matches too" in told
+    assert f'{child}:3  prune re".*1#?" to 70%\n' in told

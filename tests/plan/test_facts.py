@@ -3,6 +3,7 @@
 import json
 
 from resolving import plan_of
+from torch import nn
 
 from dcil_dsl.plan.facts import count_facts, kept_at, plan_and_facts_json
 from dcil_dsl.plan.plan import Plan
@@ -76,3 +77,11 @@ def test_a_layer_inside_a_private_module_is_told_to_be_private():
     mix = MIX.replace("  deploy", '  private "head"\n  deploy')
     facts = count_facts(plan_of("prune Conv2d to 50%", mix=mix))
     assert [fact.parameter for fact in facts.layers if fact.private] == ["head.weight"]
+
+
+def test_a_layer_of_no_weights_is_in_the_plan_as_any_other():
+    layers = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3), nn.Linear(3, 4))
+    facts = count_facts(plan_of("prune Linear to 50%", layers))
+    assert [layer.num_kept for layer in facts.layers] == [0, 0, 6]
+    facts = count_facts(plan_of("prune last Linear to 50%", layers))
+    assert [layer.sparsity for layer in facts.layers] == [0.0, 0.0, 0.5]
