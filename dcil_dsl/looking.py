@@ -7,6 +7,7 @@ Not:  cli.py makes commands of them. Nothing of torch is imported before a verb 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -136,6 +137,8 @@ def sensitivity(
     tried = {} if levels is None else {"levels": shares_of("--levels", levels)}
     if json is not None and not json.absolute().parent.is_dir():  # before minutes of measuring
         raise InputError(f"--json {json}: there is no folder {json.parent}")
+    if json is not None and os.path.isdir(json):
+        raise InputError(f"--json {json} is a folder", help="name a file in it")
     overrides = overrides_of(sets)
     if train is not None:
         from dcil_dsl.data.places import look
@@ -154,6 +157,9 @@ def sensitivity(
             warn=lambda d: tell(d, concise), note=note,
             tell=lambda name: status.update(f"measuring {name}"),
         )  # fmt: skip
-    if json is not None:
-        json.write_text(profile.to_json(), encoding="utf-8")
     print(show_measured(profile, wanted[0], json, page_of(sys.stdout)), end="")
+    if json is not None:  # last: what was measured for minutes is shown even where this fails
+        try:
+            json.write_text(profile.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {json}: {error.strerror}") from None

@@ -84,3 +84,12 @@ def test_examples_are_taken_from_all_over_the_held_out_part():
     taken = evenly_spaced(Tensors(torch.zeros(10, 1, 2, 2), labels), 4)
     assert taken.labels.tolist() == [0, 2, 5, 7]
     assert [evenly_spaced(list("abcdefghij"), 4)[i] for i in range(4)] == ["a", "c", "f", "h"]
+
+
+def test_a_profile_that_cannot_be_written_is_told_and_shown_all_the_same(here, capsys):
+    arguments = ("--model", "net.py:Net", "--train", "synthetic", "--json")
+    assert measure(*arguments, ".") == 2
+    assert "--json . is a folder" in capsys.readouterr().err
+    assert measure(*arguments, f"{'p' * 300}.json") == 2
+    out, err = capsys.readouterr()
+    assert "rules for 90%" in out and "cannot write ppp" in err and "Traceback" not in err

@@ -23,6 +23,8 @@ RULE_WIDTH = 96  # columns of the rules, whatever the page: they go into a file
 def show_measured(profile: Profile, target: float, file: Path | None, page: Page = PLAIN) -> str:
     """The table, and what to do with it: rules for `target`, or the profile in `file`."""
     text = show_profile(profile, target, page) + "\n"
+    if not _open_to_rules(profile):
+        return text + "no rules: each layer that was measured is private to the paths\n"
     try:
         rules = suggest_rules(profile, target)
     except Infeasible as error:

@@ -104,3 +104,10 @@ def test_what_the_recipe_has_private_is_shown_and_in_no_rule():
     assert f"\n{first.module} " in show_profile(private, 0.9)
     assert f'"{first.module}"' in suggest_rules(profile, 0.9)
     assert f'"{first.module}"' not in suggest_rules(private, 0.9)
+
+
+def test_where_every_layer_is_private_there_are_no_rules_and_it_is_said():
+    profile = measured(Net())
+    layers = tuple(layer.model_copy(update={"private": True}) for layer in profile.layers)
+    text = show_measured(profile.model_copy(update={"layers": layers}), 0.9, None)
+    assert text.endswith("no rules: each layer that was measured is private to the paths\n")
