@@ -63,7 +63,7 @@ SYNTAX: tuple[Code, ...] = (
           "This program reads language 1. A recipe in a later language needs a later program.",
           "language 7", "language 1"),
     entry("E110", "not a text",
-          "A recipe is UTF-8 text without NUL characters."),
+          "A recipe is UTF-8 text without NUL characters; a line ends with a line feed."),
     entry("E111", "an empty recipe", "There is nothing in the file but white space and comments."),
     entry("E112", "a word of the language used as a name",
           """The words of the grammar, such as `data`, `first`, `to` and `none`, cannot name

@@ -52,11 +52,28 @@ def lex(
         tokens: list[Token] = []
         try:
             tokens.extend(state.lexer_thread.lex(state.parser_state))
-            return tokens, comments_between(text, tokens)
+            comments = comments_between(text, tokens)
+            _one_line_each(comments, quoted, found)
+            return tokens, comments
         except UnexpectedCharacters as error:
             text = _note(text, error.pos_in_stream, quoted, found)
         if len(found.errors) >= MAX_ERRORS:
             found.stop_if_wrong()
+
+
+def _one_line_each(
+    comments: tuple[tuple[int, str], ...], source: Source, found: Diagnostics
+) -> None:
+    """E110 for a comment with a carriage return inside: an editor may show what follows as a line
+    of its own, and here it would be part of the comment."""
+    for start, text in comments:
+        inside = text.rstrip("\r").find("\r")
+        if inside >= 0:
+            found.add("E110", "a carriage return alone does not end a line",
+                      Span(source, start + inside, start + inside + 1),
+                      label="what follows is still the comment",
+                      help="save the recipe with line feeds")
+            return
 
 
 def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:

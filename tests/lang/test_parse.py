@@ -9,6 +9,7 @@ from lark import Lark, logger
 
 from dcil_dsl.diagnostics import Diagnostics, InputError, RecipeError, Source
 from dcil_dsl.lang import load, loads
+from dcil_dsl.lang.fmt import format_text
 from dcil_dsl.lang.grammar import grammar, grammar_text, literals
 from dcil_dsl.lang.lexical import lex
 
@@ -94,3 +95,10 @@ def test_deep_nesting_is_refused_before_it_is_walked():
 
 def test_at_most_twenty_syntax_errors_are_gathered():
     assert len(codes(loads, "language 1\n" + "purne x\nkeep Conv2d\n" * 50)) == 20
+
+
+def test_a_carriage_return_does_not_hide_a_rule_in_a_comment():
+    """Old editors end lines with it alone, and show two lines where this is one comment."""
+    assert codes(loads, "language 1\nkeep Conv2d # all\rkeep Linear\n")[0] == "E110"
+    text = format_text("language 1\r\nkeep Conv2d # all\r\nkeep Linear # too\r\n# end\r\n")
+    assert text.count("#") == 3 and "\r" not in text
