@@ -2,7 +2,7 @@
 
 In:   ast.File, the folder it lies in, the overrides of `--set`.
 Out:  Linked: a File without `extends` and `let`, arithmetic worked out, `layers` still named;
-      E2xx and W2xx in a Diagnostics.
+      E114, E2xx and W2xx in a Diagnostics.
 Not:  no word is looked up; check.py does. Merging is merge.py, overriding override.py.
 
 What could not be worked out becomes a Literal of BROKEN, which check.py passes over in silence,
