@@ -22,12 +22,16 @@ TYPES = (
 )  # fmt: skip
 
 
+MOST_NAMES = 10_000  # that stand for definitions: each doubles what it names twice
+
+
 class Selectors:
     """Closes selectors and remembers which definitions were used."""
 
     def __init__(self, layers: dict[str, ast.Layers], found: Diagnostics):
         self.layers, self.found = layers, found
         self.used: set[str] = set()
+        self.num_names = 0
 
     def closed(self, selector: ast.Selector, within: tuple[str, ...] = ()) -> ast.Selector:
         """The selector without names; `within`: the definitions being looked into."""
@@ -70,7 +74,10 @@ class Selectors:
                 "E223", f"`layers {name}` is defined by itself", selector.span,
                 others=tuple(Label(self.layers[n].name.span, "through this") for n in around))
             return selector
+        self.num_names += 1
         try:
+            if self.num_names > MOST_NAMES:
+                raise RecursionError
             return self.closed(self.layers[name].selector, (*within, name))
         except RecursionError:
             if len(within) > 1:  # told near the first of them; warn_unused begins with one

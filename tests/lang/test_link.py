@@ -159,6 +159,14 @@ def test_definitions_that_lead_through_thousands_of_others_are_an_error(first, o
     assert len([d for d in raised.value.diagnostics if d.is_error]) == 1
 
 
+def test_a_set_that_doubles_with_each_name_is_an_error_and_not_an_endless_one():
+    doubled = "\n".join(f"layers a{i + 1} = a{i}, a{i}" for i in range(25))
+    with pytest.raises(RecipeError, match="E114.*leads through too many others"):
+        loads(completed(f"layers a0 = Conv2d\n{doubled}\nkeep a25"))
+    four = "\n".join(f"layers a{i + 1} = a{i}, a{i}" for i in range(4))
+    loads(completed(f"layers a0 = Conv2d\n{four}\nkeep a4"))
+
+
 def test_the_closed_text_loads_to_the_same_recipe():
     text = "let a = 3 * 0.3\nprune Conv2d to a * 100%\nlayers x = Linear\nkeep x"
     recipe = loads(completed(text))
