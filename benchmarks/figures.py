@@ -199,13 +199,16 @@ def density_by_layer(setting: Setting, curves: dict, stem: Path) -> None:
     epochs = statistics.mode(c.epochs for c in curves)
     figure, axis = plt.subplots(figsize=(9, 4.4))
     for curve in sorted(curves, key=lambda c: rank(c.method)):
-        if curve.target != targets[-1] or curve.epochs != epochs:
-            continue
         layers = [at for measure, at in curves[curve] if measure == "density"]
+        if curve.target != targets[-1] or curve.epochs != epochs or not layers:
+            continue  # federated rounds measure no layers
         values = [[100 * x for x in curves[curve]["density", at]] for at in layers]
         line(axis, range(len(layers)), values, curve.method)
         names = [at.removesuffix(".weight") for at in layers]
         axis.set_xticks(range(len(layers)), names, rotation=75, fontsize=7)
+    if not axis.lines:
+        plt.close(figure)
+        return
     axis.set_yscale("log")
     axis.set_ylabel("weights kept, %")
     axis.set_title(f"{targets[-1]:g} % zeros, {epochs} epochs")
