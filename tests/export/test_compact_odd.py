@@ -1,4 +1,4 @@
-"""Odd but legal models, made smaller: tied weights, layers of no rows, few digits, flags."""
+"""Odd but legal models, made smaller: tied weights, layers of no rows, few digits, flags, masks."""
 
 import pytest
 import torch
@@ -86,3 +86,22 @@ def test_a_flag_of_the_example_is_given_to_the_small_network_too():
         result.model(IMAGE[0], 0.5)
     rebuilt = rebuild_compact(result.shapes, result.tensors, Net().double())
     torch.testing.assert_close(rebuilt(**given), model(**given))
+
+
+def test_outputs_that_are_masks_numbers_and_empty_are_compared_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            y = self.b(self.a(x).relu())
+            return y, y > 0, y.argmax(1), y[:, :0]
+
+    torch.manual_seed(0)
+    model = Net().double()
+    dead(model.a, 2, 3)
+    result = compact(model, IMAGE)
+    assert result.model.a.out_channels == 4
+    for small, whole in zip(result.model(*IMAGE), model(*IMAGE), strict=True):
+        torch.testing.assert_close(small, whole)

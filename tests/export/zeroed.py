@@ -1,7 +1,8 @@
 """Networks with dead filters: random numbers everywhere, then whole rows set to zero.
 
 In:   a model, the part of each layer's rows to lose, a seed.
-Out:  the same model, in which no norm is the identity and no bias zero.
+Out:  the same model, in which no norm is the identity and no bias zero; `agree`, which holds the
+      small network against it.
 Not:  no test.
 """
 
@@ -76,3 +77,30 @@ def double(*layers):
 def dead(module, *rows):
     """Zero these rows of a weight."""
     module.weight[list(rows)] = 0.0
+
+
+def agree(result, model, inputs=IMAGE):
+    """Both networks on other inputs than those that compact has compared."""
+    inputs = tuple(3 * x.flip(-1) + 1 for x in inputs)
+    torch.testing.assert_close(result.model(*inputs), model(*inputs), rtol=1e-11, atol=1e-11)
+
+
+class Residual(nn.Module):
+    """x + b(relu(a(x))) after a stem, then a head."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.a = nn.Conv2d(width, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, width, 3, padding=1)
+        self.head = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.b(self.norm(self.a(x)).relu()))
+
+
+def residual():
+    torch.manual_seed(0)
+    return enliven(Residual()).double()
