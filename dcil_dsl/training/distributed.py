@@ -27,8 +27,6 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
-
-
 BUCKET = 25 * 2**20  # bytes of one exchange of means, as DistributedDataParallel's
 
 
