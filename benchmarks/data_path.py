@@ -2,6 +2,7 @@
 
     python benchmarks/data_path.py --tiny            # shows that it runs, measures nothing
     python benchmarks/data_path.py --device cuda     # in memory, from JPEGs, from shards
+    python benchmarks/data_path.py --small           # the same on a CPU, in five minutes
 
 For each source and list of augmentations: examples a second of the loader alone (whole epochs,
 the median over them, workers warm), and of ResNet training steps of the main job the share of the
@@ -77,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="a few images; figures mean nothing")
+    parser.add_argument("--small", action="store_true", help="fewer images and a smaller network")
     parser.add_argument("--workers", type=int, help="that read files; default: as the job has it")
     parser.add_argument("--rounds", type=int, default=5, help="epochs that are timed")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no case begins later")
@@ -86,7 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args(arguments)
     deadline = time.perf_counter() + asked.seconds
-    report = {"machine": describe_machine(asked.device), "tiny": asked.tiny, "cases": {}}
+    report = {
+        "machine": describe_machine(asked.device), "tiny": asked.tiny, "small": asked.small,
+        "cases": {},
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases(Path(scratch), asked):
             if asked.only not in case.name:
@@ -104,16 +109,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def cases(scratch: Path, asked: argparse.Namespace):
     """In memory at the size of CIFAR; JPEGs of 500 x 400 as imagefolder and as shards."""
-    few = dict(num_train=16, num_val=4, image_size=16)
-    small = open_dataset("synthetic", **(few if asked.tiny else dict(num_train=50_000)))
+    sizes = dict(num_train=1536 if asked.small else 50_000)
+    if asked.tiny:
+        sizes = dict(num_train=16, num_val=4, image_size=16)
+    small = open_dataset("synthetic", **sizes)
     for name, augment in IN_MEMORY.items():
         batch = 8 if asked.tiny else 128
         model = tiny_net() if asked.tiny else "dcil:resnet20"
         yield Case(f"in memory, {name}", small, augment, batch, model, 0)
-    count, size = (16, 32) if asked.tiny else (4096, 224)
+    count, size = (16, 32) if asked.tiny else (256 if asked.small else 4096, 224)
     make_images(scratch, count, (60, 50) if asked.tiny else (500, 400))
     workers = 1 if asked.tiny and asked.workers is None else asked.workers
-    batch, model = (8, tiny_net()) if asked.tiny else (256, "torchvision:resnet50")
+    batch, model = (32, "torchvision:resnet18") if asked.small else (256, "torchvision:resnet50")
+    if asked.tiny:
+        batch, model = 8, tiny_net()
     for name in ("imagefolder", "webdataset"):
         dataset = open_dataset(name, scratch / name)
         yield Case(name, dataset, IN_FILES.format(size=size), batch, model, workers)
