@@ -29,6 +29,7 @@ from PIL import Image
 from timing import spread
 from torch import nn
 
+from dcil_dsl.batches import num_workers
 from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.job import train
 from dcil_dsl.lang import loads
@@ -171,7 +172,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def measure(case: Case, asked: argparse.Namespace, scratch: Path) -> dict:
     recipe = loads(RECIPE.format(batch=case.batch, augment=case.augment))
     data: Data = resolve_data(recipe.data)
-    workers = case.workers if case.workers is not None else 8
+    workers = num_workers(case.dataset, "train", case.workers, beside=1)
     loader = Loader(
         case.dataset, "train", batch_size=case.batch, augment=data.augment, workers=workers,
         device=asked.device, channels_last=True,

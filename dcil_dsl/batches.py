@@ -48,7 +48,7 @@ def make_loaders(
             part,
             plan.data,
             plan.data.batch_size,
-            workers=_workers(dataset, part, workers, ranks.beside),
+            workers=num_workers(dataset, part, workers, ranks.beside),
             **more,
         )
         for part in ("train", "val")
@@ -67,14 +67,21 @@ def open_loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> L
     )
 
 
-def _workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
+def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
     """Processes that read files; what lies in memory needs none, whatever was asked.
 
     beside  processes of this job on this machine, each of which has as many
     """
     if isinstance(getattr(dataset, part), Tensors):
         return 0
-    return min(8, max(1, (os.cpu_count() or 1) // beside)) if asked is None else asked
+    return min(8, max(1, _num_cores() // beside)) if asked is None else asked
+
+
+def _num_cores() -> int:
+    """Those that this process may use, of which a container or a job's share has fewer."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_convolutional(plan: Plan) -> bool:

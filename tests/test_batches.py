@@ -1,9 +1,12 @@
-"""The device that a job is given: proved to be there, and the current one."""
+"""What a job is given: a device that is there and the current one, workers for the cores it has."""
+
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dcil_dsl.batches import pick_device
+from dcil_dsl.batches import num_workers, pick_device
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training.distributed import Ranks
 
@@ -38,3 +41,12 @@ def test_a_device_that_is_not_there_is_refused(device, made_current):
     with pytest.raises(InputError, match="torch finds 2 GPUs"):
         pick_device("cuda", Ranks(4, 8, 2, 8))
     assert made_current == []
+
+
+@pytest.mark.parametrize(("asked", "beside", "workers"), [(None, 1, 3), (None, 2, 1), (5, 2, 5)])
+def test_as_many_processes_read_files_as_this_one_may_use_cores(
+    asked, beside, workers, monkeypatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of the machine, not of our share of it
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
+    assert num_workers(SimpleNamespace(train=object()), "train", asked, beside) == workers
