@@ -8,6 +8,7 @@ Not:  nothing runs ahead on a CPU, which would compute both in turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 def made_ahead(
     held: Iterable[Held], make: Callable[[Held], Batch], device: torch.device
 ) -> Iterator[Batch]:
-    """make(h) for each h; on CUDA one batch ahead, in a stream of its own.
+    """make(h) for each h; on CUDA one batch ahead, in a stream of its own, for all epochs the same.
 
     The stream of the caller waits, on the device, for the batch that it is given, and the host
     waits for neither. `make` may copy from pinned memory with non_blocking=True. What `held` does
@@ -30,7 +31,7 @@ def made_ahead(
     if device.type != "cuda":
         yield from map(make, held)
         return
-    stream = torch.cuda.Stream(device)
+    stream = _stream_ahead(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # what make reads may be on its way
     held, ready, over = iter(held), None, object()
     while True:
@@ -42,6 +43,13 @@ def made_ahead(
         if made is None:
             return
         ready = made
+
+
+@cache
+def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
+    """The allocator keeps what is freed for the stream that it was made in: with a new one at each
+    epoch (torch has 32 of them to give in turn) all that batches need would be kept 32 times."""
+    return torch.cuda.Stream(device)
 
 
 def _handed_over(batch: Batch, made: torch.cuda.Event, device: torch.device) -> Batch:

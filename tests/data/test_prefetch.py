@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from dcil_dsl.data import prefetch
 from dcil_dsl.data.prefetch import made_ahead
 
 CUDA = torch.device("cuda")
@@ -47,10 +48,13 @@ def streams(monkeypatch):
         yield
         inside.pop()
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ahead)
+    made = [ahead, Stream("another", log)]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.pop(0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: inside[-1])
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    return log, inside
+    prefetch._stream_ahead.cache_clear()
+    yield log, inside
+    prefetch._stream_ahead.cache_clear()
 
 
 def test_rows_are_picked_and_made_into_a_batch_in_one_stream_and_used_in_the_callers(streams):
@@ -95,3 +99,11 @@ def test_nothing_is_made_of_nothing_and_an_error_of_the_source_reaches_the_calle
 
     with pytest.raises(ValueError, match="no such row"):
         list(made_ahead(broken(), lambda n: [], CUDA))
+
+
+def test_all_epochs_are_made_in_one_stream_whose_memory_is_used_again(streams):
+    _, inside = streams
+    seen = []
+    for _ in range(2):
+        list(made_ahead(range(2), lambda n: seen.append(inside[-1].name) or [], CUDA))
+    assert seen == 4 * ["ahead"]
