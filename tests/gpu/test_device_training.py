@@ -89,7 +89,8 @@ def test_batches_on_the_device_are_those_on_a_cpu(device, workers):
         for (images, labels), (others, expected) in zip(there.epoch(3, 20), here.epoch(3, 20)):
             assert images.device.type == labels.device.type == device.type
             assert images.is_contiguous(memory_format=torch.channels_last)
-            torch.testing.assert_close(images.cpu(), others)
+            # A CPU resizes bytes, and rounds after either direction: one level, at most.
+            assert (images.cpu() - others).abs().max() <= 1.01 / 255 / min(data.std)
             assert torch.equal(labels.cpu(), expected)
     finally:
         there.close()
