@@ -14,18 +14,14 @@ import torch
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.run import RunFolder, write_text
+from dcil_dsl.training.run import RunFolder
 
 COMMAND = "command.json"
 
 
-def write_command(
-    folder: RunFolder,
-    plan: Plan,
-    directory: str | Path | None,
-    weights: str | None,
-    device: torch.device,
-) -> None:
+def command_text(
+    plan: Plan, directory: str | Path | None, weights: str | None, device: torch.device
+) -> str:
     """directory, weights  as the command line named them, None where it did not"""
     command = {
         "model": plan.model.name,
@@ -34,7 +30,7 @@ def write_command(
         "weights": weights,
         "device": str(device),
     }
-    write_text(folder.path / COMMAND, json.dumps(command, indent=2) + "\n")
+    return json.dumps(command, indent=2) + "\n"
 
 
 def read_command(folder: RunFolder) -> dict:

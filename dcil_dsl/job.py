@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from torch import nn
 
 from dcil_dsl.batches import is_convolutional, make_loaders, open_data, open_loader, pick_device
 from dcil_dsl.claims import Claim, check_claims, judge_claims
-from dcil_dsl.command import full_path, weights_to_resume, write_command
+from dcil_dsl.command import COMMAND, command_text, full_path, weights_to_resume
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.bad_images import BadImages
@@ -52,10 +52,11 @@ from dcil_dsl.training.distributed import (
     may_be_restarted,
     was_restarted,
 )
+from dcil_dsl.training.hold import hold_run
 from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
-from dcil_dsl.training.run import RunFolder, create_run, hold_run, open_run, resume_run
+from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.sharding import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
@@ -207,20 +208,24 @@ def _train(
     check_dual_ways(dual, options)
     loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
+    held = ExitStack()
+
     def the_folder() -> str:
         made_of = dict(model=text_of(prepared.traced), data=contents_of(dataset))
         if resume:
+            held.enter_context(hold_run(open_run(out)))  # before anything in it is replaced
             made_of["anyway"] = options.anyway
             return str(resume_run(out, plan, recipe.given, recipe.text, **made_of).path)
-        folder = create_run(plan, recipe.given, recipe.text, out, **made_of)
-        write_command(folder, plan, directory, weights, device)
+        beside = {COMMAND: command_text(plan, directory, weights, device)}
+        folder = create_run(plan, recipe.given, recipe.text, out, beside=beside, **made_of)
+        held.enter_context(hold_run(folder))
         return str(folder.path)
 
-    folder = RunFolder(Path(ranks.from_first(the_folder)))
-    if bad is not None:
-        bad.keep_in(folder.bad_images)
-    options = replace(options, channels_last=is_convolutional(plan), resume=resume)
-    with hold_run(folder) if ranks.is_first else nullcontext():
+    with held:
+        folder = RunFolder(Path(ranks.from_first(the_folder)))
+        if bad is not None:
+            bad.keep_in(folder.bad_images)
+        options = replace(options, channels_last=is_convolutional(plan), resume=resume)
         try:
             result = train_dual(dual, *loaders, folder, options, display or make_display(quiet))
         finally:

@@ -1,6 +1,7 @@
 """The main job with models, data, weights and folders that are not as they should be."""
 
 import fcntl
+import json
 import os
 
 import pytest
@@ -14,6 +15,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.job import train
 from dcil_dsl.prepare import prepare
 from dcil_dsl.revisit import evaluate_run
+from dcil_dsl.training import run as run_folder
+from dcil_dsl.training.hold import hold_run
 
 ONE_EPOCH = tiny_job.RECIPE.replace("2ep", "1ep").replace("0ep..1ep", "0ep..50% run").replace(
     " from 1ep", ""
@@ -140,6 +143,20 @@ def test_other_weights_at_a_resume_are_refused_and_a_lost_file_is_not_missed(tmp
     assert _train(tmp_path / "run", Net(), resume=True).result.step == 8
 
 
+def test_a_run_knows_its_first_weights_from_the_moment_that_it_is_there(tmp_path, monkeypatch):
+    """Else one that is killed just then would begin again from fresh ones."""
+    torch.save(Net().state_dict(), tmp_path / "w.pth")
+    before, seen = run_folder._rename, []
+
+    def rename(draft, *place):
+        seen.append(json.loads((draft / "command.json").read_text())["weights"])
+        return before(draft, *place)
+
+    monkeypatch.setattr(run_folder, "_rename", rename)
+    _train(tmp_path / "run", Net(), weights=str(tmp_path / "w.pth"), max_steps=1)
+    assert seen == [str(tmp_path / "w.pth")]
+
+
 def test_a_layer_that_the_forward_never_uses_is_told(tmp_path):
     notes = []
     model = Net(lambda net: net.add_module("spare", nn.Conv2d(3, 3, 1)))
@@ -162,6 +179,26 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     finally:
         os.close(other)
     assert _train(tmp_path / "run", Net(), resume=True).result.step == 8
+
+
+def test_a_run_that_another_process_trains_is_not_given_another_recipe(tmp_path):
+    run = _train(tmp_path / "run", Net(), max_steps=1)
+    before = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
+    recipe = dcil.loads(ONE_EPOCH.replace("lr=0.05", "lr=0.01"))
+    with hold_run(run.folder), pytest.raises(InputError, match="another process"):
+        train(recipe, Net(), "synthetic", out=run.path, device="cpu", resume=True, anyway=True)
+    after = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
+    assert after == before
+
+
+def test_a_batch_of_one_example_that_a_norm_cannot_train_on_is_told(tmp_path):
+    """Where one number is left of each channel."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8),
+                          nn.Flatten(), nn.Linear(8, 10))  # fmt: skip
+    recipe = dcil.loads(ONE_EPOCH.replace("batch_size = 64", "batch_size = 1"))
+    with pytest.raises(InputError, match="one number of each channel") as error:
+        train(recipe, model, "synthetic", out=tmp_path / "run", device="cpu", max_steps=1)
+    assert "a larger `batch_size`" in error.value.help
 
 
 def test_a_model_that_is_another_one_now_is_told(tmp_path):

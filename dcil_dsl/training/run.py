@@ -8,13 +8,12 @@ Not:  nothing here knows a tensor; checkpoint.py fills checkpoint/, the command 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -32,6 +31,8 @@ from dcil_dsl.training.differences import (
 )
 
 INDEX = "parts.json"  # of a checkpoint in parts
+# Nothing takes the place of a mount point, or of a link to a folder.
+IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
 HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
 
 
@@ -154,11 +155,13 @@ def create_run(
     out: Path | str | None = None,
     model: str = "",
     data: Mapping[str, str] = {},
+    beside: Mapping[str, str] = {},
 ) -> RunFolder:
     """A new folder with what the run is started with in it.
 
     given, resolved  the recipe's two texts
     model, data      the model in words (graph/text.py), what the data hold (data/contents.py)
+    beside           other texts that lie in it from the start, by the names of their files
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
@@ -180,6 +183,8 @@ def create_run(
         run = RunFolder(draft)
         run.checkpoint.parent.mkdir()
         _write_start(run, plan, given, resolved, model, data)
+        for name, text in beside.items():
+            write_text(draft / name, text)
         return RunFolder(_rename(draft, Path(out) if out is not None else None, parent / name))
     except OSError as error:
         raise cannot_write(Path(out) if out is not None else parent, error) from None
@@ -261,29 +266,6 @@ def _parts_of_data(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-@contextmanager
-def hold_run(run: RunFolder) -> Iterator[None]:
-    """Keep every other process from training in this folder. InputError where one does already.
-
-    The lock is on the folder itself and ends with the process, however that ends: no file is
-    left behind. A file system without locks holds nothing.
-    """
-    descriptor = os.open(run.path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"another process is training in {run.path}", help="wait for it, or end it"
-        ) from None
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file beside `path`, then put it in its place.
 
@@ -322,7 +304,14 @@ def cannot_write(path: Path, error: Exception) -> InputError:
 
 def _rename(draft: Path, out: Path | None, stem: Path) -> Path:
     if out is not None:
-        return draft.rename(out)  # takes the place of an empty folder
+        try:
+            return draft.rename(out)  # takes the place of an empty folder
+        except OSError as error:
+            if error.errno not in IN_PLACE or not out.is_dir():
+                raise
+        for file in sorted(draft.iterdir(), key=lambda file: file.name == "plan.json"):
+            shutil.move(file, out / file.name)  # last what makes a run of it
+        return out
     n = 1
     while True:
         path = stem.with_name(f"{stem.name}-{n}")

@@ -96,6 +96,17 @@ def train(
                 help="use --checkpoint-activations or --paths-in-turn, --precision bf16, or a "
                 "smaller `batch_size` in the recipe's `data`",
             ) from None
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"a batch norm at step {now.state.position.step} has one number of each channel "
+                "and nothing to compare it with",
+                help="at least two examples a process: a larger `batch_size` in the recipe's "
+                "`data`, or `sync_norms = true` in its `train`"
+                if now.options.ranks.count > 1
+                else "a larger `batch_size` in the recipe's `data`",
+            ) from None
         deploy_average(now.average)
         interrupted = accuracies is None
         result = result_of(now, accuracies or {}, train_loader.num_examples, interrupted)
@@ -142,8 +153,8 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
                         if at.step == end or now.stopping:
                             break
             merge_ranks(now)
-            accuracies = {}
-            if _is_evaluated(now, end):
+            accuracies = None if now.stopping else {}  # no worker is asked any more: it may be gone
+            if not now.stopping and _is_evaluated(now, end):
                 with deployed(now.average):
                     accuracies = evaluate(now.dual, val_loader, now.options, wish)
             if accuracies is None:
@@ -155,7 +166,7 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
                 _note_events(now.run, events, line)
                 now.display.told(line)
             at.told = True
-            if at.batch == train_loader.num_batches:
+            if at.batch >= train_loader.num_batches:  # fewer than there were, if resumed anyway
                 next_epoch(state)
             save(now)
             if at.step >= end:
@@ -164,7 +175,7 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
 
 def _is_evaluated(now: Session, end: int) -> bool:
     at = now.state.position
-    return at.step >= end or now.stopping or (at.epoch + 1) % now.options.evaluate_every == 0
+    return at.step >= end or (at.epoch + 1) % now.options.evaluate_every == 0
 
 
 def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:

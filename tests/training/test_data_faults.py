@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
@@ -43,4 +45,25 @@ def test_where_no_batch_comes_the_steps_so_far_are_saved_and_the_run_goes_on(tmp
     assert error.value.help == f"replace it\n{batch} steps are saved; --resume goes on from there"
     result, _, _ = tiny_train(tmp_path / "run", resume=True)
     assert result.step == NUM_EPOCHS * STEPS_PER_EPOCH
+    assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_run_that_is_told_to_stop_asks_for_no_held_out_batch(tmp_path):
+    """The signal may have gone to the processes that read them, too."""
+
+    def stop(batch: int) -> None:
+        if batch == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def fails(batch: int) -> None:
+        raise InputError("a worker was killed")
+
+    val = TinyData(31, seed=1)
+    tiny_train(tmp_path / "straight", val=val)
+    tiny_train(tmp_path / "run", val=val, max_steps=5)
+    val.before = fails
+    result, _, _ = tiny_train(tmp_path / "run", data=TinyData(before=stop), val=val, resume=True)
+    assert result.interrupted and result.step == 8
+    val.before = lambda batch: None
+    tiny_train(tmp_path / "run", val=val, resume=True)
     assert_same(tmp_path / "run", tmp_path / "straight")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from datetime import date
 
 import pytest
@@ -11,6 +14,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import create_run, open_run, resume_run
 from dcil_dsl.training.differences import fingerprint, plan_differences, text_differences
+from dcil_dsl.training.hold import hold_run
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):
@@ -42,6 +46,15 @@ def test_nothing_else_is_overwritten_either(tmp_path):
         create_run(tiny_plan(), "", "", tmp_path)
     (tmp_path / "empty").mkdir()
     assert create_run(tiny_plan(), "", "", tmp_path / "empty").plan.exists()
+
+
+def test_an_empty_folder_behind_a_link_becomes_the_run(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    run = create_run(tiny_plan(), "given", "resolved", tmp_path / "run", beside={"a.json": "{}"})
+    assert open_run(run.path).read_plan() == tiny_plan()
+    assert (tmp_path / "disk" / "a.json").read_text() == "{}" and run.checkpoint.parent.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"]
 
 
 def test_a_place_that_cannot_be_written_is_a_plain_error(tmp_path):
@@ -106,3 +119,27 @@ def test_a_torn_last_line_counts_as_not_written(tmp_path):
     assert run.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
     run.cut_metrics(1)
     assert run.metrics.read_text() == '{"epoch": 1}\n'
+
+
+def test_a_worker_that_outlives_its_killed_run_does_not_hold_the_folder(tmp_path):
+    """As a process that reads images does for some seconds."""
+    run = create_run(tiny_plan(), "", "", tmp_path / "run")
+    listen, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with hold_run(run):
+            if os.fork() == 0:
+                os.write(tell, b"the worker is there")
+            time.sleep(60)
+            os._exit(0)
+    try:
+        os.read(listen, 100)
+        with pytest.raises(InputError, match="another process is training"), hold_run(run):
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with hold_run(run):
+            pass
+    finally:
+        os.killpg(child, signal.SIGKILL)
