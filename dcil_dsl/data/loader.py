@@ -17,7 +17,10 @@ whole batch at a time.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -31,7 +34,15 @@ from dcil_dsl.data.folders import BadImage
 from dcil_dsl.data.geometry import Step
 from dcil_dsl.data.mixing import mix_batch, neighbours
 from dcil_dsl.data.prefetch import Batch, made_ahead
-from dcil_dsl.data.reading import Fetched, Reader, Request, Requests, ignore_interrupt
+from dcil_dsl.data.reading import (
+    Fetched,
+    Reader,
+    Request,
+    Requests,
+    check_labels,
+    ignore_interrupt,
+    other_tensor,
+)
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Augment
 
@@ -85,6 +96,10 @@ class Loader:
             self.num_examples -= 1  # never for a batch_size of 1: n % 1 is 0
         self.num_batches = math.ceil(self.num_examples / batch_size)
         self.num_classes = len(dataset.classes)
+        if isinstance(self.examples, Tensors):
+            check_labels(self.name, self.examples.labels, self.num_classes)
+            if self.examples.images.dtype != torch.uint8:
+                raise other_tensor(self.name, 0, *self.examples.images[:1])
 
         native = _native_size(self.examples)
         pipeline = train_pipeline if self.shuffled else val_pipeline
@@ -93,8 +108,9 @@ class Loader:
         self.replaced: dict[str, None] = {}  # a set in the order of its making
         self.on_bad_image = on_bad_image
         self.reader = Reader(
-            self.examples, self.pipeline.reading, shape, seed, replaces=on_bad_image is not None
-        )
+            self.examples, self.pipeline.reading, shape, seed, replaces=on_bad_image is not None,
+            name=self.name, num_classes=self.num_classes,
+        )  # fmt: skip
         self.device = torch.device(device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.mean, self.std = (
@@ -130,13 +146,9 @@ class Loader:
             iterator, self._workers = self._workers._iterator, None
             if iterator is None:
                 return
-            try:
-                iterator._shutdown_workers()  # what its __del__ calls, but now
-            except RuntimeError as error:
-                # Torch's signal handler tells of a dead worker wherever it finds us: here, of
-                # one that was to end anyway.
-                if "DataLoader worker" not in str(error):
-                    raise
+            iterator._shutdown_workers()  # what its __del__ calls, but now
+            for worker in iterator._workers:
+                worker.kill()  # one that was asked in vain
 
     # -- which examples --------------------------------------------------------------------------
 
@@ -214,10 +226,11 @@ class Loader:
             )
         self._workers.sampler.requests = requests
         try:
-            yield from self._workers
+            with _no_handler_for_children():
+                fetched = iter(self._workers)
+            yield from fetched
         except (RuntimeError, OSError, EOFError) as error:
-            # Torch's own word for it, or the socket of a worker that is gone already.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if not _is_of_dead_worker(error):
                 raise
             hint = "often too little memory, or too small a /dev/shm: fewer --workers, or 0"
             raise InputError(f"a worker that reads {self.name} was killed", hint) from error
@@ -258,6 +271,30 @@ def share_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
     Where a batch has fewer examples than there are ranks, some stretches are empty.
     """
     return rank * count // world_size, (rank + 1) * count // world_size
+
+
+@contextmanager
+def _no_handler_for_children() -> Iterator[None]:
+    """Take back the handler of SIGCHLD that a first DataLoader sets.
+
+    It raises wherever it finds us, in the middle of a step as well, from which no run goes on. Who
+    waits for a batch asks by himself every few seconds whether the workers are alive.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _is_of_dead_worker(error: Exception) -> bool:
+    """Torch's own words for it, or the socket of a worker that is gone already. What a worker met
+    and lives to tell of begins with "Caught"."""
+    if str(error).startswith("Caught "):
+        return False
+    words = ("DataLoader worker", "Pin memory thread exited")  # the thread has met such a socket
+    return not isinstance(error, RuntimeError) or any(word in str(error) for word in words)
 
 
 def _noted(requests: Iterator[Request], asked: list[Request]) -> Iterator[Request]:

@@ -7,7 +7,6 @@ Not:  no augmentation but the crop of photographs, which must have one size to b
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dcil_dsl.data.chance import generator_at
 from dcil_dsl.data.folders import BadImage
 from dcil_dsl.diagnostics import InputError
 
+IGNORED = -100  # a label that cross entropy leaves out
 MAX_BAD = 100  # images in a row that cannot be read: then something else is wrong
 
 
@@ -62,6 +62,7 @@ class Reader:
 
     shape     (C, H, W) of every image that comes out
     replaces  whether an image that cannot be read is replaced by the next one that can
+    name, num_classes  of the data set
 
     An error comes out as a value, because a DataLoader would turn what is raised in a worker into
     a traceback's text.
@@ -72,6 +73,8 @@ class Reader:
     shape: tuple[int, int, int]
     seed: int
     replaces: bool = False
+    name: str = ""
+    num_classes: int | None = None
 
     def __getitem__(self, request: Request) -> Fetched | InputError:
         count = len(request.indices)
@@ -83,7 +86,10 @@ class Reader:
                 image, labels[row] = self._example(index, bad)
                 if self.reading is not None:
                     image = self.reading.apply(image, None if chances is None else chances[place])
+                elif image.dtype != torch.uint8 or image.shape != self.shape:
+                    raise other_tensor(self.name, index, image, self.shape)
                 images[row] = image
+            check_labels(self.name, labels, self.num_classes)
         except InputError as error:
             return error
         return Fetched(images, labels, tuple(bad))
@@ -105,11 +111,38 @@ class Reader:
         raise InputError(f"{MAX_BAD} images in a row cannot be read; the last: {bad[-1]}")
 
 
+def other_tensor(
+    name: str, index: int, image: Tensor, shape: tuple[int, ...] | None = None
+) -> InputError:
+    """shape  that it should have; None: its own"""
+    have, want = (" x ".join(map(str, sizes)) for sizes in (image.shape, shape or image.shape))
+    kind = str(image.dtype).removeprefix("torch.")
+    return InputError(
+        f"example {index:,} of {name} is {kind} of {have}, and not uint8 of {want}",
+        "images are tensors of whole numbers 0 to 255, of one size, or PIL images",
+    )
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
+    """InputError where one is no class: a device would only say that something went wrong.
+
+    -100 is none on purpose, and counts for nothing (training/losses.py).
+    num_classes  None: no limit
+    """
+    if num_classes is None or labels.dim() != 1 or labels.is_floating_point():
+        return
+    wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= num_classes)]
+    if len(wrong):
+        raise InputError(
+            f"{name} has {num_classes} classes, and an example of class {int(wrong[0])}",
+            "classes are counted from 0",
+        )
+
+
 def ignore_interrupt(worker: int) -> None:
     """Ctrl-C goes to the whole group of processes; the main one decides what it means.
 
-    So does torchrun's SIGTERM.
+    So does the SIGTERM of torchrun, of `timeout`, of systemd and of batch systems.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,9 +1,11 @@
 """Batches: their sizes, that they repeat bit for bit, and what a failing worker says."""
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
 import signal
+import time
 
 import numpy
 import pytest
@@ -53,7 +55,8 @@ def same(a, b):
 
 def test_a_training_epoch_holds_every_example_once(small):
     numbered = Tensors(small.train.images, torch.arange(41))
-    data = Dataset("numbered", numbered, numbered, small.classes, small.mean, small.std)
+    names = tuple(map(str, range(41)))
+    data = Dataset("numbered", numbered, numbered, names, small.mean, small.std)
     labels = collect(Loader(data, "train", batch_size=12))[1]
     assert labels.tolist() != sorted(labels.tolist())
     assert sorted(labels.tolist()) == list(range(41))
@@ -247,6 +250,72 @@ def test_a_killed_worker_is_told_with_what_helps():
     with pytest.raises(InputError, match="deadly was killed\n.*fewer --workers"):
         list(loader.epoch(0))
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_step_is_told_when_a_batch_is_asked_for(tree):
+    data = open_dataset("imagefolder", tree)
+    loader = Loader(data, "train", batch_size=2, augment=CROP, workers=1)
+    batches = loader.epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    time.sleep(0.3)  # a step goes on
+    with pytest.raises(InputError, match="a worker that reads imagefolder was killed"):
+        list(batches)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_leave_it_to_the_main_process_what_a_signal_to_all_means(tree):
+    """As `timeout` and batch systems send it to the whole group."""
+    data = open_dataset("imagefolder", tree)
+    loader = Loader(data, "train", batch_size=2, augment=CROP, workers=1)
+    whole = collect(loader)
+    batches = loader.epoch(0)
+    first = next(batches)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    rest = list(batches)
+    assert same(whole, tuple(map(torch.cat, zip(first, *rest))))
+    loader.close()
+    assert multiprocessing.active_children() == []
+
+
+class Failing(Deadly):
+    """Examples of somebody's own, with a mistake of theirs in it."""
+
+    def __getitem__(self, index):
+        raise RuntimeError("no such codec")
+
+
+def test_a_mistake_in_the_examples_is_not_taken_for_a_killed_worker():
+    part = Failing()
+    data = Dataset("failing", [(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)], part, ("a",),
+                   (0.5,) * 3, (0.5,) * 3)  # fmt: skip
+    loader = Loader(data, "train", batch_size=1, workers=1)
+    loader.reader = dataclasses.replace(loader.reader, examples=part)
+    with pytest.raises(RuntimeError, match="no such codec"):
+        list(loader.epoch(0))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_label_that_is_no_class_is_told_before_a_device_meets_it(small, label):
+    labels = small.train.labels.index_fill(0, torch.tensor(9), label)
+    part = Tensors(small.train.images, labels)
+    fact = f"odd has 10 classes, and an example of class {label}"
+    data = Dataset("odd", part, small.val, small.classes, small.mean, small.std)
+    with pytest.raises(InputError, match=fact):
+        Loader(data, "train", batch_size=8)
+    data = Dataset("odd", list(part), small.val, small.classes, small.mean, small.std)
+    with pytest.raises(InputError, match=fact):
+        list(Loader(data, "train", batch_size=8).epoch(0))
+
+
+def test_a_label_that_counts_for_nothing_is_none_of_the_classes_on_purpose(small):
+    labels = torch.full_like(small.train.labels, -100)
+    data = Dataset("odd", Tensors(small.train.images, labels), small.val, small.classes,
+                   small.mean, small.std)  # fmt: skip
+    assert collect(Loader(data, "train", batch_size=8))[1].unique().tolist() == [-100]
 
 
 def test_what_workers_get_can_be_pickled(tree, small):
