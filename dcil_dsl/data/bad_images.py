@@ -7,8 +7,11 @@ Not:  nothing is read or replaced here (reading.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+from dcil_dsl.diagnostics import InputError
 
 
 class BadImages:
@@ -35,5 +38,11 @@ class BadImages:
 
     def _write(self, facts: list[str]) -> None:
         if self.file is not None and facts:
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write("".join(f"{fact}\n" for fact in facts))
+            lines = "".join(f"{fact}\n" for fact in facts)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            try:  # in a run folder from elsewhere it may be a link, to what is not ours to change
+                descriptor = os.open(self.file, flags | os.O_NOFOLLOW, 0o666)
+                with open(descriptor, "a", encoding="utf-8") as file:
+                    file.write(lines)
+            except OSError as error:
+                raise InputError(f"cannot write {self.file}: {error.strerror}") from error

@@ -25,6 +25,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = {1: "L", 3: "RGB"}
 # Those of IMG_EXTENSIONS. Pillow knows more by their content, and one, EPS, runs a program.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+# Of the sides. Resized until its short side is 224, a line of pixels would fill the memory.
+MAX_RATIO = 1000
 
 
 class BadImage(InputError):
@@ -54,14 +56,22 @@ def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Imag
     """The image as PIL has it in `mode` ("RGB", "L"); BadImage that says `name`, or the path."""
     try:
         with Image.open(file, formats=FORMATS) as image:
+            if max(image.size) > MAX_RATIO * min(image.size):
+                sides = " x ".join(map(str, image.size))
+                raise ValueError(f"{sides} pixels are no photograph")
             return image.convert(mode)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         fact = " ".join(str(error).split())
         raise BadImage(
-            f"cannot read the image {name or file}: {type(error).__name__}: {fact}",
+            f"cannot read the image {_shown(str(name or file))}: {type(error).__name__}: {fact}",
             "replace the file or take it away, and go on with --resume-anyway, for the data are "
             "others then; or go on without it: --resume --on-bad-image skip",
         ) from error
+
+
+def _shown(name: str) -> str:
+    """On one line, as text: the name of a file may hold a terminal's commands, and any bytes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _class_folders(part: Path) -> set[str]:

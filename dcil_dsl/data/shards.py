@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcil_dsl.data.dataset import Dataset
-from dcil_dsl.data.folders import MODES, read_image, statistics_of
+from dcil_dsl.data.folders import MODES, BadImage, read_image, statistics_of
 from dcil_dsl.data.places import shards_of
 from dcil_dsl.diagnostics import InputError
 
@@ -35,6 +36,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 WINDOW = 8  # shards that are shuffled together, so that reading stays in a few files at a time
 OPEN_FILES = 2 * WINDOW
 MAX_CLASSES = 1_000_000
+INDEX = "2"  # of its making: an index that was made otherwise is made anew
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class Shards:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Raises BadImage."""
         shard, offset, size = (int(x[index]) for x in (self.shard, self.offset, self.size))
-        data = os.pread(self._descriptor(shard), size, offset)
+        try:
+            data = os.pread(self._descriptor(shard), size, offset)
+        except OSError as error:  # the shard is gone since its headers were read
+            raise BadImage(f"cannot read {self.files[shard]}: {error.strerror}") from error
         name = f"{_name_at(self._descriptor(shard), offset)} of {self.files[shard]}"
         return read_image(io.BytesIO(data), self.mode, name), int(self.label[index])
 
@@ -106,7 +111,8 @@ def _open_part(files: list[Path], channels: int) -> Shards:
 
 
 def _cached_index(files: list[Path]) -> dict[str, Tensor]:
-    text = "\n".join(f"{f.absolute()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    lines = (f"{f.absolute()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    text = "\n".join([INDEX, *lines])
     name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     cache = Path.home() / ".cache" / "dcil" / "webdataset" / f"{name}.safetensors"
     try:
@@ -151,6 +157,7 @@ def _examples(file: Path) -> Iterator[tuple[int, int, int]]:
                     _put(images, key, (member.offset_data, member.size), file)
                 elif kind == "cls":
                     _put(labels, key, _label(tar, member, file), file)
+            _check_end(file, tar.offset)
     except InputError:
         raise
     except Exception as error:  # what a parser of damaged headers may raise: many things
@@ -182,6 +189,21 @@ def _check(member: tarfile.TarInfo, file: Path, end: int) -> None:
         raise InputError(f"{file} is no shard of images: {member.name!r} is no plain file")
     if member.offset_data + member.size > end:
         raise InputError(f"{file} is cut off: {member.name!r} is not all there")
+
+
+def _check_end(file: Path, offset: int) -> None:
+    """tarfile ends as well where a header is damaged or the file is cut off before one; what stands
+    behind it would be missed by nobody. A tar ends with blocks of zeros."""
+    with open(file, "rb") as opened:
+        opened.seek(offset)
+        block = opened.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise InputError(
+            f"{file} is cut off: the zeros at the end of a tar are missing",
+            f"if it is whole all the same: truncate -s +1024 {shlex.quote(str(file))}",
+        )
+    if any(block):
+        raise InputError(f"{file} is damaged: at byte {offset:,} there is no header of a tar")
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> int:

@@ -219,3 +219,30 @@ def test_a_damaged_or_truncated_tar_is_read_or_refused_and_never_a_crash(tmp_pat
         except InputError:
             refused += 1
     assert refused > 30
+
+
+def test_examples_behind_a_damaged_header_or_a_cut_are_not_left_out_in_silence(tmp_path):
+    """tarfile takes both for the end of the archive."""
+    whole = write_shards(tmp_path / "shards", 1, 3) / "train-000000.tar"
+    content = whole.read_bytes()
+    with tarfile.open(whole) as tar:
+        third = tar.getmembers()[2].offset  # of the second example's image
+    for damaged, reason in (
+        (content[:third] + b"?" + content[third + 1 :], f"at byte {third:,} there is no header"),
+        (content[:third], "is cut off: the zeros"),
+        (content[: third + 100], "is cut off: the zeros"),
+    ):
+        whole.write_bytes(damaged)
+        with pytest.raises(InputError, match=reason):
+            make_index([whole])
+    whole.write_bytes(content)
+    assert len(make_index([whole])["label"]) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_goes_away_during_a_run_is_named(shards, workers):
+    loader = load(shards, workers=workers)
+    for file in shards.glob("train-*.tar"):
+        file.unlink()
+    with pytest.raises(InputError, match="cannot read .*train-.*: No such file"):
+        numbers_of(loader, 0)

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from dcil_dsl.data import open_dataset, sources
+from dcil_dsl.data.folders import BadImage, read_image
 from dcil_dsl.data.sources import IDX_FILES
 from dcil_dsl.diagnostics import InputError
 
@@ -260,3 +261,9 @@ def test_idx_files_of_different_counts_do_not_belong_together(tmp_path):
     labels.write_bytes(struct.pack(">2i", 2049, 19) + bytes(19))
     with pytest.raises(InputError, match="20 images and 19 labels"):
         open_dataset("fashion-mnist", tmp_path / "data")
+
+
+def test_a_line_of_pixels_is_refused_before_it_fills_the_memory(tmp_path):
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "line.png")
+    with pytest.raises(BadImage, match="line.png: .* 1 x 60000 pixels are no photograph"):
+        read_image(str(tmp_path / "line.png"), "RGB")
