@@ -7,7 +7,6 @@ Not:  nothing is trained, and a run folder is never changed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
-from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
+from dcil_dsl.training.checkpoint import load_deployed, position_of, read_checkpoint
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, newest_of, open_run
@@ -217,7 +216,7 @@ def _verify_checkpoint(
 ) -> Verdict:
     """The weights of a checkpoint as its masks deploy them: a pruned weight lives on in there."""
     tensors, header = read_checkpoint(file, stored)
-    step = json.loads(header["position"])["step"]
+    step = position_of(header, file).step
     kept = {
         name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")
     }
@@ -273,7 +272,8 @@ def _compare_header(read: Artefact, stored: Plan | None) -> list[str]:
 def _masks_at(folder: RunFolder, plan: Plan, read: Artefact) -> Mapping[str, Tensor] | None:
     """The checkpoint's masks, where checkpoint and file are of the same step."""
     tensors, header = read_checkpoint(folder.checkpoint, plan)
-    if json.loads(header["position"])["step"] != read.origin.step or not read.origin.promises:
+    is_same = position_of(header, folder.checkpoint).step == read.origin.step
+    if not is_same or not read.origin.promises:
         return None
     names = [name for promise in read.origin.promises for name in promise.parameters]
     return {name: tensors[f"model/{name}_mask"] for name in names}

@@ -130,6 +130,32 @@ def test_a_corrupt_image_is_skipped_if_asked_told_once_and_reported(folder, caps
     assert all(torch.equal(tensor, again[name]) for name, tensor in before.items())
 
 
+def test_the_list_of_skipped_images_is_written_to_no_link(folder, capsys):
+    """Else who gives away a run and its images could write lines into any file of the user's."""
+    spoil().rename("images/train/ant/x\necho mine\x1b[2J\n.JPEG")
+    victim = folder / "profile"
+    victim.write_text("mine\n")
+    (folder / "run/bad_images.txt").symlink_to(victim)
+    assert call(*JOB, "--resume-anyway", "--on-bad-image", "skip") == 2
+    err = capsys.readouterr().err
+    assert "cannot write run/bad_images.txt: Too many levels of symbolic links" in err
+    assert "x\\necho mine\\x1b[2J\\n.JPEG" in err and "\x1b" not in err
+    assert victim.read_text() == "mine\n"
+    (folder / "run/bad_images.txt").unlink()
+    assert call(*JOB, "--resume-anyway", "--on-bad-image", "skip") == 0
+    assert len((folder / "run/bad_images.txt").read_text().splitlines()) == 1
+
+
+def test_a_run_whose_folder_and_model_were_moved_goes_on(folder, tmp_path, monkeypatch):
+    moved = folder.rename(tmp_path / "mit \u00dcbergr\u00f6\u00dfe")
+    monkeypatch.chdir(tmp_path)
+    (moved / "run").rename(tmp_path / "der Lauf")
+    there = ["der Lauf" if word == "run" else word for word in JOB]
+    for place in (1, 3, 7):  # the recipe, the model, the images
+        there[place] = str(moved / there[place])
+    assert call(*there, "--resume") == 0
+
+
 def test_another_way_with_bad_images_is_refused(folder, capsys):
     assert call(*JOB, "--on-bad-image", "ignore") == 2
     assert "stop or skip" in capsys.readouterr().err

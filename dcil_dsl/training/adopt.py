@@ -12,7 +12,6 @@ counted in epochs of the new length.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
@@ -24,6 +23,7 @@ from dcil_dsl.training.checkpoint import (
     State,
     load_checkpoint,
     load_model,
+    position_of,
     read_checkpoint,
     under,
 )
@@ -36,7 +36,7 @@ def load_anyway(path: Path, state: State) -> None:
     """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
     plan: Plan = state.dual.plan
     tensors, header = read_checkpoint(path, shards=state.shards)
-    if header["plan"] == fingerprint(plan):
+    if header.get("plan") == fingerprint(plan):
         load_checkpoint(path, state)
         return
     saved, current = under("model/", tensors), state.dual.state_dict()
@@ -61,7 +61,7 @@ def load_anyway(path: Path, state: State) -> None:
         if name in state.memory and state.memory[name].shape == remembered.shape:
             state.memory[name].copy_(remembered)
 
-    before = Position(**json.loads(header["position"]))
+    before = position_of(header, path)
     state.position = Position(
         step=before.epoch * plan.steps_per_epoch, epoch=before.epoch, seconds=before.seconds,
         trained=before.trained, waited=before.waited, scaler=before.scaler,

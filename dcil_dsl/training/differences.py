@@ -11,6 +11,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 
 from dcil_dsl.plan.plan import Plan
 
@@ -61,9 +62,17 @@ def _science(plan: Plan) -> dict:
         del part["rule"]
     for layer in values["layers"]:
         del layer["is_plain"]  # of the model, not of the plan: how much is computed, not what
+    values["model"]["name"] = _without_folder(values["model"]["name"])
     # By name, so that a layer more does not shift all that follow it.
     values["layers"] = {layer.pop("parameter"): layer for layer in values["layers"]}
     return values
+
+
+def _without_folder(spec: str | None) -> str | None:
+    """"a/net.py:Net" -> "net.py:Net": what is in the file is compared as the model's text, and
+    folders may be moved, or be named from elsewhere."""
+    file, colon, name = (spec or "").rpartition(":")
+    return f"{Path(file).name}:{name}" if file.endswith(".py") else spec
 
 
 def _compare(old: object, new: object, name: str, found: list[str]) -> None:

@@ -138,7 +138,7 @@ def _index(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         header, files = dict(index["header"]), dict(index["files"])
         is_whole = index["digest"] == _digest_of(header, files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"the checkpoint {folder} is damaged: {INDEX}: {error}") from None
     if not is_whole:
         raise InputError(f"the checkpoint {folder} is damaged: {INDEX} is not what was written")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_resume import assert_same
+from test_rewind import set_position
 from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
@@ -120,3 +121,23 @@ def test_a_weight_of_another_shape_is_refused_by_name_all_the_same(folder):
     dual.fc.weight = torch.nn.Parameter(torch.zeros(6, 9))
     with pytest.raises(InputError, match=r"`fc.weight` has shape \(6, 8\) and not \(6, 9\)"):
         go_on(folder, tiny_plan(train={"seed": 9}), dual)
+
+
+def test_a_position_that_is_none_is_told_under_another_plan_too(folder):
+    set_position(folder / "checkpoint" / "last.safetensors", step="__import__")
+    with pytest.raises(InputError, match="does not say where it stands: step"):
+        go_on(folder, tiny_plan(group={"target": 0.7}))
+
+
+def test_data_that_lost_the_batches_that_were_left_end_their_epoch(folder):
+    """As where `accumulate` makes as many steps of fewer batches."""
+    set_position(folder / "checkpoint" / "last.safetensors", batch=6)
+    seen = []
+
+    def count(batch: int) -> None:
+        seen.append(batch)
+        assert len(seen) < 100, "it evaluates without end"
+
+    run, val = resume_run(folder, tiny_plan()), TinyData(31, seed=1, before=count)
+    options = Options(resume=True, anyway=True)
+    assert train(tiny_dual(), TinyData(), val, run, options).step == 20
