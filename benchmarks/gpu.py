@@ -101,6 +101,8 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
               "--batch", "1024", "--modes", "compiled"),
         other("kept alone", 90, "kept_alone.py", "--networks", "resnet50", "--precision", "bf16",
               "--steps", "5"),
+        other("pattern on cores", 60, "kept_alone.py", "--pattern", "--precision", "bf16",
+              "--steps", "5"),
         costs("resnet50 bf16 compiled in turn", 210, "resnet50", "--precision", "bf16",
               "--modes", "compiled", "--also", "in-turn"),
         other("data path", 240, "data_path.py", "--seconds", "160"),

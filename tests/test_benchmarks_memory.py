@@ -68,6 +68,21 @@ def test_kept_filters_alone_are_the_same_network(resnet20, tmp_path):
     assert entry["difference"] < 1e-9 and 1.5 < entry["counted"] < 1.6
 
 
+def test_halved_products_are_measured_on_the_same_network_and_what_ran_is_said(tmp_path):
+    import kept_alone
+
+    out = tmp_path / "pattern.json"
+    options = ["--pattern", "--tiny", "--precision", "bf16", "--json", str(out)]
+    assert kept_alone.main(options) == 0
+    (entry,) = json.loads(out.read_text())["results"]
+    assert entry["difference"] < 1e-9 and entry["rounded"] < 1e-2
+    # All but the head, which sees one token of 16 and is a few in a hundred of the arithmetic.
+    assert 2 - 1 / 6 < entry["counted"] < 2 - 0.9 / 6
+    assert entry["ratios"].keys() >= {"kept/dense", "ours/dense", "kept/ours"}
+    (told,) = entry["patterns"]
+    assert told.startswith("computed whole") and "the device is a CPU" in told
+
+
 def test_on_a_gpu_what_others_hold_there_does_not_count(monkeypatch):
     """The allocator's figures: 900 bytes of others and 100 of ours before, 1,500 at the most."""
     seen = {"memory_allocated": 1000, "max_memory_allocated": 1500}

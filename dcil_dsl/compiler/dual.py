@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.dynamics import add_penalties, follow_masks, grown_masks
-from dcil_dsl.compiler.masks import make_masks
+from dcil_dsl.compiler.masks import are_halved, make_masks
 from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.compiler.scores import begin_scores, clear_growth, scored_groups, scores_of
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.trace import WHOLE
+from dcil_dsl.masking.pattern import remember_pattern
 from dcil_dsl.masking.select import Across
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh
@@ -180,6 +181,8 @@ class Dual(fx.GraphModule):
         for name, mask in zip(group.parameters, make(group, scores, step), strict=True):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)
+        for name, holds in zip(group.parameters, are_halved(group, step), strict=False):
+            remember_pattern(self.get_buffer(f"{name}_mask"), holds)  # so that no host has to look
         follow_masks(self, group, scores, step)
 
     def _phase_of(self, step: int) -> int:

@@ -54,6 +54,13 @@ def make_masks(
     return [mask for one, cut, shape in kept for mask in spread_mask(one, cut, shape)]
 
 
+def are_halved(group: Group, step: int) -> tuple[bool, ...]:
+    """Whether each mask of a group of 2:4 is of that pattern at `step`, or keeps all there is."""
+    is_half = group.unit.kind == "nm" and (group.unit.n, group.unit.m) == (2, 4)
+    keeps = keeps_at(group, step) if is_half else ()
+    return tuple(keep < size for keep, size in zip(keeps, group.num_weights, strict=False))
+
+
 def _keep(
     group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int,
     across: Across | None = None,

@@ -12,6 +12,7 @@ from torch import fx, nn
 from dcil_dsl.compiler.privatize import twin_name
 from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.masking.kept import apply_kept
+from dcil_dsl.masking.pattern import apply_pattern
 from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.plan.plan import Phase, Plan
@@ -55,7 +56,7 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
         if is_power or node.op == "get_attr" and node.target in guarded:
             for user in node.users:
                 reads = user.target in (split_weight, raise_power)
-                reads |= user.target is apply_kept and node is user.args[2]
+                reads |= user.target in (apply_kept, apply_pattern) and node is user.args[2]
                 _demand(reads, f"`{user.name}` reads `{node.target}` bare")
 
 

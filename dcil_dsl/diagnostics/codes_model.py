@@ -86,8 +86,10 @@ MODEL: tuple[Code, ...] = (
           "{ bounds = [within(head, floor=30%)] }"),
     entry("E320", "a path that would leave out nothing, or too much",
           """`compute = kept` leaves out whole filters or input channels of convolutions in one
-          group and of linear layers. Single weights, patterns, blocks and heads leave no smaller
-          layer of the same kind; a score may need the gradients of what is left out.""",
+          group and of linear layers. Single weights, blocks and heads leave no smaller layer of
+          the same kind; a score may need the gradients of what is left out. By a weight that a rule
+          prunes to 2:4 sparse tensor cores multiply, of a linear layer whose sides are multiples
+          of 16; other patterns and the 2:4 of convolutions are computed whole.""",
           """prune Conv2d to 90%
 mix {
   path sparse = masked { compute = kept }

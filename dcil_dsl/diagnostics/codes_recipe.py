@@ -162,7 +162,8 @@ RECIPE: tuple[Code, ...] = (
           "{ bounds = [within(some, floor=30%)] }"),
     entry("E239", "a path that cannot leave out what is pruned",
           """`compute = kept` spares a path the arithmetic of pruned filters. So it must see zeros
-          there, and no pruned weight can learn from it.""",
+          there, and no pruned weight can learn from it. Of a 2:4 pattern it spares products of the
+          forward pass alone: where no rule has filters or channels, pruned weights may.""",
           _mix().replace("= full", "= full { compute = kept }"),
           _mix().replace("= masked", "= masked { compute = kept }")
           + "prune Conv2d to uniform(50%, granularity=filter)"),

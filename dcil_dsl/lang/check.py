@@ -48,7 +48,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     train = check_train(blocks.get("train"), _end(file), reader)
     rules = _rules(file, blocks.get("pruning"), reader, selectors)
     mix = next((item for item in file.items if isinstance(item, ast.Mix)), None)
-    mixed = check_mix(mix, file, reader, selectors)
+    mixed = check_mix(mix, file, reader, selectors, rules)
     _rules_and_paths(rules, mixed, found)
     check_scores(rules, mixed, found)
     check_dynamics(rules, mixed, found)

@@ -36,9 +36,10 @@ class Mixed:
 
 
 def check_mix(
-    mix: ast.Mix | None, file: ast.File, reader: Reader, selectors: Selectors
+    mix: ast.Mix | None, file: ast.File, reader: Reader, selectors: Selectors,
+    rules: Iterable[r.Prune | r.Keep],
 ) -> Mixed | None:
-    """The checked `mix`; None where the recipe has none."""
+    """The checked `mix`; None where the recipe has none. `rules`: what it prunes."""
     found = reader.found
     if mix is None:
         stop = len(file.source.text.rstrip())
@@ -60,11 +61,23 @@ def check_mix(
                   help="for example `loss cross_entropy(sparse)`")
     deploy = checker.deploy(kinds.get(ast.Deploy, []), here)
     checker.overlaps(updates)
-    checker.learns_what_it_leaves_out(updates)
+    if not _halves_alone(rules):
+        checker.learns_what_it_leaves_out(updates)
     if not found.errors:
         _warn(mix, file, checker.paths, updates, losses, here, found)
     return Mixed(tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy,
                  checker.broken)
+
+
+def _halves_alone(rules: Iterable[r.Prune | r.Keep]) -> bool:
+    """Whether `compute = kept` could spare arithmetic of patterns, and of nothing else.
+
+    Of a pattern a path spares products of the forward pass, and has all gradients.
+    """
+    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    others = [rule for rule in prunes if not isinstance(rule.target, v.NM)]
+    wholes = [rule for rule in others if isinstance(rule.granularity, (v.Filter, v.Channel))]
+    return len(others) < len(prunes) and not wholes
 
 
 class _Mix:

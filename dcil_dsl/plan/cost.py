@@ -7,6 +7,8 @@ Not:  no clock: what a machine really takes is measured by the trainer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dcil_dsl.plan.balance import num_measured
 from dcil_dsl.plan.left_out import is_estimate, share_done
 from dcil_dsl.plan.plan import Phase, Plan
@@ -19,27 +21,27 @@ def phase_steps(plan: Plan, phase: Phase) -> int:
     return phase.window.num_steps(plan.num_steps)
 
 
-def step_cost(plan: Plan, phase: Phase) -> float:
+def step_cost(plan: Plan, phase: Phase, whole: Collection[str] = ()) -> float:
     """A step of the phase in dense steps: the paths that run, each by the pixels that it sees.
 
     Times the gradients that an integrator takes of them. Of a path that leaves out what is pruned
-    the mean over the phase.
+    the mean over the phase. whole: weights of a 2:4 pattern that are multiplied by as a whole.
     """
     integrator = plan.train.integrator
     evaluations = 1 if integrator is None else integrator.evaluations
-    return evaluations * _one_gradient(plan, phase)
+    return evaluations * _one_gradient(plan, phase, whole)
 
 
-def _one_gradient(plan: Plan, phase: Phase) -> float:
+def _one_gradient(plan: Plan, phase: Phase, whole: Collection[str]) -> float:
     costs = {path.name: path.cost for path in plan.paths}
     smaller = [p.name for p in plan.paths if p.compute == "kept" and p.name in phase.paths]
     if smaller:
-        share = _mean_share(plan, phase)
+        share = _mean_share(plan, phase, whole)
         costs |= {name: share * costs[name] for name in smaller}
     return sum(costs[name] for name in phase.paths)
 
 
-def training_cost(plan: Plan) -> float:
+def training_cost(plan: Plan, whole: Collection[str] = ()) -> float:
     """The run's arithmetic as a multiple of a dense run of the same length.
 
         sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
@@ -47,13 +49,14 @@ def training_cost(plan: Plan) -> float:
 
     An upper bound: layers in front of the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied
-    by dense kernels, but those that `compute = kept` leaves out.
+    by dense kernels, but those that `compute = kept` leaves out, of a 2:4 pattern those that
+    sparse tensor cores do: all of them but `whole`, which no other machine has.
     """
     if plan.num_steps == 0:
         return 0.0
-    passes = sum(phase_steps(plan, phase) * step_cost(plan, phase) for phase in plan.phases)
+    passes = sum(phase_steps(plan, phase) * step_cost(plan, phase, whole) for phase in plan.phases)
     if plan.train.balance is not None:
-        one = {phase: _one_gradient(plan, phase) for phase in plan.phases}
+        one = {phase: _one_gradient(plan, phase, whole) for phase in plan.phases}
         steps = range(0, plan.num_steps, plan.train.balance.every)
         passes += sum(num_measured(plan, step) * one[plan.phase_at(step)] for step in steps)
     return passes / plan.num_steps
@@ -64,9 +67,9 @@ def bound(plan: Plan) -> str:
     return "about" if is_estimate(plan) else "at most"
 
 
-def _mean_share(plan: Plan, phase: Phase) -> float:
+def _mean_share(plan: Plan, phase: Phase, whole: Collection[str]) -> float:
     stop = plan.num_steps if phase.window.stop is None else phase.window.stop
     first, last = phase.window.start, max(min(stop, plan.num_steps) - 1, phase.window.start)
     count = min(MOMENTS, last - first + 1)
     moments = [first + (last - first) * i // max(count - 1, 1) for i in range(count)]
-    return sum(share_done(plan, step) for step in moments) / count
+    return sum(share_done(plan, step, whole) for step in moments) / count

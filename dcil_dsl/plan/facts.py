@@ -63,7 +63,8 @@ class GroupFacts(Part):
 
 
 class PhaseFacts(Part):
-    """One phase of Plan.phases. cost: a step's arithmetic in dense steps, at most."""
+    """One phase of Plan.phases. cost: a step's arithmetic in dense steps, at most, 2:4 patterns as
+    sparse tensor cores multiply by them where `compute = kept` asks for it."""
 
     start: int
     stop: int
@@ -72,9 +73,9 @@ class PhaseFacts(Part):
 
 
 class Facts(Part):
-    """training_cost: the whole run's arithmetic in dense runs, at most. mask_bytes: one byte a
-    prunable weight while training; packed_mask_bytes: one bit, as masks can be stored; score_bytes:
-    four a weight whose score is kept from step to step."""
+    """training_cost: the whole run's arithmetic in dense runs, at most, counted as the phases' is.
+    mask_bytes: one byte a prunable weight while training; packed_mask_bytes: one bit, as masks can
+    be stored; score_bytes: four a weight whose score is kept from step to step."""
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]

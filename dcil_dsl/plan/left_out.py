@@ -1,12 +1,14 @@
 """What a path that computes its kept units alone leaves out.
 
 In:   a Plan, or groups and layers of one in the making.
-Out:  the weights of which whole filters or channels are left out; the share of the arithmetic
-      that is done.
-Not:  nothing is computed smaller here (compiler/leave_out.py).
+Out:  the weights of which whole filters or channels are left out, those of a pattern that sparse
+      tensor cores multiply by; the share of the arithmetic that is done.
+Not:  nothing is computed smaller here (compiler/leave_out.py), and no device is asked.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, members, num_units
@@ -14,6 +16,9 @@ from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
 TYPES = ("Conv1d", "Conv2d", "Conv3d", "Linear")
 AXES = {"filter": 0, "channel": 1}
+ON_CORES = ("bf16", "fp16")
+# Of the three products of a layer in a step, y = x w, dx = dy w and dw = dy x, the first by half.
+PATTERN_DONE = (0.5 + 1 + 1) / 3
 
 
 def left_out(
@@ -36,11 +41,30 @@ def left_out(
     }
 
 
-def share_done(plan: p.Plan, step: int) -> float:
+def in_pattern(
+    groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]
+) -> tuple[str, ...]:
+    """The weights of linear layers whose pattern, 2:4, sparse tensor cores run."""
+    runs = {
+        name
+        for group in groups
+        for name, obstacle in zip(group.parameters, group.hardware, strict=False)
+        if not obstacle
+    }
+    return tuple(
+        layer.parameter
+        for layer in layers
+        if layer.parameter in runs and layer.type == "Linear" and layer.is_plain
+    )
+
+
+def share_done(plan: p.Plan, step: int, whole: Collection[str] = ()) -> float:
     """The share of a path's multiply-accumulates that are done with kept units alone.
 
     A layer with a budget of its own does what it keeps; one that shares its budget is counted as
-    if all of its rule kept alike. 1 where the arithmetic of a layer is not known.
+    if all of its rule kept alike. One of a pattern is spared half of its forward product while
+    the pattern is there, in a precision that sparse tensor cores take and where it is not in
+    `whole`. 1 where the arithmetic of a layer is not known.
     """
     known = [layer.macs for layer in plan.layers]
     if None in known or not sum(known):
@@ -54,12 +78,11 @@ def share_done(plan: p.Plan, step: int) -> float:
             shares = shares * len(names_of)
         for share, names in zip(shares, names_of, strict=True):
             kept |= dict.fromkeys(names, share)
-    out = left_out(plan.groups, plan.layers)
-    done = sum(
-        layer.macs * (kept[layer.parameter] if layer.parameter in out else 1.0)
-        for layer in plan.layers
-    )
-    return done / sum(known)
+    done = {name: kept[name] for name in left_out(plan.groups, plan.layers)}
+    if plan.train.precision in ON_CORES:
+        halved = set(in_pattern(plan.groups, plan.layers)) - set(whole)
+        done |= {name: PATTERN_DONE for name in halved if kept[name] < 1}
+    return sum(layer.macs * done.get(layer.parameter, 1.0) for layer in plan.layers) / sum(known)
 
 
 def is_estimate(plan: p.Plan) -> bool:

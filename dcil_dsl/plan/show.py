@@ -15,6 +15,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.show_groups import group_line, show_curves, show_groups
 from dcil_dsl.plan.show_layers import show_apart, show_layers
 from dcil_dsl.plan.show_training import (
+    cost_elsewhere,
     show_expectations,
     show_losses,
     show_phases,
@@ -53,6 +54,7 @@ def show_summary(plan: Plan, page: Page = PLAIN) -> str:
     if plan.privates:
         lines.append(f"private  {len(plan.privates)} modules, one for each path")
     lines.append(f"cost     {training_cost(plan):.2f} dense runs of arithmetic, {bound(plan)}")
+    lines += [f"         {line}" for line in cost_elsewhere(plan)]
     return fit("\n".join(lines), page.width) + "\n"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
-from dcil_dsl.plan.left_out import left_out
+from dcil_dsl.plan.left_out import ON_CORES, in_pattern, left_out
 from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, OutsideLoss, Path, Phase, Plan
 from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
 
@@ -51,9 +51,7 @@ def show_phases(plan: Plan) -> str:
         draws = ", the random numbers of the first path" if path.random == "shared" else ""
         lines.append(f"  {path.name} = {view}: y = f(x; {seen}){draws}{deployed}")
         if path.compute == "kept":
-            pruned = sum(len(group.parameters) for group in plan.groups)
-            out = len(left_out(plan.groups, plan.layers))
-            lines.append(f"    computes the kept units alone in {out} of {pruned} pruned layers")
+            lines += [f"    {line}" for line in _kept_alone(plan)]
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(
@@ -70,7 +68,33 @@ def show_phases(plan: Plan) -> str:
         f"training cost: {training_cost(plan):.2f} dense runs {bound(plan)}, by arithmetic (zeros "
         "do not make dense kernels faster)"
     )
+    lines += [f"  {line}" for line in cost_elsewhere(plan)]
     return "\n".join(lines)
+
+
+def _kept_alone(plan: Plan) -> list[str]:
+    """In how many layers a path computes less, and where."""
+    pruned = sum(len(group.parameters) for group in plan.groups)
+    out, pattern = left_out(plan.groups, plan.layers), in_pattern(plan.groups, plan.layers)
+    lines = [f"computes the kept units alone in {len(out)} of {pruned} pruned layers"]
+    some = f"the 2:4 pattern of {len(pattern)} of {pruned} pruned layers"
+    if pattern and plan.train.precision in ON_CORES:
+        more = [
+            f"multiplies by {some} on a GPU's sparse tensor cores,",
+            "in the forward pass alone; elsewhere they are computed whole, with the same result",
+        ]
+    else:
+        precision = f"in {plan.train.precision}, and sparse tensor cores take bf16 and fp16"
+        more = [f"computes {some} whole:", precision] if pattern else []
+    return lines * bool(out or not pattern) + more
+
+
+def cost_elsewhere(plan: Plan) -> list[str]:
+    """What the run costs on other machines, where sparse tensor cores make it cheaper: one line."""
+    cost = training_cost(plan, whole=in_pattern(plan.groups, plan.layers))
+    if cost == training_cost(plan):
+        return []
+    return [f"{cost:.2f} where no sparse tensor cores multiply by its 2:4 pattern"]
 
 
 def seen_words(path: Path) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.left_out import left_out
+from dcil_dsl.plan.left_out import in_pattern, left_out
 
 PARTS = ("kept", "reserve", "pruned", "rest")
 
@@ -125,15 +125,19 @@ def check_left_out(
     for path in recipe.paths:
         if path.compute != "kept":
             continue
-        if not left_out(groups, layers):
+        if not left_out(groups, layers) and not in_pattern(groups, layers):
             report.add(
                 "E320",
                 f"path `{path.name}` would leave out nothing",
                 path.span,
-                label="no rule prunes filters or input channels of a convolution or linear layer",
-                help="only whole ones can be left out: `granularity=filter` in a rule's target",
+                label="no rule prunes filters or input channels of a convolution or linear layer, "
+                "or a linear layer to 2:4",
+                help="only whole ones can be left out, `granularity=filter` in a rule's target, or "
+                "half of a linear layer whose sides are multiples of 16, by `2:4`",
             )
         for group in groups:
+            if group.unit.kind == "nm":
+                continue  # all of its gradients are computed
             if group.kept_score is not None and group.kept_score.path == path.name:
                 report.add(
                     "E320",

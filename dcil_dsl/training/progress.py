@@ -84,6 +84,11 @@ class Display:
         if self.mode != "quiet":
             self._print(text)
 
+    def note(self, text: str) -> None:
+        """What the run does otherwise than one may think."""
+        if self.mode != "quiet":
+            self._print(text)
+
     def told(self, line: dict) -> None:
         """An epoch is over."""
         self._last = line
@@ -170,6 +175,8 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     for back in result.rewinds:
         fact = f"from step {back['step']:,} to {back['to']:,}: no finite {back['what']}"
         table.add_row("went back", fact)
+    for text in result.patterns:
+        table.add_row("2:4 patterns", text)
     table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
     if files:  # the folder once: a name that is cut in two can be neither read nor copied
         folder = os.path.commonpath([file.parent for file in files])

@@ -33,6 +33,7 @@ from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.machine import Loader, Options, lay_out_weights, precision_of
 from dcil_dsl.training.metrics import Dual, RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import make_optimizer, rate_at
+from dcil_dsl.training.patterns import only_whole, pattern_words, why_computed_whole
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.sharding import shard
@@ -53,9 +54,11 @@ class Result:
     rules              the same of each rule by itself, in its own unit
     num_kept           of the num_weights under rules
     seconds            of the whole run, evaluation and what was before a resume included
-    cost               passes over the model, as a multiple of a dense run of as many steps
+    cost               passes over the model, as a multiple of a dense run of as many steps; 2:4
+                       patterns are counted as this machine computed them in the end
     data_seconds       in which steps waited for their batch; data_share: of all seconds of steps.
                        As the host sees it: where the device lags behind it, the device waited less
+    patterns       in words, where 2:4 patterns were computed and why; empty where none asks for it
     rewinds        how often the run went back after a loss that was not finite: at which step
                    what, and to which step
     """
@@ -79,6 +82,7 @@ class Result:
     at_ceiling: tuple[str, ...] = ()
     rewinds: tuple[dict, ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -91,6 +95,7 @@ class Session:
     prints      (step, fingerprints of the masks of every rank) not looked at yet
     stopping    whether the ranks have agreed to stop
     saved       the step of the checkpoint, None where there is none
+    patterns    what was told of where 2:4 patterns are computed
     """
 
     plan: Plan
@@ -108,6 +113,7 @@ class Session:
     saved: int | None = None
     loss: Tensor | None = None  # of the latest batch
     fits: bool = False  # whether a batch was tried
+    patterns: tuple[str, ...] = ()
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -152,7 +158,17 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     if options.on_nan == "rewind" and not (goes_on and not options.anyway):
         save(now)  # a run of this plan to go back to
     note_masks(now)
+    tell_patterns(now)
     return now
+
+
+def tell_patterns(now: Session) -> None:
+    """Say where 2:4 patterns are computed, and say it again where that has changed."""
+    words = pattern_words(why_computed_whole(now.dual, now.options))
+    for text in words:
+        if text not in now.patterns:
+            now.display.note(text)
+    now.patterns = words
 
 
 def rate_of(now: Session) -> float:
@@ -302,6 +318,7 @@ def copied_masks(dual: Dual) -> dict[str, Tensor]:
 def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
     look(now)
+    tell_patterns(now)
     plan, state, at = now.plan, now.state, now.state.position
     sums = now.options.ranks.sum(state.sums)
     sparsity = check_sparsity(now.dual, masks_step(at.step))
@@ -348,6 +365,7 @@ def result_of(
     at = now.state.position
     sparsity = check_sparsity(now.dual, masks_step(at.step))
     num_examples = at.epoch * examples_per_epoch + at.examples
+    whole = only_whole(why_computed_whole(now.dual, now.options))
     return Result(
         step=at.step,
         epoch=at.epoch,
@@ -358,7 +376,7 @@ def result_of(
         num_weights=sparsity.num_weights,
         seconds=at.seconds,
         examples_per_second=num_examples / max(at.seconds, 1e-9),
-        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step})),
+        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step}), whole),
         data_seconds=at.waited,
         data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
@@ -368,4 +386,5 @@ def result_of(
         at_ceiling=sparsity.at_ceiling,
         rewinds=tuple(at.rewinds),
         rules=sparsity.rules,
+        patterns=now.patterns,
     )

@@ -11,6 +11,7 @@ import torch
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.plan.left_out import left_out
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.machine import OWN_STEPS, Options, check_own_steps
@@ -56,7 +57,7 @@ def check_plan_ways(plan: Plan, options: Options) -> None:
     """What a plan asks that such steps do not give."""
     check_own_steps(plan, options)
     path = next((path.name for path in plan.paths if path.compute == "kept"), None)
-    if options.compile and path is not None:
+    if options.compile and path is not None and left_out(plan.groups, plan.layers):
         raise InputError(
             f"`compute = kept` of path `{path}` does not go with --compile: the layers change "
             "their sizes with the masks",
