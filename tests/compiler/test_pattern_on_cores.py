@@ -308,8 +308,9 @@ def test_before_the_pattern_begins_and_in_fp32_nothing_is_counted():
 def test_a_plan_says_in_how_many_layers_and_where():
     text = show_plan(plan_of(KEPT, precision="bf16"))
     assert (
-        "    multiplies by the 2:4 pattern of 2 of 4 pruned layers on a GPU's sparse tensor cores,\n"
-        "    in the forward pass alone; elsewhere they are computed whole, with the same result\n"
+        "    multiplies by the 2:4 pattern of 2 of 4 pruned layers on a GPU's sparse tensor "
+        "cores,\n    in the forward pass alone; elsewhere they are computed whole, with the same "
+        "result\n"
     ) in text
     assert "\n  2.00 where no sparse tensor cores multiply by its 2:4 pattern\n" in text
     assert "\n         2.00 where no sparse" in show_summary(plan_of(KEPT, precision="bf16"))
