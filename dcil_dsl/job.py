@@ -57,7 +57,7 @@ from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
-from dcil_dsl.training.sharding import check_shardable
+from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_dual_ways, check_ways

@@ -20,7 +20,7 @@ from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.trace import WHOLE
 from dcil_dsl.masking.pattern import remember_pattern
-from dcil_dsl.masking.select import Across
+from dcil_dsl.masking.rows import Parts
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh
 
@@ -55,7 +55,7 @@ class Dual(fx.GraphModule):
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
         self.plan, self.arguments = plan, arguments
         self.phase = 0
-        self.across: Across | None = None  # where each process has a part of every weight
+        self.parts: Parts | None = None  # where each process has some rows of every weight
         self.run_graphs(graphs)
         self.training = model.training
 
@@ -117,7 +117,8 @@ class Dual(fx.GraphModule):
         """The scores that are summed up or averaged over steps, by the name of their weight.
 
         They are linear in what each backward pass adds: over several processes their mean is the
-        score of all, and has to be in place on each before masks are made.
+        score of all, and has to be in place on each before masks are made. Of weights in parts
+        the gradient is that of all, and so is the score.
         """
         return {
             name: self.get_buffer(f"{name}_score")
@@ -175,7 +176,7 @@ class Dual(fx.GraphModule):
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
         scores = scores_of(self, group, step)
-        make = partial(make_masks, across=self.across)
+        make = partial(make_masks, parts=self.parts)
         if group.regrow is not None:
             make = partial(grown_masks, self)
         for name, mask in zip(group.parameters, make(group, scores, step), strict=True):

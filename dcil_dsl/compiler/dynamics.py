@@ -17,6 +17,7 @@ from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.compiler.scores import draw_scores
 from dcil_dsl.masking.grow import drop_and_grow
 from dcil_dsl.masking.power import raise_power, take_root
+from dcil_dsl.masking.select import Across
 from dcil_dsl.masking.views import Soft, largest_pruned, soft_scale
 from dcil_dsl.plan.plan import Group, Penalty, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
@@ -81,18 +82,18 @@ def grown_masks(
     The share that is dropped is share / 2 * (1 + cos(pi * step / until)), 0 from `until` on.
     """
     if step == 0:
-        return make_masks(group, draw_scores(dual, group, 0), 0)
+        return make_masks(group, draw_scores(dual, group, 0), 0, parts=dual.parts)
     regrow, keeps = group.regrow, keeps_at(group, step)
     share = regrow.share / 2 * (1 + math.cos(math.pi * min(step / max(regrow.until, 1), 1.0)))
-    masks = masks_of(dual, group)
+    masks, across = masks_of(dual, group), _across(dual)
     wanted = draw_scores(dual, group, step)
     if regrow.path is not None:
         wanted = [dual.get_buffer(f"{name}_score") for name in group.parameters]
     if group.allocation == "global":
         count = int(share * keeps[0])
-        return drop_and_grow(masks, scores, wanted, keeps[0], count, list(group.floors))
+        return drop_and_grow(masks, scores, wanted, keeps[0], count, list(group.floors), across)
     return [
-        drop_and_grow([mask], [score], [want], keep, int(share * keep), [floor])[0]
+        drop_and_grow([mask], [score], [want], keep, int(share * keep), [floor], across)[0]
         for mask, score, want, keep, floor in zip(
             masks, scores, wanted, keeps, group.floors, strict=True
         )
@@ -106,7 +107,8 @@ def follow_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int)
     masks = masks_of(dual, group)
     if group.reserve:
         # The best of all the weights that the masks and the reserve have room for.
-        wide = make_masks(group, _ranked(masks, scores), step, keeps=reserved_at(group, step))
+        keeps, parts = reserved_at(group, step), dual.parts
+        wide = make_masks(group, _ranked(masks, scores), step, keeps=keeps, parts=parts)
         for name, both, mask in zip(group.parameters, wide, masks, strict=True):
             dual.get_buffer(f"{name}_reserve").copy_(both & ~mask)
     if group.forget:
@@ -117,12 +119,15 @@ def follow_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int)
         if group.power is not None:
             seen = [raise_power(weight, group.power) for weight in weights]
         largest = [largest_pruned(w, mask) for w, mask in zip(seen, masks, strict=True)]
+        across = _across(dual)
+        if across is not None:
+            largest = list(across.gather(torch.stack(largest)).amax(0))
         if group.allocation == "global":
             largest = [torch.stack(largest).amax()] * len(largest)
         axes = _filter_axes(dual.plan)
         for name, w, mask, size in zip(group.parameters, seen, masks, largest, strict=True):
             dual.get_buffer(f"{name}_threshold").copy_(size)
-            dual.get_buffer(f"{name}_scale").copy_(soft_scale(w, mask, axes[name]))
+            dual.get_buffer(f"{name}_scale").copy_(soft_scale(w, mask, axes[name], across))
 
 
 @torch.no_grad()
@@ -134,17 +139,35 @@ def add_penalties(dual: nn.Module, step: int) -> None:
     for group in dual.plan.groups:
         for penalty in group.penalties:
             weight = penalty_at(penalty, step, dual.plan.num_steps)
-            for name in group.parameters if weight else ():
-                w, mask = dual.get_parameter(name), dual.get_buffer(f"{name}_mask")
-                part = {"kept": mask, "pruned": ~mask}.get(penalty.part)
-                if part is None:
-                    part = dual.get_buffer(f"{name}_reserve")
-                own = torch.where(part, w, w.new_zeros(()))
+            if not weight:
+                continue
+            norms = _norms_of_parts(dual, group, penalty)
+            for i, name in enumerate(group.parameters):
+                w, part, own = _part_of(dual, name, penalty)
                 if penalty.outside is not None:
                     own = torch.where(part, penalty.outside.load().gradient(own), w.new_zeros(()))
                 elif penalty.form == "norm":  # 0 / 0 where nothing is there to be made smaller
-                    own = own / own.norm().clamp(min=torch.finfo(own.dtype).tiny)
+                    norm = own.norm() if norms is None else norms[i]
+                    own = own / norm.clamp(min=torch.finfo(own.dtype).tiny)
                 w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
+
+
+def _part_of(dual: nn.Module, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
+    """The weight, where the penalty acts on it, and the weight there, else zero."""
+    w, mask = dual.get_parameter(name), dual.get_buffer(f"{name}_mask")
+    part = {"kept": mask, "pruned": ~mask}.get(penalty.part)
+    if part is None:
+        part = dual.get_buffer(f"{name}_reserve")
+    return w, part, torch.where(part, w, w.new_zeros(()))
+
+
+def _norms_of_parts(dual: nn.Module, group: Group, penalty: Penalty) -> Tensor | None:
+    """Of each weight of which this process has some rows, the norm over the rows of all, in one
+    exchange; None where it has all of them, or none is asked for."""
+    if dual.parts is None or penalty.form != "norm":
+        return None
+    own = [_part_of(dual, name, penalty)[2].float().norm() for name in group.parameters]
+    return dual.parts.across.sum(torch.stack(own).square()).sqrt()
 
 
 def penalty_at(penalty: Penalty, step: int, num_steps: int) -> float:
@@ -163,6 +186,10 @@ def _ranked(masks: list[Tensor], scores: list[Tensor]) -> list[Tensor]:
         torch.where(mask, torch.inf, score.double())
         for mask, score in zip(masks, scores, strict=True)
     ]
+
+
+def _across(dual: nn.Module) -> Across | None:
+    return None if dual.parts is None else dual.parts.across
 
 
 def _owner(model: nn.Module, parameter: str) -> nn.Module:

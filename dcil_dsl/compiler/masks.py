@@ -3,15 +3,26 @@
 In:   a Group of the Plan, a score for each of its weights, a step.
 Out:  boolean masks in the weights' shapes, True = kept.
 Not:  no weights; nothing is stored (dual.py).
+
+Where several processes have some rows of each weight, sums over units, counts and digits of scores
+are exchanged (masking/rows.py, select.py): each makes its rows of the masks of one process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
+from dcil_dsl.masking.rows import (
+    Parts,
+    keep_pattern_rows,
+    lamp_rows,
+    spread_to_rows,
+    sum_units,
+)
 from dcil_dsl.masking.score import lamp_scores, without_sign
 from dcil_dsl.masking.select import Across, keep_top
 from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
@@ -22,36 +33,84 @@ from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 
 def make_masks(
     group: Group, scores: Sequence[Tensor], step: int, keeps: tuple[int, ...] | None = None,
-    across: Across | None = None,
+    parts: Parts | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """What stays of each of group.parameters; `scores` are in their order and shapes.
 
     keeps   how much, as keeps_at has it at `step` where it is not given; what is given is more
             than is kept, and knows no ceilings
-    across  where these are this process's rows of them; only single weights have masks then
+    parts   where scores and masks are this process's rows of them
     """
     if keeps is None:
         keeps = keeps_at(group, step)
     else:
         group = group.model_copy(update={"ceilings": (), "bounds": ()})
     if group.unit.kind == "nm":
-        return [
-            keep_pattern(score, cut, group.unit.n)
-            if keep < size
-            else torch.ones_like(score, dtype=torch.bool)
-            for score, cut, keep, size in zip(
-                scores, group.cuts, keeps, group.num_weights, strict=True
-            )
-        ]
+        return _patterns(group, scores, keeps, parts)
     if group.unit.kind == "weight":
-        return _keep(group, list(scores), keeps, step, across)
-    cuts = members(group, group.cuts)
-    units = [
-        score_units(own, cut) for own, cut in zip(members(group, scores), cuts, strict=True)
+        if group.shared_by == "lamp":
+            scores = _lamp(group, scores, parts)
+        return _keep(group, list(scores), keeps, step, None if parts is None else parts.across)
+    units = _unit_scores(group, scores, parts)
+    if group.shared_by == "lamp":
+        units = [lamp_scores(score) for score in units]
+    kept = zip(_keep(group, units, keeps, step), members(group, group.cuts), strict=True)
+    if parts is None:
+        shapes = members(group, [score.shape for score in scores])
+        return [
+            mask
+            for (one, cuts), own in zip(kept, shapes, strict=True)
+            for mask in spread_mask(one, cuts, own)
+        ]
+    of_weights = ((one, cut) for one, cuts in kept for cut in cuts)
+    return [
+        spread_to_rows(one, cut, parts.rows[name], len(score))
+        for (one, cut), name, score in zip(of_weights, group.parameters, scores, strict=True)
     ]
-    shapes = members(group, [score.shape for score in scores])
-    kept = zip(_keep(group, units, keeps, step), cuts, shapes, strict=True)
-    return [mask for one, cut, shape in kept for mask in spread_mask(one, cut, shape)]
+
+
+def _patterns(
+    group: Group, scores: Sequence[Tensor], keeps: tuple[int, ...], parts: Parts | None
+) -> list[Tensor]:
+    masks, n = [], group.unit.n
+    for name, score, cut, keep, size in zip(
+        group.parameters, scores, group.cuts, keeps, group.num_weights, strict=True
+    ):
+        if keep == size:
+            masks.append(torch.ones_like(score, dtype=torch.bool))
+        elif parts is None:
+            masks.append(keep_pattern(score, cut, n))
+        else:
+            masks.append(keep_pattern_rows(score, cut, n, parts.rows[name]))
+    return masks
+
+
+def _lamp(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
+    if parts is None:
+        return [lamp_scores(score) for score in scores]
+    return [
+        lamp_rows(score, parts.rows[name])
+        for name, score in zip(group.parameters, scores, strict=True)
+    ]
+
+
+def _unit_scores(
+    group: Group, scores: Sequence[Tensor], parts: Parts | None
+) -> list[Tensor]:
+    """The mean score of each unit of each member, on every process alike: one exchange in all."""
+    cuts = members(group, group.cuts)
+    if parts is None:
+        pairs = zip(members(group, scores), cuts, strict=True)
+        return [score_units(own, cut) for own, cut in pairs]
+    own = [
+        sum_units(score, cut, parts.rows[name], torch.float64)
+        for name, score, cut in zip(group.parameters, scores, group.cuts, strict=True)
+    ]
+    sums = [sum(of_weights) for of_weights in members(group, own)]
+    num_units = [len(of_units) for of_units in sums]
+    sums = parts.across.sum(torch.cat(sums)).split(num_units)
+    sizes = [sum(prod(cut.shape) for cut in of_weights) for of_weights in cuts]
+    return [s / (size / n) for s, size, n in zip(sums, sizes, num_units, strict=True)]
 
 
 def are_halved(group: Group, step: int) -> tuple[bool, ...]:
@@ -66,8 +125,6 @@ def _keep(
     across: Across | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Which entries stay, scores and masks a member each."""
-    if group.shared_by == "lamp":
-        scores = [lamp_scores(score) for score in scores]
     if group.score.kind in ("movement", "outside"):
         scores = [without_sign(score) for score in scores]
     if group.allocation == "global":

@@ -10,6 +10,7 @@ Not:  no formulas (masking/score.py), no masks. Gradients are added up in the ba
 from __future__ import annotations
 
 from hashlib import sha256
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,8 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
         return [score_weights(w, score.formula) for w in weights]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
     moved = torch.stack([total.any() for total in totals]).any()  # not read: no wait for a device
+    if dual.parts is not None:
+        moved = dual.parts.across.sum(moved.long()) > 0
     return [
         torch.where(moved, total, score_weights(w, "magnitude").float())
         for total, w in zip(totals, weights, strict=True)
@@ -124,7 +127,11 @@ def draw_scores(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     for name in group.parameters:
         w = dual.get_parameter(name)
         key = _key(dual.plan.train.seed, name, step)
-        drawn.append(random_scores(w.shape, key, w.device))
+        start = 0
+        if dual.parts is not None:
+            rows = dual.parts.rows[name]
+            start = rows.start * prod(rows.shape[1:])
+        drawn.append(random_scores(w.shape, key, w.device, start))
     return drawn
 
 

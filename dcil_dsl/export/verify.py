@@ -21,7 +21,7 @@ from torch import Tensor
 from dcil_dsl.export.artefact import Promise
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members
 from dcil_dsl.plan.wording import percent, shorten, table
-from dcil_dsl.training.tally import Budget, pattern_counts, tally_group
+from dcil_dsl.training.tally import Budget, count_units, pattern_counts, tally_group
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _judge(
     index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict: Verdict
 ) -> None:
     truths = {name: tensors[name] != 0 for name in promise.parameters}
-    tally = tally_group(promise, promise.keeps, truths)
+    tally = tally_group(promise, promise.keeps, count_units(promise, truths))
     _judge_ceilings(promise, tally.units, verdict)
     for budget in tally.budgets:
         verdict.budgets.append((index, budget))

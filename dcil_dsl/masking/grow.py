@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcil_dsl.masking.select import keep_top
+from dcil_dsl.masking.select import Across, keep_top
 
 LEAST = 5e-324  # the smallest number above 0
 
@@ -18,7 +18,7 @@ LEAST = 5e-324  # the smallest number above 0
 @torch.no_grad()
 def drop_and_grow(
     masks: list[Tensor], sizes: list[Tensor], wanted: list[Tensor], num_keep: int, num_grow: int,
-    floors: list[int],
+    floors: list[int], across: Across | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Of what is kept the largest stay, all but `num_grow`; where `wanted` is largest as many grow.
 
@@ -27,17 +27,20 @@ def drop_and_grow(
 
     What was dropped may be grown again. All lists have one tensor a layer; the counts are of all
     of them together, `floors` the least of each. RigL, Evci et al. 2020, arXiv:1911.11134, 3(3-4).
+
+    across  where each process has a stretch of every layer, as in keep_top
     """
-    num_kept = sum(int(mask.sum()) for mask in masks)
+    counts = torch.stack([mask.sum() for mask in masks])
+    num_kept = int((counts if across is None else across.sum(counts)).sum())
     survivors = min(num_keep - num_grow, num_kept)
     # A kept weight may be zero, as the newly grown are: still it is before all that are pruned.
     keys = [
         torch.where(mask, size.double() + LEAST, 0.0)
         for mask, size in zip(masks, sizes, strict=True)
     ]
-    stay = keep_top(keys, survivors, [0] * len(keys))
+    stay = keep_top(keys, survivors, [0] * len(keys), across)
     keys = [
         torch.where(mask, torch.inf, want.double())
         for mask, want in zip(stay, wanted, strict=True)
     ]
-    return keep_top(keys, num_keep, floors)
+    return keep_top(keys, num_keep, floors, across)

@@ -62,16 +62,20 @@ def add_gradient_score(
 
 
 @torch.no_grad()
-def random_scores(shape: tuple[int, ...], key: int, device: torch.device) -> Tensor:
+def random_scores(
+    shape: tuple[int, ...], key: int, device: torch.device, start: int = 0
+) -> Tensor:
     """Uniform in [0, 1), float64: a function of the key and of a weight's place in row-major order.
 
     No generator has a state and no two devices differ: entry i is the mixed bits of key + i * c,
     SplitMix64 of Steele et al. 2014. On integers arithmetic wraps around, as it does there.
+    `start` is the place of the first, where these are not all of a weight.
     """
     size = 1
     for length in shape:
         size *= length
-    bits = torch.arange(1, size + 1, device=device) * _signed(0x9E3779B97F4A7C15) + _signed(key)
+    places = torch.arange(start + 1, start + size + 1, device=device)
+    bits = places * _signed(0x9E3779B97F4A7C15) + _signed(key)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
     bits = bits ^ _shifted(bits, 31)

@@ -11,6 +11,7 @@ all of the others. The filters of a convolution: shape (O, I * kh * kw), units (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Protocol
 
 import torch
@@ -62,21 +63,16 @@ def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
     return mask.view(score.shape)
 
 
-def any_in_unit(truths: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
-    """Which units hold anything true in any of their weights, (number of units,)."""
-    found = [_rows(truth, cut).any(1) for truth, cut in zip(truths, cuts, strict=True)]
-    return torch.stack(found).any(0)
-
-
-def num_in_pattern(truth: Tensor, cut: Cut) -> Tensor:
-    """How many of each group of m are true, (number of groups,)."""
+def num_in_unit(truth: Tensor, cut: Cut) -> Tensor:
+    """How many of each unit's entries of one weight are true, (number of units,)."""
     return _rows(truth, cut).sum(1)
 
 
 def _rows(values: Tensor, cut: Cut) -> Tensor:
     """(number of units, weights of a unit)"""
-    order = (*cut.units, *_inside(cut))
-    return values.reshape(cut.shape).permute(order).reshape(cut.num_units, -1)
+    inside = _inside(cut)
+    size = prod(cut.shape[i] for i in inside)
+    return values.reshape(cut.shape).permute(*cut.units, *inside).reshape(cut.num_units, size)
 
 
 def _inside(cut: Cut) -> tuple[int, ...]:

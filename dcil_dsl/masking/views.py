@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.extend.outside import is_token, load
+from dcil_dsl.masking.select import Across
 
 EPSILON = 1e-6
 
@@ -53,7 +54,9 @@ def see(w: Tensor, mask: Tensor, view: str, soft: Soft | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def soft_scale(w: Tensor, mask: Tensor, filter_axis: int = 0) -> Tensor:
+def soft_scale(
+    w: Tensor, mask: Tensor, filter_axis: int = 0, across: Across | None = None
+) -> Tensor:
     """What makes up, filter by filter, for what a mask has taken from the sizes of its weights.
 
         r = (mean |w| m + e) / (mean |w| + e)      c = 1.01 / (r + 0.01)      means over a filter
@@ -61,16 +64,26 @@ def soft_scale(w: Tensor, mask: Tensor, filter_axis: int = 0) -> Tensor:
     From 1 where all is kept to at most 101. Vanderschueren & De Vleeschouwer 2023, "Are
     Straight-Through gradients and Soft-Thresholding all you need for Sparse Training?", as in the
     authors' code (vanderschuea/stthree).
+
+    across  where these are some processes' rows of w: filters along another axis lie on all of them
     """
     size = w.abs()
     others = [axis for axis in range(w.dim()) if axis != filter_axis]
     if not others:
         return torch.ones_like(w)
-    kept = torch.where(mask, size, size.new_zeros(())).mean(others, keepdim=True)
-    return 1.01 / ((kept + EPSILON) / (size.mean(others, keepdim=True) + EPSILON) + 0.01)
+    kept = torch.where(mask, size, size.new_zeros(()))
+    if across is None or filter_axis == 0:
+        kept, every = (sizes.mean(others, keepdim=True) for sizes in (kept, size))
+    else:
+        sums = [t.sum(others, True, dtype=torch.float32) for t in (kept, size, torch.ones_like(w))]
+        kept, every, count = across.sum(torch.stack(sums))
+        kept, every = kept / count, every / count
+    return 1.01 / ((kept + EPSILON) / (every + EPSILON) + 0.01)
 
 
 @torch.no_grad()
 def largest_pruned(w: Tensor, mask: Tensor) -> Tensor:
     """The largest |w| that the mask prunes, a tensor of one number; 0 where it keeps all."""
+    if not w.numel():  # of whose rows this process has none
+        return w.new_zeros(())
     return torch.where(mask, w.new_zeros(()), w.abs()).amax()

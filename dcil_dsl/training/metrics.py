@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from dcil_dsl.masking.select import Across
+from dcil_dsl.masking.rows import Parts
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
-from dcil_dsl.training.tally import num_torn, pattern_counts, tally_group
+from dcil_dsl.training.tally import count_units, num_torn, pattern_counts, tally_group
 
 
 class SparsityError(Exception):
@@ -29,7 +30,7 @@ class Dual(Protocol):
 
     plan: Plan
     masks: Mapping[str, Tensor]
-    across: Across | None
+    parts: Parts | None
     score_state: Mapping[str, Tensor]
 
     def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool: ...
@@ -110,9 +111,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     for group in groups:
         moved = last_refresh(group, step)
         keeps, masks = keeps_at(group, moved), {name: dual.masks[name] for name in group.parameters}
-        if dual.across is not None:  # each mask's count in its place, of which it is the sum
-            masks = {name: dual.across.sum(mask.sum()) for name, mask in masks.items()}
-        tally = tally_group(group, keeps, masks)
+        counts = count_units(group, masks, dual.parts)
+        tally = tally_group(group, keeps, counts)
         spare = _spare(group, tally.units, moved)
         for budget in tally.budgets:
             left = budget.allowed - budget.kept
@@ -121,7 +121,13 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
                     f"{budget.what}: {budget.allowed:,} of {budget.size:,} {budget.counts} asked, "
                     f"{budget.kept:,} kept"
                 )
-        wrong += _broken(group, keeps, masks)
+        wrong += [
+            f"{name}: {number:,} weights of kept units are pruned"
+            for name, number in num_torn(group, counts).items()
+            if number
+        ]
+        if group.unit.kind == "nm":
+            wrong += _broken(group, keeps, pattern_counts(group, masks, dual.parts), dual.parts)
         wrong += _out_of_bounds(group, tally.units, moved)
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
@@ -130,7 +136,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         rule = RuleSparsity(group.rule, counted(group), sparsity_at(group, moved), whole, kept)
         rules.append(rule)
         asked, pruned = asked + rule.asked * size, pruned + rule.pruned * size
-        num_kept += sum(int(mask.sum()) for mask in masks.values())
+        num_kept += sum(int(count.sum()) for count in counts.values())
         num_weights += size
     if wrong:
         fact = f"sparsity at step {step} is not what the recipe asks"
@@ -159,20 +165,21 @@ def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:
     return min(costs, default=1)
 
 
-def _broken(group: Group, keeps: tuple[int, ...], masks: Mapping[str, Tensor]) -> list[str]:
-    """Units that are kept in part; groups of m that do not keep n."""
-    if group.unit.kind != "nm":
-        torn = num_torn(group, masks)
-        return [f"{name}: {n:,} weights of kept units are pruned" for name, n in torn.items() if n]
+def _broken(
+    group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor], parts: Parts | None
+) -> list[str]:
+    """Groups of m that do not keep n, of how many each keeps."""
     n, m = group.unit.n, group.unit.m
-    broken = []
-    for (name, counts), keep, size in zip(
-        pattern_counts(group, masks).items(), keeps, group.num_weights, strict=True
-    ):
-        wrong = int((counts != (n if keep < size else m)).sum())
-        if wrong:
-            broken.append(f"{name}: {wrong:,} groups of {m} weights do not keep {n}")
-    return broken
+    asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
+    pairs = zip(counts.values(), asked, strict=True)
+    wrong = torch.stack([(count != keep).sum() for count, keep in pairs])
+    if parts is not None:
+        wrong = parts.across.sum(wrong)
+    return [
+        f"{name}: {number:,} groups of {m} weights do not keep {n}"
+        for name, number in zip(counts, wrong.tolist(), strict=True)
+        if number
+    ]
 
 
 def _out_of_bounds(group: Group, kept: tuple[int, ...], step: int) -> list[str]:

@@ -270,23 +270,39 @@ def merge_ranks(now: Session) -> None:
     """One network of all ranks: the mean of the running statistics that each has kept.
 
     What is evaluated and saved. A running mean is linear in what it has seen, so that merging at
-    one time or another gives the same later ones, but for rounding.
+    one time or another gives the same later ones, but for rounding. What is in parts no two ranks
+    have.
     """
-    buffers = {name: b for name, b in now.dual.named_buffers() if b.is_floating_point()}
+    shards = now.state.shards
+    buffers = {
+        name: buffer
+        for name, buffer in now.dual.named_buffers()
+        if buffer.is_floating_point() and not (shards and shards.of(name))
+    }
     means = [now.average.mean[name] for name in buffers if name in now.average.mean]
     now.options.ranks.average([*buffers.values(), *means])
 
 
 def merge_scores(now: Session) -> None:
-    """The scores of all ranks, where a mask is about to be made of them: means, as they add up."""
+    """The scores of all ranks, where a mask is about to be made of them: means, as they add up.
+
+    In parts they are of all ranks as they stand: the gradients that they take are.
+    """
+    if now.dual.parts is not None:
+        return
     step = now.state.position.step
     if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
         now.options.ranks.average(now.dual.score_state.values())
 
 
 def note_masks(now: Session) -> None:
-    """Exchange the fingerprints of the masks, for the next look."""
-    if now.options.ranks.count > 1 and now.dual.across is None and now.dual.masks:
+    """Exchange the fingerprints of the masks, for the next look.
+
+    Of masks in parts no rank has what another has. That they are those of one choice is proved
+    where their sparsity is (check_sparsity): their counts, and that no unit is kept by one rank and
+    pruned by another, are of all ranks together.
+    """
+    if now.options.ranks.count > 1 and now.dual.parts is None and now.dual.masks:
         own = fingerprints(now.dual.masks)
         now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
 
@@ -330,8 +346,8 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         if name in at.examples_by
     }
     flips = sum(int((mask != state.before[name]).sum()) for name, mask in now.dual.masks.items())
-    if now.dual.across is not None:
-        flips = int(now.dual.across.sum(torch.tensor(flips)))
+    if now.dual.parts is not None:
+        flips = int(now.dual.parts.across.sum(torch.tensor(flips)))
     line = {
         "step": at.step,
         "epoch": at.epoch + 1,

@@ -3,7 +3,7 @@
 In:   a dual graph with whole weights, the Ranks.
 Out:  the same graph on this rank's rows of each weight; the rows and the whole of a tensor.
 Not:  no optimiser, average or selection of its own: all that is done to a weight entry by entry
-      is done to its rows.
+      is done to its rows. What a recipe may not ask of parts is in shardable.py.
 
 The parts are FSDP2's (Zhao et al. 2023, arXiv:2304.11277): DTensor's Shard(0), all-gathered where
 a layer computes, gradients reduce-scattered. fully_shard itself hooks into the calls of modules,
@@ -13,9 +13,12 @@ view. What is gathered is one path's view of one layer, masked already:
     w -> split_weight -> view_p -> conv_p   ==>   rows -> split_weight -> rows of view_p
                                                        -> gather -> view_p -> conv_p
 
-No mask ever leaves its rank. A gathered view lives as long as its layer computes; the backward
-pass gathers it again (Regather). So each path's view crosses the wire twice and its gradient
-once: two paths move what FSDP moves for two models.
+No mask ever leaves its rank, nor a score, a reserve or a scale, which are cut as their weights are:
+what rows do not tell by themselves, as the mean of a channel or the size that a threshold has, the
+ranks exchange as counts, sums and vectors of units (masking/rows.py). A gathered view lives as long
+as its layer computes; the backward pass gathers it again (Regather). So each path's view crosses
+the wire twice and its gradient once: two paths move what FSDP moves for two models. That gradient
+is of the whole batch when it comes to split_weight: scores that add it up are those of one process.
 """
 
 from __future__ import annotations
@@ -30,11 +33,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.masking.apply import apply_layer
+from dcil_dsl.masking.power import raise_power
+from dcil_dsl.masking.rows import Parts
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.shardable import check_shardable, rows_of_a_rank
 
 if TYPE_CHECKING:  # torch.distributed.tensor takes a second to import, which others need not wait
     from torch.distributed.device_mesh import DeviceMesh
@@ -44,27 +50,31 @@ LEAST_NUMBER = 1024  # of weights in a parameter that is parted; a smaller one i
 
 
 class Layout:
-    """How one parameter lies on the ranks: its rows, cut as evenly as torch.chunk does."""
+    """How one parameter lies on the ranks: its rows, cut as evenly as torch.chunk does.
+
+    start  which row is this rank's first; where it has none, the number of all
+    """
 
     def __init__(self, whole: Tensor, meshes: Mapping[str, DeviceMesh]):
         from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
         self.meshes, self.shape = meshes, whole.shape
         self.stride = torch.empty(whole.shape, device="meta").stride()
-        self.rows, self.everywhere, self.mean = [Shard(0)], [Replicate()], [Partial("avg")]
+        self.by_rows, self.everywhere, self.mean = [Shard(0)], [Replicate()], [Partial("avg")]
         self.from_local = DTensor.from_local
+        mesh = meshes["cpu"]
+        self.most = rows_of_a_rank(len(whole), mesh.size())
+        self.start = min(mesh.get_local_rank() * self.most, len(whole))
 
     def own(self, whole: Tensor) -> Tensor:
         """This rank's rows, in memory of their own."""
-        mesh = self.meshes["cpu"]
-        rows = -(-len(whole) // mesh.size())
-        start = min(mesh.get_local_rank() * rows, len(whole))
-        return whole[start : start + rows].clone(memory_format=torch.contiguous_format)
+        own = whole[self.start : self.start + self.most]
+        return own.clone(memory_format=torch.contiguous_format)
 
     def distributed(self, own: Tensor) -> DTensor:
         """The whole as PyTorch's checkpoints and collectives know it."""
         return self.from_local(
-            own.contiguous(), self.meshes[own.device.type], self.rows, run_check=False,
+            own.contiguous(), self.meshes[own.device.type], self.by_rows, run_check=False,
             shape=self.shape, stride=self.stride,
         )  # fmt: skip
 
@@ -124,15 +134,15 @@ class Regather:
 
 
 class Shards:
-    """The layouts of a dual graph whose weights are in parts, by the parameter's name."""
+    """The layouts of a dual graph whose weights are in parts, by the name in its state."""
 
     def __init__(self, layouts: dict[str, Layout], ranks: Ranks, graphs: dict):
         self.layouts, self.ranks = layouts, ranks
         self.graphs = graphs  # of the dual graph with whole weights
 
     def of(self, name: str) -> Layout | None:
-        """The layout of a parameter or its mask, by the name in the state; None: it is whole."""
-        return self.layouts.get(name) or self.layouts.get(name.removesuffix("_mask"))
+        """The layout of a parameter or of what lies beside it; None: it is whole."""
+        return self.layouts.get(name)
 
     def in_checkpoint(self, key: str) -> Layout | None:
         """The layout of a tensor by its name there: "optimizer/fc.weight/momentum_buffer"."""
@@ -189,20 +199,51 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
             owner, _, last = name.rpartition(".")
             dual.get_submodule(owner)._parameters[last] = own
             layouts[name] = layout
-    for name in pruned:
-        owner, _, last = name.rpartition(".")
-        mask = dual.get_buffer(f"{name}_mask")
-        dual.get_submodule(owner)._buffers[f"{last}_mask"] = layouts[name].own(mask)
     places = {id(layout): f"layout_{i}" for i, layout in enumerate(layouts.values())}
     for layout in layouts.values():
         dual.__dict__[places[id(layout)]] = layout
     where = {name: places[id(layout)] for name, layout in layouts.items()}
+    rows = {name: layouts[name] for name in pruned}
+    ends_of = {end: ends for ends in names.values() for end in ends}
+    for group in dual.plan.groups:
+        for name in group.parameters:
+            kinds = _kinds_beside(dual.plan, group, name)
+            layouts |= _cut_beside(dual, name, ends_of[name], rows[name], kinds)
     shards = Shards(layouts, ranks, dual.graphs)
     dual.run_graphs({
         key: gather_weights(copy.deepcopy(graph), dual, where) for key, graph in dual.graphs.items()
     })
-    dual.across = ranks
+    dual.parts = Parts(ranks, rows)
     return shards
+
+
+def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
+    """What lies beside a pruned weight and has its rows.
+
+    A threshold is one number. A scale is one number a filter: where filters are no rows, whole.
+    """
+    axes = {layer.parameter: layer.out_axis for layer in plan.layers}
+    kinds = ["mask", *buffers_of(group, plan), *["score"] * (group.kept_score is not None)]
+    stay = {"threshold"} | ({"scale"} if axes[parameter] != 0 else set())
+    return [kind for kind in kinds if kind not in stay]
+
+
+def _cut_beside(
+    dual: nn.Module, name: str, ends: list[str], layout: Layout, kinds: list[str]
+) -> dict[str, Layout]:
+    """Cut the buffers beside a weight in place; their layouts, by each name they have in the
+    state: a module that has two names gives them two."""
+    owner, _, last = name.rpartition(".")
+    module, cut = dual.get_submodule(owner), {}
+    for kind in kinds:
+        whole = module._buffers[f"{last}_{kind}"]
+        own = layout if whole.shape == layout.shape else Layout(whole, layout.meshes)
+        module._buffers[f"{last}_{kind}"] = own.own(whole)
+        for end in ends:
+            path, _, same = end.rpartition(".")
+            if same == last and dual.get_submodule(path) is module:
+                cut[f"{end}_{kind}"] = own
+    return cut
 
 
 @torch.no_grad()
@@ -224,51 +265,8 @@ def unshard(dual: nn.Module, shards: Shards) -> None:
                     whole[id(rows)] = nn.Parameter(bits, rows.requires_grad) if is_weight else bits
                 table[last] = whole[id(rows)]
     if shards.ranks.is_first:
-        dual.across = None
+        dual.parts = None
         dual.run_graphs(shards.graphs)
-
-
-def check_shardable(plan: Plan, ranks: Ranks, compiled: bool = False) -> None:
-    """InputError where a mask needs more of a weight than its rows, or the machine is wrong."""
-    refused = [
-        (ranks.count == 1, "there is one process, and nothing to part",
-         "torchrun --nproc-per-node N -m dcil_dsl compile ... --shard"),
-        (compiled, "it gathers weights between the layers, which --compile cannot take yet",
-         "leave one of the two out"),
-        (plan.train.precision == "fp16", "with fp16 each process would scale its loss by itself",
-         "--precision bf16"),
-    ]  # fmt: skip
-    for is_so, why, help in refused:
-        if is_so:
-            raise InputError(f"--shard: {why}", help=help)
-    whole = "leave --shard out: every process then has all weights"
-    for group in plan.groups:
-        for what, is_so in _more_than_rows(group).items():
-            if is_so:
-                raise InputError(
-                    f"--shard: the rule at {group.rule} {what}, which needs whole weights",
-                    help=whole,
-                )
-    for path in plan.paths:
-        if path.view not in ("masked", "full", "complement"):
-            called = path.view if path.outside is None else path.outside.word
-            fact = f"path {path.name} is {called}, which needs whole weights"
-            raise InputError(f"--shard: {fact}", help=whole)
-
-
-def _more_than_rows(group: Group) -> dict[str, bool]:
-    """What a rule may ask that single rows of a weight do not tell, and whether this one does."""
-    score = group.score
-    return {
-        f"prunes by the {group.unit.kind}": group.unit.kind != "weight",
-        "shares its budget by lamp": group.shared_by == "lamp",
-        f"scores by {score.called}": score.kind not in ("magnitude", "l2"),
-        f"averages its {score.called} over steps": score.has_state,
-        "regrows": group.regrow is not None,
-        "has a reserve": bool(group.reserve),
-        "has a `param`": group.power is not None,
-        "has penalties": bool(group.penalties),
-    }
 
 
 def gather_weights(graph: fx.Graph, model: nn.Module, where: Mapping[str, str]) -> fx.Graph:
@@ -302,7 +300,7 @@ def gather_weights(graph: fx.Graph, model: nn.Module, where: Mapping[str, str]) 
 
 def _keeps_rows(node: fx.Node) -> bool:
     """Whether the node makes, of the rows of a weight, the rows of its views."""
-    if node.target in (split_weight, share_gradient):
+    if node.target in (split_weight, share_gradient, raise_power):
         return True
     first = node.args[0]
     return first.op == "call_function" and first.target is split_weight

@@ -2,7 +2,8 @@
 
 In:   a Group of the Plan, or a Promise of an export, how much it may keep, and truths in the
       shapes of its weights: a mask, or whether a weight is not zero.
-Out:  for each budget what is kept of it; units that are not whole, patterns that do not hold.
+Out:  how many truths each unit holds; for each budget what is kept of it; units that are not whole,
+      patterns that do not hold.
 Not:  no judgement: what is asked of masks (metrics.py) is not what is asked of a file (verify.py).
 """
 
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
+import torch
 from torch import Tensor
 
-from dcil_dsl.masking.units import any_in_unit, num_in_pattern, spread_mask
+from dcil_dsl.masking.rows import Parts, num_in_pattern_rows, sum_units
+from dcil_dsl.masking.units import num_in_unit
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 
@@ -45,9 +49,34 @@ class Tally:
     units: tuple[int, ...]
 
 
-def tally_group(group: Group, keeps: tuple[int, ...], truths: Mapping[str, Tensor]) -> Tally:
-    """Count every budget of a group. A unit is kept where anything true is in it."""
-    units = tuple(_num_kept(group, names, cuts, truths) for names, cuts in _members(group))
+def count_units(
+    group: Group, truths: Mapping[str, Tensor], parts: Parts | None = None
+) -> dict[str, Tensor]:
+    """Of each weight, how many entries of each unit are true, (number of units,) in int64.
+
+    One number in all where units are single weights, or those of a pattern. parts: where the truths
+    are this process's rows; the counts are of all rows.
+    """
+    if group.unit.kind in ("weight", "nm"):
+        counts = {name: truths[name].sum().view(1) for name in group.parameters}
+    elif parts is None:
+        pairs = zip(group.parameters, group.cuts, strict=True)
+        counts = {name: num_in_unit(truths[name], cut) for name, cut in pairs}
+    else:
+        counts = {
+            name: sum_units(truths[name], cut, parts.rows[name], torch.int64)
+            for name, cut in zip(group.parameters, group.cuts, strict=True)
+        }
+    if parts is None:
+        return counts
+    together = parts.across.sum(torch.cat([*counts.values()]))
+    sizes = [len(count) for count in counts.values()]
+    return dict(zip(counts, together.split(sizes), strict=True))
+
+
+def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
+    """What is kept of every budget, by count_units: a unit is where anything true is in it."""
+    units = tuple(_num_kept(group, names, counts) for names in members(group))
     if group.allocation == "global":
         costs = unit_costs(group)
         spent = sum(count * cost for count, cost in zip(units, costs, strict=True))
@@ -65,32 +94,38 @@ def tally_group(group: Group, keeps: tuple[int, ...], truths: Mapping[str, Tenso
     )
 
 
-def num_torn(group: Group, truths: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of each weight with units of more than one weight: how many truths differ within a unit."""
+def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of each weight with units of more than one weight: how many entries of kept units are not
+    true, by count_units."""
+    if group.unit.kind in ("weight", "nm"):
+        return {}
     torn = {}
-    for names, cuts in _members(group):
-        if group.unit.kind in ("weight", "nm"):
-            continue
-        own = [truths[name] for name in names]
-        whole = spread_mask(any_in_unit(own, cuts), cuts, [truth.shape for truth in own])
-        torn |= {n: int((a != b).sum()) for n, a, b in zip(names, own, whole, strict=True)}
+    for names, cuts in zip(members(group), members(group, group.cuts), strict=True):
+        num_kept = _num_kept(group, names, counts)
+        for name, cut in zip(names, cuts, strict=True):
+            size = prod(cut.shape) // cut.num_units
+            torn[name] = num_kept * size - int(counts[name].sum())
     return torn
 
 
-def pattern_counts(group: Group, truths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of each weight of an N:M group, how many are true in each of its groups of m."""
+def pattern_counts(
+    group: Group, truths: Mapping[str, Tensor], parts: Parts | None = None
+) -> dict[str, Tensor]:
+    """Of each weight of an N:M group, how many are true in each of its groups of m.
+
+    parts: where the truths are this process's rows; the groups are those in them.
+    """
+    if parts is None:
+        pairs = zip(group.parameters, group.cuts, strict=True)
+        return {name: num_in_unit(truths[name], cut) for name, cut in pairs}
     return {
-        name: num_in_pattern(truths[name], cut)
+        name: num_in_pattern_rows(truths[name], cut, parts.rows[name])
         for name, cut in zip(group.parameters, group.cuts, strict=True)
     }
 
 
-def _members(group: Group):
-    cuts = group.cuts or (None,) * len(group.parameters)
-    return zip(members(group), members(group, cuts), strict=True)
-
-
-def _num_kept(group: Group, names, cuts, truths: Mapping[str, Tensor]) -> int:
+def _num_kept(group: Group, names: tuple[str, ...], counts: Mapping[str, Tensor]) -> int:
+    """The units of a member that are kept; those of a pattern are single weights."""
     if group.unit.kind in ("weight", "nm"):
-        return int(truths[names[0]].sum())
-    return int(any_in_unit([truths[name] for name in names], cuts).sum())
+        return int(counts[names[0]].sum())
+    return int(torch.stack([counts[name] > 0 for name in names]).any(0).sum())

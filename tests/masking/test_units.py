@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from dcil_dsl.masking.score import score_weights
-from dcil_dsl.masking.units import (
-    any_in_unit,
-    keep_pattern,
-    num_in_pattern,
-    score_units,
-    spread_mask,
-)
+from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
 from dcil_dsl.plan.plan import Cut
 
 FILTERS = Cut(shape=(2, 4), units=(0,))  # two outputs, two inputs, a kernel of two
@@ -63,9 +57,9 @@ def test_a_block_is_a_tile_at_one_position_of_the_kernel():
     assert scores[mask].tolist() == [1, 3, 9, 11]
 
 
-def test_a_unit_holds_something_where_any_of_its_weights_does():
-    assert any_in_unit([W == 0], [FILTERS]).tolist() == [True, False]
-    assert any_in_unit([W < 0], [CHANNELS]).tolist() == [True, True]
+def test_a_unit_holds_as_many_as_its_weights_do():
+    assert num_in_unit(W == 1, FILTERS).tolist() == [1, 2]
+    assert num_in_unit(W < 0, CHANNELS).tolist() == [1, 1]
 
 
 # -- N:M ------------------------------------------------------------------------------------
@@ -99,7 +93,7 @@ def test_exactly_n_of_each_m_stay_as_a_plain_sort_has_it(n, m):
         for start in range(0, len(row), m):
             order = sorted(range(start, start + m), key=lambda i: (-row[i], i))
             assert [i for i in range(start, start + m) if kept[i]] == sorted(order[:n])
-    assert num_in_pattern(mask, Cut(shape=(15, m), units=(0,))).tolist() == [n] * 15
+    assert num_in_unit(mask, Cut(shape=(15, m), units=(0,))).tolist() == [n] * 15
 
 
 def test_a_weight_that_does_not_lie_row_by_row_is_cut_alike():

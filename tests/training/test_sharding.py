@@ -9,12 +9,15 @@ import pytest
 import torch
 from test_distributed import assert_equal_runs
 from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
-from tiny_run import TinyNet, tiny_plan
+from tiny_run import tiny_plan
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extend.outside import Outside
+from dcil_dsl.plan import plan as p
 from dcil_dsl.training import checkpoint as checkpoint_file
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.sharding import Regather, shard
 
 
@@ -134,10 +137,9 @@ def test_parts_that_were_changed_are_refused_whatever_was_changed(parts):
     assert json.loads(header["position"])["step"] == 5
 
 
-def test_what_parts_of_weights_cannot_do_is_refused_with_the_rule():
-    random = tiny_plan(group={"score": tiny_plan().groups[0].score.model_copy(
-        update={"kind": "random"})})  # fmt: skip
-    with pytest.raises(InputError, match="tiny.prune:1 scores by random"):
-        shard(compile_plan(random, TinyNet()), Ranks(0, 2), torch.device("cpu"))
+def test_parts_are_refused_where_there_is_one_process_or_a_word_that_is_given_whole_weights():
+    plan = tiny_plan(group={"score": p.Score(kind="outside", outside=Outside(word="ours"))})
+    with pytest.raises(InputError, match="tiny.prune:1 scores by ours, a word of its own"):
+        check_shardable(plan, Ranks(0, 2))
     with pytest.raises(InputError, match="there is one process"):
         shard(compile_plan(plain_plan(), PlainNet()), Ranks(), torch.device("cpu"))

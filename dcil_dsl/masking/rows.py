@@ -1,0 +1,172 @@
+"""Units, patterns and shares of a weight of which this process has a stretch of rows.
+
+In:   scores, masks or truths of the rows, how the whole weight falls into units, where the rows
+      lie in it.
+Out:  what the rows add to the sums of units; the rows of masks and of scores.
+Not:  nothing is exchanged but one layer's squares (lamp_rows): sums over the processes are the
+      caller's to take.
+
+Rows are indices of the weight's first dimension. A cut (units.py) views a weight in a shape of its
+own, some of whose dimensions lie over the rows, the others within a row; one that lies in both, as
+neighbours of one kind are taken together there, is parted here. Of a block of 4 x 2 of a matrix:
+
+    (O / 4, 4, I / 2, 2)  units (0, 2)    ==>    over (O / 4, 4)    within (I / 2, 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.masking.score import lamp_scores
+from dcil_dsl.masking.select import Across
+from dcil_dsl.masking.units import Cut, keep_pattern, num_in_unit
+
+
+class Rows(Protocol):
+    """Which rows of a weight this process has: as many as its tensors are long, from `start` on.
+
+    shape  of the whole weight
+    """
+
+    start: int
+    shape: Sequence[int]
+
+    def whole(self, own: Tensor) -> Tensor:
+        """All rows, on every process, all of which call it."""
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This process's rows of a tensor of the weight's shape."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Several processes, each of which has some rows of every pruned weight.
+
+    rows  by the weight's name
+    """
+
+    across: Across
+    rows: Mapping[str, Rows]
+
+
+class Dimension(NamedTuple):
+    """One of a cut: how long, and whether each of its indices is of another unit."""
+
+    size: int
+    is_unit: bool
+
+    @property
+    def num_units(self) -> int:
+        return self.size if self.is_unit else 1
+
+
+class OwnCut(NamedTuple):
+    """How some rows fall into units."""
+
+    shape: tuple[int, ...]
+    units: tuple[int, ...]
+
+    @property
+    def num_units(self) -> int:
+        return prod(self.shape[i] for i in self.units)
+
+
+@torch.no_grad()
+def sum_units(values: Tensor, cut: Cut, rows: Rows, dtype: torch.dtype) -> Tensor:
+    """What the rows add to the sum of each unit of the whole weight, (number of units,).
+
+    Neighbouring rows of one unit are added first, so that nothing of the size of the weight is
+    made, and always in one order: a device adds to indexed places in another at each call.
+    """
+    over, within = _parted(cut, rows.shape[0])
+    runs, length = list(over), 1  # so many rows in a row are of the same units
+    while runs and not runs[-1].is_unit:
+        length *= runs.pop().size
+    others = [2 + i for i, dimension in enumerate(within) if not dimension.is_unit]
+    units_within = prod(dimension.num_units for dimension in within)
+
+    def summed(part: Tensor, num_runs: int) -> Tensor:
+        size = len(part) // max(num_runs, 1)
+        seen = part.reshape(num_runs, size, *(dimension.size for dimension in within))
+        return seen.sum([1, *others], dtype=dtype).reshape(num_runs, units_within)
+
+    head = min(-rows.start % length, len(values))  # of a run that began on an earlier process
+    num_whole = (len(values) - head) // length
+    tail = head + num_whole * length
+    pieces = [summed(values[head:tail], num_whole)]
+    if head:
+        pieces.insert(0, summed(values[:head], 1))
+    if tail < len(values):
+        pieces.append(summed(values[tail:], 1))
+    own = torch.cat(pieces)
+    sums = own.new_zeros(prod(run.size for run in runs), units_within)
+    sums.narrow(0, min(rows.start // length, len(sums)), len(own)).copy_(own)
+    apart = [i for i, run in enumerate(runs) if not run.is_unit]  # runs of one unit, not in a row
+    sums = sums.view(*(run.size for run in runs), units_within)
+    return (sums.sum(apart) if apart else sums).flatten()
+
+
+def spread_to_rows(kept: Tensor, cut: Cut, rows: Rows, num_rows: int) -> Tensor:
+    """The rows of a mask, from one truth a unit of the whole weight."""
+    over, within = _parted(cut, rows.shape[0])
+    places = torch.arange(prod(d.num_units for d in over), device=kept.device)
+    places = places.view([d.num_units for d in over]).expand([d.size for d in over])
+    places = places.reshape(-1)[rows.start : rows.start + num_rows]
+    own = kept.view(-1, prod(d.num_units for d in within))[places]
+    own = own.view(num_rows, *(d.num_units for d in within))
+    own = own.expand(num_rows, *(d.size for d in within))
+    return own.reshape(num_rows, *rows.shape[1:])
+
+
+def pattern_needs(cut: Cut, num_rows: int) -> int:
+    """A stretch of rows holds whole groups of m where it begins at a multiple of this."""
+    return prod(d.size for d in _parted(cut, num_rows)[0] if not d.is_unit)
+
+
+def keep_pattern_rows(score: Tensor, cut: Cut, n: int, rows: Rows) -> Tensor:
+    """units.keep_pattern of the rows, which hold whole groups: see pattern_needs."""
+    return keep_pattern(score, _own_pattern(cut, rows, len(score)), n)
+
+
+def num_in_pattern_rows(truth: Tensor, cut: Cut, rows: Rows) -> Tensor:
+    """How many of each group of m in the rows are true, (number of groups,)."""
+    return num_in_unit(truth, _own_pattern(cut, rows, len(truth)))
+
+
+@torch.no_grad()
+def lamp_rows(squares: Tensor, rows: Rows) -> Tensor:
+    """score.lamp_scores of the rows.
+
+    A square's share is of all that come before it in its layer, wherever they lie: so the squares
+    of this one layer are gathered, for as long as its shares are computed.
+    """
+    return rows.own(lamp_scores(rows.whole(squares)))
+
+
+def _own_pattern(cut: Cut, rows: Rows, num_rows: int) -> OwnCut:
+    over, within = _parted(cut, rows.shape[0])
+    m = prod(dimension.size for dimension in over if not dimension.is_unit)
+    shape = (num_rows // m, m, *(dimension.size for dimension in within))
+    along = [1] if m > 1 else [2 + i for i, d in enumerate(within) if not d.is_unit]
+    return OwnCut(shape, tuple(i for i in range(len(shape)) if i not in along))
+
+
+def _parted(cut: Cut, num_rows: int) -> tuple[list[Dimension], list[Dimension]]:
+    """The cut's dimensions over the rows of the weight, and those within a row."""
+    over, within, left = [], [], num_rows
+    for place, size in enumerate(cut.shape):
+        is_unit = place in cut.units
+        above = min(size, left)
+        assert left % above == 0 and size % above == 0, (cut, num_rows)
+        left //= above
+        if above > 1:
+            over.append(Dimension(above, is_unit))
+        if size > above:
+            within.append(Dimension(size // above, is_unit))
+    return over, within

@@ -1,0 +1,80 @@
+"""What a recipe may not ask of weights in parts (`--shard`).
+
+In:   a plan, the Ranks.
+Out:  InputError, which names the rule or the path, before anything is written.
+Not:  nothing is cut (sharding.py). What does not go with any recipe's parts is in ways.py too.
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.rows import pattern_needs
+from dcil_dsl.plan.plan import Group, Plan
+from dcil_dsl.training.distributed import Ranks
+
+VIEWS = ("masked", "full", "complement", "soft_threshold")  # made entry by entry
+
+
+def rows_of_a_rank(num_rows: int, num_ranks: int) -> int:
+    """The most that one has; the last ranks may have fewer, or none."""
+    return -(-num_rows // num_ranks)
+
+
+def check_shardable(plan: Plan, ranks: Ranks, compiled: bool = False) -> None:
+    """InputError where something needs more of a weight than rows and sums, or the machine is
+    wrong."""
+    refused = [
+        (ranks.count == 1, "there is one process, and nothing to part",
+         "torchrun --nproc-per-node N -m dcil_dsl compile ... --shard"),
+        (compiled, "it gathers weights between the layers, which --compile cannot take yet",
+         "leave one of the two out"),
+        (plan.train.precision == "fp16", "with fp16 each process would scale its loss by itself",
+         "--precision bf16"),
+    ]  # fmt: skip
+    for is_so, why, help in refused:
+        if is_so:
+            raise InputError(f"--shard: {why}", help=help)
+    whole = "leave --shard out: every process then has all weights"
+    for group in plan.groups:
+        why = _needs_whole(group)
+        if why is not None:
+            raise InputError(f"--shard: the rule at {group.rule} {why}", help=whole)
+        _check_pattern(plan, group, ranks)
+    for path in plan.paths:
+        if path.view not in VIEWS:
+            called = path.view if path.outside is None else path.outside.word
+            fact = f"path {path.name} is {called}, a word of its own, which is given whole weights"
+            raise InputError(f"--shard: {fact}", help=whole)
+        if path.compute == "kept":
+            raise InputError(
+                f"--shard: `compute = kept` of path `{path.name}` reads whole masks",
+                help="leave one of the two out",
+            )
+
+
+def _needs_whole(group: Group) -> str | None:
+    """What a rule asks that no rows and no sums tell: a word of a package may look at all there
+    is."""
+    if group.score.outside is not None:
+        return f"scores by {group.score.called}, a word of its own, which is given whole weights"
+    for penalty in group.penalties:
+        if penalty.outside is not None:
+            word = penalty.outside.word
+            return f"has the penalty {word}, a word of its own, which is given whole weights"
+    return None
+
+
+def _check_pattern(plan: Plan, group: Group, ranks: Ranks) -> None:
+    """InputError where a group of m would lie on two ranks."""
+    if group.unit.kind != "nm":
+        return
+    shapes = {layer.parameter: layer.shape for layer in plan.layers}
+    for name, cut in zip(group.parameters, group.cuts, strict=True):
+        num_rows = shapes[name][0]
+        each, m = rows_of_a_rank(num_rows, ranks.count), pattern_needs(cut, num_rows)
+        if each % m:
+            raise InputError(
+                f"--shard: the rule at {group.rule} keeps {group.unit.n} of every {m} rows of "
+                f"`{name}`, and {ranks.count} processes cut its {num_rows} rows after each {each}",
+                help=f"a number of processes that gives each a multiple of {m} rows, or no --shard",
+            )
