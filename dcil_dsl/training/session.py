@@ -36,7 +36,7 @@ from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.patterns import only_whole, pattern_words, why_computed_whole
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
-from dcil_dsl.training.sharding import shard
+from dcil_dsl.training.sharding import make_scaler, shard
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 
 
@@ -139,7 +139,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards,
         memory=start_previous(dual) | start_weights(plan, device) | start_copies(dual),
     )  # fmt: skip
-    scaler = torch.amp.GradScaler(device.type, enabled=precision_of(plan, options) == "fp16")
+    scaler = make_scaler(device, precision_of(plan, options) == "fp16", shards)
     if goes_on := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
         load(run.checkpoint, state)

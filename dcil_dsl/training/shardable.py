@@ -28,8 +28,6 @@ def check_shardable(plan: Plan, ranks: Ranks, compiled: bool = False) -> None:
          "torchrun --nproc-per-node N -m dcil_dsl compile ... --shard"),
         (compiled, "it gathers weights between the layers, which --compile cannot take yet",
          "leave one of the two out"),
-        (plan.train.precision == "fp16", "with fp16 each process would scale its loss by itself",
-         "--precision bf16"),
     ]  # fmt: skip
     for is_so, why, help in refused:
         if is_so:

@@ -246,6 +246,21 @@ def _cut_beside(
     return cut
 
 
+def make_scaler(
+    device: torch.device, enabled: bool, shards: Shards | None
+) -> torch.amp.GradScaler:
+    """What scales losses in fp16.
+
+    In parts a gradient may be infinite on one rank alone. All skip the step then, and lower the
+    scale, as they tell each other in unscale_, which is to be called at each step.
+    """
+    if shards is None or not enabled:
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    return ShardedGradScaler(device.type)
+
+
 @torch.no_grad()
 def unshard(dual: nn.Module, shards: Shards) -> None:
     """On the first rank, the graph with whole weights and masks, on the host. All ranks call it."""

@@ -243,8 +243,8 @@ def _update(now: Session, part: Part, wish: Wish) -> None:
     plan, at, optimizer = now.plan, now.state.position, now.state.optimizer
     set_rate(optimizer, rate_of(now))
     has_penalties = any(group.penalties for group in plan.groups)
-    if plan.train.clip is not None or has_penalties:
-        now.scaler.unscale_(optimizer)
+    if plan.train.clip is not None or has_penalties or now.state.shards is not None:
+        now.scaler.unscale_(optimizer)  # in parts: here the ranks tell each other of infinities
     if plan.train.clip is not None:
         if now.state.shards is None:
             clip_grad_norm_([p for _, p in now.dual.trainable()], plan.train.clip)

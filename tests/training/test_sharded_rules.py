@@ -22,7 +22,7 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.shardable import check_shardable
-from dcil_dsl.training.sharding import shard
+from dcil_dsl.training.sharding import make_scaler, shard
 from dcil_dsl.zoo.small_vit import SmallViT
 
 
@@ -182,6 +182,51 @@ def test_what_lies_beside_a_weight_is_cut_as_it_is(tmp_path):
                         assert shards.of(f"{parameter}_{kind}").shape[0] == 8
 
     assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
+
+
+def test_a_gradient_that_is_infinite_on_one_rank_alone_is_skipped_by_all(tmp_path):
+    def work(ranks):
+        dual = compile_plan(plan_of(*RULES["filters, channels"]), PartsNet())
+        shards = shard(dual, ranks, torch.device("cpu"))
+        parameter = dual.get_parameter("conv2.weight")
+        before = parameter.detach().clone()
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        scaler = make_scaler(torch.device("cpu"), True, shards)
+        scale = float(scaler.scale(torch.ones(())))
+        parameter.grad = torch.ones_like(parameter)
+        if ranks.rank == 1:
+            parameter.grad[0, 0, 0, 0] = torch.inf
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(parameter, before)
+        assert scaler.get_scale() == scale / 2
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
+
+
+def test_half_precision_in_parts_trains_what_one_process_trains(tmp_path):
+    plan, found = plan_of(*RULES["taylor of filters, chance"]), {}
+
+    def train(ranks, **options):
+        folder = tmp_path / f"of {ranks.count}"
+        result, dual = rank_train(
+            folder, ranks, plan, PartsNet, max_steps=6, precision="fp16", **options
+        )
+        found["weights"] = dual.state_dict()
+        return result
+
+    train(Ranks())
+
+    def work(ranks):
+        train(ranks, shard=True)
+        if ranks.is_first:
+            torch.save(found["weights"], tmp_path / "weights.pt")
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
+    parts = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name, tensor in found["weights"].items():
+        torch.testing.assert_close(parts[name], tensor, rtol=0.05, atol=0.01, msg=name)
 
 
 @pytest.mark.parametrize(
