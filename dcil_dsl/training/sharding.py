@@ -148,7 +148,7 @@ class Shards:
         """The layout of a tensor by its name there: "optimizer/fc.weight/momentum_buffer"."""
         part, _, name = key.partition("/")
         if part != "optimizer":
-            return self.of(name)
+            return self.of(name.removeprefix("previous/"))  # gradients that an integrator keeps
         name, _, entry = name.rpartition("/")
         return None if entry == "step" else self.of(name)
 

@@ -94,6 +94,23 @@ def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, settings):
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.parametrize(
+    "settings", [dict(kind="heun", players="each"), dict(kind="extrapolate")]
+)
+def test_weights_in_parts_have_them_too_and_what_a_step_remembers_is_parted_with_them(
+    tmp_path, settings
+):
+    plan = plain_plan(train={"integrator": p.Integrator(**settings)})
+    rank_train(tmp_path / "alone", Ranks(), plan, max_steps=8)
+
+    def work(ranks):
+        rank_train(tmp_path / "run", ranks, plan, max_steps=6, shard=True)
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)
+    rank_train(tmp_path / "run", Ranks(), plan, max_steps=8)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
 def test_displaced_weights_compile_nothing_anew(tmp_path, graphs_compiled):
     plan = plan_with(kind="rk4")
     _, compiled, _ = tiny_train(tmp_path / "compiled", plan, compile=True)
@@ -106,7 +123,6 @@ def test_displaced_weights_compile_nothing_anew(tmp_path, graphs_compiled):
     "changes, options",
     [
         ({"accumulate": 2}, {}), ({"precision": "fp16"}, {}), ({}, {"precision": "fp16"}),
-        ({}, {"shard": True}),
     ],
 )
 def test_what_an_integrator_cannot_do_is_refused(tmp_path, changes, options):
