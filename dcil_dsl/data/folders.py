@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -59,7 +60,7 @@ def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Imag
             if max(image.size) > MAX_RATIO * min(image.size):
                 sides = " x ".join(map(str, image.size))
                 raise ValueError(f"{sides} pixels are no photograph")
-            return image.convert(mode)
+            return _of_bytes(image).convert(mode)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         fact = " ".join(str(error).split())
         raise BadImage(
@@ -67,6 +68,19 @@ def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Imag
             "replace the file or take it away, and go on with --resume-anyway, for the data are "
             "others then; or go on without it: --resume --on-bad-image skip",
         ) from error
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """16 bits a pixel as 8, the higher ones; Pillow would make everything above 255 white.
+
+    ValueError for numbers of 32 bits, of which no file says how much is white.
+    """
+    is_wide = image.mode == "I" and image.format in ("PNG", "PPM")  # that hold no more than 16
+    if is_wide or image.mode.startswith("I;16"):
+        return Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are numbers of 32 bits")
+    return image
 
 
 def _shown(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from dcil_dsl.data.augment import Reading
 from dcil_dsl.data.chance import generator_at
@@ -78,10 +79,10 @@ class Reader:
 
     def __getitem__(self, request: Request) -> Fetched | InputError:
         count = len(request.indices)
-        images = torch.empty(count, *self.shape, dtype=torch.uint8)
-        labels = torch.empty(count, dtype=torch.long)
         chances, bad = self._chances(request), []
         try:
+            images = sent_back(torch.empty(count, *self.shape, dtype=torch.uint8))
+            labels = sent_back(torch.empty(count, dtype=torch.long))
             for row, (place, index) in enumerate(zip(request.places, request.indices)):
                 image, labels[row] = self._example(index, bad)
                 if self.reading is not None:
@@ -109,6 +110,23 @@ class Reader:
                     raise
                 bad.append(error.message)
         raise InputError(f"{MAX_BAD} images in a row cannot be read; the last: {bad[-1]}")
+
+
+def sent_back(tensor: Tensor) -> Tensor:
+    """The tensor, in shared memory where this is a worker, whose answers go that way.
+
+    Else it would be moved there by a thread, whose error nobody hears: the batch would be waited
+    for without end. InputError where there is no room.
+    """
+    if get_worker_info() is None or not tensor.numel():
+        return tensor
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        raise InputError(
+            f"no room in shared memory for a batch of {tensor.nbytes:,} bytes: {error}",
+            "a larger /dev/shm (docker run --shm-size 8g), fewer --workers, or 0",
+        ) from error
 
 
 def other_tensor(

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import pickle
 import struct
 
@@ -267,3 +268,24 @@ def test_a_line_of_pixels_is_refused_before_it_fills_the_memory(tmp_path):
     Image.new("RGB", (1, 60_000)).save(tmp_path / "line.png")
     with pytest.raises(BadImage, match="line.png: .* 1 x 60000 pixels are no photograph"):
         read_image(str(tmp_path / "line.png"), "RGB")
+
+
+def saved(image, suffix):
+    file = io.BytesIO()
+    image.save(file, suffix)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("suffix", ["PNG", "TIFF", "PPM"])
+def test_of_sixteen_bits_the_higher_eight_are_read(suffix, mode):
+    image = Image.fromarray(numpy.array([[0, 255, 256], [0x8001, 0xFEFF, 0xFFFF]], numpy.uint16))
+    pixels = numpy.asarray(read_image(saved(image, suffix), mode)).reshape(6, -1)
+    assert pixels[:, 0].tolist() == pixels[:, -1].tolist() == [0, 0, 1, 128, 254, 255]
+
+
+def test_an_image_of_floats_is_refused():
+    image = Image.fromarray(numpy.zeros((4, 4), numpy.float32))
+    with pytest.raises(BadImage, match="numbers of 32 bits"):
+        read_image(saved(image, "TIFF"), "L")

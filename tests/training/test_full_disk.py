@@ -8,9 +8,11 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 from test_resume import assert_same
 from tiny_run import in_child, tiny_train
 
+from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training import trainer
 from dcil_dsl.training.checkpoint import read_file
@@ -116,3 +118,28 @@ def test_events_that_find_no_space_end_the_run_in_words_too(tmp_path, straight, 
             tiny_train(tmp_path / "run")
     tiny_train(tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", straight)
+
+
+class Photographs:
+    """Of 12 kB each."""
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 64, 64, dtype=torch.uint8), 0
+
+
+def test_too_little_shared_memory_is_told_and_nothing_waits_for_the_batch_without_end(tmp_path):
+    """As the 64 MiB of a Docker container are for photographs."""
+    if not may_mount(tmp_path / "disk"):
+        pytest.skip("this system lets nobody mount a file system of their own")
+
+    def work() -> None:
+        mount_small_disk(Path("/dev/shm"), 16 * PAGE)
+        data = Dataset("photographs", Photographs(), Photographs(), ("a",), (0.5,) * 3, (0.5,) * 3)
+        loader = Loader(data, "train", batch_size=8, workers=1)
+        with pytest.raises(InputError, match="no room in shared memory for a batch of 98,304 b"):
+            list(loader.epoch(0))
+
+    assert in_child(work, seconds=60) == 0
