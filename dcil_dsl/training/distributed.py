@@ -22,6 +22,7 @@ from time import monotonic, sleep
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 
@@ -80,6 +81,22 @@ class Ranks:
             parts = means.split([tensor.numel() for tensor in bucket])
             for tensor, mean in zip(bucket, parts, strict=True):
                 tensor.copy_(mean.view(tensor.shape))
+
+    @torch.no_grad()
+    def mean_in_order(self, values: Tensor) -> Tensor:
+        """The mean of (n,) over the ranks, added up in their order.
+
+        The rounding of a number does not depend on its place in `values`, as it does where an
+        all_reduce begins each stretch with another rank. Sent is as much as by that.
+        """
+        size = -(-len(values) // self.count)
+        own = pad(values, (0, size * self.count - len(values)))
+        parts = torch.empty_like(own)
+        dist.all_to_all_single(parts, own)
+        first, *others = parts.split(size)
+        means = sum(others, first) / self.count
+        dist.all_gather(list(own.split(size)), means)
+        return own[: len(values)]
 
     @torch.no_grad()
     def copy_first(self, tensors: Iterable[Tensor]) -> None:

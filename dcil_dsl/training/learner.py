@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from inspect import signature
 
 from torch import Tensor, nn
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dcil_dsl.training.distributed import Ranks
@@ -42,6 +43,10 @@ class Learner(nn.Module):
     are in parts, the graph itself exchanges their gradients (sharding.py). Several backward passes
     are no affair of DistributedDataParallel's, nor are stretches of a few steps, for each of which
     it would be built anew: there the mean is taken when the last backward pass is done.
+
+    What lies beside what in its buckets changes after its first backward pass, which a run that
+    goes on has at another step. On a CPU, where it is to end with the same bits, means are
+    therefore taken by exchange_in_order, wherever their rounding could tell.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Learner(nn.Module):
         windows = [part.window for part in (*dual.plan.phases, *dual.plan.losses)]
         self.alternates = any(window.every > 1 for window in windows)
         self.stretch: tuple | None = None
-        self.is_fresh = True
+        self.is_fresh = self.closes = True
         self.__dict__["wrapped"] = None  # not a submodule: it contains this one
 
     def forward(self, images: Tensor, labels: Tensor, active: tuple[int, ...], is_short: bool):
@@ -84,7 +89,8 @@ class Learner(nn.Module):
             return loss.detach(), sums
         wrapped = self._wrapped((self.dual.phase, active))
         # What its no_sync() sets. The first backward of a static graph must not be without it; the
-        # mean of means that an early exchange makes is the same mean.
+        # mean of means that an early exchange makes is the same mean, but for rounding.
+        self.closes = closes
         wrapped.require_backward_grad_sync = closes or self.is_fresh
         loss, sums = wrapped(images, labels, active, is_short)
         backward(loss)
@@ -103,4 +109,18 @@ class Learner(nn.Module):
                 self, static_graph=True, init_sync=False, gradient_as_bucket_view=True,
                 **{SYNC_BUFFERS: False},
             )  # fmt: skip
+            on_host = next(self.dual.parameters()).device.type == "cpu"
+            if on_host and (self.ranks.count > 2 or self.dual.plan.train.accumulate > 1):
+                self.wrapped.register_comm_hook(self, exchange_in_order)
         return self.__dict__["wrapped"]
+
+
+def exchange_in_order(learner: Learner, bucket):
+    """The mean of a bucket of gradients, in the order of the ranks; their own where no batch of the
+    step is the last. Without annotations of types, which torch would compare as text."""
+    gradients = bucket.buffer()
+    if learner.closes:
+        gradients.copy_(learner.ranks.mean_in_order(gradients))
+    exchanged = Future()
+    exchanged.set_result(gradients)
+    return exchanged

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from test_resume import assert_same
-from tiny_ranks import RankData, on_ranks, rank_train, said
+from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import MISUSED, WRONG
@@ -54,6 +54,31 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tm
     assert on_ranks(tmp_path, 2, asked_to_stop) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
     assert on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks)) == [0, 0]
     assert_same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize("count, changes", [
+    (3, {}), (2, dict(train={"accumulate": 2}, steps_per_epoch=3, num_steps=12)),
+])  # fmt: skip
+def test_what_more_ranks_or_batches_of_a_step_add_up_has_the_same_bits_after_a_break(
+    tmp_path, count, changes
+):
+    """Although buckets of gradients are laid out anew after the first step of each start."""
+    plan = plain_plan(**changes)
+
+    def killed(ranks):
+        def die(batch):
+            if ranks.rank == 1 and batch == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        rank_train(tmp_path / "run", ranks, plan, before=die)
+
+    def to_the_end(name):
+        return on_ranks(tmp_path, count, lambda r: rank_train(tmp_path / name, r, plan))
+
+    assert to_the_end("straight") == [0] * count, said(tmp_path, 0)
+    assert on_ranks(tmp_path, count, killed)[1] == -signal.SIGKILL
+    assert to_the_end("run") == [0] * count, said(tmp_path, 0)
+    assert_same(tmp_path / "run", tmp_path / "straight")
 
 
 def test_a_run_of_two_ranks_goes_on_in_one_process(tmp_path, straight):
