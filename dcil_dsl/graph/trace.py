@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.decisions import EXAMPLES
+from dcil_dsl.graph.garbage import seldom_collected
 from dcil_dsl.graph.inputs import Arguments, Inputs, arguments_of, resized
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
 from dcil_dsl.graph.moments import CONSTANT, changed_attribute
@@ -71,6 +73,7 @@ class Traced:
         return self.train if training else self.eval
 
 
+@seldom_collected()
 def trace_model(
     model: nn.Module,
     example_inputs=None,
@@ -91,9 +94,12 @@ def trace_model(
     like            tensors of the sizes and types of the inputs by name, on any device, where there
                     are no example inputs: what a forward decides by sizes is part of the graph
 
-    Raises TraceError for what cannot be copied or rewritten, with the module.
+    Raises TraceError for what cannot be copied or rewritten, with the module; InputError where
+    the example inputs are an empty batch.
     """
     example = None if example_inputs is None else Inputs.of(example_inputs)
+    if example is not None and example.batch_size() == 0:
+        raise InputError("the example inputs are an empty batch", help="one example is enough")
     model = _copy(model)
     arguments = arguments_of(model, example, live, fixed)
     flags = {name: module.training for name, module in model.named_modules()}

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import fx, nn
 
@@ -130,7 +132,16 @@ def argument(node: fx.Node, name: str) -> object:
     """The argument of a called function by its parameter's name; None where it has none such."""
     if name in node.kwargs:
         return node.kwargs[name]
+    signature = _signature(node.target)
     try:
-        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
-    except (TypeError, ValueError):  # a builtin without a signature
+        return signature and signature.bind(*node.args, **node.kwargs).arguments.get(name)
+    except TypeError:  # it is called in a way that it does not take
+        return None
+
+
+@lru_cache  # that of a builtin is parsed from its text each time
+def _signature(function: Callable) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin without one
         return None

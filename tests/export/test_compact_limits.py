@@ -46,6 +46,12 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason():
         compact(Net(), IMAGE)
 
 
+def test_an_empty_batch_is_refused_in_plain_words():
+    model = double(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    with pytest.raises(InputError, match="an empty batch\none example is enough"):
+        compact(model, (torch.zeros(0, 3, 6, 6).double(),))
+
+
 def test_what_is_written_into_is_no_constant_for_its_other_readers():
     class Net(nn.Module):
         def __init__(self):
