@@ -28,6 +28,7 @@ ORDER = ("dense", "gmp", "dpf", "st3", "acdc", "dcil")
 COLOURS = plt.get_cmap("tab10").colors + plt.get_cmap("Dark2").colors
 MARKERS = "osD^vP*X"
 FORMAT = "svg"
+AT_THE_END = "of the last epoch"
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,19 @@ class Setting:
     start: str
     clients: int
 
-    def __str__(self) -> str:
+    @property
+    def accuracy(self) -> str:
+        """Which accuracy its runs measured."""
+        return f"{'validation' if self.split == 'validation' else 'test'} accuracy"
+
+    def told(self, what: str) -> str:
+        """The setting, and what is drawn or listed of it."""
         images = f"{self.examples:,} images" if self.examples else "all images"
         size = f" of {self.image_size} px" if self.image_size else ""
-        held = "validation" if self.split == "validation" else "test"
         return "; ".join(
             filter(None, (f"{self.network}, {self.data}, {images}{size}", self.overrides,
                           self.start and f"from {self.start}",
-                          self.clients and f"{self.clients} clients",
-                          f"{held} accuracy of the last epoch"))
+                          self.clients and f"{self.clients} clients", what))
         )  # fmt: skip
 
 
@@ -105,10 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
         stem = asked.out / f"{asked.name or asked.table.stem}-{number}"
         accuracy_by_sparsity(setting, curves, stem)
         accuracy_by_cost(setting, curves, stem)
-        by_epoch(setting, curves, "top1", "accuracy, %", stem)
-        by_epoch(setting, curves, "mask_flips", "weights that changed side", stem)
+        by_epoch(setting, curves, "top1", "accuracy, %", setting.accuracy, stem)
+        flips = "weights that changed side"
+        by_epoch(setting, curves, "mask_flips", flips, flips, stem)
         density_by_layer(setting, curves, stem)
-        print(f"## {setting}\n\n{markdown(curves)}")
+        print(f"## {setting.told(f'{setting.accuracy} {AT_THE_END}')}\n\n{markdown(curves)}")
     return 0
 
 
@@ -142,7 +148,7 @@ def accuracy_by_sparsity(setting: Setting, curves: dict, stem: Path) -> None:
         axis.set_xlabel("zeros in the convolutions, %")
     axes[0][0].set_ylabel("accuracy, %")
     legend(figure, axes[0])
-    save(figure, setting, f"{stem}-sparsity")
+    save(figure, setting, f"{setting.accuracy} {AT_THE_END}", f"{stem}-sparsity")
 
 
 def accuracy_by_cost(setting: Setting, curves: dict, stem: Path) -> None:
@@ -163,10 +169,12 @@ def accuracy_by_cost(setting: Setting, curves: dict, stem: Path) -> None:
         axis.set_xlabel("cost, epochs of dense training")
     axes[0][0].set_ylabel("accuracy, %")
     legend(figure, axes[0])
-    save(figure, setting, f"{stem}-cost")
+    save(figure, setting, f"{setting.accuracy} {AT_THE_END}", f"{stem}-cost")
 
 
-def by_epoch(setting: Setting, curves: dict, measure: str, label: str, stem: Path) -> None:
+def by_epoch(
+    setting: Setting, curves: dict, measure: str, label: str, what: str, stem: Path
+) -> None:
     """A measure over the run, a panel for each target, at the length that most methods ran."""
     targets = sorted({c.target for c in curves} - {0.0})
     if not targets:
@@ -188,7 +196,7 @@ def by_epoch(setting: Setting, curves: dict, measure: str, label: str, stem: Pat
             axis.set_yscale("symlog")
     axes[0][0].set_ylabel(label)
     legend(figure, axes[0])
-    save(figure, setting, f"{stem}-{measure}")
+    save(figure, setting, f"{what} by epoch, runs of {epochs} epochs", f"{stem}-{measure}")
 
 
 def density_by_layer(setting: Setting, curves: dict, stem: Path) -> None:
@@ -213,7 +221,7 @@ def density_by_layer(setting: Setting, curves: dict, stem: Path) -> None:
     axis.set_ylabel("weights kept, %")
     axis.set_title(f"{targets[-1]:g} % zeros, {epochs} epochs")
     legend(figure, [axis])
-    save(figure, setting, f"{stem}-layers")
+    save(figure, setting, "the share of its weights that each layer keeps", f"{stem}-layers")
 
 
 def line(axis, x, values: list[list[float]], method: str, marker: str | None = None) -> None:
@@ -244,8 +252,9 @@ def _is_comparison(curves: dict, kind: str, number: float) -> bool:
     return len({c.method for c in here}) > 2 and bool(pruned) and not only_one_length
 
 
-def save(figure, setting: Setting, stem: str) -> None:
-    figure.suptitle(str(setting), fontsize=8)
+def save(figure, setting: Setting, what: str, stem: str) -> None:
+    """Under a title that says of which runs it is, and what of them is drawn."""
+    figure.suptitle(setting.told(what), fontsize=8)
     figure.tight_layout()
     figure.savefig(f"{stem}.{FORMAT}", metadata={"Date": None})
     plt.close(figure)

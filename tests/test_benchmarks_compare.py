@@ -6,6 +6,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import compare  # noqa: E402
 
@@ -52,6 +54,29 @@ def test_the_runs_of_the_published_table_keep_their_keys():
     for key, row in rows.items():
         assert compare.Cell(**{n: kinds.get(n, str)(row[n]) for n in names}).key == key
     assert rows
+
+
+def test_each_figure_says_what_it_shows_and_of_which_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import figures
+
+    table = compare.ROOT / "benchmarks" / "results" / "methods.csv"
+    shown = {}
+
+    def save(figure, setting, what, stem):
+        shown[stem.rpartition("-1-")[2]] = what
+        assert setting.told(what).startswith("dcil:resnet20, fashion-mnist, 6,000 images of 14 px")
+        figures.plt.close(figure)
+
+    monkeypatch.setattr(figures, "save", save)
+    figures.main([str(table), "--out", str(tmp_path), "--methods", "dense,gmp,dcil"])
+    assert shown == {
+        "sparsity": "test accuracy of the last epoch",
+        "cost": "test accuracy of the last epoch",
+        "top1": "test accuracy by epoch, runs of 12 epochs",
+        "mask_flips": "weights that changed side by epoch, runs of 12 epochs",
+        "layers": "the share of its weights that each layer keeps",
+    }
 
 
 def test_a_start_comes_first_and_rounds_of_clients_have_their_rows(tmp_path):
