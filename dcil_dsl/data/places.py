@@ -13,11 +13,8 @@ from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.lang.vocabulary import DATA_SETS
 
-NAMES = (
-    "digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "webdataset",
-    "synthetic",
-)  # fmt: skip
 NO_FILES = ("digits", "synthetic")  # scikit-learn brings the one, a generator makes the other
 IMAGE_FOLDERS = ("imagenet", "imagefolder")
 LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
@@ -25,11 +22,11 @@ SHARDS = "train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an exampl
 
 
 def known_name(name: str) -> str:
-    """One of NAMES (`fashion_mnist`, as a recipe spells it, is fashion-mnist), or InputError."""
+    """One of DATA_SETS, `fashion_mnist` as a recipe spells it being fashion-mnist; InputError."""
     name = name.replace("_", "-")
-    if name not in NAMES:
-        near = nearest(name, NAMES)
-        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(NAMES)}"
+    if name not in DATA_SETS:
+        near = nearest(name, DATA_SETS)
+        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(DATA_SETS)}"
         raise InputError(f"there is no data set called `{name}`", hint)
     return name
 

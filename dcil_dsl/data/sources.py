@@ -32,12 +32,13 @@ from dcil_dsl.data.places import (
 )
 from dcil_dsl.data.shards import open_shards
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 
 
 def open_dataset(
     name: str, directory: Path | None = None, *, channels: int = 3, **options: int
 ) -> Dataset:
-    """Open a data set by one of NAMES (`fashion_mnist`, as a recipe spells it, is fashion-mnist).
+    """Open one of DATA_SETS (`fashion_mnist`, as a recipe spells it, is fashion-mnist).
 
     directory  where it lies; else $DCIL_DATA/<name>, else ~/.cache/dcil/<name>
     channels   1 or 3: grey is repeated, colour is made grey
@@ -46,7 +47,10 @@ def open_dataset(
     """
     name = known_name(name)
     if channels not in (1, 3):
-        raise InputError(f"images have 1 or 3 channels, not {channels}")
+        raise InputError(
+            f"the images of {name} have 1 or 3 channels, not {channels}",
+            help="`channels` in the recipe's `data` block",
+        )
     if options and name != "synthetic":
         raise InputError(f"{name} takes no option {', '.join(options)}")
     system = DEBIAN_FOLDER if name == "fashion-mnist" else None
@@ -136,7 +140,7 @@ def _idx_part(folder: Path, images_name: str, labels_name: str) -> Tensors:
     images = _read_idx(images_file, read_image_file)[:, None]
     labels = _read_idx(labels_file, read_label_file)
     if len(images) != len(labels) or not len(images):
-        counts = f"{len(images)} images and {len(labels)} labels"
+        counts = f"{count(len(images), 'image')} and {count(len(labels), 'label')}"
         raise InputError(f"{images_file} and {labels_file} do not belong together: {counts}")
     if labels.max() > 9:
         raise InputError(f"{labels_file} holds the label {int(labels.max())}, the last class is 9")

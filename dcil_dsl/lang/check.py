@@ -102,7 +102,12 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
 def _data(block: ast.Block | None, reader: Reader) -> r.Data:
     if block is None:
         return r.Data()
-    word = reader.block(v.DataBlock, "data", block.settings, keyword(block)).word
+    read = reader.block(v.DataBlock, "data", block.settings, keyword(block))
+    word, channels = read.word, read.values.get("channels")
+    named = block.name is not None and block.name.replace("_", "-") in v.DATA_SETS
+    if named and type(channels) is int and channels > 0 and channels not in (1, 3):
+        reader.found.add("E205", f"`{block.name}` has images of 1 or 3 channels, not {channels}",
+                         read.spans["channels"], help="1 makes them grey, 3 repeats grey ones")
     if word is None:
         return r.Data(name=block.name)
     return r.Data(name=block.name, batch_size=word.batch_size, image_size=word.image_size,

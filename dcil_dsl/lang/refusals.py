@@ -42,13 +42,14 @@ _LIMITS = {
 }
 
 _NAMES = {"path": "the name of a path", "layers": "what a `layers` definition names"}
+_NO = {"refresh": "masks that never move: `freeze = 0 steps`"}  # what `none` was meant for
 
 
 def note(error: ValidationError, model: type[v.Word], owner: str, nodes: dict[str, Given],
          values: dict[str, object], where: Span, reader: Reader) -> bool:
     """Note each refusal; True where there was one that had not been told before."""
     told = False
-    for one in error.errors(include_url=False):
+    for one in _once_a_value(error.errors(include_url=False)):
         name = one["loc"][0] if one["loc"] else ""
         if one["type"] == "missing" and len(one["loc"]) == 1:
             if name in nodes:
@@ -59,6 +60,26 @@ def note(error: ValidationError, model: type[v.Word], owner: str, nodes: dict[st
             _refuse(one, name, owner, nodes[name], values[name], model, reader)
         told = True
     return told
+
+
+def _once_a_value(errors: list[dict]) -> list[dict]:
+    """pydantic's errors, those of a union as one: of its alternatives the one that fits furthest.
+
+    `refresh` is a time or a list of times: `[5ep, 3]` is a list with one wrong item, and `3` is
+    neither. There `also` has what the other alternatives say.
+    """
+    alternatives: dict[object, dict[str, list[dict]]] = {}
+    for one in errors:
+        name, *inner = one["loc"] or ("",)
+        if inner and isinstance(inner[0], str):
+            alternatives.setdefault(name, {}).setdefault(inner[0], []).append(one)
+    chosen = [one for one in errors if not (one["loc"] and one["loc"][0] in alternatives)]
+    for tried in alternatives.values():
+        furthest = max(tried.values(), key=lambda own: min(len(one["loc"]) for one in own))
+        if len(furthest[0]["loc"]) == 2:  # its outer form is another already
+            furthest = [furthest[0] | {"also": [own[0] for own in tried.values()]}]
+        chosen += furthest
+    return chosen
 
 
 def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model, reader) -> None:
@@ -81,15 +102,24 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
     if isinstance(inner, Bare):
         _undefined(inner, node, reader)
         return
-    class_name = one.get("ctx", {}).get("class_name") or one.get("ctx", {}).get("class")
-    wanted = _WANTED_CLASS.get(class_name) or _WANTED.get(kind, "another kind of value")
+    wanted = " or ".join(dict.fromkeys(_wanted(each) for each in one.get("also", [one])))
     for kind_of_name, words in _NAMES.items():
         if kind_of_name in model.model_fields[name].metadata:
             wanted = words
     is_fraction = wanted == "a whole number" and isinstance(inner, float)
     actual = written(inner) if is_fraction else kind_of(inner)
+    help = _NO.get(name) if inner is None else _instead(_class_name(one) or kind, inner)
     reader.found.add("E206", f"{what} is {wanted}, not {actual}", node.span,
-                     others=origin(node), help=_instead(class_name or kind, inner))
+                     others=origin(node), help=help)
+
+
+def _wanted(one: dict) -> str:
+    return _WANTED_CLASS.get(_class_name(one)) or _WANTED.get(one["type"], "another kind of value")
+
+
+def _class_name(one: dict) -> str | None:
+    context = one.get("ctx", {})
+    return context.get("class_name") or context.get("class")
 
 
 def spelled(model: type[v.Word], owner: str, nodes: dict[str, Given], values: dict[str, object],

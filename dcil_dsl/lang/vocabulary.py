@@ -317,6 +317,13 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
 # Settings that are lists of words.
 LISTS = ("augment", "bounds", "penalty")
 
+# What `data` names where it is a set that the command line opens (data/places.py). Their images
+# are grey or in colour; data that a program brings may have any number of channels.
+DATA_SETS = (
+    "digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "webdataset",
+    "synthetic",
+)  # fmt: skip
+
 VIEWS = ("masked", "full", "complement", "soft_threshold")
 METRICS = ("top1", "top5", "sparsity")
 PARTS = ("kept", "reserve", "pruned", "rest")
