@@ -14,7 +14,7 @@ from torch import nn
 
 from dcil_dsl.batches import pick_device
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.artefact import read_artefact
+from dcil_dsl.export.artefact import FORMATS, read_artefact
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.compact import Compacted, compact
 from dcil_dsl.export.measure import Measured, measure
@@ -37,15 +37,18 @@ def compact_run(
 ) -> tuple[Path, Compacted, Measured]:  # fmt: skip
     """Remove what is dead from the deployed network of a run, or of an exported file.
 
-    out   the folder; else `compact` in the run folder or beside the file
+    out   the folder; else `compact` in the run folder or beside the file, `compact-NAME` where
+          exported files of other names lie beside it
     path  another path of the run than the deployed one
 
     Raises InputError; nothing is written where the two networks differ.
     """
     given = Path(run)
     if given.is_file():
+        if path is not None:
+            raise InputError(f"--path {path}: a file holds one path", help="name a run folder")
         network, plan = _from_file(given, model), None
-        folder = given.parent / "compact"
+        folder = _folder_beside(given)
     else:
         opened = open_run(given)
         plan = opened.read_plan()
@@ -62,6 +65,13 @@ def compact_run(
     result.model.cpu()
     write_shapes(folder, result.shapes, result.tensors, report_of(result, measured))
     return folder, result, measured
+
+
+def _folder_beside(file: Path) -> Path:
+    """Where the small network of a file goes: never where that of a neighbour would."""
+    files = [near for near in file.parent.glob("*") if near.suffix.removeprefix(".") in FORMATS]
+    alone = all(near.stem == file.stem for near in files)
+    return file.parent / ("compact" if alone else f"compact-{file.stem}")
 
 
 def _from_file(file: Path, spec: str | None) -> nn.Module:

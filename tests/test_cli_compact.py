@@ -67,6 +67,24 @@ def test_a_file_of_another_origin_needs_the_model(file, folder, tmp_path, capsys
     torch.testing.assert_close(again.eval()(x), original(x), rtol=1e-4, atol=1e-5)
 
 
+def test_files_of_two_names_in_one_folder_do_not_share_the_folder_that_is_written(file, folder):
+    torch.save(load_file(file), file.with_suffix(".pth"))  # the same network in another format
+    assert call("export", file, "--to", "compact", *own(folder)) == 0
+    assert {entry.name for entry in file.parent.iterdir() if entry.is_dir()} == {"compact"}
+    other = file.with_name("other.pth")
+    torch.save(load_file(file), other)
+    for given in (file, other):
+        assert call("export", given, "--to", "compact", *own(folder)) == 0
+    folders = {entry.name for entry in file.parent.iterdir() if entry.is_dir()}
+    assert folders == {"compact", "compact-net", "compact-other"}
+
+
+def test_a_file_has_no_paths_to_choose_from(file, folder, capsys):
+    asked = ["export", file, "--to", "compact", "--path", "dense", *own(folder)]
+    assert call(*asked) == 2
+    assert "--path dense: a file holds one path" in capsys.readouterr().err
+
+
 def test_the_wrong_model_and_a_missing_run_are_told_in_plain_text(file, folder, capsys):
     assert call("export", file, "--to", "compact", "--model", f"{folder}/net.py:two_classes") == 2
     assert "net.safetensors does not fit" in capsys.readouterr().err
