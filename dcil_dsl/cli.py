@@ -19,6 +19,7 @@ import typer
 from dcil_dsl import __version__, looking
 from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exits import DONE, STOPPED, WRONG, note, run_program, tell
 from dcil_dsl.verb import overrides_of, prepare_for, refuse, verb
 
@@ -155,7 +156,7 @@ def check(
     if model is not None:
         plan = prepare_for(recipe, model, overrides_of(sets), concise, steps_per_epoch).plan
         pruned = sum(len(group.parameters) for group in plan.groups)
-        print(f"{recipe}: sound for {model}, prunes {pruned} of {len(plan.layers)} layers")
+        print(f"{recipe}: sound for {model}, prunes {pruned} of {count(len(plan.layers), 'layer')}")
         return
     refuse("without --model no time becomes a step", steps_per_epoch=steps_per_epoch)
     from dcil_dsl.lang import load
@@ -211,7 +212,7 @@ def evaluate(
         run, path=path, directory=data, device=device, workers=workers, model=model
     )
     numbers = "  ".join(f"{name} {value:.4%}" for name, value in found.accuracy.items())
-    print(f"{found.path} path after {found.step:,} steps: {numbers}")
+    print(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
     _tell_claims(found.claims)
     for line in beside_authors(run, found.path, page_of(sys.stdout)):
         print(line)
@@ -233,6 +234,7 @@ def verify(
     model: o.MaybeSpec = None,
     sets: o.Sets = None,
     concise: o.Concise = False,
+    steps_per_epoch: o.Steps = None,
 ) -> int:
     """Prove the sparsity of what is stored, by counting zeros.
 
@@ -244,10 +246,15 @@ def verify(
     from dcil_dsl.revisit import verify_artefact
 
     if recipe is None:
-        refuse("they say how to read a recipe: --recipe is missing", model=model, set=sets)
+        refuse(
+            "they say how to read a recipe: --recipe is missing",
+            model=model, set=sets, steps_per_epoch=steps_per_epoch,
+        )  # fmt: skip
     warn = functools.partial(tell, concise=concise)
     asked = None if recipe is None else load_recipe(recipe, overrides_of(sets), warn)
-    verdicts = verify_artefact(artefact, recipe=asked, model=model, warn=warn, note=note)
+    verdicts = verify_artefact(
+        artefact, recipe=asked, model=model, warn=warn, note=note, steps_per_epoch=steps_per_epoch
+    )
     for file, verdict in verdicts:
         print(f"{file}\n{show_verdict(verdict)}")
     return DONE if all(verdict.holds for _, verdict in verdicts) else WRONG

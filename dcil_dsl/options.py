@@ -37,7 +37,7 @@ Steps = Annotated[
     Optional[int],
     typer.Option(
         "--steps-per-epoch", min=1, metavar="N",
-        help="batches in an epoch, where the data that would tell are not at hand",
+        help="steps of the optimiser in an epoch, where the data that would tell are not at hand",
     ),
 ]
 DataDir = Annotated[

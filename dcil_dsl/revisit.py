@@ -7,8 +7,9 @@ Not:  nothing is trained, and a run folder is never changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -42,6 +43,9 @@ from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, newest_of, open_run
 from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model, stored_spec
+
+# What a recipe asks of the model of a SPEC, given the data's name and the run's plan, where known.
+Asked = Callable[[str | None, str | None, Plan | None], tuple[Promise, ...]]
 
 
 @dataclass(frozen=True)
@@ -157,11 +161,14 @@ def verify_artefact(
     model: str | None = None,
     warn: Warn | None = None,
     note: Note | None = None,
+    steps_per_epoch: int | None = None,
 ) -> list[tuple[Path, Verdict]]:
     """Prove a run folder, a checkpoint or an exported file; a Verdict for each file looked at.
 
     What is asked comes from `recipe` at its end, else from the file's own header, else from the
     plan.json beside it. InputError where there is none of them, or nothing to look at.
+
+    steps_per_epoch  of `recipe`; None: as the plan.json beside the file or the data have it
     """
     warn, note = warn or warn_in_python, note or (lambda text: None)
     where = Path(artefact)
@@ -175,26 +182,28 @@ def verify_artefact(
         files = [where]
     else:
         raise InputError(f"there is no {where}", help=f"looked at {where.absolute()}")
-    return [(file, _verify_file(file, recipe, model, warn, note)) for file in files]
+    asked = None
+    if recipe is not None:
+        asked = partial(_promises_of, recipe, steps_per_epoch, warn, note)
+    return [(file, _verify_file(file, asked, model)) for file in files]
 
 
-def _verify_file(
-    file: Path, recipe: Recipe | None, model: str | None, warn: Warn, note: Note
-) -> Verdict:
+def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     folder = _folder_of(file)
     stored = None if folder is None else folder.read_plan()
     if folder is not None and file in (folder.checkpoint, newest_of(folder.checkpoint)):
-        return _verify_checkpoint(folder.checkpoint, stored, recipe, model, warn, note)
+        return _verify_checkpoint(folder.checkpoint, stored, asked, model)
     read = read_artefact(file)
     faults, masks = [], None
     if read.origin is not None:
         faults += _compare_header(read, stored)
         if folder is not None and folder.has_checkpoint:
             masks = _masks_at(folder, stored, read)
-    if recipe is not None:
+    if asked is not None:
         named = read.origin or stored
         spec = model or (stored_spec(named.model.name, file) if named else None)
-        promises = _promises_of(recipe, spec, stored, warn, note)
+        data = read.origin.data if read.origin else stored and stored.data.name
+        promises = asked(spec, data, stored)
     elif read.origin is not None:
         promises = read.origin.promises
     elif stored is not None:
@@ -212,7 +221,7 @@ def _verify_file(
 
 
 def _verify_checkpoint(
-    file: Path, stored: Plan, recipe: Recipe | None, model: str | None, warn: Warn, note: Note
+    file: Path, stored: Plan, asked: Asked | None, model: str | None
 ) -> Verdict:
     """The weights of a checkpoint as its masks deploy them: a pruned weight lives on in there."""
     tensors, header = read_checkpoint(file, stored)
@@ -227,10 +236,8 @@ def _verify_checkpoint(
     }
     promises = (
         promises_at(stored, step)
-        if recipe is None
-        else _promises_of(
-            recipe, model or stored_spec(stored.model.name, file), stored, warn, note
-        )
+        if asked is None
+        else asked(model or stored_spec(stored.model.name, file), stored.data.name, stored)
     )
     deployed = {}
     for name in {name for promise in promises for name in promise.parameters}:
@@ -240,16 +247,17 @@ def _verify_checkpoint(
 
 
 def _promises_of(
-    recipe: Recipe, spec: str | None, stored: Plan | None, warn: Warn, note: Note
-) -> tuple[Promise, ...]:
+    recipe: Recipe, steps_per_epoch: int | None, warn: Warn, note: Note, spec: str | None,
+    data: str | None, stored: Plan | None,
+) -> tuple[Promise, ...]:  # fmt: skip
     """What a recipe asks at its end."""
     if spec is None:
         raise InputError("the file does not name its model", help="name it with --model SPEC")
+    if steps_per_epoch is None and stored is not None:
+        steps_per_epoch = stored.steps_per_epoch
     plan = prepare(
-        recipe, spec, warn=warn, note=note,
-        steps_per_epoch=None if stored is None else stored.steps_per_epoch,
-        data=None if stored is None else stored.data.name,
-    ).plan  # fmt: skip
+        recipe, spec, warn=warn, note=note, steps_per_epoch=steps_per_epoch, data=data
+    ).plan
     return promises_at(plan, plan.num_steps)
 
 

@@ -156,6 +156,7 @@ def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):
         ("eval", "."),
         ("verify", "nowhere.safetensors"),
         ("verify", "net.py"),
+        ("verify", "net.py", "--steps-per-epoch", "3"),
         ("export", "nowhere", "--to", "pth"),
         ("explain", "E999"),
     ],

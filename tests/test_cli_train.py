@@ -103,7 +103,7 @@ def test_verify_catches_a_file_in_which_one_weight_came_back(run, capsys):
     assert call("verify", run / "sparse.safetensors") == 1
     out = capsys.readouterr().out
     assert "505 weights are not zero, 504 allowed" in out
-    assert "1 pruned weights are not zero: revived" in out
+    assert "1 pruned weight is not zero: revived" in out
 
 
 def test_verify_catches_a_file_whose_header_was_made_to_fit(run, capsys):
@@ -139,6 +139,28 @@ def test_a_pth_has_nothing_to_compare_with_but_a_recipe(folder, tmp_path, capsys
     asked = ["--recipe", folder / "tiny.prune", "--model", f"{folder}/net.py:Net"]
     assert call("verify", file, *asked) == 0
     assert call("verify", file, *asked, "--set", "target=95%") == 1
+
+
+def test_verify_takes_the_length_of_an_epoch_where_only_data_would_tell(
+    folder, tmp_path, capsys
+):
+    text = RECIPE.replace("synthetic", "imagefolder").replace("0ep..1ep", "0ep..3000 steps")
+    (tmp_path / "long.prune").write_text(text)
+    save_file(load_file(folder / "run" / "sparse.safetensors"), tmp_path / "plain.safetensors")
+    asked = ["verify", tmp_path / "plain.safetensors", "--recipe", tmp_path / "long.prune"]
+    assert call(*asked, *own(folder)) == 1  # two epochs of 1000 steps, as is assumed, are too few
+    err = capsys.readouterr().err
+    assert "--steps-per-epoch" in err and "E305" in err
+    assert call(*asked, *own(folder), "--steps-per-epoch", "5000") == 0
+    assert "assumed" not in capsys.readouterr().err
+
+
+def test_a_file_that_names_its_data_needs_no_length_of_the_epoch(folder, tmp_path, capsys):
+    (tmp_path / "other.prune").write_text(RECIPE.replace("synthetic", "imagefolder"))
+    shutil.copy(folder / "run" / "sparse.safetensors", tmp_path / "alone.safetensors")
+    asked = ["--recipe", tmp_path / "other.prune", *own(folder)]
+    assert call("verify", tmp_path / "alone.safetensors", *asked) == 0
+    assert "assumed" not in capsys.readouterr().err
 
 
 def test_a_full_file_of_trained_weights_does_not_hold_what_a_recipe_asks(folder, tmp_path, capsys):
