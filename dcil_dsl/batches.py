@@ -17,6 +17,7 @@ from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 
@@ -101,7 +102,8 @@ def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: torch finds {torch.cuda.device_count()} GPUs here")
+        found = count(torch.cuda.device_count(), "GPU")
+        raise InputError(f"--device {device}: torch finds {found} here")
     if index:
         torch.cuda.set_device(device)  # NCCL and compiled kernels ask for the current one
     return torch.device(device)

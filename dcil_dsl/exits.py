@@ -16,6 +16,7 @@ from collections.abc import Callable
 from time import sleep
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
+from dcil_dsl.diagnostics.counting import count
 
 SECONDS_FOR_THE_FIRST = 3
 DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
@@ -110,7 +111,7 @@ def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:
             _say("")
         tell(diagnostic, concise)
     if len(diagnostics) > MAX_ERRORS:
-        _say(f"and {len(diagnostics) - MAX_ERRORS} more errors")
+        _say(f"and {count(len(diagnostics) - MAX_ERRORS, 'more error')}")
 
 
 def _is_sparsity_error(error: BaseException) -> bool:

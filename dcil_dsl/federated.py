@@ -29,6 +29,7 @@ from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.data.chance import generator_at
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import load_recipe, prepare, warn_in_python
@@ -106,7 +107,10 @@ def federate(
     if not isinstance(dataset.train, Tensors):
         raise InputError(f"the images of {dataset.name} are read from files, clients hold theirs")
     if not 0 < clients <= len(dataset.train):
-        raise InputError(f"{len(dataset.train)} examples cannot be shared out to {clients} clients")
+        raise InputError(
+            f"{count(len(dataset.train), 'example')} cannot be shared out to "
+            f"{count(clients, 'client')}"
+        )
     if not 0 < fraction <= 1:
         raise InputError(f"a fraction of {fraction:g} of the clients: more than 0, at most 1")
     prepared = _prepare(recipe, model, dataset, clients)

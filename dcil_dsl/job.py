@@ -27,6 +27,7 @@ from dcil_dsl.data import Dataset
 from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
 from dcil_dsl.export.authors import last_compared
 from dcil_dsl.export.collapse import collapse
@@ -184,8 +185,8 @@ def _train(
     steps_per_epoch = math.ceil(num_batches / recipe.train.accumulate)
     if images.batch_size < ranks.count:
         raise InputError(
-            f"a batch of {images.batch_size} examples has no part for each of {ranks.count} "
-            "processes",
+            f"a batch of {count(images.batch_size, 'example')} has no part for each of "
+            f"{ranks.count} processes",
             help="`batch_size` in the recipe's `data` is over all of them",
         )
     prepared = prepare(

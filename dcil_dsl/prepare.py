@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dcil_dsl.data.counts import class_counts
 from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.compare import compare_with_model
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.graph.layers import unused_layers
@@ -285,11 +286,13 @@ def _compare_classes(
         short = name.rpartition(":")[2]
         remedy = f"write `model {short} {{ classes = {classes} }}` into the recipe"
     if classes > num_outputs:
-        fact = f"{data} has {classes} classes, the model tells only {num_outputs} apart"
+        has = count(classes, "class", "classes")
+        fact = f"{data} has {has}, the model tells only {num_outputs} apart"
         raise InputError(fact, help=remedy)
     if classes < num_outputs:
         note(
-            f"WARNING: the model has {num_outputs} outputs and {data} only {classes} classes; to "
+            f"WARNING: the model has {count(num_outputs, 'output')} and {data} only "
+            f"{count(classes, 'class', 'classes')}; to "
             f"leave none unused: {remedy}"
         )
 

@@ -45,7 +45,7 @@ def test_the_first_rank_writes_proves_and_tells_and_the_others_know_where(folder
 
 def test_a_batch_smaller_than_the_ranks_are_many_is_refused_by_all(folder):
     def work(ranks):
-        with pytest.raises(dcil.InputError, match="a batch of 1 examples has no part for each"):
+        with pytest.raises(dcil.InputError, match="a batch of 1 example has no part for each"):
             job(folder, overrides={"data.batch_size": "1"})
 
     assert on_ranks(folder, 2, work) == [0, 0], said(folder, 0)

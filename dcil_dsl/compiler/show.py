@@ -13,6 +13,7 @@ from torch import fx
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Phase
 
 
@@ -32,13 +33,13 @@ def show_summary(dual: Dual) -> str:
     lines = ["graph"]
     for index, phase in enumerate(dual.plan.phases):
         calls = sum(node.op.startswith("call") for node in dual.graphs[True, index].nodes)
-        paths = "1 path" if len(phase.paths) == 1 else f"{len(phase.paths)} paths"
-        lines.append(f"  training, {_window(phase)}: {calls} calls for {paths}")
+        paths = count(len(phase.paths), "path")
+        lines.append(f"  training, {_window(phase)}: {count(calls, 'call')} for {paths}")
     twins = frozenset(twin_names(dual.plan))
     extra = sum(p.numel() for name, p in dual.named_parameters() if is_within(name, twins))
     masked = sum(mask.numel() for mask in dual.masks.values())
     lines.append(
-        f"  {len(dual.masks)} masks of {masked:,} bytes; "
+        f"  {count(len(dual.masks), 'mask')} of {count(masked, 'byte')}; "
         f"{extra:,} numbers more in the twins of private modules"
     )
     return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.data.places import LAYOUT
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 
 # The usual constants of ImageNet-1k; for one channel, the mean of the three.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,7 +104,8 @@ def _open_part(part: Path, channels: int) -> ImageFolder:
     empty = [name for name, index in folder.class_to_idx.items() if not counts[index]]
     if empty:
         raise InputError(
-            f"{len(empty)} of the {len(folder.classes)} class folders of {part} hold no image",
+            f"{len(empty)} of the {count(len(folder.classes), 'class folder')} of {part} "
+            f"{'holds' if len(empty) == 1 else 'hold'} no image",
             f"{_some(empty)}\nimages end in {', '.join(IMG_EXTENSIONS)}, in either case",
         )
     return folder

@@ -44,6 +44,7 @@ from dcil_dsl.data.reading import (
     other_tensor,
 )
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Augment
 
 MAX_RESIDENT = 4 << 30  # bytes of images that are kept on the device; larger sets stay on the host
@@ -84,7 +85,9 @@ class Loader:
     ):
         if channels != dataset.num_channels:
             have = dataset.num_channels
-            raise InputError(f"{dataset.name} was opened with {have} channels, not {channels}")
+            raise InputError(
+                f"{dataset.name} was opened with {count(have, 'channel')}, not {channels}"
+            )
         self.name, self.examples = dataset.name, getattr(dataset, part)
         if not len(self.examples):
             raise InputError(f"the {part} part of {dataset.name} holds no example")

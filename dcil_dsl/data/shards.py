@@ -31,6 +31,7 @@ from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.data.folders import MODES, BadImage, read_image, statistics_of
 from dcil_dsl.data.places import shards_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 WINDOW = 8  # shards that are shuffled together, so that reading stays in a few files at a time
@@ -167,7 +168,7 @@ def _examples(file: Path) -> Iterator[tuple[int, int, int]]:
         missing = "cls" if key in images else "jpg"
         raise InputError(
             f"{file} has an example without its {missing}: {key}{missing}",
-            f"so it is for {len(lonely)} of {len(images.keys() | labels.keys())} examples",
+            f"so it is for {len(lonely)} of {count(len(images.keys() | labels.keys()), 'example')}",
         )
     if not images:
         raise InputError(f"{file} holds no example", f"expected KEY.jpg and KEY.cls in {file.name}")

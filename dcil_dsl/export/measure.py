@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.inputs import Inputs
 
 WARMUP, CALLS = 3, 15
@@ -91,8 +92,7 @@ def count_macs(model: nn.Module, inputs: Inputs) -> int:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{device.type}, {count(torch.get_num_threads(), 'thread')}"
 
 
 def _wait(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import asdict
 from textwrap import wrap
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.export.compact import Compacted
 from dcil_dsl.export.measure import CALLS, Measured
 from dcil_dsl.plan.wording import shorten, table
@@ -65,7 +66,7 @@ def show_compacted(result: Compacted, measured: Measured) -> str:
         )
         lines.append("other work on it counts in, and another machine will give other times")
     lines.append(
-        f"largest difference on {result.num_inputs} inputs: {result.difference:.1e} of "
+        f"largest difference on {count(result.num_inputs, 'input')}: {result.difference:.1e} of "
         "1 + the largest output"
     )
     return "\n".join([*lines, *_stays(result)]) + "\n"
@@ -82,9 +83,11 @@ def _stays(result: Compacted) -> list[str]:
         reasons[stay.reason] += stay.count
     lines = []
     if reasons:
-        lines += ["", f"{sum(reasons.values()):,} rows of zeros stay:"]
+        total = count(sum(reasons.values()), "row of zeros stays", "rows of zeros stay")
+        lines += ["", f"{total}:"]
     for reason, number in reasons.most_common(MOST_REASONS):
         lines += wrap(reason, WIDTH, initial_indent=f"{number:>7,}  ", subsequent_indent=" " * 9)
     if len(reasons) > MOST_REASONS:
-        lines.append(f"         and {len(reasons) - MOST_REASONS} more reasons in report.json")
+        rest = count(len(reasons) - MOST_REASONS, "more reason")
+        lines.append(f"         and {rest} in report.json")
     return lines

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.export.artefact import Promise
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members
 from dcil_dsl.plan.wording import percent, shorten, table
@@ -98,9 +99,9 @@ def show_verdict(verdict: Verdict) -> str:
         lines.append(f"group {index} ({_allocation(promise)}{pattern}, {promise.rule}):")
         if noun == "weights":
             lines.append(
-                f"  asked {asked}, measured {measured}; "
-                f"{sum(promise.keeps):,} of {sum(promise.num_weights):,} weights may be kept, "
-                f"{nonzero:,} are not zero"
+                f"  asked {asked}, measured {measured}; {sum(promise.keeps):,} of "
+                f"{count(sum(promise.num_weights), 'weight')} may be kept, "
+                f"{count(nonzero, 'is', 'are')} not zero"
             )
             continue
         budgets = [budget for number, budget in verdict.budgets if number == index]
@@ -110,15 +111,16 @@ def show_verdict(verdict: Verdict) -> str:
             f"  asked {asked} of {noun}, measured {share} of them and {measured} of the weights"
         )
         lines.append(
-            f"  {sum(promise.keeps):,} of {budget_size(promise):,} {noun} may be kept, {kept:,} are"
+            f"  {sum(promise.keeps):,} of "
+            f"{count(budget_size(promise), counted(promise, many=False))} may be kept, "
+            f"{count(kept, 'is', 'are')}"
         )
     lines += [f"note: {note}" for note in verdict.notes]
     lines += [f"fault: {fault}" for fault in verdict.faults]
     lines.append(
         "holds what was asked"
         if verdict.holds
-        else f"does not hold what was asked: {len(verdict.faults)} "
-        f"fault{'s' if len(verdict.faults) > 1 else ''}"
+        else f"does not hold what was asked: {count(len(verdict.faults), 'fault')}"
     )
     return "\n".join(lines) + "\n"
 
@@ -146,7 +148,8 @@ def _count_group(
             continue
         weight = tensors[name]
         if weight.numel() != size:
-            verdict.faults.append(f"{name} has {weight.numel():,} weights, the plan {size:,}")
+            has = count(weight.numel(), "weight")
+            verdict.faults.append(f"{name} has {has}, the plan {size:,}")
             continue
         if not torch.isfinite(weight).all():
             verdict.faults.append(f"{name} holds numbers that are not finite")
@@ -154,7 +157,8 @@ def _count_group(
         if name in masks:
             revived = int((weight[~masks[name]] != 0).sum())
             if revived:
-                verdict.faults.append(f"{name}: {revived:,} pruned weights are not zero: revived")
+                are = count(revived, "pruned weight is", "pruned weights are")
+                verdict.faults.append(f"{name}: {are} not zero: revived")
         counted.append(LayerCount(name, index, size, int((weight != 0).sum()), allowed, revived))
     return counted
 
@@ -167,18 +171,22 @@ def _judge(
     _judge_ceilings(promise, tally.units, verdict)
     for budget in tally.budgets:
         verdict.budgets.append((index, budget))
-        what, counts = budget.what, budget.counts
+        what, noun = budget.what, counted(promise, many=False)
         more = budget.kept - budget.allowed
         if more > 0:
+            are = count(budget.kept, f"{noun} is", f"{noun}s are")
             verdict.faults.append(
-                f"{what}: {budget.kept:,} {counts} are not zero, {budget.allowed:,} allowed: "
+                f"{what}: {are} not zero, {budget.allowed:,} allowed: "
                 f"{more:,} revived or never pruned"
             )
         elif more < 0:
+            fewer = f"{what}: {-more:,} of "
             verdict.notes.append(
-                f"{what}: {-more:,} of {budget.allowed:,} kept {counts} happen to be zero"
+                f"{fewer}{count(budget.allowed, f'kept {noun}')} "
+                f"{'happens' if more == -1 else 'happen'} to be zero"
                 if not promise.costs
-                else f"{what}: {-more:,} of {budget.allowed:,} {counts} are left over"
+                else f"{fewer}{count(budget.allowed, noun)} {'is' if more == -1 else 'are'} "
+                "left over"
             )
     if promise.unit.kind == "nm":
         _judge_pattern(promise, truths, verdict)
@@ -187,19 +195,18 @@ def _judge(
 def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) -> None:
     """No layer holds more than its ceiling, no layers together more than their bound's."""
     limits = [
-        (own[0], count, ceiling)
-        for own, count, ceiling in zip(members(promise), units, promise.ceilings, strict=False)
+        (own[0], kept, ceiling)
+        for own, kept, ceiling in zip(members(promise), units, promise.ceilings, strict=False)
     ]
     limits += [
         (f"the layers within {bound.name}", sum(units[i] for i in bound.members), bound.ceiling)
         for bound in promise.bounds
     ]
-    for what, count, ceiling in limits:
-        if count > ceiling:
-            verdict.faults.append(
-                f"{what}: {count:,} {NOUNS[promise.unit.kind]}s are not zero, the ceiling is "
-                f"{ceiling:,}"
-            )
+    noun = NOUNS[promise.unit.kind]
+    for what, kept, ceiling in limits:
+        if kept > ceiling:
+            are = count(kept, f"{noun} is", f"{noun}s are")
+            verdict.faults.append(f"{what}: {are} not zero, the ceiling is {ceiling:,}")
 
 
 def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verdict) -> None:
@@ -213,8 +220,9 @@ def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verd
         wrong = int((counts[name] > promise.unit.n).sum())
         if wrong:
             verdict.faults.append(
-                f"{name}: {wrong:,} of {len(counts[name]):,} groups of {promise.unit.m} weights "
-                f"hold more than {promise.unit.n} that are not zero"
+                f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {promise.unit.m} "
+                f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.unit.n} that are "
+                "not zero"
             )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.attributes import SIMPLE
 
 
@@ -118,7 +119,8 @@ class Arguments:
         Raises TypeError for one that is missing, unknown, given twice, or held at its default.
         """
         if len(args) > len(self.positional):
-            raise TypeError(f"{len(args)} inputs by place, the model takes {len(self.positional)}")
+            given = count(len(args), "input")
+            raise TypeError(f"{given} by place, the model takes {len(self.positional)}")
         given = dict(zip(self.positional, args))  # noqa: B905
         for name, value in kwargs.items():
             if name in given:

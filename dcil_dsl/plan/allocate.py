@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
@@ -130,31 +131,32 @@ def _schedule(schedule: v.Schedule, steps_per_epoch: int, num_steps: int) -> p.S
 
 def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     """E304, once for the rule."""
-    noun, target = counted(group), percent(round(group.target, 6))
+    noun, target = counted(group, many=False), percent(round(group.target, 6))
     sizes, costs = num_units(group), unit_costs(group)
     ceilings = group.ceilings or sizes
     if group.allocation == "global" or group.shared_by in ("erk", "sensitivity"):
         least, most = (
-            sum(count * cost for count, cost in zip(counts, costs, strict=True))
+            sum(number * cost for number, cost in zip(counts, costs, strict=True))
             for counts in (group.floors, ceilings)
         )
-        budgets = [(f"{budget_size(group):,} {noun}", budget_size(group), least, most)]
+        budgets = [(count(budget_size(group), noun), budget_size(group), least, most)]
     else:
         names = [own[0] for own in members(group)]
         budgets = [
-            (f"`{name}` ({size:,} {noun})", size, least, most)
+            (f"`{name}` ({count(size, noun)})", size, least, most)
             for name, size, least, most in zip(names, sizes, group.floors, ceilings, strict=True)
         ]
     wrong = []
     for what, size, least, most in budgets:
         keeps = whole_units(size * (1 - group.target))
+        leaves = f"{what} leaves {count(keeps, noun)}"
         if keeps < least:
-            wrong.append((f"{what} leaves {keeps:,} {noun}, the floors keep {least:,}", True))
+            wrong.append((f"{leaves}, the floors keep {least:,}", True))
         elif keeps > most:
-            wrong.append((f"{what} leaves {keeps:,} {noun}, the ceilings allow {most:,}", False))
+            wrong.append((f"{leaves}, the ceilings allow {most:,}", False))
     if wrong:
         fact, is_floor = wrong[0]
-        more = f", likewise in {len(wrong) - 1} more layers" if len(wrong) > 1 else ""
+        more = f", likewise in {count(len(wrong) - 1, 'more layer')}" if len(wrong) > 1 else ""
         span = rule.floor_span if is_floor else rule.ceiling_span
         report.add(
             "E304",

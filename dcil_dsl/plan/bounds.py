@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members, num_units, unit_costs
@@ -27,15 +28,15 @@ def bind_group(
     if None in bounds or not bounds:
         return group
     group = group.model_copy(update={"bounds": tuple(bounds)})
-    size, noun = budget_size(group), counted(group)
+    size, noun = budget_size(group), counted(group, many=False)
     keeps = whole_units(size * (1 - group.target))
     least, most = limits_at(group, reached_at(group))
     if not least <= keeps <= most:
         low, high = f"floors and bounds keep {least:,}", f"the bounds allow {most:,}"
         report.add(
             "E304",
-            f"{percent(round(group.target, 6))} of {size:,} {noun} leaves {keeps:,} {noun}, "
-            f"{low if keeps < least else high}",
+            f"{percent(round(group.target, 6))} of {count(size, noun)} leaves "
+            f"{count(keeps, noun)}, {low if keeps < least else high}",
             rule.bounds[0].span,
         )
     return group
@@ -70,7 +71,8 @@ def _bound(
             return p.Bound(name=bound.name, members=places, floor=floor, ceiling=ceiling)
         report.add(
             "E304",
-            f"`{bound.name}` keeps at most {ceiling:,} {noun}s, the floors of its layers {least:,}",
+            f"`{bound.name}` keeps at most {count(ceiling, noun)}, the floors of its layers "
+            f"{least:,}",
             bound.span,
         )
     return None

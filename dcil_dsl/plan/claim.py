@@ -8,6 +8,7 @@ Not:  how much each loses (allocate.py).
 from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics, Label
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan.select import Selection
@@ -41,7 +42,7 @@ def claim_layers(
             kinds = ", ".join(sorted({layer.type for layer in matched}))
             report.add(
                 "E302",
-                f"nothing here can be pruned: {len(matched)} layers of type {kinds}",
+                f"nothing here can be pruned: {count(len(matched), 'layer')} of type {kinds}",
                 rule.selector.span,
                 label="modules with a weight of two dimensions or more can be, norms excepted",
             )
@@ -61,12 +62,14 @@ def claim_layers(
         is_replaced = all(rules[i].span.source is not rule.span.source for i in owners)
         if owners and index not in owners and not is_replaced:
             later = sorted(owners)
-            count = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
+            claims = count(
+                len(layers), "layer, claimed again", "layers, all of them claimed again"
+            )
             report.add(
                 "W303",
                 "this rule has no effect",
                 rule.span,
-                label=f"claims {count}, all of them claimed again below",
+                label=f"claims {claims} below",
                 others=tuple(
                     Label(rules[i].span, "the last rule that matches a layer wins")
                     for i in later

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.plan import plan as p
@@ -75,7 +76,7 @@ def _tiled(weight: Weight, height: int, width: int) -> p.Cut:
         if size % tile:
             what = "output" if place == 1 + weight.out_axis else "input"
             per = " a group" if weight.groups > 1 else ""
-            raise Misfit(f"{size} {what}s{per}, no multiple of {tile}")
+            raise Misfit(f"{count(size, what)}{per}, no multiple of {tile}")
         units.add(len(sizes))
         sizes += [size // tile, tile] if place in tiles else [size]
     return _cut(tuple(sizes), units)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from textwrap import wrap
 
 from dcil_dsl.diagnostics import Diagnostics, InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.graph.trace import Traced
@@ -35,7 +36,6 @@ from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
 from dcil_dsl.plan.wording import (
     PLAIN,
     Page,
-    count,
     moment,
     percent,
     shorten,
@@ -109,7 +109,8 @@ def _what_it_is(
     for entry in planned:
         shape = " x ".join(map(str, entry.shape))
         share = f"{_part(entry.num_weights, total)} of all that can be pruned"
-        yield "weight", f"{entry.parameter}, {shape} = {entry.num_weights:,} weights, {share}"
+        weights = count(entry.num_weights, "weight")
+        yield "weight", f"{entry.parameter}, {shape} = {weights}, {share}"
         if entry.macs is not None and macs:
             yield "arithmetic", (
                 f"{entry.macs:,} multiply-accumulates an example, "
@@ -125,7 +126,9 @@ def _what_it_is(
         if inside:
             yield "inside", f"layers with a story of their own: {_names(inside)}"
     place = 1 + [other.path for other in traced.layers].index(layer.path)
-    yield "place", f"number {place} of {len(traced.layers)} modules, in the order of first use"
+    yield "place", (
+        f"number {place} of {count(len(traced.layers), 'module')}, in the order of first use"
+    )
     reasons = {entry.module: entry.reason for entry in plan.whole}
     if layer.called in reasons:
         here = "the whole model" if not layer.called else f"`{layer.called}`"
@@ -219,8 +222,8 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "", f"a budget of its own, as each of the {len(parts)} layers has: it loses {share}"
     for index in mine:
         units, floor = num_units(group)[index], group.floors[index]
-        noun = counted(group) if group.of != "flops" else "units"
-        yield "floor", f"it keeps at least {floor:,} of {units:,} {noun}"
+        noun = counted(group, many=False) if group.of != "flops" else "unit"
+        yield "floor", f"it keeps at least {floor:,} of {count(units, noun)}"
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
     yield "score", score_words(group.score)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.select import Selection
@@ -47,8 +48,8 @@ def resolve_late_phase(
     elif num_steps - start < word.copies:
         report.add(
             "E322",
-            f"the late phase has {max(0, num_steps - start)} steps, and a round of copies takes "
-            f"{word.copies}",
+            f"the late phase has {count(max(0, num_steps - start), 'step')}, and a round of copies "
+            f"takes {word.copies}",
             average.span,
             help="begin earlier, `start=50% run`, or take fewer `copies`",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import NOUNS
@@ -71,7 +72,7 @@ def _misfits(profile: Profile, group: p.Group) -> list[str]:
     return [
         f"the profile of {profile.model} says nothing of `{name}`"
         if name not in known
-        else f"the profile's `{name}` has {known[name]:,} weights, the model's {size:,}"
+        else f"the profile's `{name}` has {count(known[name], 'weight')}, the model's {size:,}"
         for name, size in zip(group.parameters, group.num_weights, strict=True)
         if known.get(name) != size
     ]

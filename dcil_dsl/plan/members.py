@@ -19,6 +19,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight
+from dcil_dsl.plan.wording import block_words
 
 MOST_NAMED = 4  # layers in a rule that is proposed
 
@@ -108,7 +109,7 @@ def _units_words(unit: p.Unit) -> str:
         case p.Pattern(m=m):
             return f"groups of {m} inputs"
         case p.Block(height=height, width=width):
-            return f"blocks of {height} outputs by {width} inputs"
+            return block_words(height, width)
     return f"{unit.kind}s"
 
 

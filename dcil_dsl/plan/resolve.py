@@ -11,6 +11,8 @@ import hashlib
 from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.graph.garbage import seldom_collected
 from dcil_dsl.graph.heads import find_heads
 from dcil_dsl.graph.layers import Layer, Weight, unused_layers
 from dcil_dsl.graph.trace import Traced
@@ -33,6 +35,7 @@ from dcil_dsl.plan.windows import (
 )
 
 
+@seldom_collected()
 def resolve_recipe(
     recipe: r.Recipe, traced: Traced, steps_per_epoch: int, report: Diagnostics | None = None,
     class_counts: tuple[int, ...] | None = None,
@@ -126,8 +129,8 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every)):
         report.add(
             "E321",
-            f"no path has two loss terms open at a multiple of {balance.every:,} steps, so that "
-            "nothing is ever balanced",
+            f"no path has two loss terms open at a multiple of {count(balance.every, 'step')}, so "
+            "that nothing is ever balanced",
             recipe.balance_span,
             help="measure more often: `every` of `inverse_dirichlet`",
         )

@@ -14,11 +14,11 @@ from collections import Counter
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import Diagnostics, Span
+from dcil_dsl.diagnostics.counting import count, none_of
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.values import Percent
-from dcil_dsl.plan.wording import count
 
 MOST_NAMED = 5  # types in a help
 COMPARE = {
@@ -65,15 +65,16 @@ class Selection:
                     selector.span,
                     lambda: None,
                 )
-            case ast.First(count=count, of=of) | ast.Last(count=count, of=of):
+            case ast.First(count=asked, of=of) | ast.Last(count=asked, of=of):
                 among = self.select(of)
-                if among and count > len(among):
+                if among and asked > len(among):
                     self.report.add(
                         "E301",
-                        f"`{selector.span.text}` asks for {count} layers, there are {len(among)}",
+                        f"`{selector.span.text}` asks for {count(asked, 'layer')}, there "
+                        f"{'is' if len(among) == 1 else 'are'} {len(among)}",
                         selector.span,
                     )
-                kept = among[:count] if isinstance(selector, ast.First) else among[-count:]
+                kept = among[:asked] if isinstance(selector, ast.First) else among[-asked:]
                 return {layer.path for layer in kept}
             case ast.Inside(of=of, scope=scope):
                 return self._inside(selector, of, scope)
@@ -84,7 +85,7 @@ class Selection:
                 if among and not chosen and not self.report.errors:
                     self.report.add(
                         "E301",
-                        f"none of the {len(among)} layers has `{_conditions_text(conditions)}`",
+                        f"{none_of(len(among), 'layer')} has `{_conditions_text(conditions)}`",
                         conditions[0].span.to(conditions[-1].span),
                     )
                 return chosen
@@ -109,7 +110,7 @@ class Selection:
 
     def _or_nothing(self, chosen: set[str], message: str, span: Span, near) -> set[str]:
         if not chosen:
-            label = f"none of the {len(self.layers)} modules of {self.model_name}"
+            label = f"{none_of(len(self.layers), 'module')} of {self.model_name}"
             self.report.add("E301", message, span, label=label, help=near())
         return chosen
 
@@ -134,7 +135,7 @@ class Selection:
             )
         chosen = {layer.path for layer in among} & scoped
         if among and scoped and not chosen:
-            message = f'none of the {len(among)} layers lies in `"{scope}"`'
+            message = f'{none_of(len(among), "layer")} lies in `"{scope}"`'
             self.report.add("E301", message, selector.span)
         return chosen
 
@@ -171,7 +172,7 @@ class Selection:
                 near = nearest(name, sorted(known))
                 self.report.add(
                     "E307",
-                    f"none of the {len(among)} layers has an attribute `{name}`",
+                    f"{none_of(len(among), 'layer')} has an attribute `{name}`",
                     condition.name.span,
                     help=f"did you mean `{near}`?" if near else None,
                 )
@@ -196,8 +197,8 @@ class Selection:
         near = nearest(pattern, sorted(names))
         if near is None:
             return None
-        count = len(self._matching(glob_to_regex(near)))
-        return f'`"{near}"` matches {count} layer{"s" if count != 1 else ""}'
+        number = len(self._matching(glob_to_regex(near)))
+        return f'`"{near}"` matches {count(number, "layer")}'
 
 
 def glob_to_regex(pattern: str) -> re.Pattern:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.show_groups import group_line, show_curves, show_groups
@@ -22,7 +23,7 @@ from dcil_dsl.plan.show_training import (
     show_privates,
     show_training,
 )
-from dcil_dsl.plan.wording import PLAIN, Page, count, fit, shorten
+from dcil_dsl.plan.wording import PLAIN, Page, fit, shorten
 
 
 def show_plan(plan: Plan, page: Page = PLAIN) -> str:
@@ -48,11 +49,12 @@ def show_summary(plan: Plan, page: Page = PLAIN) -> str:
     weights, total = (sum(layer.num_weights for layer in some) for some in (pruned, plan.layers))
     lines = [
         _head(plan, page),
-        f"prunes   {len(pruned)} of {len(plan.layers)} layers, {weights:,} of {total:,} weights",
+        f"prunes   {len(pruned)} of {count(len(plan.layers), 'layer')}, {weights:,} of "
+        f"{count(total, 'weight')}",
     ]
     lines += [f"         {group_line(plan, group)}" for group in plan.groups]
     if plan.privates:
-        lines.append(f"private  {len(plan.privates)} modules, one for each path")
+        lines.append(f"private  {count(len(plan.privates), 'module')}, one for each path")
     lines.append(f"cost     {training_cost(plan):.2f} dense runs of arithmetic, {bound(plan)}")
     lines += [f"         {line}" for line in cost_elsewhere(plan)]
     return fit("\n".join(lines), page.width) + "\n"
@@ -68,7 +70,9 @@ def _head(plan: Plan, page: Page) -> str:
             f"{'set' if not i else '':8} {line}"
             for i, line in enumerate(wrap(settings, page.width - 9))
         ]
-    classes = f", {plan.model.classes} classes" if plan.model.classes is not None else ""
+    classes = ""
+    if plan.model.classes is not None:
+        classes = f", {count(plan.model.classes, 'class', 'classes')}"
     lines.append(f"model    {plan.model.name or 'as given'}{classes}")
     size = (
         f", {plan.data.channels} x {plan.data.image_size} x {plan.data.image_size}"

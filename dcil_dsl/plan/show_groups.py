@@ -7,13 +7,14 @@ Not:  show.py puts the parts together.
 
 from __future__ import annotations
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, num_units, unit_costs
 from dcil_dsl.plan.curve import draw_schedule, same_curve
 from dcil_dsl.plan.facts import mask_bytes, score_bytes
 from dcil_dsl.plan.plan import Block, Group, Pattern, Plan, Schedule, Score, Whole
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.show_layers import short_name
-from dcil_dsl.plan.wording import Page, count, moment, percent, shorten
+from dcil_dsl.plan.wording import Page, block_words, moment, percent, shorten
 
 
 def show_groups(plan: Plan, page: Page) -> str:
@@ -64,7 +65,7 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
     for penalty in group.penalties:
         what = {"square": "half the squares", "norm": "the norm"}.get(penalty.form)
         what = what or penalty.outside.told("part", "weight", "stairs")
-        rising = f", rising in {penalty.stairs} steps" if penalty.stairs else ""
+        rising = f", rising in {count(penalty.stairs, 'step')}" if penalty.stairs else ""
         lines.append(f"penalty: {penalty.weight:g} times {what} of the {penalty.part}{rising}")
     if group.power is not None:
         lines.append(f"stored as roots: w = theta |theta|^{group.power - 1:g}")
@@ -89,7 +90,7 @@ def show_curves(plan: Plan, page: Page) -> str:
 
 def group_line(plan: Plan, group: Group) -> str:
     """"90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
-    size, noun = budget_size(group), counted(group)
+    size = count(budget_size(group), counted(group, many=False))
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
     shared = "one budget for all" if group.allocation == "global" else "one budget each"
     shared += {
@@ -98,7 +99,7 @@ def group_line(plan: Plan, group: Group) -> str:
     layers = count(len(group.parameters), "layer")
     at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
     return (
-        f"{percent(group.target)} of {size:,} {noun}{_unit_words(group)} in {layers}, {shared}; "
+        f"{percent(group.target)} of {size}{_unit_words(group)} in {layers}, {shared}; "
         f"{at_most}{kept:,} kept at the end"
     )
 
@@ -109,7 +110,7 @@ def _unit_words(group: Group) -> str:
         case Pattern(n=n, m=m):
             return f", {n} of every {m} inputs kept,"
         case Block(height=height, width=width):
-            together = f"blocks of {height} outputs by {width} inputs"
+            together = block_words(height, width)
             return f" of {height} x {width}" if group.of == "units" else f", {together} together,"
         case Whole(kind=kind):
             return "" if group.of == "units" else f", whole {kind}s,"
@@ -155,7 +156,7 @@ def floor_words(group: Group) -> str:
     if any(floor != 1 for floor in group.floors):
         shares = [floor / max(1, size) for floor, size in zip(group.floors, sizes, strict=True)]
         least = percent(round(min(shares), 4))
-        words = f"{sum(group.floors):,} {noun}s, at least {least} of a layer"
+        words = f"{count(sum(group.floors), noun)}, at least {least} of a layer"
     if group.ceilings:
         shares = [most / max(1, size) for most, size in zip(group.ceilings, sizes, strict=True)]
         words += f", ceiling {percent(round(max(shares), 4))} of a layer"

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from textwrap import wrap
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.budget import members
 from dcil_dsl.plan.facts import LayerFacts, layer_facts
 from dcil_dsl.plan.plan import Block, Group, KeptWhole, Layer, OutOfReach, Pattern, Plan, Whole
-from dcil_dsl.plan.wording import Page, count, named_table, percent, shorten
+from dcil_dsl.plan.wording import Page, named_table, percent, shorten
 
 MANY = 6  # modules with one reason that are named one by one
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.curve import bar
 from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
 from dcil_dsl.plan.profile import LayerProfile, Profile
@@ -49,10 +50,10 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
     """
     marked = min(range(len(profile.levels)), key=lambda i: abs(profile.levels[i] - target))
     level = percent(profile.levels[marked])
+    part = "held-out" if profile.part == "val" else "training"
     lines = [
-        f"{profile.model} on {profile.num_examples:,} "
-        f"{'held-out' if profile.part == 'val' else 'training'} examples of {profile.data}, "
-        f"{profile.num_batches:,} batch{'es' if profile.num_batches != 1 else ''}",
+        f"{profile.model} on {count(profile.num_examples, f'{part} example')} of {profile.data}, "
+        f"{count(profile.num_batches, 'batch', 'batches')}",
         f"weights: {profile.weights or 'FRESH, not trained'}",
         f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",
         "each layer pruned by itself, magnitude masks made once, nothing trained after",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.left_out import ON_CORES, in_pattern, left_out
 from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, OutsideLoss, Path, Phase, Plan
-from dcil_dsl.plan.wording import Page, count, percent, setting, stretch
+from dcil_dsl.plan.wording import Page, percent, setting, stretch
 
 SEEN = {
     "full": "w", "masked": "w * m", "complement": "w * (1 - m)",
@@ -74,10 +75,10 @@ def show_phases(plan: Plan) -> str:
 
 def _kept_alone(plan: Plan) -> list[str]:
     """In how many layers a path computes less, and where."""
-    pruned = sum(len(group.parameters) for group in plan.groups)
+    pruned = count(sum(len(group.parameters) for group in plan.groups), "pruned layer")
     out, pattern = left_out(plan.groups, plan.layers), in_pattern(plan.groups, plan.layers)
-    lines = [f"computes the kept units alone in {len(out)} of {pruned} pruned layers"]
-    some = f"the 2:4 pattern of {len(pattern)} of {pruned} pruned layers"
+    lines = [f"computes the kept units alone in {len(out)} of {pruned}"]
+    some = f"the 2:4 pattern of {len(pattern)} of {pruned}"
     if pattern and plan.train.precision in ON_CORES:
         more = [
             f"multiplies by {some} on a GPU's sparse tensor cores,",

@@ -13,6 +13,7 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TextIO
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan, Window
 
 NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out
@@ -46,9 +47,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.6g}%"
 
 
-def count(number: int, noun: str) -> str:
-    """(1, "step") -> "1 step", (5005, "step") -> "5,005 steps"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def block_words(height: int, width: int) -> str:
+    """(4, 1) -> "blocks of 4 outputs by 1 input"."""
+    return f"blocks of {count(height, 'output')} by {count(width, 'input')}"
 
 
 def ordinal(number: int) -> str:

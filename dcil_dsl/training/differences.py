@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan
 
 MAX_LINES = 5  # shown of each kind; the count of the rest is said
@@ -89,7 +90,7 @@ def _compare(old: object, new: object, name: str, found: list[str]) -> None:
 
 def _shown(value: object) -> str:
     if isinstance(value, list):
-        return f"{len(value)} entries"
+        return count(len(value), "entry", "entries")
     if isinstance(value, dict):  # of a layer, against None
         return "there"
     return "none" if value is None else json.dumps(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.interrupt import Wish
 from dcil_dsl.training.losses import logits_of
@@ -99,6 +100,6 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if largest >= num_classes:
         raise InputError(
             f"the data has a class number {largest}, counted from 0; the model has "
-            f"{num_classes} classes",
+            f"{count(num_classes, 'class', 'classes')}",
             help="set `classes` in the recipe's `model` to the number that the data has",
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.plan.plan import KL, CrossEntropy, Loss, ModelLoss, OutsideLoss, Plan
@@ -156,9 +157,8 @@ def _knows_classes(classes: Tensor | None, logits: Tensor) -> None:
             help="dcil.resolve(..., class_counts=[...]) takes the training examples of each class",
         )
     if len(classes) != classes_second(logits).shape[1]:
-        raise InputError(
-            f"the logits have {classes_second(logits).shape[1]} classes, the data {len(classes)}"
-        )
+        own = count(classes_second(logits).shape[1], "class", "classes")
+        raise InputError(f"the logits have {own}, the data {len(classes)}")
 
 
 def classes_second(logits: Tensor) -> Tensor:

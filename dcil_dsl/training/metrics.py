@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
@@ -122,7 +123,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
                     f"{budget.kept:,} kept"
                 )
         wrong += [
-            f"{name}: {number:,} weights of kept units are pruned"
+            f"{name}: "
+            f"{count(number, 'weight of kept units is', 'weights of kept units are')} pruned"
             for name, number in num_torn(group, counts).items()
             if number
         ]
@@ -172,11 +174,12 @@ def _broken(
     n, m = group.unit.n, group.unit.m
     asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)
-    wrong = torch.stack([(count != keep).sum() for count, keep in pairs])
+    wrong = torch.stack([(kept != keep).sum() for kept, keep in pairs])
     if parts is not None:
         wrong = parts.across.sum(wrong)
     return [
-        f"{name}: {number:,} groups of {m} weights do not keep {n}"
+        f"{name}: "
+        f"{count(number, f'group of {m} weights does', f'groups of {m} weights do')} not keep {n}"
         for name, number in zip(counts, wrong.tolist(), strict=True)
         if number
     ]

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.data.chance import seed_of
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import drawn_apart
 from dcil_dsl.plan.plan import Plan, Train
@@ -45,7 +46,8 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
     """How many rounds the plan has. InputError where a round is not what the recipe asks."""
     if local_steps < 1 or plan.num_steps % local_steps:
         raise InputError(
-            f"{plan.num_steps} steps are no whole number of rounds of {local_steps} steps",
+            f"{count(plan.num_steps, 'step is', 'steps are')} no whole number of rounds of "
+            f"{count(local_steps, 'step')}",
             help="choose a divisor of it, or another number of epochs",
         )
     plain = Train(num_epochs=1, optimizer=plan.train.optimizer, rate=plan.train.rate)
@@ -62,7 +64,8 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
         odd = next((step for step in due if step % local_steps), None)
         if odd is not None:
             raise InputError(
-                f"{group.rule}: masks move at step {odd:,}, within a round of {local_steps} steps",
+                f"{group.rule}: masks move at step {odd:,}, within a round of "
+                f"{count(local_steps, 'step')}",
                 help="give `refresh`, the ends of the ramp and `freeze` as multiples of a round",
             )
     return plan.num_steps // local_steps

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan, first_fault
-from dcil_dsl.plan.wording import count
 from dcil_dsl.training.differences import (
     data_differences,
     listed,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.segments import recompute_activations
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
@@ -246,7 +247,8 @@ def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None
         if now.options.ranks.count > 1 or now.state.position.batch % now.plan.train.accumulate:
             raise
         save(now)
-        done = f"{now.state.position.step:,} steps are saved; --resume goes on from there"
+        steps = count(now.state.position.step, "step is", "steps are")
+        done = f"{steps} saved; --resume goes on from there"
         raise InputError(error.message, "\n".join(filter(None, (error.help, done)))) from error
 
 

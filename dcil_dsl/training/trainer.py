@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.accumulate import Part, part_of_step
 from dcil_dsl.training.average import deploy_average, deployed, update_average
@@ -79,7 +80,7 @@ def train(
     num_steps = -(-train_loader.num_batches // plan.train.accumulate)
     if num_steps != plan.steps_per_epoch:
         raise InputError(
-            f"an epoch of this data has {num_steps} steps, and the plan was made "
+            f"an epoch of this data has {count(num_steps, 'step')}, and the plan was made "
             f"for {plan.steps_per_epoch}"
         )
     check_not_empty(val_loader)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.suggest import nearest
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -135,12 +136,14 @@ def _fit(found: dict[str, Tensor], model: nn.Module, source: str, notes: list[st
     found = {_today(name, own): value for name, value in found.items()}
     fresh = _other_head(found, own, model)
     if fresh:
-        sizes = f"{found[fresh[0]].shape[0]} classes there, {own[fresh[0]].shape[0]} here"
+        there = count(found[fresh[0]].shape[0], "class", "classes")
+        sizes = f"{there} there, {own[fresh[0]].shape[0]} here"
         notes.append(f"the head stays fresh, {' and '.join(fresh)}: {sizes}")
     # Counters of batches did not exist before torch 0.4.1; only a momentum of None reads them.
     counters = [n for n in own if n not in found and n.endswith("num_batches_tracked")]
     if counters:
-        notes.append(f"{len(counters)} counters num_batches_tracked are not in {source}: kept at 0")
+        has_no = count(len(counters), "counter is", "counters are")
+        notes.append(f"num_batches_tracked: {has_no} not in {source}, and kept at 0")
 
     kept = {*fresh, *counters}
     missing = [f"missing     {n} {_shape(own[n])}" for n in own if n not in found and n not in kept]
@@ -159,11 +162,12 @@ def _fit(found: dict[str, Tensor], model: nn.Module, source: str, notes: list[st
     wrong = missing + extra + shapes + kinds
     if wrong:
         rest = [f"and {len(wrong) - MAX_TOLD} more"] if len(wrong) > MAX_TOLD else []
-        message = f"{source} does not fit the model: {len(wrong)} tensors differ"
+        differ = count(len(wrong), "tensor differs", "tensors differ")
+        message = f"{source} does not fit the model: {differ}"
         raise InputError(message, "\n".join(wrong[:MAX_TOLD] + rest))
     for dtype in sorted({_dtype(found[n]) for n in both if _converted(found[n], own[n])}):
-        count = sum(_converted(found[n], own[n]) and _dtype(found[n]) == dtype for n in both)
-        notes.append(f"converted {count} tensors from {dtype}")
+        number = sum(_converted(found[n], own[n]) and _dtype(found[n]) == dtype for n in both)
+        notes.append(f"converted {count(number, 'tensor')} from {dtype}")
     return {n: own[n] if n in kept else found[n].to(own[n].dtype) for n in own}
 
 

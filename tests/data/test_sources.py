@@ -223,7 +223,7 @@ def test_an_empty_class_folder_is_named(tmp_path):
     write_tree(tmp_path / "tree")
     for file in (tmp_path / "tree/val/dog").iterdir():
         file.rename(file.with_suffix(".txt"))
-    with pytest.raises(InputError, match="1 of the 2 class folders .*val hold no image\ndog"):
+    with pytest.raises(InputError, match="1 of the 2 class folders .*val holds no image\ndog"):
         open_dataset("imagefolder", tmp_path / "tree")
 
 

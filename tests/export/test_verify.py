@@ -36,7 +36,7 @@ def test_a_kept_weight_that_happens_to_be_zero_is_told_and_is_no_fault(plan, ten
     tensors["c.weight"][0, 0] = 0.0
     verdict = verify_tensors(tensors, promises_at(plan, 10))
     assert verdict.holds
-    assert verdict.notes == ["c.weight: 1 of 3 kept weights happen to be zero"]
+    assert verdict.notes == ["c.weight: 1 of 3 kept weights happens to be zero"]
 
 
 def test_masks_catch_a_revived_weight_that_counting_alone_cannot(plan, tensors, masks):
@@ -44,7 +44,7 @@ def test_masks_catch_a_revived_weight_that_counting_alone_cannot(plan, tensors, 
     tensors["c.weight"][0, 1] = 1.0
     assert verify_tensors(tensors, promises_at(plan, 10)).holds
     verdict = verify_tensors(tensors, promises_at(plan, 10), masks)
-    assert verdict.faults == ["c.weight: 1 pruned weights are not zero: revived"]
+    assert verdict.faults == ["c.weight: 1 pruned weight is not zero: revived"]
 
 
 def test_a_missing_or_misshapen_or_infinite_tensor_is_a_fault(plan, tensors):

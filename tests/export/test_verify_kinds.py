@@ -45,7 +45,7 @@ def test_each_layer_is_judged_by_itself_where_it_has_a_budget_by_itself():
     tensors = {"a": filters(0, 1, 2), "b": filters(3)}
     verdict = verify_tensors(tensors, [promise(allocation="uniform", keeps=(2, 2))])
     assert verdict.faults == ["a: 3 filters are not zero, 2 allowed: 1 revived or never pruned"]
-    assert verdict.notes == ["b: 1 of 2 kept filters happen to be zero"]
+    assert verdict.notes == ["b: 1 of 2 kept filters happens to be zero"]
 
 
 def test_what_units_cost_is_added_up():
@@ -89,7 +89,7 @@ def test_the_right_count_in_the_wrong_places_is_no_pattern():
     assert verify_tensors({"a": good}, [asked]).holds
     wrong = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]])
     assert verify_tensors({"a": wrong}, [asked]).faults == [
-        "a: 1 of 2 groups of 4 weights hold more than 2 that are not zero"
+        "a: 1 of 2 groups of 4 weights holds more than 2 that are not zero"
     ]
     assert "(uniform, 2:4, x.prune:4)" in show_verdict(verify_tensors({"a": good}, [asked]))
 

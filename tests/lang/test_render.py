@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
+from dcil_dsl.diagnostics.counting import count, none_of
 from dcil_dsl.diagnostics.render import WIDTH, render, render_all, render_concise
 from dcil_dsl.diagnostics.suggest import nearest
 
@@ -21,6 +22,16 @@ def drawn(text: str, part: str, **more) -> list[str]:
 def test_the_first_line_is_place_code_and_fact():
     assert drawn("one two", "two")[0] == "x.prune:1:5: error[E999]: a fact"
     assert render(Diagnostic("W999", "a fact")) == "warning[W999]: a fact"
+
+
+def test_what_is_counted_is_one_or_many():
+    assert (count(1, "step"), count(0, "step"), count(5005, "step")) == (
+        "1 step", "0 steps", "5,005 steps",
+    )  # fmt: skip
+    assert (count(1, "class", "classes"), count(2, "class", "classes")) == ("1 class", "2 classes")
+    assert (none_of(1, "layer"), none_of(7, "layer")) == (
+        "not even the one layer", "none of the 7 layers",
+    )  # fmt: skip
 
 
 def test_the_caret_stands_under_the_place():

@@ -2,6 +2,7 @@
 
 import pytest
 from resolving import codes_of, plan_of, resolve
+from torch import nn
 
 SIZES = (216, 576, 192, 576, 192, 144, 192)  # the convolutions of resolving.Net
 
@@ -49,6 +50,12 @@ def test_a_floor_of_exactly_the_target_is_allowed():
 )  # fmt: skip
 def test_a_target_that_the_floors_do_not_leave_is_an_error(rule, message):
     _, (error,) = resolve(rule)
+    assert (error.code, error.message) == ("E304", message)
+
+
+def test_one_weight_is_told_in_the_singular():
+    _, (error,) = resolve("prune Linear to 50%", nn.Sequential(nn.Linear(1, 1)))
+    message = "50% of `0.weight` (1 weight) leaves 0 weights, the floors keep 1"
     assert (error.code, error.message) == ("E304", message)
 
 

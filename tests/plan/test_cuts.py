@@ -88,7 +88,7 @@ def test_the_four_of_a_pattern_are_inputs_in_a_row_of_any_layout(layout):
     "weight, unit, reason",
     [
         (Weight("w", (4, 6)), p.Pattern(n=2, m=4), "6 inputs, no multiple of 4"),
-        (LAYOUTS["depthwise"], p.Pattern(n=2, m=4), "1 inputs a group, no multiple of 4"),
+        (LAYOUTS["depthwise"], p.Pattern(n=2, m=4), "1 input a group, no multiple of 4"),
         (Weight("w", (6, 4)), p.Block(height=4, width=2), "6 outputs, no multiple of 4"),
         (Weight("w", (6, 6, 3), groups=2), p.Block(height=6, width=1), "3 outputs a group"),
         (Weight("w", (4, 6)), p.Whole(kind="head"), "no attention whose heads are known"),

@@ -109,7 +109,7 @@ def test_a_glob_matches_names_whole_and_nothing_in_it_is_a_regex(pattern, names,
         ("first 9 Conv2d", "`first 9 Conv2d` asks for 9 layers, there are 7", None),
         ('Conv2d in "layr2"', 'no part of Net matches `"layr2"`',
          '`"layer2"` matches 4 layers'),
-        ('Linear in "layer2"', 'none of the 1 layers lies in `"layer2"`', None),
+        ('Linear in "layer2"', 'not even the one layer lies in `"layer2"`', None),
         ("Conv2d where groups == 3", "none of the 7 layers has `groups == 3`", None),
     ],
 )  # fmt: skip

@@ -132,7 +132,9 @@ def test_heads_of_a_network_without_attention_are_told_so_and_nothing_is_left_to
 
 def test_of_many_layers_that_do_not_fit_a_whole_rule_names_one():
     _, (error,) = resolve("prune Conv2d, Linear to 50% { granularity = block(10, 1) }")
-    assert error.message.startswith("`stem.weight` and 6 more do not fall into blocks of 10")
+    assert error.message == (
+        "`stem.weight` and 6 more do not fall into blocks of 10 outputs by 1 input"
+    )
     assert error.help == (
         '`keep "stem"` below this rule leaves one of them whole; 6 more need the like, or narrow '
         "the rule"

@@ -34,7 +34,7 @@ def test_a_filter_that_is_kept_in_part_is_an_error():
     dual = dual_of(**FILTERS)
     mask = dual.masks["conv2.weight"]
     mask[mask.flatten(1).any(1).nonzero()[0, 0], 0, 0, 0] = False
-    with pytest.raises(SparsityError, match="conv2.weight: 1 weights of kept units are pruned"):
+    with pytest.raises(SparsityError, match="conv2.weight: 1 weight of kept units is pruned"):
         check_sparsity(dual, 0)
 
 
