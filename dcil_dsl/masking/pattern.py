@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dcil_dsl.masking.apply import apply_layer
@@ -29,7 +30,7 @@ def apply_pattern(
     By sparse tensor cores where they run it, where they were found to give the dense product,
     and while the mask keeps no more than two of every four inputs; else whole. The weight is
     compressed at each call, as it changes at each step. Whole, too, under torch.compile, which
-    would leave its graph to look at a mask.
+    would leave its graph to look at a mask, and of fake tensors and others of a class of their own.
     """
     weight, bias = parameters["weight"], parameters.get("bias")
     dtype = None if torch.compiler.is_compiling() else _computed_in(x, weight)
@@ -87,7 +88,9 @@ def remember_pattern(mask: Tensor, holds: bool) -> None:
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """The type of the whole product: autocast's, where it is on; None where the two have none."""
-    types = {x.dtype, weight.dtype}
-    if torch.is_autocast_enabled(x.device.type) and types <= CAST:
-        return torch.get_autocast_dtype(x.device.type)
+    types, device = {x.dtype, weight.dtype}, x.device.type
+    if type(x) not in (Tensor, nn.Parameter):
+        return None
+    if is_autocast_available(device) and torch.is_autocast_enabled(device) and types <= CAST:
+        return torch.get_autocast_dtype(device)
     return x.dtype if len(types) == 1 else None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mutual import RECIPE, mutual
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "masking"))
@@ -218,6 +219,18 @@ def test_an_input_that_does_not_fit_is_told_as_ever(calls):
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         apply_pattern(linear, view, mask, torch.zeros(2, 12, dtype=torch.float64))
     assert not any(why for why in tensor_cores.CORES.known.values())
+
+
+def test_shapes_alone_are_computed_as_ever_and_nothing_is_learnt_of_the_device_from_them(calls):
+    dual = dcil.compile(plan_of(KEPT), Net()).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert dual(torch.zeros(5, 3, 6, 6))["sparse"].shape == (5, 8)
+    assert calls == [] and tensor_cores.CORES.known == {}
+
+
+def test_a_device_without_numbers_has_no_cores():
+    dual = dcil.compile(plan_of(KEPT), Net()).train().to("meta")
+    assert dual(torch.zeros(5, 3, 6, 6, device="meta"))["sparse"].shape == (5, 8)
 
 
 def test_hooks_see_the_layer(calls):
