@@ -87,7 +87,8 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images, on the scale 0..1.
 
-    From counts of the 256 values: exact, and no copy in floating point.
+    From counts of the 256 values: exact, and no copy in floating point. Where a channel has one
+    value only its deviation is given as 1: what it says is nothing, and not infinite.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
@@ -96,5 +97,5 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         share /= share.sum()
         mean = (share * values).sum()
         means.append(mean.item())
-        deviations.append((share * (values - mean) ** 2).sum().sqrt().item())
+        deviations.append((share * (values - mean) ** 2).sum().sqrt().item() or 1.0)
     return tuple(means), tuple(deviations)

@@ -39,9 +39,8 @@ from dcil_dsl.data.reading import (
     Reader,
     Request,
     Requests,
-    check_labels,
+    check_tensors,
     ignore_interrupt,
-    other_tensor,
 )
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
@@ -100,9 +99,9 @@ class Loader:
         self.num_batches = math.ceil(self.num_examples / batch_size)
         self.num_classes = len(dataset.classes)
         if isinstance(self.examples, Tensors):
-            check_labels(self.name, self.examples.labels, self.num_classes)
-            if self.examples.images.dtype != torch.uint8:
-                raise other_tensor(self.name, 0, *self.examples.images[:1])
+            check_tensors(self.name, self.examples, self.num_classes)
+        if min(dataset.std) <= 0:
+            raise InputError(f"{self.name}: a standard deviation of 0 leaves no number of a pixel")
 
         native = _native_size(self.examples)
         pipeline = train_pipeline if self.shuffled else val_pipeline

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from dcil_dsl.data.augment import Reading
 from dcil_dsl.data.chance import generator_at
+from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.data.folders import BadImage
 from dcil_dsl.diagnostics import InputError
 
@@ -141,13 +142,28 @@ def other_tensor(
     )
 
 
+def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
+    """InputError where they are not what Tensors says, or a label is no class."""
+    images, labels = examples.images, examples.labels
+    if images.dtype != torch.uint8:
+        raise other_tensor(name, 0, *images[:1])
+    if labels.dtype != torch.long or labels.shape != images.shape[:1]:
+        kind = str(labels.dtype).removeprefix("torch.")
+        sizes = " x ".join(map(str, labels.shape))
+        raise InputError(
+            f"the labels of {name} are {kind} of {sizes}, and not int64 of {len(images)}",
+            "one class number for each image",
+        )
+    check_labels(name, labels, num_classes)
+
+
 def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
     """InputError where one is no class: a device would only say that something went wrong.
 
     -100 is none on purpose, and counts for nothing (training/losses.py).
     num_classes  None: no limit
     """
-    if num_classes is None or labels.dim() != 1 or labels.is_floating_point():
+    if num_classes is None:
         return
     wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= num_classes)]
     if len(wrong):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dcil_dsl.data import Dataset, Loader, Tensors, open_dataset
+from dcil_dsl.data.dataset import in_memory
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Augment
 
@@ -309,6 +310,33 @@ def test_a_label_that_is_no_class_is_told_before_a_device_meets_it(small, label)
     data = Dataset("odd", list(part), small.val, small.classes, small.mean, small.std)
     with pytest.raises(InputError, match=fact):
         list(Loader(data, "train", batch_size=8).epoch(0))
+
+
+def test_what_tensors_of_somebodys_own_are_not_is_told(small):
+    images, labels = small.train.images, small.train.labels
+    for part, fact in (
+        (Tensors(images / 255, labels), "0 of own is float32 of 3 x 16 x 16, and not uint8 of"),
+        (Tensors(images, labels.int()), "labels of own are int32 of 41, and not int64 of 41"),
+        (Tensors(images, labels[:40]), "labels of own are int64 of 40, and not int64 of 41"),
+        (list(Tensors(images / 255, labels)), "of own is float32 of 3 x 16 x 16, and not uint8"),
+        ([*Tensors(images[:1], labels), *Tensors(images[1:, :, 1:], labels[1:])],
+         "of own is uint8 of 3 x 15 x 16, and not uint8 of 3 x 16 x 16"),
+    ):  # fmt: skip
+        data = Dataset("own", part, part, small.classes, small.mean, small.std)
+        with pytest.raises(InputError, match=fact):
+            collect(Loader(data, "train", batch_size=8))
+
+
+def test_a_channel_of_one_value_is_normalised_to_zero_and_a_deviation_of_zero_refused(small):
+    images = small.train.images.clone()
+    images[:, 1] = 7
+    part = Tensors(images, small.train.labels)
+    data = in_memory("flat", part, part, small.classes, 3)
+    batch = collect(Loader(data, "train", batch_size=8))[0]
+    assert batch.isfinite().all() and (batch[:, 1].abs() < 1e-6).all()
+    data = dataclasses.replace(data, std=(0.2, 0.0, 0.2))
+    with pytest.raises(InputError, match="flat: a standard deviation of 0"):
+        Loader(data, "train", batch_size=8)
 
 
 def test_a_label_that_counts_for_nothing_is_none_of_the_classes_on_purpose(small):
