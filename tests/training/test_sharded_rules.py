@@ -184,6 +184,32 @@ def test_what_lies_beside_a_weight_is_cut_as_it_is(tmp_path):
     assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
 
 
+class TwiceNet(nn.Module):
+    """A module under two names, and a buffer of the network's own that is called as a mask is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = self.again = nn.Conv2d(1, 1, 3, padding=1)
+        self.fc = nn.Linear(64, 32)
+        self.fc.register_buffer("weight_mask", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.again(self.conv(x)).flatten(1))
+
+
+def test_a_mask_is_cut_under_both_names_of_its_module_and_what_is_only_called_so_is_whole(tmp_path):
+    def work(ranks):
+        dual = compile_plan(plan_of('prune "conv" to 50%', THROUGH, TwiceNet), TwiceNet())
+        shards = shard(dual, ranks, torch.device("cpu"))
+        for name in ("conv.weight_mask", "again.weight_mask", "fc.weight"):
+            layout = shards.of(name)
+            assert len(layout.whole_bits(dual.state_dict()[name])) == layout.shape[0], name
+        assert shards.of("again.weight_mask") is shards.of("conv.weight_mask")
+        assert shards.of("fc.weight_mask") is None and len(dual.get_buffer("fc.weight_mask")) == 3
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
+
+
 def test_a_gradient_that_is_infinite_on_one_rank_alone_is_skipped_by_all(tmp_path):
     def work(ranks):
         dual = compile_plan(plan_of(*RULES["filters, channels"]), PartsNet())
