@@ -88,9 +88,9 @@ def precision_of(plan: Plan, options: Options) -> str:
 
 def check_own_steps(plan: Plan, options: Options) -> None:
     """InputError where the recipe makes its steps in a way that this machine's options break."""
-    if plan.train.average is not None and (options.shard or precision_of(plan, options) == "fp16"):
+    if plan.train.average is not None and precision_of(plan, options) == "fp16":
         raise InputError(
-            "`average` of the recipe's `train` goes with neither fp16 nor --shard",
+            "`average` of the recipe's `train` does not go with fp16",
             help="--precision bf16 scales no gradient",
         )
     word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)

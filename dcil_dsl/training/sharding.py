@@ -148,7 +148,8 @@ class Shards:
         """The layout of a tensor by its name there: "optimizer/fc.weight/momentum_buffer"."""
         part, _, name = key.partition("/")
         if part != "optimizer":
-            return self.of(name.removeprefix("previous/"))  # gradients that an integrator keeps
+            # Gradients that an integrator keeps, or a late phase gathers.
+            return self.of(name.removeprefix("previous/").removeprefix("late/sum/"))
         name, _, entry = name.rpartition("/")
         return None if entry == "step" else self.of(name)
 
@@ -185,13 +186,16 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
     warnings.filterwarnings("ignore", message="To construct DTensor")  # of torch to itself
     meshes = {kind: init_device_mesh(kind, (ranks.count,)) for kind in {"cpu", device.type}}
     pruned = {name for group in dual.plan.groups for name in group.parameters}
+    late = dual.plan.train.average
+    copied = set(late.parameters if late is not None else ())  # a few, each several times
     names: dict[int, list[str]] = {}
     for name, parameter in dual.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     layouts: dict[str, Layout] = {}
     for ends in names.values():
         whole = dual.get_parameter(ends[0])
-        if not whole.dim() or (whole.numel() < LEAST_NUMBER and not pruned & {*ends}):
+        is_small = whole.numel() < LEAST_NUMBER and not pruned & {*ends}
+        if not whole.dim() or is_small or copied & {*ends}:
             continue
         layout = Layout(whole, meshes)
         own = nn.Parameter(layout.own(whole.detach()), requires_grad=whole.requires_grad)

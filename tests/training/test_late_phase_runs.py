@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_distributed import assert_equal_runs
 from test_resume import assert_same, contents
-from tiny_ranks import on_ranks, plain_plan, rank_train, said
+from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
 from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
+from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
@@ -76,7 +77,27 @@ def test_two_ranks_take_the_turns_of_one_process(tmp_path):
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")
 
 
-@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"shard": True}])
-def test_scaled_gradients_and_parts_of_weights_are_refused(tmp_path, options):
-    with pytest.raises(InputError, match="neither fp16 nor --shard"):
-        tiny_train(tmp_path / "run", tiny_plan(train=train_with()), **options)
+class HeadNet(PlainNet):
+    """With weights enough in its head for them to be parted, were there no copies of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(8, 200), nn.ReLU(), nn.Linear(200, 6))
+
+
+def test_two_ranks_with_parts_of_the_shared_weights_take_the_turns_of_one_process(tmp_path):
+    """Saved in the middle of a round, with what the shared weights have gathered."""
+    plan = plain_plan(train_with(parameters=("fc.0.weight", "norm.weight", "norm.bias")))
+    rank_train(tmp_path / "alone", Ranks(), plan, HeadNet)
+
+    def work(ranks):
+        rank_train(tmp_path / "run", ranks, plan, HeadNet, shard=True, max_steps=12)
+
+    assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)
+    rank_train(tmp_path / "run", Ranks(), plan, HeadNet)
+    assert_equal_runs(tmp_path / "run", tmp_path / "alone")
+
+
+def test_scaled_gradients_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not go with fp16"):
+        tiny_train(tmp_path / "run", tiny_plan(train=train_with()), precision="fp16")
