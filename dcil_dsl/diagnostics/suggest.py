@@ -14,11 +14,13 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate at the least edit distance, the first of equals; None where none is near.
 
     Near: at most one slip for three letters, two for up to eight, a third of the length beyond.
-    Letter case alone counts as no slip.
+    Letter case alone counts as no slip. Else the only one that it begins, or that begins it, with
+    three letters at least.
     """
+    candidates = list(dict.fromkeys(candidates))
     allowed = 1 if len(word) <= 3 else 2 if len(word) <= 8 else min(len(word) // 3, 6)
     best: list[tuple[int, str]] = []
-    for candidate in dict.fromkeys(candidates):
+    for candidate in candidates:
         if abs(len(candidate) - len(word)) > allowed or len(candidate) > 200:
             continue
         distance = _distance(word.lower(), candidate.lower())
@@ -26,7 +28,18 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
         if distance <= allowed and distance < max(len(word), len(candidate)) / 2:
             best.append((distance, candidate))
     best.sort(key=lambda pair: pair[0])
-    return best[0][1] if best else None
+    return best[0][1] if best else _begun(word, candidates)
+
+
+def _begun(word: str, candidates: list[str]) -> str | None:
+    """`temp` begins `temperature`, and `data` begins `dataset`."""
+    found = [c for c in candidates if min(len(c), len(word)) >= 3 and _begins(word, c)]
+    return found[0] if len(found) == 1 else None
+
+
+def _begins(one: str, other: str) -> bool:
+    short, long = sorted((one.lower(), other.lower()), key=len)
+    return long.startswith(short)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:

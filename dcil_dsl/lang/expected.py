@@ -7,6 +7,7 @@ Not:  no reading; syntax.py finds the situations.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
 from dcil_dsl.lang.grammar import END, literals
+from dcil_dsl.lang.lexical import clipped
+from dcil_dsl.lang.vocabulary import PARTS, small_words
 
 if TYPE_CHECKING:
     from lark import Token
@@ -60,6 +63,12 @@ class Situation:
     def kind(self, distance: int) -> str:
         token = self.near(distance)
         return END if token is None else token.type
+
+    def adjacent(self, first: int, second: int, kind: str) -> bool:
+        """Whether two neighbours are of one kind, with nothing between them."""
+        a, b = self.near(first), self.near(second)
+        is_kind = self.kind(first) == self.kind(second) == kind
+        return is_kind and a.end_pos == b.start_pos
 
     def together(self, first: int, second: int) -> bool:
         """Whether two neighbours stand on one line."""
@@ -212,6 +221,11 @@ def _comment(s: Situation) -> Explained | None:
     slashes = s.token.type == "SLASH" and (s.kind(1) == "SLASH" or s.kind(-1) == "SLASH")
     if slashes or s.token.type == "SLASH" and s.kind(1) == "STAR":
         return _say(s, "E102", "this is not a comment", s.token, help="a comment starts with `#`")
+    if s.token.type in ("NAME", "TYPE"):  # `-- how much` is read as minus minus how, so far
+        dashes = [d for d in (-1, -2) if s.adjacent(d - 1, d, "MINUS") and s.together(d, 0)]
+        if dashes:
+            return _say(s, "E102", "this is not a comment", s.near(dashes[0] - 1),
+                        help="a comment starts with `#`")
     return None
 
 
@@ -241,8 +255,11 @@ def _reserved(s: Situation) -> Explained | None:
     word = literals().get(s.token.type, "")
     # Where layers or values are wanted, a keyword more likely means that they are missing.
     if "NAME" in s.accepts and not s.accepts & {"TYPE", "PERCENT"} and word.isalpha():
+        help = f"choose another name, for example `{word}_`"
+        if s.kind(-1) == "UPDATE":
+            help = f"`update` takes {listed(f'`{part}`' for part in PARTS)}"
         return _say(s, "E112", f"`{word}` is a word of the language, not a name", s.token,
-                    help=f"choose another name, for example `{word}_`")
+                    help=help)
     return None
 
 
@@ -253,7 +270,11 @@ def _general(s: Situation) -> Explained:
     if s.bracket is not None:
         others = (Label(of(s.source, s.bracket), "opened here"),)
     help = None
-    if token.type == "TYPE" and "NAME" in s.accepts:
+    if token.type == "MINUS" and (name := _with_minus(s)):
+        help = f"a name is written with `_`: `{name}`"
+    elif token.type == "TYPE" and (near := small_word(str(token))) and "NAME" in s.accepts:
+        help = f"did you mean `{near}`?"
+    elif token.type == "TYPE" and "NAME" in s.accepts:
         help = "a name is written in small letters, digits and `_`"
         if "STRING" in s.accepts:
             help += f"; any other as text: `\"{clipped(str(token))}\"`"
@@ -261,6 +282,22 @@ def _general(s: Situation) -> Explained:
         help = f"write `{s.near(-1)} = ...`"
     return _say(s, "E101", f"expected {_expected(s)}, found {what}", token, others=others,
                 help=help)
+
+
+def _with_minus(s: Situation) -> str | None:
+    """`batch-size` as a name: `batch_size`."""
+    before, minus, after = s.near(-1), s.token, s.near(1)
+    if s.kind(-1) != "NAME" or after is None or not str(after)[:1].isalnum():
+        return None
+    if before.end_pos != minus.start_pos or minus.end_pos != after.start_pos:
+        return None
+    return f"{before}_{after}"
+
+
+def small_word(name: str) -> str | None:
+    """`SGD`, `True` or `RandomResizedCrop` as the word of the language that it is, if it is one."""
+    small = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return small if small in small_words() else None
 
 
 def _expected(s: Situation) -> str:
@@ -290,10 +327,6 @@ def listed(words: Iterable[str]) -> str:
     """`a`, `b` or `c`."""
     words = list(words)
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
-
-
-def clipped(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _say(s: Situation, code: str, message: str, first: Token, last: Token | None = None, *,

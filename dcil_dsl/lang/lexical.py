@@ -32,6 +32,7 @@ _HABITS = {
     "\u2014": ("this dash is not a minus", "write `-`", "-"),
     "\u2212": ("this minus is not the ASCII one", "write `-`", "-"),
 }
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:[.:]\w+)+")
 _QUOTES = "'`\u2018\u2019\u201c\u201d"
 _RUN = re.compile(r"""[^\sA-Za-z0-9_"#{}()\[\]=,+\-*/<>:;%.!&|'`]+""")
 
@@ -96,6 +97,8 @@ def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
         found.add("E110", "a NUL character is not text", here(stop),
                   help="save the recipe as plain UTF-8 text")
         return text[:at] + " " * (stop - at) + text[stop:]
+    if sign in ".:" and (name := _foreign_name(text, at)) is not None:
+        return _quoted_name(text, name, quoted, found)
     if sign in _HABITS:
         fact, help, instead = _HABITS[sign]
         found.add("E102", fact, here(at + 1), help=help)
@@ -104,6 +107,29 @@ def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
     stop = run.end() if run else at + 1
     found.add("E102", f"{shown(text[at:stop])} has no meaning in a recipe", here(stop))
     return text[:at] + " " * (stop - at) + text[stop:]
+
+
+def _foreign_name(text: str, at: int) -> re.Match | None:
+    """The name around a `.` or `:` that is one elsewhere: `layer1.0.conv1`, `nn.Conv2d`, and after
+    `model` what --model takes."""
+    start = max(text.rfind("\n", 0, at) + 1, 0)
+    for name in _DOTTED.finditer(text, start):
+        if name.start() < at < name.end():
+            is_model = text[start : name.start()].split()[-1:] == ["model"]
+            return name if is_model or ":" not in name[0] else None
+    return None
+
+
+def _quoted_name(text: str, name: re.Match, quoted: Source, found: Diagnostics) -> str:
+    """Note a name that needs quotes, or a class with its module before it; read as was meant."""
+    start, stop = name.span()
+    last = name[0].rpartition(".")[2]
+    is_class = last[:1].isupper() and ":" not in name[0]
+    found.add("E102", f"`{clipped(name[0])}` is not a name here", Span(quoted, start, stop),
+              help=f"a class is named alone: `{last}`" if is_class
+              else f'write it in quotes: `"{clipped(name[0])}"`')
+    instead = last.rjust(stop - start) if is_class else _string(name[0][1:])
+    return text[:start] + instead + text[stop:]
 
 
 def _other_quotes(text: str, at: int, line_end: int, quoted: Source, found: Diagnostics) -> str:
@@ -123,6 +149,10 @@ def _string(inside: str) -> str:
     if not inside:
         return "0"
     return '"' + inside[:-1].replace('"', " ") + '"'
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def shown(characters: str) -> str:

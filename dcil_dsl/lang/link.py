@@ -41,11 +41,12 @@ def link(
     lets = {item.name.name: item for item in file.items if isinstance(item, ast.Let)}
     scope = _Scope(lets, found)
     items = tuple(scope.item(item) for item in file.items if not isinstance(item, ast.Let))
+    used = sorted(scope.used)  # to look at one that is not counts as a use of it
     for let in lets.values():
         if let.name.name not in scope.used and let.span.source.name != "--set":
             scope.value_of(let.name)  # what is wrong in it is wrong, used or not
             found.add("W201", f"`let {let.name.name}` is never used", let.name.span,
-                      help=did_you_mean(let.name.name, sorted(scope.used)))
+                      help=did_you_mean(let.name.name, used))
     layers = {item.name.name: item for item in items if isinstance(item, ast.Layers)}
     closed = replace(file, extends=None, items=items, comments=())
     return Linked(closed, layers, {name: let.name.span for name, let in lets.items()})
@@ -190,7 +191,8 @@ class _Scope:
         try:
             value = combine(operator, left.value, right.value)
         except UnitError as error:
-            self.found.add("E207", str(error), node.span, help=_unit_help(left.value, right.value))
+            help = _unit_help(operator, left.value, right.value)
+            self.found.add("E207", str(error), node.span, help=help)
         except (ZeroDivisionError, OverflowError, ValueError):
             self.found.add("E228", "the result is not a number that can be used", node.span)
         else:
@@ -204,9 +206,12 @@ class _Scope:
         return ast.Literal(span=node.span, value=BROKEN, text="0")
 
 
-def _unit_help(left: object, right: object) -> str | None:
-    """A percent beside a time was most likely meant as a share of the run."""
+def _unit_help(operator: str, left: object, right: object) -> str | None:
+    """A percent beside a time was most likely meant as a share of the run, a time less another
+    unit's as a range."""
     kinds = {type(left), type(right)}
+    if operator == "-" and kinds == {Time}:
+        return f"a range is written `{written(left)}..{written(right)}`"
     if kinds == {Percent, Time}:
         share = left if isinstance(left, Percent) else right
         return f"a share of the run is written `{written(share)} run`"

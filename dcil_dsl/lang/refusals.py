@@ -107,8 +107,12 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
         if kind_of_name in model.model_fields[name].metadata:
             wanted = words
     is_fraction = wanted == "a whole number" and isinstance(inner, float)
-    actual = written(inner) if is_fraction else kind_of(inner)
+    actual = repr(inner) if is_fraction else kind_of(inner)
     help = _NO.get(name) if inner is None else _instead(_class_name(one) or kind, inner)
+    if name == "epochs" and help is not None:  # of a run, which is no number of steps
+        help = help.replace(f" or `{written(inner)} steps`", "")
+    if is_fraction and inner == int(inner):
+        help = f"did you mean `{int(inner)}`?"
     reader.found.add("E206", f"{what} is {wanted}, not {actual}", node.span,
                      others=origin(node), help=help)
 

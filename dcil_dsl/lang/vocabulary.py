@@ -314,6 +314,15 @@ PLACES: dict[tuple[type[Word], str], tuple[str, dict[str, type[Word]]]] = {
     (KL, "classes"): ("a weighting of classes", {"balanced": Balanced}),
 }
 
+
+
+def small_words() -> set[str]:
+    """Every word that can stand as a value, and what is written like one."""
+    tables = [table for _, table in PLACES.values()]
+    words = {word for table in (TARGETS, LOSSES, *tables) for word in table}
+    return words | {*VIEWS, "true", "false", "none"}
+
+
 # Settings that are lists of words.
 LISTS = ("augment", "bounds", "penalty")
 

@@ -9,12 +9,13 @@ pydantic judges types and limits; refusals.py turns what it says into our senten
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
-from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
 from dcil_dsl.extend.find import Found, NoWord, own_word, packages_with
 from dcil_dsl.extend.outside import Extension, Outside, class_of
 from dcil_dsl.lang import ast, not_built, refusals
@@ -88,7 +89,9 @@ class Reader(ValueReader):
                 continue
             nodes[one.name] = one
             if one.name not in model.model_fields:
-                self._unknown_setting(model, owner, one)
+                near = self._unknown_setting(model, owner, one)
+                if near is not None and all(other.name != near for other in given):
+                    nodes[near] = one  # told as that one misspelt, and not as missing too
                 good = False
                 continue
             try:
@@ -140,13 +143,15 @@ class Reader(ValueReader):
         except Broken:
             return None
 
-    def _unknown_setting(self, model: type[v.Word], owner: str, one: Given) -> None:
+    def _unknown_setting(self, model: type[v.Word], owner: str, one: Given) -> str | None:
+        """Note it; the setting that was probably meant."""
         later = _LATER_SETTINGS.get(model, {}).get(one.name)
         if later is not None:
             self.found.add("E230", f"`{one.name}` of `{owner}` is not built yet", one.at,
                            label=later)
-            return
-        help = did_you_mean(one.name, model.model_fields)
+            return None
+        near = nearest(one.name, model.model_fields)
+        help = None if near is None else f"did you mean `{near}`?"
         if help is None:
             homes = [kind for kind, block in v.BLOCKS.items() if one.name in block.model_fields]
             if homes:
@@ -154,6 +159,7 @@ class Reader(ValueReader):
             elif model.model_fields:
                 help = f"it has {listed(f'`{name}`' for name in model.model_fields)}"
         self.found.add("E212", f"unknown setting `{one.name}` of `{owner}`", one.at, help=help)
+        return near
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -191,8 +197,10 @@ class Reader(ValueReader):
                     continue
                 settings = listed(f"`{f}=`" for f in fields) if fields else "none"
                 self.found.add("E213", f"this value of `{name}` needs its name", argument.span,
-                               help=f"its settings are {settings}")
-                if index < len(fields):  # taken for what it was meant as, and not missed again
+                               help=_decimal(argument.span) or f"its settings are {settings}")
+                named = [a.name.name for a in call.arguments if a.name is not None]
+                # Taken for what it was meant as, and not missed again.
+                if index < len(fields) and fields[index] not in named:
                     given.append(Given(fields[index], argument.span, _broken(argument.value)))
                 continue
             key = argument.name.name
@@ -313,6 +321,12 @@ def _is_plain(value: object) -> bool:
 
 def _is_none(node: ast.Value) -> bool:
     return isinstance(node, ast.Literal) and node.value is None
+
+
+def _decimal(span: Span) -> str | None:
+    """What to write for `lr=0,02`, which is two values."""
+    whole = re.search(r"\d+(?=,$)", span.source.text[: span.start])
+    return f"did you mean `{whole[0]}.{span.text}`?" if whole and span.text.isdigit() else None
 
 
 def _broken(node: ast.Value) -> ast.Literal:

@@ -105,7 +105,10 @@ def test_beyond_twenty_only_the_count_is_said():
 
 @pytest.mark.parametrize(
     "word, near",
-    [("momentun", "momentum"), ("teh", "the"), ("Conv2D", "Conv2d"), ("xyz", None), ("l2", None)],
-)
+    [
+        ("momentun", "momentum"), ("teh", "the"), ("Conv2D", "Conv2d"), ("xyz", None), ("l2", None),
+        ("mom", "momentum"), ("momentums_of_sgd", "momentum"), ("mo", None),
+    ],
+)  # fmt: skip
 def test_a_suggestion_is_near_or_none(word, near):
     assert nearest(word, ["momentum", "the", "Conv2d", "lr"]) == near

@@ -170,7 +170,7 @@ def test_the_librarys_own_names_are_known(monkeypatch, name):
     model = build_model("torchvision:resnet18", num_classes=10)
     notes = load_weights(model, name, "torchvision:resnet18")
     assert torch.equal(model.conv1.weight, state["conv1.weight"])
-    assert notes == ["the head stays fresh, fc.weight and fc.bias: 1000 classes there, 10 here"]
+    assert notes == ["the head stays fresh, fc.weight and fc.bias: 1,000 classes there, 10 here"]
 
 
 def test_the_old_names_in_densenets_files_are_understood(monkeypatch):
