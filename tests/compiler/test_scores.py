@@ -1,6 +1,7 @@
 """Scores over several steps of a compiled model, against the same written plainly in float64."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from comparison import compile_text
 from torch import nn
 
 import dcil_dsl as dcil
+from dcil_dsl.compiler.scores import scores_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.masking.rows import Parts
 from dcil_dsl.training.average import start_average
 
 SHAPES = {"0.weight": (6, 5), "2.weight": (4, 6)}
@@ -307,3 +310,13 @@ def test_a_weight_that_does_not_learn_cannot_be_scored_by_its_gradient():
     with pytest.raises(InputError, match=r"`2.weight` is scored by taylor and has no gradient"):
         compiled("taylor", model=model)
     compiled("magnitude(average=0.5)", model=model)
+
+
+def test_in_parts_no_rank_falls_back_on_magnitude_once_a_score_has_moved_on_another():
+    dual = compiled("movement")
+    (group,) = dual.plan.groups
+    sizes = scores_of(dual, group, 2)
+    assert torch.equal(sizes[0], dual.get_parameter("0.weight").abs().float())
+    for moved, expected in ((0, sizes[0]), (1, torch.zeros(6, 5))):  # on another rank
+        dual.parts = Parts(SimpleNamespace(sum=lambda own: own + moved), {})  # noqa: B023
+        assert torch.equal(scores_of(dual, group, 2)[0], expected)
