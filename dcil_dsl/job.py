@@ -218,7 +218,11 @@ def _train(
             made_of["anyway"] = options.anyway
             return str(resume_run(out, plan, recipe.given, recipe.text, **made_of).path)
         beside = {COMMAND: command_text(plan, directory, weights, device)}
-        folder = create_run(plan, recipe.given, recipe.text, out, beside=beside, **made_of)
+        try:
+            folder = create_run(plan, recipe.given, recipe.text, out, beside=beside, **made_of)
+        except InputError:
+            ranks.refuse()
+            raise
         held.enter_context(hold_run(folder))
         return str(folder.path)
 
@@ -313,7 +317,7 @@ def _may_resume(asked: bool, out: str | Path | None, ranks: Ranks) -> bool:
         raise InputError(
             "with --max-restarts a new start must find the run", help="name its folder with --out"
         )
-    begun = was_restarted() and RunFolder(Path(out)).plan.is_file()
+    begun = was_restarted() and RunFolder(Path(out)).plan.is_file() and not ranks.is_refused
     return asked or ranks.any(begun)
 
 

@@ -70,6 +70,17 @@ def test_a_rank_killed_in_the_middle_is_started_again_and_the_job_goes_on_by_its
     assert done.stdout.count("sparsity >= 89%") == 1  # the first rank alone tells
 
 
+def test_a_run_that_was_there_before_is_not_continued_by_a_restart(tmp_path):
+    (tmp_path / "tiny.prune").write_text(RECIPE)
+    (tmp_path / "net.py").write_text(NET)
+    assert torchrun(tmp_path).returncode == 0
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    done = torchrun(tmp_path, "--max-restarts", "1")
+    assert done.returncode == 1
+    assert done.stderr.count("run already holds a run") == 2 and "resumed" not in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before
+
+
 def test_threads_that_are_at_work_when_a_rank_ends_do_not_abort_it(tmp_path):
     (tmp_path / "tiny.prune").write_text(RECIPE)
     (tmp_path / "net.py").write_text(NET + LATE)

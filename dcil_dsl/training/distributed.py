@@ -28,6 +28,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
+REFUSED = "dcil/refused"
 BUCKET = 25 * 2**20  # bytes of one exchange of means, as DistributedDataParallel's
 
 
@@ -41,6 +42,7 @@ class Ranks:
 
     rank, count     which process this is, and of how many
     local, beside   the same among those of this machine
+    job             torchrun's store, which outlives a start that failed
     """
 
     rank: int = 0
@@ -48,11 +50,21 @@ class Ranks:
     local: int = 0
     beside: int = 1
     store: dist.Store | None = None
+    job: dist.Store | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this one writes, shows and tells."""
         return self.rank == 0
+
+    def refuse(self) -> None:
+        """Have later starts of this job know that its run was not begun."""
+        if self.job is not None:
+            self.job.set(REFUSED, "")
+
+    @property
+    def is_refused(self) -> bool:
+        return self.job is not None and self.job.check([REFUSED])
 
     def sum(self, values: Tensor) -> Tensor:
         """Over all ranks, in the shape and on the device of `values`."""
@@ -190,6 +202,9 @@ def _meet() -> Ranks:
         store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
         # torchrun's store outlives a failed start, whose addresses must not be taken for ours.
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        job = store
+        while isinstance(job, dist.PrefixStore):  # by start
+            job = job.underlying_store
         store = dist.PrefixStore(f"start {start} of {count}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -197,7 +212,7 @@ def _meet() -> Ranks:
             f"the processes of this job do not meet: {str(error).splitlines()[0]}",
             help="start it by torchrun --nproc-per-node N -m dcil_dsl compile ...",
         ) from None
-    return Ranks(rank, count, *_beside(), dist.PrefixStore("dcil", store))
+    return Ranks(rank, count, *_beside(), dist.PrefixStore("dcil", store), job)
 
 
 def _beside() -> tuple[int, int]:
