@@ -63,8 +63,10 @@ class HostSyncedNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
+                x, self.running_mean, self.running_var, self.weight, self.bias,
+                training=self.running_mean is None, eps=self.eps,
+            )  # fmt: skip
+        given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # bf16, fp16
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         n = float(_SumOfRanks.apply(torch.tensor(float(x.numel() // x.shape[1]))))
@@ -76,7 +78,7 @@ class HostSyncedNorm(_BatchNorm):
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y
+        return y.to(given)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:

@@ -102,6 +102,26 @@ def test_batch_norms_in_sync_make_several_ranks_one_process_batch_norms_included
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_batch_norms_in_sync_compute_in_float32_what_16_bits_are_given_to(tmp_path, precision):
+    plan = tiny_plan(train={"sync_norms": True})
+
+    def some_steps(ranks, name="two"):
+        rank_train(tmp_path / name, ranks, plan, NormNet, precision=precision, max_steps=5)
+
+    assert on_ranks(tmp_path, 2, some_steps) == [0, 0], said(tmp_path, 0)
+    some_steps(Ranks(), "one")
+    ours, alone = (lines(tmp_path / name)[-1]["losses"] for name in ("two", "one"))
+    assert ours == pytest.approx(alone, rel=0.02)
+
+
+def test_a_batch_norm_without_running_statistics_takes_those_of_its_batch_in_evaluation():
+    norm, x = nn.BatchNorm1d(3, track_running_stats=False).eval(), torch.randn(5, 3)
+    expected = norm(x)
+    norm.__class__ = HostSyncedNorm
+    assert torch.equal(norm(x), expected)
+
+
 def test_batch_norms_by_rank_are_one_network_when_they_are_evaluated(tmp_path):
     """What is saved is the mean of the ranks' running statistics, and every rank has it."""
 
