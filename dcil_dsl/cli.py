@@ -247,7 +247,7 @@ def verify(
 
     if recipe is None:
         refuse(
-            "they say how to read a recipe: --recipe is missing",
+            "only to read a recipe: --recipe is missing",
             model=model, set=sets, steps_per_epoch=steps_per_epoch,
         )  # fmt: skip
     warn = functools.partial(tell, concise=concise)

@@ -19,7 +19,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import note, tell
 from dcil_dsl.verb import overrides_of, prepare_for, refuse, shares_of, verb
 
-LAYER_NEEDS = "they belong to a layer: a recipe and --model are missing"
+LAYER_NEEDS = "only for a layer: a recipe and --model are missing"
 
 
 @verb

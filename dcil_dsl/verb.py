@@ -78,7 +78,7 @@ def prepare_for(recipe, model, overrides, concise, steps_per_epoch=None, **more)
     )
 
 
-def refuse(why: str = "they belong to a training: --train is missing", **options) -> None:
+def refuse(why: str = "only for a training: --train is missing", **options) -> None:
     """InputError where one of the options was given: without what `why` names it means nothing."""
     given = [
         f"--{name.replace('_', '-')}"

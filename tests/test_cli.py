@@ -306,7 +306,7 @@ def test_explain_says_what_is_missing_to_tell_of_a_layer(dcil):
     status, _, err = dcil("explain", "0", "tiny.prune")
     assert status == 2 and "--model SPEC is missing" in err
     status, _, err = dcil("explain", "E301", "--set", "a=1")
-    assert status == 2 and "--set: they belong to a layer" in err
+    assert status == 2 and "--set: only for a layer" in err
 
 
 def test_explain_of_a_layer_that_is_not_there_is_a_wrong_command(dcil):

@@ -377,7 +377,7 @@ def test_another_way_with_what_is_not_finite_is_refused(folder, capsys):
     assert call(*job(folder), "--on-nan", "ignore") == 2
     assert "stop or rewind" in capsys.readouterr().err
     assert call("compile", folder / "tiny.prune", *own(folder), "--on-nan", "rewind") == 2
-    assert "--on-nan: they belong to a training" in capsys.readouterr().err
+    assert "--on-nan: only for a training" in capsys.readouterr().err
 
 
 def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, capsys):

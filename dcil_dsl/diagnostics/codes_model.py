@@ -138,6 +138,19 @@ mix {
           "keep first Conv2d\nprune Conv2d to 90%", "prune Conv2d to 90%\nkeep first Conv2d"),
     entry("W305", "weights that never learn",
           "No update rule gives a part of the weights a gradient from a path that runs."),
+    entry("W306", "a time that the run does not reach",
+          """The run is over before this loss or update begins, the rate changes or the masks
+          freeze. It does nothing, or the run is shorter than the recipe was written for.""",
+          """train {
+  epochs    = 8ep
+  optimizer = sgd(lr=0.1)
+  lr        = multistep(at=[4ep, 10ep])
+}""",
+          """train {
+  epochs    = 8ep
+  optimizer = sgd(lr=0.1)
+  lr        = multistep(at=[4ep, 6ep])
+}"""),
     entry("E401", "the model cannot be traced",
           """A module that torch.fx cannot follow stays whole and is rewritten inside. What is left
           are modules that cannot be copied, that are wrapped or compiled by torch.jit, that have no

@@ -66,6 +66,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
         deploy=mixed.deploy, train=train, average=average, expect=expect,
         mix_span=keyword(mix), train_span=keyword(blocks["train"]),
         balance_span=span_of(blocks["train"], "balance"),
+        rate_span=span_of(blocks["train"], "lr"),
     )
 
 

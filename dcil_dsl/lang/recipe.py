@@ -197,3 +197,4 @@ class Recipe:
     mix_span: Span | None = field(default=None, compare=False, repr=False)
     train_span: Span | None = field(default=None, compare=False, repr=False)
     balance_span: Span | None = field(default=None, compare=False, repr=False)
+    rate_span: Span | None = field(default=None, compare=False, repr=False)

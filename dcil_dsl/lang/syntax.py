@@ -49,6 +49,7 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
         return
     end = _end_token(source, tokens)
     tokens, at, prefix = _language(source, tokens, found)
+    said |= {d.span.line for d in found.errors}
     tokens = [*tokens, end]
     while at < len(tokens) and len(found.found) < MAX_ERRORS:
         fails, blocks = _read(tokens, at, prefix)

@@ -27,6 +27,7 @@ from dcil_dsl.plan.late_phase import resolve_late_phase
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.train import resolve_train
+from dcil_dsl.plan.unreached import warn_of_unreached
 from dcil_dsl.plan.windows import (
     check_left_out,
     resolve_losses,
@@ -76,6 +77,7 @@ def resolve_recipe(
     for index, group in group_of_rule.items():
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
+    warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
     average = resolve_late_phase(
         recipe.average, traced.model, selection, tuple(groups), steps_per_epoch, num_steps, report
     )

@@ -189,7 +189,10 @@ def read_checkpoint(
     if header.get("format") != FORMAT:
         raise InputError(f"{found} is not a checkpoint of this version ({FORMAT})")
     if plan is not None and header.get("plan") != fingerprint(plan):
-        raise InputError(f"the checkpoint {found} belongs to another plan")
+        raise InputError(
+            f"the checkpoint {found} belongs to another plan",
+            help="the command that trained it goes on from it with --resume-anyway",
+        )
     return tensors, header
 
 

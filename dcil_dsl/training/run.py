@@ -204,11 +204,14 @@ def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> No
 def open_run(path: Path | str) -> RunFolder:
     """A folder that create_run made. InputError where there is none."""
     run = RunFolder(Path(path))
-    if not run.plan.is_file():
-        is_there = run.path.is_dir()
-        what = "is not a run folder (it has no plan.json)" if is_there else "does not exist"
-        raise InputError(f"{path} {what}", help="give the folder that training named, runs/...")
-    return run
+    if run.plan.is_file():
+        return run
+    what = "is a file, not a run folder" if run.path.is_file() else "does not exist"
+    if run.path.is_dir():
+        what = "is not a run folder (it has no plan.json)"
+    around = [parent for parent in run.path.parents if RunFolder(parent).plan.is_file()]
+    near = f"did you mean {around[0]}?" if around else None
+    raise InputError(f"{path} {what}", near or "give the folder that training named, runs/...")
 
 
 def resume_run(

@@ -156,8 +156,10 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
     if goes_on:
         after_loading(now)
-    if options.on_nan == "rewind" and not (goes_on and not options.anyway):
-        save(now)  # a run of this plan to go back to
+    # One of this plan, to go back to. Of an adopted one also because the folder has this plan now,
+    # and no step may be left that would save another.
+    if options.on_nan == "rewind" and not goes_on or goes_on and options.anyway:
+        save(now)
     note_masks(now)
     tell_patterns(now)
     return now

@@ -46,8 +46,7 @@ def build_model(
     """
     source, _, name = spec.rpartition(":")
     if not source or not name:
-        near = f"`{spec}` alone names no source, did you mean `torchvision:{spec}`? "
-        raise InputError(f"`{spec}` is not a model spec", (near if name else "") + FORMS)
+        raise InputError(f"`{spec}` is not a model spec", _likely(spec) + FORMS)
     match source:
         case "torchvision":
             builder, fixed = _torchvision_builder(name)
@@ -64,6 +63,24 @@ def build_model(
         case _:
             builder, fixed = _user_callable(source, name, spec), {}
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
+
+
+def _likely(spec: str) -> str:
+    """What a spec without its source, or without its name, was meant for."""
+    name = spec.strip(":")
+    if name.endswith(".py"):
+        return f"a callable in the file is missing, `{name}:NAME`; "
+    if not spec or name in SOURCES:
+        return ""
+    known = {other: source for source in ("torchvision", "dcil") for other in _names(source)}
+    near = nearest(name, known)
+    return f"did you mean `{known[near]}:{near}`? " if near else ""
+
+
+def _names(source: str) -> list[str]:
+    from torchvision.models import list_models
+
+    return list(OURS) if source == "dcil" else list_models()
 
 
 def stored_spec(spec: str, holder: object) -> str:

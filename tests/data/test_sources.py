@@ -1,9 +1,11 @@
 """Data sets by name: what they hold, where they are looked for, what is said when wrong."""
 
+import ast
 import gzip
 import hashlib
 import io
 import pickle
+import shlex
 import struct
 
 import numpy
@@ -192,6 +194,16 @@ def test_an_archive_that_was_not_unpacked_gets_the_command(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").touch()
     with pytest.raises(InputError, match="tar -C .* -xf"):
         open_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist"])
+def test_the_command_that_gets_missing_data_is_one_that_a_shell_takes(name, tmp_path):
+    with pytest.raises(InputError) as error:
+        open_dataset(name, tmp_path)
+    (line,) = [line for line in error.value.help.splitlines() if line.startswith("get it")]
+    words = shlex.split(line[line.index("python -c") :])
+    assert words[:2] == ["python", "-c"] and len(words) == 3
+    ast.parse(words[2])
 
 
 def test_an_unknown_name_gets_the_nearest():

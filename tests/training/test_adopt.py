@@ -12,7 +12,9 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.schedule import keeps_at
 from dcil_dsl.training import Options, check_sparsity, create_run, resume_run, train
+from dcil_dsl.training.checkpoint import read_checkpoint
 from dcil_dsl.training.progress import Display
+from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import start_session
 
 
@@ -56,6 +58,17 @@ def test_the_run_ends_as_the_new_plan_says(folder, change):
     assert resume_run(folder, plan).read_plan() == plan
     (kept,) = folder.glob("plan-until-*.json")
     assert p.Plan.from_json(kept.read_text()) == tiny_plan()
+
+
+def test_the_folder_is_one_of_the_new_plan_before_a_step_is_made_and_where_none_is_left(folder):
+    plan = tiny_plan(group={"target": 0.7})
+    state_after(folder, plan)  # and killed
+    read_checkpoint(RunFolder(folder).checkpoint, plan)  # InputError where it is of another plan
+    go_on(folder, plan)  # to its end
+    other = tiny_plan(group={"target": 0.6})
+    result, _ = go_on(folder, other)
+    assert result.step == other.num_steps
+    read_checkpoint(RunFolder(folder).checkpoint, other)
 
 
 def test_it_begins_with_the_epoch_that_it_was_in_with_the_weights_that_it_had(folder):

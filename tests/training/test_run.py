@@ -73,6 +73,16 @@ def test_what_is_no_run_is_not_opened(tmp_path):
         open_run(tmp_path).read_plan()
 
 
+def test_a_place_inside_a_run_is_told_with_the_run(tmp_path):
+    run = create_run(tiny_plan(), "", "", tmp_path / "run")
+    run.checkpoint.parent.mkdir(exist_ok=True)
+    with pytest.raises(InputError, match="is not a run folder") as error:
+        open_run(run.checkpoint.parent)
+    assert error.value.help == f"did you mean {run.path}?"
+    with pytest.raises(InputError, match="plan.json is a file, not a run folder"):
+        open_run(run.plan)
+
+
 def test_only_what_changes_the_training_is_a_difference():
     plan = tiny_plan()
     renamed = plan.model_copy(update={"recipe": p.About(name="other", sha256="1" * 64)})
