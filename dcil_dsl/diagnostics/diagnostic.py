@@ -51,6 +51,9 @@ class RecipeError(Exception):
         self.diagnostics = list(diagnostics)
         super().__init__("\n".join(_one_line(d) for d in self.diagnostics))
 
+    def __reduce__(self):
+        return type(self), (self.diagnostics,)  # pickle would hand over the text
+
 
 class RecipeWarning(UserWarning):
     """A recipe is legal and probably not what was meant."""

@@ -30,17 +30,14 @@ def drop_and_grow(
 
     across  where each process has a stretch of every layer, as in keep_top
     """
-    counts = torch.stack([mask.sum() for mask in masks])
-    num_kept = int((counts if across is None else across.sum(counts)).sum())
-    survivors = min(num_keep - num_grow, num_kept)
     # A kept weight may be zero, as the newly grown are: still it is before all that are pruned.
     keys = [
         torch.where(mask, size.double() + LEAST, 0.0)
         for mask, size in zip(masks, sizes, strict=True)
     ]
-    stay = keep_top(keys, survivors, [0] * len(keys), across)
-    keys = [
-        torch.where(mask, torch.inf, want.double())
-        for mask, want in zip(stay, wanted, strict=True)
+    stay = keep_top(keys, num_keep - num_grow, [0] * len(keys), across)
+    keys = [  # of what is kept there may be less than should stay
+        torch.where(first & mask, torch.inf, want.double())
+        for first, mask, want in zip(stay, masks, wanted, strict=True)
     ]
     return keep_top(keys, num_keep, floors, across)

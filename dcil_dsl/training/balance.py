@@ -62,9 +62,10 @@ def weigh_terms(
         own = torch.stack([spreads[i] for i in group])
         fresh = own.max() / own
         teaches = fresh.isfinite() & (fresh < 1 / _rounding(dual))
-        places, keep = torch.tensor(group, device=weights.device), plan.train.balance.average
-        mixed = keep * old[places] + (1 - keep) * fresh
-        weights[places] = torch.where(teaches, mixed, old[places])
+        keep, before = plan.train.balance.average, torch.stack([old[i] for i in group])
+        mixed = torch.where(teaches, keep * before + (1 - keep) * fresh, before)
+        for i, weight in zip(group, mixed, strict=True):  # by a list of places, a device would wait
+            weights[i].copy_(weight)
 
 
 def _rounding(dual: Dual) -> float:

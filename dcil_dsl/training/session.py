@@ -349,7 +349,8 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         for name, total in zip(names, sums.tolist(), strict=True)
         if name in at.examples_by
     }
-    flips = sum(int((mask != state.before[name]).sum()) for name, mask in now.dual.masks.items())
+    changed = [(mask != state.before[name]).sum() for name, mask in now.dual.masks.items()]
+    flips = int(torch.stack(changed).sum()) if changed else 0  # read once, not for each layer
     if now.dual.parts is not None:
         flips = int(now.dual.parts.across.sum(torch.tensor(flips)))
     line = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -54,3 +55,10 @@ def test_every_code_about_a_recipe_occurs_in_a_test_of_errors(code):
 def test_an_unknown_code_is_the_fault_of_the_command():
     with pytest.raises(InputError, match="no diagnostic has the code E9"):
         explain("E9")
+
+
+def test_an_error_keeps_its_diagnostics_when_it_crosses_processes():
+    with pytest.raises(RecipeError) as caught:
+        loads("language 1\nprune Conv2d to 300%\n")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.diagnostics == caught.value.diagnostics and str(again) == str(caught.value)

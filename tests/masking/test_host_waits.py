@@ -1,13 +1,9 @@
-"""How often choosing masks makes the host wait for the device; fake tensors tell without one.
+"""How often choosing masks makes the host wait for the device; fake tensors tell without one."""
 
-They are made in a process of their own: after a fake tensor on a GPU, autograd starts threads for
-that GPU with the next backward pass, and a process that has them cannot fork ranks any more.
-"""
-
-import multiprocessing
 from types import SimpleNamespace
 
 import torch
+from fake_gpu import elsewhere
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,11 +32,6 @@ class CountReads(TorchDispatchMode):
         except DataDependentOutputException:
             self.reads += 1
             return 1
-
-
-def elsewhere(function, *arguments):
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def count_reads(floors):

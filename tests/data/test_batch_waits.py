@@ -1,0 +1,36 @@
+"""Batches are made on a GPU without a wait of the host; fake tensors tell without one."""
+
+import pytest
+from fake_gpu import elsewhere, fake_gpu
+
+from dcil_dsl.data import Loader, loader, open_dataset
+from dcil_dsl.plan.plan import Augment
+
+WORDS = {
+    "pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "random_resized_crop": {"size": 24},
+    "rand_augment": {"n": 2, "m": 9}, "trivial_augment": {}, "erase": {"p": 0.5},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "mixup": {"alpha": 0.2}, "cutmix": {"alpha": 1.0},
+}  # fmt: skip
+
+
+def waits_of(word):
+    """The places of the waits of an epoch from its second batch on, and the batches' devices.
+
+    The first one takes the data to the device.
+    """
+    loader.made_ahead = lambda held, make, device: map(make, held)  # in no stream of its own
+    data = open_dataset("synthetic", num_train=96, num_val=8)
+    augment = (Augment(word=word, settings=WORDS[word]),)
+    with fake_gpu() as waits:
+        loads = Loader(data, "train", device="cuda", batch_size=32, augment=augment)
+        batches = loads.epoch(0)
+        next(batches)
+        waits.places.clear()
+        devices = {tensor.device.type for batch in batches for tensor in batch}
+    return dict(waits.places), devices
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_an_augmented_batch_is_made_without_a_wait(word):
+    assert elsewhere(waits_of, word) == ({}, {"cuda"})
