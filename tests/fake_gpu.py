@@ -1,4 +1,4 @@
-"""Work on a GPU that is not there: where the host would wait for it, and what lies on the wrong side.
+"""Work on a GPU that is not there: where the host would wait for it.
 
 In:   work that asks for the device "cuda".
 Out:  Waits: the places of the package at which the host reads a number from the device or sends it
@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KERNELS_ALONE = ("aten._fused_", "aten._amp_")  # of optimisers and scalers; nothing says their shapes
+KERNELS_ALONE = ("aten._fused_", "aten._amp_")  # of optimisers and scalers, without shape rules
 
 
 def elsewhere(function, *arguments):
