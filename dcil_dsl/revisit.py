@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -182,14 +181,22 @@ def verify_artefact(
         files = [where]
     else:
         raise InputError(f"there is no {where}", help=f"looked at {where.absolute()}")
-    asked = None
-    if recipe is not None:
-        asked = partial(_promises_of, recipe, steps_per_epoch, warn, note)
-    return [(file, _verify_file(file, asked, model)) for file in files]
+    known: dict[tuple, tuple[Promise, ...]] = {}  # the files of a run are asked the same
+
+    def asked(spec: str | None, data: str | None, stored: Plan | None) -> tuple[Promise, ...]:
+        if (spec, data) not in known:
+            known[spec, data] = _promises_of(
+                recipe, steps_per_epoch, warn, note, spec, data, stored
+            )
+        return known[spec, data]
+
+    return [
+        (file, _verify_file(file, None if recipe is None else asked, model)) for file in files
+    ]
 
 
 def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
-    folder = _folder_of(file)
+    folder = folder_of(file)
     stored = None if folder is None else folder.read_plan()
     if folder is not None and file in (folder.checkpoint, newest_of(folder.checkpoint)):
         return _verify_checkpoint(folder.checkpoint, stored, asked, model)
@@ -287,7 +294,8 @@ def _masks_at(folder: RunFolder, plan: Plan, read: Artefact) -> Mapping[str, Ten
     return {name: tensors[f"model/{name}_mask"] for name in names}
 
 
-def _folder_of(file: Path) -> RunFolder | None:
+def folder_of(file: Path) -> RunFolder | None:
+    """The run that a file or a checkpoint lies in, if it is in one."""
     for parent in (file.parent, file.parent.parent):
         if (parent / "plan.json").is_file():
             return RunFolder(parent)

@@ -23,7 +23,7 @@ from dcil_dsl.export.show_compact import report_of
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
-from dcil_dsl.revisit import known_path, rebuild
+from dcil_dsl.revisit import folder_of, known_path, rebuild
 from dcil_dsl.training.run import open_run
 from dcil_dsl.zoo import build_model, stored_spec
 from dcil_dsl.zoo.example import example_inputs, takes_keywords, takes_one_image
@@ -47,7 +47,7 @@ def compact_run(
     if given.is_file():
         if path is not None:
             raise InputError(f"--path {path}: a file holds one path", help="name a run folder")
-        network, plan = _from_file(given, model), None
+        network, plan = _from_file(given, model)
         folder = _folder_beside(given)
     else:
         opened = open_run(given)
@@ -74,14 +74,17 @@ def _folder_beside(file: Path) -> Path:
     return file.parent / ("compact" if alone else f"compact-{file.stem}")
 
 
-def _from_file(file: Path, spec: str | None) -> nn.Module:
-    """The model of an exported file, which says in its header what it is."""
-    read = read_artefact(file)
-    origin = None if read.origin is None else read.origin.model
-    if spec is None and origin is None:
+def _from_file(file: Path, spec: str | None) -> tuple[nn.Module, Plan | None]:
+    """The model of an exported file, as its header says or the run that it lies in; its plan."""
+    read, run = read_artefact(file), folder_of(file)
+    named, plan = read.origin and read.origin.model, run and run.read_plan()
+    if plan is not None and named not in (None, plan.model):
+        plan = None  # it came from another run
+    named = named or plan and plan.model
+    if spec is None and named is None:
         raise InputError(f"{file} does not name its model", help="name it with --model SPEC")
-    known = (origin.classes, dict(origin.options)) if origin else (None, {})
-    spec = spec or stored_spec(origin.name, file)
+    known = (named.classes, dict(named.options)) if named else (None, {})
+    spec = spec or stored_spec(named.name, file)
     network = build_model(spec, *known)
     try:
         network.load_state_dict(read.tensors, strict=True)
@@ -89,7 +92,7 @@ def _from_file(file: Path, spec: str | None) -> nn.Module:
         lines = str(error).strip().splitlines()
         fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
         raise InputError(f"{file} does not fit {spec}: {fact[:200]}") from None
-    return network
+    return network, plan
 
 
 def _inputs(network: nn.Module, plan: Plan | None, batch: int) -> Inputs:

@@ -130,6 +130,13 @@ def test_a_missing_recipe_is_a_wrong_command(dcil):
     assert status == 2 and "tine.prune" in err and "tiny.prune" in err
 
 
+def test_a_run_folder_in_a_recipes_place_is_told_with_the_recipe_in_it(dcil, here):
+    (here / "run").mkdir()
+    (here / "run" / "resolved.prune").write_text(RECIPE)
+    status, _, err = dcil("check", "run")
+    assert status == 2 and "that of this run is run/resolved.prune" in err
+
+
 def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):
     status, _, err = dcil("plan", "tiny.prune", "--model", "torchvision:resnet_18")
     assert status == 2 and "torchvision:resnet18" in err and "Traceback" not in err

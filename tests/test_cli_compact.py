@@ -1,6 +1,7 @@
 """`dcil export --to compact` on a run of seconds, and on a file by itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def test_a_file_of_another_origin_needs_the_model(file, folder, tmp_path, capsys
     again = net(folder)
     again.load_state_dict(dcil.expand(out), strict=True)
     torch.testing.assert_close(again.eval()(x), original(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_in_a_run_folder_is_of_the_runs_model_and_images(folder, tmp_path):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    torch.save(load_file(run / "sparse.safetensors"), run / "sparse.pth")  # has no header
+    asks = "def asks(num_classes):\n    return Net(num_classes)\n"
+    (tmp_path / "asks.py").write_text(f"{NET}\n\n{asks}")
+    for given in (run / "sparse.safetensors", run / "sparse.pth"):
+        asked = ["--model", f"{tmp_path}/asks.py:asks", "--out", tmp_path / given.name]
+        assert call("export", given, "--to", "compact", *asked) == 0
+        report = json.loads((tmp_path / given.name / "report.json").read_text())
+        plan = json.loads((run / "plan.json").read_text())
+        assert report["before"]["macs"] == sum(layer["macs"] for layer in plan["layers"])
 
 
 def test_files_of_two_names_in_one_folder_do_not_share_the_folder_that_is_written(file, folder):

@@ -163,6 +163,13 @@ def test_a_file_that_names_its_data_needs_no_length_of_the_epoch(folder, tmp_pat
     assert "assumed" not in capsys.readouterr().err
 
 
+def test_what_there_is_to_say_of_a_recipe_is_said_once_for_both_files_of_a_run(folder, capsys):
+    assert call("verify", folder / "run", "--recipe", folder / "tiny.prune", *own(folder)) == 0
+    out, err = capsys.readouterr()
+    assert out.count("holds what was asked") == 2
+    assert err.count("the recipe was written for the model `net`") == 1
+
+
 def test_a_full_file_of_trained_weights_does_not_hold_what_a_recipe_asks(folder, tmp_path, capsys):
     torch.save(net(folder).state_dict(), tmp_path / "dense.pth")
     status = call("verify", tmp_path / "dense.pth", "--recipe", folder / "tiny.prune", "--model",

@@ -102,6 +102,10 @@ class _Mix:
             if isinstance(share, Percent) and not 0 < share.fraction <= 1:
                 self.found.add("E205", f"`{key}` of `path` is {written(share)}, it must be more "
                                "than 0% and at most 100%", read.spans[key])
+        every = read.values.get("every")
+        if isinstance(every, Time) and every.value <= 0:
+            self.found.add("E205", "a path cannot run every 0 steps", read.spans["every"],
+                           help="for example `every = 4 steps`")
         view = self._view(item.view)
         if view is None:
             self.broken = True

@@ -140,7 +140,20 @@ def _unit(s: Situation) -> Explained | None:
     help = "a time is written `5ep`, `16 steps` or `75% run`"
     if near is not None and (near == "run") == is_share:
         help = f"did you mean `{number} {near}`?"
+    elif number.end_pos == unit.start_pos:
+        help = _of_digits(str(number), str(unit)) or help
+    elif unit == "or":
+        help = "conditions are joined by `and`, selectors by `,`"
     return _say(s, "E107", f"`{unit}` is not a unit of time", unit, help=help, resume=resume)
+
+
+def _of_digits(number: str, more: str) -> str | None:
+    """What a number is written like that goes on in the way of another language."""
+    if more == "E":
+        return "an exponent is written `1e-4`"
+    if more.strip("_").isdigit():
+        return f"did you mean `{number}{more.replace('_', '')}`?"
+    return None
 
 
 def _moment(s: Situation) -> Explained | None:
@@ -270,7 +283,13 @@ def _general(s: Situation) -> Explained:
     if s.bracket is not None:
         others = (Label(of(s.source, s.bracket), "opened here"),)
     help = None
-    if token.type == "MINUS" and (name := _with_minus(s)):
+    if token.type == "EQUAL" and "COMPARE" in s.accepts:
+        help = "write `==`, or `>=` for at least"
+    elif token.type == "NAME" and s.accepts == {"STRING"}:
+        help = f'write `"{clipped(str(token))}"`'
+    elif token.type == "COMMA" and s.kind(-1) == s.kind(1) == "NUMBER" and _touch(s):
+        help = f"digits stand together: `{s.near(-1)}{s.near(1)}`"
+    elif token.type == "MINUS" and (name := _with_minus(s)):
         help = f"a name is written with `_`: `{name}`"
     elif token.type == "TYPE" and (near := small_word(str(token))) and "NAME" in s.accepts:
         help = f"did you mean `{near}`?"
@@ -286,12 +305,14 @@ def _general(s: Situation) -> Explained:
 
 def _with_minus(s: Situation) -> str | None:
     """`batch-size` as a name: `batch_size`."""
-    before, minus, after = s.near(-1), s.token, s.near(1)
-    if s.kind(-1) != "NAME" or after is None or not str(after)[:1].isalnum():
-        return None
-    if before.end_pos != minus.start_pos or minus.end_pos != after.start_pos:
-        return None
-    return f"{before}_{after}"
+    is_name = s.kind(-1) == "NAME" and str(s.near(1) or "")[:1].isalnum()
+    return f"{s.near(-1)}_{s.near(1)}" if is_name and _touch(s) else None
+
+
+def _touch(s: Situation) -> bool:
+    """Whether the token stands between its neighbours without a space."""
+    before, token, after = s.near(-1), s.token, s.near(1)
+    return before.end_pos == token.start_pos and token.end_pos == after.start_pos
 
 
 def small_word(name: str) -> str | None:

@@ -111,7 +111,7 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
     help = _NO.get(name) if inner is None else _instead(_class_name(one) or kind, inner)
     if name == "epochs" and help is not None:  # of a run, which is no number of steps
         help = help.replace(f" or `{written(inner)} steps`", "")
-    if is_fraction and inner == int(inner):
+    if is_fraction and inner == int(inner) and abs(inner) < 1e15:
         help = f"did you mean `{int(inner)}`?"
     reader.found.add("E206", f"{what} is {wanted}, not {actual}", node.span,
                      others=origin(node), help=help)
@@ -181,7 +181,9 @@ def _instead(wanted: str, value: object) -> str | None:
         return f"did you mean `{'true' if value else 'false'}`?"
     if wanted == "Percent" and isinstance(value, Ratio):
         return None
-    if wanted == "Range" and isinstance(value, Time):
+    if wanted == "tuple_type" and isinstance(value, (Time, str)):
+        return f"write `[{written(value)}]`"
+    if wanted == "Range" and isinstance(value, Time) and value.value > 0:
         return f"did you mean `0ep..{written(value)}`?"
     return None
 
@@ -216,7 +218,7 @@ def _example(model: type[v.Word], name: str) -> str | None:
         "student": "sparse", "teacher": "dense", "epochs": "100ep",
         "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
         "n": "2", "m": "4", "layers": "shortcuts", "height": "4", "width": "1",
-        "beta": "0.97",
+        "beta": "0.97", "profile": '"profile.json"',
     }
     example = "[30ep, 60ep]" if model is v.Multistep else examples.get(name)
     if example is None:  # of a word from elsewhere

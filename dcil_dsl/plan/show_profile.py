@@ -70,7 +70,8 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
 
 def _rows(profile: Profile, marked: int, page: Page) -> list[str]:
     largest = max((layer.losses[marked] for layer in profile.layers), default=0.0)
-    longest = max((len(short_name(layer.parameter)) for layer in profile.layers), default=5)
+    names = ["layer", *(short_name(layer.parameter) for layer in profile.layers)]
+    longest = max(map(len, names))
     name_room = min(longest, max(16, page.width // 3))
     shown = list(range(len(profile.levels)))
     while True:

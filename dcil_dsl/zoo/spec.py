@@ -243,7 +243,8 @@ def _call(
     elif "num_classes" not in keywords and _must_have(parameters.get("num_classes")):
         raise InputError(
             f"`{spec}` must be told its `num_classes`",
-            "the recipe says how many: `model NAME { classes = 10 }`; in a training the data do",
+            "the recipe says how many: `model NAME { classes = 10 }`; in a training the data do; "
+            "of a file by itself nothing does, so give it a default",
         )
     try:
         model = builder(**keywords)

@@ -111,3 +111,8 @@ def test_where_every_layer_is_private_there_are_no_rules_and_it_is_said():
     layers = tuple(layer.model_copy(update={"private": True}) for layer in profile.layers)
     text = show_measured(profile.model_copy(update={"layers": layers}), 0.9, None)
     assert text.endswith("no rules: each layer that was measured is private to the paths\n")
+
+
+def test_the_names_column_is_as_wide_as_its_head():
+    text = show_profile(measured(nn.Sequential(nn.Conv2d(3, 8, 3))), 0.9)
+    assert any(line.startswith("layer  weights") for line in text.splitlines())
