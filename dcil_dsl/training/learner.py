@@ -9,7 +9,7 @@ Not:  no update (trainer.py), no loss (losses.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 
 from torch import Tensor, nn
@@ -74,17 +74,16 @@ class Learner(nn.Module):
         closes  the last batch of the step: the ranks exchange what they have added up
         """
         if self.in_turn is not None:
-            loss, sums = self.in_turn.learn(images, labels, active, backward, is_short)
+            with self._hooks():
+                loss, sums = self.in_turn.learn(images, labels, active, backward, is_short)
             if closes:
                 self._average()
             return loss, sums
         if self.ranks.count == 1 or self.shards or self.alternates:
-            with Regather.hooks() if self.shards else nullcontext():
+            with self._hooks():
                 loss, sums = self.forward(images, labels, active, is_short)
             backward(loss)
-            if self.shards and closes:
-                self.shards.average_others(dict(self.dual.trainable()))
-            elif closes:
+            if closes:
                 self._average()
             return loss.detach(), sums
         wrapped = self._wrapped((self.dual.phase, active))
@@ -97,7 +96,13 @@ class Learner(nn.Module):
         self.is_fresh = False
         return loss.detach(), sums
 
+    def _hooks(self) -> AbstractContextManager:
+        return Regather.hooks() if self.shards else nullcontext()
+
     def _average(self) -> None:
+        if self.shards:  # what is in parts the graph has exchanged
+            self.shards.average_others(dict(self.dual.trainable()))
+            return
         gradients = (parameter.grad for _, parameter in self.dual.trainable())
         self.ranks.average(gradient for gradient in gradients if gradient is not None)
 

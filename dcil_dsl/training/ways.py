@@ -22,8 +22,6 @@ FLAGS = {
 }  # fmt: skip
 APART = (
     ("checkpoint_activations", "compile"),
-    ("checkpoint_activations", "shard"),
-    ("in_turn", "shard"),
     ("in_turn", "checkpoint_activations"),
     ("cuda_graphs", "in_turn"),
 )

@@ -12,6 +12,7 @@ from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
 from tiny_run import tiny_plan
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extend.outside import Outside
 from dcil_dsl.plan import plan as p
@@ -39,6 +40,16 @@ def test_two_ranks_in_parts_train_what_one_process_trains_and_it_goes_on_from_th
     assert_equal_runs(tmp_path / "run", alone)
 
 
+@pytest.mark.parametrize("saving", ["checkpoint_activations", "in_turn"])
+def test_parts_go_with_what_saves_activations(tmp_path, alone, saving):
+    def some_steps(ranks):
+        rank_train(tmp_path / "run", ranks, shard=True, max_steps=10, **{saving: True})
+
+    assert on_ranks(tmp_path, 2, some_steps) == [0, 0], said(tmp_path, 0)
+    rank_train(tmp_path / "run", Ranks())
+    assert_equal_runs(tmp_path / "run", alone)
+
+
 def test_each_rank_has_its_rows_of_weights_masks_and_momentum_and_no_mask_is_whole_anywhere(
     tmp_path,
 ):
@@ -54,6 +65,8 @@ def test_each_rank_has_its_rows_of_weights_masks_and_momentum_and_no_mask_is_who
             outputs = dual(images)
             assert not Regather.alive  # nothing that was gathered for the forward is kept
             loss = sum(output.square().mean() for output in outputs.values())
+            recompute_activations(dual)(images)
+            assert not Regather.alive
         loss.backward()
         for name, parameter in dual.named_parameters():
             assert parameter.grad is None or parameter.grad.shape == parameter.shape, name

@@ -24,7 +24,6 @@ GRAPHS = dict(compile=True, cuda_graphs=True, device="cuda")
         (GRAPHS | {"device": "cpu"}, "only a CUDA device has graphs"),
         (GRAPHS | {"ranks": Ranks(0, 2)}, "--cuda-graphs is for one process, and there are 2"),
         (GRAPHS | {"in_turn": True}, "--cuda-graphs does not go with --paths-in-turn"),
-        (dict(in_turn=True, shard=True), "--paths-in-turn does not go with --shard"),
         (dict(in_turn=True, checkpoint_activations=True), "--checkpoint-activations"),
     ],
 )
