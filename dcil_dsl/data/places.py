@@ -58,7 +58,8 @@ def places_of(name: str, directory: Path | None, system: Path | None = None) -> 
         return [Path(directory).expanduser()]
     if os.environ.get("DCIL_DATA"):
         return [Path(os.environ["DCIL_DATA"]).expanduser() / name]
-    cache = Path.home() / ".cache" / "dcil" / name
+    # Not Path.home(), which fails for a user without a home, as containers have them.
+    cache = Path(os.path.expanduser("~")) / ".cache" / "dcil" / name
     return [cache] if system is None else [cache, system]
 
 

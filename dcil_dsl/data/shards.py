@@ -114,10 +114,12 @@ def _open_part(files: list[Path], channels: int) -> Shards:
 def _cached_index(files: list[Path]) -> dict[str, Tensor]:
     lines = (f"{f.absolute()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
     text = "\n".join([INDEX, *lines])
-    name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    cache = Path.home() / ".cache" / "dcil" / "webdataset" / f"{name}.safetensors"
+    name = hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
     try:
+        cache = Path.home() / ".cache" / "dcil" / "webdataset" / f"{name}.safetensors"
         return load_file(cache)
+    except RuntimeError:  # a user without a home, as containers have them
+        return make_index(files)
     except (OSError, SafetensorError):  # not there yet, or cut off
         pass
     index = make_index(files)

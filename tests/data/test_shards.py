@@ -1,6 +1,7 @@
 """WebDataset shards: what is read, in which order, by whom; tars that are not what they seem."""
 
 import io
+import os
 import pickle
 import random
 import tarfile
@@ -131,6 +132,20 @@ def test_the_index_is_made_once_and_anew_for_other_shards(shards, home, monkeypa
 def test_without_a_place_for_a_cache_there_is_none(shards, home):
     home.write_text("no folder")
     assert len(open_dataset("webdataset", shards).train) == 55
+
+
+def test_a_user_without_a_home_has_no_cache(shards, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert len(open_dataset("webdataset", shards).train) == 55
+    assert len(open_dataset("digits").train) == 1437
+
+
+def test_shards_in_a_folder_whose_name_is_no_text_are_read(tmp_path):
+    shards = write_shards(tmp_path / os.fsdecode(b"\xff"), 2)
+    assert len(open_dataset("webdataset", shards).train) == 10
 
 
 def test_shards_that_are_not_there_are_told_with_their_layout(tmp_path):
