@@ -40,7 +40,7 @@ from dcil_dsl.data.reading import (
     Request,
     Requests,
     check_tensors,
-    ignore_interrupt,
+    leave_signals,
 )
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
@@ -221,7 +221,7 @@ class Loader:
                 batch_size=None,  # a request is a batch already
                 sampler=Requests(),
                 num_workers=self.workers,
-                worker_init_fn=ignore_interrupt,
+                worker_init_fn=leave_signals,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=True,
                 generator=torch.Generator(),  # else it draws from the global one

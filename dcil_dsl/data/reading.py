@@ -7,7 +7,9 @@ Not:  no augmentation but the crop of photographs, which must have one size to b
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -173,10 +175,21 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
         )
 
 
-def ignore_interrupt(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Ctrl-C goes to the whole group of processes; the main one decides what it means.
 
-    So does the SIGTERM of torchrun, of `timeout`, of systemd and of batch systems.
+    So does the SIGTERM of torchrun, of `timeout`, of systemd and of batch systems; only what comes
+    from the main process itself ends a worker.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

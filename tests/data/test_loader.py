@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import threading
 import time
 
 import numpy
@@ -274,11 +276,31 @@ def test_workers_leave_it_to_the_main_process_what_a_signal_to_all_means(tree):
     batches = loader.epoch(0)
     first = next(batches)
     for worker in multiprocessing.active_children():
-        worker.terminate()
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     rest = list(batches)
     assert same(whole, tuple(map(torch.cat, zip(first, *rest))))
     loader.close()
     assert multiprocessing.active_children() == []
+
+
+class Stuck(Deadly):
+    """Examples on a disk that does not answer."""
+
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            time.sleep(60)
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), 0
+
+
+def test_a_worker_that_hangs_is_ended_by_the_main_process():
+    data = Dataset("stuck", Stuck(), Stuck(), ("a",), (0.5,) * 3, (0.5,) * 3)
+    loader = Loader(data, "train", batch_size=1, workers=1)
+    threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(loader.epoch(0))
+    began = time.monotonic()
+    loader.close()
+    assert multiprocessing.active_children() == [] and time.monotonic() - began < 9
 
 
 class Failing(Deadly):
