@@ -3,10 +3,10 @@
 In:   nothing.
 Out:  a context, or a decorator, under which it waits for more new objects.
 Not:  it never stops altogether: what the passes leave behind are graphs, which are cycles, and
-      with none of them freed a large network took half as much memory again.
+      with none of them freed compiling adds twice as much memory.
 
 A graph of n nodes is some hundred n objects that all stay. By default the collector looks after
-each 700 of them, and now and then at everything there is: a fifth of the time to compile.
+each 700 of them, and now and then at everything there is: a sixth of the time to compile.
 """
 
 from __future__ import annotations
