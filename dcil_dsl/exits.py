@@ -48,6 +48,8 @@ def _status(error: BaseException) -> int:
             return WRONG
         case InputError():
             return MISUSED
+    if _is_out_of_memory(error):
+        return MISUSED
     return WRONG if _is_sparsity_error(error) else OURS
 
 
@@ -63,6 +65,9 @@ def _tell_end(error: BaseException, concise: bool) -> None:
                 _say("\n".join(f"  {line}" for line in error.help.splitlines()))
         case _ if _is_sparsity_error(error):
             _say(f"error: {error}")
+        case _ if _is_out_of_memory(error):
+            _say(f"error: out of memory: {' '.join(str(error).split())[:200]}")
+            _say("  a smaller `batch_size` or `image_size` in the recipe's `data` needs less")
         case _:
             traceback.print_exception(error, file=sys.stderr)
             _say(
@@ -112,6 +117,13 @@ def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:
         tell(diagnostic, concise)
     if len(diagnostics) > MAX_ERRORS:
         _say(f"and {count(len(diagnostics) - MAX_ERRORS, 'more error')}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the machine, of which torch tells in a RuntimeError without a class."""
+    told = ("can't allocate memory", "out of memory")
+    is_torchs = isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    return isinstance(error, MemoryError) or is_torchs
 
 
 def _is_sparsity_error(error: BaseException) -> bool:

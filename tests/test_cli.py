@@ -331,6 +331,21 @@ def test_what_we_did_not_foresee_is_status_70_and_called_our_bug(dcil, monkeypat
     assert "Traceback" in err and "this is a bug in dcil_dsl" in err
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError("no more"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+])  # fmt: skip
+def test_too_little_memory_is_the_machines_and_no_bug(dcil, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("dcil_dsl.lang.load", fail)
+    status, _, err = dcil("check", "tiny.prune")
+    assert status == 2 and "Traceback" not in err
+    assert err.startswith("error: out of memory: ") and "`batch_size`" in err
+
+
 def test_an_interrupt_is_status_130_without_a_traceback(dcil, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -205,10 +205,13 @@ class ModelBlock(Word):
 
 
 class DataBlock(Word):
-    """The settings of `data name { ... }`. image_size in pixels, None: as the dataset has them."""
+    """The settings of `data name { ... }`. image_size in pixels, None: as the dataset has them.
+
+    torch 2.14 fails where it makes one pixel of an image of bytes.
+    """
 
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    image_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: Annotated[int, Field(ge=2)] | None = None
     channels: Annotated[int, Field(ge=1)] = 3
     augment: tuple[Augment, ...] = ()
 

@@ -51,6 +51,10 @@ def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
 
 
 def _read(path: Path) -> object:
+    if path.is_dir():
+        inside = [near.name for near in sorted(path.iterdir()) if near.suffix in SUFFIXES]
+        help = f"it holds {', '.join(inside)}" if inside else f"one ends in {', '.join(SUFFIXES)}"
+        raise InputError(f"{path} is a folder, not a weights file", help)
     if not path.is_file():
         raise InputError(f"there is no weights file {path}", f"looked at {path.absolute()}")
     if path.suffix not in SUFFIXES:
@@ -84,6 +88,11 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
     odd = [str(k) for k, v in loaded.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if odd:
         raise InputError(f"{source}: not a state dict, these entries are no tensors: {_some(odd)}")
+    if "sums" in loaded and any(name.startswith("optimizer/") for name in loaded):
+        raise InputError(
+            f"{source} is the checkpoint of a run",
+            "its weights are the run's `sparse.safetensors`, or what `dcil export RUN` writes",
+        )
     tensors = dict(loaded)
     for prefix in ("module.", "_orig_mod.", "module."):  # DDP and torch.compile, in either order
         if all(name.startswith(prefix) for name in tensors):

@@ -141,8 +141,22 @@ def test_a_file_without_a_state_dict_is_told(tmp_path):
         assert "state dict" in fails(net(), tmp_path / f"{number}.pth")
 
 
-def test_a_missing_file_and_an_unknown_name_are_told():
+def test_a_missing_file_is_told():
     assert "there is no weights file no/such.pth" in fails(net(), "no/such.pth")
+
+
+def test_a_folder_and_a_checkpoint_are_told_with_the_file_that_is_meant(tmp_path):
+    state = net().state_dict()
+    save_file(state, tmp_path / "sparse.safetensors")
+    assert "is a folder, not a weights file\nit holds sparse.safetensors" in fails(net(), tmp_path)
+    tensors = {f"model/{name}": t for name, t in state.items()} | {"sums": torch.zeros(1)}
+    tensors["optimizer/0.weight/momentum_buffer"] = torch.zeros(4, 2, 3, 3)
+    save_file(tensors, tmp_path / "last.safetensors")
+    told = fails(net(), tmp_path / "last.safetensors")
+    assert "is the checkpoint of a run" in told and "sparse.safetensors" in told
+
+
+def test_an_unknown_name_is_told():
     assert "only torchvision: models have weights by name" in fails(net(), "IMAGENET1K_V1")
     model = build_model("torchvision:resnet18")
     told = fails(model, "IMAGENET1K_V2", "torchvision:resnet18")
