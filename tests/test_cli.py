@@ -135,6 +135,9 @@ def test_a_run_folder_in_a_recipes_place_is_told_with_the_recipe_in_it(dcil, her
     (here / "run" / "resolved.prune").write_text(RECIPE)
     status, _, err = dcil("check", "run")
     assert status == 2 and "that of this run is run/resolved.prune" in err
+    (here / "a.prune").mkdir()
+    status, _, err = dcil("check", "a.prune")
+    assert (status, err) == (2, "error: cannot read the recipe a.prune: is a directory\n")
 
 
 def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):

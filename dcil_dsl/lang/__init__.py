@@ -32,7 +32,8 @@ def load(path: str | PathLike, overrides: Mapping[str, str] | None = None) -> Re
     try:
         text = merge.read(path)
     except merge.Unreadable as error:
-        near = did_you_mean(path.name, merge.recipes_in(path.parent))
+        others = [name for name in merge.recipes_in(path.parent) if name != path.name]
+        near = did_you_mean(path.name, others)
         if (path / "resolved.prune").is_file():
             near = f"that of this run is {path / 'resolved.prune'}"
         raise InputError(f"cannot read the recipe {path}: {error}", near) from None
