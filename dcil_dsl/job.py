@@ -197,7 +197,7 @@ def _train(
     plan = prepared.plan
     check_claims(plan)
     if options.shard:
-        check_shardable(plan, ranks, options.compile)
+        check_shardable(plan, ranks)
     if not quiet:
         print(show_summary(plan), flush=True)
     dual = compile_plan(plan, prepared.traced)

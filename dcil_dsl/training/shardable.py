@@ -20,18 +20,14 @@ def rows_of_a_rank(num_rows: int, num_ranks: int) -> int:
     return -(-num_rows // num_ranks)
 
 
-def check_shardable(plan: Plan, ranks: Ranks, compiled: bool = False) -> None:
+def check_shardable(plan: Plan, ranks: Ranks) -> None:
     """InputError where something needs more of a weight than rows and sums, or the machine is
     wrong."""
-    refused = [
-        (ranks.count == 1, "there is one process, and nothing to part",
-         "torchrun --nproc-per-node N -m dcil_dsl compile ... --shard"),
-        (compiled, "it gathers weights between the layers, which --compile cannot take yet",
-         "leave one of the two out"),
-    ]  # fmt: skip
-    for is_so, why, help in refused:
-        if is_so:
-            raise InputError(f"--shard: {why}", help=help)
+    if ranks.count == 1:
+        raise InputError(
+            "--shard: there is one process, and nothing to part",
+            help="torchrun --nproc-per-node N -m dcil_dsl compile ... --shard",
+        )
     whole = "leave --shard out: every process then has all weights"
     for group in plan.groups:
         why = _needs_whole(group)

@@ -24,6 +24,7 @@ is of the whole batch when it comes to split_weight: scores that add it up are t
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -32,6 +33,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.masking.apply import apply_layer
@@ -91,13 +97,28 @@ class Layout:
         return self.whole(own)
 
     def gather(self, own: Tensor) -> Tensor:
-        """`whole`, in the type that autocast would compute in, and not kept for the backward."""
+        """`whole`, in the type that autocast would compute in, and not kept for the backward pass.
+
+        What torch.compile makes of it gathers again there, as checkpointed activations are computed
+        again: nothing that Python keeps beside a graph is seen by it.
+        """
         device = own.device.type
         if own.dim() > 1 and torch.is_autocast_enabled(device):
             own = own.to(torch.get_autocast_dtype(device))  # half of the traffic
+        if torch.compiler.is_compiling():
+            return checkpoint(self.whole, own, use_reentrant=False, context_fn=_gathered_again)
         whole = self.whole(own)
         Regather.note(whole, self, own.detach())
         return whole
+
+
+def _gathered_again():
+    """Of what torch.compile makes of a gathering, its backward pass keeps nothing."""
+    return create_selective_checkpoint_contexts(_nothing_kept)
+
+
+def _nothing_kept(context, operation, *arguments, **settings) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_RECOMPUTE
 
 
 class Regather:
@@ -183,7 +204,9 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
     from torch.distributed.device_mesh import init_device_mesh
 
     check_shardable(dual.plan, ranks)
-    warnings.filterwarnings("ignore", message="To construct DTensor")  # of torch to itself
+    # Of torch to itself.
+    warnings.filterwarnings("ignore", message="To construct DTensor")
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_news)
     meshes = {kind: init_device_mesh(kind, (ranks.count,)) for kind in {"cpu", device.type}}
     pruned = {name for group in dual.plan.groups for name in group.parameters}
     late = dual.plan.train.average
@@ -219,6 +242,10 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
     })
     dual.parts = Parts(ranks, rows)
     return shards
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Detected that context_fn is passed" not in record.getMessage()
 
 
 def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from test_distributed import assert_equal_runs
 from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
 from tiny_run import tiny_plan
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.segments import recompute_activations
@@ -40,14 +43,53 @@ def test_two_ranks_in_parts_train_what_one_process_trains_and_it_goes_on_from_th
     assert_equal_runs(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize("saving", ["checkpoint_activations", "in_turn"])
-def test_parts_go_with_what_saves_activations(tmp_path, alone, saving):
+@pytest.mark.parametrize(
+    "ways", [["checkpoint_activations"], ["in_turn"], ["compile"], ["compile", "in_turn"]]
+)
+def test_parts_go_with_other_ways_of_making_a_step(tmp_path, alone, ways, monkeypatch):
+    whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", whole)
+
     def some_steps(ranks):
-        rank_train(tmp_path / "run", ranks, shard=True, max_steps=10, **{saving: True})
+        options = dict.fromkeys(ways, True)
+        rank_train(tmp_path / "run", ranks, shard=True, max_steps=4, **options)
 
     assert on_ranks(tmp_path, 2, some_steps) == [0, 0], said(tmp_path, 0)
+    assert "context_fn" not in said(tmp_path, 0)
     rank_train(tmp_path / "run", Ranks())
     assert_equal_runs(tmp_path / "run", alone)
+
+
+def test_a_compiled_step_keeps_no_gathered_weight_and_is_the_same_when_masks_move(tmp_path):
+    def compiled(ranks):
+        dual = compile_plan(plain_plan(), PlainNet())
+        shard(dual, ranks, torch.device("cpu"))
+        graphs = {"forward": [], "backward": []}
+
+        def noted(kind):
+            return lambda graph, inputs: graphs[kind].append(graph) or graph.forward
+
+        backend = aot_autograd(
+            fw_compiler=noted("forward"), bw_compiler=noted("backward"),
+            partition_fn=min_cut_rematerialization_partition,
+        )  # fmt: skip
+
+        @partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
+        def step(images):
+            return sum(output.square().mean() for output in dual(images).values())
+
+        for number in (20, 30):
+            dual.refresh(number)
+            step(torch.randn(3, 1, 8, 8)).backward()
+        ((forward,), (backward,)) = graphs.values()
+        targets = [str(node.target) for node in backward.graph.nodes]
+        gathers = [t for t in targets if "all_gather" in t]
+        assert len(gathers) == sum("all_gather" in str(n.target) for n in forward.graph.nodes) > 0
+        (output,) = forward.graph.find_nodes(op="output")
+        kept = [tuple(node.meta["val"].shape) for node in output.args[0] if hasattr(node, "meta")]
+        assert (8, 4, 3, 3) not in kept and (4, 4, 3, 3) in kept  # conv2's weight, and its rows
+
+    assert on_ranks(tmp_path, 2, compiled) == [0, 0], said(tmp_path, 1)
 
 
 def test_each_rank_has_its_rows_of_weights_masks_and_momentum_and_no_mask_is_whole_anywhere(
