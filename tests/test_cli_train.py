@@ -393,7 +393,7 @@ def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, cap
     files = (folder / "run" / "sparse.safetensors", tmp_path / "again" / "sparse.safetensors")
     have, want = map(load_file, files)
     assert [name for name in want if not torch.equal(have[name], want[name])] == []
-    for other in ("--compile", "--shard"):
+    for other in ("--compile",):
         assert call(*again, other) == 2
         assert f"--checkpoint-activations does not go with {other}" in capsys.readouterr().err
 
@@ -405,6 +405,6 @@ def test_paths_in_turn_learn_what_they_learn_together(folder, tmp_path, capsys):
     torch.testing.assert_close(*map(load_file, files), rtol=1e-3, atol=1e-4)
     assert call(*job(folder), "--device", "cpu", "--compile", "--cuda-graphs") == 2
     assert "only a CUDA device has graphs" in capsys.readouterr().err
-    for other in ("--checkpoint-activations", "--shard"):
+    for other in ("--checkpoint-activations",):
         assert call(*turned, other) == 2
         assert f"--paths-in-turn does not go with {other}" in capsys.readouterr().err
