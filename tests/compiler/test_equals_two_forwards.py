@@ -5,6 +5,7 @@ import torch
 from comparison import worst_difference
 from torch import nn
 from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
 
 from dcil_dsl.zoo import build_model
 
@@ -26,6 +27,20 @@ def small_vit_b_16():
     return models.VisionTransformer(64, 16, 2, 4, 64, 128, num_classes=10, dropout=0.1)
 
 
+def small_convnext():
+    """convnext_tiny with 2 of the 9 blocks of its longest stage, a quarter as wide."""
+    stages = [(24, 48, 2), (48, 96, 2), (96, 192, 2), (192, None, 2)]
+    return models.ConvNeXt([CNBlockConfig(*stage) for stage in stages], 0.1, num_classes=10)
+
+
+def small_swin():
+    """swin_t with 2 of the 6 blocks of its longest stage, a quarter as wide."""
+    return models.SwinTransformer(
+        [4, 4], 24, [2, 2, 2, 2], [3, 6, 12, 24], [7, 7],
+        stochastic_depth_prob=0.2, num_classes=10,
+    )  # fmt: skip
+
+
 def torchvision_model(name):
     return lambda: models.get_model(name, weights=None, num_classes=10)
 
@@ -41,7 +56,7 @@ CASES = {
     "efficientnet_b0": (torchvision_model("efficientnet_b0"), 64, "Conv2d", f"{NORMS} {HEAD}"),
     "regnet_y_400mf": (torchvision_model("regnet_y_400mf"), 64, "Conv2d", f"{NORMS} {HEAD}"),
     "convnext_tiny": (
-        torchvision_model("convnext_tiny"),
+        small_convnext,
         64,
         "Conv2d, Linear except last Linear",
         f"private LayerNorm2d {HEAD}",
@@ -53,7 +68,7 @@ CASES = {
         f"private LayerNorm {HEAD}",
     ),
     "swin_t": (
-        torchvision_model("swin_t"),
+        small_swin,
         64,
         "Linear except last Linear",
         f"private LayerNorm {HEAD}",
