@@ -166,8 +166,9 @@ def _norms_of_parts(dual: nn.Module, group: Group, penalty: Penalty) -> Tensor |
     exchange; None where it has all of them, or none is asked for."""
     if dual.parts is None or penalty.form != "norm":
         return None
-    own = [_part_of(dual, name, penalty)[2].float().norm() for name in group.parameters]
-    return dual.parts.across.sum(torch.stack(own).square()).sqrt()
+    parts = (_part_of(dual, name, penalty)[2] for name in group.parameters)
+    norms = [part.to(torch.promote_types(part.dtype, torch.float32)).norm() for part in parts]
+    return dual.parts.across.sum(torch.stack(norms).square()).sqrt()
 
 
 def penalty_at(penalty: Penalty, step: int, num_steps: int) -> float:

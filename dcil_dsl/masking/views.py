@@ -75,7 +75,8 @@ def soft_scale(
     if across is None or filter_axis == 0:
         kept, every = (sizes.mean(others, keepdim=True) for sizes in (kept, size))
     else:
-        sums = [t.sum(others, True, dtype=torch.float32) for t in (kept, size, torch.ones_like(w))]
+        dtype = torch.promote_types(w.dtype, torch.float32)  # of bf16 and fp16 no sums
+        sums = [t.sum(others, True, dtype=dtype) for t in (kept, size, torch.ones_like(w))]
         kept, every, count = across.sum(torch.stack(sums))
         kept, every = kept / count, every / count
     return 1.01 / ((kept + EPSILON) / (every + EPSILON) + 0.01)

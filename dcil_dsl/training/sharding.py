@@ -40,7 +40,7 @@ from torch.utils.checkpoint import (
 )
 
 from dcil_dsl.compiler.dynamics import buffers_of
-from dcil_dsl.masking.apply import apply_layer
+from dcil_dsl.masking.apply import apply_layer, apply_whole
 from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.masking.split import share_gradient, split_weight
@@ -52,6 +52,9 @@ if TYPE_CHECKING:  # torch.distributed.tensor takes a second to import, which ot
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
+# What autocast computes in its own type; embeddings, norms and sums it leaves as they are.
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "conv1d", "conv2d", "conv3d")
 LEAST_NUMBER = 1024  # of weights in a parameter that is parted; a smaller one is on every rank
 
 
@@ -96,14 +99,15 @@ class Layout:
             return self.whole(own.to(torch.uint8)).bool()
         return self.whole(own)
 
-    def gather(self, own: Tensor) -> Tensor:
-        """`whole`, in the type that autocast would compute in, and not kept for the backward pass.
+    def gather(self, own: Tensor, is_multiplied: bool) -> Tensor:
+        """`whole`, not kept for the backward pass; of what is multiplied by, in autocast's type.
 
         What torch.compile makes of it gathers again there, as checkpointed activations are computed
         again: nothing that Python keeps beside a graph is seen by it.
         """
         device = own.device.type
-        if own.dim() > 1 and torch.is_autocast_enabled(device):
+        is_cast = is_multiplied and own.dim() > 1 and own.dtype is not torch.float64
+        if is_cast and torch.is_autocast_enabled(device):
             own = own.to(torch.get_autocast_dtype(device))  # half of the traffic
         if torch.compiler.is_compiling():
             return checkpoint(self.whole, own, use_reentrant=False, context_fn=_gathered_again)
@@ -337,11 +341,23 @@ def gather_weights(graph: fx.Graph, model: nn.Module, where: Mapping[str, str]) 
             with graph.inserting_before(min(users)):
                 layout = graph.create_node("get_attr", attribute)
                 name = f"{node.name}_whole"
-                whole = graph.create_node("call_method", "gather", (layout, node), name=name)
+                is_multiplied = all(_multiplies(user, node, model) for user in users)
+                given = (layout, node, is_multiplied)
+                whole = graph.create_node("call_method", "gather", given, name=name)
             whole.meta["path"] = path
             for user in users:
                 user.replace_input_with(node, whole)
     return graph
+
+
+def _multiplies(user: fx.Node, weight: fx.Node, model: nn.Module) -> bool:
+    """Whether the reader of a weight is one that autocast computes in its own type."""
+    if user.target not in (apply_layer, apply_whole):
+        return getattr(user.target, "__name__", user.target) in PRODUCTS
+    owner, tensors = model.get_submodule(user.args[0].target), user.args[1]
+    names = [name for name, tensor in tensors.items() if tensor is weight]
+    owners = [owner.get_submodule(name.rpartition(".")[0]) for name in names]
+    return bool(owners) and all(isinstance(module, LAYERS) for module in owners)
 
 
 def _keeps_rows(node: fx.Node) -> bool:
@@ -369,6 +385,7 @@ def _expose_private(graph: fx.Graph, model: nn.Module) -> None:
                 "call_function", apply_layer, (owner, handed, *node.args), dict(node.kwargs)
             )
         call.meta.update(node.meta)
+        call.meta["layer"] = node.target  # whose buffers and random numbers a second run needs
         node.replace_all_uses_with(call)
         graph.erase_node(node)
 
@@ -377,6 +394,7 @@ def _square(grads: list[Tensor], like: Mapping[str, Tensor]) -> Tensor:
     if not grads:
         first = next(iter(like.values()))
         return first.new_zeros(())
-    return torch.stack([grad.float().square().sum() for grad in grads]).sum()
+    wide = (grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads)
+    return torch.stack([grad.square().sum() for grad in wide]).sum()
 
 
