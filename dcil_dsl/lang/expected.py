@@ -288,7 +288,7 @@ def _general(s: Situation) -> Explained:
     elif token.type == "NAME" and s.accepts == {"STRING"}:
         help = f'write `"{clipped(str(token))}"`'
     elif token.type == "COMMA" and s.kind(-1) == s.kind(1) == "NUMBER" and _touch(s):
-        help = f"digits stand together: `{s.near(-1)}{s.near(1)}`"
+        help = _with_comma(str(s.near(-1)), str(s.near(1)))
     elif token.type == "MINUS" and (name := _with_minus(s)):
         help = f"a name is written with `_`: `{name}`"
     elif token.type == "TYPE" and (near := small_word(str(token))) and "NAME" in s.accepts:
@@ -301,6 +301,15 @@ def _general(s: Situation) -> Explained:
         help = f"write `{s.near(-1)} = ...`"
     return _say(s, "E101", f"expected {_expected(s)}, found {what}", token, others=others,
                 help=help)
+
+
+def _with_comma(before: str, after: str) -> str | None:
+    """`1,024` has its thousands apart, `0,5` is a decimal fraction."""
+    if not (before.isdigit() and after.isdigit()):
+        return None
+    if len(after) == 3 and int(before) > 0:
+        return f"digits stand together: `{before}{after}`"
+    return f"did you mean `{before}.{after}`?"
 
 
 def _with_minus(s: Situation) -> str | None:

@@ -325,7 +325,7 @@ def _is_none(node: ast.Value) -> bool:
 
 def _decimal(span: Span) -> str | None:
     """What to write for `lr=0,02`, which is two values."""
-    whole = re.search(r"\d+(?=,$)", span.source.text[: span.start])
+    whole = re.search(r"(?<![\d.])\d+(?=,$)", span.source.text[: span.start])
     return f"did you mean `{whole[0]}.{span.text}`?" if whole and span.text.isdigit() else None
 
 
