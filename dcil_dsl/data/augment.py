@@ -150,7 +150,7 @@ def _no_size(augment: tuple[Augment, ...]) -> InputError:
     else:
         fact = "say"
     return InputError(
-        "the images differ in size, and a batch needs one size",
+        "the images may differ in size, and a batch needs one size",
         f"{fact} data ... {{ image_size = 224 }} or augment = [random_resized_crop(224)] in the "
         "recipe",
     )

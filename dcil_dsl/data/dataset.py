@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tensors:
-    """Examples in memory. images: uint8 (N, C, H, W); labels: int64 (N,)."""
+    """Examples in memory. images: uint8 (N, C, H, W); labels: whole numbers (N,)."""
 
     images: Tensor
     labels: Tensor

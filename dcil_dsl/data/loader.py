@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -103,7 +104,7 @@ class Loader:
         if min(dataset.std) <= 0:
             raise InputError(f"{self.name}: a standard deviation of 0 leaves no number of a pixel")
 
-        native = _native_size(self.examples)
+        native = _native_size(self.name, self.examples)
         pipeline = train_pipeline if self.shuffled else val_pipeline
         self.pipeline = pipeline(augment, image_size, native)
         shape = (channels, *(native or self.pipeline.size))
@@ -242,7 +243,7 @@ class Loader:
     def _make(self, held: tuple[Request, Fetched]) -> Batch:
         request, fetched = held
         images = fetched.images.to(self.device, non_blocking=True)
-        labels = fetched.labels.to(self.device, non_blocking=True)
+        labels = fetched.labels.to(self.device, torch.long, non_blocking=True)
         pipeline, size = self.pipeline, self.pipeline.size
         images = pipeline.resized(images)
         for number, step in enumerate(pipeline.pixels):
@@ -305,10 +306,17 @@ def _noted(requests: Iterator[Request], asked: list[Request]) -> Iterator[Reques
         yield request
 
 
-def _native_size(examples) -> tuple[int, int] | None:
+def _native_size(name: str, examples) -> tuple[int, int] | None:
     """(H, W) of every image where they are tensors, as the first is; None for PIL images."""
     try:
         image, _ = examples[0]
     except BadImage:  # so it lies in a file, and its neighbours do
         return None
-    return tuple(image.shape[-2:]) if isinstance(image, Tensor) else None
+    if isinstance(image, Tensor):
+        return tuple(image.shape[-2:])
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"the images of {name} are {type(image).__module__}.{type(image).__name__}",
+            "images are uint8 tensors of (channels, height, width), or PIL images",
+        )
+    return None

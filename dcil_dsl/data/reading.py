@@ -7,6 +7,7 @@ Not:  no augmentation but the crop of photographs, which must have one size to b
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from dcil_dsl.data.folders import BadImage
 from dcil_dsl.diagnostics import InputError
 
 IGNORED = -100  # a label that cross entropy leaves out
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # a batch's are int64
 MAX_BAD = 100  # images in a row that cannot be read: then something else is wrong
 
 
@@ -87,7 +89,8 @@ class Reader:
             images = sent_back(torch.empty(count, *self.shape, dtype=torch.uint8))
             labels = sent_back(torch.empty(count, dtype=torch.long))
             for row, (place, index) in enumerate(zip(request.places, request.indices)):
-                image, labels[row] = self._example(index, bad)
+                image, label = self._example(index, bad)
+                labels[row] = self._class_of(index, label)
                 if self.reading is not None:
                     image = self.reading.apply(image, None if chances is None else chances[place])
                 elif image.dtype != torch.uint8 or image.shape != self.shape:
@@ -103,6 +106,15 @@ class Reader:
             return None
         chance = generator_at(self.seed, request.epoch, request.batch, "reading")
         return self.reading.chances(chance, request.count)
+
+    def _class_of(self, index: int, label: object) -> int:
+        try:
+            return operator.index(label)  # of Python, NumPy or torch; no fraction is cut off
+        except TypeError:
+            raise InputError(
+                f"the label of example {index:,} of {self.name} is no whole number: {label!r:.80}",
+                "a label is the number of a class, counted from 0",
+            ) from None
 
     def _example(self, index: int, bad: list[str]):
         for offset in range(MAX_BAD):
@@ -149,7 +161,7 @@ def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
     images, labels = examples.images, examples.labels
     if images.dtype != torch.uint8:
         raise other_tensor(name, 0, *images[:1])
-    if labels.dtype != torch.long or labels.shape != images.shape[:1]:
+    if labels.dtype not in WHOLE or labels.shape != images.shape[:1]:
         kind = str(labels.dtype).removeprefix("torch.")
         sizes = " x ".join(map(str, labels.shape))
         raise InputError(

@@ -338,15 +338,31 @@ def test_what_tensors_of_somebodys_own_are_not_is_told(small):
     images, labels = small.train.images, small.train.labels
     for part, fact in (
         (Tensors(images / 255, labels), "0 of own is float32 of 3 x 16 x 16, and not uint8 of"),
-        (Tensors(images, labels.int()), "labels of own are int32 of 41, and not int64 of 41"),
+        (Tensors(images, labels.float()), "labels of own are float32 of 41, and not int64 of 41"),
         (Tensors(images, labels[:40]), "labels of own are int64 of 40, and not int64 of 41"),
         (list(Tensors(images / 255, labels)), "of own is float32 of 3 x 16 x 16, and not uint8"),
         ([*Tensors(images[:1], labels), *Tensors(images[1:, :, 1:], labels[1:])],
          "of own is uint8 of 3 x 15 x 16, and not uint8 of 3 x 16 x 16"),
+        ([(image, label + 0.5) for image, label in Tensors(images, labels)],
+         "the label of example .* of own is no whole number"),
+        ([(image, torch.ones(10) / 10) for image in images], "of own is no whole number: tensor"),
+        ([(image, "cat") for image in images], "of own is no whole number: 'cat'"),
+        ([(image.numpy(), 0) for image in images], "the images of own are numpy.ndarray"),
     ):  # fmt: skip
         data = Dataset("own", part, part, small.classes, small.mean, small.std)
         with pytest.raises(InputError, match=fact):
             collect(Loader(data, "train", batch_size=8))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_class_numbers_of_any_whole_kind_are_those_of_int64(small, kind):
+    part = Tensors(small.train.images, small.train.labels.to(kind))
+    parts = part, [(image, labels) for image, labels in zip(part.images, part.labels)]
+    for part in parts:
+        data = Dataset("small", part, part, small.classes, small.mean, small.std)
+        same = collect(Loader(small, "train", batch_size=8))[1]
+        given = collect(Loader(data, "train", batch_size=8))[1]
+        assert given.dtype == torch.int64 and torch.equal(given, same)
 
 
 def test_a_channel_of_one_value_is_normalised_to_zero_and_a_deviation_of_zero_refused(small):
