@@ -7,7 +7,6 @@ Not:  no augmentation but the crop of photographs, which must have one size to b
 
 from __future__ import annotations
 
-import operator
 import os
 import signal
 import threading
@@ -108,13 +107,17 @@ class Reader:
         return self.reading.chances(chance, request.count)
 
     def _class_of(self, index: int, label: object) -> int:
+        """Of Python, NumPy or torch; no fraction is cut off."""
         try:
-            return operator.index(label)  # of Python, NumPy or torch; no fraction is cut off
-        except TypeError:
-            raise InputError(
-                f"the label of example {index:,} of {self.name} is no whole number: {label!r:.80}",
-                "a label is the number of a class, counted from 0",
-            ) from None
+            number = int(label)
+            if number == label:
+                return number
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            pass
+        raise InputError(
+            f"the label of example {index:,} of {self.name} is no whole number: {label!r:.80}",
+            "a label is the number of a class, counted from 0",
+        )
 
     def _example(self, index: int, bad: list[str]):
         for offset in range(MAX_BAD):

@@ -354,6 +354,14 @@ def test_what_tensors_of_somebodys_own_are_not_is_told(small):
             collect(Loader(data, "train", batch_size=8))
 
 
+@pytest.mark.parametrize("kind", [float, bool, torch.tensor, numpy.int32, numpy.bool_])
+def test_a_label_read_by_itself_is_any_number_that_is_whole(small, kind):
+    part = [(image, kind(row % 2)) for row, image in enumerate(small.train.images)]
+    data = Dataset("small", part, part, small.classes, small.mean, small.std)
+    labels = collect(Loader(data, "val", batch_size=8))[1]
+    assert labels.tolist() == [row % 2 for row in range(len(part))]
+
+
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
 def test_class_numbers_of_any_whole_kind_are_those_of_int64(small, kind):
     part = Tensors(small.train.images, small.train.labels.to(kind))
