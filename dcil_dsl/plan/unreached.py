@@ -20,11 +20,12 @@ def warn_of_unreached(
 ) -> None:
     """Losses and updates that never open, rates that never come, masks that never freeze."""
 
-    def warn(what: str, time: Time | None, span: Span | None, label: str = "") -> None:
+    def warn(what: str, time: Time | None, span: Span | None, label: str = "") -> bool:
         step = -1 if time is None else time.to_steps(steps_per_epoch, num_steps)
         if step >= num_steps:
             fact = f"{what} {count(step, 'step')}, the run has {num_steps:,}"
             report.add("W306", fact, span, label=label)
+        return step >= num_steps
 
     for loss in recipe.losses:
         warn("this loss opens after", loss.start, loss.span)
@@ -33,7 +34,8 @@ def warn_of_unreached(
     rate = recipe.train.lr
     warn("the warm-up takes", rate.warmup, recipe.rate_span, "the rate is still rising at the end")
     for moment in rate.at if isinstance(rate, v.Multistep) else ():
-        warn("the rate changes after", moment, recipe.rate_span)
+        if warn("the rate changes after", moment, recipe.rate_span):
+            break  # the later ones neither
     for rule in recipe.rules:
         if isinstance(rule, r.Prune):
             warn("masks freeze after", rule.freeze, rule.freeze_span or rule.span)
