@@ -61,6 +61,12 @@ def check_plan_ways(plan: Plan, options: Options) -> None:
             "their sizes with the masks",
             help="leave one of the two out",
         )
+    if options.compile and options.shard and plan.train.sync_norms:
+        # Two ranks were seen to wait for each other without end.
+        raise InputError(
+            "`sync_norms` of the recipe's `train` does not go with --compile and --shard together",
+            help="leave one of the three out",
+        )
     # Both keep gradients over a replay, which writes the next ones in the same place.
     kept = [word for word in OWN_STEPS if getattr(plan.train, word) is not None]
     kept += ["accumulate"] * (plan.train.accumulate > 1)

@@ -41,6 +41,12 @@ def test_gradients_that_outlive_a_replay_are_refused(train, word):
         check_plan_ways(tiny_plan(train), Options(**GRAPHS))
 
 
+def test_compiled_parts_do_not_go_with_norms_that_the_processes_share():
+    together = Options(compile=True, shard=True, ranks=Ranks(0, 2))
+    with pytest.raises(InputError, match="`sync_norms`.*--compile and --shard together"):
+        check_plan_ways(tiny_plan({"sync_norms": True}), together)
+
+
 def test_ways_that_go_together_are_not():
     check_ways(Options(**GRAPHS))
     check_plan_ways(tiny_plan(), Options(**GRAPHS))
