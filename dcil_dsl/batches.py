@@ -79,7 +79,8 @@ def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> 
 
 
 def _num_cores() -> int:
-    """Those that this process may use, of which a container or a job's share has fewer."""
+    """Those that this process may run on, to some of which a job may be held; a quota of their time
+    is not told here."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -88,6 +88,14 @@ def call(*arguments):
     return end.value.code
 
 
+def whole_run(folder):
+    """Write a recipe and a model, do the main job, and give back the folder: its run is run/."""
+    (folder / "tiny.prune").write_text(RECIPE)
+    (folder / "net.py").write_text(NET)
+    assert call(*job(folder), "--out", folder / "run") == 0
+    return folder
+
+
 def short_run(folder):
     """Write a recipe and a model, train two steps, and give back the folder: its run is run/."""
     (folder / "tiny.prune").write_text(RECIPE)

@@ -6,8 +6,8 @@ from dcil_dsl.training.losses import loss_terms, total_loss
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.metrics import SparsityError, check_sparsity
 from dcil_dsl.training.progress import make_display, result_table
+from dcil_dsl.training.result import Result
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
-from dcil_dsl.training.session import Result
 from dcil_dsl.training.trainer import train
 
 __all__ = [

@@ -38,13 +38,12 @@ from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import forget_pruned, set_rate
 from dcil_dsl.training.progress import Display, write_events
+from dcil_dsl.training.result import Result, epoch_line, result_of
 from dcil_dsl.training.rewind import rewind
 from dcil_dsl.training.run import RunFolder, cannot_write
 from dcil_dsl.training.session import (
-    Result,
     Session,
     batches,
-    epoch_line,
     look,
     loss_scale,
     merge_ranks,
@@ -52,7 +51,6 @@ from dcil_dsl.training.session import (
     next_epoch,
     note_masks,
     rate_of,
-    result_of,
     save,
     start_session,
 )

@@ -1,11 +1,17 @@
-"""A recipe of two paths that teach each other, for what is tried on one of them.
+"""A recipe of two paths that teach each other, for what is tried on one of them, and its steps.
 
-In:   the rule's selector and target; settings of the sparse and of the dense path.
-Out:  the checked recipe.
+In:   the rule's selector and target; settings of the sparse and of the dense path; a Dual.
+Out:  the checked recipe; outputs and gradients.
 Not:  no test.
 """
 
+import torch
+from torch import Tensor
+
 import dcil_dsl as dcil
+from dcil_dsl.compiler.segments import recompute_activations
+from dcil_dsl.training.in_turn import InTurn
+from dcil_dsl.training.machine import Options
 
 RECIPE = """
 language 1
@@ -30,3 +36,29 @@ def mutual(selector: str, target: str, sparse: str = "", dense: str = ""):
     return dcil.loads(
         RECIPE.format(selector=selector, target=target, sparse=sparse, dense=dense)
     )
+
+
+def two_steps(dual, images, labels, change=None, autocast=False):
+    """(dual, the outputs of the second step, the gradients of both added up by name); the weights
+    and with them the masks differ between the two.
+
+    change  recompute_activations or InTurn: the way in which the steps are made
+    """
+    plan = dual.plan
+    if change is recompute_activations:
+        recompute_activations(dual)
+    for step in range(2):
+        with torch.no_grad():
+            for _, parameter in dual.named_parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        dual.refresh(step)
+        dual.begin_step(step)
+        if change is InTurn:
+            every = tuple(range(len(plan.losses)))
+            outputs = InTurn(dual, Options()).learn(images, labels, every, Tensor.backward)
+        else:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                outputs = dual(images)
+            dcil.loss(plan, outputs, labels, step).backward()
+    gradients = {name: p.grad for name, p in dual.named_parameters()} | {"x": images.grad}
+    return dual, outputs, gradients

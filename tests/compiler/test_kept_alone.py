@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from mutual import mutual
-from torch import Tensor, nn
+from mutual import mutual, two_steps
+from torch import nn
 from torch.nn import functional as F
 
 import dcil_dsl as dcil
@@ -50,25 +50,9 @@ def plan_of(compute, target="uniform(50%, granularity=filter)"):
 def a_step(plan, layout, change=None):
     torch.manual_seed(0)
     dual = dcil.compile(plan, Net().double()).train().to(memory_format=layout)
-    if change is recompute_activations:
-        recompute_activations(dual)
     torch.manual_seed(1)
     images = torch.randn(5, 3, 9, 7, dtype=torch.float64).to(memory_format=layout)
-    images.requires_grad_()
-    for step in range(2):  # at other masks than the first
-        with torch.no_grad():
-            for _, parameter in dual.named_parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        dual.refresh(step)
-        dual.begin_step(step)
-        if change is InTurn:
-            every = tuple(range(len(plan.losses)))
-            outputs = InTurn(dual, Options()).learn(images, torch.arange(5), every, Tensor.backward)
-        else:
-            outputs = dual(images)
-            dcil.loss(plan, outputs, torch.arange(5), step).backward()
-    gradients = {name: p.grad for name, p in dual.named_parameters()} | {"x": images.grad}
-    return dual, outputs, gradients
+    return two_steps(dual, images.requires_grad_(), torch.arange(5), change)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

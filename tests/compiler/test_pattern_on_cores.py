@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutual import RECIPE, mutual
-from torch import Tensor, nn
+from mutual import RECIPE, mutual, two_steps
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
@@ -80,26 +80,9 @@ def calls(monkeypatch):
 def a_step(plan, change=None, dtype=torch.float64, autocast=False):
     torch.manual_seed(0)
     dual = dcil.compile(plan, Net().to(dtype)).train()
-    if change is recompute_activations:
-        recompute_activations(dual)
     torch.manual_seed(1)
     images = torch.randn(5, 3, 6, 6, dtype=dtype).requires_grad_()
-    labels = torch.arange(5)
-    for step in range(2):  # at other masks than the first
-        with torch.no_grad():
-            for _, parameter in dual.named_parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        dual.refresh(step)
-        dual.begin_step(step)
-        if change is InTurn:
-            every = tuple(range(len(plan.losses)))
-            outputs = InTurn(dual, Options()).learn(images, labels, every, Tensor.backward)
-        else:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                outputs = dual(images)
-            dcil.loss(plan, outputs, labels, step).backward()
-    gradients = {name: p.grad for name, p in dual.named_parameters()} | {"x": images.grad}
-    return dual, outputs, gradients
+    return two_steps(dual, images, torch.arange(5), change, autocast)
 
 
 STRAIGHT = "update kept, pruned by sparse"  # pruned weights learn from the sparse path, too

@@ -1,17 +1,12 @@
 """Batches are made on a GPU without a wait of the host; fake tensors tell without one."""
 
 import pytest
+from augment_words import WORDS
 from fake_gpu import elsewhere, fake_gpu
 
 from dcil_dsl.data import Loader, loader, open_dataset
+from dcil_dsl.lang.vocabulary import AUGMENTS
 from dcil_dsl.plan.plan import Augment
-
-WORDS = {
-    "pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "random_resized_crop": {"size": 24},
-    "rand_augment": {"n": 2, "m": 9}, "trivial_augment": {}, "erase": {"p": 0.5},
-    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-    "mixup": {"alpha": 0.2}, "cutmix": {"alpha": 1.0},
-}  # fmt: skip
 
 
 def waits_of(word):
@@ -34,3 +29,7 @@ def waits_of(word):
 @pytest.mark.parametrize("word", WORDS)
 def test_an_augmented_batch_is_made_without_a_wait(word):
     assert elsewhere(waits_of, word) == ({}, {"cuda"})
+
+
+def test_no_augmentation_of_the_language_is_left_out():
+    assert set(WORDS) == set(AUGMENTS)

@@ -3,6 +3,7 @@
 import numpy
 import pytest
 import torch
+from augment_words import WORDS
 from PIL import Image
 
 from dcil_dsl.data import Loader, open_dataset
@@ -10,12 +11,6 @@ from dcil_dsl.plan.plan import Augment
 
 pytestmark = pytest.mark.gpu
 FLIP = Augment(word="flip", settings={"p": 0.5})
-WORDS = {
-    "pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "random_resized_crop": {"size": 24},
-    "rand_augment": {"n": 2, "m": 9}, "trivial_augment": {}, "erase": {"p": 0.5},
-    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-    "mixup": {"alpha": 0.2}, "cutmix": {"alpha": 1.0},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("word", WORDS)

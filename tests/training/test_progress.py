@@ -10,7 +10,7 @@ from tiny_run import tiny_plan, tiny_train
 from dcil_dsl.training import make_display, result_table
 from dcil_dsl.training.metrics import RuleSparsity
 from dcil_dsl.training.progress import line_text
-from dcil_dsl.training.session import Result
+from dcil_dsl.training.result import Result
 
 
 def shown(tmp_path, terminal: bool, quiet: bool = False) -> str:

@@ -15,7 +15,7 @@ from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import is_refresh
-from dcil_dsl.training import Options, create_run, trainer
+from dcil_dsl.training import Options, create_run, result, trainer
 from dcil_dsl.training import session as sessions
 
 BATCH, STEPS_PER_EPOCH = 4, 6
@@ -73,10 +73,11 @@ def waits_of(text, options, folder):
     dual = compile_plan(plan, traced)
     sparsity = dict(asked=0.0, measured=0.0, pruned=0.0, at_floor=(), at_ceiling=(), rules=(),
                     num_kept=1, num_weights=1, counts="weights")  # fmt: skip
-    sessions.check_sparsity = lambda *more: SimpleNamespace(**sparsity)
+    result.check_sparsity = lambda *more: SimpleNamespace(**sparsity)
     sessions.save_checkpoint = sessions.stop_if_no_finite_loss = lambda *more: None
     sessions.stop_if_no_finite_weights = trainer.check_fit = lambda *more: None
-    sessions.look = trainer.look = lambda now: None  # every 50 steps, and at the end of an epoch
+    # Every 50 steps, and at the end of an epoch.
+    sessions.look = result.look = trainer.look = lambda now: None
     still, moving, moves = {}, {}, set()
     learn, update = trainer._learn, trainer._update
 

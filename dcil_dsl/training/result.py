@@ -1,0 +1,140 @@
+"""What a run has come to: the line of an epoch, the Result.
+
+In:   a Session, the accuracies of its paths.
+Out:  what metrics.jsonl says of an epoch; a Result.
+Not:  nothing is evaluated (evaluate.py), written (run.py) or shown (progress.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.training.balance import WEIGHTS
+from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
+from dcil_dsl.training.optim import rate_at
+from dcil_dsl.training.patterns import only_whole, why_computed_whole
+from dcil_dsl.training.session import Session, look, tell_patterns
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run.
+
+    accuracies         {path: {"top1": fraction, "top5": fraction}}; empty if interrupted
+    sparsity_asked     what the schedule asks at `step`, a fraction of what the budgets count
+    sparsity_measured  of the weights under rules
+    sparsity_counted   of what the budgets count: to be compared with what was asked
+    counts             what that is: "weights", "filters" ...
+    at_floor           layers of shared budgets with nothing above their floor; at_ceiling: with
+                       all that their ceiling allows
+    rules              the same of each rule by itself, in its own unit
+    num_kept           of the num_weights under rules
+    seconds            of the whole run, evaluation and what was before a resume included
+    cost               passes over the model, as a multiple of a dense run of as many steps; 2:4
+                       patterns are counted as this machine computed them in the end
+    data_seconds       in which steps waited for their batch; data_share: of all seconds of steps.
+                       As the host sees it: where the device lags behind it, the device waited less
+    patterns       in words, where 2:4 patterns were computed and why; empty where none asks for it
+    rewinds        how often the run went back after a loss that was not finite: at which step
+                   what, and to which step
+    """
+
+    step: int
+    epoch: int
+    accuracies: dict[str, dict[str, float]]
+    sparsity_asked: float
+    sparsity_measured: float
+    num_kept: int
+    num_weights: int
+    seconds: float
+    examples_per_second: float
+    cost: float
+    data_seconds: float = 0.0
+    data_share: float = 0.0
+    interrupted: bool = False
+    sparsity_counted: float = 0.0
+    counts: str = "weights"
+    at_floor: tuple[str, ...] = ()
+    at_ceiling: tuple[str, ...] = ()
+    rewinds: tuple[dict, ...] = ()
+    rules: tuple[RuleSparsity, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+
+def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
+    """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
+    look(now)
+    tell_patterns(now)
+    plan, state, at = now.plan, now.state, now.state.position
+    sums = now.options.ranks.sum(state.sums)
+    sparsity = check_sparsity(now.dual, masks_step(at.step))
+    paths = [path.name for path in plan.paths]
+    names = [loss.name for loss in plan.losses] + paths
+    means = {
+        name: total / at.examples_by[name]
+        for name, total in zip(names, sums.tolist(), strict=True)
+        if name in at.examples_by
+    }
+    changed = [(mask != state.before[name]).sum() for name, mask in now.dual.masks.items()]
+    flips = int(torch.stack(changed).sum()) if changed else 0  # read once, not for each layer
+    if now.dual.parts is not None:
+        flips = int(now.dual.parts.across.sum(torch.tensor(flips)))
+    line = {
+        "step": at.step,
+        "epoch": at.epoch + 1,
+        "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
+        "losses": {name: value for name, value in means.items() if name not in paths},
+        "train_top1": {name: value for name, value in means.items() if name in paths},
+        "top1": {path: accuracy["top1"] for path, accuracy in accuracies.items()},
+        "top5": {path: a["top5"] for path, a in accuracies.items() if "top5" in a},
+        "sparsity_asked": sparsity.asked,
+        "sparsity_measured": sparsity.measured,
+        "sparsity_counted": sparsity.pruned,
+        "at_floor": list(sparsity.at_floor),
+        "at_ceiling": list(sparsity.at_ceiling),
+        "mask_flips": flips,
+        "rewinds": len(at.rewinds),
+        "seconds": at.epoch_trained,
+        "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
+        "data_seconds": at.epoch_waited,
+        "data_share": at.epoch_waited / max(at.epoch_trained, 1e-9),
+    }
+    if WEIGHTS in state.memory:
+        weights = state.memory[WEIGHTS].tolist()
+        line["balance"] = {x.name: w for x, w in zip(plan.losses, weights, strict=True)}
+    return line
+
+
+def result_of(
+    now: Session, accuracies: dict, examples_per_epoch: int, interrupted: bool = False
+) -> Result:
+    """Raises SparsityError if the masks are not the plan's."""
+    at = now.state.position
+    sparsity = check_sparsity(now.dual, masks_step(at.step))
+    num_examples = at.epoch * examples_per_epoch + at.examples
+    whole = only_whole(why_computed_whole(now.dual, now.options))
+    return Result(
+        step=at.step,
+        epoch=at.epoch,
+        accuracies=accuracies,
+        sparsity_asked=sparsity.asked,
+        sparsity_measured=sparsity.measured,
+        num_kept=sparsity.num_kept,
+        num_weights=sparsity.num_weights,
+        seconds=at.seconds,
+        examples_per_second=num_examples / max(at.seconds, 1e-9),
+        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step}), whole),
+        data_seconds=at.waited,
+        data_share=at.waited / max(at.trained, 1e-9),
+        interrupted=interrupted,
+        sparsity_counted=sparsity.pruned,
+        counts=sparsity.counts,
+        at_floor=sparsity.at_floor,
+        at_ceiling=sparsity.at_ceiling,
+        rewinds=tuple(at.rewinds),
+        rules=sparsity.rules,
+        patterns=now.patterns,
+    )
