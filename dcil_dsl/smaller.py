@@ -61,7 +61,8 @@ def compact_run(
     result = compact(network, _inputs(network, plan, batch=2))
     device = pick_device("auto")
     inputs = _inputs(network, plan, BATCH).to(device)
-    measured = measure(network.eval().to(device), result.model.to(device), inputs)
+    network.eval()
+    measured = measure(network.to(device), result.model.to(device), inputs)
     result.model.cpu()
     write_shapes(folder, result.shapes, result.tensors, report_of(result, measured))
     return folder, result, measured

@@ -78,7 +78,8 @@ def compact(
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise InputError(f"`{name}` of the state dict is no tensor: it has no place in a file")
-    original = copy_module(model).eval()
+    original = copy_module(model)
+    original.eval()
     followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))
     traced, found = followed.traced.model, followed.found
     given = readings(found, find_constants(found))

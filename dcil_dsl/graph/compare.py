@@ -62,7 +62,7 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
 
 def _expected(model: nn.Module, inputs: Inputs, training: bool) -> list[object]:
     try:
-        return _run(copy_module(model).train(training), inputs)
+        return _run(_in_mode(copy_module(model), training), inputs)
     except Exception as problem:  # a model may fail in its own way
         mode = "training" if training else "evaluation"
         reason = f"it fails in {mode} mode: {first_line(problem)}"
@@ -73,7 +73,8 @@ def _difference(traced: Traced, inputs: Inputs, expected: dict[bool, list]) -> s
     """In what the graphs differ from the model; None where they do not."""
     for training in (False, True):
         mode = "training" if training else "evaluation"
-        graph = fx.GraphModule(copy_module(traced.model), traced.graph(training)).train(training)
+        copied = _in_mode(copy_module(traced.model), training)
+        graph = fx.GraphModule(copied, traced.graph(training))
         given = Inputs(traced.arguments.bind(inputs.args, inputs.kwargs))
         try:
             found = _run(graph, given)
@@ -94,6 +95,11 @@ def _suspects(traced: Traced) -> list[tuple[str, ...]]:
     ]
     one_by_one = [(name,) for name in top] if len(top) <= MAX_TRIES else []
     return one_by_one + ([tuple(top)] if len(top) > 1 else [])
+
+
+def _in_mode(model: nn.Module, training: bool) -> nn.Module:
+    model.train() if training else model.eval()  # which may return anything
+    return model
 
 
 def _run(model: nn.Module, inputs: Inputs) -> list[object]:

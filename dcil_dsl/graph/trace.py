@@ -105,8 +105,10 @@ def trace_model(
     flags = {name: module.training for name, module in model.named_modules()}
     like = _named(arguments, example) if example is not None else dict(like or {})
     shown = resized(Inputs((), like), EXAMPLES).kwargs if like else None
-    train, kept = _trace(model.train(), arguments, keep or {}, shown)
-    eval, kept_too = _trace(model.eval(), arguments, keep or {}, shown)
+    model.train()
+    train, kept = _trace(model, arguments, keep or {}, shown)
+    model.eval()
+    eval, kept_too = _trace(model, arguments, keep or {}, shown)
     whole = {**kept_too, **kept}
     if "" in whole:  # one way of calling for both modes
         whole = {"": whole[""]}
