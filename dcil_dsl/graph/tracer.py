@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.graph.decisions import UNKNOWN, Decisions, hold
+from dcil_dsl.graph.holders import used_by_hooks
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
@@ -198,6 +199,7 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # made at the call, nn.CrossEntropyLoss()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
+            self._refuse_hooks_that_reach_out(m)
             return super().call_module(m, forward, args, kwargs)
         if path in self.keep:
             return self._call_whole(path, self.keep[path], args, kwargs)
@@ -212,7 +214,18 @@ class Tracer(fx.Tracer):
                 raise  # it fills a list that it was given: the one who gave it has to stay whole
             return self._call_whole(path, first_line(problem), args, kwargs)
 
+    def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
+        """One call of the graph is handed its own weights alone: who uses others lies further out.
+        """
+        inside = {id(part) for part in [*module.modules(), *module.parameters()]}
+        for used in used_by_hooks(module):
+            weights = used.parameters() if isinstance(used, nn.Module) else [used]
+            others = [self.names[id(x)] for x in weights if id(x) in self.names.keys() - inside]
+            if others and id(used) not in inside:
+                raise Unfollowed(f"a hook in it uses `{others[0]}`, which lies outside")
+
     def _call_whole(self, path, reason, args, kwargs):
+        self._refuse_hooks_that_reach_out(self.model.get_submodule(path))
         called = self.create_proxy("call_module", path, tuple(args), dict(kwargs))
         called.node.meta["whole"] = path
         self.whole[path] = reason
