@@ -11,6 +11,9 @@ other numbers here, before an hour of training and not after it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -19,6 +22,7 @@ from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Inputs, doubled
 from dcil_dsl.graph.trace import Traced, TraceError, trace_model
 from dcil_dsl.graph.tracer import first_line
+from dcil_dsl.graph.watch import WeightWatch
 from dcil_dsl.masking.redraw import drawn_apart
 
 TOLERANCE = 1e-4  # relative to the largest output; the same operations rarely need any
@@ -38,17 +42,32 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
     example = Inputs.of(example_inputs)
     first = next(model.parameters(), None)
     tensors = [*example.tensors(), *([] if first is None else [first])]
-    if "" in traced.whole or any(tensor.is_meta for tensor in tensors):
+    if any(tensor.is_meta for tensor in tensors):
         return traced
     inputs = doubled(example)
     if first is not None:
         inputs = inputs.map(lambda tensor: tensor.to(first.device))
-    expected = {training: _expected(model, inputs, training) for training in (False, True)}
+    written: dict[str, bool] = {}
+    if "" in traced.whole:  # there is nothing to compare, and it may fail as it likes
+        for training in (False, True):
+            with suppress(Exception):
+                _expected(model, inputs, training, written)
+        return _noting(traced, written)
+    expected = {
+        training: _expected(model, inputs, training, written) for training in (False, True)
+    }
+    return _noting(_made_equal(traced, model, example, inputs, expected), written)
+
+
+def _made_equal(
+    traced: Traced, model: nn.Module, example: Inputs, inputs: Inputs, expected: dict[bool, list]
+) -> Traced:
+    """The Traced, or another one in which more stays whole."""
     reason = _difference(traced, inputs, expected)
     if reason is None:
         return traced
     for training, outputs in expected.items():
-        if not _all_alike(_expected(model, inputs, training), outputs):
+        if not _all_alike(_expected(model, inputs, training, {}), outputs):
             mode = "training" if training else "evaluation"
             reason = f"in {mode} mode it gives other numbers for the same inputs and seed"
             raise TraceError("", type(model).__name__, reason)
@@ -60,9 +79,36 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
     return trace_model(model, example, keep={"": reason})
 
 
-def _expected(model: nn.Module, inputs: Inputs, training: bool) -> list[object]:
+def _noting(traced: Traced, written: dict[str, bool]) -> Traced:
+    """The Traced, whose layers say that the forward writes to their weights: no rule may have them.
+
+    A trained weight that is written is refused at once, but for what `max_norm` does: each path
+    would write to it, and learn from what the other has left.
+    """
+    parameters = dict(traced.model.named_parameters(remove_duplicate=False))
+    for name, is_other in written.items():
+        if is_other and name in parameters and parameters[name].requires_grad:
+            path, _, own = name.rpartition(".")
+            reason = f"its forward changes the weight `{own}` in place"
+            raise TraceError(path, type(traced.model.get_submodule(path)).__name__, reason)
+    layers = tuple(
+        replace(layer, is_written=any(name in written for name in layer.weights))
+        for layer in traced.layers
+    )
+    return replace(traced, layers=layers)
+
+
+def _expected(
+    model: nn.Module, inputs: Inputs, training: bool, written: dict[str, bool]
+) -> list[object]:
+    """What the model gives; the weights that its forward writes to are added to `written`."""
     try:
-        return _run(_in_mode(copy_module(model), training), inputs)
+        copied = _in_mode(copy_module(model), training)
+        with suppress(Exception), WeightWatch(copied) as watch:
+            outputs = _run(copied, inputs)
+            written.update(watch.written)
+            return outputs
+        return _run(_in_mode(copy_module(model), training), inputs)  # it takes no such mode
     except Exception as problem:  # a model may fail in its own way
         mode = "training" if training else "evaluation"
         reason = f"it fails in {mode} mode: {first_line(problem)}"
@@ -118,6 +164,8 @@ def _alike(ours: object, theirs: object) -> bool:
         return isinstance(theirs, (bool, int, float, str)) is False or ours == theirs
     if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
         return False
+    if theirs.layout != torch.strided:
+        return ours.layout == theirs.layout and _alike(ours.to_dense(), theirs.to_dense())
     if not theirs.is_floating_point():
         return torch.equal(ours, theirs)
     largest = theirs.abs().max().item() if theirs.numel() else 0.0

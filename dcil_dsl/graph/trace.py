@@ -126,11 +126,12 @@ def trace_model(
 
 
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
-    """What the inputs of the graph are like; nothing where they are more than tensors."""
+    """What the inputs of the graph are like; nothing where they are more than tensors, or sparse.
+    """
     if arguments.live is None:
         return {}
     given = dict(zip(arguments.live, arguments.bind(example.args, example.kwargs)))
-    if not all(isinstance(value, Tensor) for value in given.values()):
+    if not all(isinstance(v, Tensor) and v.layout == torch.strided for v in given.values()):
         return {}
     return {name: value.to("meta") for name, value in given.items()}
 

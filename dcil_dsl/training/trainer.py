@@ -33,7 +33,7 @@ from dcil_dsl.training.finite import NotFinite
 from dcil_dsl.training.integrate import integrate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.late_phase import end_turn, forget_gathered, gather, take_turn
-from dcil_dsl.training.losses import open_losses
+from dcil_dsl.training.losses import open_losses, refuse_constant
 from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import forget_pruned, set_rate
@@ -200,6 +200,7 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
     weight = ranks.count * len(labels) / (copies * part.total)
 
     def backward(loss: Tensor) -> None:
+        refuse_constant(loss)
         now.scaler.scale(loss if weight == 1 else weight * loss).backward()
 
     def learn(terms: tuple[int, ...]) -> tuple[Tensor, Tensor]:
