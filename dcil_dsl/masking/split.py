@@ -65,7 +65,8 @@ class SplitWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         # nn.Embedding(sparse=True) gives rows alone; a mask goes over all of them.
-        grads = [g if g is None or g.layout == torch.strided else g.to_dense() for g in grads]
+        if not torch.compiler.is_compiling():
+            grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         mask, held, *scored = ctx.saved_tensors
         if scored and grads[ctx.path] is not None:
             w, unscale = scored
