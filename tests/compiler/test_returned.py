@@ -63,14 +63,6 @@ class Record:
     penalty: Tensor
 
 
-@dataclass
-class Distribution:
-    """Made by a function of the user, which a graph calls."""
-
-    mean: Tensor
-    parts: list
-
-
 def scale_of_clip(net, x):
     return net.logits(net.stem(x)), net.scale.exp()
 
