@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS, Diagnostic, Label
+from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS, MOST_ERRORS, Diagnostic, Label
 from dcil_dsl.diagnostics.source import Source
 
 WIDTH = 100  # columns of a source line that are shown
@@ -62,7 +62,8 @@ def render_all(
     shown = [render_concise(d) if concise else render(d, color) for d in diagnostics[:MAX_ERRORS]]
     more = len(diagnostics) - MAX_ERRORS
     if more > 0:
-        shown.append(f"and {more} more")
+        least = "at least " if len(diagnostics) >= MOST_ERRORS else ""
+        shown.append(f"and {least}{more} more")
     return ("\n" if concise else "\n\n").join(shown)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LANGUAGES = ("1",)
 MAX_DEPTH = 30  # of brackets; the tree is walked by recursion
 MAX_OPERATORS = 60  # that may nest, before a comma
+MAX_STARTS = 200  # of the reading after an error; several on one line are told once
 
 _OPEN = {"LBRACE": "RBRACE", "LPAR": "RPAR", "LSQB": "RSQB"}
 _NESTING = {"PLUS", "MINUS", "STAR", "SLASH", "IN", "WHERE", "AND"}
@@ -51,15 +52,17 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
     tokens, at, prefix = _language(source, tokens, found)
     said |= {d.span.line for d in found.errors}
     tokens = [*tokens, end]
-    while at < len(tokens) and len(found.found) < MAX_ERRORS:
+    for _ in range(MAX_STARTS):
+        if at >= len(tokens) or len(found.found) >= MAX_ERRORS:
+            return
         fails, blocks = _read(tokens, at, prefix)
         if fails is None:
             return
         situation = _situation(source, tokens, at, fails, prefix, blocks)
         error = expected.explain(situation)
         diagnostic = error.diagnostic
-        if diagnostic.span.line not in said and diagnostic not in found.found:
-            found.found.append(diagnostic)
+        if diagnostic.span.line not in said:
+            found.note(diagnostic)
         said.add(diagnostic.span.line)
         at, prefix = _resume(tokens, at, fails, blocks, error)
 
