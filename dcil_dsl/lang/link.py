@@ -48,12 +48,13 @@ def link(
     scope = _Scope(lets, found)
     items = tuple(scope.item(item) for item in file.items if not isinstance(item, ast.Let))
     used = sorted(scope.used)  # to look at one that is not counts as a use of it
+    num_unused = 0
     for let in lets.values():
         if let.name.name not in scope.used and let.span.source.name != "--set":
             scope.value_of(let.name)  # what is wrong in it is wrong, used or not
-            few = len(found.warnings) < MAX_ERRORS
+            num_unused += 1
             found.add("W201", f"`let {let.name.name}` is never used", let.name.span,
-                      help=did_you_mean(let.name.name, used) if few else None)
+                      help=did_you_mean(let.name.name, used) if num_unused <= MAX_ERRORS else None)
     layers = {item.name.name: item for item in items if isinstance(item, ast.Layers)}
     closed = replace(file, extends=None, items=items, comments=())
     return Linked(closed, layers, {name: let.name.span for name, let in lets.items()})

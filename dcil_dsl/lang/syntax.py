@@ -153,25 +153,29 @@ def _situation(source, tokens, at, fails, prefix, blocks) -> Situation:
     state = grammar().parse_interactive()
     for token in [*prefix, *tokens[at:fails]]:
         state.feed_token(token)
-    bracket = _open_bracket(tokens, at, fails)
+    brackets = _open_brackets(tokens, at, fails)
     return Situation(
         source=source, tokens=tuple(tokens), at=fails, start=at,
         accepts=frozenset(state.accepts()),
         block=(blocks[-1].keyword, blocks[-1].brace) if blocks else None,
         in_mix=bool(blocks and blocks[0].keyword is not None and blocks[0].keyword.type == "MIX"),
-        bracket=bracket,
+        bracket=brackets[-1] if brackets else None,
     )
 
 
-def _open_bracket(tokens: list[Token], at: int, stop: int) -> Token | None:
-    """The innermost `(` or `[` that is open at `stop`."""
-    brackets = []
+def _open_brackets(tokens: list[Token], at: int, stop: int) -> list[Token]:
+    """Each `(` and `[` that is open at `stop`, the innermost last."""
+    brackets: list[Token] = []
     for token in tokens[at:stop]:
-        if token.type in ("LPAR", "LSQB"):
-            brackets.append(token)
-        elif token.type in ("RPAR", "RSQB") and brackets:
-            brackets.pop()
-    return brackets[-1] if brackets else None
+        _keep_brackets(token, brackets)
+    return brackets
+
+
+def _keep_brackets(token: Token, brackets: list[Token]) -> None:
+    if token.type in ("LPAR", "LSQB"):
+        brackets.append(token)
+    elif token.type in ("RPAR", "RSQB") and brackets:
+        brackets.pop()
 
 
 def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
@@ -180,10 +184,12 @@ def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
     inside = _opened(blocks)
     nested = 0  # braces opened in what is skipped
     start = error.resume if error.resume is not None else fails
+    brackets = _open_brackets(tokens, at, start)
     for index in range(start, len(tokens)):
         token = tokens[index]
         follows = tokens[index + 1].type if index + 1 < len(tokens) else END
         fresh = index > at or start > at
+        _keep_brackets(token, brackets)
         if token.type == END:
             return len(tokens), top
         if token.type in ITEMS and follows != "EQUAL" and fresh and _starts_item(token, follows):
@@ -198,7 +204,7 @@ def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
             if token.type in MIX_ITEMS and inside[2].type == "MIX":
                 return index, written("language", "1", "mix", "{")
             if token.type == "NAME" and follows == "EQUAL" and inside[-1].type == "LBRACE":
-                if inside[2].type != "MIX" and _open_bracket(tokens, at, index) is None:
+                if inside[2].type != "MIX" and not brackets:
                     return index, inside
     return len(tokens), top
 
