@@ -7,12 +7,12 @@ Not:  whether anything matches; plan/select.py knows the layers.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics, Label
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
+from dcil_dsl.lang.patterns import Regex
 from dcil_dsl.lang.values import BROKEN, Ratio, Time
 
 # For suggestions only: a recipe may name any class.
@@ -96,11 +96,10 @@ class Selectors:
 
     def _pattern(self, selector: ast.ByRegex, pattern: str) -> None:
         try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            reason = getattr(error, "msg", None) or "it is too large"
+            Regex(pattern)
+        except ValueError as error:
             self.found.add("E226", "this regular expression is not valid", selector.span,
-                           label=reason)
+                           label=str(error))
 
     def _condition(self, condition: ast.Condition) -> None:
         value = condition.value
