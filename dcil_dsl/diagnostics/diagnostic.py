@@ -48,9 +48,7 @@ class Diagnostic:
 
     def __post_init__(self):
         for name in ("message", "label", "help"):
-            text = getattr(self, name)
-            if text is not None:
-                object.__setattr__(self, name, bounded(text))
+            object.__setattr__(self, name, bounded(getattr(self, name)))
 
     @property
     def is_error(self) -> bool:
@@ -119,9 +117,9 @@ class Diagnostics:
             raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
 
 
-def bounded(text: str) -> str:
+def bounded(text: str | None) -> str | None:
     """A text for people, cut where a name or a list in it goes on and on."""
-    if len(text) <= LONGEST_WORD:
+    if text is None or len(text) <= LONGEST_WORD:
         return text
     text = _LONG_WORD.sub(lambda word: f"{word[0][: LONGEST_WORD - 3]}...", text)
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 3]}..."

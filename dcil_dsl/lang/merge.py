@@ -128,9 +128,8 @@ def _some(errors: list[Diagnostic], extends: ast.Literal) -> list[Diagnostic]:
     more = len(errors) - len(shown)
     if more:
         least = "at least " if len(errors) >= MAX_ERRORS else ""
-        shown.append(Diagnostic(
-            "E201", f"the parent `{extends.value}` is no recipe: {least}{count(more, 'more error')}",
-            extends.span))
+        message = f"the parent `{extends.value}` is no recipe: {least}{count(more, 'more error')}"
+        shown.append(Diagnostic("E201", message, extends.span))
     return shown
 
 

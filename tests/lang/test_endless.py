@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sound import completed
 
-from dcil_dsl.diagnostics import InputError, RecipeError
+from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError, Source, Span
 from dcil_dsl.diagnostics.render import render_all, render_concise
 from dcil_dsl.lang import load, loads
 
@@ -151,3 +151,10 @@ def test_a_recipe_that_a_command_names_may_be_a_pipe_and_ends_at_its_limit():
     os.close(receive)
     with pytest.raises(InputError, match="larger than 2 MB"):
         load("/dev/zero")
+
+
+def test_a_message_is_cut_and_a_diagnostic_without_a_label_is_drawn():
+    source = Source("language 1\n")
+    found = Diagnostic("E101", "a" * 5000, Span(source, 0, 1), label=None, help="b c " * 5000)
+    assert len(found.message) == 200 and len(found.help) == 1000
+    assert render_all([found]).startswith("<recipe>:1:1: error[E101]: aaa")

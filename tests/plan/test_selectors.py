@@ -218,8 +218,9 @@ def test_a_glob_means_what_its_translation_to_a_regular_expression_means():
 def test_a_regular_expression_means_what_it_means_in_python():
     names = ["", "a", "aa", "b", "a.b", "1", "{e<=1}", "a{e<=1}", "[", ":", "a]", "a{}", "A", "&"]
     for pattern in (
-        "a{e<=1}", "[[:alpha:]]", "[[:alpha:]]+", "a{}", "a{,}", "a{,2}", "a{2}", "a{1,}", "{", "a{1",
-        "[a[]", "[a&&b]", "[]a]", "[^]a]", r"\[", r"[\[a]", "(?i)a", "(?#[)a{e<=1}", "[a{e}]",
+        "a{e<=1}", "[[:alpha:]]", "[[:alpha:]]+", "a{}", "a{,}", "a{,2}", "a{2}", "a{1,}", "{",
+        "a{1", "[a[]", "[a&&b]", "[]a]", "[^]a]", r"\[", r"[\[a]", "(?i)a", "(?#[)a{e<=1}",
+        "[a{e}]",
     ):  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -246,7 +247,9 @@ def test_two_thousand_rules_on_two_thousand_layers_are_matched_in_a_second():
         return f"blocks.{i // 4}.part.conv{i % 4}"
 
     one = nn.Conv2d(4, 4, 1)
-    layers = tuple(Layer(path(i), path(i), one, (Weight(f"{i}.weight", (4, 4)),)) for i in range(2000))
+    layers = tuple(
+        Layer(path(i), path(i), one, (Weight(f"{i}.weight", (4, 4)),)) for i in range(2000)
+    )
     for name in ("blocks.{b}.part.conv{c}", "blocks.{b}.*.conv{c}", "**.{b}.part.conv{c}"):
         rules = "\n".join(
             f'prune "{name.format(b=i // 4, c=i % 4)}" to 50%' for i in range(2000)
