@@ -120,6 +120,10 @@ mix {
     entry("E321", "a balance that is never struck",
           """`balance` compares the gradients of one path's loss terms at every multiple of `every`,
           and no two terms are open at such a step."""),
+    entry("E323", "a regular expression takes too long",
+          """An expression such as `(a|aa)+b` tries a number of ways that doubles with each letter
+          of a name. It has a second of processor time for all names of a model.""",
+          'prune re"(|.|.|.){40}[ab]" to 90%', 'prune re".*[ab]" to 90%'),
     entry("E313", "paths of different strides",
           "Every so many steps a path may rest, but all that do so keep the same time.",
           """mix {

@@ -14,6 +14,9 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan.select import Selection
 
 
+MOST_SHOWN = 5  # rules that took the layers of another one
+
+
 def claim_layers(
     rules: tuple[r.Prune | r.Keep, ...], selection: Selection, report: Diagnostics
 ) -> dict[str, int]:
@@ -72,7 +75,7 @@ def claim_layers(
                 label=f"claims {claims} below",
                 others=tuple(
                     Label(rules[i].span, "the last rule that matches a layer wins")
-                    for i in later
+                    for i in later[:MOST_SHOWN]
                 ),
                 help="move the wider rule above the narrower one",
             )
