@@ -21,6 +21,9 @@ from dcil_dsl.training.metrics import Dual
 # Not on a CPU, where the fused step neither checks that weight and gradient lie in memory alike
 # nor is faster for channels_last weights.
 FUSED_ON = ("cuda",)
+ENTRIES = {
+    torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}  # fmt: skip
 
 
 def make_optimizer(
@@ -115,11 +118,22 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Put back what optimizer_state gave. Raises KeyError for a parameter it does not have."""
+    """Put back what optimizer_state gave.
+
+    Raises KeyError for a parameter or an entry that it does not have, ValueError for one of another
+    shape or type.
+    """
     parameters = dict(_by_name(optimizer))
+    entries = ENTRIES[type(optimizer)]
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
+        if entry not in entries:
+            raise KeyError(key)
+        shape = torch.Size() if entry == "step" else parameter.shape
+        if value.shape != shape or not value.is_floating_point():
+            told = f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+            raise ValueError(f"`{key}` is {told} and not of the shape {tuple(shape)}")
         if entry == "step":  # of Adam; the fused one counts on the device
             device = parameter.device if _is_fused(optimizer) else "cpu"
             place = torch.empty_like(value, device=device)
