@@ -46,6 +46,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
 from dcil_dsl.training.checkpoint import digest, load_deployed, position_of, read_checkpoint
+from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, newest_of, open_run, previous_of
@@ -59,16 +60,21 @@ Asked = Callable[[str | None, str | None, Plan | None], Wanted]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One path of a run on the held-out data."""
+    """One path of a run on the held-out data.
+
+    broken: of how many of num_examples the outputs are no finite numbers. No class is right there.
+    """
 
     path: str
     accuracy: dict[str, float]
     claims: tuple[Claim, ...]
     step: int
+    broken: int = 0
+    num_examples: int = 0
 
     @property
     def holds(self) -> bool:
-        return all(claim.holds is not False for claim in self.claims)
+        return not self.broken and all(claim.holds is not False for claim in self.claims)
 
 
 def evaluate_run(
@@ -103,10 +109,11 @@ def evaluate_run(
     finally:
         loader.close()
     sparsity = check_sparsity(dual, masks_step(step)).measured
-    claims = ()
+    accuracy, claims = dict(accuracies[path]), ()
+    broken = accuracy.pop(BROKEN, 0)
     if path == plan.deploy:
-        claims = judge_claims(plan, accuracies[path], sparsity, step == plan.num_steps)
-    return Evaluation(path, accuracies[path], claims, step)
+        claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
+    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
 def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
@@ -181,9 +188,8 @@ def export_run(
     deployed = collapse(dual, path)
     verdict = verify_tensors(deployed.state_dict(), origin.promises)
     if not verdict.holds:
-        raise SparsityError(
-            f"path `{path}` of {folder.path} is not exported: {'; '.join(verdict.faults[:MAX_TOLD])}"
-        )
+        faults = "; ".join(verdict.faults[:MAX_TOLD])
+        raise SparsityError(f"path `{path}` of {folder.path} is not exported: {faults}")
     write_artefact(deployed, file, origin)
     return file
 
@@ -343,7 +349,8 @@ def _compare_run(
     tensors, header = read_checkpoint(folder.checkpoint, plan)
     state, origin = state_of(tensors), read.origin
     if origin is None:  # which path it is of, and of which step, it does not say
-        return differences(read.tensors, deployed_tensors(state, plan, plan.deploy)[0], False), None
+        wanted, _ = deployed_tensors(state, plan, plan.deploy)
+        return differences(read.tensors, wanted, exact_type=False), None
     step, faults = position_of(header, folder.checkpoint, plan).step, []
     if origin.step != step:
         faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")

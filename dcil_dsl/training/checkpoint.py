@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import AllowInfNan, FiniteFloat, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import (
+    AllowInfNan,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
