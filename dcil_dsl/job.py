@@ -56,6 +56,7 @@ from dcil_dsl.training.distributed import (
 from dcil_dsl.training.hold import hold_run
 from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.shardable import check_shardable
@@ -196,6 +197,7 @@ def _train(
     )  # fmt: skip
     plan = prepared.plan
     check_claims(plan)
+    check_rate(plan)
     if not resume:
         _refuse_broken_weights(prepared.traced.model)
     if options.shard:

@@ -29,7 +29,7 @@ from dcil_dsl.export.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.export.authors import show_authors
+from dcil_dsl.export.authors import logged, show_authors
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.deployed import (
     MAX_TOLD,
@@ -121,7 +121,12 @@ def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
     they logged. Nothing for any other run or path."""
     folder = open_run(run)
     plan = folder.read_plan()
-    return show_authors(plan, folder.read_metrics(), page) if path == plan.deploy else []
+    if path != plan.deploy or not logged(plan):
+        return []
+    try:
+        return show_authors(plan, folder.read_metrics(), page)
+    except InputError as error:
+        return [f"the authors' numbers are left out: {error.message}"]
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:

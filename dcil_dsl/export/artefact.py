@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.group import SharedBy, check_members
+from dcil_dsl.plan.group import Share, SharedBy, check_members
 from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit, first_fault
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
@@ -45,15 +45,15 @@ class Promise(BaseModel):
     so are the bounds'.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rule: str
     allocation: Literal["global", "uniform"]
     shared_by: SharedBy = "target"
-    asked: float
+    asked: Share
     parameters: tuple[str, ...]
-    num_weights: tuple[int, ...]
-    keeps: tuple[int, ...]
+    num_weights: tuple[NonNegativeInt, ...]
+    keeps: tuple[NonNegativeInt, ...]
     of: Literal["weights", "units", "flops"] = "weights"
     unit: Unit = Single()
     cuts: tuple[Cut, ...] = ()
@@ -84,7 +84,7 @@ class Origin(BaseModel):
     model: Model
     data: str | None
     path: str
-    step: int
+    step: NonNegativeInt
     promises: tuple[Promise, ...]
     digest: str = ""
 

@@ -84,7 +84,7 @@ class Layer(Part):
     parameter: str
     module: str
     type: str
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     out_axis: int = 0
     in_axis: int = 1
     groups: int = 1
@@ -303,8 +303,8 @@ class Plan(Part):
     recipe: About
     model: Model
     data: Data
-    steps_per_epoch: int
-    num_steps: int
+    steps_per_epoch: PositiveInt
+    num_steps: NonNegativeInt
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     paths: tuple[Path, ...]

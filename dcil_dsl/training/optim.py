@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.extend.word import LARGEST
 from dcil_dsl.plan.plan import SGD, AdamW, Plan
 from dcil_dsl.training.metrics import Dual
 
@@ -60,6 +62,20 @@ def entries_of(spec: SGD | AdamW, parameter: Tensor) -> dict[str, Tensor]:
         step = torch.zeros((), device=counts_on)
         return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros}
     return {"momentum_buffer": torch.zeros_like(parameter)} if spec.momentum else {}
+
+
+def check_rate(plan: Plan) -> None:
+    """InputError where the rate grows, step by step, beyond what float32 holds."""
+    for step in (0, *plan.train.rate.at):
+        try:
+            is_held = rate_at(plan, step) <= LARGEST
+        except OverflowError:
+            is_held = False
+        if not is_held:
+            raise InputError(
+                f"the learning rate is beyond what float32 holds at step {step:,}",
+                help="lower `gamma`, or `lr`, in the recipe's `train`",
+            )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
