@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.group import Share, SharedBy, check_members
-from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit, first_fault
+from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Size, Unit, first_fault
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
@@ -74,7 +74,10 @@ class Promise(BaseModel):
 
 
 class Origin(BaseModel):
-    """Where a file comes from and what it promises. `step`: updates done when it was written."""
+    """Where a file comes from and what it promises. `step`: updates done when it was written.
+
+    sizes  the inputs that the network was trained on, as Plan.sizes has them
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,6 +89,7 @@ class Origin(BaseModel):
     path: str
     step: NonNegativeInt
     promises: tuple[Promise, ...]
+    sizes: dict[str, Size] = {}
     digest: str = ""
 
 
@@ -130,6 +134,7 @@ def origin_of(plan: Plan, num_done: int) -> Origin:
     return Origin(
         recipe=plan.recipe.name, sha256=plan.recipe.sha256, model=plan.model, data=plan.data.name,
         path=plan.deploy, step=num_done, promises=promises_at(plan, num_done),
+        sizes=plan.sizes,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ Not:  no code comes from the files, and none of their numbers is believed before
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,8 +17,16 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.follow import Followed, follow, make_small, put
 from dcil_dsl.export.shapes import Shapes, expand_tensors, read_shapes
 from dcil_dsl.export.shrink import kept_indices
+from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.dependencies import FIXED, Axis
 from dcil_dsl.graph.inputs import Inputs
+
+# Inputs of networks; of no other type are zeros a batch of anything.
+TYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+MOST_NUMBERS = 2**28  # of one input
 
 
 def load_compact(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -40,6 +49,7 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
     _compare_keys(shapes, model)
     _check_modules(shapes, model)
     inputs = _inputs(shapes)
+    _try_inputs(model, inputs)
     followed = follow(model, inputs, shapes.opened, shapes.replaced)
     put(followed.traced.model, expand_tensors(shapes, small))
     result, modules = make_small(followed, _gone(followed, shapes))
@@ -64,11 +74,31 @@ def _inputs(shapes: Shapes) -> Inputs:
             zeros.append((entry.name, entry.value))
             continue
         dtype = getattr(torch, entry.dtype, None)
-        if not isinstance(dtype, torch.dtype):
+        if not isinstance(dtype, torch.dtype) or dtype not in TYPES:
             raise InputError(f"the shape file names a type of numbers `{entry.dtype}`")
+        if prod(entry.shape) > MOST_NUMBERS:
+            raise InputError(
+                f"the shape file names an input of {' x '.join(map(str, entry.shape))} numbers"
+            )
         zeros.append((entry.name, torch.zeros(entry.shape, dtype=dtype)))
     named = {name: value for name, value in zeros if name is not None}
     return Inputs(tuple(value for name, value in zeros if name is None), named)
+
+
+@torch.no_grad()
+def _try_inputs(model: nn.Module, inputs: Inputs) -> None:
+    """InputError where the model does not take what the shape file says that it was cut with."""
+    on = inputs.map(torch.clone)
+    first = next(model.parameters(), None)
+    try:
+        copy = copy_module(model).eval()
+        on = on if first is None else on.to(first.device)
+        copy(*on.args, **on.kwargs)
+    except Exception as error:  # a model may refuse an input with any error
+        raise InputError(
+            "the model does not take the inputs that the shape file names: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _compare_keys(shapes: Shapes, model: nn.Module) -> None:

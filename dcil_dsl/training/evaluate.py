@@ -1,7 +1,8 @@
 """The accuracy of every path.
 
 In:   a dual graph and held-out batches.
-Out:  {path: {"top1": fraction, "top5": fraction}}, and "not_finite", a count; plain errors where data and model do not fit.
+Out:  {path: {"top1": fraction, "top5": fraction}}, and "not_finite", a count; plain
+      errors where data and model do not fit.
 Not:  no path is chosen and no weight is moved.
 """
 
