@@ -263,12 +263,18 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     if folder is not None and file in _checkpoints_of(folder):
         return _verify_checkpoint(folder, file, stored, asked, model)
     read = read_artefact(file)
-    faults, masks, wanted = [], None, None
+    faults, notes, masks = [], [], None
     if read.origin is not None:
         faults += _compare_header(read, stored)
+    if folder is not None and file == folder.weights and read.origin is None:
+        faults.append("the file says nothing about itself, as a run's own does")
     if folder is not None and folder.has_checkpoint:
         found, masks = _compare_run(folder, stored, read)
         faults += found
+    elif folder is not None and read.origin is not None:
+        notes.append("the run has no checkpoint: that this is its last file is not proved")
+        if read.origin.path != stored.deploy:
+            faults.append(_of_another_path(read, stored))
     if asked is not None:
         named = read.origin or stored
         spec = model or (stored_spec(named.model.name, file) if named else None)
@@ -288,9 +294,14 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
         )
     verdict = verify_tensors(read.tensors, promises, masks)
     verdict.faults[:] = dict.fromkeys(faults + verdict.faults)  # each once
+    verdict.notes[:0] = notes
     if not promises:
         verdict.notes.append("nothing was asked: no weight of this path is pruned")
     return verdict
+
+
+def _of_another_path(read: Artefact, plan: Plan) -> str:
+    return f"this is path `{read.origin.path}`, the run deploys `{plan.deploy}`"
 
 
 def _checkpoints_of(folder: RunFolder) -> tuple[Path | None, ...]:
@@ -360,7 +371,7 @@ def _compare_run(
     if origin.step != step:
         faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")
     if origin.path != plan.deploy:
-        faults.append(f"this is path `{origin.path}`, the run deploys `{plan.deploy}`")
+        faults.append(_of_another_path(read, plan))
     if origin.path not in {entry.name for entry in plan.paths}:
         return faults, None
     wanted, unknown = deployed_tensors(state, plan, origin.path)

@@ -19,7 +19,7 @@ from dcil_dsl.export.artefact import FORMATS, read_artefact
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.compact import Compacted, compact
 from dcil_dsl.export.measure import Measured, measure
-from dcil_dsl.export.rebuild import MOST_NUMBERS
+from dcil_dsl.export.rebuild import MOST_NUMBERS, try_inputs
 from dcil_dsl.export.shapes import write_shapes
 from dcil_dsl.export.show_compact import report_of
 from dcil_dsl.graph.inputs import Inputs
@@ -60,7 +60,9 @@ def compact_run(
     folder = folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", help="name a folder with --out")
-    result = compact(network, _inputs(network, plan, image, batch=2))
+    example = _inputs(network, plan, image, batch=2)
+    try_inputs(network, example, f"the plan or the header of {given}")
+    result = compact(network, example)
     device = pick_device("auto")
     inputs = _inputs(network, plan, image, BATCH).to(device)
     measured = measure(network.eval().to(device), result.model.to(device), inputs)

@@ -49,7 +49,7 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
     _compare_keys(shapes, model)
     _check_modules(shapes, model)
     inputs = _inputs(shapes)
-    _try_inputs(model, inputs)
+    try_inputs(model, inputs, "the shape file")
     followed = follow(model, inputs, shapes.opened, shapes.replaced)
     put(followed.traced.model, expand_tensors(shapes, small))
     result, modules = make_small(followed, _gone(followed, shapes))
@@ -86,8 +86,8 @@ def _inputs(shapes: Shapes) -> Inputs:
 
 
 @torch.no_grad()
-def _try_inputs(model: nn.Module, inputs: Inputs) -> None:
-    """InputError where the model does not take what the shape file says that it was cut with."""
+def try_inputs(model: nn.Module, inputs: Inputs, source: str) -> None:
+    """InputError where the model does not take what a file says that it was run with."""
     on = inputs.map(torch.clone)
     first = next(model.parameters(), None)
     try:
@@ -96,7 +96,7 @@ def _try_inputs(model: nn.Module, inputs: Inputs) -> None:
         copy(*on.args, **on.kwargs)
     except Exception as error:  # a model may refuse an input with any error
         raise InputError(
-            "the model does not take the inputs that the shape file names: "
+            f"the model does not take the inputs that {source} names: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
 

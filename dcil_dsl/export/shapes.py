@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -50,6 +50,16 @@ class TensorMap(Part):
 
     shape: tuple[NonNegativeInt, ...]
     kept: dict[int, tuple[int, ...] | tuple[tuple[int, ...], ...]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> TensorMap:
+        for dim, indices in self.kept.items():
+            if dim not in range(len(self.shape)):
+                raise ValueError(f"there is no dim {dim} in a shape of {len(self.shape)}")
+            for own in indices if indices and isinstance(indices[0], tuple) else (indices,):
+                if any(a >= b for a, b in zip((-1, *own), (*own, self.shape[dim]))):
+                    raise ValueError(f"the indices of dim {dim} do not rise from 0 to its size")
+        return self
 
     def lists(self) -> dict[int, list]:
         return {

@@ -222,6 +222,10 @@ def _judge(
         verdict.budgets.append((index, budget))
         what, noun = budget.what, counted(promise, many=False)
         more = budget.kept - budget.allowed
+        if budget.allowed > budget.size:
+            verdict.faults.append(
+                f"{what}: the promise lets {budget.allowed:,} of {budget.size:,} {noun}s stay"
+            )
         if more > 0:
             are = count(budget.kept, f"{noun} is", f"{noun}s are")
             verdict.faults.append(
@@ -237,6 +241,12 @@ def _judge(
                 else f"{fewer}{count(budget.allowed, noun)} {'is' if more == -1 else 'are'} "
                 "left over"
             )
+    size, allowed = (sum(getattr(b, key) for b in tally.budgets) for key in ("size", "allowed"))
+    if allowed > size * (1 - promise.asked) + len(promise.parameters):
+        verdict.notes.append(
+            f"{promise.rule}: {percent(promise.asked)} is asked, and floors let "
+            f"{allowed:,} of {count(size, counted(promise, many=False))} stay"
+        )
     if promise.unit.kind == "nm":
         _judge_pattern(promise, truths, verdict)
 

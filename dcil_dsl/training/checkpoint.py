@@ -153,9 +153,13 @@ def load_checkpoint(path: Path, state: State) -> None:
     tensors, header = read_checkpoint(path, state.dual.plan, state.shards)
     position = position_of(header, path, state.dual.plan)
     load_model(state.dual, under("model/", tensors), path)
+    moving = under("optimizer/", tensors)
+    for name in optimizer_state(state.optimizer):  # Adam's may be made later, momentum is there
+        if name.endswith("/momentum_buffer") and name not in moving:
+            raise InputError(f"{path} holds another optimiser: it lacks `{name}`")
     state.optimizer.state.clear()  # of steps that are being gone back over
     try:
-        load_optimizer_state(state.optimizer, under("optimizer/", tensors))
+        load_optimizer_state(state.optimizer, moving)
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} holds another optimiser: {error}") from None
     _fill(state.average, under("average/", tensors), path)
@@ -239,9 +243,13 @@ def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None)
     """InputError where the header has none, or one that is no place in the run of `plan`."""
     try:
         position = TypeAdapter(Position).validate_json(header.get("position", ""))
+        missing = {"step", "epoch", "batch", "told"} - json.loads(header["position"]).keys()
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
         raise InputError(f"the checkpoint {path} does not say where it stands: {where}") from None
+    if missing:
+        where = min(missing)
+        raise InputError(f"the checkpoint {path} does not say where it stands: {where}")
     if plan is not None:
         steps = -(-position.batch // plan.train.accumulate)
         if (
@@ -304,13 +312,9 @@ def _same(want: Mapping[str, Tensor], have: Mapping[str, Tensor], path: Path) ->
         if want[name].shape != have[name].shape:
             shapes = f"{tuple(have[name].shape)} and not {tuple(want[name].shape)}"
             raise InputError(f"{path} holds another model: `{name}` has shape {shapes}")
-        if _kind(want[name]) != _kind(have[name]):
+        if want[name].dtype != have[name].dtype:
             types = f"{have[name].dtype} and not {want[name].dtype}".replace("torch.", "")
             raise InputError(f"{path} holds another model: `{name}` is {types}")
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
-    return tensor.dtype == torch.bool, tensor.is_floating_point(), tensor.is_complex()
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -52,7 +52,10 @@ class RunFolder:
     checkpoint = property(lambda self: self.path / "checkpoint" / "last.safetensors")
     has_checkpoint = property(lambda self: newest_of(self.checkpoint) is not None)
     had_checkpoint = property(
-        lambda self: self.has_checkpoint or previous_of(self.checkpoint).exists()
+        lambda self: self.has_checkpoint
+        or previous_of(self.checkpoint).exists()
+        or self.weights.exists()
+        or len(self.read_metrics()) > 1  # one is told before the first checkpoint
     )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
