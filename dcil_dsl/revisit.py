@@ -236,21 +236,22 @@ def verify_artefact(
     if where.is_dir():
         folder = open_run(where)
         newest = newest_of(folder.checkpoint)
-        files = [file for file in (folder.weights, newest) if file is not None and file.exists()]
+        known = [file for file in (folder.weights, newest) if file is not None]
+        files = [file for file in known if file.exists() or file.is_symlink()]
         if not files:
             raise InputError(f"{where} holds no weights yet", help="train first")
     elif where.exists():
         files = [where]
     else:
         raise InputError(f"there is no {where}", help=f"looked at {where.absolute()}")
-    known: dict[tuple, Wanted] = {}  # the files of a run are asked the same
+    wanted: dict[tuple, Wanted] = {}  # the files of a run are asked the same
 
     def asked(spec: str | None, data: str | None, stored: Plan | None) -> Wanted:
-        if (spec, data) not in known:
-            known[spec, data] = _promises_of(
+        if (spec, data) not in wanted:
+            wanted[spec, data] = _promises_of(
                 recipe, steps_per_epoch, warn, note, spec, data, stored
             )
-        return known[spec, data]
+        return wanted[spec, data]
 
     return [
         (file, _verify_file(file, None if recipe is None else asked, model)) for file in files
@@ -322,6 +323,11 @@ def _verify_checkpoint(
         else asked(model or stored_spec(stored.model.name, file), stored.data.name, stored)[0]
     )
     faults = mask_faults(state, stored)
+    faults += [  # of the other paths' own modules too
+        f"{name} holds numbers that are not finite"
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.float().isnan().any()
+    ]
     verdict = verify_tensors(deployed_tensors(state, stored, stored.deploy)[0], promises)
     verdict.faults[:] = dict.fromkeys(faults + verdict.faults)
     return verdict

@@ -98,7 +98,9 @@ def test_a_run_s_own_file_without_a_header_does_not_hold(folder, capsys):
     assert "the file says nothing about itself" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shape", [[1, 3, 0, 0], [1, 3, 2, 2], [1, 7, 32, 32], [1, 3, 10**6, 10**6]])
+@pytest.mark.parametrize(
+    "shape", [[1, 3, 0, 0], [1, 3, 2, 2], [1, 7, 32, 32], [1, 3, 10**6, 10**6]]
+)
 def test_images_of_a_header_that_the_model_does_not_take_are_told(folder, shape, capsys):
     file = folder / "alone.safetensors"
     shutil.copy(folder / "run" / "sparse.safetensors", file)
@@ -134,3 +136,37 @@ def test_an_index_map_that_does_not_rise_within_its_tensor_is_refused(folder, ke
     for read in (lambda f: dcil.load_compact(f, net(folder)), dcil.expand):
         with pytest.raises(InputError, match="is not a shape file: tensors.0.weight"):
             read(folder / "run" / "compact")
+
+
+SMALL = {
+    "int8": lambda t: torch.zeros(10, dtype=torch.int8),
+    "float8_e5m2": lambda t: t.to(torch.float8_e5m2),
+    "NaN": lambda t: t.fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_weights_that_are_no_weights_of_the_model_are_refused(folder, kind):
+    compact = folder / "run" / "compact"
+    tensors = load_file(compact / "small.safetensors")
+    tensors["8.bias"] = SMALL[kind](tensors["8.bias"])
+    save_file(tensors, compact / "small.safetensors")
+    shapes = json.loads((compact / "shapes.json").read_text())
+    shapes["digest"] = digest(tensors)
+    (compact / "shapes.json").write_text(json.dumps(shapes))
+    with pytest.raises(InputError, match=f"8.bias of the small network .*{kind}"):
+        dcil.load_compact(compact, net(folder))
+
+
+def test_a_link_that_leads_nowhere_is_not_a_file_that_was_never_exported(folder, capsys):
+    file = folder / "run" / "sparse.safetensors"
+    file.unlink()
+    file.symlink_to("sparse.safetensors")
+    assert call("verify", folder / "run") == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_nan_of_a_path_that_is_not_deployed_is_told_of_a_checkpoint(folder, capsys):
+    forge(folder / "run", lambda t, h: t["model/1__dense.running_var"].fill_(torch.nan))
+    assert call("verify", folder / "run") == 1
+    assert "1__dense.running_var holds numbers that are not finite" in capsys.readouterr().out

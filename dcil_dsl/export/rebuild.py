@@ -47,6 +47,7 @@ def expand(folder: str | Path) -> dict[str, Tensor]:
 def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) -> nn.Module:
     """Cut a copy of `model` as the shapes say, with the small weights in it."""
     _compare_keys(shapes, model)
+    _compare_types(small, model)
     _check_modules(shapes, model)
     inputs = _inputs(shapes)
     try_inputs(model, inputs, "the shape file")
@@ -111,6 +112,19 @@ def _compare_keys(shapes: Shapes, model: nn.Module) -> None:
         if given[name] != shapes.tensors[name].shape:
             fact = f"{list(given[name])} here and {list(shapes.tensors[name].shape)} there"
             raise InputError(f"this is not the model of the shape file: {name} is {fact}")
+
+
+def _compare_types(small: dict[str, Tensor], model: nn.Module) -> None:
+    """Numbers are converted among floating types and among no others, and are numbers."""
+    for name, tensor in model.state_dict().items():
+        own = small.get(name)
+        if own is None:
+            continue  # which expand_tensors tells
+        if own.dtype not in TYPES or own.is_floating_point() != tensor.is_floating_point():
+            types = f"{own.dtype}, in the model {tensor.dtype}".replace("torch.", "")
+            raise InputError(f"{name} of the small network is {types}")
+        if own.is_floating_point() and own.isnan().any():
+            raise InputError(f"{name} of the small network holds NaN")
 
 
 def _check_modules(shapes: Shapes, model: nn.Module) -> None:
