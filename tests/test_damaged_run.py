@@ -48,6 +48,10 @@ PLANS = [
     ("phases.0.paths", ["sparse", "dense", "dense"], "and no path twice"),
     ("phases.0.shares", [], "a phase has not one row of shares"),
     ("phases", [], "no phase says which path runs"),
+    ("privates", [{"module": "1"}, {"module": "1"}], "a module is private twice"),
+    ("paths.0.view", "outside", "and the word that brings it go together"),
+    ("groups.0.score", {"kind": "outside"}, "and the word that brings it go together"),
+    ("paths.0.batch", -1.0, "paths.0.batch: "),
     ("groups.0.target", float("nan"), "groups.0.target: "),
     ("groups.0.target", 1.5, "groups.0.target: "),
     ("groups.0.schedule.initial", float("-inf"), "groups.0.schedule.initial: "),
@@ -138,7 +142,7 @@ def test_a_file_in_the_place_of_the_folder_of_checkpoints_is_named(made, folder,
     shutil.rmtree(folder / "run" / "checkpoint")
     (folder / "run" / "checkpoint").touch()
     assert call(*job(made), "--out", folder / "run", "--resume", "--quiet") == 2
-    assert "cannot write" in capsys.readouterr().err
+    assert "there is no checkpoint" in capsys.readouterr().err
 
 
 def test_an_accuracy_that_metrics_do_not_hold_is_no_matter_for_eval(folder, capsys):

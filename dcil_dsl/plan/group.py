@@ -110,6 +110,12 @@ class Score(Part):
     redraw: bool = False
     outside: Outside | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Score:
+        if (self.kind == "outside") != (self.outside is not None):
+            raise ValueError("a score from outside and the word that brings it go together")
+        return self
+
     @property
     def called(self) -> str:
         """The recipe's word."""

@@ -112,11 +112,17 @@ class Path(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     view: Literal["masked", "full", "complement", "soft_threshold", "outside"]
     random: Literal["own", "shared"] = "own"
-    batch: float = 1.0
-    size: float = 1.0
+    batch: Annotated[float, Field(gt=0, le=1)] = 1.0
+    size: Annotated[float, Field(gt=0, le=1)] = 1.0
     every: PositiveInt = 1
     compute: Literal["all", "kept"] = "all"
     outside: Outside | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Path:
+        if (self.view == "outside") != (self.outside is not None):
+            raise ValueError("a view from outside and the word that brings it go together")
+        return self
 
     @property
     def seen(self) -> str:
@@ -347,6 +353,8 @@ class Plan(Part):
         named |= {name for loss in self.losses for name in loss.term.paths}
         if len(set(names)) != len(names) or not named <= set(names):
             raise ValueError("paths do not have one name each, or others are named")
+        if len({entry.module for entry in self.privates}) != len(self.privates):
+            raise ValueError("a module is private twice")
         if not self.phases:
             raise ValueError("no phase says which path runs")
         if any(name not in known for group in self.groups for name in group.parameters):

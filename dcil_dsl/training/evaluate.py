@@ -1,8 +1,8 @@
 """The accuracy of every path.
 
 In:   a dual graph and held-out batches.
-Out:  {path: {"top1": fraction, "top5": fraction}}, and "not_finite", a count; plain
-      errors where data and model do not fit.
+Out:  {path: {"top1": fraction, "top5": fraction}}, with "not_finite", a count; plain errors
+      where data and model do not fit.
 Not:  no path is chosen and no weight is moved.
 """
 
@@ -101,10 +101,10 @@ def _evaluate(dual: Dual, loader: Loader, options: Options, wish: Wish):
 
 
 def _shares(counted: Mapping[str, Tensor], loader: Loader, ranks: Ranks) -> dict[str, float]:
-    sums = {name: int(ranks.sum(count)) for name, count in counted.items()}
+    sums = {name: ranks.sum(count) for name, count in counted.items()}
     broken = sums.pop(BROKEN)
-    shares = {name: count / loader.num_examples for name, count in sums.items()}
-    return shares | ({BROKEN: broken} if broken else {})
+    shares = {name: int(count) / loader.num_examples for name, count in sums.items()}
+    return shares if bool(broken == 0) else shares | {BROKEN: int(broken)}
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
