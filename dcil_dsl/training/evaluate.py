@@ -30,7 +30,8 @@ def evaluate(
 
     An example whose largest score is no finite number is not right, whatever its class; how many
     there are is counted as BROKEN, where there are any. A score of -inf excludes a class, and is
-    none of them. top5 only where there are more than five classes. None if a wish to stop came in between.
+    none of them. top5 only where there are more than five classes. None if a wish to stop came in
+    between.
     InputError where the data is empty or does not fit the model.
     """
     check_not_empty(loader)

@@ -30,6 +30,7 @@ from dcil_dsl.training.balance import weigh_terms
 from dcil_dsl.training.distributed import step_seed
 from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
 from dcil_dsl.training.finite import (
+    BROKEN,
     NotFinite,
     stop_if_no_finite_loss,
     stop_if_no_finite_outputs,
@@ -178,8 +179,9 @@ def _evaluated(now: Session, val_loader: Loader, wish: Wish):
     """The accuracies of what would be deployed; NotFinite where there is an output that is not."""
     with deployed(now.average):
         accuracies = evaluate(now.dual, val_loader, now.options, wish)
-    # A loss that was not finite came first, and names the step and the term.
-    stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.first_bad).tolist())
+    if any(BROKEN in accuracy for accuracy in (accuracies or {}).values()):
+        # A loss that was not finite came first, and names the step and the term.
+        stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.first_bad).tolist())
     step = max(now.state.position.step - 1, 0)
     stop_if_no_finite_outputs(now.plan, accuracies or {}, step, val_loader.num_examples)
     return accuracies
