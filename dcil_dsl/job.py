@@ -56,6 +56,7 @@ from dcil_dsl.training.distributed import (
 from dcil_dsl.training.hold import hold_run
 from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.shardable import check_shardable
@@ -196,6 +197,9 @@ def _train(
     )  # fmt: skip
     plan = prepared.plan
     check_claims(plan)
+    check_rate(plan)
+    if not resume:
+        _refuse_broken_weights(prepared.traced.model)
     if options.shard:
         check_shardable(plan, ranks)
     if not quiet:
@@ -307,6 +311,22 @@ def _refuse_own_losses(recipe: Recipe) -> None:
                 "its labels, and training from here gives it images alone",
                 help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
             )
+
+
+def _refuse_broken_weights(model: nn.Module) -> None:
+    """InputError for NaN in what a run starts from, and for an infinite parameter.
+
+    Constants of a model, which are buffers, may be infinite.
+    """
+    parameters = [n for n, p in model.named_parameters() if not p.isfinite().all()]
+    broken = parameters + [n for n, b in model.named_buffers() if b.isnan().any()]
+    if broken:
+        more = f" and {count(len(broken) - 5, 'tensor')} more" if len(broken) > 5 else ""
+        raise InputError(
+            "the model starts from numbers that are not finite, in "
+            f"{', '.join(f'`{name}`' for name in broken[:5])}{more}",
+            help="look at how the model is built, and at what it loads",
+        )
 
 
 def _may_resume(asked: bool, out: str | Path | None, ranks: Ranks) -> bool:
