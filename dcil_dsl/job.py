@@ -9,6 +9,7 @@ Not:  no step of training (training/), no printing but through `warn`, `note` an
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -47,6 +48,7 @@ from dcil_dsl.prepare import (
     prepare,
     warn_in_python,
 )
+from dcil_dsl.training.alike import check_alike
 from dcil_dsl.training.distributed import (
     Ranks,
     joined_ranks,
@@ -213,10 +215,19 @@ def _train(
     check_dual_ways(dual, options)
     loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
+    in_words = text_of(prepared.traced)
+    if ranks.count > 1:
+        more = {
+            "--out": None if out is None else os.path.abspath(out),
+            "--weights": None if weights is None else Path(weights).name,
+            "--on-bad-image": on_bad_image,
+        }
+        asked = replace(options, resume=resume)
+        check_alike(plan, asked, in_words, contents_of(dataset, sizes=False), more)
     held = ExitStack()
 
     def the_folder() -> str:
-        made_of = dict(model=text_of(prepared.traced), data=contents_of(dataset))
+        made_of = dict(model=in_words, data=contents_of(dataset))
         if resume:
             held.enter_context(hold_run(open_run(out)))  # before anything in it is replaced
             made_of["anyway"] = options.anyway

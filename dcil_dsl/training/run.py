@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from dcil_dsl.training.differences import (
     plan_differences,
     text_differences,
 )
+from dcil_dsl.training.drafts import draft_in
 
 INDEX = "parts.json"  # of a checkpoint in parts
 # Nothing takes the place of a mount point, or of a link to a folder.
@@ -178,22 +178,17 @@ def create_run(
         )
     parent = Path("runs") if out is None else Path(out).parent
     name = f"{plan.recipe.name}-{date.today().isoformat()}" if out is None else Path(out).name
-    draft = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it for its owner alone
-        run = RunFolder(draft)
-        run.checkpoint.parent.mkdir()
-        _write_start(run, plan, given, resolved, model, data)
-        for name, text in beside.items():
-            write_text(draft / name, text)
-        return RunFolder(_rename(draft, Path(out) if out is not None else None, parent / name))
+        with draft_in(parent, name) as draft:
+            run = RunFolder(draft)
+            run.checkpoint.parent.mkdir()
+            _write_start(run, plan, given, resolved, model, data)
+            for file, text in beside.items():
+                write_text(draft / file, text)
+            return RunFolder(_rename(draft, None if out is None else Path(out), parent / name))
     except OSError as error:
-        raise cannot_write(Path(out) if out is not None else parent, error) from None
-    finally:
-        if draft is not None and draft.exists():
-            shutil.rmtree(draft, ignore_errors=True)
+        raise cannot_write(parent if out is None else Path(out), error) from None
 
 
 def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> None:
@@ -366,9 +361,3 @@ def _is_full(error: Exception) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     in_words = (f"os error {number})" for number in numbers)  # of safetensors
     return getattr(error, "errno", None) in numbers or any(w in str(error) for w in in_words)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
