@@ -25,6 +25,7 @@ from dcil_dsl.graph.decisions import UNKNOWN, Decisions, hold
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
+from dcil_dsl.masking.recompute import run_through
 
 is_autocast_enabled = torch.is_autocast_enabled
 LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
@@ -100,7 +101,7 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay whole."""
-        with _no_autocast(self.decisions), _taking_proxies(self):
+        with run_through(), _no_autocast(self.decisions), _taking_proxies(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
