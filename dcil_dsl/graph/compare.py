@@ -67,7 +67,8 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
     for training, run in expected.items():
         again = _expected(model, inputs, training)
         if not _all_alike(again.outputs, run.outputs):
-            reason = f"in {_mode(training)} mode it gives other numbers for the same inputs and seed"
+            mode = _mode(training)
+            reason = f"in {mode} mode it gives other numbers for the same inputs and seed"
             raise TraceError("", type(model).__name__, reason)
         if not _same_gradients(again.gradients, run.gradients):
             expected[training] = run._replace(gradients=None)  # chance alone moves them as far
