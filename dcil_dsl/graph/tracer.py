@@ -20,12 +20,14 @@ from dataclasses import is_dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from dcil_dsl.graph.decisions import UNKNOWN, Decisions, hold
 from dcil_dsl.graph.holders import used_by_hooks
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
+from dcil_dsl.masking.recompute import run_through
 
 is_autocast_enabled = torch.is_autocast_enabled
 LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
@@ -101,7 +103,7 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay whole."""
-        with _no_autocast(self.decisions), _taking_proxies(self):
+        with run_through(), _no_autocast(self.decisions), _no_backward(), _taking_proxies(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -302,6 +304,24 @@ def _no_autocast(decisions: Decisions) -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__, torch.is_autocast_enabled = kept, is_autocast_enabled
+
+
+@contextmanager
+def _no_backward() -> Iterator[None]:
+    """Of a torch.autograd.Function a graph would have the forward, and not the backward."""
+    base = torch.autograd.Function
+    kept = vars(base)["apply"]
+
+    def apply(cls, *args, **kwargs):
+        if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise Unfollowed(f"it calls {cls.__name__}, whose backward a graph does not keep")
+        return kept.__get__(None, cls)(*args, **kwargs)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        base.apply = kept
 
 
 @contextmanager

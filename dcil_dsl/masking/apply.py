@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.attributes import remembered_by
+from dcil_dsl.masking.recompute import run_through
 
 
 def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwargs):
@@ -28,7 +29,10 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     and a parametrised weight ("parametrizations.weight.original") is computed from its parts.
     """
     forward = type(module).forward
-    if kwargs or has_hooks(module) or not _has_own(parameters):
+    if has_hooks(module):  # of torch.distributed's checkpoint, for one
+        with _checkpoints_run_through():
+            return functional_call(module, parameters, args, kwargs, tie_weights=False)
+    if kwargs or not _has_own(parameters):
         return functional_call(module, parameters, args, kwargs, tie_weights=False)
     if forward in CONVOLUTIONS:
         return module._conv_forward(*args, parameters["weight"], parameters.get("bias"))
@@ -64,7 +68,7 @@ def apply_whole(
     versions = _versions(tensors)
     is_shared = path is not None and not torch.compiler.is_compiling()
     memory = remembered_by(module, path) if is_shared else nullcontext()
-    with memory, _without(module, hidden):
+    with memory, _checkpoints_run_through(), _without(module, hidden):
         given = {**dict(module.named_buffers()), **tensors}
         state = dict(given)
         # Each name is given; to tie by functional_call breaks a module that has two names.
@@ -83,6 +87,11 @@ def apply_whole(
 def copy_tensors(value):
     """Every tensor in `value`, however deep in lists and dictionaries, as a copy of its own."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _checkpoints_run_through():
+    """Under torch.compile a checkpoint is part of the graph, its weights inputs of it."""
+    return nullcontext() if torch.compiler.is_compiling() else run_through()
 
 
 @contextmanager
