@@ -213,7 +213,7 @@ def count_outputs(
     InputError where it takes no such image and, if `strict`, where it gives something else than
     one row of scores an image; None for that otherwise.
     """
-    from dcil_dsl.training.losses import logits_of
+    from dcil_dsl.words.outputs import logits_of
 
     modes = {module: module.training for module in model.modules()}
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))

@@ -106,6 +106,6 @@ def _inputs(network: nn.Module, plan: Plan | None, batch: int) -> Inputs:
 
 def _image_size(plan: Plan) -> int:
     """The side of the images that the run was trained on."""
-    crops = [word.settings["size"] for word in plan.data.augment if "size" in word.settings]
+    crops = [word.size for word in plan.data.augment if hasattr(word, "size")]
     known = KNOWN_DATA.get((plan.data.name or "").replace("_", "-"), (None, ASSUMED_SIZE))
     return plan.data.image_size or (int(crops[-1]) if crops else known[1])

@@ -19,7 +19,7 @@ from dcil_dsl.data.geometry import Erase, Flip, PadCrop, ResizedCrop, Step, box_
 from dcil_dsl.data.mixing import CutMix, Mixer, MixUp
 from dcil_dsl.data.policies import ColorJitter, RandAugment, TrivialAugment
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import Augment
 
 # The usual validation of ImageNet: the short side to 256, then the middle 224 x 224.
 SHORT_SIDE = 256 / 224
@@ -132,12 +132,12 @@ def val_pipeline(
 
 def _check_built(augment: tuple[Augment, ...]) -> None:
     for entry in augment:
-        if entry.word not in PIXELS | NORMALISED | MIXERS:
-            raise InputError(f"the augmentation `{entry.word}` is not built yet")
+        if entry.called not in PIXELS | NORMALISED | MIXERS:
+            raise InputError(f"the augmentation `{entry.called}` is not built yet")
 
 
 def _made(augment: tuple[Augment, ...], kind: dict[str, type]) -> tuple:
-    return tuple(kind[entry.word](**entry.settings) for entry in augment if entry.word in kind)
+    return tuple(kind[entry.called](**entry.model_dump()) for entry in augment if entry.called in kind)
 
 
 def _unless(size: tuple[int, int], native: tuple[int, int]) -> tuple[int, int] | None:
@@ -145,7 +145,7 @@ def _unless(size: tuple[int, int], native: tuple[int, int]) -> tuple[int, int] |
 
 
 def _no_size(augment: tuple[Augment, ...]) -> InputError:
-    if any(entry.word == "random_resized_crop" for entry in augment):
+    if any(entry.called == "random_resized_crop" for entry in augment):
         fact = "put `random_resized_crop` first in `augment`, or say"
     else:
         fact = "say"

@@ -30,7 +30,7 @@ from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.link import Linked
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.uses import read_uses
-from dcil_dsl.lang.values import Percent, Time, written
+from dcil_dsl.words.units import Percent, Time, written
 from dcil_dsl.lang.words import Reader, Settings
 
 

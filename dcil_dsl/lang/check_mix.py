@@ -19,7 +19,8 @@ from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.read_values import Broken
-from dcil_dsl.lang.values import BROKEN, Percent, Time, kind_of, written
+from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.words.units import Percent, Time, kind_of, written
 from dcil_dsl.lang.words import Reader
 
 

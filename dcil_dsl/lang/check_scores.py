@@ -14,7 +14,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed, named_by
 from dcil_dsl.lang.expected import listed
-from dcil_dsl.lang.values import written
+from dcil_dsl.words.units import written
 
 
 def check_scores(

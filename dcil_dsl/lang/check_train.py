@@ -13,7 +13,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed
 from dcil_dsl.lang.check_selectors import Selectors
-from dcil_dsl.lang.values import Time
+from dcil_dsl.words.units import Time
 from dcil_dsl.lang.words import Reader
 
 # Settings that say how one step is made of its gradients: one batch, one process, no loss scale.

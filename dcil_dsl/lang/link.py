@@ -17,7 +17,8 @@ from pathlib import Path
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast, merge, override
-from dcil_dsl.lang.values import BROKEN, Percent, Time, UnitError, combine, written
+from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.words.units import Percent, Time, UnitError, combine, written
 
 
 @dataclass(frozen=True)

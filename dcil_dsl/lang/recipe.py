@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.extend import kinds
 from dcil_dsl.lang import ast, vocabulary
-from dcil_dsl.lang.values import Percent, Time
+from dcil_dsl.words.units import Percent, Time
 
 
 def _span():

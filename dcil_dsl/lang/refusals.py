@@ -14,7 +14,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.expected import listed
-from dcil_dsl.lang.values import Percent, Ratio, Time, kind_of, written
+from dcil_dsl.words.units import Percent, Ratio, Time, kind_of, written
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

@@ -23,7 +23,8 @@ from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.read_values import Broken, ValueReader
 from dcil_dsl.lang.uses import Uses
-from dcil_dsl.lang.values import BROKEN, Percent, Ratio, kind_of, written
+from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.words.units import Percent, Ratio, kind_of, written
 
 _LATER_SETTINGS = {
     v.PruneBlock: not_built.PRUNE_SETTINGS, v.Train: not_built.TRAIN_SETTINGS,

@@ -18,7 +18,7 @@ from dcil_dsl.diagnostics.counting import count, none_of
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import ast
-from dcil_dsl.lang.values import Percent
+from dcil_dsl.words.units import Percent
 
 MOST_NAMED = 5  # types in a help
 COMPARE = {

@@ -47,11 +47,6 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.6g}%"
 
 
-def block_words(height: int, width: int) -> str:
-    """(4, 1) -> "blocks of 4 outputs by 1 input"."""
-    return f"blocks of {count(height, 'output')} by {count(width, 'input')}"
-
-
 def ordinal(number: int) -> str:
     """2 -> "2nd", 3 -> "3rd", 4 -> "4th", 11 -> "11th"."""
     teens = 10 < number % 100 < 14

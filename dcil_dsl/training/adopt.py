@@ -29,7 +29,7 @@ from dcil_dsl.training.checkpoint import (
 )
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import masks_step
-from dcil_dsl.training.optim import entries_of, load_optimizer_state
+from dcil_dsl.training.optim import load_optimizer_state
 
 
 def load_anyway(path: Path, state: State) -> None:
@@ -50,7 +50,7 @@ def load_anyway(path: Path, state: State) -> None:
         key: value
         for key, value in under("optimizer/", tensors).items()
         if key.rpartition("/")[0] in known
-        and key.rpartition("/")[2] in entries_of(plan.train.optimizer, value)
+        and key.rpartition("/")[2] in plan.train.optimizer.entries(value)
     }
     load_optimizer_state(state.optimizer, moving)
     averages = under("average/", tensors)

@@ -35,7 +35,6 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import draw_again, random_state
 from dcil_dsl.plan.plan import Loss, OutsideLoss
 from dcil_dsl.training.forward import sums_of, weigh
-from dcil_dsl.training.losses import class_weights
 from dcil_dsl.training.machine import OWN_STEPS, Options, autocast
 
 
@@ -76,7 +75,6 @@ class InTurn:
 
     def __init__(self, dual: Dual, options: Options):
         self.dual, self.options, self.plan = dual, options, dual.plan
-        self.classes = class_weights(dual.plan, options.device)
         self.eager: dict[int, Turns] = {}
         own = next((x for x in OWN_STEPS if getattr(self.plan.train, x) is not None), None)
         if own is not None:
@@ -149,7 +147,7 @@ class InTurn:
             if turn.learns:
                 own = [i for i in active if _paths_of(plan.losses[i])[0] == turn.path]
                 seen = {**outputs, turn.path: output}
-                total, values = weigh(plan, seen, labels, own, self.classes)
+                total, values = weigh(plan, seen, labels, own)
                 terms |= values
                 if turn is last:
                     total = total + _arrived(made, ends)

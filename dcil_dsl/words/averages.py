@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import LayersName, Word
+from dcil_dsl.words.word import RESOLVED, LayersName, Word
 
 
 class LatePhase(Word):
@@ -15,6 +15,7 @@ class LatePhase(Word):
 
     layers     what a `layers` definition names: the modules whose parameters are copied
     noise      how far the copies start apart, as a share of a weight's root mean square
+    parameters the names of the copied parameters, once resolved
     gradients  whether all other weights learn from the sum or the mean of a round of copies
     training/late_phase.py has the rule. Von Oswald et al. 2021, arXiv:2007.12927.
     """
@@ -27,3 +28,4 @@ class LatePhase(Word):
     start: Time = Time(0.6, "run")
     noise: Annotated[float, Field(ge=0)] = 0.0
     gradients: Literal["sum", "mean"] = "sum"
+    parameters: Annotated[tuple[str, ...], RESOLVED] = ()

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.words.word import Word
 
 
@@ -70,7 +71,7 @@ class Block(Granularity):
 
     @property
     def together(self) -> str:
-        return f"blocks of {self.height} x {self.width}"
+        return f"blocks of {count(self.height, 'output')} by {count(self.width, 'input')}"
 
 
 class Pattern(Granularity):

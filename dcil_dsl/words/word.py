@@ -88,6 +88,11 @@ class Word(BaseModel):
         return self._origin.word if self._origin else self.spelling()
 
     @property
+    def package(self) -> str | None:
+        """The package that declares the word; None for the language's own."""
+        return self._origin.package if self._origin else None
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The paths that the settings name, in the order of the settings."""
         named = (n for n, info in type(self).model_fields.items() if "path" in info.metadata)
