@@ -15,7 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dcil_dsl.data.geometry import Erase, Flip, PadCrop, ResizedCrop, Step, box_chances, crop_boxes
+from dcil_dsl.data.geometry import (
+    Erase,
+    Flip,
+    PadCrop,
+    ResizedCrop,
+    Step,
+    box_chances,
+    crop_boxes,
+)
 from dcil_dsl.data.mixing import CutMix, Mixer, MixUp
 from dcil_dsl.data.policies import ColorJitter, RandAugment, TrivialAugment
 from dcil_dsl.diagnostics import InputError

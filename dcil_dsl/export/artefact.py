@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.format_1 import upgrade_origin
 from dcil_dsl.plan.plan import Budgeted, Model, Plan, first_fault
-from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.schedule import (
+    bounds_at,
+    ceilings_at,
+    keeps_at,
+    last_refresh,
+    sparsity_at,
+)
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
 from dcil_dsl.training.run import cannot_write, write_atomically

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import ast
-from dcil_dsl.lang.refusals import Bare, origin
 from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.lang.refusals import Bare, origin
 from dcil_dsl.words.units import Percent, Range, Time, kind_of, written
 
 

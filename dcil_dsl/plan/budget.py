@@ -12,6 +12,7 @@ from itertools import accumulate
 
 from dcil_dsl.plan.group import Budgeted
 
+
 def members(group: Budgeted, of: Sequence | None = None) -> list[tuple]:
     """`of`, a sequence along group.parameters (None: those themselves), cut into members.
 

@@ -16,7 +16,14 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.plan import plan as p
-from dcil_dsl.words.granularity import Block, Channel, Filter, Granularity, Head, Pattern
+from dcil_dsl.words.granularity import (
+    Block,
+    Channel,
+    Filter,
+    Granularity,
+    Head,
+    Pattern,
+)
 
 # The sides of the two-dimensional weights that torch.sparse.SparseSemiStructuredTensorCUSPARSELT
 # takes in half precision are multiples of this (torch/sparse/semi_structured.py).

@@ -11,7 +11,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from dcil_dsl.plan.format_1 import upgrade
 from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part

@@ -13,7 +13,6 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TextIO
 
-from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan, Window
 
 NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out

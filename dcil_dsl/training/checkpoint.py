@@ -35,7 +35,13 @@ from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
 from dcil_dsl.training.parts import read_parts, remove_parts, save_parts
-from dcil_dsl.training.run import cannot_write, keep_as, newest_of, previous_of, write_atomically
+from dcil_dsl.training.run import (
+    cannot_write,
+    keep_as,
+    newest_of,
+    previous_of,
+    write_atomically,
+)
 from dcil_dsl.training.sharding import Shards
 
 FORMAT = "dcil checkpoint 1"

@@ -13,9 +13,9 @@ from torch import Tensor
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.interrupt import Wish
-from dcil_dsl.words.outputs import logits_of
 from dcil_dsl.training.machine import Loader, Options, autocast, laid_out
 from dcil_dsl.training.metrics import Dual, num_correct
+from dcil_dsl.words.outputs import logits_of
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def take_turn(
     for name, own, is_copied in _learning(dual, late):
         if is_copied:
             own.copy_(memory[f"late/copy/{name}"][turn])
-            for entry in entries_of(dual.plan.train.optimizer, own):
+            for entry in dual.plan.train.optimizer.entries(own):
                 entries[f"{name}/{entry}"] = memory[f"late/copy/{name}/{entry}"][turn]
     load_optimizer_state(optimizer, entries)
 
@@ -128,7 +128,7 @@ def end_turn(
     for name, own, is_copied in _learning(dual, late):
         if is_copied:
             memory[f"late/copy/{name}"][turn] = own
-            for entry in entries_of(dual.plan.train.optimizer, own):
+            for entry in dual.plan.train.optimizer.entries(own):
                 memory[f"late/copy/{name}/{entry}"][turn] = state[f"{name}/{entry}"]
             average.mean[name].copy_(memory[f"late/copy/{name}"].mean(0))
     memory[TURN] += 1

@@ -18,7 +18,13 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.schedule import (
+    bounds_at,
+    ceilings_at,
+    keeps_at,
+    last_refresh,
+    sparsity_at,
+)
 from dcil_dsl.training.tally import count_units, num_torn, pattern_counts, tally_group
 
 

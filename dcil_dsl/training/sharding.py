@@ -41,9 +41,9 @@ from torch.utils.checkpoint import (
 
 from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.masking.apply import apply_layer, apply_whole
-from dcil_dsl.masking.views import read_stored
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.masking.split import share_gradient, split_weight
+from dcil_dsl.masking.views import read_stored
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.shardable import check_shardable, rows_of_a_rank

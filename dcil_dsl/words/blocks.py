@@ -22,6 +22,7 @@ from dcil_dsl.words.targets import Within
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.word import Word
 
+
 class AboutBlock(Word):
     """The settings of `recipe name { ... }`. uses: packages whose words the recipe knows."""
 

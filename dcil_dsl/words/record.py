@@ -10,7 +10,8 @@ hold.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import CoreSchema, core_schema
@@ -72,6 +73,24 @@ def from_record(data: object, kind: type[W]) -> W:
         ) from None
     word._origin = origin
     return word  # type: ignore[return-value]
+
+
+@cache
+def kind_of_setting(cls: type[Word], name: str) -> type[Word] | None:
+    """The kind of word that a setting takes, alone or in a list; None for plain values."""
+    return _kind_in(cls.model_fields[name].annotation)
+
+
+@cache
+def takes_list(cls: type[Word], name: str) -> bool:
+    """Whether a setting is a list of words."""
+    return get_origin(cls.model_fields[name].annotation) is tuple
+
+
+def _kind_in(annotation: object) -> type[Word] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Word):
+        return annotation
+    return next((kind for one in get_args(annotation) if (kind := _kind_in(one)) is not None), None)
 
 
 class _Stored:

@@ -12,7 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+)
 from importlib.metadata import entry_points as all_entry_points
 
 from dcil_dsl.diagnostics.diagnostic import InputError
