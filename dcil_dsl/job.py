@@ -277,7 +277,7 @@ def _report(
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "python": platform.python_version(),
-        **{word.package: word.version for word in plan.outside() if word.package},
+        **{origin.package: origin.version for word in plan.words() if (origin := word.origin)},
     }
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

@@ -172,7 +172,7 @@ RECIPE: tuple[Code, ...] = (
           the language. Neither wins: a recipe means the same wherever it is read."""),
     entry("E243", "a word that is declared wrongly",
           """The package declares the word, but its class cannot be imported, is no subclass of one
-          of `dcil_dsl.extend`, lacks the method of its kind, or has settings that no plan can
+          of `dcil_dsl.words`, lacks the method of its kind, or has settings that no plan can
           hold."""),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),

@@ -29,7 +29,6 @@ from dcil_dsl.plan.show_groups import (
     group_line,
     refresh_words,
     schedule_words,
-    score_words,
 )
 from dcil_dsl.plan.show_layers import share_of
 from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
@@ -229,7 +228,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "floor", f"it keeps at least {floor:,} of {count(units, noun)}"
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
-    yield "score", score_words(group.score)
+    yield "score", group.score.summary()
     yield "schedule", schedule_words(group.schedule, group.sparsity, plan)
     freeze = (
         "never freeze"

@@ -33,7 +33,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.turns import Part, Turns, cut_turns
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import draw_again, random_state
-from dcil_dsl.plan.plan import Loss, OutsideLoss
+from dcil_dsl.plan.plan import WeightedLoss
 from dcil_dsl.training.forward import sums_of, weigh
 from dcil_dsl.training.machine import OWN_STEPS, Options, autocast
 
@@ -83,7 +83,7 @@ class InTurn:
                 help="leave one of them out",
             )
         for loss in self.plan.losses:
-            if isinstance(loss.term, OutsideLoss) and len(loss.term.paths) > 1:
+            if len(loss.term.paths) > 1 and not loss.term.only_first_learns:
                 raise InputError(
                     f"--paths-in-turn: `{loss.name}` may have a gradient on more than one path",
                     help="leave it out",
@@ -202,7 +202,7 @@ def _compiled(turns: Turns) -> Turns:
     return replace(turns, head=torch.compile(turns.head, dynamic=False), parts=parts)
 
 
-def _paths_of(loss: Loss) -> tuple[str, str | None]:
+def _paths_of(loss: WeightedLoss) -> tuple[str, str | None]:
     """Whose term it is, and the other one whose logits it needs."""
     own, *others = loss.term.paths
     return own, (others[0] if others else None)

@@ -97,7 +97,7 @@ def check_own_steps(plan: Plan, options: Options) -> None:
     if word is None:
         return
     integrator = plan.train.integrator
-    ours = integrator is None or integrator.package is None
+    ours = integrator is None or integrator.origin is None
     if options.shard and not ours:
         raise InputError(
             f"`{integrator.called}` is given whole gradients, which --shard parts",

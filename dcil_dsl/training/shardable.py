@@ -46,10 +46,10 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
 def _needs_whole(group: Group) -> str | None:
     """What a rule asks that no rows and no sums tell: a word of a package may look at all there
     is."""
-    if group.score.package is not None:
+    if group.score.origin is not None:
         return f"scores by {group.score.called}, a word of its own, which is given whole weights"
     for penalty in group.penalties:
-        if penalty.package is not None:
+        if penalty.origin is not None:
             return f"has the penalty {penalty.called}, a word of its own, which is given whole weights"
     return None
 

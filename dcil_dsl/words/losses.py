@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 class Loss(Word):
     """`loss word(...)`: a scalar. Its settings of type PathName say which paths it needs.
 
-    output  declared as `output: str | None = None`: the recipe may name the logits in what the
-            model returns
+    output             declared as `output: str | None = None`: the recipe may name the logits in
+                       what the model returns
+    only_first_learns  whether of its paths only the first that the settings name has a gradient
     """
 
     place: ClassVar[str] = "a loss"
+    only_first_learns: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
@@ -131,6 +133,7 @@ class KL(Loss):
     cross entropy with it, without T^2: the same gradient, over T^2.
     """
 
+    only_first_learns: ClassVar[bool] = True
     student: PathName
     teacher: PathName
     temperature: Annotated[float, Field(gt=0)] = 1.0

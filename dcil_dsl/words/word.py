@@ -88,9 +88,9 @@ class Word(BaseModel):
         return self._origin.word if self._origin else self.spelling()
 
     @property
-    def package(self) -> str | None:
+    def origin(self) -> Origin | None:
         """The package that declares the word; None for the language's own."""
-        return self._origin.package if self._origin else None
+        return self._origin
 
     @property
     def paths(self) -> tuple[str, ...]:
