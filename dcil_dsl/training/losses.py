@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.plan.plan import Loss, Plan
+from dcil_dsl.plan.plan import Plan, WeightedLoss
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def weighed(plan: Plan, i: int, term: Tensor, weights: Tensor | None) -> Tensor:
     return own if weights is None else weights[i].to(own.dtype) * own
 
 
-def loss_term(loss: Loss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
+def loss_term(loss: WeightedLoss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
     """One term, in float32 or wider whatever the outputs are in."""
     try:
         return loss.term.term(outputs, target, loss.batch)
