@@ -10,7 +10,14 @@ from torchvision.transforms.v2 import functional as F
 
 from dcil_dsl.data import Dataset, Loader, Tensors
 from dcil_dsl.data.augment import train_pipeline, val_pipeline
-from dcil_dsl.data.geometry import Erase, Flip, PadCrop, ResizedCrop, box_chances, crop_boxes
+from dcil_dsl.data.geometry import (
+    Erase,
+    Flip,
+    PadCrop,
+    ResizedCrop,
+    box_chances,
+    crop_boxes,
+)
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Augment
 

@@ -2,10 +2,10 @@
 
 import pytest
 from augment_words import WORDS
+from dcil_dsl.lang.vocabulary import AUGMENTS
 from fake_gpu import elsewhere, fake_gpu
 
 from dcil_dsl.data import Loader, loader, open_dataset
-from dcil_dsl.lang.vocabulary import AUGMENTS
 from dcil_dsl.plan.plan import Augment
 
 

@@ -10,7 +10,15 @@ from sound import completed
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import ast, load, loads
 from dcil_dsl.lang import vocabulary as v
-from dcil_dsl.words.units import Percent, Range, Ratio, Time, UnitError, combine, written
+from dcil_dsl.words.units import (
+    Percent,
+    Range,
+    Ratio,
+    Time,
+    UnitError,
+    combine,
+    written,
+)
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -21,7 +21,7 @@ def softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.exp() / logits.exp().sum(1, keepdim=True)
 
 
-def plan_with(*losses: p.Loss) -> p.Plan:
+def plan_with(*losses: p.WeightedLoss) -> p.Plan:
     return tiny_plan(losses=losses)
 
 

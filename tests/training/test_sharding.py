@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from dcil_dsl.extend.outside import Outside
 from test_distributed import assert_equal_runs
 from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
 from tiny_run import tiny_plan
@@ -17,7 +18,6 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extend.outside import Outside
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import checkpoint as checkpoint_file
 from dcil_dsl.training.distributed import Ranks
