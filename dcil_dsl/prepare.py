@@ -31,6 +31,7 @@ from dcil_dsl.masking.thin import thin_input
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.wording import percent
+from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 
@@ -188,7 +189,7 @@ def image_size(recipe: Recipe, data: str | None) -> int:
     """The side of the images in pixels: the recipe's, its crop's, or the data set's own."""
     if recipe.data.image_size is not None:
         return recipe.data.image_size
-    crops = [word.size for word in recipe.data.augment if hasattr(word, "size")]
+    crops = crop_sizes(recipe.data.augment)
     return crops[-1] if crops else _known(recipe, data)[1]
 
 

@@ -121,8 +121,9 @@ else:
 
 
 def token(word: Word) -> str:
-    """The word with its settings as one string."""
-    return json.dumps(to_record(word))
+    """The word with its settings as one string; the bare word if that is all of it."""
+    record = to_record(word)
+    return word.called if list(record) == ["word"] else json.dumps(record)
 
 
 _loaded: dict[tuple[type[Word], str], Word] = {}
@@ -133,5 +134,6 @@ def load(kind: type[W], token: str) -> W:
     # A dictionary and no functools.cache: torch.compile traces through to what that wraps.
     word = _loaded.get((kind, token))
     if word is None:
-        word = _loaded[kind, token] = from_record(json.loads(token), kind)
+        record = json.loads(token) if token.startswith("{") else {"word": token}
+        word = _loaded[kind, token] = from_record(record, kind)
     return word  # type: ignore[return-value]
