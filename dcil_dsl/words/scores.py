@@ -182,7 +182,7 @@ class Random(AnyScore):
 
     def at(self, weight: Tensor, draw: Draw) -> Tensor:
         one = draw if self.redraw else Draw(draw.seed, draw.parameter, 0, draw.start)
-        return uniform(tuple(weight.shape), one, weight.device)
+        return uniform(tuple(weight.shape), one.key, weight.device, one.start)
 
     def summary(self) -> str:
         return self.called + (", drawn anew for every mask" if self.redraw else "")
@@ -191,8 +191,8 @@ class Random(AnyScore):
 # -- random numbers ------------------------------------------------------------------------------
 
 
-def uniform(shape: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:
-    """Uniform in [0, 1), float64: a function of `draw` and of each entry's position.
+def uniform(shape: tuple[int, ...], key: int, device: torch.device, start: int = 0) -> Tensor:
+    """Uniform in [0, 1), float64: a function of 64 bits and of each entry's position from `start`.
 
     No generator has a state and no two devices differ: entry i is the mixed bits of key + i * c,
     SplitMix64 of Steele et al. 2014. Integers wrap around, as they do there.
@@ -202,8 +202,8 @@ def uniform(shape: tuple[int, ...], draw: Draw, device: torch.device) -> Tensor:
     size = 1
     for length in shape:
         size *= length
-    places = torch.arange(draw.start + 1, draw.start + size + 1, device=device)
-    bits = places * _signed(0x9E3779B97F4A7C15) + _signed(draw.key)
+    places = torch.arange(start + 1, start + size + 1, device=device)
+    bits = places * _signed(0x9E3779B97F4A7C15) + _signed(key)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
     bits = bits ^ _shifted(bits, 31)

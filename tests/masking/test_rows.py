@@ -16,11 +16,11 @@ from dcil_dsl.masking.rows import (
     spread_to_rows,
     sum_units,
 )
-from dcil_dsl.masking.score import random_scores
 from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.plan.cuts import cut_weight
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
+from dcil_dsl.words.scores import uniform
 
 FILTER, CHANNEL = Filter(), Channel()
 HEAD = Head()
@@ -104,8 +104,8 @@ def test_patterns_are_those_of_the_whole_where_no_group_lies_on_two_ranks(
 
 def test_a_draw_of_rows_is_that_of_the_whole_weight():
     device = torch.device("cpu")
-    whole = random_scores((6, 5), 2**63 + 1, device)
-    rows = [random_scores((2, 5), 2**63 + 1, device, start) for start in (0, 10, 20)]
+    whole = uniform((6, 5), 2**63 + 1, device)
+    rows = [uniform((2, 5), 2**63 + 1, device, start) for start in (0, 10, 20)]
     assert torch.equal(torch.cat(rows), whole)
 
 

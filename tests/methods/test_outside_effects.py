@@ -192,7 +192,7 @@ def test_js_is_the_divergence_of_both_from_their_middle():
 
 
 def test_a_network_of_which_much_is_told_apart_loses_no_small_probability_in_js():
-    from dcil_dsl.extend.divergence import JS
+    from dcil_dsl.words.losses import JS
 
     far = {"a": torch.tensor([[200.0, 0.0]]), "b": torch.tensor([[0.0, 200.0]])}
     loss = JS(one="a", other="b").loss(far, None)
