@@ -13,11 +13,8 @@ from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.words.blocks import DATA_SETS
 
-DATA_SETS = (
-    "digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "webdataset",
-    "synthetic",
-)  # fmt: skip
 NO_FILES = ("digits", "synthetic")  # scikit-learn brings the one, a generator makes the other
 IMAGE_FOLDERS = ("imagenet", "imagefolder")
 LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"

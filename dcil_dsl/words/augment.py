@@ -140,31 +140,6 @@ class RandomResizedCrop(Transform):
         return resize_boxes(images, sent(draws[0].float(), images.device), self.size)
 
 
-class Erase(Transform):
-    """`erase(0.25)`: a random box becomes the mean of the data, with probability p.
-
-    A box of 2 to 33 % of the area. Zhong et al. 2020, arXiv:1708.04896, section 3.2.
-    """
-
-    stage: ClassVar[int] = NORMALISED
-    positional: ClassVar[int] = 1
-    p: Annotated[float, Field(ge=0, le=1)] = 0.5
-
-    def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
-        import torch
-
-        from dcil_dsl.words.transforms.boxes import box_chances, erase_boxes
-
-        hit = torch.rand(count, 1, generator=chance) < self.p
-        return (erase_boxes(box_chances(chance, count), *size) * hit,)
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        from dcil_dsl.words.transforms.boxes import clear_boxes
-        from dcil_dsl.words.transforms.numbers import sent
-
-        return clear_boxes(images, sent(draws[0], images.device))
-
-
 # -- operations that are drawn for each image ------------------------------------------------------
 
 
@@ -254,6 +229,34 @@ class ColorJitter(Drawn):
         amounts = low + (high - low) * uniform
         operations = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE]) * (reach > 0)
         return operations[order], amounts.gather(1, order)
+
+
+# -- normalised images ------------------------------------------------------------------------------
+
+
+class Erase(Transform):
+    """`erase(0.25)`: a random box becomes the mean of the data, with probability p.
+
+    A box of 2 to 33 % of the area. Zhong et al. 2020, arXiv:1708.04896, section 3.2.
+    """
+
+    stage: ClassVar[int] = NORMALISED
+    positional: ClassVar[int] = 1
+    p: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
+        import torch
+
+        from dcil_dsl.words.transforms.boxes import box_chances, erase_boxes
+
+        hit = torch.rand(count, 1, generator=chance) < self.p
+        return (erase_boxes(box_chances(chance, count), *size) * hit,)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        from dcil_dsl.words.transforms.boxes import clear_boxes
+        from dcil_dsl.words.transforms.numbers import sent
+
+        return clear_boxes(images, sent(draws[0], images.device))
 
 
 # -- pairs -----------------------------------------------------------------------------------------

@@ -22,7 +22,11 @@ class Regrow(Word):
     place: ClassVar[str] = "a way to grow"
     where: ClassVar[str] = ""
     share: Percent
-    stop: Time = Time(0.75, "run")
+    if TYPE_CHECKING:  # the last setting of each word
+
+        @property
+        def stop(self) -> Time:
+            """When the share is 0."""
 
     @property
     def gradient_path(self) -> str | None:
@@ -43,7 +47,6 @@ class GrowByGradient(Regrow):
     word: ClassVar[str] = "gradient"
     positional: ClassVar[int] = 2
     where: ClassVar[str] = "where the last gradient is largest"
-    share: Percent
     path: ScoredPath = None
     stop: Time = Time(0.75, "run")
 
@@ -57,3 +60,4 @@ class GrowAtRandom(Regrow):
     word: ClassVar[str] = "random"
     positional: ClassVar[int] = 1
     where: ClassVar[str] = "at random"
+    stop: Time = Time(0.75, "run")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from dcil_dsl.words.units import Percent, Range, Time
-from dcil_dsl.words.word import Length, Word
+from dcil_dsl.words.word import AT_LEAST_ONE, Word
 
 
 class Schedule(Word):
@@ -45,7 +45,7 @@ class Ramp(Schedule):
     positional: ClassVar[int] = 1
     over: Range
     initial: Percent = Percent(0.0)
-    grid: Length | None = None
+    grid: Annotated[Time | None, AT_LEAST_ONE] = None
 
     @abstractmethod
     def rise(self, u: float) -> float:

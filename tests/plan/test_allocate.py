@@ -4,6 +4,8 @@ import pytest
 from resolving import codes_of, plan_of, resolve
 from torch import nn
 
+from dcil_dsl.words.record import to_record
+
 SIZES = (216, 576, 192, 576, 192, 144, 192)  # the convolutions of resolving.Net
 
 
@@ -72,8 +74,8 @@ def test_times_become_steps():
         "prune Conv2d to 90% { schedule = cubic(1ep..75% run, initial=10%, grid=5 steps) "
         "refresh = 0.5ep freeze = 9ep }"
     )
-    assert group.schedule.model_dump() == {
-        "kind": "cubic", "start": 10, "stop": 75, "initial": 0.1, "grid": 5,
+    assert to_record(group.schedule) == {
+        "word": "cubic", "settings": {"over": [10, 75], "initial": 0.1, "grid": 5},
     }  # fmt: skip
     assert (group.refresh, group.freeze) == (5, 90)
 
@@ -90,7 +92,7 @@ def test_a_rule_takes_from_the_pruning_block_what_it_does_not_say_itself():
         "pruning { score = l2 refresh = 7 steps schedule = once(at=2ep) }\n"
         "prune Conv2d to 90%\nprune Linear to 50% { refresh = 3 steps }"
     )
-    assert [(g.score.called, g.refresh, g.schedule.start) for g in plan.groups] == [
+    assert [(g.score.called, g.refresh, g.schedule.reached) for g in plan.groups] == [
         ("l2", 7, 20),
         ("l2", 3, 20),
     ]

@@ -72,7 +72,8 @@ def test_the_95_percent_recipe_differs_from_the_90_percent_one_in_its_target_alo
 
 def test_a_plan_of_another_format_or_with_an_unknown_field_is_refused():
     text = plan_of("prune Conv2d to 90%").to_json()
-    for wrong in (text.replace('"format": 1', '"format": 2'), text.replace("{", '{"more": 1,', 1)):
+    others = (text.replace('"format": 2', f'"format": {other}') for other in (0, 1, 3))
+    for wrong in (*others, text.replace("{", '{"more": 1,', 1)):
         with pytest.raises(ValidationError):
             Plan.from_json(wrong)
 
