@@ -107,9 +107,9 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
 
     While every score of the group is zero, as before the first gradient, magnitude stands in.
     """
-    draws = [draw_of(dual, name, step) for name in group.parameters]
     weights = [dual.get_parameter(name) for name in group.parameters]
     if not group.score.has_state:
+        draws = [draw_of(dual, name, step) for name in group.parameters]
         pairs = zip(weights, draws, strict=True)
         return [score_weights(w, group.score, draw) for w, draw in pairs]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
@@ -117,16 +117,16 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     if dual.parts is not None:
         moved = dual.parts.across.sum(moved.long()) > 0
     return [
-        torch.where(moved, total, score_weights(w, Magnitude(), draw).float())
-        for total, w, draw in zip(totals, weights, draws, strict=True)
+        torch.where(moved, total, Magnitude().score(w).float())
+        for total, w in zip(totals, weights, strict=True)
     ]
 
 
 @torch.no_grad()
 def draw_scores(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     """Scores by chance for each of the group's weights, the same whenever they are asked for."""
-    weights = ((name, dual.get_parameter(name)) for name in group.parameters)
-    return [uniform(tuple(w.shape), draw_of(dual, name, step), w.device) for name, w in weights]
+    pairs = [(dual.get_parameter(name), draw_of(dual, name, step)) for name in group.parameters]
+    return [uniform(tuple(w.shape), draw.key, w.device, draw.start) for w, draw in pairs]
 
 
 def draw_of(dual: nn.Module, name: str, step: int) -> Draw:

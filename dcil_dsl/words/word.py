@@ -60,6 +60,8 @@ class Word(BaseModel):
     word        how a recipe writes it; default: the class name in snake case
     positional  how many settings may be given without their names, from the first on
     bare        written without parentheses when no setting is given
+    path_settings  the settings that name a path, found when the class is made: torch.compile does
+                not trace through pydantic's fields
     """
 
     # Built at first use: one recipe uses a third of the words, and `dcil check` stays quick.
@@ -70,7 +72,13 @@ class Word(BaseModel):
     word: ClassVar[str] = ""
     positional: ClassVar[int] = 0
     bare: ClassVar[bool] = False
+    path_settings: ClassVar[tuple[str, ...]] = ()
     _origin: Origin | None = PrivateAttr(None)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        fields = cls.model_fields.items()
+        cls.path_settings = tuple(name for name, info in fields if "path" in info.metadata)
 
     @classmethod
     def spelling(cls) -> str:
@@ -95,8 +103,8 @@ class Word(BaseModel):
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths that the settings name, in the order of the settings."""
-        named = (n for n, info in type(self).model_fields.items() if "path" in info.metadata)
-        return tuple(path for name in named if (path := getattr(self, name)) is not None)
+        named = [getattr(self, name) for name in self.path_settings]
+        return tuple(path for path in named if path is not None)
 
     def in_steps(self, run: Run) -> Self:
         """The word as the plan stores it: every time in steps, nested words too."""

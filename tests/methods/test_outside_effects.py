@@ -170,7 +170,7 @@ def test_an_integrator_makes_one_gradient_of_several(players):
 
     dual = integrated(f"midpoint(players={players})", rule=USES + RULE)
     assert_same(dual, plainly(step))
-    assert dual.plan.train.integrator.evaluations == {"joint": 2, "each": 3}[players]
+    assert dual.plan.train.integrator.num_gradients == {"joint": 2, "each": 3}[players]
 
 
 def test_js_is_the_divergence_of_both_from_their_middle():

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # seconds of import that torch.optim would start in every child
-from in_steps import cubic, one_budget, steps
 from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
@@ -29,7 +28,10 @@ from dcil_dsl.training import Options, create_run, resume_run, train
 from dcil_dsl.words.losses import KL, CrossEntropy, ModelLoss
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.rates import Cosine
+from dcil_dsl.words.schedules import Cubic
 from dcil_dsl.words.scores import Taylor
+from dcil_dsl.words.targets import Global
+from dcil_dsl.words.units import Percent, Range, Time
 
 NUM_CLASSES, BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 6, 8, 5, 4
 NUM_EXAMPLES = BATCH * STEPS_PER_EPOCH - 3  # the last batch is short
@@ -83,9 +85,9 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
         rule="tiny.prune:1",
         parameters=tuple(sizes),
         num_weights=tuple(layer.num_weights for layer in layers),
-        target=one_budget(0.8),
+        target=Global(sparsity=Percent(0.8)),
         score="l2",
-        schedule=cubic(0, 12),
+        schedule=Cubic(over=Range(Time(0, "steps"), Time(12, "steps"))),
         refresh=3,
         floors=(1, 1),
     )
@@ -96,7 +98,7 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
     settings = dict(
         num_epochs=NUM_EPOCHS,
         optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
-        rate=Cosine(warmup=steps(4), warmup_from=0.02),
+        rate=Cosine(warmup=Time(4, "steps"), warmup_from=0.02),
         clip=5.0,
         ema=0.9,
         seed=3,
