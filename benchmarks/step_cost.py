@@ -233,7 +233,7 @@ def measure_refresh(made: Materials, variants: dict, seconds: dict, asked) -> di
     share = spread(values)["median"] / (REFRESH_STEPS * seconds["ours"]["median"])
     result = {"seconds": spread(values), f"share_of_{REFRESH_STEPS}_steps": share}
     if "plain" in variants:
-        net, target = variants["plain"].module, made.plan.groups[0].target
+        net, target = variants["plain"].module, made.plan.groups[0].sparsity
         net.refresh(target)
         values = [seconds_of(lambda: net.refresh(target), 1, device) for _ in range(3)]
         result["plain_seconds"] = spread(values)

@@ -20,7 +20,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dcil_dsl.batches import is_convolutional, make_loaders, open_data, open_loader, pick_device
+from dcil_dsl.batches import (
+    is_convolutional,
+    make_loaders,
+    open_data,
+    open_loader,
+    pick_device,
+)
 from dcil_dsl.claims import Claim, check_claims, judge_claims
 from dcil_dsl.command import COMMAND, command_text, full_path, weights_to_resume
 from dcil_dsl.compiler import compile_plan
@@ -36,7 +42,6 @@ from dcil_dsl.export.report import make_report
 from dcil_dsl.export.verify import verify_tensors
 from dcil_dsl.graph.text import text_of
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.lang.vocabulary import ModelLoss
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
@@ -65,6 +70,7 @@ from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_dual_ways, check_ways
+from dcil_dsl.words.losses import ModelLoss
 
 
 @dataclass(frozen=True)
@@ -286,7 +292,7 @@ def _report(
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "python": platform.python_version(),
-        **{word.package: word.version for word in plan.outside() if word.package},
+        **{origin.package: origin.version for word in plan.words() if (origin := word.origin)},
     }
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

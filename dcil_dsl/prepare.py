@@ -31,6 +31,7 @@ from dcil_dsl.masking.thin import thin_input
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.wording import percent
+from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 
@@ -188,7 +189,7 @@ def image_size(recipe: Recipe, data: str | None) -> int:
     """The side of the images in pixels: the recipe's, its crop's, or the data set's own."""
     if recipe.data.image_size is not None:
         return recipe.data.image_size
-    crops = [word.size for word in recipe.data.augment if hasattr(word, "size")]
+    crops = crop_sizes(recipe.data.augment)
     return crops[-1] if crops else _known(recipe, data)[1]
 
 
@@ -213,7 +214,7 @@ def count_outputs(
     InputError where it takes no such image and, if `strict`, where it gives something else than
     one row of scores an image; None for that otherwise.
     """
-    from dcil_dsl.training.losses import logits_of
+    from dcil_dsl.words.outputs import logits_of
 
     modes = {module: module.training for module in model.modules()}
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))

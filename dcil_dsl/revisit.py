@@ -45,7 +45,12 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
-from dcil_dsl.training.checkpoint import digest, load_deployed, position_of, read_checkpoint
+from dcil_dsl.training.checkpoint import (
+    digest,
+    load_deployed,
+    position_of,
+    read_checkpoint,
+)
 from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step

@@ -181,7 +181,7 @@ def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
         raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
     dataset = open_data(data, directory or command["directory"], plan.data.channels)
     dual, step = rebuild(folder, plan, model)
-    full = [path.name for path in plan.paths if path.view == "full"]
+    full = [path.name for path in plan.paths if not path.view.prunes]
     path = full[0] if full else plan.deploy
     if not full and plan.groups:
         note("WARNING: the run has no path that sees all weights; the pruned ones count as zeros")

@@ -27,6 +27,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
 from dcil_dsl.revisit import folder_of, known_path, rebuild
 from dcil_dsl.training.run import open_run
+from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, stored_spec
 from dcil_dsl.zoo.example import example_inputs, takes_keywords, takes_one_image
 
@@ -123,6 +124,6 @@ def _inputs(
 
 def _image_size(plan: Plan) -> int:
     """The side of the images that the run was trained on."""
-    crops = [word.settings["size"] for word in plan.data.augment if "size" in word.settings]
+    crops = crop_sizes(plan.data.augment)
     known = KNOWN_DATA.get((plan.data.name or "").replace("_", "-"), (None, ASSUMED_SIZE))
     return plan.data.image_size or (int(crops[-1]) if crops else known[1])

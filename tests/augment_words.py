@@ -1,8 +1,22 @@
 """Every augmentation of the language with settings, for what is tried on each of them."""
 
+from dcil_dsl.words.augment import (
+    ColorJitter,
+    CutMix,
+    Erase,
+    Flip,
+    MixUp,
+    PadCrop,
+    RandAugment,
+    RandomResizedCrop,
+    TrivialAugment,
+)
+
 WORDS = {
-    "pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "random_resized_crop": {"size": 24},
-    "rand_augment": {"n": 2, "m": 9}, "trivial_augment": {}, "erase": {"p": 0.5},
-    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-    "mixup": {"alpha": 0.2}, "cutmix": {"alpha": 1.0},
+    word.called: word
+    for word in (
+        PadCrop(pixels=4), Flip(p=0.5), RandomResizedCrop(size=24), RandAugment(n=2, m=9),
+        TrivialAugment(), Erase(p=0.5), MixUp(alpha=0.2), CutMix(alpha=1.0),
+        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    )
 }  # fmt: skip

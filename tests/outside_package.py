@@ -8,10 +8,10 @@ Not:  no pip, no network, and no test.
 import importlib
 import sys
 
-from dcil_dsl.extend import outside
+from dcil_dsl.words import record
 
 WORDS = """
-from dcil_dsl.extend import (
+from dcil_dsl.words import (
     GradientScore, Integrator, Loss, PathName, Penalty, Score, View, total
 )
 
@@ -102,4 +102,4 @@ def forget(module):
     """As in a new process."""
     sys.modules.pop(module, None)
     importlib.invalidate_caches()
-    outside._loaded.clear()
+    record._loaded.clear()

@@ -211,7 +211,7 @@ def test_plan_as_json_is_the_plan(dcil):
     plan = Plan.from_json(out)
     assert status == 0 and json.loads(out)["format"] == 1
     assert json.loads(out)["facts"]["num_weights"] == sum(x.num_weights for x in plan.layers)
-    assert plan.groups[0].target == 0.75
+    assert plan.groups[0].sparsity == 0.75
     assert plan.recipe.overrides == {"target": "75%"}
     assert plan.model.name == "net.py:net" and plan.model.classes == 10
     assert plan.steps_per_epoch == 8  # 512 synthetic images in batches of 64

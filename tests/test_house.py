@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dcil_dsl"
 STAGES = (
-    "diagnostics", "extend", "lang", "masking", "graph", "plan", "compiler", "zoo", "data",
+    "diagnostics", "words", "lang", "masking", "graph", "plan", "compiler", "zoo", "data",
     "training", "export", "cli",
 )  # fmt: skip
 NEVER = {  # folder -> what it must not import, although it comes later in the list
@@ -58,17 +58,23 @@ def test_a_file_imports_only_from_its_own_folder_or_an_earlier_one():
     assert wrong == []
 
 
-def test_the_words_that_bring_their_effect_are_these():
-    from dcil_dsl.extend.ours import OURS
-
-    assert set(OURS) == {"js"}
-
-
 def test_lang_and_diagnostics_name_no_torch():
     for folder in ("lang", "diagnostics"):
         for file in (PACKAGE / folder).rglob("*.py"):
             names = {name.split(".")[0] for name in imports_of(file)}
             assert not names & {"torch", "torchvision", "rich", "typer"}, file
+
+
+def test_words_import_torch_only_inside_the_methods_that_compute():
+    """But for the files that methods import late: what words compute with on tensors."""
+    late = {"outputs", "power", "sums", "boxes", "colour", "numbers", "operations"}
+    for file in (PACKAGE / "words").rglob("*.py"):
+        body = ast.parse(file.read_text()).body
+        top = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        names = {name for node in top for name in ast.unparse(node).replace(",", " ").split()}
+        torch = {name for name in names if name.split(".")[0] in ("torch", "torchvision")}
+        reached = {name for name in names if name.rpartition(".")[2] in late}
+        assert file.stem in late or not torch | reached, file
 
 
 def test_checking_a_recipe_loads_no_torch():
@@ -127,24 +133,28 @@ def test_no_code_runs_text_or_unpickles():
 
 
 def test_the_words_of_the_language_are_these():
-    from dcil_dsl.lang import vocabulary
+    from dcil_dsl.words.registry import own_words
 
-    words = {cls.__name__ for cls in vocabulary.Word.__subclasses__()}
-    assert words == {
-        "Single", "Filter", "Channel", "Head", "Block", "Within",
-            "NM", "Uniform", "Global", "Erk", "Lamp",
-        "Sensitivity",
-        "Square", "Norm", "Power", "GrowByGradient", "GrowAtRandom",
-        "Magnitude", "L2", "Taylor", "Movement", "Gradient", "Random",
-        "Cubic", "Linear", "Once", "Constant", "CrossEntropy", "KL",
-        "ModelLoss", "SGD", "AdamW", "ConstantRate", "Multistep", "Cosine", "Train",
-        "Heun", "RK4", "Extrapolate", "Implicit", "LatePhase", "InverseDirichlet", "Balanced",
-        "PadCrop",
-        "Flip", "RandomResizedCrop", "RandAugment", "TrivialAugment", "ColorJitter", "Erase",
-        "MixUp", "CutMix",
-        "AboutBlock", "ModelBlock", "DataBlock", "PruneBlock", "PathBlock", "PrivateBlock",
-        "Extension",  # what words are that bring their effect
-    }  # fmt: skip
+    assert {place: " ".join(words) for place, words in own_words().items()} == {
+        "a target": "uniform global nm erk lamp sensitivity",
+        "a bound": "within",
+        "a granularity": "weight filter channel head block",
+        "a score": "magnitude l2 taylor movement gradient random",
+        "a schedule": "cubic linear once constant",
+        "a view": "masked full complement soft_threshold",
+        "a penalty": "square norm",
+        "a parametrisation": "power",
+        "a way to grow": "gradient random",
+        "a loss": "cross_entropy kl model js",
+        "a weighting of classes": "balanced",
+        "an optimizer": "sgd adamw",
+        "a learning rate over time": "constant multistep cosine",
+        "an integrator": "heun rk4 extrapolate implicit",
+        "an average of weights": "late_phase",
+        "a balance of losses": "inverse_dirichlet",
+        "an augmentation": "pad_crop flip random_resized_crop erase rand_augment trivial_augment "
+        "color_jitter mixup cutmix",
+    }
 
 
 def test_the_options_of_the_command_line_are_these():

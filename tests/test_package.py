@@ -25,7 +25,7 @@ def test_a_module_trains_without_being_changed(folder, tmp_path):
     run = dcil.train(recipe, model, "synthetic", out=tmp_path / "run", max_steps=2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert type(run.model) is type(model) and not run.interrupted
-    assert run.plan.groups[0].target == 0.5
+    assert run.plan.groups[0].sparsity == 0.5
 
 
 def test_the_verbs_of_the_package_make_a_step_by_hand(folder):

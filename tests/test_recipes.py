@@ -41,7 +41,7 @@ def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
     kept, run = train(path, tmp_path)
     assert sum(kept.values()) <= 504  # 10% of 5,040
     assert sum(kept.values()) >= 504 - len(SIZES)
-    assert run.plan.groups[0].target == 0.9
+    assert run.plan.groups[0].sparsity == 0.9
 
 
 @pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced"])

@@ -15,7 +15,12 @@ from torch import Tensor, fx, nn
 from dcil_dsl.compiler.dynamics import add_penalties, follow_masks, grown_masks
 from dcil_dsl.compiler.masks import are_halved, make_masks
 from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
-from dcil_dsl.compiler.scores import begin_scores, clear_growth, scored_groups, scores_of
+from dcil_dsl.compiler.scores import (
+    begin_scores,
+    clear_growth,
+    scored_groups,
+    scores_of,
+)
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.trace import WHOLE

@@ -8,23 +8,22 @@ Not:  no views (masking/views.py), no masks by scores alone (masks.py).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.compiler.scores import draw_scores
 from dcil_dsl.masking.grow import drop_and_grow
-from dcil_dsl.masking.power import raise_power, take_root
 from dcil_dsl.masking.select import Across
-from dcil_dsl.masking.views import Soft, largest_pruned, soft_scale
-from dcil_dsl.plan.plan import Group, Penalty, Plan
+from dcil_dsl.masking.views import largest_pruned, soft_scale
+from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
+from dcil_dsl.words.penalties import Penalty
+from dcil_dsl.words.views import Soft
 
 
 def has_threshold(plan: Plan) -> bool:
-    return any(path.view == "soft_threshold" for path in plan.paths)
+    return any(path.view.soft for path in plan.paths)
 
 
 def buffers_of(group: Group, plan: Plan) -> tuple[str, ...]:
@@ -48,8 +47,8 @@ def add_dynamics(model: nn.Module, plan: Plan) -> None:
             }
             for kind in buffers_of(group, plan):
                 owner.register_buffer(f"{name}_{kind}", starts[kind]().detach())
-            if group.power is not None:
-                weight.copy_(take_root(weight, group.power))
+            if group.param is not None:
+                weight.copy_(group.param.stored(weight))
 
 
 @torch.no_grad()
@@ -60,9 +59,9 @@ def remove_dynamics(model: nn.Module, plan: Plan) -> None:
             owner, name = _owner(model, parameter), parameter.rpartition(".")[2]
             for kind in buffers_of(group, plan):
                 del owner._buffers[f"{name}_{kind}"]
-            if group.power is not None:
+            if group.param is not None:
                 weight = model.get_parameter(parameter)
-                weight.copy_(raise_power(weight, group.power))
+                weight.copy_(group.param.weight(weight))
 
 
 def soft_of(module: nn.Module, parameter: str, plan: Plan) -> Soft | None:
@@ -78,18 +77,16 @@ def grown_masks(
     dual: nn.Module, group: Group, scores: list[Tensor], step: int
 ) -> list[Tensor]:
     """The masks of a group that drops and grows; the first ones, at step 0, are drawn by chance.
-
-    The share that is dropped is share / 2 * (1 + cos(pi * step / until)), 0 from `until` on.
     """
     if step == 0:
         return make_masks(group, draw_scores(dual, group, 0), 0, parts=dual.parts)
     regrow, keeps = group.regrow, keeps_at(group, step)
-    share = regrow.share / 2 * (1 + math.cos(math.pi * min(step / max(regrow.until, 1), 1.0)))
+    share = regrow.share_at(step)
     masks, across = masks_of(dual, group), _across(dual)
     wanted = draw_scores(dual, group, step)
-    if regrow.path is not None:
+    if regrow.gradient_path is not None:
         wanted = [dual.get_buffer(f"{name}_score") for name in group.parameters]
-    if group.allocation == "global":
+    if group.one_budget:
         count = int(share * keeps[0])
         return drop_and_grow(masks, scores, wanted, keeps[0], count, list(group.floors), across)
     return [
@@ -116,13 +113,13 @@ def follow_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int)
             weight.masked_fill_(~mask, 0.0)
     if has_threshold(dual.plan):
         seen = weights
-        if group.power is not None:
-            seen = [raise_power(weight, group.power) for weight in weights]
+        if group.param is not None:
+            seen = [group.param.weight(weight) for weight in weights]
         largest = [largest_pruned(w, mask) for w, mask in zip(seen, masks, strict=True)]
         across = _across(dual)
         if across is not None:
             largest = list(across.gather(torch.stack(largest)).amax(0))
-        if group.allocation == "global":
+        if group.one_budget:
             largest = [torch.stack(largest).amax()] * len(largest)
         axes = _filter_axes(dual.plan)
         for name, w, mask, size in zip(group.parameters, seen, masks, largest, strict=True):
@@ -138,17 +135,14 @@ def add_penalties(dual: nn.Module, step: int) -> None:
     """
     for group in dual.plan.groups:
         for penalty in group.penalties:
-            weight = penalty_at(penalty, step, dual.plan.num_steps)
+            weight = penalty.weight_at(step, dual.plan.num_steps)
             if not weight:
                 continue
             norms = _norms_of_parts(dual, group, penalty)
             for i, name in enumerate(group.parameters):
                 w, part, own = _part_of(dual, name, penalty)
-                if penalty.outside is not None:
-                    own = torch.where(part, penalty.outside.load().gradient(own), w.new_zeros(()))
-                elif penalty.form == "norm":  # 0 / 0 where nothing is there to be made smaller
-                    norm = own.norm() if norms is None else norms[i]
-                    own = own / norm.clamp(min=torch.finfo(own.dtype).tiny)
+                more = {} if norms is None else {"norm": norms[i]}
+                own = penalty.gradient(own, **more).where(part, w.new_zeros(()))
                 w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
 
 
@@ -164,18 +158,11 @@ def _part_of(dual: nn.Module, name: str, penalty: Penalty) -> tuple[Tensor, Tens
 def _norms_of_parts(dual: nn.Module, group: Group, penalty: Penalty) -> Tensor | None:
     """Of each weight of which this process has some rows, the norm over the rows of all, in one
     exchange; None where it has all of them, or none is asked for."""
-    if dual.parts is None or penalty.form != "norm":
+    if dual.parts is None or not penalty.needs_norm:
         return None
     parts = (_part_of(dual, name, penalty)[2] for name in group.parameters)
     norms = [part.to(torch.promote_types(part.dtype, torch.float32)).norm() for part in parts]
     return dual.parts.across.sum(torch.stack(norms).square()).sqrt()
-
-
-def penalty_at(penalty: Penalty, step: int, num_steps: int) -> float:
-    """The weight at `step`: the weight itself, or with stairs weight * floor(n t / T) / n."""
-    if penalty.stairs is None:
-        return penalty.weight
-    return penalty.weight * (penalty.stairs * step // max(num_steps, 1)) / penalty.stairs
 
 
 def masks_of(dual: nn.Module, group: Group) -> list[Tensor]:

@@ -19,16 +19,16 @@ from torch import Tensor
 from dcil_dsl.masking.rows import (
     Parts,
     keep_pattern_rows,
-    lamp_rows,
     spread_to_rows,
     sum_units,
 )
-from dcil_dsl.masking.score import lamp_scores, without_sign
+from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
 from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
 from dcil_dsl.plan.budget import members, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
+from dcil_dsl.words.granularity import Pattern, Single
 
 
 def make_masks(
@@ -45,15 +45,15 @@ def make_masks(
         keeps = keeps_at(group, step)
     else:
         group = group.model_copy(update={"ceilings": (), "bounds": ()})
-    if group.unit.kind == "nm":
+    if group.pattern is not None:
         return _patterns(group, scores, keeps, parts)
-    if group.unit.kind == "weight":
-        if group.shared_by == "lamp":
-            scores = _lamp(group, scores, parts)
+    if isinstance(group.unit, Single):
+        if group.target.rescales:
+            scores = _rescaled(group, scores, parts)
         return _keep(group, list(scores), keeps, step, None if parts is None else parts.across)
     units = _unit_scores(group, scores, parts)
-    if group.shared_by == "lamp":
-        units = [lamp_scores(score) for score in units]
+    if group.target.rescales:
+        units = [group.target.rescaled(score) for score in units]
     kept = zip(_keep(group, units, keeps, step), members(group, group.cuts), strict=True)
     if parts is None:
         shapes = members(group, [score.shape for score in scores])
@@ -72,7 +72,7 @@ def make_masks(
 def _patterns(
     group: Group, scores: Sequence[Tensor], keeps: tuple[int, ...], parts: Parts | None
 ) -> list[Tensor]:
-    masks, n = [], group.unit.n
+    masks, n = [], group.pattern.n
     for name, score, cut, keep, size in zip(
         group.parameters, scores, group.cuts, keeps, group.num_weights, strict=True
     ):
@@ -85,13 +85,13 @@ def _patterns(
     return masks
 
 
-def _lamp(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
+def _rescaled(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
+    """Of rows, one layer at a time is gathered: a score may depend on all others of its layer."""
+    rescaled = group.target.rescaled
     if parts is None:
-        return [lamp_scores(score) for score in scores]
-    return [
-        lamp_rows(score, parts.rows[name])
-        for name, score in zip(group.parameters, scores, strict=True)
-    ]
+        return [rescaled(score) for score in scores]
+    rows = [parts.rows[name] for name in group.parameters]
+    return [own.own(rescaled(own.whole(s))) for own, s in zip(rows, scores, strict=True)]
 
 
 def _unit_scores(
@@ -115,7 +115,7 @@ def _unit_scores(
 
 def are_halved(group: Group, step: int) -> tuple[bool, ...]:
     """Whether each mask of a group of 2:4 is of that pattern at `step`, or keeps all there is."""
-    is_half = group.unit.kind == "nm" and (group.unit.n, group.unit.m) == (2, 4)
+    is_half = group.pattern == Pattern(n=2, m=4)
     keeps = keeps_at(group, step) if is_half else ()
     return tuple(keep < size for keep, size in zip(keeps, group.num_weights, strict=False))
 
@@ -125,9 +125,9 @@ def _keep(
     across: Across | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Which entries stay, scores and masks a member each."""
-    if group.score.kind in ("movement", "outside"):
+    if group.score.signed:
         scores = [without_sign(score) for score in scores]
-    if group.allocation == "global":
+    if group.one_budget:
         ceilings = list(ceilings_at(group, step)) if group.ceilings else None
         costs, floors = list(unit_costs(group)), list(group.floors)
         bounds = [(list(b.members), b.floor, b.ceiling) for b in bounds_at(group, step)]

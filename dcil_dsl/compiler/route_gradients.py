@@ -15,9 +15,10 @@ from torch import fx, nn
 
 from dcil_dsl.compiler.scores import UNSCALE
 from dcil_dsl.graph.topology import nodes_in, reached_from
-from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import share_gradient, split_weight
+from dcil_dsl.masking.views import read_stored
 from dcil_dsl.plan.plan import Group, Phase, Plan
+from dcil_dsl.words.record import token
 
 
 def route_gradients(
@@ -38,7 +39,7 @@ def route_gradients(
     w_score, to add it to; what is differentiated in evaluation moves no score.
     """
     pruned = {name: group for group in plan.groups for name in group.parameters}
-    views = {path.name: path.seen for path in plan.paths}
+    views = {path.name: path.view for path in plan.paths}
     shares = dict(zip((path.name for path in plan.paths), phase.shares, strict=True))
     weights = [node for node in graph.nodes if _is_parameter(node, model)]
     learning = reached_from(graph, weights)
@@ -99,16 +100,17 @@ def _split(
     if training and score is not None and score.path in paths:
         gain = 1.0 if score.average is None else 1.0 - score.average
         tensors = (beside("score"), beside("unscale", UNSCALE))
-        more["scoring"] = (*tensors, score.formula, paths.index(score.path), gain)
-    if any(views[path] == "soft_threshold" for path in paths):
+        more["scoring"] = (*tensors, score.token, paths.index(score.path), gain)
+    if any(views[path].soft for path in paths):
         more["soft"] = (beside("threshold"), beside("scale"))
     if group.reserve:
         more["reserve"] = (beside("reserve"), tuple(shares[path].reserve for path in paths))
     weight = node
-    if group.power is not None:
+    if group.param is not None:
         with graph.inserting_after(last):
+            stored = (node, token(group.param))
             weight = last = graph.create_node(
-                "call_function", raise_power, (node, group.power), name=f"{node.name}_power"
+                "call_function", read_stored, stored, name=f"{node.name}_read"
             )
     with graph.inserting_after(last):
         split = graph.create_node(
@@ -116,7 +118,7 @@ def _split(
             split_weight,
             (weight, mask),
             {
-                "views": tuple(views[path] for path in paths),
+                "views": tuple(token(views[path]) for path in paths),
                 "kept": tuple(shares[path].kept for path in paths),
                 "pruned": tuple(shares[path].pruned for path in paths),
                 **more,

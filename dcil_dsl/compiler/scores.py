@@ -9,15 +9,15 @@ Not:  no formulas (masking/score.py), no masks. Gradients are added up in the ba
 
 from __future__ import annotations
 
-from hashlib import sha256
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.masking.score import random_scores, score_weights
+from dcil_dsl.masking.score import score_weights
 from dcil_dsl.plan.plan import Group, Phase, Plan
+from dcil_dsl.words.scores import Draw, Magnitude, uniform
 
 UNSCALE = "loss_unscale"  # one over the scale of the loss: fp16 multiplies losses
 
@@ -43,7 +43,7 @@ def add_scores(model: nn.Module, plan: Plan) -> None:
             weight = model.get_parameter(parameter)
             if group.kept_score.path is not None and not weight.requires_grad:
                 raise InputError(
-                    f"`{parameter}` is scored by {group.kept_score.called} and has no gradient: "
+                    f"`{parameter}` is scored by {group.kept_score.score.called} and has no gradient: "
                     "requires_grad is False",
                     help="`keep` it, or prune it with `score = magnitude`",
                 )
@@ -83,7 +83,9 @@ def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> No
             if path is not None:
                 total.mul_(decay)
             else:
-                now = score_weights(dual.get_parameter(name), group.score.formula)
+                now = score_weights(
+                    dual.get_parameter(name), group.score, draw_of(dual, name, 0)
+                )
                 total.lerp_(now.to(total.dtype), 1 - decay)
     if has_gradient_scores(dual.plan):
         unscale = dual.get_buffer(UNSCALE)
@@ -94,7 +96,7 @@ def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> No
 def clear_growth(dual: nn.Module, phase: Phase) -> None:
     """Make room for this step's gradient where only the last one says where to grow."""
     for group in scored_groups(dual.plan):
-        if group.regrow is not None and group.regrow.path in phase.paths:
+        if group.regrow is not None and group.regrow.gradient_path in phase.paths:
             for name in group.parameters:
                 dual.get_buffer(f"{name}_score").zero_()
 
@@ -105,17 +107,17 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
 
     While every score of the group is zero, as before the first gradient, magnitude stands in.
     """
-    score, weights = group.score, [dual.get_parameter(name) for name in group.parameters]
-    if score.kind == "random":
-        return draw_scores(dual, group, step if score.redraw else 0)
-    if not score.has_state:
-        return [score_weights(w, score.formula) for w in weights]
+    weights = [dual.get_parameter(name) for name in group.parameters]
+    if not group.score.has_state:
+        draws = [draw_of(dual, name, step) for name in group.parameters]
+        pairs = zip(weights, draws, strict=True)
+        return [score_weights(w, group.score, draw) for w, draw in pairs]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
     moved = torch.stack([total.any() for total in totals]).any()  # not read: no wait for a device
     if dual.parts is not None:
         moved = dual.parts.across.sum(moved.long()) > 0
     return [
-        torch.where(moved, total, score_weights(w, "magnitude").float())
+        torch.where(moved, total, Magnitude().score(w).float())
         for total, w in zip(totals, weights, strict=True)
     ]
 
@@ -123,18 +125,14 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
 @torch.no_grad()
 def draw_scores(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
     """Scores by chance for each of the group's weights, the same whenever they are asked for."""
-    drawn = []
-    for name in group.parameters:
-        w = dual.get_parameter(name)
-        key = _key(dual.plan.train.seed, name, step)
-        start = 0
-        if dual.parts is not None:
-            rows = dual.parts.rows[name]
-            start = rows.start * prod(rows.shape[1:])
-        drawn.append(random_scores(w.shape, key, w.device, start))
-    return drawn
+    pairs = [(dual.get_parameter(name), draw_of(dual, name, step)) for name in group.parameters]
+    return [uniform(tuple(w.shape), draw.key, w.device, draw.start) for w, draw in pairs]
 
 
-def _key(seed: int, name: str, step: int) -> int:
-    """64 bits that differ with the run's seed, the weight and the draw."""
-    return int.from_bytes(sha256(f"{seed} {name} {step}".encode()).digest()[:8], "big")
+def draw_of(dual: nn.Module, name: str, step: int) -> Draw:
+    """What chance depends on for one weight."""
+    start = 0
+    if dual.parts is not None:
+        rows = dual.parts.rows[name]
+        start = rows.start * prod(rows.shape[1:])
+    return Draw(dual.plan.train.seed, name, step, start)

@@ -13,8 +13,8 @@ from dcil_dsl.compiler.privatize import twin_name
 from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.masking.kept import apply_kept
 from dcil_dsl.masking.pattern import apply_pattern
-from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import split_weight
+from dcil_dsl.masking.views import read_stored
 from dcil_dsl.plan.plan import Phase, Plan
 
 
@@ -46,16 +46,16 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
     """A pruned weight and what lies beside it are read by split_weight and by nothing else, but
     for masks, which say what is left out.
 
-    Where the weight is stored as a root, by raise_power, whose result only split_weight reads.
+    Where the weight is stored as a root, by read_stored, whose result only split_weight reads.
     """
     pruned = {name for group in plan.groups for name in group.parameters}
     kinds = ("mask", "score", "threshold", "scale", "reserve")
     guarded = pruned | {f"{name}_{kind}" for name in pruned for kind in kinds}
     for node in graph.nodes:
-        is_power = node.target is raise_power
+        is_power = node.target is read_stored
         if is_power or node.op == "get_attr" and node.target in guarded:
             for user in node.users:
-                reads = user.target in (split_weight, raise_power)
+                reads = user.target in (split_weight, read_stored)
                 reads |= user.target in (apply_kept, apply_pattern) and node is user.args[2]
                 _demand(reads, f"`{user.name}` reads `{node.target}` bare")
 

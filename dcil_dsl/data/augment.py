@@ -1,8 +1,8 @@
 """What happens to an image on its way into a batch, shared out between its reader and the device.
 
 In:   the augmentations of the plan, the image size it asks for, and what the images are.
-Out:  a Pipeline: what a reader does with one image as it lies, so that all have one size; Steps on
-      whole batches of uint8; Steps on normalised batches; Mixers.
+Out:  a Pipeline: what a reader does with one image as it lies, so that all have one size; Transforms of
+      batches of uint8; Transforms of normalised batches; Mixers.
 Not:  no normalisation and no seeds, which are the loader's. The order of words is lang's to check.
 """
 
@@ -15,25 +15,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dcil_dsl.data.geometry import Erase, Flip, PadCrop, ResizedCrop, Step, box_chances, crop_boxes
-from dcil_dsl.data.mixing import CutMix, Mixer, MixUp
-from dcil_dsl.data.policies import ColorJitter, RandAugment, TrivialAugment
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import (
+    NORMALISED,
+    PIXELS,
+    Augment,
+    Mixer,
+    Transform,
+    crop_sizes,
+)
+from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
 
 # The usual validation of ImageNet: the short side to 256, then the middle 224 x 224.
 SHORT_SIDE = 256 / 224
-
-PIXELS = {  # by the word of the language, with its settings by their names
-    "pad_crop": PadCrop,
-    "flip": Flip,
-    "random_resized_crop": ResizedCrop,
-    "rand_augment": RandAugment,
-    "trivial_augment": TrivialAugment,
-    "color_jitter": ColorJitter,
-}
-NORMALISED = {"erase": Erase}
-MIXERS = {"mixup": MixUp, "cutmix": CutMix}
 
 
 @dataclass(frozen=True)
@@ -73,8 +67,8 @@ class Pipeline:
     size: tuple[int, int]
     reading: Reading | None = None
     resize: tuple[int, int] | None = None
-    pixels: tuple[Step, ...] = ()
-    normalised: tuple[Step, ...] = ()
+    pixels: tuple[Transform, ...] = ()
+    normalised: tuple[Transform, ...] = ()
     mixers: tuple[Mixer, ...] = ()
 
     def resized(self, images: Tensor) -> Tensor:
@@ -92,19 +86,19 @@ def train_pipeline(
             image_size or a random_resized_crop before all else.
 
     Where random_resized_crop comes first it takes the image as it lies: resized before, it would
-    only be blurred. Raises InputError for a word that is not built and where no size is known.
+    only be blurred. Raises InputError where no size is known.
     """
-    _check_built(augment)
-    pixels = _made(augment, PIXELS)
-    more = dict(normalised=_made(augment, NORMALISED), mixers=_made(augment, MIXERS))
-    crops_first = bool(pixels) and isinstance(pixels[0], ResizedCrop)
+    pixels = _transforms(augment, PIXELS)
+    mixers = tuple(word for word in augment if isinstance(word, Mixer))
+    more = dict(normalised=_transforms(augment, NORMALISED), mixers=mixers)
+    crops_first = bool(pixels) and pixels[0].crops_to is not None
     if native is not None and crops_first:
         return Pipeline(native, pixels=pixels, **more)
     if native is not None:
         size = (image_size, image_size) if image_size else native
         return Pipeline(size, resize=_unless(size, native), pixels=pixels, **more)
     if crops_first:
-        side = pixels[0].size
+        side = pixels[0].crops_to
         return Pipeline((side, side), Reading(side, crops=True), pixels=pixels[1:], **more)
     if image_size is None:
         raise _no_size(augment)
@@ -123,21 +117,15 @@ def val_pipeline(
     if native is not None:
         size = (image_size, image_size) if image_size else native
         return Pipeline(size, resize=_unless(size, native))
-    crops = [step.size for step in _made(augment, PIXELS) if isinstance(step, ResizedCrop)]
+    crops = crop_sizes(augment)
     if image_size is None and not crops:
         raise _no_size(augment)
     image_size = image_size or crops[-1]
     return Pipeline((image_size, image_size), Reading(image_size, crops=False))
 
 
-def _check_built(augment: tuple[Augment, ...]) -> None:
-    for entry in augment:
-        if entry.word not in PIXELS | NORMALISED | MIXERS:
-            raise InputError(f"the augmentation `{entry.word}` is not built yet")
-
-
-def _made(augment: tuple[Augment, ...], kind: dict[str, type]) -> tuple:
-    return tuple(kind[entry.word](**entry.settings) for entry in augment if entry.word in kind)
+def _transforms(augment: tuple[Augment, ...], stage: int) -> tuple[Transform, ...]:
+    return tuple(w for w in augment if isinstance(w, Transform) and w.stage == stage)
 
 
 def _unless(size: tuple[int, int], native: tuple[int, int]) -> tuple[int, int] | None:
@@ -145,7 +133,7 @@ def _unless(size: tuple[int, int], native: tuple[int, int]) -> tuple[int, int] |
 
 
 def _no_size(augment: tuple[Augment, ...]) -> InputError:
-    if any(entry.word == "random_resized_crop" for entry in augment):
+    if crop_sizes(augment):
         fact = "put `random_resized_crop` first in `augment`, or say"
     else:
         fact = "say"

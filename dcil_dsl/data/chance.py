@@ -1,7 +1,7 @@
 """Random numbers that are a function of where they are used, and of nothing that was drawn before.
 
 In:   the run's seed, an epoch, a batch, a place in the pipeline.
-Out:  generators on the CPU, whatever the device; numbers brought to the device without a wait.
+Out:  seeds, and generators on the CPU, whatever the device.
 Not:  torch's global random numbers are neither used nor moved.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor
 
 
 def seed_of(*place: int | str) -> int:
@@ -21,15 +20,3 @@ def seed_of(*place: int | str) -> int:
 
 def generator_at(*place: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*place))
-
-
-def sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """The numbers on `device`; on CUDA from pinned memory, so that the host need not wait."""
-    if device.type != "cuda":
-        return numbers.to(device)
-    return numbers.pin_memory().to(device, non_blocking=True)
-
-
-def whole_numbers(uniform: Tensor, count: Tensor | int) -> Tensor:
-    """Uniform numbers of [0, 1) as whole numbers of 0 .. count - 1."""
-    return (uniform * count).floor().long()

@@ -29,10 +29,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dcil_dsl.data.augment import train_pipeline, val_pipeline
-from dcil_dsl.data.chance import generator_at, seed_of, sent
+from dcil_dsl.data.chance import generator_at, seed_of
 from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.data.folders import BadImage
-from dcil_dsl.data.geometry import Step
 from dcil_dsl.data.mixing import mix_batch, neighbours
 from dcil_dsl.data.prefetch import Batch, made_ahead
 from dcil_dsl.data.reading import (
@@ -45,7 +44,8 @@ from dcil_dsl.data.reading import (
 )
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import Augment, Transform
+from dcil_dsl.words.transforms.numbers import sent
 
 MAX_RESIDENT = 4 << 30  # bytes of images that are kept on the device; larger sets stay on the host
 
@@ -259,7 +259,7 @@ class Loader:
             images, labels = images[1:], labels[1:]
         return images.contiguous(memory_format=self.layout), labels
 
-    def _applied(self, step: Step, images: Tensor, size, request: Request, number: int) -> Tensor:
+    def _applied(self, step: Transform, images: Tensor, size, request: Request, number: int) -> Tensor:
         """What is drawn is drawn for the whole batch, whatever stretch of it is ours."""
         chance = generator_at(self.seed, request.epoch, request.batch, number)
         draws = step.draw(chance, request.count, size)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.lang.vocabulary import DATA_SETS
+from dcil_dsl.words.blocks import DATA_SETS
 
 NO_FILES = ("digits", "synthetic")  # scikit-learn brings the one, a generator makes the other
 IMAGE_FOLDERS = ("imagenet", "imagefolder")

@@ -121,10 +121,6 @@ RECIPE: tuple[Code, ...] = (
           "data, then `mixup` and `cutmix`, which mix examples that are ready.",
           "data digits { augment = [mixup(0.2), flip()] }",
           "data digits { augment = [flip(), mixup(0.2)] }"),
-    entry("E230", "not built yet",
-          """The word belongs to the language, and a later version of this program brings it. It is
-          never ignored.""",
-          "prune Conv2d to 90% { score = fisher }", "prune Conv2d to 90%"),
     entry("E232", "a pattern that ramps",
           """Of every m weights n stay, or all do: between the two there is no sparsity to pass
           through. `once(at=10ep)` begins at a moment, `constant()` with the run.""",
@@ -176,7 +172,7 @@ RECIPE: tuple[Code, ...] = (
           the language. Neither wins: a recipe means the same wherever it is read."""),
     entry("E243", "a word that is declared wrongly",
           """The package declares the word, but its class cannot be imported, is no subclass of one
-          of `dcil_dsl.extend`, lacks the method of its kind, or has settings that no plan can
+          of `dcil_dsl.words`, lacks the method of its kind, or has settings that no plan can
           hold."""),
     entry("W201", "an unused `let`", "Nothing in the recipe uses the name; often it is misspelt.",
           "let targte = 95%", "let target = 95%\nprune Conv2d to target"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-
 LONGEST = 200  # letters of a word that a slip of the hand explains
 
 

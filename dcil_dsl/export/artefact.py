@@ -18,15 +18,28 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.group import Share, SharedBy, check_members
-from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Size, Unit, first_fault
-from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.format_1 import upgrade_origin
+from dcil_dsl.plan.group import Share
+from dcil_dsl.plan.plan import Budgeted, Model, Plan, Size, first_fault
+from dcil_dsl.plan.schedule import (
+    bounds_at,
+    ceilings_at,
+    keeps_at,
+    last_refresh,
+    sparsity_at,
+)
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
 from dcil_dsl.training.run import cannot_write, write_atomically
@@ -34,41 +47,24 @@ from dcil_dsl.training.run import cannot_write, write_atomically
 FORMATS = ("safetensors", "pth")
 
 
-class Promise(BaseModel):
-    """What one group of the plan allows.
+class Promise(Budgeted):
+    """What one group of the plan allows at one step.
 
     keeps   the most that is not zero, in what the budget counts: one number for all layers
-            together where the allocation is global, one a layer where it is uniform
+            together if the members share one budget, else one a layer
     asked   the sparsity that the schedule asks for, a fraction of what the budget counts
 
-    The other fields are those of the group (plan/group.py); ceilings are those at this step, and
-    so are the bounds'.
+    Ceilings are those at this step, and so are the bounds'.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    rule: str
-    allocation: Literal["global", "uniform"]
-    shared_by: SharedBy = "target"
     asked: Share
-    parameters: tuple[str, ...]
-    num_weights: tuple[NonNegativeInt, ...]
     keeps: tuple[NonNegativeInt, ...]
-    of: Literal["weights", "units", "flops"] = "weights"
-    unit: Unit = Single()
-    cuts: tuple[Cut, ...] = ()
-    spans: tuple[int, ...] = ()
-    costs: tuple[int, ...] = ()
-    ceilings: tuple[int, ...] = ()
-    bounds: tuple[Bound, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Promise:
-        is_global = self.allocation == "global"
-        check_members(
-            self, ("num_weights", "cuts"), ("ceilings", "costs", *(() if is_global else ("keeps",)))
-        )
-        if is_global and len(self.keeps) != 1:
+        a_member = ("ceilings", "costs", *(() if self.one_budget else ("keeps",)))
+        self.check_members(("num_weights", "cuts"), a_member)
+        if self.one_budget and len(self.keeps) != 1:
             raise ValueError("one budget keeps one number")
         return self
 
@@ -81,7 +77,7 @@ class Origin(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     recipe: str
     sha256: str
     model: Model
@@ -91,6 +87,13 @@ class Origin(BaseModel):
     promises: tuple[Promise, ...]
     sizes: dict[str, Size] = {}
     digest: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("format") == 1:
+            return upgrade_origin(values)
+        return values
 
 
 @dataclass(frozen=True)
@@ -103,22 +106,20 @@ class Artefact:
 
 
 def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
-    """What the deployed path has to hold after `num_done` updates. Nothing for a full view."""
-    views = {path.name: path.view for path in plan.paths}
-    if views[plan.deploy] == "full":
+    """What the deployed path has to hold after `num_done` updates. Nothing if that path prunes nothing."""
+    if not plan.prunes:
         return ()
     step = masks_step(num_done)
     return tuple(
         Promise(
             rule=group.rule,
-            allocation=group.allocation,
-            shared_by=group.shared_by,
+            target=group.target,
             asked=sparsity_at(group, last_refresh(group, step)),
             parameters=group.parameters,
             num_weights=group.num_weights,
             keeps=keeps_at(group, last_refresh(group, step)),
             of=group.of,
-            unit=group.unit,
+            granularity=group.granularity,
             cuts=group.cuts,
             spans=group.spans,
             costs=group.costs,

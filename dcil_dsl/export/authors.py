@@ -42,7 +42,7 @@ def logged(plan: Plan) -> dict[int, tuple[float, float]]:
     name = plan.recipe.name
     model = (plan.model.name or "").rpartition(":")[2]
     facts = (plan.recipe.reference, model, plan.data.name, plan.train.num_epochs)
-    targets = tuple(group.target for group in plan.groups)
+    targets = tuple(group.sparsity for group in plan.groups)
     if facts != (REFERENCE, MODEL, DATA, NUM_EPOCHS) or targets != (TARGETS.get(name),):
         return {}
     rows = (line.split(",") for line in FILE.read_text(encoding="ascii").splitlines())

@@ -18,6 +18,7 @@ from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.trace import WHOLE, constants
 from dcil_dsl.masking.attributes import REMEMBERED
 from dcil_dsl.masking.views import see
+from dcil_dsl.words.record import token
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
     """
     plan = dual.plan
     path = path or plan.deploy
-    views = {entry.name: entry.seen for entry in plan.paths}
+    views = {entry.name: token(entry.view) for entry in plan.paths}
     if path not in views:
         raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
     model = copy_module(dual.original)

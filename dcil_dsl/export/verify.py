@@ -21,7 +21,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.export.artefact import Promise
-from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members
+from dcil_dsl.plan.budget import budget_size, counted, members
 from dcil_dsl.plan.wording import percent, shorten, table
 from dcil_dsl.training.tally import Budget, count_units, pattern_counts, tally_group
 
@@ -142,8 +142,8 @@ def show_verdict(verdict: Verdict) -> str:
         )
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
         noun, asked = counted(promise), percent(round(promise.asked, 6))
-        pattern = f", {promise.unit.n}:{promise.unit.m}" if promise.unit.kind == "nm" else ""
-        lines.append(f"group {index} ({_allocation(promise)}{pattern}, {promise.rule}):")
+        pattern = f", {promise.pattern.n}:{promise.pattern.m}" if promise.pattern is not None else ""
+        lines.append(f"group {index} ({promise.target.allocation}{pattern}, {promise.rule}):")
         if noun == "weights":
             lines.append(
                 f"  asked {asked}, measured {measured}; {sum(promise.keeps):,} of "
@@ -172,13 +172,6 @@ def show_verdict(verdict: Verdict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _allocation(promise: Promise) -> str:
-    """How the budget was shared out, by the name that the recipe has for it."""
-    if promise.shared_by == "target":
-        return promise.allocation
-    return {"erk": "ERK", "lamp": "LAMP"}.get(promise.shared_by, promise.shared_by)
-
-
 def _count_group(
     index: int,
     promise: Promise,
@@ -187,7 +180,7 @@ def _count_group(
     verdict: Verdict,
 ) -> list[LayerCount]:
     counted = []
-    is_told = promise.allocation == "uniform" and promise.unit.kind in ("weight", "nm")
+    is_told = not promise.one_budget and promise.unit.single
     each = promise.keeps if is_told else [None] * len(promise.parameters)
     for name, size, allowed in zip(promise.parameters, promise.num_weights, each, strict=True):
         if name not in tensors:
@@ -247,7 +240,7 @@ def _judge(
             f"{promise.rule}: {percent(promise.asked)} is asked, and floors let "
             f"{allowed:,} of {count(size, counted(promise, many=False))} stay"
         )
-    if promise.unit.kind == "nm":
+    if promise.pattern is not None:
         _judge_pattern(promise, truths, verdict)
 
 
@@ -261,7 +254,7 @@ def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) 
         (f"the layers within {bound.name}", sum(units[i] for i in bound.members), bound.ceiling)
         for bound in promise.bounds
     ]
-    noun = NOUNS[promise.unit.kind]
+    noun = promise.unit.noun
     for what, kept, ceiling in limits:
         if kept > ceiling:
             are = count(kept, f"{noun} is", f"{noun}s are")
@@ -276,11 +269,11 @@ def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verd
     ):
         if keep == size:
             continue  # before its schedule has begun
-        wrong = int((counts[name] > promise.unit.n).sum())
+        wrong = int((counts[name] > promise.pattern.n).sum())
         if wrong:
             verdict.faults.append(
-                f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {promise.unit.m} "
-                f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.unit.n} that are "
+                f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {promise.pattern.m} "
+                f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.pattern.n} that are "
                 "not zero"
             )
 

@@ -12,6 +12,8 @@ from typing import Union
 
 from dcil_dsl.diagnostics.source import Source, Span
 
+BROKEN = object()  # the value of a Literal that could not be worked out and was reported
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -25,7 +27,7 @@ class Node:
 class Literal(Node):
     """A number, percent, time, ratio, string, boolean or none.
 
-    `value` is a float or int, str, bool, None, Percent, Time or Ratio (values.py);
+    `value` is a float or int, str, bool, None, Percent, Time or Ratio (words/units.py);
     `text` is how it was written; `origin` is the value of the `let` that link.py put here.
     """
 

@@ -14,7 +14,7 @@ from lark import Token, Transformer, Tree, v_args
 from dcil_dsl.diagnostics import Diagnostics, Source, Span
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.parse import Parsed
-from dcil_dsl.lang.values import Percent, Ratio, Time
+from dcil_dsl.words.units import Percent, Ratio, Time
 
 _UNITS = {"ep": "epochs", "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps"}
 

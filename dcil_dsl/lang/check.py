@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.extend.ours import OURS
-from dcil_dsl.lang import ast, not_built
+from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_dynamics import check_dynamics
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_scores import check_scores
@@ -30,8 +28,20 @@ from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.link import Linked
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.uses import read_uses
-from dcil_dsl.lang.values import Percent, Time, written
 from dcil_dsl.lang.words import Reader, Settings
+from dcil_dsl.words.blocks import (
+    DATA_SETS,
+    METRICS,
+    AboutBlock,
+    DataBlock,
+    ModelBlock,
+    PruneBlock,
+)
+from dcil_dsl.words.granularity import Block, Granularity, Single
+from dcil_dsl.words.registry import words_at
+from dcil_dsl.words.schedules import Ramp, Schedule
+from dcil_dsl.words.targets import Target, Within
+from dcil_dsl.words.units import Percent, Time, written
 
 
 def check(linked: Linked, found: Diagnostics) -> r.Recipe:
@@ -57,7 +67,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     average = check_average(train, blocks.get("train"), selectors)
     expect = _expect(file, reader)
     selectors.warn_unused()
-    _clashes(linked, mixed, [*uses.words, *OURS], found)
+    _clashes(linked, mixed, [*uses.words], found)
     found.stop_if_wrong()
     assert train is not None and mixed is not None, "a wrong recipe without an error"
     return r.Recipe(
@@ -76,15 +86,15 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
 def _about(block: ast.Block | None, reader: Reader) -> r.About:
     if block is None:
         return r.About()
-    word = reader.block(v.AboutBlock, "recipe", block.settings, keyword(block)).word
+    word = reader.block(AboutBlock, "recipe", block.settings, keyword(block)).word
     return r.About(name=block.name, **({} if word is None else word.model_dump()))
 
 
 def _model(block: ast.Block | None, reader: Reader) -> r.Model:
     if block is None:
         return r.Model()
-    ours = tuple(s for s in block.settings if s.name.name in v.ModelBlock.model_fields)
-    word = reader.block(v.ModelBlock, "model", ours, keyword(block)).word
+    ours = tuple(s for s in block.settings if s.name.name in ModelBlock.model_fields)
+    word = reader.block(ModelBlock, "model", ours, keyword(block)).word
     options = []
     for setting in block.settings:
         if setting in ours:
@@ -103,9 +113,9 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
 def _data(block: ast.Block | None, reader: Reader) -> r.Data:
     if block is None:
         return r.Data()
-    read = reader.block(v.DataBlock, "data", block.settings, keyword(block))
+    read = reader.block(DataBlock, "data", block.settings, keyword(block))
     word, channels = read.word, read.values.get("channels")
-    named = block.name is not None and block.name.replace("_", "-") in v.DATA_SETS
+    named = block.name is not None and block.name.replace("_", "-") in DATA_SETS
     if named and type(channels) is int and channels > 0 and channels not in (1, 3):
         reader.found.add("E205", f"`{block.name}` has images of 1 or 3 channels, not {channels}",
                          read.spans["channels"], help="1 makes them grey, 3 repeats grey ones")
@@ -132,7 +142,7 @@ def _rules(file: ast.File, pruning: ast.Block | None, reader: Reader,
     shared = pruning.settings if pruning else ()
     rules: list[r.Prune | r.Keep] = []
     if pruning is not None:
-        _limits(reader.block(v.PruneBlock, "pruning", shared, keyword(pruning)), reader)
+        _limits(reader.block(PruneBlock, "pruning", shared, keyword(pruning)), reader)
     for item in file.items:
         if isinstance(item, ast.Keep):
             rules.append(r.Keep(selector=selectors.closed(item.selector), span=item.span))
@@ -148,10 +158,10 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     selector = selectors.closed(item.selector)
     own = {s.name.name for s in item.settings}
     # What is wrong in `pruning` was told there; here it would be told once for every rule.
-    _limits(reader.block(v.PruneBlock, "prune", item.settings, item.head_span), reader)
+    _limits(reader.block(PruneBlock, "prune", item.settings, item.head_span), reader)
     quiet = reader.quiet()
     together = (*(s for s in shared if s.name.name not in own), *item.settings)
-    read = quiet.block(v.PruneBlock, "prune", together, item.head_span)
+    read = quiet.block(PruneBlock, "prune", together, item.head_span)
     try:
         target = reader.target(item.target)
     except Broken:
@@ -174,7 +184,7 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     )
 
 
-def _bounds(settings: tuple[ast.Setting, ...], words: tuple[v.Within, ...], target: v.Target,
+def _bounds(settings: tuple[ast.Setting, ...], words: tuple[Within, ...], target: Target,
             selectors: Selectors, reader: Reader) -> tuple[r.Bound, ...]:
     """The bounds of layers together, each with the layers that it names."""
     given = next((s.value for s in settings if s.name.name == "bounds"), None)
@@ -182,7 +192,7 @@ def _bounds(settings: tuple[ast.Setting, ...], words: tuple[v.Within, ...], targ
     for word, node in zip(words, given.items if given else (), strict=True):
         place = next(a.value.span for a in node.arguments
                      if a.name is None or a.name.name == "layers")
-        if not isinstance(target, (v.Global, v.Lamp)):
+        if not target.one_budget:
             reader.found.add("E238", "these layers share no budget", node.span,
                              help="`global(...)` is one budget for all layers of a rule")
         elif word.floor is None and word.ceiling is None:
@@ -197,22 +207,22 @@ def _bounds(settings: tuple[ast.Setting, ...], words: tuple[v.Within, ...], targ
     return tuple(bounds)
 
 
-def _granularity(item: ast.Prune, target: v.Target, setting: v.Granularity | None,
-                 reader: Reader) -> v.Granularity:
+def _granularity(item: ast.Prune, target: Target, setting: Granularity | None,
+                 reader: Reader) -> Granularity:
     """The target's own, else the setting's; a rule that gives both gives it twice."""
     own = getattr(target, "granularity", None)
-    is_pattern = isinstance(target, v.NM)
+    is_pattern = target.pattern is not None
     for one in item.settings:
         if one.name.name == "granularity" and (own or is_pattern):
             why = "a pattern is a granularity of its own" if is_pattern else None
             reader.found.add("E208", "`granularity` is given twice", one.name.span, label=why,
                              others=(Label(item.target.span, "the target says it first"),))
     _block(own, item.target.span, reader)
-    return own or setting or v.Single()
+    return own or setting or Single()
 
 
 def _block(granularity: object, span: Span | None, reader: Reader) -> None:
-    if isinstance(granularity, v.Block) and granularity.height == granularity.width == 1:
+    if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
         reader.found.add("E205", "a block of one weight is a weight", span,
                          help="`granularity=weight`")
 
@@ -244,9 +254,9 @@ def _limits(read: Settings, reader: Reader) -> None:
                          help="for example `grid=1ep`")
 
 
-def _ramp(schedule: v.Schedule, target: v.Target, span: Span | None, reader: Reader) -> None:
-    ramps = isinstance(schedule, (v.Cubic, v.Linear))
-    if ramps and isinstance(target, v.NM):
+def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
+    ramps = isinstance(schedule, Ramp)
+    if ramps and target.pattern is not None:
         reader.found.add("E232", "a pattern cannot ramp", span,
                          help="`once(at=10ep)` lets it begin at one moment")
     elif ramps and schedule.initial > target.sparsity:
@@ -270,7 +280,7 @@ def _rules_and_paths(rules, mixed: Mixed | None, found: Diagnostics) -> None:
     if mixed is None:
         return
     prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
-    masked = [path for path in mixed.paths if path.view != "full"]
+    masked = [path for path in mixed.paths if path.view.prunes]
     if prunes and mixed.paths and not masked and not mixed.broken:
         found.add("E221", "weights are pruned, but no path sees the masks", prunes[0].span,
                   help="declare one in `mix`: `path sparse = masked`")
@@ -297,14 +307,10 @@ def _expect(file: ast.File, reader: Reader) -> tuple[r.Expectation, ...]:
 
 def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | None:
     metric = condition.name.name
-    if metric in not_built.METRICS:
-        reader.found.add("E230", f"`{metric}` is not built yet", condition.name.span,
-                         label=not_built.METRICS[metric])
-        return None
-    if metric not in v.METRICS:
+    if metric not in METRICS:
         reader.found.add("E224", f"unknown metric `{metric}`", condition.name.span,
-                         help=did_you_mean(metric, v.METRICS)
-                         or f"a recipe can expect {listed(f'`{m}`' for m in v.METRICS)}")
+                         help=did_you_mean(metric, METRICS)
+                         or f"a recipe can expect {listed(f'`{m}`' for m in METRICS)}")
         return None
     try:
         value = reader.value(condition.value)
@@ -327,8 +333,8 @@ def _clashes(
     linked: Linked, mixed: Mixed | None, words: list[str], found: Diagnostics
 ) -> None:
     """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
-    taken = {"fp32", "bf16", "fp16", "copy", "fresh", *v.VIEWS,
-             *v.SCORES, *v.GRANULARITIES, *words, "weights", "units", "flops"}
+    taken = {"fp32", "bf16", "fp16", "copy", "fresh", *words_at("a view"),
+             *words_at("a score"), *words_at("a granularity"), *words_at("a loss"), *words, "weights", "units", "flops"}
     paths = {path.name for path in mixed.paths} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:

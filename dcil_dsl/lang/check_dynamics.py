@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed
+from dcil_dsl.words.granularity import Single
 
 
 def check_dynamics(
@@ -22,7 +22,7 @@ def check_dynamics(
         _check_rule(rule, found)
     if mixed is None:
         return
-    soft = next((path for path in mixed.paths if path.view == "soft_threshold"), None)
+    soft = next((path for path in mixed.paths if path.view.soft), None)
     for rule in prunes if soft else ():
         if why := _no_threshold(rule):
             found.add("E235", f"path `{soft.name}` sees a soft threshold, and there is none here",
@@ -32,12 +32,12 @@ def check_dynamics(
 
 
 def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
-    is_single = isinstance(rule.granularity, v.Single) and not isinstance(rule.target, v.NM)
+    is_single = isinstance(rule.granularity, Single) and rule.target.pattern is None
     for name, value in (("regrow", rule.regrow), ("reserve", rule.reserve)):
         if value is not None and not is_single:
             found.add("E235", f"`{name}` chooses single weights, this rule prunes them together",
                       rule.spans.get(name, rule.span))
-    if rule.regrow is not None and not isinstance(rule.score, (v.Magnitude, v.L2)):
+    if rule.regrow is not None and not rule.score.by_size:
         found.add("E235", "`regrow` drops by the size of weights, this rule has another score",
                   rule.spans.get("regrow", rule.span), help="`score = magnitude`")
     in_flops = getattr(rule.target, "of", None) == "flops"
@@ -51,9 +51,9 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
 
 
 def _no_threshold(rule: r.Prune) -> str | None:
-    if isinstance(rule.target, (v.NM, v.Lamp)) or not isinstance(rule.granularity, v.Single):
+    if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
         return "what is kept here is not what is larger than some number"
-    by_size = isinstance(rule.score, (v.Magnitude, v.L2)) and rule.score.average is None
+    by_size = rule.score.by_size and rule.score.decay is None
     return None if by_size and rule.regrow is None else "weights are not kept by their size"
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.extend import kinds
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.read_values import Broken
-from dcil_dsl.lang.values import BROKEN, Percent, Time, kind_of, written
 from dcil_dsl.lang.words import Reader
+from dcil_dsl.words.blocks import PARTS, PathBlock, PrivateBlock
+from dcil_dsl.words.losses import KL
+from dcil_dsl.words.registry import words_at
+from dcil_dsl.words.units import Percent, Time, kind_of, written
+from dcil_dsl.words.views import AnyView, Masked
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def _halves_alone(rules: Iterable[r.Prune | r.Keep]) -> bool:
     Of a pattern a path spares products of the forward pass, and has all gradients.
     """
     prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
-    others = [rule for rule in prunes if not isinstance(rule.target, v.NM)]
-    wholes = [rule for rule in others if isinstance(rule.granularity, (v.Filter, v.Channel))]
+    others = [rule for rule in prunes if rule.target.pattern is None]
+    wholes = [rule for rule in others if rule.granularity.axis is not None]
     return len(others) < len(prunes) and not wholes
 
 
@@ -95,7 +99,7 @@ class _Mix:
         if before is not item:
             self.found.add("E208", f"path `{name}` is given twice", item.name.span,
                            others=(Label(before.name.span, "given here first"),))
-        read = self.reader.block(v.PathBlock, "path", item.settings, item.name.span)
+        read = self.reader.block(PathBlock, "path", item.settings, item.name.span)
         word = read.word
         for key in ("batch", "size"):
             share = read.values.get(key)
@@ -113,30 +117,31 @@ class _Mix:
             self.paths.append(
                 r.Path(name=name, view=view, random=word.random, batch=word.batch,
                        size=word.size, every=word.every, compute=word.compute, span=item.span))
-            if word.compute == "kept" and view != "masked":
+            if word.compute == "kept" and not isinstance(view, Masked):
                 self.found.add("E239", "only a path that is `masked` has filters to leave out",
                                read.spans["compute"], help="leave `compute = kept` out")
         else:
             self.broken = True
 
-    def _view(self, node: ast.Name | ast.Call) -> str | kinds.View | None:
+    def _view(self, node: ast.Name | ast.Call) -> AnyView | None:
         """What a path sees of the weights; None where that is wrong."""
         name = node.name if isinstance(node, ast.Call) else node
-        word = name.name
-        if word in v.VIEWS:
-            if not (isinstance(node, ast.Call) and node.arguments):
-                return word
-            self.found.add("E213", f"`{word}` takes no settings", node.span, help=f"write `{word}`")
-        elif self.reader.declared(word) or self.reader.uses.broken:
+        views, word = words_at("a view"), name.name
+        if word in views:
+            if isinstance(node, ast.Call) and node.arguments:
+                self.found.add("E213", f"`{word}` takes no settings", node.span,
+                               help=f"write `{word}`")
+                return None
+            return cast(AnyView, views[word]())
+        if word in self.reader.uses.words or self.reader.uses.broken:
             try:
-                return self.reader.word(node, "a view", {})
+                return cast(AnyView, self.reader.word(node, "a view"))
             except Broken:
                 return None
-        else:
-            self.found.add("E210", f"`{word}` is no view of the weights", name.span,
-                           help=did_you_mean(word, v.VIEWS) or self.reader.elsewhere(word)
-                           or "a path is `masked` (w * m), `full` (w), `complement` or "
-                           "`soft_threshold`")
+        self.found.add("E210", f"`{word}` is no view of the weights", name.span,
+                       help=did_you_mean(word, views) or self.reader.elsewhere(word)
+                       or "a path is `masked` (w * m), `full` (w), `complement` or "
+                       "`soft_threshold`")
         return None
 
     def _declared(self, name: str, span: Span, what: str = "path") -> bool:
@@ -153,9 +158,9 @@ class _Mix:
     def update(self, item: ast.Update) -> r.Update | None:
         good, first = True, {}
         for part in item.parts:
-            if part.name not in v.PARTS:
+            if part.name not in PARTS:
                 self.found.add("E217", f"`{part.name}` is no part of the weights", part.span,
-                               help=did_you_mean(part.name, v.PARTS)
+                               help=did_you_mean(part.name, PARTS)
                                or "the parts are `kept`, `reserve`, `pruned` and `rest`")
                 good = False
             elif first.setdefault(part.name, part) is not part:
@@ -216,7 +221,7 @@ class _Mix:
     def loss(self, item: ast.Loss) -> r.Loss | None:
         coefficient, window = self._scalar(item.scalar, "the weight of a loss"), self._window(item)
         try:
-            term = self.reader.word(item.term, "a loss", v.LOSSES)
+            term = self.reader.word(item.term, "a loss")
         except Broken:
             return None
         fields = type(term).model_fields
@@ -232,7 +237,7 @@ class _Mix:
             self.found.add("E243", f"`{term.called}` names no path, so nothing learns from it",
                            item.term.span)
             good = False
-        if isinstance(term, v.KL) and term.student == term.teacher and good:
+        if isinstance(term, KL) and term.student == term.teacher and good:
             self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
             good = False
         if coefficient is None or window is None or not good:
@@ -244,7 +249,7 @@ class _Mix:
 
     def private(self, item: ast.Private, selectors: Selectors) -> r.Private | None:
         selector = selectors.closed(item.selector)
-        word = self.reader.block(v.PrivateBlock, "private", item.settings, item.span).word
+        word = self.reader.block(PrivateBlock, "private", item.settings, item.span).word
         return word and r.Private(selector=selector, init=word.init, span=item.span)
 
     def deploy(self, items: list[ast.Deploy], here: Span) -> str:

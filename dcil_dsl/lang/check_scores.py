@@ -1,4 +1,4 @@
-"""What scores and regrowth need: a path that exists and learns, and squares for `lamp`.
+"""What scores and regrowth need: a path that exists and learns, and squares for a target that compares them.
 
 In:   the checked rules and the checked `mix`.
 Out:  E216, E233, E234 in a Diagnostics.
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed, named_by
 from dcil_dsl.lang.expected import listed
-from dcil_dsl.lang.values import written
+from dcil_dsl.words.regrow import GrowByGradient
+from dcil_dsl.words.scores import GradientScore
+from dcil_dsl.words.units import written
 
 
 def check_scores(
@@ -27,13 +27,14 @@ def check_scores(
             continue
         span = rule.spans.get("score", rule.span)
         word = rule.score.called
-        if isinstance(rule.target, v.Lamp) and not isinstance(rule.score, (v.Magnitude, v.L2)):
-            found.add("E234", f"`lamp` compares squared weights, and the score is `{word}`",
+        if rule.target.rescales and not rule.score.by_size:
+            found.add("E234", f"`{rule.target.called}` compares squared weights, and the score is "
+                      f"`{word}`",
                       rule.target_span, others=(Label(span, "the score"),),
                       help="`score = magnitude`, or `global` with this score")
-        if isinstance(rule.regrow, v.GrowByGradient):
+        if isinstance(rule.regrow, GrowByGradient):
             asked, span = rule.regrow, rule.spans.get("regrow", rule.span)
-        elif isinstance(rule.score, (v.Taylor, v.Movement, v.Gradient, kinds.GradientScore)):
+        elif isinstance(rule.score, GradientScore):
             asked = rule.score
         else:
             continue
@@ -43,7 +44,7 @@ def check_scores(
 
 
 def _check_path(
-    asked: v.Taylor | v.Movement | v.Gradient | v.GrowByGradient | kinds.GradientScore,
+    asked: GradientScore | GrowByGradient,
     span: Span,
     mixed: Mixed,
     found: Diagnostics,
@@ -59,7 +60,7 @@ def _check_path(
     used = named_by(mixed.losses)
     learning = [name for name in declared if name in used]
     if learning and path not in used:
-        grows = isinstance(asked, v.GrowByGradient)
+        grows = isinstance(asked, GrowByGradient)
         word = "gradient" if grows else asked.called
         other = f"{word}({written(asked.share)}, {learning[0]})" if grows else (
             f"{word}({learning[0]})")

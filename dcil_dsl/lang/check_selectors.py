@@ -12,8 +12,9 @@ from dataclasses import replace
 from dcil_dsl.diagnostics import Diagnostics, Label
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
+from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.patterns import Regex
-from dcil_dsl.lang.values import BROKEN, Ratio, Time
+from dcil_dsl.words.units import Ratio, Time
 
 # For suggestions only: a recipe may name any class.
 TYPES = (

@@ -10,23 +10,25 @@ from __future__ import annotations
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.check_mix import Mixed
 from dcil_dsl.lang.check_selectors import Selectors
-from dcil_dsl.lang.values import Time
 from dcil_dsl.lang.words import Reader
+from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.words.blocks import Train
+from dcil_dsl.words.optimizers import SGD
+from dcil_dsl.words.units import Time
 
 # Settings that say how one step is made of its gradients: one batch, one process, no loss scale.
 OWN_STEPS = ("integrator", "balance")
 
 
-def check_train(block: ast.Block | None, end: Span, reader: Reader) -> v.Train | None:
+def check_train(block: ast.Block | None, end: Span, reader: Reader) -> Train | None:
     """The block's word; None where it is missing, said at `end`, or wrong."""
     if block is None:
         reader.found.add("E215", "the recipe has no `train` block", end,
                          help="for example `train { epochs = 100ep optimizer = sgd(lr=0.1) }`")
         return None
-    read = reader.block(v.Train, "train", block.settings, keyword(block))
+    read = reader.block(Train, "train", block.settings, keyword(block))
     epochs = read.values.get("epochs")
     if isinstance(epochs, Time) and epochs.unit != "epochs":
         reader.found.add("E206", "the length of the run is given in epochs", read.spans["epochs"],
@@ -35,11 +37,11 @@ def check_train(block: ast.Block | None, end: Span, reader: Reader) -> v.Train |
         reader.found.add("E205", "a run has a whole number of epochs, from 1 on",
                          read.spans["epochs"])
     sgd = read.values.get("optimizer")
-    if isinstance(sgd, v.SGD) and sgd.nesterov and not sgd.momentum:
+    if isinstance(sgd, SGD) and sgd.nesterov and not sgd.momentum:
         reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
                          help="for example `momentum=0.9`")
     balance = read.values.get("balance")
-    if isinstance(balance, v.InverseDirichlet) and balance.every.value <= 0:
+    if isinstance(balance, InverseDirichlet) and balance.every.value <= 0:
         reader.found.add("E205", "losses cannot be balanced every 0 steps", read.spans["balance"],
                          help="for example `every=5ep`")
     if read.word is not None:
@@ -47,7 +49,7 @@ def check_train(block: ast.Block | None, end: Span, reader: Reader) -> v.Train |
     return read.word
 
 
-def _check_together(train: v.Train, spans: dict[str, Span], found: Diagnostics) -> None:
+def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) -> None:
     own = [name for name in OWN_STEPS if getattr(train, name) is not None]
     for name in own:
         if train.accumulate > 1:
@@ -76,7 +78,7 @@ def _refuse(name: str, other: str, why: str, spans: dict[str, Span], found: Diag
 
 
 def check_players(
-    train: v.Train | None, block: ast.Block | None, rules: list[r.Prune | r.Keep],
+    train: Train | None, block: ast.Block | None, rules: list[r.Prune | r.Keep],
     found: Diagnostics,
 ) -> None:
     """E236 where pruned weights are to move by themselves and no rule prunes."""
@@ -87,7 +89,7 @@ def check_players(
 
 
 def check_balance(
-    train: v.Train | None, block: ast.Block | None, mixed: Mixed | None, found: Diagnostics
+    train: Train | None, block: ast.Block | None, mixed: Mixed | None, found: Diagnostics
 ) -> None:
     """E236 where no path has two loss terms, whose gradients could be compared."""
     if train is None or train.balance is None or mixed is None or not mixed.losses:
@@ -99,7 +101,7 @@ def check_balance(
 
 
 def check_average(
-    train: v.Train | None, block: ast.Block | None, selectors: Selectors
+    train: Train | None, block: ast.Block | None, selectors: Selectors
 ) -> r.Average | None:
     """`average` with its layers; E223 where none are named so."""
     if train is None or train.average is None:

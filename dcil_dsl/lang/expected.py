@@ -16,7 +16,8 @@ from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
 from dcil_dsl.lang.grammar import END, literals
 from dcil_dsl.lang.lexical import clipped
-from dcil_dsl.lang.vocabulary import PARTS, small_words
+from dcil_dsl.words.blocks import PARTS
+from dcil_dsl.words.registry import own_words
 
 if TYPE_CHECKING:
     from lark import Token
@@ -327,7 +328,8 @@ def _touch(s: Situation) -> bool:
 def small_word(name: str) -> str | None:
     """`SGD`, `True` or `RandomResizedCrop` as the word of the language that it is, if it is one."""
     small = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-    return small if small in small_words() else None
+    known = {word for table in own_words().values() for word in table}
+    return small if small in known | {"true", "false", "none"} else None
 
 
 def _expected(s: Situation) -> str:

@@ -18,8 +18,8 @@ from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast, merge, override
-from dcil_dsl.lang.values import BROKEN, Percent, Time, UnitError, combine, written
-
+from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.words.units import Percent, Time, UnitError, combine, written
 
 MOST_VALUES = 100_000  # in the lists and calls that names stand for: each may double another
 MAX_NESTED = 60  # of lists and calls in each other; they are walked by recursion

@@ -14,7 +14,7 @@ from dataclasses import replace
 from dcil_dsl.diagnostics import Diagnostics, RecipeError, Source, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
-from dcil_dsl.lang.vocabulary import BLOCKS
+from dcil_dsl.words.blocks import BLOCKS
 
 NAME = "--set"  # the source that errors in an override point into
 

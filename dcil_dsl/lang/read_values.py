@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import ast
+from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.refusals import Bare, origin
-from dcil_dsl.lang.values import BROKEN, Percent, Range, Time, kind_of, written
+from dcil_dsl.words.units import Percent, Range, Time, kind_of, written
 
 
 class Broken(Exception):

@@ -1,6 +1,6 @@
 """The checked recipe: what the language means, typed, closed and with every span.
 
-In:   a linked file (link.py), checked word by word against vocabulary.py (check.py).
+In:   a linked file (link.py), checked word by word against py (check.py).
 Out:  Recipe, which plan/resolve.py reads. Nothing after it sees the syntax tree, but for
       selectors, whose nodes (ast.py) wait for a model.
 Not:  no layers, no steps: those need a model and a length of the epoch.
@@ -10,10 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dcil_dsl import words
 from dcil_dsl.diagnostics.source import Span
-from dcil_dsl.extend import kinds
-from dcil_dsl.lang import ast, vocabulary
-from dcil_dsl.lang.values import Percent, Time
+from dcil_dsl.lang import ast
+from dcil_dsl.words.augment import Augment
+from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.words.blocks import Train
+from dcil_dsl.words.granularity import Granularity, Single
+from dcil_dsl.words.parametrizations import Parametrization
+from dcil_dsl.words.penalties import Penalty
+from dcil_dsl.words.regrow import Regrow
+from dcil_dsl.words.schedules import Schedule
+from dcil_dsl.words.scores import AnyScore
+from dcil_dsl.words.targets import Target
+from dcil_dsl.words.units import Percent, Time
+from dcil_dsl.words.views import AnyView
 
 
 def _span():
@@ -53,7 +64,7 @@ class Data:
     batch_size: int | None = None
     image_size: int | None = None
     channels: int = 3
-    augment: tuple[vocabulary.Augment, ...] = ()
+    augment: tuple[Augment, ...] = ()
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -78,20 +89,20 @@ class Prune:
     """
 
     selector: ast.Selector
-    target: vocabulary.Target
-    score: vocabulary.Score
-    schedule: vocabulary.Schedule
+    target: Target
+    score: AnyScore
+    schedule: Schedule
     refresh: Time | tuple[Time, ...]
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
     bounds: tuple[Bound, ...] = ()
-    granularity: vocabulary.Granularity = vocabulary.Single()
+    granularity: Granularity = Single()
     forget: bool = False
     reserve: Percent | None = None
-    penalty: tuple[vocabulary.Penalty, ...] = ()
-    param: vocabulary.Power | None = None
-    regrow: vocabulary.Regrow | None = None
+    penalty: tuple[Penalty, ...] = ()
+    param: Parametrization | None = None
+    regrow: Regrow | None = None
     span: Span = _span()  # the whole rule's first line: `prune ... to ...`
     target_span: Span = _span()
     schedule_span: Span | None = field(default=None, compare=False, repr=False)
@@ -115,7 +126,7 @@ class Path:
     """`path name = view { random = own | shared }`."""
 
     name: str
-    view: vocabulary.View | kinds.View
+    view: AnyView
     random: str = "own"
     batch: Percent | None = None
     size: Percent | None = None
@@ -149,7 +160,7 @@ class Loss:
     """`loss coefficient * term from .. until ..`."""
 
     coefficient: float
-    term: vocabulary.LossTerm
+    term: words.Loss
     start: Time | None = None
     stop: Time | None = None
     span: Span = _span()
@@ -169,7 +180,7 @@ class Expectation:
 class Average:
     """`average` of `train` with the layers that it names."""
 
-    word: vocabulary.LatePhase
+    word: LatePhase
     selector: ast.Selector
     span: Span = _span()
 
@@ -187,7 +198,7 @@ class Recipe:
     privates: tuple[Private, ...]
     losses: tuple[Loss, ...]
     deploy: str
-    train: vocabulary.Train
+    train: Train
     average: Average | None = None
     expect: tuple[Expectation, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set

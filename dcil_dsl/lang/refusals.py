@@ -1,7 +1,7 @@
 """What pydantic refuses, in the sentences of the language.
 
-In:   a ValidationError of a word (vocabulary.py) and the nodes of its settings.
-Out:  E205, E206, E209, E210, E211, E230 in a Diagnostics, each at the value it is about.
+In:   a ValidationError of a word (words/) and the nodes of its settings.
+Out:  E205, E206, E209, E210, E211 in a Diagnostics, each at the value it is about.
 Not:  no error of pydantic's is ever shown.
 """
 
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Literal, get_args, get_origin
 from dcil_dsl.diagnostics import Label
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.lang.expected import listed
-from dcil_dsl.lang.values import Percent, Ratio, Time, kind_of, written
+from dcil_dsl.words.blocks import Train
+from dcil_dsl.words.rates import Multistep
+from dcil_dsl.words.units import Percent, Ratio, Time, kind_of, written
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from dcil_dsl.diagnostics import Span
     from dcil_dsl.lang.words import Given, Reader
+    from dcil_dsl.words.word import Word
 
 
 class Bare(str):
@@ -45,7 +47,7 @@ _NAMES = {"path": "the name of a path", "layers": "what a `layers` definition na
 _NO = {"refresh": "masks that never move: `freeze = 0 steps`"}  # what `none` was meant for
 
 
-def note(error: ValidationError, model: type[v.Word], owner: str, nodes: dict[str, Given],
+def note(error: ValidationError, model: type[Word], owner: str, nodes: dict[str, Given],
          values: dict[str, object], where: Span, reader: Reader) -> bool:
     """Note each refusal; True where there was one that had not been told before."""
     told = False
@@ -126,7 +128,7 @@ def _class_name(one: dict) -> str | None:
     return context.get("class_name") or context.get("class")
 
 
-def spelled(model: type[v.Word], owner: str, nodes: dict[str, Given], values: dict[str, object],
+def spelled(model: type[Word], owner: str, nodes: dict[str, Given], values: dict[str, object],
             reader: Reader) -> bool:
     """Note texts that should be names and names that should be texts; True where all is well.
 
@@ -212,7 +214,7 @@ def _short(limit: float) -> float:
     return int(limit) if limit == int(limit) and abs(limit) < 1e15 else limit
 
 
-def _example(model: type[v.Word], name: str) -> str | None:
+def _example(model: type[Word], name: str) -> str | None:
     examples = {
         "sparsity": "90%", "over": "0ep..75% run", "at": "10ep", "path": "sparse",
         "student": "sparse", "teacher": "dense", "epochs": "100ep",
@@ -220,10 +222,10 @@ def _example(model: type[v.Word], name: str) -> str | None:
         "n": "2", "m": "4", "layers": "shortcuts", "height": "4", "width": "1",
         "beta": "0.97", "profile": '"profile.json"',
     }
-    example = "[30ep, 60ep]" if model is v.Multistep else examples.get(name)
+    example = "[30ep, 60ep]" if model is Multistep else examples.get(name)
     if example is None:  # of a word from elsewhere
         return None
-    equals = " = " if model is v.Train else "="
+    equals = " = " if model is Train else "="
     return f"for example `{name}{equals}{example}`"
 
 

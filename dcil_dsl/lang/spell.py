@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from dcil_dsl.lang import ast
-from dcil_dsl.lang.values import Time
+from dcil_dsl.words.units import Time
 
 BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
 RANGE, UNARY, ATOM = 0, 3, 4

@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
-from dcil_dsl.extend.find import Found, NoWord, words_of
-from dcil_dsl.extend.ours import OURS
 from dcil_dsl.lang import ast
-from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.words.blocks import METRICS, PARTS
+from dcil_dsl.words.registry import Declared, NoWord, own_words, words_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Uses:
     """`words`: what may be written beside the language's own. `broken`: some could not be read,
     so that a word that is not known may be one of them."""
 
-    words: dict[str, Found] = field(default_factory=dict)
+    words: dict[str, Declared] = field(default_factory=dict)
     broken: bool = False
 
 
@@ -32,7 +31,7 @@ def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
     given = next((s.value for s in settings if s.name.name == "uses"), None)
     if not isinstance(given, ast.List):
         return Uses(broken=given is not None)
-    words: dict[str, Found] = {}
+    words: dict[str, Declared] = {}
     places: dict[str, Span] = {}
     broken = False
     for node in given.items:
@@ -67,7 +66,4 @@ def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
 
 
 def _is_taken(word: str) -> bool:
-    tables = [v.TARGETS, v.LOSSES, *(table for _, table in v.PLACES.values())]
-    return word in OURS or word in (*v.VIEWS, *v.METRICS, *v.PARTS) or any(
-        word in table for table in tables
-    )
+    return word in (*METRICS, *PARTS) or any(word in table for table in own_words().values())

@@ -1,7 +1,7 @@
 """Settings and calls into words of the vocabulary, and what is wrong with them.
 
-In:   closed nodes (link.py) and the classes of vocabulary.py.
-Out:  validated words, with the span of each setting; E205..E214, E230 in a Diagnostics.
+In:   closed nodes (link.py) and the classes of words/.
+Out:  validated words, with the span of each setting; E205..E214 in a Diagnostics.
 Not:  nothing that concerns two statements at once; check.py does.
 
 pydantic judges types and limits; refusals.py turns what it says into our sentences.
@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
-from dcil_dsl.extend.find import Found, NoWord, own_word, packages_with
-from dcil_dsl.extend.outside import Extension, Outside, class_of
-from dcil_dsl.lang import ast, not_built, refusals
-from dcil_dsl.lang import vocabulary as v
+from dcil_dsl.lang import ast, refusals
+from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.expected import listed
 from dcil_dsl.lang.read_values import Broken, ValueReader
 from dcil_dsl.lang.uses import Uses
-from dcil_dsl.lang.values import BROKEN, Percent, Ratio, kind_of, written
+from dcil_dsl.words.blocks import BLOCKS
+from dcil_dsl.words.record import kind_of_setting, takes_list
+from dcil_dsl.words.registry import NoWord, own_words, packages_with, words_at
+from dcil_dsl.words.targets import NM, Target, Uniform
+from dcil_dsl.words.units import Percent, Range, Ratio, Time, kind_of, written
+from dcil_dsl.words.word import Word
 
-_LATER_SETTINGS = {
-    v.PruneBlock: not_built.PRUNE_SETTINGS, v.Train: not_built.TRAIN_SETTINGS,
-}  # fmt: skip
-_LATER_WORDS = {
-    "a target": not_built.TARGETS, "a score": not_built.SCORES, "a schedule": not_built.SCHEDULES,
-    "a loss": not_built.LOSSES, "an augmentation": not_built.AUGMENTS,
-    "an optimizer": not_built.OPTIMIZERS, "a learning rate over time": not_built.RATES,
-}  # fmt: skip
-_TABLES = {"a target": v.TARGETS, "a loss": v.LOSSES} | {
-    place: table for place, table in v.PLACES.values()
-}
 
 @dataclass(frozen=True)
 class Given:
@@ -53,7 +46,7 @@ class Settings:
     `values`: those settings that could be read, each right or wrong by itself.
     """
 
-    word: v.Word | None
+    word: Word | None
     values: dict[str, object]
     spans: dict[str, Span] = field(default_factory=dict)
 
@@ -72,13 +65,13 @@ class Reader(ValueReader):
 
     # -- settings --------------------------------------------------------------------------
 
-    def block(self, model: type[v.Word], owner: str, settings: tuple[ast.Setting, ...],
+    def block(self, model: type[Word], owner: str, settings: tuple[ast.Setting, ...],
               where: Span) -> Settings:
         """The settings of a block; `owner` is its name in messages."""
         given = [Given(s.name.name, s.name.span, s.value) for s in settings]
         return self.settings(model, owner, given, where)
 
-    def settings(self, model: type[v.Word], owner: str, given: list[Given],
+    def settings(self, model: type[Word], owner: str, given: list[Given],
                  where: Span) -> Settings:
         """Validate settings; everything wrong among them is noted."""
         values, nodes = {}, {}
@@ -88,7 +81,7 @@ class Reader(ValueReader):
                 good = False  # told already, in merge.py or by `call`
                 continue
             nodes[one.name] = one
-            if one.name not in model.model_fields:
+            if one.name not in model.settings():
                 near = self._unknown_setting(model, owner, one)
                 if near is not None and all(other.name != near for other in given):
                     nodes[near] = one  # told as that one misspelt, and not as missing too
@@ -107,77 +100,73 @@ class Reader(ValueReader):
             word = None
         return Settings(word if good else None, values, spans)
 
-    def _setting(self, model: type[v.Word], one: Given) -> object:
-        place = v.PLACES.get((model, one.name))
-        if place is None:
+    def _setting(self, model: type[Word], one: Given) -> object:
+        kind = kind_of_setting(model, one.name)
+        if kind is None:
             return self.value(one.value)
+        is_list = takes_list(model, one.name)
         if not isinstance(one.value, ast.List):
             if _is_none(one.value) and model.model_fields[one.name].default is None:
                 return None  # what a child writes to be rid of its parent's
-            if one.name in v.LISTS:
+            if is_list:
                 self.found.add("E206", f"`{one.name}` is a list", one.value.span,
                                help=f"write `[{_text(one.value)}]`")
                 raise Broken
-            return self.word(one.value, *place)
-        if one.name not in v.LISTS:
+            return self.word(one.value, kind.place)
+        if not is_list:
             self.found.add("E206", f"`{one.name}` is one word, not a list", one.value.span)
             raise Broken
-        words = [self._or_none(item, *place) for item in one.value.items]
+        words = [self._or_none(item, kind.place) for item in one.value.items]
         if None in words:
             raise Broken
         self._in_order(words, one.value.items)
         return tuple(words)
 
-    def _in_order(self, words: list[v.Word], items: tuple[ast.Value, ...]) -> None:
+    def _in_order(self, words: list[Word], items: tuple[ast.Value, ...]) -> None:
         """Augmentations of pixels, then of normalised images, then of pairs of examples."""
-        stages = [v.AUGMENT_STAGES.get(type(word), 0) for word in words]
+        stages = [getattr(word, "stage", 0) for word in words]
         for at in range(1, len(stages)):
             if stages[at] < max(stages[:at]):
                 later = items[stages.index(max(stages[:at]))]
                 self.found.add("E229", f"`{_text(items[at])}` stands after `{_text(later)}`",
                                items[at].span, help=f"write it before `{_text(later)}`")
 
-    def _or_none(self, node: ast.Value, place: str, table: dict) -> v.Word | None:
+    def _or_none(self, node: ast.Value, place: str) -> Word | None:
         try:
-            return self.word(node, place, table)
+            return self.word(node, place)
         except Broken:
             return None
 
-    def _unknown_setting(self, model: type[v.Word], owner: str, one: Given) -> str | None:
+    def _unknown_setting(self, model: type[Word], owner: str, one: Given) -> str | None:
         """Note it; the setting that was probably meant."""
-        later = _LATER_SETTINGS.get(model, {}).get(one.name)
-        if later is not None:
-            self.found.add("E230", f"`{one.name}` of `{owner}` is not built yet", one.at,
-                           label=later)
-            return None
-        near = nearest(one.name, model.model_fields)
+        near = nearest(one.name, model.settings())
         help = None if near is None else f"did you mean `{near}`?"
         if help is None:
-            homes = [kind for kind, block in v.BLOCKS.items() if one.name in block.model_fields]
+            homes = [kind for kind, block in BLOCKS.items() if one.name in block.settings()]
             if homes:
                 help = f"`{one.name}` is a setting of `{homes[0]}`"
-            elif model.model_fields:
-                help = f"it has {listed(f'`{name}`' for name in model.model_fields)}"
+            elif model.settings():
+                help = f"it has {listed(f'`{name}`' for name in model.settings())}"
         self.found.add("E212", f"unknown setting `{one.name}` of `{owner}`", one.at, help=help)
         return near
 
     # -- calls -------------------------------------------------------------------------------
 
-    def word(self, node: ast.Value, place: str, table: dict[str, type[v.Word]]) -> v.Word:
+    def word(self, node: ast.Value, place: str) -> Word:
         """The word that a place takes; Broken where it is another or wrong inside."""
         if isinstance(node, ast.Literal) and node.value is BROKEN:
             raise Broken
         if isinstance(node, ast.Name):
-            return self._bare_word(node, place, table)
+            return self._bare_word(node, place)
         if not isinstance(node, ast.Call):
             examples = (f"`{name}`" if word.bare else f"`{name}(...)`"
-                        for name, word in table.items())
+                        for name, word in words_at(place).items())
             self.found.add("E206", f"expected {place}, found {_kind(node)}", node.span,
                            help=f"for example {listed(examples)}")
             raise Broken
         name = node.name.name
-        model = self._class(node.name, place, table)
-        if model.bare and not (node.arguments and model.model_fields):
+        model = self._class(node.name, place)
+        if model.bare and not (node.arguments and model.settings()):
             self.found.add("E206", f"`{name}` takes no parentheses here", node.span,
                            help=f"write `{name}`")
             raise Broken
@@ -186,8 +175,8 @@ class Reader(ValueReader):
             raise Broken
         return self._from(settings.word, node.name)
 
-    def _arguments(self, call: ast.Call, model: type[v.Word]) -> list[Given]:
-        fields: list[str] = list(model.model_fields)
+    def _arguments(self, call: ast.Call, model: type[Word]) -> list[Given]:
+        fields: list[str] = list(model.settings())
         given: list[Given] = []
         name = call.name.name
         for index, argument in enumerate(call.arguments):
@@ -212,8 +201,8 @@ class Reader(ValueReader):
             given.append(Given(key, argument.name.span, argument.value))
         return given
 
-    def _bare_word(self, node: ast.Name, place: str, table: dict) -> v.Word:
-        model = self._class(node, place, table)
+    def _bare_word(self, node: ast.Name, place: str) -> Word:
+        model = self._class(node, place)
         need = "..." if any(f.is_required() for f in model.model_fields.values()) else ""
         if model.bare and not need:
             return self._from(model(), node)
@@ -221,15 +210,17 @@ class Reader(ValueReader):
                        help=f"write `{node.name}({need})`")
         raise Broken
 
-    # -- words that bring their effect -----------------------------------------------------
+    # -- words of packages -----------------------------------------------------------------
 
-    def _class(self, name: ast.Name, place: str, table: dict) -> type[v.Word]:
-        """The class of a word, the language's own or one that is declared; Broken for others."""
-        declared = self.declared(name.name)
-        if name.name in table or declared is None:
-            return table.get(name.name) or self._unknown_word(name, place, table)
+    def _class(self, name: ast.Name, place: str) -> type[Word]:
+        """The class of a word, the language's own or a declared one; Broken for others."""
+        own, declared = words_at(place).get(name.name), self.uses.words.get(name.name)
+        if own is not None:
+            return own
+        if declared is None:
+            self._unknown_word(name, place)
         try:
-            model = class_of(declared)
+            model = declared.load()
         except NoWord as error:
             self.found.add("E243", error.message, name.span)
             raise Broken from None
@@ -238,37 +229,30 @@ class Reader(ValueReader):
             raise Broken
         return model
 
-    def declared(self, word: str) -> Found | None:
-        """A word of the packages that the recipe uses, or one of our own with its effect."""
-        return self.uses.words.get(word) or own_word(word)
-
     def elsewhere(self, word: str) -> str | None:
         """What to write where an installed package has a word that the recipe does not use."""
         packages = packages_with(word)
         return f'`uses = ["{packages[0]}"]` in the block `recipe` brings it' if packages else None
 
-    def _from(self, word: v.Word, name: ast.Name) -> v.Word:
-        """The word, if it brings its effect with where it comes from."""
-        if not isinstance(word, Extension):
+    def _from(self, word: Word, name: ast.Name) -> Word:
+        """The word; one of a package with where it comes from."""
+        declared = self.uses.words.get(name.name)
+        if declared is None or name.name in words_at(word.place):
             return word
         for setting, value in word:
             if not _is_plain(value):
                 self.found.add("E243", f"`{setting}` of `{name.name}` is {kind_of(value)}, which "
                                "no plan can hold", name.span)
                 raise Broken
-        one = self.declared(name.name)
-        word._origin = Outside(word=one.word, package=one.package, version=one.version)
+        word._origin = declared.origin
         return word
 
-    def _unknown_word(self, name: ast.Name, place: str, table: dict) -> None:
+    def _unknown_word(self, name: ast.Name, place: str) -> NoReturn:
         word = name.name
         if self.uses.broken:
             raise Broken  # it may be one of the words that could not be read, which is told
-        later = _LATER_WORDS.get(place, {}).get(word)
-        if later is not None:
-            self.found.add("E230", f"`{word}` is not built yet", name.span, label=later)
-            raise Broken
-        other = next((p for p, words in _TABLES.items() if word in words), None)
+        table = words_at(place)
+        other = next((p for p, words in own_words().items() if word in words), None)
         help = did_you_mean(word, [*table, *self.lets, *self.uses.words])
         help = help or self.elsewhere(word)
         help = help or f"{place} is {listed(f'`{known}`' for known in table)}"
@@ -276,12 +260,12 @@ class Reader(ValueReader):
         self.found.add("E210", message, name.span, help=help)
         raise Broken
 
-    def target(self, node: ast.Value) -> v.Word:
+    def target(self, node: ast.Value) -> Target:
         """How much a rule takes away; a bare percentage means of each layer."""
         if isinstance(node, ast.Literal):
             value = self.value(node)
             if isinstance(value, Percent):
-                return v.Uniform(sparsity=self._below_all(value, node))
+                return Uniform(sparsity=self._below_all(value, node))
             if isinstance(value, Ratio):
                 return self._pattern(value, node)
             help = "write `90%` or `global(90%)`"
@@ -290,19 +274,19 @@ class Reader(ValueReader):
             self.found.add("E206", f"a target is a percentage, not {kind_of(value)}", node.span,
                            help=help)
             raise Broken
-        word = self.word(node, "a target", v.TARGETS)
-        if isinstance(word, v.NM):
+        word = self.word(node, "a target")
+        if isinstance(word, NM):
             return self._pattern(Ratio(word.n, word.m), node)
         self._below_all(word.sparsity, node)
         return word
 
-    def _pattern(self, ratio: Ratio, node: ast.Value) -> v.NM:
+    def _pattern(self, ratio: Ratio, node: ast.Value) -> NM:
         if not 0 < ratio.keep < ratio.of:
             what = "keeps no weight" if ratio.keep < 1 else "prunes nothing"
             self.found.add("E205", f"{written(ratio)} {what}", node.span,
                            help="for example `2:4`: of every four, two stay")
             raise Broken
-        return v.NM(n=ratio.keep, m=ratio.of)
+        return NM(n=ratio.keep, m=ratio.of)
 
     def _below_all(self, sparsity: Percent, node: ast.Value) -> Percent:
         if sparsity.fraction >= 1:
@@ -315,8 +299,7 @@ class Reader(ValueReader):
 def _is_plain(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
+    return value is None or isinstance(value, (bool, int, float, str, Percent, Time, Range))
 
 
 def _is_none(node: ast.Value) -> bool:

@@ -3,8 +3,7 @@
 In:   scores, masks or truths of the rows, how the whole weight falls into units, where the rows
       lie in it.
 Out:  what the rows add to the sums of units; the rows of masks and of scores.
-Not:  nothing is exchanged but one layer's squares (lamp_rows): sums over the processes are the
-      caller's to take.
+Not:  nothing is exchanged: sums over the processes are the caller's to take.
 
 Rows are indices of the weight's first dimension. A cut (units.py) views a weight in a shape of its
 own, some of whose dimensions lie over the rows, the others within a row; one that lies in both, as
@@ -23,7 +22,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dcil_dsl.masking.score import lamp_scores
 from dcil_dsl.masking.select import Across
 from dcil_dsl.masking.units import Cut, keep_pattern, num_in_unit
 
@@ -137,16 +135,6 @@ def keep_pattern_rows(score: Tensor, cut: Cut, n: int, rows: Rows) -> Tensor:
 def num_in_pattern_rows(truth: Tensor, cut: Cut, rows: Rows) -> Tensor:
     """How many of each group of m in the rows are true, (number of groups,)."""
     return num_in_unit(truth, _own_pattern(cut, rows, len(truth)))
-
-
-@torch.no_grad()
-def lamp_rows(squares: Tensor, rows: Rows) -> Tensor:
-    """score.lamp_scores of the rows.
-
-    A square's share is of all that come before it in its layer, wherever they lie: so the squares
-    of this one layer are gathered, for as long as its shares are computed.
-    """
-    return rows.own(lamp_scores(rows.whole(squares)))
 
 
 def _own_pattern(cut: Cut, rows: Rows, num_rows: int) -> OwnCut:

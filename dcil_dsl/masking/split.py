@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dcil_dsl.masking.score import add_gradient_score
 from dcil_dsl.masking.structures import map_parts
-from dcil_dsl.masking.views import Soft, see
+from dcil_dsl.masking.views import see
+from dcil_dsl.words.views import Soft
 
 
 class Scoring(NamedTuple):
@@ -22,7 +23,7 @@ class Scoring(NamedTuple):
 
     total    the score, one number a weight, changed in place
     unscale  one over the scale of the loss, a tensor of one number
-    score    "taylor" | "movement" | "gradient"
+    score    the token of a score (words/scores.py)
     path     whose gradient is taken, its place among the views
     gain     1 for a sum, 1 - decay for a moving average
     """
@@ -37,7 +38,7 @@ class Scoring(NamedTuple):
 class SplitWeight(torch.autograd.Function):
     """The views that the paths see of one weight, and the routing of their gradients.
 
-        forward    v_p = what path p sees of w: w * m, w, ... (views.py)
+        forward    v_p = what path p sees of w: w * m, w, ... (words/views.py)
         backward   dw  = m * sum_p kept_p * dv_p  +  (1 - m) * sum_p pruned_p * dv_p
 
     m is 1 where the weight is kept. DCIL is masked (1, 0) and full (0, 1): every weight
@@ -101,7 +102,7 @@ def split_weight(
     soft: Soft | None = None,
     reserve: tuple[Tensor, tuple[float, ...]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Views of `w`, one for each entry of `views` (views.py); see SplitWeight.
+    """Views of `w`, one for each token in `views` (words/views.py); see SplitWeight.
 
     mask     boolean, of w's shape; `kept[p]` and `pruned[p]` are path p's shares
     scoring  a Scoring, or a tuple like one: what it counts is counted once a backward pass

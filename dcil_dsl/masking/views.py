@@ -1,56 +1,31 @@
-"""What a path sees of a weight.
+"""What a path sees of a weight, and the numbers that a soft threshold needs.
 
-In:   a weight, its mask, the name of a view; for a soft threshold its two numbers.
-Out:  the view, in the weight's shape.
-Not:  no gradients (split.py), no choice of what is kept (select.py).
+In:   a weight, its mask, the token of a view (words/views.py).
+Out:  the view, in the weight's shape; thresholds and scales.
+Not:  no formula of a view, no gradients (split.py), no choice of what is kept (select.py).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from dcil_dsl.extend.outside import is_token, load
 from dcil_dsl.masking.select import Across
+from dcil_dsl.words.parametrizations import Parametrization
+from dcil_dsl.words.record import load
+from dcil_dsl.words.views import AnyView, Soft
 
 EPSILON = 1e-6
 
 
-class Soft(NamedTuple):
-    """Of one weight: the threshold, a tensor of one number, and the scale of each filter, in a
-    shape that broadcasts over the weight's."""
-
-    threshold: Tensor
-    scale: Tensor
+def see(w: Tensor, mask: Tensor, token: str, soft: Soft | None = None) -> Tensor:
+    """The view that a token names."""
+    return load(AnyView, token).of(w, mask, soft)
 
 
-def see(w: Tensor, mask: Tensor, view: str, soft: Soft | None = None) -> Tensor:
-    """
-    full            w
-    masked          w where m, else 0
-    complement      0 where m, else w
-    soft_threshold  c sign(w) max(|w| - t, 0) where m, else 0
-
-    a token         what its word (extend/outside.py) makes of w and m, where m, else 0
-
-    where, not w * m: an infinite weight that is pruned must not become NaN.
-    """
-    zero = w.new_zeros(())
-    if is_token(view):
-        return torch.where(mask, load(view).see(w, mask), zero)
-    match view:
-        case "full":
-            return w.view_as(w)
-        case "masked":
-            return torch.where(mask, w, zero)
-        case "complement":
-            return torch.where(mask, zero, w)
-        case "soft_threshold":
-            shrunk = w - w.clamp(-soft.threshold, soft.threshold)
-            return torch.where(mask, soft.scale * shrunk, zero)
-    raise ValueError(f"no view is called {view!r}")
+def read_stored(theta: Tensor, token: str) -> Tensor:
+    """The weights that a rule with a `param` stores as theta, with their gradient."""
+    return load(Parametrization, token).weight(theta)
 
 
 @torch.no_grad()

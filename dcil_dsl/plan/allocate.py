@@ -15,20 +15,21 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.dynamics import resolve_dynamics
 from dcil_dsl.plan.measured import measured_shares
-from dcil_dsl.plan.members import Member, divide, unit_of, unit_prices
+from dcil_dsl.plan.members import Member, divide, unit_prices
 from dcil_dsl.plan.schedule import reached_at, whole_units
-from dcil_dsl.plan.scores import resolve_score
-from dcil_dsl.plan.share_out import erk_weights, share_out
+from dcil_dsl.plan.share_out import share_out
 from dcil_dsl.plan.wording import percent
+from dcil_dsl.words.granularity import Head
+from dcil_dsl.words.schedules import Ramp
+from dcil_dsl.words.targets import Erk, Sensitivity
+from dcil_dsl.words.word import Run
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
-_SHARED_BY = {v.Erk: "erk", v.Lamp: "lamp", v.Sensitivity: "sensitivity"}
 
 
 def allocate_group(
@@ -36,62 +37,59 @@ def allocate_group(
     place: str,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
-    steps_per_epoch: int,
-    num_steps: int,
-    deploy: str,
+    run: Run,
     report: Diagnostics,
 ) -> p.Group | None:
     """The budget of one rule. Weights that do not fall into the rule's units, budgets below the
     floors or above the ceilings, and ramps that the run or the freeze cuts off, are errors: the
     sparsity asked for would not be what comes out. None where there is no budget to speak of.
     """
-    unit = unit_of(rule)
+    target = rule.target.in_steps(run)
+    unit = target.pattern or rule.granularity
     owned = divide(rule, unit, weights, heads, report)
     of, costs = unit_prices(rule, unit, owned or [], report)
     if owned is None or costs is None:
         return None
     weights = tuple(weight for member in owned for weight in member.weights)
-    is_pattern = isinstance(unit, p.Pattern)
+    is_pattern = target.pattern is not None
     sizes = [math.prod(m.weights[0].shape) if is_pattern else m.num_units for m in owned]
     group = p.Group(
         rule=place,
         parameters=tuple(weight.name for weight in weights),
         num_weights=tuple(math.prod(weight.shape) for weight in weights),
-        allocation="global" if isinstance(rule.target, (v.Global, v.Lamp)) else "uniform",
-        shared_by=_SHARED_BY.get(type(rule.target), "target"),
-        target=rule.target.sparsity.fraction,
+        target=target,
         of=of,
-        unit=unit,
+        granularity=rule.granularity,
         cuts=tuple(cut for member in owned for cut in member.cuts),
-        spans=tuple(len(member.weights) for member in owned) if unit.kind == "head" else (),
+        spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
         costs=costs,
         floors=tuple(_floor(rule, size) for size in sizes),
         ceilings=tuple(_ceiling(rule, size) for size in sizes) if rule.ceiling else (),
         hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
-        score=resolve_score(rule, deploy),
-        schedule=_schedule(rule.schedule, steps_per_epoch, num_steps),
-        freeze=rule.freeze and rule.freeze.to_steps(steps_per_epoch, num_steps),
-        **resolve_dynamics(rule, deploy, steps_per_epoch, num_steps),
+        score=target.score_for(rule.score).in_steps(run),
+        schedule=rule.schedule.in_steps(run),
+        freeze=rule.freeze and run.steps(rule.freeze).step,
+        **resolve_dynamics(rule, run),
     )
     _check_budget(rule, group, report)
-    match rule.target:
-        case v.Erk():
-            group = group.model_copy(update={"targets": _erk_targets(rule.target, group, owned)})
-        case v.Sensitivity():
+    match target:
+        case Erk():
+            group = group.model_copy(update={"targets": _erk_targets(target, group, owned)})
+        case Sensitivity():
             group = group.model_copy(update={"targets": measured_shares(rule, group, report)})
-    _check_time(rule, group, num_steps, report)
+    _check_time(rule, group, run.num_steps, report)
     return group
 
 
 # -- bounds -----------------------------------------------------------------------------------
 
 
-def _erk_targets(erk: v.Erk, group: p.Group, owned: list[Member]) -> tuple[float, ...]:
+def _erk_targets(erk: Erk, group: p.Group, owned: list[Member]) -> tuple[float, ...]:
     """The share of each member that is pruned in the end."""
     shapes = [[weight.shape for weight in member.weights] for member in owned]
     sizes, ceilings = num_units(group), group.ceilings or num_units(group)
-    budget = sum(sizes) * (1 - group.target)
-    weights = erk_weights(shapes, erk.power)
+    budget = sum(sizes) * (1 - group.sparsity)
+    weights = erk.proportions(shapes)
     densities = share_out(weights, sizes, budget, group.floors, ceilings)
     return tuple(1 - density for density in densities)
 
@@ -109,32 +107,12 @@ def _ceiling(rule: r.Prune, size: int) -> int:
 # -- time --------------------------------------------------------------------------------------
 
 
-def _schedule(schedule: v.Schedule, steps_per_epoch: int, num_steps: int) -> p.Schedule:
-    def steps(time):
-        return time.to_steps(steps_per_epoch, num_steps)
-
-    match schedule:
-        case v.Cubic(over=over) | v.Linear(over=over):
-            return p.Schedule(
-                kind="cubic" if isinstance(schedule, v.Cubic) else "linear",
-                start=steps(over.start),
-                stop=steps(over.stop),
-                initial=schedule.initial.fraction,
-                grid=max(steps(schedule.grid), 1) if schedule.grid else 1,
-            )
-        case v.Once(at=at):
-            return p.Schedule(kind="once", start=steps(at))
-        case v.Constant():
-            return p.Schedule(kind="constant")
-    raise AssertionError(schedule)
-
-
 def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     """E304, once for the rule."""
-    noun, target = counted(group, many=False), percent(round(group.target, 6))
+    noun, target = counted(group, many=False), percent(round(group.sparsity, 6))
     sizes, costs = num_units(group), unit_costs(group)
     ceilings = group.ceilings or sizes
-    if group.allocation == "global" or group.shared_by in ("erk", "sensitivity"):
+    if group.one_budget or group.target.divides:
         least, most = (
             sum(number * cost for number, cost in zip(counts, costs, strict=True))
             for counts in (group.floors, ceilings)
@@ -148,7 +126,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
         ]
     wrong = []
     for what, size, least, most in budgets:
-        keeps = whole_units(size * (1 - group.target))
+        keeps = whole_units(size * (1 - group.sparsity))
         leaves = f"{what} leaves {count(keeps, noun)}"
         if keeps < least:
             wrong.append((f"{leaves}, the floors keep {least:,}", True))
@@ -168,7 +146,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
 
 def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnostics) -> None:
     reached = reached_at(group)
-    if group.schedule.kind in ("cubic", "linear") and group.schedule.stop <= group.schedule.start:
+    if isinstance(group.schedule, Ramp) and reached <= group.schedule.start:
         report.add(
             "E305",
             "the ramp is shorter than one step",

@@ -17,7 +17,7 @@ def measured_at(plan: Plan, step: int) -> tuple[tuple[int, ...], ...]:
     takes no part.
     """
     balance = plan.train.balance
-    if balance is None or step % balance.every:
+    if balance is None or step % balance.every.step:
         return ()
     terms: dict[str, list[int]] = {}
     for i, loss in enumerate(plan.losses):

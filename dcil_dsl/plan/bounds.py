@@ -13,10 +13,11 @@ from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.wording import percent
+from dcil_dsl.words.granularity import Single
 
 
 def bind_group(
@@ -29,13 +30,13 @@ def bind_group(
         return group
     group = group.model_copy(update={"bounds": tuple(bounds)})
     size, noun = budget_size(group), counted(group, many=False)
-    keeps = whole_units(size * (1 - group.target))
+    keeps = whole_units(size * (1 - group.sparsity))
     least, most = limits_at(group, reached_at(group))
     if not least <= keeps <= most:
         low, high = f"floors and bounds keep {least:,}", f"the bounds allow {most:,}"
         report.add(
             "E304",
-            f"{percent(round(group.target, 6))} of {count(size, noun)} leaves "
+            f"{percent(round(group.sparsity, 6))} of {count(size, noun)} leaves "
             f"{count(keeps, noun)}, {low if keeps < least else high}",
             rule.bounds[0].span,
         )
@@ -46,7 +47,7 @@ def _bound(
     bound: r.Bound, group: p.Group, taken: dict[int, str], selection: Selection, report: Diagnostics
 ) -> p.Bound | None:
     """One bound; `taken` says which members are in one already."""
-    units, noun = num_units(group), NOUNS[group.unit.kind]
+    units, noun = num_units(group), group.unit.noun
     names = {name for layer in selection.select(bound.selector) for name in layer.weights}
     places = tuple(i for i, own in enumerate(members(group)) if names & set(own))
     twice = next((i for i in places if i in taken), None)
@@ -60,7 +61,7 @@ def _bound(
             "E319",
             f"a {noun} of one layer is not worth one of another in {counted(group)}",
             bound.span,
-            help="`of=units` counts them alike" if group.unit.kind != "weight" else None,
+            help="`of=units` counts them alike" if not isinstance(group.unit, Single) else None,
         )
     else:
         size = sum(units[i] for i in places)

@@ -13,7 +13,6 @@ from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan.select import Selection
 
-
 MOST_SHOWN = 5  # rules that took the layers of another one
 
 

@@ -28,7 +28,7 @@ def step_cost(plan: Plan, phase: Phase, whole: Collection[str] = ()) -> float:
     the mean over the phase. whole: weights of a 2:4 pattern that are multiplied by as a whole.
     """
     integrator = plan.train.integrator
-    evaluations = 1 if integrator is None else integrator.evaluations
+    evaluations = 1 if integrator is None else integrator.num_gradients
     return evaluations * _one_gradient(plan, phase, whole)
 
 
@@ -57,7 +57,7 @@ def training_cost(plan: Plan, whole: Collection[str] = ()) -> float:
     passes = sum(phase_steps(plan, phase) * step_cost(plan, phase, whole) for phase in plan.phases)
     if plan.train.balance is not None:
         one = {phase: _one_gradient(plan, phase, whole) for phase in plan.phases}
-        steps = range(0, plan.num_steps, plan.train.balance.every)
+        steps = range(0, plan.num_steps, plan.train.balance.every.step)
         passes += sum(num_measured(plan, step) * one[plan.phase_at(step)] for step in steps)
     return passes / plan.num_steps
 

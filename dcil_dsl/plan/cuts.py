@@ -16,6 +16,14 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.plan import plan as p
+from dcil_dsl.words.granularity import (
+    Block,
+    Channel,
+    Filter,
+    Granularity,
+    Head,
+    Pattern,
+)
 
 # The sides of the two-dimensional weights that torch.sparse.SparseSemiStructuredTensorCUSPARSELT
 # takes in half precision are multiples of this (torch/sparse/semi_structured.py).
@@ -26,23 +34,23 @@ class Misfit(Exception):
     """A weight that does not fall into such units; the text is the reason."""
 
 
-def cut_weight(weight: Weight, unit: p.Unit, share: HeadShare | None = None) -> p.Cut:
+def cut_weight(weight: Weight, unit: Granularity, share: HeadShare | None = None) -> p.Cut:
     """How the weight falls into units. Raises Misfit."""
     match unit:
-        case p.Pattern(m=m):
+        case Pattern(m=m):
             return _tiled(weight, 1, m)
-        case p.Block(height=height, width=width):
+        case Block(height=height, width=width):
             return _tiled(weight, height, width)
-        case p.Whole(kind="filter"):
+        case Filter():
             return _cut(_sizes(weight), {0, 1 + weight.out_axis})
-        case p.Whole(kind="channel"):
+        case Channel():
             return _cut(_sizes(weight), {0, 1 + weight.in_axis})
-        case p.Whole(kind="head"):
+        case Head():
             return _heads(weight, share)
     raise AssertionError(unit)
 
 
-def tensor_core_obstacle(weight: Weight, unit: p.Pattern) -> str:
+def tensor_core_obstacle(weight: Weight, unit: Pattern) -> str:
     """Why sparse tensor cores do not run the pattern in this weight, "" where they do.
 
     What torch runs, to_sparse_semi_structured of a linear layer, and a convolution with a kernel

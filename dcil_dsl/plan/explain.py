@@ -29,7 +29,6 @@ from dcil_dsl.plan.show_groups import (
     group_line,
     refresh_words,
     schedule_words,
-    score_words,
 )
 from dcil_dsl.plan.show_layers import share_of
 from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
@@ -42,6 +41,9 @@ from dcil_dsl.plan.wording import (
     stretch,
     table,
 )
+from dcil_dsl.words.granularity import Pattern
+from dcil_dsl.words.schedules import Constant
+from dcil_dsl.words.views import Full, Masked
 
 LABEL = 12  # columns of the label at the left
 MANY = 6  # layers that are named one by one
@@ -67,7 +69,7 @@ def explain_layer(
     for group in groups.values():
         own = [entry for entry in planned if entry.parameter in group.parameters]
         parts += [_lines(_budget(own, group, plan), page), "\n".join(_moments(own, group, plan))]
-        if group.schedule.kind != "constant":
+        if not isinstance(group.schedule, Constant):
             parts.append("\n".join(draw_schedule(group, plan, page)))
     if planned or layer.module._parameters:  # a container owns nothing that a path could see
         parts.append(_lines(_who_sees_it(layer, planned, plan), page))
@@ -138,7 +140,7 @@ def _what_it_is(
     else:
         yield "graph", "traced: the graph calls it itself"
     for weight in layer.prunable:
-        obstacle = tensor_core_obstacle(weight, p.Pattern(n=2, m=4))
+        obstacle = tensor_core_obstacle(weight, Pattern(n=2, m=4))
         yield "2:4", (
             f"sparse tensor cores do not run it: {obstacle}"
             if obstacle
@@ -213,7 +215,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     yield "budget", group_line(plan, group)
     names = {entry.parameter for entry in own}
     mine = [i for i, part in enumerate(parts) if names & set(part)]
-    if group.allocation == "global" and others:
+    if group.one_budget and others:
         yield "", (
             f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"
         )
@@ -226,8 +228,8 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "floor", f"it keeps at least {floor:,} of {count(units, noun)}"
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
-    yield "score", score_words(group.score)
-    yield "schedule", schedule_words(group.schedule, group.target, plan)
+    yield "score", group.score.summary()
+    yield "schedule", schedule_words(group.schedule, group.sparsity, plan)
     freeze = (
         "never freeze"
         if group.freeze is None
@@ -243,11 +245,10 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
 
 def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
     """What is asked of the group, and kept of the layer, at the moments where something turns."""
-    schedule, end = group.schedule, last_step(plan)
+    end = last_step(plan)
     reached = reached_at(group)
     steps = {0, reached, end, *(phase.window.start for phase in plan.phases)}
-    if schedule.kind in ("cubic", "linear"):
-        steps |= {schedule.start + (reached - schedule.start) * i // 4 for i in range(4)}
+    steps |= set(group.schedule.turns)
     if group.freeze is not None:
         steps.add(group.freeze)
     size = sum(entry.num_weights for entry in own)
@@ -278,8 +279,8 @@ def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator
         return
     is_pruned = any(entry.group is not None for entry in planned)
     for path in plan.paths:
-        more = {"masked": ", its pruned weights as zeros", "full": ", all of it"}
-        sees = seen_words(path)[1] + more.get(path.view, "")
+        more = {Masked: ", its pruned weights as zeros", Full: ", all of it"}
+        sees = seen_words(path) + more.get(type(path.view), "")
         sees = sees if is_pruned else "w, all of it: no rule prunes it"
         deployed = "; this is the path that is deployed" if path.name == plan.deploy else ""
         yield f"{path.name} sees", sees + deployed

@@ -148,7 +148,7 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
     keeps, parts = keeps_at(group, last_refresh(group, step)), members(group)
     if len(keeps) != len(parts):
         return dict.fromkeys(group.parameters)
-    if group.allocation == "global":  # one member, whose budget may count what its units cost
+    if group.one_budget:  # one member, whose budget may count what its units cost
         keeps = (keeps[0] // unit_costs(group)[0],)
     kept = {}
     sizes = members(group, group.num_weights)

@@ -1,7 +1,7 @@
 """Which weights get copies late in the run, and from which step on.
 
 In:   `average` of the recipe, the layers of the model, the rules' groups.
-Out:  LatePhase, a part of the Plan; E322 where the copies have no meaning there.
+Out:  the word with its parameters; E322 where the copies have no meaning there.
 Not:  what is done with the copies (training/late_phase.py).
 """
 
@@ -14,16 +14,18 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.select import Selection
+from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.words.word import Run
 
 
 def resolve_late_phase(
     average: r.Average | None, model: nn.Module, selection: Selection,
-    groups: tuple[p.Group, ...], steps_per_epoch: int, num_steps: int, report: Diagnostics,
-) -> p.LatePhase | None:  # fmt: skip
+    groups: tuple[p.Group, ...], run: Run, report: Diagnostics,
+) -> LatePhase | None:  # fmt: skip
     """The part of the Plan, with the parameters by their names in the model, each once."""
     if average is None:
         return None
-    word = average.word
+    word = average.word.in_steps(run)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     chosen = dict.fromkeys(
         names[id(parameter)]
@@ -31,7 +33,7 @@ def resolve_late_phase(
         for parameter in layer.module.parameters()
     )
     pruned = {name for group in groups for name in group.parameters}
-    start = word.start.to_steps(steps_per_epoch, num_steps)
+    num_left = run.num_steps - word.start.step
     if not chosen:
         report.add("E322", f"the layers of `{word.layers}` have no weights to copy", average.span)
     elif both := next((name for name in chosen if name in pruned), None):
@@ -45,18 +47,12 @@ def resolve_late_phase(
         report.add(
             "E322", f"`{word.layers}` is all weights, so that none would be shared", average.span
         )
-    elif num_steps - start < word.copies:
+    elif num_left < word.copies:
         report.add(
             "E322",
-            f"the late phase has {count(max(0, num_steps - start), 'step')}, and a round of copies "
+            f"the late phase has {count(max(0, num_left), 'step')}, and a round of copies "
             f"takes {word.copies}",
             average.span,
             help="begin earlier, `start=50% run`, or take fewer `copies`",
         )
-    return p.LatePhase(
-        parameters=tuple(chosen),
-        copies=word.copies,
-        start=start,
-        noise=word.noise,
-        gradients=word.gradients,
-    )
+    return word.model_copy(update={"parameters": tuple(chosen)})

@@ -15,7 +15,7 @@ from dcil_dsl.plan.budget import budget_size, members, num_units
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
 TYPES = ("Conv1d", "Conv2d", "Conv3d", "Linear")
-AXES = {"filter": 0, "channel": 1}
+AXES = {"out": 0, "in": 1}
 ON_CORES = ("bf16", "fp16")
 # Of the three products of a layer in a step, y = x w, dx = dy w and dw = dy x, the first by half.
 PATTERN_DONE = (0.5 + 1 + 1) / 3
@@ -31,10 +31,10 @@ def left_out(
     weight the forward reads by hand, is computed whole.
     """
     return {
-        layer.parameter: AXES[groups[layer.group].unit.kind]
+        layer.parameter: AXES[groups[layer.group].unit.axis]
         for layer in layers
         if layer.group is not None
-        and groups[layer.group].unit.kind in AXES
+        and groups[layer.group].unit.axis in AXES
         and layer.type in TYPES
         and layer.groups == 1
         and layer.is_plain
@@ -72,9 +72,9 @@ def share_done(plan: p.Plan, step: int, whole: Collection[str] = ()) -> float:
     kept = {}
     for group in plan.groups:
         keeps, names_of = keeps_at(group, last_refresh(group, step)), members(group)
-        sizes = (budget_size(group),) if group.allocation == "global" else num_units(group)
+        sizes = (budget_size(group),) if group.one_budget else num_units(group)
         shares = [keep / max(1, size) for keep, size in zip(keeps, sizes, strict=True)]
-        if group.allocation == "global":
+        if group.one_budget:
             shares = shares * len(names_of)
         for share, names in zip(shares, names_of, strict=True):
             kept |= dict.fromkeys(names, share)
@@ -88,5 +88,5 @@ def share_done(plan: p.Plan, step: int, whole: Collection[str] = ()) -> float:
 def is_estimate(plan: p.Plan) -> bool:
     """Whether scores decide how much is left out where, so that its cost is no bound."""
     return any(path.compute == "kept" for path in plan.paths) and any(
-        group.allocation == "global" and group.unit.kind in AXES for group in plan.groups
+        group.one_budget and group.unit.axis in AXES for group in plan.groups
     )

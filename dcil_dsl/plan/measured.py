@@ -13,11 +13,11 @@ from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import NOUNS
 from dcil_dsl.plan.least_loss import Infeasible, least_loss
 from dcil_dsl.plan.profile import Profile, ProfileError, read_profile
 from dcil_dsl.plan.schedule import whole_units
 from dcil_dsl.plan.wording import percent
+from dcil_dsl.words.granularity import Single
 
 
 def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple[float, ...]:
@@ -32,8 +32,8 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
         report.add("E318", fact, span, label=label, help=help)
         return ()
 
-    if group.unit.kind != "weight":
-        what = NOUNS[group.unit.kind]
+    if not isinstance(group.unit, Single):
+        what = group.unit.noun
         return refuse(f"a profile tells of single weights, this rule prunes {what}s")
     try:
         profile = read_profile(path)
@@ -47,7 +47,7 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
         more = f"; {len(misfits)} layers do not fit the profile" if len(misfits) > 1 else ""
         return refuse(misfits[0] + more, help="measure this model, or `keep` the layer")
     curves = [profile.curve(name) for name in group.parameters]
-    num_keep = whole_units(sum(group.num_weights) * (1 - group.target))
+    num_keep = whole_units(sum(group.num_weights) * (1 - group.sparsity))
     try:
         keeps = least_loss(
             group.num_weights, curves, num_keep, group.floors, group.ceilings or None
@@ -57,7 +57,7 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
             return ()  # floors and ceilings, of which E304 tells
         most = percent(int(1000 * error.most / sum(group.num_weights)) / 1000)
         return refuse(
-            f"within its floors the profile reaches {most}, not {percent(group.target)}",
+            f"within its floors the profile reaches {most}, not {percent(group.sparsity)}",
             label=f"measured up to {percent(profile.levels[-1])} of a layer",
             help="`dcil sensitivity --levels ...` measures higher sparsities",
         )

@@ -16,10 +16,10 @@ from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.graph.heads import HeadShare
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight
-from dcil_dsl.plan.wording import block_words
+from dcil_dsl.words.granularity import Granularity, Head, Single
+from dcil_dsl.words.targets import Global
 
 MOST_NAMED = 4  # layers in a rule that is proposed
 
@@ -36,30 +36,15 @@ class Member:
         return self.cuts[0].num_units if self.cuts else math.prod(self.weights[0].shape)
 
 
-def unit_of(rule: r.Prune) -> p.Unit:
-    if isinstance(rule.target, v.NM):
-        return p.Pattern(n=rule.target.n, m=rule.target.m)
-    match rule.granularity:
-        case v.Block(height=height, width=width):
-            return p.Block(height=height, width=width)
-        case v.Filter():
-            return p.Whole(kind="filter")
-        case v.Channel():
-            return p.Whole(kind="channel")
-        case v.Head():
-            return p.Whole(kind="head")
-    return p.Single()
-
-
 def divide(
     rule: r.Prune,
-    unit: p.Unit,
+    unit: Granularity,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
     report: Diagnostics,
 ) -> list[Member] | None:
     """The weights by what shares its units, in the order of use; None where some have none."""
-    if unit.kind == "weight":
+    if isinstance(unit, Single):
         return [Member((weight,)) for weight in weights]
     cuts, misfits = {}, []
     for weight in weights:
@@ -72,17 +57,17 @@ def divide(
         more = f" and {len(misfits) - 1} more do" if len(misfits) > 1 else " does"
         report.add(
             "E310",
-            f"`{name}`{more} not fall into {_units_words(unit)}",
+            f"`{name}`{more} not fall into {unit.together}",
             rule.granularity_span or rule.target_span,
             label=reason
-            if heads or unit.kind != "head"
+            if heads or not isinstance(unit, Head)
             else "no attention layer is known in the model, so nothing in it has heads",
             help=_what_fits(misfits, len(weights)),
         )
         return None
     together: dict[str, list[Weight]] = {}
     for weight in weights:
-        owner = heads[weight.name].owner if unit.kind == "head" else weight.name
+        owner = heads[weight.name].owner if isinstance(unit, Head) else weight.name
         together.setdefault(owner, []).append(weight)
     return [
         Member(tuple(some), tuple(cuts[weight.name] for weight in some))
@@ -104,27 +89,18 @@ def _what_fits(misfits: list[tuple[str, str]], num_weights: int) -> str | None:
     return f"`keep {', '.join(modules)}` below this rule leaves {whole}"
 
 
-def _units_words(unit: p.Unit) -> str:
-    match unit:
-        case p.Pattern(m=m):
-            return f"groups of {m} inputs"
-        case p.Block(height=height, width=width):
-            return block_words(height, width)
-    return f"{unit.kind}s"
-
-
 def unit_prices(
-    rule: r.Prune, unit: p.Unit, owned: list[Member], report: Diagnostics
+    rule: r.Prune, unit: Granularity, owned: list[Member], report: Diagnostics
 ) -> tuple[str, tuple[int, ...] | None]:
     """What the budget counts, and what a unit of each member costs it; () where each costs one.
 
     One budget each counts units: of a layer by itself every measure is the same share.
     """
-    is_single = unit.kind in ("weight", "nm")
+    is_single = unit.single
     of = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
     if of == "units" and is_single:
         of = "weights"
-    if not isinstance(rule.target, v.Global):
+    if not isinstance(rule.target, Global):
         return of, ()
     if of == "units" or is_single and of == "weights":
         return of, ()

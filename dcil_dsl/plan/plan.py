@@ -9,35 +9,28 @@ Not:  no tensors, no modules, no units but steps, counts of weights and fraction
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
-
-from dcil_dsl.extend.outside import Outside
-from dcil_dsl.plan.group import (
-    Block,
-    Bound,
-    Cut,
-    Group,
-    Part,
-    Pattern,
-    Penalty,
-    Regrow,
-    Schedule,
-    Score,
-    Single,
-    Unit,
-    Whole,
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
 )
-from dcil_dsl.plan.steps import SGD, AdamW, Balance, Integrator, LatePhase, Rate, Train
 
-__all__ = [
-    "Block", "Bound", "Cut", "Group", "Part", "Pattern", "Penalty", "Regrow", "Schedule", "Score",
-    "Single", "Unit", "Whole",
-    "SGD", "AdamW", "Balance", "Integrator", "LatePhase", "Rate", "Train",
-]  # fmt: skip
+from dcil_dsl.plan.format_1 import upgrade
+from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part
+from dcil_dsl.plan.steps import Train
+from dcil_dsl.words.augment import Augment
+from dcil_dsl.words.losses import Loss
+from dcil_dsl.words.record import Stored
+from dcil_dsl.words.views import AnyView
+from dcil_dsl.words.word import Word, every_word
 
-FORMAT = 1
+__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "Part", "Train"]
+
+FORMAT = 2
 
 
 # -- time ------------------------------------------------------------------------------------
@@ -104,30 +97,17 @@ class Layer(Part):
 class Path(Part):
     """name: becomes part of names in the code of the graph, so that it must be one itself.
 
-    outside: the word of a view that brings its effect (extend/kinds.py).
     random "shared": the path draws the random numbers that the first path of a phase draws.
     compute "kept": of pruned layers it computes the kept filters, or input channels, alone.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    view: Literal["masked", "full", "complement", "soft_threshold", "outside"]
+    view: Stored[AnyView]
     random: Literal["own", "shared"] = "own"
     batch: Annotated[float, Field(gt=0, le=1)] = 1.0
     size: Annotated[float, Field(gt=0, le=1)] = 1.0
     every: PositiveInt = 1
     compute: Literal["all", "kept"] = "all"
-    outside: Outside | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Path:
-        if (self.view == "outside") != (self.outside is not None):
-            raise ValueError("a view from outside and the word that brings it go together")
-        return self
-
-    @property
-    def seen(self) -> str:
-        """The name under which masking/views.py knows the view, or the token of its word."""
-        return self.view if self.outside is None else self.outside.token
 
     @property
     def cost(self) -> float:
@@ -162,80 +142,20 @@ class Phase(Part):
     shares: tuple[Shares, ...]
 
 
-class CrossEntropy(Part):
-    """`output`: the key, field or place of the logits in what the path returns; None: as found.
+class WeightedLoss(Part):
+    """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)".
 
-    `batch`: the share of the examples, the first ones, that every path of the term sees.
+    batch  the share of the examples, the first ones, that every path of the term sees
     """
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-    path: str
-    smoothing: float = 0.0
-    output: str | None = None
-    batch: float = 1.0
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.path,)
-
-
-class KL(Part):
-    """beta           rare classes weigh more: (1 - beta) / (1 - beta^n); None: all alike
-    class_weights  what that is for the training examples; None where they are not known
-    """
-
-    kind: Literal["kl"] = "kl"
-    student: str
-    teacher: str
-    temperature: float = 1.0
-    output: str | None = None
-    batch: float = 1.0
-    beta: float | None = None
-    class_weights: tuple[float, ...] | None = None
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.student, self.teacher)
-
-
-class ModelLoss(Part):
-    """The loss that the model computes by itself."""
-
-    kind: Literal["model"] = "model"
-    path: str
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.path,)
-
-
-class OutsideLoss(Part):
-    """A word that brings its effect (extend/kinds.py); `paths` are those that it needs."""
-
-    kind: Literal["outside"] = "outside"
-    outside: Outside
-    paths: tuple[str, ...]
-    output: str | None = None
-    batch: float = 1.0
-
-
-class Loss(Part):
-    """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)"."""
 
     name: str
     coefficient: float
-    term: Annotated[Union[CrossEntropy, KL, ModelLoss, OutsideLoss], Field(discriminator="kind")]
+    term: Stored[Loss]
     window: Window = Window()
+    batch: float = 1.0
 
 
 # -- data, model, claims ---------------------------------------------------------------------
-
-
-class Augment(Part):
-    """One augmentation by its word, with its settings: ("pad_crop", {"pixels": 4})."""
-
-    word: str
-    settings: dict[str, float | int | bool | str] = {}
 
 
 class Data(Part):
@@ -245,7 +165,7 @@ class Data(Part):
     batch_size: int = 128
     image_size: int | None = None
     channels: int = 3
-    augment: tuple[Augment, ...] = ()
+    augment: tuple[Stored[Augment], ...] = ()
 
 
 class Model(Part):
@@ -305,7 +225,7 @@ class Plan(Part):
             has it: empty where inputs are more than tensors
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     recipe: About
     model: Model
     data: Data
@@ -316,7 +236,7 @@ class Plan(Part):
     paths: tuple[Path, ...]
     privates: tuple[Private, ...]
     phases: tuple[Phase, ...]
-    losses: tuple[Loss, ...]
+    losses: tuple[WeightedLoss, ...]
     deploy: str
     train: Train
     expect: tuple[Expectation, ...] = ()
@@ -339,7 +259,12 @@ class Plan(Part):
     def _without_facts(cls, values: object) -> object:
         """`dcil plan --json` adds what follows from the plan (facts.py); it is not read back."""
         if isinstance(values, dict):
-            return {name: value for name, value in values.items() if name != "facts"}
+            values = {name: value for name, value in values.items() if name != "facts"}
+            if values.get("format") == 1:
+                try:
+                    return upgrade(values)
+                except (LookupError, TypeError, AttributeError, ValueError) as error:
+                    raise ValueError(f"it is not a plan of format 1: {error!r}") from None
         return values
 
     @model_validator(mode="after")
@@ -363,14 +288,14 @@ class Plan(Part):
             raise ValueError("a layer is of a group that is not there")
         return self
 
-    def outside(self) -> tuple[Outside, ...]:
-        """The words that bring their effect, which have to be there wherever the plan is used."""
-        found = [path.outside for path in self.paths] + [self.train.integrator]
-        found += [loss.term for loss in self.losses]
-        for group in self.groups:
-            found += [group.score, *group.penalties]
-        words = (x if isinstance(x, Outside) else getattr(x, "outside", None) for x in found)
-        return tuple(word for word in words if word is not None)
+    def words(self) -> tuple[Word, ...]:
+        """Every word of the plan."""
+        return tuple(every_word(self))
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the deployed path has zeros where its masks prune."""
+        return next(path.view.prunes for path in self.paths if path.name == self.deploy)
 
     def phase_at(self, step: int) -> Phase:
         """The phase a step belongs to; the last one for steps beyond the run."""

@@ -17,7 +17,6 @@ from dcil_dsl.graph.heads import find_heads
 from dcil_dsl.graph.layers import Layer, Weight, unused_layers
 from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
 from dcil_dsl.plan.balance import measured_at
@@ -34,6 +33,7 @@ from dcil_dsl.plan.windows import (
     resolve_paths,
     resolve_phases,
 )
+from dcil_dsl.words.word import Run
 
 
 @seldom_collected()
@@ -50,6 +50,7 @@ def resolve_recipe(
     report = report if report is not None else Diagnostics()
     num_epochs = int(recipe.train.epochs.value)
     num_steps = num_epochs * steps_per_epoch
+    run = Run(steps_per_epoch, num_steps, recipe.deploy, class_counts)
     selection = Selection(traced.layers, traced.name, report)
 
     owner = claim_layers(recipe.rules, selection, report)
@@ -62,9 +63,7 @@ def resolve_recipe(
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
         if isinstance(rule, r.Prune) and owned:
-            group = allocate_group(
-                rule, _place(rule), owned, heads, steps_per_epoch, num_steps, recipe.deploy, report
-            )
+            group = allocate_group(rule, _place(rule), owned, heads, run, report)
             if group is not None:
                 group = bind_group(rule, group, selection, report)
                 group_of_rule[index] = len(groups)
@@ -75,14 +74,14 @@ def resolve_recipe(
     )
     privates = _privates(recipe, selection, owner, report)
     paths = resolve_paths(recipe, steps_per_epoch, num_steps, report)
-    losses = resolve_losses(recipe, paths, steps_per_epoch, num_steps, class_counts)
+    losses = resolve_losses(recipe, paths, run)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
     for index, group in group_of_rule.items():
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
     average = resolve_late_phase(
-        recipe.average, traced.model, selection, tuple(groups), steps_per_epoch, num_steps, report
+        recipe.average, traced.model, selection, tuple(groups), run, report
     )
     report.stop_if_wrong()
     plan = p.Plan(
@@ -102,7 +101,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=resolve_train(recipe.train, average, num_epochs, steps_per_epoch, num_steps),
+        train=resolve_train(recipe.train, average, num_epochs, run),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value)
             for e in recipe.expect
@@ -131,10 +130,10 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     balance = plan.train.balance
     if balance is None:
         return
-    if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every)):
+    if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every.step)):
         report.add(
             "E321",
-            f"no path has two loss terms open at a multiple of {count(balance.every, 'step')}, so "
+            f"no path has two loss terms open at a multiple of {count(balance.every.step, 'step')}, so "
             "that nothing is ever balanced",
             recipe.balance_span,
             help="measure more often: `every` of `inverse_dirichlet`",
@@ -286,15 +285,12 @@ def _has_state(layer: Layer) -> bool:
 
 def resolve_data(data: r.Data) -> p.Data:
     """The data block as the plan has it; loaders read it before there is a length of the epoch."""
-    words = {cls: word for word, cls in v.AUGMENTS.items()}
     return p.Data(
         name=data.name,
         batch_size=data.batch_size or p.Data().batch_size,
         image_size=data.image_size,
         channels=data.channels,
-        augment=tuple(
-            p.Augment(word=words[type(word)], settings=word.model_dump()) for word in data.augment
-        ),
+        augment=data.augment,
     )
 
 

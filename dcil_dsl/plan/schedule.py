@@ -13,25 +13,12 @@ from dcil_dsl.plan.plan import Bound, Group
 
 def sparsity_at(group: Group, step: int) -> float:
     """The share of the group's budget that is asked to be pruned at `step`."""
-    schedule, target = group.schedule, group.target
-    if schedule.kind == "constant":
-        return target
-    if schedule.kind == "once":
-        return target if step >= schedule.start else 0.0
-    if step >= schedule.stop:
-        return target
-    # The grid moves the clock, not the curve: with `grid=1ep` every step of an epoch asks
-    # for what its first step asked for.
-    step = max(step // schedule.grid * schedule.grid, schedule.start)
-    u = (step - schedule.start) / (schedule.stop - schedule.start)
-    rise = 1 - (1 - u) ** 3 if schedule.kind == "cubic" else u
-    return schedule.initial + (target - schedule.initial) * rise
+    return group.schedule.sparsity(step, group.sparsity)
 
 
 def reached_at(group: Group) -> int:
     """The first step at which the target itself is asked for."""
-    schedule = group.schedule
-    return {"constant": 0, "once": schedule.start}.get(schedule.kind, schedule.stop)
+    return group.schedule.reached
 
 
 def keeps_at(group: Group, step: int) -> tuple[int, ...]:
@@ -42,7 +29,7 @@ def keeps_at(group: Group, step: int) -> tuple[int, ...]:
     """
     sparsity = sparsity_at(group, step)
     units, floors, ceilings = num_units(group), group.floors, ceilings_at(group, step)
-    if group.allocation == "global":
+    if group.one_budget:
         least, most = limits_at(group, step)
         return (min(max(whole_units(budget_size(group) * (1.0 - sparsity)), least), most),)
     return tuple(
@@ -61,13 +48,13 @@ def _shares(group: Group, sparsity: float) -> tuple[float, ...]:
     """
     if not group.targets:
         return (sparsity,) * len(num_units(group))
-    done = sparsity / group.target if group.target else 0.0
+    done = sparsity / group.sparsity if group.sparsity else 0.0
     return tuple(target * done for target in group.targets)
 
 
 def reserved_at(group: Group, step: int) -> tuple[int, ...]:
     """keeps_at with the reserve: the masks and the next best together, at most all there is."""
-    sizes = (budget_size(group),) if group.allocation == "global" else num_units(group)
+    sizes = (budget_size(group),) if group.one_budget else num_units(group)
     return tuple(
         min(keep + whole_units(group.reserve * size), size)
         for keep, size in zip(keeps_at(group, step), sizes, strict=True)
@@ -116,7 +103,7 @@ def limits_at(group: Group, step: int) -> tuple[int, int]:
 
 def _done(group: Group, step: int) -> float:
     """How far the ramp has come towards the target."""
-    return sparsity_at(group, step) / group.target if group.target else 0.0
+    return sparsity_at(group, step) / group.sparsity if group.sparsity else 0.0
 
 
 def _lowered(size: int, ceiling: int, done: float) -> int:

@@ -20,7 +20,7 @@ from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.patterns import SECONDS, Glob, Regex, TooSlow
-from dcil_dsl.lang.values import Percent
+from dcil_dsl.words.units import Percent
 
 MOST_NAMED = 5  # types in a help
 COMPARE = {

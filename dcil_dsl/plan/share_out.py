@@ -1,6 +1,6 @@
-"""ERK: a budget shared out among layers by their shapes.
+"""A budget divided among layers in given proportions.
 
-In:   shapes, counts of units, floors and ceilings, the budget.
+In:   proportions, counts of units, floors and ceilings, the budget.
 Out:  the density of each layer.
 Not:  no rounding to whole units (schedule.py), no scores.
 """
@@ -11,22 +11,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
-
-
-def erk_weights(
-    shapes: Sequence[Sequence[Sequence[int]]], power: float = 1.0
-) -> tuple[float, ...]:
-    """What the densities of layers are in proportion to, for the shapes of each one's weights.
-
-        ((sum of the dimensions) / (product of the dimensions))^power
-
-    The kernel's dimensions count: Erdos-Renyi-Kernel, Evci et al. 2020, arXiv:1911.11134,
-    section 3. `power` is `erk_power_scale` of the authors' code; 0 is uniform. Of several weights
-    that are pruned as one, sums and products are added up.
-    """
-    return tuple(
-        (sum(map(sum, own)) / sum(map(math.prod, own))) ** power for own in shapes
-    )
 
 
 def share_out(

@@ -8,13 +8,15 @@ Not:  show.py puts the parts together.
 from __future__ import annotations
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.budget import NOUNS, budget_size, counted, num_units, unit_costs
+from dcil_dsl.plan.budget import budget_size, counted, num_units, unit_costs
 from dcil_dsl.plan.curve import draw_schedule, same_curve
 from dcil_dsl.plan.facts import mask_bytes, score_bytes
-from dcil_dsl.plan.plan import Block, Group, Pattern, Plan, Schedule, Score, Whole
+from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.show_layers import short_name
-from dcil_dsl.plan.wording import Page, block_words, moment, percent, shorten
+from dcil_dsl.plan.wording import Page, moment, percent, shorten
+from dcil_dsl.words.granularity import Block
+from dcil_dsl.words.schedules import Constant, Schedule
 
 
 def show_groups(plan: Plan, page: Page) -> str:
@@ -25,8 +27,8 @@ def show_groups(plan: Plan, page: Page) -> str:
         lines += [
             shorten(group.rule, page.width),
             f"  {group_line(plan, group)}",
-            f"  schedule {schedule_words(group.schedule, group.target, plan)}",
-            f"  score {score_words(group.score)}, masks move {refresh_words(group)}, "
+            f"  schedule {schedule_words(group.schedule, group.sparsity, plan)}",
+            f"  score {group.score.summary()}, masks move {refresh_words(group)}, "
             f"freeze {freeze}, floor {floor_words(group)}",
             *(f"  {line}" for line in dynamics_words(group, plan)),
             *(f"  {line}" for line in hardware_words(group)),
@@ -53,22 +55,19 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
     """What happens to the weights beside being masked, a line each."""
     lines = []
     if group.regrow is not None:
-        where = "at random" if group.regrow.path is None else "where the last gradient is largest"
         lines.append(
-            f"each time {percent(group.regrow.share)} of what is kept is dropped and as much grown "
-            f"{where}, falling to nothing at {moment(group.regrow.until, plan)}"
+            f"each time {percent(group.regrow.share.fraction)} of what is kept is dropped and as much grown "
+            f"{group.regrow.where}, falling to nothing at {moment(group.regrow.stop.step, plan)}"
         )
     if group.forget:
         lines.append("what is pruned becomes zero at once, and its momentum")
     if group.reserve:
         lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
     for penalty in group.penalties:
-        what = {"square": "half the squares", "norm": "the norm"}.get(penalty.form)
-        what = what or penalty.outside.told("part", "weight", "stairs")
         rising = f", rising in {count(penalty.stairs, 'step')}" if penalty.stairs else ""
-        lines.append(f"penalty: {penalty.weight:g} times {what} of the {penalty.part}{rising}")
-    if group.power is not None:
-        lines.append(f"stored as roots: w = theta |theta|^{group.power - 1:g}")
+        lines.append(f"penalty: {penalty.weight:g} times {penalty.summary()} of the {penalty.part}{rising}")
+    if group.param is not None:
+        lines.append(f"stored as theta: {group.param.summary()}")
     return lines
 
 
@@ -76,7 +75,7 @@ def show_curves(plan: Plan, page: Page) -> str:
     """The sparsity over the run, once for all groups whose curves are the same."""
     alike: dict[tuple, list[Group]] = {}
     for group in plan.groups:
-        if group.schedule.kind != "constant":
+        if not isinstance(group.schedule, Constant):
             alike.setdefault(same_curve(group), []).append(group)
     parts = []
     for groups in alike.values():
@@ -92,65 +91,35 @@ def group_line(plan: Plan, group: Group) -> str:
     """"90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
     size = count(budget_size(group), counted(group, many=False))
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
-    shared = "one budget for all" if group.allocation == "global" else "one budget each"
-    shared += {
-        "erk": " by ERK", "lamp": ", scores by LAMP", "sensitivity": " by measured sensitivity",
-    }.get(group.shared_by, "")  # fmt: skip
+    shared = "one budget for all" if group.one_budget else "one budget each"
+    shared += group.target.how
     layers = count(len(group.parameters), "layer")
     at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
     return (
-        f"{percent(group.target)} of {size}{_unit_words(group)} in {layers}, {shared}; "
+        f"{percent(group.sparsity)} of {size}{_unit_words(group)} in {layers}, {shared}; "
         f"{at_most}{kept:,} kept at the end"
     )
 
 
 def _unit_words(group: Group) -> str:
     """What goes together, where the noun of the budget does not say it."""
-    match group.unit:
-        case Pattern(n=n, m=m):
-            return f", {n} of every {m} inputs kept,"
-        case Block(height=height, width=width):
-            together = block_words(height, width)
-            return f" of {height} x {width}" if group.of == "units" else f", {together} together,"
-        case Whole(kind=kind):
-            return "" if group.of == "units" else f", whole {kind}s,"
-    return ""
-
-
-def score_words(score: Score) -> str:
-    """"taylor (|w * gradient|) of path sparse, averaged with 0.9 over the steps"."""
-    formula = {"taylor": "|w * gradient|", "movement": "-w * gradient", "gradient": "|gradient|"}
-    words = score.kind if score.outside is None else score.outside.told("path", "average")
-    if score.outside is not None and score.path is not None:
-        words += f", of the gradient of path {score.path}"
-    elif score.path is not None:
-        words += f" ({formula[score.kind]} of path {score.path})"
-    if score.average is not None:
-        words += f", averaged with {score.average:g} over the steps"
-    elif score.path is not None:
-        words += ", summed over the steps"
-    return words + (", drawn anew for every mask" if score.redraw else "")
+    unit = group.unit
+    if group.pattern is not None:
+        return f", {group.pattern.n} of every {group.pattern.m} inputs kept,"
+    if isinstance(unit, Block):
+        size = f" of {unit.height} x {unit.width}"
+        return size if group.of == "units" else f", {unit.together} together,"
+    return "" if unit.single or group.of == "units" else f", whole {unit.together},"
 
 
 def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
     """"cubic from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
-    match schedule.kind:
-        case "constant":
-            return f"{percent(target)} from the first step on"
-        case "once":
-            return f"0% until {moment(schedule.start, plan)}, then {percent(target)}"
-        case _:
-            grid = f", moving every {schedule.grid:,} steps" if schedule.grid > 1 else ""
-            return (
-                f"{schedule.kind} from {percent(schedule.initial)} at "
-                f"{moment(schedule.start, plan)} to {percent(target)} at "
-                f"{moment(schedule.stop, plan)}{grid}"
-            )
+    return schedule.summary(percent(target), lambda step: moment(step, plan))
 
 
 def floor_words(group: Group) -> str:
     """"1 weight a layer"; with a ceiling also what it allows."""
-    noun = NOUNS[group.unit.kind]
+    noun = group.unit.noun
     sizes = num_units(group)
     words = f"1 {noun} a layer"
     if any(floor != 1 for floor in group.floors):

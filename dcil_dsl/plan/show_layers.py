@@ -13,8 +13,9 @@ from textwrap import wrap
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.budget import members
 from dcil_dsl.plan.facts import LayerFacts, layer_facts
-from dcil_dsl.plan.plan import Block, Group, KeptWhole, Layer, OutOfReach, Pattern, Plan, Whole
+from dcil_dsl.plan.plan import Group, KeptWhole, Layer, OutOfReach, Plan
 from dcil_dsl.plan.wording import Page, named_table, percent, shorten
+from dcil_dsl.words.granularity import Block
 
 MANY = 6  # modules with one reason that are named one by one
 
@@ -100,14 +101,14 @@ def target_words(plan: Plan, layer: Layer) -> str:
     if layer.group is None:
         return "kept"
     group = plan.groups[layer.group]
-    whole = "all" if group.allocation == "global" else ""
-    match group.unit:
-        case Pattern(n=n, m=m):
-            return f"{n}:{m}"
-        case Block(height=height, width=width):
-            whole += f" {height} x {width} blocks"
-        case Whole(kind=kind):
-            whole += f" {kind}s"
+    whole = "all" if group.one_budget else ""
+    unit = group.unit
+    if group.pattern is not None:
+        return f"{group.pattern.n}:{group.pattern.m}"
+    if isinstance(unit, Block):
+        whole += f" {unit.height} x {unit.width} blocks"
+    elif not unit.single:
+        whole += f" {unit.together}"
     counts = ", in FLOPs" if group.of == "flops" else ""
     target = share_of(group, layer.parameter)
     return percent(target) + (f" of {whole.strip()}" if whole else "") + counts
@@ -116,7 +117,7 @@ def target_words(plan: Plan, layer: Layer) -> str:
 def share_of(group: Group, parameter: str) -> float:
     """The sparsity that is asked of a layer in the end; of one that shares its budget, of all."""
     if not group.targets:
-        return group.target
+        return group.sparsity
     parts = zip(members(group), group.targets, strict=True)
     return next(round(target, 3) for names, target in parts if parameter in names)
 

@@ -12,13 +12,9 @@ from textwrap import wrap
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.left_out import ON_CORES, in_pattern, left_out
-from dcil_dsl.plan.plan import KL, CrossEntropy, ModelLoss, OutsideLoss, Path, Phase, Plan
+from dcil_dsl.plan.plan import Path, Phase, Plan
 from dcil_dsl.plan.wording import Page, percent, setting, stretch
 
-SEEN = {
-    "full": "w", "masked": "w * m", "complement": "w * (1 - m)",
-    "soft_threshold": "c sign(w) max(|w| - t, 0) * m",
-}  # fmt: skip
 PARTS = {
     "kept": "kept weights",
     "reserve": "the reserve among the pruned",
@@ -47,10 +43,9 @@ def show_phases(plan: Plan) -> str:
     """The paths; for each phase who runs, what a step costs, who learns from whom."""
     lines = ["paths"]
     for path in plan.paths:
-        view, seen = seen_words(path)
         deployed = "; deployed" if path.name == plan.deploy else ""
         draws = ", the random numbers of the first path" if path.random == "shared" else ""
-        lines.append(f"  {path.name} = {view}: y = f(x; {seen}){draws}{deployed}")
+        lines.append(f"  {path.name} = {path.view.called}: y = f(x; {seen_words(path)}){draws}{deployed}")
         if path.compute == "kept":
             lines += [f"    {line}" for line in _kept_alone(plan)]
     for phase in plan.phases:
@@ -98,11 +93,9 @@ def cost_elsewhere(plan: Plan) -> list[str]:
     return [f"{cost:.2f} where no sparse tensor cores multiply by its 2:4 pattern"]
 
 
-def seen_words(path: Path) -> tuple[str, str]:
-    """The view as the recipe has it, and its formula."""
-    if path.outside is None:
-        return path.view, SEEN[path.view]
-    return path.outside.word, f"{path.outside} where m, else 0"
+def seen_words(path: Path) -> str:
+    """The formula of what the path computes with."""
+    return path.view.formula or f"{path.view.describe()} where m, else 0"
 
 
 def _passes(cost: float) -> str:
@@ -124,18 +117,8 @@ def show_losses(plan: Plan) -> str:
     lines = ["losses"]
     for loss in plan.losses:
         factor = "" if loss.coefficient == 1 else f"{loss.coefficient:g} * "
-        term = loss.term
-        match term:
-            case CrossEntropy():
-                more = f", smoothing {term.smoothing:g}" if term.smoothing else ""
-            case KL():
-                more = f", temperature {term.temperature:g}, no gradient into {term.teacher}"
-                if term.beta is not None:
-                    more += f", rare classes weigh more (beta {term.beta:g})"
-            case ModelLoss():
-                more = ", which the model computes by itself"
-            case OutsideLoss():
-                more = f", {term.outside}"
+        words = loss.term.summary()
+        more = f", {words}" if words else ""
         lines.append(f"  {factor}{loss.name}{more}: {stretch(loss.window, plan)}")
     return "\n".join(lines)
 
@@ -144,19 +127,13 @@ def show_training(plan: Plan, page: Page) -> str:
     """The optimiser, the learning rate, and what else the steps do."""
     train = plan.train
     optimizer = ", ".join(
-        f"{name} {setting(value)}"
-        for name, value in train.optimizer
-        if name != "kind" and value is not False
+        f"{name} {setting(value)}" for name, value in train.optimizer if value is not False
     )
     rate = train.rate
-    words = {
-        "constant": "constant",
-        "cosine": f"half a cosine to {rate.final:g}",
-        "multistep": f"times {rate.gamma:g} at steps {', '.join(map(str, rate.at))}",
-    }[rate.kind]
+    words = rate.summary()
     warmup = (
-        f" after {count(rate.warmup, 'step')} of warm-up from {rate.warmup_from:g}"
-        if rate.warmup
+        f" after {count(rate.num_warmup, 'step')} of warm-up from {rate.warmup_from:g}"
+        if rate.num_warmup
         else ""
     )
     more = f"precision {train.precision}, seed {train.seed}"
@@ -164,7 +141,7 @@ def show_training(plan: Plan, page: Page) -> str:
     more += f", weights averaged with {train.ema:g}" if train.ema is not None else ""
     return "\n".join(
         [
-            f"train    {train.optimizer.kind}: {optimizer}",
+            f"train    {train.optimizer.called}: {optimizer}",
             *show_integrator(plan, page),
             *_told("average", _late_phase(plan), page),
             *_told("balance", _balance(plan), page),
@@ -190,7 +167,7 @@ def _late_phase(plan: Plan) -> str:
     apart = f", {percent(late.noise)} apart" if late.noise else ""
     return (
         f"{late.copies} copies of {count(len(late.parameters), 'parameter')} from step "
-        f"{late.start:,}{apart}, one a step in turn; all others move once in {late.copies} steps, "
+        f"{late.start.step:,}{apart}, one a step in turn; all others move once in {late.copies} steps, "
         f"by the {late.gradients} of their gradients; the mean of the copies is evaluated and "
         "exported"
     )
@@ -201,7 +178,7 @@ def _balance(plan: Plan) -> str:
     if balance is None:
         return ""
     return (
-        f"every {count(balance.every, 'step')} the losses of a path weigh inversely to the spread "
+        f"every {count(balance.every.step, 'step')} the losses of a path weigh inversely to the spread "
         f"of their gradients, {percent(balance.average)} of the weights so far kept"
     )
 
@@ -211,17 +188,10 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
     integrator = plan.train.integrator
     if integrator is None:
         return []
-    far = "the learning rate" if integrator.rate is None else f"{integrator.rate:g}"
-    last = "the step before" if integrator.direction == "previous" else "the same batch"
-    words = integrator.outside.told("players") if integrator.outside else {
-        "heun": "Heun's mean of the gradients at both ends of the step",
-        "rk4": "the four gradients of Runge and Kutta",
-        "extrapolate": f"the gradient where {far} times the gradient of {last} leads",
-        "implicit": "the gradient where the step ends, an implicit Euler step on the routed field",
-    }[integrator.kind]
+    words = integrator.summary()
     if integrator.players == "each":
         words += ", kept and pruned weights each with the others at rest"
-    times = count(integrator.evaluations, "evaluation")
+    times = count(integrator.num_gradients, "evaluation")
     words += f"; {times} a step; momentum, weight decay and penalties come after"
     return _told("gradient", words, page)
 

@@ -7,59 +7,25 @@ Not:  what a step does (training/).
 
 from __future__ import annotations
 
-from dcil_dsl.extend import kinds
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
+from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.words.blocks import Train
+from dcil_dsl.words.word import Run
 
 
-def resolve_train(
-    train: v.Train, average: p.LatePhase | None, num_epochs: int, steps_per_epoch: int,
-    num_steps: int,
-) -> p.Train:  # fmt: skip
-    """The part of the Plan. average: the word's, which needed the layers (late_phase.py)."""
-
-    def steps(time):
-        return time.to_steps(steps_per_epoch, num_steps)
-
-    match train.optimizer:
-        case v.SGD():
-            optimizer = p.SGD(**train.optimizer.model_dump())
-        case v.AdamW():
-            optimizer = p.AdamW(**train.optimizer.model_dump())
-    rate = {"warmup": steps(train.lr.warmup) if train.lr.warmup else 0}
-    rate["warmup_from"] = train.lr.warmup_from
-    match train.lr:
-        case v.ConstantRate():
-            rate["kind"] = "constant"
-        case v.Multistep(at=at, gamma=gamma):
-            rate |= {"kind": "multistep", "at": tuple(steps(t) for t in at), "gamma": gamma}
-        case v.Cosine(final=final):
-            rate |= {"kind": "cosine", "final": final}
-    balance = None
-    if train.balance is not None:
-        every = max(1, steps(train.balance.every))
-        balance = p.Balance(every=every, average=train.balance.average)
+def resolve_train(train: Train, average: LatePhase | None, num_epochs: int, run: Run) -> p.Train:
+    """The part of the Plan. average: the word with its parameters (late_phase.py)."""
     return p.Train(
         num_epochs=num_epochs,
-        optimizer=optimizer,
-        rate=p.Rate(**rate),
+        optimizer=train.optimizer.in_steps(run),
+        rate=train.lr.in_steps(run),
         precision=train.precision,
         clip=train.clip,
         ema=train.ema,
         accumulate=train.accumulate,
         sync_norms=train.sync_norms,
         average=average,
-        balance=balance,
-        integrator=_integrator(train.integrator),
+        balance=train.balance and train.balance.in_steps(run),
+        integrator=train.integrator and train.integrator.in_steps(run),
         seed=train.seed,
     )
-
-
-def _integrator(word: v.Integrator | None) -> p.Integrator | None:
-    if word is None:
-        return None
-    if isinstance(word, kinds.Integrator):
-        return p.Integrator(kind="outside", players=word.players, iterations=word.evaluations,
-                            outside=word.outside)
-    kind = next(name for name, cls in v.INTEGRATORS.items() if isinstance(word, cls))
-    return p.Integrator(kind=kind, **word.model_dump())

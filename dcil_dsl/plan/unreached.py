@@ -11,8 +11,8 @@ from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
-from dcil_dsl.lang.values import Time
+from dcil_dsl.words.rates import Multistep
+from dcil_dsl.words.units import Time
 
 
 def warn_of_unreached(
@@ -33,7 +33,7 @@ def warn_of_unreached(
         warn("this update begins after", update.start, update.span)
     rate = recipe.train.lr
     warn("the warm-up takes", rate.warmup, recipe.rate_span, "the rate is still rising at the end")
-    for moment in rate.at if isinstance(rate, v.Multistep) else ():
+    for moment in rate.at if isinstance(rate, Multistep) else ():
         if warn("the rate changes after", moment, recipe.rate_span):
             break  # the later ones neither
     for rule in recipe.rules:

@@ -10,76 +10,42 @@ from __future__ import annotations
 from collections import Counter
 
 from dcil_dsl.diagnostics import Diagnostics, Label
-from dcil_dsl.extend import kinds
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang import vocabulary as v
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.left_out import in_pattern, left_out
+from dcil_dsl.words.word import Run
 
 PARTS = ("kept", "reserve", "pruned", "rest")
 
 
 def resolve_losses(
-    recipe: r.Recipe, paths: tuple[p.Path, ...], steps_per_epoch: int, num_steps: int,
-    class_counts: tuple[int, ...] | None = None,
-) -> tuple[p.Loss, ...]:  # fmt: skip
+    recipe: r.Recipe, paths: tuple[p.Path, ...], run: Run
+) -> tuple[p.WeightedLoss, ...]:
     """The loss terms with their windows in steps, each under a name of its own.
 
     A term is open in the steps in which all of its paths run, and takes the examples that all of
-    them see. class_counts: how many training examples each class has, none of them 0.
+    them see.
     """
     every = {path.name: path.every for path in paths}
     batch = {path.name: path.batch for path in paths}
-    losses: list[p.Loss] = []
+    losses: list[p.WeightedLoss] = []
     named: Counter[str] = Counter()
     for loss in recipe.losses:
-        match loss.term:
-            case v.CrossEntropy(path=path, output=output):
-                name = f"cross_entropy({path}{_named(output)})"
-                term = p.CrossEntropy(**loss.term.model_dump(), batch=batch[path])
-            case v.KL(student=student, teacher=teacher, output=output):
-                name = f"kl({student}<-{teacher}{_named(output)})"
-                least = min(batch[student], batch[teacher])
-                settings = loss.term.model_dump(exclude={"classes"})
-                term = p.KL(**settings, batch=least, **_by_class(loss.term.classes, class_counts))
-            case v.ModelLoss(path=path):
-                name = f"model({path})"
-                term = p.ModelLoss(path=path)
-            case kinds.Loss() as word:
-                output = getattr(word, "output", None)
-                name = f"{word.called}({', '.join(word.paths)}{_named(output)})"
-                least = min((batch[path] for path in word.paths), default=1.0)
-                term = p.OutsideLoss(
-                    outside=word.outside, paths=word.paths, output=output, batch=least
-                )
+        term = loss.term.in_steps(run)
+        name = term.label
         named[name] += 1
-        window = _window(loss, steps_per_epoch, num_steps)
+        window = _window(loss, run.steps_per_epoch, run.num_steps)
         strides = {every[path] for path in term.paths} - {1}
         losses.append(
-            p.Loss(
+            p.WeightedLoss(
                 name=f"{name}#{named[name]}" if named[name] > 1 else name,
                 coefficient=loss.coefficient,
                 term=term,
                 window=window.model_copy(update={"every": min(strides, default=1)}),
+                batch=min((batch[path] for path in term.paths), default=1.0),
             )
         )
     return tuple(losses)
-
-
-def _by_class(
-    word: v.Balanced | None, class_counts: tuple[int, ...] | None
-) -> dict[str, object]:
-    """The weights of classes by the effective number of their examples, their mean 1.
-
-        w_c = (1 - beta) / (1 - beta^n_c)      Cui et al. 2019, arXiv:1901.05555, equation 3
-    """
-    if word is None:
-        return {}
-    if class_counts is None:
-        return {"beta": word.beta}
-    weights = [(1 - word.beta) / (1 - word.beta**count) for count in class_counts]
-    mean = sum(weights) / len(weights)
-    return {"beta": word.beta, "class_weights": tuple(weight / mean for weight in weights)}
 
 
 def resolve_paths(
@@ -92,8 +58,7 @@ def resolve_paths(
         paths.append(
             p.Path(
                 name=path.name,
-                view=path.view if isinstance(path.view, str) else "outside",
-                outside=None if isinstance(path.view, str) else path.view.outside,
+                view=path.view,
                 random=path.random,
                 batch=path.batch.fraction if path.batch else 1.0,
                 size=path.size.fraction if path.size else 1.0,
@@ -136,20 +101,20 @@ def check_left_out(
                 "half of a linear layer whose sides are multiples of 16, by `2:4`",
             )
         for group in groups:
-            if group.unit.kind == "nm":
+            if group.pattern is not None:
                 continue  # all of its gradients are computed
             if group.kept_score is not None and group.kept_score.path == path.name:
                 report.add(
                     "E320",
                     f"path `{path.name}` would leave out what the rule at {group.rule} scores",
                     path.span,
-                    label=f"`{group.kept_score.called}` needs the gradients of pruned weights too",
+                    label=f"`{group.kept_score.score.called}` needs the gradients of pruned weights too",
                 )
 
 
 def resolve_phases(
     recipe: r.Recipe,
-    losses: tuple[p.Loss, ...],
+    losses: tuple[p.WeightedLoss, ...],
     steps_per_epoch: int,
     num_steps: int,
     report: Diagnostics,
@@ -198,7 +163,7 @@ def resolve_phases(
     return tuple(phases)
 
 
-def _stretches(cuts: list[int], losses: tuple[p.Loss, ...]):
+def _stretches(cuts: list[int], losses: tuple[p.WeightedLoss, ...]):
     """(start, stop, every, others): each stretch, in two where some losses open every few steps."""
     for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
         strides = {
@@ -216,10 +181,6 @@ def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.
     start = item.start.to_steps(steps_per_epoch, num_steps) if item.start else 0
     stop = item.stop.to_steps(steps_per_epoch, num_steps) if item.stop else None
     return p.Window(start=start, stop=stop)
-
-
-def _named(output: str | None) -> str:
-    return "" if output is None else f", {output}"
 
 
 def _rule_for(part: str, step: int, updates, report: Diagnostics) -> r.Update | None:

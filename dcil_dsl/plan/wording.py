@@ -13,7 +13,6 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TextIO
 
-from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan, Window
 
 NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out
@@ -45,11 +44,6 @@ def page_of(stream: TextIO) -> Page:
 def percent(fraction: float) -> str:
     """0.9 -> "90%", 0.925 -> "92.5%"."""
     return f"{100 * fraction:.6g}%"
-
-
-def block_words(height: int, width: int) -> str:
-    """(4, 1) -> "blocks of 4 outputs by 1 input"."""
-    return f"blocks of {count(height, 'output')} by {count(width, 'input')}"
 
 
 def ordinal(number: int) -> str:

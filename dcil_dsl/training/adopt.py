@@ -31,7 +31,7 @@ from dcil_dsl.training.checkpoint import (
 )
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import masks_step
-from dcil_dsl.training.optim import entries_of, load_optimizer_state
+from dcil_dsl.training.optim import load_optimizer_state
 
 
 def load_anyway(path: Path, state: State) -> None:
@@ -52,10 +52,10 @@ def load_anyway(path: Path, state: State) -> None:
         key: value
         for key, value in under("optimizer/", tensors).items()
         if key.rpartition("/")[0] in known
-        and key.rpartition("/")[2] in entries_of(plan.train.optimizer, value)
+        and key.rpartition("/")[2] in plan.train.optimizer.entries(value)
     }
     try:
-        load_optimizer_state(state.optimizer, moving)
+        load_optimizer_state(state.optimizer, moving, state.dual.plan.train.optimizer)
     except ValueError as error:
         raise InputError(f"{path} holds another optimiser: {error}") from None
     averages = under("average/", tensors)

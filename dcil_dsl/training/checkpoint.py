@@ -44,7 +44,13 @@ from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
 from dcil_dsl.training.parts import read_parts, remove_parts, save_parts
-from dcil_dsl.training.run import cannot_write, keep_as, newest_of, previous_of, write_atomically
+from dcil_dsl.training.run import (
+    cannot_write,
+    keep_as,
+    newest_of,
+    previous_of,
+    write_atomically,
+)
 from dcil_dsl.training.sharding import Shards
 
 FORMAT = "dcil checkpoint 1"
@@ -159,7 +165,7 @@ def load_checkpoint(path: Path, state: State) -> None:
             raise InputError(f"{path} holds another optimiser: it lacks `{name}`")
     state.optimizer.state.clear()  # of steps that are being gone back over
     try:
-        load_optimizer_state(state.optimizer, moving)
+        load_optimizer_state(state.optimizer, moving, state.dual.plan.train.optimizer)
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} holds another optimiser: {error}") from None
     _fill(state.average, under("average/", tensors), path)

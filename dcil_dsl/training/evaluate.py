@@ -18,9 +18,10 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.interrupt import Wish
-from dcil_dsl.training.losses import logits_of
 from dcil_dsl.training.machine import Loader, Options, autocast, laid_out
 from dcil_dsl.training.metrics import Dual, num_correct
+from dcil_dsl.words.outputs import logits_of
+
 
 @torch.no_grad()
 def evaluate(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.losses import class_weights, logits_of, loss_term, weighed
+from dcil_dsl.training.losses import loss_term, weighed
 from dcil_dsl.training.machine import Options, autocast
 from dcil_dsl.training.metrics import Dual, num_correct
+from dcil_dsl.words.outputs import logits_of
 
 Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 
@@ -25,12 +26,12 @@ def make_forward(dual: Dual, options: Options, weights: Tensor | None = None) ->
 
     weights  of a `balance`, by loss: a tensor that is read in every step
     """
-    plan, classes = dual.plan, class_weights(dual.plan, options.device)
+    plan = dual.plan
 
     def forward(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         with autocast(plan, options):
             outputs = dual(images)
-        total, values = weigh(plan, outputs, labels, active, classes, weights)
+        total, values = weigh(plan, outputs, labels, active, weights)
         return total, sums_of(plan, outputs, labels, values)
 
     return forward
@@ -38,15 +39,15 @@ def make_forward(dual: Dual, options: Options, weights: Tensor | None = None) ->
 
 def weigh(
     plan: Plan, outputs: Mapping[str, object], labels: Tensor, active: Iterable[int],
-    classes: list[Tensor | None], weights: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:  # fmt: skip
     """sum of coefficient * term over some of plan.losses; the terms, detached, by their places.
 
-    classes  class_weights of the plan; weights: of a `balance`, by loss
+    weights  of a `balance`, by loss
     """
     total, values = 0.0, {}
     for i in active:
-        term = loss_term(plan.losses[i], outputs, labels, classes[i])
+        term = loss_term(plan.losses[i], outputs, labels)
         total = total + weighed(plan, i, term, weights)
         values[i] = term.detach()
     return total, values

@@ -33,9 +33,8 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.turns import Part, Turns, cut_turns
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import draw_again, random_state
-from dcil_dsl.plan.plan import Loss, OutsideLoss
+from dcil_dsl.plan.plan import WeightedLoss
 from dcil_dsl.training.forward import sums_of, weigh
-from dcil_dsl.training.losses import class_weights
 from dcil_dsl.training.machine import OWN_STEPS, Options, autocast
 
 
@@ -76,7 +75,6 @@ class InTurn:
 
     def __init__(self, dual: Dual, options: Options):
         self.dual, self.options, self.plan = dual, options, dual.plan
-        self.classes = class_weights(dual.plan, options.device)
         self.eager: dict[int, Turns] = {}
         own = next((x for x in OWN_STEPS if getattr(self.plan.train, x) is not None), None)
         if own is not None:
@@ -85,7 +83,7 @@ class InTurn:
                 help="leave one of them out",
             )
         for loss in self.plan.losses:
-            if isinstance(loss.term, OutsideLoss) and len(loss.term.paths) > 1:
+            if len(loss.term.paths) > 1 and not loss.term.only_first_learns:
                 raise InputError(
                     f"--paths-in-turn: `{loss.name}` may have a gradient on more than one path",
                     help="leave it out",
@@ -149,7 +147,7 @@ class InTurn:
             if turn.learns:
                 own = [i for i in active if _paths_of(plan.losses[i])[0] == turn.path]
                 seen = {**outputs, turn.path: output}
-                total, values = weigh(plan, seen, labels, own, self.classes)
+                total, values = weigh(plan, seen, labels, own)
                 terms |= values
                 if turn is last:
                     total = total + _arrived(made, ends)
@@ -204,7 +202,7 @@ def _compiled(turns: Turns) -> Turns:
     return replace(turns, head=torch.compile(turns.head, dynamic=False), parts=parts)
 
 
-def _paths_of(loss: Loss) -> tuple[str, str | None]:
+def _paths_of(loss: WeightedLoss) -> tuple[str, str | None]:
     """Whose term it is, and the other one whose logits it needs."""
     own, *others = loss.term.paths
     return own, (others[0] if others else None)

@@ -5,15 +5,8 @@ Out:  the combined gradient in the parameters, for the optimiser's ordinary step
 Not:  no update: the weights are where they were, to the bit, and so are the masks.
 
 With g(w) the routed gradient of the batch, a step follows dw/dt = -g(w) for a time h, the step's
-learning rate, and its mean velocity is what the optimiser is given:
-
-    heun         (g(w) + g(w - h g(w))) / 2
-    rk4          (k1 + 2 k2 + 2 k3 + k4) / 6,   k1 = g(w), k2 = g(w - h/2 k1), k3 = g(w - h/2 k2),
-                 k4 = g(w - h k3)                       Qin et al. 2020, arXiv:2010.15040
-    implicit     g_n,   g_1 = g(w), g_i = g(w - h g_{i-1}): n evaluations of the fixed point of
-                 an implicit Euler step, w' = w - h g(w')  Li et al. 2023, arXiv:2303.01767
-    extrapolate  g(w - r d),   d the gradient that the step before has used (0 at first), or g(w)
-                 if fresh                               Lin et al. 2020, arXiv:2006.05720
+learning rate, and its mean velocity is what the optimizer is given; words/integrators.py has the
+rules.
 
 Momentum, weight decay, penalties and the largest norm act on this one gradient: they are outside
 of the field. All evaluations see the same batch, masks and random numbers; running statistics and
@@ -33,10 +26,9 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.privatize import is_within, twin_names
-from dcil_dsl.extend.kinds import total
-from dcil_dsl.plan.plan import Integrator
 from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
 from dcil_dsl.training.metrics import Dual
+from dcil_dsl.words.integrators import Integrator, total
 
 T = TypeVar("T")
 Gradients = list[Tensor | None]  # by parameter; None where no gradient arrives
@@ -45,7 +37,7 @@ Gradients = list[Tensor | None]  # by parameter; None where no gradient arrives
 def start_previous(dual: Dual) -> dict[str, Tensor]:
     """What a step remembers of the one before: its gradients by parameter, at first zeros."""
     spec = dual.plan.train.integrator
-    if spec is None or spec.kind != "extrapolate" or spec.direction != "previous":
+    if spec is None or not spec.from_previous:
         return {}
     return {f"previous/{name}": torch.zeros_like(p) for name, p in _learning(dual)}
 
@@ -62,9 +54,9 @@ def integrate(
     field = _Field(dual, evaluate)
     spec = dual.plan.train.integrator
     try:
-        if spec.kind == "extrapolate" and spec.direction == "previous":
+        if spec.from_previous:
             before = [memory[f"previous/{name}"] for name, _ in field.named]
-            combined = field.at(rate if spec.rate is None else spec.rate, before)
+            combined = spec.combine(before, rate, field.at)
             for place, gradient in zip(before, combined, strict=True):
                 place.zero_() if gradient is None else place.copy_(gradient)
         elif spec.players == "each":
@@ -120,23 +112,7 @@ def _follow(
     def g(far: float, along: Gradients) -> Gradients:
         return _only(part, field.at(far, along))
 
-    match spec.kind:
-        case "heun":
-            return total([first, g(h, first)], [1 / 2, 1 / 2])
-        case "rk4":
-            second = g(h / 2, first)
-            third = g(h / 2, second)
-            fourth = g(h, third)
-            return total([first, second, third, fourth], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
-        case "implicit":
-            for _ in range(spec.iterations - 1):
-                first = g(h, first)
-            return first
-        case "extrapolate":
-            return g(h if spec.rate is None else spec.rate, first)
-        case "outside":
-            return _only(part, spec.outside.load().combine(first, h, g))
-    raise AssertionError(spec.kind)
+    return _only(part, spec.combine(first, h, g))
 
 
 def players(dual: Dual) -> list[list[Tensor]]:

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dcil_dsl.plan.plan import LatePhase
 from dcil_dsl.training.average import Average
 from dcil_dsl.training.metrics import Dual
-from dcil_dsl.training.optim import entries_of, load_optimizer_state, optimizer_state
+from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
+from dcil_dsl.words.averages import LatePhase
 
 TURN = "late/turn"  # steps of the late phase that are done; -1 before it
 
@@ -51,7 +51,7 @@ def start_copies(dual: Dual) -> dict[str, Tensor]:
             memory[f"late/has/{name}"] = torch.tensor(False)
             continue
         memory[f"late/copy/{name}"] = own.new_zeros((late.copies, *own.shape))
-        for entry, like in entries_of(dual.plan.train.optimizer, own).items():
+        for entry, like in dual.plan.train.optimizer.entries(own).items():
             memory[f"late/copy/{name}/{entry}"] = like.new_zeros((late.copies, *like.shape))
     return memory
 
@@ -69,7 +69,7 @@ def take_turn(
 ) -> None:
     """Before the gradients of a step: put the copy in place whose turn it is."""
     late = dual.plan.train.average
-    if late is None or step < late.start:
+    if late is None or step < late.start.step:
         return
     if memory[TURN] < 0:
         _make_copies(dual, late, memory)
@@ -77,9 +77,9 @@ def take_turn(
     for name, own, is_copied in _learning(dual, late):
         if is_copied:
             own.copy_(memory[f"late/copy/{name}"][turn])
-            for entry in entries_of(dual.plan.train.optimizer, own):
+            for entry in dual.plan.train.optimizer.entries(own):
                 entries[f"{name}/{entry}"] = memory[f"late/copy/{name}/{entry}"][turn]
-    load_optimizer_state(optimizer, entries)
+    load_optimizer_state(optimizer, entries, dual.plan.train.optimizer)
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def gather(dual: Dual, step: int, memory: dict[str, Tensor]) -> None:
     A parameter whose gradient is None is left alone by the optimiser, its momentum too.
     """
     late = dual.plan.train.average
-    if late is None or step < late.start:
+    if late is None or step < late.start.step:
         return
     is_last = (int(memory[TURN]) + 1) % late.copies == 0
     for name, own, is_copied in _learning(dual, late):
@@ -120,7 +120,7 @@ def end_turn(
     late = dual.plan.train.average
     if late is None:
         return
-    if step < late.start:
+    if step < late.start.step:
         for name, mean in average.mean.items():
             mean.copy_(average.live[name])
         return
@@ -128,7 +128,7 @@ def end_turn(
     for name, own, is_copied in _learning(dual, late):
         if is_copied:
             memory[f"late/copy/{name}"][turn] = own
-            for entry in entries_of(dual.plan.train.optimizer, own):
+            for entry in dual.plan.train.optimizer.entries(own):
                 memory[f"late/copy/{name}/{entry}"][turn] = state[f"{name}/{entry}"]
             average.mean[name].copy_(memory[f"late/copy/{name}"].mean(0))
     memory[TURN] += 1

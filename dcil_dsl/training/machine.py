@@ -96,10 +96,11 @@ def check_own_steps(plan: Plan, options: Options) -> None:
     word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
     if word is None:
         return
-    ours = plan.train.integrator is None or plan.train.integrator.outside is None
+    integrator = plan.train.integrator
+    ours = integrator is None or integrator.origin is None
     if options.shard and not ours:
         raise InputError(
-            f"`{plan.train.integrator.outside.word}` is given whole gradients, which --shard parts",
+            f"`{integrator.called}` is given whole gradients, which --shard parts",
             help="run it without --shard",
         )
     if options.ranks.count > 1 and word == "balance":

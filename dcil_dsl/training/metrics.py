@@ -18,7 +18,13 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
+from dcil_dsl.plan.schedule import (
+    bounds_at,
+    ceilings_at,
+    keeps_at,
+    last_refresh,
+    sparsity_at,
+)
 from dcil_dsl.training.tally import count_units, num_torn, pattern_counts, tally_group
 
 
@@ -128,7 +134,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
             for name, number in num_torn(group, counts).items()
             if number
         ]
-        if group.unit.kind == "nm":
+        if group.pattern is not None:
             wrong += _broken(group, keeps, pattern_counts(group, masks, dual.parts), dual.parts)
         wrong += _out_of_bounds(group, tally.units, moved)
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
@@ -160,7 +166,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
 
 def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:
     """What is left of a full budget is less than this: the cheapest unit that might be kept."""
-    if group.allocation == "uniform":
+    if not group.one_budget:
         return 1
     most = ceilings_at(group, step)
     costs = [c for c, n, limit in zip(unit_costs(group), kept, most, strict=True) if n < limit]
@@ -171,7 +177,7 @@ def _broken(
     group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor], parts: Parts | None
 ) -> list[str]:
     """Groups of m that do not keep n, of how many each keeps."""
-    n, m = group.unit.n, group.unit.m
+    n, m = group.pattern.n, group.pattern.m
     asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)
     wrong = torch.stack([(kept != keep).sum() for kept, keep in pairs])
@@ -198,7 +204,7 @@ def _bounds_that_bind(
     group: Group, kept: tuple[int, ...], step: int
 ) -> tuple[list[str], list[str]]:
     """The layers of a shared budget that are left with just their floor, or their ceiling."""
-    if group.shared_by == "target" and group.allocation == "uniform":
+    if not (group.one_budget or group.target.divides):
         return [], []
     rows = _limits(group, kept, step)
     return (

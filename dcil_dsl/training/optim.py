@@ -1,4 +1,4 @@
-"""The optimiser of a plan, and its learning rate as a pure function of the step.
+"""The optimizer of a plan, and its learning rate as a pure function of the step.
 
 In:   the optimiser's part of a Plan and the parameters by name, in the order to keep.
 Out:  a torch.optim optimiser over one list; the rate of a step; its state by parameter name.
@@ -7,8 +7,6 @@ Not:  no scheduler object: a rate that is a function of the step cannot drift fr
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -16,57 +14,22 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.extend.word import LARGEST
-from dcil_dsl.plan.plan import SGD, AdamW, Plan
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.metrics import Dual
-
-# Not on a CPU, where the fused step neither checks that weight and gradient lie in memory alike
-# nor is faster for channels_last weights.
-FUSED_ON = ("cuda",)
-ENTRIES = {
-    torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-}  # fmt: skip
+from dcil_dsl.words.optimizers import Optimizer
+from dcil_dsl.words.word import LARGEST
 
 
 def make_optimizer(
-    spec: SGD | AdamW, named_parameters: Iterable[tuple[str, Parameter]]
+    word: Optimizer, named_parameters: Iterable[tuple[str, Parameter]]
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over all the parameters alike: weight decay too acts on every one of them.
-
-    The names go along, so that a state can be saved by name.
-    """
-    named = list(named_parameters)
-    fused = all(p.device.type in FUSED_ON and p.is_floating_point() for _, p in named)
-    if isinstance(spec, AdamW):
-        return torch.optim.AdamW(
-            named, lr=spec.lr, betas=spec.betas, eps=spec.eps,
-            weight_decay=spec.weight_decay, fused=fused,
-        )  # fmt: skip
-    optimizer = torch.optim.SGD(
-        named, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov,
-        weight_decay=spec.weight_decay, fused=fused,
-    )  # fmt: skip
-    if spec.momentum:
-        # Zeros are what a missing buffer means (momentum * 0 + g = g), but fused SGD takes the
-        # buffers to be all there or all missing, and a path that starts late has its own.
-        for _, parameter in named:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def entries_of(spec: SGD | AdamW, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimiser remembers of a parameter, by name, with zeros as they are at first."""
-    if isinstance(spec, AdamW):
-        zeros = torch.zeros_like(parameter)
-        counts_on = parameter.device if parameter.device.type in FUSED_ON else "cpu"
-        step = torch.zeros((), device=counts_on)
-        return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros}
-    return {"momentum_buffer": torch.zeros_like(parameter)} if spec.momentum else {}
+    """The optimizer of a plan. The names go along, so that a state can be saved by name."""
+    return word.make(list(named_parameters))
 
 
 def check_rate(plan: Plan) -> None:
     """InputError where the rate grows, step by step, beyond what float32 holds."""
-    for step in (0, *plan.train.rate.at):
+    for step in (0, *plan.train.rate.turns):
         try:
             is_held = rate_at(plan, step) <= LARGEST
         except OverflowError:
@@ -85,23 +48,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def rate_at(plan: Plan, step: int) -> float:
-    """The learning rate of the update number `step`, counted from 0.
-
-        step < warmup   warmup_from + (lr - warmup_from) * step / warmup
-        constant        lr
-        multistep       lr * gamma^(number of `at` <= step)
-        cosine          final + (lr - final) * (1 + cos(pi * u)) / 2, where u goes from 0 at the
-                        end of the warm-up to 1 at the last update
-    """
-    rate, lr = plan.train.rate, plan.train.optimizer.lr
-    if step < rate.warmup:
-        return rate.warmup_from + (lr - rate.warmup_from) * step / rate.warmup
-    if rate.kind == "constant":
-        return lr
-    if rate.kind == "multistep":
-        return lr * rate.gamma ** bisect_right(sorted(rate.at), step)
-    u = (step - rate.warmup) / max(plan.num_steps - 1 - rate.warmup, 1)
-    return rate.final + (lr - rate.final) * (1 + math.cos(math.pi * min(u, 1.0))) / 2
+    """The learning rate of the update number `step`, counted from 0."""
+    train = plan.train
+    return train.rate.rate(train.optimizer.lr, step, plan.num_steps)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -133,20 +82,22 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
                 value.masked_fill_(~mask, 0.0)
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Put back what optimizer_state gave.
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], word: Optimizer
+) -> None:
+    """Put back what optimizer_state gave, of the optimizer that `word` made.
 
     Raises KeyError for a parameter or an entry that it does not have, ValueError for one of another
     shape or type.
     """
     parameters = dict(_by_name(optimizer))
-    entries = ENTRIES[type(optimizer)]
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        if entry not in entries:
+        expected = word.entries(parameter)
+        if entry not in expected:
             raise KeyError(key)
-        shape = torch.Size() if entry == "step" else parameter.shape
+        shape = expected[entry].shape
         if value.shape != shape or not value.is_floating_point():
             told = f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
             raise ValueError(f"`{key}` is {told} and not of the shape {tuple(shape)}")

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.plan.least_loss import num_gone
-from dcil_dsl.training.losses import logits_of
+from dcil_dsl.words.outputs import logits_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -87,7 +86,7 @@ def _pruned(
     model: nn.Module, weight: nn.Parameter, level: float, batches: Sequence[Batch]
 ) -> Quality:
     num_keep = weight.numel() - num_gone(weight.numel(), level)
-    mask = keep_top([score_weights(weight, "magnitude")], num_keep, [1])[0]
+    mask = keep_top([weight.detach().abs()], num_keep, [1])[0]
     before = weight.detach().clone()
     try:
         weight.masked_fill_(~mask, 0.0)  # in place: tied weights are one tensor

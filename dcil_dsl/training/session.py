@@ -22,7 +22,12 @@ from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.adopt import load_anyway
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.balance import WEIGHTS, start_weights
-from dcil_dsl.training.checkpoint import Position, State, load_checkpoint, save_checkpoint
+from dcil_dsl.training.checkpoint import (
+    Position,
+    State,
+    load_checkpoint,
+    save_checkpoint,
+)
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
 from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
 from dcil_dsl.training.forward import Forward, make_forward

@@ -12,8 +12,6 @@ from dcil_dsl.masking.rows import pattern_needs
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks
 
-VIEWS = ("masked", "full", "complement", "soft_threshold")  # made entry by entry
-
 
 def rows_of_a_rank(num_rows: int, num_ranks: int) -> int:
     """The most that one has; the last ranks may have fewer, or none."""
@@ -35,9 +33,11 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
             raise InputError(f"--shard: the rule at {group.rule} {why}", help=whole)
         _check_pattern(plan, group, ranks)
     for path in plan.paths:
-        if path.view not in VIEWS:
-            called = path.view if path.outside is None else path.outside.word
-            fact = f"path {path.name} is {called}, a word of its own, which is given whole weights"
+        if not path.view.entrywise:
+            fact = (
+                f"path {path.name} is {path.view.called}, a word of its own, which is given whole "
+                "weights"
+            )
             raise InputError(f"--shard: {fact}", help=whole)
         if path.compute == "kept":
             raise InputError(
@@ -49,18 +49,18 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
 def _needs_whole(group: Group) -> str | None:
     """What a rule asks that no rows and no sums tell: a word of a package may look at all there
     is."""
-    if group.score.outside is not None:
+    if group.score.origin is not None:
         return f"scores by {group.score.called}, a word of its own, which is given whole weights"
     for penalty in group.penalties:
-        if penalty.outside is not None:
-            word = penalty.outside.word
+        if penalty.origin is not None:
+            word = penalty.called
             return f"has the penalty {word}, a word of its own, which is given whole weights"
     return None
 
 
 def _check_pattern(plan: Plan, group: Group, ranks: Ranks) -> None:
     """InputError where a group of m would lie on two ranks."""
-    if group.unit.kind != "nm":
+    if group.pattern is None:
         return
     shapes = {layer.parameter: layer.shape for layer in plan.layers}
     for name, cut in zip(group.parameters, group.cuts, strict=True):
@@ -68,7 +68,7 @@ def _check_pattern(plan: Plan, group: Group, ranks: Ranks) -> None:
         each, m = rows_of_a_rank(num_rows, ranks.count), pattern_needs(cut, num_rows)
         if each % m:
             raise InputError(
-                f"--shard: the rule at {group.rule} keeps {group.unit.n} of every {m} rows of "
+                f"--shard: the rule at {group.rule} keeps {group.pattern.n} of every {m} rows of "
                 f"`{name}`, and {ranks.count} processes cut its {num_rows} rows after each {each}",
                 help=f"a number of processes that gives each a multiple of {m} rows, or no --shard",
             )

@@ -41,9 +41,9 @@ from torch.utils.checkpoint import (
 
 from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.masking.apply import apply_layer, apply_whole
-from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.masking.split import share_gradient, split_weight
+from dcil_dsl.masking.views import read_stored
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.shardable import check_shardable, rows_of_a_rank
@@ -362,7 +362,7 @@ def _multiplies(user: fx.Node, weight: fx.Node, model: nn.Module) -> bool:
 
 def _keeps_rows(node: fx.Node) -> bool:
     """Whether the node makes, of the rows of a weight, the rows of its views."""
-    if node.target in (split_weight, share_gradient, raise_power):
+    if node.target in (split_weight, share_gradient, read_stored):
         return True
     first = node.args[0]
     return first.op == "call_function" and first.target is split_weight

@@ -57,7 +57,7 @@ def count_units(
     One number in all where units are single weights, or those of a pattern. parts: where the truths
     are this process's rows; the counts are of all rows.
     """
-    if group.unit.kind in ("weight", "nm"):
+    if group.unit.single:
         counts = {name: truths[name].sum().view(1) for name in group.parameters}
     elif parts is None:
         pairs = zip(group.parameters, group.cuts, strict=True)
@@ -77,7 +77,7 @@ def count_units(
 def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
     """What is kept of every budget, by count_units: a unit is where anything true is in it."""
     units = tuple(_num_kept(group, names, counts) for names in members(group))
-    if group.allocation == "global":
+    if group.one_budget:
         costs = unit_costs(group)
         spent = sum(count * cost for count, cost in zip(units, costs, strict=True))
         names = group.parameters
@@ -97,7 +97,7 @@ def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tenso
 def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
     """Of each weight with units of more than one weight: how many entries of kept units are not
     true, by count_units."""
-    if group.unit.kind in ("weight", "nm"):
+    if group.unit.single:
         return {}
     torn = {}
     for names, cuts in zip(members(group), members(group, group.cuts), strict=True):
@@ -126,6 +126,6 @@ def pattern_counts(
 
 def _num_kept(group: Group, names: tuple[str, ...], counts: Mapping[str, Tensor]) -> int:
     """The units of a member that are kept; those of a pattern are single weights."""
-    if group.unit.kind in ("weight", "nm"):
+    if group.unit.single:
         return int(counts[names[0]].sum())
     return int(torch.stack([counts[name] > 0 for name in names]).any(0).sum())

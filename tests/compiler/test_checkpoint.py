@@ -11,12 +11,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
     checkpoint_wrapper,
 )
+from torch.utils import checkpoint as library
 from torch.utils.checkpoint import (
     checkpoint,
     checkpoint_sequential,
     create_selective_checkpoint_contexts,
 )
-from torch.utils import checkpoint as library
 from two_forwards import weighted_squares
 
 from dcil_dsl.graph import trace_model

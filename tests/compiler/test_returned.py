@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from comparison import worst_difference
 from torch import Tensor, nn
-from two_forwards import numbers_in, weighted_squares
+from two_forwards import weighted_squares
 
 WIDTH = 6
 Pair = namedtuple("Pair", "first second")

@@ -17,6 +17,7 @@ from tiny_run import TinyNet, tiny_plan, tiny_train
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.segments import Segmented, recompute_activations
 from dcil_dsl.plan import plan as p
+from dcil_dsl.words.scores import Taylor
 
 
 class InPlace(TinyNet):
@@ -104,7 +105,7 @@ def bytes_kept(dual) -> int:
 
 
 PLANS = {
-    "scores": dict(group={"score": p.Score(kind="taylor", path="sparse", average=0.9)}),
+    "scores": dict(group={"score": Taylor(path="sparse", average=0.9)}),
     "shared randomness": dict(paths=(
         p.Path(name="sparse", view="masked"),
         p.Path(name="dense", view="full", random="shared"),

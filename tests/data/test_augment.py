@@ -10,13 +10,23 @@ from torchvision.transforms.v2 import functional as F
 
 from dcil_dsl.data import Dataset, Loader, Tensors
 from dcil_dsl.data.augment import train_pipeline, val_pipeline
-from dcil_dsl.data.geometry import Erase, Flip, PadCrop, ResizedCrop, box_chances, crop_boxes
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import (
+    ColorJitter,
+    CutMix,
+    Erase,
+    Flip,
+    MixUp,
+    PadCrop,
+    RandAugment,
+    RandomResizedCrop,
+    TrivialAugment,
+)
+from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
 
-PAD_CROP = Augment(word="pad_crop", settings={"pixels": 4})
-FLIP = Augment(word="flip", settings={"p": 0.5})
-RESIZED_CROP = Augment(word="random_resized_crop", settings={"size": 24})
+PAD_CROP = PadCrop(pixels=4)
+FLIP = Flip(p=0.5)
+RESIZED_CROP = RandomResizedCrop(size=24)
 
 
 def pictures(count, channels=3, height=20, width=28):
@@ -41,29 +51,29 @@ def drawn(step, images, seed=0):
 
 def test_pad_crop_is_a_crop_of_the_padded_image_bit_for_bit():
     images = pictures(32)
-    (offsets,) = draws = drawn(PadCrop(4), images)
+    (offsets,) = draws = drawn(PadCrop(pixels=4), images)
     expected = [
         F.crop(F.pad(image, [4]), top, left, 20, 28)
         for image, (top, left) in zip(images, offsets.tolist())
     ]
-    assert torch.equal(PadCrop(4).apply(images, draws), torch.stack(expected))
-    many = PadCrop(1).draw(chance(), 2000, (20, 28))[0]
+    assert torch.equal(PadCrop(pixels=4).apply(images, draws), torch.stack(expected))
+    many = PadCrop(pixels=1).draw(chance(), 2000, (20, 28))[0]
     assert many.unique(dim=0).tolist() == [[top, left] for top in range(3) for left in range(3)]
 
 
 def test_flip_mirrors_as_many_as_it_should():
     images = pictures(8)
-    (flipped,) = draws = drawn(Flip(0.5), images)
+    (flipped,) = draws = drawn(Flip(p=0.5), images)
     expected = [F.horizontal_flip(i) if flip else i for i, flip in zip(images, flipped)]
-    assert torch.equal(Flip(0.5).apply(images, draws), torch.stack(expected))
-    assert Flip(0.25).draw(chance(), 10_000, (1, 1))[0].double().mean() == pytest.approx(0.25, 0.1)
+    assert torch.equal(Flip(p=0.5).apply(images, draws), torch.stack(expected))
+    assert Flip(p=0.25).draw(chance(), 10_000, (1, 1))[0].double().mean() == pytest.approx(0.25, 0.1)
 
 
 @pytest.mark.parametrize("size", [8, 16, 40])
 def test_a_resized_crop_is_torchvisions_antialiased_one(size):
     images = pictures(16)
-    (boxes,) = draws = drawn(ResizedCrop(size), images)
-    ours = ResizedCrop(size).apply(images, draws)
+    (boxes,) = draws = drawn(RandomResizedCrop(size=size), images)
+    ours = RandomResizedCrop(size=size).apply(images, draws)
     expected = torch.stack([
         F.resized_crop(image.double(), *box, size=[size, size], antialias=True)
         for image, box in zip(images, boxes.tolist())
@@ -92,12 +102,12 @@ def test_where_no_box_fits_the_middle_is_taken():
 
 def test_erased_boxes_are_zero_and_nothing_else_is_touched():
     images = pictures(64).float() + 1
-    (boxes,) = draws = drawn(Erase(0.5), images)
+    (boxes,) = draws = drawn(Erase(p=0.5), images)
     expected = [
         F.erase(image, *box, v=torch.zeros(3, 1, 1)) if box[2] else image
         for image, box in zip(images, boxes.tolist())
     ]
-    assert torch.equal(Erase(0.5).apply(images, draws), torch.stack(expected))
+    assert torch.equal(Erase(p=0.5).apply(images, draws), torch.stack(expected))
     area = boxes[:, 2] * boxes[:, 3] / (20 * 28)
     assert 20 < (area > 0).sum() < 44 and area.max() <= 0.35
 
@@ -134,7 +144,7 @@ def test_a_random_resized_crop_that_comes_first_takes_the_image_as_it_lies():
 def test_a_photograph_is_cropped_where_it_is_read_as_torchvision_does():
     photograph = F.to_pil_image(pictures(1, height=60, width=80)[0])
     pipeline = train_pipeline((RESIZED_CROP, FLIP), None, None)
-    assert pipeline.size == (24, 24) and pipeline.pixels == (Flip(0.5),)
+    assert pipeline.size == (24, 24) and pipeline.pixels == (Flip(p=0.5),)
     chances = pipeline.reading.chances(chance(), 5)[3]
     box = crop_boxes(chances[None], 60, 80)[0].tolist()
     expected = F.pil_to_tensor(F.resized_crop(photograph, *box, size=[24, 24], antialias=True))
@@ -169,22 +179,15 @@ def test_images_of_many_sizes_want_the_crop_first():
     assert "put `random_resized_crop` first" in error.value.help
 
 
-def test_an_augmentation_that_is_not_built_is_told():
-    with pytest.raises(InputError, match="`auto_augment` is not built yet"):
-        train_pipeline((Augment(word="auto_augment"),), 32, (32, 32))
-
-
-@pytest.mark.parametrize("word, settings", [
-    ("rand_augment", {"n": 2, "m": 9}), ("trivial_augment", {}), ("erase", {"p": 1.0}),
-    ("color_jitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}),
-    ("mixup", {"alpha": 1.0}), ("cutmix", {"alpha": 1.0}),
-])  # fmt: skip
-def test_a_batch_of_every_word_repeats_is_of_ranks_put_together_and_differs_by_batch(
-    word, settings
-):
+@pytest.mark.parametrize("word", [
+    RandAugment(n=2, m=9), TrivialAugment(), Erase(p=1.0),
+    ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    MixUp(alpha=1.0), CutMix(alpha=1.0),
+], ids=lambda word: word.called)  # fmt: skip
+def test_a_batch_of_every_word_repeats_is_of_ranks_put_together_and_differs_by_batch(word):
     part = Tensors(pictures(16), torch.arange(16) % 3)
     data = Dataset("few", part, part, tuple("abc"), (0.5,) * 3, (0.2,) * 3)
-    options = dict(batch_size=8, augment=(FLIP, Augment(word=word, settings=settings)))
+    options = dict(batch_size=8, augment=(FLIP, word))
     first, second = Loader(data, "train", **options).epoch(1)
     (again,) = Loader(data, "train", **options).epoch(1, start=1)
     assert torch.equal(second[0], again[0]) and torch.equal(second[1], again[1])

@@ -5,8 +5,7 @@ from augment_words import WORDS
 from fake_gpu import elsewhere, fake_gpu
 
 from dcil_dsl.data import Loader, loader, open_dataset
-from dcil_dsl.lang.vocabulary import AUGMENTS
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.registry import words_at
 
 
 def waits_of(word):
@@ -16,7 +15,7 @@ def waits_of(word):
     """
     loader.made_ahead = lambda held, make, device: map(make, held)  # in no stream of its own
     data = open_dataset("synthetic", num_train=96, num_val=8)
-    augment = (Augment(word=word, settings=WORDS[word]),)
+    augment = (WORDS[word],)
     with fake_gpu() as waits:
         loads = Loader(data, "train", device="cuda", batch_size=32, augment=augment)
         batches = loads.epoch(0)
@@ -32,4 +31,4 @@ def test_an_augmented_batch_is_made_without_a_wait(word):
 
 
 def test_no_augmentation_of_the_language_is_left_out():
-    assert set(WORDS) == set(AUGMENTS)
+    assert set(WORDS) == set(words_at("an augmentation"))

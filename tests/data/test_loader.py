@@ -17,13 +17,13 @@ from PIL import Image
 from dcil_dsl.data import Dataset, Loader, Tensors, open_dataset
 from dcil_dsl.data.dataset import in_memory
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import Flip, PadCrop, RandomResizedCrop
 
 CHANCE = (
-    Augment(word="pad_crop", settings={"pixels": 4}),
-    Augment(word="flip", settings={"p": 0.5}),
+    PadCrop(pixels=4),
+    Flip(p=0.5),
 )
-CROP = (Augment(word="random_resized_crop", settings={"size": 16}),)
+CROP = (RandomResizedCrop(size=16),)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ from test_augment import pictures
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from dcil_dsl.data.mixing import CutMix, MixUp, mix_batch, neighbours
-from dcil_dsl.plan.plan import CrossEntropy, Loss
+from dcil_dsl.data.mixing import mix_batch, neighbours
+from dcil_dsl.plan.plan import WeightedLoss
 from dcil_dsl.training.losses import loss_term
 from dcil_dsl.training.metrics import num_correct
+from dcil_dsl.words.augment import CutMix, MixUp
+from dcil_dsl.words.losses import CrossEntropy
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
 
@@ -37,7 +39,7 @@ class Fixed(Random):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_mixup_is_torchvisions(share):
     images = pictures(6).float()
-    ours, own = MixUp(0.2).mix(images, images.roll(1, 0), Fixed(share))
+    ours, own = MixUp(alpha=0.2).mix(images, images.roll(1, 0), Fixed(share))
     expected = v2.MixUp(num_classes=3).transform(images, {"lam": share, "labels": LABELS,
                                                           "batch_size": 6})  # fmt: skip
     torch.testing.assert_close(ours, expected)
@@ -53,12 +55,12 @@ def test_cutmix_is_torchvisions_boxes_cut_at_the_edges_included(share, x, y, mon
     monkeypatch.setattr(their._dist, "sample", lambda shape: torch.tensor([share]))
     params = their.make_params([images])
     expected = their.transform(images, params | {"labels": LABELS, "batch_size": 6})
-    ours, own = CutMix(1.0).mix(images, images.roll(1, 0), Fixed(share, x, y))
+    ours, own = CutMix(alpha=1.0).mix(images, images.roll(1, 0), Fixed(share, x, y))
     assert torch.equal(ours, expected)
     assert own == pytest.approx(params["lam_adjusted"])
 
 
-@pytest.mark.parametrize("mixer", [MixUp(0.5), CutMix(1.0)])
+@pytest.mark.parametrize("mixer", [MixUp(alpha=0.5), CutMix(alpha=1.0)])
 def test_labels_are_mixed_as_the_images_are(mixer):
     _, labels = mixed(mixer, 5)
     one_hot = F.one_hot(LABELS, 3).float()
@@ -71,7 +73,7 @@ def test_a_batch_is_mixed_by_one_of_the_words_each_about_as_often():
     images = pictures(6).float()
     whole = 0
     for seed in range(200):
-        result, labels = mix_batch(images, LABELS, (MixUp(1.0), CutMix(1.0)), 3, seed)
+        result, labels = mix_batch(images, LABELS, (MixUp(alpha=1.0), CutMix(alpha=1.0)), 3, seed)
         share = labels[0, 0]
         blend = images * share + images.roll(1, 0) * (1 - share)
         whole += int((result - blend).abs().max() < 1e-3)
@@ -87,9 +89,11 @@ def test_a_stretch_of_a_batch_knows_whom_its_first_example_is_mixed_with():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_cross_entropy_of_a_mixed_label_is_the_mixture_of_both_cross_entropies(smoothing):
     """It is linear in the label, smoothed or not; a model may have more classes than the data."""
-    _, labels = mixed(MixUp(0.5), 5)
+    _, labels = mixed(MixUp(alpha=0.5), 5)
     logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    loss = Loss(name="l", coefficient=1, term=CrossEntropy(path="sparse", smoothing=smoothing))
+    loss = WeightedLoss(
+        name="l", coefficient=1, term=CrossEntropy(path="sparse", smoothing=smoothing)
+    )
     own, other = (
         loss_term(loss, {"sparse": logits}, target) for target in (LABELS, LABELS.roll(1, 0))
     )

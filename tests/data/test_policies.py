@@ -8,15 +8,13 @@ from test_augment import chance, pictures
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dcil_dsl.data.colour import hue
-from dcil_dsl.data.policies import (
+from dcil_dsl.words.augment import ColorJitter, RandAugment, TrivialAugment
+from dcil_dsl.words.transforms.colour import hue
+from dcil_dsl.words.transforms.operations import (
     FACTORS,
     NUM_AUTOMATIC,
     OPERATIONS,
     SIGNED,
-    ColorJitter,
-    RandAugment,
-    TrivialAugment,
     apply_operations,
     magnitudes,
 )
@@ -76,7 +74,7 @@ def test_each_image_goes_through_its_own_operations_in_turn():
 
 
 def test_rand_augment_draws_all_operations_alike_at_its_magnitude_and_both_signs():
-    which, amounts = RandAugment(2, 9).draw(chance(), 4000, (20, 28))
+    which, amounts = RandAugment(n=2, m=9).draw(chance(), 4000, (20, 28))
     assert which.shape == amounts.shape == (4000, 2)
     counts = which.flatten().bincount(minlength=NUM_AUTOMATIC)
     assert len(counts) == 14 and counts.min() > 450 and counts.max() < 700

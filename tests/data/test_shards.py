@@ -17,9 +17,9 @@ from dcil_dsl.data.folders import BadImage
 from dcil_dsl.data.places import look
 from dcil_dsl.data.shards import make_index
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import RandomResizedCrop
 
-CROP = (Augment(word="random_resized_crop", settings={"size": 8}),)
+CROP = (RandomResizedCrop(size=8),)
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from in_steps import each_layer, linear, one_budget
 
 from dcil_dsl.plan import plan as p
+from dcil_dsl.words.losses import CrossEntropy
+from dcil_dsl.words.optimizers import SGD
+from dcil_dsl.words.rates import ConstantRate
 
 LAYERS = (("a.weight", (4, 5)), ("b.weight", (10, 4)), ("c.weight", (3, 10)), ("d.weight", (2, 3)))
 
@@ -11,15 +15,14 @@ LAYERS = (("a.weight", (4, 5)), ("b.weight", (10, 4)), ("c.weight", (3, 10)), ("
 @pytest.fixture
 def plan():
     """a and b share one budget of 50 %, c alone loses 90 %, d is kept. 10 steps, ramp until 5."""
-    schedule = p.Schedule(kind="linear", start=0, stop=5)
+    schedule = linear(0, 5)
     common = dict(score="magnitude", schedule=schedule, refresh=1)
     groups = (
         p.Group(
             rule="x.prune:4",
             parameters=("a.weight", "b.weight"),
             num_weights=(20, 40),
-            allocation="global",
-            target=0.5,
+            target=one_budget(0.5),
             floors=(1, 1),
             **common,
         ),
@@ -27,8 +30,7 @@ def plan():
             rule="x.prune:5",
             parameters=("c.weight",),
             num_weights=(30,),
-            allocation="uniform",
-            target=0.9,
+            target=each_layer(0.9),
             floors=(1,),
             **common,
         ),
@@ -63,10 +65,10 @@ def plan():
             ),
         ),
         losses=(
-            p.Loss(name="cross_entropy(sparse)", coefficient=1, term=p.CrossEntropy(path="sparse")),
+            p.WeightedLoss(name="cross_entropy(sparse)", coefficient=1, term=CrossEntropy(path="sparse")),
         ),
         deploy="sparse",
-        train=p.Train(num_epochs=2, optimizer=p.SGD(lr=0.1), rate=p.Rate(kind="constant")),
+        train=p.Train(num_epochs=2, optimizer=SGD(lr=0.1), rate=ConstantRate()),
     )
 
 

@@ -4,7 +4,17 @@ import copy
 
 import torch
 from torch import fx, nn
-from zeroed import IMAGE, Residual, agree, dead, double, enliven, numel, residual, zero_rows
+from zeroed import (
+    IMAGE,
+    Residual,
+    agree,
+    dead,
+    double,
+    enliven,
+    numel,
+    residual,
+    zero_rows,
+)
 
 from dcil_dsl.export.compact import compact
 

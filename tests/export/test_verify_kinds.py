@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from in_steps import each_layer, one_budget
 
 from dcil_dsl.export.artefact import Promise
 from dcil_dsl.export.verify import show_verdict, verify_tensors
-from dcil_dsl.plan.plan import Bound, Cut, Pattern, Whole
+from dcil_dsl.plan.plan import Bound, Cut
+from dcil_dsl.words.targets import NM, Erk, Sensitivity
+from dcil_dsl.words.units import Percent
 
 
 def promise(**fields):
     """Two layers of four filters of three weights; half of the filters may be kept."""
     filters = Cut(shape=(4, 3), units=(0,))
     defaults = dict(
-        rule="x.prune:4", allocation="global", asked=0.5, parameters=("a", "b"),
-        num_weights=(12, 12), keeps=(4,), of="units", unit=Whole(kind="filter"),
+        rule="x.prune:4", target=one_budget(0.5), asked=0.5, parameters=("a", "b"),
+        num_weights=(12, 12), keeps=(4,), of="units", granularity="filter",
         cuts=(filters, filters),
     )  # fmt: skip
     return Promise(**defaults | fields)
@@ -43,7 +46,7 @@ def test_weights_that_are_zero_here_and_there_are_no_filters():
 
 def test_each_layer_is_judged_by_itself_where_it_has_a_budget_by_itself():
     tensors = {"a": filters(0, 1, 2), "b": filters(3)}
-    verdict = verify_tensors(tensors, [promise(allocation="uniform", keeps=(2, 2))])
+    verdict = verify_tensors(tensors, [promise(target=each_layer(0.5), keeps=(2, 2))])
     assert verdict.faults == ["a: 3 filters are not zero, 2 allowed: 1 revived or never pruned"]
     assert verdict.notes == ["b: 1 of 2 kept filters happens to be zero"]
 
@@ -71,8 +74,8 @@ def test_no_layer_may_hold_more_than_its_ceiling_although_the_budget_is_kept():
 def test_a_head_is_kept_where_any_of_its_weights_is():
     cuts = (Cut(shape=(2, 6), units=(0,)), Cut(shape=(4, 3), units=(0,)))
     asked = promise(
-        unit=Whole(kind="head"), cuts=(cuts[0], Cut(shape=(2, 6), units=(0,))), spans=(2,),
-        allocation="uniform", keeps=(1,),
+        granularity="head", cuts=(cuts[0], Cut(shape=(2, 6), units=(0,))), spans=(2,),
+        target=each_layer(0.5), keeps=(1,),
     )  # fmt: skip
     assert verify_tensors({"a": filters(0, 1), "b": filters(1)}, [asked]).holds
     assert verify_tensors({"a": filters(0, 1), "b": filters(2)}, [asked]).faults == [
@@ -82,8 +85,8 @@ def test_a_head_is_kept_where_any_of_its_weights_is():
 
 def test_the_right_count_in_the_wrong_places_is_no_pattern():
     asked = Promise(
-        rule="x.prune:4", allocation="uniform", asked=0.5, parameters=("a",), num_weights=(8,),
-        keeps=(4,), unit=Pattern(n=2, m=4), cuts=(Cut(shape=(2, 4), units=(0,)),),
+        rule="x.prune:4", target=NM(n=2, m=4), asked=0.5, parameters=("a",), num_weights=(8,),
+        keeps=(4,), cuts=(Cut(shape=(2, 4), units=(0,)),),
     )  # fmt: skip
     good = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0]])
     assert verify_tensors({"a": good}, [asked]).holds
@@ -96,8 +99,8 @@ def test_the_right_count_in_the_wrong_places_is_no_pattern():
 
 def test_a_pattern_that_has_not_begun_promises_nothing():
     asked = Promise(
-        rule="x.prune:4", allocation="uniform", asked=0.0, parameters=("a",), num_weights=(8,),
-        keeps=(8,), unit=Pattern(n=2, m=4), cuts=(Cut(shape=(2, 4), units=(0,)),),
+        rule="x.prune:4", target=NM(n=2, m=4), asked=0.0, parameters=("a",), num_weights=(8,),
+        keeps=(8,), cuts=(Cut(shape=(2, 4), units=(0,)),),
     )  # fmt: skip
     assert verify_tensors({"a": torch.ones(1, 8)}, [asked]).holds
 
@@ -108,10 +111,11 @@ def test_the_table_says_what_was_counted():
     assert "4 of 8 filters may be kept, 4 are" in text
 
 
-@pytest.mark.parametrize("shared_by, name", [
-    ("target", "uniform"), ("erk", "ERK"), ("sensitivity", "sensitivity"),
+@pytest.mark.parametrize("target, name", [
+    (each_layer(0.5), "uniform"), (Erk(sparsity=Percent(0.5)), "ERK"),
+    (Sensitivity(sparsity=Percent(0.5), profile="x.json"), "sensitivity"),
 ])  # fmt: skip
-def test_an_allocation_is_called_by_its_name(shared_by, name):
-    asked = promise(allocation="uniform", keeps=(2, 2), shared_by=shared_by)
+def test_an_allocation_is_called_by_its_name(target, name):
+    asked = promise(target=target, keeps=(2, 2))
     text = show_verdict(verify_tensors({"a": filters(0, 1), "b": filters(3, 2)}, [asked]))
     assert f"group 0 ({name}, " in text

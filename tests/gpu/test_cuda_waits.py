@@ -9,10 +9,10 @@ from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Loader, open_dataset
 from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
-from dcil_dsl.plan.plan import Augment
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.optim import make_optimizer
+from dcil_dsl.words.augment import Erase, Flip, MixUp, PadCrop
 from dcil_dsl.zoo import build_model
 
 pytestmark = pytest.mark.gpu
@@ -85,9 +85,7 @@ def test_a_step_between_refreshes_never_waits(device):
 
 def test_batches_of_a_small_set_are_made_without_a_wait(device):
     data = open_dataset("synthetic", num_train=512, num_val=8)
-    words = {"pad_crop": {"pixels": 4}, "flip": {"p": 0.5}, "erase": {"p": 0.5},
-             "mixup": {"alpha": 0.2}}  # fmt: skip
-    augment = tuple(Augment(word=word, settings=settings) for word, settings in words.items())
+    augment = (PadCrop(pixels=4), Flip(p=0.5), Erase(p=0.5), MixUp(alpha=0.2))
     loader = Loader(data, "train", batch_size=64, augment=augment, device=device)
 
     def epoch():

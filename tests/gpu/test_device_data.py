@@ -7,16 +7,16 @@ from augment_words import WORDS
 from PIL import Image
 
 from dcil_dsl.data import Loader, open_dataset
-from dcil_dsl.plan.plan import Augment
+from dcil_dsl.words.augment import Flip, RandomResizedCrop
 
 pytestmark = pytest.mark.gpu
-FLIP = Augment(word="flip", settings={"p": 0.5})
+FLIP = Flip(p=0.5)
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_an_augmented_batch_is_the_cpus_but_for_rounding(device, word):
     data = open_dataset("synthetic", num_train=256, num_val=8)
-    options = dict(batch_size=64, augment=(Augment(word=word, settings=WORDS[word]),))
+    options = dict(batch_size=64, augment=(WORDS[word],))
     there = Loader(data, "train", device=device, **options)
     here = Loader(data, "train", **options)
     level = 1 / 255 / min(data.std)
@@ -38,7 +38,7 @@ def test_batches_of_files_are_the_cpus_when_their_stream_runs_ahead(device, tmp_
             pixels = generator.integers(0, 256, (90, 80, 3), numpy.uint8)
             Image.fromarray(pixels).save(tmp_path / part / "a" / f"{number}.png")
     data = open_dataset("imagefolder", tmp_path)
-    augment = (Augment(word="random_resized_crop", settings={"size": 64}), FLIP)
+    augment = (RandomResizedCrop(size=64), FLIP)
     options = dict(batch_size=8, augment=augment)
     there = Loader(data, "train", device=device, workers=2, **options)
     here = Loader(data, "train", **options)

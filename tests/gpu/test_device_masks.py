@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from dcil_dsl.masking.score import lamp_scores, random_scores, without_sign
+from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.masking.units import keep_pattern
 from dcil_dsl.plan.plan import Cut
+from dcil_dsl.words.scores import uniform
+from dcil_dsl.words.targets import Lamp
+from dcil_dsl.words.units import Percent
 
 pytestmark = pytest.mark.gpu
 SIZES = (64 * 3 * 7 * 7, 64 * 64 * 3 * 3, 5, 256 * 128)
@@ -68,7 +71,7 @@ def test_two_of_every_four_are_the_cpus(device):
 
 
 def test_random_scores_are_the_cpus_bit_for_bit(device):
-    ours, cpus = (random_scores((301, 7), 2**63 + 5, d) for d in (device, torch.device("cpu")))
+    ours, cpus = (uniform((301, 7), 2**63 + 5, d) for d in (device, torch.device("cpu")))
     assert torch.equal(ours.cpu(), cpus)
 
 
@@ -79,6 +82,7 @@ def test_scores_below_zero_have_the_cpus_places(device):
 
 def test_lamp_scores_are_the_cpus_bit_for_bit_at_every_call(device):
     squares = torch.randn(SIZES[1], generator=torch.Generator().manual_seed(3)).square()
-    expected = lamp_scores(squares)
+    lamp = Lamp(sparsity=Percent(0.5))
+    expected = lamp.rescaled(squares)
     for _ in range(10):
-        assert torch.equal(lamp_scores(squares.to(device)).cpu(), expected)
+        assert torch.equal(lamp.rescaled(squares.to(device)).cpu(), expected)

@@ -11,7 +11,7 @@ from random import Random
 
 from dcil_dsl.diagnostics.source import Source, Span
 from dcil_dsl.lang import ast
-from dcil_dsl.lang.values import Percent, Ratio, Time
+from dcil_dsl.words.units import Percent, Ratio, Time
 
 NOWHERE = Span(Source(""), 0, 0)
 NAMES = ("a", "warm", "target", "run_2", "_x", "percent", "languages", "l")

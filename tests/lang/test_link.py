@@ -9,8 +9,17 @@ from sound import completed
 
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import ast, load, loads
-from dcil_dsl.lang import vocabulary as v
-from dcil_dsl.lang.values import Percent, Range, Ratio, Time, UnitError, combine, written
+from dcil_dsl.words.augment import Flip
+from dcil_dsl.words.targets import Global
+from dcil_dsl.words.units import (
+    Percent,
+    Range,
+    Ratio,
+    Time,
+    UnitError,
+    combine,
+    written,
+)
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -69,7 +78,7 @@ def test_what_must_have_a_value_is_not_none(family):
 
 def test_a_child_replaces_the_lets_of_its_parent(family):
     child = family(parent=PARENT, child='language 1 extends "parent.prune" let target = 95%')
-    assert child.rules[0].target == v.Global(sparsity=Percent(0.95))
+    assert child.rules[0].target == Global(sparsity=Percent(0.95))
 
 
 def test_settings_merge_by_key(family):
@@ -80,7 +89,7 @@ def test_settings_merge_by_key(family):
     )
     assert (child.about.name, child.about.title, child.about.version) == ("child", "child", "1.0")
     assert (child.data.name, child.data.batch_size) == ("cifar100", 64)
-    assert child.data.augment == (v.Flip(),)
+    assert child.data.augment == (Flip(),)
     assert child.train.seed == 7 and child.train.epochs == Time(10, "epochs")
 
 

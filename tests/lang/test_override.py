@@ -7,7 +7,7 @@ from sound import completed
 
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import loads
-from dcil_dsl.lang.values import Percent, Time
+from dcil_dsl.words.units import Percent, Time
 
 TEXT = completed(
     """let target = 90%

@@ -8,17 +8,17 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcil_dsl.data import colour
 from dcil_dsl.masking.score import (
     add_gradient_score,
-    lamp_scores,
-    random_scores,
     without_sign,
 )
 from dcil_dsl.masking.select import keep_top
-from dcil_dsl.plan.plan import AdamW
 from dcil_dsl.training.integrate import players
-from dcil_dsl.training.optim import entries_of
+from dcil_dsl.words.optimizers import AdamW
+from dcil_dsl.words.scores import uniform
+from dcil_dsl.words.targets import Lamp
+from dcil_dsl.words.transforms import colour
+from dcil_dsl.words.units import Percent
 
 
 class CountReads(TorchDispatchMode):
@@ -51,9 +51,9 @@ def test_a_budget_of_one_layer_reads_nothing():
 
 def count_reads_of_scores():
     with FakeTensorMode(), CountReads() as counted:
-        w = torch.empty(5, 10, device="cuda")
+        w, lamp = torch.empty(5, 10, device="cuda"), Lamp(sparsity=Percent(0.5))
         add_gradient_score(w.clone(), w, w, "taylor", w.sum(), 0.1)
-        for scores in (w, lamp_scores(w.square()), random_scores((5, 10), 7, w.device)):
+        for scores in (w, lamp.rescaled(w.square()), uniform((5, 10), 7, w.device)):
             without_sign(scores)
     return counted.reads
 
@@ -97,7 +97,7 @@ def sharpen(w):
 
 
 def start_moments(w):
-    assert all(entry.is_cuda for entry in entries_of(AdamW(lr=0.1), w).values())
+    assert all(entry.is_cuda for entry in AdamW(lr=0.1).entries(w).values())
 
 
 def copy_a_number(w):

@@ -16,14 +16,14 @@ from dcil_dsl.masking.rows import (
     spread_to_rows,
     sum_units,
 )
-from dcil_dsl.masking.score import random_scores
 from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
 from dcil_dsl.masking.views import largest_pruned, soft_scale
-from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import cut_weight
+from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
+from dcil_dsl.words.scores import uniform
 
-FILTER, CHANNEL = p.Whole(kind="filter"), p.Whole(kind="channel")
-HEAD = p.Whole(kind="head")
+FILTER, CHANNEL = Filter(), Channel()
+HEAD = Head()
 CONVOLUTION = Weight("w", (8, 4, 3, 3), 0, 1, 1)
 GROUPED = Weight("w", (12, 2, 3), 0, 1, 3)
 TRANSPOSED = Weight("w", (12, 2, 3), 1, 0, 3)
@@ -31,16 +31,16 @@ THIN = Weight("w", (6, 1, 3, 3), 0, 1, 6)  # depthwise
 SINGLE = Weight("w", (1, 8, 1, 1), 0, 1, 1)
 MATRIX = Weight("w", (24, 8), 0, 1, 1)
 WIDE = Weight("w", (8, 24), 1, 0, 1)  # the Conv1D of GPT-2
-BLOCK = p.Block(height=4, width=2)
+BLOCK = Block(height=4, width=2)
 UNITS = {
     "filter": (CONVOLUTION, FILTER), "channel": (CONVOLUTION, CHANNEL),
     "block": (CONVOLUTION, BLOCK), "grouped filter": (GROUPED, FILTER),
     "grouped channel": (GROUPED, CHANNEL), "grouped block": (GROUPED, BLOCK),
     "transposed filter": (TRANSPOSED, FILTER), "transposed channel": (TRANSPOSED, CHANNEL),
-    "transposed block": (TRANSPOSED, p.Block(height=2, width=4)),
+    "transposed block": (TRANSPOSED, Block(height=2, width=4)),
     "depthwise filter": (THIN, FILTER), "depthwise channel": (THIN, CHANNEL),
     "one filter": (SINGLE, FILTER), "one filter's channel": (SINGLE, CHANNEL),
-    "matrix block": (MATRIX, p.Block(height=3, width=8)), "wide block": (WIDE, BLOCK),
+    "matrix block": (MATRIX, Block(height=3, width=8)), "wide block": (WIDE, BLOCK),
 }  # fmt: skip
 CUTS = {name: (weight.shape, cut_weight(weight, unit)) for name, (weight, unit) in UNITS.items()}
 for name, weight, is_output, parts in (
@@ -90,7 +90,7 @@ def test_sums_of_rows_add_up_to_those_of_units_and_masks_of_rows_to_those_of_wei
 def test_patterns_are_those_of_the_whole_where_no_group_lies_on_two_ranks(
     weight, each, num_ranks
 ):
-    cut = cut_weight(weight, p.Pattern(n=2, m=4))
+    cut = cut_weight(weight, Pattern(n=2, m=4))
     assert pattern_needs(cut, weight.shape[0]) == each
     if -(-weight.shape[0] // num_ranks) % each:
         return
@@ -104,8 +104,8 @@ def test_patterns_are_those_of_the_whole_where_no_group_lies_on_two_ranks(
 
 def test_a_draw_of_rows_is_that_of_the_whole_weight():
     device = torch.device("cpu")
-    whole = random_scores((6, 5), 2**63 + 1, device)
-    rows = [random_scores((2, 5), 2**63 + 1, device, start) for start in (0, 10, 20)]
+    whole = uniform((6, 5), 2**63 + 1, device)
+    rows = [uniform((2, 5), 2**63 + 1, device, start) for start in (0, 10, 20)]
     assert torch.equal(torch.cat(rows), whole)
 
 

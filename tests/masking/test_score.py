@@ -10,16 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.score import (
     add_gradient_score,
-    lamp_scores,
-    random_scores,
     score_weights,
     without_sign,
 )
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.masking.split import Scoring, split_weight
+from dcil_dsl.words.scores import L2, Draw, Magnitude, uniform
+from dcil_dsl.words.targets import Lamp
+from dcil_dsl.words.units import Percent
 
+DRAW = Draw(seed=0, parameter="w", step=0)
+lamp_scores = Lamp(sparsity=Percent(0.5)).rescaled
 FLOATS = st.floats(width=32, allow_nan=False)
 
 
@@ -32,14 +36,14 @@ def added(score, w, grad, *, gain=1.0, unscale=1.0):
 
 def test_magnitude_is_the_absolute_value_and_l2_the_square():
     w = torch.tensor([-3.0, 0.0, 2.0], requires_grad=True)
-    assert score_weights(w, "magnitude").tolist() == [3, 0, 2]
-    assert score_weights(w, "l2").tolist() == [9, 0, 4]
-    assert not score_weights(w, "l2").requires_grad
+    assert score_weights(w, Magnitude(), DRAW).tolist() == [3, 0, 2]
+    assert score_weights(w, L2(), DRAW).tolist() == [9, 0, 4]
+    assert not score_weights(w, L2(), DRAW).requires_grad
 
 
 def test_a_score_that_nobody_knows_is_an_error():
-    with pytest.raises(ValueError, match="synflow"):
-        score_weights(torch.ones(2), "synflow")
+    with pytest.raises(InputError, match="no word `synflow` that is a score"):
+        added("synflow", [1.0], [1.0])
 
 
 # -- gradients ------------------------------------------------------------------------------------
@@ -177,12 +181,12 @@ def plain_splitmix(key, place):
 
 @pytest.mark.parametrize("key", [0, 1234567, 2**64 - 1, 0xDEADBEEF00000000])
 def test_random_scores_are_the_published_generator(key):
-    drawn = random_scores((2, 3), key, torch.device("cpu")).flatten().tolist()
+    drawn = uniform((2, 3), key, torch.device("cpu")).flatten().tolist()
     assert drawn == [plain_splitmix(key, i) * 2.0**-53 for i in range(6)]
 
 
 def test_random_scores_are_even_and_differ_with_the_key():
-    one, other = (random_scores((100_000,), key, torch.device("cpu")) for key in (1, 2))
+    one, other = (uniform((100_000,), key, torch.device("cpu")) for key in (1, 2))
     bins = torch.histc(one.float(), bins=10, min=0, max=1)
     assert (bins - 10_000).abs().max() < 500  # five standard deviations
     assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.02

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from reference_cores import halved, reference_cores
 from torch.sparse import SparseSemiStructuredTensor
-from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_to_dense_cutlass,
+)
 
 from dcil_dsl.masking import tensor_cores
 from dcil_dsl.masking.tensor_cores import (

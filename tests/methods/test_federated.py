@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from plainly import gradients, largest, sgd
-from test_methods import COUNT, STEPS, STRAIGHT, assert_same, batches, recipe_of, start, state
+from test_methods import (
+    COUNT,
+    STEPS,
+    STRAIGHT,
+    assert_same,
+    batches,
+    recipe_of,
+    start,
+    state,
+)
 from torch import nn
 
 import dcil_dsl as dcil

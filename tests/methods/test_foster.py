@@ -7,8 +7,8 @@ from plainly import gradients, largest, network, sgd
 from test_methods import KEEP, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
-from dcil_dsl.training.losses import kl
 from dcil_dsl.training.optim import make_optimizer
+from dcil_dsl.words.losses import KL, Balanced
 
 COUNTS, BETA, TEMPERATURE, BEGIN = (200, 50, 5, 1), 0.97, 2, 3
 RULE = "prune Linear to global(75%) { refresh = 1 step }"
@@ -60,20 +60,26 @@ def test_the_masked_view_learns_from_the_teachers_answers_rare_classes_weighing_
 
 def test_a_plan_keeps_the_weights_of_its_classes():
     plan = plan_of()
-    weights = plan.losses[1].term.class_weights
+    weights = plan.losses[1].term.classes.weights
     assert sum(weights) == pytest.approx(4)
     assert weights[3] / weights[2] == pytest.approx((1 - BETA**5) / (1 - BETA))
     assert dcil.Plan.from_json(plan.to_json()) == plan
 
 
+def distilled(student, teacher, weights=None):
+    classes = weights and Balanced(beta=BETA, weights=weights)
+    term = KL(student="a", teacher="b", temperature=2.0, classes=classes)
+    return term.loss({"a": student, "b": teacher}, None)
+
+
 def test_classes_that_occur_alike_are_distilled_as_without_weights():
     student, teacher = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)).double()
-    plain = kl(student, teacher, 2.0)
-    assert torch.allclose(kl(student, teacher, 2.0, torch.full((4,), 3.0)), plain, atol=1e-15)
+    plain = distilled(student, teacher)
+    assert torch.allclose(distilled(student, teacher, (3.0,) * 4), plain, atol=1e-15)
     maps = student.reshape(2, 4, 2, 2), teacher.reshape(2, 4, 2, 2)  # classes second
-    weighed = kl(*maps, 2.0, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    weighed = distilled(*maps, (1.0, 2.0, 3.0, 4.0))
     rows = [x.movedim(1, -1).reshape(-1, 4) for x in maps]
-    assert torch.allclose(weighed, kl(*rows, 2.0, torch.tensor([1.0, 2.0, 3.0, 4.0])), atol=1e-15)
+    assert torch.allclose(weighed, distilled(*rows, (1.0, 2.0, 3.0, 4.0)), atol=1e-15)
 
 
 @pytest.mark.parametrize(

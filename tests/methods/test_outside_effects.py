@@ -170,7 +170,7 @@ def test_an_integrator_makes_one_gradient_of_several(players):
 
     dual = integrated(f"midpoint(players={players})", rule=USES + RULE)
     assert_same(dual, plainly(step))
-    assert dual.plan.train.integrator.evaluations == {"joint": 2, "each": 3}[players]
+    assert dual.plan.train.integrator.num_gradients == {"joint": 2, "each": 3}[players]
 
 
 def test_js_is_the_divergence_of_both_from_their_middle():
@@ -192,7 +192,7 @@ def test_js_is_the_divergence_of_both_from_their_middle():
 
 
 def test_a_network_of_which_much_is_told_apart_loses_no_small_probability_in_js():
-    from dcil_dsl.extend.divergence import JS
+    from dcil_dsl.words.losses import JS
 
     far = {"a": torch.tensor([[200.0, 0.0]]), "b": torch.tensor([[0.0, 200.0]])}
     loss = JS(one="a", other="b").loss(far, None)

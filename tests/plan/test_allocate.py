@@ -4,6 +4,8 @@ import pytest
 from resolving import codes_of, plan_of, resolve
 from torch import nn
 
+from dcil_dsl.words.record import to_record
+
 SIZES = (216, 576, 192, 576, 192, 144, 192)  # the convolutions of resolving.Net
 
 
@@ -13,10 +15,10 @@ def group_of(statements, **more):
 
 
 def test_a_global_target_is_one_budget_and_a_bare_percentage_one_a_layer():
-    assert group_of("prune Conv2d to global(90%)").allocation == "global"
-    assert group_of("prune Conv2d to uniform(90%)").allocation == "uniform"
+    assert group_of("prune Conv2d to global(90%)").one_budget
+    assert not group_of("prune Conv2d to uniform(90%)").one_budget
     assert group_of("prune Conv2d to 90%") == group_of("prune Conv2d to 90%")
-    assert group_of("prune Conv2d to 90%").allocation == "uniform"
+    assert not group_of("prune Conv2d to 90%").one_budget
     assert group_of("prune Conv2d to 90%").num_weights == SIZES
 
 
@@ -72,8 +74,8 @@ def test_times_become_steps():
         "prune Conv2d to 90% { schedule = cubic(1ep..75% run, initial=10%, grid=5 steps) "
         "refresh = 0.5ep freeze = 9ep }"
     )
-    assert group.schedule.model_dump() == {
-        "kind": "cubic", "start": 10, "stop": 75, "initial": 0.1, "grid": 5,
+    assert to_record(group.schedule) == {
+        "word": "cubic", "settings": {"over": [10, 75], "initial": 0.1, "grid": 5},
     }  # fmt: skip
     assert (group.refresh, group.freeze) == (5, 90)
 
@@ -82,7 +84,7 @@ def test_what_rounds_to_less_than_a_step_is_a_step():
     group = group_of(
         "prune Conv2d to 90% { schedule = linear(0ep..1ep, grid=0.01ep) refresh = 0.01ep }"
     )
-    assert (group.schedule.grid, group.refresh) == (1, 1)
+    assert (group.schedule.grid.step, group.refresh) == (1, 1)
 
 
 def test_a_rule_takes_from_the_pruning_block_what_it_does_not_say_itself():
@@ -90,7 +92,7 @@ def test_a_rule_takes_from_the_pruning_block_what_it_does_not_say_itself():
         "pruning { score = l2 refresh = 7 steps schedule = once(at=2ep) }\n"
         "prune Conv2d to 90%\nprune Linear to 50% { refresh = 3 steps }"
     )
-    assert [(g.score.kind, g.refresh, g.schedule.start) for g in plan.groups] == [
+    assert [(g.score.called, g.refresh, g.schedule.reached) for g in plan.groups] == [
         ("l2", 7, 20),
         ("l2", 3, 20),
     ]

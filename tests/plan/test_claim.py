@@ -51,7 +51,7 @@ def test_layers_tied_to_one_weight_are_claimed_together_by_the_last_rule_for_any
     model[2].weight = model[0].weight
     plan = plan_of('prune "0" to 90%\nprune "3" to 90%\nprune "2" to 50%', model)
     assert [layer.parameter for layer in plan.layers] == ["0.weight", "3.weight"]
-    assert [(g.target, g.parameters) for g in plan.groups] == [
+    assert [(g.sparsity, g.parameters) for g in plan.groups] == [
         (0.9, ("3.weight",)),
         (0.5, ("0.weight",)),
     ]

@@ -1,9 +1,10 @@
 """Curves in the terminal: what is drawn is what the schedule says, on any page."""
 
+from in_steps import each_layer, once
 from resolving import plan_of
 
 from dcil_dsl.plan.curve import bar, draw_schedule, filled
-from dcil_dsl.plan.plan import Group, Schedule
+from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.show import show_plan
 from dcil_dsl.plan.wording import Page
 
@@ -70,8 +71,8 @@ def test_a_run_of_no_steps_has_no_curve():
 
 def test_a_target_of_nothing_is_a_line_at_zero():
     group = Group(
-        rule="x:1", parameters=("w",), num_weights=(4,), allocation="uniform", target=0.0,
-        score="magnitude", schedule=Schedule(kind="once", start=3), refresh=1, floors=(1,),
+        rule="x:1", parameters=("w",), num_weights=(4,), target=each_layer(0.0),
+        score="magnitude", schedule=once(3), refresh=1, floors=(1,),
     )  # fmt: skip
     lines = draw_schedule(group, plan_of(ONCE), Page())
     assert all(set(line.partition("|")[2]) <= {" "} for line in lines[:6])

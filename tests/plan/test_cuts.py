@@ -10,8 +10,8 @@ from torch import nn
 from dcil_dsl.graph.heads import find_heads
 from dcil_dsl.graph.layers import Weight
 from dcil_dsl.graph.trace import trace_model
-from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
+from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 
 LAYOUTS = {
     "linear": Weight("w", (4, 8)),
@@ -57,9 +57,9 @@ def same_partition(weight, cut, key):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_filter_is_an_output_and_a_channel_an_input_of_any_layout(layout):
     weight = LAYOUTS[layout]
-    filters = cut_weight(weight, p.Whole(kind="filter"))
+    filters = cut_weight(weight, Filter())
     assert same_partition(weight, filters, lambda output, input, kernel: output)
-    channels = cut_weight(weight, p.Whole(kind="channel"))
+    channels = cut_weight(weight, Channel())
     assert same_partition(weight, channels, lambda output, input, kernel: input)
 
 
@@ -67,7 +67,7 @@ def test_a_filter_is_an_output_and_a_channel_an_input_of_any_layout(layout):
 @pytest.mark.parametrize("height, width", [(4, 1), (1, 4), (2, 2), (4, 4)])
 def test_a_block_is_a_tile_of_outputs_by_inputs_of_any_layout(layout, height, width):
     weight = LAYOUTS[layout]
-    cut = cut_weight(weight, p.Block(height=height, width=width))
+    cut = cut_weight(weight, Block(height=height, width=width))
     assert same_partition(
         weight, cut, lambda output, input, kernel: (output // height, input // width, kernel)
     )
@@ -76,7 +76,7 @@ def test_a_block_is_a_tile_of_outputs_by_inputs_of_any_layout(layout, height, wi
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "depthwise"])
 def test_the_four_of_a_pattern_are_inputs_in_a_row_of_any_layout(layout):
     weight = LAYOUTS[layout]
-    cut = cut_weight(weight, p.Pattern(n=2, m=4))
+    cut = cut_weight(weight, Pattern(n=2, m=4))
     assert same_partition(
         weight, cut, lambda output, input, kernel: (output, input // 4, kernel)
     )
@@ -87,11 +87,11 @@ def test_the_four_of_a_pattern_are_inputs_in_a_row_of_any_layout(layout):
 @pytest.mark.parametrize(
     "weight, unit, reason",
     [
-        (Weight("w", (4, 6)), p.Pattern(n=2, m=4), "6 inputs, no multiple of 4"),
-        (LAYOUTS["depthwise"], p.Pattern(n=2, m=4), "1 input a group, no multiple of 4"),
-        (Weight("w", (6, 4)), p.Block(height=4, width=2), "6 outputs, no multiple of 4"),
-        (Weight("w", (6, 6, 3), groups=2), p.Block(height=6, width=1), "3 outputs a group"),
-        (Weight("w", (4, 6)), p.Whole(kind="head"), "no attention whose heads are known"),
+        (Weight("w", (4, 6)), Pattern(n=2, m=4), "6 inputs, no multiple of 4"),
+        (LAYOUTS["depthwise"], Pattern(n=2, m=4), "1 input a group, no multiple of 4"),
+        (Weight("w", (6, 4)), Block(height=4, width=2), "6 outputs, no multiple of 4"),
+        (Weight("w", (6, 6, 3), groups=2), Block(height=6, width=1), "3 outputs a group"),
+        (Weight("w", (4, 6)), Head(), "no attention whose heads are known"),
     ],
 )
 def test_what_does_not_divide_is_told_with_the_numbers(weight, unit, reason):
@@ -111,8 +111,8 @@ def test_what_does_not_divide_is_told_with_the_numbers(weight, unit, reason):
     ],
 )
 def test_what_sparse_tensor_cores_do_not_run_is_told_with_the_reason(weight, reason):
-    assert tensor_core_obstacle(weight, p.Pattern(n=2, m=4)) == reason
-    assert "2:4, not 1:4" in tensor_core_obstacle(weight, p.Pattern(n=1, m=4))
+    assert tensor_core_obstacle(weight, Pattern(n=2, m=4)) == reason
+    assert "2:4, not 1:4" in tensor_core_obstacle(weight, Pattern(n=1, m=4))
 
 
 # -- heads -----------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_head_is_its_rows_of_queries_keys_and_values_and_its_columns_of_the_ou
     assert set(heads) == {"attention.in_proj_weight", "attention.out_proj.weight"}
     (rows,) = (name for name in heads if "in_proj" in name)
     (columns,) = (name for name in heads if "out_proj" in name)
-    unit = p.Whole(kind="head")
+    unit = Head()
     cut = cut_weight(weights[rows], unit, heads[rows])
     of_row = torch.tensor(units_of(weights[rows], cut)).view(18, 6)
     assert of_row[:, 0].tolist() == 3 * [0, 0, 1, 1, 2, 2]
@@ -161,7 +161,7 @@ def test_a_pruned_head_adds_nothing_to_its_attention():
         )
         weights = weights_of(model)
         for name, share in find_heads(model, weights).items():
-            cut = cut_weight(weights[name], p.Whole(kind="head"), share)
+            cut = cut_weight(weights[name], Head(), share)
             weight = model.get_parameter(name)
             gone = torch.tensor(units_of(weights[name], cut)).view(weight.shape) != 1
             weight.masked_fill_(gone, 0.0)

@@ -57,22 +57,23 @@ def test_the_authors_setting_is_what_the_paper_prunes():
     """463,792 weights in 33 convolutions, ramp to epoch 225 in steps of an epoch, every 16."""
     plan = plan_of_recipe("resnet32_cifar10_dcil90")
     (group,) = plan.groups
-    assert (sum(group.num_weights), group.target, group.refresh) == (463_792, 0.9, 16)
-    assert (group.schedule.stop, group.schedule.grid) == (225 * 391, 391)
+    assert (sum(group.num_weights), group.sparsity, group.refresh) == (463_792, 0.9, 16)
+    assert (group.schedule.reached, group.schedule.grid.step) == (225 * 391, 391)
     assert (plan.num_steps, len(plan.layers)) == (300 * 391, 34)
     assert {entry.module for entry in plan.privates if entry.init == "fresh"} == {"fc"}
 
 
 def test_the_95_percent_recipe_differs_from_the_90_percent_one_in_its_target_alone():
     ninety, more = (plan_of_recipe(f"resnet32_cifar10_dcil{n}") for n in (90, 95))
-    assert (ninety.groups[0].target, more.groups[0].target) == (0.9, 0.95)
+    assert (ninety.groups[0].sparsity, more.groups[0].sparsity) == (0.9, 0.95)
     skip = {"recipe", "groups", "layers", "expect"}
     assert ninety.model_dump(exclude=skip) == more.model_dump(exclude=skip)
 
 
 def test_a_plan_of_another_format_or_with_an_unknown_field_is_refused():
     text = plan_of("prune Conv2d to 90%").to_json()
-    for wrong in (text.replace('"format": 1', '"format": 2'), text.replace("{", '{"more": 1,', 1)):
+    others = (text.replace('"format": 2', f'"format": {other}') for other in (0, 1, 3))
+    for wrong in (*others, text.replace("{", '{"more": 1,', 1)):
         with pytest.raises(ValidationError):
             Plan.from_json(wrong)
 

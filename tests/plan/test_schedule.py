@@ -1,8 +1,9 @@
 """Sparsity as a function of the step, exact counts, and the steps at which masks move."""
 
 import pytest
+from in_steps import cubic, each_layer, linear, once, one_budget
 
-from dcil_dsl.plan.plan import Group, Schedule
+from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     is_refresh,
     keeps_at,
@@ -10,21 +11,24 @@ from dcil_dsl.plan.schedule import (
     reached_at,
     sparsity_at,
 )
+from dcil_dsl.words.schedules import Constant
 
 
-def group(kind="constant", target=0.9, sizes=(100,), floors=None, **more):
+def group(kind="constant", target=0.9, sizes=(100,), floors=None, share=one_budget, **more):
     names = {"start", "stop", "initial", "grid"}
-    schedule = Schedule(kind=kind, **{k: v for k, v in more.items() if k in names})
+    settings = {k: v for k, v in more.items() if k in names}
+    schedule = {"cubic": cubic, "linear": linear, "once": lambda start: once(start),
+                "constant": Constant}[kind](**settings)  # fmt: skip
     rest = {k: v for k, v in more.items() if k not in names}
     return Group(
         rule="x.prune:1",
         parameters=tuple(f"w{i}" for i in range(len(sizes))),
         num_weights=sizes,
         floors=floors or (1,) * len(sizes),
-        target=target,
+        target=share(target),
         score="magnitude",
         schedule=schedule,
-        **{"allocation": "global", "refresh": 16} | rest,
+        **{"refresh": 16} | rest,
     )
 
 
@@ -104,12 +108,12 @@ def test_never_a_weight_more_than_asked_is_kept():
 def test_a_global_group_has_one_count_and_a_uniform_one_a_layer():
     sizes = (10, 30, 60)
     assert keeps_at(group(sizes=sizes), 0) == (10,)
-    assert keeps_at(group(sizes=sizes, allocation="uniform"), 0) == (1, 3, 6)
+    assert keeps_at(group(sizes=sizes, share=each_layer), 0) == (1, 3, 6)
 
 
 def test_the_floors_are_kept_whatever_the_target():
     assert keeps_at(group(sizes=(10, 10), floors=(3, 2)), 0) == (5,)
-    assert keeps_at(group(sizes=(10, 90), floors=(3, 2), allocation="uniform"), 0) == (3, 9)
+    assert keeps_at(group(sizes=(10, 90), floors=(3, 2), share=each_layer), 0) == (3, 9)
     assert keeps_at(group(target=1.0, sizes=(10, 10)), 0) == (2,)
 
 

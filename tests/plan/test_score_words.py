@@ -3,30 +3,29 @@
 import pytest
 from resolving import plan_of
 
-from dcil_dsl.plan.plan import Score
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.plan.show_groups import score_words
+from dcil_dsl.words.scores import L2, Magnitude, Movement, Random, Taylor
 
 
 @pytest.mark.parametrize(
     "score, words",
     [
-        ({"kind": "magnitude"}, "magnitude"),
-        ({"kind": "l2", "average": 0.9}, "l2, averaged with 0.9 over the steps"),
+        (Magnitude(), "magnitude"),
+        (L2(average=0.9), "l2, averaged with 0.9 over the steps"),
         (
-            {"kind": "taylor", "path": "sparse"},
+            Taylor(path="sparse"),
             "taylor (|w * gradient| of path sparse), summed over the steps",
         ),
         (
-            {"kind": "movement", "path": "dense", "average": 0.5},
+            Movement(path="dense", average=0.5),
             "movement (-w * gradient of path dense), averaged with 0.5 over the steps",
         ),
-        ({"kind": "random"}, "random"),
-        ({"kind": "random", "redraw": True}, "random, drawn anew for every mask"),
+        (Random(), "random"),
+        (Random(redraw=True), "random, drawn anew for every mask"),
     ],
 )
 def test_a_score_is_told_in_words(score, words):
-    assert score_words(Score(**score)) == words
+    assert score.summary() == words
 
 
 def test_each_layer_of_erk_is_told_its_own_share():

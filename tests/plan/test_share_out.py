@@ -9,14 +9,20 @@ from resolving import codes_of, plan_of, resolve
 from torchvision.models import resnet50
 
 from dcil_dsl.plan.schedule import keeps_at, sparsity_at, whole_units
-from dcil_dsl.plan.share_out import erk_weights, share_out
+from dcil_dsl.plan.share_out import share_out
+from dcil_dsl.words.targets import Erk
+from dcil_dsl.words.units import Percent
 
 SIZES = (216, 576, 192, 576, 192, 144, 192)  # the convolutions of resolving.Net
 
 
+def erk(power=1.0):
+    return Erk(sparsity=Percent(0.9), power=power)
+
+
 def densities(shapes, sparsity, power=1.0, floors=None):
     sizes = [math.prod(shape) for shape in shapes]
-    weights = erk_weights([[shape] for shape in shapes], power)
+    weights = erk(power).proportions([[shape] for shape in shapes])
     budget = sum(sizes) * (1 - sparsity)
     return share_out(weights, sizes, budget, floors or [0] * len(sizes), sizes)
 
@@ -36,11 +42,11 @@ def test_a_layer_that_would_exceed_one_is_whole_and_the_others_share_the_rest():
 
 def test_the_dimensions_of_a_kernel_count():
     """(8 + 8 + 3 + 3) / 576 against (8 + 8) / 64."""
-    assert erk_weights([[(8, 8, 3, 3)], [(8, 8)]]) == pytest.approx([22 / 576, 1 / 4])
+    assert erk().proportions([[(8, 8, 3, 3)], [(8, 8)]]) == pytest.approx([22 / 576, 1 / 4])
 
 
 def test_of_weights_that_are_pruned_as_one_sums_and_products_add_up():
-    assert erk_weights([[(6, 2), (2, 2)]]) == pytest.approx([(8 + 4) / (12 + 4)])
+    assert erk().proportions([[(6, 2), (2, 2)]]) == pytest.approx([(8 + 4) / (12 + 4)])
 
 
 def test_power_zero_is_uniform():
@@ -94,7 +100,7 @@ def group_of(rule):
 
 def test_a_plan_has_a_target_for_each_layer_and_one_for_all():
     group = group_of("prune Conv2d to erk(80%)")
-    assert (group.allocation, group.shared_by, group.target) == ("uniform", "erk", 0.8)
+    assert (group.target.called, group.one_budget, group.sparsity) == ("erk", False, 0.8)
     assert len(group.targets) == 7
     pruned = sum(n * t for n, t in zip(SIZES, group.targets, strict=True))
     assert pruned == pytest.approx(0.8 * sum(SIZES))
@@ -144,12 +150,12 @@ def test_a_schedule_of_nothing_keeps_everything():
 
 def test_the_deployed_path_is_scored_unless_another_is_named():
     (group,) = plan_of("prune Conv2d to 90% { score = taylor }").groups
-    assert (group.score.kind, group.score.path, group.score.average) == ("taylor", "sparse", None)
+    assert (group.score.called, group.score.path, group.score.average) == ("taylor", "sparse", None)
     (group,) = plan_of("prune Conv2d to 90% { score = movement(dense, average=0.9) }").groups
     assert (group.score.path, group.score.average) == ("dense", 0.9)
 
 
 def test_lamp_is_one_budget_over_squares():
     group = group_of("prune Conv2d to lamp(90%)")
-    assert (group.allocation, group.shared_by) == ("global", "lamp")
-    assert (group.score.kind, group.score.has_state) == ("l2", False)
+    assert (group.target.called, group.one_budget) == ("lamp", True)
+    assert (group.score.called, group.score.has_state) == ("l2", False)

@@ -8,11 +8,11 @@ from torch import nn
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
-from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import ceilings_at, keeps_at
+from dcil_dsl.words.granularity import Block, Filter, Pattern
 
 
 def group_of(statements, model=None, **more):
@@ -61,13 +61,13 @@ def test_a_layer_by_itself_loses_the_same_share_in_every_measure():
 
 
 def test_the_target_the_rule_and_pruning_can_say_what_goes_together():
-    filters = p.Whole(kind="filter")
+    filters = Filter()
     assert group_of("prune Conv2d to uniform(50%, granularity=filter)").unit == filters
     assert group_of("prune Conv2d to 50% { granularity = filter }").unit == filters
     assert group_of("pruning { granularity = filter }\nprune Conv2d to 50%").unit == filters
     assert group_of(
         "pruning { granularity = filter }\nprune Conv2d to uniform(50%, granularity=block(2, 1))"
-    ).unit == p.Block(height=2, width=1)
+    ).unit == Block(height=2, width=1)
     assert group_of(
         "pruning { granularity = filter }\nprune Conv2d to 50% { granularity = weight }"
     ) == group_of("prune Conv2d to 50%").model_copy(update={"rule": "x.prune:3"})
@@ -76,8 +76,8 @@ def test_the_target_the_rule_and_pruning_can_say_what_goes_together():
 def test_a_pattern_has_its_own_granularity_whatever_pruning_says():
     text = "pruning { granularity = filter }\nprune Conv2d to 2:4\nkeep first Conv2d\n"
     group = group_of(text + 'keep "layer2.0.conv1"')
-    assert group.unit == p.Pattern(n=2, m=4)
-    assert group.target == 0.5 and set(keeps_at(group, 0)) == {96, 288}
+    assert group.unit == Pattern(n=2, m=4)
+    assert group.sparsity == 0.5 and set(keeps_at(group, 0)) == {96, 288}
     assert group == group_of(text.replace("2:4", "nm(2, 4)") + 'keep "layer2.0.conv1"')
 
 

@@ -17,6 +17,8 @@ from dcil_dsl.training.checkpoint import digest, read_checkpoint, read_file
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import start_session
+from dcil_dsl.words.optimizers import AdamW
+from dcil_dsl.words.rates import ConstantRate
 
 
 @pytest.fixture
@@ -42,9 +44,9 @@ def state_after(folder, plan):
 
 OTHERS = {
     "target": dict(group={"target": 0.7}),
-    "rate": dict(train={"rate": p.Rate(kind="constant")}),
+    "rate": dict(train={"rate": ConstantRate()}),
     "longer": dict(train={"num_epochs": 6}, num_steps=30),
-    "optimizer": dict(train={"optimizer": p.AdamW(lr=0.01)}),
+    "optimizer": dict(train={"optimizer": AdamW(lr=0.01)}),
     "no average": dict(train={"ema": None}),
     "one loss less": dict(losses=tiny_plan().losses[:3]),
 }
@@ -55,7 +57,7 @@ def test_the_run_ends_as_the_new_plan_says(folder, change):
     plan = tiny_plan(**OTHERS[change])
     result, dual = go_on(folder, plan)
     assert result.step == plan.num_steps
-    assert check_sparsity(dual, result.step - 1).asked == pytest.approx(plan.groups[0].target)
+    assert check_sparsity(dual, result.step - 1).asked == pytest.approx(plan.groups[0].sparsity)
     assert resume_run(folder, plan).read_plan() == plan
     (kept,) = folder.glob("plan-until-*.json")
     assert p.Plan.from_json(kept.read_text()) == tiny_plan()

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from in_steps import steps
 from test_resume import assert_same, contents
 from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 
@@ -14,10 +15,12 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.training.balance import WEIGHTS, start_weights, weigh_terms
 from dcil_dsl.training.losses import loss_terms
+from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.words.scores import Taylor
 
 
 def plan_with(every=4, group=None, **train) -> p.Plan:
-    return tiny_plan({"balance": p.Balance(every=every, average=0.5)} | train, group)
+    return tiny_plan({"balance": InverseDirichlet(every=steps(every), average=0.5)} | train, group)
 
 
 def lines(folder) -> list[dict]:
@@ -25,7 +28,7 @@ def lines(folder) -> list[dict]:
 
 
 def test_measuring_leaves_weights_statistics_and_scores_where_they_were():
-    group = {"score": p.Score(kind="taylor", path="sparse")}
+    group = {"score": Taylor(path="sparse")}
     plan = plan_with(group=group)
     dual, memory = tiny_dual(plan), start_weights(plan)
     images, labels = next(iter(TinyData().epoch(0)))

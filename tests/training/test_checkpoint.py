@@ -6,12 +6,12 @@ import os
 
 import pytest
 import torch
+from in_steps import linear
 from safetensors.torch import load_file, save_file
 from tiny_run import tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan import plan as p
 from dcil_dsl.training import SparsityError, check_sparsity, load_deployed
 from dcil_dsl.training.checkpoint import load_model
 from dcil_dsl.training.run import write_text
@@ -102,7 +102,7 @@ def test_training_stops_where_the_masks_are_not_the_plans(tmp_path, monkeypatch)
 
 
 def test_no_mask_moves_after_the_last_step(tmp_path):
-    plan = tiny_plan(group={"schedule": p.Schedule(kind="linear", start=0, stop=20)})
+    plan = tiny_plan(group={"schedule": linear(0, 20)})
     result, _, run = tiny_train(tmp_path / "run", plan)
     assert result.sparsity_asked == pytest.approx(0.8 * 18 / 20)  # masks move at 0, 3, .. 18
     assert load_deployed(run.checkpoint, tiny_dual(plan)).step == 20

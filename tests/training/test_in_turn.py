@@ -23,6 +23,8 @@ from dcil_dsl.training import Options
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.forward import make_forward
 from dcil_dsl.training.in_turn import InTurn, Turn, order_turns
+from dcil_dsl.words.integrators import Heun
+from dcil_dsl.words.scores import Taylor
 
 BOTH = [cross_entropy("sparse"), cross_entropy("dense", 0.5)]
 LOSSES = {
@@ -78,7 +80,7 @@ def same(net, plan) -> None:
 @pytest.mark.parametrize("losses", LOSSES)
 @pytest.mark.parametrize("net", [TinyNet, InPlace, Counting])
 def test_losses_gradients_statistics_and_draws_are_those_of_the_usual_step(net, losses):
-    scores = dict(group={"score": p.Score(kind="taylor", path="sparse", average=0.9)})
+    scores = dict(group={"score": Taylor(path="sparse", average=0.9)})
     same(net, tiny_plan(losses=tuple(LOSSES[losses]), **scores))
 
 
@@ -196,4 +198,4 @@ def test_random_numbers_that_have_to_be_drawn_twice_are_not_compiled():
 
 def test_steps_that_are_made_of_several_gradients_are_not_taken_in_turn():
     with pytest.raises(InputError, match="does not go with `integrator`"):
-        InTurn(made(TinyNet, tiny_plan({"integrator": p.Integrator(kind="heun")})), Options())
+        InTurn(made(TinyNet, tiny_plan({"integrator": Heun()})), Options())

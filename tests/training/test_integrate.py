@@ -10,21 +10,22 @@ from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.integrate import integrate, players
+from dcil_dsl.words.integrators import RK4, Extrapolate, Heun, Implicit, Integrator
 
 
-def plan_with(**integrator) -> p.Plan:
-    return tiny_plan(train={"integrator": p.Integrator(**integrator)})
+def plan_with(integrator: Integrator) -> Plan:
+    return tiny_plan(train={"integrator": integrator})
 
 
-@pytest.mark.parametrize("kind", ["heun", "rk4", "implicit"])
-def test_running_statistics_move_once_and_all_evaluations_draw_the_same_numbers(kind):
+@pytest.mark.parametrize("word", [Heun(), RK4(), Implicit(iterations=3)], ids=lambda w: w.called)
+def test_running_statistics_move_once_and_all_evaluations_draw_the_same_numbers(word):
     """Over no distance every evaluation is the first one, dropout included."""
     images, _ = next(iter(TinyData().epoch(0)))
-    dual, plain = tiny_dual(plan_with(kind=kind, iterations=3)), tiny_dual()
+    dual, plain = tiny_dual(plan_with(word)), tiny_dual()
 
     def learn(dual):
         torch.manual_seed(5)
@@ -39,7 +40,7 @@ def test_running_statistics_move_once_and_all_evaluations_draw_the_same_numbers(
 
 
 def test_a_resumed_run_remembers_the_gradient_of_the_step_before(tmp_path):
-    plan = plan_with(kind="extrapolate")
+    plan = plan_with(Extrapolate())
     tiny_train(tmp_path / "straight", plan)
     tiny_train(tmp_path / "run", plan, max_steps=8)
     assert contents(tmp_path / "run")[0]["memory/previous/conv1.weight"].any()
@@ -48,7 +49,7 @@ def test_a_resumed_run_remembers_the_gradient_of_the_step_before(tmp_path):
 
 
 def test_a_run_with_four_gradients_resumes_and_tells_what_it_costs(tmp_path):
-    plan = plan_with(kind="rk4", players="each")
+    plan = plan_with(RK4(players="each"))
     straight, _, _ = tiny_train(tmp_path / "straight", plan)
     tiny_train(tmp_path / "run", plan, max_steps=7)
     tiny_train(tmp_path / "run", plan, resume=True)
@@ -57,19 +58,19 @@ def test_a_run_with_four_gradients_resumes_and_tells_what_it_costs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, evaluations",
+    "word, evaluations",
     [
-        (dict(kind="heun"), 2), (dict(kind="rk4"), 4), (dict(kind="implicit", iterations=5), 5),
-        (dict(kind="extrapolate"), 1), (dict(kind="extrapolate", direction="fresh"), 2),
-        (dict(kind="heun", players="each"), 3),
+        (Heun(), 2), (RK4(), 4), (Implicit(iterations=5), 5),
+        (Extrapolate(), 1), (Extrapolate(direction="fresh"), 2),
+        (Heun(players="each"), 3),
     ],
 )  # fmt: skip
-def test_the_cost_counts_every_evaluation(settings, evaluations):
-    assert training_cost(plan_with(**settings)) == 2 * evaluations
+def test_the_cost_counts_every_evaluation(word, evaluations):
+    assert training_cost(plan_with(word)) == 2 * evaluations
 
 
 def test_the_two_players_have_every_entry_once_and_twins_are_of_the_second():
-    dual = tiny_dual(plan_with(kind="heun", players="each"))
+    dual = tiny_dual(plan_with(Heun(players="each")))
     dual.refresh(12)
     names = [name for name, _ in dual.trainable()]
     one, other = players(dual)
@@ -80,11 +81,11 @@ def test_the_two_players_have_every_entry_once_and_twins_are_of_the_second():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [dict(kind="rk4", players="each"), dict(kind="extrapolate"), dict(kind="heun")],
+    "word",
+    [RK4(players="each"), Extrapolate(), Heun()],
 )
-def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, settings):
-    plan = plain_plan(train={"integrator": p.Integrator(**settings)})
+def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, word):
+    plan = plain_plan(train={"integrator": word})
     rank_train(tmp_path / "alone", Ranks(), plan, max_steps=8)
 
     def work(ranks):
@@ -95,12 +96,12 @@ def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(kind="heun", players="each"), dict(kind="extrapolate")]
+    "word", [Heun(players="each"), Extrapolate()]
 )
 def test_weights_in_parts_have_them_too_and_what_a_step_remembers_is_parted_with_them(
-    tmp_path, settings
+    tmp_path, word
 ):
-    plan = plain_plan(train={"integrator": p.Integrator(**settings)})
+    plan = plain_plan(train={"integrator": word})
     rank_train(tmp_path / "alone", Ranks(), plan, max_steps=8)
 
     def work(ranks):
@@ -112,7 +113,7 @@ def test_weights_in_parts_have_them_too_and_what_a_step_remembers_is_parted_with
 
 
 def test_displaced_weights_compile_nothing_anew(tmp_path, graphs_compiled):
-    plan = plan_with(kind="rk4")
+    plan = plan_with(RK4())
     _, compiled, _ = tiny_train(tmp_path / "compiled", plan, compile=True)
     _, plain, _ = tiny_train(tmp_path / "plain", plan)
     assert len(graphs_compiled) == 2  # before the distillation starts, and after
@@ -126,7 +127,7 @@ def test_displaced_weights_compile_nothing_anew(tmp_path, graphs_compiled):
     ],
 )
 def test_what_an_integrator_cannot_do_is_refused(tmp_path, changes, options):
-    plan = tiny_plan(train={"integrator": p.Integrator(kind="heun")} | changes)
+    plan = tiny_plan(train={"integrator": Heun()} | changes)
     plan = plan.model_copy(update={"steps_per_epoch": -(-5 // plan.train.accumulate)})
     with pytest.raises(InputError, match="`integrator`"):
         tiny_train(tmp_path / "run", plan, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from in_steps import steps as in_steps
 from test_distributed import assert_equal_runs
 from test_resume import assert_same, contents
 from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
@@ -11,22 +12,25 @@ from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan import plan as p
 from dcil_dsl.training import Options, resume_run, train
 from dcil_dsl.training.checkpoint import load_deployed
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.evaluate import evaluate
+from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.words.optimizers import SGD, AdamW
 
 NORMS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
 
 
 def train_with(parameters=NORMS, **changes) -> dict:
-    phase = p.LatePhase(parameters=parameters, copies=4, start=6, noise=0.1)
+    phase = LatePhase(
+        layers="some", parameters=parameters, copies=4, start=in_steps(6), noise=0.1
+    )
     return {"ema": None, "clip": None, "average": phase} | changes
 
 
 @pytest.mark.parametrize("stop", [4, 8, 13])
-@pytest.mark.parametrize("optimizer", [p.SGD(lr=0.1, momentum=0.9), p.AdamW(lr=0.01)])
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), AdamW(lr=0.01)])
 def test_a_run_ended_before_or_within_a_round_goes_on_to_the_bit(tmp_path, stop, optimizer):
     plan = tiny_plan(train=train_with(optimizer=optimizer))
     tiny_train(tmp_path / "straight", plan)

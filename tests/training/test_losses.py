@@ -8,7 +8,8 @@ from tiny_run import cross_entropy, kl, own, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training.losses import logits_of, loss_terms, refuse_constant, total_loss
+from dcil_dsl.training.losses import loss_terms, refuse_constant, total_loss
+from dcil_dsl.words.outputs import logits_of
 
 LOGITS = {
     "sparse": torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], dtype=torch.float64),
@@ -21,7 +22,7 @@ def softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.exp() / logits.exp().sum(1, keepdim=True)
 
 
-def plan_with(*losses: p.Loss) -> p.Plan:
+def plan_with(*losses: p.WeightedLoss) -> p.Plan:
     return tiny_plan(losses=losses)
 
 

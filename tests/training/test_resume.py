@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan import plan as p
+from dcil_dsl.words.optimizers import AdamW
 
 CASES = [
     *("kill:0", "kill:3", "kill:5", "kill:8", "kill:14", "kill:19"),
@@ -108,7 +108,7 @@ def test_resuming_a_finished_run_only_reports(tmp_path):
 
 
 def test_adamw_resumes_bit_for_bit(tmp_path):
-    plan = tiny_plan(train={"optimizer": p.AdamW(lr=0.01)})
+    plan = tiny_plan(train={"optimizer": AdamW(lr=0.01)})
     tiny_train(tmp_path / "straight", plan)
     tiny_train(tmp_path / "run", plan, max_steps=8)
     tiny_train(tmp_path / "run", plan, resume=True)

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_steps import steps
 from safetensors.torch import save_file
 from test_resume import assert_same, contents
 from tiny_run import TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan import plan as p
 from dcil_dsl.training import trainer
 from dcil_dsl.training.checkpoint import digest, read_file
 from dcil_dsl.training.optim import rate_at
+from dcil_dsl.words.optimizers import AdamW
+from dcil_dsl.words.rates import Cosine
 
 
 class Poisoned(TinyData):
@@ -103,10 +105,10 @@ def test_before_the_first_checkpoint_a_run_begins_again(tmp_path):
 
 
 def test_adam_forgets_the_moments_of_what_it_goes_back_over(tmp_path):
-    plan = tiny_plan(train={"optimizer": p.AdamW(lr=0.01)})
+    plan = tiny_plan(train={"optimizer": AdamW(lr=0.01)})
     _, dual, _ = tiny_train(tmp_path / "run", plan, Poisoned({3: 1}), on_nan="rewind")
-    rate = p.Rate(kind="cosine", warmup=4, warmup_from=0.01)  # 0.02 in the plan
-    slow = tiny_plan(train={"optimizer": p.AdamW(lr=0.005), "rate": rate})
+    rate = Cosine(warmup=steps(4), warmup_from=0.01)  # 0.02 in the plan
+    slow = tiny_plan(train={"optimizer": AdamW(lr=0.005), "rate": rate})
     _, other, _ = tiny_train(tmp_path / "slow", slow)
     weights, others = dual.state_dict(), other.state_dict()
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []

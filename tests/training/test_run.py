@@ -13,7 +13,11 @@ from tiny_run import tiny_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import create_run, drafts, open_run, resume_run
-from dcil_dsl.training.differences import fingerprint, plan_differences, text_differences
+from dcil_dsl.training.differences import (
+    fingerprint,
+    plan_differences,
+    text_differences,
+)
 from dcil_dsl.training.drafts import draft_in
 from dcil_dsl.training.hold import hold_run
 from dcil_dsl.training.locks import Locked

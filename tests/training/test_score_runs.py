@@ -1,18 +1,22 @@
 """Scores that are kept over the steps, in runs that stop and go on and on several ranks."""
 
 import pytest
+from in_steps import steps
 from test_distributed import assert_equal_runs
 from test_resume import assert_same, contents
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import tiny_plan, tiny_train
 
-from dcil_dsl.plan import plan as p
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.words.regrow import GrowByGradient
+from dcil_dsl.words.scores import Magnitude, Movement, Taylor
+from dcil_dsl.words.units import Percent
 
+REGROW = GrowByGradient(share=Percent(0.3), stop=steps(15), path="sparse")
 SCORES = {
-    "taylor": p.Score(kind="taylor", path="sparse", average=0.9),
-    "movement": p.Score(kind="movement", path="dense"),
-    "magnitude": p.Score(kind="magnitude", average=0.5),
+    "taylor": Taylor(path="sparse", average=0.9),
+    "movement": Movement(path="dense"),
+    "magnitude": Magnitude(average=0.5),
 }
 
 
@@ -40,8 +44,8 @@ def test_several_ranks_move_as_one_process_does(tmp_path):
 @pytest.mark.parametrize(
     "group",
     [
-        {"score": p.Score(kind="taylor", path="sparse")},
-        {"score": "magnitude", "regrow": p.Regrow(share=0.3, until=15, path="sparse")},
+        {"score": Taylor(path="sparse")},
+        {"score": "magnitude", "regrow": REGROW},
     ],
     ids=["taylor", "regrow"],
 )
@@ -54,7 +58,7 @@ def test_ranks_agree_on_masks_whatever_each_has_seen(tmp_path, group):
 
 def test_the_scale_of_fp16_is_taken_out_of_scores(tmp_path):
     """It is 65,536 at the start of a run."""
-    plan = plain_plan(group={"score": p.Score(kind="taylor", path="sparse")})
+    plan = plain_plan(group={"score": Taylor(path="sparse")})
     _, plain = rank_train(tmp_path / "plain", Ranks(), plan, max_steps=3)
     _, half = rank_train(tmp_path / "half", Ranks(), plan, max_steps=3, precision="fp16")
     for name, score in plain.score_state.items():

@@ -17,12 +17,12 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extend.outside import Outside
-from dcil_dsl.plan import plan as p
 from dcil_dsl.training import checkpoint as checkpoint_file
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.sharding import Regather, shard
+from dcil_dsl.words.scores import Magnitude
+from dcil_dsl.words.word import Origin
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,9 @@ def test_parts_that_were_changed_are_refused_whatever_was_changed(parts):
 
 
 def test_parts_are_refused_where_there_is_one_process_or_a_word_that_is_given_whole_weights():
-    plan = tiny_plan(group={"score": p.Score(kind="outside", outside=Outside(word="ours"))})
+    score = Magnitude()
+    score._origin = Origin(word="ours", package="my-words", version="1")
+    plan = tiny_plan(group={"score": score})
     with pytest.raises(InputError, match="tiny.prune:1 scores by ours, a word of its own"):
         check_shardable(plan, Ranks(0, 2))
     with pytest.raises(InputError, match="there is one process"):

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from in_steps import cubic, one_budget
 from tiny_run import tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import SparsityError, check_sparsity
+from dcil_dsl.words.schedules import Constant
+from dcil_dsl.words.targets import NM
 
-ONCE = p.Schedule(kind="constant")
+ONCE = Constant()
 FILTERS = dict(
-    unit=p.Whole(kind="filter"), of="units", target=0.5, schedule=ONCE,
+    granularity="filter", of="units", target=one_budget(0.5), schedule=ONCE,
     cuts=(p.Cut(shape=(4, 9), units=(0,)), p.Cut(shape=(8, 36), units=(0,))),
 )  # fmt: skip
 
@@ -47,7 +50,7 @@ def test_one_filter_too_many_or_too_few_is_an_error():
 
 
 def test_a_budget_of_costs_may_leave_less_than_the_cheapest_unit_and_no_more():
-    costs = dict(FILTERS, of="weights", costs=(9, 36), target=0.53)  # 152.28: 152 of 324 kept
+    costs = dict(FILTERS, of="weights", costs=(9, 36), target=one_budget(0.53))  # 152.28: 152 of 324 kept
     dual = dual_of(**costs)
     kept = [int(mask.flatten(1).all(1).sum()) for mask in dual.masks.values()]
     assert 152 - 9 < 9 * kept[0] + 36 * kept[1] <= 152
@@ -81,7 +84,7 @@ def test_layers_that_are_bound_together_are_named_as_the_recipe_names_them():
 
 def test_a_group_of_four_that_keeps_three_is_an_error_although_the_count_is_right():
     pattern = dict(
-        unit=p.Pattern(n=2, m=4), target=0.5, allocation="uniform", schedule=ONCE,
+        target=NM(n=2, m=4), schedule=ONCE,
         parameters=("conv2.weight",), num_weights=(288,), floors=(1,),
         cuts=(p.Cut(shape=(8, 4, 9), units=(0, 2)),),
     )  # fmt: skip
@@ -96,7 +99,7 @@ def test_a_group_of_four_that_keeps_three_is_an_error_although_the_count_is_righ
 
 
 def test_a_run_of_filters_reports_them_and_resumes_as_it_was(tmp_path):
-    plan = tiny_plan(group=dict(FILTERS, schedule=p.Schedule(kind="cubic", start=0, stop=12)))
+    plan = tiny_plan(group=dict(FILTERS, schedule=cubic(0, 12)))
     straight, dual, run = tiny_train(tmp_path / "straight", plan)
     assert (straight.counts, straight.sparsity_counted) == ("filters", 0.5)
     assert "sparsity_counted" in run.metrics.read_text().splitlines()[-1]

@@ -19,6 +19,8 @@ from dcil_dsl.training import evaluate
 from dcil_dsl.training.average import deployed, start_average, update_average
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.optim import rate_at
+from dcil_dsl.words.optimizers import SGD
+from dcil_dsl.words.rates import ConstantRate
 
 PLAIN = {"clip": None, "ema": None}
 
@@ -71,7 +73,7 @@ def test_without_a_rule_training_equals_the_plain_loop(tmp_path):
 
 
 def test_clip_bounds_the_norm_over_all_gradients(tmp_path):
-    plan = one_path(clip=1e-3, optimizer=p.SGD(lr=1.0), rate=p.Rate(kind="constant"))
+    plan = one_path(clip=1e-3, optimizer=SGD(lr=1.0), rate=ConstantRate())
     before = {name: w.detach().clone() for name, w in tiny_dual(plan).named_parameters()}
     _, dual, _ = tiny_train(tmp_path / "run", plan, max_steps=1)
     moved = [w.detach() - before[name] for name, w in dual.named_parameters()]
@@ -121,7 +123,7 @@ def test_epochs_that_are_not_evaluated_train_the_same_and_the_last_one_always_is
 
 
 def test_the_losses_of_a_line_are_means_over_the_examples(tmp_path):
-    plan = one_path(optimizer=p.SGD(lr=0.0), rate=p.Rate(kind="constant"))
+    plan = one_path(optimizer=SGD(lr=0.0), rate=ConstantRate())
     _, dual, run = tiny_train(tmp_path / "run", plan, max_steps=5)
     # without dropout noise the mean over the epoch could be had in one go; so take it by batches
     data, total, right = TinyData(), 0.0, 0

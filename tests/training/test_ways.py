@@ -9,10 +9,10 @@ import torch
 from tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan import plan as p
 from dcil_dsl.training import Options
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.ways import check_plan_ways, check_ways
+from dcil_dsl.words.integrators import Heun
 
 GRAPHS = dict(compile=True, cuda_graphs=True, device="cuda")
 
@@ -34,7 +34,7 @@ def test_ways_that_leave_each_other_no_room_are_refused(options, message):
 
 @pytest.mark.parametrize(
     "train, word",
-    [({"accumulate": 2}, "accumulate"), ({"integrator": p.Integrator(kind="heun")}, "integrator")],
+    [({"accumulate": 2}, "accumulate"), ({"integrator": Heun()}, "integrator")],
 )
 def test_gradients_that_outlive_a_replay_are_refused(train, word):
     with pytest.raises(InputError, match=f"does not go with `{word}` of the recipe's `train`"):

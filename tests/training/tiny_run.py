@@ -25,6 +25,13 @@ from torch import Tensor, nn
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import Options, create_run, resume_run, train
+from dcil_dsl.words.losses import KL, CrossEntropy, ModelLoss
+from dcil_dsl.words.optimizers import SGD
+from dcil_dsl.words.rates import Cosine
+from dcil_dsl.words.schedules import Cubic
+from dcil_dsl.words.scores import Taylor
+from dcil_dsl.words.targets import Global
+from dcil_dsl.words.units import Percent, Range, Time
 
 NUM_CLASSES, BATCH, STEPS_PER_EPOCH, NUM_EPOCHS = 6, 8, 5, 4
 NUM_EXAMPLES = BATCH * STEPS_PER_EPOCH - 3  # the last batch is short
@@ -78,10 +85,9 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
         rule="tiny.prune:1",
         parameters=tuple(sizes),
         num_weights=tuple(layer.num_weights for layer in layers),
-        allocation="global",
-        target=0.8,
+        target=Global(sparsity=Percent(0.8)),
         score="l2",
-        schedule=p.Schedule(kind="cubic", start=0, stop=12),
+        schedule=Cubic(over=Range(Time(0, "steps"), Time(12, "steps"))),
         refresh=3,
         floors=(1, 1),
     )
@@ -91,8 +97,8 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
     losses += [kl("sparse", "dense", p.Window(start=7)), kl("dense", "sparse", p.Window(start=7))]
     settings = dict(
         num_epochs=NUM_EPOCHS,
-        optimizer=p.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
-        rate=p.Rate(kind="cosine", warmup=4, warmup_from=0.02),
+        optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        rate=Cosine(warmup=Time(4, "steps"), warmup_from=0.02),
         clip=5.0,
         ema=0.9,
         seed=3,
@@ -115,22 +121,22 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
     return p.Plan(**plan | changes)
 
 
-def cross_entropy(path: str, coefficient=1.0, **settings) -> p.Loss:
-    term = p.CrossEntropy(path=path, **settings)
+def cross_entropy(path: str, coefficient=1.0, **settings) -> p.WeightedLoss:
+    term = CrossEntropy(path=path, **settings)
     named = f", {term.output}" if term.output else ""
-    return p.Loss(name=f"cross_entropy({path}{named})", coefficient=coefficient, term=term)
+    return p.WeightedLoss(name=f"cross_entropy({path}{named})", coefficient=coefficient, term=term)
 
 
 def kl(
     student: str, teacher: str, window: p.Window = p.Window(), coefficient=1.0, **settings
-) -> p.Loss:
-    term = p.KL(student=student, teacher=teacher, temperature=2.0, **settings)
+) -> p.WeightedLoss:
+    term = KL(student=student, teacher=teacher, temperature=2.0, **settings)
     name = f"kl({student}<-{teacher})"
-    return p.Loss(name=name, coefficient=coefficient, term=term, window=window)
+    return p.WeightedLoss(name=name, coefficient=coefficient, term=term, window=window)
 
 
-def own(path: str, coefficient=1.0) -> p.Loss:
-    return p.Loss(name=f"model({path})", coefficient=coefficient, term=p.ModelLoss(path=path))
+def own(path: str, coefficient=1.0) -> p.WeightedLoss:
+    return p.WeightedLoss(name=f"model({path})", coefficient=coefficient, term=ModelLoss(path=path))
 
 
 def tiny_dual(plan: p.Plan | None = None):
@@ -194,7 +200,7 @@ def kill_again_and_again(root: Path, num_kills: int) -> None:
     one of the moments when something is about to be done to a file of the run. The moments come
     from a seed; which step a time is in is up to the machine.
     """
-    plan = tiny_plan(group={"score": p.Score(kind="taylor", path="sparse", average=0.9)})
+    plan = tiny_plan(group={"score": Taylor(path="sparse", average=0.9)})
     rng, kills, number = random.Random(0), [], 0
     count = root / "count.txt"
     assert in_child(lambda: tiny_train(root / "scored", plan)) == 0

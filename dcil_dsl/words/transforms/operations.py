@@ -1,4 +1,4 @@
-"""One operation an image, drawn from a table: RandAugment, TrivialAugment, colour jitter.
+"""Operations on images, by their numbers in a table, and how much each magnitude means.
 
 In:   uint8 images (B, C, H, W) on the device; which operation, and how much, for each image.
 Out:  uint8 images of the same size.
@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcil_dsl.data import colour
-from dcil_dsl.data.chance import sent
-from dcil_dsl.data.geometry import Draws
+from dcil_dsl.words.transforms import colour
+from dcil_dsl.words.transforms.numbers import sent
 
 BINS = 31  # magnitudes 0..30
 
@@ -118,79 +117,7 @@ def apply_operations(images: Tensor, which: Tensor, amounts: Tensor) -> Tensor:
     return images
 
 
-# -- the words -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RandAugment:
-    """n operations an image, all at magnitude m of 0..30. Cubuk et al. 2020, arXiv:1909.13719."""
-
-    n: int
-    m: int
-
-    def size_after(self, size):
-        return size
-
-    def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
-        which = torch.randint(NUM_AUTOMATIC, (count, self.n), generator=chance)
-        signs = torch.rand(count, self.n, generator=chance) <= 0.5
-        table = magnitudes(size[0], size[1], wide=False)
-        return which, _amounts(which, torch.full_like(which, self.m), signs, table)
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        return apply_operations(images, *draws)
-
-
-@dataclass(frozen=True)
-class TrivialAugment:
-    """One operation an image, at a random magnitude, in wide ranges.
-
-    Mueller and Hutter 2021, arXiv:2103.10158 (TA Wide).
-    """
-
-    def size_after(self, size):
-        return size
-
-    def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
-        which = torch.randint(NUM_AUTOMATIC, (count, 1), generator=chance)
-        bins = torch.randint(BINS, (count, 1), generator=chance)
-        signs = torch.rand(count, 1, generator=chance) <= 0.5
-        return which, _amounts(which, bins, signs, magnitudes(size[0], size[1], wide=True))
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        return apply_operations(images, *draws)
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Brightness, contrast and saturation by a factor of 1 - x .. 1 + x, hue by -x .. x turns.
-
-    In an order of its own for each image. What is 0 is left out.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-    def size_after(self, size):
-        return size
-
-    def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
-        reach = torch.tensor(
-            [self.brightness, self.contrast, self.saturation, self.hue], dtype=torch.float64
-        )
-        order = torch.rand(count, 4, generator=chance).argsort(1)
-        middle = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-        low = torch.where(middle > 0, (middle - reach).clamp(min=0), -reach)
-        high = middle + reach
-        uniform = torch.rand(count, 4, generator=chance, dtype=torch.float64)
-        amounts = low + (high - low) * uniform
-        operations = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE]) * (reach > 0)
-        return operations[order], amounts.gather(1, order)
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        return apply_operations(images, *draws)
+# -- how much -------------------------------------------------------------------------------------
 
 
 def magnitudes(height: int, width: int, wide: bool) -> Tensor:
@@ -215,7 +142,8 @@ SIGNED = torch.tensor([False] + [True] * 9 + [False] * 4)
 FACTORS = torch.tensor([False] * 6 + [True] * 4 + [False] * 4)
 
 
-def _amounts(which: Tensor, bins: Tensor, signs: Tensor, table: Tensor) -> Tensor:
+def amounts_of(which: Tensor, bins: Tensor, signs: Tensor, table: Tensor) -> Tensor:
+    """How much of each operation, from its magnitude and the sign that was drawn."""
     amounts = table[which, bins]
     amounts = torch.where(signs & SIGNED[which], -amounts, amounts)
     return amounts + FACTORS[which].double()

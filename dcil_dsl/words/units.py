@@ -1,28 +1,60 @@
-"""Quantities with units, as the recipe means them.
+"""Quantities with units: percentages, times, ranges and ratios.
 
-In:   numbers and their units, read by build.py.
-Out:  Percent, Time, Range, Ratio; `combine` refuses to mix units; `written` prints them.
-Not:  no text and no spans; a wrong mix raises UnitError, which link.py turns into E207.
+`combine` refuses to mix units, `written` prints a quantity as a recipe writes it. In a plan a
+time is a whole number of steps, a percentage a fraction and a range a pair.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
-BROKEN = object()  # in the place of a value that could not be worked out, and was told about
+from pydantic_core import CoreSchema, core_schema
 
 
 class UnitError(ValueError):
     """Two quantities that cannot be combined; the message says which."""
 
 
+class Quantity:
+    """A value that settings take as it is, and that a plan's JSON holds as plain numbers."""
+
+    @classmethod
+    def from_plan(cls, value: Any) -> Quantity:
+        """The quantity of a number in JSON. ValueError if it is not one."""
+        raise NotImplementedError
+
+    def in_plan(self) -> object:
+        """What the JSON of a plan holds."""
+        raise NotImplementedError
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        # Python values are checked by their class, so that 0.9 is not taken for 90%.
+        return core_schema.json_or_python_schema(
+            json_schema=core_schema.no_info_plain_validator_function(cls.from_plan),
+            python_schema=core_schema.is_instance_schema(cls),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                cls.in_plan, when_used="json"
+            ),
+        )
+
+
 @dataclass(frozen=True, order=True)
-class Percent:
+class Percent(Quantity):
     """A share of something; `fraction` is 0.9 for 90%."""
 
     fraction: float
+
+    @classmethod
+    def from_plan(cls, value: Any) -> Percent:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError("a share is a number from 0 to 1")
+        return cls(value)
+
+    def in_plan(self) -> float:
+        return self.fraction
 
 
 @dataclass(frozen=True)
@@ -34,8 +66,8 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Time:
-    """A moment or a length of the run, counted in optimiser steps once resolved.
+class Time(Quantity):
+    """A moment or a length of the run, counted in optimizer steps once resolved.
 
     unit "epochs" | "steps" | "run"; `value` is 0.75 for `75% run`.
     """
@@ -48,13 +80,37 @@ class Time:
         scale = {"epochs": steps_per_epoch, "steps": 1, "run": num_steps}[self.unit]
         return int(self.value * scale + 0.5)
 
+    @property
+    def step(self) -> int:
+        """The number of steps of a resolved time."""
+        assert self.unit == "steps", f"{written(self)} is not resolved"
+        return int(self.value)
+
+    @classmethod
+    def from_plan(cls, value: Any) -> Time:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError("a time is a whole number of steps, at least 0")
+        return cls(value, "steps")
+
+    def in_plan(self) -> int:
+        return self.step
+
 
 @dataclass(frozen=True)
-class Range:
-    """`start..stop`, both of one kind of quantity."""
+class Range(Quantity):
+    """`start..stop`, two times."""
 
-    start: object
-    stop: object
+    start: Time
+    stop: Time
+
+    @classmethod
+    def from_plan(cls, value: Any) -> Range:
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise ValueError("a range is a pair of times")
+        return cls(*map(Time.from_plan, value))
+
+    def in_plan(self) -> list[int]:
+        return [self.start.in_plan(), self.stop.in_plan()]
 
 
 def combine(operator: str, left: object, right: object) -> object:

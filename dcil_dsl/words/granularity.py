@@ -1,0 +1,88 @@
+"""What goes or stays together: single weights, filters, channels, heads, blocks, N:M patterns."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.words.word import Word
+
+
+class Granularity(Word):
+    """A granularity: how a weight falls into units that are kept or pruned as a whole.
+
+    single  whether a unit is one weight
+    axis    "out" or "in": a unit is everything of one output, or of one input, channel
+    noun    the name of a unit
+    """
+
+    place: ClassVar[str] = "a granularity"
+    single: ClassVar[bool] = False
+    axis: ClassVar[str | None] = None
+    noun: ClassVar[str] = ""
+
+    @property
+    def together(self) -> str:
+        """What the units are, for messages: "filters"."""
+        return f"{self.noun}s"
+
+
+class Single(Granularity):
+    """`weight`: each weight is a unit."""
+
+    word: ClassVar[str] = "weight"
+    bare: ClassVar[bool] = True
+    single: ClassVar[bool] = True
+    noun: ClassVar[str] = "weight"
+
+
+class Filter(Granularity):
+    """`filter`: all weights of an output channel."""
+
+    bare: ClassVar[bool] = True
+    axis: ClassVar[str | None] = "out"
+    noun: ClassVar[str] = "filter"
+
+
+class Channel(Granularity):
+    """`channel`: all weights of an input channel."""
+
+    bare: ClassVar[bool] = True
+    axis: ClassVar[str | None] = "in"
+    noun: ClassVar[str] = "channel"
+
+
+class Head(Granularity):
+    """`head`: everything of an attention head, in all layers of the rule in that attention."""
+
+    bare: ClassVar[bool] = True
+    noun: ClassVar[str] = "head"
+
+
+class Block(Granularity):
+    """`block(4, 1)`: 4 outputs by 1 input, at one position of the kernel."""
+
+    positional: ClassVar[int] = 2
+    noun: ClassVar[str] = "block"
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+
+    @property
+    def together(self) -> str:
+        return f"blocks of {count(self.height, 'output')} by {count(self.width, 'input')}"
+
+
+class Pattern(Granularity):
+    """n of every m consecutive input channels are kept; a target `2:4` brings it."""
+
+    place: ClassVar[str] = "a granularity"  # no word of the language: see targets.NM
+    single: ClassVar[bool] = True
+    noun: ClassVar[str] = "weight"
+    n: Annotated[int, Field(ge=1)]
+    m: Annotated[int, Field(ge=2)]
+
+    @property
+    def together(self) -> str:
+        return f"groups of {self.m} inputs"

@@ -1,0 +1,167 @@
+"""How one gradient is made of several: Heun, Runge-Kutta, extrapolation, implicit steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dcil_dsl.words.word import RESOLVED, Factor, Word
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Gradients = Sequence["Tensor | None"]  # one per parameter; None where no gradient arrives
+
+
+class Integrator(Word):
+    """`integrator = word(...)` of `train`: one gradient out of several.
+
+    evaluations  how many gradients it asks for, the first included
+    players      a setting of all: `each` moves kept and pruned weights in turns
+    """
+
+    place: ClassVar[str] = "an integrator"
+    players: Literal["joint", "each"] = "joint"
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """At least 1."""
+
+    @abstractmethod
+    def combine(
+        self, first: Gradients, rate: float, at: Callable[[float, Gradients], Gradients]
+    ) -> Gradients:
+        """The gradient that the optimizer is given.
+
+        first  the gradients g(w) of the step's batch, or those that the step before has used
+               (see `from_previous`)
+        rate   the step's learning rate h
+        at     at(r, d) is g(w - r d), another evaluation
+        """
+
+    @property
+    def from_previous(self) -> bool:
+        """Whether `first` is the combined gradient of the step before, zeros at first, and no
+        evaluation."""
+        return False
+
+    @property
+    def num_gradients(self) -> int:
+        """How many gradients a step takes; players that move in turns share the first."""
+        stages = self.evaluations
+        return stages if self.players == "joint" else 1 + 2 * (stages - 1)
+
+    def summary(self) -> str:
+        """The rule in the text of a plan."""
+        return self.describe("players")
+
+
+class Heun(Integrator):
+    """`heun(players=joint)`: the mean of the gradients at both ends of a step.
+
+    players  `each`: kept weights move while the pruned ones stand still, and the other way round.
+    Qin et al. 2020, arXiv:2010.15040.
+    """
+
+    @property
+    def evaluations(self) -> int:
+        return 2
+
+    def combine(
+        self, first: Gradients, rate: float, at: Callable[[float, Gradients], Gradients]
+    ) -> Gradients:
+        return total([first, at(rate, first)], [1 / 2, 1 / 2])
+
+    def summary(self) -> str:
+        return "Heun's mean of the gradients at both ends of the step"
+
+
+
+class RK4(Integrator):
+    """`rk4(players=joint)`: the four gradients of Runge and Kutta. arXiv:2010.15040."""
+
+    @property
+    def evaluations(self) -> int:
+        return 4
+
+    def combine(
+        self, first: Gradients, rate: float, at: Callable[[float, Gradients], Gradients]
+    ) -> Gradients:
+        second = at(rate / 2, first)
+        third = at(rate / 2, second)
+        fourth = at(rate, third)
+        return total([first, second, third, fourth], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
+
+    def summary(self) -> str:
+        return "the four gradients of Runge and Kutta"
+
+
+
+class Extrapolate(Integrator):
+    """`extrapolate(rate=none, direction=previous)`: the gradient a little further on.
+
+    rate       how far, times the direction; None: the step's learning rate
+    direction  the gradient of the step before, or one taken `fresh`
+    Lin et al. 2020, arXiv:2006.05720.
+    """
+
+    rate: Factor | None = None
+    direction: Literal["previous", "fresh"] = "previous"
+    players: Annotated[Literal["joint"], RESOLVED] = "joint"
+
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.from_previous else 2
+
+    @property
+    def from_previous(self) -> bool:
+        return self.direction == "previous"
+
+    def combine(
+        self, first: Gradients, rate: float, at: Callable[[float, Gradients], Gradients]
+    ) -> Gradients:
+        return at(rate if self.rate is None else self.rate, first)
+
+    def summary(self) -> str:
+        far = "the learning rate" if self.rate is None else f"{self.rate:g}"
+        last = "the step before" if self.from_previous else "the same batch"
+        return f"the gradient where {far} times the gradient of {last} leads"
+
+
+class Implicit(Integrator):
+    """`implicit(iterations=3)`: the gradient where the step ends, by so many evaluations.
+
+    Li et al. 2023, arXiv:2303.01767.
+    """
+
+    iterations: Annotated[int, Field(ge=2)] = 3
+    players: Annotated[Literal["joint"], RESOLVED] = "joint"
+
+    @property
+    def evaluations(self) -> int:
+        return self.iterations
+
+    def combine(
+        self, first: Gradients, rate: float, at: Callable[[float, Gradients], Gradients]
+    ) -> Gradients:
+        for _ in range(self.iterations - 1):
+            first = at(rate, first)
+        return first
+
+    def summary(self) -> str:
+        return "the gradient where the step ends, an implicit Euler step on the routed field"
+
+
+def total(terms: Sequence[Gradients], weights: Sequence[float]) -> list[Tensor | None]:
+    """The weighted sum of gradients, parameter by parameter; None where no gradient arrives.
+
+    Every term has the same paths, so that a gradient arrives in all of them or in none.
+    """
+    return [
+        None if own[0] is None else sum(weight * g for weight, g in zip(weights, own, strict=True))
+        for own in zip(*terms, strict=True)
+    ]

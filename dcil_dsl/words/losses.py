@@ -1,0 +1,220 @@
+"""The terms of a loss: what the outputs of the paths are compared with.
+
+Every mean is over the batch and, where there are positions, over all of them alike. Classes are
+in dimension 1 of the logits that a term is given.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.words.word import RESOLVED, PathName, Run, Word
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Self
+
+
+class Loss(Word):
+    """`loss word(...)`: a scalar. Its settings of type PathName say which paths it needs.
+
+    output             declared as `output: str | None = None`: the recipe may name the logits in
+                       what the model returns
+    only_first_learns  whether of its paths only the first that the settings name has a gradient
+    """
+
+    place: ClassVar[str] = "a loss"
+    only_first_learns: ClassVar[bool] = False
+
+    @abstractmethod
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        """The term, a mean over the batch.
+
+        logits  of each path that the settings name: (B, C), or (B, C, H, W), (B, C, T)
+        target  class numbers (B,), (B, H, W), (B, T); or class probabilities (B, K); or None
+        """
+
+    @property
+    def label(self) -> str:
+        """The term's name in metrics: "cross_entropy(sparse)"."""
+        output = getattr(self, "output", None)
+        return f"{self.called}({self._of_paths()}{f', {output}' if output else ''})"
+
+    def _of_paths(self) -> str:
+        return ", ".join(self.paths)
+
+    def term(
+        self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
+    ) -> Tensor:
+        """The term from what the model returns on each path, float32 or wider.
+
+        share  of the examples, the first ones, that every path of the term sees
+        """
+        from dcil_dsl.words import outputs as read
+
+        name = getattr(self, "output", None)
+        logits = {
+            path: read.classes_second(read.widen(read.logits_of(outputs[path], name)))
+            for path in self.paths
+        }
+        if share < 1:
+            rows = min(map(len, logits.values()))
+            logits = {path: own[:rows] for path, own in logits.items()}
+            target = None if target is None else target[:rows]
+        return read.one_number(self.loss(logits, target))
+
+    def summary(self) -> str:
+        """The settings in the text of a plan."""
+        return self.describe()
+
+
+class CrossEntropy(Loss):
+    """`cross_entropy(path, smoothing=0, output=none)`: mean over the batch and its positions.
+
+    A position whose class number is -100 counts for nothing.
+    """
+
+    positional: ClassVar[int] = 1
+    path: PathName
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    output: str | None = None
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        from torch.nn import functional as F
+
+        from dcil_dsl.words import outputs as read
+
+        if target is None:
+            raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
+        own = logits[self.path]
+        target = read.target_for(own, target)
+        return F.cross_entropy(own, target, label_smoothing=self.smoothing)
+
+    def summary(self) -> str:
+        return f"smoothing {self.smoothing:g}" if self.smoothing else ""
+
+
+class Balanced(Word):
+    """`balanced(beta=0.97)`: rare classes weigh more, by the effective number of their examples.
+
+    w = (1 - beta) / (1 - beta^n) for n training examples, over their mean. Cui et al. 2019,
+    arXiv:1901.05555. weights: of each class, None without data.
+    """
+
+    place: ClassVar[str] = "a weighting of classes"
+    word: ClassVar[str] = "balanced"
+    beta: Annotated[float, Field(gt=0, lt=1)]
+    weights: Annotated[tuple[float, ...] | None, RESOLVED] = None
+
+    def in_steps(self, run: Run) -> Self:
+        if run.class_counts is None:
+            return self
+        own = [(1 - self.beta) / (1 - self.beta**n) for n in run.class_counts]
+        mean = sum(own) / len(own)
+        return self.model_copy(update={"weights": tuple(weight / mean for weight in own)})
+
+
+class KL(Loss):
+    """`kl(student=, teacher=, temperature=1, output=none, classes=none)`.
+
+        T^2 * mean over batch and positions of KL(q || softmax(student / T))
+        q = softmax(teacher / T),   with `classes` w:   q_c <- w_c q_c / sum_k(w_k q_k)
+
+    Only the student learns. T^2 keeps the size of the gradient independent of T: Hinton et al.
+    2015, arXiv:1503.02531, section 2.1. DCIL (arXiv:2109.04660) uses T = 2 in both directions;
+    the authors' code adds 1e-7 to the teacher's softmax, which the logarithm of a softmax makes
+    unnecessary. The weighted q is FOSTER's (Wang et al. 2022, arXiv:2204.04662), whose loss is the
+    cross entropy with it, without T^2: the same gradient, over T^2.
+    """
+
+    only_first_learns: ClassVar[bool] = True
+    student: PathName
+    teacher: PathName
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    output: str | None = None
+    classes: Balanced | None = None
+
+    def _of_paths(self) -> str:
+        return f"{self.student}<-{self.teacher}"
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        from torch.nn import functional as F
+
+        student, teacher = logits[self.student], logits[self.teacher].detach()
+        log_student = F.log_softmax(student / self.temperature, dim=1)
+        log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
+        if self.classes is not None:
+            log_weights = self._class_weights(student).log().to(log_teacher.dtype)
+            log_weights = log_weights.reshape(-1, *[1] * (log_teacher.dim() - 2))
+            log_teacher = F.log_softmax(log_teacher + log_weights, dim=1)
+        divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+        return self.temperature**2 * divergence.sum(dim=1).mean()
+
+    def _class_weights(self, logits: Tensor) -> Tensor:
+        from dcil_dsl.words import outputs as read
+
+        weights = self.classes.weights if self.classes is not None else None
+        if weights is None:
+            raise InputError(
+                "it weighs classes by how often they occur, and the plan was made without the data",
+                help="dcil.resolve(..., class_counts=[...]) takes the training examples of each "
+                "class",
+            )
+        if len(weights) != logits.shape[1]:
+            own = count(logits.shape[1], "class", "classes")
+            raise InputError(f"the logits have {own}, the data {len(weights)}")
+        return read.on_device(weights, logits.device)
+
+    def summary(self) -> str:
+        words = f"temperature {self.temperature:g}, no gradient into {self.teacher}"
+        if self.classes is not None:
+            words += f", rare classes weigh more (beta {self.classes.beta:g})"
+        return words
+
+
+class ModelLoss(Loss):
+    """`model(path)`: the loss that the model itself computes on that path."""
+
+    word: ClassVar[str] = "model"
+    positional: ClassVar[int] = 1
+    path: PathName
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        raise AssertionError("the model computes it, from no logits")
+
+    def term(
+        self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
+    ) -> Tensor:
+        from dcil_dsl.words import outputs as read
+
+        return read.widen(read.own_loss(outputs[self.path]))
+
+    def summary(self) -> str:
+        return "computed by the model"
+
+
+class JS(Loss):
+    """`js(one=, other=, temperature=1, output=none)`: T^2 * the Jensen-Shannon divergence.
+
+    JS(p, q) = (KL(p || m) + KL(q || m)) / 2,  m = (p + q) / 2,  p and q the softmax of logits / T.
+    Symmetric: both paths learn. From 0 to T^2 log 2. Lin 1991, "Divergence measures based on the
+    Shannon entropy", section 4.
+    """
+
+    one: PathName
+    other: PathName
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    output: str | None = None
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        logs = [(logits[p] / self.temperature).log_softmax(1) for p in (self.one, self.other)]
+        # log m from logarithms: exp of both would lose what is small.
+        middle = logs[0].logaddexp(logs[1]) - 0.6931471805599453
+        both: Any = sum((log.exp() * (log - middle)).sum(1).mean() for log in logs)
+        return self.temperature**2 * both / 2  # type: ignore[no-any-return]

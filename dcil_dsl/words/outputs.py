@@ -1,0 +1,136 @@
+"""What a model returns, read for a loss: logits, losses of its own, targets. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.suggest import nearest
+
+
+def classes_second(logits: Tensor) -> Tensor:
+    """(B, T, C) as (B, C, T); logits of any other number of dimensions as they are."""
+    return logits.movedim(2, 1) if logits.dim() == 3 else logits
+
+
+def logits_of(output: object, name: str | None = None) -> Tensor:
+    """The logits in what a model returns.
+
+    name  the key or the field of them, or "0", "1" ... for a place in a tuple. None: the output
+          itself where it is a tensor, or its field `logits`, as Inception and GoogLeNet have it
+          in training mode beside their auxiliary outputs, and transformers' models in both modes.
+    """
+    if name is None and isinstance(output, Tensor):
+        return output
+    logits = _part(output, name or "logits")
+    if isinstance(logits, Tensor) and logits.dim() > 1:
+        return logits
+    kind = type(output).__name__
+    if name is None:
+        raise InputError(
+            f"the model returns a {kind}, in which no logits are found",
+            help="return a tensor of shape (batch, classes), or something with a field `logits`; "
+            'a term may also name its output, `output="out"`',
+        )
+    if isinstance(logits, Tensor):
+        shape = " x ".join(map(str, logits.shape)) or "a single number"
+        raise InputError(f"the output `{name}` of the model is {shape}, no logits")
+    known = _names(output)
+    near = nearest(name, known)
+    has = f"it has {', '.join(known)}" if known else None
+    fact = f"the model returns a {kind}, in which there is no tensor `{name}`"
+    raise InputError(fact, help=f"did you mean `{near}`?" if near else has)
+
+
+def own_loss(output: object) -> Tensor:
+    """The loss in what a model returns, a scalar.
+
+    A number by itself; the field or key `loss`, as transformers' models give it where they are
+    given labels; or the sum of a dictionary of losses, as torchvision's detection models return
+    it in training mode. InputError where there is none of these.
+    """
+    if isinstance(output, Tensor):
+        if output.numel() == 1 and output.is_floating_point():
+            return output.reshape(())
+        shape = " x ".join(map(str, output.shape))
+        raise InputError(
+            f"the model returns a tensor of {shape}, not a loss of its own",
+            help="`loss cross_entropy(...)` compares such an output with a target",
+        )
+    loss = _part(output, "loss")
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            shape = " x ".join(map(str, loss.shape))
+            raise InputError(f"the model's own loss is a tensor of {shape}, not a number")
+        return loss.reshape(())
+    losses = list(output.values()) if isinstance(output, Mapping) else []
+    if losses and all(isinstance(x, Tensor) and x.dim() == 0 for x in losses):
+        return sum(losses)
+    raise InputError(
+        f"the model returns a {type(output).__name__} without a loss of its own",
+        help="give it its labels; a detection model has losses in training mode alone",
+    )
+
+
+def one_number(loss: object) -> Tensor:
+    if isinstance(loss, Tensor) and loss.dim() == 0:
+        return loss
+    shape = " x ".join(map(str, loss.shape)) if isinstance(loss, Tensor) else type(loss).__name__
+    raise InputError(f"a loss is a tensor of one number, and this is {shape}")
+
+
+def _part(output: object, name: str) -> object:
+    if isinstance(output, Mapping):
+        return output.get(name)
+    if isinstance(output, (tuple, list)) and name.isdecimal() and int(name) < len(output):
+        return output[int(name)]
+    return getattr(output, name, None)
+
+
+def _names(output: object) -> list[str]:
+    """What a term may name in an output."""
+    if isinstance(output, Mapping):
+        return [key for key, value in output.items() if isinstance(value, Tensor)]
+    if isinstance(output, (tuple, list)):
+        fields = list(getattr(output, "_fields", ()))
+        return fields + [str(place) for place in range(len(output))]
+    fields = getattr(output, "__dict__", {}).items()
+    return [key for key, value in fields if isinstance(value, Tensor)]
+
+
+def target_for(logits: Tensor, target: Tensor) -> Tensor:
+    """Class numbers in the logits' shape without its classes, or class probabilities in all of it.
+
+    Probabilities of fewer classes than the model has are filled up with zeros. InputError for
+    another shape.
+    """
+    if target.is_floating_point() and target.dim() == 2 == logits.dim():
+        target = F.pad(target.to(logits.dtype), (0, max(0, logits.shape[1] - target.shape[1])))
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) not in (wanted, tuple(logits.shape)):
+        ours, theirs = (" x ".join(map(str, shape)) for shape in (wanted, target.shape))
+        raise InputError(f"the target is {theirs or 'a single number'}, the logits ask for {ours}")
+    return target
+
+
+@cache
+def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """float64, copied to the device once: a copy in each step would wait for it."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
+def widen(values: Tensor) -> Tensor:
+    if not values.is_floating_point() or values.layout != torch.strided:
+        kind = str(values.dtype).removeprefix("torch.")
+        kind += "" if values.layout == torch.strided else ", in a sparse layout"
+        raise InputError(
+            f"the model returns {kind}: a loss is of real numbers, in a dense tensor",
+            help="return the logits themselves; what is derived from them belongs behind the model",
+        )
+    # Autocast leaves the logits in 16 bits, where a softmax over 1000 classes is rough.
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
