@@ -93,7 +93,7 @@ def test_the_state_goes_out_by_name_and_comes_back(spec):
         optimizer = make_optimizer(spec, module.named_parameters())
         for parameter in module.parameters():
             parameter.grad = torch.ones_like(parameter)
-        optimizer.step() if state is None else load_optimizer_state(optimizer, state)
+        optimizer.step() if state is None else load_optimizer_state(optimizer, state, spec)
         return optimizer_state(optimizer)
 
     state = stepped()
