@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan
@@ -32,6 +33,16 @@ def plan_differences(old: Plan, new: Plan) -> list[str]:
 def fingerprint(plan: Plan) -> str:
     """A sha256 that two plans share exactly where plan_differences finds nothing."""
     return sha256(json.dumps(_science(plan), sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_1(plan: Mapping[str, Any]) -> str:
+    """The fingerprint that the checkpoints of a run have whose plan.json, as read, is of format 1.
+
+    KeyError or TypeError if it is no such plan.
+    """
+    values = {name: x for name, x in plan.items() if name not in ("recipe", "expect", "facts")}
+    values = json.loads(json.dumps(values))  # a copy
+    return sha256(json.dumps(_alike(values), sort_keys=True).encode()).hexdigest()
 
 
 def text_differences(old: str, new: str) -> list[str]:
@@ -59,6 +70,16 @@ def listed(differences: list[str]) -> list[str]:
 
 def _science(plan: Plan) -> dict:
     values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
+    # Names of what stands next to them: `targets` has what the profile gave, `parameters` those
+    # of the layers.
+    for group in values["groups"]:
+        group["target"].get("settings", {}).pop("profile", None)
+    (values["train"]["average"] or {}).get("settings", {}).pop("layers", None)
+    return _alike(values)
+
+
+def _alike(values: dict) -> dict:
+    """Without what may change, in every format."""
     for part in [*values["layers"], *values["groups"]]:
         del part["rule"]
     for layer in values["layers"]:
@@ -77,6 +98,11 @@ def _without_folder(spec: str | None) -> str | None:
 
 
 def _compare(old: object, new: object, name: str, found: list[str]) -> None:
+    if _is_word(old) and _is_word(new):
+        if old["word"] != new["word"]:
+            found.append(f"{name}: {old['word']} in the run, {new['word']} now")
+            return
+        old, new = (one | one.get("settings", {}) | {"settings": None} for one in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             inner = f"{name}.{key}" if name else key
@@ -86,6 +112,10 @@ def _compare(old: object, new: object, name: str, found: list[str]) -> None:
             _compare(a, b, f"{name}[{i}]", found)
     elif old != new:
         found.append(f"{name}: {_shown(old)} in the run, {_shown(new)} now")
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, dict) and "word" in value
 
 
 def _shown(value: object) -> str:

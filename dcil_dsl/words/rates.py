@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Word
+from dcil_dsl.words.word import Run, Word
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Rate(Word):
@@ -31,6 +34,11 @@ class Rate(Word):
     @abstractmethod
     def summary(self) -> str:
         """The shape in the text of a plan."""
+
+    def in_steps(self, run: Run) -> Self:
+        return super().in_steps(run).model_copy(update={
+            "warmup": run.steps(self.warmup or Time(0, "steps")),
+        })  # fmt: skip
 
     @property
     def num_warmup(self) -> int:
@@ -53,7 +61,6 @@ class ConstantRate(Rate):
 
     def summary(self) -> str:
         return "constant"
-
 
 
 class Multistep(Rate):
