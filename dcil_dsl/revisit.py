@@ -362,7 +362,8 @@ def _compare_header(read: Artefact, stored: Plan | None) -> list[str]:
     if (
         stored is not None
         and read.origin.path == stored.deploy
-        and read.origin.promises != promises_at(stored, read.origin.step)
+        and [one.promised() for one in read.origin.promises]
+        != [one.promised() for one in promises_at(stored, read.origin.step)]
     ):
         faults.append("the header does not promise what the plan.json beside it asks")
     return faults

@@ -68,6 +68,12 @@ class Promise(Budgeted):
             raise ValueError("one budget keeps one number")
         return self
 
+    def promised(self) -> dict[str, object]:
+        """What two promises share exactly if they promise the same: the target as it is at the
+        end of the run is no part of it, and files of format 1 do not have it."""
+        target = self.target.called, self.pattern
+        return self.model_dump(exclude={"target"}) | {"target": target}
+
 
 class Origin(BaseModel):
     """Where a file comes from and what it promises. `step`: updates done when it was written.

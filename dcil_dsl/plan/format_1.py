@@ -2,11 +2,13 @@
 
 In:   the JSON of a plan, or of the header of an exported file, whose format is 1.
 Out:  the same as format 2.
-Not:  no check; what is missing or wrong is left for the Plan to report.
+Not:  no check of values; the Plan reports what is wrong. ValueError if it is not of format 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 Json = dict[str, Any]
@@ -14,19 +16,37 @@ Json = dict[str, Any]
 
 def upgrade(plan: Json) -> Json:
     """A plan of format 1 as one of format 2."""
-    return plan | {
-        "format": 2,
-        "data": plan["data"] | {"augment": [_word(a) for a in plan["data"].get("augment", ())]},
-        "groups": [_group(group) for group in plan["groups"]],
-        "paths": [_path(path) for path in plan["paths"]],
-        "losses": [_loss(loss) for loss in plan["losses"]],
-        "train": _train(plan["train"]),
-    }
+    with _of_format_1("a plan"):
+        augment = [_word(one) for one in _list(plan["data"].get("augment", []))]
+        return plan | {
+            "format": 2,
+            "data": plan["data"] | {"augment": augment},
+            "groups": [_group(group) for group in _list(plan["groups"])],
+            "paths": [_path(path) for path in _list(plan["paths"])],
+            "losses": [_loss(loss) for loss in _list(plan["losses"])],
+            "train": _train(plan["train"]),
+        }
 
 
 def upgrade_origin(header: Json) -> Json:
     """The header of an exported file."""
-    return header | {"format": 2, "promises": [_budget(one) for one in header["promises"]]}
+    with _of_format_1("a header"):
+        return header | {"format": 2, "promises": [_budget(one) for one in _list(header["promises"])]}
+
+
+@contextmanager
+def _of_format_1(what: str) -> Iterator[None]:
+    """ValueError for what is missing or of another type."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"it is not {what} of format 1: {error!r}") from None
+
+
+def _list(value: Any) -> list[Json]:
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:40]} is not a list")
+    return value
 
 
 def _word(record: Json) -> Json:
@@ -67,7 +87,7 @@ def _group(group: Json) -> Json:
     group = _budget(group)
     group["score"] = _score(group["score"])
     group["schedule"] = _schedule(group["schedule"])
-    group["penalties"] = [_penalty(one) for one in group.get("penalties", ())]
+    group["penalties"] = [_penalty(one) for one in _list(group.get("penalties", []))]
     power, regrow = group.pop("power", None), group.get("regrow")
     group["param"] = power and {"word": "power", "settings": {"alpha": power}}
     if regrow is not None:
@@ -131,14 +151,14 @@ def _train(train: Json) -> Json:
     train = dict(train)
     optimizer, rate = dict(train["optimizer"]), dict(train["rate"])
     train["optimizer"] = {"word": optimizer.pop("kind"), "settings": optimizer}
-    own = {"multistep": ("at", "gamma"), "cosine": ("final",)}.get(rate["kind"], ())
+    own: tuple[str, ...] = {"multistep": ("at", "gamma"), "cosine": ("final",)}.get(rate["kind"], ())
     train["rate"] = {
         "word": rate["kind"], "settings": _settings(rate, "warmup", "warmup_from", *own),
     }  # fmt: skip
     integrator = train.get("integrator")
     if integrator is not None:
-        own = {"extrapolate": ("rate", "direction"), "implicit": ("iterations",)}
-        names = own.get(integrator["kind"], ("players",))
+        named = {"extrapolate": ("rate", "direction"), "implicit": ("iterations",)}
+        names = named.get(integrator["kind"], ("players",))
         train["integrator"] = integrator.get("outside") or {
             "word": integrator["kind"], "settings": _settings(integrator, *names),
         }  # fmt: skip

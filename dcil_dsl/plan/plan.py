@@ -260,11 +260,7 @@ class Plan(Part):
         """`dcil plan --json` adds what follows from the plan (facts.py); it is not read back."""
         if isinstance(values, dict):
             values = {name: value for name, value in values.items() if name != "facts"}
-            if values.get("format") == 1:
-                try:
-                    return upgrade(values)
-                except (LookupError, TypeError, AttributeError, ValueError) as error:
-                    raise ValueError(f"it is not a plan of format 1: {error!r}") from None
+            return upgrade(values) if values.get("format") == 1 else values
         return values
 
     @model_validator(mode="after")

@@ -24,12 +24,12 @@ from dcil_dsl.training.checkpoint import (
     Position,
     State,
     load_checkpoint,
+    is_of,
     load_model,
     position_of,
     read_checkpoint,
     under,
 )
-from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.metrics import masks_step
 from dcil_dsl.training.optim import load_optimizer_state
 
@@ -38,7 +38,7 @@ def load_anyway(path: Path, state: State) -> None:
     """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
     plan: Plan = state.dual.plan
     tensors, header = read_checkpoint(path, shards=state.shards)
-    if header.get("plan") == fingerprint(plan):
+    if is_of(header, plan, path):
         load_checkpoint(path, state)
         return
     saved, current = under("model/", tensors), state.dual.state_dict()

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.differences import fingerprint
+from dcil_dsl.training.differences import fingerprint, fingerprint_1
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
 from dcil_dsl.training.parts import read_parts, remove_parts, save_parts
@@ -208,7 +208,7 @@ def read_checkpoint(
         tensors, header = read_parts(found, shards)
     if header.get("format") != FORMAT:
         raise InputError(f"{found} is not a checkpoint of this version ({FORMAT})")
-    if plan is not None and header.get("plan") != fingerprint(plan):
+    if plan is not None and not is_of(header, plan, path):
         raise InputError(
             f"the checkpoint {found} belongs to another plan",
             help="the command that trained it goes on from it with --resume-anyway",
@@ -235,12 +235,30 @@ def read_file(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dic
     return tensors, header
 
 
+def is_of(header: Mapping[str, str], plan: Plan, path: Path) -> bool:
+    """Whether a checkpoint of the run folder around `path` belongs to `plan`.
+
+    A run that an earlier version began has a plan.json of format 1, and checkpoints with the
+    fingerprint of what it says; they are this plan's if it says the same.
+    """
+    if header.get("plan") == fingerprint(plan):
+        return True
+    try:
+        text = (path.parent.parent / "plan.json").read_text(encoding="utf-8")
+        stored = json.loads(text)
+        if stored["format"] != 1 or fingerprint_1(stored) != header.get("plan"):
+            return False
+        return fingerprint(Plan.from_json(text)) == fingerprint(plan)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
 def is_end_of_epoch(path: Path, plan: Plan) -> bool:
     """Whether there is a checkpoint of this plan that is of no place in the middle of an epoch."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-        return header.get("plan") == fingerprint(plan) and not position_of(header, path).batch
+        return is_of(header, plan, path) and not position_of(header, path).batch
     except (SafetensorError, OSError, InputError):
         return False
 

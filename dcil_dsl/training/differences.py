@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.plan import Plan
@@ -37,6 +38,16 @@ def value_differences(one: object, other: object, here: str, there: str) -> list
 def fingerprint(plan: Plan) -> str:
     """A sha256 that two plans share exactly where plan_differences finds nothing."""
     return sha256(json.dumps(science_of(plan), sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_1(plan: Mapping[str, Any]) -> str:
+    """The fingerprint that the checkpoints of a run have whose plan.json, as read, is of format 1.
+
+    KeyError or TypeError if it is no such plan.
+    """
+    values = {name: x for name, x in plan.items() if name not in ("recipe", "expect", "facts")}
+    values = json.loads(json.dumps(values))  # a copy
+    return sha256(json.dumps(_alike(values), sort_keys=True).encode()).hexdigest()
 
 
 def text_differences(old: str, new: str) -> list[str]:
@@ -65,6 +76,16 @@ def listed(differences: list[str]) -> list[str]:
 def science_of(plan: Plan) -> dict:
     """What decides the training, as plain data: the same exactly where two runs train alike."""
     values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
+    # Names of what stands next to them: `targets` has what the profile gave, `parameters` those
+    # of the layers.
+    for group in values["groups"]:
+        group["target"].get("settings", {}).pop("profile", None)
+    (values["train"]["average"] or {}).get("settings", {}).pop("layers", None)
+    return _alike(values)
+
+
+def _alike(values: dict) -> dict:
+    """Without what may change, in every format."""
     for part in [*values["layers"], *values["groups"]]:
         del part["rule"]
     for layer in values["layers"]:
@@ -83,6 +104,11 @@ def _without_folder(spec: str | None) -> str | None:
 
 
 def _compare(old: object, new: object, name: str, found: list) -> None:
+    if _is_word(old) and _is_word(new):
+        if old["word"] != new["word"]:
+            found.append((name, old["word"], new["word"]))
+            return
+        old, new = (one | one.get("settings", {}) | {"settings": None} for one in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             inner = f"{name}.{key}" if name else key
@@ -92,6 +118,10 @@ def _compare(old: object, new: object, name: str, found: list) -> None:
             _compare(a, b, f"{name}[{i}]", found)
     elif old != new:
         found.append((name, old, new))
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, dict) and "word" in value
 
 
 def _shown(value: object) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Factor, FactorOrZero, Word
+from dcil_dsl.words.word import Factor, FactorOrZero, Run, Word
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Rate(Word):
@@ -29,6 +32,11 @@ class Rate(Word):
     @abstractmethod
     def summary(self) -> str:
         """The shape in the text of a plan."""
+
+    def in_steps(self, run: Run) -> Self:
+        return super().in_steps(run).model_copy(update={
+            "warmup": run.steps(self.warmup or Time(0, "steps")),
+        })  # fmt: skip
 
     @property
     def turns(self) -> tuple[int, ...]:
@@ -56,7 +64,6 @@ class ConstantRate(Rate):
 
     def summary(self) -> str:
         return "constant"
-
 
 
 class Multistep(Rate):

@@ -57,9 +57,9 @@ class Target(Word):
         return scores
 
     def in_steps(self, run: Run) -> Self:
-        word = super().in_steps(run)
-        # The plan has the granularity next to the target, wherever the recipe said it.
-        return word.model_copy(update={"granularity": None}) if hasattr(word, "granularity") else word
+        # The plan has both next to the target, wherever the recipe said them.
+        elsewhere = {"granularity", "of"} & set(self.settings())
+        return super().in_steps(run).model_copy(update=dict.fromkeys(elsewhere))
 
 
 class Uniform(Target):

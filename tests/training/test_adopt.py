@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from in_steps import one_budget
 from safetensors.torch import save_file
 from test_resume import assert_same
 from test_rewind import set_position
@@ -43,7 +44,7 @@ def state_after(folder, plan):
 
 
 OTHERS = {
-    "target": dict(group={"target": 0.7}),
+    "target": dict(group={"target": one_budget(0.7)}),
     "rate": dict(train={"rate": ConstantRate()}),
     "longer": dict(train={"num_epochs": 6}, num_steps=30),
     "optimizer": dict(train={"optimizer": AdamW(lr=0.01)}),
@@ -64,18 +65,18 @@ def test_the_run_ends_as_the_new_plan_says(folder, change):
 
 
 def test_the_folder_is_one_of_the_new_plan_before_a_step_is_made_and_where_none_is_left(folder):
-    plan = tiny_plan(group={"target": 0.7})
+    plan = tiny_plan(group={"target": one_budget(0.7)})
     state_after(folder, plan)  # and killed
     read_checkpoint(RunFolder(folder).checkpoint, plan)  # InputError where it is of another plan
     go_on(folder, plan)  # to its end
-    other = tiny_plan(group={"target": 0.6})
+    other = tiny_plan(group={"target": one_budget(0.6)})
     result, _ = go_on(folder, other)
     assert result.step == other.num_steps
     read_checkpoint(RunFolder(folder).checkpoint, other)
 
 
 def test_it_begins_with_the_epoch_that_it_was_in_with_the_weights_that_it_had(folder):
-    plan = tiny_plan(group={"target": 0.7})
+    plan = tiny_plan(group={"target": one_budget(0.7)})
     before = start_session(
         tiny_dual(), resume_run(folder, tiny_plan()), Options(resume=True), Display()
     ).state
@@ -142,7 +143,7 @@ def test_a_weight_of_another_shape_is_refused_by_name_all_the_same(folder):
 def test_a_position_that_is_none_is_told_under_another_plan_too(folder):
     set_position(folder / "checkpoint" / "last.safetensors", step="__import__")
     with pytest.raises(InputError, match="does not say where it stands: step"):
-        go_on(folder, tiny_plan(group={"target": 0.7}))
+        go_on(folder, tiny_plan(group={"target": one_budget(0.7)}))
 
 
 @pytest.mark.parametrize("changes, fact", [
@@ -165,7 +166,7 @@ def test_a_recipe_with_fewer_epochs_than_are_done_is_refused(folder):
         go_on(folder, plan)
 
 
-@pytest.mark.parametrize("plan", [{}, {"group": {"target": 0.7}}], ids=["same", "another"])
+@pytest.mark.parametrize("plan", [{}, {"group": {"target": one_budget(0.7)}}], ids=["same", "another"])
 @pytest.mark.parametrize("shape", [(1,), (), (8, 4, 3, 3)])
 def test_momentum_of_another_shape_than_its_weight_is_refused(folder, plan, shape):
     path = folder / "checkpoint" / "last.safetensors"

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from in_steps import linear
+from in_steps import each_layer, linear
 from safetensors.torch import load_file, save_file
 from tiny_run import tiny_dual, tiny_plan, tiny_train
 from torch import nn
@@ -84,7 +84,7 @@ def test_an_edited_mask_is_not_what_the_plan_asks():
 
 
 def test_a_uniform_rule_is_checked_layer_by_layer():
-    dual = tiny_dual(tiny_plan(group={"allocation": "uniform"}))
+    dual = tiny_dual(tiny_plan(group={"target": each_layer(0.8)}))
     dual.refresh(12)
     assert check_sparsity(dual, 12).num_kept == 7 + 57
     dual.masks["conv2.weight"].fill_(True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_steps import one_budget
 from safetensors import safe_open
 from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_plan, tiny_train
 
@@ -133,5 +134,5 @@ def test_a_second_signal_is_not_swallowed(tmp_path):
 def test_resume_refuses_another_plan_and_names_the_field(tmp_path):
     tiny_train(tmp_path / "run", max_steps=STEPS_PER_EPOCH)
     with pytest.raises(InputError) as error:
-        tiny_train(tmp_path / "run", tiny_plan(group={"target": 0.7}), resume=True)
-    assert error.value.help.splitlines()[0] == "groups[0].target: 0.8 in the run, 0.7 now"
+        tiny_train(tmp_path / "run", tiny_plan(group={"target": one_budget(0.7)}), resume=True)
+    assert error.value.help.splitlines()[0] == "groups[0].target.sparsity: 0.8 in the run, 0.7 now"
