@@ -65,7 +65,9 @@ def main() -> None:
         ])  # fmt: skip
         steps = ["--steps-per-epoch", "12"]
         recipe = (folder / "small.prune").read_text(encoding="utf-8")
-        named = recipe.replace("prune Conv2d", "model small_net { classes = 10 }\n\nprune Conv2d", 1)
+        named = recipe.replace(
+            "prune Conv2d", "model small_net { classes = 10 }\n\nprune Conv2d", 1
+        )
         (folder / "small.prune").write_text(named, encoding="utf-8")
         plan = run(folder, "plan", "small.prune", *MODEL, *steps).splitlines()
         draw("plan.svg", "dcil plan", [

@@ -88,18 +88,44 @@ def words_page() -> str:
 
 
 def word_entry(word: str, cls: type) -> str:
-    text = inspect.cleandoc(cls.__doc__ or "")
-    entry = f"### {word}\n\n{_markdown(text)}\n"
     names = cls.settings() if hasattr(cls, "settings") else tuple(cls.model_fields)
+    fields = set(cls.model_fields)
+    text, said = _read(inspect.cleandoc(cls.__doc__ or ""), fields)
+    for parent in cls.__mro__[1:]:  # a setting of a kind is described where it is defined
+        if parent.__module__.startswith("dcil_dsl."):
+            said = _read(inspect.cleandoc(parent.__doc__ or ""), fields)[1] | said
+    entry = f"### {word}\n\n{text}\n"
     if not names:
         return entry
-    rows = "".join(_setting(name, cls.model_fields[name]) for name in names)
-    return entry + f"\n| setting | type | default |\n|---|---|---|\n{rows}"
+    entry += "\n| setting | type | default | |\n|---|---|---|---|\n"
+    for name in names:
+        field = cls.model_fields[name]
+        required = field.default is PydanticUndefined
+        default = "required" if required else f"`{_value(field.default)}`"
+        entry += f"| `{name}` | {_type(field)} | {default} | {_cell(said.get(name))} |\n"
+    return entry
 
 
-def _setting(name: str, field) -> str:
-    default = "required" if field.default is PydanticUndefined else f"`{_value(field.default)}`"
-    return f"| `{name}` | {_type(field)} | {default} |\n"
+def _read(text: str, settings: set[str]) -> tuple[str, dict[str, str]]:
+    """A docstring as Markdown, and what its lines `name   meaning` say about settings."""
+    kept, said, last = [], {}, None
+    for line in re.sub(r"(?<!`)\bNone\b(?!`)", "`none`", text).split("\n"):
+        name, gap, meaning = (re.match(r"(\w*)(\s*)(.*)", line)).groups()
+        if name in settings and (len(gap) > 1 or last):
+            said[name], last = meaning, name
+        elif last and not name and meaning:
+            said[last] += f" {meaning}"
+        else:
+            kept.append(line)
+            last = None
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", "\n".join(kept)):
+        lines = [line for line in paragraph.split("\n") if line]
+        if lines and len(parts) and all(line.startswith(" ") for line in lines):
+            parts.append("```text\n" + textwrap.dedent("\n".join(lines)) + "\n```")
+        else:
+            parts.append(" ".join(line.strip() for line in lines).replace("<", "&lt;"))
+    return "\n\n".join(part for part in parts if part), said
 
 
 def _value(value: object) -> str:
@@ -134,19 +160,12 @@ def _type(field) -> str:
     for name, words in (
         ("Percent", "a percentage"), ("Range", "a range of times"), ("Time", "a time"),
         ("bool", "`true` or `false`"), ("int", "an integer"), ("float", "a number"),
-        ("str", "a string"), ("Granularity", "a granularity"), ("Balanced", "class weights"),
+        ("str", "a string"), ("Granularity|Single", "a granularity"), ("Balanced", "class weights"),
     ):  # fmt: skip
-        if re.search(rf"\b{name}\b", text):
+        if re.search(rf"\b({name})\b", text):
             many = "tuple" in text or "list" in text
             return f"a list: {words}" if many else words
     return f"`{text}`".replace("|", "or")
-
-
-def _markdown(text: str) -> str:
-    """A docstring as Markdown: its indented formulas and its lists of settings stay in lines."""
-    head, _, rest = text.partition("\n\n")
-    head = " ".join(head.split("\n"))
-    return head + (f"\n\n```text\n{textwrap.dedent(rest)}\n```" if rest else "")
 
 
 # -- the command line --------------------------------------------------------------------------
@@ -173,7 +192,9 @@ def cli_page() -> str:
         usage = " ".join(["dcil", name, *(a.make_metavar(None) for a in arguments)])
         parts.append(f"## dcil {name}\n\n{inspect.cleandoc(command.help or '')}\n")
         parts.append(f"```text\n{usage} [OPTIONS]\n```\n")
-        rows = [f"| `{a.make_metavar(None)}` | {_cell(getattr(a, 'help', ''))} |" for a in arguments]
+        rows = [
+            f"| `{a.make_metavar(None)}` | {_cell(getattr(a, 'help', ''))} |" for a in arguments
+        ]
         rows += [f"| {_flags(option)} | {_cell(option.help)} |" for option in options]
         parts.append("| argument or option | |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
@@ -223,8 +244,9 @@ def errors_page() -> str:
     known = CODES.values() if isinstance(CODES, dict) else CODES
     for code in known:
         parts.append(f"## {code.code}: {code.title}\n\n{inspect.cleandoc(code.meaning)}\n")
-        parts.append(f"Wrong:\n\n```text\n{code.wrong.strip()}\n```\n")
-        parts.append(f"Right:\n\n```text\n{code.right.strip()}\n```\n")
+        for label, example in (("Wrong", code.wrong), ("Right", code.right)):
+            if example:
+                parts.append(f"{label}:\n\n```text\n{example}\n```\n")
     return "\n".join(parts)
 
 
