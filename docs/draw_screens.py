@@ -23,7 +23,7 @@ PAGE = (HERE / "how-to" / "own-model.md").read_text(encoding="utf-8")
 MODEL = ["--model", "net.py:small_net"]
 # Without the web fonts that rich would link to: a reader's own monospace font does.
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-WIDTH = 92
+WIDTH = 98
 BOX = "\u250c\u2502\u2514"  # what the lines of the table of results begin with
 
 

@@ -97,12 +97,15 @@ def word_entry(word: str, cls: type) -> str:
     entry = f"### {word}\n\n{text}\n"
     if not names:
         return entry
-    entry += "\n| setting | type | default | |\n|---|---|---|---|\n"
+    # The last column is left out where no docstring says anything for it.
+    last = any(said.get(name) for name in names)
+    entry += "\n| setting | type | default |" + (" |\n|---" if last else "\n") + "|---|---|---|\n"
     for name in names:
         field = cls.model_fields[name]
         required = field.default is PydanticUndefined
         default = "required" if required else f"`{_value(field.default)}`"
-        entry += f"| `{name}` | {_type(field)} | {default} | {_cell(said.get(name))} |\n"
+        row = f"| `{name}` | {_type(field)} | {default} |"
+        entry += row + (f" {_cell(said.get(name))} |\n" if last else "\n")
     return entry
 
 
