@@ -213,6 +213,9 @@ def evaluate(
     )
     numbers = "  ".join(f"{name} {value:.4%}" for name, value in found.accuracy.items())
     print(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
+    if found.broken:
+        of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
+        print(f"NOT FINITE: the output for {of} is no number, and no class is right for it")
     _tell_claims(found.claims)
     for line in beside_authors(run, found.path, page_of(sys.stdout)):
         print(line)

@@ -14,7 +14,7 @@ import torch
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.run import RunFolder
+from dcil_dsl.training.run import RunFolder, read_text
 
 COMMAND = "command.json"
 
@@ -40,8 +40,8 @@ def read_command(folder: RunFolder) -> dict:
     if not file.exists():
         return known
     try:
-        told = known | dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        told = known | dict(json.loads(read_text(file)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
     for name, value in told.items():
         if not isinstance(value, str | None):

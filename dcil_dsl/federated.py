@@ -34,6 +34,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import load_recipe, prepare, warn_in_python
 from dcil_dsl.training.evaluate import evaluate
+from dcil_dsl.training.finite import stop_if_no_finite_outputs
 from dcil_dsl.training.metrics import check_sparsity
 from dcil_dsl.training.rounds import Server, State, average, train_client
 
@@ -122,10 +123,12 @@ def federate(
 
     def finish(number: int, mean: Mapping[str, Tensor]) -> None:
         server.end(mean)
+        step, accuracies = (number + 1) * local_steps, evaluate(server.dual, val)
+        stop_if_no_finite_outputs(plan, accuracies, step - 1, val.num_examples)
         line = {
             "round": number + 1,
-            "step": (number + 1) * local_steps,
-            "top1": {path: a["top1"] for path, a in evaluate(server.dual, val).items()},
+            "step": step,
+            "top1": {path: accuracy["top1"] for path, accuracy in accuracies.items()},
             "sparsity": check_sparsity(server.dual, number * local_steps).measured,
         }
         result.rounds.append(line)

@@ -9,6 +9,7 @@ Not:  no step of training (training/), no printing but through `warn`, `note` an
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -47,6 +48,7 @@ from dcil_dsl.prepare import (
     prepare,
     warn_in_python,
 )
+from dcil_dsl.training.alike import check_alike
 from dcil_dsl.training.distributed import (
     Ranks,
     joined_ranks,
@@ -56,6 +58,7 @@ from dcil_dsl.training.distributed import (
 from dcil_dsl.training.hold import hold_run
 from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.shardable import check_shardable
@@ -196,6 +199,9 @@ def _train(
     )  # fmt: skip
     plan = prepared.plan
     check_claims(plan)
+    check_rate(plan)
+    if not resume:
+        _refuse_broken_weights(prepared.traced.model)
     if options.shard:
         check_shardable(plan, ranks)
     if not quiet:
@@ -209,10 +215,19 @@ def _train(
     check_dual_ways(dual, options)
     loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
+    in_words = text_of(prepared.traced)
+    if ranks.count > 1:
+        more = {
+            "--out": None if out is None else os.path.abspath(out),
+            "--weights": None if weights is None else Path(weights).name,
+            "--on-bad-image": on_bad_image,
+        }
+        asked = replace(options, resume=resume)
+        check_alike(plan, asked, in_words, contents_of(dataset, sizes=False), more)
     held = ExitStack()
 
     def the_folder() -> str:
-        made_of = dict(model=text_of(prepared.traced), data=contents_of(dataset))
+        made_of = dict(model=in_words, data=contents_of(dataset))
         if resume:
             held.enter_context(hold_run(open_run(out)))  # before anything in it is replaced
             made_of["anyway"] = options.anyway
@@ -307,6 +322,22 @@ def _refuse_own_losses(recipe: Recipe) -> None:
                 "its labels, and training from here gives it images alone",
                 help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
             )
+
+
+def _refuse_broken_weights(model: nn.Module) -> None:
+    """InputError for NaN in what a run starts from, and for an infinite parameter.
+
+    Constants of a model, which are buffers, may be infinite.
+    """
+    parameters = [n for n, p in model.named_parameters() if not p.isfinite().all()]
+    broken = parameters + [n for n, b in model.named_buffers() if b.isnan().any()]
+    if broken:
+        more = f" and {count(len(broken) - 5, 'tensor')} more" if len(broken) > 5 else ""
+        raise InputError(
+            "the model starts from numbers that are not finite, in "
+            f"{', '.join(f'`{name}`' for name in broken[:5])}{more}",
+            help="look at how the model is built, and at what it loads",
+        )
 
 
 def _may_resume(asked: bool, out: str | Path | None, ranks: Ranks) -> bool:

@@ -219,7 +219,8 @@ def count_outputs(
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
     try:
         with torch.no_grad():
-            output = model.eval()(*inputs.args, **inputs.kwargs)
+            model.eval()
+            output = model(*inputs.args, **inputs.kwargs)
     except Exception as error:  # a model may refuse an image with any error
         (image,) = [*inputs.args, *inputs.kwargs.values()][:1]
         shape = " x ".join(map(str, image.shape[1:]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
@@ -28,37 +29,52 @@ from dcil_dsl.export.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.export.authors import show_authors
+from dcil_dsl.export.authors import logged, show_authors
 from dcil_dsl.export.collapse import collapse
+from dcil_dsl.export.deployed import (
+    MAX_TOLD,
+    deployed_tensors,
+    differences,
+    mask_faults,
+    other_numbers,
+    state_of,
+)
 from dcil_dsl.export.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
-from dcil_dsl.training.checkpoint import load_deployed, position_of, read_checkpoint
+from dcil_dsl.training.checkpoint import digest, load_deployed, position_of, read_checkpoint
+from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.machine import lay_out_weights
-from dcil_dsl.training.metrics import check_sparsity, masks_step
-from dcil_dsl.training.run import RunFolder, newest_of, open_run
+from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.run import RunFolder, newest_of, open_run, previous_of
 from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model, stored_spec
 
 # What a recipe asks of the model of a SPEC, given the data's name and the run's plan, where known.
-Asked = Callable[[str | None, str | None, Plan | None], tuple[Promise, ...]]
+Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]  # and the tensors of the model
+Asked = Callable[[str | None, str | None, Plan | None], Wanted]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One path of a run on the held-out data."""
+    """One path of a run on the held-out data.
+
+    broken: of how many of num_examples the outputs are no finite numbers. No class is right there.
+    """
 
     path: str
     accuracy: dict[str, float]
     claims: tuple[Claim, ...]
     step: int
+    broken: int = 0
+    num_examples: int = 0
 
     @property
     def holds(self) -> bool:
-        return all(claim.holds is not False for claim in self.claims)
+        return not self.broken and all(claim.holds is not False for claim in self.claims)
 
 
 def evaluate_run(
@@ -93,10 +109,11 @@ def evaluate_run(
     finally:
         loader.close()
     sparsity = check_sparsity(dual, masks_step(step)).measured
-    claims = ()
+    accuracy, claims = dict(accuracies[path]), ()
+    broken = accuracy.pop(BROKEN, 0)
     if path == plan.deploy:
-        claims = judge_claims(plan, accuracies[path], sparsity, step == plan.num_steps)
-    return Evaluation(path, accuracies[path], claims, step)
+        claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
+    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
 def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
@@ -104,7 +121,12 @@ def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
     they logged. Nothing for any other run or path."""
     folder = open_run(run)
     plan = folder.read_plan()
-    return show_authors(plan, folder.read_metrics(), page) if path == plan.deploy else []
+    if path != plan.deploy or not logged(plan):
+        return []
+    try:
+        return show_authors(plan, folder.read_metrics(), page)
+    except InputError as error:
+        return [f"the authors' numbers are left out: {error.message}"]
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
@@ -126,7 +148,28 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
         raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
-    return dual, load_deployed(folder.checkpoint, dual).step
+    step = load_deployed(folder.checkpoint, dual).step
+    _compare_exported(folder, plan, step)
+    return dual, step
+
+
+def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
+    """SparsityError where the run's own file, whole and of this step, is not what the checkpoint
+    deploys: that is how masks are met whose counts are right and which prune other weights."""
+    try:
+        read = read_artefact(folder.weights)
+    except InputError:
+        return  # there is none, or `dcil verify` says what it is
+    if read.origin is None or (read.origin.step, read.origin.path) != (step, plan.deploy):
+        return
+    if read.origin.sha256 != plan.recipe.sha256 or digest(read.tensors) != read.origin.digest:
+        return
+    faults, _ = _compare_run(folder, plan, read)
+    if faults:
+        raise SparsityError(
+            f"{folder.weights} and the checkpoint beside it contradict each other: "
+            f"{'; '.join(faults[:MAX_TOLD])}"
+        )
 
 
 def export_run(
@@ -144,13 +187,32 @@ def export_run(
     file = Path(out) if out is not None else folder.path / f"{path}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"{file} does not end in .{format}")
+    _refuse_to_replace(file, folder, path == plan.deploy)
     dual, step = rebuild(folder, plan, model)
-    plan = plan.model_copy(update={"deploy": path})
-    origin = origin_of(plan, step)
-    verdict = verify_tensors(collapse(dual, path).state_dict(), origin.promises)
-    assert verdict.holds, verdict.faults
-    write_artefact(collapse(dual, path), file, origin)
+    origin = origin_of(plan.model_copy(update={"deploy": path}), step)
+    deployed = collapse(dual, path)
+    verdict = verify_tensors(deployed.state_dict(), origin.promises)
+    if not verdict.holds:
+        faults = "; ".join(verdict.faults[:MAX_TOLD])
+        raise SparsityError(f"path `{path}` of {folder.path} is not exported: {faults}")
+    write_artefact(deployed, file, origin)
     return file
+
+
+def _refuse_to_replace(file: Path, folder: RunFolder, is_deployed: bool) -> None:
+    """InputError where an export would take the place of what a run has made of itself."""
+    lies_in = folder_of(file)
+    if lies_in is None:
+        return
+    own = (lies_in.weights, lies_in.checkpoint, previous_of(lies_in.checkpoint))
+    if file.absolute() not in [path.absolute() for path in own]:
+        return
+    is_same = lies_in.path.resolve() == folder.path.resolve()
+    if not (is_same and is_deployed and file.name == lies_in.weights.name):
+        raise InputError(
+            f"{file} is a file of the run in {lies_in.path}, and would be another one",
+            help="name another file with --out",
+        )
 
 
 def verify_artefact(
@@ -174,21 +236,22 @@ def verify_artefact(
     if where.is_dir():
         folder = open_run(where)
         newest = newest_of(folder.checkpoint)
-        files = [file for file in (folder.weights, newest) if file is not None and file.exists()]
+        known = [file for file in (folder.weights, newest) if file is not None]
+        files = [file for file in known if file.exists() or file.is_symlink()]
         if not files:
             raise InputError(f"{where} holds no weights yet", help="train first")
     elif where.exists():
         files = [where]
     else:
         raise InputError(f"there is no {where}", help=f"looked at {where.absolute()}")
-    known: dict[tuple, tuple[Promise, ...]] = {}  # the files of a run are asked the same
+    wanted: dict[tuple, Wanted] = {}  # the files of a run are asked the same
 
-    def asked(spec: str | None, data: str | None, stored: Plan | None) -> tuple[Promise, ...]:
-        if (spec, data) not in known:
-            known[spec, data] = _promises_of(
+    def asked(spec: str | None, data: str | None, stored: Plan | None) -> Wanted:
+        if (spec, data) not in wanted:
+            wanted[spec, data] = _promises_of(
                 recipe, steps_per_epoch, warn, note, spec, data, stored
             )
-        return known[spec, data]
+        return wanted[spec, data]
 
     return [
         (file, _verify_file(file, None if recipe is None else asked, model)) for file in files
@@ -198,21 +261,31 @@ def verify_artefact(
 def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     folder = folder_of(file)
     stored = None if folder is None else folder.read_plan()
-    if folder is not None and file in (folder.checkpoint, newest_of(folder.checkpoint)):
-        return _verify_checkpoint(folder.checkpoint, stored, asked, model)
+    if folder is not None and file in _checkpoints_of(folder):
+        return _verify_checkpoint(folder, file, stored, asked, model)
     read = read_artefact(file)
-    faults, masks = [], None
+    faults, notes, masks = [], [], None
     if read.origin is not None:
         faults += _compare_header(read, stored)
-        if folder is not None and folder.has_checkpoint:
-            masks = _masks_at(folder, stored, read)
+    if folder is not None and file == folder.weights and read.origin is None:
+        faults.append("the file says nothing about itself, as a run's own does")
+    if folder is not None and folder.has_checkpoint:
+        found, masks = _compare_run(folder, stored, read)
+        faults += found
+    elif folder is not None and read.origin is not None:
+        notes.append("the run has no checkpoint: that this is its last file is not proved")
+        if read.origin.path != stored.deploy:
+            faults.append(_of_another_path(read, stored))
     if asked is not None:
         named = read.origin or stored
         spec = model or (stored_spec(named.model.name, file) if named else None)
         data = read.origin.data if read.origin else stored and stored.data.name
-        promises = asked(spec, data, stored)
+        promises, wanted = asked(spec, data, stored)
+        faults += differences(read.tensors, wanted, exact_type=False)
     elif read.origin is not None:
         promises = read.origin.promises
+        if not promises and folder is None:
+            faults.append("the file promises nothing: there is nothing that it could hold")
     elif stored is not None:
         promises = promises_at(stored, stored.num_steps)
     else:
@@ -221,57 +294,63 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
             help="compare it with a recipe: --recipe RECIPE --model SPEC",
         )
     verdict = verify_tensors(read.tensors, promises, masks)
-    verdict.faults[:0] = faults
+    verdict.faults[:] = dict.fromkeys(faults + verdict.faults)  # each once
+    verdict.notes[:0] = notes
     if not promises:
         verdict.notes.append("nothing was asked: no weight of this path is pruned")
     return verdict
 
 
+def _of_another_path(read: Artefact, plan: Plan) -> str:
+    return f"this is path `{read.origin.path}`, the run deploys `{plan.deploy}`"
+
+
+def _checkpoints_of(folder: RunFolder) -> tuple[Path | None, ...]:
+    last = folder.checkpoint
+    return last, newest_of(last), previous_of(last)
+
+
 def _verify_checkpoint(
-    file: Path, stored: Plan, asked: Asked | None, model: str | None
+    folder: RunFolder, file: Path, stored: Plan, asked: Asked | None, model: str | None
 ) -> Verdict:
     """The weights of a checkpoint as its masks deploy them: a pruned weight lives on in there."""
-    tensors, header = read_checkpoint(file, stored)
-    step = position_of(header, file).step
-    kept = {
-        name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")
-    }
-    kept |= {
-        name.removeprefix("average/"): t
-        for name, t in tensors.items()
-        if name.startswith("average/")
-    }
+    place = folder.checkpoint if file in (folder.checkpoint, newest_of(folder.checkpoint)) else file
+    tensors, header = read_checkpoint(place, stored)
+    step, state = position_of(header, file, stored).step, state_of(tensors)
     promises = (
         promises_at(stored, step)
         if asked is None
-        else asked(model or stored_spec(stored.model.name, file), stored.data.name, stored)
+        else asked(model or stored_spec(stored.model.name, file), stored.data.name, stored)[0]
     )
-    deployed = {}
-    for name in {name for promise in promises for name in promise.parameters}:
-        if f"{name}_mask" in kept and name in kept:
-            deployed[name] = kept[name].masked_fill(~kept[f"{name}_mask"], 0.0)
-    return verify_tensors(deployed, promises)
+    faults = mask_faults(state, stored)
+    faults += [  # of the other paths' own modules too
+        f"{name} holds numbers that are not finite"
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.float().isnan().any()
+    ]
+    verdict = verify_tensors(deployed_tensors(state, stored, stored.deploy)[0], promises)
+    verdict.faults[:] = dict.fromkeys(faults + verdict.faults)
+    return verdict
 
 
 def _promises_of(
     recipe: Recipe, steps_per_epoch: int | None, warn: Warn, note: Note, spec: str | None,
     data: str | None, stored: Plan | None,
-) -> tuple[Promise, ...]:  # fmt: skip
-    """What a recipe asks at its end."""
+) -> Wanted:  # fmt: skip
+    """What a recipe asks at its end, and the tensors that the model has."""
     if spec is None:
         raise InputError("the file does not name its model", help="name it with --model SPEC")
     if steps_per_epoch is None and stored is not None:
         steps_per_epoch = stored.steps_per_epoch
-    plan = prepare(
+    prepared = prepare(
         recipe, spec, warn=warn, note=note, steps_per_epoch=steps_per_epoch, data=data
-    ).plan
-    return promises_at(plan, plan.num_steps)
+    )
+    plan = prepared.plan
+    return promises_at(plan, plan.num_steps), prepared.traced.model.state_dict()
 
 
 def _compare_header(read: Artefact, stored: Plan | None) -> list[str]:
     """Faults of a file whose numbers or promises are not those that were written."""
-    from dcil_dsl.export.artefact import digest
-
     faults = []
     if digest(read.tensors) != read.origin.digest:
         faults.append("the tensors are not those that were exported: the digest differs")
@@ -284,14 +363,37 @@ def _compare_header(read: Artefact, stored: Plan | None) -> list[str]:
     return faults
 
 
-def _masks_at(folder: RunFolder, plan: Plan, read: Artefact) -> Mapping[str, Tensor] | None:
-    """The checkpoint's masks, where checkpoint and file are of the same step."""
+def _compare_run(
+    folder: RunFolder, plan: Plan, read: Artefact
+) -> tuple[list[str], Mapping[str, Tensor] | None]:
+    """Faults of a file that is not what the run in whose folder it lies deploys; the masks of the
+    checkpoint, where both are of one step."""
     tensors, header = read_checkpoint(folder.checkpoint, plan)
-    is_same = position_of(header, folder.checkpoint).step == read.origin.step
-    if not is_same or not read.origin.promises:
-        return None
-    names = [name for promise in read.origin.promises for name in promise.parameters]
-    return {name: tensors[f"model/{name}_mask"] for name in names}
+    state, origin = state_of(tensors), read.origin
+    if origin is None:  # which path it is of, and of which step, it does not say
+        wanted, _ = deployed_tensors(state, plan, plan.deploy)
+        return differences(read.tensors, wanted, exact_type=False), None
+    step, faults = position_of(header, folder.checkpoint, plan).step, []
+    if origin.step != step:
+        faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")
+    if origin.path != plan.deploy:
+        faults.append(_of_another_path(read, plan))
+    if origin.path not in {entry.name for entry in plan.paths}:
+        return faults, None
+    wanted, unknown = deployed_tensors(state, plan, origin.path)
+    faults += differences(read.tensors, wanted)
+    if origin.step != step:
+        return faults, None
+    faults += mask_faults(state, plan) + other_numbers(read.tensors, wanted, unknown)
+    names = [name for promise in origin.promises for name in promise.parameters]
+    masks = {name: state.get(f"{name}_mask") for name in names}
+    fits = {
+        name: mask
+        for name, mask in masks.items()
+        if mask is not None and mask.dtype == torch.bool and name in read.tensors
+        and mask.shape == read.tensors[name].shape
+    }  # fmt: skip
+    return faults, fits
 
 
 def folder_of(file: Path) -> RunFolder | None:

@@ -43,10 +43,12 @@ def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
+    from dcil_dsl.lang.merge import Unreadable, read_bytes
+
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return read_bytes(path)
+    except Unreadable as error:
+        raise InputError(f"cannot read {path}: {error}") from None
 
 
 def _write(path: Path, content: bytes) -> None:

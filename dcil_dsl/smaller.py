@@ -7,6 +7,7 @@ Not:  nothing is trained, and what was given is not changed.
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from dcil_dsl.export.artefact import FORMATS, read_artefact
 from dcil_dsl.export.collapse import collapse
 from dcil_dsl.export.compact import Compacted, compact
 from dcil_dsl.export.measure import Measured, measure
+from dcil_dsl.export.rebuild import MOST_NUMBERS, try_inputs
 from dcil_dsl.export.shapes import write_shapes
 from dcil_dsl.export.show_compact import report_of
 from dcil_dsl.graph.inputs import Inputs
@@ -47,21 +49,24 @@ def compact_run(
     if given.is_file():
         if path is not None:
             raise InputError(f"--path {path}: a file holds one path", help="name a run folder")
-        network, plan = _from_file(given, model)
+        network, plan, image = _from_file(given, model)
         folder = _folder_beside(given)
     else:
         opened = open_run(given)
-        plan = opened.read_plan()
+        plan, image = opened.read_plan(), None
         path = known_path(plan, path)
         network = collapse(rebuild(opened, plan, model)[0], path)
         folder = opened.path / ("compact" if path == plan.deploy else f"compact-{path}")
     folder = folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", help="name a folder with --out")
-    result = compact(network, _inputs(network, plan, batch=2))
+    example = _inputs(network, plan, image, batch=2)
+    try_inputs(network, example, f"the plan or the header of {given}")
+    result = compact(network, example)
     device = pick_device("auto")
-    inputs = _inputs(network, plan, BATCH).to(device)
-    measured = measure(network.eval().to(device), result.model.to(device), inputs)
+    inputs = _inputs(network, plan, image, BATCH).to(device)
+    network.eval()
+    measured = measure(network.to(device), result.model.to(device), inputs)
     result.model.cpu()
     write_shapes(folder, result.shapes, result.tensors, report_of(result, measured))
     return folder, result, measured
@@ -74,8 +79,11 @@ def _folder_beside(file: Path) -> Path:
     return file.parent / ("compact" if alone else f"compact-{file.stem}")
 
 
-def _from_file(file: Path, spec: str | None) -> tuple[nn.Module, Plan | None]:
-    """The model of an exported file, as its header says or the run that it lies in; its plan."""
+def _from_file(
+    file: Path, spec: str | None
+) -> tuple[nn.Module, Plan | None, tuple[int, ...] | None]:
+    """The model of an exported file, as its header says or the run that it lies in; its plan, and
+    the shape of one image where the header has it."""
     read, run = read_artefact(file), folder_of(file)
     named, plan = read.origin and read.origin.model, run and run.read_plan()
     if plan is not None and named not in (None, plan.model):
@@ -92,15 +100,24 @@ def _from_file(file: Path, spec: str | None) -> tuple[nn.Module, Plan | None]:
         lines = str(error).strip().splitlines()
         fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
         raise InputError(f"{file} does not fit {spec}: {fact[:200]}") from None
-    return network, plan
+    sizes = [*(read.origin.sizes if read.origin else {}).values()]
+    image = sizes[0].shape[1:] if len(sizes) == 1 and len(sizes[0].shape) == 4 else None
+    if image is not None and BATCH * prod(image) > MOST_NUMBERS:
+        shape = " x ".join(map(str, image))
+        raise InputError(f"the header of {file} names images of {shape}: too large to be tried")
+    return network, plan, image
 
 
-def _inputs(network: nn.Module, plan: Plan | None, batch: int) -> Inputs:
-    """A random batch of what the network takes; of a run, images as it was trained on."""
-    if plan is not None and takes_one_image(network) and not takes_keywords(network):
-        size = _image_size(plan)
+def _inputs(
+    network: nn.Module, plan: Plan | None, image: tuple[int, ...] | None, batch: int
+) -> Inputs:
+    """A random batch of what the network takes: images as it was trained on, where that is known;
+    of a size that was guessed, their timing alone may take minutes."""
+    if plan is not None and image is None:
+        image = (plan.data.channels, *(_image_size(plan),) * 2)
+    if image is not None and takes_one_image(network) and not takes_keywords(network):
         generator = torch.Generator().manual_seed(0)
-        return Inputs.of(torch.randn(batch, plan.data.channels, size, size, generator=generator))
+        return Inputs.of(torch.randn(batch, *image, generator=generator))
     return example_inputs(network, batch)
 
 

@@ -119,3 +119,11 @@ def test_scattered_zeros_are_said_to_stay_and_no_time_is_told_of_one_network_twi
     printed = capsys.readouterr().out
     assert "no layer shrank: no filter, input channel or head is all zero" in printed
     assert "milliseconds" not in printed
+
+
+def test_a_file_outside_its_run_is_tried_on_images_as_it_was_trained_on(folder, tmp_path):
+    """Else on what its model takes at most, 224 pixels, in batches of 32: that is minutes."""
+    shutil.copy(folder / "run" / "sparse.safetensors", tmp_path / "alone.safetensors")
+    assert call("export", tmp_path / "alone.safetensors", "--to", "compact", *own(folder)) == 0
+    shapes = json.loads((tmp_path / "compact" / "shapes.json").read_text())
+    assert shapes["inputs"][0]["shape"] == [2, 3, 32, 32]

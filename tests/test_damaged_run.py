@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,17 @@ PLANS = [
     ("phases.0.paths", ["sparse", "dense", "dense"], "and no path twice"),
     ("phases.0.shares", [], "a phase has not one row of shares"),
     ("phases", [], "no phase says which path runs"),
+    ("privates", [{"module": "1"}, {"module": "1"}], "a module is private twice"),
+    ("paths.0.view", "outside", "and the word that brings it go together"),
+    ("groups.0.score", {"kind": "outside"}, "and the word that brings it go together"),
+    ("paths.0.batch", -1.0, "paths.0.batch: "),
+    ("groups.0.target", float("nan"), "groups.0.target: "),
+    ("groups.0.target", 1.5, "groups.0.target: "),
+    ("groups.0.schedule.initial", float("-inf"), "groups.0.schedule.initial: "),
+    ("train.optimizer.lr", float("nan"), "lr: "),
+    ("steps_per_epoch", 0, "steps_per_epoch: "),
+    ("num_steps", -1, "num_steps: "),
+    ("format", 2, "format: "),
 ]
 
 
@@ -85,6 +97,10 @@ def test_a_plan_of_what_cannot_be_is_refused(folder, place, new, fault, capsys):
     [
         ("promises.0.parameters", [CONV], "num_weights has not one entry for each of 1"),
         ("promises.0.num_weights", [], "num_weights has not one entry for each of 2"),
+        ("promises.0.asked", float("nan"), "promises.0.asked: "),
+        ("promises.0.keeps", [-1], "promises.0.keeps.0: "),
+        ("step", -1, "step: "),
+        ("format", 2, "format: "),
         ("promises.0.keeps", [], "one budget keeps one number"),
         ("promises.0.costs", [1, 1, 1], "costs has not one entry for each of 2"),
         ("promises.0.cuts", [{"shape": [2], "units": [1]}] * 2, "no dimensions of its shape"),
@@ -126,7 +142,7 @@ def test_a_file_in_the_place_of_the_folder_of_checkpoints_is_named(made, folder,
     shutil.rmtree(folder / "run" / "checkpoint")
     (folder / "run" / "checkpoint").touch()
     assert call(*job(made), "--out", folder / "run", "--resume", "--quiet") == 2
-    assert "cannot write" in capsys.readouterr().err
+    assert "there is no checkpoint" in capsys.readouterr().err
 
 
 def test_an_accuracy_that_metrics_do_not_hold_is_no_matter_for_eval(folder, capsys):
@@ -138,3 +154,32 @@ def test_an_accuracy_that_metrics_do_not_hold_is_no_matter_for_eval(folder, caps
 def test_eval_does_not_judge_a_run_that_was_cut_short(folder, capsys):
     assert call("eval", folder / "run", *own(folder)) == 0
     assert "expect sparsity >= 89%: measured 0.0000%, not judged" in capsys.readouterr().out
+
+
+def pipe(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+
+
+def directory(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.mkdir()
+
+
+@pytest.mark.parametrize("make", [pipe, directory])
+@pytest.mark.parametrize("name", [
+    "command.json", "plan.json", "model.txt", "data.json", "metrics.jsonl", "resolved.prune",
+    "checkpoint/last.safetensors", "sparse.safetensors",
+])  # fmt: skip
+def test_what_is_no_file_is_not_waited_for(made, folder, name, make, capsys):
+    make(folder / "run" / name)
+    verbs = [["eval", folder / "run", *own(folder)], ["verify", folder / "run"],
+             ["export", folder / "run", "--to", "pth", *own(folder)],
+             [*job(made), "--out", folder / "run", "--resume", "--quiet"]]  # fmt: skip
+    codes = [call(*verb) for verb in verbs]
+    assert "Traceback" not in capsys.readouterr().err
+    assert {*codes} <= {0, 1, 2}
+    if "last" in name or name == "plan.json":
+        assert {*codes} == {2}
+    if name in ("model.txt", "data.json", "metrics.jsonl"):
+        assert codes == [0, 0, 0, 2]

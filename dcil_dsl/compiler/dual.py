@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.dynamics import add_penalties, follow_masks, grown_masks
 from dcil_dsl.compiler.masks import are_halved, make_masks
-from dcil_dsl.compiler.privatize import is_within, twin_names
+from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
 from dcil_dsl.compiler.scores import begin_scores, clear_growth, scored_groups, scores_of
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Arguments
@@ -88,8 +88,16 @@ class Dual(fx.GraphModule):
         return args if self.arguments.live is None else self.arguments.bind(args, kwargs)
 
     def train(self, mode: bool = True) -> Dual:
-        super().train(mode)
-        self.original.training = mode
+        """As the model's own train() or eval() has it, be it overridden; a twin as its original."""
+        self.original.train() if mode else self.original.eval()
+        for entry in self.plan.privates:
+            own = self.get_submodule(entry.module)
+            for path in self.plan.paths:
+                if path.name != self.plan.deploy:
+                    twin = self.get_submodule(twin_name(entry.module, path.name))
+                    for one, other in zip(own.modules(), twin.modules(), strict=True):
+                        other.training = one.training
+        self.training = mode
         return self
 
     def __deepcopy__(self, memo) -> Dual:

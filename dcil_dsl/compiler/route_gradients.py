@@ -3,6 +3,7 @@
 In:   an unrolled graph whose paths all read the raw weights.
 Out:  every edge from a shared weight, or from a value computed from shared weights, into a
       path passes through a view: split_weight for a pruned weight, share_gradient for others.
+      What a path returns is such an edge, too.
 Not:  private modules belong to one path and learn from it alone.
 """
 
@@ -13,7 +14,7 @@ import operator
 from torch import fx, nn
 
 from dcil_dsl.compiler.scores import UNSCALE
-from dcil_dsl.graph.topology import reached_from
+from dcil_dsl.graph.topology import nodes_in, reached_from
 from dcil_dsl.masking.power import raise_power
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.plan.plan import Group, Phase, Plan
@@ -41,15 +42,22 @@ def route_gradients(
     shares = dict(zip((path.name for path in plan.paths), phase.shares, strict=True))
     weights = [node for node in graph.nodes if _is_parameter(node, model)]
     learning = reached_from(graph, weights)
-    seen_by: dict[fx.Node, dict[fx.Node, fx.Node]] = {}
+    # By the node that reads, or by the path that returns.
+    seen_by: dict[fx.Node | str, dict[fx.Node, fx.Node]] = {}
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    output = next(reversed(order))
+    returned = {path: set(nodes_in(structure)) for path, structure in output.args[0].items()}
 
     for node in list(graph.nodes):
-        if node.meta.get("path") is not None or node not in learning or node.op == "output":
+        if node.meta.get("path") is not None or node not in learning or node is output:
             continue
         readers = {path: [] for path in phase.paths}
-        for user in node.users:
+        for user in sorted(node.users, key=order.__getitem__):
             if user.meta.get("path") in readers:
                 readers[user.meta["path"]].append(user)
+        for path, nodes in returned.items():
+            if node in nodes:
+                readers[path].append(output)
         readers = {path: users for path, users in readers.items() if users}
         if not readers:
             continue
@@ -57,10 +65,16 @@ def route_gradients(
             group = pruned[node.target]
             seen = _split(graph, node, tuple(readers), views, shares, group, training)
         else:
-            seen = _shared(graph, node, tuple(readers), shares)
+            seen = _shared(graph, node, readers, shares)
         for path, users in readers.items():
             for user in users:
-                seen_by.setdefault(user, {})[node] = seen[path]
+                reader = path if user is output else user
+                seen_by.setdefault(reader, {})[node] = seen[path]
+    results = dict(output.args[0])
+    for path, structure in results.items():
+        views = seen_by.pop(path, {})
+        results[path] = fx.map_arg(structure, lambda n: views.get(n, n))  # noqa: B023
+    output.args = (results,)
     for user, views in seen_by.items():  # all at once: a module that stays whole reads thousands
         user.args = fx.map_arg(user.args, lambda n: views.get(n, n))  # noqa: B023
         user.kwargs = fx.map_arg(user.kwargs, lambda n: views.get(n, n))  # noqa: B023
@@ -119,15 +133,17 @@ def _split(
     return seen
 
 
-def _shared(graph, node, paths, shares) -> dict[str, fx.Node]:
-    """One share_gradient for each path whose share is not the whole."""
+def _shared(graph, node, readers, shares) -> dict[str, fx.Node]:
+    """One share_gradient for each path whose share is not the whole, in front of its first reader:
+    behind all that changes the value in place.
+    """
     seen = {}
-    for path in paths:
+    for path, users in readers.items():
         share = shares[path].rest
         if share == 1:
             seen[path] = node
             continue
-        with graph.inserting_after(node):
+        with graph.inserting_before(users[0]):
             name = f"{node.name}_{path}"
             seen[path] = graph.create_node(
                 "call_function", share_gradient, (node, share), name=name

@@ -20,6 +20,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.compiler.segments import early_nodes, forward_of
 from dcil_dsl.compiler.unroll_paths import may_draw
+from dcil_dsl.graph.topology import nodes_in
 from dcil_dsl.masking.apply import apply_whole
 
 
@@ -75,7 +76,7 @@ def cut_turns(dual: Dual, phase: int) -> Turns:
     buffers = _buffers(dual)
     parts, crossing = {}, {}
     for path, nodes in own.items():
-        results = _nodes_in(output.args[0][path])
+        results = nodes_in(output.args[0][path])
         read = [n for node in nodes for n in node.all_input_nodes if n in shared]
         reads = dict.fromkeys(read + [n for n in results if n in shared])
         crossing |= reads
@@ -93,12 +94,6 @@ def cut_turns(dual: Dual, phase: int) -> Turns:
         parts,
         any(part.draws for part in parts.values()) or _keep_shared_statistics(dual, parts.values()),
     )
-
-
-def _nodes_in(structure: object) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.map_arg(structure, found.append)
-    return found
 
 
 def _of_called(nodes: list[fx.Node], dual: Dual) -> dict[str, None]:

@@ -20,8 +20,11 @@ from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.data.shards import Shards
 
 
-def contents_of(dataset: Dataset) -> dict[str, str]:
-    """{"train/cat": "500 files of 5,120,000 bytes (3f2a1b09)"}, by class, shard or part."""
+def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
+    """{"train/cat": "500 files of 5,120,000 bytes (3f2a1b09)"}, by class, shard or part.
+
+    sizes  of files; without them no file is looked for, and their names alone are compared
+    """
     found: dict[str, str] = {}
     for part in ("train", "val"):
         examples: Sequence = getattr(dataset, part)
@@ -35,19 +38,22 @@ def contents_of(dataset: Dataset) -> dict[str, str]:
                 for path, label in examples.samples:
                     by_class[label].append(path)
                 for label, name in enumerate(examples.classes):
-                    found[f"{part}/{name}"] = _files(by_class[label])
+                    found[f"{part}/{name}"] = _files(by_class[label], sizes)
             case Shards():
-                found |= {f"{part}/{os.path.basename(f)}": _files([f]) for f in examples.files}
+                found |= {
+                    f"{part}/{os.path.basename(f)}": _files([f], sizes) for f in examples.files
+                }
             case _:
                 found[part] = f"{len(examples):,} examples"
     return found
 
 
-def _files(paths: Iterable[str]) -> str:
-    lines = sorted((os.path.basename(path), _size(path)) for path in paths)
+def _files(paths: Iterable[str], sizes: bool) -> str:
+    lines = sorted((os.path.basename(path), _size(path) if sizes else 0) for path in paths)
     digest = blake2b(repr(lines).encode(), digest_size=4).hexdigest()
     files = "1 file" if len(lines) == 1 else f"{len(lines):,} files"
-    return f"{files} of {sum(size for _, size in lines):,} bytes ({digest})"
+    size = f" of {sum(size for _, size in lines):,} bytes" if sizes else ""
+    return f"{files}{size} ({digest})"
 
 
 def _size(path: str) -> int:

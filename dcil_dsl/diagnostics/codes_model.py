@@ -120,6 +120,10 @@ mix {
     entry("E321", "a balance that is never struck",
           """`balance` compares the gradients of one path's loss terms at every multiple of `every`,
           and no two terms are open at such a step."""),
+    entry("E323", "a regular expression takes too long",
+          """An expression such as `(a|aa)+b` tries a number of ways that doubles with each letter
+          of a name. It has a second of processor time for all names of a model.""",
+          'prune re"(|.|.|.){40}[ab]" to 90%', 'prune re".*[ab]" to 90%'),
     entry("E313", "paths of different strides",
           "Every so many steps a path may rest, but all that do so keep the same time.",
           """mix {
@@ -155,9 +159,11 @@ mix {
           """A module that torch.fx cannot follow stays whole and is rewritten inside. What is left
           are modules that cannot be copied, that are wrapped or compiled by torch.jit, that have no
           weights yet, whose forward writes to its weights, or that fail by themselves."""),
-    entry("E402", "a weight is made of others",
+    entry("E402", "no mask would last on this weight",
           """The weight of this module is made of other parameters at each call, as weight_norm
-          does; a mask would be lost. `keep` leaves it as it is."""),
+          does, or its forward changes it in place, as `max_norm` and momentum targets do; a mask
+          would be lost. `except "NAME"` in the rule, or `keep "NAME"` below it, leaves it as it
+          is."""),
     entry("E403", "the compiled graph is wrong",
           """A check of the compiled graph failed. The fault is in dcil_dsl, not in the recipe or
           the model; a report with both helps."""),

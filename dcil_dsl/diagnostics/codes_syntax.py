@@ -73,8 +73,10 @@ SYNTAX: tuple[Code, ...] = (
           """`language` comes first and once, `extends` right after it; settings stand in blocks;
           `path`, `update`, `private`, `loss` and `deploy` stand in `mix`.""",
           "refresh = 16 steps", "pruning { refresh = 16 steps }"),
-    entry("E114", "nested too deeply",
-          "No sensible recipe nests this deep; parts can be named with `let` and `layers`."),
+    entry("E114", "nested too deeply, or grown too large",
+          """No sensible recipe nests this deep; parts can be named with `let` and `layers`. What
+          names stand for may hold 100,000 values and as many parts of selectors in all: a list
+          that names another twice doubles it."""),
     entry("E115", "closed but never opened",
           "A `}`, `)` or `]` has nothing to close.",
           "prune Conv2d to 90% }", "prune Conv2d to 90%"),

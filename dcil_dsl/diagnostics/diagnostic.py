@@ -7,11 +7,15 @@ Not:  no drawing (render.py), no text of the codes (codes.py).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from dcil_dsl.diagnostics.source import Span
 
 MAX_ERRORS = 20  # more than a person reads at once; the count of the rest is said
+MOST_ERRORS = 100  # after which a stage ends: what is wrong so often is made, not written
+LONGEST_WORD, LONGEST_TEXT = 200, 1000  # characters of a message; a recipe's names have no limit
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Label:
 
     span: Span
     text: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", bounded(self.text))
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,10 @@ class Diagnostic:
     label: str = ""
     others: tuple[Label, ...] = ()
     help: str | None = None
+
+    def __post_init__(self):
+        for name in ("message", "label", "help"):
+            object.__setattr__(self, name, bounded(getattr(self, name)))
 
     @property
     def is_error(self) -> bool:
@@ -75,12 +86,22 @@ class Diagnostics:
     """What one stage has found. Errors wait until the stage ends, so that all are told at once."""
 
     found: list[Diagnostic] = field(default_factory=list)
+    _known: set[Diagnostic] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def add(self, code: str, message: str, span: Span | None = None, **more) -> None:
         """Note a fact. `more` takes the other fields of Diagnostic. The same fact is noted once."""
-        diagnostic = Diagnostic(code, message, span, **more)
-        if diagnostic not in self.found:
-            self.found.append(diagnostic)
+        self.note(Diagnostic(code, message, span, **more))
+
+    def note(self, diagnostic: Diagnostic) -> None:
+        """Note a fact once. RecipeError with all of them at the error number MOST_ERRORS."""
+        if len(self._known) != len(self.found):  # those that it began with
+            self._known = set(self.found)
+        if diagnostic in self._known:
+            return
+        self._known.add(diagnostic)
+        self.found.append(diagnostic)
+        if diagnostic.is_error and len(self.errors) >= MOST_ERRORS:
+            self.stop_if_wrong()
 
     @property
     def errors(self) -> list[Diagnostic]:
@@ -94,6 +115,14 @@ class Diagnostics:
         """Raise RecipeError with every error so far, in the order of the text."""
         if self.errors:
             raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
+
+
+def bounded(text: str | None) -> str | None:
+    """A text for people, cut where a name or a list in it goes on and on."""
+    if text is None or len(text) <= LONGEST_WORD:
+        return text
+    text = _LONG_WORD.sub(lambda word: f"{word[0][: LONGEST_WORD - 3]}...", text)
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 3]}..."
 
 
 def _one_line(diagnostic: Diagnostic) -> str:

@@ -18,11 +18,12 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS, Diagnostic, Label
+from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS, MOST_ERRORS, Diagnostic, Label
 from dcil_dsl.diagnostics.source import Source
 
 WIDTH = 100  # columns of a source line that are shown
 LEAD = 30  # columns kept before the caret where a line is clipped
+NEAR = 10 * WIDTH  # characters on each side of a place that are looked at: a line may be the file
 TAB = 4
 
 _RED, _YELLOW, _BLUE, _CYAN, _BOLD, _END = (
@@ -62,7 +63,8 @@ def render_all(
     shown = [render_concise(d) if concise else render(d, color) for d in diagnostics[:MAX_ERRORS]]
     more = len(diagnostics) - MAX_ERRORS
     if more > 0:
-        shown.append(f"and {more} more")
+        least = "at least " if len(diagnostics) >= MOST_ERRORS else ""
+        shown.append(f"and {least}{more} more")
     return ("\n" if concise else "\n\n").join(shown)
 
 
@@ -106,9 +108,11 @@ def _mark(label: Label, sign: str) -> _Mark:
 
 def _shown(mark: _Mark, with_line: bool, gutter: int, tone: str, paint) -> list[str]:
     span = mark.label.span
-    text = span.source.line(mark.line)
-    left = _columns(text[: span.column - 1])
-    inside = _columns(text[: span.column - 1 + mark.stop - span.start]) - left
+    skipped = max(0, span.column - 1 - NEAR)
+    before = span.column - 1 - skipped
+    text = span.source.line(mark.line)[skipped : span.column + NEAR]
+    left = _columns(text[:before])
+    inside = _columns(text[: before + mark.stop - span.start]) - left
     line, left = _clipped(_expanded(text), left)
     # At least one sign, also at the end of a line, and none beyond what is shown.
     signs = max(1, min(inside, WIDTH + 6 - left))

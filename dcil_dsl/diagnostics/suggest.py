@@ -10,20 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+LONGEST = 200  # letters of a word that a slip of the hand explains
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate at the least edit distance, the first of equals; None where none is near.
 
     Near: at most one slip for three letters, two for up to eight, a third of the length beyond.
     Letter case alone counts as no slip. Else the only one that it begins, or that begins it, with
-    three letters at least.
+    three letters at least. A word or a candidate of more than LONGEST letters is near to nothing.
     """
-    candidates = list(dict.fromkeys(candidates))
+    if len(word) > LONGEST:
+        return None
+    candidates = [one for one in dict.fromkeys(candidates) if len(one) <= LONGEST]
     allowed = 1 if len(word) <= 3 else 2 if len(word) <= 8 else min(len(word) // 3, 6)
     best: list[tuple[int, str]] = []
     for candidate in candidates:
-        if abs(len(candidate) - len(word)) > allowed or len(candidate) > 200:
+        if abs(len(candidate) - len(word)) > allowed:
             continue
-        distance = _distance(word.lower(), candidate.lower())
+        distance = _distance(word.lower(), candidate.lower(), allowed)
         # Half the letters changed is not a slip: `l2` is not a misspelling of `lr`.
         if distance <= allowed and distance < max(len(word), len(candidate)) / 2:
             best.append((distance, candidate))
@@ -48,15 +53,25 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     return None if near is None else f"did you mean `{near}`?"
 
 
-def _distance(a: str, b: str) -> int:
-    """Edits that turn a into b: insert, delete, replace, or swap two neighbours (Damerau 1964)."""
-    before, row = [], list(range(len(b) + 1))
+def _distance(a: str, b: str, most: int) -> int:
+    """Edits that turn a into b: insert, delete, replace, or swap two neighbours (Damerau 1964).
+
+    `most` + 1 for whatever is more. Only the places that so few edits can line up are compared.
+    """
+    far = most + 1
+    width = len(b) + 2
+    before, row = [], [min(j, far) for j in range(width)]
     for i, x in enumerate(a, 1):
+        first, last = max(1, i - most), min(len(b), i + most)
         older, before = before, row
-        row = [i]
-        for j, y in enumerate(b, 1):
+        row = [far] * width
+        row[0] = min(i, far)
+        for j in range(first, last + 1):
+            y = b[j - 1]
             cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
             if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
                 cost = min(cost, older[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
+            row[j] = min(cost, far)
+        if min(row) >= far and min(before) >= far:
+            return far
+    return row[len(b)]

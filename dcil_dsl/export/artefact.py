@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.plan.group import SharedBy, check_members
-from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Unit, first_fault
+from dcil_dsl.plan.group import Share, SharedBy, check_members
+from dcil_dsl.plan.plan import Bound, Cut, Model, Plan, Single, Size, Unit, first_fault
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at, last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.metrics import masks_step
@@ -45,15 +45,15 @@ class Promise(BaseModel):
     so are the bounds'.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rule: str
     allocation: Literal["global", "uniform"]
     shared_by: SharedBy = "target"
-    asked: float
+    asked: Share
     parameters: tuple[str, ...]
-    num_weights: tuple[int, ...]
-    keeps: tuple[int, ...]
+    num_weights: tuple[NonNegativeInt, ...]
+    keeps: tuple[NonNegativeInt, ...]
     of: Literal["weights", "units", "flops"] = "weights"
     unit: Unit = Single()
     cuts: tuple[Cut, ...] = ()
@@ -74,7 +74,10 @@ class Promise(BaseModel):
 
 
 class Origin(BaseModel):
-    """Where a file comes from and what it promises. `step`: updates done when it was written."""
+    """Where a file comes from and what it promises. `step`: updates done when it was written.
+
+    sizes  the inputs that the network was trained on, as Plan.sizes has them
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,8 +87,9 @@ class Origin(BaseModel):
     model: Model
     data: str | None
     path: str
-    step: int
+    step: NonNegativeInt
     promises: tuple[Promise, ...]
+    sizes: dict[str, Size] = {}
     digest: str = ""
 
 
@@ -130,6 +134,7 @@ def origin_of(plan: Plan, num_done: int) -> Origin:
     return Origin(
         recipe=plan.recipe.name, sha256=plan.recipe.sha256, model=plan.model, data=plan.data.name,
         path=plan.deploy, step=num_done, promises=promises_at(plan, num_done),
+        sizes=plan.sizes,
     )  # fmt: skip
 
 

@@ -54,9 +54,14 @@ def compare(plan: Plan, lines: Sequence[Mapping]) -> list[Compared]:
     theirs = logged(plan)
     if not theirs:
         return []
-    ours = {line["epoch"]: line["top1"] for line in lines if plan.deploy in line["top1"]}
+    told = {line["epoch"]: line.get("top1") for line in lines}
+    ours = {
+        epoch: top1[plan.deploy]
+        for epoch, top1 in told.items()
+        if isinstance(top1, dict) and isinstance(top1.get(plan.deploy), float)
+    }
     return [
-        Compared(epoch, ours[epoch][plan.deploy], *theirs[epoch])
+        Compared(epoch, ours[epoch], *theirs[epoch])
         for epoch in sorted(theirs)
         if epoch in ours
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ def compact(
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise InputError(f"`{name}` of the state dict is no tensor: it has no place in a file")
-    original = copy_module(model).eval()
+    original = copy_module(model)
+    original.eval()
     followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))
     traced, found = followed.traced.model, followed.found
     given = readings(found, find_constants(found))
@@ -161,9 +163,15 @@ def _compare(original: nn.Module, small: nn.Module, inputs: Inputs, count: int) 
                 )
             if expected.numel():
                 expected, given = expected.double(), given.double()  # of masks and numbers too
-                largest = 1 + expected.abs().max().item()
-                worst = max(worst, (given - expected).abs().max().item() / largest)
-    if not worst <= bound:  # NaN is refused too
+                differs = expected != given  # of NaN always, of equal infinities never
+                finite = expected[expected.isfinite()].abs()
+                largest = 1 + (finite.max().item() if finite.numel() else 0.0)
+                found = (given - expected)[differs].abs()
+                apart = found.max().item() / largest if found.numel() else 0.0
+                if isnan(apart):  # which no maximum would keep
+                    raise InputError("the outputs of the network hold numbers that are not finite")
+                worst = max(worst, apart)
+    if not worst <= bound:
         raise InputError(
             f"the small network differs from the original by {worst:.1e}, more than {bound:.0e}",
             help="nothing was written; the model changes what it computes in a way that its graph "

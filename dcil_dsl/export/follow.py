@@ -115,7 +115,8 @@ def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, M
     if not edited and not idle:
         for name in constants(model):  # which its forward makes anew
             delattr(model, name)
-        return model.eval(), modules
+        model.eval()
+        return model, modules
     _take_fixed(found.graph, followed.traced.arguments)
     small = fx.GraphModule(model, found.graph, f"Small{followed.traced.name}").eval()
     small.graph.eliminate_dead_code()

@@ -7,6 +7,7 @@ Not:  no code comes from the files, and none of their numbers is believed before
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,8 +17,16 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.export.follow import Followed, follow, make_small, put
 from dcil_dsl.export.shapes import Shapes, expand_tensors, read_shapes
 from dcil_dsl.export.shrink import kept_indices
+from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.dependencies import FIXED, Axis
 from dcil_dsl.graph.inputs import Inputs
+
+# Inputs of networks; of no other type are zeros a batch of anything.
+TYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+MOST_NUMBERS = 2**28  # of one input
 
 
 def load_compact(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -38,8 +47,10 @@ def expand(folder: str | Path) -> dict[str, Tensor]:
 def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) -> nn.Module:
     """Cut a copy of `model` as the shapes say, with the small weights in it."""
     _compare_keys(shapes, model)
+    _compare_types(small, model)
     _check_modules(shapes, model)
     inputs = _inputs(shapes)
+    try_inputs(model, inputs, "the shape file")
     followed = follow(model, inputs, shapes.opened, shapes.replaced)
     put(followed.traced.model, expand_tensors(shapes, small))
     result, modules = make_small(followed, _gone(followed, shapes))
@@ -64,11 +75,31 @@ def _inputs(shapes: Shapes) -> Inputs:
             zeros.append((entry.name, entry.value))
             continue
         dtype = getattr(torch, entry.dtype, None)
-        if not isinstance(dtype, torch.dtype):
+        if not isinstance(dtype, torch.dtype) or dtype not in TYPES:
             raise InputError(f"the shape file names a type of numbers `{entry.dtype}`")
+        if prod(entry.shape) > MOST_NUMBERS:
+            raise InputError(
+                f"the shape file names an input of {' x '.join(map(str, entry.shape))} numbers"
+            )
         zeros.append((entry.name, torch.zeros(entry.shape, dtype=dtype)))
     named = {name: value for name, value in zeros if name is not None}
     return Inputs(tuple(value for name, value in zeros if name is None), named)
+
+
+@torch.no_grad()
+def try_inputs(model: nn.Module, inputs: Inputs, source: str) -> None:
+    """InputError where the model does not take what a file says that it was run with."""
+    on = inputs.map(torch.clone)
+    first = next(model.parameters(), None)
+    try:
+        copy = copy_module(model).eval()
+        on = on if first is None else on.to(first.device)
+        copy(*on.args, **on.kwargs)
+    except Exception as error:  # a model may refuse an input with any error
+        raise InputError(
+            f"the model does not take the inputs that {source} names: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _compare_keys(shapes: Shapes, model: nn.Module) -> None:
@@ -81,6 +112,19 @@ def _compare_keys(shapes: Shapes, model: nn.Module) -> None:
         if given[name] != shapes.tensors[name].shape:
             fact = f"{list(given[name])} here and {list(shapes.tensors[name].shape)} there"
             raise InputError(f"this is not the model of the shape file: {name} is {fact}")
+
+
+def _compare_types(small: dict[str, Tensor], model: nn.Module) -> None:
+    """Numbers are converted among floating types and among no others, and are numbers."""
+    for name, tensor in model.state_dict().items():
+        own = small.get(name)
+        if own is None:
+            continue  # which expand_tensors tells
+        if own.dtype not in TYPES or own.is_floating_point() != tensor.is_floating_point():
+            types = f"{own.dtype}, in the model {tensor.dtype}".replace("torch.", "")
+            raise InputError(f"{name} of the small network is {types}")
+        if own.is_floating_point() and own.isnan().any():
+            raise InputError(f"{name} of the small network holds NaN")
 
 
 def _check_modules(shapes: Shapes, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +25,7 @@ WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Input(Part):
@@ -35,7 +35,7 @@ class Input(Part):
     """
 
     name: str | None = None
-    shape: tuple[int, ...] = ()
+    shape: tuple[NonNegativeInt, ...] = ()
     dtype: str | None = None
     value: bool | int | float | str | None = None
 
@@ -48,8 +48,18 @@ class TensorMap(Part):
            inner dim of a grouped convolution a list for each group. What is left out is zero.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     kept: dict[int, tuple[int, ...] | tuple[tuple[int, ...], ...]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> TensorMap:
+        for dim, indices in self.kept.items():
+            if dim not in range(len(self.shape)):
+                raise ValueError(f"there is no dim {dim} in a shape of {len(self.shape)}")
+            for own in indices if indices and isinstance(indices[0], tuple) else (indices,):
+                if any(a >= b for a, b in zip((-1, *own), (*own, self.shape[dim]))):
+                    raise ValueError(f"the indices of dim {dim} do not rise from 0 to its size")
+        return self
 
     def lists(self) -> dict[int, list]:
         return {

@@ -18,11 +18,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.export.artefact import Promise
 from dcil_dsl.plan.budget import NOUNS, budget_size, counted, members
 from dcil_dsl.plan.wording import percent, shorten, table
 from dcil_dsl.training.tally import Budget, count_units, pattern_counts, tally_group
+
+PLAIN = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,55 @@ def verify_tensors(
     promises: Iterable[Promise],
     masks: Mapping[str, Tensor] | None = None,
 ) -> Verdict:
-    """Count the zeros of every promised weight. `masks`: True where a weight may be kept."""
+    """Count the zeros of every promised weight. `masks`: True where a weight may be kept.
+
+    Every other tensor is looked at too: its numbers have to be finite.
+    """
     verdict = Verdict(tuple(promises))
+    tensors = {name: _in_a_plain_type(name, tensor) for name, tensor in tensors.items()}
     for index, promise in enumerate(verdict.promises):
         counted = _count_group(index, promise, tensors, masks or {}, verdict)
         verdict.layers += counted
         if len(counted) == len(promise.parameters):
             _judge(index, promise, tensors, verdict)
+    named = {name for promise in verdict.promises for name in promise.parameters}
+    for name, tensor in tensors.items():
+        if name not in named:
+            _look_at(name, tensor, verdict)
     return verdict
+
+
+def _in_a_plain_type(name: str, tensor: Tensor) -> Tensor:
+    """The numbers in a type that all of this computes in. InputError for one that no number has."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "without numbers" if tensor.is_meta else "sparse or quantised"
+        raise InputError(
+            f"the tensor `{name}` is {kind}: zeros are counted in plain tensors",
+            help="save it dense: tensor.to_dense(), tensor.dequantize()",
+        )
+    if tensor.is_complex() or tensor.dtype in PLAIN:
+        return tensor
+    try:
+        return tensor.to(torch.float64)
+    except (NotImplementedError, RuntimeError):
+        raise InputError(
+            f"the tensor `{name}` is of type {_type(tensor)}, whose numbers cannot be read"
+        ) from None
+
+
+def _look_at(name: str, tensor: Tensor, verdict: Verdict) -> None:
+    """A tensor of which no zeros are promised."""
+    finite = torch.isfinite(tensor)
+    if finite.all():
+        return
+    if tensor.is_complex() or not (tensor[~finite] == -torch.inf).all():
+        verdict.faults.append(f"{name} holds numbers that are not finite")
+    else:  # as constant masks of attention do
+        verdict.notes.append(f"{name} holds -inf")
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def show_verdict(verdict: Verdict) -> str:
@@ -118,7 +165,7 @@ def show_verdict(verdict: Verdict) -> str:
     lines += [f"note: {note}" for note in verdict.notes]
     lines += [f"fault: {fault}" for fault in verdict.faults]
     lines.append(
-        "holds what was asked"
+        ("holds what was asked" if verdict.promises else "nothing was asked, and nothing is wrong")
         if verdict.holds
         else f"does not hold what was asked: {count(len(verdict.faults), 'fault')}"
     )
@@ -151,6 +198,8 @@ def _count_group(
             has = count(weight.numel(), "weight")
             verdict.faults.append(f"{name} has {has}, the plan {size:,}")
             continue
+        if not (weight.is_floating_point() or weight.is_complex()):
+            verdict.faults.append(f"{name} is {_type(weight)}: no weight of a network is")
         if not torch.isfinite(weight).all():
             verdict.faults.append(f"{name} holds numbers that are not finite")
         revived = None
@@ -173,6 +222,10 @@ def _judge(
         verdict.budgets.append((index, budget))
         what, noun = budget.what, counted(promise, many=False)
         more = budget.kept - budget.allowed
+        if budget.allowed > budget.size:
+            verdict.faults.append(
+                f"{what}: the promise lets {budget.allowed:,} of {budget.size:,} {noun}s stay"
+            )
         if more > 0:
             are = count(budget.kept, f"{noun} is", f"{noun}s are")
             verdict.faults.append(
@@ -188,6 +241,12 @@ def _judge(
                 else f"{fewer}{count(budget.allowed, noun)} {'is' if more == -1 else 'are'} "
                 "left over"
             )
+    size, allowed = (sum(getattr(b, key) for b in tally.budgets) for key in ("size", "allowed"))
+    if allowed > size * (1 - promise.asked) + len(promise.parameters):
+        verdict.notes.append(
+            f"{promise.rule}: {percent(promise.asked)} is asked, and floors let "
+            f"{allowed:,} of {count(size, counted(promise, many=False))} stay"
+        )
     if promise.unit.kind == "nm":
         _judge_pattern(promise, truths, verdict)
 

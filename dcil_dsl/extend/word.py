@@ -39,6 +39,9 @@ class Word(BaseModel):
         return tuple(path for name in named if (path := getattr(self, name)) is not None)
 
 
+LARGEST = 3e38  # what float32 holds, in which weights are moved
+Factor = Annotated[float, Field(gt=0, le=LARGEST)]
+FactorOrZero = Annotated[float, Field(ge=0, le=LARGEST)]
 LayersName = Annotated[str, "layers"]  # what a `layers` definition names
 PathName = Annotated[str, "path"]  # one of the paths that `mix` declares, written without quotes
 # A path whose gradient is taken, at the view that it sees. None: the deployed one.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.masking.attributes import SIMPLE
@@ -30,7 +30,24 @@ def copy_module(module: nn.Module, memo: dict | None = None) -> nn.Module:
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
                     memo[id(leaf)] = leaf.detach().clone()
-    return copy.deepcopy(module, memo)
+    copied = copy.deepcopy(module, memo)
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            _complete(part, memo[id(part)], memo)
+    return copied
+
+
+def _complete(part: fx.GraphModule, copied: nn.Module, memo: dict) -> None:
+    """The copy of a GraphModule with all that it holds: fx copies what its graph names, no more."""
+    for path, module in part.named_modules(remove_duplicate=False):
+        own = copied.get_submodule(path)
+        for table in ("_modules", "_parameters", "_buffers"):
+            for name, value in getattr(module, table).items():
+                # fx makes the containers on the way to what is named anew.
+                if getattr(own, table).get(name) is None and value is not None:
+                    getattr(own, table)[name] = memo.get(id(value), value)
+        own._non_persistent_buffers_set |= module._non_persistent_buffers_set
+        own.training = module.training
 
 
 def _holds_nothing(value: object) -> bool:

@@ -92,6 +92,8 @@ def _is_batch(inputs: Inputs) -> bool:
     """Whether the first dimension of all tensors is that of the examples."""
     if any(isinstance(value, (list, dict)) for value in [*inputs.args, *inputs.kwargs.values()]):
         return False
+    if any(tensor.layout != torch.strided for tensor in inputs.tensors()):
+        return False  # a sparse matrix, of a graph
     sizes = {tensor.shape[0] if tensor.dim() else None for tensor in inputs.tensors()}
     return len(sizes) == 1 and None not in sizes and sizes != {0}
 

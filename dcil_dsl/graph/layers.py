@@ -56,6 +56,7 @@ class Layer:
               each layer and direction)
     is_plain  every use of it is a call by itself, of one tensor and of torch.nn's own forward: its
               kept units can be computed alone (masking/kept.py)
+    is_written  its forward was seen to change a weight of it in place
     """
 
     path: str
@@ -63,6 +64,7 @@ class Layer:
     module: nn.Module = field(compare=False, repr=False)
     prunable: tuple[Weight, ...] = ()
     is_plain: bool = False
+    is_written: bool = False
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -89,6 +91,15 @@ class Layer:
     def hides_weight(self) -> bool:
         """It is of a kind that can be pruned, and a weight of it is no parameter of its own."""
         return any(name not in self.module._parameters for name in _weight_names(self.module))
+
+    @property
+    def no_mask(self) -> str | None:
+        """Why no mask would last on a weight of it; None where one does."""
+        if self.hides_weight:
+            return "has no weight of its own that could be masked: it is made of others"
+        if self.is_written or getattr(self.module, "max_norm", None) is not None:
+            return "changes its weight in place at each call: a mask would be lost"
+        return None
 
 
 def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:

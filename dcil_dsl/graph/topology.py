@@ -1,7 +1,7 @@
 """What follows from what in a graph.
 
 In:   an fx graph.
-Out:  the nodes that depend on given ones.
+Out:  the nodes that depend on given ones; those that a structure names.
 Not:  nothing is changed.
 """
 
@@ -21,3 +21,10 @@ def reached_from(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
         reached.update(new)
         waiting += new
     return reached
+
+
+def nodes_in(structure: object) -> list[fx.Node]:
+    """The nodes in an argument of a node, in order."""
+    found: list[fx.Node] = []
+    fx.map_arg(structure, found.append)
+    return found

@@ -21,12 +21,13 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.decisions import EXAMPLES
 from dcil_dsl.graph.garbage import seldom_collected
+from dcil_dsl.graph.holders import HOOKS, left_behind
 from dcil_dsl.graph.inputs import Arguments, Inputs, arguments_of, resized
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
 from dcil_dsl.graph.moments import CONSTANT, changed_attribute
 from dcil_dsl.graph.tracer import Tracer, first_line
 from dcil_dsl.graph.writes import written_storages
-from dcil_dsl.masking.apply import apply_whole
+from dcil_dsl.masking.apply import apply_whole, has_hooks
 from dcil_dsl.masking.attributes import Attributes
 
 WRAPPERS = {
@@ -105,8 +106,10 @@ def trace_model(
     flags = {name: module.training for name, module in model.named_modules()}
     like = _named(arguments, example) if example is not None else dict(like or {})
     shown = resized(Inputs((), like), EXAMPLES).kwargs if like else None
-    train, kept = _trace(model.train(), arguments, keep or {}, shown)
-    eval, kept_too = _trace(model.eval(), arguments, keep or {}, shown)
+    model.train()
+    train, kept = _trace(model, arguments, keep or {}, shown)
+    model.eval()
+    eval, kept_too = _trace(model, arguments, keep or {}, shown)
     whole = {**kept_too, **kept}
     if "" in whole:  # one way of calling for both modes
         whole = {"": whole[""]}
@@ -123,11 +126,12 @@ def trace_model(
 
 
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
-    """What the inputs of the graph are like; nothing where they are more than tensors."""
+    """What the inputs of the graph are like; nothing where they are more than tensors, or sparse.
+    """
     if arguments.live is None:
         return {}
     given = dict(zip(arguments.live, arguments.bind(example.args, example.kwargs)))
-    if not all(isinstance(value, Tensor) for value in given.values()):
+    if not all(isinstance(v, Tensor) and v.layout == torch.strided for v in given.values()):
         return {}
     return {name: value.to("meta") for name, value in given.items()}
 
@@ -152,11 +156,27 @@ def _copy(model: nn.Module) -> nn.Module:
         if any(isinstance(tensor, lazy) for tensor in own.values()):
             reason = "it is lazy and has no weights yet; call the model once before"
             raise TraceError(path, kind, reason)
+    _refuse_what_a_copy_loses(model)
     try:
         return copy_module(model)
     except Exception as problem:  # any attribute of a model may refuse to be copied
         reason = f"it cannot be copied: {first_line(problem)}"
         raise TraceError("", type(model).__name__, reason) from problem
+
+
+def _refuse_what_a_copy_loses(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            path, _, own = name.rpartition(".")
+            reason = f"its weight `{own}` has a hook on its gradient, which a copy does not have"
+            raise TraceError(path, type(model.get_submodule(path)).__name__, reason)
+    for path, attribute, held in left_behind(model):
+        holder = "a hook of it" if attribute in HOOKS else f"its `{attribute}`"
+        reason = (
+            f"{holder} holds {held if held == 'the model' else f'`{held}`'}, and in a copy of the "
+            "model it would go on using the one that was copied; a bound method is copied with it"
+        )
+        raise TraceError(path, type(model.get_submodule(path)).__name__, reason)
 
 
 def _trace(
@@ -170,7 +190,7 @@ def _trace(
         return None, {"": keep[""]}
     if arguments.live is None:
         return None, {"": "which of its arguments are inputs is known at a call alone"}
-    if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks:
+    if has_hooks(model):
         return None, {"": "it has hooks, which a graph of its forward would leave out"}
     before = {path: Attributes(module) for path, module in model.named_modules()}
     tracer = Tracer(model, arguments, keep, example)

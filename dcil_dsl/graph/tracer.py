@@ -20,11 +20,14 @@ from dataclasses import is_dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from dcil_dsl.graph.decisions import UNKNOWN, Decisions, hold
+from dcil_dsl.graph.holders import used_by_hooks
 from dcil_dsl.graph.inputs import Arguments
 from dcil_dsl.graph.moments import CONSTANT, Randomness, changed_attribute
 from dcil_dsl.masking.attributes import Attributes, same_content
+from dcil_dsl.masking.recompute import run_through
 
 is_autocast_enabled = torch.is_autocast_enabled
 LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
@@ -100,7 +103,7 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay whole."""
-        with _no_autocast(self.decisions), _taking_proxies(self):
+        with run_through(), _no_autocast(self.decisions), _no_backward(), _taking_proxies(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -198,6 +201,7 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # made at the call, nn.CrossEntropyLoss()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
+            self._refuse_hooks_that_reach_out(m)
             return super().call_module(m, forward, args, kwargs)
         if path in self.keep:
             return self._call_whole(path, self.keep[path], args, kwargs)
@@ -212,7 +216,18 @@ class Tracer(fx.Tracer):
                 raise  # it fills a list that it was given: the one who gave it has to stay whole
             return self._call_whole(path, first_line(problem), args, kwargs)
 
+    def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
+        """One call of the graph is handed its own weights alone: who uses others lies further out.
+        """
+        inside = {id(part) for part in [*module.modules(), *module.parameters()]}
+        for used in used_by_hooks(module):
+            weights = used.parameters() if isinstance(used, nn.Module) else [used]
+            others = [self.names[id(x)] for x in weights if id(x) in self.names.keys() - inside]
+            if others and id(used) not in inside:
+                raise Unfollowed(f"a hook in it uses `{others[0]}`, which lies outside")
+
     def _call_whole(self, path, reason, args, kwargs):
+        self._refuse_hooks_that_reach_out(self.model.get_submodule(path))
         called = self.create_proxy("call_module", path, tuple(args), dict(kwargs))
         called.node.meta["whole"] = path
         self.whole[path] = reason
@@ -289,6 +304,24 @@ def _no_autocast(decisions: Decisions) -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__, torch.is_autocast_enabled = kept, is_autocast_enabled
+
+
+@contextmanager
+def _no_backward() -> Iterator[None]:
+    """Of a torch.autograd.Function a graph would have the forward, and not the backward."""
+    base = torch.autograd.Function
+    kept = vars(base)["apply"]
+
+    def apply(cls, *args, **kwargs):
+        if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise Unfollowed(f"it calls {cls.__name__}, whose backward a graph does not keep")
+        return kept.__get__(None, cls)(*args, **kwargs)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        base.apply = kept
 
 
 @contextmanager

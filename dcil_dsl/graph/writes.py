@@ -23,7 +23,7 @@ VIEWS = frozenset("""
     chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind diagonal unfold
     as_strided detach contiguous to type type_as float double half bfloat16 real imag
     view_as_real view_as_complex atleast_1d atleast_2d atleast_3d getitem getattr
-    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout as_reentrant
 """.split())
 # Attributes that say something about a tensor and are no view of it.
 FACTS = frozenset({"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda"})

@@ -7,12 +7,12 @@ Not:  whether anything matches; plan/select.py knows the layers.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics, Label
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
+from dcil_dsl.lang.patterns import Regex
 from dcil_dsl.lang.values import BROKEN, Ratio, Time
 
 # For suggestions only: a recipe may name any class.
@@ -22,7 +22,8 @@ TYPES = (
 )  # fmt: skip
 
 
-MOST_NAMES = 10_000  # that stand for definitions: each doubles what it names twice
+MOST_PARTS = 100_000  # of the definitions that names stand for: each may double another
+MAX_CHAIN = 100  # of parts in each other, of names that stand for names; walked by recursion
 
 
 class Selectors:
@@ -31,10 +32,20 @@ class Selectors:
     def __init__(self, layers: dict[str, ast.Layers], found: Diagnostics):
         self.layers, self.found = layers, found
         self.used: set[str] = set()
-        self.num_names = 0
+        self.num_parts, self.depth = 0, 0
 
     def closed(self, selector: ast.Selector, within: tuple[str, ...] = ()) -> ast.Selector:
         """The selector without names; `within`: the definitions being looked into."""
+        depth, self.depth = self.depth, self.depth + 1
+        self.num_parts += bool(within)
+        try:
+            if within and (self.num_parts > MOST_PARTS or self.depth > MAX_CHAIN):
+                raise RecursionError
+            return self._closed(selector, within)
+        finally:
+            self.depth = depth
+
+    def _closed(self, selector: ast.Selector, within: tuple[str, ...]) -> ast.Selector:
         match selector:
             case ast.ByName(name=name):
                 return self._named(selector, name, within)
@@ -74,10 +85,7 @@ class Selectors:
                 "E223", f"`layers {name}` is defined by itself", selector.span,
                 others=tuple(Label(self.layers[n].name.span, "through this") for n in around))
             return selector
-        self.num_names += 1
         try:
-            if self.num_names > MOST_NAMES:
-                raise RecursionError
             return self.closed(self.layers[name].selector, (*within, name))
         except RecursionError:
             if len(within) > 1:  # told near the first of them; warn_unused begins with one
@@ -88,11 +96,10 @@ class Selectors:
 
     def _pattern(self, selector: ast.ByRegex, pattern: str) -> None:
         try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            reason = getattr(error, "msg", None) or "it is too large"
+            Regex(pattern)
+        except ValueError as error:
             self.found.add("E226", "this regular expression is not valid", selector.span,
-                           label=reason)
+                           label=str(error))
 
     def _condition(self, condition: ast.Condition) -> None:
         value = condition.value

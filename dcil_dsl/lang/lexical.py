@@ -33,6 +33,8 @@ _HABITS = {
     "\u2212": ("this minus is not the ASCII one", "write `-`", "-"),
 }
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:[.:]\w+)+")
+_LETTER = re.compile(r"[A-Za-z_]")
+_BEFORE = re.compile(r"(?:\w+[.:]?)*")  # a dotted name, backwards
 _QUOTES = "'`\u2018\u2019\u201c\u201d"
 _RUN = re.compile(r"""[^\sA-Za-z0-9_"#{}()\[\]=,+\-*/<>:;%.!&|'`]+""")
 
@@ -112,12 +114,15 @@ def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
 def _foreign_name(text: str, at: int) -> re.Match | None:
     """The name around a `.` or `:` that is one elsewhere: `layer1.0.conv1`, `nn.Conv2d`, and after
     `model` what --model takes."""
-    start = max(text.rfind("\n", 0, at) + 1, 0)
-    for name in _DOTTED.finditer(text, start):
-        if name.start() < at < name.end():
-            is_model = text[start : name.start()].split()[-1:] == ["model"]
-            return name if is_model or ":" not in name[0] else None
-    return None
+    start = text.rfind("\n", 0, at) + 1
+    before = _BEFORE.match(text[start:at][::-1])
+    # Tried where it has to begin, and nowhere else: a word may be as long as the file.
+    letter = _LETTER.search(text, at - before.end(), at)
+    name = letter and _DOTTED.match(text, letter.start())
+    if name is None or name.end() <= at:
+        return None
+    is_model = text[start : name.start()].split()[-1:] == ["model"]
+    return name if is_model or ":" not in name[0] else None
 
 
 def _quoted_name(text: str, name: re.Match, quoted: Source, found: Diagnostics) -> str:

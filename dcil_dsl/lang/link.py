@@ -15,9 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
+from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast, merge, override
 from dcil_dsl.lang.values import BROKEN, Percent, Time, UnitError, combine, written
+
+
+MOST_VALUES = 100_000  # in the lists and calls that names stand for: each may double another
+MAX_NESTED = 60  # of lists and calls in each other; they are walked by recursion
+MAX_CHAIN = 100  # of names that stand for names
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,13 @@ def link(
     scope = _Scope(lets, found)
     items = tuple(scope.item(item) for item in file.items if not isinstance(item, ast.Let))
     used = sorted(scope.used)  # to look at one that is not counts as a use of it
+    num_unused = 0
     for let in lets.values():
         if let.name.name not in scope.used and let.span.source.name != "--set":
             scope.value_of(let.name)  # what is wrong in it is wrong, used or not
+            num_unused += 1
             found.add("W201", f"`let {let.name.name}` is never used", let.name.span,
-                      help=did_you_mean(let.name.name, used))
+                      help=did_you_mean(let.name.name, used) if num_unused <= MAX_ERRORS else None)
     layers = {item.name.name: item for item in items if isinstance(item, ast.Layers)}
     closed = replace(file, extends=None, items=items, comments=())
     return Linked(closed, layers, {name: let.name.span for name, let in lets.items()})
@@ -60,6 +68,7 @@ class _Scope:
         self.used: set[str] = set()
         self.done: dict[str, ast.Value] = {}
         self.open: list[ast.Let] = []  # being worked out, outermost first
+        self.num_values = 0  # that names stood for so far
 
     # -- items ------------------------------------------------------------------------------
 
@@ -154,12 +163,21 @@ class _Scope:
         if isinstance(value, ast.Literal):
             # Shown where it is used; `origin` leads to where it was written.
             return replace(value, span=name.span, origin=value.origin or value.span)
+        number, depth = _size(value)
+        self.num_values += number
+        if self.num_values > MOST_VALUES or depth > MAX_NESTED:
+            much = "nests too deeply" if depth > MAX_NESTED else "brings too many values"
+            self.found.add("E114", f"`{name.name}` {much}", name.span,
+                           help="use fewer lists of lists")
+            self.found.stop_if_wrong()
         return value
 
     def _worked_out(self, let: ast.Let, name: ast.Name) -> ast.Value:
         depth = len(self.open)
         self.open.append(let)
         try:
+            if depth > MAX_CHAIN:
+                raise RecursionError
             return self.value(let.value)
         except RecursionError:
             if depth:  # told where the first of them is used
@@ -204,6 +222,21 @@ class _Scope:
 
     def _broken(self, node: ast.Value) -> ast.Literal:
         return ast.Literal(span=node.span, value=BROKEN, text="0")
+
+
+def _size(value: ast.Value) -> tuple[int, int]:
+    """How many values a closed value holds, itself included, and how deep they nest."""
+    match value:
+        case ast.List(items=items):
+            parts = items
+        case ast.Call(arguments=arguments):
+            parts = tuple(argument.value for argument in arguments)
+        case ast.RangeOf(start=start, stop=stop):
+            parts = (start, stop)
+        case _:
+            return 1, 0
+    sizes = [_size(part) for part in parts]
+    return 1 + sum(n for n, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
 
 
 def _unit_help(operator: str, left: object, right: object) -> str | None:

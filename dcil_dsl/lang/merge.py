@@ -9,32 +9,52 @@ Not:  no names are resolved. What is wrong with a parent as a text is its own Re
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from dcil_dsl.diagnostics import Diagnostics, Label, RecipeError, Source
+from dcil_dsl.diagnostics import Diagnostic, Diagnostics, Label, RecipeError, Source
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 
 MAX_PARENTS = 8  # of parents of parents: deeper than anybody can follow
+MOST_BYTES = 2_000_000  # of a recipe; a thousand times as long as a long one
+MOST_QUOTED = 3  # lines of a parent that does not parse: it may be any file of the machine
 
 
 class Unreadable(Exception):
     """A file cannot be read; the message says why."""
 
 
-def read(path: Path) -> str:
+def read(path: Path, is_parent: bool = False) -> str:
     """The text of a recipe file.
 
-    Raises Unreadable where it cannot be opened, RecipeError (E110) where it is not UTF-8.
+    Raises Unreadable where it cannot be read, RecipeError (E110) where it is not UTF-8.
+    """
+    return decode(read_bytes(path, is_parent), str(path))
+
+
+def read_bytes(path: Path, is_parent: bool = False) -> bytes:
+    """At most MOST_BYTES of a file, or Unreadable.
+
+    What a command names may be a pipe, such as /dev/stdin; a parent is a regular file, for a
+    recipe must not make its reader wait.
     """
     try:
-        content = path.read_bytes()
+        mode = os.stat(path).st_mode
+        if is_parent and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise Unreadable("it is a pipe or a device and no regular file")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Unreadable(reason.lower()) from None
-    return decode(content, str(path))
+    if len(content) > MOST_BYTES:
+        raise Unreadable(f"it is larger than {MOST_BYTES // 1_000_000} MB")
+    return content
 
 
 def decode(content: bytes, name: str) -> str:
@@ -85,13 +105,32 @@ def _parent(extends: ast.Literal, folder: Path | None, seen: set, depth: int):
     wrong.stop_if_wrong()
     seen.add(_key(path.parent, path.name))
     try:
-        text = read(path)
+        text = read(path, is_parent=True)
     except Unreadable as error:
         wrong.add("E201", f"the parent `{extends.value}` cannot be read: {error}", extends.span,
                   label=f"looked for {path}",
                   help=did_you_mean(extends.value, recipes_in(path.parent)))
         wrong.stop_if_wrong()
-    return build_file(parse_text(Source(text, str(path), path.parent))), path.parent
+    try:
+        return build_file(parse_text(Source(text, str(path), path.parent))), path.parent
+    except RecipeError as error:
+        raise RecipeError(_some(error.diagnostics, extends)) from None
+
+
+def _some(errors: list[Diagnostic], extends: ast.Literal) -> list[Diagnostic]:
+    """The errors of a parent that quote MOST_QUOTED of its lines, and how many more there are."""
+    shown, lines = [], set()
+    for error in errors:
+        lines |= {error.span.line, *(label.span.line for label in error.others)}
+        if len(lines) > MOST_QUOTED:
+            break
+        shown.append(error)
+    more = len(errors) - len(shown)
+    if more:
+        least = "at least " if len(errors) >= MAX_ERRORS else ""
+        message = f"the parent `{extends.value}` is no recipe: {least}{count(more, 'more error')}"
+        shown.append(Diagnostic("E201", message, extends.span))
+    return shown
 
 
 def _key(folder: Path | None, name: str) -> object:

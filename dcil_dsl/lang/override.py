@@ -27,7 +27,8 @@ def apply(file: ast.File, overrides: dict[str, str], found: Diagnostics) -> ast.
         try:
             value = _value(source, len(name) + 1)
         except RecipeError as error:
-            found.found.extend(error.diagnostics)
+            for diagnostic in error.diagnostics:
+                found.note(diagnostic)
             continue
         block, dot, key = name.partition(".")
         if not dot:

@@ -209,7 +209,7 @@ def _plain(annotation: object) -> tuple:
 
 
 def _short(limit: float) -> float:
-    return int(limit) if limit == int(limit) else limit
+    return int(limit) if limit == int(limit) and abs(limit) < 1e15 else limit
 
 
 def _example(model: type[v.Word], name: str) -> str | None:

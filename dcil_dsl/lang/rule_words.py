@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Union
 from pydantic import Field
 
 from dcil_dsl.extend import kinds
-from dcil_dsl.extend.word import Average, LayersName, ScoredPath, Word
+from dcil_dsl.extend.word import Average, Factor, LayersName, ScoredPath, Word
 from dcil_dsl.lang.values import Percent, Range, Time
 
 # -- granularities: what goes or stays together ---------------------------------------------
@@ -202,7 +202,7 @@ class Square(Word):
 
     positional: ClassVar[int] = 2
     part: Part
-    weight: Annotated[float, Field(gt=0)]
+    weight: Factor
     stairs: Annotated[int, Field(ge=2)] | None = None
 
 
@@ -215,7 +215,7 @@ class Norm(Word):
 
     positional: ClassVar[int] = 2
     part: Part
-    weight: Annotated[float, Field(gt=0)]
+    weight: Factor
     stairs: Annotated[int, Field(ge=2)] | None = None
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LANGUAGES = ("1",)
 MAX_DEPTH = 30  # of brackets; the tree is walked by recursion
 MAX_OPERATORS = 60  # that may nest, before a comma
+MAX_STARTS = 200  # of the reading after an error; several on one line are told once
 
 _OPEN = {"LBRACE": "RBRACE", "LPAR": "RPAR", "LSQB": "RSQB"}
 _NESTING = {"PLUS", "MINUS", "STAR", "SLASH", "IN", "WHERE", "AND"}
@@ -51,15 +52,17 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
     tokens, at, prefix = _language(source, tokens, found)
     said |= {d.span.line for d in found.errors}
     tokens = [*tokens, end]
-    while at < len(tokens) and len(found.found) < MAX_ERRORS:
+    for _ in range(MAX_STARTS):
+        if at >= len(tokens) or len(found.found) >= MAX_ERRORS:
+            return
         fails, blocks = _read(tokens, at, prefix)
         if fails is None:
             return
         situation = _situation(source, tokens, at, fails, prefix, blocks)
         error = expected.explain(situation)
         diagnostic = error.diagnostic
-        if diagnostic.span.line not in said and diagnostic not in found.found:
-            found.found.append(diagnostic)
+        if diagnostic.span.line not in said:
+            found.note(diagnostic)
         said.add(diagnostic.span.line)
         at, prefix = _resume(tokens, at, fails, blocks, error)
 
@@ -150,25 +153,29 @@ def _situation(source, tokens, at, fails, prefix, blocks) -> Situation:
     state = grammar().parse_interactive()
     for token in [*prefix, *tokens[at:fails]]:
         state.feed_token(token)
-    bracket = _open_bracket(tokens, at, fails)
+    brackets = _open_brackets(tokens, at, fails)
     return Situation(
         source=source, tokens=tuple(tokens), at=fails, start=at,
         accepts=frozenset(state.accepts()),
         block=(blocks[-1].keyword, blocks[-1].brace) if blocks else None,
         in_mix=bool(blocks and blocks[0].keyword is not None and blocks[0].keyword.type == "MIX"),
-        bracket=bracket,
+        bracket=brackets[-1] if brackets else None,
     )
 
 
-def _open_bracket(tokens: list[Token], at: int, stop: int) -> Token | None:
-    """The innermost `(` or `[` that is open at `stop`."""
-    brackets = []
+def _open_brackets(tokens: list[Token], at: int, stop: int) -> list[Token]:
+    """Each `(` and `[` that is open at `stop`, the innermost last."""
+    brackets: list[Token] = []
     for token in tokens[at:stop]:
-        if token.type in ("LPAR", "LSQB"):
-            brackets.append(token)
-        elif token.type in ("RPAR", "RSQB") and brackets:
-            brackets.pop()
-    return brackets[-1] if brackets else None
+        _keep_brackets(token, brackets)
+    return brackets
+
+
+def _keep_brackets(token: Token, brackets: list[Token]) -> None:
+    if token.type in ("LPAR", "LSQB"):
+        brackets.append(token)
+    elif token.type in ("RPAR", "RSQB") and brackets:
+        brackets.pop()
 
 
 def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
@@ -177,10 +184,12 @@ def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
     inside = _opened(blocks)
     nested = 0  # braces opened in what is skipped
     start = error.resume if error.resume is not None else fails
+    brackets = _open_brackets(tokens, at, start)
     for index in range(start, len(tokens)):
         token = tokens[index]
         follows = tokens[index + 1].type if index + 1 < len(tokens) else END
         fresh = index > at or start > at
+        _keep_brackets(token, brackets)
         if token.type == END:
             return len(tokens), top
         if token.type in ITEMS and follows != "EQUAL" and fresh and _starts_item(token, follows):
@@ -195,7 +204,7 @@ def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
             if token.type in MIX_ITEMS and inside[2].type == "MIX":
                 return index, written("language", "1", "mix", "{")
             if token.type == "NAME" and follows == "EQUAL" and inside[-1].type == "LBRACE":
-                if inside[2].type != "MIX" and _open_bracket(tokens, at, index) is None:
+                if inside[2].type != "MIX" and not brackets:
                     return index, inside
     return len(tokens), top
 

@@ -12,25 +12,25 @@ from typing import Annotated, ClassVar, Literal, Union
 from pydantic import Field
 
 from dcil_dsl.extend import kinds
-from dcil_dsl.extend.word import LayersName, Word
+from dcil_dsl.extend.word import Factor, FactorOrZero, LayersName, Word
 from dcil_dsl.lang.values import Time
 
 
 class SGD(Word):
-    lr: Annotated[float, Field(gt=0)]
+    lr: Factor
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: FactorOrZero = 0.0
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamW(Word):
-    lr: Annotated[float, Field(gt=0)]
+    lr: Factor
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    eps: Factor = 1e-8
+    weight_decay: FactorOrZero = 0.01
 
 
 Optimizer = Union[SGD, AdamW]
@@ -40,24 +40,24 @@ class ConstantRate(Word):
     """`constant()`: the optimiser's lr throughout, after the warm-up."""
 
     warmup: Time | None = None
-    warmup_from: Annotated[float, Field(ge=0)] = 0.0  # a learning rate, not a share
+    warmup_from: FactorOrZero = 0.0  # a learning rate, not a share
 
 
 class Multistep(Word):
     """`multistep(at=[150ep, 225ep], gamma=0.1)`: times gamma at each moment."""
 
     at: tuple[Time, ...]
-    gamma: Annotated[float, Field(gt=0)] = 0.1
+    gamma: Factor = 0.1
     warmup: Time | None = None
-    warmup_from: Annotated[float, Field(ge=0)] = 0.0
+    warmup_from: FactorOrZero = 0.0
 
 
 class Cosine(Word):
     """`cosine()`: half a cosine from lr to `final` over what follows the warm-up."""
 
     warmup: Time | None = None
-    warmup_from: Annotated[float, Field(ge=0)] = 0.0
-    final: Annotated[float, Field(ge=0)] = 0.0
+    warmup_from: FactorOrZero = 0.0
+    final: FactorOrZero = 0.0
 
 
 Rate = Union[ConstantRate, Multistep, Cosine]
@@ -91,7 +91,7 @@ class Extrapolate(Word):
     Lin et al. 2020, arXiv:2006.05720.
     """
 
-    rate: Annotated[float, Field(gt=0)] | None = None
+    rate: Factor | None = None
     direction: Literal["previous", "fresh"] = "previous"
 
 
@@ -122,7 +122,7 @@ class LatePhase(Word):
     layers: LayersName
     copies: Annotated[int, Field(ge=2)] = 10
     start: Time = Time(0.6, "run")
-    noise: Annotated[float, Field(ge=0)] = 0.0
+    noise: FactorOrZero = 0.0
     gradients: Literal["sum", "mean"] = "sum"
 
 
@@ -148,7 +148,7 @@ class Train(Word):
     optimizer: Optimizer
     lr: Rate = ConstantRate()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
+    clip: Factor | None = None  # largest norm of all gradients together
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
     average: LatePhase | None = None
     integrator: Integrator | None = None

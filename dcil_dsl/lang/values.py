@@ -126,7 +126,9 @@ def _parts(value: object) -> tuple[float, str] | None:
 def _whole(number: float, unit: str) -> object:
     if not unit:
         # 2 * 0.5 counts as the whole number 1, so that it can be a batch size.
-        number = float(f"{number:.12g}") if isinstance(number, float) else number
+        # A larger one is a fraction too: whole numbers would grow without end.
+        if isinstance(number, float) or abs(number) >= 1e15:
+            number = float(f"{float(number):.12g}")
         return int(number) if number == int(number) and abs(number) < 1e15 else number
     scale = 100 if unit in ("percent", "run") else 1
     number = float(_digits(number * scale)) / scale

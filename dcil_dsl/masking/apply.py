@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.attributes import remembered_by
+from dcil_dsl.masking.recompute import run_through
 
 
 def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwargs):
@@ -27,7 +29,10 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     and a parametrised weight ("parametrizations.weight.original") is computed from its parts.
     """
     forward = type(module).forward
-    if kwargs or has_hooks(module) or not _has_own(parameters):
+    if has_hooks(module):  # of torch.distributed's checkpoint, for one
+        with _checkpoints_run_through():
+            return functional_call(module, parameters, args, kwargs, tie_weights=False)
+    if kwargs or not _has_own(parameters):
         return functional_call(module, parameters, args, kwargs, tie_weights=False)
     if forward in CONVOLUTIONS:
         return module._conv_forward(*args, parameters["weight"], parameters.get("bias"))
@@ -56,20 +61,24 @@ def apply_whole(
     path     whose forward this is, where there are several: what it puts aside in attributes it
              finds again, and no other path does (under torch.compile all paths do)
 
-    Raises RuntimeError where the forward writes to a weight: the view of one path is no place for
+    Raises InputError where the forward writes to a weight: the view of one path is no place for
     what all paths are to see.
     """
+    tensors = _learning(module, tensors)
     versions = _versions(tensors)
     is_shared = path is not None and not torch.compiler.is_compiling()
     memory = remembered_by(module, path) if is_shared else nullcontext()
-    with memory, _without(module, hidden):
+    with memory, _checkpoints_run_through(), _without(module, hidden):
         given = {**dict(module.named_buffers()), **tensors}
         state = dict(given)
         # Each name is given; to tie by functional_call breaks a module that has two names.
         result = functional_call(module, state, tuple(args), dict(kwargs), tie_weights=False)
     replaced = [name for name, tensor in given.items() if state[name] is not tensor]
-    if versions != _versions(tensors) or any(given[name].requires_grad for name in replaced):
-        raise RuntimeError(f"the forward of {type(module).__name__} writes to its own weights")
+    written = [name for name, version in _versions(tensors).items() if version != versions[name]]
+    written += [name for name in replaced if given[name].requires_grad]
+    if written:
+        kind = type(module).__name__
+        raise InputError(f"the forward of {kind} changes its weight `{written[0]}` in place")
     for name in replaced:
         given[name].data = state[name].detach()
     return result
@@ -78,6 +87,11 @@ def apply_whole(
 def copy_tensors(value):
     """Every tensor in `value`, however deep in lists and dictionaries, as a copy of its own."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _checkpoints_run_through():
+    """Under torch.compile a checkpoint is part of the graph, its weights inputs of it."""
+    return nullcontext() if torch.compiler.is_compiling() else run_through()
 
 
 @contextmanager
@@ -96,10 +110,25 @@ def _without(module: nn.Module, hidden: tuple[str, ...]) -> Iterator[None]:
             owner._modules.update(children)  # they stand last, and in their order
 
 
-def _versions(tensors: dict[str, Tensor]) -> list[int]:
+def _learning(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same; without gradients, views of trained weights as such, which a forward may ask for
+    gradients by itself, in torch.enable_grad().
+    """
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        return tensors
+    trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {
+        name: tensor.detach().requires_grad_()
+        if name in trained and not isinstance(tensor, nn.Parameter)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _versions(tensors: dict[str, Tensor]) -> dict[str, int]:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return []
-    return [tensor._version for tensor in tensors.values() if tensor.requires_grad]
+        return {}
+    return {name: tensor._version for name, tensor in tensors.items() if tensor.requires_grad}
 
 
 def has_hooks(module: nn.Module) -> bool:

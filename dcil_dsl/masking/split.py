@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.masking.score import add_gradient_score
+from dcil_dsl.masking.structures import map_parts
 from dcil_dsl.masking.views import Soft, see
 
 
@@ -63,6 +64,9 @@ class SplitWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        # nn.Embedding(sparse=True) gives rows alone; a mask goes over all of them.
+        if not torch.compiler.is_compiling():
+            grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         mask, held, *scored = ctx.saved_tensors
         if scored and grads[ctx.path] is not None:
             w, unscale = scored
@@ -110,11 +114,14 @@ def split_weight(
 def share_gradient(values, share: float):
     """`values` unchanged; `share` of their gradient flows back. 0 detaches.
 
-    What is no tensor (a size, a count) passes through: it has no gradient to share.
+    values  a tensor, or any structure or object that has tensors in it: a copy, in which they are
+            shared. What is none (a size, a count) has no gradient to share.
     """
-    if not isinstance(values, Tensor) or share == 1:
+    if share == 1:
         return values
-    return values.detach() if share == 0 else ShareGradient.apply(values, share)
+    if isinstance(values, Tensor):
+        return values.detach() if share == 0 else ShareGradient.apply(values, share)
+    return map_parts(lambda tensor: share_gradient(tensor, share), values)
 
 
 def _either(mask: Tensor, here: Tensor | None, elsewhere: Tensor | None) -> Tensor | None:

@@ -14,6 +14,9 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan.select import Selection
 
 
+MOST_SHOWN = 5  # rules that took the layers of another one
+
+
 def claim_layers(
     rules: tuple[r.Prune | r.Keep, ...], selection: Selection, report: Diagnostics
 ) -> dict[str, int]:
@@ -23,8 +26,8 @@ def claim_layers(
 
     A `prune` rule none of whose layers can be pruned is E302; a rule all of whose layers
     are claimed again below, in the same file, is W303. A layer whose weight is made of other
-    parameters (weight_norm and the like) cannot be masked, which is E402 unless a rule below
-    keeps it.
+    parameters (weight_norm and the like), or is changed by its own forward, cannot be masked,
+    which is E402 unless a rule below keeps it.
     """
     owner: dict[str, int] = {}
     claimed: list[tuple[Layer, ...]] = []
@@ -35,9 +38,9 @@ def claim_layers(
         for layer in matched:
             if isinstance(rule, r.Keep):
                 hidden.pop(layer.path, None)
-            elif layer.hides_weight:
+            elif layer.no_mask:
                 hidden[layer.path] = (layer, rule)
-        is_hiding = any(layer.hides_weight for layer in matched)
+        is_hiding = any(layer.no_mask for layer in matched)
         if isinstance(rule, r.Prune) and matched and not layers and not is_hiding:
             kinds = ", ".join(sorted({layer.type for layer in matched}))
             report.add(
@@ -51,10 +54,10 @@ def claim_layers(
     for layer, rule in hidden.values():
         report.add(
             "E402",
-            f"`{layer.path}` ({layer.type}) has no weight of its own that could be masked",
+            f"`{layer.path}` ({layer.type}) {layer.no_mask}",
             rule.selector.span,
-            label="a weight made of other parameters at each call cannot be",
-            help=f'`keep "{layer.path}"` leaves it as it is',
+            help=f'`except "{layer.path}"` in this rule, or `keep "{layer.path}"` below it, leaves '
+            "it as it is",
         )
     for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
         owners = {owner[name] for layer in layers for name in layer.weights}
@@ -72,7 +75,7 @@ def claim_layers(
                 label=f"claims {claims} below",
                 others=tuple(
                     Label(rules[i].span, "the last rule that matches a layer wins")
-                    for i in later
+                    for i in later[:MOST_SHOWN]
                 ),
                 help="move the wider rule above the narrower one",
             )

@@ -24,7 +24,10 @@ from dcil_dsl.extend.outside import Outside
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Schedule(Part):
@@ -36,9 +39,9 @@ class Schedule(Part):
     """
 
     kind: Literal["cubic", "linear", "once", "constant"]
-    start: int = 0
-    stop: int = 0
-    initial: float = 0.0
+    start: NonNegativeInt = 0
+    stop: NonNegativeInt = 0
+    initial: Share = 0.0
     grid: PositiveInt = 1
 
 
@@ -107,6 +110,12 @@ class Score(Part):
     redraw: bool = False
     outside: Outside | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Score:
+        if (self.kind == "outside") != (self.outside is not None):
+            raise ValueError("a score from outside and the word that brings it go together")
+        return self
+
     @property
     def called(self) -> str:
         """The recipe's word."""
@@ -146,8 +155,8 @@ class Regrow(Part):
     path   whose gradient says where to grow; None: chance says
     """
 
-    share: float
-    until: int
+    share: Share
+    until: NonNegativeInt
     path: str | None = None
 
 
@@ -162,8 +171,8 @@ class Bound(Part):
 
     name: str
     members: tuple[NonNegativeInt, ...]
-    floor: int
-    ceiling: int
+    floor: NonNegativeInt
+    ceiling: NonNegativeInt
 
 
 SharedBy = Literal["target", "erk", "sensitivity", "lamp"]
@@ -232,18 +241,18 @@ class Group(Part):
 
     rule: str
     parameters: tuple[str, ...]
-    num_weights: tuple[int, ...]
+    num_weights: tuple[NonNegativeInt, ...]
     allocation: Literal["global", "uniform"]
     shared_by: SharedBy = "target"
-    target: float
-    targets: tuple[float, ...] = ()
+    target: Share
+    targets: tuple[Share, ...] = ()
     of: Literal["weights", "units", "flops"] = "weights"
     unit: Unit = Single()
     cuts: tuple[Cut, ...] = ()
     spans: tuple[int, ...] = ()
-    costs: tuple[int, ...] = ()
-    floors: tuple[int, ...]
-    ceilings: tuple[int, ...] = ()
+    costs: tuple[PositiveInt, ...] = ()
+    floors: tuple[NonNegativeInt, ...]
+    ceilings: tuple[NonNegativeInt, ...] = ()
     bounds: tuple[Bound, ...] = ()
     hardware: tuple[str, ...] = ()
     score: Annotated[Score, BeforeValidator(_score)]
@@ -252,7 +261,7 @@ class Group(Part):
     moments: tuple[int, ...] = ()
     freeze: int | None = None
     forget: bool = False
-    reserve: float = 0.0
+    reserve: Share = 0.0
     penalties: tuple[Penalty, ...] = ()
     power: float | None = None
     regrow: Regrow | None = None

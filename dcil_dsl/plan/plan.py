@@ -84,7 +84,7 @@ class Layer(Part):
     parameter: str
     module: str
     type: str
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     out_axis: int = 0
     in_axis: int = 1
     groups: int = 1
@@ -112,11 +112,17 @@ class Path(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     view: Literal["masked", "full", "complement", "soft_threshold", "outside"]
     random: Literal["own", "shared"] = "own"
-    batch: float = 1.0
-    size: float = 1.0
+    batch: Annotated[float, Field(gt=0, le=1)] = 1.0
+    size: Annotated[float, Field(gt=0, le=1)] = 1.0
     every: PositiveInt = 1
     compute: Literal["all", "kept"] = "all"
     outside: Outside | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Path:
+        if (self.view == "outside") != (self.outside is not None):
+            raise ValueError("a view from outside and the word that brings it go together")
+        return self
 
     @property
     def seen(self) -> str:
@@ -303,8 +309,8 @@ class Plan(Part):
     recipe: About
     model: Model
     data: Data
-    steps_per_epoch: int
-    num_steps: int
+    steps_per_epoch: PositiveInt
+    num_steps: NonNegativeInt
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     paths: tuple[Path, ...]
@@ -347,6 +353,8 @@ class Plan(Part):
         named |= {name for loss in self.losses for name in loss.term.paths}
         if len(set(names)) != len(names) or not named <= set(names):
             raise ValueError("paths do not have one name each, or others are named")
+        if len({entry.module for entry in self.privates}) != len(self.privates):
+            raise ValueError("a module is private twice")
         if not self.phases:
             raise ValueError("no phase says which path runs")
         if any(name not in known for group in self.groups for name in group.parameters):

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from dcil_dsl.plan.plan import Part
 
@@ -24,6 +24,8 @@ class LayerProfile(Part):
     top1    the accuracy less the unpruned network's, -1..1
     private  the recipe has it once for each path, so that no rule can prune it
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)  # _check tells of it by name
 
     parameter: str
     module: str

@@ -56,8 +56,11 @@ def resolve_recipe(
     prunable = _by_weight(traced.layers)
     heads = find_heads(traced.model, {weight.name: weight for _, weight in prunable})
     groups, group_of_rule = [], {}
+    owned_by: dict[int | None, list[Weight]] = {}
+    for _, weight in prunable:
+        owned_by.setdefault(owner.get(weight.name), []).append(weight)
     for index, rule in enumerate(recipe.rules):
-        owned = tuple(weight for _, weight in prunable if owner.get(weight.name) == index)
+        owned = tuple(owned_by.get(index, ()))
         if isinstance(rule, r.Prune) and owned:
             group = allocate_group(
                 rule, _place(rule), owned, heads, steps_per_epoch, num_steps, recipe.deploy, report

@@ -8,16 +8,18 @@ Not:  what is done to them; a selector that matches nothing is reported here, wh
 from __future__ import annotations
 
 import operator
-import re
+from bisect import bisect_left
 from collections import Counter
 
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import Diagnostics, Span
 from dcil_dsl.diagnostics.counting import count, none_of
+from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import ast
+from dcil_dsl.lang.patterns import SECONDS, Glob, Regex, TooSlow
 from dcil_dsl.lang.values import Percent
 
 MOST_NAMED = 5  # types in a help
@@ -36,11 +38,18 @@ class Selection:
 
     def __init__(self, layers: tuple[Layer, ...], model_name: str, report: Diagnostics):
         self.layers, self.model_name, self.report = layers, model_name, report
+        self.place = {layer.path: place for place, layer in enumerate(layers)}
+        self.inside: dict[str, list[str]] = {}  # by name: the layer, or those in the container
+        for layer in layers:
+            for name in _and_containers(layer.path):
+                self.inside.setdefault(name, []).append(layer.path)
+        self.names = sorted(self.inside)
+        self.known: dict[tuple[str, str], frozenset[str]] = {}  # by kind and text of a selector
 
     def select(self, selector: ast.Selector) -> tuple[Layer, ...]:
         """The selected layers in execution order; every part that matches nothing is E301."""
         chosen = self._set(selector)
-        return tuple(layer for layer in self.layers if layer.path in chosen)
+        return tuple(self.layers[place] for place in sorted(self.place[path] for path in chosen))
 
     def _set(self, selector: ast.Selector) -> set[str]:
         match selector:
@@ -53,14 +62,25 @@ class Selection:
                 )
             case ast.ByGlob(pattern=pattern):
                 return self._or_nothing(
-                    self._matching(glob_to_regex(strip_wrapping(pattern))),
+                    self._matching(strip_wrapping(pattern)),
                     f'no layer matches `"{pattern}"`',
                     selector.span,
                     lambda: self._near_path(strip_wrapping(pattern)),
                 )
             case ast.ByRegex(pattern=pattern):
+                try:
+                    chosen = self._matching_regex(pattern)
+                except TooSlow:
+                    self.report.add(
+                        "E323",
+                        f"this regular expression takes more than {SECONDS:g} s on the names of "
+                        f"{self.model_name}",
+                        selector.span,
+                        help="repeats inside of repeats, as in `(a+)+`, try everything twice",
+                    )
+                    self.report.stop_if_wrong()  # the next one may take as long
                 return self._or_nothing(
-                    self._matching(re.compile(pattern)),
+                    chosen,
                     f'no layer matches `re"{pattern}"`',
                     selector.span,
                     lambda: None,
@@ -99,6 +119,8 @@ class Selection:
     def _of_type(self, type: str) -> set[str]:
         """Layers of the class. An attention is both of its projections: the one that makes queries,
         keys and values is its own, the other a linear layer inside it."""
+        if ("type", type) in self.known:
+            return set(self.known["type", type])
         chosen = {layer.path for layer in self.layers if type in layer.types}
         attentions = {
             layer.path
@@ -106,26 +128,45 @@ class Selection:
             if layer.path in chosen and isinstance(layer.module, nn.MultiheadAttention)
         }
         own = {f"{path}.out_proj" for path in attentions}
-        return chosen | {layer.path for layer in self.layers if layer.path in own}
+        chosen |= {path for path in own if path in self.place}
+        self.known["type", type] = frozenset(chosen)
+        return chosen
 
     def _or_nothing(self, chosen: set[str], message: str, span: Span, near) -> set[str]:
         if not chosen:
             label = f"{none_of(len(self.layers), 'module')} of {self.model_name}"
-            self.report.add("E301", message, span, label=label, help=near())
+            few = len(self.report.errors) < MAX_ERRORS  # the rest is counted and not shown
+            self.report.add("E301", message, span, label=label, help=near() if few else None)
         return chosen
 
-    def _matching(self, pattern: re.Pattern) -> set[str]:
-        """Layers that match, by their own name or as part of a container that does."""
-        return {
-            layer.path
-            for layer in self.layers
-            if any(pattern.fullmatch(name) for name in _and_containers(layer.path))
-        }
+    def _matching(self, pattern: str) -> set[str]:
+        """Layers that a glob matches, by their own name or as part of a container that does."""
+        if ("glob", pattern) not in self.known:
+            glob = Glob(pattern)
+            if glob.is_exact:
+                found = self.inside.get(pattern, [])
+            else:
+                start, stop = bisect_left(self.names, glob.prefix), len(self.names)
+                if glob.prefix:
+                    after = glob.prefix[:-1] + chr(min(ord(glob.prefix[-1]) + 1, 0x10FFFF))
+                    stop = bisect_left(self.names, after)
+                matched = filter(glob.matches, self.names[start:stop])
+                found = [path for name in matched for path in self.inside[name]]
+            self.known["glob", pattern] = frozenset(found)
+        return set(self.known["glob", pattern])
+
+    def _matching_regex(self, pattern: str) -> set[str]:
+        """The same for a regular expression; TooSlow."""
+        if ("re", pattern) not in self.known:
+            regex = Regex(pattern)
+            matched = [name for name in self.names if regex.matches(name)]
+            found = frozenset(path for name in matched for path in self.inside[name])
+            self.known["re", pattern] = found
+        return set(self.known["re", pattern])
 
     def _inside(self, selector, of, scope: str) -> set[str]:
         among = self.select(of)
-        pattern = glob_to_regex(strip_wrapping(scope))
-        scoped = self._matching(pattern)
+        scoped = self._matching(strip_wrapping(scope))
         if not scoped:
             self.report.add(
                 "E301",
@@ -192,21 +233,12 @@ class Selection:
 
     def _near_path(self, pattern: str) -> str | None:
         """The nearest real name, in which what the pattern matches already stays as it is."""
-        names = {name for layer in self.layers for name in _and_containers(layer.path)}
-        names |= {_mended(pattern, name) for name in names}
+        names = {*self.names, *(_mended(pattern, name) for name in self.names)}
         near = nearest(pattern, sorted(names))
         if near is None:
             return None
-        number = len(self._matching(glob_to_regex(near)))
+        number = len(self._matching(near))
         return f'`"{near}"` matches {count(number, "layer")}'
-
-
-def glob_to_regex(pattern: str) -> re.Pattern:
-    """`*` any characters of one name, `**` of any names, `?` one character of a name."""
-    parts = []
-    for piece in re.split(r"(\*\*|\*|\?)", pattern):
-        parts.append({"**": ".*", "*": "[^.]*", "?": "[^.]"}.get(piece, re.escape(piece)))
-    return re.compile("".join(parts))
 
 
 def strip_wrapping(pattern: str) -> str:
@@ -222,7 +254,7 @@ def _mended(pattern: str, name: str) -> str:
     if len(wanted) != len(real):
         return name
     pairs = zip(wanted, real, strict=True)
-    return ".".join(want if glob_to_regex(want).fullmatch(have) else have for want, have in pairs)
+    return ".".join(want if Glob(want).matches(have) else have for want, have in pairs)
 
 
 def _and_containers(path: str):

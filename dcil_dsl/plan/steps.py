@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from dcil_dsl.extend.outside import Outside
 from dcil_dsl.plan.group import Part
@@ -100,13 +100,13 @@ class Train(Part):
     sync_norms   batch norms take their statistics over all ranks
     """
 
-    num_epochs: int
+    num_epochs: NonNegativeInt
     optimizer: Annotated[Union[SGD, AdamW], Field(discriminator="kind")]
     rate: Rate
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: float | None = None
     ema: float | None = None
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     sync_norms: bool = False
     average: LatePhase | None = None
     integrator: Integrator | None = None

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from torch import nn
 
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.training.checkpoint import (
@@ -52,7 +54,10 @@ def load_anyway(path: Path, state: State) -> None:
         if key.rpartition("/")[0] in known
         and key.rpartition("/")[2] in entries_of(plan.train.optimizer, value)
     }
-    load_optimizer_state(state.optimizer, moving)
+    try:
+        load_optimizer_state(state.optimizer, moving)
+    except ValueError as error:
+        raise InputError(f"{path} holds another optimiser: {error}") from None
     averages = under("average/", tensors)
     current = state.dual.state_dict()
     for name, mean in state.average.items():
@@ -66,6 +71,12 @@ def load_anyway(path: Path, state: State) -> None:
         step=before.epoch * plan.steps_per_epoch, epoch=before.epoch, seconds=before.seconds,
         trained=before.trained, waited=before.waited, scaler=before.scaler,
     )  # fmt: skip
+    if state.position.step > plan.num_steps:
+        raise InputError(
+            f"{path} is after {count(before.epoch, 'epoch')}, more than the recipe has now: "
+            f"step {state.position.step:,} of {plan.num_steps:,}",
+            help="raise `epochs` in the recipe's `train`",
+        )
     state.position.told = before.told and state.position.step >= plan.num_steps
     _make_masks(state)
     state.sums.zero_()

@@ -22,13 +22,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    AllowInfNan,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import fingerprint
@@ -39,6 +48,7 @@ from dcil_dsl.training.run import cannot_write, keep_as, newest_of, previous_of,
 from dcil_dsl.training.sharding import Shards
 
 FORMAT = "dcil checkpoint 1"
+Seconds = Annotated[NonNegativeFloat, AllowInfNan(False)]
 
 
 @dataclass
@@ -58,18 +68,18 @@ class Position:
                which step
     """
 
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
+    step: NonNegativeInt = 0
+    epoch: NonNegativeInt = 0
+    batch: NonNegativeInt = 0
     told: bool = False
-    examples: int = 0
-    examples_by: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    trained: float = 0.0
-    epoch_trained: float = 0.0
-    waited: float = 0.0
-    epoch_waited: float = 0.0
-    scaler: dict[str, float | int] = field(default_factory=dict)
+    examples: NonNegativeInt = 0
+    examples_by: dict[str, NonNegativeInt] = field(default_factory=dict)
+    seconds: Seconds = 0.0
+    trained: Seconds = 0.0
+    epoch_trained: Seconds = 0.0
+    waited: Seconds = 0.0
+    epoch_waited: Seconds = 0.0
+    scaler: dict[str, FiniteFloat | int] = field(default_factory=dict)
     rewinds: list[dict[str, int | str]] = field(default_factory=list)
 
     @property
@@ -141,12 +151,16 @@ def load_checkpoint(path: Path, state: State) -> None:
     InputError where the file is missing or damaged, or belongs to another plan or model.
     """
     tensors, header = read_checkpoint(path, state.dual.plan, state.shards)
-    position = position_of(header, path)
+    position = position_of(header, path, state.dual.plan)
     load_model(state.dual, under("model/", tensors), path)
+    moving = under("optimizer/", tensors)
+    for name in optimizer_state(state.optimizer):  # Adam's may be made later, momentum is there
+        if name.endswith("/momentum_buffer") and name not in moving:
+            raise InputError(f"{path} holds another optimiser: it lacks `{name}`")
     state.optimizer.state.clear()  # of steps that are being gone back over
     try:
-        load_optimizer_state(state.optimizer, under("optimizer/", tensors))
-    except (KeyError, RuntimeError) as error:
+        load_optimizer_state(state.optimizer, moving)
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path} holds another optimiser: {error}") from None
     _fill(state.average, under("average/", tensors), path)
     _fill(state.memory, under("memory/", tensors), path)
@@ -163,7 +177,7 @@ def load_deployed(path: Path, dual: nn.Module) -> Position:
     """
     tensors, header = read_checkpoint(path, dual.plan)
     load_model(dual, under("model/", tensors) | under("average/", tensors), path)
-    position = position_of(header, path)
+    position = position_of(header, path, dual.plan)
     check_sparsity(dual, masks_step(position.step))
     return position
 
@@ -198,6 +212,8 @@ def read_checkpoint(
 
 def read_file(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """read_checkpoint of the one file."""
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"the checkpoint {path} is damaged: it is no file")
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
@@ -223,13 +239,34 @@ def is_end_of_epoch(path: Path, plan: Plan) -> bool:
         return False
 
 
-def position_of(header: Mapping[str, str], path: Path) -> Position:
-    """InputError where the header has none."""
+def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None) -> Position:
+    """InputError where the header has none, or one that is no place in the run of `plan`."""
     try:
-        return TypeAdapter(Position).validate_json(header.get("position", ""))
+        position = TypeAdapter(Position).validate_json(header.get("position", ""))
+        missing = {"step", "epoch", "batch", "told"} - json.loads(header["position"]).keys()
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
         raise InputError(f"the checkpoint {path} does not say where it stands: {where}") from None
+    if missing:
+        where = min(missing)
+        raise InputError(f"the checkpoint {path} does not say where it stands: {where}")
+    if plan is not None:
+        steps = -(-position.batch // plan.train.accumulate)
+        if (
+            steps > plan.steps_per_epoch
+            or position.step != position.epoch * plan.steps_per_epoch + steps
+        ):
+            raise InputError(
+                f"the checkpoint {path} contradicts itself: step {position.step:,} is not "
+                f"after {count(position.epoch, 'epoch')} of {plan.steps_per_epoch:,} steps and "
+                f"{count(position.batch, 'batch', 'batches')}"
+            )
+        if position.step > plan.num_steps:
+            raise InputError(
+                f"the checkpoint {path} is of step {position.step:,}, the run has "
+                f"{plan.num_steps:,}"
+            )
+    return position
 
 
 def _way_back(path: Path) -> str | None:
@@ -275,6 +312,9 @@ def _same(want: Mapping[str, Tensor], have: Mapping[str, Tensor], path: Path) ->
         if want[name].shape != have[name].shape:
             shapes = f"{tuple(have[name].shape)} and not {tuple(want[name].shape)}"
             raise InputError(f"{path} holds another model: `{name}` has shape {shapes}")
+        if want[name].dtype != have[name].dtype:
+            types = f"{have[name].dtype} and not {want[name].dtype}".replace("torch.", "")
+            raise InputError(f"{path} holds another model: `{name}` is {types}")
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,14 +24,19 @@ def plan_differences(old: Plan, new: Plan) -> list[str]:
 
     The recipe's name, title and place in its file, and what it expects of the result, may change.
     """
-    found: list[str] = []
-    _compare(_science(old), _science(new), "", found)
-    return found
+    return value_differences(science_of(old), science_of(new), "in the run", "now")
+
+
+def value_differences(one: object, other: object, here: str, there: str) -> list[str]:
+    """Where two trees of plain data differ, by name: "warmup: 5 in the run, 0 now"."""
+    found: list[tuple[str, object, object]] = []
+    _compare(one, other, "", found)
+    return [f"{name}: {_shown(a)} {here}, {_shown(b)} {there}" for name, a, b in found]
 
 
 def fingerprint(plan: Plan) -> str:
     """A sha256 that two plans share exactly where plan_differences finds nothing."""
-    return sha256(json.dumps(_science(plan), sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(science_of(plan), sort_keys=True).encode()).hexdigest()
 
 
 def text_differences(old: str, new: str) -> list[str]:
@@ -57,7 +62,8 @@ def listed(differences: list[str]) -> list[str]:
     return differences[:MAX_LINES] + ([f"and {more} more"] if more > 0 else [])
 
 
-def _science(plan: Plan) -> dict:
+def science_of(plan: Plan) -> dict:
+    """What decides the training, as plain data: the same exactly where two runs train alike."""
     values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
     for part in [*values["layers"], *values["groups"]]:
         del part["rule"]
@@ -76,7 +82,7 @@ def _without_folder(spec: str | None) -> str | None:
     return f"{Path(file).name}:{name}" if file.endswith(".py") else spec
 
 
-def _compare(old: object, new: object, name: str, found: list[str]) -> None:
+def _compare(old: object, new: object, name: str, found: list) -> None:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             inner = f"{name}.{key}" if name else key
@@ -85,7 +91,7 @@ def _compare(old: object, new: object, name: str, found: list[str]) -> None:
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
             _compare(a, b, f"{name}[{i}]", found)
     elif old != new:
-        found.append(f"{name}: {_shown(old)} in the run, {_shown(new)} now")
+        found.append((name, old, new))
 
 
 def _shown(value: object) -> str:

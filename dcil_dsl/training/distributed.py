@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 from time import monotonic, sleep
 
 import torch
@@ -135,13 +136,25 @@ class Ranks:
             raise InputError(answer["error"], help=answer["help"])
         return answer["text"]
 
-    def _tell(self, text: str) -> str:
-        """The first rank's text. Bytes in a tensor: no object is pickled."""
+    def find_other(self, text: str) -> tuple[list[int], str, str] | None:
+        """The ranks whose text is not the first's, the first's text, and that of the first of them.
+
+        None where all are the same, which costs the exchange of a digest.
+        """
+        digest = bytearray(sha256(text.encode()).digest())
+        digests = self.gather(torch.frombuffer(digest, dtype=torch.uint8))
+        others = (digests != digests[0]).any(1).nonzero().flatten().tolist()
+        if not others:
+            return None
+        return others, self._tell(text), self._tell(text, others[0])
+
+    def _tell(self, text: str, source: int = 0) -> str:
+        """The text of the rank `source`. Bytes in a tensor: no object is pickled."""
         raw = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         size = torch.tensor(len(raw))
-        dist.broadcast(size, 0)
-        raw = raw if self.is_first else torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(raw, 0)
+        dist.broadcast(size, source)
+        raw = raw if self.rank == source else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(raw, source)
         return bytes(raw.numpy()).decode()
 
 

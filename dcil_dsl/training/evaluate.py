@@ -1,22 +1,26 @@
 """The accuracy of every path.
 
 In:   a dual graph and held-out batches.
-Out:  {path: {"top1": fraction, "top5": fraction}}; plain errors where data and model do not fit.
+Out:  {path: {"top1": fraction, "top5": fraction}}, with "not_finite", a count; plain errors
+      where data and model do not fit.
 Not:  no path is chosen and no weight is moved.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.interrupt import Wish
 from dcil_dsl.training.losses import logits_of
 from dcil_dsl.training.machine import Loader, Options, autocast, laid_out
 from dcil_dsl.training.metrics import Dual, num_correct
-
 
 @torch.no_grad()
 def evaluate(
@@ -24,7 +28,10 @@ def evaluate(
 ) -> dict[str, dict[str, float]] | None:
     """Accuracy of every path on all of the data, in eval mode; the mode is put back.
 
-    top5 only where there are more than five classes. None if a wish to stop came in between.
+    An example whose largest score is no finite number is not right, whatever its class; how many
+    there are is counted as BROKEN, where there are any. A score of -inf excludes a class, and is
+    none of them. top5 only where there are more than five classes. None if a wish to stop came in
+    between.
     InputError where the data is empty or does not fit the model.
     """
     check_not_empty(loader)
@@ -44,6 +51,11 @@ def check_not_empty(loader: Loader) -> None:
 
 def check_fit(dual: Dual, images: Tensor, labels: Tensor, options: Options) -> None:
     """Try one batch, in eval mode so that nothing moves. InputError where it does not fit."""
+    if images.is_floating_point() and not images.isfinite().all():
+        raise InputError(
+            "the images of the first batch hold numbers that are not finite",
+            help="look at the images, and at the mean and the deviation of the data",
+        )
     was_training = dual.training
     dual.eval()
     try:
@@ -70,7 +82,8 @@ def _evaluate(dual: Dual, loader: Loader, options: Options, wish: Wish):
     for images, labels in loader.epoch(0):
         if ranks.any(wish.is_there):
             return None
-        if not len(labels):  # no part of a small batch: a stand-in, which no class is right for
+        is_stand_in = not len(labels)
+        if is_stand_in:  # no part of a small batch: no class is right for it
             images, labels = images.new_zeros(1, *images.shape[1:]), labels.new_full((1,), -1)
         with autocast(dual.plan, options):
             outputs = dual(laid_out(images, options))
@@ -78,15 +91,21 @@ def _evaluate(dual: Dual, loader: Loader, options: Options, wish: Wish):
             logits = logits_of(output)
             if path not in counts:
                 _check_labels(logits, labels)
+            broken = ~logits.amax(dim=1).isfinite()
+            classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
+            classes = classes.masked_fill(broken, -1)
             counted = counts.setdefault(path, {})
             for k in (1, 5) if logits.shape[1] > 5 else (1,):
-                counted[f"top{k}"] = counted.get(f"top{k}", 0) + num_correct(logits, labels, k)
-    return {
-        path: {
-            name: int(ranks.sum(count)) / loader.num_examples for name, count in counted.items()
-        }
-        for path, counted in counts.items()
-    }
+                counted[f"top{k}"] = counted.get(f"top{k}", 0) + num_correct(logits, classes, k)
+            counted[BROKEN] = counted.get(BROKEN, 0) + broken.sum() * (not is_stand_in)
+    return {path: _shares(counted, loader, ranks) for path, counted in counts.items()}
+
+
+def _shares(counted: Mapping[str, Tensor], loader: Loader, ranks: Ranks) -> dict[str, float]:
+    sums = {name: ranks.sum(count) for name, count in counted.items()}
+    broken = sums.pop(BROKEN)
+    shares = {name: int(count) / loader.num_examples for name, count in sums.items()}
+    return shares if bool(broken == 0) else shares | {BROKEN: int(broken)}
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
@@ -96,6 +115,12 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
             help="only classifiers can be trained so far",
         )
     shares = labels.is_floating_point()
+    if not shares and len(labels) and int(labels.max()) < -1:
+        raise InputError(
+            f"no example of a batch has a class: the class numbers are {int(labels.max())} and "
+            "less",
+            help="classes are counted from 0; -100 marks an example that has none",
+        )
     largest, num_classes = labels.shape[1] - 1 if shares else int(labels.max()), logits.shape[1]
     if largest >= num_classes:
         raise InputError(

@@ -2,20 +2,20 @@
 
 In:   a run folder.
 Out:  a lock on it while a `with` is open.
-Not:  nothing is read or written: a lock on the folder itself leaves no file behind.
+Not:  nothing is read or written: a lock on the folder itself leaves no file behind (locks.py).
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import sleep
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.locks import Locked, lock, unlock
 from dcil_dsl.training.run import RunFolder
 
-_held: set[int] = set()  # descriptors that lock a folder
+TRIES = 5  # a process that looks for abandoned drafts holds a new run for a moment (drafts.py)
 
 
 @contextmanager
@@ -25,29 +25,17 @@ def hold_run(run: RunFolder) -> Iterator[None]:
     The lock ends with the process, however that ends; a worker that outlives it holds nothing. A
     file system without locks holds nothing either.
     """
-    descriptor = os.open(run.path, os.O_RDONLY)
-    _held.add(descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _let_go(descriptor)
-        raise InputError(
-            f"another process is training in {run.path}", help="wait for it, or end it"
-        ) from None
-    except OSError:
-        pass
+    for left in reversed(range(TRIES)):
+        try:
+            descriptor, _ = lock(run.path)
+            break
+        except Locked:
+            if not left:
+                raise InputError(
+                    f"another process is training in {run.path}", help="wait for it, or end it"
+                ) from None
+            sleep(0.02)
     try:
         yield
     finally:
-        _let_go(descriptor)
-
-
-def _let_go(*descriptors: int) -> None:
-    for descriptor in descriptors:
-        if descriptor in _held:
-            _held.discard(descriptor)
-            os.close(descriptor)
-
-
-# A forked process has the descriptor too, and with it would have the lock.
-os.register_at_fork(after_in_child=lambda: _let_go(*_held))
+        unlock(descriptor)

@@ -63,6 +63,15 @@ def total_loss(
     return sum(weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
 
 
+def refuse_constant(loss: Tensor) -> None:
+    """InputError for a loss from which no gradient flows back to any weight."""
+    if not loss.requires_grad:
+        raise InputError(
+            "the loss depends on no weight that learns: the model's output is detached",
+            help="leave `.detach()` and torch.no_grad() out of its forward, or unfreeze weights",
+        )
+
+
 def weighed(plan: Plan, i: int, term: Tensor, weights: Tensor | None) -> Tensor:
     """What the term of plan.losses[i] adds to the sum."""
     own = plan.losses[i].coefficient * term
@@ -270,5 +279,12 @@ def _fits(logits: Tensor, target: Tensor) -> None:
 
 
 def _wide(values: Tensor) -> Tensor:
+    if not values.is_floating_point() or values.layout != torch.strided:
+        kind = str(values.dtype).removeprefix("torch.")
+        kind += "" if values.layout == torch.strided else ", in a sparse layout"
+        raise InputError(
+            f"the model returns {kind}: a loss is of real numbers, in a dense tensor",
+            help="return the logits themselves; what is derived from them belongs behind the model",
+        )
     # Autocast leaves the logits in 16 bits, where a softmax over 1000 classes is rough.
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.extend.word import LARGEST
 from dcil_dsl.plan.plan import SGD, AdamW, Plan
 from dcil_dsl.training.metrics import Dual
 
 # Not on a CPU, where the fused step neither checks that weight and gradient lie in memory alike
 # nor is faster for channels_last weights.
 FUSED_ON = ("cuda",)
+ENTRIES = {
+    torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}  # fmt: skip
 
 
 def make_optimizer(
@@ -57,6 +62,20 @@ def entries_of(spec: SGD | AdamW, parameter: Tensor) -> dict[str, Tensor]:
         step = torch.zeros((), device=counts_on)
         return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros}
     return {"momentum_buffer": torch.zeros_like(parameter)} if spec.momentum else {}
+
+
+def check_rate(plan: Plan) -> None:
+    """InputError where the rate grows, step by step, beyond what float32 holds."""
+    for step in (0, *plan.train.rate.at):
+        try:
+            is_held = rate_at(plan, step) <= LARGEST
+        except OverflowError:
+            is_held = False
+        if not is_held:
+            raise InputError(
+                f"the learning rate is beyond what float32 holds at step {step:,}",
+                help="lower `gamma`, or `lr`, in the recipe's `train`",
+            )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -115,11 +134,22 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Put back what optimizer_state gave. Raises KeyError for a parameter it does not have."""
+    """Put back what optimizer_state gave.
+
+    Raises KeyError for a parameter or an entry that it does not have, ValueError for one of another
+    shape or type.
+    """
     parameters = dict(_by_name(optimizer))
+    entries = ENTRIES[type(optimizer)]
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
+        if entry not in entries:
+            raise KeyError(key)
+        shape = torch.Size() if entry == "step" else parameter.shape
+        if value.shape != shape or not value.is_floating_point():
+            told = f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+            raise ValueError(f"`{key}` is {told} and not of the shape {tuple(shape)}")
         if entry == "step":  # of Adam; the fused one counts on the device
             device = parameter.device if _is_fused(optimizer) else "cpu"
             place = torch.empty_like(value, device=device)

@@ -33,7 +33,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.redraw import drawn_apart
 from dcil_dsl.plan.plan import Plan, Train
 from dcil_dsl.plan.schedule import is_refresh
-from dcil_dsl.training.losses import total_loss
+from dcil_dsl.training.losses import refuse_constant, total_loss
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import make_optimizer, rate_at, set_rate
 
@@ -116,7 +116,9 @@ def train_client(
         set_rate(optimizer, rate_at(plan, at))
         optimizer.zero_grad(set_to_none=True)
         with drawn_apart(seed_of(plan.train.seed, client, at)):
-            total_loss(plan, dual(images), labels, at).backward()
+            loss = total_loss(plan, dual(images), labels, at)
+            refuse_constant(loss)
+            loss.backward()
         if plan.train.clip is not None:
             clip_grad_norm_([p for _, p in dual.trainable()], plan.train.clip)
         dual.add_penalties(at)

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from dcil_dsl.training.differences import (
     plan_differences,
     text_differences,
 )
+from dcil_dsl.training.drafts import draft_in
 
 INDEX = "parts.json"  # of a checkpoint in parts
 # Nothing takes the place of a mount point, or of a link to a folder.
@@ -52,7 +52,10 @@ class RunFolder:
     checkpoint = property(lambda self: self.path / "checkpoint" / "last.safetensors")
     has_checkpoint = property(lambda self: newest_of(self.checkpoint) is not None)
     had_checkpoint = property(
-        lambda self: self.has_checkpoint or previous_of(self.checkpoint).exists()
+        lambda self: self.has_checkpoint
+        or previous_of(self.checkpoint).exists()
+        or self.weights.exists()
+        or len(self.read_metrics()) > 1  # one is told before the first checkpoint
     )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
@@ -61,7 +64,7 @@ class RunFolder:
     def read_plan(self) -> Plan:
         """The Plan that the run was started with."""
         try:
-            return Plan.from_json(_read(self.plan))
+            return Plan.from_json(read_text(self.plan))
         except ValidationError as error:
             raise InputError(
                 f"{self.plan} is not a plan that this version reads",
@@ -80,7 +83,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict]:
         """The lines so far. A last line torn by a kill counts as not written."""
-        lines = _read(self.metrics).splitlines() if self.metrics.exists() else []
+        lines = read_text(self.metrics).splitlines() if self.metrics.exists() else []
         read = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -175,22 +178,17 @@ def create_run(
         )
     parent = Path("runs") if out is None else Path(out).parent
     name = f"{plan.recipe.name}-{date.today().isoformat()}" if out is None else Path(out).name
-    draft = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it for its owner alone
-        run = RunFolder(draft)
-        run.checkpoint.parent.mkdir()
-        _write_start(run, plan, given, resolved, model, data)
-        for name, text in beside.items():
-            write_text(draft / name, text)
-        return RunFolder(_rename(draft, Path(out) if out is not None else None, parent / name))
+        with draft_in(parent, name) as draft:
+            run = RunFolder(draft)
+            run.checkpoint.parent.mkdir()
+            _write_start(run, plan, given, resolved, model, data)
+            for file, text in beside.items():
+                write_text(draft / file, text)
+            return RunFolder(_rename(draft, None if out is None else Path(out), parent / name))
     except OSError as error:
-        raise cannot_write(Path(out) if out is not None else parent, error) from None
-    finally:
-        if draft is not None and draft.exists():
-            shutil.rmtree(draft, ignore_errors=True)
+        raise cannot_write(parent if out is None else Path(out), error) from None
 
 
 def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> None:
@@ -239,7 +237,7 @@ def resume_run(
         )
     if differences:
         kept = run.plan.with_name(f"plan-until-{datetime.now():%Y-%m-%d-%H%M%S}.json")
-        write_text(kept, _read(run.plan))
+        write_text(kept, read_text(run.plan))
         _write_start(run, plan, given, resolved, model, data)
     return run
 
@@ -252,7 +250,7 @@ def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str,
     plans = plan_differences(run.read_plan(), plan)
     then = _parts_of_data(run.data)
     texts = {
-        "another recipe": text_differences(_read(run.resolved), resolved)
+        "another recipe": text_differences(read_text(run.resolved), resolved)
         if plans and resolved
         else [],
         "another model": text_differences(_stored(run.model) or model, model) if model else [],
@@ -337,10 +335,12 @@ def _in_the_way(out: Path) -> str | None:
 
 def _stored(path: Path) -> str:
     """The text, empty where a run of an earlier version has none."""
-    return _read(path) if path.exists() else ""
+    return read_text(path) if path.exists() else ""
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"cannot read {path}: it is no file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -361,9 +361,3 @@ def _is_full(error: Exception) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     in_words = (f"os error {number})" for number in numbers)  # of safetensors
     return getattr(error, "errno", None) in numbers or any(w in str(error) for w in in_words)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -212,7 +212,9 @@ def save(now: Session) -> None:
     """Write the checkpoint, unless what is in it is not finite or the masks are not the plan's."""
     look(now)
     at, ranks = now.state.position, now.options.ranks
-    stop_if_no_finite_weights(now.plan, now.dual.trainable(), max(at.step - 1, 0), ranks)
+    stop_if_no_finite_weights(
+        now.plan, now.dual.trainable(), max(at.step - 1, 0), ranks, now.dual.named_buffers()
+    )
     now.saved = at.step
     state = replace(now.state, sums=ranks.sum(now.state.sums))
     if not (ranks.is_first or state.shards):

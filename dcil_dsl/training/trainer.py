@@ -29,11 +29,16 @@ from dcil_dsl.training.average import deploy_average, deployed, update_average
 from dcil_dsl.training.balance import weigh_terms
 from dcil_dsl.training.distributed import step_seed
 from dcil_dsl.training.evaluate import check_fit, check_not_empty, evaluate
-from dcil_dsl.training.finite import NotFinite
+from dcil_dsl.training.finite import (
+    BROKEN,
+    NotFinite,
+    stop_if_no_finite_loss,
+    stop_if_no_finite_outputs,
+)
 from dcil_dsl.training.integrate import integrate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.late_phase import end_turn, forget_gathered, gather, take_turn
-from dcil_dsl.training.losses import open_losses
+from dcil_dsl.training.losses import open_losses, refuse_constant
 from dcil_dsl.training.machine import Loader, Options, laid_out
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import forget_pruned, set_rate
@@ -130,8 +135,7 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
     plan, state, at, max_steps = now.plan, now.state, now.state.position, now.options.max_steps
     end = plan.num_steps if max_steps is None else min(max_steps, plan.num_steps)
     if at.told and at.step >= end:  # resumed, with nothing left to do
-        with deployed(now.average):
-            return evaluate(now.dual, val_loader, now.options, wish)
+        return _evaluated(now, val_loader, wish)
 
     is_first = now.options.ranks.is_first
     at.told = at.told and not at.batch  # a line about part of an epoch makes room for the whole
@@ -154,8 +158,7 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
             merge_ranks(now)
             accuracies = None if now.stopping else {}  # no worker is asked any more: it may be gone
             if not now.stopping and _is_evaluated(now, end):
-                with deployed(now.average):
-                    accuracies = evaluate(now.dual, val_loader, now.options, wish)
+                accuracies = _evaluated(now, val_loader, wish)
             if accuracies is None:
                 save(now)
                 return None
@@ -170,6 +173,18 @@ def _run_epochs(now: Session, train_loader: Loader, val_loader: Loader, wish: Wi
             save(now)
             if at.step >= end:
                 return accuracies
+
+
+def _evaluated(now: Session, val_loader: Loader, wish: Wish):
+    """The accuracies of what would be deployed; NotFinite where there is an output that is not."""
+    with deployed(now.average):
+        accuracies = evaluate(now.dual, val_loader, now.options, wish)
+    if any(BROKEN in accuracy for accuracy in (accuracies or {}).values()):
+        # A loss that was not finite came first, and names the step and the term.
+        stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.first_bad).tolist())
+    step = max(now.state.position.step - 1, 0)
+    stop_if_no_finite_outputs(now.plan, accuracies or {}, step, val_loader.num_examples)
+    return accuracies
 
 
 def _is_evaluated(now: Session, end: int) -> bool:
@@ -200,6 +215,7 @@ def _learn(now: Session, images: Tensor, labels: Tensor, part: Part) -> None:
     weight = ranks.count * len(labels) / (copies * part.total)
 
     def backward(loss: Tensor) -> None:
+        refuse_constant(loss)
         now.scaler.scale(loss if weight == 1 else weight * loss).backward()
 
     def learn(terms: tuple[int, ...]) -> tuple[Tensor, Tensor]:

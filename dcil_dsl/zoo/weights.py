@@ -88,6 +88,12 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
     odd = [str(k) for k, v in loaded.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if odd:
         raise InputError(f"{source}: not a state dict, these entries are no tensors: {_some(odd)}")
+    odd = [name for name, value in loaded.items() if _is_odd(value)]
+    if odd:
+        raise InputError(
+            f"{source}: these tensors are sparse, quantised or without numbers: {_some(odd)}",
+            "save them plain: tensor.to_dense(), tensor.dequantize()",
+        )
     if "sums" in loaded and any(name.startswith("optimizer/") for name in loaded):
         raise InputError(
             f"{source} is the checkpoint of a run",
@@ -168,7 +174,12 @@ def _fit(found: dict[str, Tensor], model: nn.Module, source: str, notes: list[st
         for n in both
         if found[n].is_floating_point() != own[n].is_floating_point()
     ]
-    wrong = missing + extra + shapes + kinds
+    broken = [
+        f"not finite  {n} {_shape(found[n])}: {count(number, 'number')}"
+        for n in both
+        if found[n].shape == own[n].shape and (number := _num_broken(found[n], own[n]))
+    ]
+    wrong = missing + extra + shapes + kinds + broken
     if wrong:
         rest = [f"and {len(wrong) - MAX_TOLD} more"] if len(wrong) > MAX_TOLD else []
         differ = count(len(wrong), "tensor differs", "tensors differ")
@@ -198,6 +209,18 @@ def _other_head(found: dict[str, Tensor], own: dict[str, Tensor], model: nn.Modu
     resized = all(found[n].shape[0] != own[n].shape[0] for n in head)
     alike = all(found[n].shape[1:] == own[n].shape[1:] for n in head)
     return head if resized and alike else []
+
+
+def _num_broken(found: Tensor, own: Tensor) -> int:
+    """How many numbers are NaN or infinite, where the model's own are finite."""
+    if not (own.is_floating_point() and found.is_floating_point()):
+        return 0
+    # Not before the conversion: what a wider type holds may be infinite in the model's.
+    return int((~found.to(own.dtype).isfinite() & own.isfinite()).sum())
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    return tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta
 
 
 def _converted(found: Tensor, own: Tensor) -> bool:

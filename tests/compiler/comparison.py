@@ -99,8 +99,11 @@ def worst_difference(
     optimizer = torch.optim.SGD(
         [p for _, p in dual.trainable()], lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
     )
-    for module in (dual, reference.master, *reference.twin.values()):
+    for module in (dual, reference.master):
         module.train(training)
+    for name, twin in reference.twin.items():  # as the model's own train() has its original
+        for one, other in zip(reference.master.get_submodule(name).modules(), twin.modules()):
+            other.training = one.training
     dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
     worst = 0.0
 
@@ -174,6 +177,7 @@ def _settle_statistics(model, size, batch):
     for module in model.modules():
         if hasattr(module, "running_mean"):
             module.momentum = 0.5
+    model.train()
     with torch.no_grad():
         for _ in range(6):
-            model.train()(torch.randn(batch, 3, size, size).to(like))
+            model(torch.randn(batch, 3, size, size).to(like))

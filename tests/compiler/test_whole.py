@@ -24,6 +24,7 @@ from whole_nets import (
     Words,
 )  # fmt: skip
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph import trace_model
 
 ATTENTION = "Linear, MultiheadAttention"
@@ -250,7 +251,7 @@ def test_a_weight_that_the_forward_writes_to_is_refused():
         return x
 
     dual = compile_text(_recipe("Linear"), seeded(lambda: Around(Habit(shrinks)))).train()
-    with pytest.raises(RuntimeError, match="writes to its own weights"):
+    with pytest.raises(InputError, match="forward of Habit changes its weight `two.weight`"):
         dual(*tokens(0)[0])
 
 

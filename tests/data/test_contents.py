@@ -48,6 +48,19 @@ def test_a_file_more_less_or_of_another_size_is_a_difference_of_its_class(tmp_pa
     assert line.startswith("val/dog: ")
 
 
+def test_without_sizes_no_file_is_looked_for_and_names_still_count(tmp_path, monkeypatch):
+    from test_sources import write_tree
+
+    write_tree(tmp_path)
+    before = open_dataset("imagefolder", tmp_path)
+    shutil.copy(tmp_path / "train/cat/0.JPEG", tmp_path / "train/cat/9.JPEG")
+    after = open_dataset("imagefolder", tmp_path)
+    monkeypatch.setattr("dcil_dsl.data.contents._size", None)
+    one, other = contents_of(before, sizes=False), contents_of(after, sizes=False)
+    assert one["train/cat"].startswith("2 files (") and one["val/cat"] == other["val/cat"]
+    assert other["train/cat"].startswith("3 files (")
+
+
 def test_a_link_to_nowhere_is_counted_and_no_fault_of_ours(tmp_path):
     from test_sources import write_tree
 

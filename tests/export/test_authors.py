@@ -1,6 +1,7 @@
 """The authors' curves stand beside a run of their own experiment, and beside no other."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,20 @@ def test_a_run_folder_is_read_for_its_deployed_path_alone(plan, tmp_path):
     told = beside_authors(tmp_path, "sparse", PLAIN)
     assert told[-2].split() == ["2", "61.00%", "62.86%", "+-", "1.39", "-1.86"]
     assert beside_authors(tmp_path, "dense", PLAIN) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["{\n{}\n", "[1]\n{}\n", '{"epoch": 1}\n', '{"epoch": 1, "top1": 3}\n']
+)
+def test_damaged_lines_of_metrics_leave_the_authors_numbers_out(plan, tmp_path, text):
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    (tmp_path / "metrics.jsonl").write_text(text)
+    told = beside_authors(tmp_path, "sparse", PLAIN)
+    assert all("left out" in line and "metrics.jsonl:1" in line for line in told)
+
+
+def test_a_pipe_in_the_place_of_metrics_is_not_waited_for(plan, tmp_path):
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    (told,) = beside_authors(tmp_path, "sparse", PLAIN)
+    assert "it is no file" in told

@@ -167,3 +167,11 @@ def test_inputs_may_go_by_name_and_be_whole_numbers():
     torch.testing.assert_close(result.model(**other)["out"], model(**other)["out"])
     with pytest.raises(InputError, match="`scale` is of type list"):
         compact(model, given | {"scale": [2.0]})
+
+
+def test_outputs_that_are_nan_are_no_agreement():
+    """max(0.0, nan) is 0.0: such networks were said to agree."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model[1].running_var[2] = torch.nan
+    with pytest.raises(InputError, match="hold numbers that are not finite"):
+        compact(model, torch.randn(2, 3, 8, 8))

@@ -227,3 +227,21 @@ def test_a_file_that_may_not_be_read_is_told_by_name(folder, monkeypatch, name):
     monkeypatch.setattr(owner, method, refuse)
     with pytest.raises(InputError, match=f"{name} cannot be read"):
         expand(folder)
+
+
+@pytest.mark.parametrize("values, fact", [
+    ({"shape": [2**20, 3, 4096, 4096]}, "an input of 1048576 x 3 x 4096 x 4096 numbers"),
+    ({"shape": [-1, 3, 8, 8]}, "is not a shape file: inputs.0.shape.0"),
+    ({"shape": [2, 3, 8]}, "the model does not take the inputs that the shape file names"),
+    ({"shape": [2, 3, 9, 9]}, "the model does not take the inputs that the shape file names"),
+    ({"shape": [0, 3, 1, 1]}, "the model does not take the inputs that the shape file names"),
+    ({"dtype": "float8_e4m3fn"}, "a type of numbers `float8_e4m3fn`"),
+    ({"dtype": "int64"}, "the model does not take the inputs that the shape file names"),
+    ({"dtype": "load"}, "a type of numbers `load`"),
+    ({"name": "x y"}, "the model does not take the inputs that the shape file names"),
+])  # fmt: skip
+def test_inputs_that_the_model_does_not_take_are_told_as_such(folder, values, fact):
+    edit(folder, lambda shapes: shapes["inputs"][0].update(values))
+    with pytest.raises(InputError) as error:
+        load_compact(folder, build())
+    assert fact in error.value.message

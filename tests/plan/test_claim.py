@@ -74,8 +74,13 @@ def test_a_weight_that_is_made_of_others_is_an_error_unless_it_is_kept(rule):
     nn.utils.parametrizations.weight_norm(model.layer1[0].conv1)
     _, (error,) = resolve(f"prune {rule} to 90%", model)
     assert error.code == "E402" and error.message.startswith("`layer1.0.conv1` (Parametrized")
-    assert error.help == '`keep "layer1.0.conv1"` leaves it as it is'
+    assert error.help == (
+        '`except "layer1.0.conv1"` in this rule, or `keep "layer1.0.conv1"` below it, leaves it '
+        "as it is"
+    )
     if rule != '"layer1.0.conv1"':
+        plan = plan_of(f'prune {rule} except "layer1.0.conv1" to 90%', model)
+        assert "layer1.0.conv1.weight" not in plan.groups[0].parameters
         plan = plan_of(f'prune {rule} to 90%\nkeep "layer1.0.conv1"', model)
         assert "layer1.0.conv1.weight" not in plan.groups[0].parameters
 

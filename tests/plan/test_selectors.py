@@ -1,10 +1,22 @@
 """What a recipe's selectors mean for a model, and what is said where they mean nothing."""
 
+import re
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from random import Random
+
 import pytest
-from resolving import Net, plan_of, resolve
+from resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
 
-from dcil_dsl.plan.select import glob_to_regex
+from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.graph.layers import Layer, Weight
+from dcil_dsl.lang import loads
+from dcil_dsl.lang.patterns import Glob, Regex
+from dcil_dsl.plan.claim import claim_layers
+from dcil_dsl.plan.select import Selection
 
 CONVS = [
     "stem", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2",
@@ -87,8 +99,8 @@ def test_a_named_selector_is_what_it_names():
     ],
 )
 def test_a_glob_matches_names_whole_and_nothing_in_it_is_a_regex(pattern, names, others):
-    regex = glob_to_regex(pattern)
-    assert [name for name in [*names, *others] if regex.fullmatch(name)] == names
+    glob = Glob(pattern)
+    assert [name for name in [*names, *others] if glob.matches(name)] == names
 
 
 @pytest.mark.parametrize(
@@ -177,3 +189,81 @@ def test_an_attention_by_its_class_is_both_of_its_projections():
     both = ["attention", "attention.out_proj"]
     assert selected("MultiheadAttention", Attends()) == both
     assert selected("MultiheadAttention, Linear except last Linear", Attends()) == both
+
+
+@pytest.mark.parametrize("star", ["*", "**"])
+def test_a_glob_of_many_stars_is_matched_without_trying_everything_twice(star):
+    start = time.process_time()
+    for pattern in (f"{star}a" * 20 + f"{star}x", star * 30 + "x", f"a{star}a" * 20 + "x"):
+        assert not Glob(pattern).matches("a" * 400)
+        assert Glob(pattern).matches("a" * 400 + "x")
+    assert time.process_time() - start < 2
+
+
+def test_a_glob_means_what_its_translation_to_a_regular_expression_means():
+    random = Random(3)
+    words = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    pieces = ["a", "b", ".", "[", "*", "*", "**", "?"]
+    found = 0
+    for _ in range(20_000):
+        pattern = "".join(random.choice(pieces) for _ in range(random.randint(0, 6)))
+        name = "".join(random.choice("aab..[") for _ in range(random.randint(0, 7)))
+        parts = [words.get(x, re.escape(x)) for x in re.split(r"(\*\*|\*|\?)", pattern)]
+        wanted = re.fullmatch("".join(parts), name) is not None
+        assert Glob(pattern).matches(name) == wanted, (pattern, name)
+        found += wanted
+    assert found > 1000
+
+
+def test_a_regular_expression_means_what_it_means_in_python():
+    names = ["", "a", "aa", "b", "a.b", "1", "{e<=1}", "a{e<=1}", "[", ":", "a]", "a{}", "A", "&"]
+    for pattern in (
+        "a{e<=1}", "[[:alpha:]]", "[[:alpha:]]+", "a{}", "a{,}", "a{,2}", "a{2}", "a{1,}", "{",
+        "a{1", "[a[]", "[a&&b]", "[]a]", "[^]a]", r"\[", r"[\[a]", "(?i)a", "(?#[)a{e<=1}",
+        "[a{e}]",
+    ):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = [name for name in names if re.fullmatch(pattern, name)]
+        assert [name for name in names if Regex(pattern).matches(name)] == wanted, pattern
+
+
+def test_a_regular_expression_that_does_not_end_is_an_error_off_the_main_thread_too():
+    model = nn.Sequential(OrderedDict({"a" * 40: nn.Linear(4, 4)}))
+    found = []
+
+    def ask():
+        found.extend(resolve('prune re"(a|aa)+[xy]" to 50%', model)[1])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert [(d.code, d.span.text) for d in found] == [("E323", 're"(a|aa)+[xy]"')]
+    assert "takes more than 1 s on the names of Sequential" in found[0].message
+
+
+def test_two_thousand_rules_on_two_thousand_layers_are_matched_in_a_second():
+    def path(i):
+        return f"blocks.{i // 4}.part.conv{i % 4}"
+
+    one = nn.Conv2d(4, 4, 1)
+    layers = tuple(
+        Layer(path(i), path(i), one, (Weight(f"{i}.weight", (4, 4)),)) for i in range(2000)
+    )
+    for name in ("blocks.{b}.part.conv{c}", "blocks.{b}.*.conv{c}", "**.{b}.part.conv{c}"):
+        rules = "\n".join(
+            f'prune "{name.format(b=i // 4, c=i % 4)}" to 50%' for i in range(2000)
+        )
+        recipe = loads(f"language 1\n{rules}\n{MIX}\n{TRAIN}")
+        report = Diagnostics()
+        start = time.process_time()
+        owner = claim_layers(recipe.rules, Selection(layers, "Net", report), report)
+        assert time.process_time() - start < 2  # half of it on the machine this is written on
+        assert owner == {f"{i}.weight": i for i in range(2000)} and not report.found
+
+
+def test_a_thousand_rules_for_no_layer_are_told_without_a_thousand_looks_for_the_nearest():
+    start = time.process_time()
+    _, found = resolve("\n".join(f'prune "layer1.{i}.conv1x" to 50%' for i in range(2, 1000)))
+    assert {d.code for d in found} == {"E301"} and len(found) == 100
+    assert time.process_time() - start < 10

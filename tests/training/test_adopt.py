@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_resume import assert_same
 from test_rewind import set_position
 from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
@@ -12,7 +13,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.schedule import keeps_at
 from dcil_dsl.training import Options, check_sparsity, create_run, resume_run, train
-from dcil_dsl.training.checkpoint import read_checkpoint
+from dcil_dsl.training.checkpoint import digest, read_checkpoint, read_file
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import start_session
@@ -142,15 +143,32 @@ def test_a_position_that_is_none_is_told_under_another_plan_too(folder):
         go_on(folder, tiny_plan(group={"target": 0.7}))
 
 
-def test_data_that_lost_the_batches_that_were_left_end_their_epoch(folder):
-    """As where `accumulate` makes as many steps of fewer batches."""
-    set_position(folder / "checkpoint" / "last.safetensors", batch=6)
-    seen = []
+@pytest.mark.parametrize("changes, fact", [
+    ({"batch": 6}, "step 13 is not after 2 epochs of 5 steps and 6 batches"),
+    ({"step": 3}, "step 3 is not after 2 epochs"),
+    ({"epoch": 1, "step": 3, "batch": 0}, "step 3 is not after 1 epoch "),
+    ({"epoch": 10**9, "step": 5 * 10**9 + 3}, "of step 5,000,000,003, the run has 20"),
+    ({"step": -5}, "does not say where it stands: step"),
+    ({"seconds": float("nan")}, "does not say where it stands: seconds"),
+])  # fmt: skip
+def test_a_position_that_is_no_place_in_the_run_is_refused(folder, changes, fact):
+    set_position(folder / "checkpoint" / "last.safetensors", **changes)
+    with pytest.raises(InputError, match=fact):
+        go_on(folder, tiny_plan())
 
-    def count(batch: int) -> None:
-        seen.append(batch)
-        assert len(seen) < 100, "it evaluates without end"
 
-    run, val = resume_run(folder, tiny_plan()), TinyData(31, seed=1, before=count)
-    options = Options(resume=True, anyway=True)
-    assert train(tiny_dual(), TinyData(), val, run, options).step == 20
+def test_a_recipe_with_fewer_epochs_than_are_done_is_refused(folder):
+    plan = tiny_plan(train={"num_epochs": 1}, num_steps=5)
+    with pytest.raises(InputError, match="after 2 epochs, more than the recipe has now"):
+        go_on(folder, plan)
+
+
+@pytest.mark.parametrize("plan", [{}, {"group": {"target": 0.7}}], ids=["same", "another"])
+@pytest.mark.parametrize("shape", [(1,), (), (8, 4, 3, 3)])
+def test_momentum_of_another_shape_than_its_weight_is_refused(folder, plan, shape):
+    path = folder / "checkpoint" / "last.safetensors"
+    tensors, header = read_file(path, None)
+    tensors["optimizer/conv1.weight/momentum_buffer"] = torch.zeros(shape)
+    save_file(tensors, path, header | {"digest": digest(tensors, header)})
+    with pytest.raises(InputError, match="holds another optimiser: `conv1.weight/momentum_buffer`"):
+        go_on(folder, tiny_plan(**plan))

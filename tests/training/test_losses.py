@@ -8,7 +8,7 @@ from tiny_run import cross_entropy, kl, own, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training.losses import logits_of, loss_terms, total_loss
+from dcil_dsl.training.losses import logits_of, loss_terms, refuse_constant, total_loss
 
 LOGITS = {
     "sparse": torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], dtype=torch.float64),
@@ -196,3 +196,26 @@ def test_a_model_without_a_loss_of_its_own_is_told(output, message):
         total_loss(plan_with(own("sparse")), {"sparse": output}, None, 0)
     assert "`model(sparse)`: " in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "derive, said",
+    [
+        (lambda y: y.long(), "int64"),
+        (lambda y: y > 0, "bool"),
+        (lambda y: torch.complex(y, y), "complex64"),
+        (lambda y: y.to_sparse(), "float32, in a sparse layout"),
+    ],
+    ids=["whole numbers", "truths", "complex", "sparse"],
+)
+def test_outputs_that_no_loss_can_be_taken_of_are_named(derive, said):
+    plan = plan_with(cross_entropy("sparse"))
+    outputs = {path: derive(torch.randn(2, 3)) for path in ("sparse", "dense")}
+    with pytest.raises(InputError, match=f"the model returns {said}: a loss is of real numbers"):
+        total_loss(plan, outputs, torch.tensor([0, 1]), 0)
+
+
+def test_a_loss_of_detached_outputs_is_refused_before_its_backward_pass():
+    refuse_constant(torch.ones((), requires_grad=True))
+    with pytest.raises(InputError, match="depends on no weight that learns"):
+        refuse_constant(torch.ones(()))

@@ -12,9 +12,11 @@ from tiny_run import tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import create_run, open_run, resume_run
+from dcil_dsl.training import create_run, drafts, open_run, resume_run
 from dcil_dsl.training.differences import fingerprint, plan_differences, text_differences
+from dcil_dsl.training.drafts import draft_in
 from dcil_dsl.training.hold import hold_run
+from dcil_dsl.training.locks import Locked
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):
@@ -153,3 +155,84 @@ def test_a_worker_that_outlives_its_killed_run_does_not_hold_the_folder(tmp_path
             pass
     finally:
         os.killpg(child, signal.SIGKILL)
+
+
+# -- drafts --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_counted_has_its_name_whatever_files_lie_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = create_run(tiny_plan(), "", "", beside={"command.json": "{}"})
+    assert str(run.path) == f"runs/tiny-{date.today().isoformat()}-1"
+    assert (run.path / "command.json").read_text() == "{}"
+
+
+def killed_with_a_draft(parent):
+    """A process that makes a draft and is killed while another one looks; (draft, kill)."""
+    listen, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with draft_in(parent, "run") as draft:
+            (draft / "plan.json").write_text("{}")
+            os.write(tell, b"1")
+            time.sleep(60)
+        os._exit(0)
+    os.read(listen, 1)
+    (draft,) = parent.glob(".run*")
+
+    def kill():
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    return draft, kill
+
+
+def test_a_draft_that_a_killed_process_left_is_removed_by_the_next_run(tmp_path):
+    draft, kill = killed_with_a_draft(tmp_path)
+    try:
+        create_run(tiny_plan(), "", "", tmp_path / "other")
+        assert (draft / "plan.json").exists()  # its process is alive
+    finally:
+        kill()
+    (tmp_path / ".run.settings").mkdir()  # somebody else's
+    create_run(tiny_plan(), "", "", tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.settings", "other", "run"]
+
+
+def test_a_draft_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, seen = drafts.lock, []
+
+    def too_late(folder):
+        seen.append(folder)
+        if len(seen) == 1:
+            folder.rmdir()
+        elif len(seen) == 2:
+            held = lock(folder)
+            folder.rmdir()
+            return held
+        elif len(seen) == 3:
+            raise Locked
+        return lock(folder)
+
+    monkeypatch.setattr(drafts, "lock", too_late)
+    with draft_in(tmp_path, "run") as draft:
+        assert draft == seen[3] and draft.is_dir()
+    assert not draft.exists()
+
+
+def test_many_runs_at_once_each_have_their_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    children = []
+    for _ in range(8):
+        children.append(os.fork())
+        if children[-1] == 0:
+            status = 1
+            try:
+                with hold_run(create_run(tiny_plan(), "", "")):
+                    status = 0
+            finally:
+                os._exit(status)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    names = [f"tiny-{date.today().isoformat()}-{n}" for n in range(1, 9)]
+    assert sorted(os.listdir("runs")) == names
+    assert all(os.path.exists(f"runs/{name}/plan.json") for name in names)

@@ -148,11 +148,9 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
     data = TinyData()
-    first = next(iter(torch.randperm(37, generator=torch.Generator().manual_seed(1)))).item()
-    data.images[first] = float("nan")
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0)).tolist()
-    step = order.index(first) // 8
-    fact = rf"`cross_entropy\(\w+\)` is not a finite number at step {step} "
+    data.images[order[12]] = float("nan")  # of the second batch: the first one is looked at
+    fact = r"`cross_entropy\(\w+\)` is not a finite number at step 1 "
     with pytest.raises(InputError, match=fact):
         tiny_train(tmp_path / "run", data=data)
     assert not (tmp_path / "run" / "checkpoint" / "last.safetensors").exists()

@@ -1,0 +1,169 @@
+"""Models that use torch.utils.checkpoint have the gradients of two plain copies of them."""
+
+from functools import partial
+
+import pytest
+import torch
+from comparison import worst_difference
+from torch import nn
+from torch.distributed._composable import checkpoint as composable
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
+from torch.utils.checkpoint import (
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+)
+from torch.utils import checkpoint as library
+from two_forwards import weighted_squares
+
+from dcil_dsl.graph import trace_model
+
+WIDTH = 8
+SAVED = [torch.ops.aten.addmm.default]
+selective = partial(create_selective_checkpoint_contexts, SAVED)
+
+
+def block():
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+
+
+class Net(nn.Module):
+    """A linear layer, two blocks of which `call` runs each, a linear layer.
+
+    call    (block, x) -> y, with a call of checkpoint in it
+    decides  by numbers, so that the model cannot be traced
+    """
+
+    def __init__(self, call, decides=False, first=False):
+        super().__init__()
+        self.before = nn.Identity() if first else nn.Linear(WIDTH, WIDTH)
+        self.one, self.two = block(), block()
+        self.after = nn.Linear(WIDTH, WIDTH)
+        self.call, self.decides = call, decides
+
+    def forward(self, x):
+        x = self.before(x)
+        if self.decides and x.sum() == 1e9:
+            return x
+        return self.after(self.call(self.two, self.call(self.one, x)))
+
+
+class Named(nn.Module):
+    """checkpoint by name on methods, with numbers, None and keywords."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.before, self.inner = nn.Linear(WIDTH, WIDTH), block()
+        self.drop, self.reentrant = nn.Dropout(0.3), reentrant
+        self._gradient_checkpointing_func = partial(checkpoint, use_reentrant=reentrant)
+
+    def part(self, x, scale, other=None):
+        x = self.drop(self.inner(x)) * scale
+        return (x, x * 2) if other is None else (x + other, x * 2)
+
+    def forward(self, x):
+        x = self.before(x)
+        if self.reentrant:
+            one, two = self._gradient_checkpointing_func(self.part, x, 0.5, None)
+        else:
+            one, two = self._gradient_checkpointing_func(self.part, x, 0.5, other=x)
+        return one + two
+
+
+class Decorated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.after = block(), nn.Linear(WIDTH, WIDTH)
+
+    @checkpoint(use_reentrant=False) if torch.__version__ >= "2.14" else lambda f: f
+    def part(self, x):
+        return self.inner(x)
+
+    def forward(self, x):
+        return self.after(self.part(x))
+
+
+CALLS = {
+    "not reentrant": lambda part, x: checkpoint(part, x, use_reentrant=False),
+    "reentrant": lambda part, x: checkpoint(part, x, use_reentrant=True),
+    "by the module": lambda part, x: library.checkpoint(part, x, use_reentrant=False),
+    "sequential": lambda part, x: checkpoint_sequential(part, 2, x, use_reentrant=False),
+    "sequential, reentrant": lambda part, x: checkpoint_sequential(part, 2, x, use_reentrant=True),
+    "selective": lambda part, x: checkpoint(
+        part, x, use_reentrant=False, context_fn=selective, early_stop=False
+    ),
+    "checks": lambda part, x: checkpoint(
+        part, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    ),
+    "one within another": lambda part, x: checkpoint(
+        lambda x: part(x) + checkpoint(part, x, use_reentrant=True), x, use_reentrant=False
+    ),
+    "a closure": lambda part, x: checkpoint(lambda y: part(y) + x, x * 2, use_reentrant=False),
+}
+
+
+def wrapped(implementation):
+    net = Net(lambda part, x: part(x))
+    net.one = checkpoint_wrapper(net.one, checkpoint_impl=implementation)
+    return net
+
+
+def hooked():
+    net = Net(lambda part, x: part(x))
+    composable(net.one)
+    composable(net.after)
+    return net
+
+
+NETS = {
+    "named, not reentrant": lambda: Named(False),
+    "named, reentrant": lambda: Named(True),
+    "decorated": Decorated,
+    "wrapper": lambda: wrapped(CheckpointImpl.NO_REENTRANT),
+    "wrapper, reentrant": lambda: wrapped(CheckpointImpl.REENTRANT),
+    "hooks": hooked,
+}
+
+
+def numbers(step):
+    generator = torch.Generator().manual_seed(step)
+    return (torch.randn(4, WIDTH, dtype=torch.float64, generator=generator),), {}
+
+
+def differ(build, **more):
+    torch.manual_seed(0)
+    more = {"prune": "Linear", "inputs": numbers, "steps": 3, "keep": ""} | more
+    return worst_difference(build().double(), losses=weighted_squares, **more)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("decides", [False, True], ids=["traced", "whole"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_checkpoint_of_a_block_has_the_gradients_of_two_forwards(name, decides, training):
+    assert differ(lambda: Net(CALLS[name], decides), training=training) < 1e-9
+    assert list(trace_model(Net(CALLS[name], decides)).whole) == ([""] if decides else [])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_checkpoint_in_another_shape_has_the_gradients_of_two_forwards(name):
+    assert differ(NETS[name]) < 1e-9
+
+
+@pytest.mark.parametrize("decides", [False, True], ids=["traced", "whole"])
+def test_a_reentrant_checkpoint_of_an_input_without_gradient_gives_its_weights_none(decides):
+    def build():
+        return Net(CALLS["reentrant"], decides, first=True)
+
+    model, (x,) = build().double(), numbers(0)[0]
+    model(x).sum().backward()
+    assert model.one[0].weight.grad is None
+    assert differ(build) < 1e-9
+
+
+def test_torch_has_its_checkpoint_back_after_a_trace_that_failed_and_after_a_call():
+    before = dict(vars(library)), dict(vars(library.CheckpointFunction))
+    assert differ(lambda: Net(CALLS["reentrant"], decides=True)) < 1e-9
+    assert (dict(vars(library)), dict(vars(library.CheckpointFunction))) == before
