@@ -127,7 +127,9 @@ def test_a_run_continues_from_the_weights_it_was_started_with(tmp_path):
     torch.save(Net().state_dict(), weights)
     full = _train(tmp_path / "full", Net(), weights=str(weights))
     _train(tmp_path / "cut", Net(), weights=str(weights), max_steps=1)
-    (tmp_path / "cut/checkpoint/last.safetensors").unlink()  # as if killed in the first epoch
+    for name in ("checkpoint/last.safetensors", "metrics.jsonl", "sparse.safetensors"):
+        (tmp_path / "cut" / name).unlink()  # as if killed in the first epoch
+    (tmp_path / "cut/report.json").unlink()
     again = _train(tmp_path / "cut", Net(), resume=True)
     expected = full.model.state_dict()
     assert all(torch.equal(t, expected[name]) for name, t in again.model.state_dict().items())

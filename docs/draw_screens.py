@@ -1,0 +1,80 @@
+"""Draw docs/run.svg and docs/plan.svg, pictures of a terminal, from what the commands really print.
+
+    python docs/draw_screens.py
+
+In:   the recipe and the network of docs/how-to/own-model.md, and the program `dcil`.
+Out:  the two pictures. Times in run.svg are those of the machine that draws it.
+Not:  no text of its own: each line is a command or its output.
+"""
+
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+
+HERE = Path(__file__).resolve().parent
+PAGE = (HERE / "how-to" / "own-model.md").read_text(encoding="utf-8")
+MODEL = ["--model", "net.py:small_net"]
+# Without the web fonts that rich would link to: a reader's own monospace font does.
+FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+WIDTH = 98
+BOX = "\u250c\u2502\u2514"  # what the lines of the table of results begin with
+
+
+def run(folder: Path, *words: str) -> str:
+    """What `dcil` prints, both streams in their order."""
+    return subprocess.run(
+        [sys.executable, "-m", "dcil_dsl", *words], cwd=folder, text=True, check=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ).stdout  # fmt: skip
+
+
+def draw(file: str, title: str, screens: list[tuple[str, list[str]]]) -> None:
+    """screens  pairs of a command and the lines below it"""
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
+    for command, lines in screens:
+        console.print(Text("$ ", "bold green") + Text(command, "bold"))
+        for line in lines:
+            style = "cyan" if re.search(r"holds|sparsity (measured|asked)|top1", line) else ""
+            console.print(Text(line, style), soft_wrap=False)
+    svg = console.export_svg(title=title, code_format=FORMAT, unique_id=Path(file).stem)
+    svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+    (HERE / file).write_text(svg, encoding="utf-8")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for mark, text in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL):
+            (folder / mark).write_text(text, encoding="utf-8")
+        train = ["compile", "small.prune", *MODEL, "--train", "digits", "--out", "runs/small"]
+        printed = run(folder, *train).splitlines()
+        epochs = [line for line in printed if line.startswith("epoch")]
+        table = [line for line in printed if line and line[0] in BOX]
+        proof = run(folder, "verify", "runs/small/sparse.safetensors").splitlines()
+        draw("run.svg", "dcil", [
+            ("dcil-compile small.prune --model net.py:small_net --train digits --out runs/small",
+             [*epochs[:2], "...", *epochs[-2:], *table]),
+            ("dcil verify runs/small/sparse.safetensors", proof[1:]),
+        ])  # fmt: skip
+        steps = ["--steps-per-epoch", "12"]
+        recipe = (folder / "small.prune").read_text(encoding="utf-8")
+        named = recipe.replace(
+            "prune Conv2d", "model small_net { classes = 10 }\n\nprune Conv2d", 1
+        )
+        (folder / "small.prune").write_text(named, encoding="utf-8")
+        plan = run(folder, "plan", "small.prune", *MODEL, *steps).splitlines()
+        draw("plan.svg", "dcil plan", [
+            ("dcil plan small.prune --model net.py:small_net --steps-per-epoch 12",
+             plan[: next(i for i, line in enumerate(plan) if line.startswith("private"))]),
+        ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
