@@ -59,20 +59,8 @@ def pages() -> dict[str, str]:
 
 def own_words() -> dict[str, dict[str, type]]:
     """{place: {word: class}} of the language's own words."""
-    try:
-        from dcil_dsl.words.registry import own_words
-    except ModuleNotFoundError:  # a checkout from before dcil_dsl/words: the tables of lang
-        from dcil_dsl.lang import vocabulary
+    from dcil_dsl.words.registry import own_words
 
-        tables = {
-            "TARGETS": "a target", "GRANULARITIES": "a granularity", "SCORES": "a score",
-            "SCHEDULES": "a schedule", "PENALTIES": "a penalty", "PARAMS": "a parametrisation",
-            "REGROWS": "a way to grow", "LOSSES": "a loss", "OPTIMIZERS": "an optimizer",
-            "RATES": "a learning rate over time", "INTEGRATORS": "an integrator",
-            "AVERAGES": "an average of weights", "BALANCES": "a balance of losses",
-            "AUGMENTS": "an augmentation",
-        }  # fmt: skip
-        return {place: dict(getattr(vocabulary, name)) for name, place in tables.items()}
     return own_words()
 
 

@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
 from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.registry import own_words
-=======
-from dcil_dsl.lang import vocabulary
->>>>>>> main
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,17 +27,9 @@ PAGES = [
     "README.md", "CONTRIBUTING.md", "dcil_dsl/README.md", "recipes/README.md", "grammar/README.md",
     "docs/add_a_word.md",
 ]  # fmt: skip
-<<<<<<< HEAD
-REFERENCE = (ROOT / "grammar" / "README.md").read_text(encoding="utf-8")
-=======
 REFERENCE = "".join(
     page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "language").glob("*.md"))
 )
-TABLES = (
-    "BLOCKS", "TARGETS", "GRANULARITIES", "SCORES", "PENALTIES", "PARAMS", "REGROWS", "SCHEDULES",
-    "LOSSES", "OPTIMIZERS", "INTEGRATORS", "AVERAGES", "BALANCES", "RATES", "AUGMENTS",
-)  # fmt: skip
->>>>>>> main
 # Settings that are written without their names, and shown so.
 SHOWN_UNNAMED = {"sparsity", "part", "weight", "share", "path", "layers", "height", "width", "p"}
 
@@ -115,24 +103,8 @@ def test_the_reference_has_every_word_and_every_setting():
     words, settings = set(), set()
     for table in (*own_words().values(), BLOCKS):
         words |= set(table)
-<<<<<<< HEAD
         settings |= {name for word in table.values() for name in word.settings()}
-    missing = {x for x in words | settings - SHOWN_UNNAMED if not re.search(rf"\b{x}\b", REFERENCE)}
-    assert missing == set()
-
-
-def test_the_tour_names_every_file_of_the_package():
-    tour = (ROOT / "dcil_dsl" / "README.md").read_text(encoding="utf-8")
-    missing = [
-        file.relative_to(ROOT / "dcil_dsl")
-        for file in (ROOT / "dcil_dsl").rglob("*.py")
-        if not re.search(rf"(?<!\w){re.escape(file.name)}(?!\w)", tour)
-    ]
-    assert missing == []
-=======
-        settings |= {name for word in table.values() for name in word.model_fields}
     shown = words | settings - SHOWN_UNNAMED
     missing = {x for x in shown if not re.search(rf"\b{x}\b", REFERENCE)}
     assert missing == set()
 
->>>>>>> main
