@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
-from dcil_dsl.masking.views import see
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import under
 
@@ -35,7 +34,7 @@ def deployed_tensors(
     Not known are the weights of a view that brings its own effect, or has a threshold, and those
     that are stored as roots: of these the shapes and types are known, and where the zeros lie.
     """
-    views = {entry.name: entry.seen for entry in plan.paths}
+    view = next(entry.view for entry in plan.paths if entry.name == path)
     kinds = {name: ("mask", "score", *buffers_of(g, plan)) for g, name in _pruned(plan)}
     ours = {f"{name}_{kind}" for name, those in kinds.items() for kind in those}
     twins = frozenset(twin_names(plan))
@@ -53,11 +52,11 @@ def deployed_tensors(
         mask = state.get(f"{name}_mask")
         if name not in found or mask is None or not _fits(mask, found[name]):
             continue  # a fault of the checkpoint, which mask_faults names
-        if group.power is not None or views[path] not in ("masked", "full", "complement"):
+        if group.param is not None or not view.entrywise or view.soft:
             unknown.add(name)
             found[name] = found[name].masked_fill(~mask, 0.0)
         else:
-            found[name] = see(found[name], mask, views[path])
+            found[name] = view.of(found[name], mask)
     return found, unknown
 
 
