@@ -1,4 +1,9 @@
-"""How several weights become one at the end of the run."""
+"""How several weights become one at the end of the run.
+
+In:   the settings of `average` in `train`.
+Out:  one class for each word.
+Not:  no copying of weights (training/late_phase.py).
+"""
 
 from __future__ import annotations
 

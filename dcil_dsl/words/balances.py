@@ -1,4 +1,9 @@
-"""How several losses of one path are weighed against each other."""
+"""How several losses of one path are weighed against each other.
+
+In:   the settings of `balance` in `train`.
+Out:  one class for each word.
+Not:  no gradients of terms (training/balance.py).
+"""
 
 from __future__ import annotations
 

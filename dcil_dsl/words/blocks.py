@@ -1,4 +1,9 @@
-"""The settings of the blocks of a recipe, and the words that are no calls."""
+"""The settings of the blocks of a recipe, and the words that are no calls.
+
+In:   the kinds of words.
+Out:  one class for each block: its settings with their types and defaults.
+Not:  nothing that concerns two settings at once (lang/check.py).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """The terms of a loss: what the outputs of the paths are compared with.
 
+In:   what the model returns on each path, and targets.
+Out:  one class for each word: a scalar, a mean over the batch.
+Not:  no windows and no coefficients (training/losses.py).
+
 Every mean is over the batch and, where there are positions, over all of them alike. Classes are
 in dimension 1 of the logits that a term is given.
 """

@@ -1,4 +1,9 @@
-"""The learning rate as a function of the step."""
+"""The learning rate as a function of the step.
+
+In:   the optimizer's lr, a step, the length of the run.
+Out:  one class for each word: the rate of that step.
+Not:  no state: a rate is a function of the step.
+"""
 
 from __future__ import annotations
 

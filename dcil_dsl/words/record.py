@@ -1,5 +1,9 @@
 """A word as plain data, and the same word found again.
 
+In:   a word whose times are in steps, or its record.
+Out:  its record or token, or the word.
+Not:  no place of a class (registry.py).
+
     {"word": "cubic", "settings": {"over": [0, 336], "initial": 0.0, "grid": 1}}
 
 A word of a package also records the package and its version. Stored[Kind] is the type of a field

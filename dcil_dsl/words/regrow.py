@@ -1,4 +1,9 @@
-"""Masks that change by dropping and growing, instead of being made from scores alone."""
+"""Masks that change by dropping and growing, instead of being made from scores alone.
+
+In:   the settings of a rule, a step.
+Out:  one class for each word: the share that is dropped at that step.
+Not:  no masks (masking/grow.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Sparsity over time: what part of the target is asked for at a step."""
+"""Sparsity over time: what part of the target is asked for at a step.
+
+In:   a step, the target.
+Out:  one class for each word: the sparsity that is asked for at that step.
+Not:  no counts of weights (plan/schedule.py).
+"""
 
 from __future__ import annotations
 

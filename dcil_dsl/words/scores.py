@@ -1,4 +1,9 @@
-"""How much a weight matters: the larger its score, the longer it stays."""
+"""How much a weight matters: the larger its score, the longer it stays.
+
+In:   weights, gradients, chance.
+Out:  one class for each word: one number a weight, in its shape.
+Not:  no sums over steps, no masks (masking/).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""How much a rule prunes, and how the layers share it."""
+"""How much a rule prunes, and how the layers share it.
+
+In:   the settings of a rule.
+Out:  one class for each word: what is pruned, and how its layers share it.
+Not:  no counts of a layer (plan/allocate.py).
+"""
 
 from __future__ import annotations
 
@@ -126,7 +131,8 @@ class Erk(Target):
         The kernel's dimensions count. `power` is `erk_power_scale` of the authors' code; 0 is
         uniform. Of several weights that are pruned as one, sums and products are added up.
         """
-        return tuple((sum(map(sum, own)) / sum(map(math.prod, own))) ** self.power for own in shapes)
+        shares = (sum(map(sum, own)) / sum(map(math.prod, own)) for own in shapes)
+        return tuple(share**self.power for share in shares)
 
 
 class Lamp(Target):

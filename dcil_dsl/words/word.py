@@ -1,5 +1,9 @@
 """One word of the language with its settings: the base of every class in this folder.
 
+In:   settings.
+Out:  Word, which all words and blocks subclass; Run, what resolving needs.
+Not:  no word of the language.
+
 A word is one class: its settings are pydantic fields, its effect is its methods. Resolving a
 recipe replaces times by steps; the plan stores the same class. No module of this folder imports
 torch at its top, so that `dcil check` answers without it.
