@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # torchvision's images are pillow's, and its tensors come from numpy: both come with it.
 WITH_TORCHVISION = {"PIL", "numpy"}
+WITH_PYDANTIC = {"pydantic_core"}  # what its own interface for types is made of
 OPTIONAL = {"timm", "transformers", "flwr"}
 PAGES = [
     "README.md", "dcil_dsl/README.md", "recipes/README.md", "grammar/README.md",
@@ -61,7 +62,7 @@ def test_every_folder_of_the_package_is_in_the_wheel():
 def test_what_is_installed_is_what_is_imported():
     found = imported_by("dcil_dsl") - set(sys.stdlib_module_names) - {"dcil_dsl"}
     installed = needed(PROJECT["project"]["dependencies"])
-    assert found - WITH_TORCHVISION - OPTIONAL <= installed
+    assert found - WITH_TORCHVISION - WITH_PYDANTIC - OPTIONAL <= installed
     assert installed - found == {"tensorboard"}  # torch.utils.tensorboard needs it
 
 

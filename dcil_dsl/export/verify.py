@@ -216,7 +216,7 @@ def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verd
             verdict.faults.append(
                 f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {promise.pattern.m} "
                 f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.pattern.n} that "
-                "not zero"
+                "are not zero"
             )
 
 

@@ -56,8 +56,8 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
     lines = []
     if group.regrow is not None:
         lines.append(
-            f"each time {percent(group.regrow.share.fraction)} of what is kept is dropped and as much "
-            "grown "
+            f"each time {percent(group.regrow.share.fraction)} of what is kept is dropped and as "
+            "much grown "
             f"{group.regrow.where}, falling to nothing at {moment(group.regrow.stop.step, plan)}"
         )
     if group.forget:

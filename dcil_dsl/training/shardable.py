@@ -35,8 +35,8 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
     for path in plan.paths:
         if not path.view.entrywise:
             raise InputError(
-                f"--shard: path {path.name} is {path.view.called}, a word of its own, which is given "
-                "whole weights",
+                f"--shard: path {path.name} is {path.view.called}, a word of its own, which is "
+                "given whole weights",
                 help=whole,
             )
         if path.compute == "kept":

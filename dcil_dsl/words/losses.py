@@ -18,11 +18,10 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import RESOLVED, PathName, Run, Word
+from dcil_dsl.words.word import RESOLVED, PathName, Run, W, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Self
 
 
 class Loss(Word):
@@ -116,7 +115,7 @@ class Balanced(Word):
     beta: Annotated[float, Field(gt=0, lt=1)]
     weights: Annotated[tuple[float, ...] | None, RESOLVED] = None
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         if run.class_counts is None:
             return self
         own = [(1 - self.beta) / (1 - self.beta**n) for n in run.class_counts]

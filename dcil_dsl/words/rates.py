@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Run, Word
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from dcil_dsl.words.word import Run, W, Word
 
 
 class Rate(Word):
@@ -40,7 +37,7 @@ class Rate(Word):
     def summary(self) -> str:
         """The shape in the text of a plan."""
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         return super().in_steps(run).model_copy(update={
             "warmup": run.steps(self.warmup or Time(0, "steps")),
         })  # fmt: skip

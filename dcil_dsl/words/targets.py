@@ -16,11 +16,10 @@ from pydantic import Field
 from dcil_dsl.words.granularity import Granularity, Pattern
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import LayersName, Run, Word
+from dcil_dsl.words.word import LayersName, Run, W, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Self
 
 
 class Target(Word):
@@ -61,7 +60,7 @@ class Target(Word):
         """The scores of one layer, or of its units, as they compare with those of other layers."""
         return scores
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         # The plan has both next to the target, wherever the recipe said them.
         elsewhere = {"granularity", "of"} & set(self.settings())
         return super().in_steps(run).model_copy(update=dict.fromkeys(elsewhere))
