@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 from dcil_dsl.plan.group import Part
-from dcil_dsl.words.averages import LatePhase
-from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.balances import Balance
 from dcil_dsl.words.integrators import Integrator
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate
@@ -31,7 +31,7 @@ class Train(Part):
     ema: float | None = None
     accumulate: int = 1
     sync_norms: bool = False
-    average: Stored[LatePhase] | None = None
+    average: Stored[WeightAverage] | None = None
     integrator: Stored[Integrator] | None = None
-    balance: Stored[InverseDirichlet] | None = None
+    balance: Stored[Balance] | None = None
     seed: int = 0

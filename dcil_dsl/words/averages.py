@@ -15,7 +15,13 @@ from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import RESOLVED, LayersName, Word
 
 
-class LatePhase(Word):
+class WeightAverage(Word):
+    """`average = word(...)` of `train`."""
+
+    place: ClassVar[str] = "an average of weights"
+
+
+class LatePhase(WeightAverage):
     """`late_phase(norms, copies=10, start=60% run)`: copies of a few weights, averaged at the end.
 
     layers     what a `layers` definition names: the modules whose parameters are copied
@@ -25,7 +31,6 @@ class LatePhase(Word):
     training/late_phase.py has the rule. Von Oswald et al. 2021, arXiv:2007.12927.
     """
 
-    place: ClassVar[str] = "an average of weights"
     word: ClassVar[str] = "late_phase"
     positional: ClassVar[int] = 1
     layers: LayersName

@@ -15,7 +15,14 @@ from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import Length, Word
 
 
-class InverseDirichlet(Word):
+class Balance(Word):
+    """`balance = word(...)` of `train`. every: how often the terms are measured."""
+
+    place: ClassVar[str] = "a balance of losses"
+    every: Length = Time(5, "epochs")
+
+
+class InverseDirichlet(Balance):
     """`inverse_dirichlet(every=5ep, average=0.5)`: terms of one path weigh by their gradients.
 
     every    how often the gradients of the terms are measured one by one
@@ -23,7 +30,5 @@ class InverseDirichlet(Word):
     training/balance.py has the formula. Maddu et al. 2022, arXiv:2107.00940.
     """
 
-    place: ClassVar[str] = "a balance of losses"
     word: ClassVar[str] = "inverse_dirichlet"
-    every: Length = Time(5, "epochs")
     average: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -56,6 +56,16 @@ class Target(Word):
         """The score that the target compares, in place of the rule's."""
         return score
 
+    def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...] | None:
+        """What the densities of members are proportional to, for the shapes of their weights, if
+        the target divides its budget by shape."""
+        return None
+
+    @property
+    def measured_in(self) -> str | None:
+        """The file of a profile, if the target divides its budget by measured sensitivities."""
+        return None
+
     def rescaled(self, scores: Tensor) -> Tensor:
         """The scores of one layer, or of its units, as they compare with those of other layers."""
         return scores
@@ -123,8 +133,7 @@ class Erk(Target):
         return "ERK"
 
     def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...]:
-        """What the densities of members are proportional to, for the shapes of their weights.
-
+        """
             ((sum of the dimensions) / (product of the dimensions))^power
 
         The kernel's dimensions count. `power` is `erk_power_scale` of the authors' code; 0 is
@@ -152,6 +161,16 @@ class Lamp(Target):
 
     def score_for(self, score: AnyScore) -> AnyScore:
         return L2(average=score.decay)  # squares, whichever size of a weight the rule names
+
+    def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...] | None:
+        """What the densities of members are proportional to, for the shapes of their weights, if
+        the target divides its budget by shape."""
+        return None
+
+    @property
+    def measured_in(self) -> str | None:
+        """The file of a profile, if the target divides its budget by measured sensitivities."""
+        return None
 
     def rescaled(self, scores: Tensor) -> Tensor:
         """Each square as a share of itself and all that come before it in its layer; float64.
@@ -191,6 +210,10 @@ class Sensitivity(Target):
     @property
     def allocation(self) -> str:
         return "sensitivity"
+
+    @property
+    def measured_in(self) -> str | None:
+        return self.profile
 
 
 class Within(Word):
