@@ -13,7 +13,9 @@ from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.word import Run
 
 
-def resolve_train(train: Train, average: WeightAverage | None, num_epochs: int, run: Run) -> p.Train:
+def resolve_train(
+    train: Train, average: WeightAverage | None, num_epochs: int, run: Run
+) -> p.Train:
     """The part of the Plan. average: the word with its parameters (late_phase.py)."""
     return p.Train(
         num_epochs=num_epochs,
