@@ -1,7 +1,7 @@
 """Whether a change of the code changes a number: this checkout and an older commit train alike.
 
     python benchmarks/same_numbers.py main
-    python benchmarks/same_numbers.py HEAD~1 --max-steps 6 --recipes 'scores/*' --set data.image_size=16
+    python benchmarks/same_numbers.py HEAD~1 --recipes 'scores/*' --set data.image_size=16
 
 Each trains every recipe of the commit on the digits, on the CPU with one thread. The tensors of
 `sparse.safetensors` and the losses of `metrics.jsonl` must be equal to the bit. A recipe that does
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("commit", help="what this checkout is compared with")
-    parser.add_argument("--recipes", default="**/*.prune", help="patterns below recipes/, by commas")
+    parser.add_argument("--recipes", default="**/*.prune", help="patterns, separated by commas")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")

@@ -209,7 +209,7 @@ def test_plan_as_json_is_the_plan(dcil):
         "plan", "tiny.prune", "--model", "net.py:net", "--json", "--set", "target=75%"
     )
     plan = Plan.from_json(out)
-    assert status == 0 and json.loads(out)["format"] == 1
+    assert status == 0 and json.loads(out)["format"] == 2
     assert json.loads(out)["facts"]["num_weights"] == sum(x.num_weights for x in plan.layers)
     assert plan.groups[0].sparsity == 0.75
     assert plan.recipe.overrides == {"target": "75%"}

@@ -40,7 +40,7 @@ PLANS = [
     ("groups.0.num_weights", [432], "num_weights has not one entry for each of 2"),
     ("groups.0.floors", [1, 1, 1], "floors has not one entry for each of 2"),
     ("groups.0.spans", [1], "its members are not all of its weights"),
-    ("groups.0.unit", {"kind": "filter"}, "no cuts say what a filter is"),
+    ("groups.0.granularity", {"word": "filter"}, "no cuts say what a filter is"),
     ("groups.0.parameters.0", "9.weight", "a group prunes what is no layer"),
     ("layers.0.group", 1, "a layer is of a group that is not there"),
     ("deploy", "x", "paths do not have one name each, or others are named"),

@@ -250,7 +250,7 @@ def test_a_run_keeps_the_weights_of_its_classes_for_its_resumption_and_evaluatio
     started = train(
         tmp_path / "tiny.prune", f"{tmp_path}/net.py:Net", "synthetic", max_steps=10, **asked
     )
-    weights = started.plan.losses[2].term.class_weights
+    weights = started.plan.losses[2].term.classes.weights
     assert len(weights) == 10 and weights[0] < weights[9]  # 512 examples: 52 of 0, 51 of 9
     run = train(
         tmp_path / "tiny.prune", f"{tmp_path}/net.py:Net", "synthetic", resume=True, **asked

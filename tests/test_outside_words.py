@@ -13,6 +13,8 @@ from tiny_job import NET, RECIPE, call
 
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import RecipeError
+from dcil_dsl.words import registry
+from dcil_dsl.words.record import to_record
 
 ROOT = Path(__file__).parent.parent
 USES = RECIPE.replace('title = "two layers" }', 'uses = ["my-words"] }')
@@ -43,8 +45,8 @@ def test_a_word_is_known_where_the_recipe_uses_its_package(package):
     recipe = dcil.loads(SCORED)
     (rule,) = recipe.rules
     assert rule.score.limit == 0.05
-    outside = rule.score.outside
-    assert (outside.word, outside.package, outside.version) == ("bounded", "my-words", "1.2")
+    origin = rule.score.origin
+    assert (origin.word, origin.package, origin.version) == ("bounded", "my-words", "1.2")
 
 
 def test_a_word_of_a_package_that_is_installed_and_not_used_runs_nothing(package):
@@ -92,7 +94,7 @@ def test_two_packages_with_one_word_are_refused(package, tmp_path, monkeypatch):
     [
         ("my_words:Nothing", "cannot be imported: AttributeError"),
         ("no_such_module:Bounded", "cannot be imported: ModuleNotFoundError"),
-        ("pathlib:Path", "is no word: pathlib:Path is no subclass"),
+        ("pathlib:Path", "is not a word: pathlib:Path is no subclass"),
         ("my_words:Unfinished", "does nothing yet: my_words:Unfinished has no `combine`"),
     ],
 )
@@ -169,8 +171,7 @@ def run(package, tmp_path, monkeypatch):
 
 def test_a_plan_names_the_package_and_its_version(run, tmp_path):
     plan = dcil.Plan.from_json((tmp_path / "run" / "plan.json").read_text())
-    score = plan.groups[0].score.outside
-    assert score.model_dump() == {
+    assert to_record(plan.groups[0].score) == {
         "word": "bounded", "package": "my-words", "version": "1.2",
         "settings": {"average": None, "limit": 0.05},
     }  # fmt: skip
@@ -193,7 +194,7 @@ def test_another_version_neither_resumes_nor_evaluates_a_run(run, tmp_path, monk
     install(tmp_path, monkeypatch, version="1.3")
     assert call(*run, "--resume") == 2
     told = capsys.readouterr().err
-    assert 'groups[0].score.outside.version: "1.2" in the run, "1.3" now' in told
+    assert 'groups[0].score.version: "1.2" in the run, "1.3" now' in told
     assert call("eval", "run", "--model", "net.py:Net") == 2
     told = capsys.readouterr().err
     assert "`bounded` was planned with my-words 1.2, and 1.3 is installed" in told
@@ -240,23 +241,44 @@ def test_the_page_about_a_package_tells_the_truth(tmp_path, monkeypatch):
     forget("my_scores")
 
 
-def test_the_page_about_this_program_tells_the_truth(tmp_path, monkeypatch):
-    from dcil_dsl.extend import ours
+@pytest.fixture
+def own_word(tmp_path, monkeypatch):
+    """The class of the page, in a module of the folder of words."""
+    import dcil_dsl.words
 
-    (code,), (line,), (recipe,) = blocks("python"), blocks("text"), blocks("prune")
-    word, place = re.fullmatch(r'\s*"(\w+)": "([\w.:]+)",\s*', line).groups()
-    module = place.partition(":")[0].rpartition(".")
-    assert module[0] == "dcil_dsl.extend"
-    import dcil_dsl.extend
+    (code,) = blocks("python")
+    (tmp_path / "bounded.py").write_text(code)
+    monkeypatch.setattr(dcil_dsl.words, "__path__", [*dcil_dsl.words.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "OWN", (*registry.OWN, "bounded"))
+    registry.own_words.cache_clear()
+    yield
+    monkeypatch.undo()
+    registry.own_words.cache_clear()
+    forget("dcil_dsl.words.bounded")
 
-    (tmp_path / f"{module[2]}.py").write_text(code)
-    monkeypatch.setattr(dcil_dsl.extend, "__path__", [*dcil_dsl.extend.__path__, str(tmp_path)])
-    monkeypatch.setitem(ours.OURS, word, place)
+
+def test_the_page_about_this_program_tells_the_truth(own_word):
+    (recipe,) = blocks("prune")
     recipe = recipe.replace('uses = ["my-scores"]', 'title = "ours"')
     plan, _, mask = bounded_masks(dcil.loads(recipe.replace("Conv2d, Linear", "Linear")))
     assert mask.sum() == 10
-    assert plan.groups[0].score.outside.package is None
-    forget("dcil_dsl.extend.bounded")
+    assert plan.groups[0].score.origin is None
+
+
+def test_a_class_in_the_folder_of_words_is_all_that_a_new_word_takes(own_word, tmp_path):
+    """A recipe with it checks, plans, compiles, trains, stores and resumes."""
+    text = SCORED.replace('uses = ["my-words"]', 'title = "ours"')
+    (tmp_path / "tiny.prune").write_text(text)
+    (tmp_path / "net.py").write_text(NET)
+    assert call("check", tmp_path / "tiny.prune") == 0
+    own = [str(tmp_path / "tiny.prune"), "--model", f"{tmp_path}/net.py:Net"]
+    assert call("plan", *own) == 0
+    run = [*own, "--train", "synthetic", "--device", "cpu", "--workers", "0", "--quiet", "--out",
+           tmp_path / "run"]
+    assert call("compile", *run, "--max-steps", "2") == 0
+    assert call("compile", *run, "--resume", "--max-steps", "3") == 0
+    plan = dcil.Plan.from_json((tmp_path / "run" / "plan.json").read_text())
+    assert to_record(plan.groups[0].score)["word"] == "bounded"
 
 
 def dcil_plan(plan):

@@ -85,8 +85,11 @@ def compile_plan(
     example_inputs  which inputs the graph takes, where the plan does not say it
 
     Raises TraceError where the model cannot be traced, KeyError where it is not the model
-    that the plan was resolved for, InputError where its inputs are no tensors that there could be.
+    that the plan was resolved for, InputError where a package whose words it uses is not installed
+    or its inputs are no tensors that there could be.
     """
+    for word in plan.words():
+        word.require()
     traced = model if isinstance(model, Traced) else trace_for(plan, model, example_inputs)
     model = traced.model
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -43,7 +43,8 @@ def add_scores(model: nn.Module, plan: Plan) -> None:
             weight = model.get_parameter(parameter)
             if group.kept_score.path is not None and not weight.requires_grad:
                 raise InputError(
-                    f"`{parameter}` is scored by {group.kept_score.score.called} and has no gradient: "
+                    f"`{parameter}` is scored by {group.kept_score.score.called} and has no "
+                    "gradient: "
                     "requires_grad is False",
                     help="`keep` it, or prune it with `score = magnitude`",
                 )

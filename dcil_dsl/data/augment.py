@@ -1,8 +1,8 @@
 """What happens to an image on its way into a batch, shared out between its reader and the device.
 
 In:   the augmentations of the plan, the image size it asks for, and what the images are.
-Out:  a Pipeline: what a reader does with one image as it lies, so that all have one size; Transforms of
-      batches of uint8; Transforms of normalised batches; Mixers.
+Out:  a Pipeline: what a reader does with one image as it lies, so that all have one size;
+      Transforms of batches of uint8; Transforms of normalised batches; Mixers.
 Not:  no normalisation and no seeds, which are the loader's. The order of words is lang's to check.
 """
 

@@ -259,7 +259,9 @@ class Loader:
             images, labels = images[1:], labels[1:]
         return images.contiguous(memory_format=self.layout), labels
 
-    def _applied(self, step: Transform, images: Tensor, size, request: Request, number: int) -> Tensor:
+    def _applied(
+        self, step: Transform, images: Tensor, size, request: Request, number: int
+    ) -> Tensor:
         """What is drawn is drawn for the whole batch, whatever stretch of it is ours."""
         chance = generator_at(self.seed, request.epoch, request.batch, number)
         draws = step.draw(chance, request.count, size)

@@ -2,7 +2,8 @@
 
 In:   normalised images (B, C, H, W) and class numbers (B,), on the device.
 Out:  mixed images, and labels that are shares of classes (B, classes), float32.
-Not:  no loss (training/losses.py takes both kinds of labels); how two images mix (words/augment.py).
+Not:  no loss (training/losses.py takes both kinds of labels), and not how two images mix
+      (words/augment.py).
 
 Every example is mixed with the one before it in the batch, the first with the last; epochs are
 shuffled, so that this is a random other.

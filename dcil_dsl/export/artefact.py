@@ -112,7 +112,7 @@ class Artefact:
 
 
 def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
-    """What the deployed path has to hold after `num_done` updates. Nothing if that path prunes nothing."""
+    """What the deployed path has to hold after `num_done` updates; nothing if it prunes nothing."""
     if not plan.prunes:
         return ()
     step = masks_step(num_done)

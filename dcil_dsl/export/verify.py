@@ -142,7 +142,8 @@ def show_verdict(verdict: Verdict) -> str:
         )
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
         noun, asked = counted(promise), percent(round(promise.asked, 6))
-        pattern = f", {promise.pattern.n}:{promise.pattern.m}" if promise.pattern is not None else ""
+        nm = promise.pattern
+        pattern = f", {nm.n}:{nm.m}" if nm is not None else ""
         lines.append(f"group {index} ({promise.target.allocation}{pattern}, {promise.rule}):")
         if noun == "weights":
             lines.append(
@@ -273,8 +274,8 @@ def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verd
         if wrong:
             verdict.faults.append(
                 f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {promise.pattern.m} "
-                f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.pattern.n} that are "
-                "not zero"
+                f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.pattern.n} that "
+                "are not zero"
             )
 
 

@@ -334,7 +334,8 @@ def _clashes(
 ) -> None:
     """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
     taken = {"fp32", "bf16", "fp16", "copy", "fresh", *words_at("a view"),
-             *words_at("a score"), *words_at("a granularity"), *words_at("a loss"), *words, "weights", "units", "flops"}
+             *words_at("a score"), *words_at("a granularity"), *words_at("a loss"), *words,
+              "weights", "units", "flops"}
     paths = {path.name for path in mixed.paths} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:

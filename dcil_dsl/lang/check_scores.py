@@ -1,4 +1,4 @@
-"""What scores and regrowth need: a path that exists and learns, and squares for a target that compares them.
+"""What scores and regrowth need: a path that exists and learns; squares if a target compares them.
 
 In:   the checked rules and the checked `mix`.
 Out:  E216, E233, E234 in a Diagnostics.

@@ -13,7 +13,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.check_mix import Mixed
 from dcil_dsl.lang.check_selectors import Selectors
 from dcil_dsl.lang.words import Reader
-from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.words.balances import Balance
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.units import Time
@@ -41,7 +41,7 @@ def check_train(block: ast.Block | None, end: Span, reader: Reader) -> Train | N
         reader.found.add("E205", "`nesterov` needs a momentum", read.spans["optimizer"],
                          help="for example `momentum=0.9`")
     balance = read.values.get("balance")
-    if isinstance(balance, InverseDirichlet) and balance.every.value <= 0:
+    if isinstance(balance, Balance) and balance.every.value <= 0:
         reader.found.add("E205", "losses cannot be balanced every 0 steps", read.spans["balance"],
                          help="for example `every=5ep`")
     if read.word is not None:

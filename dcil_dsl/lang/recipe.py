@@ -14,7 +14,7 @@ from dcil_dsl import words
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import ast
 from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.granularity import Granularity, Single
 from dcil_dsl.words.parametrizations import Parametrization
@@ -180,7 +180,7 @@ class Expectation:
 class Average:
     """`average` of `train` with the layers that it names."""
 
-    word: LatePhase
+    word: WeightAverage
     selector: ast.Selector
     span: Span = _span()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.record import kind_of_setting, takes_list
 from dcil_dsl.words.registry import NoWord, own_words, packages_with, words_at
 from dcil_dsl.words.targets import NM, Target, Uniform
-from dcil_dsl.words.units import Percent, Range, Ratio, Time, kind_of, written
+from dcil_dsl.words.units import Percent, Quantity, Ratio, kind_of, written
 from dcil_dsl.words.word import Word
 
 
@@ -240,7 +240,7 @@ class Reader(ValueReader):
         if declared is None or name.name in words_at(word.place):
             return word
         for setting, value in word:
-            if not _is_plain(value):
+            if not _is_stored(value, type(word).model_fields[setting].annotation):
                 self.found.add("E243", f"`{setting}` of `{name.name}` is {kind_of(value)}, which "
                                "no plan can hold", name.span)
                 raise Broken
@@ -296,10 +296,15 @@ class Reader(ValueReader):
         return sparsity
 
 
-def _is_plain(value: object) -> bool:
+def _is_stored(value: object, annotation: object) -> bool:
+    """Whether a plan gives back the value of a setting: a quantity only as what the field says."""
     if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str, Percent, Time, Range))
+        return all(_is_stored(item, annotation) for item in value)
+    if isinstance(value, Quantity):
+        return annotation is type(value) or any(
+            _is_stored(value, one) for one in get_args(annotation)
+        )
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _is_none(node: ast.Value) -> bool:

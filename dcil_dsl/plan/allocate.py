@@ -20,13 +20,12 @@ from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_
 from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.dynamics import resolve_dynamics
 from dcil_dsl.plan.measured import measured_shares
-from dcil_dsl.plan.members import Member, divide, unit_prices
+from dcil_dsl.plan.members import divide, unit_prices
 from dcil_dsl.plan.schedule import reached_at, whole_units
 from dcil_dsl.plan.share_out import share_out
 from dcil_dsl.plan.wording import percent
 from dcil_dsl.words.granularity import Head
 from dcil_dsl.words.schedules import Ramp
-from dcil_dsl.words.targets import Erk, Sensitivity
 from dcil_dsl.words.word import Run
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
@@ -72,11 +71,13 @@ def allocate_group(
         **resolve_dynamics(rule, run),
     )
     _check_budget(rule, group, report)
-    match target:
-        case Erk():
-            group = group.model_copy(update={"targets": _erk_targets(target, group, owned)})
-        case Sensitivity():
-            group = group.model_copy(update={"targets": measured_shares(rule, group, report)})
+    targets = None
+    if proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
+        targets = _divided(proportions, group)
+    elif target.measured_in is not None:
+        targets = measured_shares(rule, group, report)
+    if targets is not None:
+        group = group.model_copy(update={"targets": targets})
     _check_time(rule, group, run.num_steps, report)
     return group
 
@@ -84,13 +85,11 @@ def allocate_group(
 # -- bounds -----------------------------------------------------------------------------------
 
 
-def _erk_targets(erk: Erk, group: p.Group, owned: list[Member]) -> tuple[float, ...]:
+def _divided(proportions: tuple[float, ...], group: p.Group) -> tuple[float, ...]:
     """The share of each member that is pruned in the end."""
-    shapes = [[weight.shape for weight in member.weights] for member in owned]
     sizes, ceilings = num_units(group), group.ceilings or num_units(group)
     budget = sum(sizes) * (1 - group.sparsity)
-    weights = erk.proportions(shapes)
-    densities = share_out(weights, sizes, budget, group.floors, ceilings)
+    densities = share_out(proportions, sizes, budget, group.floors, ceilings)
     return tuple(1 - density for density in densities)
 
 

@@ -31,7 +31,8 @@ def upgrade(plan: Json) -> Json:
 def upgrade_origin(header: Json) -> Json:
     """The header of an exported file."""
     with _of_format_1("a header"):
-        return header | {"format": 2, "promises": [_budget(one) for one in _list(header["promises"])]}
+        promises = [_budget(one) for one in _list(header["promises"])]
+        return header | {"format": 2, "promises": promises}
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def _train(train: Json) -> Json:
     train = dict(train)
     optimizer, rate = dict(train["optimizer"]), dict(train["rate"])
     train["optimizer"] = {"word": optimizer.pop("kind"), "settings": optimizer}
-    own: tuple[str, ...] = {"multistep": ("at", "gamma"), "cosine": ("final",)}.get(rate["kind"], ())
+    own = {"multistep": ("at", "gamma"), "cosine": ("final", )}.get(rate["kind"], ())
     train["rate"] = {
         "word": rate["kind"], "settings": _settings(rate, "warmup", "warmup_from", *own),
     }  # fmt: skip

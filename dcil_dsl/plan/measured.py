@@ -1,4 +1,4 @@
-"""The target `sensitivity(...)`: the share of each layer, by a measured profile.
+"""A target that divides its budget by a measured profile: the share of each layer.
 
 In:   a `prune` rule with this target, and the Group that it makes.
 Out:  the share of each layer that goes in the end; E318 where the profile does not fit.
@@ -25,8 +25,9 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
 
     The profile's path is relative to the file in which the rule's target is written.
     """
+    assert rule.target.measured_in is not None
     span = rule.target_span
-    path = (span.source.folder or Path()) / rule.target.profile
+    path = (span.source.folder or Path()) / rule.target.measured_in
 
     def refuse(fact: str, label: str = "", help: str | None = None) -> tuple[float, ...]:
         report.add("E318", fact, span, label=label, help=help)
@@ -39,7 +40,7 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
         profile = read_profile(path)
     except ProfileError as error:
         return refuse(
-            f"the profile `{rule.target.profile}` cannot be read: {error}",
+            f"the profile `{rule.target.measured_in}` cannot be read: {error}",
             label=f"looked for {path}",
             help="`dcil sensitivity RECIPE --model SPEC --train DATA --json FILE` writes one",
         )

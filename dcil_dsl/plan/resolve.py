@@ -133,7 +133,8 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every.step)):
         report.add(
             "E321",
-            f"no path has two loss terms open at a multiple of {count(balance.every.step, 'step')}, so "
+            "no path has two loss terms open at a multiple of "
+            f"{count(balance.every.step, 'step')}, so "
             "that nothing is ever balanced",
             recipe.balance_span,
             help="measure more often: `every` of `inverse_dirichlet`",

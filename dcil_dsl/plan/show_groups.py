@@ -56,7 +56,8 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
     lines = []
     if group.regrow is not None:
         lines.append(
-            f"each time {percent(group.regrow.share.fraction)} of what is kept is dropped and as much grown "
+            f"each time {percent(group.regrow.share.fraction)} of what is kept is dropped and as "
+            "much grown "
             f"{group.regrow.where}, falling to nothing at {moment(group.regrow.stop.step, plan)}"
         )
     if group.forget:
@@ -65,7 +66,9 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
         lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
     for penalty in group.penalties:
         rising = f", rising in {count(penalty.stairs, 'step')}" if penalty.stairs else ""
-        lines.append(f"penalty: {penalty.weight:g} times {penalty.summary()} of the {penalty.part}{rising}")
+        lines.append(
+            f"penalty: {penalty.weight:g} times {penalty.summary()} of the {penalty.part}{rising}"
+        )
     if group.param is not None:
         lines.append(f"stored as theta: {group.param.summary()}")
     return lines

@@ -45,7 +45,8 @@ def show_phases(plan: Plan) -> str:
     for path in plan.paths:
         deployed = "; deployed" if path.name == plan.deploy else ""
         draws = ", the random numbers of the first path" if path.random == "shared" else ""
-        lines.append(f"  {path.name} = {path.view.called}: y = f(x; {seen_words(path)}){draws}{deployed}")
+        sees = f"{path.name} = {path.view.called}: y = f(x; {seen_words(path)})"
+        lines.append(f"  {sees}{draws}{deployed}")
         if path.compute == "kept":
             lines += [f"    {line}" for line in _kept_alone(plan)]
     for phase in plan.phases:
@@ -167,7 +168,8 @@ def _late_phase(plan: Plan) -> str:
     apart = f", {percent(late.noise)} apart" if late.noise else ""
     return (
         f"{late.copies} copies of {count(len(late.parameters), 'parameter')} from step "
-        f"{late.start.step:,}{apart}, one a step in turn; all others move once in {late.copies} steps, "
+        f"{late.start.step:,}{apart}, one a step in turn; all others move once in {late.copies} "
+        "steps, "
         f"by the {late.gradients} of their gradients; the mean of the copies is evaluated and "
         "exported"
     )
@@ -178,7 +180,8 @@ def _balance(plan: Plan) -> str:
     if balance is None:
         return ""
     return (
-        f"every {count(balance.every.step, 'step')} the losses of a path weigh inversely to the spread "
+        f"every {count(balance.every.step, 'step')} the losses of a path weigh inversely to the "
+        "spread "
         f"of their gradients, {percent(balance.average)} of the weights so far kept"
     )
 

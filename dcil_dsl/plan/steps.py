@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from dcil_dsl.plan.group import Part
-from dcil_dsl.words.averages import LatePhase
-from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.balances import Balance
 from dcil_dsl.words.integrators import Integrator
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate
@@ -33,7 +33,7 @@ class Train(Part):
     ema: float | None = None
     accumulate: PositiveInt = 1
     sync_norms: bool = False
-    average: Stored[LatePhase] | None = None
+    average: Stored[WeightAverage] | None = None
     integrator: Stored[Integrator] | None = None
-    balance: Stored[InverseDirichlet] | None = None
+    balance: Stored[Balance] | None = None
     seed: int = 0

@@ -8,12 +8,14 @@ Not:  what a step does (training/).
 from __future__ import annotations
 
 from dcil_dsl.plan import plan as p
-from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.word import Run
 
 
-def resolve_train(train: Train, average: LatePhase | None, num_epochs: int, run: Run) -> p.Train:
+def resolve_train(
+    train: Train, average: WeightAverage | None, num_epochs: int, run: Run
+) -> p.Train:
     """The part of the Plan. average: the word with its parameters (late_phase.py)."""
     return p.Train(
         num_epochs=num_epochs,

@@ -108,7 +108,8 @@ def check_left_out(
                     "E320",
                     f"path `{path.name}` would leave out what the rule at {group.rule} scores",
                     path.span,
-                    label=f"`{group.kept_score.score.called}` needs the gradients of pruned weights too",
+                    label=f"`{group.kept_score.score.called}` needs the gradients of pruned "
+                    "weights too",
                 )
 
 

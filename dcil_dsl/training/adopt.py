@@ -23,8 +23,8 @@ from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.training.checkpoint import (
     Position,
     State,
-    load_checkpoint,
     is_of,
+    load_checkpoint,
     load_model,
     position_of,
     read_checkpoint,

@@ -34,11 +34,11 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
         _check_pattern(plan, group, ranks)
     for path in plan.paths:
         if not path.view.entrywise:
-            fact = (
-                f"path {path.name} is {path.view.called}, a word of its own, which is given whole "
-                "weights"
+            raise InputError(
+                f"--shard: path {path.name} is {path.view.called}, a word of its own, which is "
+                "given whole weights",
+                help=whole,
             )
-            raise InputError(f"--shard: {fact}", help=whole)
         if path.compute == "kept":
             raise InputError(
                 f"--shard: `compute = kept` of path `{path.name}` reads whole masks",
@@ -53,8 +53,9 @@ def _needs_whole(group: Group) -> str | None:
         return f"scores by {group.score.called}, a word of its own, which is given whole weights"
     for penalty in group.penalties:
         if penalty.origin is not None:
-            word = penalty.called
-            return f"has the penalty {word}, a word of its own, which is given whole weights"
+            return (
+                f"has the penalty {penalty.called}, a word of its own, which is given whole weights"
+            )
     return None
 
 

@@ -1,5 +1,9 @@
 """How training images are varied, in the order: pixels, normalised images, pairs of examples.
 
+In:   images of a batch, on the device; random numbers drawn on the CPU.
+Out:  one class for each augmentation, and the kinds of them.
+Not:  no seeds, no order of batches (data/loader.py).
+
 The distributions are those of torchvision.transforms.v2 with the same settings.
 """
 
@@ -231,7 +235,7 @@ class ColorJitter(Drawn):
         return operations[order], amounts.gather(1, order)
 
 
-# -- normalised images ------------------------------------------------------------------------------
+# -- normalised images -----------------------------------------------------------------------------
 
 
 class Erase(Transform):

@@ -1,4 +1,9 @@
-"""How several weights become one at the end of the run."""
+"""How several weights become one at the end of the run.
+
+In:   the settings of `average` in `train`.
+Out:  one class for each word.
+Not:  no copying of weights (training/late_phase.py).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,13 @@ from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import RESOLVED, FactorOrZero, LayersName, Word
 
 
-class LatePhase(Word):
+class WeightAverage(Word):
+    """`average = word(...)` of `train`."""
+
+    place: ClassVar[str] = "an average of weights"
+
+
+class LatePhase(WeightAverage):
     """`late_phase(norms, copies=10, start=60% run)`: copies of a few weights, averaged at the end.
 
     layers     what a `layers` definition names: the modules whose parameters are copied
@@ -20,7 +31,6 @@ class LatePhase(Word):
     training/late_phase.py has the rule. Von Oswald et al. 2021, arXiv:2007.12927.
     """
 
-    place: ClassVar[str] = "an average of weights"
     word: ClassVar[str] = "late_phase"
     positional: ClassVar[int] = 1
     layers: LayersName

@@ -1,4 +1,9 @@
-"""The settings of the blocks of a recipe, and the words that are no calls."""
+"""The settings of the blocks of a recipe, and the words that are no calls.
+
+In:   the kinds of words.
+Out:  one class for each block: its settings with their types and defaults.
+Not:  nothing that concerns two settings at once (lang/check.py).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.averages import LatePhase
-from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.balances import Balance
 from dcil_dsl.words.granularity import Granularity
 from dcil_dsl.words.integrators import Integrator
 from dcil_dsl.words.optimizers import Optimizer
@@ -104,9 +109,9 @@ class Train(Word):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: Factor | None = None  # largest norm of all gradients together
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
-    average: LatePhase | None = None
+    average: WeightAverage | None = None
     integrator: Integrator | None = None
-    balance: InverseDirichlet | None = None
+    balance: Balance | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
     sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0

@@ -1,4 +1,9 @@
-"""How one gradient is made of several: Heun, Runge-Kutta, extrapolation, implicit steps."""
+"""How one gradient is made of several: Heun, Runge-Kutta, extrapolation, implicit steps.
+
+In:   a step's gradients, and a function that evaluates others.
+Out:  one class for each word: the gradient that the optimizer is given.
+Not:  no weights are moved (training/integrate.py).
+"""
 
 from __future__ import annotations
 

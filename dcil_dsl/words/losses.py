@@ -1,5 +1,9 @@
 """The terms of a loss: what the outputs of the paths are compared with.
 
+In:   what the model returns on each path, and targets.
+Out:  one class for each word: a scalar, a mean over the batch.
+Not:  no windows and no coefficients (training/losses.py).
+
 Every mean is over the batch and, where there are positions, over all of them alike. Classes are
 in dimension 1 of the logits that a term is given.
 """
@@ -14,11 +18,10 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import RESOLVED, PathName, Run, Word
+from dcil_dsl.words.word import RESOLVED, PathName, Run, W, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Self
 
 
 class Loss(Word):
@@ -112,7 +115,7 @@ class Balanced(Word):
     beta: Annotated[float, Field(gt=0, lt=1)]
     weights: Annotated[tuple[float, ...] | None, RESOLVED] = None
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         if run.class_counts is None:
             return self
         own = [(1 - self.beta) / (1 - self.beta**n) for n in run.class_counts]

@@ -1,4 +1,9 @@
-"""How the weights follow their gradients."""
+"""How the weights follow their gradients.
+
+In:   parameters by name.
+Out:  one class for each word: a torch optimizer, and what it remembers.
+Not:  no learning rate over time (rates.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""What a model returns, read for a loss: logits, losses of its own, targets. Imports torch."""
+"""What a model returns, read for a loss: logits, losses of its own, targets. Imports torch.
+
+In:   what a model returns, targets.
+Out:  logits, losses and targets, checked.
+Not:  no loss is computed here (losses.py).
+"""
 
 from __future__ import annotations
 

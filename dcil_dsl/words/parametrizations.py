@@ -1,4 +1,9 @@
-"""Weights stored as other numbers than the network computes with."""
+"""Weights stored as other numbers than the network computes with.
+
+In:   stored numbers, or weights.
+Out:  one class for each word: weights from stored numbers, and back.
+Not:  no masks.
+"""
 
 from __future__ import annotations
 

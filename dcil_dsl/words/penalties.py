@@ -1,4 +1,9 @@
-"""Terms whose gradients are added to those of the kept, reserved or pruned weights."""
+"""Terms whose gradients are added to those of the kept, reserved or pruned weights.
+
+In:   the weights of one part of a layer.
+Out:  one class for each word: a gradient in their shape.
+Not:  no choice of the part (compiler/dynamics.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The autograd function of `power(alpha)`. Imports torch; parametrizations.py does so late."""
+"""The autograd function of `power(alpha)`. Imports torch; parametrizations.py does so late.
+
+In:   theta, alpha.
+Out:  w = theta |theta|^(alpha - 1), with its gradient.
+Not:  not the word (parametrizations.py).
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,19 @@
-"""The learning rate as a function of the step."""
+"""The learning rate as a function of the step.
+
+In:   the optimizer's lr, a step, the length of the run.
+Out:  one class for each word: the rate of that step.
+Not:  no state: a rate is a function of the step.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Factor, FactorOrZero, Run, Word
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from dcil_dsl.words.word import Factor, FactorOrZero, Run, W, Word
 
 
 class Rate(Word):
@@ -33,7 +35,7 @@ class Rate(Word):
     def summary(self) -> str:
         """The shape in the text of a plan."""
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         return super().in_steps(run).model_copy(update={
             "warmup": run.steps(self.warmup or Time(0, "steps")),
         })  # fmt: skip

@@ -1,5 +1,9 @@
 """A word as plain data, and the same word found again.
 
+In:   a word whose times are in steps, or its record.
+Out:  its record or token, or the word.
+Not:  no place of a class (registry.py).
+
     {"word": "cubic", "settings": {"over": [0, 336], "initial": 0.0, "grid": 1}}
 
 A word of a package also records the package and its version. Stored[Kind] is the type of a field
@@ -11,16 +15,14 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.words.registry import NoWord, recorded, words_at
-from dcil_dsl.words.word import Word
-
-W = TypeVar("W", bound=Word)
+from dcil_dsl.words.word import Origin, W, Word
 
 
 class Record(BaseModel):
@@ -35,6 +37,8 @@ class Record(BaseModel):
 
 def to_record(word: Word) -> dict[str, Any]:
     """Plain data. The times of the word must be in steps."""
+    if word._missing is not None:
+        return word._missing[0]
     record: dict[str, Any] = {"word": word.called}
     if word._origin is not None:
         record |= {"package": word._origin.package, "version": word._origin.version}
@@ -43,7 +47,11 @@ def to_record(word: Word) -> dict[str, Any]:
 
 
 def from_record(data: object, kind: type[W]) -> W:
-    """The word of a record. InputError if no such word of this kind can be had here."""
+    """The word of a record. InputError if there is no such word of this kind.
+
+    A word of a package that is not installed in this version is read too, so that the plans of
+    two versions can be compared and a file verified; `require` raises what is missing.
+    """
     try:
         record = Record.model_validate(data)
     except ValidationError:
@@ -55,24 +63,45 @@ def from_record(data: object, kind: type[W]) -> W:
             raise InputError(f"this version of dcil has no word `{record.word}` that is "
                              f"{kind.place}")
     else:
-        found = recorded(record.word, record.package, record.version or "")
-        origin = found.origin
         try:
-            cls = found.load()
+            found = recorded(record.word, record.package, record.version or "")
+            cls, origin = found.load(), found.origin
         except NoWord as error:
-            raise InputError(error.message) from None
+            return _missing(record, kind, InputError(error.message))
+        except InputError as error:
+            return _missing(record, kind, error)
     if not issubclass(cls, kind):
         raise InputError(f"`{record.word}` is {cls.place}, not {kind.place}")
     try:
         word = cls.model_validate_json(json.dumps(record.settings))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(
+        wrong = InputError(
             f"`{record.word}` does not take the settings that it was planned with: "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+        )
+        if origin is None:
+            raise wrong from None
+        return _missing(record, kind, wrong)
     word._origin = origin
     return word  # type: ignore[return-value]
+
+
+def _missing(record: Record, kind: type[W], error: InputError) -> W:
+    """A word of this kind that has no effect."""
+    word = _without_effect(kind).model_construct(None, **record.settings)
+    word._origin = Origin(
+        word=record.word, package=record.package or "", version=record.version or ""
+    )
+    word._missing = (record.model_dump(), error)
+    return word
+
+
+@cache
+def _without_effect(kind: type[W]) -> type[W]:
+    cls = type(f"Missing{kind.__name__}", (kind,), {"__module__": __name__})
+    cls.__abstractmethods__ = frozenset()
+    return cls
 
 
 @cache

@@ -1,5 +1,9 @@
 """Where the class of a word is: in this folder, in an extra, or in an installed package.
 
+In:   the files of this folder, the installed packages.
+Out:  the class of a word, or NoWord with the reason.
+Not:  no settings are read (lang/words.py).
+
 Declarations are read without running anything. What is imported is a module of this program or
 what an installed package declares under the entry point `dcil.words`, never a path from a recipe
 or a plan.

@@ -1,4 +1,9 @@
-"""Masks that change by dropping and growing, instead of being made from scores alone."""
+"""Masks that change by dropping and growing, instead of being made from scores alone.
+
+In:   the settings of a rule, a step.
+Out:  one class for each word: the share that is dropped at that step.
+Not:  no masks (masking/grow.py).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from dcil_dsl.words.units import Percent, Time
-from dcil_dsl.words.word import Run, ScoredPath, Word
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from dcil_dsl.words.word import Run, ScoredPath, W, Word
 
 
 class Regrow(Word):
@@ -50,7 +52,7 @@ class GrowByGradient(Regrow):
     path: ScoredPath = None
     stop: Time = Time(0.75, "run")
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
 

@@ -1,16 +1,18 @@
-"""Sparsity over time: what part of the target is asked for at a step."""
+"""Sparsity over time: what part of the target is asked for at a step.
+
+In:   a step, the target.
+Out:  one class for each word: the sparsity that is asked for at that step.
+Not:  no counts of weights (plan/schedule.py).
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from dcil_dsl.words.units import Percent, Range, Time
-from dcil_dsl.words.word import AT_LEAST_ONE, Run, Word
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from dcil_dsl.words.word import AT_LEAST_ONE, Run, W, Word
 
 
 class Schedule(Word):
@@ -54,7 +56,7 @@ class Ramp(Schedule):
     def rise(self, u: float) -> float:
         """0 at u = 0, 1 at u = 1."""
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         grid = self.grid or Time(1, "steps")
         return super().in_steps(run).model_copy(update={"grid": run.steps(grid, least=1)})
 

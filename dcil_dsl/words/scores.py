@@ -1,4 +1,9 @@
-"""How much a weight matters: the larger its score, the longer it stays."""
+"""How much a weight matters: the larger its score, the longer it stays.
+
+In:   weights, gradients, chance.
+Out:  one class for each word: one number a weight, in its shape.
+Not:  no sums over steps, no masks (masking/).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
-from dcil_dsl.words.word import Average, Run, ScoredPath, Word
+from dcil_dsl.words.word import Average, Run, ScoredPath, W, Word
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class GradientScore(AnyScore):
         With v = w * m it is that of a straight-through mask: a pruned weight is scored too.
         """
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
     def _of_gradient(self) -> str:

@@ -1,4 +1,9 @@
-"""Running sums that do not depend on the order of addition. Imports torch."""
+"""Running sums that do not depend on the order of addition. Imports torch.
+
+In:   numbers in descending order.
+Out:  their running sums, float64.
+Not:  nothing of scores.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""How much a rule prunes, and how the layers share it."""
+"""How much a rule prunes, and how the layers share it.
+
+In:   the settings of a rule.
+Out:  one class for each word: what is pruned, and how its layers share it.
+Not:  no counts of a layer (plan/allocate.py).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,10 @@ from pydantic import Field
 from dcil_dsl.words.granularity import Granularity, Pattern
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import LayersName, Run, Word
+from dcil_dsl.words.word import LayersName, Run, W, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Self
 
 
 class Target(Word):
@@ -52,11 +56,21 @@ class Target(Word):
         """The score that the target compares, in place of the rule's."""
         return score
 
+    def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...] | None:
+        """What the densities of members are proportional to, for the shapes of their weights, if
+        the target divides its budget by shape."""
+        return None
+
+    @property
+    def measured_in(self) -> str | None:
+        """The file of a profile, if the target divides its budget by measured sensitivities."""
+        return None
+
     def rescaled(self, scores: Tensor) -> Tensor:
         """The scores of one layer, or of its units, as they compare with those of other layers."""
         return scores
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         # The plan has both next to the target, wherever the recipe said them.
         elsewhere = {"granularity", "of"} & set(self.settings())
         return super().in_steps(run).model_copy(update=dict.fromkeys(elsewhere))
@@ -119,14 +133,14 @@ class Erk(Target):
         return "ERK"
 
     def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...]:
-        """What the densities of members are proportional to, for the shapes of their weights.
-
+        """
             ((sum of the dimensions) / (product of the dimensions))^power
 
         The kernel's dimensions count. `power` is `erk_power_scale` of the authors' code; 0 is
         uniform. Of several weights that are pruned as one, sums and products are added up.
         """
-        return tuple((sum(map(sum, own)) / sum(map(math.prod, own))) ** self.power for own in shapes)
+        shares = (sum(map(sum, own)) / sum(map(math.prod, own)) for own in shapes)
+        return tuple(share**self.power for share in shares)
 
 
 class Lamp(Target):
@@ -147,6 +161,16 @@ class Lamp(Target):
 
     def score_for(self, score: AnyScore) -> AnyScore:
         return L2(average=score.decay)  # squares, whichever size of a weight the rule names
+
+    def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...] | None:
+        """What the densities of members are proportional to, for the shapes of their weights, if
+        the target divides its budget by shape."""
+        return None
+
+    @property
+    def measured_in(self) -> str | None:
+        """The file of a profile, if the target divides its budget by measured sensitivities."""
+        return None
 
     def rescaled(self, scores: Tensor) -> Tensor:
         """Each square as a share of itself and all that come before it in its layer; float64.
@@ -186,6 +210,10 @@ class Sensitivity(Target):
     @property
     def allocation(self) -> str:
         return "sensitivity"
+
+    @property
+    def measured_in(self) -> str | None:
+        return self.profile
 
 
 class Within(Word):

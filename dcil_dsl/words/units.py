@@ -1,5 +1,9 @@
 """Quantities with units: percentages, times, ranges and ratios.
 
+In:   numbers with units.
+Out:  Percent, Time, Range and Ratio; how they combine, and how they are written.
+Not:  no text is parsed (lang/build.py).
+
 `combine` refuses to mix units, `written` prints a quantity as a recipe writes it. In a plan a
 time is a whole number of steps, a percentage a fraction and a range a pair.
 """

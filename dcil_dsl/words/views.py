@@ -1,4 +1,9 @@
-"""What a path sees of a weight under its mask."""
+"""What a path sees of a weight under its mask.
+
+In:   a weight and its mask.
+Out:  one class for each word: what the path computes with.
+Not:  no routing of gradients (masking/split.py).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """One word of the language with its settings: the base of every class in this folder.
 
+In:   settings.
+Out:  Word, which all words and blocks subclass; Run, what resolving needs.
+Not:  no word of the language.
+
 A word is one class: its settings are pydantic fields, its effect is its methods. Resolving a
 recipe replaces times by steps; the plan stores the same class. No module of this folder imports
 torch at its top, so that `dcil check` answers without it.
@@ -10,16 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.words.units import Range, Time, written
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 AT_LEAST_ONE = "at least one step"  # marks a setting of type Time that is a length, not a moment
+W = TypeVar("W", bound="Word")
 RESOLVED = "resolved"  # marks a field that resolving fills in; no recipe can set it
 
 
@@ -74,6 +77,7 @@ class Word(BaseModel):
     bare: ClassVar[bool] = False
     path_settings: ClassVar[tuple[str, ...]] = ()
     _origin: Origin | None = PrivateAttr(None)
+    _missing: tuple[dict[str, Any], InputError] | None = PrivateAttr(None)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,13 +104,19 @@ class Word(BaseModel):
         """The package that declares the word; None for the language's own."""
         return self._origin
 
+    def require(self) -> None:
+        """InputError if the word is of a package that is not installed as the plan needs it: such
+        a word has its record, for comparisons, and no effect."""
+        if self._missing is not None:
+            raise self._missing[1]
+
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths that the settings name, in the order of the settings."""
         named = [getattr(self, name) for name in self.path_settings]
         return tuple(path for path in named if path is not None)
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self: W, run: Run) -> W:
         """The word as the plan stores it: every time in steps, nested words too."""
         changed = {name: _in_steps(value, self, name, run) for name, value in self}
         return self.model_copy(update=changed)

@@ -65,7 +65,9 @@ def plan():
             ),
         ),
         losses=(
-            p.WeightedLoss(name="cross_entropy(sparse)", coefficient=1, term=CrossEntropy(path="sparse")),
+            p.WeightedLoss(
+                name="cross_entropy(sparse)", coefficient=1, term=CrossEntropy(path="sparse")
+            ),
         ),
         deploy="sparse",
         train=p.Train(num_epochs=2, optimizer=SGD(lr=0.1), rate=ConstantRate()),

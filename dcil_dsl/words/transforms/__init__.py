@@ -1,1 +1,1 @@
-"""What augmentations compute, for whole batches on a device. Imports torch; augment.py does late."""
+"""What augmentations compute, for whole batches on a device; augment.py imports it late."""

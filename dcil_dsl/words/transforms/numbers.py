@@ -1,4 +1,9 @@
-"""Random numbers of a batch: drawn on the CPU, brought to its device without a wait."""
+"""Random numbers of a batch: drawn on the CPU, brought to its device without a wait.
+
+In:   random numbers on the CPU.
+Out:  the same on a device; whole numbers.
+Not:  no generators (data/chance.py).
+"""
 
 from __future__ import annotations
 
