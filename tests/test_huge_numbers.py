@@ -9,6 +9,9 @@ from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.lang import loads
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.optim import check_rate
+from dcil_dsl.words.optimizers import SGD
+from dcil_dsl.words.rates import Multistep
+from dcil_dsl.words.units import Time
 
 SETTINGS = [
     "optimizer = sgd(lr=1e39)",
@@ -52,7 +55,7 @@ def test_a_rate_that_grows_beyond_float32_is_refused_before_the_first_step(tmp_p
 
 
 def test_a_rate_beyond_python_s_own_numbers_is_refused_alike():
-    rate = p.Rate(kind="multistep", at=tuple(range(20)), gamma=1e38)
-    train = p.Train(num_epochs=1, optimizer=p.SGD(lr=1.0), rate=rate)
+    rate = Multistep(at=tuple(Time(step, "steps") for step in range(20)), gamma=1e38)
+    train = p.Train(num_epochs=1, optimizer=SGD(lr=1.0), rate=rate)
     with pytest.raises(InputError, match="beyond what float32 holds"):
         check_rate(p.Plan.model_construct(train=train, num_steps=30))

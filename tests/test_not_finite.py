@@ -17,6 +17,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.checkpoint import digest, read_file
 from dcil_dsl.training.finite import NotFinite, stop_if_no_finite_loss
+from dcil_dsl.words.losses import CrossEntropy
 
 MODELS = """
 
@@ -175,7 +176,9 @@ def test_a_mean_that_is_nan_is_told_as_such(folder, tmp_path):
 
 
 def small_plan():
-    losses = tuple(p.Loss(name=n, coefficient=1, term=p.CrossEntropy(path=n)) for n in ("a", "b"))
+    losses = tuple(
+        p.WeightedLoss(name=n, coefficient=1, term=CrossEntropy(path=n)) for n in ("a", "b")
+    )
     return p.Plan.model_construct(losses=losses, steps_per_epoch=2)
 
 

@@ -166,7 +166,9 @@ def test_a_recipe_with_fewer_epochs_than_are_done_is_refused(folder):
         go_on(folder, plan)
 
 
-@pytest.mark.parametrize("plan", [{}, {"group": {"target": one_budget(0.7)}}], ids=["same", "another"])
+@pytest.mark.parametrize(
+    "plan", [{}, {"group": {"target": one_budget(0.7)}}], ids=["same", "another"]
+)
 @pytest.mark.parametrize("shape", [(1,), (), (8, 4, 3, 3)])
 def test_momentum_of_another_shape_than_its_weight_is_refused(folder, plan, shape):
     path = folder / "checkpoint" / "last.safetensors"
