@@ -197,8 +197,6 @@ def leave_signals(worker: int) -> None:
     from the main process itself ends a worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):  # a terminal that goes away
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return

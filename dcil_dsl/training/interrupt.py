@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP become a wish that the loop reads between two steps.
+"""SIGINT and SIGTERM become a wish that the loop reads between two steps.
 
-In:   the signals, while the `with` is open and in the main thread only.
+In:   the two signals, while the `with` is open and in the main thread only.
 Out:  Wish.is_there.
 Not:  nothing is stopped here; a second signal is no wish any more and acts as it always did.
 """
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HANG_UP = getattr(signal, "SIGHUP", None)  # of a terminal that goes away; Windows has none
 
 
 @dataclass
@@ -31,10 +30,7 @@ def wish_to_stop() -> Iterator[Wish]:
     if threading.current_thread() is not threading.main_thread():
         yield wish  # Python lets only the main thread set a handler
         return
-    numbers = SIGNALS
-    if HANG_UP is not None and signal.getsignal(HANG_UP) != signal.SIG_IGN:
-        numbers += (HANG_UP,)  # under nohup it stays ignored
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def put_back() -> None:
         for number, handler in handlers.items():
@@ -44,7 +40,7 @@ def wish_to_stop() -> Iterator[Wish]:
         wish.is_there = True
         put_back()
 
-    for number in numbers:
+    for number in SIGNALS:
         signal.signal(number, note)
     try:
         yield wish
