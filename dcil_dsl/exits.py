@@ -17,6 +17,7 @@ from time import sleep
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.streams import open_streams
 
 SECONDS_FOR_THE_FIRST = 3
 DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
@@ -92,11 +93,13 @@ def note(text: str) -> None:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Run a command line to its SystemExit; one rank of several ends without taking Python down.
+    """Run a command line to its SystemExit, whatever becomes of what it prints.
 
+    One rank of several ends without taking Python down.
     torch 2.14 keeps gloo's threads although the group was destroyed. One that lets go of a tensor
     while the interpreter ends needs what is being taken away, and aborts a job that was done.
     """
+    open_streams()
     try:
         program()
     except SystemExit as ended:
