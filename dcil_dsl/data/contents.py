@@ -40,7 +40,8 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
                 for label, name in enumerate(examples.classes):
                     found[f"{part}/{name}"] = _files(by_class[label], sizes)
             case Shards():
-                found |= {f"{part}/{os.path.basename(f)}": _files([f], sizes) for f in examples.files}
+                for file in examples.files:
+                    found[f"{part}/{os.path.basename(file)}"] = _files([file], sizes)
             case _:
                 found[part] = f"{len(examples):,} examples"
     return found
