@@ -101,6 +101,11 @@ def run_program(program: Callable[[], None]) -> None:
     """
     open_streams()
     try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries of torch end the process, with words of their own
+        _say("error: the folder in which this was started is gone\n  start it in another one")
+        sys.exit(MISUSED)
+    try:
         program()
     except SystemExit as ended:
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:

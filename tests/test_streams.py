@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,28 @@ def test_a_verb_whose_work_is_its_status_or_a_file_keeps_it(folder):
         assert shell(folder, f"dcil check tiny.prune {streams}")[0] == 0
         assert shell(folder, f"dcil fmt --check tiny.prune missing.prune {streams}")[0] == 2
         assert shell(folder, f"dcil nothing {streams}")[0] == 2
+
+
+def test_a_folder_that_was_deleted_while_one_stands_in_it_is_told(folder):
+    line = f'mkdir gone; cd gone; rmdir ../gone; dcil verify "{folder}"'
+    assert shell(folder, line) == (
+        2, "error: the folder in which this was started is gone\n  start it in another one\n",
+    )  # fmt: skip
+
+
+def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_status_130(folder):
+    """A process group of its own on a terminal, whose other end is closed."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        os.execv(sys.executable, [
+            sys.executable, "-m", "dcil_dsl", *JOB.split(), "--max-steps", "100000", "--set",
+            "train.epochs=9999ep",
+        ])  # fmt: skip
+    shown = b""
+    while not (folder / "run" / "checkpoint" / "last.safetensors").exists():
+        shown += os.read(terminal, 4096)  # fails where the process has ended
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130, shown
+    assert not (folder / "run" / "report.json").exists()

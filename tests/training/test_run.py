@@ -59,6 +59,15 @@ def test_an_empty_folder_behind_a_link_becomes_the_run(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"]
 
 
+@pytest.mark.parametrize("name", [".", "../here", ""])
+def test_the_empty_folder_in_which_one_stands_becomes_the_run(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    create_run(tiny_plan(), "given", "resolved", name)
+    assert open_run(name).read_plan() == tiny_plan()
+    assert os.path.samefile(tmp_path / "here", ".") and "plan.json" in os.listdir()
+
+
 def test_a_place_that_cannot_be_written_is_a_plain_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="cannot write .*file"):
