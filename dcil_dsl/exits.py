@@ -49,6 +49,8 @@ def _status(error: BaseException) -> int:
             return WRONG
         case InputError():
             return MISUSED
+        case PermissionError() if error.filename is not None:
+            return MISUSED
     if _is_out_of_memory(error):
         return MISUSED
     return WRONG if _is_sparsity_error(error) else OURS
@@ -64,6 +66,8 @@ def _tell_end(error: BaseException, concise: bool) -> None:
             _say(f"error: {error.message}")
             if error.help and not concise:
                 _say("\n".join(f"  {line}" for line in error.help.splitlines()))
+        case PermissionError() if error.filename is not None:  # a file of the user's, whichever
+            _say(f"error: {error.filename}: {error.strerror}")
         case _ if _is_sparsity_error(error):
             _say(f"error: {error}")
         case _ if _is_out_of_memory(error):

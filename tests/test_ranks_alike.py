@@ -15,8 +15,8 @@ import dcil_dsl as dcil
 from dcil_dsl import job as main_job
 from dcil_dsl.data import open_dataset
 from dcil_dsl.exits import MISUSED
-from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.differences import value_differences
+from dcil_dsl.training.distributed import Ranks
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from tiny_ranks import on_ranks, said  # noqa: E402
@@ -86,7 +86,7 @@ def test_another_folder_or_other_data_on_one_rank_are_told(folder):
     images = data.train.images.clone()
     images[7] ^= 1
     other = replace(data, train=replace(data.train, images=images))
-    assert "train: \"images of " in ended(folder, {"data": data}, {"data": other})
+    assert 'train: "images of ' in ended(folder, {"data": data}, {"data": other})
     assert not (folder / "run").exists() and not (folder / "elsewhere").exists()
 
 

@@ -322,8 +322,11 @@ def _rename(draft: Path, out: Path | None, stem: Path) -> Path:
 
 
 def _in_the_way(out: Path) -> str | None:
-    if not out.exists():
-        return None
+    try:
+        if not out.exists():
+            return None
+    except OSError as error:
+        raise cannot_write(out, error) from None
     if not out.is_dir():
         return "is a file"
     if (out / "plan.json").exists():

@@ -74,6 +74,15 @@ def test_a_place_that_cannot_be_written_is_a_plain_error(tmp_path):
         create_run(tiny_plan(), "", "", tmp_path / "file" / "run")
 
 
+def test_a_folder_that_may_not_be_looked_into_is_a_plain_error(tmp_path, monkeypatch):
+    def refuse(path, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    with pytest.raises(InputError, match="cannot write .*run: Permission denied"):
+        create_run(tiny_plan(), "", "", tmp_path / "run")
+
+
 def test_what_is_no_run_is_not_opened(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_run(tmp_path / "none")
