@@ -17,6 +17,7 @@ from time import sleep
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.streams import open_streams
 
 SECONDS_FOR_THE_FIRST = 3
 DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
@@ -48,6 +49,8 @@ def _status(error: BaseException) -> int:
             return WRONG
         case InputError():
             return MISUSED
+        case PermissionError() if error.filename is not None:
+            return MISUSED
     if _is_out_of_memory(error):
         return MISUSED
     return WRONG if _is_sparsity_error(error) else OURS
@@ -63,6 +66,8 @@ def _tell_end(error: BaseException, concise: bool) -> None:
             _say(f"error: {error.message}")
             if error.help and not concise:
                 _say("\n".join(f"  {line}" for line in error.help.splitlines()))
+        case PermissionError() if error.filename is not None:  # a file of the user's, whichever
+            _say(f"error: {error.filename}: {error.strerror}")
         case _ if _is_sparsity_error(error):
             _say(f"error: {error}")
         case _ if _is_out_of_memory(error):
@@ -92,11 +97,18 @@ def note(text: str) -> None:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Run a command line to its SystemExit; one rank of several ends without taking Python down.
+    """Run a command line to its SystemExit, whatever becomes of what it prints.
 
+    One rank of several ends without taking Python down.
     torch 2.14 keeps gloo's threads although the group was destroyed. One that lets go of a tensor
     while the interpreter ends needs what is being taken away, and aborts a job that was done.
     """
+    open_streams()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries of torch end the process, with words of their own
+        _say("error: the folder in which this was started is gone\n  start it in another one")
+        sys.exit(MISUSED)
     try:
         program()
     except SystemExit as ended:

@@ -17,6 +17,7 @@ import typer
 from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import note, tell
+from dcil_dsl.streams import show
 from dcil_dsl.verb import overrides_of, prepare_for, refuse, shares_of, verb
 
 LAYER_NEEDS = "only for a layer: a recipe and --model are missing"
@@ -38,9 +39,9 @@ def plan(
     from dcil_dsl.plan.wording import page_of
 
     if json:
-        print(plan_and_facts_json(prepared.plan))
+        show(plan_and_facts_json(prepared.plan))
     else:
-        print(show_plan(prepared.plan, page_of(sys.stdout)), end="")
+        show(show_plan(prepared.plan, page_of(sys.stdout)))
 
 
 @verb
@@ -56,7 +57,7 @@ def graph(
     from dcil_dsl.compiler import compile_plan
     from dcil_dsl.compiler.show import show_graph
 
-    print(show_graph(compile_plan(prepared.plan, prepared.traced)), end="")
+    show(show_graph(compile_plan(prepared.plan, prepared.traced)))
 
 
 @verb
@@ -80,7 +81,7 @@ def explain(
         from dcil_dsl.diagnostics.codes import explain
 
         refuse(LAYER_NEEDS, set=sets, steps_per_epoch=steps_per_epoch)
-        print(explain(what).rstrip("\n"))
+        show(explain(what).rstrip("\n"))
         return
     if recipe is None or model is None:
         missing = "a recipe" if recipe is None else "--model SPEC"
@@ -90,7 +91,7 @@ def explain(
     from dcil_dsl.plan.wording import page_of
 
     page = page_of(sys.stdout)
-    print(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page), end="")
+    show(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page))
 
 
 @verb
@@ -157,9 +158,12 @@ def sensitivity(
             warn=lambda d: tell(d, concise), note=note,
             tell=lambda name: status.update(f"measuring {name}"),
         )  # fmt: skip
-    print(show_measured(profile, wanted[0], json, page_of(sys.stdout)), end="")
-    if json is not None:  # last: what was measured for minutes is shown even where this fails
-        try:
-            json.write_text(profile.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {json}: {error.strerror}") from None
+    text = show_measured(profile, wanted[0], json, page_of(sys.stdout))
+    if json is None:
+        show(text)
+        return
+    print(text, end="")  # first: what was measured for minutes is shown even where the file fails
+    try:
+        json.write_text(profile.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {json}: {error.strerror}") from None

@@ -23,7 +23,7 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
     def guarded(*args, **kwargs):
         try:
             status = function(*args, **kwargs)
-        except (typer.Exit, BrokenPipeError):
+        except typer.Exit:
             raise
         except (Exception, KeyboardInterrupt) as error:
             if type(error).__module__.startswith(("click", "typer")):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dcil_dsl import __version__, cli
+from dcil_dsl.exits import status_of
 from dcil_dsl.plan.plan import Plan
 
 RECIPE = """language 1
@@ -364,3 +365,8 @@ def test_the_second_program_is_the_verb_compile(here, capsys, monkeypatch):
         cli.main_compile()
     assert end.value.code == 0
     assert "calls for 2 paths" in capsys.readouterr().out
+
+
+def test_a_file_that_may_not_be_looked_at_is_named_without_a_traceback(capsys):
+    assert status_of(PermissionError(13, "Permission denied", "locked/run"), False) == 2
+    assert capsys.readouterr().err == "error: locked/run: Permission denied\n"

@@ -86,7 +86,7 @@ def test_another_folder_or_other_data_on_one_rank_are_told(folder):
     images = data.train.images.clone()
     images[7] ^= 1
     other = replace(data, train=replace(data.train, images=images))
-    assert "train: \"images of " in ended(folder, {"data": data}, {"data": other})
+    assert 'train: "images of ' in ended(folder, {"data": data}, {"data": other})
     assert not (folder / "run").exists() and not (folder / "elsewhere").exists()
 
 

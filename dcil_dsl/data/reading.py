@@ -194,9 +194,10 @@ def leave_signals(worker: int) -> None:
     """Ctrl-C goes to the whole group of processes; the main one decides what it means.
 
     So does the SIGTERM of torchrun, of `timeout`, of systemd and of batch systems; only what comes
-    from the main process itself ends a worker.
+    from the main process itself ends a worker. So does the SIGHUP of a terminal that goes away.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return

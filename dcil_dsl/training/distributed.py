@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from threading import Thread
 from time import monotonic, sleep
 
 import torch
@@ -241,7 +242,17 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _mark(error: BaseException, ranks: Ranks) -> None:
-    """Leave this rank's error for the others; find out whether another rank tells it."""
+    """Leave this rank's error for the others; find out whether another rank tells it.
+
+    Not longer than for SECONDS_TO_TELL, and a second: the process that holds the store may be
+    stopped, and a question to it waits for ever. Then this rank tells its error.
+    """
+    asking = Thread(target=_mark_in_store, args=(error, ranks), daemon=True)
+    asking.start()
+    asking.join(SECONDS_TO_TELL + 1)
+
+
+def _mark_in_store(error: BaseException, ranks: Ranks) -> None:
     error.rank = ranks.rank
     text = f"{type(error).__name__}: {error}"
     try:

@@ -1,8 +1,10 @@
-"""SIGINT and SIGTERM become a wish that the loop reads between two steps.
+"""SIGINT, SIGTERM and SIGHUP become a wish that the loop reads between two steps.
 
-In:   the two signals, while the `with` is open and in the main thread only.
+In:   the signals, while the `with` is open and in the main thread only.
 Out:  Wish.is_there.
-Not:  nothing is stopped here; a second signal is no wish any more and acts as it always did.
+Not:  nothing is stopped here; a second SIGINT or SIGTERM is no wish any more and acts as it always
+      did. A terminal that goes away sends SIGHUP more than once, from the kernel and from the
+      shell: that is one wish. Where SIGHUP is ignored, as under nohup, it stays ignored.
 """
 
 from __future__ import annotations
@@ -30,19 +32,23 @@ def wish_to_stop() -> Iterator[Wish]:
     if threading.current_thread() is not threading.main_thread():
         yield wish  # Python lets only the main thread set a handler
         return
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
 
-    def put_back() -> None:
-        for number, handler in handlers.items():
+    def put_back(*numbers: signal.Signals) -> None:
+        for number in numbers:
+            handler = handlers[number]
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def note(number: int, frame: object) -> None:
         wish.is_there = True
-        put_back()
+        if number in SIGNALS:
+            put_back(*SIGNALS)
 
     for number in SIGNALS:
         signal.signal(number, note)
+    if handlers[signal.SIGHUP] != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, note)
     try:
         yield wish
     finally:
-        put_back()
+        put_back(*handlers)

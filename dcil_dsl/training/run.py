@@ -306,7 +306,8 @@ def cannot_write(path: Path, error: Exception) -> InputError:
 def _rename(draft: Path, out: Path | None, stem: Path) -> Path:
     if out is not None:
         try:
-            return draft.rename(out)  # takes the place of an empty folder
+            if not (out.is_dir() and out.samefile(os.curdir)):  # which is the caller's, too
+                return draft.rename(out)  # takes the place of an empty folder
         except OSError as error:
             if error.errno not in IN_PLACE or not out.is_dir():
                 raise
@@ -324,8 +325,11 @@ def _rename(draft: Path, out: Path | None, stem: Path) -> Path:
 
 
 def _in_the_way(out: Path) -> str | None:
-    if not out.exists():
-        return None
+    try:
+        if not out.exists():
+            return None
+    except OSError as error:
+        raise cannot_write(out, error) from None
     if not out.is_dir():
         return "is a file"
     if (out / "plan.json").exists():

@@ -75,9 +75,9 @@ def train(
 ) -> Result:
     """Train `dual` as its plan says, in place, from the start or from the run's checkpoint.
 
-    SIGINT and SIGTERM end it after the step, with a checkpoint. Raises InputError where the data
-    does not fit, a loss is not finite or the disk refuses; SparsityError where the masks do not
-    hold what the plan asks.
+    SIGINT, SIGTERM and SIGHUP end it after the step, with a checkpoint. Raises InputError where the
+    data does not fit, a loss is not finite or the disk refuses; SparsityError where the masks do
+    not hold what the plan asks.
     """
     plan = dual.plan
     num_steps = -(-train_loader.num_batches // plan.train.accumulate)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exits import MISUSED, WRONG
-from dcil_dsl.training import trainer
+from dcil_dsl.training import distributed, trainer
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.fingerprint import MasksDiffer, compare_fingerprints, fingerprint
 
@@ -148,6 +151,44 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(tmp_path):
     assert on_ranks(tmp_path, 2, diverges) == [MISUSED, MISUSED]
     assert "is not a finite number at step 4 (epoch 1)" in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_is_stopped_ends_the_other_with_words_though_it_holds_the_store(
+    tmp_path, monkeypatch, stopped
+):
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=4))
+
+    def stops(ranks):
+        (tmp_path / f"pid.{ranks.rank}").write_text(str(os.getpid()))
+
+        def stop(batch):
+            if (ranks.rank, batch) == (stopped, 6):
+                (tmp_path / "stopped").touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        rank_train(tmp_path / "run", ranks, before=stop)
+
+    ended_alone = []
+
+    def end_the_stopped_one():
+        while not (tmp_path / "stopped").exists():
+            time.sleep(0.05)
+        other, until = int((tmp_path / f"pid.{1 - stopped}").read_text()), time.monotonic() + 25
+        while not ended_alone and time.monotonic() < until:
+            time.sleep(0.05)
+            try:
+                os.kill(other, 0)
+            except ProcessLookupError:
+                ended_alone.append(True)
+        os.kill(int((tmp_path / f"pid.{stopped}").read_text()), signal.SIGKILL)
+
+    ending = threading.Thread(target=end_the_stopped_one)
+    ending.start()
+    status = on_ranks(tmp_path, 2, stops)
+    ending.join()
+    assert ended_alone and status[stopped] == -signal.SIGKILL and status[1 - stopped] == MISUSED
+    assert "another process of this job is gone" in said(tmp_path, 1 - stopped)
 
 
 # -- fingerprints --------------------------------------------------------------------------------

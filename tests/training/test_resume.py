@@ -131,6 +131,33 @@ def test_a_second_signal_is_not_swallowed(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_sighup_stops_a_run_with_a_checkpoint_and_not_where_it_is_ignored(tmp_path, handler):
+    """A terminal that goes away sends it twice, and a system that ends then sends SIGTERM."""
+
+    def hang_up(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            if handler == signal.SIG_DFL:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        result, _, _ = tiny_train(tmp_path / "run", data=TinyData(before=hang_up))
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    if handler == signal.SIG_IGN:
+        assert not result.interrupted
+        return
+    assert result.interrupted and result.step == 3
+    tiny_train(tmp_path / "run", resume=True)
+    tiny_train(tmp_path / "straight")
+    assert_same(tmp_path / "run", tmp_path / "straight")
+
+
 def test_resume_refuses_another_plan_and_names_the_field(tmp_path):
     tiny_train(tmp_path / "run", max_steps=STEPS_PER_EPOCH)
     with pytest.raises(InputError) as error:

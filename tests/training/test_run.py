@@ -63,10 +63,28 @@ def test_an_empty_folder_behind_a_link_becomes_the_run(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"]
 
 
+@pytest.mark.parametrize("name", [".", "../here", ""])
+def test_the_empty_folder_in_which_one_stands_becomes_the_run(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    create_run(tiny_plan(), "given", "resolved", name)
+    assert open_run(name).read_plan() == tiny_plan()
+    assert os.path.samefile(tmp_path / "here", ".") and "plan.json" in os.listdir()
+
+
 def test_a_place_that_cannot_be_written_is_a_plain_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="cannot write .*file"):
         create_run(tiny_plan(), "", "", tmp_path / "file" / "run")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_plain_error(tmp_path, monkeypatch):
+    def refuse(path, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    with pytest.raises(InputError, match="cannot write .*run: Permission denied"):
+        create_run(tiny_plan(), "", "", tmp_path / "run")
 
 
 def test_what_is_no_run_is_not_opened(tmp_path):

@@ -90,15 +90,17 @@ def on_ranks(folder: Path, count: int, work) -> list[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = [_fork(folder, count, rank, port, work) for rank in range(count)]
-    status, until = [], time.monotonic() + 60
-    for child in children:
-        while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < until:
-            time.sleep(0.01)
-        if done[0] == 0:
-            os.kill(child, signal.SIGKILL)
-            done = os.waitpid(child, 0)
-        status.append(os.waitstatus_to_exitcode(done[1]))
-    return status
+    status, until = {}, time.monotonic() + 60
+    while len(status) < count:
+        for child in children:
+            if child not in status:
+                if time.monotonic() > until:
+                    os.kill(child, signal.SIGKILL)
+                done, how = os.waitpid(child, 0 if time.monotonic() > until else os.WNOHANG)
+                if done:
+                    status[child] = os.waitstatus_to_exitcode(how)
+        time.sleep(0.01)
+    return [status[child] for child in children]
 
 
 def said(folder: Path, rank: int) -> str:
