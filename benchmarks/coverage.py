@@ -1,12 +1,14 @@
-"""How much of three libraries compiles, and whether its gradients are those of two copies.
+"""How much of many libraries compiles, and whether its gradients are those of two copies.
 
     python benchmarks/coverage.py [--quick] [--only "timm/*"] [--jobs 1] [--json FILE]
     python benchmarks/coverage.py --table [--json FILE]
 
-Each model is built with fresh weights and small inputs, everything in it that can be pruned is
-pruned by 80 %, the norms are private; it is compiled, a step is taken in training mode and one in
+Each model is built with fresh weights and small inputs; of what can be pruned a tenth of the layers
+is kept and the others are pruned by 80 %, the norms are private, and the norm of one weight leaves
+the model early (coverage_kept.py). It is compiled, a step is taken in training mode and one in
 evaluation mode, and outputs, losses, every gradient and the statistics are held against two plain
-copies of the model (two_copies.py). One process a model, with a limit of time and of memory. The
+copies of the model (two_copies.py). A model of each family that has a switch for checkpoints is
+measured with that on as well. One process a model, with a limit of time and of memory. The
 JSON is written after each, and what it has already is not run again. Exit status 1 where a model
 that was run is not exact.
 """
@@ -25,6 +27,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "benchmarks" / "results" / "coverage.json"
+LIBRARIES = (
+    "timm", "transformers", "diffusers", "ultralytics", "segmentation_models_pytorch", "monai",
+    "open_clip", "torchaudio", "torch_geometric", "x_transformers", "peft", "pytorchcv",
+)  # fmt: skip
 STATUSES = ("exact", "inexact", "refused", "failed")
 
 
@@ -99,11 +105,11 @@ def _ready_to_fork():
     import torchvision  # noqa: F401
 
     torch.set_num_threads(1)
-    for library in ("timm", "transformers"):
+    for library in LIBRARIES:
         try:
             __import__(library)
         except ImportError:
-            print(f"{library} is not installed: its models will be refused")
+            print(f"{library} is not installed: its models will be recorded as failed")
     return multiprocessing.get_context("fork")
 
 
@@ -193,16 +199,18 @@ def table(report: dict) -> str:
     groups: dict[str, dict[str, dict]] = {}
     for name, entry in report["models"].items():
         groups.setdefault(name.partition("/")[0], {})[name.partition("/")[2]] = entry
-    rows = ["| library | tried | exact | refused | not right | compiled in, median | worst |",
-            "|---|---|---|---|---|---|---|"]
+    rows = ["| library | tried | exact | refused | not right | whole, of the weights | "
+            "compiled in, median | worst |", "|---|---|---|---|---|---|---|---|"]
     told = []
     for group, entries in groups.items():
         count = {s: sum(e["status"] == s for e in entries.values()) for s in STATUSES}
         times = [e["compile_seconds"] for e in entries.values() if "compile_seconds" in e]
+        shares = [e["whole"]["share"] for e in entries.values() if "whole" in e]
+        held = f"{statistics.mean(shares):.0%}" if shares else "-"
         middle = f"{statistics.median(times):.2f} s" if times else "-"
         worst = f"{max(times):.2f} s" if times else "-"
         rows.append(f"| {group} | {len(entries)} | {count['exact']} | {count['refused']} | "
-                    f"{count['inexact'] + count['failed']} | {middle} | {worst} |")
+                    f"{count['inexact'] + count['failed']} | {held} | {middle} | {worst} |")
         for name, entry in entries.items():
             if entry["status"] != "exact":
                 told.append(f"- {group}, {name}: {entry['status']}, {_why(entry)}")

@@ -35,6 +35,7 @@ def compare(
 ) -> tuple[dict[str, float], float]:
     """A step of both: how far apart, and the largest difference that rounding alone explains.
 
+    The models return what Early makes of their outputs; its norm has a loss on either path.
     Outputs, the loss, every gradient, and then the weights and statistics after the step.
     """
     for module in (dual, reference.model, *reference.twins.values()):
@@ -43,13 +44,19 @@ def compare(
     ask = kind if mode == "train" or kind in ("classes", "own and logits") else "in python"
 
     def ours_of(outputs):
+        early = _of_norms(outputs["sparse"], outputs["dense"])
+        outputs = {path: output["output"] for path, output in outputs.items()}
+        return early + main_loss(outputs)
+
+    def main_loss(outputs):
         if ask == "in python":
             return _project(outputs["sparse"]) + _project(outputs["dense"])
         step_target = _segments(inputs) if ask == "segmentation" else target
         return total_loss(plan, outputs, step_target, 0)
 
     def theirs_of(sparse, dense):
-        return _plain_loss(ask, sparse, dense, inputs, target)
+        early = _of_norms(sparse, dense)
+        return early + _plain_loss(ask, sparse["output"], dense["output"], inputs, target)
 
     def plain_step(copies: TwoCopies):
         seed(1)
@@ -140,6 +147,10 @@ def _descend(named: dict[str, nn.Parameter]) -> None:
         if parameter.grad is not None:
             parameter.sub_(RATE * parameter.grad)
             parameter.grad = None
+
+
+def _of_norms(sparse: dict, dense: dict) -> Tensor:
+    return 0.3 * sparse["early"] + 0.7 * dense["early"]
 
 
 def _plain_loss(kind: str, sparse, dense, inputs: Inputs, target: Tensor) -> Tensor:

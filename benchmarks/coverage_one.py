@@ -17,6 +17,7 @@ import warnings
 
 import torch
 from coverage_compare import BOUND, call, compare, floats, logits, seed
+from coverage_kept import kept_layers, leave_early
 from coverage_models import SIDES, Case
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -110,6 +111,7 @@ def _measure(case: Case, float64_below: float, record: dict) -> None:
     record["loss"] = kind
 
     record["stage"] = "compile"
+    record["early"] = leave_early(model)
     plan, dual = _compile(model, inputs, kind, record)
     record["stage"] = "compare"
     pruned = [name for group in plan.groups for name in group.parameters]
@@ -136,7 +138,10 @@ def _make_ready(
     for kind in dict.fromkeys([dtype, torch.float32]):
         model.to(kind)
         for side in case.sides or SIDES:
-            inputs = example_inputs(model, case.batch, side, labels=True).to(kind)
+            if case.inputs:
+                inputs = case.inputs().to(kind)
+            else:
+                inputs = example_inputs(model, case.batch, side, labels=True).to(kind)
             try:
                 seed(0)
                 trial = copy.deepcopy(model).train()
@@ -193,10 +198,13 @@ def _compile(model: nn.Module, inputs: Inputs, kind: str, record: dict):
 
 
 def _recipe(traced, kind: str, record: dict) -> str:
-    """Prune everything that can be pruned, with private norms."""
-    prunable = [layer for layer in traced.layers if layer.prunable]
-    if not prunable:
+    """Prune nine tenths of the layers that can be pruned, with private norms."""
+    layers = [layer for layer in traced.layers if layer.prunable]
+    if not layers:
         raise InputError("nothing in it can be pruned")
+    kept = kept_layers(layers, record["early"])
+    prunable = [layer for layer in layers if layer.path not in kept]
+    record["kept_layers"] = len(kept)
     types = dict.fromkeys(layer.type for layer in prunable)
     words = [t if re.fullmatch("[A-Z][A-Za-z0-9_]*", t) else None for t in types]
     if None in words:
@@ -227,7 +235,7 @@ def _recipe(traced, kind: str, record: dict) -> str:
     return RECIPE.format(
         types=", ".join(words),
         but=f" except {', '.join(hidden)}" if hidden else "",
-        keep="\n".join(f'keep "{path}"' for path in tiny),
+        keep="\n".join(f'keep "{path}"' for path in [*kept, *tiny]),
         private="\n  ".join(f'private "{path}"' for path in private),
         losses=LOSSES[kind].format(output=', output="out"' if kind == "segmentation" else ""),
     )

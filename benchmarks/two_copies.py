@@ -70,9 +70,10 @@ class TwoCopies:
                 _put(dense, name, ours[name])
         y_dense = call(dense)
         loss = loss_of(y_sparse, y_dense)
+        # Before a backward pass that computes again and so moves statistics a second time.
+        self._keep_buffers(sparse, dense)
         if loss.requires_grad:
             loss.backward()
-        self._keep_buffers(sparse, dense)
         return y_sparse, y_dense, loss.detach(), self._route(sparse, dense)
 
     def descend(self, gradients: dict[str, Tensor], rate: float) -> None:

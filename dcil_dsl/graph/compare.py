@@ -104,8 +104,8 @@ def _made_equal(
 
 def _refuse(traced: Traced, inputs: Inputs, expected: dict[bool, Run], reason: str) -> None:
     """TraceError for the module that does not compute with the weights that it is given."""
-    paths = [p for p in traced.whole if _difference(traced, inputs, expected, (p,)) is not None]
-    path = (paths or [""])[0]
+    differs = (p for p in traced.whole if _difference(traced, inputs, expected, (p,)) is not None)
+    path = next(differs, "")
     raise TraceError(
         path,
         type(traced.model.get_submodule(path)).__name__,

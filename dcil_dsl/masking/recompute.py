@@ -11,7 +11,7 @@ place in a graph that fx traces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -47,6 +47,21 @@ def run_through() -> Iterator[None]:
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)
+
+
+def compiled(function: Callable, **settings) -> Callable:
+    """torch.compile, for a function that calls models.
+
+    In a graph of torch.compile a checkpoint is right, as the weights are inputs of that graph. What
+    it leaves to Python, after a graph break, has to run through.
+    """
+    fast = torch.compile(function, **settings)
+
+    def call(*args, **kwargs):
+        with run_through():
+            return fast(*args, **kwargs)
+
+    return call
 
 
 def _reentrant(function, preserve_rng_state: bool, *args) -> object:

@@ -32,6 +32,7 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.turns import Part, Turns, cut_turns
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.masking.redraw import draw_again, random_state
 from dcil_dsl.plan.plan import WeightedLoss
 from dcil_dsl.training.forward import sums_of, weigh
@@ -196,10 +197,10 @@ class _Before:
 def _compiled(turns: Turns) -> Turns:
     """Head and parts by themselves; the losses stay as they are."""
     parts = {
-        path: replace(part, forward=torch.compile(part.forward, dynamic=False))
+        path: replace(part, forward=compiled(part.forward, dynamic=False))
         for path, part in turns.parts.items()
     }
-    return replace(turns, head=torch.compile(turns.head, dynamic=False), parts=parts)
+    return replace(turns, head=compiled(turns.head, dynamic=False), parts=parts)
 
 
 def _paths_of(loss: WeightedLoss) -> tuple[str, str | None]:

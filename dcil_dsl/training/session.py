@@ -17,6 +17,7 @@ from torch import Tensor
 from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.adopt import load_anyway
@@ -167,8 +168,8 @@ def _compiled(forward: Forward, plan: Plan, options: Options) -> Forward:
         num_graphs += len(plan.phases) * len(plan.losses)
     config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
     if not options.cuda_graphs:
-        return torch.compile(forward, dynamic=False)
-    recorded = torch.compile(forward, dynamic=False, mode="reduce-overhead")
+        return compiled(forward, dynamic=False)
+    recorded = compiled(forward, dynamic=False, mode="reduce-overhead")
 
     def replay(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()

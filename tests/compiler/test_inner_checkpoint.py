@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import worst_difference
+from comparison import RECIPE, compile_text, worst_difference
 from torch import nn
 from torch.distributed._composable import checkpoint as composable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import (
 from two_forwards import weighted_squares
 
 from dcil_dsl.graph import trace_model
+from dcil_dsl.masking.recompute import compiled
 
 WIDTH = 8
 SAVED = [torch.ops.aten.addmm.default]
@@ -167,3 +168,33 @@ def test_torch_has_its_checkpoint_back_after_a_trace_that_failed_and_after_a_cal
     before = dict(vars(library)), dict(vars(library.CheckpointFunction))
     assert differ(lambda: Net(CALLS["reentrant"], decides=True)) < 1e-9
     assert (dict(vars(library)), dict(vars(library.CheckpointFunction))) == before
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["in one graph", "left to Python"])
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
+def test_a_compiled_step_with_a_checkpoint_kept_whole_has_the_gradients_of_the_eager_one(
+    reentrant, breaks
+):
+    def call(part, x):
+        def run(x):
+            if breaks:
+                torch._dynamo.graph_break()
+            return part(x)
+
+        return checkpoint(run, x, use_reentrant=reentrant)
+
+    text = RECIPE.format(
+        prune="Linear", keep="", private="", sparsity="90%",
+        updates="update kept by sparse  update pruned by dense",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dual = compile_text(text, Net(call, decides=True).double()).train()
+    dual.begin_step(0)
+    (x,), _ = numbers(0)
+    torch._dynamo.reset()
+    found = []
+    for forward in (dual, compiled(dual, backend="eager")):
+        dual.zero_grad()
+        weighted_squares(*forward(x).values(), None, 0).backward()
+        found.append([p.grad.clone() for p in dual.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
