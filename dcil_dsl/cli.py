@@ -244,7 +244,7 @@ def verify(
     In the table, allowed is how many weights of a layer may be other than zero, where it has a
     budget of its own; revived is how many are, although their mask prunes them.
     """
-    from dcil_dsl.export.verify import show_verdict
+    from dcil_dsl.exporting.verify import show_verdict
     from dcil_dsl.prepare import load_recipe
     from dcil_dsl.revisit import verify_artefact
 
@@ -286,7 +286,7 @@ def export(
     exported file too. What it costs before and after is measured and printed.
     """
     if to == "compact":
-        from dcil_dsl.export.show_compact import show_compacted
+        from dcil_dsl.exporting.show_compact import show_compacted
         from dcil_dsl.smaller import compact_run
 
         folder, result, measured = compact_run(run, out, model, path)
@@ -322,7 +322,7 @@ def _again(argv: list[str], folder: Path | None) -> list[str]:
 def _show_run(run) -> None:
     from rich.console import Console
 
-    from dcil_dsl.export.authors import show_authors
+    from dcil_dsl.exporting.authors import show_authors
     from dcil_dsl.plan.wording import page_of
     from dcil_dsl.training.progress import result_table
     from dcil_dsl.training.run import newest_of

@@ -29,11 +29,11 @@ from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
-from dcil_dsl.export.authors import last_compared
-from dcil_dsl.export.collapse import collapse
-from dcil_dsl.export.report import make_report
-from dcil_dsl.export.verify import verify_tensors
+from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
+from dcil_dsl.exporting.authors import last_compared
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.report import make_report
+from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.graph.text import text_of
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.lang.vocabulary import ModelLoss
@@ -253,7 +253,7 @@ def _train(
                 loader.close()
         if result.interrupted or not ranks.is_first:  # the first one writes what is left to write
             return Run(folder, plan, result, is_first=ranks.is_first)
-        deployed = collapse(dual).cpu()
+        deployed = export(dual).cpu()
         write_artefact(deployed, folder.weights, origin_of(plan, result.step))
         verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
         complete = result.step == plan.num_steps

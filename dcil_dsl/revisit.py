@@ -20,7 +20,7 @@ from dcil_dsl.command import read_command
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.artefact import (
+from dcil_dsl.exporting.artefact import (
     FORMATS,
     Artefact,
     Promise,
@@ -29,9 +29,9 @@ from dcil_dsl.export.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.export.authors import logged, show_authors
-from dcil_dsl.export.collapse import collapse
-from dcil_dsl.export.deployed import (
+from dcil_dsl.exporting.authors import logged, show_authors
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
     deployed_tensors,
     differences,
@@ -39,7 +39,7 @@ from dcil_dsl.export.deployed import (
     other_numbers,
     state_of,
 )
-from dcil_dsl.export.verify import Verdict, verify_tensors
+from dcil_dsl.exporting.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
@@ -190,7 +190,7 @@ def export_run(
     _refuse_to_replace(file, folder, path == plan.deploy)
     dual, step = rebuild(folder, plan, model)
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    deployed = collapse(dual, path)
+    deployed = export(dual, path)
     verdict = verify_tensors(deployed.state_dict(), origin.promises)
     if not verdict.holds:
         faults = "; ".join(verdict.faults[:MAX_TOLD])

@@ -21,7 +21,7 @@ from dcil_dsl.data import Dataset
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.export.collapse import collapse
+from dcil_dsl.exporting.collapse import export
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private
@@ -186,7 +186,7 @@ def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
     if not full and plan.groups:
         note("WARNING: the run has no path that sees all weights; the pruned ones count as zeros")
     note(f"the weights of path {path} after {count(step, 'step')}")
-    return Network(collapse(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
+    return Network(export(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
 
 
 def _example(recipe: Recipe, dataset: Dataset):

@@ -15,13 +15,13 @@ from torch import nn
 
 from dcil_dsl.batches import pick_device
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.artefact import FORMATS, read_artefact
-from dcil_dsl.export.collapse import collapse
-from dcil_dsl.export.compact import Compacted, compact
-from dcil_dsl.export.measure import Measured, measure
-from dcil_dsl.export.rebuild import MOST_NUMBERS, try_inputs
-from dcil_dsl.export.shapes import write_shapes
-from dcil_dsl.export.show_compact import report_of
+from dcil_dsl.exporting.artefact import FORMATS, read_artefact
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.compact import Compacted, compact
+from dcil_dsl.exporting.measure import Measured, measure
+from dcil_dsl.exporting.rebuild import MOST_NUMBERS, try_inputs
+from dcil_dsl.exporting.shapes import write_shapes
+from dcil_dsl.exporting.show_compact import report_of
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
@@ -55,7 +55,7 @@ def compact_run(
         opened = open_run(given)
         plan, image = opened.read_plan(), None
         path = known_path(plan, path)
-        network = collapse(rebuild(opened, plan, model)[0], path)
+        network = export(rebuild(opened, plan, model)[0], path)
         folder = opened.path / ("compact" if path == plan.deploy else f"compact-{path}")
     folder = folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from zeroed import IMAGE, Residual, agree, dead, enliven, numel, residual
 
-from dcil_dsl.export.compact import compact
-from dcil_dsl.export.rebuild import rebuild_compact
+from dcil_dsl.exporting.compact import compact
+from dcil_dsl.exporting.rebuild import rebuild_compact
 
 
 def test_a_channel_of_a_residual_stream_leaves_only_with_all_that_write_it():

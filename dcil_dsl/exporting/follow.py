@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.branches import replace_branch
-from dcil_dsl.export.shapes import ModuleSizes
-from dcil_dsl.export.shrink import cut, sizes_of
+from dcil_dsl.exporting.branches import replace_branch
+from dcil_dsl.exporting.shapes import ModuleSizes
+from dcil_dsl.exporting.shrink import cut, sizes_of
 from dcil_dsl.graph.attention import attention_calls, dead_heads, open_attention, why_closed
 from dcil_dsl.graph.channels import find_dependencies
 from dcil_dsl.graph.dependencies import Dependencies

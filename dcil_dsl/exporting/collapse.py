@@ -21,7 +21,7 @@ from dcil_dsl.masking.views import see
 
 
 @torch.no_grad()
-def collapse(dual: Dual, path: str | None = None) -> nn.Module:
+def export(dual: Dual, path: str | None = None) -> nn.Module:
     """What `path` computes, as the model that was given; None is the deployed path.
 
     A masked path has exact zeros where its masks are False. A path that is not deployed

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.artefact import Origin, digest, origin_of, read_artefact, write_artefact
+from dcil_dsl.exporting.artefact import Origin, digest, origin_of, read_artefact, write_artefact
 
 
 def net():

@@ -9,11 +9,11 @@ from torch import nn
 from zeroed import enliven, zero_rows
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export import shapes
-from dcil_dsl.export.compact import compact
-from dcil_dsl.export.rebuild import expand, load_compact
-from dcil_dsl.export.shapes import SHAPES, WEIGHTS, write_shapes
-from dcil_dsl.export.shrink import gather, scatter
+from dcil_dsl.exporting import shapes
+from dcil_dsl.exporting.compact import compact
+from dcil_dsl.exporting.rebuild import expand, load_compact
+from dcil_dsl.exporting.shapes import SHAPES, WEIGHTS, write_shapes
+from dcil_dsl.exporting.shrink import gather, scatter
 
 IMAGE = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 

@@ -13,8 +13,8 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck
 from zeroed import enliven, numel, zero_heads, zero_rows
 
-from dcil_dsl.export.compact import compact
-from dcil_dsl.export.rebuild import rebuild_compact
+from dcil_dsl.exporting.compact import compact
+from dcil_dsl.exporting.rebuild import rebuild_compact
 from dcil_dsl.zoo import build_model
 
 MBCONV = [MBConvConfig(1, 3, 1, 16, 8, 1, 1.0, 1.0), MBConvConfig(4, 3, 2, 8, 16, 2, 1.0, 1.0)]

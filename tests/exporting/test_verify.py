@@ -2,8 +2,8 @@
 
 import torch
 
-from dcil_dsl.export.artefact import promises_at
-from dcil_dsl.export.verify import show_verdict, verify_tensors
+from dcil_dsl.exporting.artefact import promises_at
+from dcil_dsl.exporting.verify import show_verdict, verify_tensors
 
 
 def test_tensors_with_exactly_the_asked_counts_hold(plan, tensors):

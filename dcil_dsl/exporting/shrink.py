@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-from dcil_dsl.export.dead import gone_along
+from dcil_dsl.exporting.dead import gone_along
 from dcil_dsl.graph.dependencies import Dependencies
 from dcil_dsl.graph.operations import Conv, ConvTransposed, argument, name_of
 

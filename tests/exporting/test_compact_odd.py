@@ -6,8 +6,8 @@ from torch import nn
 from zeroed import IMAGE, dead, enliven
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.compact import compact
-from dcil_dsl.export.rebuild import rebuild_compact
+from dcil_dsl.exporting.compact import compact
+from dcil_dsl.exporting.rebuild import rebuild_compact
 
 
 def test_a_weight_that_only_a_dead_branch_shares_keeps_its_values_under_both_names():

@@ -1,6 +1,6 @@
 """The report counts weights and arithmetic, and calls theory theory."""
 
-from dcil_dsl.export.report import make_report, show_report
+from dcil_dsl.exporting.report import make_report, show_report
 
 
 def test_arithmetic_shrinks_with_the_zeros_of_each_layer(plan, tensors):

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from textwrap import wrap
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.export.compact import Compacted
-from dcil_dsl.export.measure import CALLS, Measured
+from dcil_dsl.exporting.compact import Compacted
+from dcil_dsl.exporting.measure import CALLS, Measured
 from dcil_dsl.plan.wording import shorten, table
 
 WIDTH = 100

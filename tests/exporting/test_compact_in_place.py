@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from zeroed import IMAGE, dead, enliven
 
-from dcil_dsl.export.compact import compact
+from dcil_dsl.exporting.compact import compact
 
 
 class Branch(nn.Module):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.shrink import gather, scatter
+from dcil_dsl.exporting.shrink import gather, scatter
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.run import cannot_write, write_atomically
 

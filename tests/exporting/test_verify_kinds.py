@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dcil_dsl.export.artefact import Promise
-from dcil_dsl.export.verify import show_verdict, verify_tensors
+from dcil_dsl.exporting.artefact import Promise
+from dcil_dsl.exporting.verify import show_verdict, verify_tensors
 from dcil_dsl.plan.plan import Bound, Cut, Pattern, Whole
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.follow import Followed, follow, make_small, put
-from dcil_dsl.export.shapes import Shapes, expand_tensors, read_shapes
-from dcil_dsl.export.shrink import kept_indices
+from dcil_dsl.exporting.follow import Followed, follow, make_small, put
+from dcil_dsl.exporting.shapes import Shapes, expand_tensors, read_shapes
+from dcil_dsl.exporting.shrink import kept_indices
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.dependencies import FIXED, Axis
 from dcil_dsl.graph.inputs import Inputs

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from zeroed import IMAGE, Residual, agree, dead, double, enliven, numel, residual, zero_rows
 
-from dcil_dsl.export.compact import compact
+from dcil_dsl.exporting.compact import compact
 
 
 def test_filters_leave_with_their_norm_and_the_columns_that_read_them():

@@ -6,7 +6,7 @@ from torch import nn
 from zeroed import IMAGE, dead, double, numel
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.compact import compact
+from dcil_dsl.exporting.compact import compact
 
 
 def test_channels_of_which_a_layer_norm_takes_the_mean_stay_with_the_reason():
@@ -26,7 +26,7 @@ def test_an_operation_that_is_not_understood_keeps_its_channels_with_the_reason(
 
 
 def test_two_networks_that_differ_are_refused(monkeypatch):
-    from dcil_dsl.export import compact as module
+    from dcil_dsl.exporting import compact as module
 
     monkeypatch.setattr(module, "fold_constants", lambda *_: {})
     model = double(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcil_dsl.export.authors import compare, last_compared, logged, show_authors
+from dcil_dsl.exporting.authors import compare, last_compared, logged, show_authors
 from dcil_dsl.lang import load
 from dcil_dsl.plan.wording import PLAIN
 from dcil_dsl.prepare import prepare

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.branches import constant_branches
-from dcil_dsl.export.dead import find_removal, readings
-from dcil_dsl.export.fold import fold_constants
-from dcil_dsl.export.follow import Followed, follow, make_small, put
-from dcil_dsl.export.shapes import Input, Shapes, TensorMap, expand_tensors
-from dcil_dsl.export.shrink import gather, kept_indices
-from dcil_dsl.export.stays import Stay, find_stays
+from dcil_dsl.exporting.branches import constant_branches
+from dcil_dsl.exporting.dead import find_removal, readings
+from dcil_dsl.exporting.fold import fold_constants
+from dcil_dsl.exporting.follow import Followed, follow, make_small, put
+from dcil_dsl.exporting.shapes import Input, Shapes, TensorMap, expand_tensors
+from dcil_dsl.exporting.shrink import gather, kept_indices
+from dcil_dsl.exporting.stays import Stay, find_stays
 from dcil_dsl.graph.constants import find_constants
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import SIMPLE, Inputs

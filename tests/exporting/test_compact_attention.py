@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from zeroed import agree, enliven, numel
 
-from dcil_dsl.export.compact import compact
+from dcil_dsl.exporting.compact import compact
 
 
 class Attention(nn.Module):

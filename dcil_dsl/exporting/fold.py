@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.export.dead import Reading
+from dcil_dsl.exporting.dead import Reading
 from dcil_dsl.graph.constants import add_up
 from dcil_dsl.graph.operations import BatchNorm
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dcil_dsl.export.dead import Reading, Removal
+from dcil_dsl.exporting.dead import Reading, Removal
 from dcil_dsl.graph.dependencies import Dependencies
 from dcil_dsl.graph.observe import told
 
