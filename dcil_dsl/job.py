@@ -64,7 +64,7 @@ from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
-from dcil_dsl.training.ways import check_dual_ways, check_ways
+from dcil_dsl.training.ways import check_plan_ways, check_ways
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def train(
     on_nan: Literal["stop", "rewind"] = "stop",
     checkpoint_activations: bool = False,
     evaluate_every: int = 1,
-    in_turn: bool = False,
-    cuda_graphs: bool = False,
+    compile_mode: Literal["default", "reduce-overhead"] = "default",
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -140,8 +139,7 @@ def train(
                checkpoint and on with half the rate, three times at most
     checkpoint_activations  most of them are computed again for the backward pass: less memory
     evaluate_every  the held-out data are gone through every so many epochs, and at the end
-    in_turn    forward and backward of one path, then of the next: the activations of one at a time
-    cuda_graphs   what `compile` makes is recorded once, and replayed at each step
+    compile_mode  "reduce-overhead": what `compile` makes is recorded as CUDA graphs and replayed
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
@@ -150,8 +148,8 @@ def train(
             warn, note, quiet, display = _silent, _silent, True, None
         options = Options(
             device=pick_device(device, ranks), compile=compile, max_steps=max_steps, anyway=anyway,
-            ranks=ranks, shard=shard, on_nan=on_nan, in_turn=in_turn,
-            checkpoint_activations=checkpoint_activations, cuda_graphs=cuda_graphs,
+            ranks=ranks, shard=shard, on_nan=on_nan, compile_mode=compile_mode,
+            checkpoint_activations=checkpoint_activations,
             evaluate_every=evaluate_every,
         )  # fmt: skip
         check_ways(options)
@@ -212,7 +210,7 @@ def _train(
             "no weight of the model learns: requires_grad is False for all of them",
             help="model.requires_grad_(True)",
         )
-    check_dual_ways(dual, options)
+    check_plan_ways(plan, options)
     loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
     in_words = text_of(prepared.traced)

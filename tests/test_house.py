@@ -166,8 +166,8 @@ def test_the_options_of_the_command_line_are_these():
         "compile": {
             "--model", "--train", "--data", "--out", "--resume", "--resume-anyway", "--weights",
             "--set", "--device", "--on-bad-image", "--on-nan",
-            "--checkpoint-activations", "--paths-in-turn", "--evaluate-every",
-            "--precision", "--workers", "--compile", "--no-compile", "--cuda-graphs", "--shard",
+            "--checkpoint-activations", "--evaluate-every",
+            "--precision", "--workers", "--compile", "--no-compile", "--compile-mode", "--shard",
             "--seed", "--max-steps", "--quiet", "--concise", "--steps-per-epoch",
         },
         "check": {"--model", "--set", "--concise", "--steps-per-epoch"},

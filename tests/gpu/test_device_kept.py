@@ -1,8 +1,8 @@
-"""Paths one after the other, and kept filters alone, on the device."""
+"""Kept filters alone, on the device."""
 
 import pytest
 import torch
-from test_device_training import RECIPE, run
+from test_device_training import RECIPE
 
 from dcil_dsl.job import train
 from dcil_dsl.lang import loads
@@ -14,11 +14,6 @@ def close(one, other) -> None:
     torch.testing.assert_close(
         one.model.state_dict(), other.model.state_dict(), rtol=1e-2, atol=1e-3
     )
-
-
-def test_paths_in_turn_end_as_paths_together(device, tmp_path):
-    together = run(device, tmp_path / "together", max_steps=4)
-    close(run(device, tmp_path / "turned", max_steps=4, in_turn=True), together)
 
 
 def test_kept_filters_alone_end_as_all_of_them(device, tmp_path):
