@@ -203,8 +203,7 @@ def evaluate(
     concise: o.Concise = False,
 ) -> int:
     """The accuracy of a run, and whether what the recipe expects holds."""
-    from dcil_dsl.plan.wording import page_of
-    from dcil_dsl.revisit import beside_authors, evaluate_run
+    from dcil_dsl.revisit import evaluate_run
 
     found = evaluate_run(
         run, path=path, directory=data, device=device, workers=workers, model=model
@@ -215,8 +214,6 @@ def evaluate(
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
         print(f"NOT FINITE: the output for {of} is no number, and no class is right for it")
     _tell_claims(found.claims)
-    for line in beside_authors(run, found.path, page_of(sys.stdout)):
-        print(line)
     return DONE if found.holds else WRONG
 
 
@@ -320,16 +317,12 @@ def _again(argv: list[str], folder: Path | None) -> list[str]:
 def _show_run(run) -> None:
     from rich.console import Console
 
-    from dcil_dsl.exporting.authors import show_authors
-    from dcil_dsl.plan.wording import page_of
     from dcil_dsl.training.progress import result_table
     from dcil_dsl.training.run import newest_of
 
     files = (run.folder.weights, run.folder.report, run.folder.metrics)
     files += (newest_of(run.folder.checkpoint) or run.folder.checkpoint,)
     Console().print(result_table(run.result, run.plan, files))
-    for line in show_authors(run.plan, run.folder.read_metrics(), page_of(sys.stdout)):
-        print(line)
 
 
 def _tell_claims(claims) -> None:

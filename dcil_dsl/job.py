@@ -30,7 +30,6 @@ from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
-from dcil_dsl.exporting.authors import last_compared
 from dcil_dsl.exporting.collapse import export
 from dcil_dsl.exporting.report import make_report
 from dcil_dsl.exporting.verify import verify_tensors
@@ -257,8 +256,6 @@ def _train(
         complete = result.step == plan.num_steps
         claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
         report = _report(plan, result, claims, deployed, device)
-        authors = last_compared(plan, folder.read_metrics())
-        report |= {} if authors is None else {"authors": authors}
         folder.write_report(report | {"bad_images": folder.read_bad_images()})
         return Run(folder, plan, result, claims, deployed)
 

@@ -29,7 +29,6 @@ from dcil_dsl.exporting.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.exporting.authors import logged, show_authors
 from dcil_dsl.exporting.collapse import export
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
@@ -43,7 +42,6 @@ from dcil_dsl.exporting.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
 from dcil_dsl.training.checkpoint import digest, load_deployed, position_of, read_checkpoint
 from dcil_dsl.training.finite import BROKEN
@@ -114,19 +112,6 @@ def evaluate_run(
     if path == plan.deploy:
         claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
-
-
-def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
-    """Where a run is of the authors' own experiment: its deployed path, epoch by epoch, beside what
-    they logged. Nothing for any other run or path."""
-    folder = open_run(run)
-    plan = folder.read_plan()
-    if path != plan.deploy or not logged(plan):
-        return []
-    try:
-        return show_authors(plan, folder.read_metrics(), page)
-    except InputError as error:
-        return [f"the authors' numbers are left out: {error.message}"]
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:

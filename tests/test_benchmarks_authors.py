@@ -1,18 +1,21 @@
-"""The authors' curves stand beside a run of their own experiment, and beside no other."""
+"""benchmarks/authors.py compares runs of the authors' own experiment, and no others."""
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from dcil_dsl.exporting.authors import compare, last_compared, logged, show_authors
 from dcil_dsl.lang import load
 from dcil_dsl.plan.wording import PLAIN
 from dcil_dsl.prepare import prepare
-from dcil_dsl.revisit import beside_authors
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from authors import compare, logged, main, show_authors  # noqa: E402
+
+RECIPES = ROOT / "recipes"
 
 
 def plan_of(name, overrides=None, model="dcil:resnet32", data="cifar10"):
@@ -52,7 +55,6 @@ def test_another_experiment_has_no_curve(plan, change):
     assert logged(other) == {}
     assert compare(other, lines_of({1: 0.5})) == []
     assert show_authors(other, lines_of({1: 0.5}), PLAIN) == []
-    assert last_compared(other, lines_of({1: 0.5})) is None
 
 
 def test_another_target_has_no_curve(plan):
@@ -64,10 +66,6 @@ def test_a_run_is_compared_at_its_own_epochs(plan):
     assert [(c.epoch, c.top1, c.mean, c.deviation) for c in found] == [
         (1, 0.4, 0.4906, 0.0291), (2, 0.6, 0.6286, 0.0139),
     ]  # fmt: skip
-    assert last_compared(plan, lines_of({1: 0.4, 2: 0.6})) == {
-        "epoch": 2, "top1": 0.6, "mean": 0.6286, "deviation": 0.0139, "num_runs": 3,
-        "source": "summary/csv of github.com/Jangho-Kim/DCIL-pytorch",
-    }  # fmt: skip
 
 
 def test_both_curves_are_drawn_with_the_numbers_below(plan):
@@ -90,27 +88,40 @@ def test_a_curve_that_is_the_authors_own_is_drawn_over_theirs(plan):
     assert set(rows) == {" ", "@"}
 
 
-def test_a_run_folder_is_read_for_its_deployed_path_alone(plan, tmp_path):
-    (tmp_path / "plan.json").write_text(plan.to_json())
+def write_run(folder, plan, metrics):
+    (folder / "plan.json").write_text(plan.to_json())
+    (folder / "metrics.jsonl").write_text(metrics)
+    return [str(folder)]
+
+
+def test_a_run_folder_is_read_and_its_numbers_are_printed(plan, tmp_path, capsys):
     lines = lines_of({1: 0.5, 2: 0.61})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = beside_authors(tmp_path, "sparse", PLAIN)
-    assert told[-2].split() == ["2", "61.00%", "62.86%", "+-", "1.39", "-1.86"]
-    assert beside_authors(tmp_path, "dense", PLAIN) == []
+    metrics = "".join(json.dumps(line) + "\n" for line in lines)
+    assert main(write_run(tmp_path, plan, metrics)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2].split() == ["2", "61.00%", "62.86%", "+-", "1.39", "-1.86"]
 
 
-@pytest.mark.parametrize(
-    "text", ["{\n{}\n", "[1]\n{}\n", '{"epoch": 1}\n', '{"epoch": 1, "top1": 3}\n']
-)
-def test_damaged_lines_of_metrics_leave_the_authors_numbers_out(plan, tmp_path, text):
-    (tmp_path / "plan.json").write_text(plan.to_json())
-    (tmp_path / "metrics.jsonl").write_text(text)
-    told = beside_authors(tmp_path, "sparse", PLAIN)
-    assert all("left out" in line and "metrics.jsonl:1" in line for line in told)
+def test_a_run_of_another_experiment_is_refused(plan, tmp_path, capsys):
+    other = plan.model_copy(update={"data": plan.data.model_copy(update={"name": "digits"})})
+    assert main(write_run(tmp_path, other, "")) == 1
+    assert "is not a run of the authors' experiment" in capsys.readouterr().err
 
 
-def test_a_pipe_in_the_place_of_metrics_is_not_waited_for(plan, tmp_path):
+@pytest.mark.parametrize("text", ['{"epoch": 1}\n', '{"epoch": 1, "top1": 3}\n'])
+def test_an_epoch_without_accuracies_has_no_numbers(plan, tmp_path, capsys, text):
+    assert main(write_run(tmp_path, plan, text)) == 0
+    assert capsys.readouterr().out == "the run has no epoch yet\n"
+
+
+@pytest.mark.parametrize("text", ["{\n{}\n", "[1]\n{}\n"])
+def test_damaged_lines_of_metrics_are_an_error_with_their_place(plan, tmp_path, capsys, text):
+    assert main(write_run(tmp_path, plan, text)) == 2
+    assert "metrics.jsonl:1" in capsys.readouterr().err
+
+
+def test_a_pipe_in_the_place_of_metrics_is_not_waited_for(plan, tmp_path, capsys):
     (tmp_path / "plan.json").write_text(plan.to_json())
     os.mkfifo(tmp_path / "metrics.jsonl")
-    (told,) = beside_authors(tmp_path, "sparse", PLAIN)
-    assert "it is no file" in told
+    assert main([str(tmp_path)]) == 2
+    assert "it is no file" in capsys.readouterr().err
