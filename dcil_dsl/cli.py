@@ -281,8 +281,8 @@ def export(
     exported file too. What it costs before and after is measured and printed.
     """
     if to == "compact":
-        from dcil_dsl.exporting.show_compact import show_compacted
-        from dcil_dsl.smaller import compact_run
+        from dcil_dsl.extras.compact.report import show_compacted
+        from dcil_dsl.extras.compact.job import compact_run
 
         folder, result, measured = compact_run(run, out, model, path)
         print(f"{show_compacted(result, measured)}\n{folder}")
