@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT / "tests" / "export"))
 from zeroed import enliven, zero_heads, zero_rows  # noqa: E402
 
 from dcil_dsl.diagnostics import InputError  # noqa: E402
-from dcil_dsl.export.compact import compact  # noqa: E402
-from dcil_dsl.export.measure import measure  # noqa: E402
-from dcil_dsl.export.rebuild import rebuild_compact  # noqa: E402
+from dcil_dsl.extras.compact.compaction import compact  # noqa: E402
+from dcil_dsl.extras.compact.measure import measure  # noqa: E402
+from dcil_dsl.extras.compact.load import rebuild_compact  # noqa: E402
 from dcil_dsl.graph.inputs import Inputs  # noqa: E402
 from dcil_dsl.zoo import build_model  # noqa: E402
 

@@ -270,7 +270,7 @@ def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> l
 
 def federated_measures(cell: Cell, dataset, overrides: dict[str, str]) -> list:
     """Rounds of one epoch of each client, one client after another; nothing is resumed."""
-    from dcil_dsl.federated import federate
+    from dcil_dsl.extras.federated.job import federate
 
     done = federate(
         METHODS / f"{cell.method}.prune", cell.network, dataset, clients=cell.clients,

@@ -74,7 +74,7 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
     parts = [
         Part("tests", (*python, *tests, f"not ({slow})"), 120, "xml"),
         costs("resnet50 bf16 eager", 90, "resnet50", "--precision", "bf16",
-              "--also", "checkpointed,in-turn"),
+              "--also", "checkpointed"),
         costs("resnet50 bf16 compiled", 210, "resnet50", "--precision", "bf16",
               "--modes", "compiled"),
         training("quickstart", 90, "quickstart.prune", "torchvision:resnet18", "--data", "digits"),
@@ -103,8 +103,6 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
               "--batch", "1024", "--modes", "compiled"),
         other("kept alone", 90, "kept_alone.py", "--networks", "resnet50", "--precision", "bf16",
               "--steps", "5"),
-        costs("resnet50 bf16 compiled in turn", 210, "resnet50", "--precision", "bf16",
-              "--modes", "compiled", "--also", "in-turn"),
         other("data path", 240, "data_path.py", "--seconds", "160"),
     ]  # fmt: skip
     return parts

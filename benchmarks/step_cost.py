@@ -3,7 +3,7 @@
     python benchmarks/step_cost.py --quick
     python benchmarks/step_cost.py --networks resnet50 --json resnet50.json
     python benchmarks/step_cost.py --device cuda --precision bf16 --modes eager,compiled,graphs
-    python benchmarks/step_cost.py --also checkpointed,in-turn     # what less memory costs
+    python benchmarks/step_cost.py --also checkpointed             # what less memory costs
 
 Samples are interleaved (dense, plain, ours, dense, ...) and ratios are taken within a round.
 First it is shown in float64 that plain and ours have the same loss and the same gradients. A
@@ -78,7 +78,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--modes", default="eager", help="some of eager, compiled, graphs (CUDA graphs: compiled)"
     )
-    parser.add_argument("--also", default="", help="some of checkpointed, in-turn")
+    parser.add_argument("--also", default="", help="checkpointed")
     parser.add_argument("--compile", action="store_true", help="the same as --modes eager,compiled")
     parser.add_argument("--batch", type=int, help="default: by network and device")
     parser.add_argument("--size", type=int, help="side of the images in pixels")

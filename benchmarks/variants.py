@@ -24,12 +24,9 @@ from workloads import WORKLOADS, build, last_step, make_dual
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.in_turn import InTurn
-from dcil_dsl.training.losses import open_losses, total_loss
-from dcil_dsl.training.machine import Options
+from dcil_dsl.training.losses import total_loss
 
-# Ours with --checkpoint-activations and with --paths-in-turn.
-LESS_MEMORY = ("checkpointed", "in-turn")
+LESS_MEMORY = ("checkpointed",)  # ours with --checkpoint-activations
 NAMES = ("dense", "plain", "ours", *LESS_MEMORY)  # the order in which they are sampled
 
 
@@ -141,19 +138,12 @@ def loss_function(name: str, made: Materials, module: nn.Module):
 
 def gradients_of(name: str, made: Materials, module: nn.Module):
     """(images, labels) -> the detached loss, with the gradients in the parameters."""
-    setting, plan = made.setting, made.plan
-    if name == "in-turn":
-        options = Options(
-            device=made.device, precision=setting.precision, compile=setting.compiled
-        )
-        turns, active = InTurn(module, options), open_losses(plan, last_step(plan))
-        return lambda images, labels: turns.learn(images, labels, active, Tensor.backward)[0]
     if name == "checkpointed":
         recompute_activations(module)
     forward = loss_function(name, made, module)
 
     def learn(images: Tensor, labels: Tensor) -> Tensor:
-        if setting.graphs:
+        if made.setting.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         loss = forward(images, labels)
         loss.backward()
@@ -164,9 +154,7 @@ def gradients_of(name: str, made: Materials, module: nn.Module):
 
 def may_be(name: str, setting: Setting) -> bool:
     """Whether there is such a variant in such a setting."""
-    if name == "checkpointed":
-        return not setting.compiled
-    return not (name == "in-turn" and setting.graphs)
+    return not (name == "checkpointed" and setting.compiled)
 
 
 def make_variant(name: str, made: Materials, warm_up: int = 2) -> Variant:

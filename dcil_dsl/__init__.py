@@ -26,23 +26,21 @@ _PUBLIC = {
     "loss": "verbs",
     "train": "job",
     "Run": "job",
-    "federate": "federated",
+    "export": "exporting.collapse",
+    "federate": "extras.federated.job",
     "evaluate_run": "revisit",
     "export_run": "revisit",
     "verify_artefact": "revisit",
-    "compact": "export.compact",
-    "load_compact": "export.rebuild",
-    "expand": "export.rebuild",
-    "compact_run": "smaller",
+    "compact": "extras.compact.compaction",
+    "load_compact": "extras.compact.load",
+    "expand": "extras.compact.load",
+    "compact_run": "extras.compact.job",
     "SparsityError": "training.metrics",
 }
-_FOLDERS = ("export",)  # a folder that is itself the verb
-__all__ = ["__version__", *_PUBLIC, *_FOLDERS]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):
-    if name in _FOLDERS:
-        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -64,10 +64,9 @@ def compile_recipe(
     on_bad_image: o.OnBadImage = "stop",
     on_nan: o.OnNan = "stop",
     compile: o.Compile = False,
-    cuda_graphs: o.CudaGraphs = False,
+    compile_mode: o.CompileMode = "default",
     shard: o.Shard = False,
     checkpoint_activations: o.CheckpointActivations = False,
-    paths_in_turn: o.PathsInTurn = False,
     evaluate_every: o.EvaluateEvery = 1,
     seed: o.Seed = None,
     max_steps: o.MaxSteps = None,
@@ -87,8 +86,8 @@ def compile_recipe(
         refuse(
             data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
             max_steps=max_steps, workers=workers, shard=shard,
-            checkpoint_activations=checkpoint_activations, paths_in_turn=paths_in_turn,
-            cuda_graphs=cuda_graphs,
+            checkpoint_activations=checkpoint_activations,
+            compile_mode=None if compile_mode == "default" else compile_mode,
             evaluate_every=None if evaluate_every == 1 else evaluate_every,
             on_bad_image=None if on_bad_image == "stop" else on_bad_image,
             on_nan=None if on_nan == "stop" else on_nan,
@@ -128,9 +127,8 @@ def compile_recipe(
         recipe, model, train, overrides=overrides, directory=data, out=out,
         resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
         on_nan=on_nan, weights=weights, device=device, precision=precision, workers=workers,
-        compile=compile, cuda_graphs=cuda_graphs, shard=shard, seed=seed, max_steps=max_steps,
-        quiet=quiet,
-        checkpoint_activations=checkpoint_activations, in_turn=paths_in_turn,
+        compile=compile, compile_mode=compile_mode, shard=shard, seed=seed, max_steps=max_steps,
+        quiet=quiet, checkpoint_activations=checkpoint_activations,
         evaluate_every=evaluate_every, warn=lambda d: tell(d, concise), note=note,
     )  # fmt: skip
     if not run.is_first:
@@ -205,8 +203,7 @@ def evaluate(
     concise: o.Concise = False,
 ) -> int:
     """The accuracy of a run, and whether what the recipe expects holds."""
-    from dcil_dsl.plan.wording import page_of
-    from dcil_dsl.revisit import beside_authors, evaluate_run
+    from dcil_dsl.revisit import evaluate_run
 
     found = evaluate_run(
         run, path=path, directory=data, device=device, workers=workers, model=model
@@ -217,8 +214,6 @@ def evaluate(
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
         print(f"NOT FINITE: the output for {of} is no number, and no class is right for it")
     _tell_claims(found.claims)
-    for line in beside_authors(run, found.path, page_of(sys.stdout)):
-        print(line)
     return DONE if found.holds else WRONG
 
 
@@ -244,7 +239,7 @@ def verify(
     In the table, allowed is how many weights of a layer may be other than zero, where it has a
     budget of its own; revived is how many are, although their mask prunes them.
     """
-    from dcil_dsl.export.verify import show_verdict
+    from dcil_dsl.exporting.verify import show_verdict
     from dcil_dsl.prepare import load_recipe
     from dcil_dsl.revisit import verify_artefact
 
@@ -286,8 +281,8 @@ def export(
     exported file too. What it costs before and after is measured and printed.
     """
     if to == "compact":
-        from dcil_dsl.export.show_compact import show_compacted
-        from dcil_dsl.smaller import compact_run
+        from dcil_dsl.extras.compact.report import show_compacted
+        from dcil_dsl.extras.compact.job import compact_run
 
         folder, result, measured = compact_run(run, out, model, path)
         print(f"{show_compacted(result, measured)}\n{folder}")
@@ -322,16 +317,12 @@ def _again(argv: list[str], folder: Path | None) -> list[str]:
 def _show_run(run) -> None:
     from rich.console import Console
 
-    from dcil_dsl.export.authors import show_authors
-    from dcil_dsl.plan.wording import page_of
     from dcil_dsl.training.progress import result_table
     from dcil_dsl.training.run import newest_of
 
     files = (run.folder.weights, run.folder.report, run.folder.metrics)
     files += (newest_of(run.folder.checkpoint) or run.folder.checkpoint,)
     Console().print(result_table(run.result, run.plan, files))
-    for line in show_authors(run.plan, run.folder.read_metrics(), page_of(sys.stdout)):
-        print(line)
 
 
 def _tell_claims(claims) -> None:

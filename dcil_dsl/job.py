@@ -35,11 +35,10 @@ from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.export.artefact import origin_of, read_artefact, write_artefact
-from dcil_dsl.export.authors import last_compared
-from dcil_dsl.export.collapse import collapse
-from dcil_dsl.export.report import make_report
-from dcil_dsl.export.verify import verify_tensors
+from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.report import make_report
+from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.graph.text import text_of
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
@@ -69,7 +68,7 @@ from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
-from dcil_dsl.training.ways import check_dual_ways, check_ways
+from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.losses import ModelLoss
 
 
@@ -127,8 +126,7 @@ def train(
     on_nan: Literal["stop", "rewind"] = "stop",
     checkpoint_activations: bool = False,
     evaluate_every: int = 1,
-    in_turn: bool = False,
-    cuda_graphs: bool = False,
+    compile_mode: Literal["default", "reduce-overhead"] = "default",
 ) -> Run:
     """Compile, train, evaluate, export and prove.
 
@@ -146,8 +144,7 @@ def train(
                checkpoint and on with half the rate, three times at most
     checkpoint_activations  most of them are computed again for the backward pass: less memory
     evaluate_every  the held-out data are gone through every so many epochs, and at the end
-    in_turn    forward and backward of one path, then of the next: the activations of one at a time
-    cuda_graphs   what `compile` makes is recorded once, and replayed at each step
+    compile_mode  "reduce-overhead": what `compile` makes is recorded as CUDA graphs and replayed
 
     Raises RecipeError, InputError, and SparsityError where the result is not as sparse as asked.
     """
@@ -156,8 +153,8 @@ def train(
             warn, note, quiet, display = _silent, _silent, True, None
         options = Options(
             device=pick_device(device, ranks), compile=compile, max_steps=max_steps, anyway=anyway,
-            ranks=ranks, shard=shard, on_nan=on_nan, in_turn=in_turn,
-            checkpoint_activations=checkpoint_activations, cuda_graphs=cuda_graphs,
+            ranks=ranks, shard=shard, on_nan=on_nan, compile_mode=compile_mode,
+            checkpoint_activations=checkpoint_activations,
             evaluate_every=evaluate_every,
         )  # fmt: skip
         check_ways(options)
@@ -218,7 +215,7 @@ def _train(
             "no weight of the model learns: requires_grad is False for all of them",
             help="model.requires_grad_(True)",
         )
-    check_dual_ways(dual, options)
+    check_plan_ways(plan, options)
     loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
 
     in_words = text_of(prepared.traced)
@@ -259,14 +256,12 @@ def _train(
                 loader.close()
         if result.interrupted or not ranks.is_first:  # the first one writes what is left to write
             return Run(folder, plan, result, is_first=ranks.is_first)
-        deployed = collapse(dual).cpu()
+        deployed = export(dual).cpu()
         write_artefact(deployed, folder.weights, origin_of(plan, result.step))
         verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
         complete = result.step == plan.num_steps
         claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
         report = _report(plan, result, claims, deployed, device)
-        authors = last_compared(plan, folder.read_metrics())
-        report |= {} if authors is None else {"authors": authors}
         folder.write_report(report | {"bad_images": folder.read_bad_images()})
         return Run(folder, plan, result, claims, deployed)
 

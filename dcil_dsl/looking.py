@@ -147,9 +147,9 @@ def sensitivity(
         look(train, data)  # before torch is loaded
     from rich.console import Console
 
-    from dcil_dsl.plan.show_profile import show_measured
+    from dcil_dsl.extras.sensitivity.report import show_measured
     from dcil_dsl.plan.wording import page_of
-    from dcil_dsl.sensitivity import measure_sensitivity
+    from dcil_dsl.extras.sensitivity.job import measure_sensitivity
 
     with Console(stderr=True).status("measuring") as status:
         profile = measure_sensitivity(

@@ -94,14 +94,6 @@ CheckpointActivations = Annotated[
         help="less memory, more time: compute most activations again for the backward pass",
     ),
 ]
-PathsInTurn = Annotated[
-    bool,
-    typer.Option(
-        "--paths-in-turn",
-        help="less memory: forward and backward of one path, then of the next; with KL both ways "
-        "one forward more",
-    ),
-]
 EvaluateEvery = Annotated[
     int,
     typer.Option(
@@ -131,12 +123,12 @@ Precision = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
-CudaGraphs = Annotated[
-    bool,
+CompileMode = Annotated[
+    str,
     typer.Option(
-        "--cuda-graphs",
-        help="with --compile on a CUDA device: record the step once and replay it, for networks "
-        "so small that the host is slower than the device",
+        "--compile-mode", metavar="MODE",
+        help="with --compile: default, or reduce-overhead, which records the step as CUDA graphs "
+        "and replays it, for networks so small that the host is slower than the GPU",
     ),
 ]
 Shard = Annotated[

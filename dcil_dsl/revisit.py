@@ -20,7 +20,7 @@ from dcil_dsl.command import read_command
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.export.artefact import (
+from dcil_dsl.exporting.artefact import (
     FORMATS,
     Artefact,
     Promise,
@@ -29,9 +29,8 @@ from dcil_dsl.export.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.export.authors import logged, show_authors
-from dcil_dsl.export.collapse import collapse
-from dcil_dsl.export.deployed import (
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
     deployed_tensors,
     differences,
@@ -39,11 +38,10 @@ from dcil_dsl.export.deployed import (
     other_numbers,
     state_of,
 )
-from dcil_dsl.export.verify import Verdict, verify_tensors
+from dcil_dsl.exporting.verify import Verdict, verify_tensors
 from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.wording import Page
 from dcil_dsl.prepare import Note, Warn, prepare, warn_in_python
 from dcil_dsl.training.checkpoint import (
     digest,
@@ -121,19 +119,6 @@ def evaluate_run(
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
-def beside_authors(run: str | Path, path: str, page: Page) -> list[str]:
-    """Where a run is of the authors' own experiment: its deployed path, epoch by epoch, beside what
-    they logged. Nothing for any other run or path."""
-    folder = open_run(run)
-    plan = folder.read_plan()
-    if path != plan.deploy or not logged(plan):
-        return []
-    try:
-        return show_authors(plan, folder.read_metrics(), page)
-    except InputError as error:
-        return [f"the authors' numbers are left out: {error.message}"]
-
-
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
     """The dual graph with the weights of the last checkpoint, and the count of updates done.
 
@@ -195,7 +180,7 @@ def export_run(
     _refuse_to_replace(file, folder, path == plan.deploy)
     dual, step = rebuild(folder, plan, model)
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    deployed = collapse(dual, path)
+    deployed = export(dual, path)
     verdict = verify_tensors(deployed.state_dict(), origin.promises)
     if not verdict.holds:
         faults = "; ".join(verdict.faults[:MAX_TOLD])

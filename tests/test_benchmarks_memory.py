@@ -47,7 +47,7 @@ def resnet20(monkeypatch):
     return ["--networks", "resnet20"]
 
 
-def test_one_path_after_the_other_takes_less_than_both_together(resnet20, tmp_path):
+def test_checkpointed_activations_take_less_than_all_of_them(resnet20, tmp_path):
     import peak_memory
 
     out = tmp_path / "peaks.json"
@@ -55,7 +55,7 @@ def test_one_path_after_the_other_takes_less_than_both_together(resnet20, tmp_pa
     (entry,) = json.loads(out.read_text())["results"]
     peaks = entry["peak_ratios"]
     assert 1.6 < peaks["ours/dense"] < 2  # on so small a batch weights are much of it
-    assert peaks["checkpointed/dense"] < peaks["in-turn/dense"] < 0.85 * peaks["ours/dense"]
+    assert peaks["checkpointed/dense"] < 0.8 * peaks["ours/dense"]
 
 
 def test_kept_filters_alone_are_the_same_network(resnet20, tmp_path):

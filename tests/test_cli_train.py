@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_job import RECIPE, call, job, net, own, whole_run
 
 import dcil_dsl as dcil
-from dcil_dsl.export.artefact import read_artefact
+from dcil_dsl.exporting.artefact import read_artefact
 from dcil_dsl.training.progress import Display
 
 
@@ -292,13 +292,23 @@ def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, cap
         assert f"--checkpoint-activations does not go with {other}" in capsys.readouterr().err
 
 
-def test_paths_in_turn_learn_what_they_learn_together(folder, tmp_path, capsys):
-    turned = [*job(folder), "--paths-in-turn", "--quiet"]
-    assert call(*turned, "--out", tmp_path / "turned") == 0
-    files = (folder / "run" / "sparse.safetensors", tmp_path / "turned" / "sparse.safetensors")
-    torch.testing.assert_close(*map(load_file, files), rtol=1e-3, atol=1e-4)
-    assert call(*job(folder), "--device", "cpu", "--compile", "--cuda-graphs") == 2
-    assert "only a CUDA device has graphs" in capsys.readouterr().err
-    for other in ("--checkpoint-activations",):
-        assert call(*turned, other) == 2
-        assert f"--paths-in-turn does not go with {other}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        (["--device", "cpu", "--compile", "--compile-mode", "reduce-overhead"],
+         "only a CUDA device has graphs"),
+        (["--compile-mode", "reduce-overhead"], "add --compile"),
+        (["--compile", "--compile-mode", "fast"], "default or reduce-overhead"),
+    ],
+)  # fmt: skip
+def test_a_compile_mode_that_cannot_be_had_is_refused_with_the_reason(
+    folder, capsys, options, error
+):
+    assert call(*job(folder), *options) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_a_compile_mode_without_a_training_is_refused(folder, capsys):
+    mode = ["--compile-mode", "reduce-overhead"]
+    assert call("compile", folder / "tiny.prune", *own(folder), *mode) == 2
+    assert "--compile-mode: only for a training" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_job import RECIPE, call, net, own, whole_run
 
 import dcil_dsl as dcil
-from dcil_dsl.export.artefact import read_artefact
+from dcil_dsl.exporting.artefact import read_artefact
 
 
 @pytest.fixture(scope="module")

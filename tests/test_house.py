@@ -13,10 +13,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dcil_dsl"
 STAGES = (
     "diagnostics", "words", "lang", "masking", "graph", "plan", "compiler", "zoo", "data",
-    "training", "export", "cli",
+    "training", "exporting", "jobs", "extras", "cli",
 )  # fmt: skip
+COMMANDS = ("__main__", "cli", "exits", "looking", "options", "rewrite", "verb")
 NEVER = {  # folder -> what it must not import, although it comes later in the list
-    "masking": {"lang"}, "graph": {"lang"}, "training": {"lang"}, "export": {"lang"},
+    "masking": {"lang"}, "graph": {"lang"}, "training": {"lang"}, "exporting": {"lang"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = (
@@ -25,9 +26,11 @@ SOURCES = (
 
 
 def stage_of(module: str) -> str:
-    """ "dcil_dsl.plan.show" -> "plan"; files beside the folders are the last stage, the program."""
+    """ "dcil_dsl.plan.show" -> "plan"; of the loose files COMMANDS are "cli", the others "jobs"."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in STAGES else "cli"
+    if len(parts) > 1 and parts[1] in STAGES and parts[1] != "cli":
+        return parts[1]
+    return "cli" if len(parts) > 1 and parts[1] in COMMANDS else "jobs"
 
 
 def imports_of(file: Path) -> list[str]:
@@ -56,6 +59,30 @@ def test_a_file_imports_only_from_its_own_folder_or_an_earlier_one():
             other = stage_of(name)
             if STAGES.index(other) > STAGES.index(own) or other in NEVER.get(own, ()):
                 wrong.append(f"{relative} imports {name}")
+    assert wrong == []
+
+
+def test_core_imports_no_extra():
+    """Only the table of public names has their names, and verbs import them when they run."""
+    wrong = []
+    for file in FILES:
+        own = stage_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        tree = ast.parse(file.read_text())
+        looked_at = tree.body if own == "cli" else [tree]  # of a verb, what it loads at once
+        nodes = [node for top in looked_at for node in ast.walk(top)]
+        if own == "cli":
+            inside = {n for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+            nodes = [node for node in nodes if node not in inside]
+        names = [
+            name
+            for node in nodes
+            for name in (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import)
+                else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            )
+        ]  # fmt: skip
+        if own != "extras" and any(name.startswith("dcil_dsl.extras") for name in names):
+            wrong.append(str(file.relative_to(ROOT)))
     assert wrong == []
 
 
@@ -247,8 +274,8 @@ def test_the_options_of_the_command_line_are_these():
         "compile": {
             "--model", "--train", "--data", "--out", "--resume", "--resume-anyway", "--weights",
             "--set", "--device", "--on-bad-image", "--on-nan",
-            "--checkpoint-activations", "--paths-in-turn", "--evaluate-every",
-            "--precision", "--workers", "--compile", "--no-compile", "--cuda-graphs", "--shard",
+            "--checkpoint-activations", "--evaluate-every",
+            "--precision", "--workers", "--compile", "--no-compile", "--compile-mode", "--shard",
             "--seed", "--max-steps", "--quiet", "--concise", "--steps-per-epoch",
         },
         "check": {"--model", "--set", "--concise", "--steps-per-epoch"},

@@ -52,12 +52,22 @@ def imported_by(folder):
 
 
 def test_every_folder_of_the_package_is_in_the_wheel():
-    folders = {
-        ".".join(file.parent.relative_to(ROOT).parts)
-        for file in (ROOT / "dcil_dsl").rglob("*.py")
-    }
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders | {"dcil_dsl.grammar"}
+    found = PROJECT["tool"]["setuptools"]["packages"]["find"]
+    assert found == {"include": ["dcil_dsl*"], "namespaces": False}
+    folders = {file.parent for file in (ROOT / "dcil_dsl").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_grammar_is_put_into_the_wheel_where_the_parser_looks():
+    text = (ROOT / "setup.py").read_text(encoding="ascii")
+    assert 'GRAMMAR = "grammar/prune.lark"' in text and '"dcil_dsl", GRAMMAR' in text
     assert (ROOT / "grammar" / "prune.lark").is_file()
+    assert not (ROOT / "dcil_dsl" / "grammar").exists()  # the checkout has one copy
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_follow():
+    """setuptools writes an import hook unless the root is the one folder that it maps."""
+    assert PROJECT["tool"]["setuptools"]["package-dir"] == {"": "."}
 
 
 def test_what_is_installed_is_what_is_imported():

@@ -63,7 +63,6 @@ DIFFERENT = {
     "--max-steps: none on rank 0, 3 on rank 1": dict(max_steps=3),
     "--evaluate-every: 1 on rank 0, 2 on rank 1": dict(evaluate_every=2),
     "--shard: false on rank 0, true on rank 1": dict(shard=True),
-    "--paths-in-turn: false on rank 0, true on rank 1": dict(in_turn=True),
     '--on-nan: "stop" on rank 0, "rewind" on rank 1': dict(on_nan="rewind"),
     '--on-bad-image: "stop" on rank 0, "skip" on rank 1': dict(on_bad_image="skip"),
     "--checkpoint-activations: false on rank 0, true": dict(checkpoint_activations=True),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_job import call, job, own, whole_run
 
-from dcil_dsl.export.artefact import read_artefact
+from dcil_dsl.exporting.artefact import read_artefact
 from dcil_dsl.training.checkpoint import digest, read_file
 
 

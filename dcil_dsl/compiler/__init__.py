@@ -28,7 +28,6 @@ from dcil_dsl.compiler.verify import (
     verify_targets,
 )
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.graph.garbage import seldom_collected
 from dcil_dsl.graph.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
 
@@ -75,7 +74,6 @@ PASSES = (
 )
 
 
-@seldom_collected()
 def compile_plan(
     plan: Plan, model: nn.Module | Traced, example_inputs: object = None
 ) -> Dual:

@@ -2,7 +2,7 @@
 
 In:   the model with masks and twins registered, the graphs, the plan.
 Out:  Dual: x -> {path: output}; its masks; the steps at which they move.
-Not:  no optimiser and no loss (training/); the deployable model is made by export/.
+Not:  no optimiser and no loss (training/); the deployable model is made by exporting/.
 """
 
 from __future__ import annotations

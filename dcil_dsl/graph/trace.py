@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.decisions import EXAMPLES
-from dcil_dsl.graph.garbage import seldom_collected
 from dcil_dsl.graph.holders import HOOKS, left_behind
 from dcil_dsl.graph.inputs import Arguments, Inputs, arguments_of, resized
 from dcil_dsl.graph.layers import Layer, list_layers, with_macs
@@ -74,7 +73,6 @@ class Traced:
         return self.train if training else self.eval
 
 
-@seldom_collected()
 def trace_model(
     model: nn.Module,
     example_inputs=None,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor, fx
 from torch.overrides import handle_torch_function
 from torch.utils import checkpoint as library

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.graph.garbage import seldom_collected
 from dcil_dsl.graph.heads import find_heads
 from dcil_dsl.graph.layers import Layer, Weight, unused_layers
 from dcil_dsl.graph.trace import Traced
@@ -36,7 +35,6 @@ from dcil_dsl.plan.windows import (
 from dcil_dsl.words.word import Run
 
 
-@seldom_collected()
 def resolve_recipe(
     recipe: r.Recipe, traced: Traced, steps_per_epoch: int, report: Diagnostics | None = None,
     class_counts: tuple[int, ...] | None = None,

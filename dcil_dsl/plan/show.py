@@ -2,7 +2,7 @@
 
 In:   a Plan, and the page it is printed on.
 Out:  text no wider than the page, the same for the same Plan.
-Not:  no decisions and no measured numbers; export/report.py tells what became of it. The parts
+Not:  no decisions and no measured numbers; exporting/report.py reports what became of it. The parts
       stand in show_layers.py, show_groups.py and show_training.py.
 """
 

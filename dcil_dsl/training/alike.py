@@ -26,7 +26,7 @@ from dcil_dsl.training.differences import (
 )
 from dcil_dsl.training.machine import Options
 
-NAMES = {"anyway": "--resume-anyway", "in_turn": "--paths-in-turn"}
+NAMES = {"anyway": "--resume-anyway"}
 APART = ("device", "ranks", "channels_last")  # of Options; the last follows from the plan
 
 

@@ -2,7 +2,7 @@
 
 In:   a dual graph and Options; images, labels, the losses that are open.
 Out:  the loss to minimise; what is summed up over an epoch.
-Not:  no backward pass (learner.py, in_turn.py), no formula of a loss (losses.py).
+Not:  no backward pass (learner.py), no formula of a loss (losses.py).
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.forward import Forward
-from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.sharding import Regather, Shards
 
@@ -33,7 +32,6 @@ class Learner(nn.Module):
 
     forward  outputs, losses and counts; forward.make_forward
     eager    what `forward` compiles, for a short last batch, which is not worth a compilation
-    in_turn  takes the place of both where the paths are run one after the other
 
     The losses are computed inside the module that is wrapped, so that the parameters no open loss
     reaches are known. Which these are changes with the phase and with the losses' windows only:
@@ -51,11 +49,11 @@ class Learner(nn.Module):
 
     def __init__(
         self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks,
-        shards: Shards | None = None, in_turn: InTurn | None = None,
+        shards: Shards | None = None,
     ):  # fmt: skip
         super().__init__()
         self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
-        self.shards, self.in_turn = shards, in_turn
+        self.shards = shards
         windows = [part.window for part in (*dual.plan.phases, *dual.plan.losses)]
         self.alternates = any(window.every > 1 for window in windows)
         self.stretch: tuple | None = None
@@ -73,12 +71,6 @@ class Learner(nn.Module):
 
         closes  the last batch of the step: the ranks exchange what they have added up
         """
-        if self.in_turn is not None:
-            with self._hooks():
-                loss, sums = self.in_turn.learn(images, labels, active, backward, is_short)
-            if closes:
-                self._average()
-            return loss, sums
         if self.ranks.count == 1 or self.shards or self.alternates:
             with self._hooks():
                 loss, sums = self.forward(images, labels, active, is_short)

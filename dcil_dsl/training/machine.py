@@ -21,6 +21,7 @@ from dcil_dsl.training.distributed import Ranks
 
 # Settings of Train that make a step of one batch, from gradients that no scaler has scaled.
 OWN_STEPS = ("integrator", "balance")
+DEFAULT, REDUCE_OVERHEAD = COMPILE_MODES = ("default", "reduce-overhead")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,8 +35,8 @@ class Options:
             (rewind.py)
     checkpoint_activations  are computed again for the backward pass (compiler/segments.py)
     evaluate_every  the held-out data are gone through every so many epochs, and at the end
-    in_turn  forward and backward of one path, then of the next (in_turn.py)
-    cuda_graphs  what torch.compile makes is recorded once, and replayed at each step
+    compile_mode  of torch.compile; reduce-overhead records the step once as CUDA graphs and
+            replays it
     """
 
     device: str | torch.device = "cpu"
@@ -50,8 +51,7 @@ class Options:
     on_nan: Literal["stop", "rewind"] = "stop"
     checkpoint_activations: bool = False
     evaluate_every: int = 1
-    in_turn: bool = False
-    cuda_graphs: bool = False
+    compile_mode: str = DEFAULT
 
 
 class Loader(Protocol):

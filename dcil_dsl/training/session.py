@@ -32,11 +32,16 @@ from dcil_dsl.training.checkpoint import (
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
 from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
 from dcil_dsl.training.forward import Forward, make_forward
-from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.late_phase import average_copies, start_copies
 from dcil_dsl.training.learner import Learner
-from dcil_dsl.training.machine import Loader, Options, lay_out_weights, precision_of
+from dcil_dsl.training.machine import (
+    REDUCE_OVERHEAD,
+    Loader,
+    Options,
+    lay_out_weights,
+    precision_of,
+)
 from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.patterns import pattern_words, why_computed_whole
@@ -108,11 +113,10 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         recompute_activations(dual)
     eager = make_forward(dual, options, state.memory.get(WEIGHTS))
     forward = eager
-    if options.compile and not options.in_turn:
+    if options.compile:
         forward = _compiled(eager, plan, options)
     first_bad = torch.full((len(plan.losses),), -1, device=device)
-    in_turn = InTurn(dual, options) if options.in_turn else None
-    learner = Learner(dual, forward, eager, ranks, shards, in_turn)
+    learner = Learner(dual, forward, eager, ranks, shards)
     now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
     if goes_on:
         after_loading(now)
@@ -167,9 +171,9 @@ def _compiled(forward: Forward, plan: Plan, options: Options) -> Forward:
     if plan.train.balance is not None:  # which learns from each loss alone, too
         num_graphs += len(plan.phases) * len(plan.losses)
     config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
-    if not options.cuda_graphs:
+    if options.compile_mode != REDUCE_OVERHEAD:
         return compiled(forward, dynamic=False)
-    recorded = compiled(forward, dynamic=False, mode="reduce-overhead")
+    recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
 
     def replay(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()

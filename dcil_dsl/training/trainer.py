@@ -97,7 +97,7 @@ def train(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory at step {now.state.position.step}: {str(error).splitlines()[0]}",
-                help="use --checkpoint-activations or --paths-in-turn, --precision bf16, or a "
+                help="use --checkpoint-activations, --precision bf16, or a "
                 "smaller `batch_size` in the recipe's `data`",
             ) from None
         except ValueError as error:

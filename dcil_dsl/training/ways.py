@@ -1,6 +1,6 @@
 """Which ways of making a step go together, and with what a plan asks of a step.
 
-In:   Options; a plan; a Dual.
+In:   Options; a plan.
 Out:  InputError where one leaves no room for another, before anything is written.
 Not:  no ways; each file that makes one says how.
 """
@@ -9,43 +9,42 @@ from __future__ import annotations
 
 import torch
 
-from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.left_out import left_out
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.in_turn import InTurn
-from dcil_dsl.training.machine import OWN_STEPS, Options, check_own_steps
-
-FLAGS = {
-    "compile": "--compile", "shard": "--shard", "in_turn": "--paths-in-turn",
-    "checkpoint_activations": "--checkpoint-activations", "cuda_graphs": "--cuda-graphs",
-}  # fmt: skip
-APART = (
-    ("checkpoint_activations", "compile"),
-    ("in_turn", "checkpoint_activations"),
-    ("cuda_graphs", "in_turn"),
+from dcil_dsl.training.machine import (
+    COMPILE_MODES,
+    OWN_STEPS,
+    REDUCE_OVERHEAD,
+    Options,
+    check_own_steps,
 )
+
+REPLAYED = f"--compile-mode {REDUCE_OVERHEAD}"
 
 
 def check_ways(options: Options) -> None:
     """What can be said without a plan."""
-    for one, other in APART:
-        if getattr(options, one) and getattr(options, other):
-            raise InputError(
-                f"{FLAGS[one]} does not go with {FLAGS[other]}", help="leave one of them out"
-            )
-    if not options.cuda_graphs:
+    if options.checkpoint_activations and options.compile:
+        raise InputError(
+            "--checkpoint-activations does not go with --compile", help="leave one of them out"
+        )
+    if options.compile_mode not in COMPILE_MODES:
+        raise InputError(
+            f"there is no --compile-mode {options.compile_mode}", help=" or ".join(COMPILE_MODES)
+        )
+    if options.compile_mode != REDUCE_OVERHEAD:
         return
     if not options.compile:
-        raise InputError("--cuda-graphs replays what --compile has made", help="add --compile")
+        raise InputError(f"{REPLAYED} replays what --compile has made", help="add --compile")
     if torch.device(options.device).type != "cuda":
         raise InputError(
-            f"--cuda-graphs: the device is {options.device}, and only a CUDA device has graphs",
+            f"{REPLAYED}: the device is {options.device}, and only a CUDA device has graphs",
             help="leave it out",
         )
     if options.ranks.count > 1:
         raise InputError(
-            f"--cuda-graphs is for one process, and there are {options.ranks.count}: gradients "
+            f"{REPLAYED} is for one process, and there are {options.ranks.count}: gradients "
             "that wait for the other processes would be overwritten",
             help="leave it out",
         )
@@ -70,16 +69,9 @@ def check_plan_ways(plan: Plan, options: Options) -> None:
     # Both keep gradients over a replay, which writes the next ones in the same place.
     kept = [word for word in OWN_STEPS if getattr(plan.train, word) is not None]
     kept += ["accumulate"] * (plan.train.accumulate > 1)
-    if options.cuda_graphs and kept:
+    if options.compile_mode == REDUCE_OVERHEAD and kept:
         raise InputError(
-            f"--cuda-graphs does not go with `{kept[0]}` of the recipe's `train`: its gradients "
-            "outlive a replay",
+            f"{REPLAYED} does not go with `{kept[0]}` of the recipe's `train`: its "
+            "gradients outlive a replay",
             help="leave one of the two out",
         )
-
-
-def check_dual_ways(dual: Dual, options: Options) -> None:
-    """check_plan_ways, and what only the graphs show."""
-    check_plan_ways(dual.plan, options)
-    if options.in_turn:
-        InTurn(dual, options)

@@ -6,12 +6,9 @@ Not:  no test.
 """
 
 import torch
-from torch import Tensor
 
 import dcil_dsl as dcil
 from dcil_dsl.compiler.segments import recompute_activations
-from dcil_dsl.training.in_turn import InTurn
-from dcil_dsl.training.machine import Options
 
 RECIPE = """
 language 1
@@ -42,7 +39,7 @@ def two_steps(dual, images, labels, change=None, autocast=False):
     """(dual, the outputs of the second step, the gradients of both added up by name); the weights
     and with them the masks differ between the two.
 
-    change  recompute_activations or InTurn: the way in which the steps are made
+    change  recompute_activations: the way in which the steps are made
     """
     plan = dual.plan
     if change is recompute_activations:
@@ -53,12 +50,8 @@ def two_steps(dual, images, labels, change=None, autocast=False):
                 parameter.add_(0.1 * torch.randn_like(parameter))
         dual.refresh(step)
         dual.begin_step(step)
-        if change is InTurn:
-            every = tuple(range(len(plan.losses)))
-            outputs = InTurn(dual, Options()).learn(images, labels, every, Tensor.backward)
-        else:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                outputs = dual(images)
-            dcil.loss(plan, outputs, labels, step).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs = dual(images)
+        dcil.loss(plan, outputs, labels, step).backward()
     gradients = {name: p.grad for name, p in dual.named_parameters()} | {"x": images.grad}
     return dual, outputs, gradients

@@ -162,7 +162,7 @@ def test_tied_weights_share_one_mask_and_are_zero_at_both_ends():
 
 @pytest.mark.parametrize("path", ["sparse", "dense"])
 def test_the_collapsed_model_computes_what_its_path_did_and_loads_strictly(path):
-    from dcil_dsl.export.collapse import collapse
+    from dcil_dsl.exporting.collapse import export
 
     torch.manual_seed(0)
     dual = compile_text(DCIL, Tiny())
@@ -171,7 +171,7 @@ def test_the_collapsed_model_computes_what_its_path_did_and_loads_strictly(path)
         if "__dense" in name:
             parameter.data.add_(0.1)
     dual(images())  # statistics of the two norms part
-    model = collapse(dual, path).eval()
+    model = export(dual, path).eval()
     assert type(model) is Tiny
     assert torch.equal(model(images(seed=1)), dual.eval()(images(seed=1))[path])
     untouched = Tiny()

@@ -17,7 +17,6 @@ from dcil_dsl.plan.left_out import left_out
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 
@@ -102,11 +101,10 @@ def test_hooks_see_the_whole_layer():
     assert seen == [(1, 4, 2, 2)]
 
 
-@pytest.mark.parametrize("way", [recompute_activations, InTurn])
-def test_it_goes_with_less_memory(way):
+def test_it_goes_with_checkpointed_activations():
     plan = plan_of(KEPT, "global(60%, granularity=filter)")
     usual, _, gradients = a_step(plan, torch.contiguous_format)
-    less, _, found = a_step(plan, torch.contiguous_format, way)
+    less, _, found = a_step(plan, torch.contiguous_format, recompute_activations)
     torch.testing.assert_close(found, gradients, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(less.state_dict(), usual.state_dict(), rtol=1e-12, atol=1e-14)
 

@@ -35,7 +35,6 @@ from dcil_dsl.plan.left_out import in_pattern
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan, show_summary
-from dcil_dsl.training.in_turn import InTurn
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 
@@ -123,11 +122,10 @@ def test_each_forward_pass_makes_one_product_a_layer_and_evaluation_none(calls):
     assert len([shape for shape in calls if shape[0][0] == 80]) == 4
 
 
-@pytest.mark.parametrize("way", [recompute_activations, InTurn])
-def test_it_goes_with_less_memory(way, calls):
+def test_it_goes_with_checkpointed_activations(calls):
     plan = plan_of(KEPT, "2:4", BOTH)
     usual, _, gradients = a_step(plan)
-    less, _, found = a_step(plan, way)
+    less, _, found = a_step(plan, recompute_activations)
     torch.testing.assert_close(found, gradients, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(less.state_dict(), usual.state_dict(), rtol=1e-12, atol=1e-14)
 

@@ -83,7 +83,6 @@ def test_every_option_that_the_prose_names_exists():
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
     gone = {"--paths-in-turn", "--cuda-graphs"}  # named where their removal is recorded
-    coming = {"--compile-mode"}  # in the redesign of the command line
     others = {  # of torchrun, mkdocs, pip, pytest and the benchmarks
         "--nproc-per-node", "--max-restarts", "--strict", "--version",
     }  # fmt: skip
@@ -92,4 +91,4 @@ def test_every_option_that_the_prose_names_exists():
             continue  # their commands are those of benchmarks/
         text = (ROOT / page).read_text(encoding="utf-8")
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-        assert named - options - gone - coming - others == set(), page
+        assert named - options - gone - others == set(), page

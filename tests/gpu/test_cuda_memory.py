@@ -9,11 +9,11 @@ from test_device_training import run
 pytestmark = pytest.mark.gpu
 
 
-def test_paths_in_turn_take_less_and_the_report_says_how_much(device, tmp_path):
+def test_checkpointed_activations_take_less_and_the_report_says_how_much(device, tmp_path):
     peaks = {}
-    for name, more in (("turned", {"in_turn": True}), ("together", {})):
+    for name, more in (("again", {"checkpoint_activations": True}), ("together", {})):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         report = run(device, tmp_path / name, **more).path / "report.json"
         peaks[name] = json.loads(report.read_text())["device"]["peak_memory_bytes"]
-    assert 0 < peaks["turned"] < peaks["together"]
+    assert 0 < peaks["again"] < peaks["together"]

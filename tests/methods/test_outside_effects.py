@@ -24,8 +24,6 @@ from test_methods import (
 
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training.in_turn import InTurn
-from dcil_dsl.training.machine import Options
 
 USES = 'recipe outside { uses = ["my-words"] }\n'
 
@@ -210,11 +208,3 @@ def test_a_compiled_graph_takes_views_and_scores_of_a_package_whole():
         found.append((dual.get_buffer("first.weight_score"), dual.first.weight.grad))
     assert found[0][0].any()
     assert all(torch.equal(a, b) for a, b in zip(*found))
-
-
-def test_paths_in_turn_refuse_a_loss_that_may_have_two_gradients():
-    mix = TWO_PATHS + "  loss js(one=sparse, other=dense)"
-    plan = dcil.resolve(dcil.loads(recipe_of(RULE, mix)), start(), STEPS)
-    options = Options(device=torch.device("cpu"))
-    with pytest.raises(InputError, match="`js.sparse, dense.` may have a gradient on more than"):
-        InTurn(dcil.compile(plan, start()), options)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_job import call, job, own, whole_run
 
-from dcil_dsl.export.artefact import Origin
+from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.differences import fingerprint_1, plan_differences

@@ -30,12 +30,13 @@ class PrivateNet(nn.Module):
         return self.fc(self.conv2(self.norm(self.conv1(x)).relu()).relu().mean((2, 3)))
 
 
-def test_a_path_that_runs_twice_in_parts_notes_statistics_once_and_draws_the_same_numbers(tmp_path):
+def test_activations_recomputed_in_parts_note_statistics_once_and_draw_the_same(tmp_path):
     both_ways = (kl("sparse", "dense", p.Window()), kl("dense", "sparse", p.Window()))
     plan = plain_plan(losses=(cross_entropy("sparse"), cross_entropy("dense"), *both_ways))
 
     def work(ranks):
-        for name, ways in (("whole", {}), ("parts", {"shard": True, "in_turn": True})):
+        parts = {"shard": True, "checkpoint_activations": True}
+        for name, ways in (("whole", {}), ("parts", parts)):
             _, dual = rank_train(tmp_path / name, ranks, plan, PrivateNet, max_steps=3, **ways)
             if ranks.is_first:
                 torch.save(dual.state_dict(), tmp_path / f"{name}.pt")

@@ -120,7 +120,6 @@ CASES = {
     "filters": (recipe(target="global(80%, granularity=filter)"), {}),
     "powers": (recipe(rule="param = power(alpha=2)  penalty = [norm(pruned, 1e-3)]"), {}),
     "checkpointed": (recipe(), dict(checkpoint_activations=True)),
-    "in turn": (recipe(), dict(in_turn=True)),
     "late phase": (recipe(train="average = late_phase(norms, copies=2, start=50% run)"), {}),
     "heun": (recipe(train="integrator = heun()"), {}),
     "balanced": (recipe(train="balance = inverse_dirichlet(every=2 steps, average=0.5)"), {}),

@@ -14,17 +14,18 @@ from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.integrators import Heun
 
-GRAPHS = dict(compile=True, cuda_graphs=True, device="cuda")
+REPLAYED = dict(compile=True, compile_mode="reduce-overhead", device="cuda")
+NAME = "--compile-mode reduce-overhead"
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(cuda_graphs=True, device="cuda"), "--cuda-graphs replays what --compile has made"),
-        (GRAPHS | {"device": "cpu"}, "only a CUDA device has graphs"),
-        (GRAPHS | {"ranks": Ranks(0, 2)}, "--cuda-graphs is for one process, and there are 2"),
-        (GRAPHS | {"in_turn": True}, "--cuda-graphs does not go with --paths-in-turn"),
-        (dict(in_turn=True, checkpoint_activations=True), "--checkpoint-activations"),
+        (REPLAYED | {"compile": False}, f"{NAME} replays what --compile has made"),
+        (REPLAYED | {"device": "cpu"}, "only a CUDA device has graphs"),
+        (REPLAYED | {"ranks": Ranks(0, 2)}, f"{NAME} is for one process, and there are 2"),
+        (REPLAYED | {"compile_mode": "max"}, "there is no --compile-mode max\ndefault or reduce"),
+        (dict(compile=True, checkpoint_activations=True), "does not go with --compile"),
     ],
 )
 def test_ways_that_leave_each_other_no_room_are_refused(options, message):
@@ -38,7 +39,7 @@ def test_ways_that_leave_each_other_no_room_are_refused(options, message):
 )
 def test_gradients_that_outlive_a_replay_are_refused(train, word):
     with pytest.raises(InputError, match=f"does not go with `{word}` of the recipe's `train`"):
-        check_plan_ways(tiny_plan(train), Options(**GRAPHS))
+        check_plan_ways(tiny_plan(train), Options(**REPLAYED))
 
 
 def test_compiled_parts_do_not_go_with_norms_that_the_processes_share():
@@ -48,9 +49,9 @@ def test_compiled_parts_do_not_go_with_norms_that_the_processes_share():
 
 
 def test_ways_that_go_together_are_not():
-    check_ways(Options(**GRAPHS))
-    check_plan_ways(tiny_plan(), Options(**GRAPHS))
-    check_ways(Options(in_turn=True, compile=True, ranks=Ranks(0, 2)))
+    check_ways(Options(**REPLAYED))
+    check_plan_ways(tiny_plan(), Options(**REPLAYED))
+    check_ways(Options(compile=True, ranks=Ranks(0, 2)))
 
 
 def test_nothing_is_read_of_a_replay_after_the_next_one(tmp_path, monkeypatch):
@@ -76,7 +77,7 @@ def test_nothing_is_read_of_a_replay_after_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", record)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", begin)
     monkeypatch.setattr("dcil_dsl.training.session.check_ways", lambda options: None)
-    _, replayed, run = tiny_train(tmp_path / "graphs", compile=True, cuda_graphs=True)
+    _, replayed, run = tiny_train(tmp_path / "graphs", compile=True, compile_mode="reduce-overhead")
     _, plain, other = tiny_train(tmp_path / "plain")
     assert begun == [0] + 15 * [2]  # four whole batches in each epoch of four
     torch.testing.assert_close(replayed.state_dict(), plain.state_dict(), rtol=0, atol=0)

@@ -1,0 +1,1 @@
+"""What people deploy: one path as an ordinary model, its file, and the proof of its sparsity."""

@@ -1,0 +1,1 @@
+"""Networks without the filters, channels and heads that pruning left dead."""

@@ -1,0 +1,194 @@
+"""Which values of a network are the same whatever its input is.
+
+In:   the Dependencies of a graph, which have seen what each node gives, and the weights.
+Out:  for each node its values where they are constant, NaN where they depend on the input.
+Not:  nothing is folded or removed; rounding aside, a value said to be constant is one.
+
+A dead filter does not give zero: its bias goes through batch norm and activation to the next
+layer. These are the numbers that the next layer has to be given when the filter leaves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dcil_dsl.extras.compact.dependencies import Dependencies
+from dcil_dsl.extras.compact.graph_facts import replay, shrink_repeats
+from dcil_dsl.extras.compact.operations import (
+    MULTIPLIES,
+    POOLS,
+    Kind,
+    Weighing,
+    argument,
+    mixed_dims,
+    name_of,
+    weighing_of,
+    writes_into_its_input,
+)
+
+NAN = float("nan")
+
+
+@torch.no_grad()
+def find_constants(found: Dependencies) -> dict[fx.Node, object]:
+    """The constant values of each node in float64: tensors that broadcast to its shape."""
+    values: dict[fx.Node, object] = {}
+    changed = _changed(found)
+    for node in found.graph.nodes:
+        value = _value(node, found, values)
+        if node in changed:
+            value = pytree.tree_map_only(Tensor, _unknown, found.seen[node])
+        values[node] = value
+    return values
+
+
+def _changed(found: Dependencies) -> set[fx.Node]:
+    """Nodes into which a later one writes, and which others read besides."""
+    writers = [n for n in found.graph.nodes if writes_into_its_input(n, found.model)]
+    sources = {source for node in writers for source in node.all_input_nodes[:1]}
+    return {source for source in sources if len(source.users) > 1}
+
+
+def _value(node: fx.Node, found: Dependencies, values: dict):
+    seen, model = found.seen[node], found.model
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(seen)):
+        return seen
+    result = None
+    kind = found.kind(node)
+    if kind is Kind.TENSOR:
+        result = _tensor(node.target, model)
+    elif kind is Kind.POINTWISE:
+        result = _pointwise(node, found, values)
+    elif kind is Kind.MOVE:
+        result = replay(node, model, found.seen, values)
+    elif kind is Kind.ALONG:
+        result = _along(node, found, values)
+    elif kind is Kind.BATCH_NORM:
+        result = _batch_norm(node, found, values)
+    elif kind is Kind.WEIGH:
+        result = _weigh(weighing_of(node, model), found, values)
+    elif kind is Kind.ATTEND:
+        # The weights of a query add up to one: values equal at every place stay what they are.
+        v, mask = values[node.args[2]], argument(node, 3, "attn_mask")
+        dropped = argument(node, 4, "dropout_p", 0.0) != 0.0
+        result = None if mask is not None or dropped or v.shape[-2] > 1 else v
+    if result is None:
+        return pytree.tree_map_only(Tensor, _unknown, seen)
+    return pytree.tree_map_only(Tensor, shrink_repeats, result)
+
+
+def _unknown(seen: Tensor) -> Tensor:
+    return torch.full((1,) * seen.dim(), NAN, dtype=torch.float64)
+
+
+def _tensor(name: str, model: nn.Module) -> Tensor | None:
+    owner, _, attribute = name.rpartition(".")
+    value = getattr(model.get_submodule(owner), attribute)
+    return value.detach().double() if isinstance(value, Tensor) else None
+
+
+def _pointwise(node: fx.Node, found: Dependencies, values: dict) -> Tensor:
+    """The operation itself on what is known; unknown where one of its operands is."""
+    model = found.model
+    operands = [v for v in map(values.get, node.all_input_nodes) if isinstance(v, Tensor)]
+    unknown = torch.stack(torch.broadcast_tensors(*[v.isnan() for v in operands])).any(0)
+    writes = writes_into_its_input(node, model)
+
+    def known(source: fx.Node):
+        value = values[source]
+        if not isinstance(value, Tensor):
+            return value
+        dtype = found.seen[source].dtype
+        value = value.nan_to_num(0.0)
+        if not dtype.is_floating_point:  # a condition stays one
+            value = value.to(dtype)
+        # What is written into must have the shape of the result, which it broadcasts to.
+        return value.expand(unknown.shape).clone() if writes else value
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
+    if node.op == "call_module":
+        module = model.get_submodule(node.target)
+        if isinstance(module, nn.PReLU):  # its own slope a channel: 0 stays 0
+            result, unknown = operands[0].nan_to_num(), unknown | (operands[0] != 0)
+        else:
+            result = module(*args)
+    elif node.op == "call_method":
+        result = getattr(args[0], node.target)(*args[1:], **kwargs)
+    else:
+        result = node.target(*args, **kwargs)
+    result, unknown = torch.broadcast_tensors(result.double(), unknown)
+    if name_of(node) in MULTIPLIES:
+        zero = torch.stack(torch.broadcast_tensors(*[v == 0 for v in operands])).any(0)
+        result, unknown = result.masked_fill(zero, 0.0), unknown & ~zero
+    return result.masked_fill(unknown, NAN)
+
+
+def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+    source = node.all_input_nodes[0]
+    value = values[source]
+    dims = mixed_dims(node, found.model, found.seen[source].dim())
+    module = found.model.get_submodule(node.target) if node.op == "call_module" else None
+    name = name_of(node)
+    if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.LayerNorm):
+        return None
+    if dims is None or not (module or name in POOLS | {"mean", "pad"}):
+        return None
+    if any(value.shape[dim] > 1 for dim in dims):
+        return None
+    # Zeros beyond the border are averaged with the constant; beyond max pooling's lies nothing.
+    if isinstance(module, nn.modules.pooling._AvgPoolNd) or name.startswith("avg_pool"):
+        padding = module.padding if module else argument(node, 3, "padding", 0)
+        if padding not in (0, (0,) * len(dims)):
+            value = value.masked_fill(value != 0, NAN)
+    elif name == "pad":
+        mode, fill = argument(node, 2, "mode", "constant"), argument(node, 3, "value", 0)
+        if mode == "constant":
+            value = value.masked_fill(value != (fill or 0), NAN)
+    if found.seen[node].dim() == value.dim():
+        return value
+    return value.reshape([s for d, s in enumerate(value.shape) if d not in dims])
+
+
+def _batch_norm(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+    module, value = found.model.get_submodule(node.target), values[node.all_input_nodes[0]]
+    shape = [-1 if dim == 1 else 1 for dim in range(value.dim())]
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.double()
+    shift = -module.running_mean.double() * scale
+    if module.bias is not None:
+        shift = shift + module.bias.double()
+    scale, shift = scale.reshape(shape), shift.reshape(shape)
+    return torch.where(scale == 0, shift, value * scale + shift)
+
+
+def _weigh(call: Weighing, found: Dependencies, values: dict) -> Tensor:
+    seen, model = found.seen[call.node], found.model
+    axis = call.axis % seen.dim()
+    blocks = call.blocks(model.get_parameter(call.weight).detach())
+    columns = constant_columns(call, found, values).reshape(call.groups, -1)
+    lost = columns.isnan() | ((columns != 0) & call.bordered)
+    unknown = ((blocks != 0).any(-1) & lost[:, None]).any(-1).reshape(-1)
+    rows = add_up(blocks, columns.nan_to_num(0.0)).reshape(-1)
+    if call.bias is not None:
+        rows = rows + _tensor(call.bias, model)
+    rows = rows.masked_fill(unknown, NAN)
+    return rows.reshape([-1 if dim == axis else 1 for dim in range(seen.dim())])
+
+
+def add_up(blocks: Tensor, columns: Tensor) -> Tensor:
+    """The sum of weight * column for each row in float64: (groups, rows, columns, taps) -> rows."""
+    matter = (columns != 0).any(0)
+    return (blocks[:, :, matter].double().sum(-1) * columns[:, None, matter]).sum(-1)
+
+
+def constant_columns(call: Weighing, found: Dependencies, values: dict) -> Tensor:
+    """What a layer's columns always are, (columns,); NaN where they depend on input or place."""
+    seen = found.seen[call.source]
+    axis = call.axis % seen.dim()
+    rows = values[call.source].movedim(axis, -1)
+    rows = rows.reshape(rows.shape[:-1].numel(), rows.shape[-1])
+    same = (rows == rows[:1]).all(0)
+    return rows[0].masked_fill(~same, NAN).expand(seen.shape[axis])

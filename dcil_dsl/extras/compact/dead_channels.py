@@ -1,0 +1,205 @@
+"""Which channels leave a network, and why the others stay.
+
+In:   Dependencies, the constant values of each node, and the weights, found by looking at zeros.
+Out:  Removal: the channels that go, and the reason of each that could have gone and stays.
+Not:  no weight is changed; fold.py gives the neighbours what the channels gave, shrink.py cuts.
+
+A channel may go where each layer that reads it either multiplies it with zeros only, or knows what
+it always is and can be given that number otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from dcil_dsl.extras.compact.constants import constant_columns
+from dcil_dsl.extras.compact.dependencies import FIXED, Dependencies, Read
+from dcil_dsl.extras.compact.graph_facts import told
+from dcil_dsl.extras.compact.operations import BatchNorm
+
+# A constant is carried by a channel whose own is at least this part of the largest: dividing by
+# a small one would lose digits.
+STRONG = 0.1
+
+
+@dataclass
+class Removal:
+    """gone (channels,) bool. reasons: why a channel stays that some rows of zeros would let go."""
+
+    gone: Tensor
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Reading:
+    """A Read with its numbers.
+
+    matters   (groups, rows, columns) bool: the weight is not zero
+    constant  (groups, columns) float64: what a column always is, NaN where it depends on the input
+    shared    its weights are used more than once, so that no use may change them
+    receiver  the tensor that can take a constant for each row; None: there is none
+    """
+
+    read: Read
+    matters: Tensor
+    constant: Tensor
+    shared: bool
+    receiver: str | None
+
+    @property
+    def folds(self) -> bool:
+        """The layer can be given a constant otherwise: in its receiver, or by a carrier."""
+        return not self.shared and (self.receiver is not None or self.read.weighing.groups == 1)
+
+    @property
+    def can_take(self) -> Tensor:
+        """(groups, columns): a column that may go although the layer reads it."""
+        return (self.constant == 0) | (~self.constant.isnan() & self.folds)
+
+    def carried(self, gone: Tensor) -> Tensor:
+        """(groups, columns): columns that go, and whose constant the rows that stay still need."""
+        needed = (self.matters & ~gone[self.read.rows][:, :, None]).any(1)
+        return gone[self.read.columns] & needed & (self.constant.nan_to_num(0.0) != 0)
+
+    def carriers(self, gone: Tensor) -> Tensor:
+        """(columns,) float64: the constants of columns that stay, 0 where there is none."""
+        return self.constant[0].nan_to_num(0.0).masked_fill(gone[self.read.columns[0]], 0.0)
+
+
+def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading]:
+    """Every layer of the graph that adds up columns, with what it is given."""
+    weights = [read.weighing.weight for read in found.reads]
+    result = []
+    for read in found.reads:
+        call = read.weighing
+        weight = found.model.get_parameter(call.weight).detach()
+        shared = weights.count(call.weight) > 1 or _is_tied(found.model, call.weight)
+        result.append(
+            Reading(
+                read,
+                matters=(call.blocks(weight) != 0).any(-1),
+                constant=constant_columns(call, found, values).reshape(call.groups, -1),
+                shared=shared,
+                receiver=None if call.bordered or shared else _receiver(read, found),
+            )
+        )
+    return result
+
+
+def find_removal(found: Dependencies, given: list[Reading]) -> Removal:
+    """The largest set of channels that can go together.
+
+    What is read stays; then whole channels stay again until every tensor keeps a shape: slices of
+    whole dims, groups of equal size, nothing empty, and one carrier for constants that need one.
+    """
+    live = _live(found, given)
+    removal = Removal(~live)
+    before = None
+    while before is None or not torch.equal(before, removal.gone):
+        before = removal.gone.clone()
+        for reading in given:
+            _keep_carriers(reading, removal, found)
+            _keep_balance(reading.read, removal, found)
+        for node, channels in found.tensors():
+            _keep_slabs(node, channels, removal, found)
+    return removal
+
+
+def gone_along(
+    node: fx.Node, channels: Tensor, gone: Tensor, found: Dependencies
+) -> dict[int, Tensor]:
+    """For each dim of a node that may shrink the slices that go, (size,) bool."""
+    mask = gone[channels]
+    rigid = found.rigid.get(node, set())
+    slices = {}
+    for dim, size in enumerate(channels.shape):
+        if size > 1 and dim not in rigid:
+            slices[dim] = mask.movedim(dim, 0).reshape(size, -1).all(1)
+    return slices
+
+
+def _live(found: Dependencies, given: list[Reading]) -> Tensor:
+    """(channels,) bool: something that is returned depends on it, and it is no constant."""
+    live = torch.zeros(found.num_channels, dtype=torch.bool)
+    live[[FIXED, *found.fixed]] = True
+    before = None
+    while before is None or not torch.equal(before, live):
+        before = live.clone()
+        for reading in reversed(given):
+            read = (reading.matters & live[reading.read.rows][:, :, None]).any(1)
+            live[reading.read.columns[read & ~reading.can_take]] = True
+    return live
+
+
+def _keep(channels: Tensor, removal: Removal, reason: str) -> None:
+    for channel in channels[removal.gone[channels]].unique().tolist():
+        removal.reasons[channel] = reason
+    removal.gone[channels] = False
+
+
+def _keep_carriers(reading: Reading, removal: Removal, found: Dependencies) -> None:
+    if reading.receiver is not None:
+        return
+    carried = reading.carried(removal.gone)
+    if not carried.any():
+        return
+    place = told(reading.read.weighing.node, found.model)
+    if not reading.folds:  # rows that nothing reads, but which stay: they keep what they read
+        columns = reading.read.columns[carried]
+        _keep(columns, removal, f"nothing at {place} could take its constant")
+        return
+    constants = reading.constant[0].abs().nan_to_num(0.0) * carried[0]
+    if reading.carriers(removal.gone).abs().max() < STRONG * constants.max():
+        best = reading.read.columns[0][constants.argmax()]
+        _keep(best[None], removal, f"it carries the constants of the others into {place}")
+
+
+def _keep_balance(read: Read, removal: Removal, found: Dependencies) -> None:
+    """Groups of a convolution have one size: what goes beyond the smallest count stays."""
+    if read.weighing.groups == 1:
+        return
+    masks = [removal.gone[read.columns], removal.gone[read.rows]]
+    whole = masks[0].all(1) & masks[1].all(1)
+    if whole.all():
+        whole[0] = False
+    place = told(read.weighing.node, found.model)
+    for channels, mask in zip((read.columns, read.rows), masks):
+        most = min(int(mask[~whole].sum(1).min()), channels.shape[1] - 1)
+        beyond = (mask.cumsum(1) > most) & mask & ~whole[:, None]
+        _keep(channels[beyond], removal, f"the groups of {place} keep one size")
+
+
+def _keep_slabs(node: fx.Node, channels: Tensor, removal: Removal, found: Dependencies) -> None:
+    mask = removal.gone[channels]
+    if not mask.any():
+        return
+    place = told(node, found.model)
+    covered = torch.zeros_like(mask)
+    for dim, slices in gone_along(node, channels, removal.gone, found).items():
+        covered |= slices.reshape([-1 if d == dim else 1 for d in range(channels.dim())])
+    _keep(channels[mask & ~covered], removal, f"{place} would not keep a rectangular shape")
+    if removal.gone[channels].all():
+        _keep(channels.reshape(-1)[:1], removal, f"{place} would be empty")
+
+
+def _receiver(read: Read, found: Dependencies) -> str | None:
+    """The bias that can take a constant, or the running mean of the batch norm that follows."""
+    call, model = read.weighing, found.model
+    if call.bias is not None:
+        return None if _is_tied(model, call.bias) else call.bias
+    users = list(call.node.users)
+    if len(users) != 1 or users[0].op != "call_module":
+        return None
+    norm, path = model.get_submodule(users[0].target), users[0].target
+    calls = [node for node in found.graph.nodes if node.target == path]
+    if not isinstance(norm, BatchNorm) or norm.running_mean is None or len(calls) > 1:
+        return None
+    return f"{path}.running_mean"
+
+
+def _is_tied(model: nn.Module, key: str) -> bool:
+    tensor = model.get_parameter(key)
+    return sum(other is tensor for _, other in model.named_parameters(remove_duplicate=False)) > 1

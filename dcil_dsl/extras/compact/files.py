@@ -1,0 +1,175 @@
+"""The shape file: what became of each tensor, as data that no program has to run.
+
+In:   what was cut; or shapes.json and small.safetensors, read back.
+Out:  Shapes and the small tensors; the tensors under the original's keys and shapes again.
+Not:  no model is built or cut here (compact.py), nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.compact.cut import gather, scatter
+from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.training.run import cannot_write, write_atomically
+
+WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Input(Part):
+    """One argument of forward; name None: it is given by its place.
+
+    A tensor by its shape and type; anything else, dtype None, by its value.
+    """
+
+    name: str | None = None
+    shape: tuple[NonNegativeInt, ...] = ()
+    dtype: str | None = None
+    value: bool | int | float | str | None = None
+
+
+class TensorMap(Part):
+    """Where a small tensor lies in the original's.
+
+    shape  the original's
+    kept   dim -> the original's indices that stay; a dim that is not named stays whole. For the
+           inner dim of a grouped convolution a list for each group. What is left out is zero.
+    """
+
+    shape: tuple[NonNegativeInt, ...]
+    kept: dict[int, tuple[int, ...] | tuple[tuple[int, ...], ...]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> TensorMap:
+        for dim, indices in self.kept.items():
+            if dim not in range(len(self.shape)):
+                raise ValueError(f"there is no dim {dim} in a shape of {len(self.shape)}")
+            for own in indices if indices and isinstance(indices[0], tuple) else (indices,):
+                if any(a >= b for a, b in zip((-1, *own), (*own, self.shape[dim]))):
+                    raise ValueError(f"the indices of dim {dim} do not rise from 0 to its size")
+        return self
+
+    def lists(self) -> dict[int, list]:
+        return {
+            dim: [list(entry) if isinstance(entry, tuple) else entry for entry in indices]
+            for dim, indices in self.kept.items()
+        }
+
+
+class ModuleSizes(Part):
+    """The sizes of a module that changed, before and after."""
+
+    type: str
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+class Shapes(Part):
+    """The whole file.
+
+    opened    attention modules whose heads became nodes of the graph
+    replaced  layers and norms that always gave the same, which is now their bias; of what only
+              they needed nothing stays
+    """
+
+    format: int = 1
+    model: str
+    inputs: tuple[Input, ...]
+    modules: dict[str, ModuleSizes]
+    tensors: dict[str, TensorMap]
+    opened: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    digest: str
+
+
+def expand_tensors(shapes: Shapes, small: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The small tensors at their places under the original's keys and shapes, zeros elsewhere.
+
+    They load strictly into the original model, which then computes what the small one does.
+    InputError where a tensor is missing or does not fit.
+    """
+    if missing := sorted(shapes.tensors.keys() ^ small.keys()):
+        raise InputError(f"{missing[0]} is in only one of {SHAPES} and {WEIGHTS}")
+    full = {}
+    for name, entry in shapes.tensors.items():
+        kept = entry.lists()
+        try:
+            expected = gather(torch.empty(entry.shape, device="meta"), kept).shape
+            if small[name].shape != expected:
+                fact = f"{list(small[name].shape)}, and the shape file says {list(expected)}"
+                raise InputError(f"{name} has the shape {fact}")
+            full[name] = scatter(small[name], kept, torch.Size(entry.shape))
+        except (IndexError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(
+                f"the index map of {name} does not fit a shape of {list(entry.shape)}"
+            ) from error
+    return full
+
+
+def write_shapes(folder: Path, shapes: Shapes, small: dict[str, Tensor], report: dict) -> None:
+    """small.safetensors, shapes.json and report.json in `folder`, each written as a whole."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    texts = {SHAPES: shapes.model_dump_json(indent=1), REPORT: json.dumps(report, indent=2)}
+
+    def write(draft: Path) -> None:
+        try:
+            save_file(small, draft, {"format": "pt"})
+        except SafetensorError as error:
+            raise cannot_write(folder / WEIGHTS, error) from None
+
+    write_atomically(folder / WEIGHTS, write)
+    for name, text in texts.items():
+        write_atomically(folder / name, lambda draft, text=text: draft.write_text(text + "\n"))
+
+
+def read_shapes(folder: str | Path) -> tuple[Shapes, dict[str, Tensor]]:
+    """Read both files back. InputError where one is missing, damaged, or of another pair."""
+    folder = Path(folder)
+    for name in (SHAPES, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"there is no {name} in {folder}")
+    try:
+        shapes = Shapes.model_validate_json((folder / SHAPES).read_text())
+    except OSError as error:
+        raise InputError(f"{folder / SHAPES} cannot be read: {error.strerror}") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        where = ""
+        if isinstance(error, ValidationError):
+            where = ": " + (".".join(map(str, error.errors()[0]["loc"])) or "not JSON")
+        raise InputError(f"{folder / SHAPES} is not a shape file{where}") from None
+    if shapes.format != 1:
+        raise InputError(f"{folder / SHAPES} is of format {shapes.format}; this version reads 1")
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as opened:
+            small = {name: opened.get_tensor(name) for name in opened.keys()}
+    except OSError as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {error}") from None
+    if digest(small) != shapes.digest:
+        raise InputError(
+            f"{folder / WEIGHTS} does not hold the tensors that {SHAPES} was written for",
+            help="the two files belong together: export them again",
+        )
+    return shapes, small

@@ -1,0 +1,1 @@
+"""Rounds of clients that train a recipe on their own data."""

@@ -1,0 +1,201 @@
+"""`dcil sensitivity`: how much each layer of a trained network minds being pruned.
+
+In:   a recipe, a run folder or nothing; a model, data, trained weights.
+Out:  a Profile: what plan/show_profile.py draws and the target `sensitivity(...)` reads.
+Not:  no training, no choice of targets, no file written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import Subset
+
+from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
+from dcil_dsl.command import read_command
+from dcil_dsl.data import Dataset
+from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.lang import loads
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.facts import is_private
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.profile import LayerProfile, Profile
+from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
+from dcil_dsl.revisit import rebuild
+from dcil_dsl.training.machine import lay_out_weights
+from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.extras.sensitivity.measure import measure_layers
+
+LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+NUM_BATCHES = 8
+NO_RECIPE = """language 1
+mix {
+  path dense = full
+  update kept by dense
+  loss cross_entropy(dense)
+  deploy dense
+}
+train {
+  epochs    = 1ep
+  optimizer = sgd(lr=0.1)
+}
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is measured: a module, the layers that could be pruned, where its weights come from."""
+
+    model: nn.Module
+    plan: Plan
+    dataset: Dataset
+    weights: str
+
+
+def measure_sensitivity(
+    source: str | Path | Recipe | None,
+    model: str | nn.Module | None,
+    data: str | Dataset | None,
+    *,
+    overrides: Mapping[str, str] = {},
+    directory: str | Path | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    num_batches: int = NUM_BATCHES,
+    part: str = "val",
+    levels: Sequence[float] = LEVELS,
+    warn: Warn | None = None,
+    note: Note | None = None,
+    tell: Callable[[str], None] = lambda name: None,
+) -> Profile:
+    """Prune each layer by itself at each level, and measure.
+
+    source       a recipe, whose `model` and `data` blocks are used; a run folder, which brings
+                 model, data and the weights of its full path; None: the defaults
+    weights      trained weights, as for `dcil compile`
+    num_batches  the examples are so many batches, spread evenly over the part
+    part         "val", the held-out examples, or "train", the training examples, not augmented:
+                 what is chosen by the former should not be judged by them
+    tell         called with the name of each layer before it is measured
+
+    Raises RecipeError, InputError.
+    """
+    warn, note = warn or warn_in_python, note or (lambda text: None)
+    if part not in ("val", "train"):
+        raise InputError(f"there is no part `{part}`", help="val or train")
+    place = pick_device(device)
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        network = _of_run(source, model, data, directory, weights, overrides, note)
+    else:
+        network = _of_recipe(source, model, data, directory, weights, overrides, warn, note)
+    plan = network.plan
+    examples = getattr(network.dataset, part)
+    wanted = min(num_batches * plan.data.batch_size, len(examples))
+    dataset = replace(network.dataset, val=evenly_spaced(examples, wanted))
+    loaders = make_loaders(plan, dataset, place, workers)
+    try:
+        batches = list(islice(loaders[1].epoch(0), num_batches))
+    finally:
+        for loader in loaders:
+            loader.close()
+    module = network.model.to(place)
+    if is_convolutional(plan):
+        lay_out_weights(module)
+    whole, found = measure_layers(
+        module, [layer.parameter for layer in plan.layers], batches, levels, tell
+    )
+    return Profile(
+        model=plan.model.name,
+        data=network.dataset.name,
+        weights=network.weights,
+        part=part,
+        num_batches=len(batches),
+        num_examples=sum(len(labels) for _, labels in batches),
+        levels=tuple(levels),
+        loss=whole.loss,
+        top1=whole.top1,
+        layers=tuple(
+            LayerProfile(
+                parameter=layer.parameter,
+                module=layer.module,
+                num_weights=layer.num_weights,
+                losses=tuple(one.loss - whole.loss for one in found[layer.parameter]),
+                top1=tuple(one.top1 - whole.top1 for one in found[layer.parameter]),
+                private=is_private(layer.module, plan),
+            )
+            for layer in plan.layers
+        ),
+    )
+
+
+def evenly_spaced(examples: Sequence, count: int) -> Sequence:
+    """`count` of the examples at even distances: folders hold one class after the other."""
+    indices = [i * len(examples) // count for i in range(count)]
+    if isinstance(examples, Tensors):
+        return Tensors(examples.images[indices], examples.labels[indices])
+    return Subset(examples, indices)
+
+
+def _of_recipe(source, model, data, directory, weights, overrides, warn, note) -> Network:
+    if model is None or data is None:
+        missing = " and ".join(
+            name for name, value in (("--model SPEC", model), ("--train DATA", data)) if not value
+        )
+        raise InputError(
+            f"{missing}: what is to be measured, and on which held-out data",
+            help="a run folder in the recipe's place brings both",
+        )
+    recipe = loads(NO_RECIPE) if source is None else load_recipe(source, overrides, warn)
+    # Its rules do not matter here, and may ask for the very profile that is being made.
+    recipe = replace(recipe, rules=())
+    dataset = open_data(data, directory, recipe.data.channels)
+    prepared = prepare(
+        recipe, model, warn=warn, note=note, steps_per_epoch=1, classes=len(dataset.classes),
+        example=_example(recipe, dataset), data=dataset.name, weights=weights,
+    )  # fmt: skip
+    if weights is None and isinstance(model, str):
+        note(
+            "WARNING: the weights are fresh, so what is measured says nothing about a trained "
+            "network; --weights FILE or a run folder brings trained ones"
+        )
+    return Network(prepared.traced.model, prepared.plan, dataset, weights or "")
+
+
+def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
+    given = {"--weights": weights, "--set": overrides}
+    if any(given.values()):
+        names = ", ".join(name for name, value in given.items() if value)
+        raise InputError(f"{names}: a run folder brings its own")
+    folder: RunFolder = open_run(run)
+    plan, command = folder.read_plan(), read_command(folder)
+    data = data or command["data"]
+    if data is None:
+        raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
+    dataset = open_data(data, directory or command["directory"], plan.data.channels)
+    dual, step = rebuild(folder, plan, model)
+    full = [path.name for path in plan.paths if not path.view.prunes]
+    path = full[0] if full else plan.deploy
+    if not full and plan.groups:
+        note("WARNING: the run has no path that sees all weights; the pruned ones count as zeros")
+    note(f"the weights of path {path} after {count(step, 'step')}")
+    return Network(export(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
+
+
+def _example(recipe: Recipe, dataset: Dataset):
+    from dcil_dsl.data import Loader
+    from dcil_dsl.plan.resolve import resolve_data
+
+    images = resolve_data(recipe.data)
+    loader = Loader(
+        dataset, "val", batch_size=1, image_size=images.image_size, channels=images.channels,
+        augment=images.augment,
+    )  # fmt: skip
+    return next(iter(loader.epoch(0)))[0]

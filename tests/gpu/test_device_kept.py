@@ -1,0 +1,27 @@
+"""Kept filters alone, on the device."""
+
+import pytest
+import torch
+from test_device_training import RECIPE
+
+from dcil_dsl.job import train
+from dcil_dsl.lang import loads
+
+pytestmark = pytest.mark.gpu
+
+
+def close(one, other) -> None:
+    torch.testing.assert_close(
+        one.model.state_dict(), other.model.state_dict(), rtol=1e-2, atol=1e-3
+    )
+
+
+def test_kept_filters_alone_end_as_all_of_them(device, tmp_path):
+    text = RECIPE.replace("global(90%)", "global(60%, granularity=filter)")
+    kept = text.replace("sparse = masked", "sparse = masked { compute = kept }")
+    ended = [
+        train(loads(recipe), "dcil:resnet20", "synthetic", out=tmp_path / name, max_steps=4,
+              device=str(device))
+        for name, recipe in (("all", text), ("kept", kept))
+    ]  # fmt: skip
+    close(*ended)
