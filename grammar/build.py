@@ -6,10 +6,9 @@ package, as dcil_dsl/grammar/prune.lark. lang/grammar.py looks in both places.
 
 from pathlib import Path
 
-from setuptools import setup
 from setuptools.command.build_py import build_py
 
-GRAMMAR = "grammar/prune.lark"
+GRAMMAR, ITSELF = "grammar/prune.lark", "grammar/build.py"
 
 
 class WithGrammar(build_py):
@@ -22,7 +21,4 @@ class WithGrammar(build_py):
 
     def get_source_files(self):
         """What a source distribution needs to build the wheel."""
-        return [*super().get_source_files(), GRAMMAR]
-
-
-setup(cmdclass={"build_py": WithGrammar})
+        return [*super().get_source_files(), GRAMMAR, ITSELF]
