@@ -123,7 +123,7 @@ def test_a_run_is_a_whole_number_of_rounds():
 
 
 def test_the_recipe_of_federated_rounds_has_rounds_of_an_epoch():
-    path = Path(__file__).parents[2] / "recipes" / "methods" / "feddip_rounds.prune"
+    path = Path(__file__).parents[3] / "recipes" / "methods" / "feddip_rounds.prune"
     more = dict(warn=print, note=print, steps_per_epoch=47)
     plan = prepare(dcil.load(path), "dcil:resnet20", **more).plan
     assert check_rounds(plan, 47) == plan.train.num_epochs
