@@ -84,9 +84,7 @@ def compare(plan: Plan, lines: Sequence[Mapping]) -> list[Compared]:
         if isinstance(top1, dict) and isinstance(top1.get(plan.deploy), float)
     }
     return [
-        Compared(epoch, ours[epoch], *theirs[epoch])
-        for epoch in sorted(theirs)
-        if epoch in ours
+        Compared(epoch, ours[epoch], *theirs[epoch]) for epoch in sorted(theirs) if epoch in ours
     ]
 
 
@@ -101,11 +99,11 @@ def show_authors(plan: Plan, lines: Sequence[Mapping], page: Page) -> list[str]:
 
 def _draw(theirs: dict[int, tuple[float, float]], ours: dict[int, float], page: Page) -> list[str]:
     """
-        92.9%|            ......*@@@
-             |    ...*@@@@@@
-        49.1%|*@@@
-             +-----+-----+-----+----
-             0     75    150   225    epoch
+    92.9%|            ......*@@@
+         |    ...*@@@@@@
+    49.1%|*@@@
+         +-----+-----+-----+----
+         0     75    150   225    epoch
     """
     width = max(10, min(WIDEST, page.width - MARGIN - 10))
     last = [(i + 1) * NUM_EPOCHS // width for i in range(width)]

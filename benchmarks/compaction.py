@@ -24,14 +24,14 @@ from environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "export"))
-from zeroed import enliven, zero_heads, zero_rows  # noqa: E402
+from zeroed import enliven, zero_heads, zero_rows
 
-from dcil_dsl.diagnostics import InputError  # noqa: E402
-from dcil_dsl.extras.compact.compaction import compact  # noqa: E402
-from dcil_dsl.extras.compact.measure import measure  # noqa: E402
-from dcil_dsl.extras.compact.load import rebuild_compact  # noqa: E402
-from dcil_dsl.graph.inputs import Inputs  # noqa: E402
-from dcil_dsl.zoo import build_model  # noqa: E402
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.compact.compaction import compact
+from dcil_dsl.extras.compact.load import rebuild_compact
+from dcil_dsl.extras.compact.measure import measure
+from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.zoo import build_model
 
 SIZES = {"vit_b_16": 224, "inception_v3": 96, "maxvit_t": 224}  # the others take 64
 TIMM = (
@@ -46,14 +46,30 @@ MODELS = (
     *(
         f"torchvision:{name}"
         for name in (
-            "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "squeezenet1_1",
-            "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_large",
-            "shufflenet_v2_x1_0", "efficientnet_b0", "efficientnet_v2_s",
-            "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t",
+            "alexnet",
+            "vgg11_bn",
+            "resnet18",
+            "resnet50",
+            "resnext50_32x4d",
+            "squeezenet1_1",
+            "densenet121",
+            "googlenet",
+            "inception_v3",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "shufflenet_v2_x1_0",
+            "efficientnet_b0",
+            "efficientnet_v2_s",
+            "regnet_x_400mf",
+            "regnet_y_400mf",
+            "convnext_tiny",
+            "swin_t",
+            "vit_b_16",
+            "maxvit_t",
         )
     ),
     *(f"timm:{name}" for name in TIMM),
-)  # fmt: skip
+)
 
 
 def run(spec: str, part: float, device: torch.device, batch: int) -> dict:

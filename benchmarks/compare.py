@@ -162,11 +162,22 @@ def cell_of(asked: argparse.Namespace, method: str, target: float, seed: int) ->
     if asked.passes is not None:
         epochs = max(1, round(asked.passes / cost))
     return Cell(
-        method, target if is_open(path) else own, seed, asked.network, asked.data, asked.split,
-        asked.examples or 0, asked.image_size or recipe.data.image_size or 0, epochs, cost,
-        epochs * cost, "; ".join(asked.set), sha256(recipe.text.encode()).hexdigest()[:16],
-        asked.start, asked.clients,
-    )  # fmt: skip
+        method,
+        target if is_open(path) else own,
+        seed,
+        asked.network,
+        asked.data,
+        asked.split,
+        asked.examples or 0,
+        asked.image_size or recipe.data.image_size or 0,
+        epochs,
+        cost,
+        epochs * cost,
+        "; ".join(asked.set),
+        sha256(recipe.text.encode()).hexdigest()[:16],
+        asked.start,
+        asked.clients,
+    )
 
 
 def is_open(path: Path) -> bool:
@@ -247,7 +258,7 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
         return 1
     if cell.key not in finished(asked.out):  # a run made again for its weights is in it
         append(asked.out, cell, rows)
-    top1 = dict((measure, value) for measure, at, value in rows if at == "end")
+    top1 = {measure: value for measure, at, value in rows if at == "end"}
     print(f"{cell.key}: top-1 {top1['top1']:.4f}", flush=True)
     return 0
 
@@ -259,12 +270,19 @@ def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> l
     folder = asked.runs / cell.key
     start = start_of(asked, cell)
     done = train(
-        METHODS / f"{cell.method}.prune", cell.network, dataset, overrides=overrides,
-        out=folder, resume=(folder / "plan.json").exists(), device=asked.device,
+        METHODS / f"{cell.method}.prune",
+        cell.network,
+        dataset,
+        overrides=overrides,
+        out=folder,
+        resume=(folder / "plan.json").exists(),
+        device=asked.device,
         weights=start and str(weights_in(asked.runs / start.key)),
-        precision=asked.precision, compile=asked.compile,
-        evaluate_every=asked.evaluate_every, warn=lambda warning: None,
-    )  # fmt: skip
+        precision=asked.precision,
+        compile=asked.compile,
+        evaluate_every=asked.evaluate_every,
+        warn=lambda warning: None,
+    )
     return None if done.interrupted else list(measures(done))
 
 
@@ -273,9 +291,13 @@ def federated_measures(cell: Cell, dataset, overrides: dict[str, str]) -> list:
     from dcil_dsl.extras.federated.job import federate
 
     done = federate(
-        METHODS / f"{cell.method}.prune", cell.network, dataset, clients=cell.clients,
-        engine="here", overrides=overrides,
-    )  # fmt: skip
+        METHODS / f"{cell.method}.prune",
+        cell.network,
+        dataset,
+        clients=cell.clients,
+        engine="here",
+        overrides=overrides,
+    )
     deploy, last = done.plan.deploy, done.rounds[-1]
     rows = [("top1", "end", last["top1"][deploy]), ("sparsity", "end", last["sparsity"])]
     for line in done.rounds:

@@ -28,9 +28,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "benchmarks" / "results" / "coverage.json"
 LIBRARIES = (
-    "timm", "transformers", "diffusers", "ultralytics", "segmentation_models_pytorch", "monai",
-    "open_clip", "torchaudio", "torch_geometric", "x_transformers", "peft", "pytorchcv",
-)  # fmt: skip
+    "timm",
+    "transformers",
+    "diffusers",
+    "ultralytics",
+    "segmentation_models_pytorch",
+    "monai",
+    "open_clip",
+    "torchaudio",
+    "torch_geometric",
+    "x_transformers",
+    "peft",
+    "pytorchcv",
+)
 STATUSES = ("exact", "inexact", "refused", "failed")
 
 
@@ -60,9 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for name in all_cases() if _wanted(name, asked, QUICK)]
     again = asked.again.split(",")
     due = [
-        name for name in names
+        name
+        for name in names
         if name not in report["models"] or {report["models"][name]["status"], "all"} & set(again)
-    ]  # fmt: skip
+    ]
     if asked.list:
         for name in names:
             print(f"{report['models'].get(name, {}).get('status', '-'):8} {name}")
@@ -163,14 +174,17 @@ def _write(name: str, entry: dict, report: dict, place: Path) -> None:
     fresh.write_text(_lines(report))
     os.replace(fresh, place)
     seconds = str(entry.get("compile_seconds", ""))
-    print(f"{entry['status']:8} {name:55} {far:7} {seconds:>8} s {entry.get('reason', '')[:120]}",
-          flush=True)
+    print(
+        f"{entry['status']:8} {name:55} {far:7} {seconds:>8} s {entry.get('reason', '')[:120]}",
+        flush=True,
+    )
 
 
 def _lines(report: dict) -> str:
     """JSON with a line a model, so that two runs can be compared by line."""
-    models = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}"
-                        for name, entry in report["models"].items())
+    models = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in report["models"].items()
+    )
     machine = json.dumps(report.get("machine"))
     return f'{{\n "machine": {machine},\n "models": {{\n{models}\n }}\n}}\n'
 
@@ -199,8 +213,11 @@ def table(report: dict) -> str:
     groups: dict[str, dict[str, dict]] = {}
     for name, entry in report["models"].items():
         groups.setdefault(name.partition("/")[0], {})[name.partition("/")[2]] = entry
-    rows = ["| library | tried | exact | refused | not right | whole, of the weights | "
-            "compiled in, median | worst |", "|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| library | tried | exact | refused | not right | whole, of the weights | "
+        "compiled in, median | worst |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     told = []
     for group, entries in groups.items():
         count = {s: sum(e["status"] == s for e in entries.values()) for s in STATUSES}
@@ -209,33 +226,48 @@ def table(report: dict) -> str:
         held = f"{statistics.mean(shares):.0%}" if shares else "-"
         middle = f"{statistics.median(times):.2f} s" if times else "-"
         worst = f"{max(times):.2f} s" if times else "-"
-        rows.append(f"| {group} | {len(entries)} | {count['exact']} | {count['refused']} | "
-                    f"{count['inexact'] + count['failed']} | {held} | {middle} | {worst} |")
+        rows.append(
+            f"| {group} | {len(entries)} | {count['exact']} | {count['refused']} | "
+            f"{count['inexact'] + count['failed']} | {held} | {middle} | {worst} |"
+        )
         for name, entry in entries.items():
             if entry["status"] != "exact":
                 told.append(f"- {group}, {name}: {entry['status']}, {_why(entry)}")
     exact = [e for e in report["models"].values() if e["status"] == "exact"]
     if exact:
         narrow = sum(e["dtype"] == "float32" for e in exact)
-        far = max((max(e[m].values()) for e in exact for m in ("train", "eval")
-                   if e["dtype"] == "float64"), default=0.0)
+        far = max(
+            (
+                max(e[m].values())
+                for e in exact
+                for m in ("train", "eval")
+                if e["dtype"] == "float64"
+            ),
+            default=0.0,
+        )
         whole = [e["whole"]["share"] for e in exact if e["whole"]["modules"]]
         share = ""
         if whole:
             share = f", with {statistics.median(whole):.0%} of the weights in the median"
         rounded = sum("rounding" in e for e in exact)
-        told.insert(0, f"The furthest of the exact ones in float64 is {far:.0e} away; {narrow} "
-                    f"were compared in float32. In {rounded} some gradient differs by more than "
-                    f"the bound and no more than the reference does from itself when its weights "
-                    f"move in their last bit. {len(whole)} have modules that were kept whole"
-                    f"{share}.")
+        told.insert(
+            0,
+            f"The furthest of the exact ones in float64 is {far:.0e} away; {narrow} "
+            f"were compared in float32. In {rounded} some gradient differs by more than "
+            f"the bound and no more than the reference does from itself when its weights "
+            f"move in their last bit. {len(whole)} have modules that were kept whole"
+            f"{share}.",
+        )
     return "\n".join([*rows, "", *told])
 
 
 def _why(entry: dict) -> str:
     if entry["status"] == "inexact":
-        parts = {f"{mode} {part}": value for mode in ("train", "eval")
-                 for part, value in entry[mode].items()}
+        parts = {
+            f"{mode} {part}": value
+            for mode in ("train", "eval")
+            for part, value in entry[mode].items()
+        }
         worst = max(parts, key=parts.get)
         return f"{worst} {parts[worst]:.1e} away"
     where = f" ({entry['where']})" if "where" in entry else ""

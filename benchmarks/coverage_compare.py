@@ -30,6 +30,7 @@ BOUND = {"float64": 1e-9, "float32": 1e-4}
 FLOOR = {"float64": 1e-6, "float32": 1e-3}
 TOLD = 4.0  # times what two draws of last bits move is still rounding
 
+
 def compare(
     dual, plan, reference: TwoCopies, inputs: Inputs, kind: str, mode: str, dtype: str
 ) -> tuple[dict[str, float], float]:
@@ -171,9 +172,7 @@ def _plain_loss(kind: str, sparse, dense, inputs: Inputs, target: Tensor) -> Ten
             loss = loss + sum(output.values())
     if kind == "own":
         return loss
-    one, other = (
-        y["out"] if kind == "segmentation" else logits(y) for y in (sparse, dense)
-    )
+    one, other = (y["out"] if kind == "segmentation" else logits(y) for y in (sparse, dense))
     axis = -1 if one.dim() == 3 else 1
     for student, teacher in ((one, other), (other, one)):
         p = (teacher.detach() / 2).softmax(axis)

@@ -41,10 +41,13 @@ def leave_early(model: nn.Module) -> str:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         seen.setdefault(id(parameter), []).append(name)
     names = [
-        name for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and parameter.requires_grad and len(seen[id(parameter)]) == 1
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1
+        and parameter.requires_grad
+        and len(seen[id(parameter)]) == 1
         and name.endswith("weight")
-    ]  # fmt: skip
+    ]
     early = min(names or [name for name, _ in model.named_parameters()], key=_hash)
     kind = type(model)
     owner, _, leaf = early.rpartition(".")

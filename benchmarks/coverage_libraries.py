@@ -41,9 +41,13 @@ def _adapted() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        vocab_size=120, num_key_value_heads=2,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        vocab_size=120,
+        num_key_value_heads=2,
+    )
     return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=["q_proj"]))
 
 
@@ -85,19 +89,26 @@ def _graph() -> Callable[[], Inputs]:
 
 
 UNET = {
-    "sample_size": 32, "block_out_channels": (32, 64), "layers_per_block": 1,
-    "norm_num_groups": 8, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "sample_size": 32,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
+}
 CONDITIONED = UNET | {
-    "cross_attention_dim": 16, "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 8,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
+}
 AUTOENCODER = {
-    "block_out_channels": (32, 64), "norm_num_groups": 8, "latent_channels": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
-}  # fmt: skip
+    "block_out_channels": (32, 64),
+    "norm_num_groups": 8,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
 CLIP_TEXT = {"context_length": 16, "vocab_size": 120, "width": 32, "heads": 4, "layers": 2}
 CLIP_IMAGE = {"layers": 2, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 32}
 
@@ -111,7 +122,8 @@ def libraries() -> dict[str, Case]:
         "diffusers/UNet2DConditionModel": case(
             _of("diffusers:UNet2DConditionModel", **CONDITIONED),
             _given(
-                sample=lambda: _random(2, 4, 32, 32), timestep=lambda: torch.tensor([1, 9]),
+                sample=lambda: _random(2, 4, 32, 32),
+                timestep=lambda: torch.tensor([1, 9]),
                 encoder_hidden_states=lambda: _random(2, 5, 16),
             ),
         ),
@@ -133,8 +145,16 @@ def libraries() -> dict[str, Case]:
             _of("monai.networks.nets:SwinUNETR", 3, 3, feature_size=12, spatial_dims=2)
         ),
         "monai/UNETR": case(
-            _of("monai.networks.nets:UNETR", 3, 3, IMAGE * 2, spatial_dims=2, hidden_size=48,
-                mlp_dim=64, num_heads=4)
+            _of(
+                "monai.networks.nets:UNETR",
+                3,
+                3,
+                IMAGE * 2,
+                spatial_dims=2,
+                hidden_size=48,
+                mlp_dim=64,
+                num_heads=4,
+            )
         ),
         "open_clip/CLIP": case(
             _of("open_clip.model:CLIP", 16, CLIP_IMAGE, CLIP_TEXT),
@@ -167,12 +187,19 @@ def libraries() -> dict[str, Case]:
 def checkpointed(cases: dict[str, Case]) -> dict[str, Case]:
     """A model of each family that can compute its activations again, with that turned on."""
     chosen = (
-        "timm/vision_transformer", "timm/convnext", "timm/swin_transformer",
-        "transformers/BertForSequenceClassification", "transformers/LlamaForCausalLM",
-        "transformers/GPT2LMHeadModel", "transformers/T5ForConditionalGeneration",
-        "diffusers/UNet2DModel", "diffusers/UNet2DConditionModel", "diffusers/AutoencoderKL",
-        "open_clip/CLIP", "peft/LoRA of Llama",
-    )  # fmt: skip
+        "timm/vision_transformer",
+        "timm/convnext",
+        "timm/swin_transformer",
+        "transformers/BertForSequenceClassification",
+        "transformers/LlamaForCausalLM",
+        "transformers/GPT2LMHeadModel",
+        "transformers/T5ForConditionalGeneration",
+        "diffusers/UNet2DModel",
+        "diffusers/UNet2DConditionModel",
+        "diffusers/AutoencoderKL",
+        "open_clip/CLIP",
+        "peft/LoRA of Llama",
+    )
     found = {f"{name}, checkpoints": replace(cases[name], checkpoints=True) for name in chosen}
     densenet = cases["torchvision classification/densenet121"]
     options = densenet.options | {"memory_efficient": True}
@@ -180,7 +207,13 @@ def checkpointed(cases: dict[str, Case]) -> dict[str, Case]:
     found["torchvision classification/densenet121, checkpoints"] = densenet
     found["monai/SwinUNETR, checkpoints"] = replace(
         cases["monai/SwinUNETR"],
-        make=_of("monai.networks.nets:SwinUNETR", 3, 3, feature_size=12, spatial_dims=2,
-                 use_checkpoint=True),
-    )  # fmt: skip
+        make=_of(
+            "monai.networks.nets:SwinUNETR",
+            3,
+            3,
+            feature_size=12,
+            spatial_dims=2,
+            use_checkpoint=True,
+        ),
+    )
     return found

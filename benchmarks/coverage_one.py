@@ -80,9 +80,7 @@ def measure(case: Case, float64_below: float) -> dict:
     record: dict = {"spec": case.spec, "note": case.note}
     try:
         _measure(case, float64_below, record)
-        worst = max(
-            value for mode in ("train", "eval") for value in record[mode].values()
-        )
+        worst = max(value for mode in ("train", "eval") for value in record[mode].values())
         record["status"] = "exact" if worst <= BOUND[record["dtype"]] else "inexact"
     except Unfit as error:
         record |= {"status": "failed", "where": "model", "reason": str(error)}
@@ -123,9 +121,7 @@ def _measure(case: Case, float64_below: float, record: dict) -> None:
             raise AssertionError(f"the mask of {name} is not the reference's")
     for mode in ("train", "eval"):
         record["stage"] = mode
-        record[mode], rounding = compare(
-            dual, plan, reference, inputs, kind, mode, record["dtype"]
-        )
+        record[mode], rounding = compare(dual, plan, reference, inputs, kind, mode, record["dtype"])
         if rounding:
             record["rounding"] = max(rounding, record.get("rounding", 0.0))
 
@@ -149,8 +145,11 @@ def _make_ready(
                 finite = all(bool(leaf.isfinite().all()) for leaf in floats(output))
                 call(trial.eval(), inputs)
                 if finite:
-                    shapes = [tuple(t.shape) for t in pytree.tree_leaves((inputs.args,
-                              inputs.kwargs)) if isinstance(t, Tensor)]
+                    shapes = [
+                        tuple(t.shape)
+                        for t in pytree.tree_leaves((inputs.args, inputs.kwargs))
+                        if isinstance(t, Tensor)
+                    ]
                     record |= {"dtype": str(kind)[6:], "inputs": [list(s) for s in shapes]}
                     return model, inputs, _kind_of(output)
                 problem = problem or "its outputs are not finite"
@@ -221,9 +220,7 @@ def _recipe(traced, kind: str, record: dict) -> str:
         if not any(path.startswith(f"{layer.path}.") for path in inner)
     ]
     record["norms"], record["private_norms"] = len(norms), len(private)
-    inside = {
-        id(p) for path in traced.whole for p in traced.model.get_submodule(path).parameters()
-    }
+    inside = {id(p) for path in traced.whole for p in traced.model.get_submodule(path).parameters()}
     held = sum(p.numel() for p in traced.model.parameters() if id(p) in inside)
     share = round(held / record["weights"], 4)
     told = {path or "(the model)": reason[:120] for path, reason in list(traced.whole.items())[:4]}

@@ -90,9 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     deadline = time.perf_counter() + asked.seconds
     report = {
-        "machine": describe_machine(asked.device), "tiny": asked.tiny, "small": asked.small,
+        "machine": describe_machine(asked.device),
+        "tiny": asked.tiny,
+        "small": asked.small,
         "cases": {},
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases(Path(scratch), asked):
             if asked.only not in case.name:
@@ -131,9 +133,13 @@ def cases(scratch: Path, asked: argparse.Namespace):
 
 def tiny_net() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(8, 10),
-    )  # fmt: skip
+    )
 
 
 def make_images(scratch: Path, count: int, size: tuple[int, int]) -> None:
@@ -174,18 +180,29 @@ def measure(case: Case, asked: argparse.Namespace, scratch: Path) -> dict:
     data: Data = resolve_data(recipe.data)
     workers = num_workers(case.dataset, "train", case.workers, beside=1)
     loader = Loader(
-        case.dataset, "train", batch_size=case.batch, augment=data.augment, workers=workers,
-        device=asked.device, channels_last=True,
-    )  # fmt: skip
+        case.dataset,
+        "train",
+        batch_size=case.batch,
+        augment=data.augment,
+        workers=workers,
+        device=asked.device,
+        channels_last=True,
+    )
     rounds = 1 if asked.tiny else asked.rounds
     rates = [rate_of(loader, epoch, asked.device) for epoch in range(rounds + 1)][1:]
     loader.close()
     run = train(
-        recipe, case.model, case.dataset, out=scratch / "run" / case.name, device=asked.device,
-        precision=asked.precision if asked.device == "cuda" else None, workers=workers,
-        compile=asked.compile, max_steps=2 if asked.tiny else None,
+        recipe,
+        case.model,
+        case.dataset,
+        out=scratch / "run" / case.name,
+        device=asked.device,
+        precision=asked.precision if asked.device == "cuda" else None,
+        workers=workers,
+        compile=asked.compile,
+        max_steps=2 if asked.tiny else None,
         warn=lambda diagnostic: None,
-    )  # fmt: skip
+    )
     if run.interrupted:
         raise KeyboardInterrupt
     lines = run.folder.read_metrics()
@@ -205,7 +222,7 @@ def measure(case: Case, asked: argparse.Namespace, scratch: Path) -> dict:
 def rate_of(loader: Loader, epoch: int, device: str) -> float:
     """Examples a second of one whole epoch, until the device has its last batch."""
     begin = time.perf_counter()
-    for images, _ in loader.epoch(epoch):
+    for _images, _ in loader.epoch(epoch):
         pass
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

@@ -23,9 +23,9 @@ from environment import describe_machine
 from workloads import ROOT, build_model, compile_plan, resolve_recipe, trace_model
 
 sys.path.insert(0, str(ROOT / "tests" / "compiler"))
-from comparison import DCIL, RECIPE, worst_difference  # noqa: E402
+from comparison import DCIL, RECIPE, worst_difference
 
-from dcil_dsl.lang import loads  # noqa: E402
+from dcil_dsl.lang import loads
 
 BOUND = 1e-9
 NORMS, HEAD = "private BatchNorm2d", "private last Linear"
@@ -96,9 +96,14 @@ def measure(name: str, asked: argparse.Namespace) -> dict:
         model = build_model(spec, 10).double().to(asked.device)
         with contextlib.redirect_stdout(io.StringIO()):
             entry[mode] = worst_difference(
-                model, size, prune=prune, private=private, training=mode == "train",
-                steps=asked.steps, batch=asked.batch,
-            )  # fmt: skip
+                model,
+                size,
+                prune=prune,
+                private=private,
+                training=mode == "train",
+                steps=asked.steps,
+                batch=asked.batch,
+            )
         del model
         gc.collect()
     entry["compile_seconds"] = compile_seconds(spec, prune, private)

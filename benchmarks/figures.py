@@ -21,7 +21,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # By the order in which a reader knows them; a method keeps its colour in every figure.
 ORDER = ("dense", "gmp", "dpf", "st3", "acdc", "dcil")
@@ -54,10 +54,17 @@ class Setting:
         images = f"{self.examples:,} images" if self.examples else "all images"
         size = f" of {self.image_size} px" if self.image_size else ""
         return "; ".join(
-            filter(None, (f"{self.network}, {self.data}, {images}{size}", self.overrides,
-                          self.start and f"from {self.start}",
-                          self.clients and f"{self.clients} clients", what))
-        )  # fmt: skip
+            filter(
+                None,
+                (
+                    f"{self.network}, {self.data}, {images}{size}",
+                    self.overrides,
+                    self.start and f"from {self.start}",
+                    self.clients and f"{self.clients} clients",
+                    what,
+                ),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,24 @@ class Table:
         with open(file, newline="") as opened:
             for row in csv.DictReader(opened):
                 setting = Setting(
-                    row["network"], row["data"], row["split"], int(row["examples"]),
-                    int(row["image_size"]), row["overrides"], row["start"], int(row["clients"]),
-                )  # fmt: skip
+                    row["network"],
+                    row["data"],
+                    row["split"],
+                    int(row["examples"]),
+                    int(row["image_size"]),
+                    row["overrides"],
+                    row["start"],
+                    int(row["clients"]),
+                )
                 if only and row["method"] not in only:
                     continue
                 curve = Curve(
-                    row["method"], float(row["target"]), int(row["epochs"]),
-                    float(row["passes"]), row["recipe_sha256"],
-                )  # fmt: skip
+                    row["method"],
+                    float(row["target"]),
+                    int(row["epochs"]),
+                    float(row["passes"]),
+                    row["recipe_sha256"],
+                )
                 curves = self.settings.setdefault(setting, {})
                 values = curves.setdefault(curve, defaultdict(list))
                 values[row["measure"], row["at"]].append(float(row["value"]))
@@ -102,11 +118,16 @@ def main(arguments: list[str] | None = None) -> int:
     asked = asked.parse_args(arguments)
     only = asked.methods.split(",") if asked.methods else []
     asked.out.mkdir(parents=True, exist_ok=True)
-    plt.rcParams.update({"font.size": 9, "svg.hashsalt": "dcil", "axes.grid": True,
-                         "grid.alpha": 0.3, "legend.frameon": False})  # fmt: skip
-    for number, (setting, curves) in enumerate(
-        Table(asked.table, only).settings.items(), 1
-    ):
+    plt.rcParams.update(
+        {
+            "font.size": 9,
+            "svg.hashsalt": "dcil",
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+        }
+    )
+    for number, (setting, curves) in enumerate(Table(asked.table, only).settings.items(), 1):
         stem = asked.out / f"{asked.name or asked.table.stem}-{number}"
         accuracy_by_sparsity(setting, curves, stem)
         accuracy_by_cost(setting, curves, stem)
@@ -228,10 +249,23 @@ def line(axis, x, values: list[list[float]], method: str, marker: str | None = N
     """Means with a band from least to largest."""
     mark = MARKERS[rank(method) % len(MARKERS)] if marker is None else marker
     x = list(x)
-    axis.plot(x, [statistics.mean(v) for v in values], color=colour(method), marker=mark, ms=4,
-              lw=1.3, label=method)  # fmt: skip
-    axis.fill_between(x, [min(v) for v in values], [max(v) for v in values],
-                      color=colour(method), alpha=0.15, lw=0)  # fmt: skip
+    axis.plot(
+        x,
+        [statistics.mean(v) for v in values],
+        color=colour(method),
+        marker=mark,
+        ms=4,
+        lw=1.3,
+        label=method,
+    )
+    axis.fill_between(
+        x,
+        [min(v) for v in values],
+        [max(v) for v in values],
+        color=colour(method),
+        alpha=0.15,
+        lw=0,
+    )
 
 
 def legend(figure, axes) -> None:
@@ -294,8 +328,10 @@ def markdown(curves: dict) -> str:
         key = (rank(curve.method), curve.method, curve.epochs, curve.passes, curve.recipe)
         rows[key][curve.target] = values["top1", "end"]
     for (_, method, epochs, passes, recipe), row in sorted(rows.items()):
-        cells = [shown(row.get(target, row.get(0.0) if method == "dense" else None))
-                 for target in targets]  # fmt: skip
+        cells = [
+            shown(row.get(target, row.get(0.0) if method == "dense" else None))
+            for target in targets
+        ]
         cells = " | ".join(cells)
         lines.append(f"| {method} | {epochs} | {passes:g} | {cells} | {recipe[:8]} |")
     return "\n".join(lines) + "\n"

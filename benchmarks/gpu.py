@@ -73,38 +73,79 @@ def parts_of(asked: argparse.Namespace) -> list[Part]:
     graphs = "graphs" if device == "cuda" else "compiled"  # a CPU has none
     parts = [
         Part("tests", (*python, *tests, f"not ({slow})"), 120, "xml"),
-        costs("resnet50 bf16 eager", 90, "resnet50", "--precision", "bf16",
-              "--also", "checkpointed"),
-        costs("resnet50 bf16 compiled", 210, "resnet50", "--precision", "bf16",
-              "--modes", "compiled"),
+        costs(
+            "resnet50 bf16 eager", 90, "resnet50", "--precision", "bf16", "--also", "checkpointed"
+        ),
+        costs(
+            "resnet50 bf16 compiled", 210, "resnet50", "--precision", "bf16", "--modes", "compiled"
+        ),
         training("quickstart", 90, "quickstart.prune", "torchvision:resnet18", "--data", "digits"),
-        other("pattern on cores", 60, "kept_alone.py", "--pattern", "--precision", "bf16",
-              "--steps", "5"),
+        other(
+            "pattern on cores",
+            60,
+            "kept_alone.py",
+            "--pattern",
+            "--precision",
+            "bf16",
+            "--steps",
+            "5",
+        ),
         Part("tests compiled", (*python, *tests, slow), 150, "xml"),
         costs("resnet32 batch 128", 120, "resnet32", "--precision", "bf16", "--compile"),
-        costs("resnet32 batch 128 graphs", 120, "resnet32", "--precision", "bf16",
-              "--modes", graphs),
+        costs(
+            "resnet32 batch 128 graphs", 120, "resnet32", "--precision", "bf16", "--modes", graphs
+        ),
         other("like the authors", 200, "like_the_authors.py"),
-    ]  # fmt: skip
+    ]
     if asked.fashion:
         limit = asked.fashion_seconds
         parts.append(
-            training("fashion", limit + 30, "resnet20_fashion_dcil97.prune", "dcil:resnet20",
-                     "--data", "fashion-mnist", "--dir", str(asked.fashion), "--precision", "bf16",
-                     "--seconds", str(limit))
-        )  # fmt: skip
+            training(
+                "fashion",
+                limit + 30,
+                "resnet20_fashion_dcil97.prune",
+                "dcil:resnet20",
+                "--data",
+                "fashion-mnist",
+                "--dir",
+                str(asked.fashion),
+                "--precision",
+                "bf16",
+                "--seconds",
+                str(limit),
+            )
+        )
     parts += [
         costs("resnet32 batch 1024", 40, "resnet32", "--precision", "bf16", "--batch", "1024"),
         costs("resnet18 bf16 eager", 40, "resnet18", "--precision", "bf16"),
         costs("resnet50 fp32 and tf32", 60, "resnet50", "--tf32", "off,on", "--batch", "64"),
-        costs("resnet18 bf16 compiled", 120, "resnet18", "--precision", "bf16",
-              "--modes", "compiled"),
-        costs("resnet32 batch 1024 compiled", 100, "resnet32", "--precision", "bf16",
-              "--batch", "1024", "--modes", "compiled"),
-        other("kept alone", 90, "kept_alone.py", "--networks", "resnet50", "--precision", "bf16",
-              "--steps", "5"),
+        costs(
+            "resnet18 bf16 compiled", 120, "resnet18", "--precision", "bf16", "--modes", "compiled"
+        ),
+        costs(
+            "resnet32 batch 1024 compiled",
+            100,
+            "resnet32",
+            "--precision",
+            "bf16",
+            "--batch",
+            "1024",
+            "--modes",
+            "compiled",
+        ),
+        other(
+            "kept alone",
+            90,
+            "kept_alone.py",
+            "--networks",
+            "resnet50",
+            "--precision",
+            "bf16",
+            "--steps",
+            "5",
+        ),
         other("data path", 240, "data_path.py", "--seconds", "160"),
-    ]  # fmt: skip
+    ]
     return parts
 
 
@@ -203,9 +244,13 @@ def run_limited(command: list[str], limit: float, env: dict) -> tuple[int | None
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=env,
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=env,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             status = process.wait(max(limit - GRACE, limit / 2))
         except subprocess.TimeoutExpired:

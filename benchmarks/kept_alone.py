@@ -137,10 +137,15 @@ def network_cases(asked: argparse.Namespace) -> Iterator[Case]:
                 images = torch.randn(batch, 3, size, size)
                 rule = f"Conv2d except first Conv2d to uniform({share}%, granularity={unit})"
                 yield Case(
-                    network, unit, f"{share}%", rule, "BatchNorm2d", partial(build, workload),
+                    network,
+                    unit,
+                    f"{share}%",
+                    rule,
+                    "BatchNorm2d",
+                    partial(build, workload),
                     images.contiguous(memory_format=torch.channels_last),
                     torch.randint(0, workload.classes, (batch,)),
-                )  # fmt: skip
+                )
 
 
 def stack_case(asked: argparse.Namespace) -> Case:
@@ -153,10 +158,16 @@ def stack_case(asked: argparse.Namespace) -> Case:
 
     torch.manual_seed(0)
     return Case(
-        f"{num_blocks} x 2 layers of {width} and {4 * width}", "2:4", "50%",
-        "Linear except last Linear to 2:4", "LayerNorm", build_stack,
-        torch.randn(batch, tokens, width), torch.randint(0, 1000, (batch,)), few=2,
-    )  # fmt: skip
+        f"{num_blocks} x 2 layers of {width} and {4 * width}",
+        "2:4",
+        "50%",
+        "Linear except last Linear to 2:4",
+        "LayerNorm",
+        build_stack,
+        torch.randn(batch, tokens, width),
+        torch.randint(0, 1000, (batch,)),
+        few=2,
+    )
 
 
 def measure(case: Case, asked: argparse.Namespace) -> dict:
@@ -191,15 +202,20 @@ def measure(case: Case, asked: argparse.Namespace) -> dict:
         peaks[name] = peak_of(steps[name], device, [*module.parameters(), *module.buffers()])
     samples = interleave(steps, device, rounds=asked.rounds, times=asked.steps)
     return {
-        "network": case.name, "unit": case.unit, "sparsity": case.sparsity,
-        "batch": len(inputs), "size": inputs.shape[-1 if inputs.dim() == 4 else 1],
+        "network": case.name,
+        "unit": case.unit,
+        "sparsity": case.sparsity,
+        "batch": len(inputs),
+        "size": inputs.shape[-1 if inputs.dim() == 4 else 1],
         "precision": asked.precision,
-        "difference": far(losses), "rounded": rounded, "patterns": patterns,
+        "difference": far(losses),
+        "rounded": rounded,
+        "patterns": patterns,
         "counted": training_cost(duals["kept"].plan),
         "seconds": {name: spread(values) for name, values in samples.items()},
         "ratios": ratios(samples),
         "peak_bytes": peaks if device.type == "cpu" else None,  # on a GPU all three are there
-    }  # fmt: skip
+    }
 
 
 def far(losses: list[float]) -> float:

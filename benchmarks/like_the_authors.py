@@ -55,11 +55,14 @@ class Pictures:
 
     def __init__(self, images, labels):
         self.images, self.labels = [to_pil_image(image) for image in images], labels.tolist()
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(images.shape[-1], 4), transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(images.shape[-1], 4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+            ]
+        )
 
     def __len__(self):
         return len(self.images)
@@ -124,10 +127,16 @@ def ours(dataset, batch: int, asked: argparse.Namespace) -> list[float]:
         recipe = Path(scratch) / "resnet32.prune"
         recipe.write_text(text)
         run = train(
-            recipe, NETWORK.spec, dataset, out=Path(scratch) / "run", device=asked.device,
-            precision="bf16" if asked.device == "cuda" else None, compile=not asked.no_compile,
-            display=clock, warn=lambda diagnostic: None,
-        )  # fmt: skip
+            recipe,
+            NETWORK.spec,
+            dataset,
+            out=Path(scratch) / "run",
+            device=asked.device,
+            precision="bf16" if asked.device == "cuda" else None,
+            compile=not asked.no_compile,
+            display=clock,
+            warn=lambda diagnostic: None,
+        )
     if run.interrupted:
         raise KeyboardInterrupt
     return [b - a for a, b in zip(clock.ends, clock.ends[1:])]
@@ -142,9 +151,12 @@ def usual(dataset, batch: int, asked: argparse.Namespace) -> list[float]:
     net = PlainDcil(model, [f"{n}.weight" for n in convolutions], private).to(device)
     net.lay_out(device, channels_last=False)
     loader = DataLoader(
-        Pictures(dataset.train.images, dataset.train.labels), batch, shuffle=True,
-        num_workers=asked.workers, pin_memory=device.type == "cuda",
-    )  # fmt: skip
+        Pictures(dataset.train.images, dataset.train.labels),
+        batch,
+        shuffle=True,
+        num_workers=asked.workers,
+        pin_memory=device.type == "cuda",
+    )
     optimizer = torch.optim.SGD(
         net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
     )

@@ -28,9 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     for network in asked.networks.split(","):
         batch, size = getattr(WORKLOADS[network], "gpu" if asked.device == "cuda" else "cpu")
         setting = Setting(
-            network, asked.device, asked.precision, False, False,
-            asked.batch or batch, asked.size or size,
-        )  # fmt: skip
+            network,
+            asked.device,
+            asked.precision,
+            False,
+            False,
+            asked.batch or batch,
+            asked.size or size,
+        )
         made, variants = prepare(setting), {}
         for name in NAMES:
             variants[name] = make_variant(name, made, warm_up=0)

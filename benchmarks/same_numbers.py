@@ -74,8 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
             for path in recipes.glob(pattern)
             if path.suffix == ".prune" and path.name not in LEFT_OUT
         )
-        order = {"recipes": str(recipes), "names": names, "max_steps": asked.max_steps,
-                 "changes": changes_of(asked)}  # fmt: skip
+        order = {
+            "recipes": str(recipes),
+            "names": names,
+            "max_steps": asked.max_steps,
+            "changes": changes_of(asked),
+        }
         outs = [Path(folder) / "old", Path(folder) / "new"]
         before, after = (
             run(code, order | {"out": str(out)})
@@ -119,8 +123,11 @@ def run(code: Path, order: dict[str, object]) -> dict[str, dict[str, object]]:
     """{recipe: its entry} of one version of the code, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(code), json.dumps(order)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=code,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=code,
+    )
     lines = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or len(lines) != len(order["names"]):
         sys.exit(f"{code} failed after {len(lines)} recipes:\n{done.stderr[-3000:]}")
@@ -154,7 +161,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     with safe_open(folder / "sparse.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def read_losses(folder: Path) -> list[object]:

@@ -18,9 +18,9 @@ from environment import describe_machine
 from workloads import ROOT, compile_plan, resolve_recipe, trace_model
 
 sys.path.insert(0, str(ROOT / "tests" / "compiler"))
-from test_scale import RECIPE, Chain  # noqa: E402
+from test_scale import RECIPE, Chain
 
-from dcil_dsl.lang import loads  # noqa: E402
+from dcil_dsl.lang import loads
 
 NODES = (100, 300, 1000, 3000, 10_000, 20_000)
 PER_BLOCK = 4

@@ -120,10 +120,16 @@ def settings_of(asked: argparse.Namespace) -> list[Setting]:
         if asked.quick:
             batch, size = 4, min(size, 64)
         basic = Setting(
-            network, asked.device, asked.precision, False, False,
+            network,
+            asked.device,
+            asked.precision,
+            False,
+            False,
             batch if asked.quick else asked.batch or batch,
-            size if asked.quick else asked.size or size, not asked.contiguous, asked.plain_masks,
-        )  # fmt: skip
+            size if asked.quick else asked.size or size,
+            not asked.contiguous,
+            asked.plain_masks,
+        )
         for tf32 in asked.tf32:
             settings += [
                 replace(basic, tf32=tf32, compiled=mode != "eager", graphs=mode == "graphs")
@@ -244,9 +250,21 @@ def show(report: dict) -> None:
     console = Console(width=190, highlight=False)
     machine = report["machine"]
     console.print(f"{machine['device']}, torch {machine['torch']}, {machine['threads']} threads")
-    table = Table("network", "setting", "dense ms", "plain ms", "ours ms", "ours/dense",
-                  "ours/plain", "plain/dense", "peak MiB", "refresh", "differs by", box=None,
-                  pad_edge=False)  # fmt: skip
+    table = Table(
+        "network",
+        "setting",
+        "dense ms",
+        "plain ms",
+        "ours ms",
+        "ours/dense",
+        "ours/plain",
+        "plain/dense",
+        "peak MiB",
+        "refresh",
+        "differs by",
+        box=None,
+        pad_edge=False,
+    )
     for entry in report["results"]:
         setting = entry["setting"]
         kind = "tf32" if setting["tf32"] else setting["precision"]
@@ -257,22 +275,27 @@ def show(report: dict) -> None:
             continue
         times = [entry["seconds"].get(name) for name in NAMES[:3]]
         table.add_row(
-            setting["network"], text,
+            setting["network"],
+            text,
             *(f"{1000 * t['median']:.1f}" if t else "-" for t in times),
-            *(interval(entry["ratios"].get(pair)) for pair in ("ours/dense", "ours/plain",
-                                                               "plain/dense")),
+            *(
+                interval(entry["ratios"].get(pair))
+                for pair in ("ours/dense", "ours/plain", "plain/dense")
+            ),
             peak_text(entry),
             refresh_text(entry.get("refresh")),
             f"{max(entry['difference'].values()):.1e}" + ("" if entry["same"] else " NOT SAME"),
-        )  # fmt: skip
+        )
     console.print(table)
     for entry in report["results"]:
         if "skipped" not in entry:
             stages = entry["recipe_to_dual"]
             for name in LESS_MEMORY:
                 if name in entry["seconds"]:
-                    times = [f"{interval(entry['ratios'][f'{name}/{o}'])} of {o}"
-                             for o in ("dense", "ours")]  # fmt: skip
+                    times = [
+                        f"{interval(entry['ratios'][f'{name}/{o}'])} of {o}"
+                        for o in ("dense", "ours")
+                    ]
                     console.print(f"{entry['setting']['network']}, {name}: {', '.join(times)}")
             again = ", ".join(f"{k} {v:.3f}" for k, v in stages["again"].items())
             console.print(
@@ -282,7 +305,7 @@ def show(report: dict) -> None:
 
 
 def peak_text(entry: dict) -> str:
-    """"812: plain 1.9, ours 1.8": the dense step's peak in MiB, and the others over it."""
+    """ "812: plain 1.9, ours 1.8": the dense step's peak in MiB, and the others over it."""
     dense = entry["peak_bytes"].get("dense")
     if dense is None:
         return "-"

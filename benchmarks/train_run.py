@@ -45,10 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
 
         def run(name: str, overrides: dict, **options) -> Run:
             return train(
-                recipe_path, asked.model, asked.data, overrides=overrides, directory=asked.dir,
-                out=Path(scratch) / name, device=asked.device, precision=asked.precision,
-                compile=asked.compile, **options,
-            )  # fmt: skip
+                recipe_path,
+                asked.model,
+                asked.data,
+                overrides=overrides,
+                directory=asked.dir,
+                out=Path(scratch) / name,
+                device=asked.device,
+                precision=asked.precision,
+                compile=asked.compile,
+                **options,
+            )
 
         epochs, probe = recipe_epochs, None
         if asked.seconds is not None:

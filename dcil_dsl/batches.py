@@ -40,9 +40,13 @@ def make_loaders(
 ) -> tuple[Loader, Loader]:
     """The training and the held-out batches as the plan and the machine have them."""
     more = dict(
-        seed=plan.train.seed, device=device, channels_last=is_convolutional(plan),
-        rank=ranks.rank, world_size=ranks.count, on_bad_image=on_bad_image,
-    )  # fmt: skip
+        seed=plan.train.seed,
+        device=device,
+        channels_last=is_convolutional(plan),
+        rank=ranks.rank,
+        world_size=ranks.count,
+        on_bad_image=on_bad_image,
+    )
     return tuple(
         open_loader(
             dataset,

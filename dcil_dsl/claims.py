@@ -57,7 +57,10 @@ def _compare(value: float, claim: Expectation) -> bool:
     # 0.96 as a fraction of counts and as a decimal may differ in the last bit.
     near = abs(value - claim.value) < 1e-12
     return {
-        ">=": value > claim.value or near, "<=": value < claim.value or near, "==": near,
-        "!=": not near, ">": value > claim.value and not near,
+        ">=": value > claim.value or near,
+        "<=": value < claim.value or near,
+        "==": near,
+        "!=": not near,
+        ">": value > claim.value and not near,
         "<": value < claim.value and not near,
-    }[claim.compare]  # fmt: skip
+    }[claim.compare]

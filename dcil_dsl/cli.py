@@ -25,9 +25,11 @@ from dcil_dsl.verb import overrides_of, prepare_for, refuse, verb
 
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 app = typer.Typer(
-    name="dcil", no_args_is_help=True, **SETTINGS,
+    name="dcil",
+    no_args_is_help=True,
+    **SETTINGS,
     help="Prune neural networks as a recipe says: check it, compile it, train, prove, export.",
-)  # fmt: skip
+)
 
 
 def _tell_version(asked: bool) -> None:
@@ -84,8 +86,14 @@ def compile_recipe(
     overrides = overrides_of(sets)
     if train is None:
         refuse(
-            data=data, out=out, resume=resume, resume_anyway=resume_anyway, compile=compile,
-            max_steps=max_steps, workers=workers, shard=shard,
+            data=data,
+            out=out,
+            resume=resume,
+            resume_anyway=resume_anyway,
+            compile=compile,
+            max_steps=max_steps,
+            workers=workers,
+            shard=shard,
             checkpoint_activations=checkpoint_activations,
             compile_mode=None if compile_mode == "default" else compile_mode,
             evaluate_every=None if evaluate_every == 1 else evaluate_every,
@@ -124,13 +132,31 @@ def compile_recipe(
     if pick_device(device).type == "cpu":
         keep_freed_memory()  # not in job.py: in a program of the user's that is theirs to say
     run = train_job(
-        recipe, model, train, overrides=overrides, directory=data, out=out,
-        resume=resume or resume_anyway, anyway=resume_anyway, on_bad_image=on_bad_image,
-        on_nan=on_nan, weights=weights, device=device, precision=precision, workers=workers,
-        compile=compile, compile_mode=compile_mode, shard=shard, seed=seed, max_steps=max_steps,
-        quiet=quiet, checkpoint_activations=checkpoint_activations,
-        evaluate_every=evaluate_every, warn=lambda d: tell(d, concise), note=note,
-    )  # fmt: skip
+        recipe,
+        model,
+        train,
+        overrides=overrides,
+        directory=data,
+        out=out,
+        resume=resume or resume_anyway,
+        anyway=resume_anyway,
+        on_bad_image=on_bad_image,
+        on_nan=on_nan,
+        weights=weights,
+        device=device,
+        precision=precision,
+        workers=workers,
+        compile=compile,
+        compile_mode=compile_mode,
+        shard=shard,
+        seed=seed,
+        max_steps=max_steps,
+        quiet=quiet,
+        checkpoint_activations=checkpoint_activations,
+        evaluate_every=evaluate_every,
+        warn=lambda d: tell(d, concise),
+        note=note,
+    )
     if not run.is_first:
         return STOPPED if run.interrupted else DONE
     if run.interrupted:
@@ -147,9 +173,12 @@ def compile_recipe(
 @app.command(short_help="Is this recipe sound?")
 @verb
 def check(
-    recipe: o.RecipeFile, model: o.MaybeSpec = None, sets: o.Sets = None,
-    concise: o.Concise = False, steps_per_epoch: o.Steps = None,
-):  # fmt: skip
+    recipe: o.RecipeFile,
+    model: o.MaybeSpec = None,
+    sets: o.Sets = None,
+    concise: o.Concise = False,
+    steps_per_epoch: o.Steps = None,
+):
     """Syntax and meaning; with --model, every selector against the model's layers."""
     if model is not None:
         plan = prepare_for(recipe, model, overrides_of(sets), concise, steps_per_epoch).plan
@@ -246,8 +275,10 @@ def verify(
     if recipe is None:
         refuse(
             "only to read a recipe: --recipe is missing",
-            model=model, set=sets, steps_per_epoch=steps_per_epoch,
-        )  # fmt: skip
+            model=model,
+            set=sets,
+            steps_per_epoch=steps_per_epoch,
+        )
     warn = functools.partial(tell, concise=concise)
     asked = None if recipe is None else load_recipe(recipe, overrides_of(sets), warn)
     verdicts = verify_artefact(
@@ -262,9 +293,7 @@ def verify(
 @verb
 def export(
     run: o.RunDir,
-    to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="safetensors, pth or compact")
-    ],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors, pth or compact")],
     out: Annotated[
         Optional[Path],
         typer.Option("--out", metavar="FILE", help="instead of in RUN; for compact a folder"),
@@ -281,8 +310,8 @@ def export(
     exported file too. What it costs before and after is measured and printed.
     """
     if to == "compact":
-        from dcil_dsl.extras.compact.report import show_compacted
         from dcil_dsl.extras.compact.job import compact_run
+        from dcil_dsl.extras.compact.report import show_compacted
 
         folder, result, measured = compact_run(run, out, model, path)
         print(f"{show_compacted(result, measured)}\n{folder}")

@@ -152,22 +152,58 @@ def train(
         if not ranks.is_first:
             warn, note, quiet, display = _silent, _silent, True, None
         options = Options(
-            device=pick_device(device, ranks), compile=compile, max_steps=max_steps, anyway=anyway,
-            ranks=ranks, shard=shard, on_nan=on_nan, compile_mode=compile_mode,
+            device=pick_device(device, ranks),
+            compile=compile,
+            max_steps=max_steps,
+            anyway=anyway,
+            ranks=ranks,
+            shard=shard,
+            on_nan=on_nan,
+            compile_mode=compile_mode,
             checkpoint_activations=checkpoint_activations,
             evaluate_every=evaluate_every,
-        )  # fmt: skip
+        )
         check_ways(options)
         return _train(
-            recipe, model, data, overrides, directory, out, resume, weights, precision, workers,
-            seed, quiet, warn or warn_in_python, note or _silent, display, on_bad_image, options,
-        )  # fmt: skip
+            recipe,
+            model,
+            data,
+            overrides,
+            directory,
+            out,
+            resume,
+            weights,
+            precision,
+            workers,
+            seed,
+            quiet,
+            warn or warn_in_python,
+            note or _silent,
+            display,
+            on_bad_image,
+            options,
+        )
 
 
 def _train(
-    recipe, model, data, overrides, directory, out, resume, weights, precision, workers, seed,
-    quiet, warn, note, display, on_bad_image, options: Options,
-) -> Run:  # fmt: skip
+    recipe,
+    model,
+    data,
+    overrides,
+    directory,
+    out,
+    resume,
+    weights,
+    precision,
+    workers,
+    seed,
+    quiet,
+    warn,
+    note,
+    display,
+    on_bad_image,
+    options: Options,
+) -> Run:
     """`train`, among the ranks."""
     device, ranks, max_steps = options.device, options.ranks, options.max_steps
     resume = _may_resume(resume, out, ranks)
@@ -196,10 +232,20 @@ def _train(
             help="`batch_size` in the recipe's `data` is over all of them",
         )
     prepared = prepare(
-        recipe, model, warn=warn, note=note, steps_per_epoch=steps_per_epoch, example=example,
-        classes=len(dataset.classes), data=dataset.name, weights=weights, precision=precision,
-        seed=seed, compare=True, class_counts=counted_classes(recipe, dataset),
-    )  # fmt: skip
+        recipe,
+        model,
+        warn=warn,
+        note=note,
+        steps_per_epoch=steps_per_epoch,
+        example=example,
+        classes=len(dataset.classes),
+        data=dataset.name,
+        weights=weights,
+        precision=precision,
+        seed=seed,
+        compare=True,
+        class_counts=counted_classes(recipe, dataset),
+    )
     plan = prepared.plan
     check_claims(plan)
     check_rate(plan)

@@ -147,17 +147,27 @@ def sensitivity(
         look(train, data)  # before torch is loaded
     from rich.console import Console
 
+    from dcil_dsl.extras.sensitivity.job import measure_sensitivity
     from dcil_dsl.extras.sensitivity.report import show_measured
     from dcil_dsl.plan.wording import page_of
-    from dcil_dsl.extras.sensitivity.job import measure_sensitivity
 
     with Console(stderr=True).status("measuring") as status:
         profile = measure_sensitivity(
-            source, model, train, overrides=overrides, directory=data, weights=weights,
-            device=device, workers=workers, num_batches=batches, part=part, **tried,
-            warn=lambda d: tell(d, concise), note=note,
+            source,
+            model,
+            train,
+            overrides=overrides,
+            directory=data,
+            weights=weights,
+            device=device,
+            workers=workers,
+            num_batches=batches,
+            part=part,
+            **tried,
+            warn=lambda d: tell(d, concise),
+            note=note,
             tell=lambda name: status.update(f"measuring {name}"),
-        )  # fmt: skip
+        )
     text = show_measured(profile, wanted[0], json, page_of(sys.stdout))
     if json is None:
         show(text)

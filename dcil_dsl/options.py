@@ -36,14 +36,17 @@ Concise = Annotated[bool, typer.Option("--concise", help="one line a diagnostic"
 Steps = Annotated[
     Optional[int],
     typer.Option(
-        "--steps-per-epoch", min=1, metavar="N",
+        "--steps-per-epoch",
+        min=1,
+        metavar="N",
         help="steps of the optimiser in an epoch, where the data that would tell are not at hand",
     ),
 ]
 DataDir = Annotated[
     Optional[Path],
     typer.Option(
-        "--data", metavar="DIR",
+        "--data",
+        metavar="DIR",
         help="where the data lie; else $DCIL_DATA/NAME, else ~/.cache/dcil/NAME",
     ),
 ]
@@ -69,9 +72,7 @@ Train = Annotated[
 ]
 RunOut = Annotated[
     Optional[Path],
-    typer.Option(
-        "--out", metavar="DIR", help="the run folder; else runs/RECIPE-DATE-N"
-    ),
+    typer.Option("--out", metavar="DIR", help="the run folder; else runs/RECIPE-DATE-N"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
 ResumeAnyway = Annotated[
@@ -83,7 +84,8 @@ ResumeAnyway = Annotated[
 OnBadImage = Annotated[
     str,
     typer.Option(
-        "--on-bad-image", metavar="WHAT",
+        "--on-bad-image",
+        metavar="WHAT",
         help="an image that cannot be read: stop, or skip it and take the next one in its place",
     ),
 ]
@@ -97,14 +99,17 @@ CheckpointActivations = Annotated[
 EvaluateEvery = Annotated[
     int,
     typer.Option(
-        "--evaluate-every", metavar="EPOCHS", min=1,
+        "--evaluate-every",
+        metavar="EPOCHS",
+        min=1,
         help="go through the held-out data every so many epochs, and at the end",
     ),
 ]
 OnNan = Annotated[
     str,
     typer.Option(
-        "--on-nan", metavar="WHAT",
+        "--on-nan",
+        metavar="WHAT",
         help="a loss that is not finite: stop, or rewind to the last good checkpoint and go on "
         "with half the rate, three times at most",
     ),
@@ -112,21 +117,21 @@ OnNan = Annotated[
 Weights = Annotated[
     Optional[str],
     typer.Option(
-        "--weights", metavar="FILE",
+        "--weights",
+        metavar="FILE",
         help="start from trained weights: a file, or torchvision's name (IMAGENET1K_V2)",
     ),
 ]
 Precision = Annotated[
     Optional[str],
-    typer.Option(
-        "--precision", metavar="TYPE", help="fp32, bf16 or fp16, instead of the recipe's"
-    ),
+    typer.Option("--precision", metavar="TYPE", help="fp32, bf16 or fp16, instead of the recipe's"),
 ]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
 CompileMode = Annotated[
     str,
     typer.Option(
-        "--compile-mode", metavar="MODE",
+        "--compile-mode",
+        metavar="MODE",
         help="with --compile: default, or reduce-overhead, which records the step as CUDA graphs "
         "and replays it, for networks so small that the host is slower than the GPU",
     ),

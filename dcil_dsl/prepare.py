@@ -300,20 +300,27 @@ def _compare_classes(
 
 
 def _as_built(
-    plan: Plan, name: str, options: dict, num_outputs: int | None, data: str | None,
-    precision: str | None, seed: int,
-) -> Plan:  # fmt: skip
+    plan: Plan,
+    name: str,
+    options: dict,
+    num_outputs: int | None,
+    data: str | None,
+    precision: str | None,
+    seed: int,
+) -> Plan:
     """The plan with what the command line decided, so that plan.json rebuilds what was trained."""
     overrides, train = dict(plan.recipe.overrides), {}
     if precision is not None and precision != plan.train.precision:
         overrides["train.precision"] = train["precision"] = precision
     if seed != plan.train.seed:
         overrides["train.seed"], train["seed"] = str(seed), seed
-    return plan.model_copy(update={
-        "recipe": plan.recipe.model_copy(update={"overrides": overrides}),
-        "model": plan.model.model_copy(
-            update={"name": name, "classes": num_outputs, "options": options}
-        ),
-        "data": plan.data.model_copy(update={"name": data or plan.data.name}),
-        "train": plan.train.model_copy(update=train),
-    })  # fmt: skip
+    return plan.model_copy(
+        update={
+            "recipe": plan.recipe.model_copy(update={"overrides": overrides}),
+            "model": plan.model.model_copy(
+                update={"name": name, "classes": num_outputs, "options": options}
+            ),
+            "data": plan.data.model_copy(update={"name": data or plan.data.name}),
+            "train": plan.train.model_copy(update=train),
+        }
+    )

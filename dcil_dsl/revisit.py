@@ -163,9 +163,12 @@ def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
 
 
 def export_run(
-    run: str | Path, format: str, out: str | Path | None = None, model: str | None = None,
+    run: str | Path,
+    format: str,
+    out: str | Path | None = None,
+    model: str | None = None,
     path: str | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the deployed network of a run; the file's path. It is proved before it is named."""
     folder = open_run(run)
     plan = folder.read_plan()
@@ -243,9 +246,7 @@ def verify_artefact(
             )
         return wanted[spec, data]
 
-    return [
-        (file, _verify_file(file, None if recipe is None else asked, model)) for file in files
-    ]
+    return [(file, _verify_file(file, None if recipe is None else asked, model)) for file in files]
 
 
 def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
@@ -324,9 +325,14 @@ def _verify_checkpoint(
 
 
 def _promises_of(
-    recipe: Recipe, steps_per_epoch: int | None, warn: Warn, note: Note, spec: str | None,
-    data: str | None, stored: Plan | None,
-) -> Wanted:  # fmt: skip
+    recipe: Recipe,
+    steps_per_epoch: int | None,
+    warn: Warn,
+    note: Note,
+    spec: str | None,
+    data: str | None,
+    stored: Plan | None,
+) -> Wanted:
     """What a recipe asks at its end, and the tensors that the model has."""
     if spec is None:
         raise InputError("the file does not name its model", help="name it with --model SPEC")
@@ -381,9 +387,11 @@ def _compare_run(
     fits = {
         name: mask
         for name, mask in masks.items()
-        if mask is not None and mask.dtype == torch.bool and name in read.tensors
+        if mask is not None
+        and mask.dtype == torch.bool
+        and name in read.tensors
         and mask.shape == read.tensors[name].shape
-    }  # fmt: skip
+    }
     return faults, fits
 
 

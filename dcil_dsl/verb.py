@@ -49,7 +49,7 @@ def overrides_of(sets: list[str] | None) -> dict[str, str]:
 
 
 def shares_of(option: str, text: str) -> tuple[float, ...]:
-    """"50%,90%" -> (0.5, 0.9), rising. InputError where it is no list of percentages."""
+    """ "50%,90%" -> (0.5, 0.9), rising. InputError where it is no list of percentages."""
     shares = []
     for part in text.split(","):
         number = part.strip().removesuffix("%")

@@ -25,9 +25,12 @@ from dcil_dsl.training.losses import total_loss
 
 
 def resolve(
-    recipe: Recipe, model: nn.Module, steps_per_epoch: int, example_inputs: object = None,
+    recipe: Recipe,
+    model: nn.Module,
+    steps_per_epoch: int,
+    example_inputs: object = None,
     class_counts: Sequence[int] | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """What the recipe means for this model, in steps. The model is not changed.
 
     steps_per_epoch  optimiser steps in an epoch, at least 1
@@ -71,9 +74,12 @@ def compile(plan: Plan, model: nn.Module, example_inputs: object = None) -> Dual
 
 
 def loss(
-    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int,
+    plan: Plan,
+    outputs: Mapping[str, object],
+    target: Tensor | None,
+    step: int,
     weights: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The recipe's loss terms at `step`, weighted and summed: a scalar to call backward on.
 
     outputs  {path: what the model returns} as the dual graph gives them, logits or more

@@ -190,10 +190,13 @@ def draw(graph: fx.Graph) -> str:
         f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6.5" '
         f'markerHeight="6.5" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{color}"/></marker>'
         for name, color in (
-            ("sparse", EDGE["sparse"]), ("dense", EDGE["dense"]), ("none", EDGE[None]),
-            ("weight", EDGE["weight"]), ("ink", INK),
+            ("sparse", EDGE["sparse"]),
+            ("dense", EDGE["dense"]),
+            ("none", EDGE[None]),
+            ("weight", EDGE["weight"]),
+            ("ink", INK),
         )
-    )  # fmt: skip
+    )
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="DejaVu Sans, Verdana, sans-serif">\n'
@@ -263,7 +266,9 @@ def _edge(place, drawn: nx.DiGraph, source: str, reader: str) -> str:
     if x0 == x1:
         line = f"M{x0} {y0 + 17} V{y1 - 19}"
     elif look == "weight":  # into split_weight, from above
-        line = f"M{x0} {y0 + 17} C{x0} {y0 + 40} {x1 - 30 * side} {y0 + 30} {x1 - 30 * side} {y1 - 19}"
+        line = (
+            f"M{x0} {y0 + 17} C{x0} {y0 + 40} {x1 - 30 * side} {y0 + 30} {x1 - 30 * side} {y1 - 19}"
+        )
     else:  # out of the shared layers: sideways, then down
         line = f"M{x0 + 58 * side} {y0} H{x1 - 16 * side} q{16 * side} 0 {16 * side} 16 V{y1 - 19}"
     return _line(line, look) + (_stop((x0 + x1) / 2, y0) if edge["back"] == "" else "")

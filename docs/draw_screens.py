@@ -30,9 +30,13 @@ BOX = "\u250c\u2502\u2514"  # what the lines of the table of results begin with
 def run(folder: Path, *words: str) -> str:
     """What `dcil` prints, both streams in their order."""
     return subprocess.run(
-        [sys.executable, "-m", "dcil_dsl", *words], cwd=folder, text=True, check=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ).stdout  # fmt: skip
+        [sys.executable, "-m", "dcil_dsl", *words],
+        cwd=folder,
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ).stdout
 
 
 def draw(file: str, title: str, screens: list[tuple[str, list[str]]]) -> None:
@@ -58,11 +62,18 @@ def main() -> None:
         epochs = [line for line in printed if line.startswith("epoch")]
         table = [line for line in printed if line and line[0] in BOX]
         proof = run(folder, "verify", "runs/small/sparse.safetensors").splitlines()
-        draw("run.svg", "dcil", [
-            ("dcil-compile small.prune --model net.py:small_net --train digits --out runs/small",
-             [*epochs[:2], "...", *epochs[-2:], *table]),
-            ("dcil verify runs/small/sparse.safetensors", proof[1:]),
-        ])  # fmt: skip
+        draw(
+            "run.svg",
+            "dcil",
+            [
+                (
+                    "dcil-compile small.prune --model net.py:small_net --train digits "
+                    "--out runs/small",
+                    [*epochs[:2], "...", *epochs[-2:], *table],
+                ),
+                ("dcil verify runs/small/sparse.safetensors", proof[1:]),
+            ],
+        )
         steps = ["--steps-per-epoch", "12"]
         recipe = (folder / "small.prune").read_text(encoding="utf-8")
         named = recipe.replace(
@@ -70,10 +81,16 @@ def main() -> None:
         )
         (folder / "small.prune").write_text(named, encoding="utf-8")
         plan = run(folder, "plan", "small.prune", *MODEL, *steps).splitlines()
-        draw("plan.svg", "dcil plan", [
-            ("dcil plan small.prune --model net.py:small_net --steps-per-epoch 12",
-             plan[: next(i for i, line in enumerate(plan) if line.startswith("private"))]),
-        ])  # fmt: skip
+        draw(
+            "plan.svg",
+            "dcil plan",
+            [
+                (
+                    "dcil plan small.prune --model net.py:small_net --steps-per-epoch 12",
+                    plan[: next(i for i, line in enumerate(plan) if line.startswith("private"))],
+                ),
+            ],
+        )
 
 
 if __name__ == "__main__":

@@ -149,10 +149,16 @@ def _type(field) -> str:
     if marks & {"path", "layers"}:
         return "a path" if "path" in marks else "a name of layers"
     for name, words in (
-        ("Percent", "a percentage"), ("Range", "a range of times"), ("Time", "a time"),
-        ("bool", "`true` or `false`"), ("int", "an integer"), ("float", "a number"),
-        ("str", "a string"), ("Granularity|Single", "a granularity"), ("Balanced", "class weights"),
-    ):  # fmt: skip
+        ("Percent", "a percentage"),
+        ("Range", "a range of times"),
+        ("Time", "a time"),
+        ("bool", "`true` or `false`"),
+        ("int", "an integer"),
+        ("float", "a number"),
+        ("str", "a string"),
+        ("Granularity|Single", "a granularity"),
+        ("Balanced", "class weights"),
+    ):
         if re.search(rf"\b({name})\b", text):
             many = "tuple" in text or "list" in text
             return f"a list: {words}" if many else words

@@ -15,8 +15,14 @@ from dcil_dsl.words.augment import (
 WORDS = {
     word.called: word
     for word in (
-        PadCrop(pixels=4), Flip(p=0.5), RandomResizedCrop(size=24), RandAugment(n=2, m=9),
-        TrivialAugment(), Erase(p=0.5), MixUp(alpha=0.2), CutMix(alpha=1.0),
+        PadCrop(pixels=4),
+        Flip(p=0.5),
+        RandomResizedCrop(size=24),
+        RandAugment(n=2, m=9),
+        TrivialAugment(),
+        Erase(p=0.5),
+        MixUp(alpha=0.2),
+        CutMix(alpha=1.0),
         ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     )
-}  # fmt: skip
+}

@@ -107,9 +107,7 @@ def _moved(module: nn.Module, change, recurse: bool = True) -> nn.Module:
     for name, parameter in module._parameters.items():
         if parameter is not None:
             with torch.no_grad():
-                module._parameters[name] = nn.Parameter(
-                    change(parameter), parameter.requires_grad
-                )
+                module._parameters[name] = nn.Parameter(change(parameter), parameter.requires_grad)
     for name, buffer in module._buffers.items():
         if buffer is not None:
             module._buffers[name] = change(buffer)

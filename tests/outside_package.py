@@ -64,16 +64,25 @@ class Unfinished(Integrator):
         return 2
 """
 DECLARED = {
-    "bounded": "my_words:Bounded", "signed": "my_words:Signed", "squared_slope": "my_words:Fisher",
-    "distance": "my_words:Mse", "rounded": "my_words:Rounded", "cubes": "my_words:Cubes",
+    "bounded": "my_words:Bounded",
+    "signed": "my_words:Signed",
+    "squared_slope": "my_words:Fisher",
+    "distance": "my_words:Mse",
+    "rounded": "my_words:Rounded",
+    "cubes": "my_words:Cubes",
     "midpoint": "my_words:Midpoint",
-}  # fmt: skip
+}
 
 
 def install(
-    folder, monkeypatch, name="my-words", version="1.2", module="my_words", text=WORDS,
+    folder,
+    monkeypatch,
+    name="my-words",
+    version="1.2",
+    module="my_words",
+    text=WORDS,
     declared=None,
-):  # fmt: skip
+):
     """The package, importable; a version that was there before is gone."""
     root = folder / name
     root.mkdir(exist_ok=True)

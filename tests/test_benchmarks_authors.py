@@ -45,10 +45,13 @@ def test_the_authors_last_epochs_are_those_of_their_logs(plan):
 @pytest.mark.parametrize(
     "change",
     [
-        {"recipe": {"name": "mine"}}, {"recipe": {"reference": None}}, {"data": {"name": "digits"}},
-        {"model": {"name": "dcil:resnet20"}}, {"train": {"num_epochs": 299}},
+        {"recipe": {"name": "mine"}},
+        {"recipe": {"reference": None}},
+        {"data": {"name": "digits"}},
+        {"model": {"name": "dcil:resnet20"}},
+        {"train": {"num_epochs": 299}},
     ],
-)  # fmt: skip
+)
 def test_another_experiment_has_no_curve(plan, change):
     ((part, fields),) = change.items()
     other = plan.model_copy(update={part: getattr(plan, part).model_copy(update=fields)})
@@ -64,8 +67,9 @@ def test_another_target_has_no_curve(plan):
 def test_a_run_is_compared_at_its_own_epochs(plan):
     found = compare(plan, lines_of({1: 0.4, 2: 0.6}))
     assert [(c.epoch, c.top1, c.mean, c.deviation) for c in found] == [
-        (1, 0.4, 0.4906, 0.0291), (2, 0.6, 0.6286, 0.0139),
-    ]  # fmt: skip
+        (1, 0.4, 0.4906, 0.0291),
+        (2, 0.6, 0.6286, 0.0139),
+    ]
 
 
 def test_both_curves_are_drawn_with_the_numbers_below(plan):

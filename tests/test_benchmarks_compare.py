@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import compare  # noqa: E402
+import compare
 
 
 def test_dense_training_runs_once_and_a_pattern_has_a_target_of_its_own():
@@ -22,24 +22,51 @@ def test_dense_training_runs_once_and_a_pattern_has_a_target_of_its_own():
 
 def test_methods_of_two_paths_have_half_the_epochs_at_the_same_cost():
     asked = compare.parser().parse_args(
-        ["--methods", "gmp,dcil", "--targets", "95", "--seeds", "0", "--passes", "24",
-         "--out", "x.csv"]
-    )  # fmt: skip
+        [
+            "--methods",
+            "gmp,dcil",
+            "--targets",
+            "95",
+            "--seeds",
+            "0",
+            "--passes",
+            "24",
+            "--out",
+            "x.csv",
+        ]
+    )
     cells = [(cell.method, cell.epochs, cell.passes) for cell in compare.grid(asked)]
     assert cells == [("gmp", 24, 24.0), ("dcil", 12, 24.0)]
 
 
 def test_a_run_begins_with_the_weights_of_another_that_had_none_of_its_rate():
     asked = compare.parser().parse_args(
-        ["--methods", "gmp", "--targets", "95", "--seeds", "2", "--epochs", "6", "--start",
-         "dense:12", "--set", "data.batch_size=64", "--set", "train.ema=0.9", "--out", "x.csv"]
-    )  # fmt: skip
+        [
+            "--methods",
+            "gmp",
+            "--targets",
+            "95",
+            "--seeds",
+            "2",
+            "--epochs",
+            "6",
+            "--start",
+            "dense:12",
+            "--set",
+            "data.batch_size=64",
+            "--set",
+            "train.ema=0.9",
+            "--out",
+            "x.csv",
+        ]
+    )
     (cell,) = compare.grid(asked)
     start = compare.start_of(asked, cell)
     assert (start.method, start.epochs, start.seed) == ("dense", 12, 2)
     assert (cell.overrides, start.overrides) == (
-        "data.batch_size=64; train.ema=0.9", "data.batch_size=64",
-    )  # fmt: skip
+        "data.batch_size=64; train.ema=0.9",
+        "data.batch_size=64",
+    )
     assert compare.start_of(asked, start) is None
 
 
@@ -81,9 +108,24 @@ def test_each_figure_says_what_it_shows_and_of_which_runs(tmp_path, monkeypatch)
 
 def test_a_start_comes_first_and_rounds_of_clients_have_their_rows(tmp_path):
     table = tmp_path / "table.csv"
-    common = ["--data", "digits", "--image-size", "8", "--examples", "150", "--targets", "80",
-              "--seeds", "0", "--out", str(table), "--runs", str(tmp_path / "runs"),
-              "--set", "data.batch_size=32"]  # fmt: skip
+    common = [
+        "--data",
+        "digits",
+        "--image-size",
+        "8",
+        "--examples",
+        "150",
+        "--targets",
+        "80",
+        "--seeds",
+        "0",
+        "--out",
+        str(table),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--set",
+        "data.batch_size=32",
+    ]
     started = ["--methods", "gmp", "--start", "dense:1", "--epochs", "1"]
     rounds = ["--methods", "feddip_rounds", "--clients", "2", "--epochs", "2", "--set", "ramp=1ep"]
     assert compare.main([*common, *started, "--set", "train.ema=0.5"]) == 0

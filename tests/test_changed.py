@@ -19,8 +19,23 @@ from dcil_dsl.data import Dataset
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.job import train
 
-JOB = ["compile", "tiny.prune", "--model", "./net.py:Net", "--train", "imagefolder", "--data",
-       "images", "--out", "run", "--device", "cpu", "--workers", "0", "--quiet"]  # fmt: skip
+JOB = [
+    "compile",
+    "tiny.prune",
+    "--model",
+    "./net.py:Net",
+    "--train",
+    "imagefolder",
+    "--data",
+    "images",
+    "--out",
+    "run",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--quiet",
+]
 SMALL = RECIPE.replace("batch_size = 64", "batch_size = 8").replace("data synthetic", "data x")
 
 
@@ -166,8 +181,16 @@ def test_data_of_which_nothing_can_be_read_end_the_run_although_images_are_skipp
         file.write_bytes(b"no image")
     recipe = dcil.load(folder / "tiny.prune")
     with pytest.raises(InputError, match="in a row cannot be read"):
-        train(recipe, f"{folder}/net.py:Net", "imagefolder", directory=folder / "images",
-              out=folder / "other", device="cpu", workers=0, on_bad_image="skip")  # fmt: skip
+        train(
+            recipe,
+            f"{folder}/net.py:Net",
+            "imagefolder",
+            directory=folder / "images",
+            out=folder / "other",
+            device="cpu",
+            workers=0,
+            on_bad_image="skip",
+        )
 
 
 class Deadly:
@@ -206,5 +229,11 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_and_resumes_as_if_it_had
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                         nn.Flatten(), nn.Linear(8, 10))  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )

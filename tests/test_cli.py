@@ -96,9 +96,7 @@ def test_check_takes_the_length_of_an_epoch_that_it_asks_for(dcil, here):
     (here / "tiny.prune").write_text(text)
     status, _, err = dcil("check", "tiny.prune", "--model", "net.py:net")
     assert "--steps-per-epoch" in err and status == 1 and "E305" in err
-    status, _, err = dcil(
-        "check", "tiny.prune", "--model", "net.py:net", "--steps-per-epoch", "7"
-    )
+    status, _, err = dcil("check", "tiny.prune", "--model", "net.py:net", "--steps-per-epoch", "7")
     assert (status, err) == (0, "")
     assert dcil("check", "tiny.prune", "--steps-per-epoch", "7")[0] == 2  # it would mean nothing
 
@@ -159,8 +157,16 @@ def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):
         ("compile", "tiny.prune", "--model", "net.py:net", "--train", "synthetic", "--resume"),
         ("compile", "tiny.prune", "--model", "net.py:net", "--train", "sinthetic"),
         ("compile", "tiny.prune", "--model", "net.py:net", "--train", "digits", "--device", "tpu"),
-        ("compile", "tiny.prune", "--model", "net.py:net", "--train", "digits", "--device",
-         "cuda:99"),
+        (
+            "compile",
+            "tiny.prune",
+            "--model",
+            "net.py:net",
+            "--train",
+            "digits",
+            "--device",
+            "cuda:99",
+        ),
         ("check", "tiny.prune", "--set", "target"),
         ("check", "tiny.prune", "--set", "target=1%", "--set", "target=2%"),
         ("eval", "nowhere"),
@@ -172,7 +178,7 @@ def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):
         ("explain", "E999"),
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_wrong_command_is_status_2_without_a_traceback(dcil, here, arguments):
     before = sorted(here.rglob("*"))
     status, out, err = dcil(*arguments)
@@ -231,8 +237,9 @@ def test_an_epoch_of_unknown_length_is_told_and_can_be_given(dcil, here):
 def test_precision_and_seed_of_the_command_line_stand_in_the_plan(dcil, monkeypatch):
     seen = []
     monkeypatch.setattr("dcil_dsl.plan.show.show_plan", lambda plan, page: seen.append(plan) or "")
-    status, _, _ = dcil("compile", "tiny.prune", "--model", "net.py:net", "--precision", "bf16",
-                        "--seed", "5")  # fmt: skip
+    status, _, _ = dcil(
+        "compile", "tiny.prune", "--model", "net.py:net", "--precision", "bf16", "--seed", "5"
+    )
     (plan,) = seen
     assert status == 0 and plan.train.precision == "bf16" and plan.train.seed == 5
     assert plan.recipe.overrides == {"train.precision": "bf16", "train.seed": "5"}
@@ -262,9 +269,7 @@ def test_graph_prints_the_code_for_training_and_for_evaluation(dcil):
 
 def test_fmt_puts_a_file_in_canonical_form_once(dcil, here):
     (here / "tiny.prune").write_text(RECIPE.replace("  path sparse", "        path   sparse"))
-    assert dcil("fmt", "tiny.prune", "--check") == (
-        1, "tiny.prune: is not in canonical form\n", ""
-    )  # fmt: skip
+    assert dcil("fmt", "tiny.prune", "--check") == (1, "tiny.prune: is not in canonical form\n", "")
     assert "        path   sparse" in (here / "tiny.prune").read_text()
     assert dcil("fmt", "tiny.prune")[0] == 0
     assert "        path   sparse" not in (here / "tiny.prune").read_text()
@@ -335,11 +340,14 @@ def test_what_we_did_not_foresee_is_status_70_and_called_our_bug(dcil, monkeypat
     assert "Traceback" in err and "this is a bug in dcil_dsl" in err
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError("no more"),
-    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
-    RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no more"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+)
 def test_too_little_memory_is_the_machines_and_no_bug(dcil, monkeypatch, error):
     def fail(*_, **__):
         raise error

@@ -28,8 +28,15 @@ def run(folder, tmp_path):
 
 
 def test_the_run_folder_holds_every_file_of_the_contract(folder):
-    for name in ("recipe.prune", "resolved.prune", "plan.json", "metrics.jsonl", "checkpoint",
-                 "sparse.safetensors", "report.json"):  # fmt: skip
+    for name in (
+        "recipe.prune",
+        "resolved.prune",
+        "plan.json",
+        "metrics.jsonl",
+        "checkpoint",
+        "sparse.safetensors",
+        "report.json",
+    ):
         assert (folder / "run" / name).exists(), name
     assert (folder / "run" / "recipe.prune").read_text() == RECIPE
     assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 2
@@ -88,8 +95,20 @@ def test_export_names_the_formats_where_one_is_unknown(folder, capsys):
 
 def test_the_dense_path_can_be_exported_and_promises_no_zeros(folder, tmp_path):
     file = tmp_path / "dense.safetensors"
-    assert call("export", folder / "run", "--to", "safetensors", "--path", "dense",
-                "--out", file, *own(folder)) == 0  # fmt: skip
+    assert (
+        call(
+            "export",
+            folder / "run",
+            "--to",
+            "safetensors",
+            "--path",
+            "dense",
+            "--out",
+            file,
+            *own(folder),
+        )
+        == 0
+    )
     artefact = read_artefact(file)
     assert artefact.origin.promises == () and artefact.origin.path == "dense"
     assert bool((artefact.tensors["3.weight"] != 0).all())
@@ -112,8 +131,9 @@ def test_a_run_cut_short_and_resumed_ends_as_the_straight_one(folder, tmp_path):
     assert call(*job(folder), *out, "--max-steps", "5") == 0
     assert json.loads((tmp_path / "cut" / "report.json").read_text())["complete"] is False
     assert call(*job(folder), *out, "--resume") == 0
-    straight, cut = (load_file(where / "sparse.safetensors") for where in
-                     (folder / "run", tmp_path / "cut"))  # fmt: skip
+    straight, cut = (
+        load_file(where / "sparse.safetensors") for where in (folder / "run", tmp_path / "cut")
+    )
     assert all(torch.equal(straight[name], cut[name]) for name in straight)
 
 
@@ -141,8 +161,16 @@ def test_a_claim_that_does_not_hold_is_status_1_after_everything_is_written(
 ):
     where = tmp_path / "claims.prune"
     where.write_text(RECIPE.replace("sparsity >= 89%", "top1 >= 100%  sparsity >= 90%"))
-    arguments = ["compile", where, "--model", f"{folder}/net.py:Net", "--train", "synthetic",
-                 "--out", tmp_path / "run"]  # fmt: skip
+    arguments = [
+        "compile",
+        where,
+        "--model",
+        f"{folder}/net.py:Net",
+        "--train",
+        "synthetic",
+        "--out",
+        tmp_path / "run",
+    ]
     assert call(*arguments) == 1
     assert "expect top1 >= 100%: measured" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.json").exists()
@@ -169,8 +197,19 @@ def test_the_help_for_classes_can_be_typed_where_the_recipe_has_no_model_block(f
 
 
 def test_fewer_classes_in_the_data_than_outputs_is_a_loud_warning(folder, tmp_path, capsys):
-    assert call(*job(folder), "--set", "model.classes=12", "--out", tmp_path / "run",
-                "--max-steps", "1", "--quiet") == 0  # fmt: skip
+    assert (
+        call(
+            *job(folder),
+            "--set",
+            "model.classes=12",
+            "--out",
+            tmp_path / "run",
+            "--max-steps",
+            "1",
+            "--quiet",
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert out == "" or "expect" in out
     assert "WARNING: the model has 12 outputs and synthetic only 10 classes" in err
@@ -199,16 +238,22 @@ def test_weights_are_where_training_starts(folder, tmp_path):
     start = ["--weights", folder / "run" / "sparse.safetensors", "--out", tmp_path / "run"]
     rate = ["--set", "train.optimizer=sgd(lr=1e-9)", "--max-steps", "1", "--quiet"]
     assert call(*job(folder), *start, *rate) == 0
-    one, other = (load_file(where / "sparse.safetensors") for where in
-                  (folder / "run", tmp_path / "run"))  # fmt: skip
+    one, other = (
+        load_file(where / "sparse.safetensors") for where in (folder / "run", tmp_path / "run")
+    )
     assert torch.allclose(one["3.weight"], other["3.weight"], atol=1e-6)
 
 
 def test_the_tables_of_a_run_say_asked_and_measured(folder, tmp_path, capsys):
     assert call(*job(folder), "--out", tmp_path / "run", "--max-steps", "2") == 0
     out = capsys.readouterr().out
-    for words in ("sparsity asked", "sparsity measured", "training cost", "not judged",
-                  "sparse.safetensors"):  # fmt: skip
+    for words in (
+        "sparsity asked",
+        "sparsity measured",
+        "training cost",
+        "not judged",
+        "sparse.safetensors",
+    ):
         assert words in out, words
 
 
@@ -216,8 +261,9 @@ def test_the_exported_resnet18_loads_into_an_untouched_torchvision_model(tmp_pat
     from torchvision.models import resnet18
 
     recipe = dcil.loads(RECIPE.replace("batch_size = 64", "batch_size = 8"))
-    run = dcil.train(recipe, "torchvision:resnet18", "synthetic", out=tmp_path / "run",
-                     max_steps=1, device="cpu")  # fmt: skip
+    run = dcil.train(
+        recipe, "torchvision:resnet18", "synthetic", out=tmp_path / "run", max_steps=1, device="cpu"
+    )
     model = resnet18(num_classes=10)
     model.load_state_dict(load_file(run.folder.weights), strict=True)
     assert call("eval", run.path, "--device", "cpu") == 1 or run.holds
@@ -295,12 +341,14 @@ def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, cap
 @pytest.mark.parametrize(
     "options, error",
     [
-        (["--device", "cpu", "--compile", "--compile-mode", "reduce-overhead"],
-         "only a CUDA device has graphs"),
+        (
+            ["--device", "cpu", "--compile", "--compile-mode", "reduce-overhead"],
+            "only a CUDA device has graphs",
+        ),
         (["--compile-mode", "reduce-overhead"], "add --compile"),
         (["--compile", "--compile-mode", "fast"], "default or reduce-overhead"),
     ],
-)  # fmt: skip
+)
 def test_a_compile_mode_that_cannot_be_had_is_refused_with_the_reason(
     folder, capsys, options, error
 ):

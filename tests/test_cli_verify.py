@@ -88,9 +88,7 @@ def test_a_pth_has_nothing_to_compare_with_but_a_recipe(folder, tmp_path, capsys
     assert call("verify", file, *asked, "--set", "target=95%") == 1
 
 
-def test_verify_takes_the_length_of_an_epoch_where_only_data_would_tell(
-    folder, tmp_path, capsys
-):
+def test_verify_takes_the_length_of_an_epoch_where_only_data_would_tell(folder, tmp_path, capsys):
     text = RECIPE.replace("synthetic", "imagefolder").replace("0ep..1ep", "0ep..3000 steps")
     (tmp_path / "long.prune").write_text(text)
     save_file(load_file(folder / "run" / "sparse.safetensors"), tmp_path / "plain.safetensors")
@@ -119,7 +117,13 @@ def test_what_there_is_to_say_of_a_recipe_is_said_once_for_both_files_of_a_run(f
 
 def test_a_full_file_of_trained_weights_does_not_hold_what_a_recipe_asks(folder, tmp_path, capsys):
     torch.save(net(folder).state_dict(), tmp_path / "dense.pth")
-    status = call("verify", tmp_path / "dense.pth", "--recipe", folder / "tiny.prune", "--model",
-                  f"{folder}/net.py:Net")  # fmt: skip
+    status = call(
+        "verify",
+        tmp_path / "dense.pth",
+        "--recipe",
+        folder / "tiny.prune",
+        "--model",
+        f"{folder}/net.py:Net",
+    )
     assert status == 1
     assert "4,536 revived or never pruned" in capsys.readouterr().out

@@ -107,9 +107,7 @@ def test_a_plan_of_what_cannot_be_is_refused(folder, place, new, fault, capsys):
         ("promises.0.cuts", [{"shape": [2], "units": [0]}] * 2, "does not have 432 weights"),
     ],
 )
-def test_a_header_whose_promise_contradicts_itself_is_refused(
-    folder, place, new, fault, capsys
-):
+def test_a_header_whose_promise_contradicts_itself_is_refused(folder, place, new, fault, capsys):
     file = folder / "run" / "sparse.safetensors"
     with safe_open(file, framework="pt") as opened:
         header = opened.metadata()
@@ -128,7 +126,7 @@ def test_a_header_whose_promise_contradicts_itself_is_refused(
         ("command.json", "[" * 100_000, "command.json cannot be read"),
         ("command.json", '{"weights": 5}', "command.json cannot be read: `weights` is no text"),
         ("metrics.jsonl", "{\n{}\n", "metrics.jsonl:1: not the line of an epoch"),
-        ("metrics.jsonl", '[1]\n', "metrics.jsonl:1: not the line of an epoch"),
+        ("metrics.jsonl", "[1]\n", "metrics.jsonl:1: not the line of an epoch"),
         ("metrics.jsonl", '{"epoch": 1}\n{"epoch": "x"}\n', "metrics.jsonl:2: not the line"),
     ],
 )
@@ -167,15 +165,27 @@ def directory(file: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [pipe, directory])
-@pytest.mark.parametrize("name", [
-    "command.json", "plan.json", "model.txt", "data.json", "metrics.jsonl", "resolved.prune",
-    "checkpoint/last.safetensors", "sparse.safetensors",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "command.json",
+        "plan.json",
+        "model.txt",
+        "data.json",
+        "metrics.jsonl",
+        "resolved.prune",
+        "checkpoint/last.safetensors",
+        "sparse.safetensors",
+    ],
+)
 def test_what_is_no_file_is_not_waited_for(made, folder, name, make, capsys):
     make(folder / "run" / name)
-    verbs = [["eval", folder / "run", *own(folder)], ["verify", folder / "run"],
-             ["export", folder / "run", "--to", "pth", *own(folder)],
-             [*job(made), "--out", folder / "run", "--resume", "--quiet"]]  # fmt: skip
+    verbs = [
+        ["eval", folder / "run", *own(folder)],
+        ["verify", folder / "run"],
+        ["export", folder / "run", "--to", "pth", *own(folder)],
+        [*job(made), "--out", folder / "run", "--resume", "--quiet"],
+    ]
     codes = [call(*verb) for verb in verbs]
     assert "Traceback" not in capsys.readouterr().err
     assert {*codes} <= {0, 1, 2}

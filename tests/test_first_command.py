@@ -14,9 +14,18 @@ from tiny_job import NET, RECIPE, call
 
 ROOT = Path(__file__).parent.parent
 FILES = {
-    "recipe.prune", "resolved.prune", "plan.json", "command.json", "model.txt", "data.json",
-    "metrics.jsonl", "tensorboard", "checkpoint", "sparse.safetensors", "report.json",
-}  # fmt: skip
+    "recipe.prune",
+    "resolved.prune",
+    "plan.json",
+    "command.json",
+    "model.txt",
+    "data.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoint",
+    "sparse.safetensors",
+    "report.json",
+}
 
 
 def test_without_options_a_run_lies_in_runs_under_recipe_date_and_number(tmp_path, monkeypatch):

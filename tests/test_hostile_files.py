@@ -147,13 +147,17 @@ def test_a_run_folder_cannot_ask_to_run_code(folder, mark, model, monkeypatch, c
     monkeypatch.chdir(folder)
     (folder / "evil.py").write_text(CODE.format(mark=str(mark)))
     if "options" in model:
-        model = model | {"options": {n: v.replace("mark", str(mark))
-                                     for n, v in model["options"].items()}}  # fmt: skip
+        model = model | {
+            "options": {n: v.replace("mark", str(mark)) for n, v in model["options"].items()}
+        }
     forged_plan(folder, **model)
     verbs = [
-        ["eval", "run"], ["export", "run", "--to", "pth"], ["export", "run", "--to", "compact"],
-        ["sensitivity", "run"], ["verify", "run", "--recipe", "tiny.prune"],
-    ]  # fmt: skip
+        ["eval", "run"],
+        ["export", "run", "--to", "pth"],
+        ["export", "run", "--to", "compact"],
+        ["sensitivity", "run"],
+        ["verify", "run", "--recipe", "tiny.prune"],
+    ]
     for verb in verbs:
         assert call(*verb) == 2, verb
         assert f"somebody's own code, {model['name']}, which a file" in capsys.readouterr().err
@@ -254,11 +258,20 @@ def test_a_recipe_gives_a_model_no_option_that_it_does_not_take(option):
 # -- links -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [
-    "metrics.jsonl", "report.json", "sparse.safetensors", "checkpoint/last.safetensors",
-    "checkpoint/previous.safetensors", "checkpoint/.last.safetensors.draft",
-    "checkpoint/.previous.safetensors.draft", ".metrics.jsonl.draft", ".report.json.draft",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "report.json",
+        "sparse.safetensors",
+        "checkpoint/last.safetensors",
+        "checkpoint/previous.safetensors",
+        "checkpoint/.last.safetensors.draft",
+        "checkpoint/.previous.safetensors.draft",
+        ".metrics.jsonl.draft",
+        ".report.json.draft",
+    ],
+)
 def test_what_a_link_in_a_run_folder_points_to_is_not_written_to(made, folder, tmp_path, name):
     """A run folder from elsewhere, continued here."""
     victim, link = tmp_path / "victim", folder / "run" / name

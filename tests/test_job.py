@@ -18,8 +18,10 @@ from dcil_dsl.revisit import evaluate_run
 from dcil_dsl.training import run as run_folder
 from dcil_dsl.training.hold import hold_run
 
-ONE_EPOCH = tiny_job.RECIPE.replace("2ep", "1ep").replace("0ep..1ep", "0ep..50% run").replace(
-    " from 1ep", ""
+ONE_EPOCH = (
+    tiny_job.RECIPE.replace("2ep", "1ep")
+    .replace("0ep..1ep", "0ep..50% run")
+    .replace(" from 1ep", "")
 )
 
 
@@ -195,8 +197,13 @@ def test_a_run_that_another_process_trains_is_not_given_another_recipe(tmp_path)
 
 def test_a_batch_of_one_example_that_a_norm_cannot_train_on_is_told(tmp_path):
     """Where one number is left of each channel."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8),
-                          nn.Flatten(), nn.Linear(8, 10))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
     recipe = dcil.loads(ONE_EPOCH.replace("batch_size = 64", "batch_size = 1"))
     with pytest.raises(InputError, match="one number of each channel") as error:
         train(recipe, model, "synthetic", out=tmp_path / "run", device="cpu", max_steps=1)

@@ -12,7 +12,7 @@ from tiny_job import NET, RECIPE
 import dcil_dsl as dcil
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
-from tiny_ranks import on_ranks, said  # noqa: E402
+from tiny_ranks import on_ranks, said
 
 
 @pytest.fixture
@@ -24,9 +24,13 @@ def folder(tmp_path):
 
 def job(folder, **more):
     return dcil.train(
-        folder / "tiny.prune", f"{folder}/net.py:Net", "synthetic", device="cpu",
-        out=folder / "run", **more,
-    )  # fmt: skip
+        folder / "tiny.prune",
+        f"{folder}/net.py:Net",
+        "synthetic",
+        device="cpu",
+        out=folder / "run",
+        **more,
+    )
 
 
 def test_the_first_rank_writes_proves_and_tells_and_the_others_know_where(folder):

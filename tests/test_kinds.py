@@ -15,8 +15,11 @@ from dcil_dsl.job import train
 from dcil_dsl.revisit import verify_artefact
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "kinds"
-SHORT = {"pruning.schedule": "once(at=1 steps)", "pruning.refresh": "1 steps",
-         "data.batch_size": "16"}  # fmt: skip
+SHORT = {
+    "pruning.schedule": "once(at=1 steps)",
+    "pruning.refresh": "1 steps",
+    "data.batch_size": "16",
+}
 
 
 @pytest.fixture

@@ -149,17 +149,23 @@ def dataset(**changes):
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (64,), generator=generator)
     values = dict(
-        name="mine", train=Tensors(images, labels), val=Tensors(images, labels),
-        classes=tuple(map(str, range(10))), mean=(0.5,) * 3, std=(0.5,) * 3,
-    )  # fmt: skip
+        name="mine",
+        train=Tensors(images, labels),
+        val=Tensors(images, labels),
+        classes=tuple(map(str, range(10))),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
     return values | changes
 
 
 def train(folder: Path, tmp_path: Path, **changes):
     return dcil.train(
-        folder / "tiny.prune", f"{folder}/net.py:Net", Dataset(**dataset(**changes)),
+        folder / "tiny.prune",
+        f"{folder}/net.py:Net",
+        Dataset(**dataset(**changes)),
         out=tmp_path / "run",
-    )  # fmt: skip
+    )
 
 
 def test_data_without_a_class_are_told_as_such(folder, tmp_path):

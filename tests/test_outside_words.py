@@ -82,8 +82,13 @@ def test_a_package_cannot_give_a_word_of_the_language(word, tmp_path, monkeypatc
 
 
 def test_two_packages_with_one_word_are_refused(package, tmp_path, monkeypatch):
-    install(tmp_path, monkeypatch, name="other", module="other_words",
-            declared={"bounded": "other_words:Bounded"})
+    install(
+        tmp_path,
+        monkeypatch,
+        name="other",
+        module="other_words",
+        declared={"bounded": "other_words:Bounded"},
+    )
     ((code, _, message, _),) = told(USES.replace('["my-words"]', '["my-words", "other"]'))
     assert code == "E242"
     assert message == "other and my-words both have a word `bounded`"
@@ -120,8 +125,9 @@ def test_a_word_in_the_wrong_place_and_a_wrong_setting_are_told(package):
         "`midpoint` is an integrator, not a score"
     )
     assert told(SCORED.replace("limit=0.05", "limits=0.05"))[0][::3] == (
-        "E212", "did you mean `limit`?",
-    )  # fmt: skip
+        "E212",
+        "did you mean `limit`?",
+    )
     assert told(SCORED.replace("limit=0.05", "limit=5%"))[0][2] == (
         "`limit` of `bounded` is a number, not a percentage"
     )
@@ -163,8 +169,21 @@ def run(package, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.prune").write_text(SCORED)
     (tmp_path / "net.py").write_text(NET)
-    job = ["compile", "tiny.prune", "--model", "net.py:Net", "--train", "synthetic", "--device",
-           "cpu", "--workers", "0", "--out", "run", "--quiet"]
+    job = [
+        "compile",
+        "tiny.prune",
+        "--model",
+        "net.py:Net",
+        "--train",
+        "synthetic",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--out",
+        "run",
+        "--quiet",
+    ]
     assert call(*job, "--max-steps", "2") == 0
     return job
 
@@ -172,9 +191,11 @@ def run(package, tmp_path, monkeypatch):
 def test_a_plan_names_the_package_and_its_version(run, tmp_path):
     plan = dcil.Plan.from_json((tmp_path / "run" / "plan.json").read_text())
     assert to_record(plan.groups[0].score) == {
-        "word": "bounded", "package": "my-words", "version": "1.2",
+        "word": "bounded",
+        "package": "my-words",
+        "version": "1.2",
         "settings": {"average": None, "limit": 0.05},
-    }  # fmt: skip
+    }
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["versions"]["my-words"] == "1.2"
 
@@ -229,8 +250,15 @@ def test_the_page_about_a_package_tells_the_truth(tmp_path, monkeypatch):
     (code,), (project,), (recipe,) = blocks("python"), blocks("toml"), blocks("prune")
     assert len(code.split("class ")[1].splitlines()) + len(project.splitlines()) <= 20
     project = tomllib.loads(project)["project"]
-    install(tmp_path, monkeypatch, name=project["name"], version=project["version"],
-            module="my_scores", text=code, declared=project["entry-points"]["dcil.words"])
+    install(
+        tmp_path,
+        monkeypatch,
+        name=project["name"],
+        version=project["version"],
+        module="my_scores",
+        text=code,
+        declared=project["entry-points"]["dcil.words"],
+    )
     recipe = recipe.replace("Conv2d, Linear", "Linear").replace("0.05", "0.3")
     plan, weight, mask = bounded_masks(dcil.loads(recipe))
     assert mask.sum() == 10
@@ -273,8 +301,18 @@ def test_a_class_in_the_folder_of_words_is_all_that_a_new_word_takes(own_word, t
     assert call("check", tmp_path / "tiny.prune") == 0
     own = [str(tmp_path / "tiny.prune"), "--model", f"{tmp_path}/net.py:Net"]
     assert call("plan", *own) == 0
-    run = [*own, "--train", "synthetic", "--device", "cpu", "--workers", "0", "--quiet", "--out",
-           tmp_path / "run"]
+    run = [
+        *own,
+        "--train",
+        "synthetic",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--quiet",
+        "--out",
+        tmp_path / "run",
+    ]
     assert call("compile", *run, "--max-steps", "2") == 0
     assert call("compile", *run, "--resume", "--max-steps", "3") == 0
     plan = dcil.Plan.from_json((tmp_path / "run" / "plan.json").read_text())

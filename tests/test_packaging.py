@@ -24,9 +24,13 @@ IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 WITH_OTHERS = {"PIL", "numpy", "pydantic_core"}  # of torchvision, pydantic
 OPTIONAL = {"timm", "transformers", "flwr"}
 PAGES = [
-    "README.md", "CONTRIBUTING.md", "dcil_dsl/README.md", "recipes/README.md", "grammar/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "dcil_dsl/README.md",
+    "recipes/README.md",
+    "grammar/README.md",
     "docs/add_a_word.md",
-]  # fmt: skip
+]
 REFERENCE = "".join(
     page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "language").glob("*.md"))
 )
@@ -119,4 +123,3 @@ def test_the_reference_has_every_word_and_every_setting():
     shown = words | settings - SHOWN_UNNAMED
     missing = {x for x in shown if not re.search(rf"\b{x}\b", REFERENCE)}
     assert missing == set()
-

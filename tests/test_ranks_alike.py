@@ -19,7 +19,7 @@ from dcil_dsl.training.differences import value_differences
 from dcil_dsl.training.distributed import Ranks
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
-from tiny_ranks import on_ranks, said  # noqa: E402
+from tiny_ranks import on_ranks, said
 
 OTHER_NET = NET.replace("nn.ReLU()", "nn.GELU()")
 
@@ -36,9 +36,12 @@ def folder(tmp_path):
 
 def job(folder, recipe="tiny.prune", model="net.py", data="synthetic", **more):
     return dcil.train(
-        folder / recipe, f"{folder}/{model}:Net", data, device="cpu",
+        folder / recipe,
+        f"{folder}/{model}:Net",
+        data,
+        device="cpu",
         **({"out": folder / "run"} | more),
-    )  # fmt: skip
+    )
 
 
 def ended(folder, one, other, count=2):
@@ -137,5 +140,6 @@ def test_one_process_exchanges_nothing():
 def test_differences_have_the_name_of_every_level():
     one, other = {"a": {"b": [1, 2]}, "c": None}, {"a": {"b": [1, 3]}, "c": True}
     assert value_differences(one, other, "here", "there") == [
-        "a.b[1]: 2 here, 3 there", "c: none here, true there",
-    ]  # fmt: skip
+        "a.b[1]: 2 here, 3 there",
+        "c: none here, true there",
+    ]

@@ -27,10 +27,15 @@ def train(path, folder, **overrides):
     """The non-zero weights of each convolution in the exported file, and the run."""
     (folder / "net.py").write_text(NET)
     run = dcil.train(
-        str(path), f"{folder}/net.py:Net", "digits",
+        str(path),
+        f"{folder}/net.py:Net",
+        "digits",
         overrides={"train.epochs": "2ep"} | overrides,
-        out=folder / "run", device="cpu", workers=0, warn=lambda _: None,
-    )  # fmt: skip
+        out=folder / "run",
+        device="cpu",
+        workers=0,
+        warn=lambda _: None,
+    )
     tensors = load_file(run.folder.weights)
     assert not [name for name in tensors if name.endswith(("_mask", "_score"))]
     return {name: int((tensors[name] != 0).sum()) for name in SIZES}, run
@@ -56,9 +61,16 @@ def test_a_method_learns_and_its_file_has_the_zeros_it_promises(method, tmp_path
 
 def test_the_measured_recipe_prunes_the_model_that_was_measured(tmp_path):
     run = dcil.train(
-        str(MEASURED), "dcil:resnet20", "digits", overrides={"pruning.schedule": "constant()"},
-        out=tmp_path / "run", device="cpu", workers=0, max_steps=2, warn=lambda _: None,
-    )  # fmt: skip
+        str(MEASURED),
+        "dcil:resnet20",
+        "digits",
+        overrides={"pruning.schedule": "constant()"},
+        out=tmp_path / "run",
+        device="cpu",
+        workers=0,
+        max_steps=2,
+        warn=lambda _: None,
+    )
     tensors = load_file(run.folder.weights)
     (group,) = run.plan.groups
     kept = {name: int((tensors[name] != 0).sum()) for name in group.parameters}

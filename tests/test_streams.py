@@ -29,16 +29,27 @@ def shell(folder, line, **environment):
     alias = f'dcil() {{ "{sys.executable}" -m dcil_dsl "$@"; }}\n'
     more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
-        ["sh", "-c", alias + line], cwd=folder, env=os.environ | more, capture_output=True,
-        timeout=300, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        ["sh", "-c", alias + line],
+        cwd=folder,
+        env=os.environ | more,
+        capture_output=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
     return done.returncode, done.stderr.decode()
 
 
-@pytest.mark.parametrize("streams", [
-    ">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "streams",
+    [
+        ">&-",
+        ">&- 2>&-",
+        "<&- >&- 2>&-",
+        ">/dev/full",
+        ">/dev/full 2>/dev/full",
+    ],
+)
 def test_a_run_that_trained_ends_with_0_whatever_its_output_goes_to(folder, streams):
     assert shell(folder, f"dcil {JOB} {streams}")[0] == 0
     assert (folder / "run" / "report.json").is_file()
@@ -83,8 +94,9 @@ def test_a_verb_whose_work_is_its_status_or_a_file_keeps_it(folder):
 def test_a_folder_that_was_deleted_while_one_stands_in_it_is_told(folder):
     line = f'mkdir gone; cd gone; rmdir ../gone; dcil verify "{folder}"'
     assert shell(folder, line) == (
-        2, "error: the folder in which this was started is gone\n  start it in another one\n",
-    )  # fmt: skip
+        2,
+        "error: the folder in which this was started is gone\n  start it in another one\n",
+    )
 
 
 def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_status_130(folder):
@@ -93,10 +105,19 @@ def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_status_130(folder):
     if child == 0:
         os.chdir(folder)
         os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        os.execv(sys.executable, [
-            sys.executable, "-m", "dcil_dsl", *JOB.split(), "--max-steps", "100000", "--set",
-            "train.epochs=9999ep",
-        ])  # fmt: skip
+        os.execv(
+            sys.executable,
+            [
+                sys.executable,
+                "-m",
+                "dcil_dsl",
+                *JOB.split(),
+                "--max-steps",
+                "100000",
+                "--set",
+                "train.epochs=9999ep",
+            ],
+        )
     shown = b""
     while not (folder / "run" / "checkpoint" / "last.safetensors").exists():
         shown += os.read(terminal, 4096)  # fails where the process has ended

@@ -40,14 +40,32 @@ atexit.register(lambda: pathlib.Path("ended" + os.environ["RANK"]).touch())
 
 def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     program = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        *arguments, "-m", "dcil_dsl", "compile", "tiny.prune", "--model", "net.py:Net", "--train",
-        "synthetic", "--device", "cpu", "--out", "run", "--shard",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        *arguments,
+        "-m",
+        "dcil_dsl",
+        "compile",
+        "tiny.prune",
+        "--model",
+        "net.py:Net",
+        "--train",
+        "synthetic",
+        "--device",
+        "cpu",
+        "--out",
+        "run",
+        "--shard",
+    ]
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
         "DIES_AFTER": str(folder / "run" / "checkpoint" / "parts-000000008"),
-    }  # fmt: skip
+    }
     return subprocess.run(
         program, cwd=folder, env=environment, capture_output=True, text=True, timeout=400
     )

@@ -201,20 +201,21 @@ CHECKPOINTS = {
     "a float mask": (lambda t: t.update({MASK: t[MASK].float()}), "0.weight_mask", "is float32"),
     "no mask": (lambda t: t.pop(MASK), "0.weight_mask", "0.weight has no mask"),
     "another shape": (
-        lambda t: t.update({MASK: t[MASK].reshape(16, 27)}), "0.weight_mask", "16 x 27",
+        lambda t: t.update({MASK: t[MASK].reshape(16, 27)}),
+        "0.weight_mask",
+        "16 x 27",
     ),
     "no weight": (lambda t: t.pop("model/0.weight"), "lacks `0.weight`", "0.weight is missing"),
     "a reshaped weight": (
         lambda t: t.update({"model/0.weight": t["model/0.weight"].reshape(16, 27)}),
-        "`0.weight` has shape (16, 27)", "0.weight has the shape 16 x 27, the plan",
+        "`0.weight` has shape (16, 27)",
+        "0.weight has the shape 16 x 27, the plan",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHECKPOINTS)
-def test_a_checkpoint_with_a_right_digest_that_does_not_fit_is_no_traceback(
-    folder, change, capsys
-):
+def test_a_checkpoint_with_a_right_digest_that_does_not_fit_is_no_traceback(folder, change, capsys):
     act, refused, fault = CHECKPOINTS[change]
     forge_checkpoint(folder / "run" / "checkpoint" / "last.safetensors", act)
     assert call("verify", folder / "run" / "checkpoint" / "last.safetensors") == 1

@@ -73,8 +73,16 @@ def two_classes():
 
 
 def job(folder, model="net.py:Net"):
-    return ["compile", str(folder / "tiny.prune"), "--model", f"{folder}/{model}", "--train",
-            "synthetic", "--device", "cpu"]  # fmt: skip
+    return [
+        "compile",
+        str(folder / "tiny.prune"),
+        "--model",
+        f"{folder}/{model}",
+        "--train",
+        "synthetic",
+        "--device",
+        "cpu",
+    ]
 
 
 def own(folder, model="net.py:Net"):

@@ -74,9 +74,7 @@ PASSES = (
 )
 
 
-def compile_plan(
-    plan: Plan, model: nn.Module | Traced, example_inputs: object = None
-) -> Dual:
+def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object = None) -> Dual:
     """The dual graph of a model. The model given is not changed.
 
     model           an nn.Module, or its Traced, which the Dual then takes over

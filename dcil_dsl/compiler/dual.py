@@ -106,9 +106,7 @@ class Dual(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo) -> Dual:
-        copied = Dual(
-            copy_module(self.original, memo), self.graphs, self.plan, self.arguments
-        )
+        copied = Dual(copy_module(self.original, memo), self.graphs, self.plan, self.arguments)
         return copied._in_phase(self.phase)
 
     def __reduce__(self):

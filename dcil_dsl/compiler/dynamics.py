@@ -73,11 +73,8 @@ def soft_of(module: nn.Module, parameter: str, plan: Plan) -> Soft | None:
 
 
 @torch.no_grad()
-def grown_masks(
-    dual: nn.Module, group: Group, scores: list[Tensor], step: int
-) -> list[Tensor]:
-    """The masks of a group that drops and grows; the first ones, at step 0, are drawn by chance.
-    """
+def grown_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int) -> list[Tensor]:
+    """The masks of a group that drops and grows; the first ones, at step 0, are drawn by chance."""
     if step == 0:
         return make_masks(group, draw_scores(dual, group, 0), 0, parts=dual.parts)
     regrow, keeps = group.regrow, keeps_at(group, step)

@@ -23,8 +23,8 @@ from dcil_dsl.plan.plan import Plan
 def leave_out_pruned(graph: fx.Graph, plan: Plan, training: bool) -> fx.Graph:
     """Hand such layers their masks, in place.
 
-        apply_layer(conv, {weight: w_sparse}, x)  ==>  apply_kept(conv, {...}, w_mask, 0, x)
-        apply_layer(fc, {weight: w_sparse}, x)    ==>  apply_pattern(fc, {...}, w_mask, x)
+    apply_layer(conv, {weight: w_sparse}, x)  ==>  apply_kept(conv, {...}, w_mask, 0, x)
+    apply_layer(fc, {weight: w_sparse}, x)    ==>  apply_pattern(fc, {...}, w_mask, x)
     """
     paths = {path.name for path in plan.paths if path.compute == "kept"}
     if not paths or not training:

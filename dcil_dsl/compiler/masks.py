@@ -32,9 +32,12 @@ from dcil_dsl.words.granularity import Pattern, Single
 
 
 def make_masks(
-    group: Group, scores: Sequence[Tensor], step: int, keeps: tuple[int, ...] | None = None,
+    group: Group,
+    scores: Sequence[Tensor],
+    step: int,
+    keeps: tuple[int, ...] | None = None,
     parts: Parts | None = None,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """What stays of each of group.parameters; `scores` are in their order and shapes.
 
     keeps   how much, as keeps_at has it at `step` where it is not given; what is given is more
@@ -94,9 +97,7 @@ def _rescaled(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> li
     return [own.own(rescaled(own.whole(s))) for own, s in zip(rows, scores, strict=True)]
 
 
-def _unit_scores(
-    group: Group, scores: Sequence[Tensor], parts: Parts | None
-) -> list[Tensor]:
+def _unit_scores(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
     """The mean score of each unit of each member, on every process alike: one exchange in all."""
     cuts = members(group, group.cuts)
     if parts is None:
@@ -121,9 +122,12 @@ def are_halved(group: Group, step: int) -> tuple[bool, ...]:
 
 
 def _keep(
-    group: Group, scores: list[Tensor], keeps: tuple[int, ...], step: int,
+    group: Group,
+    scores: list[Tensor],
+    keeps: tuple[int, ...],
+    step: int,
     across: Across | None = None,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """Which entries stay, scores and masks a member each."""
     if group.score.signed:
         scores = [without_sign(score) for score in scores]

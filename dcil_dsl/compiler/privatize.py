@@ -18,7 +18,7 @@ from dcil_dsl.plan.plan import Plan
 
 
 def twin_name(module: str, path: str) -> str:
-    """"layer1.0.bn1" on path "dense" is "layer1.0.bn1__dense"."""
+    """ "layer1.0.bn1" on path "dense" is "layer1.0.bn1__dense"."""
     return f"{module}__{path}"
 
 

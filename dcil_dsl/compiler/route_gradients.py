@@ -74,17 +74,15 @@ def route_gradients(
     results = dict(output.args[0])
     for path, structure in results.items():
         views = seen_by.pop(path, {})
-        results[path] = fx.map_arg(structure, lambda n: views.get(n, n))  # noqa: B023
+        results[path] = fx.map_arg(structure, lambda n: views.get(n, n))
     output.args = (results,)
     for user, views in seen_by.items():  # all at once: a module that stays whole reads thousands
-        user.args = fx.map_arg(user.args, lambda n: views.get(n, n))  # noqa: B023
-        user.kwargs = fx.map_arg(user.kwargs, lambda n: views.get(n, n))  # noqa: B023
+        user.args = fx.map_arg(user.args, lambda n: views.get(n, n))
+        user.kwargs = fx.map_arg(user.kwargs, lambda n: views.get(n, n))
     return graph
 
 
-def _split(
-    graph, node, paths, views, shares, group: Group, training: bool
-) -> dict[str, fx.Node]:
+def _split(graph, node, paths, views, shares, group: Group, training: bool) -> dict[str, fx.Node]:
     """One split_weight, and one node for each path's view."""
     last = node
 

@@ -84,9 +84,7 @@ def begin_scores(dual: nn.Module, phase: Phase, loss_scale: Tensor | None) -> No
             if path is not None:
                 total.mul_(decay)
             else:
-                now = score_weights(
-                    dual.get_parameter(name), group.score, draw_of(dual, name, 0)
-                )
+                now = score_weights(dual.get_parameter(name), group.score, draw_of(dual, name, 0))
                 total.lerp_(now.to(total.dtype), 1 - decay)
     if has_gradient_scores(dual.plan):
         unscale = dual.get_buffer(UNSCALE)

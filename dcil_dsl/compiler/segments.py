@@ -176,9 +176,7 @@ def _stretches(
 
 def _segments(dual: Dual, stretches: list[tuple[list[fx.Node], bool]]) -> list[Segment]:
     of = {node: i for i, (stretch, _) in enumerate(stretches) for node in stretch}
-    last = {
-        node: max((of[user] for user in node.users), default=of[node]) for node in of
-    }
+    last = {node: max((of[user] for user in node.users), default=of[node]) for node in of}
     segments = []
     for i, (stretch, is_plain) in enumerate(stretches):
         outside = [n for node in stretch for n in node.all_input_nodes if of[n] < i]

@@ -57,7 +57,7 @@ def _code(dual: Dual, training: bool, phase: int) -> str:
 def code_of(graph: fx.Graph) -> str:
     """fx's own code for a graph, without the deletions that end each line and with short names.
 
-        y = dcil_dsl_masking_apply_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
+    y = dcil_dsl_masking_apply_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
     """
     code = graph.python_code("self").src.strip()
     code = re.sub(r";  (\w+ = )+None$", "", code, flags=re.MULTILINE)

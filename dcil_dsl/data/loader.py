@@ -111,9 +111,14 @@ class Loader:
         self.replaced: dict[str, None] = {}  # a set in the order of its making
         self.on_bad_image = on_bad_image
         self.reader = Reader(
-            self.examples, self.pipeline.reading, shape, seed, replaces=on_bad_image is not None,
-            name=self.name, num_classes=self.num_classes,
-        )  # fmt: skip
+            self.examples,
+            self.pipeline.reading,
+            shape,
+            seed,
+            replaces=on_bad_image is not None,
+            name=self.name,
+            num_classes=self.num_classes,
+        )
         self.device = torch.device(device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.mean, self.std = (

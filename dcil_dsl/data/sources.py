@@ -179,7 +179,7 @@ def _cifar(
     roots = [place.parent if place.name == base else place for place in places]
     layout = f"{base}/ as unpacked from {reader.filename}"
     get = (
-        f"python -c \"import torchvision as t; t.datasets.{reader.__name__}"
+        f'python -c "import torchvision as t; t.datasets.{reader.__name__}'
         f"('{roots[0]}', download=True)\""
     )
     if (roots[0] / reader.filename).is_file():

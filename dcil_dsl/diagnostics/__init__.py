@@ -11,6 +11,12 @@ from dcil_dsl.diagnostics.diagnostic import (
 from dcil_dsl.diagnostics.source import Source, Span
 
 __all__ = [
-    "Diagnostic", "Diagnostics", "InputError", "Label", "RecipeError", "RecipeWarning", "Source",
+    "Diagnostic",
+    "Diagnostics",
+    "InputError",
+    "Label",
+    "RecipeError",
+    "RecipeWarning",
+    "Source",
     "Span",
-]  # fmt: skip
+]

@@ -10,18 +10,28 @@ from __future__ import annotations
 from dcil_dsl.diagnostics.code import Code, entry
 
 MODEL: tuple[Code, ...] = (
-    entry("E301", "a selector matches nothing",
-          """Each part of a selector must name at least one layer of the model. `dcil plan` lists
+    entry(
+        "E301",
+        "a selector matches nothing",
+        """Each part of a selector must name at least one layer of the model. `dcil plan` lists
           the layers; a type is the name of a class, a quoted name may hold `*` and `?`.""",
-          'prune "encoder.*.fc1" to 90%', 'prune "layer?.*.conv?" to 90%'),
-    entry("E302", "nothing here can be pruned",
-          """Convolutions, linear and recurrent layers, embeddings, attention projections and every
+        'prune "encoder.*.fc1" to 90%',
+        'prune "layer?.*.conv?" to 90%',
+    ),
+    entry(
+        "E302",
+        "nothing here can be pruned",
+        """Convolutions, linear and recurrent layers, embeddings, attention projections and every
           module with a `weight` of two dimensions or more can be pruned; norms cannot.""",
-          "prune BatchNorm2d to 90%", "prune Conv2d to 90%"),
-    entry("E303", "pruned and private",
-          """A pruned weight is shared by all paths; a private module has its own weights on each.
+        "prune BatchNorm2d to 90%",
+        "prune Conv2d to 90%",
+    ),
+    entry(
+        "E303",
+        "pruned and private",
+        """A pruned weight is shared by all paths; a private module has its own weights on each.
           A module cannot be both.""",
-          """
+        """
           prune Conv2d, Linear to 90%
           mix {
             path sparse = masked
@@ -34,63 +44,100 @@ MODEL: tuple[Code, ...] = (
             deploy sparse
           }
           """,
-          """
+        """
           prune Conv2d, Linear except last Linear to 90%
-          """),
-    entry("E304", "the target is below the floors or above the ceilings",
-          """Every layer keeps at least its `floor`, or one unit, and at most its `ceiling`.
-          Together the floors ask for more than the target leaves, or the ceilings allow less."""
-          ,
-          "prune Conv2d to global(99%) { floor = 5% }",
-          "prune Conv2d to global(99%) { floor = 0.5% }"),
-    entry("E305", "the target is never trained at",
-          """The ramp must end before the run does and before the masks freeze, or no step trains at
+          """,
+    ),
+    entry(
+        "E304",
+        "the target is below the floors or above the ceilings",
+        """Every layer keeps at least its `floor`, or one unit, and at most its `ceiling`.
+          Together the floors ask for more than the target leaves, or the ceilings allow less.""",
+        "prune Conv2d to global(99%) { floor = 5% }",
+        "prune Conv2d to global(99%) { floor = 0.5% }",
+    ),
+    entry(
+        "E305",
+        "the target is never trained at",
+        """The ramp must end before the run does and before the masks freeze, or no step trains at
           the sparsity that is asked for.""",
-          "prune Conv2d to 90% { schedule = cubic(0ep..100% run) }",
-          "prune Conv2d to 90% { schedule = cubic(0ep..75% run) }"),
-    entry("E306", "two updates at one moment",
-          """In this run the windows of two rules for one part of the weights overlap. One rule may
-          add up several paths."""),
-    entry("E307", "no layer has this attribute",
-          "`where` compares attributes of the layers, such as `groups` or `in_features`.",
-          "prune Conv2d where group == 1 to 90%", "prune Conv2d where groups == 1 to 90%"),
-    entry("E308", "this cannot be private",
-          """A private module has weights or statistics of its own, which it shares with no other
-          one; `init = fresh` needs a module that can reset its weights."""),
-    entry("E309", "no path runs",
-          """At some moment of the run every loss is outside of its window, so that nothing would
-          be learnt."""),
-    entry("E310", "a weight that does not fall into such units",
-          """The inputs of each layer are a multiple of the m of `n:m`, both sides multiples of a
+        "prune Conv2d to 90% { schedule = cubic(0ep..100% run) }",
+        "prune Conv2d to 90% { schedule = cubic(0ep..75% run) }",
+    ),
+    entry(
+        "E306",
+        "two updates at one moment",
+        """In this run the windows of two rules for one part of the weights overlap. One rule may
+          add up several paths.""",
+    ),
+    entry(
+        "E307",
+        "no layer has this attribute",
+        "`where` compares attributes of the layers, such as `groups` or `in_features`.",
+        "prune Conv2d where group == 1 to 90%",
+        "prune Conv2d where groups == 1 to 90%",
+    ),
+    entry(
+        "E308",
+        "this cannot be private",
+        """A private module has weights or statistics of its own, which it shares with no other
+          one; `init = fresh` needs a module that can reset its weights.""",
+    ),
+    entry(
+        "E309",
+        "no path runs",
+        """At some moment of the run every loss is outside of its window, so that nothing would
+          be learnt.""",
+    ),
+    entry(
+        "E310",
+        "a weight that does not fall into such units",
+        """The inputs of each layer are a multiple of the m of `n:m`, both sides multiples of a
           block's, and heads belong to an attention. Other layers are kept, or pruned by a rule of
           their own; none is skipped in silence.""",
-          "prune Conv2d to 2:4", "prune Conv2d to 2:4\nkeep first Conv2d"),
-    entry("E311", "arithmetic that is not known",
-          """A budget of FLOPs counts multiply-accumulates, which are told by the shapes of an
-          example input. A lookup has none."""),
-    entry("E312", "the score takes no part",
-          """`taylor`, `movement` and `gradient` are summed up over training, and until the first
+        "prune Conv2d to 2:4",
+        "prune Conv2d to 2:4\nkeep first Conv2d",
+    ),
+    entry(
+        "E311",
+        "arithmetic that is not known",
+        """A budget of FLOPs counts multiply-accumulates, which are told by the shapes of an
+          example input. A lookup has none.""",
+    ),
+    entry(
+        "E312",
+        "the score takes no part",
+        """`taylor`, `movement` and `gradient` are summed up over training, and until the first
           gradient magnitude stands in for them. Here no mask is made after that.""",
-          "prune Conv2d to 90% { score = taylor freeze = 0ep }",
-          "prune Conv2d to 90% { score = taylor schedule = cubic(0ep..5ep) }"),
-    entry("E318", "a profile that does not fit",
-          """`sensitivity(...)` reads a profile that `dcil sensitivity --json FILE` measured: of
+        "prune Conv2d to 90% { score = taylor freeze = 0ep }",
+        "prune Conv2d to 90% { score = taylor schedule = cubic(0ep..5ep) }",
+    ),
+    entry(
+        "E318",
+        "a profile that does not fit",
+        """`sensitivity(...)` reads a profile that `dcil sensitivity --json FILE` measured: of
           this model's layers, of single weights, and at sparsities as high as the target needs.
           Its path is relative to the recipe's file.""",
-          'prune Conv2d to sensitivity(90%, profile="not-measured.json")'),
-    entry("E319", "a bound that does not fit its rule",
-          """A bound holds layers of its rule, each in one bound only, and counts whole units: they
+        'prune Conv2d to sensitivity(90%, profile="not-measured.json")',
+    ),
+    entry(
+        "E319",
+        "a bound that does not fit its rule",
+        """A bound holds layers of its rule, each in one bound only, and counts whole units: they
           must cost the budget alike.""",
-          'layers head = "fc"\nprune Conv2d to global(90%) { bounds = [within(head, floor=30%)] }',
-          'layers head = "fc"\nprune Conv2d, Linear to global(90%) '
-          "{ bounds = [within(head, floor=30%)] }"),
-    entry("E320", "a path that would leave out nothing, or too much",
-          """`compute = kept` leaves out whole filters or input channels of convolutions in one
+        'layers head = "fc"\nprune Conv2d to global(90%) { bounds = [within(head, floor=30%)] }',
+        'layers head = "fc"\nprune Conv2d, Linear to global(90%) '
+        "{ bounds = [within(head, floor=30%)] }",
+    ),
+    entry(
+        "E320",
+        "a path that would leave out nothing, or too much",
+        """`compute = kept` leaves out whole filters or input channels of convolutions in one
           group and of linear layers. Single weights, blocks and heads leave no smaller layer of
           the same kind; a score may need the gradients of what is left out. By a weight that a rule
           prunes to 2:4 sparse tensor cores multiply, of a linear layer whose sides are multiples
           of 16; other patterns and the 2:4 of convolutions are computed whole.""",
-          """prune Conv2d to 90%
+        """prune Conv2d to 90%
 mix {
   path sparse = masked { compute = kept }
   path dense  = full
@@ -100,7 +147,7 @@ mix {
   loss cross_entropy(dense)
   deploy sparse
 }""",
-          """prune Conv2d to uniform(50%, granularity=filter)
+        """prune Conv2d to uniform(50%, granularity=filter)
 mix {
   path sparse = masked { compute = kept }
   path dense  = full
@@ -109,62 +156,95 @@ mix {
   loss cross_entropy(sparse)
   loss cross_entropy(dense)
   deploy sparse
-}"""),
-    entry("E322", "copies that have no meaning",
-          """`average = late_phase(...)` copies whole weights that no rule prunes, some of all, and
+}""",
+    ),
+    entry(
+        "E322",
+        "copies that have no meaning",
+        """`average = late_phase(...)` copies whole weights that no rule prunes, some of all, and
           needs time for each copy to have its turn before the run ends.""",
-          "layers some = Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
-          "  optimizer = sgd(lr=0.1)\n  average   = late_phase(some)\n}",
-          "layers norms = BatchNorm2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
-          "  optimizer = sgd(lr=0.1)\n  average   = late_phase(norms)\n}"),
-    entry("E321", "a balance that is never struck",
-          """`balance` compares the gradients of one path's loss terms at every multiple of `every`,
-          and no two terms are open at such a step."""),
-    entry("E323", "a regular expression takes too long",
-          """An expression such as `(a|aa)+b` tries a number of ways that doubles with each letter
+        "layers some = Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
+        "  optimizer = sgd(lr=0.1)\n  average   = late_phase(some)\n}",
+        "layers norms = BatchNorm2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
+        "  optimizer = sgd(lr=0.1)\n  average   = late_phase(norms)\n}",
+    ),
+    entry(
+        "E321",
+        "a balance that is never struck",
+        """`balance` compares the gradients of one path's loss terms at every multiple of `every`,
+          and no two terms are open at such a step.""",
+    ),
+    entry(
+        "E323",
+        "a regular expression takes too long",
+        """An expression such as `(a|aa)+b` tries a number of ways that doubles with each letter
           of a name. It has a second of processor time for all names of a model.""",
-          'prune re"(|.|.|.){40}[ab]" to 90%', 'prune re".*[ab]" to 90%'),
-    entry("E313", "paths of different strides",
-          "Every so many steps a path may rest, but all that do so keep the same time.",
-          """mix {
+        'prune re"(|.|.|.){40}[ab]" to 90%',
+        'prune re".*[ab]" to 90%',
+    ),
+    entry(
+        "E313",
+        "paths of different strides",
+        "Every so many steps a path may rest, but all that do so keep the same time.",
+        """mix {
   path sparse = masked
   path dense  = full { every = 2 steps }
   path rest   = complement { every = 3 steps }
 }""",
-          """mix {
+        """mix {
   path sparse = masked
   path dense  = full { every = 2 steps }
   path rest   = complement { every = 2 steps }
-}"""),
-    entry("W303", "a rule has no effect",
-          """All layers of this rule are claimed by later ones: the last rule that matches a layer
+}""",
+    ),
+    entry(
+        "W303",
+        "a rule has no effect",
+        """All layers of this rule are claimed by later ones: the last rule that matches a layer
           wins. A rule that comes by `extends` may be replaced so, without this warning.""",
-          "keep first Conv2d\nprune Conv2d to 90%", "prune Conv2d to 90%\nkeep first Conv2d"),
-    entry("W305", "weights that never learn",
-          "No update rule gives a part of the weights a gradient from a path that runs."),
-    entry("W306", "a time that the run does not reach",
-          """The run is over before this loss or update begins, the rate changes or the masks
+        "keep first Conv2d\nprune Conv2d to 90%",
+        "prune Conv2d to 90%\nkeep first Conv2d",
+    ),
+    entry(
+        "W305",
+        "weights that never learn",
+        "No update rule gives a part of the weights a gradient from a path that runs.",
+    ),
+    entry(
+        "W306",
+        "a time that the run does not reach",
+        """The run is over before this loss or update begins, the rate changes or the masks
           freeze. It does nothing, or the run is shorter than the recipe was written for.""",
-          """train {
+        """train {
   epochs    = 8ep
   optimizer = sgd(lr=0.1)
   lr        = multistep(at=[4ep, 10ep])
 }""",
-          """train {
+        """train {
   epochs    = 8ep
   optimizer = sgd(lr=0.1)
   lr        = multistep(at=[4ep, 6ep])
-}"""),
-    entry("E401", "the model cannot be traced",
-          """A module that torch.fx cannot follow stays whole and is rewritten inside. What is left
+}""",
+    ),
+    entry(
+        "E401",
+        "the model cannot be traced",
+        """A module that torch.fx cannot follow stays whole and is rewritten inside. What is left
           are modules that cannot be copied, that are wrapped or compiled by torch.jit, that have no
-          weights yet, whose forward writes to its weights, or that fail by themselves."""),
-    entry("E402", "no mask would last on this weight",
-          """The weight of this module is made of other parameters at each call, as weight_norm
+          weights yet, whose forward writes to its weights, or that fail by themselves.""",
+    ),
+    entry(
+        "E402",
+        "no mask would last on this weight",
+        """The weight of this module is made of other parameters at each call, as weight_norm
           does, or its forward changes it in place, as `max_norm` and momentum targets do; a mask
           would be lost. `except "NAME"` in the rule, or `keep "NAME"` below it, leaves it as it
-          is."""),
-    entry("E403", "the compiled graph is wrong",
-          """A check of the compiled graph failed. The fault is in dcil_dsl, not in the recipe or
-          the model; a report with both helps."""),
+          is.""",
+    ),
+    entry(
+        "E403",
+        "the compiled graph is wrong",
+        """A check of the compiled graph failed. The fault is in dcil_dsl, not in the recipe or
+          the model; a report with both helps.""",
+    ),
 )

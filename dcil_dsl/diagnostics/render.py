@@ -27,8 +27,13 @@ NEAR = 10 * WIDTH  # characters on each side of a place that are looked at: a li
 TAB = 4
 
 _RED, _YELLOW, _BLUE, _CYAN, _BOLD, _END = (
-    "\x1b[1;31m", "\x1b[1;33m", "\x1b[1;34m", "\x1b[1;36m", "\x1b[1m", "\x1b[0m",
-)  # fmt: skip
+    "\x1b[1;31m",
+    "\x1b[1;33m",
+    "\x1b[1;34m",
+    "\x1b[1;36m",
+    "\x1b[1m",
+    "\x1b[0m",
+)
 
 
 def render(diagnostic: Diagnostic, color: bool = False) -> str:

@@ -139,10 +139,15 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
 def origin_of(plan: Plan, num_done: int) -> Origin:
     """What a file exported after `num_done` updates says about itself."""
     return Origin(
-        recipe=plan.recipe.name, sha256=plan.recipe.sha256, model=plan.model, data=plan.data.name,
-        path=plan.deploy, step=num_done, promises=promises_at(plan, num_done),
+        recipe=plan.recipe.name,
+        sha256=plan.recipe.sha256,
+        model=plan.model,
+        data=plan.data.name,
+        path=plan.deploy,
+        step=num_done,
+        promises=promises_at(plan, num_done),
         sizes=plan.sizes,
-    )  # fmt: skip
+    )
 
 
 def write_artefact(model: nn.Module, file: Path, origin: Origin) -> None:

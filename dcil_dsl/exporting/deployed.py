@@ -66,8 +66,9 @@ def mask_faults(state: Mapping[str, Tensor], plan: Plan) -> list[str]:
     faults = []
     for name, shape in shapes.items():
         if name in state and tuple(state[name].shape) != shape:
-            faults.append(f"{name} has the shape {_words(state[name].shape)}, the plan "
-                          f"{_words(shape)}")  # fmt: skip
+            faults.append(
+                f"{name} has the shape {_words(state[name].shape)}, the plan {_words(shape)}"
+            )
     for _, name in _pruned(plan):
         mask = state.get(f"{name}_mask")
         if name not in state:
@@ -96,8 +97,10 @@ def differences(
         elif name not in wanted:
             faults.append(f"{name} is no tensor of the model")
         elif tensors[name].shape != wanted[name].shape:
-            faults.append(f"{name} has the shape {_words(tensors[name].shape)}, the model "
-                          f"{_words(wanted[name].shape)}")  # fmt: skip
+            faults.append(
+                f"{name} has the shape {_words(tensors[name].shape)}, the model "
+                f"{_words(wanted[name].shape)}"
+            )
         elif tensors[name].dtype != wanted[name].dtype and (
             exact_type or _kind(tensors[name]) != _kind(wanted[name])
         ):

@@ -85,12 +85,15 @@ def show_report(report: Report) -> str:
     header = ("parameter", "weights", "not zero", "sparsity", "MACs", "theoretical MACs")
     rows = [
         (
-            shorten(layer.parameter, 36), f"{layer.num_weights:,}", f"{layer.num_nonzero:,}",
+            shorten(layer.parameter, 36),
+            f"{layer.num_weights:,}",
+            f"{layer.num_nonzero:,}",
             percent(round(1 - layer.num_nonzero / max(1, layer.num_weights), 4)),
-            _count(layer.macs), _count(layer.macs_theoretical),
+            _count(layer.macs),
+            _count(layer.macs_theoretical),
         )
         for layer in report.layers
-    ]  # fmt: skip
+    ]
     lines = table(header, rows, "lrrrrr")
     lines.append("")
     lines.append(f"numbers {report.num_parameters:,}, of them not zero {report.num_nonzero:,}")

@@ -26,9 +26,17 @@ from dcil_dsl.plan.wording import percent, shorten, table
 from dcil_dsl.training.tally import Budget, count_units, pattern_counts, tally_group
 
 PLAIN = (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64,
-)  # fmt: skip
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.bool,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 
 
 @dataclass(frozen=True)
@@ -206,9 +214,7 @@ def _count_group(
     return counted
 
 
-def _judge(
-    index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict: Verdict
-) -> None:
+def _judge(index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict: Verdict) -> None:
     truths = {name: tensors[name] != 0 for name in promise.parameters}
     tally = tally_group(promise, promise.keeps, count_units(promise, truths))
     _judge_ceilings(promise, tally.units, verdict)

@@ -63,9 +63,7 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
     if first is not None:
         inputs = inputs.map(lambda tensor: tensor.to(first.device))
     written: dict[str, bool] = {}
-    expected = {
-        training: _expected(model, inputs, training, written) for training in (False, True)
-    }
+    expected = {training: _expected(model, inputs, training, written) for training in (False, True)}
     _refuse_written(model, written)  # first: comparing such a model would blame something else
     return _noting(_made_equal(traced, model, example, inputs, expected), written)
 
@@ -91,7 +89,7 @@ def _made_equal(
     if traced.whole and _difference(traced, inputs, expected, ()) is None:
         _refuse(traced, inputs, expected, reason)
     for suspects in _suspects(traced):
-        keep = {**traced.whole, **{path: reason for path in suspects}}
+        keep = {**traced.whole, **dict.fromkeys(suspects, reason)}
         other = trace_model(model, example, keep=keep)
         if _difference(other, inputs, expected, other.whole) is None:
             return other
@@ -127,8 +125,7 @@ def _refuse_written(model: nn.Module, written: dict[str, bool]) -> None:
 
 
 def _noting(traced: Traced, written: dict[str, bool]) -> Traced:
-    """The Traced, whose layers say that the forward writes to their weights: no rule may have them.
-    """
+    """The Traced, whose layers say if the forward writes to their weights: no rule may have those."""
     layers = tuple(
         replace(layer, is_written=any(name in written for name in layer.weights))
         for layer in traced.layers

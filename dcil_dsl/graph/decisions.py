@@ -34,14 +34,29 @@ UNKNOWN = object()
 # traced on one is trained on another.
 ATTRIBUTES = ("shape", "ndim", "dtype")
 METHODS = (
-    "size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_complex", "count",
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "is_floating_point",
+    "is_complex",
+    "count",
     "index",
-)  # fmt: skip
+)
 SIGNS = {
-    operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=", operator.gt: ">",
-    operator.ge: ">=", operator.add: "+", operator.sub: "-", operator.mul: "*", operator.mod: "%",
+    operator.eq: "==",
+    operator.ne: "!=",
+    operator.lt: "<",
+    operator.le: "<=",
+    operator.gt: ">",
+    operator.ge: ">=",
+    operator.add: "+",
+    operator.sub: "-",
+    operator.mul: "*",
+    operator.mod: "%",
     operator.floordiv: "//",
-}  # fmt: skip
+}
 MODULES = (operator.__name__, math.__name__, builtins.__name__)
 
 
@@ -85,7 +100,7 @@ class Decisions:
         return isinstance(self.values[node], Tensor)
 
     def words(self, node: fx.Node) -> str:
-        """"x.shape[1] > 8", down to the tensors whose sizes they are."""
+        """ "x.shape[1] > 8", down to the tensors whose sizes they are."""
         if node.op != "call_function" or _is_of_tensors(self.values[node]):
             return node.name
         args = [self.words(a) if isinstance(a, fx.Node) else str(a) for a in node.args]

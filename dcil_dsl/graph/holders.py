@@ -21,9 +21,16 @@ from torch import Tensor, nn
 from dcil_dsl.masking.attributes import SIMPLE
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-OWN = ("_modules", "_parameters", "_buffers", "_state_dict_hooks", "_state_dict_pre_hooks",
-       "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-       "_flat_weight_refs")  # fmt: skip  # of torch's LSTM, which makes them anew
+OWN = (
+    "_modules",
+    "_parameters",
+    "_buffers",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_flat_weight_refs",
+)
 CONTAINERS = (list, tuple, set, frozenset, dict)
 
 

@@ -123,7 +123,7 @@ class Arguments:
         if len(args) > len(self.positional):
             given = count(len(args), "input")
             raise TypeError(f"{given} by place, the model takes {len(self.positional)}")
-        given = dict(zip(self.positional, args))  # noqa: B905
+        given = dict(zip(self.positional, args))
         for name, value in kwargs.items():
             if name in given:
                 raise TypeError(f"`{name}` is given twice")
@@ -173,7 +173,7 @@ def arguments_of(
     if example is not None:
         if len(example.args) > len(positional):  # forward(*features)
             return Arguments(positional, None)
-        given = {**dict(zip(positional, example.args)), **example.kwargs}  # noqa: B905
+        given = {**dict(zip(positional, example.args)), **example.kwargs}
         names = [name for name in {**kinds, **example.kwargs} if name in given]
         fixed = {name: given[name] for name in names if isinstance(given[name], SIMPLE)}
         live = tuple(name for name in names if name not in fixed)

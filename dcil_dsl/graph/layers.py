@@ -281,9 +281,7 @@ def _run(model: nn.Module, state: dict[str, Tensor], given: Inputs) -> int:
     model.eval()
     try:
         with torch.no_grad():
-            torch.func.functional_call(
-                model, state, given.args, given.kwargs, tie_weights=False
-            )
+            torch.func.functional_call(model, state, given.args, given.kwargs, tie_weights=False)
     finally:
         for attributes in before:  # what the forward puts aside is of this run
             attributes.restore()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import fx, nn
@@ -33,7 +33,7 @@ def changed_attribute(before: Attributes) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_read(kind: type, name: str) -> bool:
     """Whether a method of a class, or of those it is derived from, reads an attribute `name`."""
     for owner in kind.__mro__:

@@ -30,8 +30,10 @@ from dcil_dsl.masking.apply import apply_whole, has_hooks
 from dcil_dsl.masking.attributes import Attributes
 
 WRAPPERS = {
-    "DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
-}  # fmt: skip
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
 WHOLE = "_whole_model"  # the attribute of a model by which a graph calls the model itself
 
 
@@ -124,8 +126,7 @@ def trace_model(
 
 
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
-    """What the inputs of the graph are like; nothing where they are more than tensors, or sparse.
-    """
+    """What the graph's inputs are like; nothing if they are more than tensors, or sparse."""
     if arguments.live is None:
         return {}
     given = dict(zip(arguments.live, arguments.bind(example.args, example.kwargs)))

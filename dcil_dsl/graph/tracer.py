@@ -94,8 +94,7 @@ class Tracer(fx.Tracer):
         self.model, self.arguments, self.keep = model, arguments, keep
         self.whole: dict[str, str] = {}
         self.names = {
-            id(tensor): name
-            for name, tensor in [*model.named_buffers(), *model.named_parameters()]
+            id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
         }
         self.installed = set(model.modules())
         self.reads: dict[str, fx.Proxy] = {}
@@ -217,8 +216,7 @@ class Tracer(fx.Tracer):
             return self._call_whole(path, first_line(problem), args, kwargs)
 
     def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
-        """One call of the graph is handed its own weights alone: who uses others lies further out.
-        """
+        """A call of the graph gets its own weights alone: a hook that uses others lies further out."""
         inside = {id(part) for part in [*module.modules(), *module.parameters()]}
         for used in used_by_hooks(module):
             weights = used.parameters() if isinstance(used, nn.Module) else [used]

@@ -17,21 +17,34 @@ from functools import lru_cache
 from torch import fx, nn
 
 # Tensor methods and torch functions whose result is, or may be, a view of their first argument.
-VIEWS = frozenset("""
+VIEWS = frozenset(
+    """
     view view_as reshape reshape_as flatten ravel unflatten permute transpose swapaxes swapdims
     movedim moveaxis t adjoint squeeze unsqueeze expand expand_as broadcast_to narrow select
     chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind diagonal unfold
     as_strided detach contiguous to type type_as float double half bfloat16 real imag
     view_as_real view_as_complex atleast_1d atleast_2d atleast_3d getitem getattr
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout as_reentrant
-""".split())
+""".split()
+)
 # Attributes that say something about a tensor and are no view of it.
 FACTS = frozenset({"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda"})
 VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
-WRITING_OPERATORS = frozenset({
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
-    operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem,
-})  # fmt: skip
+WRITING_OPERATORS = frozenset(
+    {
+        operator.iadd,
+        operator.isub,
+        operator.imul,
+        operator.itruediv,
+        operator.ifloordiv,
+        operator.imod,
+        operator.ipow,
+        operator.iand,
+        operator.ior,
+        operator.ixor,
+        operator.setitem,
+    }
+)
 PURE_HOMES = ("torch", "_operator", "builtins", "math")
 
 
@@ -104,7 +117,7 @@ def _viewed(node: fx.Node, model: nn.Module) -> list[fx.Node]:
     """The arguments whose memory the result of a node may share."""
     if node.meta.get("whole") is not None:
         return given_to_whole(node)
-    first = [arg for arg in node.all_input_nodes[:1]]
+    first = list(node.all_input_nodes[:1])
     match node.op:
         case "call_module" if isinstance(model.get_submodule(node.target), VIEW_MODULES):
             return first

@@ -26,8 +26,12 @@ def build_file(parsed: Parsed) -> ast.File:
     found.stop_if_wrong()
     language, extends, *items = nodes
     return ast.File(
-        span=Span(parsed.source, 0, len(parsed.source.text)), source=parsed.source,
-        language=language, extends=extends, items=tuple(items), comments=parsed.comments,
+        span=Span(parsed.source, 0, len(parsed.source.text)),
+        source=parsed.source,
+        language=language,
+        extends=extends,
+        items=tuple(items),
+        comments=parsed.comments,
     )
 
 
@@ -80,7 +84,10 @@ class _Build(Transformer):
     def _block(self, kind, meta, name, settings):
         quoted = name is not None and name.type == "STRING"
         return ast.Block(
-            span=self._at(meta), kind=kind, settings=settings or (), quoted=quoted,
+            span=self._at(meta),
+            kind=kind,
+            settings=settings or (),
+            quoted=quoted,
             name=None if name is None else _unquoted(name) if quoted else str(name),
             name_span=None if name is None else self._at(name),
         )
@@ -121,8 +128,9 @@ class _Build(Transformer):
         head = Span(self.source, whole.start, target.span.stop)
         if settings is None:
             head = whole  # a target in parentheses ends after its node
-        return ast.Prune(span=whole, selector=selector, target=target, settings=settings or (),
-                         head_span=head)
+        return ast.Prune(
+            span=whole, selector=selector, target=target, settings=settings or (), head_span=head
+        )
 
     def keep(self, meta, children):
         return ast.Keep(span=self._at(meta), selector=children[0])
@@ -140,8 +148,9 @@ class _Build(Transformer):
 
     def inside(self, meta, children):
         of, scope = children
-        return ast.Inside(span=self._at(meta), of=of, scope=_unquoted(scope),
-                          scope_span=self._at(scope))
+        return ast.Inside(
+            span=self._at(meta), of=of, scope=_unquoted(scope), scope_span=self._at(scope)
+        )
 
     def having(self, meta, children):
         of, conditions = children
@@ -158,8 +167,12 @@ class _Build(Transformer):
             return 1
         value = self._number(token, str(token))
         if not isinstance(value, int) or value < 1:
-            self.found.add("E205", f"`{token}` is not a count of layers", self._at(token),
-                           help="write a whole number from 1 on")
+            self.found.add(
+                "E205",
+                f"`{token}` is not a count of layers",
+                self._at(token),
+                help="write a whole number from 1 on",
+            )
             return 1
         return value
 
@@ -180,8 +193,9 @@ class _Build(Transformer):
 
     def condition(self, meta, children):
         name, compare, value = children
-        return ast.Condition(span=self._at(meta), name=self._name(name), compare=str(compare),
-                             value=value)
+        return ast.Condition(
+            span=self._at(meta), name=self._name(name), compare=str(compare), value=value
+        )
 
     # -- mix -----------------------------------------------------------------------------------
 
@@ -191,8 +205,9 @@ class _Build(Transformer):
     def path(self, meta, children):
         name, view, settings = children
         view = self._name(view) if isinstance(view, Token) else view
-        return ast.Path(span=self._at(meta), name=self._name(name), view=view,
-                        settings=settings or ())
+        return ast.Path(
+            span=self._at(meta), name=self._name(name), view=view, settings=settings or ()
+        )
 
     def update(self, meta, children):
         *many, start, stop = children

@@ -71,10 +71,20 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     found.stop_if_wrong()
     assert train is not None and mixed is not None, "a wrong recipe without an error"
     return r.Recipe(
-        about=about, model=model, data=data, rules=tuple(rules), paths=mixed.paths,
-        updates=mixed.updates, privates=mixed.privates, losses=mixed.losses,
-        deploy=mixed.deploy, train=train, average=average, expect=expect,
-        mix_span=keyword(mix), train_span=keyword(blocks["train"]),
+        about=about,
+        model=model,
+        data=data,
+        rules=tuple(rules),
+        paths=mixed.paths,
+        updates=mixed.updates,
+        privates=mixed.privates,
+        losses=mixed.losses,
+        deploy=mixed.deploy,
+        train=train,
+        average=average,
+        expect=expect,
+        mix_span=keyword(mix),
+        train_span=keyword(blocks["train"]),
         balance_span=span_of(blocks["train"], "balance"),
         rate_span=span_of(blocks["train"], "lr"),
     )
@@ -104,10 +114,16 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
             options.append((setting.name.name, value.value))
         else:
             reader.found.add(
-                "E206", "an option of a model is a number, a text, `true`, `false` or `none`",
-                value.span)
-    return r.Model(name=block.name, classes=word.classes if word else None,
-                   options=tuple(options), span=block.span)
+                "E206",
+                "an option of a model is a number, a text, `true`, `false` or `none`",
+                value.span,
+            )
+    return r.Model(
+        name=block.name,
+        classes=word.classes if word else None,
+        options=tuple(options),
+        span=block.span,
+    )
 
 
 def _data(block: ast.Block | None, reader: Reader) -> r.Data:
@@ -117,12 +133,22 @@ def _data(block: ast.Block | None, reader: Reader) -> r.Data:
     word, channels = read.word, read.values.get("channels")
     named = block.name is not None and block.name.replace("_", "-") in DATA_SETS
     if named and type(channels) is int and channels > 0 and channels not in (1, 3):
-        reader.found.add("E205", f"`{block.name}` has images of 1 or 3 channels, not {channels}",
-                         read.spans["channels"], help="1 makes them grey, 3 repeats grey ones")
+        reader.found.add(
+            "E205",
+            f"`{block.name}` has images of 1 or 3 channels, not {channels}",
+            read.spans["channels"],
+            help="1 makes them grey, 3 repeats grey ones",
+        )
     if word is None:
         return r.Data(name=block.name)
-    return r.Data(name=block.name, batch_size=word.batch_size, image_size=word.image_size,
-                  channels=word.channels, augment=word.augment, span=block.span)
+    return r.Data(
+        name=block.name,
+        batch_size=word.batch_size,
+        image_size=word.image_size,
+        channels=word.channels,
+        augment=word.augment,
+        span=block.span,
+    )
 
 
 def _epochs(block: ast.Block | None) -> float | None:
@@ -137,8 +163,9 @@ def _epochs(block: ast.Block | None) -> float | None:
 # -- rules -----------------------------------------------------------------------------------
 
 
-def _rules(file: ast.File, pruning: ast.Block | None, reader: Reader,
-           selectors: Selectors) -> list[r.Prune | r.Keep]:
+def _rules(
+    file: ast.File, pruning: ast.Block | None, reader: Reader, selectors: Selectors
+) -> list[r.Prune | r.Keep]:
     shared = pruning.settings if pruning else ()
     rules: list[r.Prune | r.Keep] = []
     if pruning is not None:
@@ -153,8 +180,9 @@ def _rules(file: ast.File, pruning: ast.Block | None, reader: Reader,
     return rules
 
 
-def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
-           selectors: Selectors) -> r.Prune | None:
+def _prune(
+    item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader, selectors: Selectors
+) -> r.Prune | None:
     selector = selectors.closed(item.selector)
     own = {s.name.name for s in item.settings}
     # What is wrong in `pruning` was told there; here it would be told once for every rule.
@@ -172,59 +200,104 @@ def _prune(item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader,
     _ramp(word.schedule, target, read.spans.get("schedule"), reader)
     granularity = _granularity(item, target, word.granularity, reader)
     return r.Prune(
-        selector=selector, target=target, score=word.score, schedule=word.schedule,
-        refresh=word.refresh, freeze=word.freeze, floor=word.floor, ceiling=word.ceiling,
+        selector=selector,
+        target=target,
+        score=word.score,
+        schedule=word.schedule,
+        refresh=word.refresh,
+        freeze=word.freeze,
+        floor=word.floor,
+        ceiling=word.ceiling,
         bounds=_bounds(together, word.bounds, target, selectors, reader),
-        granularity=granularity, forget=word.forget, reserve=word.reserve, penalty=word.penalty,
-        param=word.param, regrow=word.regrow, span=item.head_span, spans=read.spans,
-        target_span=item.target.span, schedule_span=read.spans.get("schedule"),
+        granularity=granularity,
+        forget=word.forget,
+        reserve=word.reserve,
+        penalty=word.penalty,
+        param=word.param,
+        regrow=word.regrow,
+        span=item.head_span,
+        spans=read.spans,
+        target_span=item.target.span,
+        schedule_span=read.spans.get("schedule"),
         floor_span=read.spans.get("floor"),
-        ceiling_span=read.spans.get("ceiling"), freeze_span=read.spans.get("freeze"),
+        ceiling_span=read.spans.get("ceiling"),
+        freeze_span=read.spans.get("freeze"),
         granularity_span=read.spans.get("granularity") if granularity is word.granularity else None,
     )
 
 
-def _bounds(settings: tuple[ast.Setting, ...], words: tuple[Within, ...], target: Target,
-            selectors: Selectors, reader: Reader) -> tuple[r.Bound, ...]:
+def _bounds(
+    settings: tuple[ast.Setting, ...],
+    words: tuple[Within, ...],
+    target: Target,
+    selectors: Selectors,
+    reader: Reader,
+) -> tuple[r.Bound, ...]:
     """The bounds of layers together, each with the layers that it names."""
     given = next((s.value for s in settings if s.name.name == "bounds"), None)
     bounds = []
     for word, node in zip(words, given.items if given else (), strict=True):
-        place = next(a.value.span for a in node.arguments
-                     if a.name is None or a.name.name == "layers")
+        place = next(
+            a.value.span for a in node.arguments if a.name is None or a.name.name == "layers"
+        )
         if not target.one_budget:
-            reader.found.add("E238", "these layers share no budget", node.span,
-                             help="`global(...)` is one budget for all layers of a rule")
+            reader.found.add(
+                "E238",
+                "these layers share no budget",
+                node.span,
+                help="`global(...)` is one budget for all layers of a rule",
+            )
         elif word.floor is None and word.ceiling is None:
-            reader.found.add("E211", "`within` needs `floor` or `ceiling`", node.span,
-                             help=f"for example `within({word.layers}, floor=30%)`")
+            reader.found.add(
+                "E211",
+                "`within` needs `floor` or `ceiling`",
+                node.span,
+                help=f"for example `within({word.layers}, floor=30%)`",
+            )
         elif word.floor and word.ceiling and word.floor > word.ceiling:
-            reader.found.add("E214", f"the floor {written(word.floor)} is above the ceiling "
-                             f"{written(word.ceiling)}", node.span)
+            reader.found.add(
+                "E214",
+                f"the floor {written(word.floor)} is above the ceiling {written(word.ceiling)}",
+                node.span,
+            )
         selector = selectors.closed(ast.ByName(span=place, name=str(word.layers)))
-        bounds.append(r.Bound(name=str(word.layers), selector=selector, floor=word.floor,
-                              ceiling=word.ceiling, span=node.span))
+        bounds.append(
+            r.Bound(
+                name=str(word.layers),
+                selector=selector,
+                floor=word.floor,
+                ceiling=word.ceiling,
+                span=node.span,
+            )
+        )
     return tuple(bounds)
 
 
-def _granularity(item: ast.Prune, target: Target, setting: Granularity | None,
-                 reader: Reader) -> Granularity:
+def _granularity(
+    item: ast.Prune, target: Target, setting: Granularity | None, reader: Reader
+) -> Granularity:
     """The target's own, else the setting's; a rule that gives both gives it twice."""
     own = getattr(target, "granularity", None)
     is_pattern = target.pattern is not None
     for one in item.settings:
         if one.name.name == "granularity" and (own or is_pattern):
             why = "a pattern is a granularity of its own" if is_pattern else None
-            reader.found.add("E208", "`granularity` is given twice", one.name.span, label=why,
-                             others=(Label(item.target.span, "the target says it first"),))
+            reader.found.add(
+                "E208",
+                "`granularity` is given twice",
+                one.name.span,
+                label=why,
+                others=(Label(item.target.span, "the target says it first"),),
+            )
     _block(own, item.target.span, reader)
     return own or setting or Single()
 
 
 def _block(granularity: object, span: Span | None, reader: Reader) -> None:
     if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
-        reader.found.add("E205", "a block of one weight is a weight", span,
-                         help="`granularity=weight`")
+        reader.found.add(
+            "E205", "a block of one weight is a weight", span, help="`granularity=weight`"
+        )
 
 
 def _limits(read: Settings, reader: Reader) -> None:
@@ -232,37 +305,63 @@ def _limits(read: Settings, reader: Reader) -> None:
     refresh, floor = read.values.get("refresh"), read.values.get("floor")
     schedule = read.values.get("schedule")
     if isinstance(refresh, Time) and refresh.value <= 0:
-        reader.found.add("E205", "masks cannot be recomputed every 0 steps", read.spans["refresh"],
-                         help="for example `refresh = 16 steps`")
+        reader.found.add(
+            "E205",
+            "masks cannot be recomputed every 0 steps",
+            read.spans["refresh"],
+            help="for example `refresh = 16 steps`",
+        )
     if refresh == ():
-        reader.found.add("E205", "this list of moments is empty", read.spans["refresh"],
-                         help="for example `refresh = [10ep, 20ep]`")
+        reader.found.add(
+            "E205",
+            "this list of moments is empty",
+            read.spans["refresh"],
+            help="for example `refresh = [10ep, 20ep]`",
+        )
     if isinstance(floor, Percent) and floor.fraction >= 1:
-        reader.found.add("E205", "a floor of 100% leaves nothing to prune", read.spans["floor"],
-                         help="`keep` leaves layers whole")
+        reader.found.add(
+            "E205",
+            "a floor of 100% leaves nothing to prune",
+            read.spans["floor"],
+            help="`keep` leaves layers whole",
+        )
     ceiling = read.values.get("ceiling")
     if isinstance(ceiling, Percent) and ceiling.fraction <= 0:
-        reader.found.add("E205", "a ceiling of 0% leaves nothing of a layer",
-                         read.spans["ceiling"])
+        reader.found.add("E205", "a ceiling of 0% leaves nothing of a layer", read.spans["ceiling"])
     if isinstance(floor, Percent) and isinstance(ceiling, Percent) and floor > ceiling:
-        reader.found.add("E214", f"the floor {written(floor)} is above the ceiling "
-                         f"{written(ceiling)}", read.spans["floor"])
+        reader.found.add(
+            "E214",
+            f"the floor {written(floor)} is above the ceiling {written(ceiling)}",
+            read.spans["floor"],
+        )
     _block(read.values.get("granularity"), read.spans.get("granularity"), reader)
     grid = getattr(schedule, "grid", None)
     if grid is not None and grid.value <= 0:
-        reader.found.add("E205", "a grid of 0 steps has no places", read.spans["schedule"],
-                         help="for example `grid=1ep`")
+        reader.found.add(
+            "E205",
+            "a grid of 0 steps has no places",
+            read.spans["schedule"],
+            help="for example `grid=1ep`",
+        )
 
 
 def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
     ramps = isinstance(schedule, Ramp)
     if ramps and target.pattern is not None:
-        reader.found.add("E232", "a pattern cannot ramp", span,
-                         help="`once(at=10ep)` lets it begin at one moment")
+        reader.found.add(
+            "E232",
+            "a pattern cannot ramp",
+            span,
+            help="`once(at=10ep)` lets it begin at one moment",
+        )
     elif ramps and schedule.initial > target.sparsity:
         start, end = written(schedule.initial), written(target.sparsity)
-        reader.found.add("E214", f"the ramp starts at {start}, above its target of {end}", span,
-                         help=f"`initial` is at most {end}")
+        reader.found.add(
+            "E214",
+            f"the ramp starts at {start}, above its target of {end}",
+            span,
+            help=f"`initial` is at most {end}",
+        )
 
 
 def _unused_settings(file: ast.File, pruning: ast.Block | None, found: Diagnostics) -> None:
@@ -282,12 +381,20 @@ def _rules_and_paths(rules, mixed: Mixed | None, found: Diagnostics) -> None:
     prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
     masked = [path for path in mixed.paths if path.view.prunes]
     if prunes and mixed.paths and not masked and not mixed.broken:
-        found.add("E221", "weights are pruned, but no path sees the masks", prunes[0].span,
-                  help="declare one in `mix`: `path sparse = masked`")
+        found.add(
+            "E221",
+            "weights are pruned, but no path sees the masks",
+            prunes[0].span,
+            help="declare one in `mix`: `path sparse = masked`",
+        )
     if not any(isinstance(rule, r.Prune) for rule in rules) and not found.errors:
         for path in masked:
-            found.add("W206", f"path `{path.name}` is masked, but no rule prunes", path.span,
-                      label="its masks keep every weight")
+            found.add(
+                "W206",
+                f"path `{path.name}` is masked, but no rule prunes",
+                path.span,
+                label="its masks keep every weight",
+            )
         for update in mixed.updates:
             if "pruned" in update.parts:
                 found.add("W206", "no rule prunes, so there are no pruned weights", update.span)
@@ -308,9 +415,13 @@ def _expect(file: ast.File, reader: Reader) -> tuple[r.Expectation, ...]:
 def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | None:
     metric = condition.name.name
     if metric not in METRICS:
-        reader.found.add("E224", f"unknown metric `{metric}`", condition.name.span,
-                         help=did_you_mean(metric, METRICS)
-                         or f"a recipe can expect {listed(f'`{m}`' for m in METRICS)}")
+        reader.found.add(
+            "E224",
+            f"unknown metric `{metric}`",
+            condition.name.span,
+            help=did_you_mean(metric, METRICS)
+            or f"a recipe can expect {listed(f'`{m}`' for m in METRICS)}",
+        )
         return None
     try:
         value = reader.value(condition.value)
@@ -319,30 +430,49 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
     if not isinstance(value, Percent):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         share = Percent(value if number and value < 1 else value / 100) if number else None
-        reader.found.add("E206", f"`{metric}` is compared with a percentage", condition.value.span,
-                         help=f"did you mean `{written(share)}`?" if share else None)
+        reader.found.add(
+            "E206",
+            f"`{metric}` is compared with a percentage",
+            condition.value.span,
+            help=f"did you mean `{written(share)}`?" if share else None,
+        )
         return None
-    return r.Expectation(metric=metric, compare=condition.compare, value=value.fraction,
-                         span=condition.span)
+    return r.Expectation(
+        metric=metric, compare=condition.compare, value=value.fraction, span=condition.span
+    )
 
 
 # -- names ---------------------------------------------------------------------------------------
 
 
-def _clashes(
-    linked: Linked, mixed: Mixed | None, words: list[str], found: Diagnostics
-) -> None:
+def _clashes(linked: Linked, mixed: Mixed | None, words: list[str], found: Diagnostics) -> None:
     """A `let` replaces its name wherever a value stands, so it must not hide another meaning."""
-    taken = {"fp32", "bf16", "fp16", "copy", "fresh", *words_at("a view"),
-             *words_at("a score"), *words_at("a granularity"), *words_at("a loss"), *words,
-              "weights", "units", "flops"}
+    taken = {
+        "fp32",
+        "bf16",
+        "fp16",
+        "copy",
+        "fresh",
+        *words_at("a view"),
+        *words_at("a score"),
+        *words_at("a granularity"),
+        *words_at("a loss"),
+        *words,
+        "weights",
+        "units",
+        "flops",
+    }
     paths = {path.name for path in mixed.paths} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:
             found.add("E225", f"`{name}` names both a `let` and a path", span)
         elif name in taken:
-            found.add("E225", f"`{name}` is a word of the vocabulary", span,
-                      help="give the `let` another name")
+            found.add(
+                "E225",
+                f"`{name}` is a word of the vocabulary",
+                span,
+                help="give the `let` another name",
+            )
 
 
 def _end(file: ast.File) -> Span:

@@ -40,15 +40,22 @@ class Mixed:
 
 
 def check_mix(
-    mix: ast.Mix | None, file: ast.File, reader: Reader, selectors: Selectors,
+    mix: ast.Mix | None,
+    file: ast.File,
+    reader: Reader,
+    selectors: Selectors,
     rules: Iterable[r.Prune | r.Keep],
 ) -> Mixed | None:
     """The checked `mix`; None where the recipe has none. `rules`: what it prunes."""
     found = reader.found
     if mix is None:
         stop = len(file.source.text.rstrip())
-        found.add("E215", "the recipe has no `mix` block", Span(file.source, stop, stop),
-                  help="`mix` says which paths there are and who learns from whom")
+        found.add(
+            "E215",
+            "the recipe has no `mix` block",
+            Span(file.source, stop, stop),
+            help="`mix` says which paths there are and who learns from whom",
+        )
         return None
     kinds: dict[type, list] = {}
     for item in mix.items:
@@ -61,16 +68,21 @@ def check_mix(
     losses = [x for item in kinds.get(ast.Loss, []) if (x := checker.loss(item))]
     privates = [p for item in kinds.get(ast.Private, []) if (p := checker.private(item, selectors))]
     if not kinds.get(ast.Loss):
-        found.add("E219", "`mix` has no loss, so nothing is learnt", here,
-                  help="for example `loss cross_entropy(sparse)`")
+        found.add(
+            "E219",
+            "`mix` has no loss, so nothing is learnt",
+            here,
+            help="for example `loss cross_entropy(sparse)`",
+        )
     deploy = checker.deploy(kinds.get(ast.Deploy, []), here)
     checker.overlaps(updates)
     if not _halves_alone(rules):
         checker.learns_what_it_leaves_out(updates)
     if not found.errors:
         _warn(mix, file, checker.paths, updates, losses, here, found)
-    return Mixed(tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy,
-                 checker.broken)
+    return Mixed(
+        tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy, checker.broken
+    )
 
 
 def _halves_alone(rules: Iterable[r.Prune | r.Keep]) -> bool:
@@ -97,29 +109,54 @@ class _Mix:
         name = item.name.name
         before = self.names.setdefault(name, item)
         if before is not item:
-            self.found.add("E208", f"path `{name}` is given twice", item.name.span,
-                           others=(Label(before.name.span, "given here first"),))
+            self.found.add(
+                "E208",
+                f"path `{name}` is given twice",
+                item.name.span,
+                others=(Label(before.name.span, "given here first"),),
+            )
         read = self.reader.block(PathBlock, "path", item.settings, item.name.span)
         word = read.word
         for key in ("batch", "size"):
             share = read.values.get(key)
             if isinstance(share, Percent) and not 0 < share.fraction <= 1:
-                self.found.add("E205", f"`{key}` of `path` is {written(share)}, it must be more "
-                               "than 0% and at most 100%", read.spans[key])
+                self.found.add(
+                    "E205",
+                    f"`{key}` of `path` is {written(share)}, it must be more "
+                    "than 0% and at most 100%",
+                    read.spans[key],
+                )
         every = read.values.get("every")
         if isinstance(every, Time) and every.value <= 0:
-            self.found.add("E205", "a path cannot run every 0 steps", read.spans["every"],
-                           help="for example `every = 4 steps`")
+            self.found.add(
+                "E205",
+                "a path cannot run every 0 steps",
+                read.spans["every"],
+                help="for example `every = 4 steps`",
+            )
         view = self._view(item.view)
         if view is None:
             self.broken = True
         elif before is item and word is not None:
             self.paths.append(
-                r.Path(name=name, view=view, random=word.random, batch=word.batch,
-                       size=word.size, every=word.every, compute=word.compute, span=item.span))
+                r.Path(
+                    name=name,
+                    view=view,
+                    random=word.random,
+                    batch=word.batch,
+                    size=word.size,
+                    every=word.every,
+                    compute=word.compute,
+                    span=item.span,
+                )
+            )
             if word.compute == "kept" and not isinstance(view, Masked):
-                self.found.add("E239", "only a path that is `masked` has filters to leave out",
-                               read.spans["compute"], help="leave `compute = kept` out")
+                self.found.add(
+                    "E239",
+                    "only a path that is `masked` has filters to leave out",
+                    read.spans["compute"],
+                    help="leave `compute = kept` out",
+                )
         else:
             self.broken = True
 
@@ -129,8 +166,9 @@ class _Mix:
         views, word = words_at("a view"), name.name
         if word in views:
             if isinstance(node, ast.Call) and node.arguments:
-                self.found.add("E213", f"`{word}` takes no settings", node.span,
-                               help=f"write `{word}`")
+                self.found.add(
+                    "E213", f"`{word}` takes no settings", node.span, help=f"write `{word}`"
+                )
                 return None
             return cast(AnyView, views[word]())
         if word in self.reader.uses.words or self.reader.uses.broken:
@@ -138,10 +176,14 @@ class _Mix:
                 return cast(AnyView, self.reader.word(node, "a view"))
             except Broken:
                 return None
-        self.found.add("E210", f"`{word}` is no view of the weights", name.span,
-                       help=did_you_mean(word, views) or self.reader.elsewhere(word)
-                       or "a path is `masked` (w * m), `full` (w), `complement` or "
-                       "`soft_threshold`")
+        self.found.add(
+            "E210",
+            f"`{word}` is no view of the weights",
+            name.span,
+            help=did_you_mean(word, views)
+            or self.reader.elsewhere(word)
+            or "a path is `masked` (w * m), `full` (w), `complement` or `soft_threshold`",
+        )
         return None
 
     def _declared(self, name: str, span: Span, what: str = "path") -> bool:
@@ -159,22 +201,34 @@ class _Mix:
         good, first = True, {}
         for part in item.parts:
             if part.name not in PARTS:
-                self.found.add("E217", f"`{part.name}` is no part of the weights", part.span,
-                               help=did_you_mean(part.name, PARTS)
-                               or "the parts are `kept`, `reserve`, `pruned` and `rest`")
+                self.found.add(
+                    "E217",
+                    f"`{part.name}` is no part of the weights",
+                    part.span,
+                    help=did_you_mean(part.name, PARTS)
+                    or "the parts are `kept`, `reserve`, `pruned` and `rest`",
+                )
                 good = False
             elif first.setdefault(part.name, part) is not part:
-                self.found.add("E208", f"`{part.name}` is given twice", part.span,
-                               others=(Label(first[part.name].span, "given here first"),))
+                self.found.add(
+                    "E208",
+                    f"`{part.name}` is given twice",
+                    part.span,
+                    others=(Label(first[part.name].span, "given here first"),),
+                )
                 good = False
         shares, seen = [], {}
         for share in item.shares:
             name = share.path.name
             good &= self._declared(name, share.path.span)
             if seen.setdefault(name, share) is not share:
-                self.found.add("E208", f"`{name}` is given twice", share.path.span,
-                               others=(Label(seen[name].path.span, "given here first"),),
-                               help="add the two shares up")
+                self.found.add(
+                    "E208",
+                    f"`{name}` is given twice",
+                    share.path.span,
+                    others=(Label(seen[name].path.span, "given here first"),),
+                    help="add the two shares up",
+                )
                 good = False
             scalar = self._scalar(share.scalar, "a share")
             good &= scalar is not None
@@ -183,8 +237,9 @@ class _Mix:
         if not good or window is None:
             return None
         parts = tuple(part.name for part in item.parts)
-        return r.Update(parts=parts, shares=tuple(shares), start=window[0], stop=window[1],
-                        span=item.span)
+        return r.Update(
+            parts=parts, shares=tuple(shares), start=window[0], stop=window[1], span=item.span
+        )
 
     def learns_what_it_leaves_out(self, updates: list[r.Update]) -> None:
         """E239 for pruned weights that would learn from a path that does not compute them."""
@@ -193,9 +248,12 @@ class _Mix:
             parts = [part for part in ("pruned", "reserve") if part in update.parts]
             for name, share in update.shares:
                 if parts and share and name in smaller:
-                    self.found.add("E239", f"the {parts[0]} weights would learn from `{name}`, "
-                                   "which leaves them out", update.span,
-                                   others=(Label(smaller[name].span, "`compute = kept`"),))
+                    self.found.add(
+                        "E239",
+                        f"the {parts[0]} weights would learn from `{name}`, which leaves them out",
+                        update.span,
+                        others=(Label(smaller[name].span, "`compute = kept`"),),
+                    )
 
     def overlaps(self, updates: list[r.Update]) -> None:
         """E220 for two updates of one part that share a moment in every run."""
@@ -204,9 +262,12 @@ class _Mix:
                 both = [part for part in earlier.parts if part in later.parts]
                 if both and self._certainly_meet(earlier, later):
                     self.found.add(
-                        "E220", f"two rules update the {both[0]} weights at one moment", later.span,
+                        "E220",
+                        f"two rules update the {both[0]} weights at one moment",
+                        later.span,
                         others=(Label(earlier.span, "the other rule"),),
-                        help="give each its time with `from` and `until`, or write one sum")
+                        help="give each its time with `from` and `until`, or write one sum",
+                    )
 
     def _certainly_meet(self, a: r.Update, b: r.Update) -> bool:
         return self._before(a.start, b.stop) and self._before(b.start, a.stop)
@@ -234,16 +295,18 @@ class _Mix:
             if "path" in fields[key].metadata:
                 good &= self._declared(getattr(term, key), value)
         if not term.paths:
-            self.found.add("E243", f"`{term.called}` names no path, so nothing learns from it",
-                           item.term.span)
+            self.found.add(
+                "E243", f"`{term.called}` names no path, so nothing learns from it", item.term.span
+            )
             good = False
         if isinstance(term, KL) and term.student == term.teacher and good:
             self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
             good = False
         if coefficient is None or window is None or not good:
             return None
-        return r.Loss(coefficient=coefficient, term=term, start=window[0], stop=window[1],
-                      span=item.span)
+        return r.Loss(
+            coefficient=coefficient, term=term, start=window[0], stop=window[1], span=item.span
+        )
 
     # -- private and deploy ----------------------------------------------------------------------
 
@@ -258,8 +321,12 @@ class _Mix:
             self.found.add("E218", "`mix` does not say which path is deployed", here, help=help)
             return ""
         for item in items[1:]:
-            self.found.add("E208", "`deploy` is given twice", item.span,
-                           others=(Label(items[0].span, "given here first"),))
+            self.found.add(
+                "E208",
+                "`deploy` is given twice",
+                item.span,
+                others=(Label(items[0].span, "given here first"),),
+            )
         self._declared(items[0].path.name, items[0].path.span)
         return items[0].path.name
 
@@ -274,8 +341,12 @@ class _Mix:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             meant = written(value.fraction) if isinstance(value, Percent) else None
-            self.found.add("E206", f"{what} is a number, not {kind_of(value)}", node.span,
-                           help=meant and f"did you mean `{meant}`?")
+            self.found.add(
+                "E206",
+                f"{what} is a number, not {kind_of(value)}",
+                node.span,
+                help=meant and f"did you mean `{meant}`?",
+            )
             return None
         if what != "a share" and value < 0:
             self.found.add("E205", f"{what} is {written(value)}, it must be at least 0", node.span)
@@ -290,8 +361,12 @@ class _Mix:
         if stop is not None:
             order = self.reader.compare(start or Time(0, "epochs"), stop)
             if order is not None and order >= 0:
-                self.found.add("E227", "this window ends before it starts", item.stop.span,
-                               help="`from` is before `until`")
+                self.found.add(
+                    "E227",
+                    "this window ends before it starts",
+                    item.stop.span,
+                    help="`from` is before `until`",
+                )
                 return None
         return start, stop
 
@@ -303,8 +378,9 @@ class _Mix:
             help = "for example `from 10ep`"
             if isinstance(value, Percent):
                 help = f"a share of the run is written `{written(value)} run`"
-            self.found.add("E206", f"a window is given by times, not {kind_of(value)}", node.span,
-                           help=help)
+            self.found.add(
+                "E206", f"a window is given by times, not {kind_of(value)}", node.span, help=help
+            )
             raise Broken
         return value
 
@@ -312,8 +388,12 @@ class _Mix:
         if isinstance(node, ast.Literal) and node.value is BROKEN:
             raise Broken
         if isinstance(node, ast.Name):
-            self.found.add("E209", f"`{node.name}` is not defined", node.span,
-                           help=did_you_mean(node.name, self.reader.lets))
+            self.found.add(
+                "E209",
+                f"`{node.name}` is not defined",
+                node.span,
+                help=did_you_mean(node.name, self.reader.lets),
+            )
             raise Broken
         return self.reader.value(node)
 
@@ -329,10 +409,15 @@ def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> 
     named = {part for update in updates for part in update.parts}
     for part in ("kept", "pruned") if prunes else ("kept",):
         if part not in named:
-            found.add("W203", f"no rule updates the {part} weights, so they never learn", here,
-                      help=f"for example `update {part} by {paths[0].name}`")
+            found.add(
+                "W203",
+                f"no rule updates the {part} weights, so they never learn",
+                here,
+                help=f"for example `update {part} by {paths[0].name}`",
+            )
     used = named_by(losses)
     for path in paths:
         if path.name not in used:
-            found.add("W205", f"path `{path.name}` has no loss, so it never runs in training",
-                      path.span)
+            found.add(
+                "W205", f"path `{path.name}` has no loss, so it never runs in training", path.span
+            )

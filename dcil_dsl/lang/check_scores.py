@@ -17,9 +17,7 @@ from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.units import written
 
 
-def check_scores(
-    rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics
-) -> None:
+def check_scores(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics) -> None:
     """Note, once for each place, every score that could not do what it is asked to."""
     told = set()
     for rule in rules:
@@ -28,10 +26,13 @@ def check_scores(
         span = rule.spans.get("score", rule.span)
         word = rule.score.called
         if rule.target.rescales and not rule.score.by_size:
-            found.add("E234", f"`{rule.target.called}` compares squared weights, and the score is "
-                      f"`{word}`",
-                      rule.target_span, others=(Label(span, "the score"),),
-                      help="`score = magnitude`, or `global` with this score")
+            found.add(
+                "E234",
+                f"`{rule.target.called}` compares squared weights, and the score is `{word}`",
+                rule.target_span,
+                others=(Label(span, "the score"),),
+                help="`score = magnitude`, or `global` with this score",
+            )
         if isinstance(rule.regrow, GrowByGradient):
             asked, span = rule.regrow, rule.spans.get("regrow", rule.span)
         elif isinstance(rule.score, GradientScore):
@@ -53,16 +54,27 @@ def _check_path(
     path = asked.path or mixed.deploy
     if path not in declared:
         if asked.path and declared and not mixed.broken:
-            found.add("E216", f"no path is named `{path}`", span,
-                      help=did_you_mean(path, declared)
-                      or f"`mix` declares {listed(f'`{name}`' for name in declared)}")
+            found.add(
+                "E216",
+                f"no path is named `{path}`",
+                span,
+                help=did_you_mean(path, declared)
+                or f"`mix` declares {listed(f'`{name}`' for name in declared)}",
+            )
         return
     used = named_by(mixed.losses)
     learning = [name for name in declared if name in used]
     if learning and path not in used:
         grows = isinstance(asked, GrowByGradient)
         word = "gradient" if grows else asked.called
-        other = f"{word}({written(asked.share)}, {learning[0]})" if grows else (
-            f"{word}({learning[0]})")
-        found.add("E233", f"`{word}` needs the gradient of path `{path}`, which has no loss", span,
-                  help=f"`{other}`, or a loss of `{path}` in `mix`")
+        other = (
+            f"{word}({written(asked.share)}, {learning[0]})"
+            if grows
+            else (f"{word}({learning[0]})")
+        )
+        found.add(
+            "E233",
+            f"`{word}` needs the gradient of path `{path}`, which has no loss",
+            span,
+            help=f"`{other}`, or a loss of `{path}` in `mix`",
+        )

@@ -18,9 +18,20 @@ from dcil_dsl.words.units import Ratio, Time
 
 # For suggestions only: a recipe may name any class.
 TYPES = (
-    "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention", "Embedding",
-    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm", "InstanceNorm2d",
-)  # fmt: skip
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose2d",
+    "Linear",
+    "MultiheadAttention",
+    "Embedding",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LayerNorm",
+    "GroupNorm",
+    "InstanceNorm2d",
+)
 
 
 MOST_PARTS = 100_000  # of the definitions that names stand for: each may double another
@@ -76,31 +87,43 @@ class Selectors:
     def _named(self, selector: ast.ByName, name: str, within: tuple[str, ...]) -> ast.Selector:
         if name not in self.layers:
             near = did_you_mean(name, [*self.layers, *TYPES])
-            self.found.add("E223", f"no `layers {name}` is defined", selector.span,
-                           help=near or "types have a capital, names of layers stand in quotes")
+            self.found.add(
+                "E223",
+                f"no `layers {name}` is defined",
+                selector.span,
+                help=near or "types have a capital, names of layers stand in quotes",
+            )
             return selector
         self.used.add(name)
         if name in within:
             around = within[within.index(name) :]
             self.found.add(
-                "E223", f"`layers {name}` is defined by itself", selector.span,
-                others=tuple(Label(self.layers[n].name.span, "through this") for n in around))
+                "E223",
+                f"`layers {name}` is defined by itself",
+                selector.span,
+                others=tuple(Label(self.layers[n].name.span, "through this") for n in around),
+            )
             return selector
         try:
             return self.closed(self.layers[name].selector, (*within, name))
         except RecursionError:
             if len(within) > 1:  # told near the first of them; warn_unused begins with one
                 raise
-            self.found.add("E114", f"`{name}` leads through too many others", selector.span,
-                           help="write some of their selectors out")
+            self.found.add(
+                "E114",
+                f"`{name}` leads through too many others",
+                selector.span,
+                help="write some of their selectors out",
+            )
             self.found.stop_if_wrong()
 
     def _pattern(self, selector: ast.ByRegex, pattern: str) -> None:
         try:
             Regex(pattern)
         except ValueError as error:
-            self.found.add("E226", "this regular expression is not valid", selector.span,
-                           label=str(error))
+            self.found.add(
+                "E226", "this regular expression is not valid", selector.span, label=str(error)
+            )
 
     def _condition(self, condition: ast.Condition) -> None:
         value = condition.value
@@ -108,9 +131,17 @@ class Selectors:
             help = None
             if isinstance(value, ast.Name):
                 help = f'a text is written `"{value.name}"`'
-            self.found.add("E206", f"`{condition.name.name}` of a layer is compared with a number "
-                           "or a text", value.span, help=help)
+            self.found.add(
+                "E206",
+                f"`{condition.name.name}` of a layer is compared with a number or a text",
+                value.span,
+                help=help,
+            )
         elif value.value is not BROKEN and isinstance(value.value, (str, bool, type(None))):
             if condition.compare not in ("==", "!="):
-                self.found.add("E206", f"`{condition.compare}` compares numbers", condition.span,
-                               help="write `==` or `!=`")
+                self.found.add(
+                    "E206",
+                    f"`{condition.compare}` compares numbers",
+                    condition.span,
+                    help="write `==` or `!=`",
+                )

@@ -29,9 +29,14 @@ UNITS = ("epochs", "steps", "ep", "epoch", "step", "run")
 
 _OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "__ANON_0"}
 _KINDS = {
-    "NAME": "a name", "TYPE": "a type such as `Conv2d`", "STRING": "a quoted text",
-    "REGEX": 'a pattern such as `re"..."`', "NUMBER": "a number", "PERCENT": "a percentage",
-    "TIME": "a time such as `5ep`", "RATIO": "a ratio such as `2:4`",
+    "NAME": "a name",
+    "TYPE": "a type such as `Conv2d`",
+    "STRING": "a quoted text",
+    "REGEX": 'a pattern such as `re"..."`',
+    "NUMBER": "a number",
+    "PERCENT": "a percentage",
+    "TIME": "a time such as `5ep`",
+    "RATIO": "a ratio such as `2:4`",
     "COMPARE": "a comparison such as `>=`",
 }
 
@@ -94,8 +99,18 @@ def misspelt(token: Token, words: Iterable[str]) -> str | None:
 
 def explain(situation: Situation) -> Explained:
     """Say what is wrong: the first of these that knows."""
-    rules = (_no_value, _unit, _moment, _scalar, _still_open, _too_many_closed, _place, _comment,
-             _misspelt, _reserved)  # fmt: skip
+    rules = (
+        _no_value,
+        _unit,
+        _moment,
+        _scalar,
+        _still_open,
+        _too_many_closed,
+        _place,
+        _comment,
+        _misspelt,
+        _reserved,
+    )
     for rule in rules:
         explained = rule(situation)
         if explained is not None:
@@ -116,8 +131,15 @@ def _no_value(s: Situation) -> Explained | None:
     name, sign = s.near(equal - 1), s.near(equal)
     if name is None or name.type != "NAME":
         return None
-    return _say(s, "E106", f"`{name}` has no value", name, sign,
-                label="a value is missing after `=`", resume=resume)
+    return _say(
+        s,
+        "E106",
+        f"`{name}` has no value",
+        name,
+        sign,
+        label="a value is missing after `=`",
+        resume=resume,
+    )
 
 
 def _unit(s: Situation) -> Explained | None:
@@ -174,8 +196,14 @@ def _scalar(s: Situation) -> Explained | None:
     if s.token.type != "PERCENT" or s.kind(1) != "STAR" or "NUMBER" not in s.accepts:
         return None
     number = float(str(s.token)[:-1]) / 100
-    return _say(s, "E107", "a factor is a number, not a percentage", s.token,
-                help=f"did you mean `{number:.12g}`?", resume=s.at + 1)
+    return _say(
+        s,
+        "E107",
+        "a factor is a number, not a percentage",
+        s.token,
+        help=f"did you mean `{number:.12g}`?",
+        resume=s.at + 1,
+    )
 
 
 def _still_open(s: Situation) -> Explained | None:
@@ -183,9 +211,14 @@ def _still_open(s: Situation) -> Explained | None:
     token = s.token
     if token.type == END and s.block is not None:
         keyword, brace = s.block
-        return _say(s, "E104", f"the recipe ends, but `{keyword}` is still open", token,
-                    label="a `}` is missing before this",
-                    others=(Label(of(s.source, brace), "opened here"),))
+        return _say(
+            s,
+            "E104",
+            f"the recipe ends, but `{keyword}` is still open",
+            token,
+            label="a `}` is missing before this",
+            others=(Label(of(s.source, brace), "opened here"),),
+        )
     if s.block is None or s.kind(1) == "EQUAL" and token.type not in ("LET", "LAYERS"):
         return None
     starts_item = token.type in ITEMS and "RBRACE" in s.accepts
@@ -195,9 +228,14 @@ def _still_open(s: Situation) -> Explained | None:
         return None
     keyword, brace = s.block
     what = "block" if token.type in BLOCKS else "statement"
-    return _say(s, "E104", f"`{token}` starts a new {what}, but `{keyword}` is still open", token,
-                label="a `}` is missing before this",
-                others=(Label(of(s.source, brace), "opened here"),))
+    return _say(
+        s,
+        "E104",
+        f"`{token}` starts a new {what}, but `{keyword}` is still open",
+        token,
+        label="a `}` is missing before this",
+        others=(Label(of(s.source, brace), "opened here"),),
+    )
 
 
 def _too_many_closed(s: Situation) -> Explained | None:
@@ -205,8 +243,14 @@ def _too_many_closed(s: Situation) -> Explained | None:
         opener = {"RBRACE": "{", "RPAR": "(", "RSQB": "["}[s.token.type]
         is_open = s.block if s.token.type == "RBRACE" else s.bracket
         if not is_open:
-            return _say(s, "E115", f"this `{s.token}` closes nothing", s.token,
-                        label=f"no `{opener}` is open here", resume=s.at + 1)
+            return _say(
+                s,
+                "E115",
+                f"this `{s.token}` closes nothing",
+                s.token,
+                label=f"no `{opener}` is open here",
+                resume=s.at + 1,
+            )
     return None
 
 
@@ -217,17 +261,28 @@ def _place(s: Situation) -> Explained | None:
     if kind == "LANGUAGE" and s.kind(1) == "NUMBER" and at_item:
         return _say(s, "E113", "`language` is said once, first", s.token, resume=s.at + 2)
     if kind == "EXTENDS" and s.kind(1) == "STRING" and at_item:
-        return _say(s, "E113", "`extends` stands directly after `language 1`", s.token,
-                    resume=s.at + 2)
+        return _say(
+            s, "E113", "`extends` stands directly after `language 1`", s.token, resume=s.at + 2
+        )
     if kind in MIX_ITEMS and s.kind(1) != "EQUAL" and not s.in_mix:
         if at_item or "RBRACE" in s.accepts:
             return _say(s, "E113", f"`{s.token}` stands only inside `mix {{ }}`", s.token)
     if kind == "NAME" and s.kind(1) == "EQUAL" and at_item:
-        return _say(s, "E113", f"the setting `{s.token}` stands outside of a block", s.token,
-                    help=f"a value to be used by name is written `let {s.token} = ...`")
+        return _say(
+            s,
+            "E113",
+            f"the setting `{s.token}` stands outside of a block",
+            s.token,
+            help=f"a value to be used by name is written `let {s.token} = ...`",
+        )
     if kind == "NAME" and s.kind(1) == "EQUAL" and "DEPLOY" in s.accepts:
-        return _say(s, "E113", f"`mix` has no setting `{s.token}`", s.token,
-                    help="`mix` holds `path`, `update`, `private`, `loss` and `deploy`")
+        return _say(
+            s,
+            "E113",
+            f"`mix` has no setting `{s.token}`",
+            s.token,
+            help="`mix` holds `path`, `update`, `private`, `loss` and `deploy`",
+        )
     return None
 
 
@@ -238,8 +293,13 @@ def _comment(s: Situation) -> Explained | None:
     if s.token.type in ("NAME", "TYPE"):  # `-- how much` is read as minus minus how, so far
         dashes = [d for d in (-1, -2) if s.adjacent(d - 1, d, "MINUS") and s.together(d, 0)]
         if dashes:
-            return _say(s, "E102", "this is not a comment", s.near(dashes[0] - 1),
-                        help="a comment starts with `#`")
+            return _say(
+                s,
+                "E102",
+                "this is not a comment",
+                s.near(dashes[0] - 1),
+                help="a comment starts with `#`",
+            )
     return None
 
 
@@ -255,12 +315,23 @@ def _misspelt(s: Situation) -> Explained | None:
     if "DEPLOY" in s.accepts:
         words = [literals()[k] for k in MIX_ITEMS]
         help = misspelt(s.token, words)
-        return _say(s, "E105", f"`{s.token}` is not a statement of `mix`", s.token,
-                    label="expected " + listed(f"`{w}`" for w in words), help=help)
+        return _say(
+            s,
+            "E105",
+            f"`{s.token}` is not a statement of `mix`",
+            s.token,
+            label="expected " + listed(f"`{w}`" for w in words),
+            help=help,
+        )
     words = [literals()[k] for k in s.accepts if k in literals() and literals()[k].isalpha()]
     if "NAME" not in s.accepts and words and nearest(str(s.token), words):
-        return _say(s, "E101", f"expected {_expected(s)}, found `{s.token}`", s.token,
-                    help=misspelt(s.token, words))
+        return _say(
+            s,
+            "E101",
+            f"expected {_expected(s)}, found `{s.token}`",
+            s.token,
+            help=misspelt(s.token, words),
+        )
     return None
 
 
@@ -272,8 +343,9 @@ def _reserved(s: Situation) -> Explained | None:
         help = f"choose another name, for example `{word}_`"
         if s.kind(-1) == "UPDATE":
             help = f"`update` takes {listed(f'`{part}`' for part in PARTS)}"
-        return _say(s, "E112", f"`{word}` is a word of the language, not a name", s.token,
-                    help=help)
+        return _say(
+            s, "E112", f"`{word}` is a word of the language, not a name", s.token, help=help
+        )
     return None
 
 
@@ -297,11 +369,12 @@ def _general(s: Situation) -> Explained:
     elif token.type == "TYPE" and "NAME" in s.accepts:
         help = "a name is written in small letters, digits and `_`"
         if "STRING" in s.accepts:
-            help += f"; any other as text: `\"{clipped(str(token))}\"`"
+            help += f'; any other as text: `"{clipped(str(token))}"`'
     elif s.kind(-1) == "NAME" and s.accepts == {"EQUAL"}:
         help = f"write `{s.near(-1)} = ...`"
-    return _say(s, "E101", f"expected {_expected(s)}, found {what}", token, others=others,
-                help=help)
+    return _say(
+        s, "E101", f"expected {_expected(s)}, found {what}", token, others=others, help=help
+    )
 
 
 def _with_comma(before: str, after: str) -> str | None:
@@ -336,9 +409,11 @@ def _expected(s: Situation) -> str:
     """The accept set in words: whole classes of tokens by one name."""
     left, words = set(s.accepts), []
     for group, word in (
-        ({"PRUNE", "TRAIN"}, "a statement"), ({"PERCENT", "RATIO", "TRUE"}, "a value"),
+        ({"PRUNE", "TRAIN"}, "a statement"),
+        ({"PERCENT", "RATIO", "TRUE"}, "a value"),
         ({"TYPE", "REGEX"}, "layers (a type, a name or a quoted path)"),
-        ({"DEPLOY", "UPDATE"}, "a statement of `mix`"), ({"TIME"}, "a time such as `5ep`"),
+        ({"DEPLOY", "UPDATE"}, "a statement of `mix`"),
+        ({"TIME"}, "a time such as `5ep`"),
     ):
         if group <= left:
             words.append(word)
@@ -361,8 +436,17 @@ def listed(words: Iterable[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
 
 
-def _say(s: Situation, code: str, message: str, first: Token, last: Token | None = None, *,
-         label: str = "", others: tuple[Label, ...] = (), help: str | None = None,
-         resume: int | None = None) -> Explained:
+def _say(
+    s: Situation,
+    code: str,
+    message: str,
+    first: Token,
+    last: Token | None = None,
+    *,
+    label: str = "",
+    others: tuple[Label, ...] = (),
+    help: str | None = None,
+    resume: int | None = None,
+) -> Explained:
     span = Span(s.source, first.start_pos, (last or first).end_pos)
     return Explained(Diagnostic(code, message, span, label, others, help), resume)

@@ -27,9 +27,20 @@ WIDEST = 32  # a key longer than this does not push its neighbours' `=` to the r
 # The order of the blocks in a file. Among items only the order of rules means anything: both
 # kinds of rule share a number, and sorting is stable.
 ORDER = {
-    "language": 0, "extends": 0, "recipe": 1, "let": 2, "model": 3, "data": 4, "layers": 5,
-    "pruning": 6, "prune": 7, "keep": 7, "mix": 8, "train": 9, "expect": 10,
-}  # fmt: skip
+    "language": 0,
+    "extends": 0,
+    "recipe": 1,
+    "let": 2,
+    "model": 3,
+    "data": 4,
+    "layers": 5,
+    "pruning": 6,
+    "prune": 7,
+    "keep": 7,
+    "mix": 8,
+    "train": 9,
+    "expect": 10,
+}
 
 
 def format_text(text: str, name: str = "<recipe>") -> str:

@@ -72,10 +72,13 @@ def _one_line_each(
     for start, text in comments:
         inside = text.rstrip("\r").find("\r")
         if inside >= 0:
-            found.add("E110", "a carriage return alone does not end a line",
-                      Span(source, start + inside, start + inside + 1),
-                      label="what follows is still the comment",
-                      help="save the recipe with line feeds")
+            found.add(
+                "E110",
+                "a carriage return alone does not end a line",
+                Span(source, start + inside, start + inside + 1),
+                label="what follows is still the comment",
+                help="save the recipe with line feeds",
+            )
             return
 
 
@@ -89,15 +92,23 @@ def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
         return Span(quoted, at, stop)
 
     if sign == '"':
-        found.add("E103", "this string is not closed", here(line_end),
-                  label='no `"` before the end of the line')
+        found.add(
+            "E103",
+            "this string is not closed",
+            here(line_end),
+            label='no `"` before the end of the line',
+        )
         return text[:at] + _string(text[at + 1 : line_end]) + text[line_end:]
     if sign in _QUOTES:
         return _other_quotes(text, at, line_end, quoted, found)
     if sign == "\0":
         stop = at + len(text[at:]) - len(text[at:].lstrip("\0"))
-        found.add("E110", "a NUL character is not text", here(stop),
-                  help="save the recipe as plain UTF-8 text")
+        found.add(
+            "E110",
+            "a NUL character is not text",
+            here(stop),
+            help="save the recipe as plain UTF-8 text",
+        )
         return text[:at] + " " * (stop - at) + text[stop:]
     if sign in ".:" and (name := _foreign_name(text, at)) is not None:
         return _quoted_name(text, name, quoted, found)
@@ -130,9 +141,14 @@ def _quoted_name(text: str, name: re.Match, quoted: Source, found: Diagnostics) 
     start, stop = name.span()
     last = name[0].rpartition(".")[2]
     is_class = last[:1].isupper() and ":" not in name[0]
-    found.add("E102", f"`{clipped(name[0])}` is not a name here", Span(quoted, start, stop),
-              help=f"a class is named alone: `{last}`" if is_class
-              else f'write it in quotes: `"{clipped(name[0])}"`')
+    found.add(
+        "E102",
+        f"`{clipped(name[0])}` is not a name here",
+        Span(quoted, start, stop),
+        help=f"a class is named alone: `{last}`"
+        if is_class
+        else f'write it in quotes: `"{clipped(name[0])}"`',
+    )
     instead = last.rjust(stop - start) if is_class else _string(name[0][1:])
     return text[:start] + instead + text[stop:]
 
@@ -140,12 +156,17 @@ def _quoted_name(text: str, name: re.Match, quoted: Source, found: Diagnostics) 
 def _other_quotes(text: str, at: int, line_end: int, quoted: Source, found: Diagnostics) -> str:
     close = next((i for i in range(at + 1, line_end) if text[i] in _QUOTES), None)
     if close is None:
-        found.add("E102", f"{shown(text[at])} has no meaning in a recipe",
-                  Span(quoted, at, at + 1), help='strings use double quotes: `"text"`')
+        found.add(
+            "E102",
+            f"{shown(text[at])} has no meaning in a recipe",
+            Span(quoted, at, at + 1),
+            help='strings use double quotes: `"text"`',
+        )
         return text[:at] + " " + text[at + 1 :]
     inside = text[at + 1 : close]
-    found.add("E102", "strings use double quotes", Span(quoted, at, close + 1),
-              help=f'write `"{inside}"`')
+    found.add(
+        "E102", "strings use double quotes", Span(quoted, at, close + 1), help=f'write `"{inside}"`'
+    )
     return text[:at] + _string(inside + " ") + text[close + 1 :]
 
 

@@ -53,8 +53,12 @@ def link(
         if let.name.name not in scope.used and let.span.source.name != "--set":
             scope.value_of(let.name)  # what is wrong in it is wrong, used or not
             num_unused += 1
-            found.add("W201", f"`let {let.name.name}` is never used", let.name.span,
-                      help=did_you_mean(let.name.name, used) if num_unused <= MAX_ERRORS else None)
+            found.add(
+                "W201",
+                f"`let {let.name.name}` is never used",
+                let.name.span,
+                help=did_you_mean(let.name.name, used) if num_unused <= MAX_ERRORS else None,
+            )
     layers = {item.name.name: item for item in items if isinstance(item, ast.Layers)}
     closed = replace(file, extends=None, items=items, comments=())
     return Linked(closed, layers, {name: let.name.span for name, let in lets.items()})
@@ -79,9 +83,12 @@ class _Scope:
             case ast.Layers():
                 return replace(item, selector=self._selector(item.selector))
             case ast.Prune():
-                return replace(item, selector=self._selector(item.selector),
-                               target=self.value(item.target),
-                               settings=self._settings(item.settings))
+                return replace(
+                    item,
+                    selector=self._selector(item.selector),
+                    target=self.value(item.target),
+                    settings=self._settings(item.settings),
+                )
             case ast.Keep():
                 return replace(item, selector=self._selector(item.selector))
             case ast.Mix():
@@ -98,14 +105,23 @@ class _Scope:
                 return replace(item, view=view, settings=self._settings(item.settings))
             case ast.Update():
                 shares = tuple(replace(s, scalar=self._maybe(s.scalar)) for s in item.shares)
-                return replace(item, shares=shares, start=self._maybe(item.start),
-                               stop=self._maybe(item.stop))
+                return replace(
+                    item, shares=shares, start=self._maybe(item.start), stop=self._maybe(item.stop)
+                )
             case ast.Private():
-                return replace(item, selector=self._selector(item.selector),
-                               settings=self._settings(item.settings))
+                return replace(
+                    item,
+                    selector=self._selector(item.selector),
+                    settings=self._settings(item.settings),
+                )
             case ast.Loss():
-                return replace(item, scalar=self._maybe(item.scalar), term=self.value(item.term),
-                               start=self._maybe(item.start), stop=self._maybe(item.stop))
+                return replace(
+                    item,
+                    scalar=self._maybe(item.scalar),
+                    term=self.value(item.term),
+                    start=self._maybe(item.start),
+                    stop=self._maybe(item.stop),
+                )
         return item
 
     def _settings(self, settings: tuple[ast.Setting, ...]) -> tuple[ast.Setting, ...]:
@@ -117,8 +133,9 @@ class _Scope:
     def _selector(self, selector: ast.Selector) -> ast.Selector:
         match selector:
             case ast.Having(of=of, conditions=conditions):
-                return replace(selector, of=self._selector(of),
-                               conditions=self._conditions(conditions))
+                return replace(
+                    selector, of=self._selector(of), conditions=self._conditions(conditions)
+                )
             case ast.First(of=of) | ast.Last(of=of) | ast.Inside(of=of):
                 return replace(selector, of=self._selector(of))
             case ast.Union_(parts=parts):
@@ -167,8 +184,9 @@ class _Scope:
         self.num_values += number
         if self.num_values > MOST_VALUES or depth > MAX_NESTED:
             much = "nests too deeply" if depth > MAX_NESTED else "brings too many values"
-            self.found.add("E114", f"`{name.name}` {much}", name.span,
-                           help="use fewer lists of lists")
+            self.found.add(
+                "E114", f"`{name.name}` {much}", name.span, help="use fewer lists of lists"
+            )
             self.found.stop_if_wrong()
         return value
 
@@ -182,8 +200,12 @@ class _Scope:
         except RecursionError:
             if depth:  # told where the first of them is used
                 raise
-            self.found.add("E114", f"`{name.name}` leads through too many others", name.span,
-                           help="give some of them their values")
+            self.found.add(
+                "E114",
+                f"`{name.name}` leads through too many others",
+                name.span,
+                help="give some of them their values",
+            )
             self.found.stop_if_wrong()
         finally:
             del self.open[depth:]
@@ -191,18 +213,27 @@ class _Scope:
     def _cycle(self, let: ast.Let, name: ast.Name) -> None:
         around = self.open[self.open.index(let) :]
         names = " -> ".join(f"`{x.name.name}`" for x in [*around, let])
-        self.found.add("E204", f"`{let.name.name}` is defined by itself: {names}", name.span,
-                       others=tuple(Label(x.name.span, "through this") for x in around))
+        self.found.add(
+            "E204",
+            f"`{let.name.name}` is defined by itself: {names}",
+            name.span,
+            others=tuple(Label(x.name.span, "through this") for x in around),
+        )
 
     def _combined(self, node: ast.Value, operator: str, left, right) -> ast.Value:
         for side in (left, right):
             if isinstance(side, ast.Name):
-                self.found.add("E209", f"`{side.name}` is not defined", side.span,
-                               help=did_you_mean(side.name, self.lets))
+                self.found.add(
+                    "E209",
+                    f"`{side.name}` is not defined",
+                    side.span,
+                    help=did_you_mean(side.name, self.lets),
+                )
                 return self._broken(node)
             if not isinstance(side, ast.Literal):
-                self.found.add("E207", "only numbers, percentages and times can be calculated with",
-                               side.span)
+                self.found.add(
+                    "E207", "only numbers, percentages and times can be calculated with", side.span
+                )
                 return self._broken(node)
         if BROKEN in (left.value, right.value):
             return self._broken(node)

@@ -67,8 +67,13 @@ def decode(content: bytes, name: str) -> str:
         source = Source(content.decode("utf-8", "replace"), name)
         start = len(content[: error.start].decode("utf-8", "replace"))
         wrong = Diagnostics()
-        wrong.add("E110", "the recipe is not UTF-8 text", Span(source, start, start + 1),
-                  label=f"byte 0x{content[error.start]:02x}", help="save it as plain UTF-8 text")
+        wrong.add(
+            "E110",
+            "the recipe is not UTF-8 text",
+            Span(source, start, start + 1),
+            label=f"byte 0x{content[error.start]:02x}",
+            help="save it as plain UTF-8 text",
+        )
         raise RecipeError(wrong.errors) from None
 
 
@@ -93,13 +98,18 @@ def _parent(extends: ast.Literal, folder: Path | None, seen: set, depth: int):
 
     wrong = Diagnostics()
     if folder is None:
-        wrong.add("E201", "a recipe given as text has no folder to find its parent in",
-                  extends.span, help="give `loads` the argument `folder`")
+        wrong.add(
+            "E201",
+            "a recipe given as text has no folder to find its parent in",
+            extends.span,
+            help="give `loads` the argument `folder`",
+        )
         wrong.stop_if_wrong()
     path = Path(os.path.normpath(folder / extends.value))
     if _key(path.parent, path.name) in seen:
-        wrong.add("E202", f"`{extends.value}` extends itself, directly or through others",
-                  extends.span)
+        wrong.add(
+            "E202", f"`{extends.value}` extends itself, directly or through others", extends.span
+        )
     elif depth > MAX_PARENTS:
         wrong.add("E203", f"more than {MAX_PARENTS} recipes extend each other", extends.span)
     wrong.stop_if_wrong()
@@ -107,9 +117,13 @@ def _parent(extends: ast.Literal, folder: Path | None, seen: set, depth: int):
     try:
         text = read(path, is_parent=True)
     except Unreadable as error:
-        wrong.add("E201", f"the parent `{extends.value}` cannot be read: {error}", extends.span,
-                  label=f"looked for {path}",
-                  help=did_you_mean(extends.value, recipes_in(path.parent)))
+        wrong.add(
+            "E201",
+            f"the parent `{extends.value}` cannot be read: {error}",
+            extends.span,
+            label=f"looked for {path}",
+            help=did_you_mean(extends.value, recipes_in(path.parent)),
+        )
         wrong.stop_if_wrong()
     try:
         return build_file(parse_text(Source(text, str(path), path.parent))), path.parent
@@ -213,8 +227,12 @@ def _title(item: ast.Item) -> str:
 
 
 def _twice(found: Diagnostics, what: str, again, before) -> None:
-    found.add("E208", f"{what} is given twice", _head(again),
-              others=(Label(_head(before), "given here first"),))
+    found.add(
+        "E208",
+        f"{what} is given twice",
+        _head(again),
+        others=(Label(_head(before), "given here first"),),
+    )
 
 
 def _head(node):

@@ -61,8 +61,11 @@ def _set_setting(file, kind: str, key: str, value: ast.Value, span: Span, found)
     if key not in known and kind != "model":  # a model's settings are its builder's own
         _unknown(file, f"{kind}.{key}", span, found)
         return file
-    setting = ast.Setting(span=Span(span.source, 0, len(span.source.text)),
-                          name=ast.Name(span=span, name=key), value=value)
+    setting = ast.Setting(
+        span=Span(span.source, 0, len(span.source.text)),
+        name=ast.Name(span=span, name=key),
+        value=value,
+    )
     items, there = [], False
     for item in file.items:
         if isinstance(item, ast.Block) and item.kind == kind:

@@ -112,6 +112,10 @@ def _as_in_python(piece: re.Match) -> str:
     if text.startswith("{,"):
         return "{0" + text[1:]
     if text[0] == "[" and len(text) > 1:
-        return "[" + re.sub(r"\\.|\[", lambda one: one[0].replace("[", r"\[", len(one[0]) == 1),
-                            text[1:], flags=re.DOTALL)
+        return "[" + re.sub(
+            r"\\.|\[",
+            lambda one: one[0].replace("[", r"\[", len(one[0]) == 1),
+            text[1:],
+            flags=re.DOTALL,
+        )
     return text

@@ -67,8 +67,12 @@ class ValueReader:
             if isinstance(wrong, Percent) and isinstance(start, (Percent, Time)):
                 ends = [_as_time(x) for x in (start, stop) if isinstance(x, (Percent, Time))]
                 help = f"did you mean `{'..'.join(ends)}`?" if len(ends) == 2 else help
-            self.found.add("E206", f"a range goes from a time to a time, not {_kind_of(wrong)}",
-                           node.span, help=help)
+            self.found.add(
+                "E206",
+                f"a range goes from a time to a time, not {_kind_of(wrong)}",
+                node.span,
+                help=help,
+            )
             raise Broken
         order = self.compare(start, stop)
         if order is not None and order >= 0:

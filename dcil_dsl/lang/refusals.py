@@ -30,25 +30,39 @@ class Bare(str):
 
 
 _WANTED = {
-    "float_type": "a number", "int_type": "a whole number", "int_from_float": "a whole number",
-    "bool_type": "`true` or `false`", "string_type": "a text in double quotes",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "`true` or `false`",
+    "string_type": "a text in double quotes",
     "tuple_type": "a list in `[ ]`",
 }
 _WANTED_CLASS = {
-    "Percent": "a percentage such as `90%`", "Time": "a time such as `5ep`",
-    "Range": "a range of times such as `0ep..75% run`", "Ratio": "a ratio such as `2:4`",
+    "Percent": "a percentage such as `90%`",
+    "Time": "a time such as `5ep`",
+    "Range": "a range of times such as `0ep..75% run`",
+    "Ratio": "a ratio such as `2:4`",
 }
 _LIMITS = {
-    "greater_than": ("gt", "greater than"), "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
 }
 
 _NAMES = {"path": "the name of a path", "layers": "what a `layers` definition names"}
 _NO = {"refresh": "masks that never move: `freeze = 0 steps`"}  # what `none` was meant for
 
 
-def note(error: ValidationError, model: type[Word], owner: str, nodes: dict[str, Given],
-         values: dict[str, object], where: Span, reader: Reader) -> bool:
+def note(
+    error: ValidationError,
+    model: type[Word],
+    owner: str,
+    nodes: dict[str, Given],
+    values: dict[str, object],
+    where: Span,
+    reader: Reader,
+) -> bool:
     """Note each refusal; True where there was one that had not been told before."""
     told = False
     for one in _once_a_value(error.errors(include_url=False)):
@@ -56,8 +70,7 @@ def note(error: ValidationError, model: type[Word], owner: str, nodes: dict[str,
         if one["type"] == "missing" and len(one["loc"]) == 1:
             if name in nodes:
                 continue  # it is there, but wrong, and told
-            reader.found.add("E211", f"`{owner}` needs `{name}`", where,
-                             help=_example(model, name))
+            reader.found.add("E211", f"`{owner}` needs `{name}`", where, help=_example(model, name))
         else:
             _refuse(one, name, owner, nodes[name], values[name], model, reader)
         told = True
@@ -90,12 +103,17 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
     if kind in _LIMITS:
         key, words = _LIMITS[kind]
         limit = written(_short(one["ctx"][key]))
-        reader.found.add("E205", f"{what} is {written(inner)}, it must be {words} {limit}",
-                         node.span, others=origin(node))
+        reader.found.add(
+            "E205",
+            f"{what} is {written(inner)}, it must be {words} {limit}",
+            node.span,
+            others=origin(node),
+        )
         return
     if kind in ("missing", "too_long", "too_short"):
-        reader.found.add("E205", f"{what} takes another count of values, not {len(value)}",
-                         given.value.span)
+        reader.found.add(
+            "E205", f"{what} takes another count of values, not {len(value)}", given.value.span
+        )
         return
     options = _options(model.model_fields[name].annotation)
     if kind == "literal_error" or options:
@@ -115,8 +133,9 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
         help = help.replace(f" or `{written(inner)} steps`", "")
     if is_fraction and inner == int(inner) and abs(inner) < 1e15:
         help = f"did you mean `{int(inner)}`?"
-    reader.found.add("E206", f"{what} is {wanted}, not {actual}", node.span,
-                     others=origin(node), help=help)
+    reader.found.add(
+        "E206", f"{what} is {wanted}, not {actual}", node.span, others=origin(node), help=help
+    )
 
 
 def _wanted(one: dict) -> str:
@@ -128,8 +147,13 @@ def _class_name(one: dict) -> str | None:
     return context.get("class_name") or context.get("class")
 
 
-def spelled(model: type[Word], owner: str, nodes: dict[str, Given], values: dict[str, object],
-            reader: Reader) -> bool:
+def spelled(
+    model: type[Word],
+    owner: str,
+    nodes: dict[str, Given],
+    values: dict[str, object],
+    reader: Reader,
+) -> bool:
     """Note texts that should be names and names that should be texts; True where all is well.
 
     To pydantic both are `str`.
@@ -142,8 +166,13 @@ def spelled(model: type[Word], owner: str, nodes: dict[str, Given], values: dict
             continue
         wants_name = bool(options) or bool(set(_NAMES) & set(info.metadata))
         if wants_name and not isinstance(value, Bare):
-            reader.found.add("E206", f"`{name}` of `{owner}` is a name, not a text", node.span,
-                             others=origin(node), help=f"write `{value}` without quotes")
+            reader.found.add(
+                "E206",
+                f"`{name}` of `{owner}` is a name, not a text",
+                node.span,
+                others=origin(node),
+                help=f"write `{value}` without quotes",
+            )
             good = False
         elif not wants_name and isinstance(value, Bare) and str in _plain(info.annotation):
             _undefined(value, node, reader, help=f'a text is written `"{value}"`')
@@ -156,16 +185,21 @@ def _word(name: str, what: str, options, node, value, reader: Reader) -> None:
     if isinstance(value, str) and not isinstance(value, Bare):
         return  # a text for a name: told by `spelled`
     if not isinstance(value, Bare):
-        reader.found.add("E206", f"{what} is {known}, not {kind_of(value)}", node.span,
-                         others=origin(node))
+        reader.found.add(
+            "E206", f"{what} is {known}, not {kind_of(value)}", node.span, others=origin(node)
+        )
         return
     help = did_you_mean(value, [*options, *reader.lets]) or f"it is {known}"
     reader.found.add("E210", f"`{value}` is no word for {what}", node.span, help=help)
 
 
 def _undefined(value: str, node: ast.Value, reader: Reader, help: str | None = None) -> None:
-    reader.found.add("E209", f"`{value}` is not defined", node.span,
-                     help=did_you_mean(value, reader.lets) or help)
+    reader.found.add(
+        "E209",
+        f"`{value}` is not defined",
+        node.span,
+        help=did_you_mean(value, reader.lets) or help,
+    )
 
 
 def _instead(wanted: str, value: object) -> str | None:
@@ -216,11 +250,24 @@ def _short(limit: float) -> float:
 
 def _example(model: type[Word], name: str) -> str | None:
     examples = {
-        "sparsity": "90%", "over": "0ep..75% run", "at": "10ep", "path": "sparse",
-        "student": "sparse", "teacher": "dense", "epochs": "100ep",
-        "optimizer": "sgd(lr=0.1, momentum=0.9)", "lr": "0.1", "pixels": "4", "size": "224",
-        "n": "2", "m": "4", "layers": "shortcuts", "height": "4", "width": "1",
-        "beta": "0.97", "profile": '"profile.json"',
+        "sparsity": "90%",
+        "over": "0ep..75% run",
+        "at": "10ep",
+        "path": "sparse",
+        "student": "sparse",
+        "teacher": "dense",
+        "epochs": "100ep",
+        "optimizer": "sgd(lr=0.1, momentum=0.9)",
+        "lr": "0.1",
+        "pixels": "4",
+        "size": "224",
+        "n": "2",
+        "m": "4",
+        "layers": "shortcuts",
+        "height": "4",
+        "width": "1",
+        "beta": "0.97",
+        "profile": '"profile.json"',
     }
     example = "[30ep, 60ep]" if model is Multistep else examples.get(name)
     if example is None:  # of a word from elsewhere

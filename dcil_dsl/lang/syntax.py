@@ -45,8 +45,12 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
     said = {d.span.line for d in found.found}  # stray characters, told already
     if not tokens:
         if not found.errors:
-            found.add("E111", "the recipe is empty", Span(source, 0, 0),
-                      help="a recipe starts with `language 1`")
+            found.add(
+                "E111",
+                "the recipe is empty",
+                Span(source, 0, 0),
+                help="a recipe starts with `language 1`",
+            )
         return
     end = _end_token(source, tokens)
     tokens, at, prefix = _language(source, tokens, found)
@@ -71,8 +75,13 @@ def version(source: Source, tokens: list[Token]) -> None:
     """Stop at a language this program does not know: nothing after it can be judged."""
     if [t.type for t in tokens[:2]] == ["LANGUAGE", "NUMBER"] and tokens[1] not in LANGUAGES:
         wrong = Diagnostics()
-        wrong.add("E109", f"language {tokens[1]} is not known", of(source, tokens[1]),
-                  label="this program reads language 1", help="write `language 1`")
+        wrong.add(
+            "E109",
+            f"language {tokens[1]} is not known",
+            of(source, tokens[1]),
+            label="this program reads language 1",
+            help="write `language 1`",
+        )
         wrong.stop_if_wrong()
 
 
@@ -91,15 +100,23 @@ def too_deep(source: Source, tokens: list[Token], found: Diagnostics) -> None:
         if token.type == "EQUAL" and len(brackets) <= 3:
             brackets[-1] = 0
         if len(brackets) > MAX_DEPTH or sum(brackets) > MAX_OPERATORS:
-            found.add("E114", "this is nested too deeply", of(source, token),
-                      help="name parts of it with `let` or `layers`")
+            found.add(
+                "E114",
+                "this is nested too deeply",
+                of(source, token),
+                help="name parts of it with `let` or `layers`",
+            )
             return
 
 
 def not_one_value(source: Source, start: int, found: Diagnostics) -> None:
     """Note that what `--set` gives is not one value."""
-    found.add("E101", "this is not one value", Span(source, start, len(source.text)),
-              help="for example `--set target=95%` or `--set train.epochs=5ep`")
+    found.add(
+        "E101",
+        "this is not one value",
+        Span(source, start, len(source.text)),
+        help="for example `--set target=95%` or `--set train.epochs=5ep`",
+    )
 
 
 def _language(source: Source, tokens: list[Token], found: Diagnostics):
@@ -115,8 +132,13 @@ def _language(source: Source, tokens: list[Token], found: Diagnostics):
     if misspelt and second is not None and second.type == "NUMBER":
         found.add("E105", f"`{first}` is not a statement", of(source, first), help=misspelt)
         return tokens, 2, prefix
-    found.add("E108", "a recipe starts with `language 1`", of(source, first),
-              label="this comes first", help="write `language 1` as the first line")
+    found.add(
+        "E108",
+        "a recipe starts with `language 1`",
+        of(source, first),
+        label="this comes first",
+        help="write `language 1` as the first line",
+    )
     return tokens, 0, prefix
 
 
@@ -155,7 +177,10 @@ def _situation(source, tokens, at, fails, prefix, blocks) -> Situation:
         state.feed_token(token)
     brackets = _open_brackets(tokens, at, fails)
     return Situation(
-        source=source, tokens=tuple(tokens), at=fails, start=at,
+        source=source,
+        tokens=tuple(tokens),
+        at=fails,
+        start=at,
         accepts=frozenset(state.accepts()),
         block=(blocks[-1].keyword, blocks[-1].brace) if blocks else None,
         in_mix=bool(blocks and blocks[0].keyword is not None and blocks[0].keyword.type == "MIX"),

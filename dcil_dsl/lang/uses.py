@@ -38,8 +38,9 @@ def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
         if not (isinstance(node, ast.Literal) and isinstance(node.value, str)):
             broken = True
             if isinstance(node, ast.Name):
-                found.add("E206", "a package is named by a text", node.span,
-                          help=f'write `"{node.name}"`')
+                found.add(
+                    "E206", "a package is named by a text", node.span, help=f'write `"{node.name}"`'
+                )
             continue
         try:
             declared = words_of(node.value)
@@ -50,16 +51,28 @@ def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
         for word, one in declared.items():
             other = words.get(word)
             if _is_taken(word):
-                found.add("E242", f"`{word}` of {one.package} {one.version} is a word of the "
-                          "language", node.span, help="the package has to give it another name")
+                found.add(
+                    "E242",
+                    f"`{word}` of {one.package} {one.version} is a word of the language",
+                    node.span,
+                    help="the package has to give it another name",
+                )
             elif other is not None and other.package == one.package:
-                found.add("E208", f"`{one.package}` is given twice", node.span,
-                          others=(Label(places[word], "given here first"),))
+                found.add(
+                    "E208",
+                    f"`{one.package}` is given twice",
+                    node.span,
+                    others=(Label(places[word], "given here first"),),
+                )
                 break
             elif other is not None:
-                found.add("E242", f"{one.package} and {other.package} both have a word `{word}`",
-                          node.span, others=(Label(places[word], "the other package"),),
-                          help="a recipe uses one of the two")
+                found.add(
+                    "E242",
+                    f"{one.package} and {other.package} both have a word `{word}`",
+                    node.span,
+                    others=(Label(places[word], "the other package"),),
+                    help="a recipe uses one of the two",
+                )
             else:
                 words[word], places[word] = one, node.span
     return Uses(words, broken)

@@ -54,8 +54,9 @@ class Settings:
 class Reader(ValueReader):
     """Reads words, of the language and of the packages that the recipe `uses`."""
 
-    def __init__(self, found: Diagnostics, lets: dict[str, Span], epochs: float | None,
-                 uses: Uses = Uses()):
+    def __init__(
+        self, found: Diagnostics, lets: dict[str, Span], epochs: float | None, uses: Uses = Uses()
+    ):
         super().__init__(found, epochs)
         self.lets, self.uses = lets, uses
 
@@ -65,14 +66,14 @@ class Reader(ValueReader):
 
     # -- settings --------------------------------------------------------------------------
 
-    def block(self, model: type[Word], owner: str, settings: tuple[ast.Setting, ...],
-              where: Span) -> Settings:
+    def block(
+        self, model: type[Word], owner: str, settings: tuple[ast.Setting, ...], where: Span
+    ) -> Settings:
         """The settings of a block; `owner` is its name in messages."""
         given = [Given(s.name.name, s.name.span, s.value) for s in settings]
         return self.settings(model, owner, given, where)
 
-    def settings(self, model: type[Word], owner: str, given: list[Given],
-                 where: Span) -> Settings:
+    def settings(self, model: type[Word], owner: str, given: list[Given], where: Span) -> Settings:
         """Validate settings; everything wrong among them is noted."""
         values, nodes = {}, {}
         good = True
@@ -109,8 +110,12 @@ class Reader(ValueReader):
             if _is_none(one.value) and model.model_fields[one.name].default is None:
                 return None  # what a child writes to be rid of its parent's
             if is_list:
-                self.found.add("E206", f"`{one.name}` is a list", one.value.span,
-                               help=f"write `[{_text(one.value)}]`")
+                self.found.add(
+                    "E206",
+                    f"`{one.name}` is a list",
+                    one.value.span,
+                    help=f"write `[{_text(one.value)}]`",
+                )
                 raise Broken
             return self.word(one.value, kind.place)
         if not is_list:
@@ -128,8 +133,12 @@ class Reader(ValueReader):
         for at in range(1, len(stages)):
             if stages[at] < max(stages[:at]):
                 later = items[stages.index(max(stages[:at]))]
-                self.found.add("E229", f"`{_text(items[at])}` stands after `{_text(later)}`",
-                               items[at].span, help=f"write it before `{_text(later)}`")
+                self.found.add(
+                    "E229",
+                    f"`{_text(items[at])}` stands after `{_text(later)}`",
+                    items[at].span,
+                    help=f"write it before `{_text(later)}`",
+                )
 
     def _or_none(self, node: ast.Value, place: str) -> Word | None:
         try:
@@ -159,16 +168,23 @@ class Reader(ValueReader):
         if isinstance(node, ast.Name):
             return self._bare_word(node, place)
         if not isinstance(node, ast.Call):
-            examples = (f"`{name}`" if word.bare else f"`{name}(...)`"
-                        for name, word in words_at(place).items())
-            self.found.add("E206", f"expected {place}, found {_kind(node)}", node.span,
-                           help=f"for example {listed(examples)}")
+            examples = (
+                f"`{name}`" if word.bare else f"`{name}(...)`"
+                for name, word in words_at(place).items()
+            )
+            self.found.add(
+                "E206",
+                f"expected {place}, found {_kind(node)}",
+                node.span,
+                help=f"for example {listed(examples)}",
+            )
             raise Broken
         name = node.name.name
         model = self._class(node.name, place)
         if model.bare and not (node.arguments and model.settings()):
-            self.found.add("E206", f"`{name}` takes no parentheses here", node.span,
-                           help=f"write `{name}`")
+            self.found.add(
+                "E206", f"`{name}` takes no parentheses here", node.span, help=f"write `{name}`"
+            )
             raise Broken
         settings = self.settings(model, name, self._arguments(node, model), node.name.span)
         if settings.word is None:
@@ -185,8 +201,12 @@ class Reader(ValueReader):
                     given.append(Given(fields[index], argument.span, argument.value))
                     continue
                 settings = listed(f"`{f}=`" for f in fields) if fields else "none"
-                self.found.add("E213", f"this value of `{name}` needs its name", argument.span,
-                               help=_decimal(argument.span) or f"its settings are {settings}")
+                self.found.add(
+                    "E213",
+                    f"this value of `{name}` needs its name",
+                    argument.span,
+                    help=_decimal(argument.span) or f"its settings are {settings}",
+                )
                 named = [a.name.name for a in call.arguments if a.name is not None]
                 # Taken for what it was meant as, and not missed again.
                 if index < len(fields) and fields[index] not in named:
@@ -195,8 +215,12 @@ class Reader(ValueReader):
             key = argument.name.name
             before = next((g.at for g in given if g.name == key), None)
             if before is not None:
-                self.found.add("E208", f"`{key}` is given twice", argument.name.span,
-                               others=(Label(before, "given here first"),))
+                self.found.add(
+                    "E208",
+                    f"`{key}` is given twice",
+                    argument.name.span,
+                    others=(Label(before, "given here first"),),
+                )
                 continue
             given.append(Given(key, argument.name.span, argument.value))
         return given
@@ -206,8 +230,12 @@ class Reader(ValueReader):
         need = "..." if any(f.is_required() for f in model.model_fields.values()) else ""
         if model.bare and not need:
             return self._from(model(), node)
-        self.found.add("E206", f"`{node.name}` needs its parentheses", node.span,
-                       help=f"write `{node.name}({need})`")
+        self.found.add(
+            "E206",
+            f"`{node.name}` needs its parentheses",
+            node.span,
+            help=f"write `{node.name}({need})`",
+        )
         raise Broken
 
     # -- words of packages -----------------------------------------------------------------
@@ -241,8 +269,11 @@ class Reader(ValueReader):
             return word
         for setting, value in word:
             if not _is_stored(value, type(word).model_fields[setting].annotation):
-                self.found.add("E243", f"`{setting}` of `{name.name}` is {kind_of(value)}, which "
-                               "no plan can hold", name.span)
+                self.found.add(
+                    "E243",
+                    f"`{setting}` of `{name.name}` is {kind_of(value)}, which no plan can hold",
+                    name.span,
+                )
                 raise Broken
         word._origin = declared.origin
         return word
@@ -271,8 +302,9 @@ class Reader(ValueReader):
             help = "write `90%` or `global(90%)`"
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 help = f"did you mean `{written(Percent(value if value < 1 else value / 100))}`?"
-            self.found.add("E206", f"a target is a percentage, not {kind_of(value)}", node.span,
-                           help=help)
+            self.found.add(
+                "E206", f"a target is a percentage, not {kind_of(value)}", node.span, help=help
+            )
             raise Broken
         word = self.word(node, "a target")
         if isinstance(word, NM):
@@ -283,15 +315,23 @@ class Reader(ValueReader):
     def _pattern(self, ratio: Ratio, node: ast.Value) -> NM:
         if not 0 < ratio.keep < ratio.of:
             what = "keeps no weight" if ratio.keep < 1 else "prunes nothing"
-            self.found.add("E205", f"{written(ratio)} {what}", node.span,
-                           help="for example `2:4`: of every four, two stay")
+            self.found.add(
+                "E205",
+                f"{written(ratio)} {what}",
+                node.span,
+                help="for example `2:4`: of every four, two stay",
+            )
             raise Broken
         return NM(n=ratio.keep, m=ratio.of)
 
     def _below_all(self, sparsity: Percent, node: ast.Value) -> Percent:
         if sparsity.fraction >= 1:
-            self.found.add("E205", "100% leaves no weight to compute with", node.span,
-                           help="a target is below 100%")
+            self.found.add(
+                "E205",
+                "100% leaves no weight to compute with",
+                node.span,
+                help="a target is below 100%",
+            )
             raise Broken
         return sparsity
 

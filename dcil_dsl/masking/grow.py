@@ -17,9 +17,14 @@ LEAST = 5e-324  # the smallest number above 0
 
 @torch.no_grad()
 def drop_and_grow(
-    masks: list[Tensor], sizes: list[Tensor], wanted: list[Tensor], num_keep: int, num_grow: int,
-    floors: list[int], across: Across | None = None,
-) -> list[Tensor]:  # fmt: skip
+    masks: list[Tensor],
+    sizes: list[Tensor],
+    wanted: list[Tensor],
+    num_keep: int,
+    num_grow: int,
+    floors: list[int],
+    across: Across | None = None,
+) -> list[Tensor]:
     """Of what is kept the largest stay, all but `num_grow`; where `wanted` is largest as many grow.
 
         survivors = the num_keep - num_grow largest sizes among the kept

@@ -14,6 +14,7 @@ what one process with the whole layers would make.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import gt
 from typing import Protocol
 
@@ -46,7 +47,7 @@ def keep_top(
     across: Across | None = None,
     costs: list[int] | None = None,
     ceilings: list[int] | None = None,
-    bounds: list[tuple[list[int], int, int]] = [],
+    bounds: Sequence[tuple[list[int], int, int]] = (),
 ) -> list[Tensor]:
     """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
 
@@ -188,9 +189,7 @@ def _top(keys: list[Tensor], count: int, across: Across | None = None) -> list[T
     return _above(threshold, num_wanted, keys, [1] * len(keys), across)[0]
 
 
-def _fill(
-    keys: list[Tensor], budget: int, costs: list[int], across: Across | None
-) -> list[Tensor]:
+def _fill(keys: list[Tensor], budget: int, costs: list[int], across: Across | None) -> list[Tensor]:
     """From the highest key down, ties to the earliest, every entry that still fits.
 
     An entry that does not fit ends it for all lists as dear as its own. So a pass keeps the

@@ -20,9 +20,7 @@ from dcil_dsl.plan.wording import percent
 from dcil_dsl.words.granularity import Single
 
 
-def bind_group(
-    rule: r.Prune, group: p.Group, selection: Selection, report: Diagnostics
-) -> p.Group:
+def bind_group(rule: r.Prune, group: p.Group, selection: Selection, report: Diagnostics) -> p.Group:
     """The group with the rule's bounds, in units: floors are rounded up, ceilings down."""
     taken: dict[int, str] = {}
     bounds = [_bound(bound, group, taken, selection, report) for bound in rule.bounds]

@@ -42,7 +42,5 @@ def budget_size(group: Budgeted) -> int:
 
 def counted(group: Budgeted, many: bool = True) -> str:
     """What the budget counts, in a word: "weights", "filters", "multiply-accumulates"."""
-    noun = {"weights": "weight", "flops": "multiply-accumulate"}.get(
-        group.of, group.unit.noun
-    )
+    noun = {"weights": "weight", "flops": "multiply-accumulate"}.get(group.of, group.unit.noun)
     return noun + "s" * many

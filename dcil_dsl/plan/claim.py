@@ -64,9 +64,7 @@ def claim_layers(
         is_replaced = all(rules[i].span.source is not rule.span.source for i in owners)
         if owners and index not in owners and not is_replaced:
             later = sorted(owners)
-            claims = count(
-                len(layers), "layer, claimed again", "layers, all of them claimed again"
-            )
+            claims = count(len(layers), "layer, claimed again", "layers, all of them claimed again")
             report.add(
                 "W303",
                 "this rule has no effect",

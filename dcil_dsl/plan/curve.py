@@ -24,14 +24,14 @@ ASCII_CELLS = " .:#"
 def draw_schedule(group: Group, plan: Plan, page: Page) -> list[str]:
     """The curve of one group; nothing where the run has no steps.
 
-        90%|                       ####
-           |             .:########
-        45%|       .:####
-         0%|___.:#
-           |^^^^^^^^^^^^^^^^........   masks move, stand still
-           +------+------+------+---
-           0      1      2      3      epochs
-           0      391    782    1,173  steps
+    90%|                       ####
+       |             .:########
+    45%|       .:####
+     0%|___.:#
+       |^^^^^^^^^^^^^^^^........   masks move, stand still
+       +------+------+------+---
+       0      1      2      3      epochs
+       0      391    782    1,173  steps
     """
     num_steps = plan.num_steps
     if not num_steps:

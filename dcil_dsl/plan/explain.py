@@ -114,22 +114,29 @@ def _what_it_is(
         weights = count(entry.num_weights, "weight")
         yield "weight", f"{entry.parameter}, {shape} = {weights}, {share}"
         if entry.macs is not None and macs:
-            yield "arithmetic", (
-                f"{entry.macs:,} multiply-accumulates an example, "
-                f"{_part(entry.macs, macs)} of the model's"
+            yield (
+                "arithmetic",
+                (
+                    f"{entry.macs:,} multiply-accumulates an example, "
+                    f"{_part(entry.macs, macs)} of the model's"
+                ),
             )
     if not planned:
-        yield "weight", (
-            "its weight is made of other parameters at each call and cannot be masked"
-            if layer.hides_weight
-            else "it has none of its own that could be pruned"
+        yield (
+            "weight",
+            (
+                "its weight is made of other parameters at each call and cannot be masked"
+                if layer.hides_weight
+                else "it has none of its own that could be pruned"
+            ),
         )
         inside = _inside(layer, traced)
         if inside:
             yield "inside", f"layers with a story of their own: {_names(inside)}"
     place = 1 + [other.path for other in traced.layers].index(layer.path)
-    yield "place", (
-        f"number {place} of {count(len(traced.layers), 'module')}, in the order of first use"
+    yield (
+        "place",
+        (f"number {place} of {count(len(traced.layers), 'module')}, in the order of first use"),
     )
     reasons = {entry.module: entry.reason for entry in plan.whole}
     if layer.called in reasons:
@@ -141,10 +148,13 @@ def _what_it_is(
         yield "graph", "traced: the graph calls it itself"
     for weight in layer.prunable:
         obstacle = tensor_core_obstacle(weight, Pattern(n=2, m=4))
-        yield "2:4", (
-            f"sparse tensor cores do not run it: {obstacle}"
-            if obstacle
-            else "sparse tensor cores run this pattern in it"
+        yield (
+            "2:4",
+            (
+                f"sparse tensor cores do not run it: {obstacle}"
+                if obstacle
+                else "sparse tensor cores run this pattern in it"
+            ),
         )
     ties = _tied(layer, traced)
     if ties:
@@ -197,9 +207,11 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
             verdict += f", through `{sorted(through & ties)[0]}`, which has the same weight"
         place = f"{rule.span.source.name}:{rule.span.line}"
         lines += wrap(
-            f"{place}  {_on_one_line(rule.span.text)}", page.width,
-            initial_indent="  ", subsequent_indent="      ",
-        )  # fmt: skip
+            f"{place}  {_on_one_line(rule.span.text)}",
+            page.width,
+            initial_indent="  ",
+            subsequent_indent="      ",
+        )
         lines += wrap(verdict, page.width, initial_indent="      ", subsequent_indent="      ")
     if not claims:
         lines.append("  no rule matches it, so it loses nothing")
@@ -216,8 +228,9 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     names = {entry.parameter for entry in own}
     mine = [i for i, part in enumerate(parts) if names & set(part)]
     if group.one_budget and others:
-        yield "", (
-            f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"
+        yield (
+            "",
+            (f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"),
         )
     elif others:
         share = percent(share_of(group, own[0].parameter))
@@ -230,14 +243,11 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
     yield "score", group.score.summary()
     yield "schedule", schedule_words(group.schedule, group.sparsity, plan)
-    freeze = (
-        "never freeze"
-        if group.freeze is None
-        else f"freeze at {moment(group.freeze, plan)}"
-    )
+    freeze = "never freeze" if group.freeze is None else f"freeze at {moment(group.freeze, plan)}"
     last = last_refresh(group, last_step(plan))
-    yield "masks", (
-        f"move {refresh_words(group)}, the last time at {moment(last, plan)}; they {freeze}"
+    yield (
+        "masks",
+        (f"move {refresh_words(group)}, the last time at {moment(last, plan)}; they {freeze}"),
     )
     for line in dynamics_words(group, plan):
         yield "weights", line
@@ -303,9 +313,8 @@ def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator
 
 def _private(layer: Layer, plan: p.Plan) -> Iterator[Fact]:
     entry = next(
-        private for private in plan.privates
-        if f"{layer.path}.".startswith(f"{private.module}.")
-    )  # fmt: skip
+        private for private in plan.privates if f"{layer.path}.".startswith(f"{private.module}.")
+    )
     rest = layer.path[len(entry.module) :]
     twins = [f"{entry.module}__{q.name}{rest}" for q in plan.paths if q.name != plan.deploy]
     start = "as a copy of it" if entry.init == "copy" else "fresh, with random weights"
@@ -313,9 +322,12 @@ def _private(layer: Layer, plan: p.Plan) -> Iterator[Fact]:
     for twin, path in zip(twins, [q for q in plan.paths if q.name != plan.deploy], strict=True):
         yield "", f"path {path.name} has a twin, `{twin}`, which starts {start}"
     for phase in plan.phases:
-        yield "learning", (
-            f"{stretch(phase.window, plan)}: on each of {', '.join(phase.paths)} from that path "
-            "alone"
+        yield (
+            "learning",
+            (
+                f"{stretch(phase.window, plan)}: on each of {', '.join(phase.paths)} from that "
+                "path alone"
+            ),
         )
 
 
@@ -351,7 +363,5 @@ def _lines(facts: Iterator[Fact], page: Page) -> str:
             lines.append(shorten(shown, page.width))
             shown = ""
         rest = " " * (LABEL + 1)
-        lines += wrap(
-            text, page.width, initial_indent=f"{shown:{LABEL}} ", subsequent_indent=rest
-        )
+        lines += wrap(text, page.width, initial_indent=f"{shown:{LABEL}} ", subsequent_indent=rest)
     return "\n".join(lines)

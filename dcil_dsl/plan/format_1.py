@@ -79,8 +79,9 @@ def _budget(group: Json) -> Json:
     group["target"] = word
     if unit["kind"] != "nm":
         group["granularity"] = {
-            "word": unit["kind"], "settings": _settings(unit, "height", "width"),
-        }  # fmt: skip
+            "word": unit["kind"],
+            "settings": _settings(unit, "height", "width"),
+        }
     return group
 
 
@@ -152,17 +153,19 @@ def _train(train: Json) -> Json:
     train = dict(train)
     optimizer, rate = dict(train["optimizer"]), dict(train["rate"])
     train["optimizer"] = {"word": optimizer.pop("kind"), "settings": optimizer}
-    own = {"multistep": ("at", "gamma"), "cosine": ("final", )}.get(rate["kind"], ())
+    own = {"multistep": ("at", "gamma"), "cosine": ("final",)}.get(rate["kind"], ())
     train["rate"] = {
-        "word": rate["kind"], "settings": _settings(rate, "warmup", "warmup_from", *own),
-    }  # fmt: skip
+        "word": rate["kind"],
+        "settings": _settings(rate, "warmup", "warmup_from", *own),
+    }
     integrator = train.get("integrator")
     if integrator is not None:
         named = {"extrapolate": ("rate", "direction"), "implicit": ("iterations",)}
         names = named.get(integrator["kind"], ("players",))
         train["integrator"] = integrator.get("outside") or {
-            "word": integrator["kind"], "settings": _settings(integrator, *names),
-        }  # fmt: skip
+            "word": integrator["kind"],
+            "settings": _settings(integrator, *names),
+        }
     average = train.get("average")
     if average is not None:
         train["average"] = {"word": "late_phase", "settings": {"layers": "", **average}}

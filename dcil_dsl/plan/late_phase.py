@@ -19,9 +19,13 @@ from dcil_dsl.words.word import Run
 
 
 def resolve_late_phase(
-    average: r.Average | None, model: nn.Module, selection: Selection,
-    groups: tuple[p.Group, ...], run: Run, report: Diagnostics,
-) -> LatePhase | None:  # fmt: skip
+    average: r.Average | None,
+    model: nn.Module,
+    selection: Selection,
+    groups: tuple[p.Group, ...],
+    run: Run,
+    report: Diagnostics,
+) -> LatePhase | None:
     """The part of the Plan, with the parameters by their names in the model, each once."""
     if average is None:
         return None

@@ -62,9 +62,7 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
             label=f"measured up to {percent(profile.levels[-1])} of a layer",
             help="`dcil sensitivity --levels ...` measures higher sparsities",
         )
-    return tuple(
-        1 - keep / size for keep, size in zip(keeps, group.num_weights, strict=True)
-    )
+    return tuple(1 - keep / size for keep, size in zip(keeps, group.num_weights, strict=True))
 
 
 def _misfits(profile: Profile, group: p.Group) -> list[str]:

@@ -36,9 +36,12 @@ from dcil_dsl.words.word import Run
 
 
 def resolve_recipe(
-    recipe: r.Recipe, traced: Traced, steps_per_epoch: int, report: Diagnostics | None = None,
+    recipe: r.Recipe,
+    traced: Traced,
+    steps_per_epoch: int,
+    report: Diagnostics | None = None,
     class_counts: tuple[int, ...] | None = None,
-) -> p.Plan:  # fmt: skip
+) -> p.Plan:
     """What the recipe means for this model, in steps.
 
     steps_per_epoch counts optimiser steps, class_counts the training examples of each class; None
@@ -101,8 +104,7 @@ def resolve_recipe(
         deploy=recipe.deploy,
         train=resolve_train(recipe.train, average, num_epochs, run),
         expect=tuple(
-            p.Expectation(metric=e.metric, compare=e.compare, value=e.value)
-            for e in recipe.expect
+            p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),
         whole=tuple(
             p.KeptWhole(
@@ -170,9 +172,7 @@ def _place(rule: r.Prune | r.Keep) -> str:
     return f"{rule.span.source.name}:{rule.span.line}"
 
 
-def _layer(
-    layer: Layer, weight: Weight, index: int | None, rules, group_of_rule
-) -> p.Layer:
+def _layer(layer: Layer, weight: Weight, index: int | None, rules, group_of_rule) -> p.Layer:
     return p.Layer(
         parameter=weight.name,
         module=layer.path,
@@ -257,7 +257,7 @@ def _around(layer: Layer) -> list[str]:
 
 
 def _containers(path: str) -> list[str]:
-    """"a.b.c" -> "a", "a.b"."""
+    """ "a.b.c" -> "a", "a.b"."""
     names = path.split(".")
     return [".".join(names[:end]) for end in range(1, len(names))]
 

@@ -249,7 +249,7 @@ def strip_wrapping(pattern: str) -> str:
 
 
 def _mended(pattern: str, name: str) -> str:
-    """"layer?.*.convv1" and "layer1.0.conv1" -> "layer?.*.conv1"."""
+    """ "layer?.*.convv1" and "layer1.0.conv1" -> "layer?.*.conv1"."""
     wanted, real = pattern.split("."), name.split(".")
     if len(wanted) != len(real):
         return name
@@ -258,7 +258,7 @@ def _mended(pattern: str, name: str) -> str:
 
 
 def _and_containers(path: str):
-    """"a.b.c" -> "a", "a.b", "a.b.c"."""
+    """ "a.b.c" -> "a", "a.b", "a.b.c"."""
     names = path.split(".")
     for end in range(len(names)):
         yield ".".join(names[: end + 1])

@@ -91,7 +91,7 @@ def show_curves(plan: Plan, page: Page) -> str:
 
 
 def group_line(plan: Plan, group: Group) -> str:
-    """"90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
+    """ "90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
     size = count(budget_size(group), counted(group, many=False))
     kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
     shared = "one budget for all" if group.one_budget else "one budget each"
@@ -116,12 +116,12 @@ def _unit_words(group: Group) -> str:
 
 
 def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
-    """"cubic from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
+    """ "cubic from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
     return schedule.summary(percent(target), lambda step: moment(step, plan))
 
 
 def floor_words(group: Group) -> str:
-    """"1 weight a layer"; with a ceiling also what it allows."""
+    """ "1 weight a layer"; with a ceiling also what it allows."""
     noun = group.unit.noun
     sizes = num_units(group)
     words = f"1 {noun} a layer"

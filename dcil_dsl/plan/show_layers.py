@@ -73,13 +73,17 @@ def _reasons(entries: Sequence[KeptWhole | OutOfReach], page: Page) -> list[str]
         alike.setdefault((entry.type, entry.reason), []).append(entry.module or "the model itself")
     lines = []
     for (kind, reason), modules in alike.items():
-        names = ", ".join(modules) if len(modules) <= MANY else (
-            f"{modules[0]} to {modules[-1]}, {len(modules)} modules"
+        names = (
+            ", ".join(modules)
+            if len(modules) <= MANY
+            else (f"{modules[0]} to {modules[-1]}, {len(modules)} modules")
         )
         lines += wrap(
-            f"{names} ({kind}): {reason}", page.width,
-            initial_indent="  ", subsequent_indent="    ",
-        )  # fmt: skip
+            f"{names} ({kind}): {reason}",
+            page.width,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
     return lines
 
 
@@ -92,12 +96,12 @@ def is_whole(layer: Layer, plan: Plan) -> bool:
 
 
 def short_name(parameter: str) -> str:
-    """"conv1.weight" -> "conv1", as selectors name it; other parameters keep theirs."""
+    """ "conv1.weight" -> "conv1", as selectors name it; other parameters keep theirs."""
     return parameter.removesuffix(".weight")
 
 
 def target_words(plan: Plan, layer: Layer) -> str:
-    """"90%" of a layer by itself, "90% of all" of one that shares its budget, "kept"."""
+    """ "90%" of a layer by itself, "90% of all" of one that shares its budget, "kept"."""
     if layer.group is None:
         return "kept"
     group = plan.groups[layer.group]

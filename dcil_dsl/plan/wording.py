@@ -60,17 +60,19 @@ def setting(value: object) -> str:
 
 
 def moment(step: int, plan: Plan) -> str:
-    """"step 1,000 (epoch 2.5)"."""
+    """ "step 1,000 (epoch 2.5)"."""
     return f"step {step:,} (epoch {step / max(1, plan.steps_per_epoch):.4g})"
 
 
 def stretch(window: Window, plan: Plan) -> str:
-    """"steps 0 to 1,000 (epoch 0 to 2.5)", or "the whole run"."""
+    """ "steps 0 to 1,000 (epoch 0 to 2.5)", or "the whole run"."""
     stop = plan.num_steps if window.stop is None else window.stop
     which = ""
     if window.every > 1:
-        which = f", all steps but every {ordinal(window.every)}" if window.others else (
-            f", every {ordinal(window.every)} step"
+        which = (
+            f", all steps but every {ordinal(window.every)}"
+            if window.others
+            else (f", every {ordinal(window.every)} step")
         )
     if window.start == 0 and stop >= plan.num_steps:
         return f"the whole run{which}"

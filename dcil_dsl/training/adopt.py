@@ -68,9 +68,13 @@ def load_anyway(path: Path, state: State) -> None:
 
     before = position_of(header, path)
     state.position = Position(
-        step=before.epoch * plan.steps_per_epoch, epoch=before.epoch, seconds=before.seconds,
-        trained=before.trained, waited=before.waited, scaler=before.scaler,
-    )  # fmt: skip
+        step=before.epoch * plan.steps_per_epoch,
+        epoch=before.epoch,
+        seconds=before.seconds,
+        trained=before.trained,
+        waited=before.waited,
+        scaler=before.scaler,
+    )
     if state.position.step > plan.num_steps:
         raise InputError(
             f"{path} is after {count(before.epoch, 'epoch')}, more than the recipe has now: "

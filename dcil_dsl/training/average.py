@@ -25,9 +25,7 @@ class Average:
     mean: dict[str, Tensor]
 
 
-def start_average(
-    dual: nn.Module, decay: float | None, besides: Collection[str] = ()
-) -> Average:
+def start_average(dual: nn.Module, decay: float | None, besides: Collection[str] = ()) -> Average:
     """The average before the first update: the weights themselves, but for those named."""
     if decay is None:
         return Average({}, {})

@@ -125,9 +125,7 @@ def save_checkpoint(path: Path, state: State) -> None:
     if state.position.batch:
         tensors |= {f"before/{name}": t for name, t in state.before.items()}
     # Copies: the file has each tensor once, row by row, whatever is tied or channels_last.
-    tensors = {
-        name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()
-    }
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     header = {
         "format": FORMAT,
         "plan": fingerprint(plan),

@@ -97,7 +97,7 @@ def _alike(values: dict) -> dict:
 
 
 def _without_folder(spec: str | None) -> str | None:
-    """"a/net.py:Net" -> "net.py:Net": what is in the file is compared as the model's text, and
+    """ "a/net.py:Net" -> "net.py:Net": what is in the file is compared as the model's text, and
     folders may be moved, or be named from elsewhere."""
     file, colon, name = (spec or "").rpartition(":")
     return f"{Path(file).name}:{name}" if file.endswith(".py") else spec

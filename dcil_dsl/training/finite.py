@@ -66,9 +66,12 @@ def stop_if_no_finite_outputs(
 
 
 def stop_if_no_finite_weights(
-    plan: Plan, named: Iterable[tuple[str, Tensor]], step: int, ranks: Ranks = Ranks(),
+    plan: Plan,
+    named: Iterable[tuple[str, Tensor]],
+    step: int,
+    ranks: Ranks = Ranks(),
     buffers: Iterable[tuple[str, Tensor]] = (),
-) -> None:  # fmt: skip
+) -> None:
     """NotFinite for the first weight that is not, on all ranks alike. `step`: of the last update.
 
     A gradient can be infinite under a finite loss; nothing says so before the next step. Statistics

@@ -38,9 +38,12 @@ def make_forward(dual: Dual, options: Options, weights: Tensor | None = None) ->
 
 
 def weigh(
-    plan: Plan, outputs: Mapping[str, object], labels: Tensor, active: Iterable[int],
+    plan: Plan,
+    outputs: Mapping[str, object],
+    labels: Tensor,
+    active: Iterable[int],
     weights: Tensor | None = None,
-) -> tuple[Tensor, dict[int, Tensor]]:  # fmt: skip
+) -> tuple[Tensor, dict[int, Tensor]]:
     """sum of coefficient * term over some of plan.losses; the terms, detached, by their places.
 
     weights  of a `balance`, by loss

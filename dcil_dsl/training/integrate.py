@@ -42,9 +42,7 @@ def start_previous(dual: Dual) -> dict[str, Tensor]:
     return {f"previous/{name}": torch.zeros_like(p) for name, p in _learning(dual)}
 
 
-def integrate(
-    dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[str, Tensor]
-) -> T:
+def integrate(dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[str, Tensor]) -> T:
     """What the first `evaluate` returned, with the combined gradient in the parameters' `.grad`.
 
     evaluate  forward and backward of the step's batch, with the step's random numbers; adds to

@@ -58,8 +58,9 @@ def start_copies(dual: Dual) -> dict[str, Tensor]:
 
 def average_copies(dual: Dual) -> Average:
     """What is deployed of the copied weights: the weights themselves, until there are copies."""
-    live = {n: p.detach() for n, p, is_copied in _learning(dual, dual.plan.train.average)
-            if is_copied}
+    live = {
+        n: p.detach() for n, p, is_copied in _learning(dual, dual.plan.train.average) if is_copied
+    }
     return Average(live, {name: weight.clone() for name, weight in live.items()})
 
 
@@ -113,9 +114,12 @@ def gather(dual: Dual, step: int, memory: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def end_turn(
-    dual: Dual, optimizer: torch.optim.Optimizer, step: int, memory: dict[str, Tensor],
+    dual: Dual,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    memory: dict[str, Tensor],
     average: Average,
-) -> None:  # fmt: skip
+) -> None:
     """After the optimiser's step: put the copy away, and bring the mean up to date."""
     late = dual.plan.train.average
     if late is None:

@@ -48,9 +48,13 @@ class Learner(nn.Module):
     """
 
     def __init__(
-        self, dual: Dual, forward: Forward, eager: Forward, ranks: Ranks,
+        self,
+        dual: Dual,
+        forward: Forward,
+        eager: Forward,
+        ranks: Ranks,
         shards: Shards | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.dual, self.full, self.short, self.ranks = dual, forward, eager, ranks
         self.shards = shards
@@ -64,9 +68,14 @@ class Learner(nn.Module):
         return (self.short if is_short else self.full)(images, labels, active)
 
     def learn(
-        self, images: Tensor, labels: Tensor, active: tuple[int, ...],
-        backward: Callable[[Tensor], None], is_short: bool, closes: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        images: Tensor,
+        labels: Tensor,
+        active: tuple[int, ...],
+        backward: Callable[[Tensor], None],
+        is_short: bool,
+        closes: bool,
+    ) -> tuple[Tensor, Tensor]:
         """(loss, sums) of a batch whose gradients `backward` adds to those of its step.
 
         closes  the last batch of the step: the ranks exchange what they have added up
@@ -103,9 +112,12 @@ class Learner(nn.Module):
             self.stretch, self.is_fresh = stretch, True
             self.__dict__["wrapped"] = None  # the old one's buckets go first
             self.__dict__["wrapped"] = DistributedDataParallel(
-                self, static_graph=True, init_sync=False, gradient_as_bucket_view=True,
+                self,
+                static_graph=True,
+                init_sync=False,
+                gradient_as_bucket_view=True,
                 **{SYNC_BUFFERS: False},
-            )  # fmt: skip
+            )
             on_host = next(self.dual.parameters()).device.type == "cpu"
             if on_host and (self.ranks.count > 2 or self.dual.plan.train.accumulate > 1):
                 self.wrapped.register_comm_hook(self, exchange_in_order)

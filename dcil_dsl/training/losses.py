@@ -37,9 +37,12 @@ def loss_terms(
 
 
 def total_loss(
-    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int,
+    plan: Plan,
+    outputs: Mapping[str, object],
+    target: Tensor | None,
+    step: int,
     weights: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """sum over the open terms of coefficient * weight * term, a scalar to call backward on.
 
     weights  one for each of plan.losses, those of a `balance` (balance.py); without one all are 1

@@ -159,9 +159,16 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     else:
         pruned = measured
     return Sparsity(
-        asked, measured, num_kept, num_weights, pruned, counts, tuple(at_floor), tuple(at_ceiling),
+        asked,
+        measured,
+        num_kept,
+        num_weights,
+        pruned,
+        counts,
+        tuple(at_floor),
+        tuple(at_ceiling),
         tuple(rules),
-    )  # fmt: skip
+    )
 
 
 def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:

@@ -28,10 +28,12 @@ def rewind(now: Session, error: NotFinite) -> None:
     at = now.state.position
     if len(at.rewinds) == MOST_REWINDS:
         raise NotFinite(
-            now.plan, error.step, error.what,
+            now.plan,
+            error.step,
+            error.what,
             help=f"went back {MOST_REWINDS} times, to {at.rate_factor:g} of the recipe's rate; "
             f"{error.help}",
-        )  # fmt: skip
+        )
     load_checkpoint(_good_one(now), now.state)
     after_loading(now)
     back = now.state.position
@@ -48,9 +50,13 @@ def rewind(now: Session, error: NotFinite) -> None:
 
 def with_advice(error: NotFinite, now: Session) -> NotFinite:
     """The error with what can be done about it."""
-    more = "" if now.saved is None else (
-        f"\nthe checkpoint of step {now.saved:,} stays; --resume --on-nan rewind goes on from a "
-        "checkpoint with half the rate"
+    more = (
+        ""
+        if now.saved is None
+        else (
+            f"\nthe checkpoint of step {now.saved:,} stays; --resume --on-nan rewind goes on from "
+            "a checkpoint with half the rate"
+        )
     )
     return NotFinite(now.plan, error.step, error.what, help=f"{error.help}{more}")
 

@@ -52,10 +52,12 @@ class RunFolder:
     checkpoint = property(lambda self: self.path / "checkpoint" / "last.safetensors")
     has_checkpoint = property(lambda self: newest_of(self.checkpoint) is not None)
     had_checkpoint = property(
-        lambda self: self.has_checkpoint
-        or previous_of(self.checkpoint).exists()
-        or self.weights.exists()
-        or len(self.read_metrics()) > 1  # one is told before the first checkpoint
+        lambda self: (
+            self.has_checkpoint
+            or previous_of(self.checkpoint).exists()
+            or self.weights.exists()
+            or len(self.read_metrics()) > 1
+        )  # one is told before the first checkpoint
     )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
@@ -193,9 +195,12 @@ def create_run(
 
 def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> None:
     for path, text in [
-        (run.recipe, given), (run.resolved, resolved), (run.model, model),
-        (run.data, json.dumps(data, indent=2) + "\n"), (run.plan, plan.to_json() + "\n"),
-    ]:  # fmt: skip
+        (run.recipe, given),
+        (run.resolved, resolved),
+        (run.model, model),
+        (run.data, json.dumps(data, indent=2) + "\n"),
+        (run.plan, plan.to_json() + "\n"),
+    ]:
         write_text(path, text)
 
 

@@ -102,9 +102,15 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         average = average_copies(dual)
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(
-        dual, optimizer, average.mean, sums, copied_masks(dual), Position(), shards,
+        dual,
+        optimizer,
+        average.mean,
+        sums,
+        copied_masks(dual),
+        Position(),
+        shards,
         memory=start_previous(dual) | start_weights(plan, device) | start_copies(dual),
-    )  # fmt: skip
+    )
     scaler = make_scaler(device, precision_of(plan, options) == "fp16", shards)
     if goes_on := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint

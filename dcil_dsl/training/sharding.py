@@ -83,9 +83,13 @@ class Layout:
     def distributed(self, own: Tensor) -> DTensor:
         """The whole as PyTorch's checkpoints and collectives know it."""
         return self.from_local(
-            own.contiguous(), self.meshes[own.device.type], self.by_rows, run_check=False,
-            shape=self.shape, stride=self.stride,
-        )  # fmt: skip
+            own.contiguous(),
+            self.meshes[own.device.type],
+            self.by_rows,
+            run_check=False,
+            shape=self.shape,
+            stride=self.stride,
+        )
 
     def whole(self, own: Tensor) -> Tensor:
         """All rows, on every rank; the gradient that comes back is the mean of all ranks'."""
@@ -241,9 +245,12 @@ def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
             kinds = _kinds_beside(dual.plan, group, name)
             layouts |= _cut_beside(dual, name, ends_of[name], rows[name], kinds)
     shards = Shards(layouts, ranks, dual.graphs)
-    dual.run_graphs({
-        key: gather_weights(copy.deepcopy(graph), dual, where) for key, graph in dual.graphs.items()
-    })
+    dual.run_graphs(
+        {
+            key: gather_weights(copy.deepcopy(graph), dual, where)
+            for key, graph in dual.graphs.items()
+        }
+    )
     dual.parts = Parts(ranks, rows)
     return shards
 
@@ -281,9 +288,7 @@ def _cut_beside(
     return cut
 
 
-def make_scaler(
-    device: torch.device, enabled: bool, shards: Shards | None
-) -> torch.amp.GradScaler:
+def make_scaler(device: torch.device, enabled: bool, shards: Shards | None) -> torch.amp.GradScaler:
     """What scales losses in fp16.
 
     In parts a gradient may be infinite on one rank alone. All skip the step then, and lower the
@@ -396,5 +401,3 @@ def _square(grads: list[Tensor], like: Mapping[str, Tensor]) -> Tensor:
         return first.new_zeros(())
     wide = (grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads)
     return torch.stack([grad.square().sum() for grad in wide]).sum()
-
-

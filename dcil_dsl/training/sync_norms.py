@@ -56,16 +56,21 @@ def synced_norms(
 class HostSyncedNorm(_BatchNorm):
     """What nn.SyncBatchNorm, which runs on devices alone, computes; written out for a CPU.
 
-        mean = sum of x / n,   var = sum of (x - mean)^2 / n      over the n values of all ranks
-        y = (x - mean) / sqrt(var + eps) * weight + bias
+    mean = sum of x / n,   var = sum of (x - mean)^2 / n      over the n values of all ranks
+    y = (x - mean) / sqrt(var + eps) * weight + bias
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias,
-                training=self.running_mean is None, eps=self.eps,
-            )  # fmt: skip
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=self.running_mean is None,
+                eps=self.eps,
+            )
         given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # bf16, fp16
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)

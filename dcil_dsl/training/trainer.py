@@ -90,7 +90,7 @@ def train(
     norms = nullcontext()
     if plan.train.sync_norms:
         norms = synced_norms(dual, options.ranks, options.device)
-    with wish_to_stop() as wish, (display or Display()) as display, norms:
+    with wish_to_stop() as wish, display or Display() as display, norms:
         now = start_session(dual, run, options, display)
         try:
             accuracies = _run_to_end(now, train_loader, val_loader, wish)

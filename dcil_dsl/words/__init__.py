@@ -16,6 +16,14 @@ from dcil_dsl.words.views import View
 from dcil_dsl.words.word import PathName
 
 __all__ = [
-    "GradientScore", "Integrator", "Loss", "PathName", "Penalty", "Ramp", "Schedule", "Score",
-    "View", "total",
-]  # fmt: skip
+    "GradientScore",
+    "Integrator",
+    "Loss",
+    "PathName",
+    "Penalty",
+    "Ramp",
+    "Schedule",
+    "Score",
+    "View",
+    "total",
+]

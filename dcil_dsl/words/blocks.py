@@ -118,16 +118,25 @@ class Train(Word):
 
 
 BLOCKS: dict[str, type[Word]] = {
-    "recipe": AboutBlock, "model": ModelBlock, "data": DataBlock, "pruning": PruneBlock,
+    "recipe": AboutBlock,
+    "model": ModelBlock,
+    "data": DataBlock,
+    "pruning": PruneBlock,
     "train": Train,
-}  # fmt: skip
+}
 
 # What `data` names if it is a set that the command line opens (data/places.py). Their images
 # are grey or in colour; data that a program brings may have any number of channels.
 DATA_SETS = (
-    "digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder", "webdataset",
+    "digits",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+    "imagefolder",
+    "webdataset",
     "synthetic",
-)  # fmt: skip
+)
 
 METRICS = ("top1", "top5", "sparsity")
 PARTS = ("kept", "reserve", "pruned", "rest")

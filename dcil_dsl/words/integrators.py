@@ -85,7 +85,6 @@ class Heun(Integrator):
         return "Heun's mean of the gradients at both ends of the step"
 
 
-
 class RK4(Integrator):
     """`rk4(players=joint)`: the four gradients of Runge and Kutta. arXiv:2010.15040."""
 
@@ -103,7 +102,6 @@ class RK4(Integrator):
 
     def summary(self) -> str:
         return "the four gradients of Runge and Kutta"
-
 
 
 class Extrapolate(Integrator):

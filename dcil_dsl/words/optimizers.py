@@ -52,9 +52,13 @@ class SGD(Optimizer):
         import torch
 
         optimizer = torch.optim.SGD(
-            named, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov,
-            weight_decay=self.weight_decay, fused=can_fuse(named),
-        )  # fmt: skip
+            named,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            fused=can_fuse(named),
+        )
         if self.momentum:
             # Zeros are what a missing buffer means (momentum * 0 + g = g), but fused SGD takes the
             # buffers to be all there or all missing, and a path that starts late has its own.
@@ -83,9 +87,13 @@ class AdamW(Optimizer):
         import torch
 
         return torch.optim.AdamW(
-            named, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
+            named,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
             fused=can_fuse(named),
-        )  # fmt: skip
+        )
 
     def entries(self, parameter: Tensor) -> dict[str, Tensor]:
         import torch

@@ -36,9 +36,15 @@ class Rate(Word):
         """The shape in the text of a plan."""
 
     def in_steps(self: W, run: Run) -> W:
-        return super().in_steps(run).model_copy(update={
-            "warmup": run.steps(self.warmup or Time(0, "steps")),
-        })  # fmt: skip
+        return (
+            super()
+            .in_steps(run)
+            .model_copy(
+                update={
+                    "warmup": run.steps(self.warmup or Time(0, "steps")),
+                }
+            )
+        )
 
     @property
     def turns(self) -> tuple[int, ...]:

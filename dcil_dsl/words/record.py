@@ -60,8 +60,9 @@ def from_record(data: object, kind: type[W]) -> W:
     if record.package is None:
         cls = words_at(kind.place).get(record.word)
         if cls is None:
-            raise InputError(f"this version of dcil has no word `{record.word}` that is "
-                             f"{kind.place}")
+            raise InputError(
+                f"this version of dcil has no word `{record.word}` that is {kind.place}"
+            )
     else:
         try:
             found = recorded(record.word, record.package, record.version or "")

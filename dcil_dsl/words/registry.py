@@ -29,9 +29,22 @@ from dcil_dsl.words.word import Origin, Word
 
 GROUP = "dcil.words"
 OWN = (
-    "targets", "granularity", "scores", "schedules", "views", "penalties", "parametrizations",
-    "regrow", "losses", "optimizers", "rates", "integrators", "averages", "balances", "augment",
-)  # fmt: skip
+    "targets",
+    "granularity",
+    "scores",
+    "schedules",
+    "views",
+    "penalties",
+    "parametrizations",
+    "regrow",
+    "losses",
+    "optimizers",
+    "rates",
+    "integrators",
+    "averages",
+    "balances",
+    "augment",
+)
 
 
 class NoWord(Exception):

@@ -168,8 +168,15 @@ def kind_of(value: object) -> str:
     if isinstance(value, Time):
         unit = {"epochs": "in epochs", "steps": "in steps", "run": "as a share of the run"}
         return f"a time {unit[value.unit]}"
-    kinds = ((bool, "a yes or no"), ((int, float), "a number"), (Percent, "a percentage"),
-             (Ratio, "a ratio"), (Range, "a range"), (str, "a text"), (tuple, "a list"))
+    kinds = (
+        (bool, "a yes or no"),
+        ((int, float), "a number"),
+        (Percent, "a percentage"),
+        (Ratio, "a ratio"),
+        (Range, "a range"),
+        (str, "a text"),
+        (tuple, "a list"),
+    )
     return next((name for kind, name in kinds if isinstance(value, kind)), "none")
 
 

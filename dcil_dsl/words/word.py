@@ -69,7 +69,11 @@ class Word(BaseModel):
 
     # Built at first use: one recipe uses a third of the words, and `dcil check` stays quick.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, defer_build=True,
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        strict=True,
+        defer_build=True,
         allow_inf_nan=False,
     )
     place: ClassVar[str] = ""

@@ -23,8 +23,13 @@ from dcil_dsl.diagnostics.suggest import nearest
 
 FORM = "hf: is followed by a class of transformers, hf:BertForSequenceClassification, or a folder"
 # Names in transformers that may be models; the package loads a class when it is asked for.
-OF_EVERY_MODEL = ("num_labels", "pad_token_id", "bos_token_id", "eos_token_id",
-                  "decoder_start_token_id")  # fmt: skip
+OF_EVERY_MODEL = (
+    "num_labels",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
 MODEL_NAME = re.compile(r"[A-Z]\w*(Model|For[A-Z]\w*)")
 
 

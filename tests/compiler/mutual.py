@@ -30,9 +30,7 @@ train {{ epochs = 2ep  optimizer = sgd(lr=0.1) }}
 
 
 def mutual(selector: str, target: str, sparse: str = "", dense: str = ""):
-    return dcil.loads(
-        RECIPE.format(selector=selector, target=target, sparse=sparse, dense=dense)
-    )
+    return dcil.loads(RECIPE.format(selector=selector, target=target, sparse=sparse, dense=dense))
 
 
 def two_steps(dual, images, labels, change=None, autocast=False):

@@ -36,9 +36,14 @@ def small_convnext():
 def small_swin():
     """swin_t with 2 of the 6 blocks of its longest stage, a quarter as wide."""
     return models.SwinTransformer(
-        [4, 4], 24, [2, 2, 2, 2], [3, 6, 12, 24], [7, 7],
-        stochastic_depth_prob=0.2, num_classes=10,
-    )  # fmt: skip
+        [4, 4],
+        24,
+        [2, 2, 2, 2],
+        [3, 6, 12, 24],
+        [7, 7],
+        stochastic_depth_prob=0.2,
+        num_classes=10,
+    )
 
 
 def torchvision_model(name):
@@ -104,7 +109,7 @@ def test_any_shares_are_routed_as_the_update_rules_say():
         build_model("dcil:resnet20").double(),
         16,
         prune="Conv2d",
-        keep="keep first Conv2d  keep \"layer1\"",
+        keep='keep first Conv2d  keep "layer1"',
         private=NORMS,
         updates="""update kept   by sparse + 0.5 * dense
                    update pruned by 0.9 * dense + 0.1 * sparse

@@ -92,8 +92,11 @@ def function_that_holds_the_activations(net):
 
 
 def function_of_its_own_module(net):
-    net.a.register_forward_hook(lambda module, inputs, output: output + module(inputs[0]).detach()
-                                if False else output + module.weight.sum())  # fmt: skip
+    net.a.register_forward_hook(
+        lambda module, inputs, output: (
+            output + module(inputs[0]).detach() if False else output + module.weight.sum()
+        )
+    )
 
 
 def full_backward_hook(net):
@@ -130,13 +133,23 @@ def attribute_that_holds_nothing(net):
 
 
 RIGHT = [
-    bound_method, bound_method_of_a_part, bound_method_that_reads_a_setting,
-    partial_with_a_module, partial_with_the_module_itself, object_with_a_module,
-    function_that_holds_a_setting, function_that_holds_the_activations,
-    function_of_its_own_module, full_backward_hook, full_backward_pre_hook,
-    forward_pre_hook_with_kwargs, backward_pre_hook_of_the_model,
-    attribute_that_is_a_bound_method, attribute_that_is_a_partial, attribute_that_holds_nothing,
-]  # fmt: skip
+    bound_method,
+    bound_method_of_a_part,
+    bound_method_that_reads_a_setting,
+    partial_with_a_module,
+    partial_with_the_module_itself,
+    object_with_a_module,
+    function_that_holds_a_setting,
+    function_that_holds_the_activations,
+    function_of_its_own_module,
+    full_backward_hook,
+    full_backward_pre_hook,
+    forward_pre_hook_with_kwargs,
+    backward_pre_hook_of_the_model,
+    attribute_that_is_a_bound_method,
+    attribute_that_is_a_partial,
+    attribute_that_holds_nothing,
+]
 
 
 @pytest.mark.parametrize("prune", ["Linear", 'Linear except "a"', 'Linear except "b"'])
@@ -144,9 +157,13 @@ RIGHT = [
 def test_a_hook_uses_the_weights_of_its_path(change, prune):
     torch.manual_seed(0)
     worst = worst_difference(
-        Net(change).double(), inputs=tokens, losses=weighted_squares, prune=prune,
-        keep='keep "stem"', steps=3,
-    )  # fmt: skip
+        Net(change).double(),
+        inputs=tokens,
+        losses=weighted_squares,
+        prune=prune,
+        keep='keep "stem"',
+        steps=3,
+    )
     assert worst < 1e-9
 
 

@@ -184,9 +184,12 @@ def test_a_compiled_step_with_a_checkpoint_kept_whole_has_the_gradients_of_the_e
         return checkpoint(run, x, use_reentrant=reentrant)
 
     text = RECIPE.format(
-        prune="Linear", keep="", private="", sparsity="90%",
+        prune="Linear",
+        keep="",
+        private="",
+        sparsity="90%",
         updates="update kept by sparse  update pruned by dense",
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     dual = compile_text(text, Net(call, decides=True).double()).train()
     dual.begin_step(0)

@@ -18,9 +18,13 @@ cases = importlib.import_module("coverage_models")
 measure = importlib.import_module("coverage_one").measure
 
 FROM_TRANSFORMERS = (
-    "BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM",
-    "ViTForImageClassification", "WhisperForConditionalGeneration", "CLIPModel",
-)  # fmt: skip
+    "BertForSequenceClassification",
+    "GPT2LMHeadModel",
+    "LlamaForCausalLM",
+    "ViTForImageClassification",
+    "WhisperForConditionalGeneration",
+    "CLIPModel",
+)
 # They decide by sizes and types alone, and are traced to the last operation.
 TRACED = tuple(name for name in FROM_TRANSFORMERS if "Whisper" not in name)
 SMALL = {name: cases.Case(f"hf:{name}", cases.TRANSFORMERS[name]) for name in FROM_TRANSFORMERS}
@@ -35,17 +39,24 @@ SMALL |= {
 }
 
 
-CHECKPOINTS = {
-    f"hf:{name}": replace(SMALL[name], checkpoints=True)
-    for name in ("BertForSequenceClassification", "LlamaForCausalLM")
-} | {
-    f"timm:{name}": replace(SMALL["nfnet"], spec=f"timm:{name}", checkpoints=True)
-    for name in ("test_convnext", "test_efficientnet")
-} | {
-    "timm:test_vit": replace(SMALL["vision_transformer"], checkpoints=True),
-    "densenet": cases.Case("", sides=(64,), make=lambda: DenseNet(
-        8, (2, 2), 8, memory_efficient=True, num_classes=10)),
-}  # fmt: skip
+CHECKPOINTS = (
+    {
+        f"hf:{name}": replace(SMALL[name], checkpoints=True)
+        for name in ("BertForSequenceClassification", "LlamaForCausalLM")
+    }
+    | {
+        f"timm:{name}": replace(SMALL["nfnet"], spec=f"timm:{name}", checkpoints=True)
+        for name in ("test_convnext", "test_efficientnet")
+    }
+    | {
+        "timm:test_vit": replace(SMALL["vision_transformer"], checkpoints=True),
+        "densenet": cases.Case(
+            "",
+            sides=(64,),
+            make=lambda: DenseNet(8, (2, 2), 8, memory_efficient=True, num_classes=10),
+        ),
+    }
+)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

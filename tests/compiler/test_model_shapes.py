@@ -115,9 +115,17 @@ class StopsGradients(Base):
 
 
 KINDS = [
-    TwoTowers, TiedAcross, Loop, DeepSupervision, HeadsByMode, ReturnsItsBuffers, ReturnsRecords,
-    Gated, HyperNet, StopsGradients,
-]  # fmt: skip
+    TwoTowers,
+    TiedAcross,
+    Loop,
+    DeepSupervision,
+    HeadsByMode,
+    ReturnsItsBuffers,
+    ReturnsRecords,
+    Gated,
+    HyperNet,
+    StopsGradients,
+]
 RULES = {
     "as kept": ("", (1, 0)),
     "shares": ("update rest by 0.3 * sparse + 0.7 * dense", (0.3, 0.7)),
@@ -132,11 +140,16 @@ def test_losses_and_every_gradient_equal_two_plain_copies(kind, rest, training):
     words, shares = RULES[rest]
     model = kind().double()
     worst = worst_difference(
-        model, inputs=tokens, losses=weighted_squares, prune='"body", "head"',
+        model,
+        inputs=tokens,
+        losses=weighted_squares,
+        prune='"body", "head"',
         keep="",
         updates=f"update kept by sparse update pruned by dense {words}",
-        shares={"kept": (1, 0), "pruned": (0, 1), "rest": shares}, steps=3, training=training,
-    )  # fmt: skip
+        shares={"kept": (1, 0), "pruned": (0, 1), "rest": shares},
+        steps=3,
+        training=training,
+    )
     assert worst < 1e-9
 
 

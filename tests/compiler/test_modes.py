@@ -124,9 +124,7 @@ def test_every_module_and_its_twin_is_in_the_mode_of_the_models_own_train(kind):
 def test_a_step_equals_two_plain_copies(kind, training, private):
     torch.manual_seed(0)
     model = kind().double()
-    worst = worst_difference(
-        model, 8, prune="Conv2d", private=private, training=training, steps=3
-    )
+    worst = worst_difference(model, 8, prune="Conv2d", private=private, training=training, steps=3)
     assert worst < 1e-9
 
 

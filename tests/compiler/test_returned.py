@@ -27,10 +27,12 @@ class Net(nn.Module):
     def __init__(self, body):
         super().__init__()
         parts = {
-            "stem": nn.Linear(WIDTH, WIDTH), "aux": nn.Linear(WIDTH, 3), "gate": Gate(),
+            "stem": nn.Linear(WIDTH, WIDTH),
+            "aux": nn.Linear(WIDTH, 3),
+            "gate": Gate(),
             "state": nn.LSTM(WIDTH, WIDTH, batch_first=True),
             "last": nn.LSTM(WIDTH, WIDTH, batch_first=True),
-        }  # fmt: skip
+        }
         for name in body.__code__.co_names:
             if name in parts:
                 self.add_module(name, parts[name])
@@ -141,11 +143,23 @@ def same_twice(net, x):
 
 
 BODIES = [
-    scale_of_clip, feature_in_front, feature_returned_and_read, kept_head,
-    penalty_of_a_kept_weight, penalty_of_a_pruned_weight, raw_weights, the_input,
-    a_tuple_of_pieces, a_named_tuple, a_dataclass, a_tuple_is_read, pieces_are_read,
-    written_after_it_is_made, a_module_that_stays_whole, same_twice,
-]  # fmt: skip
+    scale_of_clip,
+    feature_in_front,
+    feature_returned_and_read,
+    kept_head,
+    penalty_of_a_kept_weight,
+    penalty_of_a_pruned_weight,
+    raw_weights,
+    the_input,
+    a_tuple_of_pieces,
+    a_named_tuple,
+    a_dataclass,
+    a_tuple_is_read,
+    pieces_are_read,
+    written_after_it_is_made,
+    a_module_that_stays_whole,
+    same_twice,
+]
 
 
 @pytest.mark.parametrize("rest", RESTS)
@@ -163,11 +177,16 @@ def differ(model, rest, shares, **more):
     torch.manual_seed(0)
     kept = ", ".join(f'"{name}"' for name, _ in model.named_children() if name in KEPT)
     return worst_difference(
-        model.double(), inputs=tokens, losses=weighted_squares, keep=f"keep {kept}",
+        model.double(),
+        inputs=tokens,
+        losses=weighted_squares,
+        keep=f"keep {kept}",
         prune="Linear, LSTM" if hasattr(model, "last") else "Linear",
         updates=f"update kept by sparse update pruned by dense {rest}",
-        shares={"kept": (1, 0), "pruned": (0, 1), "rest": shares}, steps=3, **more,
-    )  # fmt: skip
+        shares={"kept": (1, 0), "pruned": (0, 1), "rest": shares},
+        steps=3,
+        **more,
+    )
 
 
 def tokens(step):

@@ -100,8 +100,9 @@ def plain_steps(kind, average, path, runs_from=0):
         images, labels = batch(step)
         grads = {}
         for name, views in {
-            "sparse": [w * m for w, m in zip(weights, masks, strict=True)], "dense": weights
-        }.items():  # fmt: skip
+            "sparse": [w * m for w, m in zip(weights, masks, strict=True)],
+            "dense": weights,
+        }.items():
             leaves = [view.clone().requires_grad_() for view in views]
             logits = (images @ leaves[0].T).relu() @ leaves[1].T
             grads[name] = torch.autograd.grad(F.cross_entropy(logits, labels), leaves)
@@ -126,9 +127,7 @@ def plain_steps(kind, average, path, runs_from=0):
         ("gradient(average=0.9)", "gradient", 0.9, "sparse"),
     ],
 )
-def test_scores_and_masks_of_several_steps_are_the_plainly_written_ones(
-    score, kind, average, path
-):
+def test_scores_and_masks_of_several_steps_are_the_plainly_written_ones(score, kind, average, path):
     dual = compiled(score)
     for step, (masks, totals) in enumerate(plain_steps(kind, average, path)):
         ours, scores = take_step(dual, step)
@@ -318,5 +317,5 @@ def test_in_parts_no_rank_falls_back_on_magnitude_once_a_score_has_moved_on_anot
     sizes = scores_of(dual, group, 2)
     assert torch.equal(sizes[0], dual.get_parameter("0.weight").abs().float())
     for moved, expected in ((0, sizes[0]), (1, torch.zeros(6, 5))):  # on another rank
-        dual.parts = Parts(SimpleNamespace(sum=lambda own: own + moved), {})  # noqa: B023
+        dual.parts = Parts(SimpleNamespace(sum=lambda own: own + moved), {})
         assert torch.equal(scores_of(dual, group, 2)[0], expected)

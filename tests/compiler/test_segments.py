@@ -106,15 +106,20 @@ def bytes_kept(dual) -> int:
 
 PLANS = {
     "scores": dict(group={"score": Taylor(path="sparse", average=0.9)}),
-    "shared randomness": dict(paths=(
-        p.Path(name="sparse", view="masked"),
-        p.Path(name="dense", view="full", random="shared"),
-    )),
+    "shared randomness": dict(
+        paths=(
+            p.Path(name="sparse", view="masked"),
+            p.Path(name="dense", view="full", random="shared"),
+        )
+    ),
     "shared norms": dict(privates=(p.Private(module="fc"),)),
-    "part of the batch": dict(paths=(
-        p.Path(name="sparse", view="masked"), p.Path(name="dense", view="full", size=0.5),
-    )),
-}  # fmt: skip
+    "part of the batch": dict(
+        paths=(
+            p.Path(name="sparse", view="masked"),
+            p.Path(name="dense", view="full", size=0.5),
+        )
+    ),
+}
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 5, 100, None])
@@ -158,8 +163,9 @@ def test_less_is_kept():
 def test_evaluation_and_the_graph_are_as_they_were():
     dual = recompute_activations(made(TinyNet, tiny_plan()))
     assert {key: isinstance(f, Segmented) for key, f in dual.forwards.items()} == {
-        (True, 0): True, (False, 0): False,
-    }  # fmt: skip
+        (True, 0): True,
+        (False, 0): False,
+    }
     images = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     plain = made(TinyNet, tiny_plan()).eval()
     assert torch.equal(dual.eval()(images)["sparse"], plain(images)["sparse"])

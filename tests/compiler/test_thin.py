@@ -13,10 +13,16 @@ from dcil_dsl.plan.cost import training_cost
 def small_net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
-        nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    ).double()  # fmt: skip
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ).double()
 
 
 def compiled(thin, steps_per_epoch=8):
@@ -62,9 +68,7 @@ def test_gradients_are_those_of_two_forwards_on_what_each_path_sees(thin, rows, 
     loss = loss + kl(y_sparse[:rows], y_dense) + kl(y_dense, y_sparse[:rows])
     loss.backward()
     for name, mask in dual.masks.items():
-        routed = torch.where(
-            mask, sparse.get_parameter(name).grad, dense.get_parameter(name).grad
-        )
+        routed = torch.where(mask, sparse.get_parameter(name).grad, dense.get_parameter(name).grad)
         assert torch.allclose(dual.get_parameter(name).grad, routed, rtol=0, atol=1e-12), name
 
 
@@ -94,10 +98,14 @@ def test_a_path_of_every_fourth_step_rests_in_between():
 @pytest.mark.parametrize(
     "thin, cost",
     [
-        ("", 2.0), ("batch = 25%", 1.25), ("size = 50%", 1.25), ("every = 4 steps", 1.25),
-        ("every = 3 steps", 1 + 6 / 16), ("batch = 50%  every = 2 steps", 1.25),
+        ("", 2.0),
+        ("batch = 25%", 1.25),
+        ("size = 50%", 1.25),
+        ("every = 4 steps", 1.25),
+        ("every = 3 steps", 1 + 6 / 16),
+        ("batch = 50%  every = 2 steps", 1.25),
     ],
-)  # fmt: skip
+)
 def test_the_plan_counts_what_a_thinner_path_costs(thin, cost):
     plan, _ = compiled(thin)
     assert training_cost(plan) == pytest.approx(cost, abs=1e-12)

@@ -22,7 +22,7 @@ from whole_nets import (
     Habit,
     Root,
     Words,
-)  # fmt: skip
+)
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph import trace_model
@@ -60,46 +60,54 @@ def differ(model, *, inputs=tokens, **more):
 CASES = {
     "lstm": (
         lambda: Around(nn.LSTM(WIDTH, WIDTH, 2, dropout=0.3, batch_first=True), first_of),
-        "Linear, LSTM", "",
+        "Linear, LSTM",
+        "",
     ),
     "gru": (
         lambda: Around(nn.GRU(WIDTH, WIDTH // 2, bidirectional=True, batch_first=True), first_of),
-        "GRU", "private last Linear",
+        "GRU",
+        "private last Linear",
     ),
     "attention": (
         lambda: Around(
             nn.MultiheadAttention(WIDTH, 2, dropout=0.2, batch_first=True),
             lambda part, x: part(x, x, x)[0],
         ),
-        ATTENTION, "",
+        ATTENTION,
+        "",
     ),
     "attention of three widths": (
         lambda: Around(
             nn.MultiheadAttention(WIDTH, 2, kdim=3, vdim=2, batch_first=True),
             lambda part, x: part(x, x[..., :3], x[..., 3:5])[0],
         ),
-        ATTENTION, "",
+        ATTENTION,
+        "",
     ),
     "encoder layer": (
         lambda: Around(nn.TransformerEncoderLayer(WIDTH, 2, 12, dropout=0.1, batch_first=True)),
-        ATTENTION, "private LayerNorm",
+        ATTENTION,
+        "private LayerNorm",
     ),
     "transformer": (
         lambda: Around(
             nn.Transformer(WIDTH, 2, 1, 1, 12, dropout=0.1, batch_first=True),
             lambda part, x: part(x, x),
         ),
-        ATTENTION, "private LayerNorm",
+        ATTENTION,
+        "private LayerNorm",
     ),
     "control flow, private norm": (lambda: Around(Gate()), "Linear", NORMS),
     "control flow, shared norm": (lambda: Around(Gate()), "Linear", ""),
     "control flow, all private": (
-        lambda: Around(Gate()), "Linear except Linear in \"part\"", "private \"part\"",
+        lambda: Around(Gate()),
+        'Linear except Linear in "part"',
+        'private "part"',
     ),
     "the model itself": (Root, "first Linear", f"{NORMS}, last Linear"),
     "one module, two names": (Doubles, "last Linear", NORMS),
     "one module, two names, pruned": (Doubles, "Linear", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -163,8 +171,9 @@ def test_lists_of_images_and_of_targets_pass_through(training):
         return (images, [{"box": torch.ones(4).double() * i} for i in range(3)]), {}
 
     model = seeded(Detects)
-    worst = differ(model, prune="Conv2d", private="private BatchNorm2d", inputs=given,
-                   training=training)  # fmt: skip
+    worst = differ(
+        model, prune="Conv2d", private="private BatchNorm2d", inputs=given, training=training
+    )
     assert worst < 1e-9
 
 
@@ -202,8 +211,9 @@ def test_twins_inside_of_what_stays_whole_have_their_name_and_their_own_statisti
     assert not torch.equal(own.running_mean, twin.running_mean)
     assert own.num_batches_tracked == twin.num_batches_tracked == 1
     assert [name for name, _ in dual.trainable()][-2:] == [
-        "part.body.1__dense.weight", "part.body.1__dense.bias",
-    ]  # fmt: skip
+        "part.body.1__dense.weight",
+        "part.body.1__dense.bias",
+    ]
 
 
 def test_the_weight_norm_of_old_computes_each_paths_weight_from_its_parts():

@@ -77,10 +77,15 @@ def dropout_in_attention(net, x):
 
 
 WRITES = [
-    residual_in_place, residual_through_a_view, shared_write_after_a_path_has_read,
-    dropout_in_place, buffer_in_the_arithmetic, constant_that_is_written, own_running_mean,
+    residual_in_place,
+    residual_through_a_view,
+    shared_write_after_a_path_has_read,
+    dropout_in_place,
+    buffer_in_the_arithmetic,
+    constant_that_is_written,
+    own_running_mean,
     dropout_in_attention,
-]  # fmt: skip
+]
 
 
 def plain(net, x):

@@ -88,7 +88,7 @@ class TwoForwards:
             if self.is_private(name):
                 grads[name] = g_sparse
                 module = next(m for m in self.private if name.startswith(f"{m}."))
-                grads[f"{module}__dense{name[len(module):]}"] = g_dense
+                grads[f"{module}__dense{name[len(module) :]}"] = g_dense
                 continue
             routed = {p: a * g_sparse + b * g_dense for p, (a, b) in self.shares.items()}
             if name in self.masks:

@@ -205,10 +205,17 @@ def sets_autocast(net, x):
 
 
 HABITS = (
-    counts_its_calls, replaces_a_buffer, replaces_a_buffer_by_a_larger_one, draws_in_python,
-    draws_for_no_tensor, learns_nothing_before, remembers_the_last_call, collects, sets_autocast,
+    counts_its_calls,
+    replaces_a_buffer,
+    replaces_a_buffer_by_a_larger_one,
+    draws_in_python,
+    draws_for_no_tensor,
+    learns_nothing_before,
+    remembers_the_last_call,
+    collects,
+    sets_autocast,
     sets_a_field_of_a_tensor,
-)  # fmt: skip
+)
 SHAPES = {
     "tuple": lambda one, two: (one, two),
     "list": lambda one, two: [one, {"inner": two}],

@@ -75,10 +75,12 @@ def test_a_resized_crop_is_torchvisions_antialiased_one(size):
     images = pictures(16)
     (boxes,) = draws = drawn(RandomResizedCrop(size=size), images)
     ours = RandomResizedCrop(size=size).apply(images, draws)
-    expected = torch.stack([
-        F.resized_crop(image.double(), *box, size=[size, size], antialias=True)
-        for image, box in zip(images, boxes.tolist())
-    ])  # fmt: skip
+    expected = torch.stack(
+        [
+            F.resized_crop(image.double(), *box, size=[size, size], antialias=True)
+            for image, box in zip(images, boxes.tolist())
+        ]
+    )
     assert (ours - expected).abs().max() <= 0.501  # the exact value, rounded
 
 
@@ -180,11 +182,18 @@ def test_images_of_many_sizes_want_the_crop_first():
     assert "put `random_resized_crop` first" in error.value.help
 
 
-@pytest.mark.parametrize("word", [
-    RandAugment(n=2, m=9), TrivialAugment(), Erase(p=1.0),
-    ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
-    MixUp(alpha=1.0), CutMix(alpha=1.0),
-], ids=lambda word: word.called)  # fmt: skip
+@pytest.mark.parametrize(
+    "word",
+    [
+        RandAugment(n=2, m=9),
+        TrivialAugment(),
+        Erase(p=1.0),
+        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+        MixUp(alpha=1.0),
+        CutMix(alpha=1.0),
+    ],
+    ids=lambda word: word.called,
+)
 def test_a_batch_of_every_word_repeats_is_of_ranks_put_together_and_differs_by_batch(word):
     part = Tensors(pictures(16), torch.arange(16) % 3)
     data = Dataset("few", part, part, tuple("abc"), (0.5,) * 3, (0.2,) * 3)

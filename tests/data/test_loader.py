@@ -312,8 +312,14 @@ class Failing(Deadly):
 
 def test_a_mistake_in_the_examples_is_not_taken_for_a_killed_worker():
     part = Failing()
-    data = Dataset("failing", [(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)], part, ("a",),
-                   (0.5,) * 3, (0.5,) * 3)  # fmt: skip
+    data = Dataset(
+        "failing",
+        [(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)],
+        part,
+        ("a",),
+        (0.5,) * 3,
+        (0.5,) * 3,
+    )
     loader = Loader(data, "train", batch_size=1, workers=1)
     loader.reader = dataclasses.replace(loader.reader, examples=part)
     with pytest.raises(RuntimeError, match="no such codec"):
@@ -341,14 +347,18 @@ def test_what_tensors_of_somebodys_own_are_not_is_told(small):
         (Tensors(images, labels.float()), "labels of own are float32 of 41, and not int64 of 41"),
         (Tensors(images, labels[:40]), "labels of own are int64 of 40, and not int64 of 41"),
         (list(Tensors(images / 255, labels)), "of own is float32 of 3 x 16 x 16, and not uint8"),
-        ([*Tensors(images[:1], labels), *Tensors(images[1:, :, 1:], labels[1:])],
-         "of own is uint8 of 3 x 15 x 16, and not uint8 of 3 x 16 x 16"),
-        ([(image, label + 0.5) for image, label in Tensors(images, labels)],
-         "the label of example .* of own is no whole number"),
+        (
+            [*Tensors(images[:1], labels), *Tensors(images[1:, :, 1:], labels[1:])],
+            "of own is uint8 of 3 x 15 x 16, and not uint8 of 3 x 16 x 16",
+        ),
+        (
+            [(image, label + 0.5) for image, label in Tensors(images, labels)],
+            "the label of example .* of own is no whole number",
+        ),
         ([(image, torch.ones(10) / 10) for image in images], "of own is no whole number: tensor"),
         ([(image, "cat") for image in images], "of own is no whole number: 'cat'"),
         ([(image.numpy(), 0) for image in images], "the images of own are numpy.ndarray"),
-    ):  # fmt: skip
+    ):
         data = Dataset("own", part, part, small.classes, small.mean, small.std)
         with pytest.raises(InputError, match=fact):
             collect(Loader(data, "train", batch_size=8))
@@ -387,8 +397,9 @@ def test_a_channel_of_one_value_is_normalised_to_zero_and_a_deviation_of_zero_re
 
 def test_a_label_that_counts_for_nothing_is_none_of_the_classes_on_purpose(small):
     labels = torch.full_like(small.train.labels, -100)
-    data = Dataset("odd", Tensors(small.train.images, labels), small.val, small.classes,
-                   small.mean, small.std)  # fmt: skip
+    data = Dataset(
+        "odd", Tensors(small.train.images, labels), small.val, small.classes, small.mean, small.std
+    )
     assert collect(Loader(data, "train", batch_size=8))[1].unique().tolist() == [-100]
 
 

@@ -40,8 +40,9 @@ class Fixed(Random):
 def test_mixup_is_torchvisions(share):
     images = pictures(6).float()
     ours, own = MixUp(alpha=0.2).mix(images, images.roll(1, 0), Fixed(share))
-    expected = v2.MixUp(num_classes=3).transform(images, {"lam": share, "labels": LABELS,
-                                                          "batch_size": 6})  # fmt: skip
+    expected = v2.MixUp(num_classes=3).transform(
+        images, {"lam": share, "labels": LABELS, "batch_size": 6}
+    )
     torch.testing.assert_close(ours, expected)
     assert own == share
 

@@ -62,12 +62,14 @@ def test_each_image_goes_through_its_own_operations_in_turn():
     images = pictures(4)
     which = torch.tensor([[0, 13], [5, 11], [13, 5], [6, 10]])
     amounts = torch.tensor([[0, 0], [30, 128], [0, -30], [1.5, 4]], dtype=torch.float64)
-    expected = torch.stack([
-        F.equalize(images[0]),
-        F.solarize(F.rotate(images[1], 30), 128),
-        F.rotate(F.equalize(images[2]), -30),
-        F.posterize(F.adjust_brightness(images[3], 1.5), 4),
-    ])  # fmt: skip
+    expected = torch.stack(
+        [
+            F.equalize(images[0]),
+            F.solarize(F.rotate(images[1], 30), 128),
+            F.rotate(F.equalize(images[2]), -30),
+            F.posterize(F.adjust_brightness(images[3], 1.5), 4),
+        ]
+    )
     before = images.clone()
     assert torch.equal(apply_operations(images, which, amounts), expected)
     assert torch.equal(images, before)

@@ -84,7 +84,7 @@ def test_rows_are_picked_and_made_into_a_batch_in_one_stream_and_used_in_the_cal
 def test_a_batch_is_made_before_the_one_before_it_is_used_and_waited_for_on_the_device(streams):
     log, _ = streams
     order = []
-    for number in made_ahead(range(3), lambda n: order.append(f"make {n}") or [], CUDA):
+    for _number in made_ahead(range(3), lambda n: order.append(f"make {n}") or [], CUDA):
         order.append("use")
     assert order == ["make 0", "make 1", "use", "make 2", "use", "use"]
     assert [row[:2] for row in log] == [("ahead", "waits for")] + 3 * [("caller", "waits for")]

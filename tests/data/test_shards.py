@@ -69,8 +69,10 @@ def shards(tmp_path):
 def numbers_of(loader, epoch, start=0):
     """Which pictures each batch holds, from their pixels."""
     mean, std = loader.mean[0].item(), loader.std[0].item()
-    return [(images[:, 0, 0, 0] * std + mean).round().int().tolist()
-            for images, _ in loader.epoch(epoch, start)]  # fmt: skip
+    return [
+        (images[:, 0, 0, 0] * std + mean).round().int().tolist()
+        for images, _ in loader.epoch(epoch, start)
+    ]
 
 
 def load(folder, **options):
@@ -204,11 +206,17 @@ def test_nothing_in_a_tar_is_unpickled_or_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     payload = pickle.dumps(Evil())
     others = [("000000.pyd", payload), ("000000.pkl", payload), ("000000.pth", payload)]
-    write_tar(tmp_path / "train-0.tar", example(0) + others + [
-        ("000001.png", payload), ("000001.cls", b"1"),
-        ("000002.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
-        ("000002.cls", b"1"),
-    ])  # fmt: skip
+    write_tar(
+        tmp_path / "train-0.tar",
+        example(0)
+        + others
+        + [
+            ("000001.png", payload),
+            ("000001.cls", b"1"),
+            ("000002.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
+            ("000002.cls", b"1"),
+        ],
+    )
     write_tar(tmp_path / "val-0.tar", example(1))
     data = open_dataset("webdataset", tmp_path)
     assert len(data.train) == 3 and data.train[0][1] == 0

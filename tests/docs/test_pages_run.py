@@ -10,9 +10,13 @@ from typer.main import get_command
 from dcil_dsl.cli import app
 
 RUN = [
-    "README.md", "docs/get-started.md", "docs/tutorial.md", "docs/how-to/own-model.md",
-    "docs/how-to/deploy.md", "docs/how-to/resume.md",
-]  # fmt: skip
+    "README.md",
+    "docs/get-started.md",
+    "docs/tutorial.md",
+    "docs/how-to/own-model.md",
+    "docs/how-to/deploy.md",
+    "docs/how-to/resume.md",
+]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 NOT_RUN = {  # why a block is not run here, and how many there are
     "first": 1,  # .ci/run runs it
@@ -84,8 +88,11 @@ def test_every_option_that_the_prose_names_exists():
     }
     gone = {"--paths-in-turn", "--cuda-graphs"}  # named where their removal is recorded
     others = {  # of torchrun, mkdocs, pip, pytest and the benchmarks
-        "--nproc-per-node", "--max-restarts", "--strict", "--version",
-    }  # fmt: skip
+        "--nproc-per-node",
+        "--max-restarts",
+        "--strict",
+        "--version",
+    }
     for page in ["README.md", "docs/performance.md", "docs/models.md", *PAGES]:
         if page in ("docs/results.md", "docs/performance.md", "docs/models.md"):
             continue  # their commands are those of benchmarks/

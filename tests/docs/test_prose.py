@@ -7,10 +7,15 @@ from pages import ROOT
 
 AVOIDED = ("is told", "are told", "put down", "at hand", "seldom", "minded", "so many")
 CLEAN = [  # the Markdown that holds none of them; the docstrings of the code come later
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "dcil_dsl/README.md", "grammar/README.md",
-    "recipes/README.md", "benchmarks/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "dcil_dsl/README.md",
+    "grammar/README.md",
+    "recipes/README.md",
+    "benchmarks/README.md",
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
-]  # fmt: skip
+]
 GENERATED = ("language/words.md", "reference/cli.md", "reference/python.md", "reference/errors.md")
 # Pages of the repository that the site shows under a name of its own.
 GENERATED += ("contributing.md", "changelog.md", "tour.md", "recipes.md", "benchmarks.md")
@@ -59,5 +64,6 @@ def test_the_records_of_a_topic_are_numbered_and_give_a_reason(page):
     numbers = [int(re.match(r"[A-Z](\d+)\. ", record)[1]) for record in numbered]
     assert numbers == list(range(1, len(numbers) + 1))
     assert [r.splitlines()[0] for r in numbered if "**Why.**" not in r] in (
-        [], ["T2. Rates and sparsities are functions of the step"],
-    )  # fmt: skip
+        [],
+        ["T2. Rates and sparsities are functions of the step"],
+    )

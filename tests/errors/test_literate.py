@@ -41,9 +41,7 @@ def found_in(text: str):
 def told(text: str) -> list[tuple[int, str]]:
     """(line, code) of every mark in a recipe."""
     return sorted(
-        (line, code)
-        for line, row in enumerate(text.splitlines(), 1)
-        for code in MARK.findall(row)
+        (line, code) for line, row in enumerate(text.splitlines(), 1) for code in MARK.findall(row)
     )
 
 

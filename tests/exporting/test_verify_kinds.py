@@ -15,10 +15,16 @@ def promise(**fields):
     """Two layers of four filters of three weights; half of the filters may be kept."""
     filters = Cut(shape=(4, 3), units=(0,))
     defaults = dict(
-        rule="x.prune:4", target=one_budget(0.5), asked=0.5, parameters=("a", "b"),
-        num_weights=(12, 12), keeps=(4,), of="units", granularity="filter",
+        rule="x.prune:4",
+        target=one_budget(0.5),
+        asked=0.5,
+        parameters=("a", "b"),
+        num_weights=(12, 12),
+        keeps=(4,),
+        of="units",
+        granularity="filter",
         cuts=(filters, filters),
-    )  # fmt: skip
+    )
     return Promise(**defaults | fields)
 
 
@@ -33,8 +39,7 @@ def test_a_filter_counts_in_full_where_any_of_its_weights_is_not_zero():
     assert verify_tensors(tensors, [promise()]).holds
     tensors["b"][0, 2] = 1e-30
     assert verify_tensors(tensors, [promise()]).faults == [
-        "the 2 layers of x.prune:4: 5 filters are not zero, 4 allowed: "
-        "1 revived or never pruned"
+        "the 2 layers of x.prune:4: 5 filters are not zero, 4 allowed: 1 revived or never pruned"
     ]
 
 
@@ -74,9 +79,12 @@ def test_no_layer_may_hold_more_than_its_ceiling_although_the_budget_is_kept():
 def test_a_head_is_kept_where_any_of_its_weights_is():
     cuts = (Cut(shape=(2, 6), units=(0,)), Cut(shape=(4, 3), units=(0,)))
     asked = promise(
-        granularity="head", cuts=(cuts[0], Cut(shape=(2, 6), units=(0,))), spans=(2,),
-        target=each_layer(0.5), keeps=(1,),
-    )  # fmt: skip
+        granularity="head",
+        cuts=(cuts[0], Cut(shape=(2, 6), units=(0,))),
+        spans=(2,),
+        target=each_layer(0.5),
+        keeps=(1,),
+    )
     assert verify_tensors({"a": filters(0, 1), "b": filters(1)}, [asked]).holds
     assert verify_tensors({"a": filters(0, 1), "b": filters(2)}, [asked]).faults == [
         "a and b: 2 heads are not zero, 1 allowed: 1 revived or never pruned"
@@ -85,9 +93,14 @@ def test_a_head_is_kept_where_any_of_its_weights_is():
 
 def test_the_right_count_in_the_wrong_places_is_no_pattern():
     asked = Promise(
-        rule="x.prune:4", target=NM(n=2, m=4), asked=0.5, parameters=("a",), num_weights=(8,),
-        keeps=(4,), cuts=(Cut(shape=(2, 4), units=(0,)),),
-    )  # fmt: skip
+        rule="x.prune:4",
+        target=NM(n=2, m=4),
+        asked=0.5,
+        parameters=("a",),
+        num_weights=(8,),
+        keeps=(4,),
+        cuts=(Cut(shape=(2, 4), units=(0,)),),
+    )
     good = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0]])
     assert verify_tensors({"a": good}, [asked]).holds
     wrong = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]])
@@ -99,9 +112,14 @@ def test_the_right_count_in_the_wrong_places_is_no_pattern():
 
 def test_a_pattern_that_has_not_begun_promises_nothing():
     asked = Promise(
-        rule="x.prune:4", target=NM(n=2, m=4), asked=0.0, parameters=("a",), num_weights=(8,),
-        keeps=(8,), cuts=(Cut(shape=(2, 4), units=(0,)),),
-    )  # fmt: skip
+        rule="x.prune:4",
+        target=NM(n=2, m=4),
+        asked=0.0,
+        parameters=("a",),
+        num_weights=(8,),
+        keeps=(8,),
+        cuts=(Cut(shape=(2, 4), units=(0,)),),
+    )
     assert verify_tensors({"a": torch.ones(1, 8)}, [asked]).holds
 
 
@@ -111,10 +129,14 @@ def test_the_table_says_what_was_counted():
     assert "4 of 8 filters may be kept, 4 are" in text
 
 
-@pytest.mark.parametrize("target, name", [
-    (each_layer(0.5), "uniform"), (Erk(sparsity=Percent(0.5)), "ERK"),
-    (Sensitivity(sparsity=Percent(0.5), profile="x.json"), "sensitivity"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "target, name",
+    [
+        (each_layer(0.5), "uniform"),
+        (Erk(sparsity=Percent(0.5)), "ERK"),
+        (Sensitivity(sparsity=Percent(0.5), profile="x.json"), "sensitivity"),
+    ],
+)
 def test_an_allocation_is_called_by_its_name(target, name):
     asked = promise(target=target, keeps=(2, 2))
     text = show_verdict(verify_tensors({"a": filters(0, 1), "b": filters(3, 2)}, [asked]))

@@ -118,9 +118,7 @@ def test_cutlass_gives_the_dense_product_where_it_is_there(cores, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(64, 128), (5, 9, 128), (128,)])
-def test_under_autocast_a_layer_has_the_outputs_and_gradients_of_the_whole_one(
-    cores, dtype, shape
-):
+def test_under_autocast_a_layer_has_the_outputs_and_gradients_of_the_whole_one(cores, dtype, shape):
     linear = nn.Linear(128, 64).to(cores)
     _, mask = halved(cores, (64, 128))
     results = []

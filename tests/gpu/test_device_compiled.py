@@ -24,9 +24,12 @@ def test_the_compiled_step_equals_the_eager_one_and_is_not_made_anew_for_moved_m
     torch._dynamo.reset()
     torch.manual_seed(0)
     text = RECIPE.format(
-        prune="Conv2d", keep="", private="private BatchNorm2d, last Linear", updates=DCIL,
+        prune="Conv2d",
+        keep="",
+        private="private BatchNorm2d, last Linear",
+        updates=DCIL,
         sparsity="90%",
-    )  # fmt: skip
+    )
     eager = compile_text(text, build_model("dcil:resnet20").double()).train().to(device)
     ours = copy.deepcopy(eager)
     x = torch.randn(16, 3, 16, 16, dtype=torch.float64, device=device)

@@ -20,8 +20,14 @@ def test_kept_filters_alone_end_as_all_of_them(device, tmp_path):
     text = RECIPE.replace("global(90%)", "global(60%, granularity=filter)")
     kept = text.replace("sparse = masked", "sparse = masked { compute = kept }")
     ended = [
-        train(loads(recipe), "dcil:resnet20", "synthetic", out=tmp_path / name, max_steps=4,
-              device=str(device))
+        train(
+            loads(recipe),
+            "dcil:resnet20",
+            "synthetic",
+            out=tmp_path / name,
+            max_steps=4,
+            device=str(device),
+        )
         for name, recipe in (("all", text), ("kept", kept))
-    ]  # fmt: skip
+    ]
     close(*ended)

@@ -36,18 +36,21 @@ def longer_than_two(y, x):
     return y * 2 if y.shape[1] > 2 else y - 1
 
 
-@pytest.mark.parametrize("rule", [
-    longer_than_two,
-    lambda y, x: y.view(*y.shape[:-1], 2, -1),
-    lambda y, x: y.reshape(len(x.shape), -1),
-    lambda y, x: sum(part for part in y.chunk(2, dim=-1)),
-    lambda y, x: y if x.dtype == torch.float32 else y.to(x.dtype),
-    lambda y, x: y.mean(1) if y.dim() == 3 and y.size(-1) % 2 == 0 else y,
-    lambda y, x: y if x.shape == y.shape else y + x,
-    lambda y, x: y + torch.ones(x.shape[0], x.shape[1], 1) / torch.tensor(x.shape[1]),
-    lambda y, x: y * len(x) + torch.arange(len(x))[:, None, None],
-    lambda y, x: y.masked_fill(x > 0, torch.finfo(y.dtype).min),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        longer_than_two,
+        lambda y, x: y.view(*y.shape[:-1], 2, -1),
+        lambda y, x: y.reshape(len(x.shape), -1),
+        lambda y, x: sum(part for part in y.chunk(2, dim=-1)),
+        lambda y, x: y if x.dtype == torch.float32 else y.to(x.dtype),
+        lambda y, x: y.mean(1) if y.dim() == 3 and y.size(-1) % 2 == 0 else y,
+        lambda y, x: y if x.shape == y.shape else y + x,
+        lambda y, x: y + torch.ones(x.shape[0], x.shape[1], 1) / torch.tensor(x.shape[1]),
+        lambda y, x: y * len(x) + torch.arange(len(x))[:, None, None],
+        lambda y, x: y.masked_fill(x > 0, torch.finfo(y.dtype).min),
+    ],
+)
 def test_sizes_ranks_and_given_types_decide_and_nothing_stays_whole(rule):
     model, x = Decides(rule), torch.randn(2, 3, 4)
     traced = trace_model(model, (x,))
@@ -66,16 +69,19 @@ def test_inputs_that_would_take_the_other_way_are_refused_with_the_question():
     assert torch.equal(ran(short, x := torch.randn(3, 1, 4)), model(x))
 
 
-@pytest.mark.parametrize("rule", [
-    lambda y, x: y if x.sum() > 0 else -y,
-    lambda y, x: y if x.nonzero().shape[0] > 3 else -y,
-    lambda y, x: y if (x > 0).sum().item() > 3 else -y,
-    lambda y, x: y if x.device.type == "cpu" else -y,  # it may be trained elsewhere
-    lambda y, x: y if y.dtype == torch.float32 else -y,  # under autocast it is another
-    lambda y, x: y if y.requires_grad else -y,
-    lambda y, x: sum(y[i] for i in range(len(x))),  # examples by their number
-    lambda y, x: y[: int(x.shape[0] / 2)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda y, x: y if x.sum() > 0 else -y,
+        lambda y, x: y if x.nonzero().shape[0] > 3 else -y,
+        lambda y, x: y if (x > 0).sum().item() > 3 else -y,
+        lambda y, x: y if x.device.type == "cpu" else -y,  # it may be trained elsewhere
+        lambda y, x: y if y.dtype == torch.float32 else -y,  # under autocast it is another
+        lambda y, x: y if y.requires_grad else -y,
+        lambda y, x: sum(y[i] for i in range(len(x))),  # examples by their number
+        lambda y, x: y[: int(x.shape[0] / 2)],
+    ],
+)
 def test_numbers_devices_and_counts_of_examples_decide_nothing(rule):
     model, x = Decides(rule), torch.randn(2, 4)
     assert list(trace_model(model, (x,)).whole) == [""]

@@ -141,7 +141,7 @@ class GPT2Linear(nn.Module):
         (lambda: nn.LayerNorm((3, 4)), []),
     ],
     ids="conv transposed embedding bilinear gpt2 grucell lstm attention norm".split(),
-)  # fmt: skip
+)
 def test_every_weight_of_connections_is_known_with_its_axes(build, weights):
     model = nn.Sequential(build())
     graph = fx.Graph()

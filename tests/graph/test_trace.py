@@ -63,11 +63,15 @@ class Late(nn.Module):
     [
         (lambda: Late(), (3, 8)),
         (lambda: models.DenseNet(4, (1, 1), 8, drop_rate=0.5, num_classes=3), (2, 3, 32, 32)),
-        (lambda: models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], dropout=0.1,
-                                        num_classes=3), (2, 3, 32, 32)),
+        (
+            lambda: models.SwinTransformer(
+                [4, 4], 8, [1, 1], [2, 2], [2, 2], dropout=0.1, num_classes=3
+            ),
+            (2, 3, 32, 32),
+        ),
     ],
     ids=["late", "densenet", "swin"],
-)  # fmt: skip
+)
 def test_models_whose_graph_depends_on_the_mode_equal_themselves_in_both(build, size, training):
     torch.manual_seed(0)
     model, x = build(), torch.randn(size)
@@ -179,11 +183,16 @@ def test_the_innermost_module_that_cannot_be_traced_stays_whole(name):
 def test_what_stays_whole_leaves_no_node_of_its_inside():
     traced = trace_model(nn.Sequential(nn.Linear(3, 3), Branches(), nn.ReLU()))
     assert [node.target for node in traced.train.nodes if node.op == "call_module"] == [
-        "0", "1", "2",
-    ]  # fmt: skip
+        "0",
+        "1",
+        "2",
+    ]
     assert [(layer.path, layer.called) for layer in traced.layers] == [
-        ("0", "0"), ("1", "1"), ("1.fc", "1"), ("2", "2"),
-    ]  # fmt: skip
+        ("0", "0"),
+        ("1", "1"),
+        ("1.fc", "1"),
+        ("2", "2"),
+    ]
 
 
 def test_any_failure_of_a_forward_under_tracing_is_its_reason():

@@ -17,8 +17,13 @@ NOWHERE = Span(Source(""), 0, 0)
 NAMES = ("a", "warm", "target", "run_2", "_x", "percent", "languages", "l")
 TEXTS = ("", "a b", "layer?.*.conv2", "# no comment", "{ }", "1ep", "x" * 60)
 NUMBERS = {"0": 0, "7": 7, "0.5": 0.5, "1e-4": 1e-4, "2.50": 2.5, "1e3": 1e3}
-TIMES = {"5ep": Time(5, "epochs"), "0.5 epochs": Time(0.5, "epochs"), "1 step": Time(1, "steps"),
-         "16steps": Time(16, "steps"), "25%  run": Time(0.25, "run")}  # fmt: skip
+TIMES = {
+    "5ep": Time(5, "epochs"),
+    "0.5 epochs": Time(0.5, "epochs"),
+    "1 step": Time(1, "steps"),
+    "16steps": Time(16, "steps"),
+    "25%  run": Time(0.25, "run"),
+}
 
 
 def random_file(seed: int) -> ast.File:
@@ -97,8 +102,12 @@ class Tree:
 
     def set(self):
         text, name = self.random.choice(TEXTS), self.random.choice(NAMES)
-        kinds = [(ast.ByType, {"type": "Conv2d"}), (ast.ByGlob, {"pattern": text}),
-                 (ast.ByRegex, {"pattern": text}), (ast.ByName, {"name": name})]  # fmt: skip
+        kinds = [
+            (ast.ByType, {"type": "Conv2d"}),
+            (ast.ByGlob, {"pattern": text}),
+            (ast.ByRegex, {"pattern": text}),
+            (ast.ByName, {"name": name}),
+        ]
         kind, fields = self.random.choice(kinds)
         return node(kind, **fields)
 
@@ -113,10 +122,12 @@ class Tree:
         while self.random.random() < 0.4:
             scope = self.random.choice(TEXTS)
             conditions = self.some(self.condition, 1, 2)
-            picked = self.random.choice([
-                node(ast.Inside, of=picked, scope=scope, scope_span=NOWHERE),
-                node(ast.Having, of=picked, conditions=conditions),
-            ])  # fmt: skip
+            picked = self.random.choice(
+                [
+                    node(ast.Inside, of=picked, scope=scope, scope_span=NOWHERE),
+                    node(ast.Having, of=picked, conditions=conditions),
+                ]
+            )
         return picked
 
     def union(self):
@@ -136,8 +147,13 @@ class Tree:
     def rule(self):
         if self.random.random() < 0.3:
             return node(ast.Keep, selector=self.selector())
-        return node(ast.Prune, selector=self.selector(), target=self.value(1),
-                    settings=self.settings(), head_span=NOWHERE)  # fmt: skip
+        return node(
+            ast.Prune,
+            selector=self.selector(),
+            target=self.value(1),
+            settings=self.settings(),
+            head_span=NOWHERE,
+        )
 
     def window(self):
         return {"start": self.maybe(self.moment), "stop": self.maybe(self.moment)}
@@ -147,15 +163,22 @@ class Tree:
 
     def mix_item(self):
         view = self.random.choice([self.name, lambda: self.call(2)])()
-        return self.random.choice([
-            lambda: node(ast.Path, name=self.name(), view=view, settings=self.settings()),
-            lambda: node(ast.Update, parts=self.some(self.name, 1), shares=self.some(self.share, 1),
-                         **self.window()),
-            lambda: node(ast.Private, selector=self.selector(), settings=self.settings()),
-            lambda: node(ast.Loss, scalar=self.maybe(self.scalar), term=self.call(2),
-                         **self.window()),
-            lambda: node(ast.Deploy, path=self.name()),
-        ])()  # fmt: skip
+        return self.random.choice(
+            [
+                lambda: node(ast.Path, name=self.name(), view=view, settings=self.settings()),
+                lambda: node(
+                    ast.Update,
+                    parts=self.some(self.name, 1),
+                    shares=self.some(self.share, 1),
+                    **self.window(),
+                ),
+                lambda: node(ast.Private, selector=self.selector(), settings=self.settings()),
+                lambda: node(
+                    ast.Loss, scalar=self.maybe(self.scalar), term=self.call(2), **self.window()
+                ),
+                lambda: node(ast.Deploy, path=self.name()),
+            ]
+        )()
 
     def file(self):
         name = self.random.choice(NAMES)
@@ -174,5 +197,10 @@ class Tree:
         ]
         parent = node(ast.Literal, value="x.prune", text='"x.prune"')
         language = node(ast.Literal, value=1, text="1")
-        return node(ast.File, source=NOWHERE.source, language=language,
-                    extends=self.maybe(lambda: parent), items=tuple(items))  # fmt: skip
+        return node(
+            ast.File,
+            source=NOWHERE.source,
+            language=language,
+            extends=self.maybe(lambda: parent),
+            items=tuple(items),
+        )

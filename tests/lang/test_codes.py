@@ -15,8 +15,9 @@ from dcil_dsl.lang import loads
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGED = [c for c in CODES.values() if c.code[1] in "12"]  # the rest need a model
-SOURCES = "\n".join(p.read_text() for p in (ROOT / "dcil_dsl").rglob("*.py")
-                    if not p.name.startswith("codes"))  # fmt: skip
+SOURCES = "\n".join(
+    p.read_text() for p in (ROOT / "dcil_dsl").rglob("*.py") if not p.name.startswith("codes")
+)
 
 
 def codes_of(text: str) -> set[str]:

@@ -89,8 +89,9 @@ LONG = {
     "unused sets": lambda n: "".join(f"layers z{i} = Conv2d\n" for i in range(n // 20)),
     "undefined sets": lambda n: "".join(f"keep z{i}\n" for i in range(n // 20)),
     "settings given twice": lambda n: "pruning { " + "floor = 1% " * (n // 20) + "}",
-    "unknown settings": lambda n: "pruning { " + "".join(f"zz{i} = 1 " for i in range(n // 20))
-    + "}",
+    "unknown settings": lambda n: (
+        "pruning { " + "".join(f"zz{i} = 1 " for i in range(n // 20)) + "}"
+    ),
 }
 
 

@@ -104,11 +104,13 @@ def test_rules_are_appended_and_mix_is_replaced_whole(family):
 
 
 def test_an_error_in_a_parent_is_shown_in_the_parent(family):
-    (only,) = errors_of(family, parent=PARENT.replace("flip()", "flop()"),
-                        child='language 1 extends "parent.prune"')  # fmt: skip
+    (only,) = errors_of(
+        family, parent=PARENT.replace("flip()", "flop()"), child='language 1 extends "parent.prune"'
+    )
     assert only.code == "E210" and only.span.source.name.endswith("parent.prune")
-    (only,) = errors_of(family, parent="language 1 purne",
-                        child='language 1 extends "parent.prune"')  # fmt: skip
+    (only,) = errors_of(
+        family, parent="language 1 purne", child='language 1 extends "parent.prune"'
+    )
     assert only.code == "E105" and only.span.source.name.endswith("parent.prune")
 
 
@@ -136,10 +138,13 @@ def test_a_text_without_a_folder_extends_nothing():
 
 
 def test_a_let_may_use_others_and_be_a_whole_call():
-    recipe = loads(completed(
-        "let half = 50%\nlet most = half + 40%\nlet warm = 2 * 3ep - 1ep\n"
-        "let ramp = cubic(warm..80% run)\n"
-        "prune Conv2d to global(most) { schedule = ramp freeze = 90% run }"))  # fmt: skip
+    recipe = loads(
+        completed(
+            "let half = 50%\nlet most = half + 40%\nlet warm = 2 * 3ep - 1ep\n"
+            "let ramp = cubic(warm..80% run)\n"
+            "prune Conv2d to global(most) { schedule = ramp freeze = 90% run }"
+        )
+    )
     assert recipe.rules[0].target.sparsity == Percent(0.9)
     assert recipe.rules[0].schedule.over == Range(Time(5, "epochs"), Time(0.8, "run"))
 
@@ -155,12 +160,15 @@ def test_layers_defined_by_themselves_are_an_error():
         loads(completed("layers a = b\nlayers b = first a\nkeep a"))
 
 
-@pytest.mark.parametrize("first, others, last", [
-    ("prune Conv2d to a0", "let a{} = a{}", "let a2000 = 90%"),
-    ("prune Conv2d to 90%", "let a{} = a{}", "let a2000 = 90%"),
-    ("keep a0", "layers a{} = a{}", "layers a2000 = Linear"),
-    ("keep Conv2d", "layers a{} = a{}", "layers a2000 = Linear"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, others, last",
+    [
+        ("prune Conv2d to a0", "let a{} = a{}", "let a2000 = 90%"),
+        ("prune Conv2d to 90%", "let a{} = a{}", "let a2000 = 90%"),
+        ("keep a0", "layers a{} = a{}", "layers a2000 = Linear"),
+        ("keep Conv2d", "layers a{} = a{}", "layers a2000 = Linear"),
+    ],
+)
 def test_definitions_that_lead_through_thousands_of_others_are_an_error(first, others, last):
     chain = "\n".join(others.format(i, i + 1) for i in range(2000))
     with pytest.raises(RecipeError, match="E114.*`a[01]` leads through too many others") as raised:
@@ -184,9 +192,15 @@ def test_the_closed_text_loads_to_the_same_recipe():
 
 
 def test_the_closed_text_says_a_share_below_zero_that_a_let_gave():
-    lines = ["path sparse = masked", "path dense = full", "update kept by sparse + a * dense",
-             "update pruned by dense", "loss cross_entropy(sparse)", "loss cross_entropy(dense)",
-             "deploy sparse"]  # fmt: skip
+    lines = [
+        "path sparse = masked",
+        "path dense = full",
+        "update kept by sparse + a * dense",
+        "update pruned by dense",
+        "loss cross_entropy(sparse)",
+        "loss cross_entropy(dense)",
+        "deploy sparse",
+    ]
     text = "let a = 0.5 - 1\nmix {\n  " + "\n  ".join(lines) + "\n}"
     recipe = loads(completed(text))
     assert recipe.updates[0].shares == (("sparse", 1.0), ("dense", -0.5))
@@ -227,8 +241,24 @@ def test_units_that_do_not_combine_are_refused(left, operator, right):
         combine(operator, left, right)
 
 
-@pytest.mark.parametrize("text", ["90%", "0.01%", "5ep", "0.5ep", "1 step", "16 steps", "75% run",
-                                  "2:4", "1e-9", "0.0001", "none", "true", '"a"'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "90%",
+        "0.01%",
+        "5ep",
+        "0.5ep",
+        "1 step",
+        "16 steps",
+        "75% run",
+        "2:4",
+        "1e-9",
+        "0.0001",
+        "none",
+        "true",
+        '"a"',
+    ],
+)
 def test_a_value_is_written_as_it_was_read(text):
     let = f"language 1 let x = {text}"
     from dcil_dsl.diagnostics import Source

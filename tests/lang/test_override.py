@@ -54,8 +54,10 @@ def test_the_closed_text_holds_the_overrides():
     assert loads(recipe.text) == recipe
 
 
-@pytest.mark.parametrize("name, near", [("tarjet", "target"), ("train.epoch", "train.epochs"),
-                                        ("tran.epochs", "train.epochs")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, near",
+    [("tarjet", "target"), ("train.epoch", "train.epochs"), ("tran.epochs", "train.epochs")],
+)
 def test_an_unknown_name_is_an_error_with_the_nearest(name, near):
     (only,) = errors_of(**{name.replace(".", "__"): "3"})
     assert (only.code, only.help) == ("E222", f"did you mean `{near}`?")

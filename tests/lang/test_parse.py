@@ -14,11 +14,26 @@ from dcil_dsl.lang.grammar import grammar, grammar_text, literals
 from dcil_dsl.lang.lexical import lex
 
 TOKENS = {
-    "90%": "PERCENT", "97.5%": "PERCENT", "5ep": "TIME", "5 epochs": "TIME", "1 epoch": "TIME",
-    "16 steps": "TIME", "1 step": "TIME", "75% run": "TIME", "75%run": "TIME", "2:4": "RATIO",
-    "1e-4": "NUMBER", "0.1": "NUMBER", "300": "NUMBER", '"a # b"': "STRING",
-    're"layer[12].*"': "REGEX", "Conv2d": "TYPE", "prunes": "NAME", "re": "NAME", ">=": "COMPARE",
-}  # fmt: skip
+    "90%": "PERCENT",
+    "97.5%": "PERCENT",
+    "5ep": "TIME",
+    "5 epochs": "TIME",
+    "1 epoch": "TIME",
+    "16 steps": "TIME",
+    "1 step": "TIME",
+    "75% run": "TIME",
+    "75%run": "TIME",
+    "2:4": "RATIO",
+    "1e-4": "NUMBER",
+    "0.1": "NUMBER",
+    "300": "NUMBER",
+    '"a # b"': "STRING",
+    're"layer[12].*"': "REGEX",
+    "Conv2d": "TYPE",
+    "prunes": "NAME",
+    "re": "NAME",
+    ">=": "COMPARE",
+}
 
 
 def codes(call, *arguments, **more) -> list[str]:

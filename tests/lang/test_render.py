@@ -26,12 +26,15 @@ def test_the_first_line_is_place_code_and_fact():
 
 def test_what_is_counted_is_one_or_many():
     assert (count(1, "step"), count(0, "step"), count(5005, "step")) == (
-        "1 step", "0 steps", "5,005 steps",
-    )  # fmt: skip
+        "1 step",
+        "0 steps",
+        "5,005 steps",
+    )
     assert (count(1, "class", "classes"), count(2, "class", "classes")) == ("1 class", "2 classes")
     assert (none_of(1, "layer"), none_of(7, "layer")) == (
-        "not even the one layer", "none of the 7 layers",
-    )  # fmt: skip
+        "not even the one layer",
+        "none of the 7 layers",
+    )
 
 
 def test_the_caret_stands_under_the_place():
@@ -70,9 +73,15 @@ def test_second_places_are_drawn_in_the_order_of_the_text():
     text = "mix {\n\n\n\ntrain {"
     lines = drawn(text, "train", others=(Label(place(text, "{"), "opened here"),), help="close it")
     assert lines[1:] == [
-        "  |", "1 | mix {", "  |     - opened here", "...", "5 | train {", "  | ^^^^^", "  |",
+        "  |",
+        "1 | mix {",
+        "  |     - opened here",
+        "...",
+        "5 | train {",
+        "  | ^^^^^",
+        "  |",
         "help: close it",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_place_in_another_file_names_that_file():
@@ -106,9 +115,15 @@ def test_beyond_twenty_only_the_count_is_said():
 @pytest.mark.parametrize(
     "word, near",
     [
-        ("momentun", "momentum"), ("teh", "the"), ("Conv2D", "Conv2d"), ("xyz", None), ("l2", None),
-        ("mom", "momentum"), ("momentums_of_sgd", "momentum"), ("mo", None),
+        ("momentun", "momentum"),
+        ("teh", "the"),
+        ("Conv2D", "Conv2d"),
+        ("xyz", None),
+        ("l2", None),
+        ("mom", "momentum"),
+        ("momentums_of_sgd", "momentum"),
+        ("mo", None),
     ],
-)  # fmt: skip
+)
 def test_a_suggestion_is_near_or_none(word, near):
     assert nearest(word, ["momentum", "the", "Conv2d", "lr"]) == near

@@ -114,14 +114,10 @@ def test_arguments_by_name_are_passed_on():
     torch.manual_seed(0)
     module = nn.Linear(4, 6)
     parameters, x = changed(module), torch.randn(2, 4)
-    assert torch.equal(
-        apply_layer(module, parameters, input=x), apply_layer(module, parameters, x)
-    )
+    assert torch.equal(apply_layer(module, parameters, input=x), apply_layer(module, parameters, x))
     conv = nn.Conv2d(4, 6, 3)
     weights, images = changed(conv), torch.randn(2, 4, 5, 5)
-    assert torch.equal(
-        apply_layer(conv, weights, input=images), apply_layer(conv, weights, images)
-    )
+    assert torch.equal(apply_layer(conv, weights, input=images), apply_layer(conv, weights, images))
 
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(2, 2), lambda: nn.Conv1d(2, 2, 1)])

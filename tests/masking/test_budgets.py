@@ -171,9 +171,7 @@ def test_costs_beyond_what_32_bits_hold_are_added_up_exactly():
 @pytest.mark.parametrize(
     "budget, floors, ceilings", [(4, [1, 1], None), (21, [0, 0], None), (18, [0, 0], [2, 2])]
 )
-def test_a_budget_that_costs_floors_or_ceilings_do_not_allow_is_an_error(
-    budget, floors, ceilings
-):
+def test_a_budget_that_costs_floors_or_ceilings_do_not_allow_is_an_error(budget, floors, ceilings):
     with pytest.raises(ValueError, match=f"cannot keep {budget} of 19 weights"):
         keep_top([torch.rand(3), torch.rand(2)], budget, floors, costs=[3, 5], ceilings=ceilings)
 

@@ -33,20 +33,29 @@ MATRIX = Weight("w", (24, 8), 0, 1, 1)
 WIDE = Weight("w", (8, 24), 1, 0, 1)  # the Conv1D of GPT-2
 BLOCK = Block(height=4, width=2)
 UNITS = {
-    "filter": (CONVOLUTION, FILTER), "channel": (CONVOLUTION, CHANNEL),
-    "block": (CONVOLUTION, BLOCK), "grouped filter": (GROUPED, FILTER),
-    "grouped channel": (GROUPED, CHANNEL), "grouped block": (GROUPED, BLOCK),
-    "transposed filter": (TRANSPOSED, FILTER), "transposed channel": (TRANSPOSED, CHANNEL),
+    "filter": (CONVOLUTION, FILTER),
+    "channel": (CONVOLUTION, CHANNEL),
+    "block": (CONVOLUTION, BLOCK),
+    "grouped filter": (GROUPED, FILTER),
+    "grouped channel": (GROUPED, CHANNEL),
+    "grouped block": (GROUPED, BLOCK),
+    "transposed filter": (TRANSPOSED, FILTER),
+    "transposed channel": (TRANSPOSED, CHANNEL),
     "transposed block": (TRANSPOSED, Block(height=2, width=4)),
-    "depthwise filter": (THIN, FILTER), "depthwise channel": (THIN, CHANNEL),
-    "one filter": (SINGLE, FILTER), "one filter's channel": (SINGLE, CHANNEL),
-    "matrix block": (MATRIX, Block(height=3, width=8)), "wide block": (WIDE, BLOCK),
-}  # fmt: skip
+    "depthwise filter": (THIN, FILTER),
+    "depthwise channel": (THIN, CHANNEL),
+    "one filter": (SINGLE, FILTER),
+    "one filter's channel": (SINGLE, CHANNEL),
+    "matrix block": (MATRIX, Block(height=3, width=8)),
+    "wide block": (WIDE, BLOCK),
+}
 CUTS = {name: (weight.shape, cut_weight(weight, unit)) for name, (weight, unit) in UNITS.items()}
 for name, weight, is_output, parts in (
-    ("heads in", MATRIX, True, 3), ("heads out", Weight("w", (8, 8), 0, 1, 1), False, 1),
-    ("heads in, wide", WIDE, True, 3), ("heads out, wide", WIDE, False, 1),
-):  # fmt: skip
+    ("heads in", MATRIX, True, 3),
+    ("heads out", Weight("w", (8, 8), 0, 1, 1), False, 1),
+    ("heads in, wide", WIDE, True, 3),
+    ("heads out, wide", WIDE, False, 1),
+):
     share = HeadShare("attention", 4, is_output, parts)
     CUTS[name] = weight.shape, cut_weight(weight, HEAD, share)
 
@@ -84,12 +93,11 @@ def test_sums_of_rows_add_up_to_those_of_units_and_masks_of_rows_to_those_of_wei
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    "weight, each", [(CONVOLUTION, 1), (MATRIX, 1), (WIDE, 4), (TRANSPOSED, 4)],
+    "weight, each",
+    [(CONVOLUTION, 1), (MATRIX, 1), (WIDE, 4), (TRANSPOSED, 4)],
     ids=["convolution", "matrix", "wide", "transposed"],
-)  # fmt: skip
-def test_patterns_are_those_of_the_whole_where_no_group_lies_on_two_ranks(
-    weight, each, num_ranks
-):
+)
+def test_patterns_are_those_of_the_whole_where_no_group_lies_on_two_ranks(weight, each, num_ranks):
     cut = cut_weight(weight, Pattern(n=2, m=4))
     assert pattern_needs(cut, weight.shape[0]) == each
     if -(-weight.shape[0] // num_ranks) % each:

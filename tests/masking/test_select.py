@@ -136,9 +136,11 @@ def test_a_nan_with_every_bit_set_leaves_the_others_their_floors():
 def test_every_kind_of_float_is_compared_exactly(dtype):
     # Neighbours: a threshold rounded to another type would take both or neither.
     one = torch.ones((), dtype=dtype)
-    above = torch.nextafter(one, 2 * one) if dtype in (torch.float32, torch.float64) else (
-        one + torch.finfo(dtype).eps
-    )  # fmt: skip
+    above = (
+        torch.nextafter(one, 2 * one)
+        if dtype in (torch.float32, torch.float64)
+        else (one + torch.finfo(dtype).eps)
+    )
     assert kept(keep_top([torch.stack([one, above, one])], 1, [0])) == [[False, True, False]]
 
 

@@ -167,8 +167,16 @@ def cusparselt(monkeypatch):
         assert w.is_contiguous() and not w.requires_grad and w.data_ptr() % 16 == 0
         return halved(w)
 
-    def product(packed, matrix, bias=None, alpha=None, out_dtype=None, transpose_result=False,
-                alg_id=0, **more):  # fmt: skip
+    def product(
+        packed,
+        matrix,
+        bias=None,
+        alpha=None,
+        out_dtype=None,
+        transpose_result=False,
+        alg_id=0,
+        **more,
+    ):
         assert matrix.data_ptr() % 16 == 0 and matrix.shape[1] % 8 == 0
         y = packed.float() @ read_blindly(matrix).float()
         y = (y if bias is None else y + bias.float()[:, None]).to(matrix.dtype)

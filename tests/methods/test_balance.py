@@ -125,8 +125,11 @@ def test_a_loop_that_does_not_give_the_weights_is_told():
 
 def test_losses_that_are_never_measured_together_are_an_error():
     with pytest.raises(dcil.RecipeError) as error:
-        plan_of(MIX.replace("loss 0.5 * kl(student=sparse, teacher=dense, temperature=2)", "")
-                .replace("from 5 steps", "from 10 steps"))
+        plan_of(
+            MIX.replace("loss 0.5 * kl(student=sparse, teacher=dense, temperature=2)", "").replace(
+                "from 5 steps", "from 10 steps"
+            )
+        )
     (found,) = error.value.diagnostics
     assert found.code == "E321" and found.span.text.startswith("inverse_dirichlet(")
 

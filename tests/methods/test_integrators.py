@@ -80,10 +80,12 @@ def fresh(field, w):
 @pytest.mark.parametrize(
     "word, rule",
     [
-        ("heun()", heun), ("rk4()", rk4), ("implicit(iterations=3)", implicit),
+        ("heun()", heun),
+        ("rk4()", rk4),
+        ("implicit(iterations=3)", implicit),
         ("extrapolate(rate=0.1, direction=fresh)", fresh),
     ],
-)  # fmt: skip
+)
 def test_a_step_follows_the_routed_field_as_the_formula_says(word, rule):
     assert_same(ours(word), plainly(lambda field, w, masks: rule(field, w)))
 
@@ -133,8 +135,9 @@ def test_four_gradients_err_by_the_fifth_power_of_the_step():
 
 
 def test_players_in_turns_need_a_rule_that_prunes():
-    text = recipe_of("", "path dense = full  update kept by dense  loss cross_entropy(dense)"
-                     "  deploy dense")
+    text = recipe_of(
+        "", "path dense = full  update kept by dense  loss cross_entropy(dense)  deploy dense"
+    )
     with pytest.raises(dcil.RecipeError) as error:
         dcil.loads(text.replace("epochs ", "integrator = heun(players=each)  epochs "))
     assert [d.code for d in error.value.diagnostics] == ["E236"]

@@ -92,8 +92,9 @@ COUNT, KEEP = 144, 36  # weights of both layers; a quarter of them
 
 
 def test_st3_shrinks_what_is_kept_and_goes_straight_through():
-    dual = ours("prune Linear to global(75%) { refresh = 1 step }",
-                STRAIGHT.format(view="soft_threshold()"))
+    dual = ours(
+        "prune Linear to global(75%) { refresh = 1 step }", STRAIGHT.format(view="soft_threshold()")
+    )
     weights, velocities = state()
     for x, y in batches():
         masks = largest(weights, KEEP)
@@ -103,8 +104,9 @@ def test_st3_shrinks_what_is_kept_and_goes_straight_through():
 
 
 def test_what_st3_exports_is_what_its_path_sees():
-    dual = ours("prune Linear to global(75%) { refresh = 1 step }",
-                STRAIGHT.format(view="soft_threshold()"))
+    dual = ours(
+        "prune Linear to global(75%) { refresh = 1 step }", STRAIGHT.format(view="soft_threshold()")
+    )
     x, _ = next(batches())
     exported = dcil.export(dual)
     assert torch.equal(exported(x), dual.eval()(x)["sparse"])
@@ -183,8 +185,7 @@ def test_set_keeps_its_count_and_what_it_grows_starts_from_zero():
         values.append([dual.get_parameter(n).detach().clone() for n in dual.masks])
 
     ours(
-        "prune Linear to 75% { refresh = 4 steps  forget = true"
-        "  regrow = random(50%, stop=10ep) }",
+        "prune Linear to 75% { refresh = 4 steps  forget = true  regrow = random(50%, stop=10ep) }",
         KEPT,
         after=look,
     )
@@ -199,8 +200,10 @@ def test_set_keeps_its_count_and_what_it_grows_starts_from_zero():
 
 
 def test_sr_ste_pulls_what_two_of_four_prunes():
-    dual = ours("prune Linear to 2:4 { refresh = 1 step  penalty = [square(pruned, 0.02)] }",
-                STRAIGHT.format(view="masked"))
+    dual = ours(
+        "prune Linear to 2:4 { refresh = 1 step  penalty = [square(pruned, 0.02)] }",
+        STRAIGHT.format(view="masked"),
+    )
     weights, velocities = state()
     for x, y in batches():
         masks = [two_of_four(w) for w in weights]
@@ -221,10 +224,14 @@ def test_top_kast_teaches_the_kept_and_the_next_best():
     for x, y in batches():
         masks, wide = largest(weights, KEEP), largest(weights, KEEP + 14)
         grads = gradients(x, y, [w * m for w, m in zip(weights, masks)])
-        sgd(weights, velocities, [
-            g * b + 0.01 * w * m + 0.04 * w * (b & ~m)
-            for g, w, m, b in zip(grads, weights, masks, wide)
-        ])
+        sgd(
+            weights,
+            velocities,
+            [
+                g * b + 0.01 * w * m + 0.04 * w * (b & ~m)
+                for g, w, m, b in zip(grads, weights, masks, wide)
+            ],
+        )
     assert_same(dual, weights)
 
 
@@ -236,9 +243,7 @@ def test_powerpropagation_learns_the_root():
         masks = largest(thetas, KEEP)
         weights = [t * t.abs() ** 2 for t in thetas]
         grads = gradients(x, y, [w * m for w, m in zip(weights, masks)])
-        sgd(thetas, velocities, [
-            g * m * 3 * t.abs() ** 2 for g, m, t in zip(grads, masks, thetas)
-        ])
+        sgd(thetas, velocities, [g * m * 3 * t.abs() ** 2 for g, m, t in zip(grads, masks, thetas)])
     assert_same(dual, thetas)
     dual.refresh(STEPS)
     exported = [p.detach() for p in dcil.export(dual).parameters()]
@@ -284,9 +289,7 @@ def test_a_complement_sees_the_pruned_weights_alone():
         masks = largest(weights, KEEP)
         kept = gradients(x, y, [w * m for w, m in zip(weights, masks)])
         rest = gradients(x, y, [w * ~m for w, m in zip(weights, masks)])
-        sgd(weights, velocities, [
-            torch.where(m, a, b) for m, a, b in zip(masks, kept, rest)
-        ])
+        sgd(weights, velocities, [torch.where(m, a, b) for m, a, b in zip(masks, kept, rest)])
     assert_same(dual, weights)
 
 

@@ -109,16 +109,21 @@ def test_a_loss_is_the_number_that_its_class_gives():
         if step >= 4:
             loss = loss + 0.5 * 3 * ((ours_ - theirs.detach()) ** 2).sum() / ours_.numel()
         loss.backward()
-        sgd(weights, velocities,
-            [torch.where(m, a.grad, b.grad) for m, a, b in zip(masks, sparse, dense)])
+        sgd(
+            weights,
+            velocities,
+            [torch.where(m, a.grad, b.grad) for m, a, b in zip(masks, sparse, dense)],
+        )
     assert_same(dual, weights)
     assert dual.plan.losses[2].name == "distance(sparse, dense)"
 
 
 def test_a_loss_that_is_no_number_is_told(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, text=WORDS.replace(".square().mean()", ".square()"))
-    with pytest.raises(InputError, match="`distance.sparse, dense.`: a loss is a tensor of one "
-                       "number, and this is 16 x 4"):
+    with pytest.raises(
+        InputError,
+        match="`distance.sparse, dense.`: a loss is a tensor of one number, and this is 16 x 4",
+    ):
         ours(USES + RULE, TWO_PATHS + "  loss distance(sparse, other=dense)")
 
 
@@ -149,8 +154,7 @@ def test_a_penalty_adds_its_gradient_to_one_part():
     for x, y in batches():
         masks = largest(weights, KEEP)
         grads = gradients(x, y, [w * m for w, m in zip(weights, masks)])
-        sgd(weights, velocities,
-            [g + 0.02 * w**3 * ~m for g, w, m in zip(grads, weights, masks)])
+        sgd(weights, velocities, [g + 0.02 * w**3 * ~m for g, w, m in zip(grads, weights, masks)])
     assert_same(dual, weights)
 
 
@@ -184,8 +188,11 @@ def test_js_is_the_divergence_of_both_from_their_middle():
         js = (p * (p / m).log() + q * (q / m).log()).sum(1).mean() / 2
         loss = sum(F.cross_entropy(answer, y) for answer in answers) + 2 * 1.5**2 * js
         loss.backward()
-        sgd(weights, velocities,
-            [torch.where(m, a.grad, b.grad) for m, a, b in zip(masks, sparse, dense)])
+        sgd(
+            weights,
+            velocities,
+            [torch.where(m, a.grad, b.grad) for m, a, b in zip(masks, sparse, dense)],
+        )
     assert_same(dual, weights)
 
 

@@ -40,16 +40,24 @@ def test_a_floor_of_exactly_the_target_is_allowed():
 @pytest.mark.parametrize(
     "rule, message",
     [
-        ("prune Conv2d to global(99%) { floor = 5% }",
-         "99% of 2,088 weights leaves 20 weights, the floors keep 107"),
-        ('prune "stem" to 90% { floor = 20% }',
-         "90% of `stem.weight` (216 weights) leaves 21 weights, the floors keep 44"),
-        ("prune Conv2d to global(99.9%)",
-         "99.9% of 2,088 weights leaves 2 weights, the floors keep 7"),
-        ('prune "stem" to 99.9%',
-         "99.9% of `stem.weight` (216 weights) leaves 0 weights, the floors keep 1"),
+        (
+            "prune Conv2d to global(99%) { floor = 5% }",
+            "99% of 2,088 weights leaves 20 weights, the floors keep 107",
+        ),
+        (
+            'prune "stem" to 90% { floor = 20% }',
+            "90% of `stem.weight` (216 weights) leaves 21 weights, the floors keep 44",
+        ),
+        (
+            "prune Conv2d to global(99.9%)",
+            "99.9% of 2,088 weights leaves 2 weights, the floors keep 7",
+        ),
+        (
+            'prune "stem" to 99.9%',
+            "99.9% of `stem.weight` (216 weights) leaves 0 weights, the floors keep 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_target_that_the_floors_do_not_leave_is_an_error(rule, message):
     _, (error,) = resolve(rule)
     assert (error.code, error.message) == ("E304", message)
@@ -75,8 +83,9 @@ def test_times_become_steps():
         "refresh = 0.5ep freeze = 9ep }"
     )
     assert to_record(group.schedule) == {
-        "word": "cubic", "settings": {"over": [10, 75], "initial": 0.1, "grid": 5},
-    }  # fmt: skip
+        "word": "cubic",
+        "settings": {"over": [10, 75], "initial": 0.1, "grid": 5},
+    }
     assert (group.refresh, group.freeze) == (5, 90)
 
 
@@ -104,11 +113,13 @@ def test_a_rule_takes_from_the_pruning_block_what_it_does_not_say_itself():
         ("schedule = cubic(0ep..100% run)", "the target is reached at step 100, the run has 100"),
         ("schedule = cubic(0ep..12ep)", "the target is reached at step 120, the run has 100"),
         ("schedule = once(at=10ep)", "the target is reached at step 100, the run has 100"),
-        ("schedule = cubic(0ep..5ep) freeze = 49 steps",
-         "masks freeze at step 49, before the target is reached at 50"),
+        (
+            "schedule = cubic(0ep..5ep) freeze = 49 steps",
+            "masks freeze at step 49, before the target is reached at 50",
+        ),
         ("schedule = linear(1 step..0.1001ep)", "the ramp is shorter than one step"),
     ],
-)  # fmt: skip
+)
 def test_a_target_that_no_step_trains_at_is_an_error(settings, message):
     _, (error,) = resolve(f"prune Conv2d to 90% {{ {settings} }}")
     assert (error.code, error.message) == ("E305", message)
@@ -116,9 +127,13 @@ def test_a_target_that_no_step_trains_at_is_an_error(settings, message):
 
 @pytest.mark.parametrize(
     "settings",
-    ["schedule = cubic(0ep..99 steps)", "schedule = once(at=99 steps)",
-     "schedule = cubic(0ep..5ep) freeze = 5ep", "freeze = 0ep"],
-)  # fmt: skip
+    [
+        "schedule = cubic(0ep..99 steps)",
+        "schedule = once(at=99 steps)",
+        "schedule = cubic(0ep..5ep) freeze = 5ep",
+        "freeze = 0ep",
+    ],
+)
 def test_one_step_at_the_target_is_enough(settings):
     assert codes_of(f"prune Conv2d to 90% {{ {settings} }}") == []
 

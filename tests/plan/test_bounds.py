@@ -40,15 +40,24 @@ def test_the_ceiling_of_a_bound_comes_down_with_the_ramp():
 @pytest.mark.parametrize(
     "rule, code, message",
     [
-        ("prune Conv2d to global(60%) { bounds = [within(early, floor=95%)] }", "E304",
-         "60% of 2,088 weights leaves 835 weights, floors and bounds keep 939"),
-        ("prune Conv2d to global(10%) { bounds = [within(early, ceiling=50%)] }", "E304",
-         "10% of 2,088 weights leaves 1,879 weights, the bounds allow 1,596"),
-        ("prune Conv2d to global(50%, granularity=filter, of=weights) "
-         "{ bounds = [within(early, floor=50%)] }", "E319",
-         "a filter of one layer is not worth one of another in weights"),
+        (
+            "prune Conv2d to global(60%) { bounds = [within(early, floor=95%)] }",
+            "E304",
+            "60% of 2,088 weights leaves 835 weights, floors and bounds keep 939",
+        ),
+        (
+            "prune Conv2d to global(10%) { bounds = [within(early, ceiling=50%)] }",
+            "E304",
+            "10% of 2,088 weights leaves 1,879 weights, the bounds allow 1,596",
+        ),
+        (
+            "prune Conv2d to global(50%, granularity=filter, of=weights) "
+            "{ bounds = [within(early, floor=50%)] }",
+            "E319",
+            "a filter of one layer is not worth one of another in weights",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bound_that_cannot_be_held_is_told_at_its_place(rule, code, message):
     _, (error,) = resolve(NAMES.splitlines()[0] + "\n" + rule)
     assert (error.code, error.message) == (code, message)

@@ -18,9 +18,15 @@ def rules_of(plan):
 def test_the_last_rule_that_matches_a_layer_wins():
     plan = plan_of('prune Conv2d to 90%\nprune "layer1" to 50%\nkeep first Conv2d')
     assert rules_of(plan) == {
-        "stem": 4, "layer1.0.conv1": 3, "layer1.0.conv2": 3, "layer1.1.conv1": 3,
-        "layer1.1.conv2": 3, "layer2.0.conv1": 2, "layer2.0.conv2": 2, "head": None,
-    }  # fmt: skip
+        "stem": 4,
+        "layer1.0.conv1": 3,
+        "layer1.0.conv2": 3,
+        "layer1.1.conv1": 3,
+        "layer1.1.conv2": 3,
+        "layer2.0.conv1": 2,
+        "layer2.0.conv2": 2,
+        "head": None,
+    }
     sizes = [(group.rule, len(group.parameters)) for group in plan.groups]
     assert sizes == [("x.prune:2", 2), ("x.prune:3", 4)]
     assert [layer.group for layer in plan.layers] == [None, 1, 1, 1, 1, 0, 0, None]

@@ -71,8 +71,14 @@ def test_a_run_of_no_steps_has_no_curve():
 
 def test_a_target_of_nothing_is_a_line_at_zero():
     group = Group(
-        rule="x:1", parameters=("w",), num_weights=(4,), target=each_layer(0.0),
-        score="magnitude", schedule=once(3), refresh=1, floors=(1,),
-    )  # fmt: skip
+        rule="x:1",
+        parameters=("w",),
+        num_weights=(4,),
+        target=each_layer(0.0),
+        score="magnitude",
+        schedule=once(3),
+        refresh=1,
+        floors=(1,),
+    )
     lines = draw_schedule(group, plan_of(ONCE), Page())
     assert all(set(line.partition("|")[2]) <= {" "} for line in lines[:6])

@@ -77,9 +77,7 @@ def test_a_block_is_a_tile_of_outputs_by_inputs_of_any_layout(layout, height, wi
 def test_the_four_of_a_pattern_are_inputs_in_a_row_of_any_layout(layout):
     weight = LAYOUTS[layout]
     cut = cut_weight(weight, Pattern(n=2, m=4))
-    assert same_partition(
-        weight, cut, lambda output, input, kernel: (output, input // 4, kernel)
-    )
+    assert same_partition(weight, cut, lambda output, input, kernel: (output, input // 4, kernel))
     (along,) = set(range(len(cut.shape))) - set(cut.units)
     assert cut.shape[along] == 4
 
@@ -171,14 +169,20 @@ def test_a_pruned_head_adds_nothing_to_its_attention():
 def test_projections_with_inputs_of_their_own_sizes_are_heads_too():
     weights = {
         f"attention.{name}": Weight(f"attention.{name}", shape)
-        for name, shape in [("q_proj_weight", (6, 6)), ("k_proj_weight", (6, 4)),
-                            ("v_proj_weight", (6, 5)), ("out_proj.weight", (6, 6))]
-    }  # fmt: skip
+        for name, shape in [
+            ("q_proj_weight", (6, 6)),
+            ("k_proj_weight", (6, 4)),
+            ("v_proj_weight", (6, 5)),
+            ("out_proj.weight", (6, 6)),
+        ]
+    }
     heads = find_heads(Attends(kdim=4, vdim=5), weights)
     assert {name: (h.parts, h.is_output) for name, h in heads.items()} == {
-        "attention.q_proj_weight": (1, True), "attention.k_proj_weight": (1, True),
-        "attention.v_proj_weight": (1, True), "attention.out_proj.weight": (1, False),
-    }  # fmt: skip
+        "attention.q_proj_weight": (1, True),
+        "attention.k_proj_weight": (1, True),
+        "attention.v_proj_weight": (1, True),
+        "attention.out_proj.weight": (1, False),
+    }
 
 
 def linear_weights(model):
@@ -202,13 +206,19 @@ def test_the_heads_of_timms_and_transformers_models_are_found():
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32)
     assert heads_of(model) == {
-        "blocks.0.attn.qkv.weight": (3, 3, True), "blocks.0.attn.proj.weight": (3, 1, False),
-    }  # fmt: skip
+        "blocks.0.attn.qkv.weight": (3, 3, True),
+        "blocks.0.attn.proj.weight": (3, 1, False),
+    }
     hf = pytest.importorskip("transformers")
     bert = hf.BertModel(
-        hf.BertConfig(hidden_size=12, num_attention_heads=3, num_hidden_layers=1,
-                      intermediate_size=8, vocab_size=7)
-    )  # fmt: skip
+        hf.BertConfig(
+            hidden_size=12,
+            num_attention_heads=3,
+            num_hidden_layers=1,
+            intermediate_size=8,
+            vocab_size=7,
+        )
+    )
     assert heads_of(bert) == {
         "layer.0.attention.self.query.weight": (3, 1, True),
         "layer.0.attention.self.key.weight": (3, 1, True),
@@ -217,14 +227,21 @@ def test_the_heads_of_timms_and_transformers_models_are_found():
     }
     gpt2 = hf.GPT2Model(hf.GPT2Config(n_embd=12, n_head=3, n_layer=1, vocab_size=7))
     assert heads_of(gpt2) == {
-        "h.0.attn.c_attn.weight": (3, 3, True), "h.0.attn.c_proj.weight": (3, 1, False),
-    }  # fmt: skip
+        "h.0.attn.c_attn.weight": (3, 3, True),
+        "h.0.attn.c_proj.weight": (3, 1, False),
+    }
 
 
 def test_heads_of_queries_that_share_keys_and_values_are_one():
     hf = pytest.importorskip("transformers")
-    config = hf.LlamaConfig(hidden_size=16, num_attention_heads=4, num_key_value_heads=2,
-                            num_hidden_layers=1, intermediate_size=8, vocab_size=7)  # fmt: skip
+    config = hf.LlamaConfig(
+        hidden_size=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=8,
+        vocab_size=7,
+    )
     model = hf.LlamaModel(config)
     assert heads_of(model) == {
         "layers.0.self_attn.q_proj.weight": (2, 1, True),

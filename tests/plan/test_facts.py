@@ -19,10 +19,15 @@ keep  "layer2.0.conv2"
 def test_layers_tell_what_is_left_of_them_where_their_budget_is_their_own():
     facts = count_facts(plan_of(RULES))
     assert {fact.parameter: fact.num_kept for fact in facts.layers} == {
-        "stem.weight": 216, "layer1.0.conv1.weight": None, "layer1.0.conv2.weight": None,
-        "layer1.1.conv1.weight": None, "layer1.1.conv2.weight": None,
-        "layer2.0.conv1.weight": 72, "layer2.0.conv2.weight": 192, "head.weight": 80,
-    }  # fmt: skip
+        "stem.weight": 216,
+        "layer1.0.conv1.weight": None,
+        "layer1.0.conv2.weight": None,
+        "layer1.1.conv1.weight": None,
+        "layer1.1.conv2.weight": None,
+        "layer2.0.conv1.weight": 72,
+        "layer2.0.conv2.weight": 192,
+        "head.weight": 80,
+    }
     assert facts.layers[5].sparsity == 0.5 and facts.layers[0].sparsity == 0.0
 
 

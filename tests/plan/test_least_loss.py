@@ -26,8 +26,10 @@ def test_the_layer_that_minds_nothing_goes_first_and_the_sensitive_one_stays():
     """20 of 30 weights go: B's 9 and C's 9 cost nothing, A gives the other 2."""
     free = ((0.0, 0.0), (0.9, 0.0))
     assert least_loss((10, 10, 10), (((0.0, 0.0), (0.9, 5.0)), free, free), 10, (1, 1, 1)) == (
-        8, 1, 1,
-    )  # fmt: skip
+        8,
+        1,
+        1,
+    )
 
 
 @pytest.mark.parametrize("num_keep", [3, 8, 14, 20, 29, 36])
@@ -58,9 +60,10 @@ def test_every_layer_but_one_ends_at_a_measured_point():
         curves.append([(0.0, 0.0), *points])
     keeps = least_loss(sizes, curves, sum(sizes) // 3, [1] * 12)
     off = [
-        keep for keep, size in zip(keeps, sizes, strict=True)
+        keep
+        for keep, size in zip(keeps, sizes, strict=True)
         if not any(abs(size - keep - size * s) < 1e-6 for s in (0.0, 0.5, 0.8, 0.9))
-    ]  # fmt: skip
+    ]
     assert sum(keeps) == sum(sizes) // 3 and len(off) <= 1
 
 
@@ -85,8 +88,11 @@ def test_beyond_the_measured_sparsities_nothing_is_promised():
 
 def test_a_bump_in_a_curve_is_bridged_by_its_hull():
     assert lower_hull([(0, 0.0), (1, 5.0), (2, 2.0), (3, 3.0), (4, 6.0)]) == [
-        (0, 0.0), (2, 2.0), (3, 3.0), (4, 6.0),
-    ]  # fmt: skip
+        (0, 0.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 6.0),
+    ]
 
 
 def profile(**more):
@@ -94,9 +100,16 @@ def profile(**more):
         parameter="a.weight", module="a", num_weights=10, losses=(-0.1, 0.3, 0.2), top1=(0, 0, 0)
     )
     values = dict(
-        model="m", data="d", weights="w", num_batches=1, num_examples=4, levels=(0.5, 0.8, 0.9),
-        loss=1.0, top1=0.5, layers=(layer,),
-    )  # fmt: skip
+        model="m",
+        data="d",
+        weights="w",
+        num_batches=1,
+        num_examples=4,
+        levels=(0.5, 0.8, 0.9),
+        loss=1.0,
+        top1=0.5,
+        layers=(layer,),
+    )
     return Profile(**(values | more))
 
 

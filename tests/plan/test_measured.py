@@ -30,15 +30,25 @@ def write_profile(path, curves, sizes=None, levels=(0.5, 0.9)):
     """curves: {module: loss increases}."""
     layers = tuple(
         LayerProfile(
-            parameter=f"{module}.weight", module=module, num_weights=(sizes or {}).get(module, 100),
-            losses=losses, top1=(0.0,) * len(losses),
+            parameter=f"{module}.weight",
+            module=module,
+            num_weights=(sizes or {}).get(module, 100),
+            losses=losses,
+            top1=(0.0,) * len(losses),
         )
         for module, losses in curves.items()
-    )  # fmt: skip
+    )
     profile = Profile(
-        model="x:Two", data="digits", weights="w.pth", num_batches=1, num_examples=8,
-        levels=levels, loss=1.0, top1=0.5, layers=layers,
-    )  # fmt: skip
+        model="x:Two",
+        data="digits",
+        weights="w.pth",
+        num_batches=1,
+        num_examples=8,
+        levels=levels,
+        loss=1.0,
+        top1=0.5,
+        layers=layers,
+    )
     path.write_text(profile.to_json())
     return path
 

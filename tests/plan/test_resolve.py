@@ -121,7 +121,7 @@ class Odd(nn.Module):
         ("Odd { init = fresh }", "E308", "`odd` (Odd) cannot start fresh: it has no way to reset"),
         ('"head"', "E308", "`head` cannot be private: it shares a weight with `again`"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_private_is_told(private, code, message):
     class Bigger(Net):
         def __init__(self):

@@ -17,8 +17,12 @@ from dcil_dsl.words.schedules import Constant
 def group(kind="constant", target=0.9, sizes=(100,), floors=None, share=one_budget, **more):
     names = {"start", "stop", "initial", "grid"}
     settings = {k: v for k, v in more.items() if k in names}
-    schedule = {"cubic": cubic, "linear": linear, "once": lambda start: once(start),
-                "constant": Constant}[kind](**settings)  # fmt: skip
+    schedule = {
+        "cubic": cubic,
+        "linear": linear,
+        "once": lambda start: once(start),
+        "constant": Constant,
+    }[kind](**settings)
     rest = {k: v for k, v in more.items() if k not in names}
     return Group(
         rule="x.prune:1",
@@ -34,9 +38,20 @@ def group(kind="constant", target=0.9, sizes=(100,), floors=None, share=one_budg
 
 @pytest.mark.parametrize(
     "epoch, percent",
-    [(0, 0), (5, 5.9), (10, 11.5), (20, 21.9), (50, 47.7), (70, 60.6), (100, 74.6), (150, 86.7),
-     (200, 89.9), (225, 90), (299, 90)],
-)  # fmt: skip
+    [
+        (0, 0),
+        (5, 5.9),
+        (10, 11.5),
+        (20, 21.9),
+        (50, 47.7),
+        (70, 60.6),
+        (100, 74.6),
+        (150, 86.7),
+        (200, 89.9),
+        (225, 90),
+        (299, 90),
+    ],
+)
 def test_cubic_has_the_values_that_the_authors_ramp_has(epoch, percent):
     """s(e) = s_f - s_f (1 - e / 225)^3 with s_f = 90 %, 391 steps an epoch; arXiv:2109.04660."""
     ramp = group("cubic", start=0, stop=225 * 391, grid=391)
@@ -79,9 +94,12 @@ def test_a_ramp_never_falls_and_never_passes_the_target(kind):
 
 @pytest.mark.parametrize(
     "more, step",
-    [({"kind": "constant"}, 0), ({"kind": "once", "start": 7}, 7),
-     ({"kind": "cubic", "start": 2, "stop": 30}, 30)],
-)  # fmt: skip
+    [
+        ({"kind": "constant"}, 0),
+        ({"kind": "once", "start": 7}, 7),
+        ({"kind": "cubic", "start": 2, "stop": 30}, 30),
+    ],
+)
 def test_the_target_is_reached_where_it_is_first_asked_for(more, step):
     ramp = group(**more)
     assert reached_at(ramp) == step

@@ -19,9 +19,14 @@ from dcil_dsl.plan.claim import claim_layers
 from dcil_dsl.plan.select import Selection
 
 CONVS = [
-    "stem", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2",
-    "layer2.0.conv1", "layer2.0.conv2",
-]  # fmt: skip
+    "stem",
+    "layer1.0.conv1",
+    "layer1.0.conv2",
+    "layer1.1.conv1",
+    "layer1.1.conv2",
+    "layer2.0.conv1",
+    "layer2.0.conv2",
+]
 EVERY = [*CONVS, "head"]
 
 
@@ -107,27 +112,36 @@ def test_a_glob_matches_names_whole_and_nothing_in_it_is_a_regex(pattern, names,
     "selector, message, help",
     [
         ('"*.conv1"', 'no layer matches `"*.conv1"`', None),
-        ('"layer1.0.conv3"', 'no layer matches `"layer1.0.conv3"`',
-         '`"layer1.0.conv1"` matches 1 layer'),
+        (
+            '"layer1.0.conv3"',
+            'no layer matches `"layer1.0.conv3"`',
+            '`"layer1.0.conv1"` matches 1 layer',
+        ),
         ('"layr1"', 'no layer matches `"layr1"`', '`"layer1"` matches 8 layers'),
-        ('"layer?.*.convv1"', 'no layer matches `"layer?.*.convv1"`',
-         '`"layer?.*.conv1"` matches 3 layers'),
+        (
+            '"layer?.*.convv1"',
+            'no layer matches `"layer?.*.convv1"`',
+            '`"layer?.*.conv1"` matches 3 layers',
+        ),
         ('"nothing.like.this"', 'no layer matches `"nothing.like.this"`', None),
-        ("Conv3d", "no layer of type `Conv3d` in Net", 
-         "did you mean `Conv2d`, of which the model has 7 layers?"),
-        ("Transformer", "no layer of type `Transformer` in Net",
-         "the model has `Conv2d` (7), `Linear` (1), `BatchNorm2d` (3)"),
+        (
+            "Conv3d",
+            "no layer of type `Conv3d` in Net",
+            "did you mean `Conv2d`, of which the model has 7 layers?",
+        ),
+        (
+            "Transformer",
+            "no layer of type `Transformer` in Net",
+            "the model has `Conv2d` (7), `Linear` (1), `BatchNorm2d` (3)",
+        ),
         ('re"conv1"', 'no layer matches `re"conv1"`', None),
         ("first 9 Conv2d", "`first 9 Conv2d` asks for 9 layers, there are 7", None),
-        ('Conv2d in "layr2"', 'no part of Net matches `"layr2"`',
-         '`"layer2"` matches 4 layers'),
+        ('Conv2d in "layr2"', 'no part of Net matches `"layr2"`', '`"layer2"` matches 4 layers'),
         ('Linear in "layer2"', 'not even the one layer lies in `"layer2"`', None),
         ("Conv2d where groups == 3", "none of the 7 layers has `groups == 3`", None),
     ],
-)  # fmt: skip
-def test_a_selector_that_means_nothing_is_told_with_the_nearest_real_name(
-    selector, message, help
-):
+)
+def test_a_selector_that_means_nothing_is_told_with_the_nearest_real_name(selector, message, help):
     _, found = resolve(f"prune {selector} to 50%")
     assert [(d.code, d.message, d.help) for d in found] == [("E301", message, help)]
 
@@ -148,26 +162,39 @@ def test_an_error_stands_under_the_part_that_is_wrong():
 @pytest.mark.parametrize(
     "selector, message, help",
     [
-        ("Conv2d where grups == 1", "none of the 7 layers has an attribute `grups`",
-         "did you mean `groups`?"),
+        (
+            "Conv2d where grups == 1",
+            "none of the 7 layers has an attribute `grups`",
+            "did you mean `groups`?",
+        ),
         ("Conv2d where colour == 1", "none of the 7 layers has an attribute `colour`", None),
-        ("Conv2d where padding_mode >= 2",
-         "`padding_mode` of `stem` is 'zeros', which does not compare with 2", None),
-        ("Conv2d where weight > 0",
-         "`weight` of `stem` is a tensor, which does not compare with 0", None),
-        ("Conv2d where _parameters > 0",
-         "`_parameters` of `stem` is dict, which does not compare with 0", None),
+        (
+            "Conv2d where padding_mode >= 2",
+            "`padding_mode` of `stem` is 'zeros', which does not compare with 2",
+            None,
+        ),
+        (
+            "Conv2d where weight > 0",
+            "`weight` of `stem` is a tensor, which does not compare with 0",
+            None,
+        ),
+        (
+            "Conv2d where _parameters > 0",
+            "`_parameters` of `stem` is dict, which does not compare with 0",
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_attribute_that_is_not_there_or_does_not_compare_is_told(selector, message, help):
     _, found = resolve(f"prune {selector} to 50%")
     assert (found[0].code, found[0].message, found[0].help) == ("E307", message, help)
 
 
 def test_where_compares_each_size_of_a_kernel():
-    assert selected("Conv2d where kernel_size >= 2", nn.Sequential(
-        nn.Conv2d(3, 3, (1, 3)), nn.Conv2d(3, 3, 2), nn.Conv2d(3, 3, 1)
-    )) == ["1"]  # fmt: skip
+    assert selected(
+        "Conv2d where kernel_size >= 2",
+        nn.Sequential(nn.Conv2d(3, 3, (1, 3)), nn.Conv2d(3, 3, 2), nn.Conv2d(3, 3, 1)),
+    ) == ["1"]
 
 
 def test_first_counts_in_execution_order_and_not_in_that_of_registration():
@@ -218,10 +245,26 @@ def test_a_glob_means_what_its_translation_to_a_regular_expression_means():
 def test_a_regular_expression_means_what_it_means_in_python():
     names = ["", "a", "aa", "b", "a.b", "1", "{e<=1}", "a{e<=1}", "[", ":", "a]", "a{}", "A", "&"]
     for pattern in (
-        "a{e<=1}", "[[:alpha:]]", "[[:alpha:]]+", "a{}", "a{,}", "a{,2}", "a{2}", "a{1,}", "{",
-        "a{1", "[a[]", "[a&&b]", "[]a]", "[^]a]", r"\[", r"[\[a]", "(?i)a", "(?#[)a{e<=1}",
+        "a{e<=1}",
+        "[[:alpha:]]",
+        "[[:alpha:]]+",
+        "a{}",
+        "a{,}",
+        "a{,2}",
+        "a{2}",
+        "a{1,}",
+        "{",
+        "a{1",
+        "[a[]",
+        "[a&&b]",
+        "[]a]",
+        "[^]a]",
+        r"\[",
+        r"[\[a]",
+        "(?i)a",
+        "(?#[)a{e<=1}",
         "[a{e}]",
-    ):  # fmt: skip
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wanted = [name for name in names if re.fullmatch(pattern, name)]
@@ -251,9 +294,7 @@ def test_two_thousand_rules_on_two_thousand_layers_are_matched_in_a_second():
         Layer(path(i), path(i), one, (Weight(f"{i}.weight", (4, 4)),)) for i in range(2000)
     )
     for name in ("blocks.{b}.part.conv{c}", "blocks.{b}.*.conv{c}", "**.{b}.part.conv{c}"):
-        rules = "\n".join(
-            f'prune "{name.format(b=i // 4, c=i % 4)}" to 50%' for i in range(2000)
-        )
+        rules = "\n".join(f'prune "{name.format(b=i // 4, c=i % 4)}" to 50%' for i in range(2000))
         recipe = loads(f"language 1\n{rules}\n{MIX}\n{TRAIN}")
         report = Diagnostics()
         start = time.process_time()

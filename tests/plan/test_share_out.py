@@ -63,13 +63,25 @@ def test_resnet50_at_90_percent_has_the_published_densities():
     github.com/RAIVNLab/STR: whole percents, by layer in the order of the model. Only the values
     that occur are written here, each with its layers."""
     published = {
-        "conv1": 58, "layer1.0.conv1": 0, "layer1.0.conv2": 82, "layer1.0.conv3": 4,
-        "layer1.0.downsample.0": 4, "layer2.0.conv1": 43, "layer2.0.conv2": 91,
-        "layer2.0.conv3": 52, "layer2.0.downsample.0": 71, "layer3.0.conv1": 71,
-        "layer3.0.conv2": 96, "layer3.0.conv3": 76, "layer3.0.downsample.0": 86,
-        "layer4.0.conv1": 86, "layer4.0.conv2": 98, "layer4.0.conv3": 88,
-        "layer4.0.downsample.0": 93, "fc": 93,
-    }  # fmt: skip
+        "conv1": 58,
+        "layer1.0.conv1": 0,
+        "layer1.0.conv2": 82,
+        "layer1.0.conv3": 4,
+        "layer1.0.downsample.0": 4,
+        "layer2.0.conv1": 43,
+        "layer2.0.conv2": 91,
+        "layer2.0.conv3": 52,
+        "layer2.0.downsample.0": 71,
+        "layer3.0.conv1": 71,
+        "layer3.0.conv2": 96,
+        "layer3.0.conv3": 76,
+        "layer3.0.downsample.0": 86,
+        "layer4.0.conv1": 86,
+        "layer4.0.conv2": 98,
+        "layer4.0.conv3": 88,
+        "layer4.0.downsample.0": 93,
+        "fc": 93,
+    }
     weights = {n: tuple(p.shape) for n, p in resnet50().named_parameters() if p.dim() > 1}
     kept = dict(zip(weights, densities(weights.values(), 0.9), strict=True))
     ours = {name: round(100 * (1 - kept[f"{name}.weight"])) for name in published}
@@ -130,8 +142,9 @@ def test_the_floors_of_erk_are_filled_from_the_budget_of_all():
 def test_floors_beyond_the_budget_of_all_are_an_error():
     _, (error,) = resolve("prune Conv2d to erk(95%) { floor = 9% }")
     assert (error.code, error.message) == (
-        "E304", "95% of 2,088 weights leaves 104 weights, the floors keep 191",
-    )  # fmt: skip
+        "E304",
+        "95% of 2,088 weights leaves 104 weights, the floors keep 191",
+    )
 
 
 def test_erk_shares_out_filters_by_the_shape_of_their_layer():

@@ -70,12 +70,17 @@ def test_every_layer_is_told_with_the_line_that_decided_it(plan):
     assert "head    Linear  2x10           20      -  :8    50%" in lines
 
 
-@pytest.mark.parametrize("target, words", [
-    ("50%", "50%"), ("global(50%)", "50% of all"), ("2:4", "2:4"),
-    ("uniform(50%, granularity=filter)", "50% of filters"),
-    ("global(50%, granularity=channel)", "50% of all channels"),
-    ("uniform(50%, granularity=block(2, 4))", "50% of 2 x 4 blocks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "target, words",
+    [
+        ("50%", "50%"),
+        ("global(50%)", "50% of all"),
+        ("2:4", "2:4"),
+        ("uniform(50%, granularity=filter)", "50% of filters"),
+        ("global(50%, granularity=channel)", "50% of all channels"),
+        ("uniform(50%, granularity=block(2, 4))", "50% of 2 x 4 blocks"),
+    ],
+)
 def test_a_target_is_told_with_what_goes_together(target, words):
     text = RECIPE.replace("global(80%)", target).replace("cubic(1ep..4ep, grid=1ep)", "constant()")
     recipe = dcil.loads(text, "small.prune")
@@ -86,10 +91,13 @@ def test_a_target_is_told_with_what_goes_together(target, words):
 def test_groups_tell_allocation_target_schedule_refresh_freeze_and_floor(plan):
     lines = show_plan(plan).splitlines()
     assert "  80% of 360 weights in 1 layer, one budget for all; 72 kept at the end" in lines
-    assert ("  schedule cubic from 0% at step 10 (epoch 1) to 80% at step 40 (epoch 4), "
-            "moving every 10 steps") in lines  # fmt: skip
-    assert ("  score magnitude, masks move every 2 steps, freeze never, floor 1 weight a layer"
-            in lines)  # fmt: skip
+    assert (
+        "  schedule cubic from 0% at step 10 (epoch 1) to 80% at step 40 (epoch 4), "
+        "moving every 10 steps"
+    ) in lines
+    assert (
+        "  score magnitude, masks move every 2 steps, freeze never, floor 1 weight a layer" in lines
+    )
     assert "  schedule 0% until step 20 (epoch 2), then 50%" in lines
     assert any("freeze step 30 (epoch 3), floor 2 weights" in line for line in lines)
 

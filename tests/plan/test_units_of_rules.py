@@ -143,7 +143,7 @@ def test_of_many_layers_that_do_not_fit_a_whole_rule_names_one():
 
 def test_a_plan_of_every_kind_is_the_same_after_json():
     plan = with_macs(
-        'prune Conv2d to global(50%, of=flops, granularity=filter) { ceiling = 90% }\n'
+        "prune Conv2d to global(50%, of=flops, granularity=filter) { ceiling = 90% }\n"
         'prune "layer1.0" to 2:4\nprune Linear to uniform(50%, granularity=block(2, 4))'
     )
     assert Plan.from_json(plan.to_json()) == plan
@@ -173,17 +173,25 @@ def test_a_ceiling_comes_down_with_the_ramp():
 @pytest.mark.parametrize(
     "rule, message",
     [
-        ("prune Conv2d to global(40%, granularity=filter) { ceiling = 60% }",
-         "40% of 56 filters leaves 33 filters, the ceilings allow 28"),
-        ("prune Conv2d to global(95%, granularity=filter)",
-         "95% of 56 filters leaves 2 filters, the floors keep 7"),
-        ("prune Conv2d to 50% { floor = 60% }",
-         "50% of `stem.weight` (216 weights) leaves 108 weights, the floors keep 130, likewise "
-         "in 6 more layers"),
-        ("prune Linear to 2:4 { floor = 60% }",
-         "50% of `head.weight` (80 weights) leaves 40 weights, the floors keep 48"),
+        (
+            "prune Conv2d to global(40%, granularity=filter) { ceiling = 60% }",
+            "40% of 56 filters leaves 33 filters, the ceilings allow 28",
+        ),
+        (
+            "prune Conv2d to global(95%, granularity=filter)",
+            "95% of 56 filters leaves 2 filters, the floors keep 7",
+        ),
+        (
+            "prune Conv2d to 50% { floor = 60% }",
+            "50% of `stem.weight` (216 weights) leaves 108 weights, the floors keep 130, likewise "
+            "in 6 more layers",
+        ),
+        (
+            "prune Linear to 2:4 { floor = 60% }",
+            "50% of `head.weight` (80 weights) leaves 40 weights, the floors keep 48",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_bounds_do_not_allow_is_one_error_before_training(rule, message):
     _, (error,) = resolve(rule)
     assert (error.code, error.message) == ("E304", message)

@@ -110,10 +110,12 @@ def test_losses_have_names_of_their_own_and_windows_in_steps():
     losses = plan_of(
         "prune Conv2d to 90%",
         mix=mix(
-            DCIL, BOTH, "loss 0.5 * cross_entropy(sparse, smoothing=0.1) from 25% run until 9ep",
+            DCIL,
+            BOTH,
+            "loss 0.5 * cross_entropy(sparse, smoothing=0.1) from 25% run until 9ep",
             "loss 2 * kl(student=dense, teacher=sparse, temperature=3) from 5 steps",
         ),
-    ).losses  # fmt: skip
+    ).losses
     assert [(loss.name, loss.coefficient) for loss in losses] == [
         ("cross_entropy(sparse)", 1),
         ("cross_entropy(dense)", 1),
@@ -126,9 +128,11 @@ def test_losses_have_names_of_their_own_and_windows_in_steps():
 
 def test_two_rules_for_one_part_at_one_moment_are_an_error():
     (error,) = found(
-        "update pruned by dense", "update kept by sparse until 30 steps",
-        "update kept by dense from 2ep", BOTH,
-    )  # fmt: skip
+        "update pruned by dense",
+        "update kept by sparse until 30 steps",
+        "update kept by dense from 2ep",
+        BOTH,
+    )
     assert (error.code, error.message) == ("E306", "two rules update the kept weights at step 20")
 
 

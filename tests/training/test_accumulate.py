@@ -38,8 +38,10 @@ class Batches(TinyData):
 def plan_of(batch_size, accumulate):
     return plain_plan(
         train={"accumulate": accumulate},
-        data=p.Data(batch_size=batch_size, channels=1), steps_per_epoch=3, num_steps=12,
-    )  # fmt: skip
+        data=p.Data(batch_size=batch_size, channels=1),
+        steps_per_epoch=3,
+        num_steps=12,
+    )
 
 
 def test_two_batches_of_eight_are_one_of_sixteen_the_short_last_step_included(tmp_path):

@@ -98,10 +98,12 @@ def test_two_groups_that_are_refreshed_at_other_times_have_each_its_own_masks(fo
     groups = tuple(
         group.model_copy(
             update={
-                "parameters": group.parameters[i : i + 1], "floors": (1,), "refresh": refresh,
+                "parameters": group.parameters[i : i + 1],
+                "floors": (1,),
+                "refresh": refresh,
                 "num_weights": group.num_weights[i : i + 1],
             }
-        )  # fmt: skip
+        )
         for i, refresh in enumerate((4, 5))
     )
     layers = tuple(
@@ -146,14 +148,17 @@ def test_a_position_that_is_none_is_told_under_another_plan_too(folder):
         go_on(folder, tiny_plan(group={"target": one_budget(0.7)}))
 
 
-@pytest.mark.parametrize("changes, fact", [
-    ({"batch": 6}, "step 13 is not after 2 epochs of 5 steps and 6 batches"),
-    ({"step": 3}, "step 3 is not after 2 epochs"),
-    ({"epoch": 1, "step": 3, "batch": 0}, "step 3 is not after 1 epoch "),
-    ({"epoch": 10**9, "step": 5 * 10**9 + 3}, "of step 5,000,000,003, the run has 20"),
-    ({"step": -5}, "does not say where it stands: step"),
-    ({"seconds": float("nan")}, "does not say where it stands: seconds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, fact",
+    [
+        ({"batch": 6}, "step 13 is not after 2 epochs of 5 steps and 6 batches"),
+        ({"step": 3}, "step 3 is not after 2 epochs"),
+        ({"epoch": 1, "step": 3, "batch": 0}, "step 3 is not after 1 epoch "),
+        ({"epoch": 10**9, "step": 5 * 10**9 + 3}, "of step 5,000,000,003, the run has 20"),
+        ({"step": -5}, "does not say where it stands: step"),
+        ({"seconds": float("nan")}, "does not say where it stands: seconds"),
+    ],
+)
 def test_a_position_that_is_no_place_in_the_run_is_refused(folder, changes, fact):
     set_position(folder / "checkpoint" / "last.safetensors", **changes)
     with pytest.raises(InputError, match=fact):

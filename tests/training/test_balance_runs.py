@@ -74,9 +74,7 @@ def test_the_cost_counts_what_is_measured():
     assert training_cost(plan_with(every=4)) == pytest.approx(2 + 3 * 4 * 2 / 20)
 
 
-@pytest.mark.parametrize(
-    "changes, options", [({"accumulate": 2}, {}), ({}, {"precision": "fp16"})]
-)
+@pytest.mark.parametrize("changes, options", [({"accumulate": 2}, {}), ({}, {"precision": "fp16"})])
 def test_what_a_balance_cannot_measure_is_refused(tmp_path, changes, options):
     plan = plan_with(**changes)
     plan = plan.model_copy(update={"steps_per_epoch": -(-5 // plan.train.accumulate)})

@@ -132,10 +132,12 @@ def test_the_one_before_is_of_the_end_of_an_epoch(tmp_path):
         (lambda t, h: t.pop("sums"), "it lacks `sums`"),
         (lambda t, h: t.pop("model/conv1.weight"), "it lacks `conv1.weight`"),
         (lambda t, h: t.update({"optimizer/nowhere/momentum_buffer": torch.zeros(1)}), "optimiser"),
-        (lambda t, h: t.update({"optimizer/conv1.weight/momentum_buffer": torch.zeros(2, 7)}),
-         "optimiser"),
+        (
+            lambda t, h: t.update({"optimizer/conv1.weight/momentum_buffer": torch.zeros(2, 7)}),
+            "optimiser",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_forged_checkpoint_with_a_right_digest_is_refused_in_words(folder, change, fact):
     """A digest proves that a file is whole, not who wrote it."""
     path = folder / "checkpoint" / "last.safetensors"

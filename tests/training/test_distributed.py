@@ -59,9 +59,7 @@ def test_paths_and_losses_that_come_and_go_leave_the_ranks_with_one_process_s_re
 ):
     """Dense warm-up, then both paths; a distillation from step 7; parameters without a loss."""
     rows = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))
-    shares = [
-        tuple(p.Shares(kept=k, pruned=q, rest=r) for k, q, r in phase) for phase in rows
-    ]
+    shares = [tuple(p.Shares(kept=k, pruned=q, rest=r) for k, q, r in phase) for phase in rows]
     changes = dict(
         phases=(
             p.Phase(window=p.Window(stop=5), paths=("dense",), shares=shares[0]),
@@ -81,9 +79,10 @@ def test_paths_and_losses_that_come_and_go_leave_the_ranks_with_one_process_s_re
 def windowed_losses():
     sparse, dense = cross_entropy("sparse"), cross_entropy("dense")
     return (
-        sparse.model_copy(update={"window": p.Window(start=5)}), dense,
+        sparse.model_copy(update={"window": p.Window(start=5)}),
+        dense,
         kl("sparse", "dense", p.Window(start=7)),
-    )  # fmt: skip
+    )
 
 
 class NormNet(TinyNet):
@@ -197,10 +196,11 @@ def test_means_are_taken_in_buckets_of_any_types_and_layouts(tmp_path, monkeypat
         before, dist.all_reduce = dist.all_reduce, lambda x: (sums.append(x.nbytes), before(x))
         ranks.average(made)
         expected = [
-            torch.full((2, 3, 4, 4), 1.5), torch.arange(6.0).reshape(2, 3).t() * 1.5,
+            torch.full((2, 3, 4, 4), 1.5),
+            torch.arange(6.0).reshape(2, 3).t() * 1.5,
             torch.tensor(2.0, dtype=torch.float64),
             *(torch.full((5,), n + 0.5) for n in range(9)),
-        ]  # fmt: skip
+        ]
         for tensor, mean in zip(made, expected, strict=True):
             torch.testing.assert_close(tensor, mean)
         # in turn: the first by itself, then 24 bytes and three of 20, five of 20, one; a double
@@ -220,14 +220,15 @@ def test_a_path_of_every_third_step_leaves_the_ranks_with_one_process_s_result(
         train={"accumulate": accumulate},
         phases=(
             both.model_copy(update={"window": third}),
-            p.Phase(window=p.Window(every=3, others=True), paths=("sparse",),
-                    shares=(some, none)),
+            p.Phase(window=p.Window(every=3, others=True), paths=("sparse",), shares=(some, none)),
         ),
-        losses=(cross_entropy("sparse"),
-                cross_entropy("dense").model_copy(update={"window": third})),
+        losses=(
+            cross_entropy("sparse"),
+            cross_entropy("dense").model_copy(update={"window": third}),
+        ),
         num_steps=20 if accumulate == 1 else 12,
         steps_per_epoch=5 if accumulate == 1 else 3,
-    )  # fmt: skip
+    )
     rank_train(tmp_path / "alone", Ranks(), plan)
     monkeypatch.setattr(learner, "DistributedDataParallel", None)
     status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))

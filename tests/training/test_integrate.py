@@ -60,11 +60,14 @@ def test_a_run_with_four_gradients_resumes_and_tells_what_it_costs(tmp_path):
 @pytest.mark.parametrize(
     "word, evaluations",
     [
-        (Heun(), 2), (RK4(), 4), (Implicit(iterations=5), 5),
-        (Extrapolate(), 1), (Extrapolate(direction="fresh"), 2),
+        (Heun(), 2),
+        (RK4(), 4),
+        (Implicit(iterations=5), 5),
+        (Extrapolate(), 1),
+        (Extrapolate(direction="fresh"), 2),
         (Heun(players="each"), 3),
     ],
-)  # fmt: skip
+)
 def test_the_cost_counts_every_evaluation(word, evaluations):
     assert training_cost(plan_with(word)) == 2 * evaluations
 
@@ -95,9 +98,7 @@ def test_several_ranks_have_the_evaluations_of_one_process(tmp_path, word):
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")
 
 
-@pytest.mark.parametrize(
-    "word", [Heun(players="each"), Extrapolate()]
-)
+@pytest.mark.parametrize("word", [Heun(players="each"), Extrapolate()])
 def test_weights_in_parts_have_them_too_and_what_a_step_remembers_is_parted_with_them(
     tmp_path, word
 ):
@@ -123,7 +124,9 @@ def test_displaced_weights_compile_nothing_anew(tmp_path, graphs_compiled):
 @pytest.mark.parametrize(
     "changes, options",
     [
-        ({"accumulate": 2}, {}), ({"precision": "fp16"}, {}), ({}, {"precision": "fp16"}),
+        ({"accumulate": 2}, {}),
+        ({"precision": "fp16"}, {}),
+        ({}, {"precision": "fp16"}),
     ],
 )
 def test_what_an_integrator_cannot_do_is_refused(tmp_path, changes, options):

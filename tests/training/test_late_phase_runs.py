@@ -23,9 +23,7 @@ NORMS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
 
 
 def train_with(parameters=NORMS, **changes) -> dict:
-    phase = LatePhase(
-        layers="some", parameters=parameters, copies=4, start=in_steps(6), noise=0.1
-    )
+    phase = LatePhase(layers="some", parameters=parameters, copies=4, start=in_steps(6), noise=0.1)
     return {"ema": None, "clip": None, "average": phase} | changes
 
 

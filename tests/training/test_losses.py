@@ -143,9 +143,7 @@ def test_a_term_may_name_a_place_in_a_tuple():
 )
 def test_an_output_that_is_not_there_is_told_with_the_term(output, name, message):
     with pytest.raises(InputError) as error:
-        total_loss(
-            plan_with(cross_entropy("sparse", output=name)), {"sparse": output}, TARGET, 0
-        )
+        total_loss(plan_with(cross_entropy("sparse", output=name)), {"sparse": output}, TARGET, 0)
     assert message in str(error.value)
     assert f"`cross_entropy(sparse, {name})`: " in str(error.value)
 

@@ -52,9 +52,14 @@ FAILED = (
 def net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32),
-        nn.ReLU(), nn.Linear(32, 10),
-    )  # fmt: skip
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(48, 64),
+        nn.ReLU(),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
 
 
 def run(folder, sparse="compute = kept", precision="fp32", **more):
@@ -62,9 +67,15 @@ def run(folder, sparse="compute = kept", precision="fp32", **more):
     recipe = loads(RECIPE.format(sparse=sparse, precision=precision))
     more = dict(max_steps=4) | more
     made = train(
-        recipe, net(), "synthetic", out=folder, device="cpu", workers=0,
-        display=make_display(False, console), **more,
-    )  # fmt: skip
+        recipe,
+        net(),
+        "synthetic",
+        out=folder,
+        device="cpu",
+        workers=0,
+        display=make_display(False, console),
+        **more,
+    )
     return made, console.file.getvalue()
 
 

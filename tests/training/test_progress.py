@@ -29,9 +29,15 @@ def test_without_a_terminal_there_is_a_line_an_epoch(tmp_path):
 
 def test_losses_that_fit_stand_in_the_line_of_their_epoch():
     line = {
-        "epoch": 2, "step": 46, "top1": {"dense": 0.5}, "losses": {"cross_entropy(dense)": 1.25},
-        "sparsity_measured": 0.9, "mask_flips": 1234, "seconds": 2.5, "examples_per_second": 566.4,
-    }  # fmt: skip
+        "epoch": 2,
+        "step": 46,
+        "top1": {"dense": 0.5},
+        "losses": {"cross_entropy(dense)": 1.25},
+        "sparsity_measured": 0.9,
+        "mask_flips": 1234,
+        "seconds": 2.5,
+        "examples_per_second": 566.4,
+    }
     assert line_text(line, tiny_plan()) == (
         "epoch 2/4  step 46  dense 50.00%  sparsity 90.00%  flips 1,234  2.5 s  566/s  "
         "ce(dense) 1.250"

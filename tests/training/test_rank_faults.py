@@ -59,9 +59,13 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tm
     assert_same(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize("count, changes", [
-    (3, {}), (2, dict(train={"accumulate": 2}, steps_per_epoch=3, num_steps=12)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "count, changes",
+    [
+        (3, {}),
+        (2, dict(train={"accumulate": 2}, steps_per_epoch=3, num_steps=12)),
+    ],
+)
 def test_what_more_ranks_or_batches_of_a_step_add_up_has_the_same_bits_after_a_break(
     tmp_path, count, changes
 ):

@@ -25,9 +25,15 @@ CASES = [
 ]
 NUM_KILLS = 30
 TIMES = (
-    "seconds", "trained", "epoch_trained", "waited", "epoch_waited", "examples_per_second",
-    "data_seconds", "data_share",
-)  # fmt: skip
+    "seconds",
+    "trained",
+    "epoch_trained",
+    "waited",
+    "epoch_waited",
+    "examples_per_second",
+    "data_seconds",
+    "data_share",
+)
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -84,9 +90,12 @@ def test_the_straight_run_holds_weights_masks_momentum_and_averages(runs):
     assert position["step"] == 20 and position["epoch"] == 4 and position["batch"] == 0
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     for name in (
-        "model/conv1.weight", "model/conv1.weight_mask", "model/fc__dense.weight",
-        "optimizer/fc__dense.weight/momentum_buffer", "average/bn2.running_var",
-    ):  # fmt: skip
+        "model/conv1.weight",
+        "model/conv1.weight_mask",
+        "model/fc__dense.weight",
+        "optimizer/fc__dense.weight/momentum_buffer",
+        "average/bn2.running_var",
+    ):
         assert name in tensors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed.tensor  # noqa: F401  a second of import, once for all ranks
+import torch.distributed.tensor
 from test_sharded_rules import ALONE, BOTH, PartsNet, plan_of
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import NUM_CLASSES, cross_entropy, kl

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed.tensor  # noqa: F401  a second of import, once for all ranks
+import torch.distributed.tensor
 from test_distributed import assert_equal_runs
 from tiny_ranks import on_ranks, rank_train, said
 from tiny_run import BATCH, NUM_CLASSES, STEPS_PER_EPOCH
@@ -68,47 +68,56 @@ SOFT = ALONE.replace("VIEW", "soft_threshold()")
 RULES = {  # the statements, the mix, the network; a rule of its own for `up` tells more at a time
     "filters, channels": (
         'prune "conv?" to global(50%, granularity=filter) { score = l2 }\n'
-        'prune "up" to 50% { granularity = channel }', BOTH,
+        'prune "up" to 50% { granularity = channel }',
+        BOTH,
     ),
     "heads, blocks": (
         'prune "blocks.*.attention" to global(50%, granularity=head)\n'
         'prune Linear in "blocks.*.mlp" to uniform(75%, granularity=block(4, 4))',
-        THROUGH, tiny_vit,
+        THROUGH,
+        tiny_vit,
     ),
     "patterns, lamp": (
         'prune "conv1" to lamp(80%)\n'
         'prune "conv2" to 2:4 { schedule = once(at=2 steps) }\n'
-        'prune "up" to 1:2 { schedule = once(at=2 steps) }', THROUGH,
+        'prune "up" to 1:2 { schedule = once(at=2 steps) }',
+        THROUGH,
     ),
     "lamp of filters, averaged sizes": (
         'prune "conv?" to lamp(50%) { granularity = filter }\n'
-        'prune "up" to uniform(70%) { score = magnitude(average=0.5) }', THROUGH,
+        'prune "up" to uniform(70%) { score = magnitude(average=0.5) }',
+        THROUGH,
     ),
     "movement, gradients": (
         'prune "conv?" to global(80%) { score = movement }\n'
-        'prune "up" to uniform(70%) { score = gradient }', BOTH,
+        'prune "up" to uniform(70%) { score = gradient }',
+        BOTH,
     ),
     "taylor of filters, chance": (
         'prune "conv?" to global(50%, granularity=filter) { score = taylor(average=0.5) }\n'
-        'prune "up" to 50% { score = random }', THROUGH,
+        'prune "up" to 50% { score = random }',
+        THROUGH,
     ),
     "rigl": (
         "prune convs to erk(60%) { schedule = constant()  forget = true  "
-        "regrow = gradient(30%, stop=75% run) }", THROUGH,
+        "regrow = gradient(30%, stop=75% run) }",
+        THROUGH,
     ),
     "set, lamp": (
         'prune "conv?" to global(60%) { schedule = constant()  '
         "regrow = random(30%, stop=75% run) }\n"
-        'prune "up" to lamp(70%) { score = l2 }', THROUGH,
+        'prune "up" to lamp(70%) { score = l2 }',
+        THROUGH,
     ),
     "top-kast": (
-        "prune convs to 70% { reserve = 10%  "
-        "penalty = [square(kept, 1e-2), norm(reserve, 1e-2)] }", RESERVED,
+        "prune convs to 70% { reserve = 10%  penalty = [square(kept, 1e-2), norm(reserve, 1e-2)] }",
+        RESERVED,
     ),
     "st-3, of roots too": (
-        'prune "conv?" to global(70%)\nprune "up" to 70% { param = power(alpha=2) }', SOFT,
+        'prune "conv?" to global(70%)\nprune "up" to 70% { param = power(alpha=2) }',
+        SOFT,
     ),
-}  # fmt: skip
+}
 
 
 def plan_of(statements: str, mix: str = BOTH, net=PartsNet) -> p.Plan:
@@ -167,8 +176,12 @@ def test_what_lies_beside_a_weight_is_cut_as_it_is(tmp_path):
         for name in ("movement, gradients", "top-kast", "st-3, of roots too"):
             dual = compile_plan(plan_of(*RULES[name]), PartsNet())
             kinds = {key.rpartition("_")[2] for key in dual.state_dict()} & {
-                "mask", "score", "reserve", "scale", "threshold",
-            }  # fmt: skip
+                "mask",
+                "score",
+                "reserve",
+                "scale",
+                "threshold",
+            }
             assert len(kinds) > 1
             shards = shard(dual, ranks, torch.device("cpu"))
             for parameter in dual.masks:
@@ -258,13 +271,18 @@ def test_half_precision_in_parts_trains_what_one_process_trains(tmp_path):
 @pytest.mark.parametrize(
     "statements, mix, message",
     [
-        ('prune "up" to 2:4 { schedule = once(at=2 steps) }', BOTH,
-         "keeps 2 of every 4 rows of `up.weight`, and 4 processes cut its 8 rows after each 2"),
-        ('prune "conv2" to global(50%, granularity=filter)',
-         BOTH.replace("= masked", "= masked { compute = kept }"),
-         "`compute = kept` of path `sparse` reads whole masks"),
+        (
+            'prune "up" to 2:4 { schedule = once(at=2 steps) }',
+            BOTH,
+            "keeps 2 of every 4 rows of `up.weight`, and 4 processes cut its 8 rows after each 2",
+        ),
+        (
+            'prune "conv2" to global(50%, granularity=filter)',
+            BOTH.replace("= masked", "= masked { compute = kept }"),
+            "`compute = kept` of path `sparse` reads whole masks",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_would_need_more_than_rows_and_sums_is_refused_with_the_reason(
     statements, mix, message
 ):

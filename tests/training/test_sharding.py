@@ -32,9 +32,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-def test_two_ranks_in_parts_train_what_one_process_trains_and_it_goes_on_from_them(
-    tmp_path, alone
-):
+def test_two_ranks_in_parts_train_what_one_process_trains_and_it_goes_on_from_them(tmp_path, alone):
     def some_steps(ranks):
         rank_train(tmp_path / "run", ranks, shard=True, max_steps=10)
 
@@ -67,9 +65,10 @@ def test_a_compiled_step_keeps_no_gathered_weight_and_is_the_same_when_masks_mov
             return lambda graph, inputs: graphs[kind].append(graph) or graph.forward
 
         backend = aot_autograd(
-            fw_compiler=noted("forward"), bw_compiler=noted("backward"),
+            fw_compiler=noted("forward"),
+            bw_compiler=noted("backward"),
             partition_fn=min_cut_rematerialization_partition,
-        )  # fmt: skip
+        )
 
         @partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
         def step(images):
@@ -180,7 +179,7 @@ def test_parts_that_were_changed_are_refused_whatever_was_changed(parts):
     (parts / "shard-00003-model-00001-of-00001.safetensors").unlink()
     (parts / "parts.json").write_text(index.replace("shard-00001", "../shard-1"))
     refused()
-    (parts / "parts.json").write_text(index.replace("\"step\\\": 5", "\"step\\\": 4"))
+    (parts / "parts.json").write_text(index.replace('"step\\": 5', '"step\\": 4'))
     refused()
     (parts / "parts.json").write_text(index[: len(index) // 2])
     refused()

@@ -44,10 +44,16 @@ PLAIN = dict(layers="Conv2d", target="global(80%)", rule="", view="masked", opti
 class Net(nn.Sequential):
     def __init__(self):
         super().__init__(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
-        )  # fmt: skip
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 10),
+        )
 
 
 class Batches:
@@ -71,8 +77,17 @@ def waits_of(text, options, folder):
     traced = trace_model(Net())
     plan = resolve_recipe(loads(text), traced, steps_per_epoch=STEPS_PER_EPOCH)
     dual = compile_plan(plan, traced)
-    sparsity = dict(asked=0.0, measured=0.0, pruned=0.0, at_floor=(), at_ceiling=(), rules=(),
-                    num_kept=1, num_weights=1, counts="weights")  # fmt: skip
+    sparsity = dict(
+        asked=0.0,
+        measured=0.0,
+        pruned=0.0,
+        at_floor=(),
+        at_ceiling=(),
+        rules=(),
+        num_kept=1,
+        num_weights=1,
+        counts="weights",
+    )
     result.check_sparsity = lambda *more: SimpleNamespace(**sparsity)
     sessions.save_checkpoint = sessions.stop_if_no_finite_loss = lambda *more: None
     sessions.stop_if_no_finite_weights = trainer.check_fit = lambda *more: None
@@ -123,7 +138,7 @@ CASES = {
     "late phase": (recipe(train="average = late_phase(norms, copies=2, start=50% run)"), {}),
     "heun": (recipe(train="integrator = heun()"), {}),
     "balanced": (recipe(train="balance = inverse_dirichlet(every=2 steps, average=0.5)"), {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

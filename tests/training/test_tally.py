@@ -12,9 +12,12 @@ from dcil_dsl.words.targets import NM
 
 ONCE = Constant()
 FILTERS = dict(
-    granularity="filter", of="units", target=one_budget(0.5), schedule=ONCE,
+    granularity="filter",
+    of="units",
+    target=one_budget(0.5),
+    schedule=ONCE,
     cuts=(p.Cut(shape=(4, 9), units=(0,)), p.Cut(shape=(8, 36), units=(0,))),
-)  # fmt: skip
+)
 
 
 def dual_of(**group):
@@ -85,10 +88,13 @@ def test_layers_that_are_bound_together_are_named_as_the_recipe_names_them():
 
 def test_a_group_of_four_that_keeps_three_is_an_error_although_the_count_is_right():
     pattern = dict(
-        target=NM(n=2, m=4), schedule=ONCE,
-        parameters=("conv2.weight",), num_weights=(288,), floors=(1,),
+        target=NM(n=2, m=4),
+        schedule=ONCE,
+        parameters=("conv2.weight",),
+        num_weights=(288,),
+        floors=(1,),
         cuts=(p.Cut(shape=(8, 4, 9), units=(0, 2)),),
-    )  # fmt: skip
+    )
     dual = dual_of(**pattern)
     assert check_sparsity(dual, 0).num_kept == 144
     mask = dual.masks["conv2.weight"]

@@ -117,8 +117,11 @@ def test_epochs_that_are_not_evaluated_train_the_same_and_the_last_one_always_is
     usual, _, _ = tiny_train(tmp_path / "usual")
     result, _, run = tiny_train(tmp_path / "run", evaluate_every=3)
     assert [sorted(line["top1"]) for line in lines_of(run)] == [
-        [], [], ["dense", "sparse"], ["dense", "sparse"],
-    ]  # fmt: skip
+        [],
+        [],
+        ["dense", "sparse"],
+        ["dense", "sparse"],
+    ]
     assert result.accuracies == usual.accuracies
 
 

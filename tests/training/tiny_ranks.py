@@ -112,9 +112,13 @@ def _fork(folder: Path, count: int, rank: int, port: int, work) -> int:
     if child:
         return child
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count),
-    }  # fmt: skip
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
     status = 70
     try:
         torch.set_num_threads(1)
@@ -124,10 +128,10 @@ def _fork(folder: Path, count: int, rank: int, port: int, work) -> int:
         with joined_ranks() as ranks:
             work(ranks)
         status = 0
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         try:
             status = status_of(error, concise=False)
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -7,11 +7,21 @@ from dcil_dsl.zoo import build_model, example_inputs
 
 BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
 WHISPER = {
-    "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "num_mel_bins": 8, "max_source_positions": 6, "vocab_size": 50,
-    "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "pad_token_id": 0, "decoder_start_token_id": 1,
-    "bos_token_id": 2, "eos_token_id": 3,
-}  # fmt: skip
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "num_mel_bins": 8,
+    "max_source_positions": 6,
+    "vocab_size": 50,
+    "encoder_ffn_dim": 8,
+    "decoder_ffn_dim": 8,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 CLIP = {
     f"{part}_config__{name}": value
     for part in ("text", "vision")

@@ -70,9 +70,12 @@ def test_a_wrong_spec_is_told(folder, spec, message):
 
 
 TINY_BERT = {
-    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
     "vocab_size": 50,
-}  # fmt: skip
+}
 
 
 def test_a_class_of_transformers_is_built_from_its_configuration():
@@ -83,9 +86,14 @@ def test_a_class_of_transformers_is_built_from_its_configuration():
 
 
 def test_an_inner_configuration_is_reached_by_two_underscores():
-    options = {"text_config__hidden_size": 16, "text_config__num_attention_heads": 2,
-               "vision_config__num_hidden_layers": 1, "text_config__num_hidden_layers": 1,
-               "vision_config__hidden_size": 16, "vision_config__num_attention_heads": 2}
+    options = {
+        "text_config__hidden_size": 16,
+        "text_config__num_attention_heads": 2,
+        "vision_config__num_hidden_layers": 1,
+        "text_config__num_hidden_layers": 1,
+        "vision_config__hidden_size": 16,
+        "vision_config__num_attention_heads": 2,
+    }
     model = build_model("hf:CLIPModel", None, options)
     assert model.config.text_config.hidden_size == 16
     assert model.config.vision_config.num_hidden_layers == 1

@@ -19,13 +19,13 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.branches import constant_branches
+from dcil_dsl.extras.compact.constants import find_constants
+from dcil_dsl.extras.compact.cut import gather, kept_indices
 from dcil_dsl.extras.compact.dead_channels import find_removal, readings
+from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors
 from dcil_dsl.extras.compact.fold_constants import fold_constants
 from dcil_dsl.extras.compact.follow import Followed, follow, make_small, put
-from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors
-from dcil_dsl.extras.compact.cut import gather, kept_indices
 from dcil_dsl.extras.compact.stays import Stay, find_stays
-from dcil_dsl.extras.compact.constants import find_constants
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import SIMPLE, Inputs
 from dcil_dsl.training.checkpoint import digest
@@ -100,9 +100,14 @@ def compact(
         result.to(first.device)
     difference = _compare(original, result, inputs, num_inputs)
     shapes = Shapes(
-        model=type(model).__name__, inputs=entries, modules=modules, tensors=maps,
-        opened=followed.opened, replaced=followed.replaced, digest=digest(small),
-    )  # fmt: skip
+        model=type(model).__name__,
+        inputs=entries,
+        modules=modules,
+        tensors=maps,
+        opened=followed.opened,
+        replaced=followed.replaced,
+        digest=digest(small),
+    )
     return Compacted(result, shapes, small, difference, num_inputs, stays)
 
 

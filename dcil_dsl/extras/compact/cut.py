@@ -207,9 +207,16 @@ def _cut_parts(node: fx.Node, source: fx.Node, shrunk: dict, found: Dependencies
     small = [int((~part).sum()) for part in shrunk[dim].split(sizes)]
     if name_of(node) == "chunk" and len(set(small)) == 1:
         return False
-    node.op, node.target, node.args, node.kwargs = "call_function", torch.split, (
-        source, small, dim,
-    ), {}  # fmt: skip
+    node.op, node.target, node.args, node.kwargs = (
+        "call_function",
+        torch.split,
+        (
+            source,
+            small,
+            dim,
+        ),
+        {},
+    )
     return True
 
 

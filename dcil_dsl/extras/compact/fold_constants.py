@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.extras.compact.dead_channels import Reading
 from dcil_dsl.extras.compact.constants import add_up
+from dcil_dsl.extras.compact.dead_channels import Reading
 from dcil_dsl.extras.compact.operations import BatchNorm
 
 

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.compact.attention import (
+    attention_calls,
+    dead_heads,
+    open_attention,
+    why_closed,
+)
 from dcil_dsl.extras.compact.branches import replace_branch
-from dcil_dsl.extras.compact.files import ModuleSizes
 from dcil_dsl.extras.compact.cut import cut, sizes_of
-from dcil_dsl.extras.compact.attention import attention_calls, dead_heads, open_attention, why_closed
-from dcil_dsl.extras.compact.rules import find_dependencies
 from dcil_dsl.extras.compact.dependencies import Dependencies
+from dcil_dsl.extras.compact.files import ModuleSizes
+from dcil_dsl.extras.compact.rules import find_dependencies
 from dcil_dsl.graph.inputs import Arguments, Inputs
 from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
 

@@ -18,9 +18,9 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import FORMATS, read_artefact
 from dcil_dsl.exporting.collapse import export
 from dcil_dsl.extras.compact.compaction import Compacted, compact
-from dcil_dsl.extras.compact.measure import Measured, measure
-from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
 from dcil_dsl.extras.compact.files import write_shapes
+from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
+from dcil_dsl.extras.compact.measure import Measured, measure
 from dcil_dsl.extras.compact.report import report_of
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
@@ -35,9 +35,11 @@ BATCH = 32  # images in the batch that is timed
 
 
 def compact_run(
-    run: str | Path, out: str | Path | None = None, model: str | None = None,
+    run: str | Path,
+    out: str | Path | None = None,
+    model: str | None = None,
     path: str | None = None,
-) -> tuple[Path, Compacted, Measured]:  # fmt: skip
+) -> tuple[Path, Compacted, Measured]:
     """Remove what is dead from the deployed network of a run, or of an exported file.
 
     out   the folder; else `compact` in the run folder or beside the file, `compact-NAME` where

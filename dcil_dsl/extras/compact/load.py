@@ -14,18 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extras.compact.follow import Followed, follow, make_small, put
-from dcil_dsl.extras.compact.files import Shapes, expand_tensors, read_shapes
 from dcil_dsl.extras.compact.cut import kept_indices
-from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.extras.compact.dependencies import FIXED, Axis
+from dcil_dsl.extras.compact.files import Shapes, expand_tensors, read_shapes
+from dcil_dsl.extras.compact.follow import Followed, follow, make_small, put
+from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Inputs
 
 # Inputs of networks; of no other type are zeros a batch of anything.
 TYPES = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)  # fmt: skip
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.complex128,
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 MOST_NUMBERS = 2**28  # of one input
 
 

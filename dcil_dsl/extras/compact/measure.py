@@ -63,11 +63,14 @@ def measure(before: nn.Module, after: nn.Module, inputs: Inputs) -> Measured:
                     seen.append(1000 * (time.perf_counter() - start))
     costs = [
         Costs(
-            num_parameters(network), count_macs(network, inputs) // batch,
-            median(seen), min(seen), max(seen),
+            num_parameters(network),
+            count_macs(network, inputs) // batch,
+            median(seen),
+            min(seen),
+            max(seen),
         )
         for network, seen in zip((before, after), times)
-    ]  # fmt: skip
+    ]
     return Measured(*costs, device=device_name(device), batch_size=batch)
 
 

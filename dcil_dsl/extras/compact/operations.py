@@ -47,10 +47,27 @@ POINTWISE = set(
 )
 MULTIPLIES = {"mul", "imul", "mul_"}  # zero times anything is zero
 POINTWISE_MODULES = (
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
-    nn.Mish, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softplus,
-    nn.Softsign, nn.LogSigmoid, nn.Threshold, nn.modules.dropout._DropoutNd,
-)  # fmt: skip
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.Threshold,
+    nn.modules.dropout._DropoutNd,
+)
 MOVES = set(
     "getitem view reshape flatten unflatten permute transpose swapaxes movedim t squeeze unsqueeze "
     "expand repeat cat concat concatenate stack chunk split unbind narrow roll flip".split()
@@ -63,9 +80,12 @@ POOLS = set(
     "adaptive_max_pool3d interpolate upsample".split()
 )
 POOL_MODULES = (
-    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample,
-)  # fmt: skip
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Upsample,
+)
 OVER_DIMS = {"mean", "amax", "amin", "softmax", "log_softmax"}
 ALONG = POOLS | OVER_DIMS | {"pad", "layer_norm"}
 SIZES = set("size dim numel _assert len ndim shape dtype device is_cuda getattr".split())
@@ -93,10 +113,13 @@ def kind_of(node: fx.Node, model: nn.Module) -> Kind:
     if weighing_of(node, model) is not None:
         return Kind.WEIGH
     for names, kind in (
-        (POINTWISE, Kind.POINTWISE), (MOVES, Kind.MOVE), (ALONG, Kind.ALONG),
-        (SIZES, Kind.SIZE), ({"scaled_dot_product_attention"}, Kind.ATTEND),
+        (POINTWISE, Kind.POINTWISE),
+        (MOVES, Kind.MOVE),
+        (ALONG, Kind.ALONG),
+        (SIZES, Kind.SIZE),
+        ({"scaled_dot_product_attention"}, Kind.ATTEND),
         ({"matmul", "bmm"}, Kind.MATMUL),
-    ):  # fmt: skip
+    ):
         if name in names:
             return kind
     return Kind.UNKNOWN
@@ -113,8 +136,10 @@ def _of_module(module: nn.Module) -> Kind:
         case nn.Softmax() | nn.LogSoftmax() | nn.LayerNorm():
             return Kind.ALONG
     for classes, kind in (
-        (POINTWISE_MODULES, Kind.POINTWISE), (MOVE_MODULES, Kind.MOVE), (POOL_MODULES, Kind.ALONG),
-    ):  # fmt: skip
+        (POINTWISE_MODULES, Kind.POINTWISE),
+        (MOVE_MODULES, Kind.MOVE),
+        (POOL_MODULES, Kind.ALONG),
+    ):
         if isinstance(module, classes):
             return kind
     return Kind.UNKNOWN
@@ -215,9 +240,15 @@ def _of_layer(node: fx.Node, module: nn.Module) -> Weighing | None:
             transposed = isinstance(module, ConvTransposed)
             zeros = module.padding_mode == "zeros" and _borders(module.padding)
             return Weighing(
-                node, node.all_input_nodes[0], weight, bias, axis=1, groups=module.groups,
-                transposed=transposed, bordered=transposed or zeros,
-            )  # fmt: skip
+                node,
+                node.all_input_nodes[0],
+                weight,
+                bias,
+                axis=1,
+                groups=module.groups,
+                transposed=transposed,
+                bordered=transposed or zeros,
+            )
     return None
 
 

@@ -41,9 +41,13 @@ def show_compacted(result: Compacted, measured: Measured) -> str:
             rows.append((shorten(name, 44), *sizes))
     lines = table(("weight", "before", "after"), rows, "lrr")
     if not rows:
-        reason = "for these reasons" if result.stays else (
-            "no filter, input channel or head is all zero, and scattered zeros cannot leave; "
-            "`--to safetensors` keeps them in place"
+        reason = (
+            "for these reasons"
+            if result.stays
+            else (
+                "no filter, input channel or head is all zero, and scattered zeros cannot leave; "
+                "`--to safetensors` keeps them in place"
+            )
         )
         lines = wrap(f"no layer shrank: {reason}", WIDTH)
     before, after = measured.before, measured.after

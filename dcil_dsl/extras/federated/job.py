@@ -30,13 +30,13 @@ from dcil_dsl.data.chance import generator_at
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.extras.federated.rounds import Server, State, average, train_client
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import load_recipe, prepare, warn_in_python
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.finite import stop_if_no_finite_outputs
 from dcil_dsl.training.metrics import check_sparsity
-from dcil_dsl.extras.federated.rounds import Server, State, average, train_client
 
 WITHOUT_FLOWER = 'pip install "dcil-dsl[federated]", or engine="here"'
 
@@ -63,9 +63,11 @@ class Clients:
     def loader(self, client: int) -> Loader:
         """The batches of a client's own examples."""
         return make_loaders(
-            self.plan, share_out(self.dataset, client, self.count, self.plan.train.seed),
-            torch.device("cpu"), workers=0,
-        )[0]  # fmt: skip
+            self.plan,
+            share_out(self.dataset, client, self.count, self.plan.train.seed),
+            torch.device("cpu"),
+            workers=0,
+        )[0]
 
     def train(self, client: int, state: Mapping[str, Tensor], number: int) -> tuple[State, int]:
         """What a client makes of a round, counted from 0, and how many examples it has."""
@@ -156,14 +158,24 @@ def _prepare(recipe: Recipe, model: str | nn.Module, dataset: Dataset, clients: 
 
     data = resolve_data(recipe.data)
     loader = Loader(
-        share_out(dataset, 0, clients, recipe.train.seed), "train", batch_size=data.batch_size,
-        image_size=data.image_size, channels=data.channels, augment=data.augment,
-    )  # fmt: skip
+        share_out(dataset, 0, clients, recipe.train.seed),
+        "train",
+        batch_size=data.batch_size,
+        image_size=data.image_size,
+        channels=data.channels,
+        augment=data.augment,
+    )
     example = next(iter(loader.epoch(0)))[0][:1]
     return prepare(
-        recipe, model, warn=warn_in_python, note=lambda text: None, example=example,
-        steps_per_epoch=loader.num_batches, classes=len(dataset.classes), data=dataset.name,
-    )  # fmt: skip
+        recipe,
+        model,
+        warn=warn_in_python,
+        note=lambda text: None,
+        example=example,
+        steps_per_epoch=loader.num_batches,
+        classes=len(dataset.classes),
+        data=dataset.name,
+    )
 
 
 def _stretch(loader: Loader, step: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -232,9 +244,11 @@ def _with_flower(server: Server, clients: Clients, size: int, finish) -> None:
     @server_app.main()
     def main(grid, context):
         strategy = Rounds(
-            fraction_train=size / clients.count, fraction_evaluate=0.0, min_train_nodes=size,
+            fraction_train=size / clients.count,
+            fraction_evaluate=0.0,
+            min_train_nodes=size,
             min_available_nodes=clients.count,
-        )  # fmt: skip
+        )
         strategy.start(grid, ArrayRecord(server.begin(0)), num_rounds=server.num_rounds)
 
     config = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}

@@ -22,6 +22,7 @@ from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.collapse import export
+from dcil_dsl.extras.sensitivity.measure import measure_layers
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private
@@ -31,7 +32,6 @@ from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.revisit import rebuild
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run
-from dcil_dsl.extras.sensitivity.measure import measure_layers
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 NUM_BATCHES = 8
@@ -158,9 +158,16 @@ def _of_recipe(source, model, data, directory, weights, overrides, warn, note) -
     recipe = replace(recipe, rules=())
     dataset = open_data(data, directory, recipe.data.channels)
     prepared = prepare(
-        recipe, model, warn=warn, note=note, steps_per_epoch=1, classes=len(dataset.classes),
-        example=_example(recipe, dataset), data=dataset.name, weights=weights,
-    )  # fmt: skip
+        recipe,
+        model,
+        warn=warn,
+        note=note,
+        steps_per_epoch=1,
+        classes=len(dataset.classes),
+        example=_example(recipe, dataset),
+        data=dataset.name,
+        weights=weights,
+    )
     if weights is None and isinstance(model, str):
         note(
             "WARNING: the weights are fresh, so what is measured says nothing about a trained "
@@ -195,7 +202,11 @@ def _example(recipe: Recipe, dataset: Dataset):
 
     images = resolve_data(recipe.data)
     loader = Loader(
-        dataset, "val", batch_size=1, image_size=images.image_size, channels=images.channels,
+        dataset,
+        "val",
+        batch_size=1,
+        image_size=images.image_size,
+        channels=images.channels,
         augment=images.augment,
-    )  # fmt: skip
+    )
     return next(iter(loader.epoch(0)))[0]

@@ -153,7 +153,7 @@ def _in_order(shares: dict[str, int]) -> list[tuple[list[str], int]]:
 
 
 def _selector(modules: list[str]) -> str:
-    """"a", "b", in lines of their own where one is not enough."""
+    """ "a", "b", in lines of their own where one is not enough."""
     lines, line = [], ""
     for module in modules:
         name = f'"{module}"'

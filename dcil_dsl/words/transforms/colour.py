@@ -58,8 +58,9 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     top, bottom = torch.stack(rgb).amax(0), torch.stack(rgb).amin(0)
     spread = top - bottom
     safe = torch.where(spread == 0, 1, spread)
-    sixth = torch.where(top == r, (g - b) / safe,
-                        torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))  # fmt: skip
+    sixth = torch.where(
+        top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
     sixth = (sixth + 6 * shift[:, None, None]).remainder(6)
     # With n = 5, 3, 1 for red, green, blue: value - spread * min(k, 4 - k, 1), k = n + 6 hue mod 6.
     n = torch.arange(5.0, 0.0, -2.0, device=images.device)[:, None, None]

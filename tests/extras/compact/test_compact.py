@@ -90,8 +90,11 @@ def test_a_network_of_zeros_keeps_one_channel_in_each_layer():
     dead(model[2], *range(5))
     result = compact(model, IMAGE)
     assert [tuple(p.shape) for p in result.model.parameters()] == [
-        (1, 3, 3, 3), (1,), (5, 1, 3, 3), (5,),
-    ]  # fmt: skip
+        (1, 3, 3, 3),
+        (1,),
+        (5, 1, 3, 3),
+        (5,),
+    ]
     agree(result, model)
 
 
@@ -125,9 +128,13 @@ def test_a_concatenation_shifts_the_columns_of_what_comes_second():
 
 def test_a_depthwise_filter_leaves_with_its_channel():
     model = double(
-        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6),
-        nn.ReLU6(), nn.Conv2d(6, 4, 1),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.BatchNorm2d(6),
+        nn.ReLU6(),
+        nn.Conv2d(6, 4, 1),
+    )
     dead(model[2], 0, 5)
     result = compact(model, IMAGE)
     assert result.model[0].out_channels == result.model[2].groups == 4

@@ -52,9 +52,15 @@ def rectified_by_position(net, x, y):
 
 @pytest.mark.parametrize(
     "meet",
-    [added, halved_and_added, multiplied_by_a_method, rectified_by_a_module,
-     rectified_by_a_function, rectified_by_position],
-)  # fmt: skip
+    [
+        added,
+        halved_and_added,
+        multiplied_by_a_method,
+        rectified_by_a_module,
+        rectified_by_a_function,
+        rectified_by_position,
+    ],
+)
 def test_a_dead_branch_leaves_though_something_is_written_into_what_it_gave(meet):
     torch.manual_seed(0)
     model = enliven(Branch(meet)).double()

@@ -27,20 +27,36 @@ VIT = dict(
 
 def inception():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), Inception(8, 4, 6, 8, 4, 6, 4), nn.MaxPool2d(2),
-        Inception(22, 4, 6, 8, 4, 6, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(22, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        Inception(8, 4, 6, 8, 4, 6, 4),
+        nn.MaxPool2d(2),
+        Inception(22, 4, 6, 8, 4, 6, 4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(22, 5),
+    )
 
 
 def vgg():
     features = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
     return nn.Sequential(
-        features, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(8 * 49, 16), nn.ReLU(),
-        nn.Dropout(), nn.Linear(16, 5),
-    )  # fmt: skip
+        features,
+        nn.AdaptiveAvgPool2d(7),
+        nn.Flatten(),
+        nn.Linear(8 * 49, 16),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(16, 5),
+    )
 
 
 # What builds it, and the most of its parameters that may be left.
@@ -55,7 +71,8 @@ NETWORKS = {
     "efficientnet": (partial(tv.EfficientNet, MBCONV, 0.0, num_classes=5), 0.8),
     "shufflenet": (partial(tv.ShuffleNetV2, *SHUFFLE, num_classes=5), 0.8),
     "regnet": (
-        partial(tv.RegNet, BlockParams.from_init_params(4, 16, 20.0, 2.2, 8), 5), 1.0,
+        partial(tv.RegNet, BlockParams.from_init_params(4, 16, 20.0, 2.2, 8), 5),
+        1.0,
     ),
     "convnext": (
         partial(tv.ConvNeXt, [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 2)], num_classes=5),
@@ -63,7 +80,7 @@ NETWORKS = {
     ),
     "swin": (partial(tv.SwinTransformer, **SWIN, num_classes=5), 0.9),
     "vit": (partial(tv.VisionTransformer, **VIT), 0.9),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

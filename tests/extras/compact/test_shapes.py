@@ -11,18 +11,23 @@ from zeroed import enliven, zero_rows
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact import files as shapes
 from dcil_dsl.extras.compact.compaction import compact
-from dcil_dsl.extras.compact.load import expand, load_compact
-from dcil_dsl.extras.compact.files import SHAPES, WEIGHTS, write_shapes
 from dcil_dsl.extras.compact.cut import gather, scatter
+from dcil_dsl.extras.compact.files import SHAPES, WEIGHTS, write_shapes
+from dcil_dsl.extras.compact.load import expand, load_compact
 
 IMAGE = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
 def build():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 4),
+    )
 
 
 @pytest.fixture
@@ -114,8 +119,10 @@ def test_an_index_map_says_for_each_dim_which_indices_stay():
     small = gather(full, {0: [0, 2], 1: [1]})
     assert small.tolist() == [[1.0], [9.0]]
     assert scatter(small, {0: [0, 2], 1: [1]}, full.shape).tolist() == [
-        [0, 1, 0, 0], [0, 0, 0, 0], [0, 9, 0, 0],
-    ]  # fmt: skip
+        [0, 1, 0, 0],
+        [0, 0, 0, 0],
+        [0, 9, 0, 0],
+    ]
 
 
 def test_in_a_grouped_dim_each_group_has_its_own_indices():
@@ -131,10 +138,8 @@ def test_the_files_hold_tensors_and_json_only(folder, result):
     assert shapes["modules"]["0"] == {
         "type": "Conv2d",
         "before": {"in_channels": 3, "out_channels": 8, "groups": 1},
-        "after": {
-            "in_channels": 3, "out_channels": len(result.tensors["0.weight"]), "groups": 1
-        },
-    }  # fmt: skip
+        "after": {"in_channels": 3, "out_channels": len(result.tensors["0.weight"]), "groups": 1},
+    }
     assert shapes["tensors"]["0.weight"]["shape"] == [8, 3, 3, 3]
     assert load_file(folder / WEIGHTS).keys() == build().state_dict().keys()
 
@@ -229,17 +234,20 @@ def test_a_file_that_may_not_be_read_is_told_by_name(folder, monkeypatch, name):
         expand(folder)
 
 
-@pytest.mark.parametrize("values, fact", [
-    ({"shape": [2**20, 3, 4096, 4096]}, "an input of 1048576 x 3 x 4096 x 4096 numbers"),
-    ({"shape": [-1, 3, 8, 8]}, "is not a shape file: inputs.0.shape.0"),
-    ({"shape": [2, 3, 8]}, "the model does not take the inputs that the shape file names"),
-    ({"shape": [2, 3, 9, 9]}, "the model does not take the inputs that the shape file names"),
-    ({"shape": [0, 3, 1, 1]}, "the model does not take the inputs that the shape file names"),
-    ({"dtype": "float8_e4m3fn"}, "a type of numbers `float8_e4m3fn`"),
-    ({"dtype": "int64"}, "the model does not take the inputs that the shape file names"),
-    ({"dtype": "load"}, "a type of numbers `load`"),
-    ({"name": "x y"}, "the model does not take the inputs that the shape file names"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, fact",
+    [
+        ({"shape": [2**20, 3, 4096, 4096]}, "an input of 1048576 x 3 x 4096 x 4096 numbers"),
+        ({"shape": [-1, 3, 8, 8]}, "is not a shape file: inputs.0.shape.0"),
+        ({"shape": [2, 3, 8]}, "the model does not take the inputs that the shape file names"),
+        ({"shape": [2, 3, 9, 9]}, "the model does not take the inputs that the shape file names"),
+        ({"shape": [0, 3, 1, 1]}, "the model does not take the inputs that the shape file names"),
+        ({"dtype": "float8_e4m3fn"}, "a type of numbers `float8_e4m3fn`"),
+        ({"dtype": "int64"}, "the model does not take the inputs that the shape file names"),
+        ({"dtype": "load"}, "a type of numbers `load`"),
+        ({"name": "x y"}, "the model does not take the inputs that the shape file names"),
+    ],
+)
 def test_inputs_that_the_model_does_not_take_are_told_as_such(folder, values, fact):
     edit(folder, lambda shapes: shapes["inputs"][0].update(values))
     with pytest.raises(InputError) as error:

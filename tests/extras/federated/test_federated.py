@@ -22,8 +22,8 @@ import dcil_dsl as dcil
 from dcil_dsl.data.dataset import Tensors, in_memory
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.federated.job import federate, share_out
-from dcil_dsl.prepare import prepare
 from dcil_dsl.extras.federated.rounds import Server, average, check_rounds, train_client
+from dcil_dsl.prepare import prepare
 
 LOCAL, PARTS = 4, (slice(0, 10), slice(10, 16))  # steps of a round; each client's part of a batch
 RULE = """prune Linear to global(75%) {{
@@ -102,10 +102,16 @@ def test_one_client_without_momentum_is_the_ordinary_run():
     "rule, overrides, fact",
     [
         (RULE.format(refresh=3), {}, "masks move at step 3, within a round of 4 steps"),
-        ("prune Linear to 75% { refresh = 4 steps  score = taylor }", {},
-         "follow from the weights alone"),
-        ("prune Linear to 75% { refresh = 4 steps  regrow = random(30%) }", {},
-         "follow from the weights alone"),
+        (
+            "prune Linear to 75% { refresh = 4 steps  score = taylor }",
+            {},
+            "follow from the weights alone",
+        ),
+        (
+            "prune Linear to 75% { refresh = 4 steps  regrow = random(30%) }",
+            {},
+            "follow from the weights alone",
+        ),
         (RULE.format(refresh=4), {"train.ema": "0.9"}, "do not go with `ema`"),
         (RULE.format(refresh=4), {"train.integrator": "heun()"}, "do not go with `integrator`"),
     ],
@@ -144,8 +150,9 @@ train { epochs = 2ep  optimizer = sgd(lr=0.1) }
 
 def made():
     """Forty small images whose class is where they are bright."""
-    images = torch.randint(0, 60, (40, 1, 4, 4), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 60, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     labels = torch.arange(40) % 2
     images[labels == 1, :, :2] += 150
     part = Tensors(images, labels)
@@ -154,8 +161,9 @@ def made():
 
 def small():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(),
-                         nn.Linear(16, 2))  # fmt: skip
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)
+    )
 
 
 def run(epochs="2ep", **more):

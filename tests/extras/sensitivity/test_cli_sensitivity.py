@@ -5,8 +5,8 @@ import torch
 from tiny_job import NET, RECIPE, call, job, net, own
 
 from dcil_dsl.data.dataset import Tensors
-from dcil_dsl.plan.profile import read_profile
 from dcil_dsl.extras.sensitivity.job import evenly_spaced
+from dcil_dsl.plan.profile import read_profile
 
 
 @pytest.fixture
@@ -25,8 +25,17 @@ def measure(*arguments):
 def test_a_recipe_is_measured_and_the_profile_written(here, capsys):
     torch.manual_seed(1)
     torch.save(net(here).state_dict(), "trained.pth")
-    status = measure("tiny.prune", "--model", "net.py:Net", "--train", "synthetic",
-                     "--weights", "trained.pth", "--json", "profile.json")  # fmt: skip
+    status = measure(
+        "tiny.prune",
+        "--model",
+        "net.py:Net",
+        "--train",
+        "synthetic",
+        "--weights",
+        "trained.pth",
+        "--json",
+        "profile.json",
+    )
     out, err = capsys.readouterr()
     profile = read_profile(here / "profile.json")
     assert status == 0 and "WARNING" not in err

@@ -4,9 +4,9 @@ import pytest
 from resolving import Net, plan_of
 from torch import nn
 
+from dcil_dsl.extras.sensitivity.report import show_measured, show_profile, suggest_rules
 from dcil_dsl.plan.facts import count_facts
 from dcil_dsl.plan.profile import LayerProfile, Profile
-from dcil_dsl.extras.sensitivity.report import show_measured, show_profile, suggest_rules
 from dcil_dsl.plan.wording import Page
 
 
@@ -15,17 +15,25 @@ def measured(model, minds=lambda index: 0.01 * (index + 1)):
     plan = plan_of("prune Conv2d to 10%" if not isinstance(model, nn.Identity) else "", model)
     levels = (0.5, 0.8, 0.9, 0.99)
     return Profile(
-        model="file.py:Net", data="digits", weights="w.safetensors", num_batches=2,
-        num_examples=64, levels=levels, loss=0.25, top1=0.9,
+        model="file.py:Net",
+        data="digits",
+        weights="w.safetensors",
+        num_batches=2,
+        num_examples=64,
+        levels=levels,
+        loss=0.25,
+        top1=0.9,
         layers=tuple(
             LayerProfile(
-                parameter=layer.parameter, module=layer.module, num_weights=layer.num_weights,
+                parameter=layer.parameter,
+                module=layer.module,
+                num_weights=layer.num_weights,
                 losses=tuple(minds(i) * s / (1 - s) for s in levels),
                 top1=tuple(-minds(i) * s for s in levels),
             )
             for i, layer in enumerate(plan.layers)
         ),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("target", [0.3, 0.8, 0.9, 0.95])
