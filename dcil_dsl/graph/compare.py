@@ -125,7 +125,7 @@ def _refuse_written(model: nn.Module, written: dict[str, bool]) -> None:
 
 
 def _noting(traced: Traced, written: dict[str, bool]) -> Traced:
-    """The Traced, whose layers say if the forward writes to their weights: no rule may have those."""
+    """The Traced; layers whose weights the forward writes say so, and no rule may have them."""
     layers = tuple(
         replace(layer, is_written=any(name in written for name in layer.weights))
         for layer in traced.layers

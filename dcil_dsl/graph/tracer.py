@@ -216,7 +216,7 @@ class Tracer(fx.Tracer):
             return self._call_whole(path, first_line(problem), args, kwargs)
 
     def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
-        """A call of the graph gets its own weights alone: a hook that uses others lies further out."""
+        """A call of the graph gets its own weights alone; a hook may not use others."""
         inside = {id(part) for part in [*module.modules(), *module.parameters()]}
         for used in used_by_hooks(module):
             weights = used.parameters() if isinstance(used, nn.Module) else [used]
