@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # older Pythons lack it
 HERE = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("resnet50.prune",)  # of ImageNet
 CHILD = """
@@ -115,7 +116,7 @@ def unpack(commit: str, into: Path) -> Path:
         ["git", "archive", commit], cwd=HERE, check=True, capture_output=True
     ).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as files:
-        files.extractall(into, filter="data")
+        files.extractall(into, **SAFELY)
     return into.resolve()
 
 
