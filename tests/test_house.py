@@ -273,6 +273,14 @@ def test_the_words_of_the_language_are_these():
     }
 
 
+def test_the_docstring_of_a_word_begins_with_its_usage():
+    from dcil_dsl.words.registry import own_words
+
+    words = [(word, cls) for table in own_words().values() for word, cls in table.items()]
+    wrong = [word for word, cls in words if not re.match("`[^`]+`", cls.__doc__ or "")]
+    assert wrong == []
+
+
 def test_the_options_of_the_command_line_are_these():
     from typer.main import get_command
 

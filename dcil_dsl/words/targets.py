@@ -77,7 +77,7 @@ class Target(Word):
 
 
 class Uniform(Target):
-    """Every layer of the rule loses the same share: `90%` or `uniform(90%)`."""
+    """`90%` or `uniform(90%)`: every layer of the rule loses the same share."""
 
     positional: ClassVar[int] = 1
     sparsity: Percent
@@ -85,7 +85,7 @@ class Uniform(Target):
 
 
 class Global(Target):
-    """One threshold over all layers of the rule: `global(90%)`.
+    """`global(90%)`: one threshold over all layers of the rule.
 
     `of`: what the percentage is a share of. None: of the weights, or of the units where those
     are larger than one weight.
