@@ -29,7 +29,7 @@ from zeroed import enliven, zero_heads, zero_rows
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.compaction import compact
 from dcil_dsl.extras.compact.load import rebuild_compact
-from dcil_dsl.extras.compact.measure import measure
+from dcil_dsl.extras.compact.report import measure
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.zoo import build_model
 

@@ -1,6 +1,6 @@
 """How much each layer minds being pruned alone, as it was measured: the profile.
 
-In:   what training/sensitivity.py measured; or the JSON file that it became.
+In:   what extras/sensitivity measured; or the JSON file that it became.
 Out:  Profile; its curves, monotone, as the allocation by sensitivity reads them.
 Not:  nothing is measured here and nothing shared out (least_loss.py).
 """

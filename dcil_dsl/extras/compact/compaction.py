@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extras.compact.branches import constant_branches
 from dcil_dsl.extras.compact.constants import find_constants
-from dcil_dsl.extras.compact.cut import gather, kept_indices
-from dcil_dsl.extras.compact.dead_channels import find_removal, readings
-from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors
-from dcil_dsl.extras.compact.fold_constants import fold_constants
-from dcil_dsl.extras.compact.follow import Followed, follow, make_small, put
-from dcil_dsl.extras.compact.stays import Stay, find_stays
+from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_small
+from dcil_dsl.extras.compact.dead_channels import Stay, find_removal, find_stays, readings
+from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors, gather, put
+from dcil_dsl.extras.compact.fold_constants import constant_branches, fold_constants
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import SIMPLE, Inputs
 from dcil_dsl.training.checkpoint import digest

@@ -15,8 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.extras.compact.dependencies import Dependencies
-from dcil_dsl.extras.compact.graph_facts import replay, shrink_repeats
-from dcil_dsl.extras.compact.operations import (
+from dcil_dsl.extras.compact.graph_facts import (
     MULTIPLIES,
     POOLS,
     Kind,
@@ -24,6 +23,8 @@ from dcil_dsl.extras.compact.operations import (
     argument,
     mixed_dims,
     name_of,
+    replay,
+    shrink_repeats,
     weighing_of,
     writes_into_its_input,
 )

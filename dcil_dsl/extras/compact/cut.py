@@ -1,23 +1,225 @@
-"""Cut channels out of a network: smaller tensors, the sizes that modules and the graph name.
+"""Follow a model through its graph, and cut channels out of it.
 
-In:   Dependencies, and the channels that go.
-Out:  the index map of every tensor that shrinks; the model and its graph, cut in place.
-Not:  values are only taken, never changed; nothing is proved here, compact.py runs both networks.
+In:   a model and the inputs of one call; later the channels that go.
+Out:  Followed: its trace for evaluation and its Dependencies, attention opened where heads are
+      dead; the model and its graph, cut in place: smaller tensors, smaller sizes.
+Not:  which channels go is decided by dead_channels.py, or stands in a shape file. Values are only
+      taken, never changed; nothing is proved here, compaction.py runs both networks.
 """
 
 from __future__ import annotations
 
+import copy
+import operator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.dead_channels import gone_along
 from dcil_dsl.extras.compact.dependencies import Dependencies
-from dcil_dsl.extras.compact.operations import Conv, ConvTransposed, argument, name_of
+from dcil_dsl.extras.compact.files import Kept, ModuleSizes, gather
+from dcil_dsl.extras.compact.fold_constants import replace_branch
+from dcil_dsl.extras.compact.graph_facts import Conv, ConvTransposed, argument, name_of
+from dcil_dsl.extras.compact.rules import find_dependencies
+from dcil_dsl.graph.inputs import Arguments, Inputs
+from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
 
-# dim -> the indices that stay; for the inner dim of a grouped convolution a list a group
-Kept = dict[int, list]
+
+def attention_calls(graph: fx.Graph, model: nn.Module) -> list[fx.Node]:
+    """The calls of nn.MultiheadAttention, in execution order."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "call_module"
+        and type(model.get_submodule(node.target)) is nn.MultiheadAttention
+    ]
+
+
+def why_closed(node: fx.Node, model: nn.Module) -> str | None:
+    """Why a call must stay whole; None where it can be opened."""
+    module = model.get_submodule(node.target)
+    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+    given = dict(zip(names, node.args)) | node.kwargs
+    if module.in_proj_weight is None or not (given["query"] is given["key"] is given["value"]):
+        return "its queries, keys and values come from different tensors"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "it adds keys of its own"
+    if any(given.get(name) is not None for name in ("key_padding_mask", "attn_mask")):
+        return "it is given a mask"
+    if given.get("is_causal"):
+        return "it is causal"
+    for user in node.users:
+        taken = user.args[1] if user.op == "call_function" and len(user.args) == 2 else None
+        if taken != 0 and (user.users or taken != 1):
+            return "its attention weights are used"
+    return None
+
+
+def open_attention(graph: fx.Graph, node: fx.Node, model: nn.Module) -> None:
+    """Replace one call by the nodes that it is made of. x is (B, N, E), or (N, B, E)."""
+    module = model.get_submodule(node.target)
+    heads, width = module.num_heads, module.head_dim
+    query = node.args[0] if node.args else node.kwargs["query"]
+    name = node.target
+    with graph.inserting_before(node):
+        weight = graph.get_attr(f"{name}.in_proj_weight")
+        bias = None if module.in_proj_bias is None else graph.get_attr(f"{name}.in_proj_bias")
+        sizes = [graph.call_method("size", (query, dim)) for dim in (0, 1)]
+        packed = graph.call_function(F.linear, (query, weight, bias))
+        parts = graph.call_method("chunk", (packed, 3, -1))
+        to_heads = (0, 2, 1, 3) if module.batch_first else (1, 2, 0, 3)
+        back = (0, 2, 1, 3) if module.batch_first else (2, 0, 1, 3)
+        split = []
+        for index in range(3):
+            part = graph.call_function(operator.getitem, (parts, index))
+            part = graph.call_method("reshape", (part, *sizes, heads, width))
+            split.append(graph.call_method("permute", (part, *to_heads)))
+        attended = graph.call_function(F.scaled_dot_product_attention, tuple(split))
+        joined = graph.call_method("permute", (attended, *back))
+        joined = graph.call_method("reshape", (joined, *sizes, heads * width))
+        out = graph.call_module(f"{name}.out_proj", (joined,))
+    for user in list(node.users):
+        if user.args[1] == 0:
+            user.replace_all_uses_with(out)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def dead_heads(module: nn.MultiheadAttention) -> list[int]:
+    """Heads whose values are all computed from zero weights, or which nothing reads.
+
+    Zero rows of q and k alone do not make a head dead: it then averages the values.
+    """
+    if module.in_proj_weight is None:
+        return []
+    heads = module.num_heads
+    values = module.in_proj_weight.detach().chunk(3)[2].reshape(heads, -1)
+    read: Tensor = module.out_proj.weight.detach().T.reshape(heads, -1)
+    gone = (values == 0).all(1) | (read == 0).all(1)
+    return gone.nonzero().flatten().tolist()
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The modules that the graph no longer calls as such.
+
+    opened    attention modules whose heads are nodes of the graph
+    replaced  layers and norms that give a constant, their bias
+    """
+
+    traced: Traced
+    found: Dependencies
+    opened: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> set[str]:
+        """The names of the tensors that the graph uses."""
+        nodes = [n for n in self.found.graph.nodes if n.op in ("call_module", "get_attr")]
+        targets = {str(node.target) for node in nodes}
+        return {
+            key
+            for key in self.found.first
+            if key in targets or any(key.startswith(f"{target}.") for target in targets)
+        }
+
+
+def follow(
+    model: nn.Module,
+    inputs: Inputs,
+    opened: tuple[str, ...] | None = None,
+    replaced: tuple[str, ...] = (),
+) -> Followed:
+    """Trace a copy of `model` on the CPU and number its channels.
+
+    opened    the attention modules to open; None: those that have a dead head and can be opened
+    replaced  the modules in whose place their bias is put
+
+    InputError where the model cannot be traced, or is one call as a whole.
+    """
+    help = "`dcil explain E401` says what can be traced"
+    try:
+        traced = trace_model(model, inputs)
+    except TraceError as error:
+        raise InputError(str(error), help=help) from error
+    if "" in traced.whole:
+        reason = traced.whole[""]
+        raise InputError(f"the forward of {traced.name} cannot be traced: {reason}", help=help)
+    traced.model.cpu()  # where its zeros are looked at, tensor by tensor
+    graph = copy.deepcopy(traced.eval)
+    calls = attention_calls(graph, traced.model)
+    if opened is None:
+        calls = _with_dead_heads(calls, traced.model)
+    else:
+        calls = [node for node in calls if node.target in opened]
+    for node in calls:
+        open_attention(graph, node, traced.model)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target in replaced:
+            replace_branch(graph, node, traced.model)
+    bound = traced.arguments.bind(inputs.args, inputs.kwargs)
+    found = find_dependencies(graph, traced.model, bound, traced.whole)
+    return Followed(traced, found, tuple(node.target for node in calls), replaced)
+
+
+def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, ModuleSizes]]:
+    """Cut the traced model in place; it keeps its own class where that still knows how to run.
+
+    It does where the graph did not have to change, and where evaluation uses every weight: the
+    auxiliary heads of training would read channels that are gone.
+    """
+    model, found = followed.traced.model, followed.found
+    before = {path: sizes_of(module) for path, module in model.named_modules()}
+    idle = any(key not in followed.used for key, _ in model.named_parameters())
+    edited = cut(found, gone) or bool(followed.opened or followed.replaced)
+    modules = {
+        path: ModuleSizes(type=type(module).__name__, before=before[path], after=after)
+        for path, module in model.named_modules()
+        if (after := sizes_of(module)) != before[path]
+    }
+    if not edited and not idle:
+        for name in constants(model):  # which its forward makes anew
+            delattr(model, name)
+        model.eval()
+        return model, modules
+    _take_fixed(found.graph, followed.traced.arguments)
+    small = fx.GraphModule(model, found.graph, f"Small{followed.traced.name}").eval()
+    small.graph.eliminate_dead_code()
+    small.delete_all_unused_submodules()
+    small.recompile()
+    return small, modules
+
+
+def _take_fixed(graph: fx.Graph, arguments: Arguments) -> None:
+    """The flags and numbers of the example stay arguments: each call has to give the same."""
+    given = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    names = [*arguments.positional, *given, *arguments.fixed]
+    taken = [name for name in dict.fromkeys(names) if name in given or name in arguments.fixed]
+    following = next(node for node in graph.nodes if node.op != "placeholder")
+    for name in reversed(taken):
+        with graph.inserting_before(following):
+            place = given.get(name) or graph.placeholder(name)
+        if name in arguments.fixed:
+            value = arguments.fixed[name]
+            with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+                same = graph.call_function(operator.eq, (place, value))
+                graph.call_function(torch._assert, (same, f"`{name}` is not {value!r}"))
+        following = place
+
+
+def _with_dead_heads(calls: list[fx.Node], model: nn.Module) -> list[fx.Node]:
+    names = [node.target for node in calls]
+    return [
+        node
+        for node in calls
+        if dead_heads(model.get_submodule(node.target))
+        and why_closed(node, model) is None
+        and names.count(node.target) == 1
+    ]
 
 
 def kept_indices(found: Dependencies, gone: Tensor) -> dict[str, Kept]:
@@ -29,50 +231,6 @@ def kept_indices(found: Dependencies, gone: Tensor) -> dict[str, Kept]:
             indices = [row.nonzero().flatten().tolist() for row in torch.atleast_2d(stays)]
             kept.setdefault(axis.key, {})[axis.dim] = indices if stays.dim() == 2 else indices[0]
     return kept
-
-
-def gather(tensor: Tensor, kept: Kept) -> Tensor:
-    """The part of a tensor that stays."""
-    if not kept:
-        return tensor.clone()
-    return torch.cat([tensor[grid] for grid in _grids(tensor.shape, kept)])
-
-
-def scatter(small: Tensor, kept: Kept, shape: torch.Size) -> Tensor:
-    """The inverse of gather: the part at its places in a tensor of zeros."""
-    if not kept:
-        return small.clone()
-    full = small.new_zeros(shape)
-    grids = _grids(shape, kept)
-    for grid, part in zip(grids, small.split([len(grid[0]) for grid in grids])):
-        full[grid] = part
-    return full
-
-
-def _grids(shape: torch.Size, kept: Kept) -> list[tuple[Tensor, ...]]:
-    """The indices that stay, as open grids: one, or one a group where the inner dim is grouped."""
-    dims = [kept.get(dim, range(size)) for dim, size in enumerate(shape)]
-    inner = next((dim for dim, indices in kept.items() if _is_nested(indices)), None)
-    if inner is None:
-        return [_open(dims)]
-    size, grids = shape[0] // len(dims[inner]), []
-    for group, indices in enumerate(dims[inner]):
-        rows = [index for index in dims[0] if index // size == group]
-        if rows:
-            grids.append(_open([rows, *dims[1:inner], indices, *dims[inner + 1 :]]))
-    return grids
-
-
-def _open(dims: list) -> tuple[Tensor, ...]:
-    rank = len(dims)
-    return tuple(
-        torch.as_tensor(indices, dtype=torch.int64).reshape([-1] + [1] * (rank - 1 - dim))
-        for dim, indices in enumerate(dims)
-    )
-
-
-def _is_nested(indices: list | None) -> bool:
-    return bool(indices) and isinstance(indices[0], list)
 
 
 def cut(found: Dependencies, gone: Tensor) -> bool:

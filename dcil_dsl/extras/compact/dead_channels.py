@@ -1,8 +1,10 @@
 """Which channels leave a network, and why the others stay.
 
 In:   Dependencies, the constant values of each node, and the weights, found by looking at zeros.
-Out:  Removal: the channels that go, and the reason of each that could have gone and stays.
-Not:  no weight is changed; fold.py gives the neighbours what the channels gave, shrink.py cuts.
+Out:  Removal: the channels that go, and the reason of each that could have gone and stays; Stay:
+      for each layer how many rows of zeros stay, by reason.
+Not:  no weight is changed; fold_constants.py gives the neighbours what the channels gave, cut.py
+      cuts.
 
 A channel may go where each layer that reads it either multiplies it with zeros only, or knows what
 it always is and can be given that number otherwise.
@@ -10,6 +12,7 @@ it always is and can be given that number otherwise.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -17,8 +20,7 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import constant_columns
 from dcil_dsl.extras.compact.dependencies import FIXED, Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import told
-from dcil_dsl.extras.compact.operations import BatchNorm
+from dcil_dsl.extras.compact.graph_facts import BatchNorm, told
 
 # A constant is carried by a channel whose own is at least this part of the largest: dividing by
 # a small one would lose digits.
@@ -203,3 +205,43 @@ def _receiver(read: Read, found: Dependencies) -> str | None:
 def _is_tied(model: nn.Module, key: str) -> bool:
     tensor = model.get_parameter(key)
     return sum(other is tensor for _, other in model.named_parameters(remove_duplicate=False)) > 1
+
+
+@dataclass(frozen=True)
+class Stay:
+    """`count` rows of `weight` are zero and stay."""
+
+    weight: str
+    count: int
+    reason: str
+
+
+def find_stays(found: Dependencies, given: list[Reading], removal: Removal) -> tuple[Stay, ...]:
+    """By layer, in execution order, the commonest reason first."""
+    why: dict[int, str] = {}
+    for reading in given:  # the later reasons give way to those that stand already
+        writes = reading.read.rows[reading.matters.any(2)]
+        place = told(reading.read.weighing.node, found.model)
+        _note(why, writes, f"{place} writes the same channel")
+    for reading in given:
+        place = told(reading.read.weighing.node, found.model)
+        read = (reading.matters & ~removal.gone[reading.read.rows][:, :, None]).any(1)
+        held, lost = read & ~reading.can_take, reading.constant.isnan()
+        _note(why, reading.read.columns[held & lost], f"{place} reads it where it is not constant")
+        _note(
+            why, reading.read.columns[held & ~lost], f"nothing at {place} could take its constant"
+        )
+    why |= found.fixed | removal.reasons
+    stays = []
+    for reading in given:
+        zero = ~reading.matters.any(2) & ~removal.gone[reading.read.rows]
+        channels = reading.read.rows[zero].tolist()
+        reasons = Counter(why.get(c, "what it is joined with stays") for c in channels)
+        weight = reading.read.weighing.weight
+        stays += [Stay(weight, count, reason) for reason, count in reasons.most_common()]
+    return tuple(stays)
+
+
+def _note(why: dict[int, str], channels: Tensor, reason: str) -> None:
+    for channel in channels.unique().tolist():
+        why.setdefault(channel, reason)

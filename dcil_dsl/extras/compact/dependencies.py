@@ -2,7 +2,7 @@
 
 In:   numbers that are given to slices, and the places where two of them meet.
 Out:  Dependencies: one number for each group, its channel, on every tensor of the network.
-Not:  what meets where is found by channels.py; no weight is looked at.
+Not:  what meets where is found by rules.py; no weight is looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.operations import JOINING, Kind, Weighing, kind_of, name_of
+from dcil_dsl.extras.compact.graph_facts import JOINING, Kind, Weighing, kind_of, name_of
 
 FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
 

@@ -2,12 +2,13 @@
 
 In:   what was cut; or shapes.json and small.safetensors, read back.
 Out:  Shapes and the small tensors; the tensors under the original's keys and shapes again.
-Not:  no model is built or cut here (compact.py), nothing is pickled.
+Not:  no model is built (load.py) or cut (cut.py), nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,14 +21,17 @@ from pydantic import (
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extras.compact.cut import gather, scatter
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.run import cannot_write, write_atomically
 
 WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
+
+
+# dim -> the indices that stay; for the inner dim of a grouped convolution a list a group
+Kept = dict[int, list]
 
 
 class Part(BaseModel):
@@ -100,6 +104,50 @@ class Shapes(Part):
     digest: str
 
 
+def gather(tensor: Tensor, kept: Kept) -> Tensor:
+    """The part of a tensor that stays."""
+    if not kept:
+        return tensor.clone()
+    return torch.cat([tensor[grid] for grid in _grids(tensor.shape, kept)])
+
+
+def scatter(small: Tensor, kept: Kept, shape: torch.Size) -> Tensor:
+    """The inverse of gather: the part at its places in a tensor of zeros."""
+    if not kept:
+        return small.clone()
+    full = small.new_zeros(shape)
+    grids = _grids(shape, kept)
+    for grid, part in zip(grids, small.split([len(grid[0]) for grid in grids])):
+        full[grid] = part
+    return full
+
+
+def _grids(shape: torch.Size, kept: Kept) -> list[tuple[Tensor, ...]]:
+    """The indices that stay, as open grids: one, or one a group where the inner dim is grouped."""
+    dims = [kept.get(dim, range(size)) for dim, size in enumerate(shape)]
+    inner = next((dim for dim, indices in kept.items() if _is_nested(indices)), None)
+    if inner is None:
+        return [_open(dims)]
+    size, grids = shape[0] // len(dims[inner]), []
+    for group, indices in enumerate(dims[inner]):
+        rows = [index for index in dims[0] if index // size == group]
+        if rows:
+            grids.append(_open([rows, *dims[1:inner], indices, *dims[inner + 1 :]]))
+    return grids
+
+
+def _open(dims: list) -> tuple[Tensor, ...]:
+    rank = len(dims)
+    return tuple(
+        torch.as_tensor(indices, dtype=torch.int64).reshape([-1] + [1] * (rank - 1 - dim))
+        for dim, indices in enumerate(dims)
+    )
+
+
+def _is_nested(indices: list | None) -> bool:
+    return bool(indices) and isinstance(indices[0], list)
+
+
 def expand_tensors(shapes: Shapes, small: dict[str, Tensor]) -> dict[str, Tensor]:
     """The small tensors at their places under the original's keys and shapes, zeros elsewhere.
 
@@ -122,6 +170,14 @@ def expand_tensors(shapes: Shapes, small: dict[str, Tensor]) -> dict[str, Tensor
                 f"the index map of {name} does not fit a shape of {list(entry.shape)}"
             ) from error
     return full
+
+
+@torch.no_grad()
+def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a state dict's places. load_state_dict runs code of the model's own."""
+    places = model.state_dict()
+    for name, tensor in tensors.items():
+        places[name].copy_(tensor)
 
 
 def write_shapes(folder: Path, shapes: Shapes, small: dict[str, Tensor], report: dict) -> None:

@@ -1,24 +1,167 @@
-"""What a channel always gave is given by others, so that it can go.
+"""Constants that dead parts gave are given by others: whole branches, then single channels.
 
-In:   the layers' readings, and the channels that go.
-Out:  the tensors that change, by name, in their full shapes.
-Not:  nothing is cut yet: the network with these tensors computes what it did before, whatever
-      the channels that go may hold.
+In:   Dependencies, the constant values of each node; the layers' readings, the channels that go.
+Out:  the modules whose output is one constant for each channel, and the graph without their
+      branches; the tensors that change, by name, in their full shapes.
+Not:  nothing is cut yet: the network computes what it did before, whatever the channels that go
+      may hold. A branch that ends in a layer without a bias has no place for its constant: it
+      stays, one channel wide.
 
-    y = W x + b,   x_k = c for every input     ==>     y = W' x' + (b + c W_k)
+    y = x + norm(conv(act(... x)))     ==>     y = x + norm.bias      where conv is all zeros
+    y = W x + b,   x_k = c always      ==>     y = W' x' + (b + c W_k)
 
-Through zero padding a constant is not one: at the border fewer taps meet it. There a channel r
-that stays and is constant too carries the others exactly, W_r += sum over k of (c_k / c_r) W_k.
+The constant of a branch lies in the bias that the original has for it, so that the weights still
+load there: a norm or layer whose weights are zero gives its bias. Through zero padding a constant
+is not one: at the border fewer taps meet it. There a channel r that stays and is constant too
+carries the others exactly, W_r += sum over k of (c_k / c_r) W_k.
 """
 
 from __future__ import annotations
 
+import operator
+
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import add_up
 from dcil_dsl.extras.compact.dead_channels import Reading
-from dcil_dsl.extras.compact.operations import BatchNorm
+from dcil_dsl.extras.compact.dependencies import Dependencies
+from dcil_dsl.extras.compact.graph_facts import (
+    BatchNorm,
+    Conv,
+    Kind,
+    name_of,
+    writes_into_its_input,
+)
+
+
+def constant_branches(found: Dependencies, values: dict) -> dict[str, Tensor]:
+    """The last module of each branch that can leave, with what it always gives, (channels,)."""
+    branches = {}
+    for node in found.graph.nodes:
+        if node.op == "call_module" and (constant := _constant(node, found, values)) is not None:
+            if _is_added(node, found, values) and _leaves_no_trace(node, found):
+                branches[node.target] = constant
+    return branches
+
+
+def replace_branch(graph: fx.Graph, node: fx.Node, model: nn.Module) -> None:
+    """Put the bias of a module in the place of its call, and erase what only the call needed."""
+    with graph.inserting_before(node):
+        bias = graph.get_attr(f"{node.target}.bias")
+        rank = _rank(model.get_submodule(node.target))
+        if rank > 1:
+            bias = graph.call_method("reshape", (bias, 1, -1, *[1] * (rank - 2)))
+    node.replace_all_uses_with(bias)
+    for dead in _only_for(node):
+        graph.erase_node(dead)
+    _write_elsewhere(graph, bias, model)
+
+
+def _write_elsewhere(graph: fx.Graph, constant: fx.Node, model: nn.Module) -> None:
+    """Nothing is written into a constant, nor into what is computed of constants alone.
+
+        y = bias; y += x     ==>     y = bias + x
+
+    The parameter would change at each call, and it has not the shape of the result.
+    """
+    constants, waiting = {constant}, [constant]
+    while waiting:
+        source = waiting.pop()
+        for user in list(source.users):
+            if user.all_input_nodes[0] is source and writes_into_its_input(user, model):
+                _return_instead(graph, user)
+            if set(user.all_input_nodes) <= constants and user not in constants:
+                constants.add(user)
+                waiting.append(user)
+
+
+def _return_instead(graph: fx.Graph, node: fx.Node) -> None:
+    """`y += x` becomes `y + x`, `y.relu_()` `y.relu()`; a module in place is given a copy."""
+    if node.op == "call_module":
+        with graph.inserting_before(node):
+            node.args = (graph.call_method("clone", (node.args[0],)), *node.args[1:])
+        return
+    name = name_of(node)
+    if node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_method":
+        node.target = name.removesuffix("_")
+    elif node.target is getattr(operator, name, None):
+        node.target = getattr(operator, name.removeprefix("i"))
+    else:
+        home = torch if hasattr(torch, name.removesuffix("_")) else F
+        node.target = getattr(home, name.removesuffix("_"))
+
+
+def _constant(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+    """(channels,), where nothing but the channel decides the value and a bias can hold it."""
+    module = found.model.get_submodule(node.target)
+    if _rank(module) == 0 or module._parameters.get("bias") is None:
+        return None
+    calls = [other for other in found.graph.nodes if other.target == node.target]
+    key = f"{node.target}.bias"
+    tied = sum(found.first[key] == first for first in found.first.values()) > 1
+    value = values[node]
+    if len(calls) > 1 or tied or value.isnan().any() or value.numel() not in (1, len(module.bias)):
+        return None
+    return value.reshape(-1).expand(len(module.bias)).clone()
+
+
+def _rank(module: nn.Module) -> int:
+    """The dims of what a module gives; 1 stands for any number, the channels last."""
+    match module:
+        case nn.Linear():
+            return 1
+        case Conv():
+            return module.weight.dim()
+        case nn.BatchNorm2d() | nn.BatchNorm3d():
+            return 4 if isinstance(module, nn.BatchNorm2d) else 5
+    return 0
+
+
+def _is_added(node: fx.Node, found: Dependencies, values: dict) -> bool:
+    """It is only computed with, element by element, and some of its results are no constants."""
+    ends = False
+    for user in node.users:
+        if found.kind(user) is not Kind.POINTWISE:
+            return False
+        if values[user].isnan().any():
+            ends |= found.seen[user].shape == _largest(user, node, found)
+        elif not _is_added(user, found, values):
+            return False
+        else:
+            ends = True
+    return ends
+
+
+def _largest(user: fx.Node, node: fx.Node, found: Dependencies):
+    """The shape that the other operands give a result by themselves."""
+    others = [found.seen[other] for other in user.all_input_nodes if other is not node]
+    shapes = [other.shape for other in others if isinstance(other, Tensor)]
+    return max(shapes, key=lambda shape: shape.numel(), default=None)
+
+
+def _only_for(node: fx.Node) -> list[fx.Node]:
+    """The node and all before it that nothing else needs, the last first."""
+    dead, waiting = {node: None}, [*node.all_input_nodes]
+    while waiting:
+        source = waiting.pop()
+        if source.op != "placeholder" and source not in dead and set(source.users) <= dead.keys():
+            dead[source] = None
+            waiting += source.all_input_nodes
+    return list(dead)
+
+
+def _leaves_no_trace(node: fx.Node, found: Dependencies) -> bool:
+    """Nothing that would be erased writes into a tensor that others read."""
+    dead = _only_for(node)
+    for writer in dead:
+        if writes_into_its_input(writer, found.model):
+            if not all(set(source.users) <= set(dead) for source in writer.all_input_nodes):
+                return False
+    return True
 
 
 @torch.no_grad()

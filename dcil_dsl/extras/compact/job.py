@@ -20,8 +20,7 @@ from dcil_dsl.exporting.collapse import export
 from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import write_shapes
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
-from dcil_dsl.extras.compact.measure import Measured, measure
-from dcil_dsl.extras.compact.report import report_of
+from dcil_dsl.extras.compact.report import Measured, measure, report_of
 from dcil_dsl.graph.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA

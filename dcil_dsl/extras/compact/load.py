@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extras.compact.cut import kept_indices
+from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_small
 from dcil_dsl.extras.compact.dependencies import FIXED, Axis
-from dcil_dsl.extras.compact.files import Shapes, expand_tensors, read_shapes
-from dcil_dsl.extras.compact.follow import Followed, follow, make_small, put
+from dcil_dsl.extras.compact.files import Shapes, expand_tensors, put, read_shapes
 from dcil_dsl.graph.copies import copy_module
 from dcil_dsl.graph.inputs import Inputs
 

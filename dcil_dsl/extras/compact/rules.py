@@ -18,12 +18,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.extras.compact.dependencies import Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import observe, replay, told, vector_along
-from dcil_dsl.extras.compact.operations import (
+from dcil_dsl.extras.compact.graph_facts import (
     Kind,
     argument,
     mixed_dims,
     name_of,
+    observe,
+    replay,
+    told,
+    vector_along,
     weighing_of,
 )
 

@@ -2,7 +2,7 @@
 
 In:   a recipe, a model, data, how many clients there are and how long a round is.
 Out:  Federated: the Plan, the trained Dual, a line for each round.
-Not:  the arithmetic of a round (training/rounds.py); no run folder, and nothing to resume.
+Not:  the arithmetic of a round (rounds.py); no run folder, and nothing to resume.
 
 The engine is an extra, pip install "dcil-dsl[federated]": each client is a Flower ClientApp, which
 Ray runs in processes of its own; sampling, sending and FedAvg are Flower's. A client's examples are

@@ -1,7 +1,7 @@
 """`dcil sensitivity`: how much each layer of a trained network minds being pruned.
 
 In:   a recipe, a run folder or nothing; a model, data, trained weights.
-Out:  a Profile: what plan/show_profile.py draws and the target `sensitivity(...)` reads.
+Out:  a Profile: what report.py draws and the target `sensitivity(...)` reads.
 Not:  no training, no choice of targets, no file written.
 """
 

@@ -11,8 +11,7 @@ from zeroed import enliven, zero_rows
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact import files as shapes
 from dcil_dsl.extras.compact.compaction import compact
-from dcil_dsl.extras.compact.cut import gather, scatter
-from dcil_dsl.extras.compact.files import SHAPES, WEIGHTS, write_shapes
+from dcil_dsl.extras.compact.files import SHAPES, WEIGHTS, gather, scatter, write_shapes
 from dcil_dsl.extras.compact.load import expand, load_compact
 
 IMAGE = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
