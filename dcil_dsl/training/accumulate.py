@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dcil_dsl.data.loader import Loader
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.machine import Loader
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.plan.balance import measured_at
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
-from dcil_dsl.training.metrics import Dual
 
 WEIGHTS = "balance/weights"
 

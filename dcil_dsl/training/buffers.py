@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dcil_dsl.training.metrics import Dual
+from dcil_dsl.compiler.dual import Dual
 
 
 def copied_buffers(dual: Dual) -> dict[str, Tensor]:

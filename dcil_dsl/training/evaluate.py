@@ -13,13 +13,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.interrupt import Wish
-from dcil_dsl.training.machine import Loader, Options, autocast, laid_out
-from dcil_dsl.training.metrics import Dual, num_correct
+from dcil_dsl.training.machine import Options, autocast, laid_out
+from dcil_dsl.training.metrics import num_correct
 from dcil_dsl.words.outputs import logits_of
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.losses import loss_term, weighed
 from dcil_dsl.training.machine import Options, autocast
-from dcil_dsl.training.metrics import Dual, num_correct
+from dcil_dsl.training.metrics import num_correct
 from dcil_dsl.words.outputs import logits_of
 
 Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]

@@ -25,9 +25,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
-from dcil_dsl.training.metrics import Dual
 from dcil_dsl.words.integrators import Integrator, total
 
 T = TypeVar("T")

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.training.average import Average
-from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
 from dcil_dsl.words.averages import LatePhase
 

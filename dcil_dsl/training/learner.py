@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.forward import Forward
-from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.sharding import Regather, Shards
 
 # What older versions of torch call broadcast_buffers.

@@ -1,16 +1,15 @@
 """What the command line says of the machine, as opposed to the recipe.
 
 In:   a device, a precision, a memory layout, a limit of steps.
-Out:  Options; autocast for them; Loader, what training needs of the data.
+Out:  Options; autocast for them.
 Not:  nothing here changes what a step means but its rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,19 +51,6 @@ class Options:
     checkpoint_activations: bool = False
     evaluate_every: int = 1
     compile_mode: str = DEFAULT
-
-
-class Loader(Protocol):
-    """Batches (images, labels) on the device: the same for the same epoch, from `start` on.
-
-    The counts are of all ranks together; `epoch` gives this rank's part of each batch. A training
-    batch too small to be parted comes whole to every rank.
-    """
-
-    num_batches: int
-    num_examples: int
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterable[tuple[Tensor, Tensor]]: ...
 
 
 def keep_freed_memory() -> bool:

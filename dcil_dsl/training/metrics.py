@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
-from dcil_dsl.plan.plan import Group, Plan
+from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     bounds_at,
     ceilings_at,
@@ -30,20 +30,6 @@ from dcil_dsl.training.tally import count_units, num_torn, pattern_counts, tally
 
 class SparsityError(Exception):
     """What was made does not hold the sparsity that the recipe asks: exit status 1."""
-
-
-class Dual(Protocol):
-    """What training needs of a compiled graph, beside its being an nn.Module."""
-
-    plan: Plan
-    masks: Mapping[str, Tensor]
-    parts: Parts | None
-    score_state: Mapping[str, Tensor]
-
-    def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool: ...
-    def add_penalties(self, step: int) -> None: ...
-    def refresh(self, step: int) -> None: ...
-    def trainable(self) -> list[tuple[str, nn.Parameter]]: ...
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.metrics import Dual
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.word import LARGEST
 

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.accumulate import Part, part_of_step
@@ -39,8 +41,7 @@ from dcil_dsl.training.integrate import integrate
 from dcil_dsl.training.interrupt import Wish, wish_to_stop
 from dcil_dsl.training.late_phase import end_turn, forget_gathered, gather, take_turn
 from dcil_dsl.training.losses import open_losses, refuse_constant
-from dcil_dsl.training.machine import Loader, Options, laid_out
-from dcil_dsl.training.metrics import Dual
+from dcil_dsl.training.machine import Options, laid_out
 from dcil_dsl.training.optim import forget_pruned, set_rate
 from dcil_dsl.training.progress import Display, write_events
 from dcil_dsl.training.result import Result, epoch_line, result_of

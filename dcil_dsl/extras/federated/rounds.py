@@ -2,7 +2,7 @@
 
 In:   a Dual, the length of a round in steps, the batches of a client.
 Out:  Server: what it sends, what it makes of the answers; train_client, a client's round.
-Not:  no data, no network and no process (federated.py).
+Not:  no data, no network and no process (job.py).
 
 Round r covers the steps r L .. (r + 1) L - 1 of the plan, for every client the same:
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
@@ -34,7 +35,6 @@ from dcil_dsl.masking.redraw import drawn_apart
 from dcil_dsl.plan.plan import Plan, Train
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
-from dcil_dsl.training.metrics import Dual
 from dcil_dsl.training.optim import make_optimizer, rate_at, set_rate
 
 State = dict[str, Tensor]
