@@ -9,7 +9,7 @@ from zeroed import enliven, numel
 import dcil_dsl as dcil
 from dcil_dsl.zoo import build_model
 
-KINDS = Path(__file__).parents[2] / "recipes" / "kinds"
+KINDS = Path(__file__).parents[3] / "recipes" / "kinds"
 
 
 @pytest.mark.parametrize(
