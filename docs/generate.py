@@ -186,11 +186,12 @@ def cli_page() -> str:
     for name, command in get_command(app).commands.items():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
-        usage = " ".join(["dcil", name, *(a.make_metavar(None) for a in arguments)])
+        usage = " ".join(["dcil", name, *(a.metavar or a.name.upper() for a in arguments)])
         parts.append(f"## dcil {name}\n\n{inspect.cleandoc(command.help or '')}\n")
         parts.append(f"```text\n{usage} [OPTIONS]\n```\n")
         rows = [
-            f"| `{a.make_metavar(None)}` | {_cell(getattr(a, 'help', ''))} |" for a in arguments
+            f"| `{a.metavar or a.name.upper()}` | {_cell(getattr(a, 'help', ''))} |"
+            for a in arguments
         ]
         rows += [f"| {_flags(option)} | {_cell(option.help)} |" for option in options]
         parts.append("| argument or option | |\n|---|---|\n" + "\n".join(rows) + "\n")
