@@ -11,6 +11,18 @@ torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))  # for `import golden`
 
 
+# What runs in under a minute on one core: `pytest -m fast`.
+FAST = ("lang", "errors", "graph", "test_house.py", "test_packaging.py", "test_package.py")
+SLOW = ("test_endless.py", "test_robust.py", "test_dependencies.py")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        own = Path(item.fspath).relative_to(Path(__file__).parent)
+        if own.parts[0] in FAST and own.name not in SLOW:
+            item.add_marker("fast")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden from what is printed now"
