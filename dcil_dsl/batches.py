@@ -8,8 +8,8 @@ Not:  how a data set is read (data/), what is done with the batches (job.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,7 +18,7 @@ from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.plan import Data, Plan
 from dcil_dsl.training.distributed import Ranks
 
 
@@ -30,44 +30,38 @@ def open_data(data: str | Dataset, directory: str | Path | None, channels: int) 
     return open_dataset(data, None if directory is None else Path(directory), channels=channels)
 
 
-def make_loaders(
-    plan: Plan,
+def make_loader(
+    plan: Plan, dataset: Dataset, part: Literal["train", "val"], device: torch.device,
+    workers: int | None,
+) -> Loader:  # fmt: skip
+    """One part of the data in batches, as the plan and the machine have them."""
+    return open_loader(
+        dataset, part, plan.data, device, workers, seed=plan.train.seed,
+        channels_last=is_convolutional(plan),
+    )  # fmt: skip
+
+
+def open_loader(
     dataset: Dataset,
+    part: Literal["train", "val"],
+    data: Data,
     device: torch.device,
     workers: int | None,
     ranks: Ranks = Ranks(),
-    on_bad_image: Callable[[str], None] | None = None,
-) -> tuple[Loader, Loader]:
-    """The training and the held-out batches as the plan and the machine have them."""
-    more = dict(
-        seed=plan.train.seed,
-        device=device,
-        channels_last=is_convolutional(plan),
-        rank=ranks.rank,
-        world_size=ranks.count,
-        on_bad_image=on_bad_image,
-    )
-    return tuple(
-        open_loader(
-            dataset,
-            part,
-            plan.data,
-            plan.data.batch_size,
-            workers=num_workers(dataset, part, workers, ranks.beside),
-            **more,
-        )
-        for part in ("train", "val")
-    )
-
-
-def open_loader(dataset: Dataset, part: str, data, batch_size: int, **more) -> Loader:
+    **more,
+) -> Loader:
+    """Batches of what a recipe says of its data; `more` as Loader takes it."""
     return Loader(
         dataset,
         part,
-        batch_size=batch_size,
+        batch_size=data.batch_size,
         image_size=data.image_size,
         channels=data.channels,
         augment=data.augment,
+        device=device,
+        workers=num_workers(dataset, part, workers, ranks.beside),
+        rank=ranks.rank,
+        world_size=ranks.count,
         **more,
     )
 

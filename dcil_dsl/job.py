@@ -22,7 +22,6 @@ from torch import nn
 
 from dcil_dsl.batches import (
     is_convolutional,
-    make_loaders,
     open_data,
     open_loader,
     pick_device,
@@ -222,9 +221,13 @@ def _train(
 
     images = resolve_data(recipe.data)
     bad = BadImages(note) if on_bad_image == "skip" else None
-    example = next(iter(open_loader(dataset, "val", images, 1, on_bad_image=bad).epoch(0)))[0]
-    num_batches = open_loader(dataset, "train", images, images.batch_size).num_batches
-    steps_per_epoch = math.ceil(num_batches / recipe.train.accumulate)
+    own = recipe.train.seed if seed is None else seed
+    val_loader, train_loader = (
+        open_loader(dataset, part, images, device, workers, ranks, seed=own, on_bad_image=bad)
+        for part in ("val", "train")
+    )
+    example = val_loader.example()
+    steps_per_epoch = math.ceil(train_loader.num_batches / recipe.train.accumulate)
     if images.batch_size < ranks.count:
         raise InputError(
             f"a batch of {count(images.batch_size, 'example')} has no part for each of "
@@ -262,7 +265,10 @@ def _train(
             help="model.requires_grad_(True)",
         )
     check_plan_ways(plan, options)
-    loaders = make_loaders(plan, dataset, device, workers, ranks, bad)
+    loaders = (train_loader, val_loader)
+    if is_convolutional(plan):
+        for loader in loaders:
+            loader.layout = torch.channels_last
 
     in_words = text_of(prepared.traced)
     if ranks.count > 1:

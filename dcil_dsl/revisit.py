@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
+from dcil_dsl.batches import is_convolutional, make_loader, open_data, pick_device
 from dcil_dsl.claims import Claim, judge_claims
 from dcil_dsl.command import read_command
 from dcil_dsl.compiler import compile_plan
@@ -104,7 +104,7 @@ def evaluate_run(
     dual.to(device)
     if is_convolutional(plan):
         lay_out_weights(dual)
-    train_loader, loader = make_loaders(plan, dataset, device, workers)
+    loader = make_loader(plan, dataset, "val", device, workers)
     try:
         accuracies = evaluate(
             dual, loader, Options(device=device, channels_last=is_convolutional(plan))

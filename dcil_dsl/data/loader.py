@@ -144,6 +144,21 @@ class Loader:
             if not finished:
                 self.close()
 
+    def example(self) -> Tensor:
+        """The first image of the part as a batch of one, on the CPU. No worker is started for it.
+
+        Raises InputError where it cannot be read.
+        """
+        request = Request(0, 0, 1, (0,), (0,))
+        if isinstance(self.examples, Tensors):
+            fetched = self._indexed(request)
+        else:
+            fetched = self.reader[request]
+            if isinstance(fetched, InputError):
+                raise fetched
+            self._note(fetched.bad)
+        return self._make((request, fetched))[0].cpu()
+
     def size_of(self, batch: int) -> int:
         """How many examples batch number `batch` of an epoch has, over all ranks."""
         return min(self.batch_size, self.num_examples - batch * self.batch_size)
@@ -200,11 +215,14 @@ class Loader:
         for answer in fetched:
             if isinstance(answer, InputError):
                 raise answer
-            for fact in answer.bad:
-                if fact not in self.replaced:
-                    self.replaced[fact] = None
-                    self.on_bad_image(fact)
+            self._note(answer.bad)
             yield asked.pop(0), answer
+
+    def _note(self, bad: tuple[str, ...]) -> None:
+        for fact in bad:
+            if fact not in self.replaced:
+                self.replaced[fact] = None
+                self.on_bad_image(fact)
 
     def _indexed(self, request: Request) -> Fetched:
         if self._resident is None:

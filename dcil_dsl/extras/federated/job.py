@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.batches import make_loaders, open_data
+from dcil_dsl.batches import make_loader, open_data
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data import Dataset, Loader
@@ -62,12 +62,8 @@ class Clients:
 
     def loader(self, client: int) -> Loader:
         """The batches of a client's own examples."""
-        return make_loaders(
-            self.plan,
-            share_out(self.dataset, client, self.count, self.plan.train.seed),
-            torch.device("cpu"),
-            workers=0,
-        )[0]
+        mine = share_out(self.dataset, client, self.count, self.plan.train.seed)
+        return make_loader(self.plan, mine, "train", torch.device("cpu"), workers=0)
 
     def train(self, client: int, state: Mapping[str, Tensor], number: int) -> tuple[State, int]:
         """What a client makes of a round, counted from 0, and how many examples it has."""
@@ -121,7 +117,7 @@ def federate(
     local_steps = plan.steps_per_epoch if local_steps is None else local_steps
     server = Server(compile_plan(plan, built), local_steps)
     result = Federated(plan, server.dual)
-    val = make_loaders(plan, dataset, torch.device("cpu"), workers=0)[1]
+    val = make_loader(plan, dataset, "val", torch.device("cpu"), workers=0)
 
     def finish(number: int, mean: Mapping[str, Tensor]) -> None:
         server.end(mean)

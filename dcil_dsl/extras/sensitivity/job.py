@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from dcil_dsl.batches import is_convolutional, make_loaders, open_data, pick_device
+from dcil_dsl.batches import is_convolutional, make_loader, open_data, open_loader, pick_device
 from dcil_dsl.command import read_command
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.dataset import Tensors
@@ -28,6 +29,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.profile import LayerProfile, Profile
+from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.revisit import rebuild
 from dcil_dsl.training.machine import lay_out_weights
@@ -100,12 +102,11 @@ def measure_sensitivity(
     examples = getattr(network.dataset, part)
     wanted = min(num_batches * plan.data.batch_size, len(examples))
     dataset = replace(network.dataset, val=evenly_spaced(examples, wanted))
-    loaders = make_loaders(plan, dataset, place, workers)
+    loader = make_loader(plan, dataset, "val", place, workers)
     try:
-        batches = list(islice(loaders[1].epoch(0), num_batches))
+        batches = list(islice(loader.epoch(0), num_batches))
     finally:
-        for loader in loaders:
-            loader.close()
+        loader.close()
     module = network.model.to(place)
     if is_convolutional(plan):
         lay_out_weights(module)
@@ -196,17 +197,6 @@ def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
     return Network(export(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
 
 
-def _example(recipe: Recipe, dataset: Dataset):
-    from dcil_dsl.data import Loader
-    from dcil_dsl.plan.resolve import resolve_data
-
+def _example(recipe: Recipe, dataset: Dataset) -> Tensor:
     images = resolve_data(recipe.data)
-    loader = Loader(
-        dataset,
-        "val",
-        batch_size=1,
-        image_size=images.image_size,
-        channels=images.channels,
-        augment=images.augment,
-    )
-    return next(iter(loader.epoch(0)))[0]
+    return open_loader(dataset, "val", images, torch.device("cpu"), workers=0).example()
