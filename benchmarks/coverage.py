@@ -1,6 +1,6 @@
 """How much of many libraries compiles, and whether its gradients are those of two copies.
 
-    python benchmarks/coverage.py [--quick] [--only "timm/*"] [--jobs 1] [--json FILE]
+    python benchmarks/coverage.py [--sample N] [--quick] [--only "timm/*"] [--json FILE]
     python benchmarks/coverage.py --table [--json FILE]
 
 Each model is built with fresh weights and small inputs; of what can be pruned a tenth of the layers
@@ -9,8 +9,8 @@ the model early (coverage_kept.py). It is compiled, a step is taken in training 
 evaluation mode, and outputs, losses, every gradient and the statistics are held against two plain
 copies of the model (two_copies.py). A model of each family that has a switch for checkpoints is
 measured with that on as well. One process a model, with a limit of time and of memory. The
-JSON is written after each, and what it has already is not run again. Exit status 1 where a model
-that was run is not exact.
+JSON is written after each, and the same command continues a run that was stopped. Exit status 1
+where a model that was run is not exact.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
+import zlib
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -41,6 +43,7 @@ LIBRARIES = (
     "peft",
     "pytorchcv",
 )
+PACKAGES = ("torch", "torchvision", *LIBRARIES, "open_clip_torch", "x-transformers", "einops")
 STATUSES = ("exact", "inexact", "refused", "failed")
 
 
@@ -48,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", action="append", default=[], help='a pattern: "timm/*"')
     parser.add_argument("--quick", action="store_true", help="nine small ones")
+    parser.add_argument("--sample", type=int, metavar="N", help="N models of each library")
     parser.add_argument("--again", default="", help="run anew those that are: failed,refused,all")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1800, help="of one model")
@@ -68,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     from coverage_models import QUICK, all_cases
 
     names = [name for name in all_cases() if _wanted(name, asked, QUICK)]
+    names = _sample(names, asked.sample)
     again = asked.again.split(",")
     due = [
         name
@@ -86,9 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(names: list[str], report: dict, asked: argparse.Namespace) -> None:
     """Each name in a process of its own; the report grows and is written after each."""
-    from environment import describe_machine
+    from environment import commit, describe_machine, installed
 
     report["machine"] = describe_machine("cpu")
+    versions = {package: installed(package) for package in PACKAGES}
+    report["versions"] = {package: found for package, found in versions.items() if found}
+    at = commit()  # once: the processes run the code that this one has imported
     context = _ready_to_fork()
     waiting, running = list(reversed(names)), []
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +112,7 @@ def run(names: list[str], report: dict, asked: argparse.Namespace) -> None:
                 entry = child.look(asked)
                 if entry is not None:
                     running.remove(child)
-                    _write(child.name, entry, report, asked.json)
+                    _write(child.name, entry | {"commit": at}, report, asked.json)
 
 
 def _ready_to_fork():
@@ -185,8 +193,10 @@ def _lines(report: dict) -> str:
     models = ",\n".join(
         f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in report["models"].items()
     )
-    machine = json.dumps(report.get("machine"))
-    return f'{{\n "machine": {machine},\n "models": {{\n{models}\n }}\n}}\n'
+    head = "".join(
+        f" {json.dumps(key)}: {json.dumps(report.get(key))},\n" for key in ("machine", "versions")
+    )
+    return f'{{\n{head} "models": {{\n{models}\n }}\n}}\n'
 
 
 def _gigabytes(pid: int) -> float:
@@ -205,6 +215,15 @@ def _wanted(name: str, asked: argparse.Namespace, quick: tuple[str, ...]) -> boo
     return not asked.only or any(fnmatch(name, pattern) for pattern in asked.only)
 
 
+def _sample(names: list[str], number: int | None) -> list[str]:
+    """The first of each library in the order of the hashes of their names."""
+    libraries: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: zlib.crc32(name.encode())):
+        libraries.setdefault(name.partition("/")[0], []).append(name)
+    chosen = {name for group in libraries.values() for name in group[:number]}
+    return [name for name in names if name in chosen]
+
+
 # -- what is printed -----------------------------------------------------------------------------
 
 
@@ -214,9 +233,9 @@ def table(report: dict) -> str:
     for name, entry in report["models"].items():
         groups.setdefault(name.partition("/")[0], {})[name.partition("/")[2]] = entry
     rows = [
-        "| library | tried | exact | refused | not right | whole, of the weights | "
-        "compiled in, median | worst |",
-        "|---|---|---|---|---|---|---|---|",
+        "| library | tried | exact | refused | not right | with opaque modules | "
+        "opaque weights, mean | compiled in, median | worst |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     told = []
     for group, entries in groups.items():
@@ -224,11 +243,12 @@ def table(report: dict) -> str:
         times = [e["compile_seconds"] for e in entries.values() if "compile_seconds" in e]
         shares = [e["whole"]["share"] for e in entries.values() if "whole" in e]
         held = f"{statistics.mean(shares):.0%}" if shares else "-"
+        opaque = sum(e["whole"]["modules"] > 0 for e in entries.values() if "whole" in e)
         middle = f"{statistics.median(times):.2f} s" if times else "-"
         worst = f"{max(times):.2f} s" if times else "-"
         rows.append(
             f"| {group} | {len(entries)} | {count['exact']} | {count['refused']} | "
-            f"{count['inexact'] + count['failed']} | {held} | {middle} | {worst} |"
+            f"{count['inexact'] + count['failed']} | {opaque} | {held} | {middle} | {worst} |"
         )
         for name, entry in entries.items():
             if entry["status"] != "exact":
@@ -255,9 +275,13 @@ def table(report: dict) -> str:
             f"The furthest of the exact ones in float64 is {far:.0e} away; {narrow} "
             f"were compared in float32. In {rounded} some gradient differs by more than "
             f"the bound and no more than the reference does from itself when its weights "
-            f"move in their last bit. {len(whole)} have modules that were kept whole"
+            f"move in their last bit. {len(whole)} have opaque modules"
             f"{share}.",
         )
+    commits = Counter(entry.get("commit") for entry in report["models"].values())
+    if len(commits) > 1:
+        parts = ", ".join(f"{number} at {name}" for name, number in commits.items())
+        told.insert(0, f"The models were run at more than one commit: {parts}.")
     return "\n".join([*rows, "", *told])
 
 
