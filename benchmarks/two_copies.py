@@ -1,7 +1,7 @@
 """Two paths over one set of weights, written plainly: two copies of the model, two forwards.
 
 In:   any model, the names of its pruned weights and private modules, how to call it, a loss.
-Out:  outputs, loss and every gradient of a step; the step taken by plain gradient descent.
+Out:  outputs, loss and every gradient of a step; its statistics, and any values taken over.
 Not:  nothing of dcil_dsl is used here, so that it can be held against it.
 
 The sparse path sees w * m, the dense path w. A kept weight learns from the sparse path, a pruned
@@ -76,12 +76,11 @@ class TwoCopies:
             loss.backward()
         return y_sparse, y_dense, loss.detach(), self._route(sparse, dense)
 
-    def descend(self, gradients: dict[str, Tensor], rate: float) -> None:
-        """w -= rate * dw, for every weight and every twin."""
-        with torch.no_grad():
-            for name, parameter in self.parameters().items():
-                if name in gradients:
-                    parameter.sub_(rate * gradients[name])
+    @torch.no_grad()
+    def take(self, values: dict[str, Tensor]) -> None:
+        """Set every weight and buffer, those of the twins too, to the value of its name."""
+        for name, value in (self.parameters() | self.buffers()).items():
+            value.copy_(values[name])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         found = dict(self.model.named_parameters())

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 coverage = importlib.import_module("coverage")
+compared = importlib.import_module("coverage_one")
+cases = importlib.import_module("coverage_models")
 NAMES = ["b/one", "a/two", "a/one", "b/three", "a/three", "b/two", "c/one"]
 
 
@@ -48,3 +52,33 @@ def test_the_table_names_the_commits_where_there_are_several():
     assert "more than one commit: 1 at x, 1 at y" in coverage.table(report)
     report["models"].pop("a/two")
     assert "commit" not in coverage.table(report)
+
+
+def test_both_sides_enter_the_evaluation_step_with_the_same_weights_and_statistics(monkeypatch):
+    """Else an activation that is zero but for rounding is on one side of it for each of them."""
+    apart = []
+
+    def look(dual, plan, reference, *rest):
+        found = compare(dual, plan, reference, *rest)
+        ours = dict(dual.named_parameters()) | dict(dual.named_buffers())
+        theirs = reference.parameters() | reference.buffers()
+        apart.extend(name for name, value in theirs.items() if not torch.equal(value, ours[name]))
+        return found
+
+    compare = compared.compare
+    monkeypatch.setattr(compared, "compare", look)
+    case = cases.Case("timm:test_byobnet", {}, (64,))
+    assert compared.measure(case, float64_below=1e9)["status"] == "exact"
+    assert apart == []
+
+
+def test_a_counter_that_differs_is_not_exact(monkeypatch):
+    def miscount(copies):
+        found = buffers(copies)
+        return {name: b + 1 if "tracked" in name else b for name, b in found.items()}
+
+    buffers = compared.TwoCopies.buffers
+    monkeypatch.setattr(compared.TwoCopies, "buffers", miscount)
+    record = compared.measure(cases.Case("timm:test_byobnet", {}, (64,)), float64_below=1e9)
+    assert record["status"] == "inexact"
+    assert record["train"]["buffers"] == float("inf")
