@@ -8,7 +8,6 @@ Not:  no graph; tracer.py decides what follows from it.
 from __future__ import annotations
 
 import dis
-import sys
 from functools import cache
 
 import torch
@@ -53,25 +52,20 @@ class Randomness:
 
     def __init__(self):
         self.state = random_state()
-        numpy = sys.modules.get("numpy")
-        self.numpy = numpy.random.get_state() if numpy is not None else None
 
     def moved(self) -> bool:
-        cpu, cuda, python = self.state
-        now_cpu, now_cuda, now_python = random_state()
+        cpu, cuda, python, numpy = self.state
+        now_cpu, now_cuda, now_python, now = random_state()
         if python != now_python or not torch.equal(cpu, now_cpu):
             return True
         if cuda is not None and not all(map(torch.equal, cuda, now_cuda)):
             return True
-        if self.numpy is None:
+        if numpy is None:
             return False
-        now = sys.modules["numpy"].random.get_state()
-        return now[2] != self.numpy[2] or bool((now[1] != self.numpy[1]).any())
+        return now[2] != numpy[2] or bool((now[1] != numpy[1]).any())
 
     def restore(self) -> None:
         draw_again(self.state)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
 
 
 def _is_computed(value: object) -> bool:

@@ -5,13 +5,14 @@ Out:  the same state where another path begins, so that it draws what the first 
       from the seed on that leave no trace.
 Not:  no numbers are drawn here; a path with random numbers of its own needs none of this.
 
-The generators are torch's on the CPU and on every CUDA device that is in use, and Python's own,
-which forwards that stay whole may ask.
+The generators are torch's on the CPU and on every CUDA device that is in use, and Python's own and
+numpy's, which opaque modules may ask. A process that has not imported numpy draws nothing from it.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,16 +22,20 @@ import torch
 def random_state() -> tuple:
     """What the generators will draw from here on."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), cuda, random.getstate()
+    numpy = sys.modules.get("numpy")
+    of_numpy = numpy.random.get_state() if numpy is not None else None
+    return torch.get_rng_state(), cuda, random.getstate(), of_numpy
 
 
 def draw_again(state: tuple) -> None:
     """Let the generators draw once more what they have drawn since `state` was read."""
-    cpu, cuda, python = state
+    cpu, cuda, python, of_numpy = state
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state_all(cuda)
     random.setstate(python)
+    if of_numpy is not None:
+        sys.modules["numpy"].random.set_state(of_numpy)
 
 
 @contextmanager
@@ -47,6 +52,8 @@ def drawn_apart(seed: int | None = None) -> Iterator[None]:
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
         random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
     try:
         yield
     finally:

@@ -3,9 +3,11 @@
 import copy
 import random
 
+import numpy
 import pytest
 import torch
 from nets import Drops, DropsWhole, Tiny, images
+from torch import nn
 from torch.nn import functional as F
 
 from dcil_dsl.compiler import compile_plan
@@ -39,12 +41,28 @@ def compiled(model, settings):
     return compile_plan(plan, traced)
 
 
+class DropsByNumpy(nn.Module):
+    """As the masks in time of transformers' speech models; and a number of every generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        kept = torch.from_numpy(numpy.random.rand(x.shape[1]) > 0.5).to(x.dtype)
+        x = F.dropout(x, 0.5, self.training) * kept[:, None, None] * random.random()
+        return self.head(x.mean((2, 3)))
+
+
 def seed():
     torch.manual_seed(3)
     random.seed(3)
+    numpy.random.seed(3)
 
 
-@pytest.mark.parametrize("net", [Drops, DropsWhole])
+@pytest.mark.parametrize("net", [Drops, DropsWhole, DropsByNumpy])
 @pytest.mark.parametrize("settings, again", [("{ random = shared }", True), ("", False)])
 def test_the_paths_equal_two_forwards_with_the_same_seed_or_one_after_the_other(
     net, settings, again
@@ -117,17 +135,30 @@ def test_tracing_comparing_and_compiling_start_no_gpu_that_is_not_in_use(monkeyp
 
 
 def test_numbers_drawn_apart_come_from_their_seed_and_leave_no_trace():
+    def draw():
+        return torch.rand(3).tolist(), random.random(), numpy.random.rand()
+
     seed()
-    expected = torch.rand(3), random.random()
+    expected = draw()
     seed()
     with pytest.raises(ValueError), drawn_apart(7):
-        first = torch.rand(3), random.random()
+        first = draw()
         raise ValueError
     with drawn_apart(7):
-        again = torch.rand(3), random.random()
-    assert torch.equal(first[0], again[0]) and first[1] == again[1]
-    found = torch.rand(3), random.random()
-    assert torch.equal(found[0], expected[0]) and found[1] == expected[1]
+        again = draw()
+    assert first == again
+    assert draw() == expected
+
+
+def test_a_model_that_draws_from_numpy_is_compared_and_leaves_no_trace_there():
+    model = DropsByNumpy()
+    traced = trace_model(model, (images(),))
+    seed()
+    expected = numpy.random.rand()
+    seed()
+    traced = compare_with_model(traced, model, (images(),))
+    assert list(traced.whole) == [""]
+    assert numpy.random.rand() == expected
 
 
 def test_numbers_drawn_apart_on_gpus_in_use_leave_no_trace_there(monkeypatch):
