@@ -21,6 +21,7 @@ from dcil_dsl import options as o
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exits import DONE, STOPPED, WRONG, note, run_program, tell
+from dcil_dsl.streams import show
 from dcil_dsl.verb import overrides_of, prepare_for, refuse, verb
 
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -238,7 +239,7 @@ def evaluate(
         run, path=path, directory=data, device=device, workers=workers, model=model
     )
     numbers = "  ".join(f"{name} {value:.4%}" for name, value in found.accuracy.items())
-    print(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
+    show(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
     if found.broken:
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
         print(f"NOT FINITE: the output for {of} is no number, and no class is right for it")

@@ -9,6 +9,7 @@ Not:  no verb. torch is never imported here: `dcil check` has no time for it.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import traceback
@@ -17,10 +18,18 @@ from time import sleep
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.streams import open_streams
+from dcil_dsl.streams import open_streams, take_lost
 
 SECONDS_FOR_THE_FIRST = 3
 DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
+NUMBERS = (  # of a launcher, in the environment
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_MAX_RESTARTS",
+)
 
 
 def status_of(error: BaseException, concise: bool) -> int:
@@ -104,20 +113,33 @@ def run_program(program: Callable[[], None]) -> None:
     while the interpreter ends needs what is being taken away, and aborts a job that was done.
     """
     open_streams()
-    try:
-        os.getcwd()
-    except FileNotFoundError:  # libraries of torch end the process, with words of their own
-        _say("error: the folder in which this was started is gone\n  start it in another one")
+    if (why_not := _why_not()) is not None:
+        _say(f"error: {why_not}")
         sys.exit(MISUSED)
     try:
         program()
     except SystemExit as ended:
+        if (why := take_lost()) is not None:
+            note(f"WARNING: cannot write the output: {why}")
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
         atexit._run_exitfuncs()  # those of the user's model and of libraries
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(ended.code or DONE)
+
+
+def _why_not() -> str | None:
+    """Why nothing can be run in this process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries of torch end the process, with words of their own
+        return "the folder in which this was started is gone\n  start it in another one"
+    for name in NUMBERS:
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.isdecimal()):
+            return f"{name} is `{value}` in the environment: not a number\n  unset it"
+    return None
 
 
 def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:
@@ -132,10 +154,14 @@ def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of the machine, of which torch tells in a RuntimeError without a class."""
-    told = ("can't allocate memory", "out of memory")
-    is_torchs = isinstance(error, RuntimeError) and any(words in str(error) for words in told)
-    return isinstance(error, MemoryError) or is_torchs
+    """Of a GPU, or of the machine, of which torch tells in a RuntimeError without a class.
+
+    Or so little that a library cannot be loaded, or no process started.
+    """
+    told = ("can't allocate memory", "out of memory", "failed to map segment")
+    is_told = isinstance(error, RuntimeError | ImportError) and any(w in str(error) for w in told)
+    is_systems = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or is_told or is_systems
 
 
 def _is_sparsity_error(error: BaseException) -> bool:

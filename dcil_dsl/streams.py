@@ -65,9 +65,19 @@ def show(text: str) -> None:
     A reader that has seen enough, and a closed stream, are as the caller wants it.
     """
     print(text, end="" if text.endswith("\n") else "\n", flush=True)
-    lost = getattr(_file_of(sys.stdout), "lost", None)
-    if lost is not None and lost.errno != errno.EPIPE:
-        raise InputError(f"cannot write the output: {lost.strerror}")
+    if (why := take_lost()) is not None:
+        raise InputError(f"cannot write the output: {why}")
+
+
+def take_lost() -> str | None:
+    """Why output was lost that a reader still wanted, since this was last asked."""
+    sys.stdout.flush()
+    file = _file_of(sys.stdout)
+    lost = getattr(file, "lost", None)
+    if lost is None or lost.errno == errno.EPIPE:
+        return None
+    file.lost = None
+    return lost.strerror
 
 
 def _lossy(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:

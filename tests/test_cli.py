@@ -1,5 +1,6 @@
 """The command line: what each verb prints, and the status it ends with. Nothing is trained here."""
 
+import errno
 import json
 
 import pytest
@@ -378,3 +379,15 @@ def test_the_second_program_is_the_verb_compile(here, capsys, monkeypatch):
 def test_a_file_that_may_not_be_looked_at_is_named_without_a_traceback(capsys):
     assert status_of(PermissionError(13, "Permission denied", "locked/run"), False) == 2
     assert capsys.readouterr().err == "error: locked/run: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_too_small_to_begin_with_is_no_fault_of_ours(error, capsys):
+    assert status_of(error, False) == 2
+    assert "error: out of memory: " in capsys.readouterr().err

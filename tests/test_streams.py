@@ -124,3 +124,22 @@ def test_a_terminal_that_goes_away_leaves_a_checkpoint_and_status_130(folder):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130, shown
     assert not (folder / "run" / "report.json").exists()
+
+
+def test_a_number_that_is_printed_and_kept_nowhere_else_is_not_lost_in_silence(folder):
+    assert shell(folder, f"dcil {JOB}")[0] == 0
+    own = "--model net.py:Net"
+    lost = "the output: No space left on device\n"
+    status, err = shell(folder, f"dcil eval run {own} > /dev/full")
+    assert status == 2 and err.endswith(f"error: cannot write {lost}") and err.count(lost) == 1
+    for line in ("verify run", f"export run --to pth {own}", f"compile tiny.prune {own}"):
+        status, err = shell(folder, f"dcil {line} > /dev/full")
+        assert status == 0 and err.endswith(f"WARNING: cannot write {lost}")
+        assert shell(folder, f"dcil {line} >&-") == (0, err[: err.index("WARNING: cannot")])
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["two", "", "-1"])
+def test_a_variable_of_the_launcher_that_is_no_number_is_told(folder, name, value):
+    status, err = shell(folder, "dcil check missing.prune", **{name: value})
+    assert status == 2 and err.startswith(f"error: {name} is `{value}` in the environment")
