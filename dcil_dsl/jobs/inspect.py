@@ -26,7 +26,7 @@ from dcil_dsl.exporting.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
     deployed_tensors,
@@ -183,7 +183,7 @@ def export_run(
     _refuse_to_replace(file, folder, path == plan.deploy)
     dual, step = rebuild(folder, plan, model)
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    deployed = export(dual, path)
+    deployed = collapse(dual, path)
     verdict = verify_tensors(deployed.state_dict(), origin.promises)
     if not verdict.holds:
         faults = "; ".join(verdict.faults[:MAX_TOLD])

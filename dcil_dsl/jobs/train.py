@@ -27,7 +27,7 @@ from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.exporting.report import make_report
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.data import (
@@ -308,7 +308,7 @@ def _train(
                 loader.close()
         if result.interrupted or not ranks.is_first:  # the first one writes what is left to write
             return Run(folder, plan, result, is_first=ranks.is_first)
-        deployed = export(dual).cpu()
+        deployed = collapse(dual).cpu()
         write_artefact(deployed, folder.weights, origin_of(plan, result.step))
         verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
         complete = result.step == plan.num_steps

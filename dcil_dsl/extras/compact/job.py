@@ -15,7 +15,7 @@ from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import FORMATS, read_artefact
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import write_shapes
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
@@ -57,7 +57,7 @@ def compact_run(
         opened = open_run(given)
         plan, image = opened.read_plan(), None
         path = known_path(plan, path)
-        network = export(rebuild(opened, plan, model)[0], path)
+        network = collapse(rebuild(opened, plan, model)[0], path)
         folder = opened.path / ("compact" if path == plan.deploy else f"compact-{path}")
     folder = folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
