@@ -24,6 +24,7 @@ _PUBLIC = {
     "resolve": "jobs.stages",
     "compile": "jobs.stages",
     "loss": "jobs.stages",
+    "Pruner": "jobs.pruner",
     "train": "jobs.train",
     "Run": "jobs.train",
     "export": "exporting.collapse",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import (
@@ -26,7 +27,6 @@ from dcil_dsl.exporting.artefact import (
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
     deployed_tensors,

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from dcil_dsl.data.counts import class_counts
 from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.lang import load
+from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.masking.subsample_inputs import subsample_input
 from dcil_dsl.model.compare import compare_with_model
@@ -166,16 +167,33 @@ def counted_classes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn: Warn) -> Recipe:
-    """A checked recipe, its warnings told. RecipeError, or InputError for a missing file."""
-    if not isinstance(recipe, Recipe):
-        recipe = load(recipe, dict(overrides) or None)
-    elif overrides:
-        raise InputError(
-            "overrides belong to the loading of a recipe", help="dcil.load(path, overrides={...})"
-        )
+    """read_recipe, its warnings told."""
+    recipe = read_recipe(recipe, overrides)
     for diagnostic in recipe.warnings:
         warn(diagnostic)
     return recipe
+
+
+def read_recipe(recipe: str | PathLike[str] | Recipe, overrides: Mapping[str, str]) -> Recipe:
+    """A checked recipe: as given, of a file, or of a text, which is a str with a newline.
+
+    RecipeError; InputError for a missing file.
+    """
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise InputError(
+                "overrides belong to the loading of a recipe",
+                help="dcil.load(path, overrides={...})",
+            )
+        return recipe
+    if isinstance(recipe, str) and "\n" in recipe:
+        return loads(recipe, overrides=dict(overrides) or None)
+    if isinstance(recipe, (str, PathLike)):
+        return load(recipe, dict(overrides) or None)
+    raise InputError(
+        f"a recipe is a Recipe, a path or a text, and this is {type(recipe).__name__}",
+        help="dcil.load(path) or dcil.loads(text)",
+    )
 
 
 def warn_in_python(diagnostic: Diagnostic) -> None:

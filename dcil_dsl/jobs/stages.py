@@ -9,13 +9,14 @@ Not:  no folder is written and no data read; train.py does the whole at once. Th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import Diagnostics, InputError
-from dcil_dsl.jobs.prepare import warn_in_python
+from dcil_dsl.jobs.prepare import read_recipe, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.compare import compare_with_model
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
@@ -25,7 +26,7 @@ from dcil_dsl.training.losses import total_loss
 
 
 def resolve(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     model: nn.Module,
     steps_per_epoch: int,
     example_inputs: object = None,
@@ -33,6 +34,7 @@ def resolve(
 ) -> Plan:
     """What the recipe means for this model, in steps. The model is not changed.
 
+    recipe           a Recipe, a Path, the name of a file, or a text (a str with a newline)
     steps_per_epoch  optimiser steps in an epoch, at least 1
     example_inputs   one batch: a tuple of arguments, a dict of keyword arguments, or Inputs. What
                      they give is an input of the graph, all else is held at its default. With them
@@ -49,6 +51,7 @@ def resolve(
     if class_counts is not None and min(class_counts, default=0) < 1:
         raise InputError(f"class_counts is {list(class_counts)}: each class has an example")
     counts = None if class_counts is None else tuple(map(int, class_counts))
+    recipe = read_recipe(recipe, {})
     report = Diagnostics(list(recipe.warnings))
     plan = resolve_recipe(recipe, _trace(model, example_inputs), steps_per_epoch, report, counts)
     for diagnostic in report.warnings:

@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
-from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.exporting.report import make_report
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.data import (

@@ -1,4 +1,4 @@
-"""What cannot be done wrongly: steps begun twice, left out, backwards; forward passes and exports."""
+"""A step begun twice, left out or backwards; forward passes and exports too early."""
 
 import warnings
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import FORMATS, read_artefact
-from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import write_shapes
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
