@@ -25,6 +25,7 @@ STAGES = (
     "exporting",
     "jobs",
     "extras",
+    "integrations",
     "cli",
 )
 NEVER = {  # folder -> what it must not import, although it comes later in the list

@@ -165,9 +165,12 @@ class Pruner:
             self._hold()
             return False
         self._release()
-        if self._moved:
-            forget_pruned(optimizer, self.dual)
-        self.finish_gradients(optimizer)
+        clip = self.plan.train.clip
+        if self.scaler is not None and (clip is not None or self.has_penalties):
+            self.scaler.unscale_(optimizer)
+        if clip is not None:
+            clip_grad_norm_([weight for _, weight in self.dual.trainable()], clip)
+        self.prepare_update(optimizer)
         set_rate(optimizer, self.plan.lr_at(self.steps))
         if self.scaler is None:
             optimizer.step()
@@ -177,14 +180,15 @@ class Pruner:
         self.finish_step()
         return True
 
-    def finish_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the step's gradients and add the penalties, as the recipe has them."""
-        has_penalties = any(group.penalties for group in self.plan.groups)
-        clip = self.plan.train.clip
-        if self.scaler is not None and (clip is not None or has_penalties):
-            self.scaler.unscale_(optimizer)
-        if clip is not None:
-            clip_grad_norm_([weight for _, weight in self.dual.trainable()], clip)
+    @property
+    def has_penalties(self) -> bool:
+        return any(group.penalties for group in self.plan.groups)
+
+    def prepare_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the optimizer's step, once gradients are clipped and unscaled: the penalties, and
+        nothing remembered of weights under `forget`."""
+        if self._moved:
+            forget_pruned(optimizer, self.dual)
         self.dual.add_penalties(self.steps)
 
     def finish_step(self) -> None:
