@@ -28,12 +28,17 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
     A masked path has exact zeros where its masks are False. A path that is not deployed
     brings its private modules under the original's names.
     """
+    return collapse_in_place(dual, copy_module(dual.original), path)
+
+
+@torch.no_grad()
+def collapse_in_place(dual: Dual, model: nn.Module, path: str | None = None) -> nn.Module:
+    """`collapse` of the Dual's own module, or of a copy of it: what compiling added is gone."""
     plan = dual.plan
     path = path or plan.deploy
     views = {entry.name: token(entry.view) for entry in plan.paths}
     if path not in views:
         raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
-    model = copy_module(dual.original)
     vars(model).pop(WHOLE, None)
     for module in model.modules():
         vars(module).pop(REMEMBERED, None)

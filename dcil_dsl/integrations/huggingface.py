@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from dcil_dsl import __version__
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
@@ -306,7 +306,7 @@ class DcilTrainer(Trainer):
             "step": self.pruner.steps,
             "steps": self.plan.num_steps,
             "recipe_sha256": self.plan.recipe.sha256,
-            "dcil": __version__,
+            "dcil": version("dcil-dsl"),
             "layers": layers,
         }
         (folder / SPARSITY).write_text(json.dumps(facts, indent=2) + "\n")

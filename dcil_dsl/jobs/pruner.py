@@ -22,6 +22,7 @@ from dcil_dsl.exporting.collapse import export
 from dcil_dsl.jobs import stages
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.average import Average, deployed, start_average, update_average
 from dcil_dsl.training.losses import refuse_constant
@@ -84,12 +85,7 @@ class Pruner:
         recipe = read_recipe(recipe, overrides or {})
         self.plan = stages.resolve(recipe, model, steps_per_epoch, example_inputs, class_counts)
         train = self.plan.train
-        for name, what in ALONE.items():
-            if getattr(train, name):
-                raise InputError(
-                    f"`{name}` of the recipe's `train` {what}: a plain loop cannot do that",
-                    help="use `dcil.train`, or leave it out of the recipe",
-                )
+        refuse_alone(self.plan)
         if train.precision == "fp16" and scaler is None:
             raise InputError(
                 "`precision = fp16` needs a loss that is scaled",
@@ -295,6 +291,19 @@ class Pruner:
         if self.plan.train.ema is not None:
             scores = {f"{name}_score" for name in self.dual.score_state}
             self._average = start_average(self.dual, self.plan.train.ema, besides=scores)
+
+
+def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:
+    """InputError for a setting of `train` that a loop of forward and backward cannot serve.
+
+    more  further settings, with what they do
+    """
+    for name, what in {**ALONE, **(more or {})}.items():
+        if getattr(plan.train, name):
+            raise InputError(
+                f"`{name}` of the recipe's `train` {what}: this loop cannot do that",
+                help="use `dcil.train`, or leave it out of the recipe",
+            )
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from library import needed
 
 import dcil_dsl as dcil
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+transformers = needed("transformers")
+needed("accelerate")
 from dcil_dsl.integrations.huggingface import DcilTrainer  # noqa: E402
 
 BERT = """language 1
