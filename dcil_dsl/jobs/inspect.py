@@ -49,11 +49,11 @@ from dcil_dsl.training.checkpoint import (
     read_checkpoint,
 )
 from dcil_dsl.training.command import read_command
+from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.finite import BROKEN
-from dcil_dsl.training.machine import lay_out_weights
+from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, newest_of, open_run, previous_of
-from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model, stored_spec
 
 # What a recipe asks of the model of a SPEC, given the data's name and the run's plan, where known.
@@ -107,7 +107,7 @@ def evaluate_run(
     loader = make_loader(plan, dataset, "val", device, workers)
     try:
         accuracies = evaluate(
-            dual, loader, Options(device=device, channels_last=is_convolutional(plan))
+            dual, loader, Options(device=str(device), channels_last=is_convolutional(plan))
         )
     finally:
         loader.close()

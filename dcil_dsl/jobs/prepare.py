@@ -9,6 +9,7 @@ Not:  nothing is written; no image is read: without them an epoch has the length
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,10 +180,21 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn:
 
 
 def warn_in_python(diagnostic: Diagnostic) -> None:
-    """A W diagnostic as Python's own warning, for callers that are not the command line."""
+    """A W diagnostic as Python's own warning, at the line that called this package."""
     place = f"{diagnostic.span}: " if diagnostic.span else ""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("dcil_dsl."):
+        level, frame = level + 1, frame.f_back
     text = f"{place}{diagnostic.code} {diagnostic.message}"
-    warnings.warn(text, RecipeWarning, stacklevel=4)  # out of this package, to the caller
+    warnings.warn(text, RecipeWarning, stacklevel=level)
+
+
+def no_warning(diagnostic: Diagnostic) -> None:
+    """Drop a warning."""
+
+
+def no_note(text: str) -> None:
+    """Drop a note."""
 
 
 def image_size(recipe: Recipe, data: str | None) -> int:

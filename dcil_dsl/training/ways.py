@@ -13,7 +13,6 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.skip_pruned import left_out
 from dcil_dsl.training.machine import (
-    COMPILE_MODES,
     OWN_STEPS,
     REDUCE_OVERHEAD,
     Options,
@@ -24,19 +23,9 @@ REPLAYED = f"--compile-mode {REDUCE_OVERHEAD}"
 
 
 def check_ways(options: Options) -> None:
-    """What can be said without a plan."""
-    if options.checkpoint_activations and options.compile:
-        raise InputError(
-            "--checkpoint-activations does not go with --compile", help="leave one of them out"
-        )
-    if options.compile_mode not in COMPILE_MODES:
-        raise InputError(
-            f"there is no --compile-mode {options.compile_mode}", help=" or ".join(COMPILE_MODES)
-        )
+    """What the machine does not allow; options that exclude each other never become Options."""
     if options.compile_mode != REDUCE_OVERHEAD:
         return
-    if not options.compile:
-        raise InputError(f"{REPLAYED} replays what --compile has made", help="add --compile")
     if torch.device(options.device).type != "cuda":
         raise InputError(
             f"{REPLAYED}: the device is {options.device}, and only a CUDA device has graphs",

@@ -9,8 +9,8 @@ import torch
 from tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import Options
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.integrators import Heun
 
@@ -21,10 +21,10 @@ NAME = "--compile-mode reduce-overhead"
 @pytest.mark.parametrize(
     "options, message",
     [
-        (REPLAYED | {"compile": False}, f"{NAME} replays what --compile has made"),
+        (REPLAYED | {"compile": False}, f"{NAME} needs --compile"),
         (REPLAYED | {"device": "cpu"}, "only a CUDA device has graphs"),
         (REPLAYED | {"ranks": Ranks(0, 2)}, f"{NAME} is for one process, and there are 2"),
-        (REPLAYED | {"compile_mode": "max"}, "there is no --compile-mode max\ndefault or reduce"),
+        (REPLAYED | {"compile_mode": "max"}, "--compile-mode max: must be default or reduce"),
         (dict(compile=True, checkpoint_activations=True), "does not go with --compile"),
     ],
 )
