@@ -117,6 +117,20 @@ def test_checking_a_recipe_loads_no_torch():
     subprocess.run([sys.executable, "-c", code, recipe], check=True, cwd=ROOT)
 
 
+def test_the_help_of_the_program_loads_neither_torch_nor_a_verb():
+    code = (
+        "import sys, dcil_dsl.cli.commands\n"
+        "sys.argv = ['dcil', '--help']\n"
+        "try:\n    dcil_dsl.cli.commands.main()\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'dcil_dsl.cli.verbs'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "extras = [name for name in sys.modules if name.startswith('dcil_dsl.extras')]\n"
+        "assert not extras, extras\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 # Words that no recipe of the project has.
 MORE_WORDS = """language 1
 let short = 1ep..2ep
