@@ -343,7 +343,7 @@ def test_activations_that_are_computed_again_change_no_bit(folder, tmp_path, cap
     [
         (
             ["--device", "cpu", "--compile", "--compile-mode", "reduce-overhead"],
-            "only a CUDA device has graphs",
+            "needs a CUDA device",
         ),
         (["--compile-mode", "reduce-overhead"], "add --compile"),
         (["--compile", "--compile-mode", "fast"], "default or reduce-overhead"),

@@ -126,7 +126,7 @@ def run_program(program: Callable[[], None]) -> None:
         atexit._run_exitfuncs()  # those of the user's model and of libraries
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(ended.code or DONE)
+        os._exit(ended.code if isinstance(ended.code, int) else DONE)
 
 
 def _why_not() -> str | None:

@@ -50,8 +50,8 @@ def _show_tables(run: Run) -> None:
     from dcil_dsl.training.progress import result_table
     from dcil_dsl.training.run import newest_of
 
-    files = (run.folder.weights, run.folder.report, run.folder.metrics)
-    files += (newest_of(run.folder.checkpoint) or run.folder.checkpoint,)
+    checkpoint = newest_of(run.folder.checkpoint) or run.folder.checkpoint
+    files = (run.folder.weights, run.folder.report, run.folder.metrics, checkpoint)
     Console().print(result_table(run.result, run.plan, files))
 
 

@@ -13,6 +13,7 @@ import io
 import os
 import select
 import sys
+from typing import Any, TextIO
 
 from dcil_dsl.diagnostics import InputError
 
@@ -24,7 +25,7 @@ class LossyFile(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
@@ -73,17 +74,16 @@ def take_lost() -> str | None:
     """Why output was lost that a reader still wanted, since this was last asked."""
     sys.stdout.flush()
     file = _file_of(sys.stdout)
-    lost = getattr(file, "lost", None)
-    if lost is None or lost.errno == errno.EPIPE:
+    if not isinstance(file, LossyFile) or file.lost is None or file.lost.errno == errno.EPIPE:
         return None
-    file.lost = None
+    lost, file.lost = file.lost, None
     return lost.strerror
 
 
-def _lossy(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
+def _lossy(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:  # it was closed
         return open(os.devnull, "w")
-    if not isinstance(_file_of(stream), io.FileIO):
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(_file_of(stream), io.FileIO):
         return stream  # another program's, which calls us
     stream.flush()
     file = LossyFile(number, "w", closefd=False)
@@ -97,7 +97,7 @@ def _lossy(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
     )
 
 
-def _file_of(stream: io.TextIOWrapper) -> object:
+def _file_of(stream: TextIO) -> object:
     """What is below the buffer, if there is one."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)

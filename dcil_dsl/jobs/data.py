@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -48,7 +48,7 @@ def open_loader(
     device: torch.device,
     workers: int | None,
     ranks: Ranks = Ranks(),
-    **more,
+    **more: Any,
 ) -> Loader:
     """Batches of what a recipe says of its data; `more` as Loader takes it."""
     return Loader(

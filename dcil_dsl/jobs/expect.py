@@ -25,7 +25,7 @@ class Claim:
 
 def check_claims(plan: Plan) -> None:
     """InputError for a metric that a run of this model does not measure: before it, not after."""
-    measured = {"top1", "sparsity"} | ({"top5"} if plan.model.classes > 5 else set())
+    measured = {"top1", "sparsity"} | ({"top5"} if (plan.model.classes or 0) > 5 else set())
     for claim in plan.expect:
         if claim.metric not in measured:
             raise InputError(

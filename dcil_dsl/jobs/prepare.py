@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def prepare(
             traced = compare_with_model(traced, model, inputs)
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
-    if classes is not None:
+    if classes is not None and num_outputs is not None:
         _compare_classes(recipe, name, num_outputs, classes, data, note)
 
     for path, module in unused_layers(model, traced.layers):
@@ -263,7 +264,8 @@ def _refuse_small_images(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
     """InputError where a path sees images so small that the model does not take them."""
     for path in plan.paths:
         if path.size < 1:
-            args, kwargs = subsample_input((inputs.args, inputs.kwargs), 1.0, path.size)
+            args: Any = subsample_input(inputs.args, 1.0, path.size)
+            kwargs: Any = subsample_input(inputs.kwargs, 1.0, path.size)
             size = f"path `{path.name}` sees images at {percent(path.size)} of their size"
             count_outputs(model, Inputs(args, kwargs), strict=False, remedy=f"{size}: raise `size`")
 
@@ -314,14 +316,14 @@ def _compare_classes(
 def _as_built(
     plan: Plan,
     name: str,
-    options: dict,
+    options: dict[str, Any],
     num_outputs: int | None,
     data: str | None,
     precision: str | None,
     seed: int,
 ) -> Plan:
     """The plan with what the command line decided, so that plan.json rebuilds what was trained."""
-    overrides, train = dict(plan.recipe.overrides), {}
+    overrides, train = dict(plan.recipe.overrides), dict[str, Any]()
     if precision is not None and precision != plan.train.precision:
         overrides["train.precision"] = train["precision"] = precision
     if seed != plan.train.seed:

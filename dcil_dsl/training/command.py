@@ -24,7 +24,7 @@ def command_text(plan: Plan, options: RunOptions) -> str:
     return json.dumps(command, indent=2) + "\n"
 
 
-def read_command(folder: RunFolder) -> dict:
+def read_command(folder: RunFolder) -> dict[str, str | None]:
     """The machine's side of a run; without its file, what the plan knows."""
     file = folder.path / COMMAND
     known = {"data": folder.read_plan().data.name, "directory": None}

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.options import RunOptions
 
-# Settings of Train that make a step of one batch, from gradients that no scaler has scaled.
-OWN_STEPS = ("integrator", "balance")
 REDUCE_OVERHEAD = "reduce-overhead"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,36 +52,6 @@ def keep_freed_memory() -> bool:
 def precision_of(plan: Plan, options: Options) -> str:
     """The command line's precision, else the recipe's."""
     return options.precision or plan.train.precision
-
-
-def check_own_steps(plan: Plan, options: Options) -> None:
-    """InputError where the recipe makes its steps in a way that this machine's options break."""
-    if plan.train.average is not None and precision_of(plan, options) == "fp16":
-        raise InputError(
-            "`average` of the recipe's `train` does not go with fp16",
-            help="--precision bf16 scales no gradient",
-        )
-    word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
-    if word is None:
-        return
-    integrator = plan.train.integrator
-    ours = integrator is None or integrator.origin is None
-    if options.shard and not ours:
-        raise InputError(
-            f"`{integrator.called}` is given whole gradients, which --shard parts",
-            help="run it without --shard",
-        )
-    if options.ranks.count > 1 and word == "balance":
-        raise InputError(
-            f"`{word}` of the recipe's `train` is for one process, and there are "
-            f"{options.ranks.count}",
-            help="run it without torchrun",
-        )
-    if precision_of(plan, options) == "fp16" or plan.train.accumulate > 1:
-        raise InputError(
-            f"`{word}` of the recipe's `train` goes with neither fp16 nor `accumulate`",
-            help="--precision bf16 scales no gradient",
-        )
 
 
 def peak_memory(device: str | torch.device) -> int | None:
