@@ -15,14 +15,14 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training.options import RunOptions, defaults, flags, hints
+from dcil_dsl.training.options import RunOptions, defaults, flags, help_of, hints
 
 
 def option(name: str) -> Any:
     """The option of the command line that sets a field of RunOptions."""
     flag = flags()[name]
     spelled = f"{flag.name}/{flag.off}" if flag.off else flag.name
-    return typer.Option(spelled, metavar=flag.metavar, min=flag.at_least, help=flag.help)
+    return typer.Option(spelled, metavar=flag.metavar, min=flag.at_least, help=help_of(name))
 
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]

@@ -250,6 +250,16 @@ def flags() -> dict[str, Flag]:
     return found
 
 
+def help_of(name: str) -> str:
+    """The help text of a field, with the options that it needs and excludes."""
+    known = flags()
+    excluded = [*known[name].excludes, *(n for n, flag in known.items() if name in flag.excludes)]
+    parts = [known[name].help]
+    parts += [f"needs {known[other].name}" for other in known[name].requires]
+    parts += [f"not with {known[other].name}" for other in excluded]
+    return "; ".join(parts)
+
+
 @functools.cache
 def defaults() -> dict[str, Any]:
     """{field: its default}."""
