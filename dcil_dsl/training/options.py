@@ -17,12 +17,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
-
-from pydantic import Field, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.diagnostics.suggest import nearest
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def _same(value: Any) -> Any:
@@ -277,6 +278,8 @@ def hints() -> dict[str, Any]:
 
 @functools.cache
 def _adapter(name: str) -> TypeAdapter[Any]:
+    from pydantic import Field, TypeAdapter
+
     least = flags()[name].at_least
     hint: Any = hints()[name].__origin__
     return TypeAdapter(hint if least is None else Annotated[hint, Field(ge=least)])
@@ -284,6 +287,8 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 
 def _check(name: str, value: object) -> None:
     """InputError unless the value is of the field's type, a choice, and not too small."""
+    from pydantic import ValidationError  # late: verbs without a run do not wait for it
+
     try:
         _adapter(name).validate_python(value, strict=True)
     except ValidationError as error:
