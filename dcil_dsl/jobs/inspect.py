@@ -96,7 +96,8 @@ class Asked:
 class Evaluation:
     """One path of a run on the held-out data.
 
-    broken: of how many of num_examples the outputs are no finite numbers. No class is right there.
+    broken: the number of examples, of num_examples, with outputs that are not finite; they count as
+    wrong.
     """
 
     path: str
@@ -120,16 +121,16 @@ def evaluate_run(
     workers: int | None = None,
     model: str | None = None,
 ) -> Evaluation:
-    """Rebuild a run's network from its folder and measure it. path None: the deployed one.
+    """Rebuild a run's network from its folder and measure it. path None: the deployed path.
 
-    What the recipe expects is said of the deployed path at the run's end, and judged there.
+    The recipe's `expect` is about the deployed path at the end of the run, and judged there alone.
     """
     folder = open_run(run)
     plan, place = folder.read_plan(), pick_device(device)
     path = known_path(plan, path)
     command = read_command(folder)
     if command["data"] is None:
-        raise InputError(f"{folder.path} does not say which data it was trained on")
+        raise InputError(f"{folder.path} does not name the data that it was trained on")
     dataset = open_data(command["data"], directory or command["directory"], plan.data.channels)
     dual, step = rebuild(folder, plan, model)
     dual.to(place)
@@ -151,9 +152,9 @@ def evaluate_run(
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
-    """The dual graph with the weights of the last checkpoint, and the count of updates done.
+    """The dual graph with the weights of the last checkpoint, and the number of steps taken.
 
-    model  a spec; needed where the run's model is no library's (zoo/spec.py)
+    model  a spec; needed where the model comes from no library (zoo/spec.py)
     """
     spec = model or stored_spec(plan.model.name, folder.path)
     try:
@@ -161,7 +162,7 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
     except InputError as error:
         raise InputError(
             f"the model of {folder.path} cannot be built: {error.message}",
-            help="say where it comes from with --model SPEC",
+            help="name it with --model SPEC",
         ) from error
     try:
         dual = compile_plan(plan, fresh)
@@ -175,8 +176,10 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
 
 
 def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
-    """SparsityError where the run's own file, whole and of this step, is not what the checkpoint
-    deploys: that is how masks are met whose counts are right and which prune other weights."""
+    """SparsityError where the run's own file of this step differs from the checkpoint.
+
+    This finds masks that have the right counts and prune other weights.
+    """
     try:
         read = read_artefact(folder.weights)
     except InputError:
@@ -188,7 +191,7 @@ def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
     faults, _ = _compare_run(folder, plan, read)
     if faults:
         raise SparsityError(
-            f"{folder.weights} and the checkpoint beside it contradict each other: "
+            f"{folder.weights} and the checkpoint next to it contradict each other: "
             f"{'; '.join(faults[:MAX_TOLD])}"
         )
 
@@ -250,10 +253,10 @@ def verify_artefact(
 ) -> list[tuple[Path, Verdict]]:
     """Prove a run folder, a checkpoint or an exported file; a Verdict for each file looked at.
 
-    What is asked comes from `recipe` at its end, else from the file's own header, else from the
-    plan.json beside it. InputError where there is none of them, or nothing to look at.
+    The promise comes from `recipe` at its end, else from the file's own header, else from the
+    plan.json next to it. InputError where all of them are missing, or nothing is stored.
 
-    steps_per_epoch  of `recipe`; None: as the plan.json beside the file or the data have it
+    steps_per_epoch  of `recipe`; None: from the plan.json next to the file, or from the data
     """
     warn, note = warn or warn_in_python, note or no_note
     where = Path(artefact)
@@ -358,7 +361,7 @@ def _compare_header(read: Artefact, origin: Origin, stored: Plan | None) -> list
         and [one.promised() for one in origin.promises]
         != [one.promised() for one in promises_at(stored, origin.step)]
     ):
-        faults.append("the header does not promise what the plan.json beside it asks")
+        faults.append("the header does not promise what the plan.json next to it asks")
     return faults
 
 
