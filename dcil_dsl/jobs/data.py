@@ -95,7 +95,7 @@ def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
     if ranks.count > 1 and device == "cuda":
         device = f"cuda:{ranks.local}"
     elif ranks.count > 1 and device.startswith("cuda:"):
-        raise InputError(f"--device {device}: each process takes the GPU of its own rank")
+        raise InputError(f"--device {device}: each process takes the GPU of its local rank")
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise InputError(f"there is no device `{device}`", help="auto, cpu, cuda or cuda:N")
