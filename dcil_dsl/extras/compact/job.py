@@ -19,7 +19,7 @@ from dcil_dsl.exporting.artefact import FORMATS, read_artefact
 from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import write_shapes
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
-from dcil_dsl.extras.compact.report import Measured, measure, report_of
+from dcil_dsl.extras.compact.report import Measured, measure, report_of, show_compacted
 from dcil_dsl.jobs.data import pick_device
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
 from dcil_dsl.jobs.prepare import ASSUMED_SIZE, KNOWN_DATA
@@ -128,3 +128,11 @@ def _image_size(plan: Plan) -> int:
     crops = crop_sizes(plan.data.augment)
     known = KNOWN_DATA.get((plan.data.name or "").replace("_", "-"), (None, ASSUMED_SIZE))
     return plan.data.image_size or (int(crops[-1]) if crops else known[1])
+
+
+def compact_and_show(
+    run: str | Path, out: str | Path | None, model: str | None, path: str | None
+) -> str:
+    """`compact_run`, and its result as text."""
+    folder, result, measured = compact_run(run, out, model, path)
+    return f"{show_compacted(result, measured)}\n{folder}"
