@@ -64,7 +64,7 @@ class Position:
     step       updates done
     epoch      whole epochs done
     batch      batches done of the epoch after them
-    told       whether metrics.jsonl has the line that belongs to this step
+    logged     whether metrics.jsonl has the line that belongs to this step
     examples   seen in this epoch; `examples_by` loss while it was open, by path while it ran
     seconds    of the whole run
     trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
@@ -77,7 +77,7 @@ class Position:
     step: NonNegativeInt = 0
     epoch: NonNegativeInt = 0
     batch: NonNegativeInt = 0
-    told: bool = False
+    logged: bool = False
     examples: NonNegativeInt = 0
     examples_by: dict[str, NonNegativeInt] = field(default_factory=dict)
     seconds: Seconds = 0.0
@@ -263,9 +263,10 @@ def is_end_of_epoch(path: Path, plan: Plan) -> bool:
 
 def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None) -> Position:
     """InputError where the header has none, or one that is no place in the run of `plan`."""
+    text = _renamed(header.get("position", ""))
     try:
-        position = TypeAdapter(Position).validate_json(header.get("position", ""))
-        missing = {"step", "epoch", "batch", "told"} - json.loads(header["position"]).keys()
+        position = TypeAdapter(Position).validate_json(text)
+        missing = {"step", "epoch", "batch", "logged"} - json.loads(text).keys()
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
         raise InputError(f"the checkpoint {path} does not say where it stands: {where}") from None
@@ -289,6 +290,17 @@ def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None)
                 f"{plan.num_steps:,}"
             )
     return position
+
+
+def _renamed(position: str) -> str:
+    """The position in the names of today: until November 2026 `logged` was `told`."""
+    try:
+        values = json.loads(position)
+    except (ValueError, RecursionError):
+        return position
+    if not isinstance(values, dict) or "told" not in values:
+        return position
+    return json.dumps({"logged" if name == "told" else name: x for name, x in values.items()})
 
 
 def _way_back(path: Path) -> str | None:

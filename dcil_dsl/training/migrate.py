@@ -81,7 +81,7 @@ def load_anyway(path: Path, state: State) -> None:
             f"step {state.position.step:,} of {plan.num_steps:,}",
             help="raise `epochs` in the recipe's `train`",
         )
-    state.position.told = before.told and state.position.step >= plan.num_steps
+    state.position.logged = before.logged and state.position.step >= plan.num_steps
     _make_masks(state)
     state.sums.zero_()
     for name, mask in state.dual.masks.items():

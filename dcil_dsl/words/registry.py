@@ -41,10 +41,9 @@ OWN = (
     "optimizers",
     "rates",
     "integrators",
-    "averages",
-    "balances",
     "augment",
 )
+EXTRAS = ("late_phase.word", "loss_balance.word")
 
 
 class NoWord(Exception):
@@ -60,10 +59,11 @@ class NoWord(Exception):
 
 @cache
 def own_words() -> dict[str, dict[str, type[Word]]]:
-    """{place: {word: class}}, in the order in which the files define them."""
+    """{place: {word: class}}, in the order in which the files define them; extras' words last."""
     found: dict[str, dict[str, type[Word]]] = {}
-    for name in OWN:
-        module = import_module(f"dcil_dsl.words.{name}")
+    modules = [f"dcil_dsl.words.{name}" for name in OWN]
+    modules += [f"dcil_dsl.extras.{name}" for name in EXTRAS]
+    for module in map(import_module, modules):
         for cls in vars(module).values():
             if _is_word(cls) and cls.__module__ == module.__name__:
                 found.setdefault(cls.place, {})[cls.spelling()] = cls

@@ -9,7 +9,7 @@ import dcil_dsl as dcil
 from dcil_dsl.plan.show_training import show_training
 from dcil_dsl.plan.wording import Page
 from dcil_dsl.training.average import deploy_average
-from dcil_dsl.training.late_phase import (
+from dcil_dsl.extras.late_phase.step import (
     average_copies,
     end_turn,
     forget_gathered,

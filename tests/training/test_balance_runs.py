@@ -13,9 +13,9 @@ from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.training.balance import WEIGHTS, start_weights, weigh_terms
+from dcil_dsl.extras.loss_balance.step import WEIGHTS, start_weights, weigh_terms
 from dcil_dsl.training.losses import loss_terms
-from dcil_dsl.words.balances import InverseDirichlet
+from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.words.scores import Taylor
 
 

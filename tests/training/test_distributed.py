@@ -167,7 +167,7 @@ def test_training_tells_the_norms_in_sync_which_device_it_is_for(tmp_path, monke
         told.append(device)
         raise InterruptedError
 
-    monkeypatch.setattr("dcil_dsl.training.trainer.synced_norms", enter)
+    monkeypatch.setattr("dcil_dsl.training.sync_norms.synced_norms", enter)
     with pytest.raises(InterruptedError):
         tiny_train(tmp_path / "run", tiny_plan(train={"sync_norms": True}), device="cuda:1")
     assert told == ["cuda:1"]

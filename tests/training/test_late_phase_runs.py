@@ -16,7 +16,7 @@ from dcil_dsl.training import Options, resume_run, train
 from dcil_dsl.training.checkpoint import load_deployed
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.evaluate import evaluate
-from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.extras.late_phase.word import LatePhase
 from dcil_dsl.words.optimizers import SGD, AdamW
 
 NORMS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")

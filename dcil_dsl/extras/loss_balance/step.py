@@ -21,21 +21,46 @@ that answer alike have such a divergence), keeps its weight.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.plan.balance import measured_at
+from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
+from dcil_dsl.training.step import Batch, Step, Wrapper
 
 WEIGHTS = "balance/weights"
 
 
+class BalancedStep(Wrapper):
+    """A step whose loss terms have weights, which it measures now and then."""
+
+    def __init__(self, inner: Step, word: InverseDirichlet):
+        plain = inner.plain
+        super().__init__(inner, start_weights(plain.dual.plan, plain.first_bad.device))
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        balanced = replace(batch, weights=self.memory[WEIGHTS])
+
+        def learn(term: int) -> None:
+            self.plain.gradients(replace(balanced, losses=(term,)))
+
+        weigh_terms(self.plain.dual, batch.step, learn, self.memory)
+        return self.inner.gradients(balanced)
+
+    def facts(self) -> dict[str, Any]:
+        weights = self.memory[WEIGHTS].tolist()
+        pairs = zip(self.plain.dual.plan.losses, weights, strict=True)
+        return self.inner.facts() | {"balance": {loss.name: weight for loss, weight in pairs}}
+
+
 def start_weights(plan: Plan, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """A weight of 1 for each of plan.losses, (losses,) float64; nothing without a `balance`."""
-    if plan.train.balance is None:
+    if not isinstance(plan.train.balance, InverseDirichlet):
         return {}
     return {WEIGHTS: torch.ones(len(plan.losses), dtype=torch.float64, device=device)}
 
@@ -49,7 +74,10 @@ def weigh_terms(
              batch with the step's random numbers; adds to the gradients, which are None before
     memory   of start_weights
     """
-    plan, groups = dual.plan, measured_at(dual.plan, step)
+    word = dual.plan.train.balance
+    if not isinstance(word, InverseDirichlet):
+        return
+    groups = word.measured_at(dual.plan.losses, step)
     if not groups:
         return
     weights, before = memory[WEIGHTS], copied_buffers(dual)
@@ -62,7 +90,7 @@ def weigh_terms(
         own = torch.stack([spreads[i] for i in group])
         fresh = own.max() / own
         teaches = fresh.isfinite() & (fresh < 1 / _rounding(dual))
-        keep, before = plan.train.balance.average, torch.stack([old[i] for i in group])
+        keep, before = word.average, torch.stack([old[i] for i in group])
         mixed = torch.where(teaches, keep * before + (1 - keep) * fresh, before)
         for i, weight in zip(group, mixed, strict=True):  # by a list of places, a device would wait
             weights[i].copy_(weight)

@@ -3,7 +3,7 @@
 In:   a dual graph, its optimiser, what they have learnt in the step.
 Out:  the copy whose turn it is, in the graph; copies, their optimiser's state and what the other
       weights have gathered, in `memory`; the mean of the copies in an Average.
-Not:  which weights (plan/late_phase.py); the step itself is the optimiser's.
+Not:  which weights are copied (plan/train.py); the update itself is the optimizer's.
 
 With w the shared weights, c_1 .. c_K the copies, and g the gradients of step t, whose copy is
 k = t mod K counted from the start of the late phase,
@@ -28,11 +28,36 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.extras.late_phase.word import LatePhase
 from dcil_dsl.training.average import Average
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
-from dcil_dsl.words.averages import LatePhase
+from dcil_dsl.training.step import Batch, Step, Wrapper
 
 TURN = "late/turn"  # steps of the late phase that are done; -1 before it
+
+
+class LatePhaseStep(Wrapper):
+    """A step that one copy takes, and the shared weights once a round."""
+
+    def __init__(self, inner: Step, word: LatePhase):
+        dual = inner.plain.dual
+        super().__init__(inner, start_copies(dual))
+        self.average = average_copies(dual)
+        self.step = 0
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.step, plain = batch.step, self.plain
+        if batch.masks_moved:
+            forget_gathered(plain.dual, self.memory)
+        if batch.is_first:
+            take_turn(plain.dual, plain.optimizer, batch.step, self.memory)
+        return self.inner.gradients(batch)
+
+    def apply(self, rate: float) -> None:
+        plain = self.plain
+        gather(plain.dual, self.step, self.memory)
+        self.inner.apply(rate)
+        end_turn(plain.dual, plain.optimizer, self.step, self.memory, self.average)
 
 
 def start_copies(dual: Dual) -> dict[str, Tensor]:
@@ -41,7 +66,7 @@ def start_copies(dual: Dual) -> dict[str, Tensor]:
     late/copy/<name>          (K, *shape), and beside it /<entry> of the optimiser
     late/sum/<name>           G, late/has/<name> whether anything came in this round
     """
-    late = dual.plan.train.average
+    late = _late_phase(dual)
     if late is None:
         return {}
     memory = {TURN: torch.tensor(-1)}
@@ -58,9 +83,9 @@ def start_copies(dual: Dual) -> dict[str, Tensor]:
 
 def average_copies(dual: Dual) -> Average:
     """What is deployed of the copied weights: the weights themselves, until there are copies."""
-    live = {
-        n: p.detach() for n, p, is_copied in _learning(dual, dual.plan.train.average) if is_copied
-    }
+    late = _late_phase(dual)
+    learning = [] if late is None else _learning(dual, late)
+    live = {name: parameter.detach() for name, parameter, is_copied in learning if is_copied}
     return Average(live, {name: weight.clone() for name, weight in live.items()})
 
 
@@ -69,7 +94,7 @@ def take_turn(
     dual: Dual, optimizer: torch.optim.Optimizer, step: int, memory: dict[str, Tensor]
 ) -> None:
     """Before the gradients of a step: put the copy in place whose turn it is."""
-    late = dual.plan.train.average
+    late = _late_phase(dual)
     if late is None or step < late.start.step:
         return
     if memory[TURN] < 0:
@@ -89,7 +114,7 @@ def gather(dual: Dual, step: int, memory: dict[str, Tensor]) -> None:
 
     A parameter whose gradient is None is left alone by the optimiser, its momentum too.
     """
-    late = dual.plan.train.average
+    late = _late_phase(dual)
     if late is None or step < late.start.step:
         return
     is_last = (int(memory[TURN]) + 1) % late.copies == 0
@@ -121,7 +146,7 @@ def end_turn(
     average: Average,
 ) -> None:
     """After the optimiser's step: put the copy away, and bring the mean up to date."""
-    late = dual.plan.train.average
+    late = _late_phase(dual)
     if late is None:
         return
     if step < late.start.step:
@@ -141,7 +166,7 @@ def end_turn(
 @torch.no_grad()
 def forget_gathered(dual: Dual, memory: dict[str, Tensor]) -> None:
     """Under `forget`, what pruned weights were about to learn goes with them."""
-    if dual.plan.train.average is None:
+    if _late_phase(dual) is None:
         return
     for group in dual.plan.groups:
         for name in group.parameters if group.forget else ():
@@ -159,6 +184,11 @@ def _make_copies(dual: Dual, late: LatePhase, memory: dict[str, Tensor]) -> None
                 drawn = torch.randn(copies.shape, generator=chance).to(copies)
                 copies.add_(late.noise * own.square().mean().sqrt() * drawn)
     memory[TURN].fill_(0)
+
+
+def _late_phase(dual: Dual) -> LatePhase | None:
+    word = dual.plan.train.average
+    return word if isinstance(word, LatePhase) else None
 
 
 def _learning(dual: Dual, late: LatePhase) -> Iterator[tuple[str, Parameter, bool]]:
