@@ -79,9 +79,7 @@ def resolve_recipe(
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
-    average = resolve_average(
-        recipe.average, traced.model, selection, tuple(groups), run, report
-    )
+    average = resolve_average(recipe.average, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),

@@ -37,7 +37,7 @@ from dcil_dsl.training.optim import load_optimizer_state
 def load_anyway(path: Path, state: State) -> None:
     """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
     plan: Plan = state.dual.plan
-    tensors, header = read_checkpoint(path, shards=state.shards)
+    tensors, header = read_checkpoint(path, placement=state.dual.placement)
     if is_of(header, plan, path):
         load_checkpoint(path, state)
         return

@@ -16,7 +16,6 @@ from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.session import Session, check_deferred, show_notes
-from dcil_dsl.training.sharding import unshard
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     }
     changed = [(mask != state.before[name]).sum() for name, mask in now.dual.masks.items()]
     flips = int(torch.stack(changed).sum()) if changed else 0  # read once, not for each layer
-    if now.dual.parts is not None:
-        flips = int(now.dual.parts.across.sum(torch.tensor(flips)))
+    flips = int(now.dual.placement.totals([torch.tensor(flips)])[0])
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
@@ -110,8 +108,8 @@ def finish(
     """Put in place what is deployed, and sum up. accuracies: None if the run was interrupted."""
     deploy_average(now.step.average)
     result = result_of(now, accuracies or {}, examples_per_epoch, accuracies is None)
-    if now.state.shards is not None and accuracies is not None:
-        unshard(now.dual, now.state.shards)
+    if accuracies is not None:
+        now.dual.placement.restore(now.dual)
     return result
 
 

@@ -41,10 +41,10 @@ from dcil_dsl.training.migrate import load_anyway
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
-from dcil_dsl.training.sharding import shard
 from dcil_dsl.training.step import Batch, GradientStep, Step
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.training.wrappers import wrap_step
+from dcil_dsl.words.registry import extra
 
 STEPS_BETWEEN_CHECKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
 
@@ -92,13 +92,13 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     check_ways(options)
     check_plan_ways(plan, options)
     ranks.copy_first(dual.state_dict().values())
-    shards = shard(dual, ranks, device) if options.shard else None
+    make_step = place(dual, options)
     dual.to(device)
-    if options.channels_last and shards is None:
+    if options.channels_last and dual.placement.across is None:
         lay_out_weights(dual)
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
-    step = wrap_step(GradientStep(dual, optimizer, options))
+    step = wrap_step(make_step(dual, optimizer, options))
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(
         dual,
@@ -107,7 +107,6 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         sums,
         copied_masks(dual),
         Position(),
-        shards,
         memory=step.memory,
     )
     if resumes := options.resume and ranks.any(run.had_checkpoint):
@@ -125,6 +124,14 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     note_masks(now)
     show_notes(now)
     return now
+
+
+def place(dual: Dual, options: Options) -> type[GradientStep]:
+    """Put the weights where the options have them; the step of weights that lie there."""
+    if not options.shard:
+        return GradientStep
+    sharding: type[GradientStep] = extra("sharding.step").shard_for_step(dual, options)
+    return sharding
 
 
 def after_loading(now: Session) -> None:
@@ -300,7 +307,7 @@ def save(now: Session) -> None:
     )
     now.saved = at.step
     state = replace(now.state, sums=ranks.sum(now.state.sums))
-    if not (ranks.is_first or state.shards):
+    if not ranks.is_first and now.dual.placement.across is None:
         return
     at.scaler = now.step.plain.scaler.state_dict()
     at.seconds += time.perf_counter() - now.began
@@ -316,11 +323,11 @@ def merge_ranks(now: Session) -> None:
     one time or another gives the same later ones, but for rounding. What is in parts no two ranks
     have.
     """
-    shards, averages = now.state.shards, now.step.average.mean
+    placement, averages = now.dual.placement, now.step.average.mean
     buffers = {
         name: buffer
         for name, buffer in now.dual.named_buffers()
-        if buffer.is_floating_point() and not (shards and shards.of(name))
+        if buffer.is_floating_point() and not placement.holds_part(name)
     }
     means = [averages[name] for name in buffers if name in averages]
     now.options.ranks.average([*buffers.values(), *means])
@@ -331,7 +338,7 @@ def merge_scores(now: Session) -> None:
 
     In parts they are of all ranks as they stand: the gradients that they take are.
     """
-    if now.dual.parts is not None:
+    if now.dual.placement.across is not None:
         return
     step = now.state.position.step
     if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
@@ -345,7 +352,8 @@ def note_masks(now: Session) -> None:
     where their sparsity is (check_sparsity): their counts, and that no unit is kept by one rank and
     pruned by another, are of all ranks together.
     """
-    if now.options.ranks.count > 1 and now.dual.parts is None and now.dual.masks:
+    is_whole = now.dual.placement.across is None
+    if now.options.ranks.count > 1 and is_whole and now.dual.masks:
         own = fingerprints(now.dual.masks)
         now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
 

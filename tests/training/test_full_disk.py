@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_run import in_child, tiny_train
 
 from dcil_dsl.data import Dataset, Loader
@@ -74,7 +74,7 @@ def test_a_full_file_system_ends_the_run_in_words_and_it_goes_on_when_there_is_s
         with pytest.raises(InputError, match=f"cannot write {folder}/.*: No space left") as error:
             tiny_train(folder, resume=True)
         assert error.value.help == "free some space and continue with --resume"
-        assert all(read_file(file, None) for file in run.checkpoint.parent.iterdir())
+        assert all(read_file(file) for file in run.checkpoint.parent.iterdir())
         filler.unlink()
         tiny_train(folder, resume=True)
         assert_same(folder, straight)

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
 from dcil_dsl.cli.errors import MISUSED, WRONG

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.tensor
-from test_sharded_rules import ALONE, BOTH, PartsNet, plan_of
+from parts_net import ALONE, BOTH, PartsNet, plan_of
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import NUM_CLASSES, cross_entropy, kl
 from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.extras.sharding.shards import shard
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.sharding import shard
 
 
 class PrivateNet(nn.Module):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from in_steps import steps as in_steps
-from test_distributed import assert_equal_runs
-from test_resume import assert_same, contents
+from same_runs import assert_equal_runs, assert_same, contents
 from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
 from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.late_phase.word import LatePhase
 from dcil_dsl.training import Options, resume_run, train
 from dcil_dsl.training.checkpoint import load_deployed
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.evaluate import evaluate
-from dcil_dsl.extras.late_phase.word import LatePhase
 from dcil_dsl.words.optimizers import SGD, AdamW
 
 NORMS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")

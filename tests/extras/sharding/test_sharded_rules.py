@@ -9,59 +9,26 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.tensor
-from test_distributed import assert_equal_runs
+from parts_net import ALONE, BOTH, PartsNet, plan_of
+from same_runs import assert_equal_runs
 from tiny_ranks import on_ranks, rank_train, said
-from tiny_run import BATCH, NUM_CLASSES, STEPS_PER_EPOCH
+from tiny_run import NUM_CLASSES
 from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.lang import loads
-from dcil_dsl.model import trace_model
-from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.extras.sharding.refusals import check_shardable
+from dcil_dsl.extras.sharding.shards import shard
+from dcil_dsl.extras.sharding.step import ShardedStep
+from dcil_dsl.training import Options
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.shardable import check_shardable
-from dcil_dsl.training.sharding import make_scaler, shard
 from dcil_dsl.zoo.small_vit import SmallViT
-
-
-class PartsNet(nn.Module):
-    """Convolutions, one transposed, whose filters are no rows; nothing depends on the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 8, 3, padding=1)
-        self.conv2 = nn.Conv2d(8, 8, 3, stride=2)
-        self.up = nn.ConvTranspose2d(8, 6, 2)
-        self.fc = nn.Linear(6, NUM_CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv2(self.conv1(x).relu()).relu()
-        return self.fc(self.up(x).relu().mean((2, 3)))
 
 
 def tiny_vit():
     return SmallViT(NUM_CLASSES, 1, image_size=8, width=8, num_blocks=1, num_heads=4)
 
 
-BOTH = """mix {
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  private last Linear
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}"""
-ALONE = """mix {
-  path sparse = VIEW
-  update kept   by sparse
-  update pruned by sparse
-  loss cross_entropy(sparse)
-  deploy sparse
-}"""
 THROUGH = ALONE.replace("VIEW", "masked")
 RESERVED = THROUGH.replace("pruned by", "pruned by 0 *").replace("kept  ", "kept, reserve")
 SOFT = ALONE.replace("VIEW", "soft_threshold()")
@@ -118,26 +85,6 @@ RULES = {  # the statements, the mix, the network; a rule of its own for `up` te
         SOFT,
     ),
 }
-
-
-def plan_of(statements: str, mix: str = BOTH, net=PartsNet) -> p.Plan:
-    """Ten steps; masks move at every other one, up to the sixth by a ramp."""
-    named = "layers convs = Conv2d, ConvTranspose2d" if "convs" in statements else ""
-    text = f"""language 1
-    {named}
-    pruning {{ schedule = cubic(0ep..6 steps)  refresh = 2 steps }}
-    {statements}
-    {mix}
-    train {{
-      epochs = 2ep
-      optimizer = sgd(lr=0.1, momentum=0.9, nesterov=true, weight_decay=1e-4)
-      clip = 5.0
-      ema = 0.9
-      seed = 3
-    }}"""
-    plan = resolve_recipe(loads(text, "tiny.prune"), trace_model(net()), STEPS_PER_EPOCH)
-    data, model = p.Data(batch_size=BATCH, channels=1), p.Model(classes=NUM_CLASSES)
-    return plan.model_copy(update={"data": data, "model": model})
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +173,12 @@ def test_a_mask_is_cut_under_both_names_of_its_module_and_what_is_only_called_so
 def test_a_gradient_that_is_infinite_on_one_rank_alone_is_skipped_by_all(tmp_path):
     def work(ranks):
         dual = compile_plan(plan_of(*RULES["filters, channels"]), PartsNet())
-        shards = shard(dual, ranks, torch.device("cpu"))
+        shard(dual, ranks, torch.device("cpu"))
         parameter = dual.get_parameter("conv2.weight")
         before = parameter.detach().clone()
         optimizer = torch.optim.SGD([parameter], lr=0.1)
-        scaler = make_scaler(torch.device("cpu"), True, shards)
+        options = Options(ranks=ranks, precision="fp16", shard=True)
+        scaler = ShardedStep(dual, optimizer, options).scaler
         scale = float(scaler.scale(torch.ones(())))
         parameter.grad = torch.ones_like(parameter)
         if ranks.rank == 1:

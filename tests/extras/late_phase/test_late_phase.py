@@ -3,12 +3,9 @@
 import pytest
 import torch
 from plainly import DECAY, LR, MOMENTUM, gradients, largest
-from test_methods import KEPT, STEPS, assert_same, batches, recipe_of, start, state
+from two_layers import KEPT, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
-from dcil_dsl.plan.show_training import show_training
-from dcil_dsl.plan.wording import Page
-from dcil_dsl.training.average import deploy_average
 from dcil_dsl.extras.late_phase.step import (
     average_copies,
     end_turn,
@@ -17,6 +14,9 @@ from dcil_dsl.extras.late_phase.step import (
     start_copies,
     take_turn,
 )
+from dcil_dsl.plan.show_training import show_training
+from dcil_dsl.plan.wording import Page
+from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.optim import make_optimizer
 
 RULE = 'layers head = "second"  prune "first" to global(50%) { refresh = 2 steps }'

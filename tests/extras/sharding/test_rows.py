@@ -4,17 +4,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_select_across import Threads, shards
+from threads import Threads, shards
 
-from dcil_dsl.masking.grow import drop_and_grow
-from dcil_dsl.masking.rows import (
-    keep_pattern_rows,
-    num_in_pattern_rows,
+from dcil_dsl.extras.sharding.rows import (
     pattern_needs,
+    pattern_of_rows,
     spread_to_rows,
     sum_units,
 )
-from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
+from dcil_dsl.masking.grow import drop_and_grow
+from dcil_dsl.masking.units import keep_pattern, spread_mask, sum_in_units
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.model.heads import HeadShare
 from dcil_dsl.model.layers import Weight
@@ -81,14 +80,15 @@ def test_sums_of_rows_add_up_to_those_of_units_and_masks_of_rows_to_those_of_wei
     parted = list(zip(shards(scores, num_ranks), places(shape, num_ranks), strict=True))
     sums = sum(sum_units(own, cut, place, torch.float64) for own, place in parted)
     size = scores.numel() / cut.num_units
-    torch.testing.assert_close(sums / size, score_units([scores], [cut]), rtol=1e-12, atol=0)
+    whole = sum_in_units(scores, cut, torch.float64)
+    torch.testing.assert_close(sums / size, whole / size, rtol=1e-12, atol=0)
     counts = sum(sum_units(own > 0.5, cut, place, torch.int64) for own, place in parted)
-    assert torch.equal(counts, num_in_unit(scores > 0.5, cut))
+    assert torch.equal(counts, sum_in_units(scores > 0.5, cut, torch.int64))
 
     kept = torch.rand(cut.num_units, generator=torch.Generator().manual_seed(1)) > 0.5
     rows = [spread_to_rows(kept, cut, place, len(own)) for own, place in parted]
     assert [len(mask) for mask in rows] == [len(own) for own, _ in parted]
-    assert torch.equal(torch.cat(rows), spread_mask(kept, [cut], [shape])[0])
+    assert torch.equal(torch.cat(rows), spread_mask(kept, cut, shape))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
@@ -104,9 +104,10 @@ def test_patterns_are_those_of_the_whole_where_no_group_lies_on_two_ranks(weight
         return
     score = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0))
     parted = list(zip(shards(score, num_ranks), places(weight.shape, num_ranks), strict=True))
-    masks = [keep_pattern_rows(own, cut, 2, place) for own, place in parted]
+    cuts = [pattern_of_rows(cut, place, len(own)) for own, place in parted]
+    masks = [keep_pattern(part, own, 2) for (part, _), own in zip(parted, cuts)]
     assert torch.equal(torch.cat(masks), keep_pattern(score, cut, 2))
-    counts = [num_in_pattern_rows(m, cut, place) for m, (_, place) in zip(masks, parted)]
+    counts = [sum_in_units(m, own, torch.int64) for m, own in zip(masks, cuts)]
     assert torch.cat(counts).tolist() == [2] * cut.num_units
 
 

@@ -7,15 +7,15 @@ import json
 import pytest
 import torch
 from in_steps import steps
-from test_resume import assert_same, contents
+from same_runs import assert_same, contents
 from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.loss_balance.step import WEIGHTS, start_weights, weigh_terms
+from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.extras.loss_balance.step import WEIGHTS, start_weights, weigh_terms
 from dcil_dsl.training.losses import loss_terms
-from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.words.scores import Taylor
 
 

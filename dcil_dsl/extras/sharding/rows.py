@@ -1,9 +1,8 @@
-"""Units, patterns and shares of a weight of which this process has a stretch of rows.
+"""The placement of weights of which each process has a stretch of rows.
 
-In:   scores, masks or truths of the rows, how the whole weight falls into units, where the rows
-      lie in it.
-Out:  what the rows add to the sums of units; the rows of masks and of scores.
-Not:  nothing is exchanged: sums over the processes are the caller's to take.
+In:   scores or masks of the rows, how the whole weight falls into units, where the rows lie in it.
+Out:  RowPlacement; what the rows add to the sums of units; the rows of masks.
+Not:  nothing is cut here (shards.py).
 
 Rows are indices of the weight's first dimension. A cut (units.py) views a weight in a shape of its
 own, some of whose dimensions lie over the rows, the others within a row; one that lies in both, as
@@ -14,16 +13,16 @@ neighbours of one kind are taken together there, is parted here. Of a block of 4
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from dcil_dsl.masking.placement import Placement
 from dcil_dsl.masking.select import Across
-from dcil_dsl.masking.units import Cut, keep_pattern, num_in_unit
+from dcil_dsl.masking.units import Cut
 
 
 class Rows(Protocol):
@@ -32,8 +31,11 @@ class Rows(Protocol):
     shape  of the whole weight
     """
 
-    start: int
-    shape: Sequence[int]
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def shape(self) -> Sequence[int]: ...
 
     def whole(self, own: Tensor) -> Tensor:
         """All rows, on every process, all of which call it."""
@@ -42,15 +44,40 @@ class Rows(Protocol):
         """This process's rows of a tensor of the weight's shape."""
 
 
-@dataclass(frozen=True)
-class Parts:
+class RowPlacement(Placement):
     """Several processes, each of which has some rows of every pruned weight.
 
     rows  by the weight's name
     """
 
     across: Across
-    rows: Mapping[str, Rows]
+
+    def __init__(self, across: Across, rows: Mapping[str, Rows]):
+        self.across, self.rows = across, rows
+
+    def totals(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """In one exchange."""
+        sums = self.across.sum(torch.cat([value.reshape(-1) for value in values]))
+        parts = sums.split([value.numel() for value in values])
+        return [part.view(v.shape) for part, v in zip(parts, values, strict=True)]
+
+    def sum_units(self, name: str, values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+        return sum_units(values, cut, self.rows[name], dtype)
+
+    def spread(self, name: str, kept: Tensor, cut: Cut, like: Tensor) -> Tensor:
+        return spread_to_rows(kept, cut, self.rows[name], len(like))
+
+    def pattern_cut(self, name: str, cut: Cut, num_rows: int) -> Cut:
+        return pattern_of_rows(cut, self.rows[name], num_rows)
+
+    def on_whole(self, name: str, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """One weight at a time is gathered: a score may depend on all others of its layer."""
+        rows = self.rows[name]
+        return rows.own(function(rows.whole(values)))
+
+    def start(self, name: str) -> int:
+        rows = self.rows[name]
+        return rows.start * prod(rows.shape[1:])
 
 
 class Dimension(NamedTuple):
@@ -111,7 +138,7 @@ def sum_units(values: Tensor, cut: Cut, rows: Rows, dtype: torch.dtype) -> Tenso
 
 
 def spread_to_rows(kept: Tensor, cut: Cut, rows: Rows, num_rows: int) -> Tensor:
-    """The rows of a mask, from one truth a unit of the whole weight."""
+    """The rows of a mask, from one boolean per unit of the whole weight."""
     over, within = _parted(cut, rows.shape[0])
     places = torch.arange(prod(d.num_units for d in over), device=kept.device)
     places = places.view([d.num_units for d in over]).expand([d.size for d in over])
@@ -127,17 +154,8 @@ def pattern_needs(cut: Cut, num_rows: int) -> int:
     return prod(d.size for d in _parted(cut, num_rows)[0] if not d.is_unit)
 
 
-def keep_pattern_rows(score: Tensor, cut: Cut, n: int, rows: Rows) -> Tensor:
-    """units.keep_pattern of the rows, which hold whole groups: see pattern_needs."""
-    return keep_pattern(score, _own_pattern(cut, rows, len(score)), n)
-
-
-def num_in_pattern_rows(truth: Tensor, cut: Cut, rows: Rows) -> Tensor:
-    """How many of each group of m in the rows are true, (number of groups,)."""
-    return num_in_unit(truth, _own_pattern(cut, rows, len(truth)))
-
-
-def _own_pattern(cut: Cut, rows: Rows, num_rows: int) -> OwnCut:
+def pattern_of_rows(cut: Cut, rows: Rows, num_rows: int) -> OwnCut:
+    """How rows fall into groups of m, of which they hold whole ones: see pattern_needs."""
     over, within = _parted(cut, rows.shape[0])
     m = prod(dimension.size for dimension in over if not dimension.is_unit)
     shape = (num_rows // m, m, *(dimension.size for dimension in within))

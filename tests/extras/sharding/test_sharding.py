@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_distributed import assert_equal_runs
+from same_runs import assert_equal_runs
 from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
 from tiny_run import tiny_plan
 from torch._dynamo.backends.common import aot_autograd
@@ -17,10 +17,11 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.sharding.layout import Regather
+from dcil_dsl.extras.sharding.refusals import check_shardable
+from dcil_dsl.extras.sharding.shards import shard
 from dcil_dsl.training import checkpoint as checkpoint_file
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.shardable import check_shardable
-from dcil_dsl.training.sharding import Regather, shard
 from dcil_dsl.words.scores import Magnitude
 from dcil_dsl.words.word import Origin
 

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -23,39 +24,33 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.training.run import INDEX, cannot_write, newest_parts, write_text
-from dcil_dsl.training.sharding import Shards
+from dcil_dsl.extras.sharding.shards import Shards
+from dcil_dsl.masking.placement import Placement
+from dcil_dsl.training.run import INDEX, cannot_write, newest_parts, remove_parts, write_text
 
 FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
-def remove_parts(path: Path, besides: Path | None = None) -> None:
-    """All folders of parts, of killed processes too."""
-    for folder in [*path.parent.glob("parts-*"), *path.parent.glob(".parts-*")]:
-        if folder != besides:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def save_parts(
-    path: Path, tensors: dict[str, Tensor], header: dict[str, str], step: int, shards: Shards
+    path: Path, tensors: Mapping[str, Tensor], header: dict[str, str], shards: Shards
 ) -> None:
     """Write what every rank has into one folder beside `path`, whose place it then takes.
 
     All ranks call it. The folder appears whole or not at all; InputError where it cannot.
     """
-    dcp = _checkpoints()
+    dcp, step = _checkpoints(), json.loads(header["position"])["step"]
     ranks, folder = shards.ranks, path.with_name(f"parts-{step:09}")
     draft = path.with_name(f".parts-{step:09}")
 
     def make() -> str:
-        remove_parts(path, besides=newest_parts(path))
+        remove_parts(path, but=newest_parts(path))
         draft.mkdir(parents=True)
         return ""
 
     ranks.from_first(make)
     whole = {}
     for name, tensor in tensors.items():
-        layout = shards.in_checkpoint(name)
+        layout = shards.in_checkpoint(name, tensor)
         whole[name] = tensor if layout is None else layout.distributed(tensor)
     try:
         writer = dcp.HuggingFaceStorageWriter(str(draft), save_distributed=True)
@@ -78,20 +73,21 @@ def save_parts(
         if folder.exists():  # this step has been saved before
             shutil.rmtree(folder)
         os.replace(draft, folder)
-        remove_parts(path, besides=folder)
+        remove_parts(path, but=folder)
         path.unlink(missing_ok=True)
         return ""
 
     ranks.from_first(finish)
 
 
-def read_parts(folder: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, whole, or with `shards` this rank's rows; the header. InputError where damaged.
+def read_parts(folder: Path, placement: Placement) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, whole or as the placement has them; the header. InputError where damaged.
 
     Of several ranks each proves the digests of some of the files.
     """
     dcp = _checkpoints()
     header, files = _index(folder)
+    shards = placement if isinstance(placement, Shards) else None
     rank, count = (0, 1) if shards is None else (shards.ranks.rank, shards.ranks.count)
     broken = [n for n in list(files)[rank::count] if _digest(folder / n) != files[n]]
     broken += [file.name for file in folder.glob("*.safetensors") if file.name not in files]
@@ -121,7 +117,7 @@ def _checkpoints() -> ModuleType:
 
 
 def _place(name: str, like: Tensor, shards: Shards | None) -> Tensor:
-    layout = None if shards is None else shards.in_checkpoint(name)
+    layout = None if shards is None else shards.in_checkpoint(name, like)
     if layout is None:
         return torch.empty_like(like, device="cpu")
     if layout.shape != like.shape:
