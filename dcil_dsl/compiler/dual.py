@@ -21,8 +21,8 @@ from dcil_dsl.compiler.scores import (
     scored_groups,
     scores_of,
 )
-from dcil_dsl.masking.pattern import remember_pattern
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.masking.units import remember_half
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
@@ -194,7 +194,7 @@ class Dual(fx.GraphModule):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)
         for name, holds in zip(group.parameters, are_halved(group, step), strict=False):
-            remember_pattern(self.get_buffer(f"{name}_mask"), holds)  # so that no host has to look
+            remember_half(self.get_buffer(f"{name}_mask"), holds)  # so that no host has to look
         follow_masks(self, group, scores, step)
 
     def _phase_of(self, step: int) -> int:

@@ -16,6 +16,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Of each mask: how often it had been changed, and whether it held a 2:4 pattern then.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class Cut(Protocol):
@@ -61,6 +65,23 @@ def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
     mask = torch.zeros(cut.shape, dtype=torch.bool, device=score.device)
     mask.scatter_(along, order.narrow(along, 0, n), True)
     return mask.view(score.shape)
+
+
+def holds_half(mask: Tensor) -> bool:
+    """Whether each four inputs in a row of the mask (O, I) keep two at most.
+
+    Counted once for each change that remember_half has not recorded: a host waits for it.
+    """
+    known = _known.get(mask)
+    if known is None or known[0] != mask._version:
+        counts = mask.view(mask.shape[0], -1, 4).sum(2, dtype=torch.uint8)
+        remember_half(mask, bool((counts <= 2).all()))
+    return _known[mask][1]
+
+
+def remember_half(mask: Tensor, holds: bool) -> None:
+    """What holds_half will say of the mask until it is changed."""
+    _known[mask] = (mask._version, holds)
 
 
 def _rows(values: Tensor, cut: Cut) -> Tensor:

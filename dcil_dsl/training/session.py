@@ -276,10 +276,15 @@ def end_step(now: Session, batch: Batch, wish: Wish) -> None:
     at.logged = False
     reads = at.step % (1 if now.loss.device.type == "cpu" else STEPS_BETWEEN_CHECKS) == 0
     if reads:
-        check_deferred(now)
-        now.display.step(at.step, now.loss.item())
+        show_step(now)
     if reads or now.options.ranks.count == 1:  # several ranks stop after the same step
         now.stopping = now.options.ranks.any(wish.is_there)
+
+
+def show_step(now: Session) -> None:
+    """Read what the device has recorded, and show the loss."""
+    check_deferred(now)
+    now.display.step(now.state.position.step, now.loss.item())
 
 
 def next_epoch(state: State) -> None:

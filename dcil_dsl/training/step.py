@@ -150,7 +150,12 @@ class GradientStep(Step):
 
     def __init__(self, dual: Dual, optimizer: torch.optim.Optimizer, options: Options):
         device, plan = torch.device(options.device), dual.plan
-        self.dual, self.optimizer, self.ranks = dual, optimizer, options.ranks
+        self.dual, self.optimizer, self.options, self.ranks = (
+            dual,
+            optimizer,
+            options,
+            options.ranks,
+        )
         self.memory, self.average = {}, Average({}, {})
         self.module = LossModule(dual, options)
         self.scaler = self.make_scaler(device, precision_of(plan, options) == "fp16")

@@ -12,18 +12,21 @@ from torch import Tensor
 from dcil_dsl.training.average import start_average, update_average
 from dcil_dsl.training.integrate import IntegratedStep
 from dcil_dsl.training.step import Batch, GradientStep, Step, Wrapper
+from dcil_dsl.words.registry import extra
 
 
 def wrap_step(step: GradientStep) -> Step:
     """The step with everything around it that its plan asks for, from the inside out."""
-    plan, wrapped = step.dual.plan, step
-    train = plan.train
+    wrapped: Step = step
+    plan, train = step.dual.plan, step.dual.plan.train
     if train.integrator is not None:
         wrapped = IntegratedStep(wrapped, train.integrator)
     if train.clip is not None or any(group.penalties for group in plan.groups):
         wrapped = RegularizedStep(wrapped)
     if train.ema is not None:
         wrapped = AveragedStep(wrapped, train.ema)
+    if any(path.compute == "kept" for path in plan.paths):
+        wrapped = extra("sparse_compute.step").KeptStep(wrapped)
     for word in (train.balance, train.average):
         if word is not None:
             wrapped = word.wrap(wrapped)

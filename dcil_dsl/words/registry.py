@@ -46,7 +46,13 @@ OWN = (
 )
 # The modules of extras that core reaches, by their names in dcil_dsl.extras.
 WORDS = ("late_phase.word", "loss_balance.word")
-OTHERS = ("sharding.step", "sharding.checkpoint", "sharding.refusals")
+OTHERS = (
+    "sharding.step",
+    "sharding.checkpoint",
+    "sharding.refusals",
+    "sparse_compute.skip_pruned",
+    "sparse_compute.step",
+)
 
 
 class NoWord(Exception):

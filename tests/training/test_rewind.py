@@ -13,7 +13,7 @@ from same_runs import assert_same, contents, set_position
 from tiny_run import TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import trainer
+from dcil_dsl.training import session, trainer
 from dcil_dsl.training.checkpoint import read_file
 from dcil_dsl.training.optim import rate_at
 from dcil_dsl.words.optimizers import AdamW
@@ -52,9 +52,9 @@ def test_the_first_step_and_term_are_named_and_the_good_checkpoint_stays(tmp_pat
     assert_same(tmp_path / "run", tmp_path / "good")
 
 
-def test_the_first_step_is_named_where_a_look_comes_late(tmp_path, monkeypatch):
+def test_the_first_step_is_named_where_losses_are_read_late(tmp_path, monkeypatch):
     """As on a GPU, which is asked every so many steps: here at the end of the epoch alone."""
-    monkeypatch.setattr(trainer, "look", lambda now: None)
+    monkeypatch.setattr(session, "show_step", lambda now: None)
     with pytest.raises(InputError, match=r"`cross_entropy\(dense\)` is .* at step 11 \(epoch 3\)"):
         tiny_train(tmp_path / "run", data=Poisoned({11: 1}))
 

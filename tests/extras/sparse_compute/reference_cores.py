@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcil_dsl.masking.tensor_cores import Cores
+from dcil_dsl.extras.sparse_compute.tensor_cores import Cores
 
 
 def halved(w: Tensor) -> Tensor:

@@ -3,32 +3,26 @@
 The cores are a reference on the CPU that sees two of every four weights (reference_cores.py).
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from mutual import RECIPE, mutual, two_steps
+from reference_cores import reference_cores
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "masking"))
-
-from reference_cores import reference_cores
-
 import dcil_dsl as dcil
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.diagnostics import InputError, RecipeError
-from dcil_dsl.masking import pattern, tensor_cores
-from dcil_dsl.masking.apply import apply_layer
-from dcil_dsl.masking.pattern import (
+from dcil_dsl.extras.sparse_compute import tensor_cores
+from dcil_dsl.extras.sparse_compute.pattern import (
     PatternProduct,
     apply_pattern,
-    holds_pattern,
-    remember_pattern,
 )
-from dcil_dsl.masking.tensor_cores import Cores
+from dcil_dsl.extras.sparse_compute.tensor_cores import Cores
+from dcil_dsl.masking import units
+from dcil_dsl.masking.apply import apply_layer
+from dcil_dsl.masking.units import holds_half, remember_half
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
@@ -157,15 +151,15 @@ def test_before_a_pattern_begins_the_layers_are_computed_whole(calls):
 
 def test_a_mask_is_looked_at_once_a_change_and_not_where_it_was_told():
     mask = torch.ones(16, 16, dtype=torch.bool)
-    assert not holds_pattern(mask)
+    assert not holds_half(mask)
     mask.view(16, 4, 4)[..., :2] = False
-    assert holds_pattern(mask)
+    assert holds_half(mask)
     mask.view(16, 4, 4)[3, 2, 0] = True
-    assert not holds_pattern(mask)
-    remember_pattern(mask, True)
-    assert holds_pattern(mask)
+    assert not holds_half(mask)
+    remember_half(mask, True)
+    assert holds_half(mask)
     mask.view(16, 4, 4)[3, 2, 0] = True
-    assert not holds_pattern(mask)
+    assert not holds_half(mask)
 
 
 def test_a_dual_tells_what_its_masks_hold(monkeypatch):
@@ -174,8 +168,8 @@ def test_a_dual_tells_what_its_masks_hold(monkeypatch):
         dual.refresh(step)
         for name in SPARSE:
             mask = dual.masks[name]
-            assert pattern._known[mask] == (mask._version, holds)
-            assert holds_pattern(mask.clone()) == holds
+            assert units._known[mask] == (mask._version, holds)
+            assert holds_half(mask.clone()) == holds
 
 
 def layer(**more):

@@ -2,25 +2,20 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from reference_cores import reference_cores
 from rich.console import Console
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "masking"))
-
-from reference_cores import reference_cores
-
+from dcil_dsl.extras.sparse_compute import tensor_cores
+from dcil_dsl.extras.sparse_compute.step import COMPILED, pattern_words, why_computed_whole
+from dcil_dsl.extras.sparse_compute.tensor_cores import Cores
 from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
-from dcil_dsl.masking import tensor_cores
-from dcil_dsl.masking.tensor_cores import Cores
 from dcil_dsl.training import make_display, result_table
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.patterns import COMPILED, pattern_words, why_computed_whole
 
 RECIPE = """
 language 1

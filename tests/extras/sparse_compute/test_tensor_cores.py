@@ -13,8 +13,8 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from dcil_dsl.masking import tensor_cores
-from dcil_dsl.masking.tensor_cores import (
+from dcil_dsl.extras.sparse_compute import tensor_cores
+from dcil_dsl.extras.sparse_compute.tensor_cores import (
     Cores,
     Product,
     cuda_multiply,

@@ -1,8 +1,9 @@
 """Where a run multiplies by its 2:4 patterns: on sparse tensor cores, or whole, and why.
 
 In:   a Dual on its device, Options.
-Out:  why each of these weights is computed whole, "" where it is not; that in words.
-Not:  nothing is decided here: masking/pattern.py asks the same of the device at each call.
+Out:  why each of these weights is computed whole, "" where it is not; that in words; KeptStep,
+      which says so in a run.
+Not:  nothing is decided here: pattern.py asks the same of the device at each call.
 """
 
 from __future__ import annotations
@@ -10,11 +11,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.masking.tensor_cores import Product, why_whole
+from dcil_dsl.extras.sparse_compute.tensor_cores import Product, why_whole
 from dcil_dsl.plan.skip_pruned import in_pattern
 from dcil_dsl.training.machine import DTYPES, Options, precision_of
+from dcil_dsl.training.step import Wrapper
 
 COMPILED = "torch.compile would have to leave its graph"
+
+
+class KeptStep(Wrapper):
+    """A step of a plan with `compute = kept`. The graph computes; this says where."""
+
+    def notes(self) -> tuple[str, ...]:
+        return self.inner.notes() + pattern_words(self._found())
+
+    def dense(self) -> tuple[str, ...]:
+        return tuple(name for name, why in self._found().items() if why)
+
+    def _found(self) -> dict[str, str]:
+        return why_computed_whole(self.plain.dual, self.plain.options)
 
 
 def why_computed_whole(dual: Dual, options: Options) -> dict[str, str]:
@@ -35,11 +50,6 @@ def why_computed_whole(dual: Dual, options: Options) -> dict[str, str]:
         has_bias = dual.get_submodule(name.rpartition(".")[0]).bias is not None
         found[name] = why_whole(Product(weight.device, dtype, tuple(weight.shape), has_bias))
     return found
-
-
-def only_whole(found: Mapping[str, str]) -> tuple[str, ...]:
-    """The weights that are computed whole."""
-    return tuple(name for name, why in found.items() if why)
 
 
 def pattern_words(found: Mapping[str, str]) -> tuple[str, ...]:

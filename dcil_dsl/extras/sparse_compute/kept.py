@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dcil_dsl.masking.apply import CONVOLUTIONS, apply_layer, has_hooks
+from dcil_dsl.masking.apply import apply_layer, is_plain_forward
 
 # Of each mask: how often it had been changed, the axis, and what was kept along it.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -31,7 +31,7 @@ def apply_kept(
     forward than torch.nn's own, or with hooks, which would see other shapes, is computed whole;
     so is one under torch.compile, which would compile anew whenever the count changes.
     """
-    if torch.compiler.is_compiling() or not may_leave_out(module):
+    if torch.compiler.is_compiling() or not is_plain_forward(module):
         return apply_layer(module, parameters, x)
     is_linear = type(module).forward is nn.Linear.forward
     keep = kept_along(mask, axis)
@@ -45,12 +45,6 @@ def apply_kept(
         return compute(_select(x, keep, channels), weight, bias)
     part = compute(x, weight, None if bias is None else bias.index_select(0, keep))
     return _spread(part, keep, mask.shape[0], channels, bias)
-
-
-def may_leave_out(module: nn.Module) -> bool:
-    """Whether the forward is torch.nn's own, of a convolution or a linear layer, without hooks."""
-    forward = type(module).forward
-    return (forward is nn.Linear.forward or forward in CONVOLUTIONS) and not has_hooks(module)
 
 
 def kept_along(mask: Tensor, axis: int) -> Tensor:

@@ -12,15 +12,17 @@ import operator
 
 from torch import fx
 
+from dcil_dsl.compiler.passes import Pass
+from dcil_dsl.compiler.verify import verify_paths, verify_routes
+from dcil_dsl.extras.sparse_compute.kept import apply_kept
+from dcil_dsl.extras.sparse_compute.pattern import apply_pattern
 from dcil_dsl.masking.apply import apply_layer
-from dcil_dsl.masking.kept import apply_kept
-from dcil_dsl.masking.pattern import apply_pattern
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.skip_pruned import in_pattern, left_out
 
 
-def leave_out_pruned(graph: fx.Graph, plan: Plan, training: bool) -> fx.Graph:
+def skip_pruned(graph: fx.Graph, plan: Plan, training: bool) -> fx.Graph:
     """Hand such layers their masks, in place.
 
     apply_layer(conv, {weight: w_sparse}, x)  ==>  apply_kept(conv, {...}, w_mask, 0, x)
@@ -41,8 +43,10 @@ def leave_out_pruned(graph: fx.Graph, plan: Plan, training: bool) -> fx.Graph:
         name = mask.target.removesuffix("_mask")
         if name in axes:
             node.target, node.args = apply_kept, (owner, parameters, mask, axes[name], *inputs)
+            node.meta["mask"] = mask
         elif name in pattern:
             node.target, node.args = apply_pattern, (owner, parameters, mask, *inputs)
+            node.meta["mask"] = mask
     return graph
 
 
@@ -52,3 +56,11 @@ def _mask_of(view: object) -> fx.Node | None:
         return None
     split = view.args[0]
     return split.args[1] if split.target is split_weight else None
+
+
+PASS = Pass(
+    "skip_pruned",
+    lambda g, c: skip_pruned(g, c.plan, c.training),
+    (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
+    after="route_gradients",
+)

@@ -10,16 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from dcil_dsl.masking.apply import apply_layer
-from dcil_dsl.masking.kept import may_leave_out
-from dcil_dsl.masking.tensor_cores import Product, multiply, why_whole
+from dcil_dsl.extras.sparse_compute.tensor_cores import Product, multiply, why_whole
+from dcil_dsl.masking.apply import apply_layer, is_plain_forward
+from dcil_dsl.masking.units import holds_half
 
 CAST = frozenset({torch.float32, torch.bfloat16, torch.float16})  # what autocast casts
-
-# Of each mask: how often it had been changed, and whether it held the pattern then.
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def apply_pattern(
@@ -34,10 +30,10 @@ def apply_pattern(
     """
     weight, bias = parameters["weight"], parameters.get("bias")
     dtype = None if torch.compiler.is_compiling() else _computed_in(x, weight)
-    if dtype is None or not may_leave_out(module) or x.shape[-1:] != weight.shape[1:]:
+    if dtype is None or not is_plain_forward(module) or x.shape[-1:] != weight.shape[1:]:
         return apply_layer(module, parameters, x)
     product = Product(x.device, dtype, tuple(weight.shape), bias is not None)
-    if x.numel() == 0 or why_whole(product) or not holds_pattern(mask):
+    if x.numel() == 0 or why_whole(product) or not holds_half(mask):
         return apply_layer(module, parameters, x)
     operands = (None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias))
     return PatternProduct.apply(*operands)
@@ -67,23 +63,6 @@ class PatternProduct(torch.autograd.Function):
         dx = (rows @ v).view(x.shape) if for_x else None
         dv = rows.t() @ x.reshape(-1, x.shape[-1]) if for_v else None
         return dx, dv, rows.sum(0) if for_b else None
-
-
-def holds_pattern(mask: Tensor) -> bool:
-    """Whether each four inputs in a row of the mask (O, I) keep two at most.
-
-    Counted once for each change that nobody has told remember_pattern of: a host waits for it.
-    """
-    known = _known.get(mask)
-    if known is None or known[0] != mask._version:
-        counts = mask.view(mask.shape[0], -1, 4).sum(2, dtype=torch.uint8)
-        remember_pattern(mask, bool((counts <= 2).all()))
-    return _known[mask][1]
-
-
-def remember_pattern(mask: Tensor, holds: bool) -> None:
-    """What holds_pattern will say of the mask until it is changed."""
-    _known[mask] = (mask._version, holds)
 
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
