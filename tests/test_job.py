@@ -16,7 +16,7 @@ from dcil_dsl.jobs.inspect import evaluate_run
 from dcil_dsl.jobs.prepare import prepare
 from dcil_dsl.jobs.train import train
 from dcil_dsl.training import run as run_folder
-from dcil_dsl.training.run_lock import hold_run
+from dcil_dsl.training.process import hold_run
 
 ONE_EPOCH = (
     tiny_job.RECIPE.replace("2ep", "1ep")

@@ -2,18 +2,18 @@
 
 In:   the environment of torchrun, or the process group of a caller who made one.
 Out:  Ranks: sums, means and texts over all processes; one process is the case in which they cost
-      nothing.
-Not:  no gradient is reduced here (learner.py), and nothing is read or written.
+      nothing. MasksDiffer where ranks have other masks, found without sending one.
+Not:  no gradient is reduced here (step.py), and nothing is read or written.
 
 A rank that ends with an error leaves its text in torchrun's store. What all ranks meet alike is
-told once, by the first; the others learn from the store why a partner is gone.
+reported once, by the first; the others learn from the store why a partner is gone.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.metrics import SparsityError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
@@ -282,3 +283,61 @@ def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """What a step's random numbers start from. Rank 0 draws what one process would draw."""
     return (seed * 1_000_003 + step + rank * 0x2545F4914F6CDD1D) % (1 << 63)
+
+
+# -- whether all ranks have the same masks -----------------------------------------------------
+
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
+MAX_NAMED = 5
+
+
+class MasksDiffer(SparsityError):
+    """Ranks disagree on a mask."""
+
+
+def mask_fingerprints(masks: Mapping[str, Tensor]) -> Tensor:
+    """int64 (number of masks,), on the masks' device; no value is read by the host."""
+    return torch.stack([mask_fingerprint(mask) for mask in masks.values()])
+
+
+def mask_fingerprint(mask: Tensor) -> Tensor:
+    """64 bits of a boolean tensor: the sum over its words of eight of mix(word + place * GOLDEN).
+
+    mix is the finaliser of splitmix64 (Steele, Lea, Flood 2014, figure 16), a bijection in which
+    each bit of the input moves half of the output's. Two masks that differ in one word never
+    agree; others do by a chance of about 2^-64.
+    """
+    flat = mask.reshape(-1).view(torch.uint8)
+    words = pad(flat, (0, -flat.numel() % 8)).view(torch.int64)
+    places = torch.arange(1, len(words) + 1, device=mask.device)
+    return _mix(words + places * GOLDEN).sum()
+
+
+def compare_fingerprints(names: Sequence[str], prints: Tensor, step: int) -> None:
+    """prints (ranks, masks) as of `step`. MasksDiffer if a column is not one number."""
+    wrong = []
+    for name, column in zip(names, prints.t().tolist(), strict=True):
+        usual = max(column, key=column.count)
+        odd = [str(rank) for rank, value in enumerate(column) if value != usual]
+        if odd:
+            wrong.append(f"`{name}` on rank {', '.join(odd)}")
+    if wrong:
+        shown = wrong[:MAX_NAMED]
+        if more := len(wrong) - len(shown):
+            shown.append(f"and {more} more")
+        raise MasksDiffer(
+            f"at step {step} the ranks do not have the same masks, which they compute from equal "
+            f"weights: {'; '.join(shown)} differs from the others"
+        )
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits of an unsigned number: what comes in from the left is zero."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -19,7 +19,7 @@ the deployed one; the other the pruned weights and the twins of the other paths'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -28,7 +28,6 @@ from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
-from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
 from dcil_dsl.training.step import Batch, Step, Wrapper
 from dcil_dsl.words.integrators import Integrator, total
 
@@ -159,3 +158,20 @@ def _only(part: list[Tensor] | None, gradients: Gradients) -> Gradients:
 
 def _learning(dual: Dual) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in dual.trainable() if p.requires_grad]
+
+
+# -- buffers -----------------------------------------------------------------------------------
+
+
+def copied_buffers(dual: Dual) -> dict[str, Tensor]:
+    """Copies by name."""
+    masks = {id(mask) for mask in dual.masks.values()}
+    return {n: b.clone() for n, b in dual.named_buffers() if id(b) not in masks}
+
+
+@torch.no_grad()
+def put_back_buffers(dual: Dual, copies: Mapping[str, Tensor]) -> None:
+    """In place, so that a compiled step keeps reading the same tensors."""
+    for name, buffer in dual.named_buffers():
+        if name in copies:
+            buffer.copy_(copies[name])

@@ -22,15 +22,15 @@ from pydantic import ValidationError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan, first_fault
+from dcil_dsl.training.checkpoint_files import newest_of, previous_of
 from dcil_dsl.training.differences import (
     data_differences,
     listed,
     plan_differences,
     text_differences,
 )
-from dcil_dsl.training.drafts import draft_in
+from dcil_dsl.training.process import draft_in
 
-INDEX = "parts.json"  # of a checkpoint in parts
 # Nothing takes the place of a mount point, or of a link to a folder.
 IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
 HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
@@ -111,53 +111,6 @@ class RunFolder:
 
     def write_report(self, report: dict) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
-
-
-def previous_of(path: Path) -> Path:
-    """Where the checkpoint is kept that was at `path` before."""
-    return path.with_name("previous.safetensors")
-
-
-def keep_as(kept: Path, path: Path) -> None:
-    """What is at `path` also as `kept`, whatever takes its place at `path`.
-
-    A second name for the same data. A file system without such keeps nothing.
-    """
-    draft = kept.with_name(f".{kept.name}.draft")
-    draft.unlink(missing_ok=True)
-    try:
-        os.link(path, draft)
-    except OSError:
-        return
-    try:
-        os.replace(draft, kept)
-    finally:
-        draft.unlink(missing_ok=True)  # it is still there where both were one file already
-
-
-def newest_of(path: Path) -> Path | None:
-    """The checkpoint from which a run goes on: the file `path`, or the folder of parts beside it.
-
-    Each takes the place of the other once it is whole; where both are there, one was not removed
-    any more.
-    """
-    parts = newest_parts(path)
-    if parts is None or not path.exists():
-        return parts or (path if path.exists() else None)
-    return path if path.stat().st_mtime_ns > parts.stat().st_mtime_ns else parts
-
-
-def newest_parts(path: Path) -> Path | None:
-    """The folder of parts beside the file `path` with the most steps, if there is one."""
-    found = [folder for folder in path.parent.glob("parts-*") if (folder / INDEX).is_file()]
-    return max(found, key=lambda folder: folder.name, default=None)
-
-
-def remove_parts(path: Path, but: Path | None = None) -> None:
-    """All folders of parts, of killed processes too."""
-    for folder in [*path.parent.glob("parts-*"), *path.parent.glob(".parts-*")]:
-        if folder != but:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def create_run(

@@ -30,7 +30,7 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
+from dcil_dsl.training.integrate import copied_buffers, put_back_buffers
 from dcil_dsl.training.step import Batch, Step, Wrapper
 
 WEIGHTS = "balance/weights"
