@@ -40,7 +40,7 @@ def start_average(dual: nn.Module, decay: float | None, besides: Collection[str]
 @torch.no_grad()
 def update_average(average: Average, decay: float | None) -> None:
     """One step of the recursion above."""
-    if average.mean:
+    if decay is not None and average.mean:
         means, live = list(average.mean.values()), list(average.live.values())
         torch._foreach_lerp_(means, live, 1 - decay)
 

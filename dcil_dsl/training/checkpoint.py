@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
@@ -58,7 +59,7 @@ class State:
     memory  what later steps need of the steps so far: Step.memory
     """
 
-    dual: nn.Module
+    dual: Dual
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     sums: Tensor
@@ -127,7 +128,7 @@ def load_checkpoint(path: Path, state: State) -> None:
     state.position = position
 
 
-def load_deployed(path: Path, dual: nn.Module) -> Position:
+def load_deployed(path: Path, dual: Dual) -> Position:
     """Put the weights that are evaluated and exported into `dual`: the averages where kept.
 
     InputError as in load_checkpoint; SparsityError where its masks are not what the plan asks.
@@ -211,7 +212,7 @@ def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = Non
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -297,7 +298,7 @@ def load_anyway(path: Path, state: State) -> None:
 
 def _make_masks(state: State) -> None:
     """Each group's masks as they were made the last time before the position."""
-    dual, masks = state.dual, {}
+    dual, masks = state.dual, dict[str, Tensor]()
     last = {g: last_refresh(g, masks_step(state.position.step)) for g in dual.plan.groups}
     for step in sorted(set(last.values())):
         dual.refresh(step)  # of all groups: kept are those whose time it is
@@ -307,7 +308,7 @@ def _make_masks(state: State) -> None:
         dual.masks[name].copy_(mask)
 
 
-def _is_the_plans(name: str, dual: nn.Module) -> bool:
+def _is_the_plans(name: str, dual: Dual) -> bool:
     """Whether a tensor is what a plan keeps beside a weight, "conv1.weight_mask", "..._score"."""
     parameters = [parameter for parameter, _ in dual.named_parameters()]
     return name not in parameters and any(name.startswith(f"{p}_") for p in parameters)

@@ -20,6 +20,7 @@ from datetime import timedelta
 from hashlib import sha256
 from threading import Thread
 from time import monotonic, sleep
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,7 @@ class Ranks:
 
     rank, count     which process this is, and of how many
     local, beside   the same among those of this machine
+    store           a torch.distributed.Store of this start
     job             torchrun's store, which outlives a start that failed
     """
 
@@ -52,8 +54,8 @@ class Ranks:
     count: int = 1
     local: int = 0
     beside: int = 1
-    store: dist.Store | None = None
-    job: dist.Store | None = None
+    store: Any = None
+    job: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -93,7 +95,7 @@ class Ranks:
         """Put the mean over the ranks in each of the tensors, which are floating."""
         for bucket in _buckets(tensors) if self.count > 1 else ():
             means = self.sum(torch.cat([tensor.reshape(-1) for tensor in bucket])) / self.count
-            parts = means.split([tensor.numel() for tensor in bucket])
+            parts = torch.split(means, [tensor.numel() for tensor in bucket])
             for tensor, mean in zip(bucket, parts, strict=True):
                 tensor.copy_(mean.view(tensor.shape))
 
@@ -108,9 +110,9 @@ class Ranks:
         own = pad(values, (0, size * self.count - len(values)))
         parts = torch.empty_like(own)
         dist.all_to_all_single(parts, own)
-        first, *others = parts.split(size)
+        first, *others = torch.split(parts, size)
         means = sum(others, first) / self.count
-        dist.all_gather(list(own.split(size)), means)
+        dist.all_gather(list(torch.split(own, size)), means)
         return own[: len(values)]
 
     @torch.no_grad()
@@ -127,7 +129,7 @@ class Ranks:
         """What `work` returns on the first rank, which alone does it; its InputError is all's."""
         if self.count == 1:
             return work()
-        answer: dict = {}
+        answer: dict[str, Any] = {}
         if self.is_first:
             try:
                 answer = {"text": work()}
@@ -136,7 +138,7 @@ class Ranks:
         answer = json.loads(self._tell(json.dumps(answer)))
         if "error" in answer:
             raise InputError(answer["error"], help=answer["help"])
-        return answer["text"]
+        return str(answer["text"])
 
     def find_other(self, text: str) -> tuple[list[int], str, str] | None:
         """The ranks whose text is not the first's, the first's text, and that of the first of them.
@@ -162,7 +164,7 @@ class Ranks:
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """In their order by type and device, BUCKET bytes together, a larger one by itself."""
-    filling: dict[tuple, list[Tensor]] = {}
+    filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         bucket = filling.setdefault((tensor.dtype, tensor.device), [])
         if bucket and sum(one.nbytes for one in bucket) + tensor.nbytes > BUCKET:
@@ -213,21 +215,25 @@ def may_be_restarted() -> bool:
 
 
 def _meet() -> Ranks:
+    from torch.distributed.rendezvous import rendezvous
+
+    library: Any = dist
+
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         # torchrun's store outlives a failed start, whose addresses must not be taken for ours.
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
         job = store
-        while isinstance(job, dist.PrefixStore):  # by start
+        while isinstance(job, library.PrefixStore):  # by start
             job = job.underlying_store
-        store = dist.PrefixStore(f"start {start} of {count}", store)
+        store = library.PrefixStore(f"start {start} of {count}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the processes of this job do not meet: {str(error).splitlines()[0]}",
             help="start it by torchrun --nproc-per-node N -m dcil_dsl compile ...",
         ) from None
-    return Ranks(rank, count, *_beside(), dist.PrefixStore("dcil", store), job)
+    return Ranks(rank, count, *_beside(), library.PrefixStore("dcil", store), job)
 
 
 def _beside() -> tuple[int, int]:
@@ -254,15 +260,16 @@ def _mark(error: BaseException, ranks: Ranks) -> None:
 
 
 def _mark_in_store(error: BaseException, ranks: Ranks) -> None:
-    error.rank = ranks.rank
+    marks = error.__dict__
+    marks["rank"] = ranks.rank
     text = f"{type(error).__name__}: {error}"
     try:
         if isinstance(error, RankLost):
-            error.told_elsewhere = _left_by(range(ranks.count), ranks) is not None
+            marks["told_elsewhere"] = _left_by(range(ranks.count), ranks) is not None
             return
         ranks.store.set(f"error/{ranks.rank}", text)
         if not ranks.is_first:
-            error.told_elsewhere = _left_by([0], ranks) == text
+            marks["told_elsewhere"] = _left_by([0], ranks) == text
         elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             sleep(SECONDS_TO_TELL / 4)  # the store ends with this process; let the others read
     except (RuntimeError, ValueError):  # the store is gone with the first rank
@@ -275,7 +282,7 @@ def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
     while monotonic() < until:
         for other in others:
             if ranks.store.check([f"error/{other}"]):  # to wait on a store is told on stderr
-                return ranks.store.get(f"error/{other}").decode()
+                return str(ranks.store.get(f"error/{other}").decode())
         sleep(0.02)
     return None
 

@@ -19,9 +19,9 @@ the deployed one; the other the pruned weights and the twins of the other paths'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from dcil_dsl.training.step import Batch, Step, Wrapper
 from dcil_dsl.words.integrators import Integrator, total
 
 T = TypeVar("T")
-Gradients = list[Tensor | None]  # by parameter; None where no gradient arrives
+Gradients = Sequence[Tensor | None]  # by parameter; None where no gradient arrives
 
 
 class IntegratedStep(Wrapper):
@@ -70,8 +70,8 @@ def integrate(dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[s
               the gradients, which are None before
     memory    of start_previous; it is brought up to date
     """
-    field = _Field(dual, evaluate)
-    spec = dual.plan.train.integrator
+    spec, field = dual.plan.train.integrator, _Field(dual, evaluate)
+    assert spec is not None
     try:
         if spec.from_previous:
             before = [memory[f"previous/{name}"] for name, _ in field.named]
@@ -88,16 +88,16 @@ def integrate(dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[s
         field.put_back()
     for (_, parameter), gradient in zip(field.named, combined, strict=True):
         parameter.grad = gradient
-    return field.told
+    return field.results[0]
 
 
-class _Field:
-    """g at displaced weights. `told`: what the first evaluation returned."""
+class _Field(Generic[T]):
+    """g at displaced weights. results: what the evaluations returned."""
 
     def __init__(self, dual: Dual, evaluate: Callable[[], T]):
         self.dual, self.evaluate, self.named = dual, evaluate, _learning(dual)
         self.start = [p.detach().clone() for _, p in self.named]
-        self.told: T | None = None
+        self.results: list[T] = []
         self.buffers: dict[str, Tensor] | None = None
 
     def at(self, far: float, along: Gradients | None) -> Gradients:
@@ -107,9 +107,9 @@ class _Field:
             for (_, p), start, move in zip(self.named, self.start, moves, strict=True):
                 p.copy_(start if move is None else start.sub(move, alpha=far))
                 p.grad = None
-        told = self.evaluate()
+        self.results.append(self.evaluate())
         if self.buffers is None:
-            self.told, self.buffers = told, copied_buffers(self.dual)
+            self.buffers = copied_buffers(self.dual)
         gradients = [p.grad for _, p in self.named]
         for _, p in self.named:
             p.grad = None
@@ -124,7 +124,7 @@ class _Field:
 
 
 def _follow(
-    spec: Integrator, field: _Field, h: float, first: Gradients, part: list[Tensor] | None
+    spec: Integrator, field: _Field[T], h: float, first: Gradients, part: list[Tensor] | None
 ) -> Gradients:
     """The combined gradient of one player, or of all together where `part` is None."""
 

@@ -63,7 +63,8 @@ def total_loss(
     terms = loss_terms(plan, outputs, target, step)
     assert terms, f"no loss is open at step {step}; resolve lets no such plan pass"
     places = open_losses(plan, step)
-    return sum(weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
+    first, *others = (weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
+    return sum(others, first)
 
 
 def refuse_constant(loss: Tensor) -> None:
@@ -127,7 +128,7 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
     def replay(
         images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         loss, sums = recorded(images, labels, active, weights)
         return loss.clone(), sums.clone()
 
@@ -145,11 +146,13 @@ def weigh(
 
     weights  of a `balance`, by loss
     """
-    total, values = 0.0, {}
+    total: Tensor | float = 0.0
+    values = {}
     for i in active:
         term = loss_term(plan.losses[i], outputs, labels)
         total = total + weighed(plan, i, term, weights)
         values[i] = term.detach()
+    assert isinstance(total, Tensor), "a step without a loss"
     return total, values
 
 

@@ -99,8 +99,11 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     Raises SparsityError with every group (every layer of a uniform one) that differs, and every
     layer with a unit that is kept in part or a group of m that does not keep n.
     """
-    wrong, asked, pruned, num_kept, num_weights = [], 0.0, 0.0, 0, 0
-    at_floor, at_ceiling, rules = [], [], []
+    asked, pruned, num_kept, num_weights = 0.0, 0.0, 0, 0
+    wrong: list[str] = []
+    at_floor: list[str] = []
+    at_ceiling: list[str] = []
+    rules: list[RuleSparsity] = []
     groups = dual.plan.groups
     for group in groups:
         moved = last_refresh(group, step)
@@ -141,8 +144,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         return Sparsity(0.0, 0.0, 0, 0)
     asked = round(asked / num_weights, 12)  # 0.9, where one group sums up to 0.8999999999999999
     measured = 1 - num_kept / num_weights
-    counts = " and ".join(dict.fromkeys(counted(group) for group in groups))
-    if counts != "weights":
+    nouns = " and ".join(dict.fromkeys(counted(group) for group in groups))
+    if nouns != "weights":
         pruned = round(pruned / num_weights, 12)
     else:
         pruned = measured
@@ -152,7 +155,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         num_kept,
         num_weights,
         pruned,
-        counts,
+        nouns,
         tuple(at_floor),
         tuple(at_ceiling),
         tuple(rules),
@@ -172,6 +175,7 @@ def _broken(
     group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor], placement: Placement
 ) -> list[str]:
     """Groups of m that do not keep n, of how many each keeps."""
+    assert group.pattern is not None
     n, m = group.pattern.n, group.pattern.m
     asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)

@@ -77,7 +77,9 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
     }
     for parameter, entries in optimizer.state.items():
         mask = masks.get(id(parameter))
-        for value in entries.values() if mask is not None else ():
+        if mask is None:
+            continue
+        for value in entries.values():
             if isinstance(value, Tensor) and value.shape == mask.shape:
                 value.masked_fill_(~mask, 0.0)
 

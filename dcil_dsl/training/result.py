@@ -65,12 +65,12 @@ class Result:
     counts: str = "weights"
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
-    rewinds: tuple[dict, ...] = ()
+    rewinds: tuple[dict[str, int | str], ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
     patterns: tuple[str, ...] = ()
 
 
-def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
+def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
     check_deferred(now)
     show_notes(now)
@@ -121,7 +121,10 @@ def finish(
 
 
 def result_of(
-    now: Session, accuracies: dict, examples_per_epoch: int, interrupted: bool = False
+    now: Session,
+    accuracies: dict[str, dict[str, float]],
+    examples_per_epoch: int,
+    interrupted: bool = False,
 ) -> Result:
     """Raises SparsityError if the masks are not the plan's."""
     at = now.state.position

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -73,7 +74,7 @@ class RunFolder:
                 help=f"{count(error.error_count(), 'fault')}, the first: {first_fault(error)}",
             ) from None
 
-    def append_metrics(self, line: dict) -> None:
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl and see it on the disk."""
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
@@ -83,7 +84,7 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.metrics, error) from None
 
-    def read_metrics(self) -> list[dict]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far. A last line torn by a kill counts as not written."""
         lines = read_text(self.metrics).splitlines() if self.metrics.exists() else []
         read = []
@@ -109,7 +110,7 @@ class RunFolder:
         """What data/bad_images.py wrote: one line an image, each once."""
         return list(dict.fromkeys(_stored(self.bad_images).splitlines()))
 
-    def write_report(self, report: dict) -> None:
+    def write_report(self, report: Mapping[str, Any]) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
 
 
@@ -153,7 +154,9 @@ def create_run(
         raise cannot_write(parent if out is None else Path(out), error) from None
 
 
-def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> None:
+def _write_start(
+    run: RunFolder, plan: Plan, given: str, resolved: str, model: str, data: Mapping[str, str]
+) -> None:
     for path, text in [
         (run.recipe, given),
         (run.resolved, resolved),
@@ -207,7 +210,9 @@ def resume_run(
     return run
 
 
-def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str, list[str]]:
+def _differences(
+    run: RunFolder, plan: Plan, resolved: str, model: str, data: Mapping[str, str]
+) -> dict[str, list[str]]:
     """Of recipe, model, data and plan those that differ, with lines that say how.
 
     Where the plans are the same, recipes may differ: in comments, or in what they expect.
@@ -232,7 +237,7 @@ def _parts_of_data(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in its place.
 
     Whoever reads sees the old file or the new one, also after a power cut. InputError where it

@@ -164,7 +164,7 @@ class GradientStep(Step):
         self.module = LossModule(dual, options)
         self.scaler = self.make_scaler(device, precision_of(plan, options) == "fp16")
         self.first_bad = torch.full((len(plan.losses),), -1, device=device)
-        windows = [part.window for part in (*plan.phases, *plan.losses)]
+        windows = [phase.window for phase in plan.phases] + [loss.window for loss in plan.losses]
         alternates = any(window.every > 1 for window in windows)
         self.wraps = self.ranks.count > 1 and not alternates
         self.wrapped: DistributedDataParallel | None = None
@@ -215,7 +215,7 @@ class GradientStep(Step):
 
     def backward(self, loss: Tensor, share: float) -> None:
         refuse_constant(loss)
-        self.scaler.scale(loss if share == 1 else share * loss).backward()
+        self.scaler.scale(loss if share == 1 else share * loss).backward()  # type: ignore[no-untyped-call]
 
     def exchange(self) -> None:
         """The mean over the ranks of the gradients of a step."""
@@ -255,12 +255,13 @@ class GradientStep(Step):
         if stretch != self.stretch or self.wrapped is None:
             self.stretch, self.is_fresh = stretch, True
             self.wrapped = None  # the old one's buckets go first
+            settings: dict[str, Any] = {SYNC_BUFFERS: False}
             self.wrapped = DistributedDataParallel(
                 self.module,
                 static_graph=True,
                 init_sync=False,
                 gradient_as_bucket_view=True,
-                **{SYNC_BUFFERS: False},
+                **settings,
             )
             on_host = next(self.dual.parameters()).device.type == "cpu"
             if on_host and (self.ranks.count > 2 or self.dual.plan.train.accumulate > 1):
@@ -290,13 +291,13 @@ class LossModule(nn.Module):
         return (self.short if is_short else self.full)(inputs, targets, losses, weights)
 
 
-def exchange_in_order(step, bucket):
+def exchange_in_order(step, bucket):  # type: ignore[no-untyped-def]
     """The mean of a bucket of gradients, in the order of the ranks; their own where no batch of the
     step is the last. Without annotations of types, which torch would compare as text."""
     gradients = bucket.buffer()
     if step.closes:
         gradients.copy_(step.ranks.mean_in_order(gradients))
-    exchanged = Future()
+    exchanged: Future[Tensor] = Future()
     exchanged.set_result(gradients)
     return exchanged
 

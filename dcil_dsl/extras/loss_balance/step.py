@@ -90,8 +90,8 @@ def weigh_terms(
         own = torch.stack([spreads[i] for i in group])
         fresh = own.max() / own
         teaches = fresh.isfinite() & (fresh < 1 / _rounding(dual))
-        keep, before = word.average, torch.stack([old[i] for i in group])
-        mixed = torch.where(teaches, keep * before + (1 - keep) * fresh, before)
+        keep, so_far = word.average, torch.stack([old[i] for i in group])
+        mixed = torch.where(teaches, keep * so_far + (1 - keep) * fresh, so_far)
         for i, weight in zip(group, mixed, strict=True):  # by a list of places, a device would wait
             weights[i].copy_(weight)
 

@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.extras.sharding.graph import gather_weights
 from dcil_dsl.extras.sharding.layout import Layout
@@ -69,7 +70,7 @@ class Shards(RowPlacement):
         save_parts(path, tensors, header, self)
         return True
 
-    def restore(self, dual: nn.Module) -> None:
+    def restore(self, dual: Dual) -> None:
         unshard(dual, self)
 
     def of(self, name: str) -> Layout | None:
@@ -89,7 +90,7 @@ class Shards(RowPlacement):
         return whole if layout is None else layout.own(whole)
 
 
-def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
+def shard(dual: Dual, ranks: Ranks, device: torch.device) -> Shards:
     """Cut the weights and masks of `dual` in place; only this rank's rows stay.
 
     InputError as check_shardable.
@@ -163,7 +164,7 @@ def _cut_beside(
     owner, _, last = name.rpartition(".")
     module, cut = dual.get_submodule(owner), {}
     for kind in kinds:
-        whole = module._buffers[f"{last}_{kind}"]
+        whole = module.get_buffer(f"{last}_{kind}")
         own = layout if whole.shape == layout.shape else Layout(whole, layout.meshes)
         module._buffers[f"{last}_{kind}"] = own.own(whole)
         for end in ends:
@@ -174,7 +175,7 @@ def _cut_beside(
 
 
 @torch.no_grad()
-def unshard(dual: nn.Module, shards: Shards) -> None:
+def unshard(dual: Dual, shards: Shards) -> None:
     """On the first rank, the graph with whole weights and masks, on the host. All ranks call it."""
     whole: dict[int, Tensor] = {}  # by the rows, so that what is tied stays so
     kept = []  # the rows, whose ids must not be taken by others

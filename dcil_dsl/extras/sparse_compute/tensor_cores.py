@@ -28,7 +28,7 @@ class Product(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     has_bias: bool
 
 
@@ -65,7 +65,7 @@ def cuda_multiply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     wrongly, in silence. What it gives is a transposed matrix before torch 2.14, and is laid out
     as the whole product's here.
     """
-    x, w, b = (None if tensor is None else _as_it_is_read(tensor) for tensor in (x, w, b))
+    x, w, b = _as_it_is_read(x), _as_it_is_read(w), None if b is None else _as_it_is_read(b)
     with torch.autocast(x.device.type, enabled=False):  # they are of the type already
         return F.linear(x, torch.sparse.to_sparse_semi_structured(w), b).contiguous()
 
