@@ -1,16 +1,16 @@
-"""One file from which a run goes on as if it had never stopped.
+"""Save everything that training changes, and load it, so that a run resumes to the same bits.
 
-In:   a dual graph, its optimiser and averages, and where in the run they stand.
-Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the same things put back.
-      checkpoint/previous.safetensors: what it was at the end of the epoch before, to go back to.
+In:   a State: a dual graph, its optimizer, averages and memory, its Position.
+Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the State loaded from it, also
+      under another plan, as far as it fits.
 Not:  no state of a random generator: every draw of a step depends on the seed and the step alone
-      (trainer.py), and so does every batch.
+      (trainer.py), and so does every batch. Which file is read: checkpoint_files.py.
 
     model/<name>                     the dual graph's state, masks included
     optimizer/<parameter>/<entry>    momentum and the like
     average/<name>                   where the recipe asks for `ema` or `average`
     before/<parameter>               masks at the end of the last whole epoch, in mid-epoch only
-    memory/<name>                    what a step remembers of those before, where it does
+    memory/<name>                    tensors that later steps need: Step.memory
     sums                             losses and counts of the epoch so far
 """
 
@@ -69,7 +69,7 @@ class State:
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write the state; or nothing, and raise SparsityError, if the masks are not the plan's."""
+    """Write the state. SparsityError, and no file, where the masks are not the plan's."""
     plan: Plan = state.dual.plan
     check_sparsity(state.dual, masks_step(state.position.step))
     tensors = {f"model/{name}": t for name, t in state.dual.state_dict().items()}
@@ -114,12 +114,12 @@ def load_checkpoint(path: Path, state: State) -> None:
     moving = under("optimizer/", tensors)
     for name in optimizer_state(state.optimizer):  # Adam's may be made later, momentum is there
         if name.endswith("/momentum_buffer") and name not in moving:
-            raise InputError(f"{path} holds another optimiser: it lacks `{name}`")
+            raise InputError(f"{path} holds another optimizer: it lacks `{name}`")
     state.optimizer.state.clear()  # of steps that are being gone back over
     try:
         load_optimizer_state(state.optimizer, moving, state.dual.plan.train.optimizer)
     except (KeyError, ValueError) as error:
-        raise InputError(f"{path} holds another optimiser: {error}") from None
+        raise InputError(f"{path} holds another optimizer: {error}") from None
     _fill(state.average, under("average/", tensors), path)
     _fill(state.memory, under("memory/", tensors), path)
     before = under("before/", tensors)
@@ -163,7 +163,7 @@ def read_checkpoint(
     if plan is not None and not is_of(header, plan, path):
         raise InputError(
             f"the checkpoint {found} belongs to another plan",
-            help="the command that trained it goes on from it with --resume-anyway",
+            help="the command that trained it resumes from it with --resume-anyway",
         )
     return tensors, header
 
@@ -265,7 +265,7 @@ def load_anyway(path: Path, state: State) -> None:
     try:
         load_optimizer_state(state.optimizer, moving, state.dual.plan.train.optimizer)
     except ValueError as error:
-        raise InputError(f"{path} holds another optimiser: {error}") from None
+        raise InputError(f"{path} holds another optimizer: {error}") from None
     averages = under("average/", tensors)
     current = state.dual.state_dict()
     for name, mean in state.average.items():
@@ -309,6 +309,6 @@ def _make_masks(state: State) -> None:
 
 
 def _is_the_plans(name: str, dual: Dual) -> bool:
-    """Whether a tensor is what a plan keeps beside a weight, "conv1.weight_mask", "..._score"."""
+    """Whether a tensor is a buffer that a plan adds to a weight, "conv1.weight_mask"."""
     parameters = [parameter for parameter, _ in dual.named_parameters()]
     return name not in parameters and any(name.startswith(f"{p}_") for p in parameters)

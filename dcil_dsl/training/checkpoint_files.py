@@ -52,7 +52,7 @@ class Position:
     trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
     waited     seconds of them in which the loop stood still for its next batch; epoch_waited too
     scaler     the state of the fp16 gradient scaler, numbers only
-    rewinds    how often the run went back (rewind.py): at which step what was not finite, to
+    rewinds    how often the run went back: at which step what was not finite, to
                which step
     """
 
@@ -99,7 +99,7 @@ def keep_as(kept: Path, path: Path) -> None:
 
 
 def newest_of(path: Path) -> Path | None:
-    """The checkpoint from which a run goes on: the file `path`, or the folder of parts beside it.
+    """The checkpoint from which a run resumes: the file `path`, or the folder of parts next to it.
 
     Each takes the place of the other once it is whole; where both are there, one was not removed
     any more.
@@ -111,7 +111,7 @@ def newest_of(path: Path) -> Path | None:
 
 
 def newest_parts(path: Path) -> Path | None:
-    """The folder of parts beside the file `path` with the most steps, if there is one."""
+    """The folder of parts next to the file `path` with the most steps, if there is one."""
     found = [folder for folder in path.parent.glob("parts-*") if (folder / INDEX).is_file()]
     return max(found, key=lambda folder: folder.name, default=None)
 

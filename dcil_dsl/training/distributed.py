@@ -252,7 +252,7 @@ def _mark(error: BaseException, ranks: Ranks) -> None:
     """Leave this rank's error for the others; find out whether another rank tells it.
 
     Not longer than for SECONDS_TO_TELL, and a second: the process that holds the store may be
-    stopped, and a question to it waits for ever. Then this rank tells its error.
+    stopped, and then a question to it never returns. In that case this rank reports its error.
     """
     asking = Thread(target=_mark_in_store, args=(error, ranks), daemon=True)
     asking.start()
@@ -281,7 +281,7 @@ def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
     until = monotonic() + SECONDS_TO_TELL
     while monotonic() < until:
         for other in others:
-            if ranks.store.check([f"error/{other}"]):  # to wait on a store is told on stderr
+            if ranks.store.check([f"error/{other}"]):  # waiting on a store prints to stderr
                 return str(ranks.store.get(f"error/{other}").decode())
         sleep(0.02)
     return None
@@ -311,7 +311,7 @@ def mask_fingerprints(masks: Mapping[str, Tensor]) -> Tensor:
 def mask_fingerprint(mask: Tensor) -> Tensor:
     """64 bits of a boolean tensor: the sum over its words of eight of mix(word + place * GOLDEN).
 
-    mix is the finaliser of splitmix64 (Steele, Lea, Flood 2014, figure 16), a bijection in which
+    mix is the finalizer of splitmix64 (Steele, Lea, Flood 2014, figure 16), a bijection in which
     each bit of the input moves half of the output's. Two masks that differ in one word never
     agree; others do by a chance of about 2^-64.
     """

@@ -1,18 +1,17 @@
 """One gradient made of several: Heun, Runge-Kutta, extrapolation, implicit steps.
 
 In:   a dual graph, a function that puts the gradients of one batch in place, the learning rate.
-Out:  the combined gradient in the parameters, for the optimiser's ordinary step.
-Not:  no update: the weights are where they were, to the bit, and so are the masks.
+Out:  the combined gradient in the parameters, for the optimizer's ordinary step.
+Not:  no update: weights and masks are unchanged, to the bit.
 
 With g(w) the routed gradient of the batch, a step follows dw/dt = -g(w) for a time h, the step's
 learning rate, and its mean velocity is what the optimizer is given; words/integrators.py has the
 rules.
 
-Momentum, weight decay, penalties and the largest norm act on this one gradient: they are outside
-of the field. All evaluations see the same batch, masks and random numbers; running statistics and
-scores move by the first alone.
+Momentum, weight decay, penalties and clipping act on this one gradient. All evaluations see the
+same batch, masks and random numbers; running statistics and scores change by the first alone.
 
-Of players that move in turns, each moves by this rule while the other stands at w. One is what the
+Of players that move in turns, each moves by this rule while the other stays at w. One is what the
 deployed path learns alone: kept weights, weights that no rule prunes, modules of all paths or of
 the deployed one; the other the pruned weights and the twins of the other paths' modules.
 """
@@ -56,7 +55,7 @@ class IntegratedStep(Wrapper):
 
 
 def start_previous(dual: Dual) -> dict[str, Tensor]:
-    """What a step remembers of the one before: its gradients by parameter, at first zeros."""
+    """The memory before the first step: zeros in place of the gradients of the step before."""
     spec = dual.plan.train.integrator
     if spec is None or not spec.from_previous:
         return {}
@@ -68,7 +67,7 @@ def integrate(dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[s
 
     evaluate  forward and backward of the step's batch, with the step's random numbers; adds to
               the gradients, which are None before
-    memory    of start_previous; it is brought up to date
+    memory    of start_previous; it is updated in place
     """
     spec, field = dual.plan.train.integrator, _Field(dual, evaluate)
     assert spec is not None
@@ -171,7 +170,7 @@ def copied_buffers(dual: Dual) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put_back_buffers(dual: Dual, copies: Mapping[str, Tensor]) -> None:
-    """In place, so that a compiled step keeps reading the same tensors."""
+    """Restore copies in place, so that a compiled step keeps reading the same tensors."""
     for name, buffer in dual.named_buffers():
         if name in copies:
             buffer.copy_(copies[name])

@@ -38,7 +38,7 @@ def loss_terms(
              position of -100 counts for nothing in cross entropy. Or shares of classes (B, K), as
              mixed examples have them, K at most C. None where no term needs it.
 
-    Raises InputError where an output has no such logits or no loss of its own.
+    Raises InputError where an output has no such logits, or no loss that the model computes.
     """
     losses = [plan.losses[i] for i in open_losses(plan, step)]
     return {loss.name: loss_term(loss, outputs, target) for loss in losses}

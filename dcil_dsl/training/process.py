@@ -125,7 +125,7 @@ os.register_at_fork(after_in_child=lambda: unlock(*list(_held)))
 # -- the lock of a run folder ------------------------------------------------------------------
 
 
-TRIES = 5  # a process that looks for abandoned drafts holds a new run for a moment (drafts.py)
+TRIES = 5  # a process that looks for abandoned drafts locks a new run for a moment
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def draft_in(parent: Path, name: str) -> Iterator[Path]:
 def _remove_abandoned(parent: Path) -> None:
     """Only those whose lock was free: a file system without locks keeps them all."""
     drafts: list[Path] = []
-    with suppress(OSError):  # whether a draft can be made there is told by making one
+    with suppress(OSError):  # whether a draft can be made there shows when one is made
         drafts = list(parent.glob(f".*{MARK}*"))
     for draft in drafts:
         with suppress(Locked, OSError):  # at work, gone, or another user's

@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on, and the table at its end.
+"""Show a run while it trains, and the table at its end.
 
 In:   the lines of metrics.jsonl as they are made, and the loss between them.
 Out:  a live bar on a terminal's stderr; plain lines where there is no terminal; nothing when
@@ -88,7 +88,7 @@ class Display:
             self._print(text)
 
     def note(self, text: str) -> None:
-        """What the run does otherwise than one may think."""
+        """Something about the run that one might not expect."""
         if self.mode != "quiet":
             self._print(text)
 
@@ -124,7 +124,7 @@ def make_display(quiet: bool = False, console: Console | None = None) -> Display
 
 
 def line_text(line: Mapping[str, Any], plan: Plan) -> str:
-    """One line of metrics.jsonl for a person; the losses below it where they do not fit beside."""
+    """One line of metrics.jsonl for a person; the losses go below where they do not fit."""
     paths = "".join(f"{path} {top1:.2%}  " for path, top1 in line["top1"].items())
     text = (
         f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"

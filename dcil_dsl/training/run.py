@@ -1,4 +1,4 @@
-"""The run folder: what a training leaves behind, and what a later one may continue.
+"""The run folder: the files that a run leaves, and that a later one may resume from.
 
 In:   a Plan and the recipe's texts, or a folder made before.
 Out:  RunFolder, whose files are named here and nowhere else; every write is atomic.
@@ -58,7 +58,7 @@ class RunFolder:
             or previous_of(self.checkpoint).exists()
             or self.weights.exists()
             or len(self.read_metrics()) > 1
-        )  # one is told before the first checkpoint
+        )  # one is written before the first checkpoint
     )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
@@ -90,18 +90,18 @@ class RunFolder:
         read = []
         for number, line in enumerate(lines, start=1):
             try:
-                told = json.loads(line)
+                found = json.loads(line)
             except (ValueError, RecursionError):
                 if number == len(lines):
                     break
-                told = None
-            if not isinstance(told, dict) or not isinstance(told.get("epoch"), int):
+                found = None
+            if not isinstance(found, dict) or not isinstance(found.get("epoch"), int):
                 raise InputError(f"{self.metrics}:{number}: not the line of an epoch")
-            read.append(told)
+            read.append(found)
         return read
 
     def cut_metrics(self, num_epochs: int) -> None:
-        """Drop the lines of epochs after the first `num_epochs`, which will be trained again."""
+        """Drop the lines of epochs after the first `num_epochs`, which are trained again."""
         kept = [line for line in self.read_metrics() if line["epoch"] <= num_epochs]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_text(self.metrics, text)
@@ -127,7 +127,7 @@ def create_run(
 
     given, resolved  the recipe's two texts
     model, data      the model in words (model/text.py), what the data hold (data/contents.py)
-    beside           other texts that lie in it from the start, by the names of their files
+    beside           other texts that the folder has from the start, by file name
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
@@ -238,7 +238,7 @@ def _parts_of_data(path: Path) -> dict[str, str]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place.
+    """Let `write` make a file next to `path`, then rename it to `path`.
 
     Whoever reads sees the old file or the new one, also after a power cut. InputError where it
     cannot be written; the old file is still there then.
@@ -257,7 +257,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        with suppress(OSError):  # where the folder is a file, what was wrong is told above
+        with suppress(OSError):  # where the folder is a file, the error above says so
             draft.unlink(missing_ok=True)
 
 

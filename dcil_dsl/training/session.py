@@ -60,7 +60,7 @@ class Session:
     loss        of the latest batch
     fits        whether a batch was tried
     saved       the step of the checkpoint, None where there is none
-    notes       what a person was told of how steps are computed
+    notes       what was shown of how steps are computed
     """
 
     plan: Plan

@@ -366,7 +366,7 @@ class AveragedStep(Wrapper):
 # -- numbers that are not finite ---------------------------------------------------------------
 
 
-BROKEN = "not_finite"  # beside accuracies: how many examples have no finite output
+BROKEN = "not_finite"  # next to accuracies: how many examples have no finite output
 ADVICE = "lower the learning rate, or give the recipe a `clip` or a longer `warmup`"
 AT_FIRST = (
     "nothing has been learned yet: look at the data, their class numbers, mean and deviation, and "

@@ -32,7 +32,7 @@ def synced_norms(
 
     device  where it will compute, wherever its weights lie now
 
-    InputError where one is of a class of its own, whose arithmetic is not known here.
+    InputError for a batch norm of another class than PyTorch's, whose arithmetic is unknown.
     """
     norms = {name: m for name, m in dual.named_modules() if isinstance(m, _BatchNorm)}
     classes = {name: type(norm) for name, norm in norms.items()}

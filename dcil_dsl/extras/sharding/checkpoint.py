@@ -35,7 +35,7 @@ FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 def save_parts(
     path: Path, tensors: Mapping[str, Tensor], header: dict[str, str], shards: Shards
 ) -> None:
-    """Write what every rank has into one folder beside `path`, whose place it then takes.
+    """Write the tensors of all ranks into one folder next to `path`, which it then replaces.
 
     All ranks call it. The folder appears whole or not at all; InputError where it cannot.
     """

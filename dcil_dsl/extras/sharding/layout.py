@@ -75,8 +75,8 @@ class Layout:
     def gather(self, own: Tensor, is_multiplied: bool) -> Tensor:
         """`whole`, not kept for the backward pass; of what is multiplied by, in autocast's type.
 
-        What torch.compile makes of it gathers again there, as checkpointed activations are computed
-        again: nothing that Python keeps beside a graph is seen by it.
+        Compiled code gathers again there, as checkpointed activations are computed again: it does
+        not see what Python keeps next to a graph.
         """
         device = own.device.type
         is_cast = is_multiplied and own.dim() > 1 and own.dtype is not torch.float64

@@ -2,8 +2,8 @@
 
 In:   a dual graph with whole weights, the Ranks.
 Out:  the same graph on this rank's rows of each weight; the rows and the whole of a tensor.
-Not:  no optimiser, average or selection of its own: all that is done to a weight entry by entry
-      is done to its rows. What a recipe may not ask of parts is in refusals.py.
+Not:  no optimizer, average or selection for rows: what changes a weight entry by entry changes
+      its rows. What a recipe may not ask of parts is in refusals.py.
 
 The parts are FSDP2's (Zhao et al. 2023, arXiv:2304.11277): DTensor's Shard(0), all-gathered where
 a layer computes, gradients reduce-scattered. fully_shard itself hooks into the calls of modules,
@@ -146,7 +146,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
-    """What lies beside a pruned weight and has its rows.
+    """The buffers of a pruned weight that have its rows.
 
     A threshold is one number. A scale is one number a filter: where filters are no rows, whole.
     """
@@ -159,7 +159,7 @@ def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
 def _cut_beside(
     dual: nn.Module, name: str, ends: list[str], layout: Layout, kinds: list[str]
 ) -> dict[str, Layout]:
-    """Cut the buffers beside a weight in place; their layouts, by each name they have in the
+    """Cut the buffers of a weight in place; their layouts, by each name they have in the
     state: a module that has two names gives them two."""
     owner, _, last = name.rpartition(".")
     module, cut = dual.get_submodule(owner), {}
