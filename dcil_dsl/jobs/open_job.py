@@ -34,9 +34,9 @@ from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.options import RunOptions
 from dcil_dsl.training.run import RunFolder, open_run
-from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.losses import ModelLoss
+from dcil_dsl.words.registry import extra
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _prepare(
     if not options.resume:
         _refuse_broken_weights(prepared.traced.model)
     if options.shard:
-        check_shardable(prepared.plan, options.ranks)
+        extra("sharding.refusals").check_shardable(prepared.plan, options.ranks)
     return prepared
 
 

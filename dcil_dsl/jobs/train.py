@@ -30,10 +30,10 @@ from dcil_dsl.training.alike import check_alike
 from dcil_dsl.training.command import COMMAND, command_text
 from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.options import RunOptions, options_of
+from dcil_dsl.training.process import hold_run
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.result import Result
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
-from dcil_dsl.training.run_lock import hold_run
 from dcil_dsl.training.trainer import train as train_dual
 
 

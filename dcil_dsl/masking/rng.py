@@ -38,22 +38,31 @@ def draw_again(state: tuple) -> None:
         sys.modules["numpy"].random.set_state(of_numpy)
 
 
+def seed_generators(seed: int) -> None:
+    """Start all of the generators from a seed.
+
+    Not torch.manual_seed, which records a stack at each call for devices that are not in use yet,
+    and would seed them for the moment when they are.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
+
+
 @contextmanager
 def drawn_apart(seed: int | None = None) -> Iterator[None]:
     """While the `with` is open numbers come from `seed`, or where it is None from where they are;
     afterwards the generators go on as if nothing had been drawn.
 
     Not torch's fork_rng: it takes the generators of all devices there are, and so starts the ones
-    that are not in use; and manual_seed would seed them for the moment when they are.
+    that are not in use.
     """
     state = random_state()
     if seed is not None:
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        random.seed(seed)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
+        seed_generators(seed)
     try:
         yield
     finally:
