@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.compiler.scores import draw_scores
-from dcil_dsl.masking.grow import drop_and_grow
-from dcil_dsl.masking.select import Across
+from dcil_dsl.masking.select import Across, drop_and_grow
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at

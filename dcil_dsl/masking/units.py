@@ -1,8 +1,8 @@
-"""Weights that stay or go together: filters, blocks, heads, the groups of a 2:4 pattern.
+"""Units of weights that are pruned together: filters, blocks, heads, the groups of an N:M pattern.
 
-In:   weights, scores or masks in the weights' own shapes, and how each falls into units.
-Out:  one score or one truth a unit; the mask of a weight from the mask of its units.
-Not:  which units stay (select.py), but for N:M, where each group of m decides by itself.
+In:   scores or masks in the shapes of the weights, and the cut of each weight into units.
+Out:  one score a unit; the mask of a weight from the mask of its units; N:M masks.
+Not:  which units stay (select.py).
 
 A cut views a weight in `shape`; a unit is one index of the dimensions `units` of that view, and
 all of the others. The filters of a convolution: shape (O, I * kh * kw), units (0,).
@@ -19,29 +19,37 @@ from torch import Tensor
 
 
 class Cut(Protocol):
-    shape: tuple[int, ...]
-    units: tuple[int, ...]
-    num_units: int
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def units(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_units(self) -> int: ...
 
 
 @torch.no_grad()
 def score_units(scores: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
     """The mean score of the weights of each unit, (number of units,) in float64.
 
-    With "l2" the mean of w^2, with "magnitude" of |w|: the authors' filter mode. The scores are
-    those of all weights that the units lie in, whose sums are taken together.
+    For "l2" the mean of w^2, for "magnitude" of |w|: the filter mode of DCIL's authors. A unit may
+    lie in several weights, such as a head in its projections: `scores` has one tensor a weight.
 
-    float64, because sums of float32 depend on their order, and with it on the device.
+    float64, because sums of float32 depend on their order, and so on the device.
     """
-    sums = sum(
+    of_weights = [
         _rows(score, cut).sum(1, dtype=torch.float64)
         for score, cut in zip(scores, cuts, strict=True)
-    )
+    ]
+    sums = of_weights[0]
+    for more in of_weights[1:]:
+        sums = sums + more
     return sums / (sum(score.numel() for score in scores) / len(sums))
 
 
 def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Masks of weights of these shapes, from one truth a unit."""
+    """Masks of weights of these shapes, from one boolean a unit."""
     masks = []
     for cut, shape in zip(cuts, shapes, strict=True):
         across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
@@ -51,9 +59,9 @@ def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int
 
 @torch.no_grad()
 def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
-    """The n highest of each group of m, ties to the earlier; NaN counts as the highest.
+    """A mask that keeps the n highest of each group of m, ties to the earlier; NaN is the highest.
 
-    The groups are the units of the cut, so that its one other dimension is m long.
+    The groups are the units of the cut; its only other dimension has m entries.
     Zhou et al. 2021, arXiv:2102.04010, section 3.
     """
     (along,) = _inside(cut)
@@ -63,9 +71,9 @@ def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
     return mask.view(score.shape)
 
 
-def num_in_unit(truth: Tensor, cut: Cut) -> Tensor:
-    """How many of each unit's entries of one weight are true, (number of units,)."""
-    return _rows(truth, cut).sum(1)
+def num_in_unit(mask: Tensor, cut: Cut) -> Tensor:
+    """The number of true entries in each unit of one weight, (number of units,)."""
+    return _rows(mask, cut).sum(1)
 
 
 def _rows(values: Tensor, cut: Cut) -> Tensor:

@@ -340,6 +340,7 @@ def _import_module(source: str, spec: str) -> ModuleType:
 
 def _in_user_code(error: BaseException, spec: str, what: str) -> InputError:
     """An InputError for an exception of the user's code, with the innermost line of that code."""
+    place: str | None
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{error.filename}:{error.lineno}"
     else:
@@ -413,7 +414,5 @@ def _must_have(parameter: inspect.Parameter | None) -> bool:
 
 def _unknown_option(option: str, named: list[str], spec: str) -> InputError:
     near = nearest(option, named)
-    hint: str | None = f"it takes {', '.join(named)}" if named else None
-    if near:
-        hint = f"did you mean `{near}`?"
-    return InputError(f"`{spec}` takes no option `{option}`", hint)
+    hint = f"did you mean `{near}`?" if near else f"it takes {', '.join(named)}"
+    return InputError(f"`{spec}` takes no option `{option}`", hint if near or named else None)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from test_select_across import Threads, shards
 
-from dcil_dsl.masking.grow import drop_and_grow
 from dcil_dsl.masking.rows import (
     keep_pattern_rows,
     num_in_pattern_rows,
@@ -14,6 +13,7 @@ from dcil_dsl.masking.rows import (
     spread_to_rows,
     sum_units,
 )
+from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.model.heads import HeadShare

@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path, monkeypatch):
 
 def test_a_score_in_another_shape_is_told(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, text=WORDS.replace("return weight\n", "return weight.sum(1)\n"))
-    with pytest.raises(InputError, match="`signed` scores a weight of 12 x 8 by a tensor of 12"):
+    with pytest.raises(InputError, match="scores of the weight's shape, 12 x 8; it returned 12"):
         ours(USES + "prune Linear to 75% { score = signed }", KEPT)
 
 
