@@ -78,8 +78,8 @@ def test_a_plan_that_contradicts_itself_is_refused_with_the_place(
 @pytest.mark.parametrize(
     "place, new, fault",
     [
-        ("sizes.input.dtype", "int99", "no tensor is what the plan's input `input` is: int99"),
-        ("sizes.input.shape", [10**30], "no tensor is what the plan's input `input` is"),
+        ("sizes.input.dtype", "int99", "the plan's input `input` is impossible: int99"),
+        ("sizes.input.shape", [10**30], "the plan's input `input` is impossible"),
         ("privates.0.module", "x", "the plan's private `x` is not in this model"),
         ("privates.0.module", "", "the plan's private `` is not in this model"),
     ],

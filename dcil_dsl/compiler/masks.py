@@ -1,17 +1,19 @@
-"""The masks of one group at one step.
+"""Compute the masks of one group at one step.
 
-In:   a Group of the Plan, a score for each of its weights, a step.
-Out:  boolean masks in the weights' shapes, True = kept.
-Not:  no weights; nothing is stored (dual.py).
+In:   a Group of the Plan, the scores of its weights, a step.
+Out:  boolean masks in the shapes of the weights, True = kept.
+Not:  no weights; dual.py stores the masks.
 
-Where several processes have some rows of each weight, sums over units, counts and digits of scores
-are exchanged (masking/rows.py, select.py): each makes its rows of the masks of one process.
+Where several processes each hold some rows of every weight, they exchange sums over units, counts
+and digits of scores (masking/rows.py, select.py), and each computes its rows of the same masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
+from operator import add
 
 import torch
 from torch import Tensor
@@ -38,18 +40,18 @@ def make_masks(
     keeps: tuple[int, ...] | None = None,
     parts: Parts | None = None,
 ) -> list[Tensor]:
-    """What stays of each of group.parameters; `scores` are in their order and shapes.
+    """The masks of group.parameters; `scores` have their order and shapes.
 
-    keeps   how much, as keeps_at has it at `step` where it is not given; what is given is more
-            than is kept, and knows no ceilings
-    parts   where scores and masks are this process's rows of them
+    keeps   the budgets instead of those at `step`; then without ceilings and bounds, as for the
+            kept weights and the reserve together
+    parts   scores and masks are this process's rows
     """
     if keeps is None:
         keeps = keeps_at(group, step)
     else:
         group = group.model_copy(update={"ceilings": (), "bounds": ()})
     if group.pattern is not None:
-        return _patterns(group, scores, keeps, parts)
+        return _patterns(group, group.pattern.n, scores, keeps, parts)
     if isinstance(group.unit, Single):
         if group.target.rescales:
             scores = _rescaled(group, scores, parts)
@@ -73,9 +75,9 @@ def make_masks(
 
 
 def _patterns(
-    group: Group, scores: Sequence[Tensor], keeps: tuple[int, ...], parts: Parts | None
+    group: Group, n: int, scores: Sequence[Tensor], keeps: tuple[int, ...], parts: Parts | None
 ) -> list[Tensor]:
-    masks, n = [], group.pattern.n
+    masks = []
     for name, score, cut, keep, size in zip(
         group.parameters, scores, group.cuts, keeps, group.num_weights, strict=True
     ):
@@ -89,7 +91,7 @@ def _patterns(
 
 
 def _rescaled(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
-    """Of rows, one layer at a time is gathered: a score may depend on all others of its layer."""
+    """Rescaled scores. One layer at a time is gathered: a score may depend on its whole layer."""
     rescaled = group.target.rescaled
     if parts is None:
         return [rescaled(score) for score in scores]
@@ -98,24 +100,24 @@ def _rescaled(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> li
 
 
 def _unit_scores(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
-    """The mean score of each unit of each member, on every process alike: one exchange in all."""
+    """The mean score of each unit of each member, equal on every process, by one exchange."""
     cuts = members(group, group.cuts)
     if parts is None:
         pairs = zip(members(group, scores), cuts, strict=True)
         return [score_units(own, cut) for own, cut in pairs]
-    own = [
+    of_weights = [
         sum_units(score, cut, parts.rows[name], torch.float64)
         for name, score, cut in zip(group.parameters, scores, group.cuts, strict=True)
     ]
-    sums = [sum(of_weights) for of_weights in members(group, own)]
-    num_units = [len(of_units) for of_units in sums]
-    sums = parts.across.sum(torch.cat(sums)).split(num_units)
-    sizes = [sum(prod(cut.shape) for cut in of_weights) for of_weights in cuts]
+    own = [reduce(add, of_member) for of_member in members(group, of_weights)]
+    num_units = [len(of_units) for of_units in own]
+    sums = torch.split(parts.across.sum(torch.cat(own)), num_units)
+    sizes = [sum(prod(cut.shape) for cut in of_member) for of_member in cuts]
     return [s / (size / n) for s, size, n in zip(sums, sizes, num_units, strict=True)]
 
 
 def are_halved(group: Group, step: int) -> tuple[bool, ...]:
-    """Whether each mask of a group of 2:4 is of that pattern at `step`, or keeps all there is."""
+    """For each mask of a 2:4 group, whether it has that pattern at `step` or keeps all weights."""
     is_half = group.pattern == Pattern(n=2, m=4)
     keeps = keeps_at(group, step) if is_half else ()
     return tuple(keep < size for keep, size in zip(keeps, group.num_weights, strict=False))
@@ -128,7 +130,7 @@ def _keep(
     step: int,
     across: Across | None = None,
 ) -> list[Tensor]:
-    """Which entries stay, scores and masks a member each."""
+    """The entries that stay; scores and masks are one a member."""
     if group.score.signed:
         scores = [without_sign(score) for score in scores]
     if group.one_budget:

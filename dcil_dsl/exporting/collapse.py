@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.dynamics import remove_dynamics, soft_of
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
-from dcil_dsl.compiler.scores import remove_scores
+from dcil_dsl.compiler.weight_state import remove_dynamics, remove_scores, soft_of
 from dcil_dsl.masking.path_state import REMEMBERED
 from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module

@@ -39,7 +39,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from dcil_dsl.compiler.dynamics import buffers_of
+from dcil_dsl.compiler.weight_state import buffers_of
 from dcil_dsl.masking.apply import apply_layer, apply_opaque
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.masking.split import share_gradient, split_weight

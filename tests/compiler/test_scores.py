@@ -10,7 +10,7 @@ from comparison import compile_text
 from torch import nn
 
 import dcil_dsl as dcil
-from dcil_dsl.compiler.scores import scores_of
+from dcil_dsl.compiler.weight_state import scores_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.training.average import start_average
@@ -306,7 +306,7 @@ def test_a_compiled_step_adds_up_the_same_scores():
 def test_a_weight_that_does_not_learn_cannot_be_scored_by_its_gradient():
     model = net()
     model[2].weight.requires_grad_(False)
-    with pytest.raises(InputError, match=r"`2.weight` is scored by taylor and has no gradient"):
+    with pytest.raises(InputError, match=r"`2.weight` has the score taylor but no gradient"):
         compiled("taylor", model=model)
     compiled("magnitude(average=0.5)", model=model)
 
