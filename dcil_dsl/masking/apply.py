@@ -1,14 +1,15 @@
-"""A module's computation with other weights than its own.
+"""Call a module with other weights than its own.
 
-In:   a module, a view for each of its parameters by name, the inputs.
-Out:  what the module would compute if those were its parameters. The module is untouched.
-Not:  no masks; which view it is, the graph decides.
+In:   a module, a view of each of its parameters by name, the inputs.
+Out:  the output of the module with these parameters. The module itself is not changed.
+Not:  no masks; the graph chooses the views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +22,28 @@ from dcil_dsl.masking.path_state import remembered_by
 from dcil_dsl.masking.recompute import run_through
 
 
-def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwargs):
-    """`module(*args, **kwargs)` reading `parameters` ({"weight": ..., "bias": ...}) instead.
+def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """`module(*args, **kwargs)` with `parameters` ({"weight": ..., "bias": ...}) as its own.
 
-    Layers whose forward is torch.nn's own are called directly; everything else goes through
-    torch.func.functional_call, which costs some tens of microseconds a call: hooks run there,
-    and a parametrised weight ("parametrizations.weight.original") is computed from its parts.
+    Common layers with torch.nn's own forward are called directly. Everything else goes through
+    torch.func.functional_call, which costs some tens of microseconds a call; it runs hooks, and
+    computes a parametrized weight from "parametrizations.weight.original".
     """
+    layer: Any = module
     forward = type(module).forward
-    if has_hooks(module):  # of torch.distributed's checkpoint, for one
+    if has_hooks(module):  # torch.distributed's checkpoint has some
         with _checkpoints_run_through():
             return functional_call(module, parameters, args, kwargs, tie_weights=False)
-    if kwargs or not _has_own(parameters):
+    if kwargs or not _is_plain(parameters):
         return functional_call(module, parameters, args, kwargs, tie_weights=False)
     if forward in CONVOLUTIONS:
-        return module._conv_forward(*args, parameters["weight"], parameters.get("bias"))
+        return layer._conv_forward(*args, parameters["weight"], parameters.get("bias"))
     if forward is nn.Linear.forward:
-        return F.linear(*args, parameters["weight"], parameters.get("bias"))
+        (x,) = args
+        return F.linear(x, parameters["weight"], parameters.get("bias"))
     if forward is nn.LayerNorm.forward:
-        weight, bias = parameters["weight"], parameters.get("bias")
-        return F.layer_norm(*args, module.normalized_shape, weight, bias, module.eps)
+        (x,), weight, bias = args, parameters["weight"], parameters.get("bias")
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
     return functional_call(module, parameters, args, kwargs, tie_weights=False)
 
 
@@ -48,30 +51,30 @@ def apply_opaque(
     module: nn.Module,
     tensors: dict[str, Tensor],
     hidden: tuple[str, ...],
-    args: tuple,
-    kwargs: dict[str, object],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     path: str | None = None,
-):
-    """`module(*args, **kwargs)` of a module with modules inside, reading `tensors` instead.
+) -> Any:
+    """`module(*args, **kwargs)` of an opaque module, with `tensors` as its own.
 
-    tensors  parameters, and buffers, by their names in the module. A buffer that the forward
-             changes or replaces is changed in place, be it the module's own or one given here.
-    hidden   submodules that the forward must not see, should it go through its children: the
-             twins that other paths have of its private modules
-    path     whose forward this is, where there are several: what it puts aside in attributes it
-             finds again, and no other path does (under torch.compile all paths do)
+    tensors  parameters and buffers by their names in the module. A buffer that the forward
+             changes or replaces is changed in place, whether the module's own or one of these.
+    hidden   submodules to hide from a forward that iterates over its children: the twins of its
+             private modules
+    path     the path of the call, if there are several. Each path has its own copy of the
+             attributes that the forward sets (under torch.compile they share them)
 
-    Raises InputError where the forward writes to a weight: the view of one path is no place for
-    what all paths are to see.
+    Raises InputError if the forward writes to a weight: the write would go to the view of one path.
     """
-    tensors = _learning(module, tensors)
+    tensors = _requiring_grad(module, tensors)
     versions = _versions(tensors)
-    is_shared = path is not None and not torch.compiler.is_compiling()
-    memory = remembered_by(module, path) if is_shared else nullcontext()
+    memory: AbstractContextManager[None] = nullcontext()
+    if path is not None and not torch.compiler.is_compiling():
+        memory = remembered_by(module, path)
     with memory, _checkpoints_run_through(), _without(module, hidden):
         given = {**dict(module.named_buffers()), **tensors}
         state = dict(given)
-        # Each name is given; to tie by functional_call breaks a module that has two names.
+        # Every name has a tensor; tie_weights=True breaks a module that has two names.
         result = functional_call(module, state, tuple(args), dict(kwargs), tie_weights=False)
     replaced = [name for name, tensor in given.items() if state[name] is not tensor]
     written = [name for name, version in _versions(tensors).items() if version != versions[name]]
@@ -84,35 +87,35 @@ def apply_opaque(
     return result
 
 
-def copy_tensors(value):
-    """Every tensor in `value`, however deep in lists and dictionaries, as a copy of its own."""
+def copy_tensors(value: Any) -> Any:
+    """`value` with a copy of every tensor in it, however deep in lists and dictionaries."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
-def _checkpoints_run_through():
-    """Under torch.compile a checkpoint is part of the graph, its weights inputs of it."""
+def _checkpoints_run_through() -> AbstractContextManager[None]:
+    """run_through; not under torch.compile, whose graphs have the weights as inputs."""
     return nullcontext() if torch.compiler.is_compiling() else run_through()
 
 
 @contextmanager
 def _without(module: nn.Module, hidden: tuple[str, ...]) -> Iterator[None]:
-    """The module without some of its submodules, while the `with` is open."""
-    taken: dict[nn.Module, dict[str, nn.Module]] = {}
+    """Hide some submodules of the module while the `with` is open."""
+    taken: dict[nn.Module, dict[str, nn.Module | None]] = {}
     for path in hidden:
-        owner, _, name = path.rpartition(".")
-        owner = module.get_submodule(owner)
+        parent, _, name = path.rpartition(".")
+        owner = module.get_submodule(parent)
         taken.setdefault(owner, dict(owner._modules))
         del owner._modules[name]
     try:
         yield
     finally:
         for owner, children in taken.items():
-            owner._modules.update(children)  # they stand last, and in their order
+            owner._modules.update(children)  # twins come last, so the order stays the same
 
 
-def _learning(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same; without gradients, views of trained weights as such, which a forward may ask for
-    gradients by itself, in torch.enable_grad().
+def _requiring_grad(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors; under torch.no_grad(), views of trained weights as leaves that require
+    gradients, for a forward that differentiates within torch.enable_grad().
     """
     if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return tensors
@@ -132,6 +135,7 @@ def _versions(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -140,7 +144,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _has_own(parameters: dict[str, Tensor]) -> bool:
+def _is_plain(parameters: dict[str, Tensor]) -> bool:
     return "weight" in parameters and all(name in ("weight", "bias") for name in parameters)
 
 

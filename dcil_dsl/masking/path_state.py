@@ -1,8 +1,9 @@
-"""What a module has put aside: its attributes at one moment, and those that one path has changed.
+"""Snapshot a module's Python attributes around `forward`, and keep a copy per path of those that
+change.
 
 In:   a module before and after its forward.
-Out:  which attributes have changed; the state before, put back; what each path remembers.
-Not:  no weights: those are handed to a module at each call (apply.py).
+Out:  the attributes that changed; the earlier state, restored; the attributes of each path.
+Not:  no weights: each call of a module receives them (apply.py).
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 SIMPLE = (bool, int, float, str, type(None))
 CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 TABLES = ("_parameters", "_buffers")
-REMEMBERED = "_remembered"  # the attribute under which a module has what its paths remember
+REMEMBERED = "_remembered"  # the attribute of a module that holds the attributes of its paths
 
 
 class Attributes:
-    """The attributes of one module, its tensors among them, at one moment."""
+    """A snapshot of the attributes of one module, tensors included."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -42,7 +44,7 @@ class Attributes:
                 _refill(self.values[name], content)
 
     def changes(self) -> list[str]:
-        """The names of those that are others now, or hold other things."""
+        """The names of the attributes that have other values or contents now."""
         attributes = vars(self.module)
         missing = object()
         found = [
@@ -62,17 +64,18 @@ class Attributes:
 
 @contextmanager
 def remembered_by(module: nn.Module, path: str) -> Iterator[None]:
-    """While the `with` is open, a module and those in it have what `path` has put aside in them.
+    """While the `with` is open, a module and its submodules have the attributes of `path`.
 
     A forward may keep a hidden state, a count of its calls, a tensor computed from its weights.
-    Each path finds its own again, as if it were a model by itself; the module's own attributes
-    stay as they were given.
+    Each path has its own, as if it were a model of its own; the attributes of the module itself
+    stay as they are.
     """
     memory = vars(module).setdefault(REMEMBERED, {}).setdefault(path, {})
-    base, seen = [], []
+    base: list[Attributes] = []
+    seen: list[tuple[str, Attributes]] = []
     for name, part in module.named_modules():
         if type(part).__module__.startswith("torch.nn."):
-            continue  # torch's own put nothing aside
+            continue  # torch's own modules keep no such state
         base.append(Attributes(part))
         if name in memory:
             vars(part).update(memory[name])
@@ -91,14 +94,14 @@ def remembered_by(module: nn.Module, path: str) -> Iterator[None]:
             given.restore()
 
 
-def same_content(now, before) -> bool:
-    """Whether two collections hold the same things, each the very same object."""
+def same_content(now: Any, before: Any) -> bool:
+    """Whether two collections hold the very same objects."""
     if len(now) != len(before):
         return False
     if isinstance(before, dict):
         return all(key in now and now[key] is value for key, value in before.items())
     if isinstance(before, set):
-        return now == before
+        return bool(now == before)
     return all(a is b for a, b in zip(now, before, strict=True))
 
 
@@ -109,7 +112,7 @@ def _differs(before: object, now: object) -> bool:
     return not (simple and before == now)
 
 
-def _refill(container, content) -> None:
+def _refill(container: Any, content: Any) -> None:
     container.clear()
     add = container.update if isinstance(container, (dict, set)) else container.extend
     add(content)

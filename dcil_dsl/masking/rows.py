@@ -83,7 +83,7 @@ def sum_units(values: Tensor, cut: Cut, rows: Rows, dtype: torch.dtype) -> Tenso
     made, and always in one order: a device adds to indexed places in another at each call.
     """
     over, within = _parted(cut, rows.shape[0])
-    runs, length = list(over), 1  # so many rows in a row are of the same units
+    runs, length = list(over), 1  # the number of neighbouring rows in the same units
     while runs and not runs[-1].is_unit:
         length *= runs.pop().size
     others = [2 + i for i, dimension in enumerate(within) if not dimension.is_unit]

@@ -1,9 +1,4 @@
-"""The inputs of a path that runs on less than the others do.
-
-In:   what the model is called with.
-Out:  the first rows of every tensor in it, images of a smaller size.
-Not:  no weights.
-"""
+"""Subsample the inputs of a path: a part of the batch, smaller images."""
 
 from __future__ import annotations
 
@@ -16,13 +11,12 @@ from torch.utils import _pytree as pytree
 
 def subsample_input(value: object, batch: float, size: float) -> object:
     """The first `batch` share of the rows, at least one; images (B, C, H, W) at `size` of their
-    height and width, each new pixel the mean of what it covers.
+    height and width, each new pixel the mean of the area it covers.
 
-    Tensors in lists and dictionaries alike; what is no tensor stays. Which rows come first is
-    chance where batches are shuffled.
+    Tensors may be in lists and dictionaries; other values do not change.
     """
 
-    def thin(leaf: object) -> object:
+    def subsample(leaf: object) -> object:
         if not isinstance(leaf, Tensor) or leaf.dim() == 0:
             return leaf
         if batch < 1:
@@ -32,9 +26,9 @@ def subsample_input(value: object, batch: float, size: float) -> object:
             leaf = F.interpolate(leaf, shape, mode="area")
         return leaf
 
-    return pytree.tree_map(thin, value)
+    return pytree.tree_map(subsample, value)
 
 
 def num_rows(count: int, batch: float) -> int:
-    """How many of `count` rows a share is, rounded up."""
+    """The number of rows in a share of `count` rows, rounded up."""
     return math.ceil(count * batch - 1e-9)

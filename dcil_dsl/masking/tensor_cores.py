@@ -61,7 +61,7 @@ def cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str:
 def cuda_multiply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """The product by torch.sparse's cuSPARSELt or CUTLASS kernel, w compressed at each call.
 
-    cuSPARSELt is told neither strides nor offsets: x that is no contiguous matrix would be read
+    cuSPARSELt gets neither strides nor offsets: x that is no contiguous matrix would be read
     wrongly, in silence. What it gives is a transposed matrix before torch 2.14, and is laid out
     as the whole product's here.
     """

@@ -21,9 +21,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.apply import apply_opaque, has_hooks
 from dcil_dsl.masking.path_state import Attributes
 from dcil_dsl.model.aliasing import written_storages
-from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.copies import HOOKS, copy_module, left_behind
 from dcil_dsl.model.guards import EXAMPLES
-from dcil_dsl.model.holders import HOOKS, left_behind
 from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, resized
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
 from dcil_dsl.model.side_effects import CONSTANT, changed_attribute

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.masking.path_state import Attributes, same_content
 from dcil_dsl.masking.recompute import run_through
+from dcil_dsl.model.copies import used_by_hooks
 from dcil_dsl.model.guards import UNKNOWN, Decisions, hold
-from dcil_dsl.model.holders import used_by_hooks
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.side_effects import CONSTANT, Randomness, changed_attribute
 

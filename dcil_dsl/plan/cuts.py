@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.model.heads import HeadShare
-from dcil_dsl.model.layers import Weight
+from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.words.granularity import (
     Block,

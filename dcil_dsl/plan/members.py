@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.model.heads import HeadShare
-from dcil_dsl.model.layers import Weight
+from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight
 from dcil_dsl.words.granularity import Granularity, Head, Single

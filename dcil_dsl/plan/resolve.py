@@ -13,8 +13,7 @@ from dataclasses import replace
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.model.heads import find_heads
-from dcil_dsl.model.layers import Layer, Weight, unused_layers
+from dcil_dsl.model.layers import Layer, Weight, find_heads, unused_layers
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
