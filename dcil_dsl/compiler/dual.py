@@ -24,8 +24,8 @@ from dcil_dsl.compiler.weight_state import (
     scored_groups,
     scores_of,
 )
-from dcil_dsl.masking.pattern import remember_pattern
-from dcil_dsl.masking.rows import Parts
+from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.masking.units import remember_half
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
@@ -45,7 +45,7 @@ class Dual(fx.GraphModule):
     graphs         by (training, phase)
     forwards       the function that runs each graph
     penalties_due  the step whose penalties are not added yet
-    parts          the processes that each hold some rows of every weight; None: whole weights
+    placement      the rows of the weights that this process has
     """
 
     original: nn.Module
@@ -55,7 +55,7 @@ class Dual(fx.GraphModule):
     plan: Plan
     arguments: Arguments
     phase: int
-    parts: Parts | None
+    placement: Placement
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Dual(fx.GraphModule):
         self.__dict__["penalties_due"] = None
         self.plan, self.arguments = plan, arguments
         self.phase = 0
-        self.parts = None
+        self.placement = ALL_ROWS
         self.run_graphs(graphs)
         self.training = model.training
 
@@ -212,12 +212,12 @@ class Dual(fx.GraphModule):
         if group.regrow is not None:
             masks = grown_masks(self, group, scores, step)
         else:
-            masks = make_masks(group, scores, step, parts=self.parts)
+            masks = make_masks(group, scores, step, placement=self.placement)
         for name, mask in zip(group.parameters, masks, strict=True):
             # In place: a compiled step reads the same tensor again.
             self.get_buffer(f"{name}_mask").copy_(mask)
         for name, holds in zip(group.parameters, are_halved(group, step), strict=False):
-            remember_pattern(self.get_buffer(f"{name}_mask"), holds)  # the host does not read masks
+            remember_half(self.get_buffer(f"{name}_mask"), holds)  # the host does not read masks
         follow_masks(self, group, scores, step)
 
     def _phase_of(self, step: int) -> int:

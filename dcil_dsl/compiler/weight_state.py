@@ -11,7 +11,6 @@ Not:  no formulas of scores (words/scores.py) or views (masking/views.py). Gradi
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.score import score_weights
-from dcil_dsl.masking.select import Across, drop_and_grow
+from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.plan.group import KeptScore
 from dcil_dsl.plan.plan import Group, Phase, Plan
@@ -129,8 +128,7 @@ def scores_of(dual: Dual, group: Group, step: int) -> list[Tensor]:
         return [score_weights(w, group.score, draw) for w, draw in pairs]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
     moved = torch.stack([total.any() for total in totals]).any()  # stays on the device: no wait
-    if dual.parts is not None:
-        moved = dual.parts.across.sum(moved.long()) > 0
+    moved = dual.placement.totals([moved.long()])[0] > 0
     return [
         torch.where(moved, total, Magnitude().score(w).float())
         for total, w in zip(totals, weights, strict=True)
@@ -146,11 +144,7 @@ def draw_scores(dual: Dual, group: Group, step: int) -> list[Tensor]:
 
 def draw_of(dual: Dual, name: str, step: int) -> Draw:
     """The key of the random scores of one weight."""
-    start = 0
-    if dual.parts is not None:
-        rows = dual.parts.rows[name]
-        start = rows.start * prod(rows.shape[1:])
-    return Draw(dual.plan.train.seed, name, step, start)
+    return Draw(dual.plan.train.seed, name, step, dual.placement.start(name))
 
 
 # -- thresholds, reserves, growth ----------------------------------------------------------------
@@ -213,10 +207,10 @@ def grown_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> li
     """The masks of a group that drops and grows weights; the first ones, at step 0, are random."""
     regrow = group.regrow
     if step == 0 or regrow is None:
-        return make_masks(group, draw_scores(dual, group, 0), 0, parts=dual.parts)
+        return make_masks(group, draw_scores(dual, group, 0), 0, placement=dual.placement)
     keeps = keeps_at(group, step)
     share = regrow.share_at(step)
-    masks, across = masks_of(dual, group), _across(dual)
+    masks, across = masks_of(dual, group), dual.placement.across
     wanted = draw_scores(dual, group, step)
     if regrow.gradient_path is not None:
         wanted = [dual.get_buffer(f"{name}_score") for name in group.parameters]
@@ -238,8 +232,8 @@ def follow_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> N
     masks = masks_of(dual, group)
     if group.reserve:
         # Masks of the kept weights and the reserve together.
-        keeps, parts = reserved_at(group, step), dual.parts
-        wide = make_masks(group, _ranked(masks, scores), step, keeps=keeps, parts=parts)
+        keeps, ranked = reserved_at(group, step), _ranked(masks, scores)
+        wide = make_masks(group, ranked, step, keeps=keeps, placement=dual.placement)
         for name, both, mask in zip(group.parameters, wide, masks, strict=True):
             dual.get_buffer(f"{name}_reserve").copy_(both & ~mask)
     if group.forget:
@@ -250,7 +244,7 @@ def follow_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> N
         if group.param is not None:
             seen = [group.param.weight(weight) for weight in weights]
         largest = [largest_pruned(w, mask) for w, mask in zip(seen, masks, strict=True)]
-        across = _across(dual)
+        across = dual.placement.across
         if across is not None:
             largest = list(across.gather(torch.stack(largest)).amax(0))
         if group.one_budget:
@@ -295,11 +289,11 @@ def _part_of(dual: Dual, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, T
 def _norms_of_rows(dual: Dual, group: Group, penalty: Penalty) -> Tensor | None:
     """The norm of each weight over the rows of all processes, in one exchange; None where this
     process holds whole weights, or the penalty needs no norm."""
-    if dual.parts is None or not penalty.needs_norm:
+    if dual.placement.across is None or not penalty.needs_norm:
         return None
     parts = (_part_of(dual, name, penalty)[2] for name in group.parameters)
     norms = [part.to(torch.promote_types(part.dtype, torch.float32)).norm() for part in parts]
-    return dual.parts.across.sum(torch.stack(norms).square()).sqrt()
+    return dual.placement.totals([torch.stack(norms).square()])[0].sqrt()
 
 
 def masks_of(dual: Dual, group: Group) -> list[Tensor]:
@@ -312,10 +306,6 @@ def _ranked(masks: list[Tensor], scores: list[Tensor]) -> list[Tensor]:
         torch.where(mask, torch.inf, score.double())
         for mask, score in zip(masks, scores, strict=True)
     ]
-
-
-def _across(dual: Dual) -> Across | None:
-    return None if dual.parts is None else dual.parts.across
 
 
 def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:

@@ -1,7 +1,7 @@
 """Units of weights that are pruned together: filters, blocks, heads, the groups of an N:M pattern.
 
 In:   scores or masks in the shapes of the weights, and the cut of each weight into units.
-Out:  one score a unit; the mask of a weight from the mask of its units; N:M masks.
+Out:  sums and means over units; the mask of a weight from the mask of its units; N:M masks.
 Not:  which units stay (select.py).
 
 A cut views a weight in `shape`; a unit is one index of the dimensions `units` of that view, and
@@ -10,12 +10,16 @@ all of the others. The filters of a convolution: shape (O, I * kh * kw), units (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# By mask: its version, and whether it has a 2:4 pattern in this version.
+_known: MutableMapping[Tensor, tuple[int, bool]] = WeakTensorKeyDictionary()
 
 
 class Cut(Protocol):
@@ -30,31 +34,23 @@ class Cut(Protocol):
 
 
 @torch.no_grad()
-def score_units(scores: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
-    """The mean score of the weights of each unit, (number of units,) in float64.
+def sum_in_units(values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+    """The sum over each unit of one weight, (number of units,).
 
-    For "l2" the mean of w^2, for "magnitude" of |w|: the filter mode of DCIL's authors. A unit may
-    lie in several weights, such as a head in its projections: `scores` has one tensor a weight.
-
-    float64, because sums of float32 depend on their order, and so on the device.
+    Use float64 for scores: sums of float32 depend on their order, and so on the device.
     """
-    of_weights = [
-        _rows(score, cut).sum(1, dtype=torch.float64)
-        for score, cut in zip(scores, cuts, strict=True)
-    ]
-    sums = of_weights[0]
-    for more in of_weights[1:]:
-        sums = sums + more
-    return sums / (sum(score.numel() for score in scores) / len(sums))
+    return _rows(values, cut).sum(1, dtype=dtype)
 
 
-def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Masks of weights of these shapes, from one boolean a unit."""
-    masks = []
-    for cut, shape in zip(cuts, shapes, strict=True):
-        across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
-        masks.append(kept.view(across).expand(cut.shape).reshape(tuple(shape)))
-    return masks
+def mean_in_units(sums: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """The mean of each unit, from the sums over all weights that it lies in."""
+    return sums / (sum(prod(cut.shape) for cut in cuts) / len(sums))
+
+
+def spread_mask(kept: Tensor, cut: Cut, shape: Sequence[int]) -> Tensor:
+    """The mask of a weight of this shape, from one boolean a unit."""
+    across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
+    return kept.view(across).expand(cut.shape).reshape(tuple(shape))
 
 
 @torch.no_grad()
@@ -71,9 +67,22 @@ def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
     return mask.view(score.shape)
 
 
-def num_in_unit(mask: Tensor, cut: Cut) -> Tensor:
-    """The number of true entries in each unit of one weight, (number of units,)."""
-    return _rows(mask, cut).sum(1)
+def holds_half(mask: Tensor) -> bool:
+    """Whether every four inputs in a row of the mask (O, I) keep at most two.
+
+    After a change of the mask that remember_half did not record, the host waits to count.
+    """
+    known = _known.get(mask)
+    if known is None or known[0] != mask._version:
+        counts = mask.view(mask.shape[0], -1, 4).sum(2, dtype=torch.uint8)
+        known = remember_half(mask, bool((counts <= 2).all()))
+    return known[1]
+
+
+def remember_half(mask: Tensor, holds: bool) -> tuple[int, bool]:
+    """Record the result of holds_half until the mask changes."""
+    known = _known[mask] = (mask._version, holds)
+    return known
 
 
 def _rows(values: Tensor, cut: Cut) -> Tensor:

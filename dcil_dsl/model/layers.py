@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dcil_dsl.masking.kept import may_leave_out
+from dcil_dsl.masking.apply import is_plain_forward
 from dcil_dsl.masking.path_state import Attributes
 from dcil_dsl.masking.rng import drawn_apart
 from dcil_dsl.model.inputs import Inputs
@@ -124,7 +124,7 @@ def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
                 replace(weight, name=first_use.setdefault(id(own), prefix + weight.name))
                 for weight, own in _prunable(module)
             )
-            is_plain = path in plain and may_leave_out(module)
+            is_plain = path in plain and is_plain_forward(module)
             layers[path] = Layer(path, called, module, weights, is_plain)
     return tuple(layers.values())
 
