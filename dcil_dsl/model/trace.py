@@ -22,9 +22,9 @@ from dcil_dsl.masking.apply import apply_opaque, has_hooks
 from dcil_dsl.masking.path_state import Attributes
 from dcil_dsl.model.aliasing import written_storages
 from dcil_dsl.model.copies import copy_module
-from dcil_dsl.model.guards import EXAMPLES
+from dcil_dsl.model.guards import Decisions
 from dcil_dsl.model.holders import HOOKS, left_behind
-from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, resized
+from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, as_fakes
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
 from dcil_dsl.model.side_effects import CONSTANT, changed_attribute
 from dcil_dsl.model.tracer import Tracer, first_line
@@ -105,7 +105,7 @@ def trace_model(
     arguments = arguments_of(model, example, live, fixed)
     flags = {name: module.training for name, module in model.named_modules()}
     like = _named(arguments, example) if example is not None else dict(like or {})
-    shown = resized(Inputs((), like), EXAMPLES).kwargs if like else None
+    shown = as_fakes(Inputs((), like)) if like else (None, None)
     model.train()
     train, kept = _trace(model, arguments, keep or {}, shown)
     model.eval()
@@ -182,7 +182,7 @@ def _trace(
     model: nn.Module,
     arguments: Arguments,
     keep: Mapping[str, str],
-    example: dict[str, Tensor] | None,
+    shown: tuple[Inputs | None, Inputs | None],
 ) -> tuple[fx.Graph | None, dict[str, str]]:
     """The graph in the model's mode, and what stayed whole; None where that is the model."""
     if "" in keep:
@@ -192,7 +192,8 @@ def _trace(
     if has_hooks(model):
         return None, {"": "it has hooks, which a graph of its forward would leave out"}
     before = {path: Attributes(module) for path, module in model.named_modules()}
-    tracer = Tracer(model, arguments, keep, example)
+    example, other = (None if call is None else call.kwargs for call in shown)
+    tracer = Tracer(model, arguments, keep, Decisions(model, example, other))
     try:
         graph = tracer.trace_model()
         for path, attributes in before.items():

@@ -46,10 +46,24 @@ class Proxy(fx.Proxy):
     """
 
     def __getattr__(self, name):
-        return Attribute(self, name)
+        if name.startswith("__"):
+            raise AttributeError(name)  # a protocol that it does not know: __array_struct__
+        rank = self.tracer.rank(self) if name == "ndim" else None
+        return Attribute(self, name) if rank is None else rank
 
     def __len__(self):
         return self.tracer.length(self)
+
+    def __index__(self):
+        return self.tracer.constant(self, int)
+
+    __int__ = __index__
+
+    def __float__(self):
+        return float(self.tracer.constant(self, int, float))
+
+    def __setitem__(self, key, value):
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __setattr__(self, name, value):
         if name not in ("tracer", "node"):
@@ -57,11 +71,19 @@ class Proxy(fx.Proxy):
         super().__setattr__(name, value)
 
 
-class Attribute(fx.proxy.Attribute):
-    """x.shape, of which the length may be known."""
+class Attribute(fx.proxy.Attribute, Proxy):
+    """x.shape, of which the length may be known, and x.dim, which is called."""
 
-    def __len__(self):
-        return self.tracer.length(self)
+    def __call__(self, *args, **kwargs):
+        is_rank = self.attr in ("dim", "ndimension") and not args and not kwargs
+        rank = self.tracer.rank(self.root) if is_rank else None
+        return super().__call__(*args, **kwargs) if rank is None else rank
+
+    def __setattr__(self, name, value):
+        if name in ("root", "attr", "_node"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def _in_place(function):
@@ -86,11 +108,11 @@ class Tracer(fx.Tracer):
         model: nn.Module,
         arguments: Arguments,
         keep: Mapping[str, str],
-        example: dict[str, Tensor] | None = None,
+        decisions: Decisions,
     ):
         super().__init__(autowrap_functions=())
-        self.decisions = Decisions(model, example)
-        self.lengths: dict[fx.Node, fx.Node] = {}  # what holds each that was asked for
+        self.decisions = decisions
+        self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # what holds each that was asked for
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
         self.names = {
@@ -145,11 +167,29 @@ class Tracer(fx.Tracer):
         value = self.decisions.of(obj.node)
         if not isinstance(value, (tuple, list)):
             raise Unfollowed("it asks for the length of a value that is computed")
-        if obj.node not in self.lengths or self.lengths[obj.node]._erased:
-            what = f"len({self.decisions.words(obj.node)})"
-            length = self._call(LEN, obj)
-            self.lengths[obj.node] = self._call(hold, length, len(value), what).node
-        return len(value)
+        return self._held(obj, LEN, len(value), f"len({self.decisions.words(obj.node)})")
+
+    def rank(self, obj) -> int | None:
+        """The number of dimensions of a tensor, which no batch changes; None: it is not known."""
+        value = self.decisions.rank(obj.node)
+        if value is None:
+            return None
+        return self._held(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
+
+    def constant(self, obj, *kinds: type):
+        """A number of Python that follows from sizes which no batch changes."""
+        value = self.decisions.constant(obj.node)
+        if not isinstance(value, kinds):
+            raise Unfollowed("it needs a number of Python that a call may change")
+        return self._held(obj, None, value, self.decisions.words(obj.node))
+
+    def _held(self, obj, function, value, what: str):
+        """The value, to which the graph is held from here on."""
+        key = (obj.node, getattr(function, "__name__", ""))
+        if key not in self.held or self.held[key]._erased:
+            fact = obj if function is None else self._call(function, obj)
+            self.held[key] = self._call(hold, fact, value, what).node
+        return value
 
     def iter(self, obj):
         value = self.decisions.of(obj.node)
@@ -252,7 +292,7 @@ class _Start:
             if node is self.last:
                 break
             tracer.graph.erase_node(node)
-            tracer.decisions.values.pop(node, None)
+            tracer.decisions.forget(node)
         while len(tracer.module_stack) > self.stack:
             tracer.module_stack.popitem()
         while len(tracer.tensor_attrs) > self.num_tensors:
@@ -288,7 +328,11 @@ def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
 def _no_autocast(decisions: Decisions) -> Iterator[None]:
     """A forward that chooses its own precision, or asks for that of its caller, is not followed."""
 
+    kept = torch.autocast.__enter__
+
     def enter(self):
+        if decisions.running:
+            return kept(self)
         raise Unfollowed("it sets autocast, which a graph does not keep")
 
     def ask(*args):
@@ -296,7 +340,6 @@ def _no_autocast(decisions: Decisions) -> Iterator[None]:
             return is_autocast_enabled(*args)
         raise Unfollowed("it asks for autocast, which may differ from call to call")
 
-    kept = torch.autocast.__enter__
     torch.autocast.__enter__, torch.is_autocast_enabled = enter, ask
     try:
         yield
