@@ -26,7 +26,7 @@ from dcil_dsl.model.guards import Decisions
 from dcil_dsl.model.holders import HOOKS, left_behind
 from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, as_fakes
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
-from dcil_dsl.model.side_effects import CONSTANT, changed_attribute
+from dcil_dsl.model.side_effects import CONSTANT
 from dcil_dsl.model.tracer import Tracer, first_line
 
 WRAPPERS = {
@@ -197,7 +197,7 @@ def _trace(
     try:
         graph = tracer.trace_model()
         for path, attributes in before.items():
-            name = changed_attribute(attributes)
+            name = tracer.changed(attributes)
             if name is not None:
                 place = f"{path}.{name}" if path else name
                 raise RuntimeError(f"its forward changes `{place}`, which a graph would hold still")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +25,15 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.masking.path_state import Attributes, same_content
 from dcil_dsl.masking.recompute import run_through
-from dcil_dsl.model.guards import UNKNOWN, Decisions, hold
+from dcil_dsl.model.aliasing import written
+from dcil_dsl.model.fake_values import UNKNOWN
+from dcil_dsl.model.guards import Decisions, hold
 from dcil_dsl.model.holders import used_by_hooks
 from dcil_dsl.model.inputs import Arguments
-from dcil_dsl.model.side_effects import CONSTANT, Randomness, changed_attribute
+from dcil_dsl.model.side_effects import CONSTANT, MISSING, Randomness, changed_attribute
 
 is_autocast_enabled = torch.is_autocast_enabled
+IS_TENSOR = torch.is_tensor
 LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
 # Functions of torch that read a size or a type as it stands, and know no proxy for one.
 TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
@@ -48,6 +52,8 @@ class Proxy(fx.Proxy):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)  # a protocol that it does not know: __array_struct__
+        if name == "_is_param":
+            return False  # isinstance(x, nn.Parameter) asks
         rank = self.tracer.rank(self) if name == "ndim" else None
         return Attribute(self, name) if rank is None else rank
 
@@ -57,7 +63,8 @@ class Proxy(fx.Proxy):
     def __index__(self):
         return self.tracer.constant(self, int)
 
-    __int__ = __index__
+    def __int__(self):
+        return int(self.tracer.constant(self, int, float))
 
     def __float__(self):
         return float(self.tracer.constant(self, int, float))
@@ -115,6 +122,8 @@ class Tracer(fx.Tracer):
         self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # what holds each that was asked for
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
+        self.memos: list[str] = []  # attributes in which a forward keeps what weights give
+        self.is_output, self.taken_apart = False, {}
         self.names = {
             id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
         }
@@ -124,7 +133,13 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay opaque."""
-        with run_through(), _no_autocast(self.decisions), _no_backward(), _taking_proxies(self):
+        with (
+            run_through(),
+            _no_autocast(self.decisions),
+            _no_backward(),
+            _taking_proxies(self),
+            _in_einops(),
+        ):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -146,7 +161,8 @@ class Tracer(fx.Tracer):
         def forward():
             attributes, randomness = Attributes(self.model), Randomness()
             result = self.model.forward(*placed, **live)
-            _refuse_changes(attributes, randomness)
+            self._refuse_changes(attributes, randomness)
+            self.is_output = True
             return result
 
         return forward, ()
@@ -210,14 +226,27 @@ class Tracer(fx.Tracer):
             self.reads[name] = self.create_proxy("get_attr", name, (), {})
         return self.reads[name]
 
-    def create_node(self, kind, *args, **kwargs):
-        if kind.startswith("call") and torch.is_grad_enabled() != self.learns:
+    def create_proxy(self, kind, *args, **kwargs):
+        """A call under torch.no_grad() gives values without gradients, so the graph detaches it."""
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        if not kind.startswith("call") or torch.is_grad_enabled() == self.learns:
+            return proxy
+        is_known = self.decisions.of(proxy.node) is not UNKNOWN
+        if not self.learns or written(proxy.node, self.model):
+            raise Unfollowed("it changes torch's gradient mode, which a graph does not keep")
+        if is_known or proxy.node.target is hold:
+            return proxy
+        if not self.decisions.is_tensor(proxy.node):
             raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
-        return super().create_node(kind, *args, **kwargs)
+        return super().create_proxy("call_method", "detach", (proxy,), {})
 
     def create_arg(self, a):
-        if isinstance(a, fx.Proxy) and a.node._erased:
-            raise Unfollowed("it uses what a module that could not be traced had put aside")
+        if isinstance(a, fx.Proxy):
+            if a.node._erased:
+                raise Unfollowed("it uses what a module that could not be traced had put aside")
+            return a.node
+        if self.is_output and _is_object(a):
+            return self._made_again(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
         if isinstance(a, torch.Tensor) and id(a) in self.names:
@@ -233,6 +262,18 @@ class Tracer(fx.Tracer):
             raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
         return super().create_arg(a)
 
+    def _made_again(self, value: object) -> fx.Node:
+        """A node that makes the returned object anew: a cache of a decoder, with its tensors."""
+        if self.taken_apart.setdefault(id(value)) is None:
+            self.taken_apart[id(value)] = "its own"
+            fields = {name: self.create_arg(part) for name, part in vars(value).items()}
+            made = self.create_node("call_function", make_object, (type(value), fields), {})
+            self.taken_apart[id(value)] = made
+        made = self.taken_apart[id(value)]
+        if not isinstance(made, fx.Node):
+            raise Unfollowed(f"it returns a {type(value).__name__} that holds itself")
+        return made
+
     def call_module(self, m, forward, args, kwargs):
         if self.decisions.running:
             return forward(*args, **kwargs)
@@ -247,13 +288,54 @@ class Tracer(fx.Tracer):
         start = _Start(self, m, args, kwargs)
         try:
             result = super().call_module(m, forward, args, kwargs)
-            _refuse_changes(start.attributes, start.randomness)
+            self._refuse_changes(start.attributes, start.randomness)
             return result
         except Exception as problem:  # whatever a forward raises under tracing is the reason
             start.restore(self)
             if start.were_inputs_changed():
                 raise  # it fills a list that it was given: the one who gave it has to stay opaque
             return self._call_whole(path, first_line(problem), args, kwargs)
+
+    def _refuse_changes(self, attributes: Attributes, randomness: Randomness) -> None:
+        if randomness.moved():
+            raise Unfollowed("its forward draws random numbers of no tensor that it was given")
+        name = self.changed(attributes)
+        if name is not None:
+            raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
+
+    def changed(self, before: Attributes) -> str | None:
+        """The first attribute whose change a graph would not repeat, and would have to."""
+        return changed_attribute(before, lambda name, old, new: self._is_kept(before, old, new))
+
+    def _is_kept(self, before: Attributes, old: object, new: object) -> bool:
+        """Whether a graph may do without the change.
+
+        The new value is a number, the old one for all sizes that a call may have; or what the
+        forward computes from weights alone and would compute again (compare.py runs it twice).
+        """
+        if isinstance(new, fx.Proxy) and isinstance(old, (int, float)):
+            known = self.decisions.constant(new.node)
+            if type(known) is type(old) and known == old:
+                self._held(new, None, old, self.decisions.words(new.node))
+                return True
+        is_kept = _is_empty(old) and self._is_of_weights(new)
+        if is_kept:
+            self.memos.append(type(before.module).__name__)
+        return is_kept
+
+    def _is_of_weights(self, value: object) -> bool:
+        leaves = pytree.tree_leaves(value)
+        waiting = [leaf.node for leaf in leaves if isinstance(leaf, fx.Proxy)]
+        if len(waiting) < len(leaves) or not leaves or any(node._erased for node in waiting):
+            return False
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if node.op == "placeholder" or "opaque" in node.meta or written(node, self.model):
+                return False
+            waiting += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+        return True
 
     def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
         """A call of the graph gets its own weights alone; a hook may not use others."""
@@ -312,16 +394,35 @@ def first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
+def make_object(kind: type, fields: Mapping[str, object]) -> object:
+    """An object of a class with these attributes, as a forward has left one."""
+    made = object.__new__(kind)
+    for name, value in fields.items():
+        if isinstance(value, (fx.immutable_collections.immutable_list)):
+            value = list(value)
+        elif isinstance(value, fx.immutable_collections.immutable_dict):
+            value = dict(value)
+        vars(made)[name] = value
+    return made
+
+
+def _is_object(value: object) -> bool:
+    """An object of somebody's class whose attributes are all that it has."""
+    kind = type(value)
+    if not hasattr(value, "__dict__") or isinstance(value, (Tensor, nn.Module, type)):
+        return False
+    if callable(value) or is_dataclass(value) or kind.__module__.split(".")[0] == "torch":
+        return False
+    slots = any(vars(owner).get("__slots__") for owner in kind.__mro__)
+    return kind.__new__ is object.__new__ and not slots
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value is MISSING or isinstance(value, (dict, list)) and not value
+
+
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
-    if randomness.moved():
-        raise Unfollowed("its forward draws random numbers of no tensor that it was given")
-    name = changed_attribute(attributes)
-    if name is not None:
-        raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
 
 
 @contextmanager
@@ -382,13 +483,38 @@ def _taking_proxies(tracer: Tracer) -> Iterator[None]:
             return tracer.create_proxy("call_function", LEN, (value,), {})
         return LEN(value)
 
-    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY}
-    for name, function in kept.items():
-        setattr(torch, name, taking(function))
-    builtins.len = length
+    def is_tensor(value):
+        if isinstance(value, fx.Proxy):
+            return tracer.decisions.is_tensor(value.node)
+        return IS_TENSOR(value)
+
+    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY} | {"is_tensor": IS_TENSOR}
+    for name in TAKE_NO_PROXY:
+        setattr(torch, name, taking(kept[name]))
+    builtins.len, torch.is_tensor = length, is_tensor
     try:
         yield
     finally:
         builtins.len = LEN
         for name, function in kept.items():
             setattr(torch, name, function)
+
+
+@contextmanager
+def _in_einops() -> Iterator[None]:
+    """einops, where it is loaded, takes proxies for tensors of torch; it looks up their type."""
+    module = sys.modules.get("einops._backends")
+    if module is None:
+        yield
+        return
+    backend = module.TorchBackend()
+    # A list, as einops would keep a tuple of sizes in a cache.
+    backend.shape = lambda x: [x.shape[i] for i in range(x.ndim)]
+    backend.is_float_type = lambda x: x.is_floating_point()
+    kinds = dict.fromkeys((Proxy, Attribute), backend)
+    module._type2backend.update(kinds)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            module._type2backend.pop(kind, None)
