@@ -26,7 +26,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.fake_values import UNKNOWN, FakeValues
 
 # What is read of a tensor that no number of it has a part in.
-ATTRIBUTES = ("shape", "ndim", "dtype", "device")
+ATTRIBUTES = ("shape", "ndim", "dtype", "layout", "device")
 # What is traced on one device is trained on another, and under autocast what is computed has
 # another type: a question about them is decided where the answer is the same for all of these.
 DEVICES = tuple(map(torch.device, ("cpu", "cuda")))
@@ -104,12 +104,12 @@ class Decisions:
 
     def rank(self, node: fx.Node) -> int | None:
         """The number of dimensions of the tensor that the node is known to give."""
-        value = self._value(node)
+        value = self.value(node)
         return value.dim() if isinstance(value, Tensor) else None
 
     def is_tensor(self, node: fx.Node) -> bool:
         """Whether the node is known to give a tensor."""
-        return isinstance(self._value(node), Tensor)
+        return isinstance(self.value(node), Tensor)
 
     def forget(self, node: fx.Node) -> None:
         """The node is no longer in the graph."""
@@ -119,7 +119,7 @@ class Decisions:
 
     def words(self, node: fx.Node) -> str:
         """ "x.shape[1] > 8", down to the tensors whose sizes they are."""
-        if node.op != "call_function" or _is_of_tensors(self._value(node)):
+        if node.op != "call_function" or _is_of_tensors(self.value(node)):
             return node.name
         args = [self.words(a) if isinstance(a, fx.Node) else str(a) for a in node.args]
         if node.target is getattr:
@@ -144,7 +144,8 @@ class Decisions:
     ) -> FakeValues:
         return FakeValues(self.model, example, precision, self.apart, hold)
 
-    def _value(self, node: fx.Node) -> object:
+    def value(self, node: fx.Node) -> object:
+        """What the node gives, as a fake tensor where it is one; UNKNOWN where that is unknown."""
         if self.base is None:
             return UNKNOWN
         self.base.catch_up(node.graph)

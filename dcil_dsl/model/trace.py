@@ -57,6 +57,8 @@ class Traced:
     arguments  which arguments of forward are inputs of the graphs
     whole      the paths of the modules that are one call each, with the reason; "" is the model
     like       what the tensors among the inputs were like in the example, as meta tensors
+    memos      the paths of the modules that keep a memo for later calls, where the graphs compute
+               it in each; with whether it is of their weights
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Traced:
     arguments: Arguments
     opaque: dict[str, str] = field(default_factory=dict)
     like: dict[str, Tensor] = field(default_factory=dict)
+    memos: dict[str, bool] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,9 +110,10 @@ def trace_model(
     like = _named(arguments, example) if example is not None else dict(like or {})
     shown = as_fakes(Inputs((), like)) if like else (None, None)
     model.train()
-    train, kept = _trace(model, arguments, keep or {}, shown)
+    memos: dict[str, bool] = {}
+    train, kept = _trace(model, arguments, keep or {}, shown, memos)
     model.eval()
-    eval, kept_too = _trace(model, arguments, keep or {}, shown)
+    eval, kept_too = _trace(model, arguments, keep or {}, shown, memos)
     opaque = {**kept_too, **kept}
     if "" in opaque:  # one way of calling for both modes
         opaque = {"": opaque[""]}
@@ -122,7 +126,7 @@ def trace_model(
     layers = list_layers(model, train)
     if example is not None:
         layers = with_macs(layers, model, example)
-    return Traced(model, train, eval, layers, arguments, opaque, like)
+    return Traced(model, train, eval, layers, arguments, opaque, like, memos)
 
 
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
@@ -183,6 +187,7 @@ def _trace(
     arguments: Arguments,
     keep: Mapping[str, str],
     shown: tuple[Inputs | None, Inputs | None],
+    memos: dict[str, bool],
 ) -> tuple[fx.Graph | None, dict[str, str]]:
     """The graph in the model's mode, and what stayed whole; None where that is the model."""
     if "" in keep:
@@ -203,6 +208,11 @@ def _trace(
                 raise RuntimeError(f"its forward changes `{place}`, which a graph would hold still")
     except Exception as problem:  # whatever a forward raises under tracing is the reason
         graph, tracer.opaque = None, {"": first_line(problem)}
+        tracer.memos = {}
+    memos |= {
+        path: is_of_weights or memos.get(path, False)
+        for path, is_of_weights in tracer.memos.items()
+    }
     constants = {name: v for name, v in vars(model).items() if name.startswith(CONSTANT)}
     for attributes in before.values():
         attributes.restore()

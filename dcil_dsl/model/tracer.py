@@ -33,7 +33,7 @@ from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.side_effects import CONSTANT, MISSING, Randomness, changed_attribute
 
 is_autocast_enabled = torch.is_autocast_enabled
-IS_TENSOR = torch.is_tensor
+IS_TENSOR, ISINSTANCE, CALLABLE = torch.is_tensor, isinstance, callable
 LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
 # Functions of torch that read a size or a type as it stands, and know no proxy for one.
 TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
@@ -93,6 +93,9 @@ class Attribute(fx.proxy.Attribute, Proxy):
             super().__setattr__(name, value)
 
 
+PROXIES = (Proxy, Attribute)
+
+
 def _in_place(function):
     def write(self, other):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -122,7 +125,8 @@ class Tracer(fx.Tracer):
         self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # what holds each that was asked for
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
-        self.memos: list[str] = []  # attributes in which a forward keeps what weights give
+        # Modules that keep a memo for later calls, and whether it is of their weights.
+        self.memos: dict[str, bool] = {}
         self.is_output, self.taken_apart = False, {}
         self.names = {
             id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
@@ -231,14 +235,15 @@ class Tracer(fx.Tracer):
         proxy = super().create_proxy(kind, *args, **kwargs)
         if not kind.startswith("call") or torch.is_grad_enabled() == self.learns:
             return proxy
-        is_known = self.decisions.of(proxy.node) is not UNKNOWN
         if not self.learns or written(proxy.node, self.model):
             raise Unfollowed("it changes torch's gradient mode, which a graph does not keep")
-        if is_known or proxy.node.target is hold:
-            return proxy
-        if not self.decisions.is_tensor(proxy.node):
-            raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
-        return super().create_proxy("call_method", "detach", (proxy,), {})
+        value = self.decisions.value(proxy.node)
+        if isinstance(value, Tensor):
+            return super().create_proxy("call_method", "detach", (proxy,), {})
+        if value is UNKNOWN or any(isinstance(x, Tensor) for x in pytree.tree_leaves(value)):
+            if proxy.node.target is not hold:
+                raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
+        return proxy
 
     def create_arg(self, a):
         if isinstance(a, fx.Proxy):
@@ -310,28 +315,36 @@ class Tracer(fx.Tracer):
     def _is_kept(self, before: Attributes, old: object, new: object) -> bool:
         """Whether a graph may do without the change.
 
-        The new value is a number, the old one for all sizes that a call may have; or what the
-        forward computes from weights alone and would compute again (compare.py runs it twice).
+        The new value is the old one, a number, for all sizes that a call may have. Or it is a memo:
+        of a constant, or in evaluation mode of what weights give (compare.py tries both).
         """
         if isinstance(new, fx.Proxy) and isinstance(old, (int, float)):
             known = self.decisions.constant(new.node)
-            if type(known) is type(old) and known == old:
+            if type(known) is not type(old) or known != old:
+                return False
+            if not self.is_output:
                 self._held(new, None, old, self.decisions.words(new.node))
-                return True
-        is_kept = _is_empty(old) and self._is_of_weights(new)
-        if is_kept:
-            self.memos.append(type(before.module).__name__)
-        return is_kept
-
-    def _is_of_weights(self, value: object) -> bool:
-        leaves = pytree.tree_leaves(value)
-        waiting = [leaf.node for leaf in leaves if isinstance(leaf, fx.Proxy)]
-        if len(waiting) < len(leaves) or not leaves or any(node._erased for node in waiting):
+            return not self.held[new.node, ""]._erased if (new.node, "") in self.held else False
+        leaves = pytree.tree_leaves(new)
+        constants = [x for x in leaves if type(x) is Tensor and id(x) not in self.names]
+        proxies = [x for x in leaves if isinstance(x, fx.Proxy)]
+        if not leaves or len(constants) + len(proxies) < len(leaves) or not _is_unset(old, new):
             return False
+        if proxies and (before.module.training or not self._are_of_weights(proxies)):
+            return False
+        path = self.path_of_module(before.module) if before.module is not self.model else ""
+        self.memos[path] = self.memos.get(path, False) or bool(proxies)
+        return True
+
+    def _are_of_weights(self, proxies: list[fx.Proxy]) -> bool:
+        """Whether the values are computed from weights and constants alone."""
+        waiting = [proxy.node for proxy in proxies]
         seen = set(waiting)
         while waiting:
             node = waiting.pop()
-            if node.op == "placeholder" or "opaque" in node.meta or written(node, self.model):
+            if node._erased or node.op == "placeholder" or "opaque" in node.meta:
+                return False
+            if written(node, self.model):
                 return False
             waiting += [n for n in node.all_input_nodes if n not in seen]
             seen.update(node.all_input_nodes)
@@ -417,8 +430,11 @@ def _is_object(value: object) -> bool:
     return kind.__new__ is object.__new__ and not slots
 
 
-def _is_empty(value: object) -> bool:
-    return value is None or value is MISSING or isinstance(value, (dict, list)) and not value
+def _is_unset(old: object, new: object) -> bool:
+    """Whether an attribute had no value yet, or a tensor of another shape in its place."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return old.shape != new.shape
+    return old is None or old is MISSING or isinstance(old, (dict, list)) and not old
 
 
 def _has_state(module: nn.Module) -> bool:
@@ -468,7 +484,10 @@ def _no_backward() -> Iterator[None]:
 
 @contextmanager
 def _taking_proxies(tracer: Tracer) -> Iterator[None]:
-    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph."""
+    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph.
+
+    What is known to be a tensor is an instance of Tensor, and cannot be called.
+    """
 
     def taking(function):
         def call(*args, **kwargs):
@@ -483,19 +502,29 @@ def _taking_proxies(tracer: Tracer) -> Iterator[None]:
             return tracer.create_proxy("call_function", LEN, (value,), {})
         return LEN(value)
 
+    def known_tensor(value):
+        return tracer.decisions.is_tensor(value.node)
+
     def is_tensor(value):
-        if isinstance(value, fx.Proxy):
-            return tracer.decisions.is_tensor(value.node)
-        return IS_TENSOR(value)
+        return known_tensor(value) if type(value) in PROXIES else IS_TENSOR(value)
+
+    def is_instance(value, kinds):
+        if ISINSTANCE(value, kinds) or type(value) not in PROXIES:
+            return ISINSTANCE(value, kinds)
+        return (kinds is Tensor or type(kinds) is tuple and Tensor in kinds) and known_tensor(value)
+
+    def is_callable(value):
+        return CALLABLE(value) and not (type(value) is Proxy and known_tensor(value))
 
     kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY} | {"is_tensor": IS_TENSOR}
     for name in TAKE_NO_PROXY:
         setattr(torch, name, taking(kept[name]))
-    builtins.len, torch.is_tensor = length, is_tensor
+    torch.is_tensor = is_tensor
+    builtins.len, builtins.isinstance, builtins.callable = length, is_instance, is_callable
     try:
         yield
     finally:
-        builtins.len = LEN
+        builtins.len, builtins.isinstance, builtins.callable = LEN, ISINSTANCE, CALLABLE
         for name, function in kept.items():
             setattr(torch, name, function)
 
