@@ -77,10 +77,10 @@ def written_storages(graph: fx.Graph, model: nn.Module) -> tuple[Storage, ...]:
 
     writers = []
     for node in graph.nodes:
-        written = _written(node, model)
-        if written:
+        changed = written(node, model)
+        if changed:
             writers.append(node)
-        for same in {*written, *_viewed(node, model)}:
+        for same in {*changed, *_viewed(node, model)}:
             root[find(node)] = find(same)
     of_storage: dict[fx.Node, list[fx.Node]] = {}
     for writer in writers:
@@ -92,7 +92,7 @@ def written_storages(graph: fx.Graph, model: nn.Module) -> tuple[Storage, ...]:
     return tuple(Storage(tuple(members[top]), tuple(of_storage[top])) for top in members)
 
 
-def _written(node: fx.Node, model: nn.Module) -> list[fx.Node]:
+def written(node: fx.Node, model: nn.Module) -> list[fx.Node]:
     """The arguments that a node changes, or may change."""
     if node.meta.get("opaque") is not None:
         return given_to_whole(node)

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.masking.apply import apply_opaque
+from dcil_dsl.masking.path_state import SIMPLE, Attributes, same_content
 from dcil_dsl.masking.rng import drawn_apart
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, doubled
@@ -65,7 +66,38 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
     written: dict[str, bool] = {}
     expected = {training: _expected(model, inputs, training, written) for training in (False, True)}
     _refuse_written(model, written)  # first: comparing such a model would blame something else
+    stale = [path for path in traced.memos if not _keeps_memo(traced, model, inputs, path)]
+    if stale:
+        reason = "what its forward keeps for later calls is not what it would compute in each"
+        traced = trace_model(model, example, keep={**traced.opaque, **dict.fromkeys(stale, reason)})
     return _noting(_made_equal(traced, model, example, inputs, expected), written)
+
+
+def _keeps_memo(traced: Traced, model: nn.Module, inputs: Inputs, path: str) -> bool:
+    """Whether a memo holds what each call would compute: a second call gives the same and leaves
+    it as it is, and one of weights does not outlive training mode."""
+    copy = _in_mode(copy_module(model), False)
+    part = copy.get_submodule(path)
+    fresh = Attributes(part)
+    first = _detached(_forward(copy, inputs, False))
+    kept = Attributes(part)
+    again = _detached(_forward(copy, inputs, False))
+    if kept.changes() or not _all_alike(again, first):
+        return False
+    if not traced.memos[path]:
+        return True
+    _in_mode(_in_mode(copy, True), False)
+    return not any(_outlives(fresh, vars(part), name) for name in kept.values)
+
+
+def _outlives(fresh: Attributes, now: dict[str, object], name: str) -> bool:
+    """Whether an attribute holds something else than at the start."""
+    if name in fresh.contents:
+        return type(now[name]) is not type(fresh.contents[name]) or not same_content(
+            now[name], fresh.contents[name]
+        )
+    old, new = fresh.values.get(name), now.get(name)
+    return new is not old and not (isinstance(new, SIMPLE) and new == old)
 
 
 def _made_equal(

@@ -3,10 +3,12 @@
 In:   a graph as it is traced, an example of the model's inputs.
 Out:  what a value of the graph is for tensors of such sizes, where that follows from sizes, ranks
       and types alone; `hold`, the node that keeps the graph to what was decided.
-Not:  no number of a tensor is ever looked at: the example runs as fake tensors, which have none.
+Not:  no number of a tensor is ever looked at (fake_values.py).
 
 `if x.shape[1] > self.longest` is one way through the forward for each answer. The graph has the
 way that the example takes, and a node that ends a call with inputs that would take another one.
+`int(x.shape[2])` is a number of Python: the graph has the one of the example, if an example of
+other sizes, where those may differ from call to call, has the same.
 """
 
 from __future__ import annotations
@@ -14,25 +16,21 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import takewhile
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.masking.path_state import Attributes
-from dcil_dsl.model.side_effects import Randomness
+from dcil_dsl.model.fake_values import UNKNOWN, FakeValues
 
-EXAMPLES = 3  # of the fake batch; the model is compared with its graph on other batches
-UNKNOWN = object()
-# What is read of a tensor that no number of it has a part in. A device is not among them: what is
-# traced on one is trained on another.
-ATTRIBUTES = ("shape", "ndim", "dtype")
+# What is read of a tensor that no number of it has a part in.
+ATTRIBUTES = ("shape", "ndim", "dtype", "layout", "device")
+# What is traced on one device is trained on another, and under autocast what is computed has
+# another type: a question about them is decided where the answer is the same for all of these.
+DEVICES = tuple(map(torch.device, ("cpu", "cuda")))
+PRECISIONS = (torch.bfloat16, torch.float16)
 METHODS = (
     "size",
     "dim",
@@ -74,34 +72,54 @@ torch.fx.node.has_side_effect(hold)
 
 
 class Decisions:
-    """The values of a growing graph without their numbers, computed when something is asked.
+    """What is known of the values of a growing graph, computed when something is asked.
 
     example  tensors like the graph's inputs, by name; None: nothing is known
+    other    the same in the other sizes that calls may have; None: any size may differ
+    running  what the forwards of modules do now is not to be traced
     """
 
-    def __init__(self, model: nn.Module, example: dict[str, Tensor] | None):
-        self.model, self.example = model, example
-        self.values: dict[fx.Node, object] = {}
-        self.running = False  # what the forwards of modules do now is not to be traced
-        self.fake: FakeTensorMode | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Mapping[str, Tensor] | None,
+        other: Mapping[str, Tensor] | None = None,
+    ):
+        self.model, self.running = model, False
+        self.base = None if example is None else self._fakes(example)
+        self.other = None if other is None else self._fakes(other)
+        self.cast = [self._fakes(example or {}, precision) for precision in PRECISIONS]
 
     def of(self, node: fx.Node) -> object:
         """What the node gives; UNKNOWN where a number of a tensor might have a part in it."""
-        if self.example is None:
+        return self._fact(node, self.base)
+
+    def constant(self, node: fx.Node) -> object:
+        """What the node gives in every call; UNKNOWN where the sizes of a batch have a part."""
+        value = self._fact(node, self.base)
+        if value is UNKNOWN or self.other is None:
             return UNKNOWN
-        self._catch_up(node.graph)
-        return self.values[node] if self._is_fact(node) else UNKNOWN
+        same = self._fact(node, self.other)
+        return value if type(same) is type(value) and same == value else UNKNOWN
+
+    def rank(self, node: fx.Node) -> int | None:
+        """The number of dimensions of the tensor that the node is known to give."""
+        value = self.value(node)
+        return value.dim() if isinstance(value, Tensor) else None
 
     def is_tensor(self, node: fx.Node) -> bool:
         """Whether the node is known to give a tensor."""
-        if self.example is None:
-            return False
-        self._catch_up(node.graph)
-        return isinstance(self.values[node], Tensor)
+        return isinstance(self.value(node), Tensor)
+
+    def forget(self, node: fx.Node) -> None:
+        """The node is no longer in the graph."""
+        for fakes in (self.base, self.other, *self.cast):
+            if fakes is not None:
+                fakes.values.pop(node, None)
 
     def words(self, node: fx.Node) -> str:
         """ "x.shape[1] > 8", down to the tensors whose sizes they are."""
-        if node.op != "call_function" or _is_of_tensors(self.values[node]):
+        if node.op != "call_function" or _is_of_tensors(self.value(node)):
             return node.name
         args = [self.words(a) if isinstance(a, fx.Node) else str(a) for a in node.args]
         if node.target is getattr:
@@ -112,102 +130,111 @@ class Decisions:
             return f" {SIGNS[node.target]} ".join(args)
         return f"{node.target.__name__}({', '.join(args)})"
 
-    def _catch_up(self, graph: fx.Graph) -> None:
-        # In the graph's order, as a tensor may be changed in place.
-        new = list(takewhile(lambda node: node not in self.values, reversed(graph.nodes)))
-        with self._apart():
-            for node in reversed(new):
-                self.values[node] = self._run(node)
-
     @contextmanager
-    def _apart(self) -> Iterator[None]:
-        if self.fake is None:
-            _start_autograd()
-            self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.running = True
+    def apart(self) -> Iterator[None]:
+        """While it is open, what forwards of modules do is not traced."""
+        was_running, self.running = self.running, True
         try:
-            with self.fake, torch.no_grad():
-                yield
+            yield
         finally:
-            self.running = False
+            self.running = was_running
 
-    def _run(self, node: fx.Node) -> object:
-        try:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
-            match node.op:
-                case "placeholder":
-                    return self._placed(self.example[node.target])
-                case "get_attr":
-                    return self._without_numbers(operator.attrgetter(node.target)(self.model))
-                case "call_function" if node.target is not hold:
-                    return node.target(*args, **kwargs)
-                case "call_method":
-                    return getattr(args[0], node.target)(*args[1:], **kwargs)
-                case "call_module":
-                    return self._call(self.model.get_submodule(node.target), args, kwargs)
-        except Exception:  # whatever cannot be computed without numbers
-            pass
-        return UNKNOWN
+    def _fakes(
+        self, example: Mapping[str, Tensor], precision: torch.dtype | None = None
+    ) -> FakeValues:
+        return FakeValues(self.model, example, precision, self.apart, hold)
 
-    def _known(self, node: fx.Node) -> object:
-        value = self.values[node]
-        if value is UNKNOWN:
-            raise LookupError(node.name)
+    def value(self, node: fx.Node) -> object:
+        """What the node gives, as a fake tensor where it is one; UNKNOWN where that is unknown."""
+        if self.base is None:
+            return UNKNOWN
+        self.base.catch_up(node.graph)
+        return self.base.values[node]
+
+    def _fact(self, node: fx.Node, fakes: FakeValues | None) -> object:
+        if fakes is None:
+            return UNKNOWN
+        fakes.catch_up(node.graph)
+        reads = _facts(node, fakes.values)
+        if reads is None:
+            return UNKNOWN
+        value = fakes.values[node]
+        if any(_is_of_device(read, fakes.values) for read in reads):
+            for device in DEVICES:
+                if not _same(_on_device(node, device, fakes.values), value):
+                    return UNKNOWN
+        if any(_is_of_computed_type(read, fakes.values) for read in reads):
+            for cast in self.cast:
+                cast.catch_up(node.graph)
+                if not _same(cast.values[node], value):
+                    return UNKNOWN
         return value
 
-    def _call(self, module: nn.Module, args, kwargs) -> object:
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        fakes = {name: self._without_numbers(tensor) for name, tensor in tensors.items()}
-        attributes, randomness = [Attributes(part) for part in module.modules()], Randomness()
-        try:
-            return functional_call(module, fakes, args, kwargs, tie_weights=False)
-        finally:
-            for part in attributes:
-                part.restore()
-            randomness.restore()
 
-    def _placed(self, like: Tensor) -> Tensor:
-        """An input of this size, where the model is."""
-        first = next(self.model.parameters(), like)
-        return torch.empty(like.shape, dtype=like.dtype, device=first.device)
+def _facts(node: fx.Node, values: Mapping[fx.Node, object]) -> list[fx.Node] | None:
+    """The nodes from tensors to this one, if it follows from sizes, ranks, types and devices."""
+    waiting, seen = [node], {}
+    while waiting:
+        asked = waiting.pop()
+        value = values[asked]
+        if asked in seen:
+            continue
+        if value is UNKNOWN or asked is node and isinstance(value, Tensor):
+            return None
+        if asked is not node and _is_of_tensors(value):
+            continue
+        if not _reads_facts(asked, values):
+            return None
+        seen[asked] = None
+        waiting += asked.all_input_nodes
+    return list(seen)
 
-    def _without_numbers(self, value: object) -> object:
-        def change(leaf):
-            return self.fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
 
-        return pytree.tree_map(change, value)
+def _reads_facts(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    if node.op == "call_method":
+        return node.target in METHODS or _is_of_tensors(values[node])
+    if node.op != "call_function":
+        return False
+    if node.target is not getattr:
+        return _is_of_tensors(values[node]) or _lives_in(node.target)
+    owner, name = node.args[:2]
+    if isinstance(values[owner], torch.device):
+        return name == "type"
+    return name in ATTRIBUTES
 
-    def _is_fact(self, node: fx.Node) -> bool:
-        """Whether the node follows from sizes, ranks and types alone."""
-        waiting, seen = [node], set()
-        while waiting:
-            asked = waiting.pop()
-            value = self.values[asked]
-            if asked in seen:
-                continue
-            seen.add(asked)
-            if value is UNKNOWN or asked is node and isinstance(value, Tensor):
-                return False
-            if asked is not node and _is_of_tensors(value):
-                continue
-            if not self._reads_facts(asked):
-                return False
-            waiting += asked.all_input_nodes
-        return True
 
-    def _reads_facts(self, node: fx.Node) -> bool:
-        if node.op == "call_method":
-            return node.target in METHODS or _is_of_tensors(self.values[node])
-        if node.op != "call_function":
-            return False
-        if node.target is not getattr:
-            return _is_of_tensors(self.values[node]) or _lives_in(node.target)
-        owner, name = node.args[:2]
-        if name == "dtype":
-            # Autocast gives what is computed another type; inputs and weights stay as they are.
-            is_given = owner.op in ("placeholder", "get_attr")
-            return is_given or not self.values[node].is_floating_point
-        return name in ATTRIBUTES
+def _is_of_device(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    return isinstance(values[node], torch.device)
+
+
+def _is_of_computed_type(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    """Whether autocast may change the type that the node reads."""
+    if not isinstance(values[node], torch.dtype) or node.target is not getattr:
+        return False
+    is_given = node.args[0].op in ("placeholder", "get_attr")
+    return not is_given and values[node].is_floating_point
+
+
+def _on_device(node: fx.Node, device: torch.device, values: Mapping[fx.Node, object]) -> object:
+    """What a fact would be if all tensors were on that device."""
+
+    def known(asked: fx.Node) -> object:
+        value = values[asked]
+        if isinstance(value, torch.device):
+            return device
+        if _is_of_tensors(value) or asked.op != "call_function":
+            return value
+        args, kwargs = fx.map_arg((asked.args, asked.kwargs), known)
+        return asked.target(*args, **kwargs)
+
+    try:
+        return known(node)
+    except Exception:  # a device of another kind may lack what is asked
+        return UNKNOWN
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and bool(one == other)
 
 
 def _lives_in(function: Callable) -> bool:
@@ -220,14 +247,3 @@ def _is_of_tensors(value: object) -> bool:
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
         return bool(value) and all(isinstance(part, Tensor) for part in value)
     return isinstance(value, Tensor)
-
-
-@torch.enable_grad()
-def _start_autograd() -> None:
-    """Have autograd count the devices before fake tensors put in a GPU that is not there.
-
-    With that one counted, the first backward pass of the process would forbid those of all its
-    forked children.
-    """
-    if not torch.cuda.is_available():
-        torch.ones(1, requires_grad=True).backward()

@@ -88,6 +88,26 @@ def resized(inputs: Inputs, size: int) -> Inputs:
     return inputs.map(lambda t: t[:1].expand(size, *t.shape[1:]))
 
 
+EXAMPLES, OTHER_EXAMPLES = 3, 7  # of the fake batches; a model is compared on other ones
+
+
+def as_fakes(inputs: Inputs) -> tuple[Inputs, Inputs | None]:
+    """Two calls whose sizes differ where they may differ between calls of one training.
+
+    That is the number of examples, and the length of what may be a sequence: the second dimension
+    of tensors of two or three. None for the second call where any size may differ.
+    """
+    if not _is_batch(inputs):
+        return inputs, None
+
+    def longer(tensor: Tensor) -> Tensor:
+        if tensor.dim() not in (2, 3) or tensor.shape[1] == 0:
+            return tensor
+        return tensor[:, :1].expand(-1, 2 * tensor.shape[1] + 3, *tensor.shape[2:])
+
+    return resized(inputs, EXAMPLES), resized(inputs, OTHER_EXAMPLES).map(longer)
+
+
 def _is_batch(inputs: Inputs) -> bool:
     """Whether the first dimension of all tensors is that of the examples."""
     if any(isinstance(value, (list, dict)) for value in [*inputs.args, *inputs.kwargs.values()]):

@@ -8,6 +8,7 @@ Not:  no graph; tracer.py decides what follows from it.
 from __future__ import annotations
 
 import dis
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -17,17 +18,26 @@ from dcil_dsl.masking.path_state import Attributes
 from dcil_dsl.masking.rng import draw_again, random_state
 
 CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes anew at each call
+MISSING = object()
 
 
-def changed_attribute(before: Attributes) -> str | None:
+def changed_attribute(
+    before: Attributes, is_kept: Callable[[str, object, object], bool] = lambda *change: False
+) -> str | None:
     """The first attribute whose change a graph would not repeat.
 
     A value that is computed and put aside under a new name is none, unless the class reads it.
+
+    is_kept  whether a graph may do without a change, by the name, the old value and the new one
     """
     attributes, kind = vars(before.module), type(before.module)
     for name in before.changes():
-        is_aside = name not in before.values and _is_computed(attributes.get(name))
-        if not name.startswith(CONSTANT) and (not is_aside or is_read(kind, name)):
+        new = attributes.get(name)
+        is_aside = name not in before.values and _is_computed(new)
+        if name.startswith(CONSTANT) or (is_aside and not is_read(kind, name)):
+            continue
+        old = before.contents.get(name, before.values.get(name, MISSING))
+        if not is_kept(name, old, new):
             return name
     return None
 

@@ -22,10 +22,10 @@ from dcil_dsl.masking.apply import apply_opaque, has_hooks
 from dcil_dsl.masking.path_state import Attributes
 from dcil_dsl.model.aliasing import written_storages
 from dcil_dsl.model.copies import HOOKS, copy_module, left_behind
-from dcil_dsl.model.guards import EXAMPLES
-from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, resized
+from dcil_dsl.model.guards import Decisions
+from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, as_fakes
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
-from dcil_dsl.model.side_effects import CONSTANT, changed_attribute
+from dcil_dsl.model.side_effects import CONSTANT
 from dcil_dsl.model.tracer import Tracer, first_line
 
 WRAPPERS = {
@@ -56,6 +56,8 @@ class Traced:
     arguments  which arguments of forward are inputs of the graphs
     whole      the paths of the modules that are one call each, with the reason; "" is the model
     like       what the tensors among the inputs were like in the example, as meta tensors
+    memos      the paths of the modules that keep a memo for later calls, where the graphs compute
+               it in each; with whether it is of their weights
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class Traced:
     arguments: Arguments
     opaque: dict[str, str] = field(default_factory=dict)
     like: dict[str, Tensor] = field(default_factory=dict)
+    memos: dict[str, bool] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,11 +107,12 @@ def trace_model(
     arguments = arguments_of(model, example, live, fixed)
     flags = {name: module.training for name, module in model.named_modules()}
     like = _named(arguments, example) if example is not None else dict(like or {})
-    shown = resized(Inputs((), like), EXAMPLES).kwargs if like else None
+    shown = as_fakes(Inputs((), like)) if like else (None, None)
     model.train()
-    train, kept = _trace(model, arguments, keep or {}, shown)
+    memos: dict[str, bool] = {}
+    train, kept = _trace(model, arguments, keep or {}, shown, memos)
     model.eval()
-    eval, kept_too = _trace(model, arguments, keep or {}, shown)
+    eval, kept_too = _trace(model, arguments, keep or {}, shown, memos)
     opaque = {**kept_too, **kept}
     if "" in opaque:  # one way of calling for both modes
         opaque = {"": opaque[""]}
@@ -121,7 +125,7 @@ def trace_model(
     layers = list_layers(model, train)
     if example is not None:
         layers = with_macs(layers, model, example)
-    return Traced(model, train, eval, layers, arguments, opaque, like)
+    return Traced(model, train, eval, layers, arguments, opaque, like, memos)
 
 
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
@@ -181,7 +185,8 @@ def _trace(
     model: nn.Module,
     arguments: Arguments,
     keep: Mapping[str, str],
-    example: dict[str, Tensor] | None,
+    shown: tuple[Inputs | None, Inputs | None],
+    memos: dict[str, bool],
 ) -> tuple[fx.Graph | None, dict[str, str]]:
     """The graph in the model's mode, and what stayed whole; None where that is the model."""
     if "" in keep:
@@ -191,16 +196,22 @@ def _trace(
     if has_hooks(model):
         return None, {"": "it has hooks, which a graph of its forward would leave out"}
     before = {path: Attributes(module) for path, module in model.named_modules()}
-    tracer = Tracer(model, arguments, keep, example)
+    example, other = (None if call is None else call.kwargs for call in shown)
+    tracer = Tracer(model, arguments, keep, Decisions(model, example, other))
     try:
         graph = tracer.trace_model()
         for path, attributes in before.items():
-            name = changed_attribute(attributes)
+            name = tracer.changed(attributes)
             if name is not None:
                 place = f"{path}.{name}" if path else name
                 raise RuntimeError(f"its forward changes `{place}`, which a graph would hold still")
     except Exception as problem:  # whatever a forward raises under tracing is the reason
         graph, tracer.opaque = None, {"": first_line(problem)}
+        tracer.memos = {}
+    memos |= {
+        path: is_of_weights or memos.get(path, False)
+        for path, is_of_weights in tracer.memos.items()
+    }
     constants = {name: v for name, v in vars(model).items() if name.startswith(CONSTANT)}
     for attributes in before.values():
         attributes.restore()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +25,15 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.masking.path_state import Attributes, same_content
 from dcil_dsl.masking.recompute import run_through
+from dcil_dsl.model.aliasing import written
 from dcil_dsl.model.copies import used_by_hooks
-from dcil_dsl.model.guards import UNKNOWN, Decisions, hold
+from dcil_dsl.model.fake_values import UNKNOWN
+from dcil_dsl.model.guards import Decisions, hold
 from dcil_dsl.model.inputs import Arguments
-from dcil_dsl.model.side_effects import CONSTANT, Randomness, changed_attribute
+from dcil_dsl.model.side_effects import CONSTANT, MISSING, Randomness, changed_attribute
 
 is_autocast_enabled = torch.is_autocast_enabled
+IS_TENSOR, ISINSTANCE, CALLABLE = torch.is_tensor, isinstance, callable
 LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
 # Functions of torch that read a size or a type as it stands, and know no proxy for one.
 TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
@@ -46,10 +50,27 @@ class Proxy(fx.Proxy):
     """
 
     def __getattr__(self, name):
-        return Attribute(self, name)
+        if name.startswith("__"):
+            raise AttributeError(name)  # a protocol that it does not know: __array_struct__
+        if name == "_is_param":
+            return False  # isinstance(x, nn.Parameter) asks
+        rank = self.tracer.rank(self) if name == "ndim" else None
+        return Attribute(self, name) if rank is None else rank
 
     def __len__(self):
         return self.tracer.length(self)
+
+    def __index__(self):
+        return self.tracer.constant(self, int)
+
+    def __int__(self):
+        return int(self.tracer.constant(self, int, float))
+
+    def __float__(self):
+        return float(self.tracer.constant(self, int, float))
+
+    def __setitem__(self, key, value):
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __setattr__(self, name, value):
         if name not in ("tracer", "node"):
@@ -57,11 +78,22 @@ class Proxy(fx.Proxy):
         super().__setattr__(name, value)
 
 
-class Attribute(fx.proxy.Attribute):
-    """x.shape, of which the length may be known."""
+class Attribute(fx.proxy.Attribute, Proxy):
+    """x.shape, of which the length may be known, and x.dim, which is called."""
 
-    def __len__(self):
-        return self.tracer.length(self)
+    def __call__(self, *args, **kwargs):
+        is_rank = self.attr in ("dim", "ndimension") and not args and not kwargs
+        rank = self.tracer.rank(self.root) if is_rank else None
+        return super().__call__(*args, **kwargs) if rank is None else rank
+
+    def __setattr__(self, name, value):
+        if name in ("root", "attr", "_node"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+PROXIES = (Proxy, Attribute)
 
 
 def _in_place(function):
@@ -86,13 +118,16 @@ class Tracer(fx.Tracer):
         model: nn.Module,
         arguments: Arguments,
         keep: Mapping[str, str],
-        example: dict[str, Tensor] | None = None,
+        decisions: Decisions,
     ):
         super().__init__(autowrap_functions=())
-        self.decisions = Decisions(model, example)
-        self.lengths: dict[fx.Node, fx.Node] = {}  # what holds each that was asked for
+        self.decisions = decisions
+        self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # what holds each that was asked for
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
+        # Modules that keep a memo for later calls, and whether it is of their weights.
+        self.memos: dict[str, bool] = {}
+        self.is_output, self.taken_apart = False, {}
         self.names = {
             id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
         }
@@ -102,7 +137,13 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay opaque."""
-        with run_through(), _no_autocast(self.decisions), _no_backward(), _taking_proxies(self):
+        with (
+            run_through(),
+            _no_autocast(self.decisions),
+            _no_backward(),
+            _taking_proxies(self),
+            _in_einops(),
+        ):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -124,7 +165,8 @@ class Tracer(fx.Tracer):
         def forward():
             attributes, randomness = Attributes(self.model), Randomness()
             result = self.model.forward(*placed, **live)
-            _refuse_changes(attributes, randomness)
+            self._refuse_changes(attributes, randomness)
+            self.is_output = True
             return result
 
         return forward, ()
@@ -145,11 +187,29 @@ class Tracer(fx.Tracer):
         value = self.decisions.of(obj.node)
         if not isinstance(value, (tuple, list)):
             raise Unfollowed("it asks for the length of a value that is computed")
-        if obj.node not in self.lengths or self.lengths[obj.node]._erased:
-            what = f"len({self.decisions.words(obj.node)})"
-            length = self._call(LEN, obj)
-            self.lengths[obj.node] = self._call(hold, length, len(value), what).node
-        return len(value)
+        return self._held(obj, LEN, len(value), f"len({self.decisions.words(obj.node)})")
+
+    def rank(self, obj) -> int | None:
+        """The number of dimensions of a tensor, which no batch changes; None: it is not known."""
+        value = self.decisions.rank(obj.node)
+        if value is None:
+            return None
+        return self._held(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
+
+    def constant(self, obj, *kinds: type):
+        """A number of Python that follows from sizes which no batch changes."""
+        value = self.decisions.constant(obj.node)
+        if not isinstance(value, kinds):
+            raise Unfollowed("it needs a number of Python that a call may change")
+        return self._held(obj, None, value, self.decisions.words(obj.node))
+
+    def _held(self, obj, function, value, what: str):
+        """The value, to which the graph is held from here on."""
+        key = (obj.node, getattr(function, "__name__", ""))
+        if key not in self.held or self.held[key]._erased:
+            fact = obj if function is None else self._call(function, obj)
+            self.held[key] = self._call(hold, fact, value, what).node
+        return value
 
     def iter(self, obj):
         value = self.decisions.of(obj.node)
@@ -170,14 +230,28 @@ class Tracer(fx.Tracer):
             self.reads[name] = self.create_proxy("get_attr", name, (), {})
         return self.reads[name]
 
-    def create_node(self, kind, *args, **kwargs):
-        if kind.startswith("call") and torch.is_grad_enabled() != self.learns:
-            raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
-        return super().create_node(kind, *args, **kwargs)
+    def create_proxy(self, kind, *args, **kwargs):
+        """A call under torch.no_grad() gives values without gradients, so the graph detaches it."""
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        if not kind.startswith("call") or torch.is_grad_enabled() == self.learns:
+            return proxy
+        if not self.learns or written(proxy.node, self.model):
+            raise Unfollowed("it changes torch's gradient mode, which a graph does not keep")
+        value = self.decisions.value(proxy.node)
+        if isinstance(value, Tensor):
+            return super().create_proxy("call_method", "detach", (proxy,), {})
+        if value is UNKNOWN or any(isinstance(x, Tensor) for x in pytree.tree_leaves(value)):
+            if proxy.node.target is not hold:
+                raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
+        return proxy
 
     def create_arg(self, a):
-        if isinstance(a, fx.Proxy) and a.node._erased:
-            raise Unfollowed("it uses what a module that could not be traced had put aside")
+        if isinstance(a, fx.Proxy):
+            if a.node._erased:
+                raise Unfollowed("it uses what a module that could not be traced had put aside")
+            return a.node
+        if self.is_output and _is_object(a):
+            return self._made_again(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
         if isinstance(a, torch.Tensor) and id(a) in self.names:
@@ -193,6 +267,18 @@ class Tracer(fx.Tracer):
             raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
         return super().create_arg(a)
 
+    def _made_again(self, value: object) -> fx.Node:
+        """A node that makes the returned object anew: a cache of a decoder, with its tensors."""
+        if self.taken_apart.setdefault(id(value)) is None:
+            self.taken_apart[id(value)] = "its own"
+            fields = {name: self.create_arg(part) for name, part in vars(value).items()}
+            made = self.create_node("call_function", make_object, (type(value), fields), {})
+            self.taken_apart[id(value)] = made
+        made = self.taken_apart[id(value)]
+        if not isinstance(made, fx.Node):
+            raise Unfollowed(f"it returns a {type(value).__name__} that holds itself")
+        return made
+
     def call_module(self, m, forward, args, kwargs):
         if self.decisions.running:
             return forward(*args, **kwargs)
@@ -207,13 +293,62 @@ class Tracer(fx.Tracer):
         start = _Start(self, m, args, kwargs)
         try:
             result = super().call_module(m, forward, args, kwargs)
-            _refuse_changes(start.attributes, start.randomness)
+            self._refuse_changes(start.attributes, start.randomness)
             return result
         except Exception as problem:  # whatever a forward raises under tracing is the reason
             start.restore(self)
             if start.were_inputs_changed():
                 raise  # it fills a list that it was given: the one who gave it has to stay opaque
             return self._call_whole(path, first_line(problem), args, kwargs)
+
+    def _refuse_changes(self, attributes: Attributes, randomness: Randomness) -> None:
+        if randomness.moved():
+            raise Unfollowed("its forward draws random numbers of no tensor that it was given")
+        name = self.changed(attributes)
+        if name is not None:
+            raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
+
+    def changed(self, before: Attributes) -> str | None:
+        """The first attribute whose change a graph would not repeat, and would have to."""
+        return changed_attribute(before, lambda name, old, new: self._is_kept(before, old, new))
+
+    def _is_kept(self, before: Attributes, old: object, new: object) -> bool:
+        """Whether a graph may do without the change.
+
+        The new value is the old one, a number, for all sizes that a call may have. Or it is a memo:
+        of a constant, or in evaluation mode of what weights give (compare.py tries both).
+        """
+        if isinstance(new, fx.Proxy) and isinstance(old, (int, float)):
+            known = self.decisions.constant(new.node)
+            if type(known) is not type(old) or known != old:
+                return False
+            if not self.is_output:
+                self._held(new, None, old, self.decisions.words(new.node))
+            return not self.held[new.node, ""]._erased if (new.node, "") in self.held else False
+        leaves = pytree.tree_leaves(new)
+        constants = [x for x in leaves if type(x) is Tensor and id(x) not in self.names]
+        proxies = [x for x in leaves if isinstance(x, fx.Proxy)]
+        if not leaves or len(constants) + len(proxies) < len(leaves) or not _is_unset(old, new):
+            return False
+        if proxies and (before.module.training or not self._are_of_weights(proxies)):
+            return False
+        path = self.path_of_module(before.module) if before.module is not self.model else ""
+        self.memos[path] = self.memos.get(path, False) or bool(proxies)
+        return True
+
+    def _are_of_weights(self, proxies: list[fx.Proxy]) -> bool:
+        """Whether the values are computed from weights and constants alone."""
+        waiting = [proxy.node for proxy in proxies]
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if node._erased or node.op == "placeholder" or "opaque" in node.meta:
+                return False
+            if written(node, self.model):
+                return False
+            waiting += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+        return True
 
     def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
         """A call of the graph gets its own weights alone; a hook may not use others."""
@@ -252,7 +387,7 @@ class _Start:
             if node is self.last:
                 break
             tracer.graph.erase_node(node)
-            tracer.decisions.values.pop(node, None)
+            tracer.decisions.forget(node)
         while len(tracer.module_stack) > self.stack:
             tracer.module_stack.popitem()
         while len(tracer.tensor_attrs) > self.num_tensors:
@@ -272,23 +407,49 @@ def first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
+def make_object(kind: type, fields: Mapping[str, object]) -> object:
+    """An object of a class with these attributes, as a forward has left one."""
+    made = object.__new__(kind)
+    for name, value in fields.items():
+        if isinstance(value, (fx.immutable_collections.immutable_list)):
+            value = list(value)
+        elif isinstance(value, fx.immutable_collections.immutable_dict):
+            value = dict(value)
+        vars(made)[name] = value
+    return made
+
+
+def _is_object(value: object) -> bool:
+    """An object of somebody's class whose attributes are all that it has."""
+    kind = type(value)
+    if not hasattr(value, "__dict__") or isinstance(value, (Tensor, nn.Module, type)):
+        return False
+    if callable(value) or is_dataclass(value) or kind.__module__.split(".")[0] == "torch":
+        return False
+    slots = any(vars(owner).get("__slots__") for owner in kind.__mro__)
+    return kind.__new__ is object.__new__ and not slots
+
+
+def _is_unset(old: object, new: object) -> bool:
+    """Whether an attribute had no value yet, or a tensor of another shape in its place."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return old.shape != new.shape
+    return old is None or old is MISSING or isinstance(old, (dict, list)) and not old
+
+
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
-    if randomness.moved():
-        raise Unfollowed("its forward draws random numbers of no tensor that it was given")
-    name = changed_attribute(attributes)
-    if name is not None:
-        raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
 
 
 @contextmanager
 def _no_autocast(decisions: Decisions) -> Iterator[None]:
     """A forward that chooses its own precision, or asks for that of its caller, is not followed."""
 
+    kept = torch.autocast.__enter__
+
     def enter(self):
+        if decisions.running:
+            return kept(self)
         raise Unfollowed("it sets autocast, which a graph does not keep")
 
     def ask(*args):
@@ -296,7 +457,6 @@ def _no_autocast(decisions: Decisions) -> Iterator[None]:
             return is_autocast_enabled(*args)
         raise Unfollowed("it asks for autocast, which may differ from call to call")
 
-    kept = torch.autocast.__enter__
     torch.autocast.__enter__, torch.is_autocast_enabled = enter, ask
     try:
         yield
@@ -324,7 +484,10 @@ def _no_backward() -> Iterator[None]:
 
 @contextmanager
 def _taking_proxies(tracer: Tracer) -> Iterator[None]:
-    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph."""
+    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph.
+
+    What is known to be a tensor is an instance of Tensor, and cannot be called.
+    """
 
     def taking(function):
         def call(*args, **kwargs):
@@ -339,13 +502,48 @@ def _taking_proxies(tracer: Tracer) -> Iterator[None]:
             return tracer.create_proxy("call_function", LEN, (value,), {})
         return LEN(value)
 
-    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY}
-    for name, function in kept.items():
-        setattr(torch, name, taking(function))
-    builtins.len = length
+    def known_tensor(value):
+        return tracer.decisions.is_tensor(value.node)
+
+    def is_tensor(value):
+        return known_tensor(value) if type(value) in PROXIES else IS_TENSOR(value)
+
+    def is_instance(value, kinds):
+        if ISINSTANCE(value, kinds) or type(value) not in PROXIES:
+            return ISINSTANCE(value, kinds)
+        return (kinds is Tensor or type(kinds) is tuple and Tensor in kinds) and known_tensor(value)
+
+    def is_callable(value):
+        return CALLABLE(value) and not (type(value) is Proxy and known_tensor(value))
+
+    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY} | {"is_tensor": IS_TENSOR}
+    for name in TAKE_NO_PROXY:
+        setattr(torch, name, taking(kept[name]))
+    torch.is_tensor = is_tensor
+    builtins.len, builtins.isinstance, builtins.callable = length, is_instance, is_callable
     try:
         yield
     finally:
-        builtins.len = LEN
+        builtins.len, builtins.isinstance, builtins.callable = LEN, ISINSTANCE, CALLABLE
         for name, function in kept.items():
             setattr(torch, name, function)
+
+
+@contextmanager
+def _in_einops() -> Iterator[None]:
+    """einops, where it is loaded, takes proxies for tensors of torch; it looks up their type."""
+    module = sys.modules.get("einops._backends")
+    if module is None:
+        yield
+        return
+    backend = module.TorchBackend()
+    # A list, as einops would keep a tuple of sizes in a cache.
+    backend.shape = lambda x: [x.shape[i] for i in range(x.ndim)]
+    backend.is_float_type = lambda x: x.is_floating_point()
+    kinds = dict.fromkeys((Proxy, Attribute), backend)
+    module._type2backend.update(kinds)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            module._type2backend.pop(kind, None)
