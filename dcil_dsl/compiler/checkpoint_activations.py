@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.masking.split import split_weight
-from dcil_dsl.model.aliasing import written_storages
+from dcil_dsl.model.dataflow import written_storages
 
 
 def recompute_activations(dual: Dual, num_segments: int | None = None) -> Dual:

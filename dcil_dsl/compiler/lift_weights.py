@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import is_within
-from dcil_dsl.masking.apply import apply_layer, apply_opaque
+from dcil_dsl.model.calls import apply_layer, apply_opaque
 
 
 def expose_weights(

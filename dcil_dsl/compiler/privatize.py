@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from dcil_dsl.masking.apply import apply_opaque
-from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan
 
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 from dcil_dsl.compiler.weight_state import UNSCALE
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.masking.views import read_stored
-from dcil_dsl.model.topology import nodes_in, reached_from
+from dcil_dsl.model.dataflow import nodes_in, reached_from
 from dcil_dsl.plan.plan import Group, Phase, Plan, Shares
 from dcil_dsl.words.record import token
 from dcil_dsl.words.views import AnyView

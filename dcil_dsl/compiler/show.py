@@ -48,10 +48,10 @@ def _window(phase: Phase) -> str:
 def code_of(graph: fx.Graph) -> str:
     """The code that fx generates, with short names and without the deletions at line ends.
 
-    y = dcil_dsl_masking_apply_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
+    y = dcil_dsl_model_calls_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
     """
     code = graph.python_code("self").src.strip()
     code = re.sub(r";  (\w+ = )+None$", "", code, flags=re.MULTILINE)
     code = re.sub(r"(\w+) : _?[\w.]*Tensor_?", r"\1", code)
-    code = re.sub(r"\bdcil_dsl_masking_(?:apply|split)_", "", code)
+    code = re.sub(r"\bdcil_dsl_(?:masking_split|model_calls)_", "", code)
     return re.sub(r'getattr\((self[\w.]*), "(\w+)"\)', r"\1[\2]", code)

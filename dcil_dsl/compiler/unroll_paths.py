@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import is_within
-from dcil_dsl.masking.apply import copy_tensors
-from dcil_dsl.masking.rng import draw_again, random_state
-from dcil_dsl.masking.subsample_inputs import subsample_input
-from dcil_dsl.model.aliasing import Storage, argument, written_storages
-from dcil_dsl.model.topology import reached_from
+from dcil_dsl.model.calls import copy_tensors, subsample_input
+from dcil_dsl.model.dataflow import Storage, argument, reached_from, written_storages
+from dcil_dsl.model.side_effects import draw_again, random_state
 
 # Parts of the names of functions and arguments that indicate random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")

@@ -12,7 +12,7 @@ from torch import fx, nn
 from dcil_dsl.compiler.privatize import twin_name
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.masking.views import read_stored
-from dcil_dsl.model.topology import reached_from
+from dcil_dsl.model.dataflow import reached_from
 from dcil_dsl.plan.plan import Phase, Plan
 
 

@@ -23,7 +23,7 @@ from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarn
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import load
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.masking.subsample_inputs import subsample_input
+from dcil_dsl.model.calls import subsample_input
 from dcil_dsl.model.compare import compare_with_model
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.layers import unused_layers

@@ -46,7 +46,7 @@ from dcil_dsl.jobs.prepare import (
     warn_in_python,
 )
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.model.text import text_of
+from dcil_dsl.model.trace import text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary

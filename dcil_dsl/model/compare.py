@@ -21,14 +21,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.masking.apply import apply_opaque
-from dcil_dsl.masking.path_state import SIMPLE, Attributes, same_content
-from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, doubled
+from dcil_dsl.model.side_effects import SIMPLE, Attributes, WeightWatch, drawn_apart, same_content
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.model.tracer import first_line
-from dcil_dsl.model.watch import WeightWatch
 
 TOLERANCE = 1e-4  # relative to the largest output; the same operations rarely need any
 # Of a gradient, relative to its largest number, or to FLOOR times the largest of all gradients.

@@ -19,8 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.masking.path_state import Attributes
-from dcil_dsl.model.side_effects import Randomness
+from dcil_dsl.model.side_effects import Attributes, Randomness
 
 UNKNOWN = object()
 LOG = logging.getLogger("torch._subclasses.fake_tensor")  # errors that end up as UNKNOWN

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.masking.path_state import SIMPLE
+from dcil_dsl.model.side_effects import SIMPLE
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dcil_dsl.masking.apply import is_plain_forward
-from dcil_dsl.masking.path_state import Attributes
-from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.calls import is_plain_forward
 from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.model.side_effects import Attributes, drawn_apart
 
 # Modules whose weights scale single elements, in two or more dimensions: no connections to prune.
 SCALES = (nn.LayerNorm, nn.RMSNorm)

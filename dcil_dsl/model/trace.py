@@ -11,6 +11,7 @@ graph cannot hold is one call of the graph (tracer.py), the whole model if need 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,14 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.masking.apply import apply_opaque, has_hooks
-from dcil_dsl.masking.path_state import Attributes
-from dcil_dsl.model.aliasing import written_storages
+from dcil_dsl.model.calls import apply_opaque, has_hooks
 from dcil_dsl.model.copies import HOOKS, copy_module, left_behind
+from dcil_dsl.model.dataflow import written_storages
 from dcil_dsl.model.guards import Decisions
 from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, as_fakes
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
-from dcil_dsl.model.side_effects import CONSTANT
+from dcil_dsl.model.side_effects import CONSTANT, Attributes
 from dcil_dsl.model.tracer import Tracer, first_line
 
 WRAPPERS = {
@@ -265,3 +265,24 @@ def _same(one: fx.Graph, other: fx.Graph) -> bool:
         ]
 
     return rows(one) == rows(other)
+
+
+def text_of(traced: Traced) -> str:
+    """The training graph as code, then each module that it calls with its settings.
+
+    A resumed run compares this text with that of its start.
+    """
+    names = dict.fromkeys(n.target for n in traced.train.nodes if n.op == "call_module")
+    modules = [f"{name}: {traced.model.get_submodule(name)!r}" for name in names]
+    text = "\n".join([traced.train.python_code("self").src.strip(), *modules]) + "\n"
+    return comparable(text)
+
+
+def comparable(text: str) -> str:
+    """The text of a model without addresses and without the files of dcil's own functions.
+
+    fx writes dcil_dsl_model_calls_apply_opaque; in runs of earlier versions, the function was in
+    another file.
+    """
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return re.sub(r"\bdcil_dsl_[a-z_]+_(apply_opaque|as_reentrant)\b", r"\1", text)

@@ -23,14 +23,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.masking.path_state import Attributes, same_content
-from dcil_dsl.masking.recompute import run_through
-from dcil_dsl.model.aliasing import written
 from dcil_dsl.model.copies import used_by_hooks
+from dcil_dsl.model.dataflow import written
 from dcil_dsl.model.fake_values import UNKNOWN
 from dcil_dsl.model.guards import Decisions, hold
+from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.inputs import Arguments
-from dcil_dsl.model.side_effects import CONSTANT, MISSING, Randomness, changed_attribute
+from dcil_dsl.model.side_effects import (
+    CONSTANT,
+    MISSING,
+    Attributes,
+    Randomness,
+    changed_attribute,
+    same_content,
+)
 
 is_autocast_enabled = torch.is_autocast_enabled
 IS_TENSOR, ISINSTANCE, CALLABLE = torch.is_tensor, isinstance, callable

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.masking.recompute import compiled
+from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.losses import loss_term, weighed
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast

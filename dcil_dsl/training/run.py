@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.model.trace import comparable
 from dcil_dsl.plan.plan import Plan, first_fault
 from dcil_dsl.training.differences import (
     data_differences,
@@ -172,7 +173,7 @@ def create_run(
     """A new folder with what the run is started with in it.
 
     given, resolved  the recipe's two texts
-    model, data      the model in words (model/text.py), what the data hold (data/contents.py)
+    model, data      the model in words (model/trace.py), what the data hold (data/contents.py)
     beside           other texts that lie in it from the start, by the names of their files
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
@@ -265,7 +266,9 @@ def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str,
         "another recipe": text_differences(read_text(run.resolved), resolved)
         if plans and resolved
         else [],
-        "another model": text_differences(_stored(run.model) or model, model) if model else [],
+        "another model": text_differences(comparable(_stored(run.model)) or model, model)
+        if model
+        else [],
         "other data": data_differences(then or data, data),
         "another plan": plans,
     }

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.masking.rng import seed_generators
+from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.training.average import Average
 from dcil_dsl.training.forward import make_forward
 from dcil_dsl.training.losses import refuse_constant

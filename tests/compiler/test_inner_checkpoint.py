@@ -19,8 +19,8 @@ from torch.utils.checkpoint import (
 )
 from two_forwards import weighted_squares
 
-from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.model import trace_model
+from dcil_dsl.model.inner_checkpoints import compiled
 
 WIDTH = 8
 SAVED = [torch.ops.aten.addmm.default]

@@ -24,9 +24,9 @@ from dcil_dsl.extras.sparse_compute.tensor_cores import (
     why_whole,
 )
 from dcil_dsl.lang import loads
-from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.units import keep_pattern
 from dcil_dsl.model import trace_model
+from dcil_dsl.model.calls import apply_layer
 from dcil_dsl.plan.plan import Cut
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss

@@ -10,7 +10,8 @@ from torchvision import models
 
 from dcil_dsl.model import TraceError, trace_model
 from dcil_dsl.model.compare import compare_with_model
-from dcil_dsl.model.topology import reached_from
+from dcil_dsl.model.dataflow import reached_from
+from dcil_dsl.model.trace import comparable, text_of
 
 
 def run(traced, training, *args):
@@ -299,3 +300,23 @@ def test_an_augmented_assignment_stays_in_place():
     traced = trace_model(AddsInPlace())
     x = torch.zeros(2)
     assert torch.equal(fx.GraphModule(traced.model, traced.train)(x), torch.ones(2))
+
+
+# -- the text of a model ---------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    """Stays opaque as a whole: it branches on a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else x
+
+
+def test_the_text_of_a_model_equals_that_of_a_version_with_other_files():
+    now = text_of(trace_model(Branching(), (torch.ones(1, 2),)))
+    assert "apply_opaque(" in now and "dcil_dsl" not in now
+    assert comparable(now.replace("apply_opaque", "dcil_dsl_masking_apply_apply_opaque")) == now

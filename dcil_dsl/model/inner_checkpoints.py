@@ -1,12 +1,12 @@
-"""torch.utils.checkpoint inside a model: its function runs once and keeps its activations.
+"""Replace torch.utils.checkpoint inside a model: its function runs once and keeps activations.
 
-In:   nothing; what is called while `run_through` is open.
-Out:  the numbers and gradients that checkpoint gives, without its second run.
-Not:  no activation is saved; `--checkpoint-activations` does that for the whole graph.
+In:   calls of a model while `run_through` is open.
+Out:  the numbers and gradients of checkpoint, without the second run of its function.
+Not:  no activations saved; `--checkpoint-activations` does that for the whole graph.
 
-checkpoint runs its function again in the backward pass. By then a module that ran with the weights
-of one path has its own weights back, so the second run would compute with those. It also has no
-place in a graph that fx traces.
+checkpoint runs its function again in the backward pass. A module that ran with the weights of one
+path has its own weights again by then, so the second run would compute with wrong weights. Besides,
+fx cannot trace a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -25,13 +26,13 @@ from torch.utils import checkpoint as library
 def run_through() -> Iterator[None]:
     """While open, torch.utils.checkpoint, in each of its variants, calls its function and no more.
 
-    The functions themselves are imported by name everywhere, so what they look up when they are
-    called is replaced: in torch 2.9 to 2.14 each variant comes to one of these.
+    Models import these functions by name, so what the functions look up when called is replaced:
+    in torch 2.9 to 2.14 each variant calls one of these.
     """
     function, missing = library.CheckpointFunction, object()
-    changes = [
-        (library, "_checkpoint_hook", lambda frame: nullcontext()),  # would drop what is saved
-        (library, "_get_autocast_kwargs", lambda *args, **kwargs: ({}, {})),  # of the second run
+    changes: list[tuple[Any, str, Any]] = [
+        (library, "_checkpoint_hook", lambda frame: nullcontext()),  # would drop activations
+        (library, "_get_autocast_kwargs", lambda *args, **kwargs: ({}, {})),  # for the second run
         (function, "apply", _reentrant),
     ]
     saver = getattr(library, "_NoopSaveInputs", None)  # torch 2.9 has it
@@ -50,22 +51,22 @@ def run_through() -> Iterator[None]:
                 setattr(owner, name, value)
 
 
-def compiled(function: Callable, **settings) -> Callable:
+def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """torch.compile, for a function that calls models.
 
-    In a graph of torch.compile a checkpoint is right, as the weights are inputs of that graph. What
-    it leaves to Python, after a graph break, has to run through.
+    A checkpoint in a graph of torch.compile is right: the weights are inputs of that graph. A
+    checkpoint that runs in Python, after a graph break, needs `run_through`.
     """
     fast = torch.compile(function, **settings)
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         with run_through():
             return fast(*args, **kwargs)
 
     return call
 
 
-def _reentrant(function, preserve_rng_state: bool, *args) -> object:
+def _reentrant(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> object:
     outputs = function(*args)
     if isinstance(outputs, tuple):
         return tuple(as_reentrant(output, *args) for output in outputs)
@@ -73,13 +74,13 @@ def _reentrant(function, preserve_rng_state: bool, *args) -> object:
 
 
 def as_reentrant(output: object, *inputs: object) -> object:
-    """The output as the reentrant variant gives it: without a gradient where no input has one.
+    """The output as of the reentrant variant: detached if no input requires a gradient.
 
-    That variant computes the output under no_grad, and asks its inputs alone, not the weights that
-    its function reads, whether there is a gradient.
+    That variant runs under no_grad and ignores the weights that its function reads.
     """
     proxies = [value for value in (output, *inputs) if isinstance(value, fx.Proxy)]
     if proxies:
-        return handle_torch_function(as_reentrant, proxies, output, *inputs)
+        traced: object = handle_torch_function(as_reentrant, proxies, output, *inputs)
+        return traced
     learns = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
     return output if learns or not isinstance(output, Tensor) else output.detach()

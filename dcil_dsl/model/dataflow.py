@@ -1,18 +1,20 @@
-"""What a graph changes in place, and which of its values would see it.
+"""Which nodes of a graph depend on others, and which may share memory with a written value.
 
-In:   a traced graph and the model that its targets name into.
-Out:  Storage: nodes that may share memory, with the nodes that write to it.
-Not:  nothing is changed. A value that may be a view counts as one: to take two values for the
-      same costs a copy, to overlook it costs the right answer.
+In:   a traced graph and the model to which its targets refer.
+Out:  the nodes that depend on given ones; Storage: nodes that may share memory, with the nodes
+      that write to it.
+Not:  no changes. A value that may be a view counts as one: a needless copy costs time, an
+      overlooked view gives wrong numbers.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from torch import fx, nn
 
@@ -27,7 +29,7 @@ VIEWS = frozenset(
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout as_reentrant
 """.split()
 )
-# Attributes that say something about a tensor and are no view of it.
+# Attributes of a tensor that are not views of it.
 FACTS = frozenset({"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda"})
 VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 WRITING_OPERATORS = frozenset(
@@ -60,18 +62,18 @@ class Storage:
     writers: tuple[fx.Node, ...]
 
     def touching(self) -> set[fx.Node]:
-        """Every node that reads or writes it; inputs, attributes and the output are none."""
+        """Every call that reads or writes it."""
         nodes = {*self.members, *(user for node in self.members for user in node.users)}
         return {node for node in nodes if node.op.startswith("call")}
 
 
 def written_storages(graph: fx.Graph, model: nn.Module) -> tuple[Storage, ...]:
-    """Every storage that the graph changes in place, or may: a module kept opaque may."""
+    """Every storage that the graph may change in place; an opaque module may change its inputs."""
     root: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
 
     def find(node: fx.Node) -> fx.Node:
         while root[node] is not node:
-            root[node] = root[root[node]]  # halves the way for the next one who asks
+            root[node] = root[root[node]]  # halves the path for the next search
             node = root[node]
         return node
 
@@ -93,68 +95,96 @@ def written_storages(graph: fx.Graph, model: nn.Module) -> tuple[Storage, ...]:
 
 
 def written(node: fx.Node, model: nn.Module) -> list[fx.Node]:
-    """The arguments that a node changes, or may change."""
+    """The arguments that a node may change."""
     if node.meta.get("opaque") is not None:
-        return given_to_whole(node)
+        return given_to_opaque(node)
     first = [arg for arg in node.args[:1] if isinstance(arg, fx.Node)]
-    match node.op:
-        case "call_module" if getattr(model.get_submodule(node.target), "inplace", False):
+    match node.op, node.target:
+        case "call_module", str(path) if getattr(model.get_submodule(path), "inplace", False):
             return first
-        case "call_method" if node.target.endswith("_") and not node.target.endswith("__"):
+        case "call_method", str(name) if _is_in_place(name):
             return first
-        case "call_function":
+        case "call_function", function:
             out = node.kwargs.get("out")
             if isinstance(out, fx.Node):
                 return [out]
-            name = getattr(node.target, "__name__", "")
-            in_place = name.endswith("_") and not name.endswith("__")
-            if in_place or node.target in WRITING_OPERATORS or argument(node, "inplace"):
+            in_place = _is_in_place(getattr(function, "__name__", ""))
+            if in_place or function in WRITING_OPERATORS or argument(node, "inplace"):
                 return first or [v for v in node.kwargs.values() if isinstance(v, fx.Node)][:1]
     return []
+
+
+def _is_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _viewed(node: fx.Node, model: nn.Module) -> list[fx.Node]:
     """The arguments whose memory the result of a node may share."""
     if node.meta.get("opaque") is not None:
-        return given_to_whole(node)
+        return given_to_opaque(node)
     first = list(node.all_input_nodes[:1])
-    match node.op:
-        case "call_module" if isinstance(model.get_submodule(node.target), VIEW_MODULES):
+    match node.op, node.target:
+        case "call_module", str(path) if isinstance(model.get_submodule(path), VIEW_MODULES):
             return first
-        case "call_method" if node.target in VIEWS:
+        case "call_method", name if name in VIEWS:
             return first
-        case "call_function":
-            if node.target is getattr and node.args[1] in FACTS:
+        case "call_function", function:
+            if function is getattr and node.args[1] in FACTS:
                 return []
-            home = (getattr(node.target, "__module__", None) or "torch").split(".")[0]
+            home = (getattr(function, "__module__", None) or "torch").split(".")[0]
             if home not in PURE_HOMES and home != "dcil_dsl":
-                return node.all_input_nodes  # somebody's own function may return what it was given
-            return first if getattr(node.target, "__name__", "") in VIEWS else []
+                return node.all_input_nodes  # the user's own function may return its arguments
+            return first if getattr(function, "__name__", "") in VIEWS else []
     return []
 
 
-def given_to_whole(node: fx.Node) -> list[fx.Node]:
-    """What a module that is one call is called with, its weights left out."""
-    given = [*node.args[3:]] if node.op == "call_function" else [node.args, node.kwargs]
-    found: dict[fx.Node, None] = {}
-    fx.map_arg(given, lambda n: found.setdefault(n))
-    return list(found)
+def given_to_opaque(node: fx.Node) -> list[fx.Node]:
+    """The arguments of a call of an opaque module, without its weights."""
+    given: Any = [*node.args[3:]] if node.op == "call_function" else [node.args, node.kwargs]
+    return list(dict.fromkeys(nodes_in(given)))
 
 
 def argument(node: fx.Node, name: str) -> object:
-    """The argument of a called function by its parameter's name; None where it has none such."""
+    """The argument of a called function by the name of its parameter; None if there is none."""
     if name in node.kwargs:
         return node.kwargs[name]
-    signature = _signature(node.target)
+    if isinstance(node.target, str) or (signature := _signature(node.target)) is None:
+        return None
     try:
-        return signature and signature.bind(*node.args, **node.kwargs).arguments.get(name)
-    except TypeError:  # it is called in a way that it does not take
+        return signature.bind(*node.args, **node.kwargs).arguments.get(name)
+    except TypeError:  # arguments that do not fit the signature
         return None
 
 
-@lru_cache  # that of a builtin is parsed from its text each time
-def _signature(function: Callable) -> inspect.Signature | None:
+@lru_cache  # parsing the signature of a builtin is slow
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without one
         return None
+
+
+# -- dependence ------------------------------------------------------------------------------------
+
+
+def reached_from(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
+    """The sources and every node that depends on one of them."""
+    reached = set(sources)
+    waiting = list(reached)
+    while waiting:
+        new = [user for user in waiting.pop().users if user not in reached]
+        reached.update(new)
+        waiting += new
+    return reached
+
+
+def nodes_in(structure: Any) -> list[fx.Node]:
+    """The nodes in an argument of a node, in order."""
+    found: list[fx.Node] = []
+
+    def note(node: fx.Node) -> fx.Node:
+        found.append(node)
+        return node
+
+    fx.map_arg(structure, note)
+    return found

@@ -1,12 +1,14 @@
-"""Call a module with other weights than its own.
+"""Call a module with other weights than its own, and with a part of its inputs.
 
 In:   a module, a view of each of its parameters by name, the inputs.
-Out:  the output of the module with these parameters. The module itself is not changed.
+Out:  the output of the module with these parameters; the module itself is not changed. The first
+      rows of a batch, smaller images.
 Not:  no masks; the graph chooses the views.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,8 +20,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.path_state import remembered_by
-from dcil_dsl.masking.recompute import run_through
+from dcil_dsl.model.inner_checkpoints import run_through
+from dcil_dsl.model.side_effects import remembered_by
 
 
 def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -155,3 +157,31 @@ def _is_plain(parameters: dict[str, Tensor]) -> bool:
 
 
 CONVOLUTIONS = frozenset({nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward})
+
+
+# -- a part of the inputs --------------------------------------------------------------------------
+
+
+def subsample_input(value: object, batch: float, size: float) -> object:
+    """The first `batch` share of the rows, at least one; images (B, C, H, W) at `size` of their
+    height and width, each new pixel the mean of the area it covers.
+
+    Tensors may be in lists and dictionaries; other values do not change.
+    """
+
+    def subsample(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+            return leaf
+        if batch < 1:
+            leaf = leaf[: num_rows(leaf.shape[0], batch)]
+        if size < 1 and leaf.dim() == 4 and leaf.is_floating_point():
+            shape = [max(1, round(side * size)) for side in leaf.shape[2:]]
+            leaf = F.interpolate(leaf, shape, mode="area")
+        return leaf
+
+    return pytree.tree_map(subsample, value)
+
+
+def num_rows(count: int, batch: float) -> int:
+    """The number of rows in a share of `count` rows, rounded up."""
+    return math.ceil(count * batch - 1e-9)
