@@ -1,8 +1,8 @@
-"""The values of a growing graph as fake tensors: sizes and types, and no numbers.
+"""The values of a growing graph as fake tensors: sizes and types without numbers.
 
 In:   a model, tensors like its inputs, the type that autocast computes in.
-Out:  what each node of the graph gives; UNKNOWN where that takes the numbers of a tensor.
-Not:  no decision: guards.py asks.
+Out:  the value of each node of the graph; UNKNOWN if it depends on the numbers of a tensor.
+Not:  no decisions: guards.py makes them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,16 +23,16 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.model.side_effects import Attributes, Randomness
 
 UNKNOWN = object()
-LOG = logging.getLogger("torch._subclasses.fake_tensor")  # errors that end up as UNKNOWN
+LOG = logging.getLogger("torch._subclasses.fake_tensor")  # of errors that become UNKNOWN
 
 
 class FakeValues:
-    """values: what the nodes give, computed when something is asked.
+    """values: the values of nodes, computed on demand.
 
     example    tensors like the graph's inputs, by name
-    precision  the type that autocast computes in; None: there is no autocast
-    apart      opened while forwards of modules run, which are not to be traced
-    skipped    a function that is not run, as it only checks
+    precision  the type that autocast computes in; None: no autocast
+    apart      a context in which forwards of modules run untraced
+    skipped    a function that only checks and does not run
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class FakeValues:
         self.device = torch.device("cpu") if first is None else first.device
 
     def catch_up(self, graph: fx.Graph) -> None:
-        """Run the nodes that are new, in the graph's order: a tensor may be changed in place."""
+        """Run the new nodes in the order of the graph, which matters for changes in place."""
         new = list(takewhile(lambda node: node not in self.values, reversed(graph.nodes)))
         if not new:
             return
@@ -63,7 +64,7 @@ class FakeValues:
         if self.fake is None:
             _start_autograd()
             self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        cast = nullcontext()
+        cast: AbstractContextManager[Any] = nullcontext()
         if self.precision is not None:
             cast = torch.autocast(self.device.type, dtype=self.precision, cache_enabled=False)
         was_silent, LOG.disabled = LOG.disabled, True
@@ -74,30 +75,31 @@ class FakeValues:
             LOG.disabled = was_silent
 
     def _run(self, node: fx.Node) -> object:
+        target: Any = node.target
         try:
             args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
             match node.op:
                 case "placeholder":
-                    return self._placed(self.example[node.target])
+                    return self._placed(self.example[target])
                 case "get_attr":
-                    return self._as_fake(operator.attrgetter(node.target)(self.model))
-                case "call_function" if node.target is not self.skipped:
-                    return node.target(*args, **kwargs)
+                    return self._as_fake(operator.attrgetter(target)(self.model))
+                case "call_function" if target is not self.skipped:
+                    return target(*args, **kwargs)
                 case "call_method":
-                    return getattr(args[0], node.target)(*args[1:], **kwargs)
+                    return getattr(args[0], target)(*args[1:], **kwargs)
                 case "call_module":
-                    return self._call(self.model.get_submodule(node.target), args, kwargs)
-        except Exception:  # whatever cannot be computed without numbers
+                    return self._call(self.model.get_submodule(target), args, kwargs)
+        except Exception:  # any computation that needs numbers
             pass
         return UNKNOWN
 
-    def _known(self, node: fx.Node) -> object:
+    def _known(self, node: fx.Node) -> Any:
         value = self.values[node]
         if value is UNKNOWN:
             raise LookupError(node.name)
         return value
 
-    def _call(self, module: nn.Module, args: tuple, kwargs: dict) -> object:
+    def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         fakes = {name: self._as_fake(tensor) for name, tensor in tensors.items()}
         attributes, randomness = [Attributes(part) for part in module.modules()], Randomness()
@@ -109,11 +111,12 @@ class FakeValues:
             randomness.restore()
 
     def _placed(self, like: Tensor) -> Tensor:
-        """An input of this size, where the model is."""
+        """An input of this size on the device of the model."""
         return torch.empty(like.shape, dtype=like.dtype, device=self.device)
 
-    def _as_fake(self, value: object) -> object:
-        def change(leaf: object) -> object:
+    def _as_fake(self, value: Any) -> Any:
+        def change(leaf: Any) -> Any:
+            assert self.fake is not None
             return self.fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
 
         return pytree.tree_map(change, value)
@@ -121,10 +124,10 @@ class FakeValues:
 
 @torch.enable_grad()
 def _start_autograd() -> None:
-    """Have autograd count the devices before fake tensors put in a GPU that is not there.
+    """Make autograd count the devices before fake tensors add a GPU that does not exist.
 
-    With that one counted, the first backward pass of the process would forbid those of all its
+    With such a GPU counted, the first backward pass of the process would break backward passes in
     forked children.
     """
     if not torch.cuda.is_available():
-        torch.ones(1, requires_grad=True).backward()
+        torch.autograd.backward(torch.ones(1, requires_grad=True))
