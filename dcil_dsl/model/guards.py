@@ -1,14 +1,14 @@
-"""What a forward decides by the sizes and types of tensors, and never by their numbers.
+"""Guards: decisions of a forward by the sizes and types of tensors, never by their numbers.
 
-In:   a graph as it is traced, an example of the model's inputs.
-Out:  what a value of the graph is for tensors of such sizes, where that follows from sizes, ranks
-      and types alone; `hold`, the node that keeps the graph to what was decided.
-Not:  no number of a tensor is ever looked at (fake_values.py).
+In:   a graph during tracing, example inputs of the model.
+Out:  the value of a node for tensors of such sizes, if it follows from sizes, ranks and types
+      alone; `guard`, the function of the node that makes each call check a decision.
+Not:  no numbers of tensors (fake_values.py).
 
-`if x.shape[1] > self.longest` is one way through the forward for each answer. The graph has the
-way that the example takes, and a node that ends a call with inputs that would take another one.
-`int(x.shape[2])` is a number of Python: the graph has the one of the example, if an example of
-other sizes, where those may differ from call to call, has the same.
+`if x.shape[1] > self.longest` has a branch for each answer. The graph has the branch of the example
+and a guard that rejects inputs of the other branch. `int(x.shape[2])` is a Python number: the graph
+has the number of the example, if an example of other sizes, where sizes may differ between calls,
+gives the same one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,10 +26,10 @@ from torch import Tensor, fx, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.fake_values import UNKNOWN, FakeValues
 
-# What is read of a tensor that no number of it has a part in.
+# Attributes and methods of a tensor that do not depend on its numbers.
 ATTRIBUTES = ("shape", "ndim", "dtype", "layout", "device")
-# What is traced on one device is trained on another, and under autocast what is computed has
-# another type: a question about them is decided where the answer is the same for all of these.
+# A model is traced on one device and trained on another, and autocast changes types. A decision by
+# device or type is known if it is the same for all of these.
 DEVICES = tuple(map(torch.device, ("cpu", "cuda")))
 PRECISIONS = (torch.bfloat16, torch.float16)
 METHODS = (
@@ -58,8 +59,8 @@ SIGNS = {
 MODULES = (operator.__name__, math.__name__, builtins.__name__)
 
 
-def hold(fact: object, expected: bool | int, what: str) -> None:
-    """Ends a call whose inputs would take another way through the forward than the example."""
+def guard(fact: object, expected: bool | int, what: str) -> None:
+    """InputError for inputs that would take another branch of the forward than the example."""
     if fact != expected:
         raise InputError(
             f"the graph was made for inputs of other sizes: {what} was {expected} in the example "
@@ -68,15 +69,15 @@ def hold(fact: object, expected: bool | int, what: str) -> None:
         )
 
 
-torch.fx.node.has_side_effect(hold)
+torch.fx.node.has_side_effect(guard)
 
 
 class Decisions:
-    """What is known of the values of a growing graph, computed when something is asked.
+    """The known values of a growing graph, computed on demand.
 
-    example  tensors like the graph's inputs, by name; None: nothing is known
-    other    the same in the other sizes that calls may have; None: any size may differ
-    running  what the forwards of modules do now is not to be traced
+    example  tensors like the graph's inputs, by name; None: no value is known
+    other    the same with other sizes that calls may have; None: any size may differ
+    running  forwards of modules run untraced
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class Decisions:
         self.cast = [self._fakes(example or {}, precision) for precision in PRECISIONS]
 
     def of(self, node: fx.Node) -> object:
-        """What the node gives; UNKNOWN where a number of a tensor might have a part in it."""
+        """The value of the node; UNKNOWN if it may depend on the numbers of a tensor."""
         return self._fact(node, self.base)
 
     def constant(self, node: fx.Node) -> object:
-        """What the node gives in every call; UNKNOWN where the sizes of a batch have a part."""
+        """The value of the node in every call; UNKNOWN if it depends on the sizes of a batch."""
         value = self._fact(node, self.base)
         if value is UNKNOWN or self.other is None:
             return UNKNOWN
@@ -103,22 +104,22 @@ class Decisions:
         return value if type(same) is type(value) and same == value else UNKNOWN
 
     def rank(self, node: fx.Node) -> int | None:
-        """The number of dimensions of the tensor that the node is known to give."""
+        """The number of dimensions of the node's value if it is known to be a tensor."""
         value = self.value(node)
         return value.dim() if isinstance(value, Tensor) else None
 
     def is_tensor(self, node: fx.Node) -> bool:
-        """Whether the node is known to give a tensor."""
+        """Whether the value of the node is known to be a tensor."""
         return isinstance(self.value(node), Tensor)
 
     def forget(self, node: fx.Node) -> None:
-        """The node is no longer in the graph."""
+        """Forget a node that was erased from the graph."""
         for fakes in (self.base, self.other, *self.cast):
             if fakes is not None:
                 fakes.values.pop(node, None)
 
     def words(self, node: fx.Node) -> str:
-        """ "x.shape[1] > 8", down to the tensors whose sizes they are."""
+        """The node as an expression of tensors: "x.shape[1] > 8"."""
         if node.op != "call_function" or _is_of_tensors(self.value(node)):
             return node.name
         args = [self.words(a) if isinstance(a, fx.Node) else str(a) for a in node.args]
@@ -128,11 +129,11 @@ class Decisions:
             return f"{args[0]}[{args[1]}]"
         if node.target in SIGNS and len(args) == 2:
             return f" {SIGNS[node.target]} ".join(args)
-        return f"{node.target.__name__}({', '.join(args)})"
+        return f"{getattr(node.target, '__name__', node.target)}({', '.join(args)})"
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """While it is open, what forwards of modules do is not traced."""
+        """While the `with` is open, forwards of modules run untraced."""
         was_running, self.running = self.running, True
         try:
             yield
@@ -142,10 +143,10 @@ class Decisions:
     def _fakes(
         self, example: Mapping[str, Tensor], precision: torch.dtype | None = None
     ) -> FakeValues:
-        return FakeValues(self.model, example, precision, self.apart, hold)
+        return FakeValues(self.model, example, precision, self.apart, guard)
 
     def value(self, node: fx.Node) -> object:
-        """What the node gives, as a fake tensor where it is one; UNKNOWN where that is unknown."""
+        """The value of the node, a fake tensor for a tensor; UNKNOWN if it is not known."""
         if self.base is None:
             return UNKNOWN
         self.base.catch_up(node.graph)
@@ -173,24 +174,26 @@ class Decisions:
 
 def _facts(node: fx.Node, values: Mapping[fx.Node, object]) -> list[fx.Node] | None:
     """The nodes from tensors to this one, if it follows from sizes, ranks, types and devices."""
-    waiting, seen = [node], {}
+    waiting = [node]
+    seen: dict[fx.Node, None] = {}
     while waiting:
-        asked = waiting.pop()
-        value = values[asked]
-        if asked in seen:
+        one = waiting.pop()
+        value = values[one]
+        if one in seen:
             continue
-        if value is UNKNOWN or asked is node and isinstance(value, Tensor):
+        if value is UNKNOWN or one is node and isinstance(value, Tensor):
             return None
-        if asked is not node and _is_of_tensors(value):
+        if one is not node and _is_of_tensors(value):
             continue
-        if not _reads_facts(asked, values):
+        if not _reads_facts(one, values):
             return None
-        seen[asked] = None
-        waiting += asked.all_input_nodes
+        seen[one] = None
+        waiting += one.all_input_nodes
     return list(seen)
 
 
 def _reads_facts(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    """Whether a node reads its inputs without the numbers of tensors."""
     if node.op == "call_method":
         return node.target in METHODS or _is_of_tensors(values[node])
     if node.op != "call_function":
@@ -198,8 +201,8 @@ def _reads_facts(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
     if node.target is not getattr:
         return _is_of_tensors(values[node]) or _lives_in(node.target)
     owner, name = node.args[:2]
-    if isinstance(values[owner], torch.device):
-        return name == "type"
+    if isinstance(owner, fx.Node) and isinstance(values[owner], torch.device):
+        return isinstance(name, str) and name == "type"
     return name in ATTRIBUTES
 
 
@@ -209,27 +212,28 @@ def _is_of_device(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
 
 def _is_of_computed_type(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
     """Whether autocast may change the type that the node reads."""
-    if not isinstance(values[node], torch.dtype) or node.target is not getattr:
+    dtype, owner = values[node], node.args[0] if node.args else None
+    if not isinstance(dtype, torch.dtype) or node.target is not getattr:
         return False
-    is_given = node.args[0].op in ("placeholder", "get_attr")
-    return not is_given and values[node].is_floating_point
+    is_given = isinstance(owner, fx.Node) and owner.op in ("placeholder", "get_attr")
+    return not is_given and dtype.is_floating_point
 
 
 def _on_device(node: fx.Node, device: torch.device, values: Mapping[fx.Node, object]) -> object:
-    """What a fact would be if all tensors were on that device."""
+    """The value of a node if all tensors were on that device."""
 
-    def known(asked: fx.Node) -> object:
-        value = values[asked]
+    def known(one: fx.Node) -> Any:
+        value = values[one]
         if isinstance(value, torch.device):
             return device
-        if _is_of_tensors(value) or asked.op != "call_function":
+        if _is_of_tensors(value) or isinstance(one.target, str):
             return value
-        args, kwargs = fx.map_arg((asked.args, asked.kwargs), known)
-        return asked.target(*args, **kwargs)
+        args, kwargs = fx.map_arg((one.args, one.kwargs), known)
+        return one.target(*args, **kwargs)
 
     try:
         return known(node)
-    except Exception:  # a device of another kind may lack what is asked
+    except Exception:  # a device of another type may lack an attribute
         return UNKNOWN
 
 
@@ -237,13 +241,14 @@ def _same(one: object, other: object) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _lives_in(function: Callable) -> bool:
+def _lives_in(function: object) -> bool:
+    """Whether a function is one of the modules whose functions take plain numbers."""
     home = getattr(function, "__module__", None)
     return home in MODULES or home == f"_{operator.__name__}"
 
 
 def _is_of_tensors(value: object) -> bool:
-    """A tensor, or a collection of which each part is one: x.chunk(3)."""
+    """Whether this is a tensor, or a collection of tensors, such as x.chunk(3)."""
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
         return bool(value) and all(isinstance(part, Tensor) for part in value)
     return isinstance(value, Tensor)

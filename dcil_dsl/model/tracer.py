@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.model.copies import used_by_hooks
 from dcil_dsl.model.dataflow import written
 from dcil_dsl.model.fake_values import UNKNOWN
-from dcil_dsl.model.guards import Decisions, hold
+from dcil_dsl.model.guards import Decisions, guard
 from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.side_effects import (
@@ -185,7 +185,7 @@ class Tracer(fx.Tracer):
         if value is UNKNOWN:
             return super().to_bool(obj)
         fact = obj if isinstance(value, bool) else self._call(operator.truth, obj)
-        self._call(hold, fact, bool(value), self.decisions.words(obj.node))
+        self._call(guard, fact, bool(value), self.decisions.words(obj.node))
         return bool(value)
 
     def length(self, obj) -> int:
@@ -214,7 +214,7 @@ class Tracer(fx.Tracer):
         key = (obj.node, getattr(function, "__name__", ""))
         if key not in self.held or self.held[key]._erased:
             fact = obj if function is None else self._call(function, obj)
-            self.held[key] = self._call(hold, fact, value, what).node
+            self.held[key] = self._call(guard, fact, value, what).node
         return value
 
     def iter(self, obj):
@@ -247,7 +247,7 @@ class Tracer(fx.Tracer):
         if isinstance(value, Tensor):
             return super().create_proxy("call_method", "detach", (proxy,), {})
         if value is UNKNOWN or any(isinstance(x, Tensor) for x in pytree.tree_leaves(value)):
-            if proxy.node.target is not hold:
+            if proxy.node.target is not guard:
                 raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
         return proxy
 

@@ -16,7 +16,7 @@ CLEAN = [  # the Markdown that holds none of them
     "benchmarks/README.md",
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 ]
-CODE = ("compiler", "diagnostics", "masking", "zoo")  # folders of the package; this list grows
+CODE = ("compiler", "diagnostics", "masking", "model", "zoo")  # folders of the package; this list grows
 GENERATED = ("language/words.md", "reference/cli.md", "reference/python.md", "reference/errors.md")
 # Pages of the repository that the site shows under a name of its own.
 GENERATED += ("contributing.md", "changelog.md", "tour.md", "recipes.md", "benchmarks.md")
