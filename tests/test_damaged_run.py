@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import call, job, own, short_run
+from support.tiny_job import call, job, own, short_run
 
 CONV = "0.weight"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import RECIPE, call, job, net, own, short_run
+from support.tiny_job import RECIPE, call, job, net, own, short_run
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError, RecipeError

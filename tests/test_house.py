@@ -88,6 +88,20 @@ def test_core_imports_no_extra():
     assert wrong == []
 
 
+def test_no_test_imports_a_test():
+    """What tests share is in tests/support."""
+    tests = list((ROOT / "tests").rglob("*.py"))
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in [*tests, *(ROOT / "benchmarks").rglob("*.py")]
+        for name in imports_of(file)
+        if name.rpartition(".")[2].startswith("test_")
+    ]
+    assert wrong == []
+    shared = [file for file in tests if not file.stem.startswith(("test_", "conftest", "__init__"))]
+    assert {file.parent.name for file in shared} == {"support"}
+
+
 def test_lang_and_diagnostics_name_no_torch():
     for folder in ("lang", "diagnostics"):
         for file in (PACKAGE / folder).rglob("*.py"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_job import NET, RECIPE, call, job
+from support.tiny_job import NET, RECIPE, call, job
 
 from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.lang import loads

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from comparison import worst_difference
+from support.comparison import worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
-from two_forwards import weighted_squares
 
 from dcil_dsl.model import TraceError, trace_model
 from dcil_dsl.model.compare import compare_with_model

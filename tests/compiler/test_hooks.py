@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
-from comparison import compile_text, worst_difference
+from support.comparison import compile_text, worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
-from two_forwards import weighted_squares
 
 from dcil_dsl.model import TraceError, trace_model
 

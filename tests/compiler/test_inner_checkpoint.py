@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import RECIPE, compile_text, worst_difference
+from support.comparison import RECIPE, compile_text, worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
 from torch.distributed._composable import checkpoint as composable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -17,7 +18,6 @@ from torch.utils.checkpoint import (
     checkpoint_sequential,
     create_selective_checkpoint_contexts,
 )
-from two_forwards import weighted_squares
 
 from dcil_dsl.model import trace_model
 from dcil_dsl.model.inner_checkpoints import compiled

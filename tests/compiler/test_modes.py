@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comparison import compile_text, worst_difference
-from nets import images
+from support.comparison import compile_text, worst_difference
+from support.nets import images
 from torch import nn
 
 import dcil_dsl as dcil

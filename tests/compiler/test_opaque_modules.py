@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from comparison import compile_text, worst_difference
-from opaque_nets import (
+from support.comparison import compile_text, worst_difference
+from support.opaque_nets import (
     HABITS,
     SHAPES,
     TOKENS,
@@ -20,9 +20,9 @@ from opaque_nets import (
     Root,
     Words,
 )
+from support.two_forwards import weighted_squares
 from torch import nn
 from torch.utils import _pytree as pytree
-from two_forwards import weighted_squares
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model import trace_model

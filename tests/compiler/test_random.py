@@ -6,7 +6,7 @@ import random
 import numpy
 import pytest
 import torch
-from nets import Drops, DropsWhole, Tiny, images
+from support.nets import Drops, DropsWhole, Tiny, images
 from torch import nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import compile_text
+from support.comparison import compile_text
 from torch import nn
 
 import dcil_dsl as dcil

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import compile_text, worst_difference
-from nets import images
+from support.comparison import compile_text, worst_difference
+from support.nets import images
 from torch import nn
 from torch.nn.utils import parametrizations
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from pages import ROOT
+from support.pages import ROOT
 
 AVOIDED = ("is told", "are told", "put down", "at hand", "seldom", "minded", "so many")
 CLEAN = [  # the Markdown that holds none of them
@@ -16,7 +16,8 @@ CLEAN = [  # the Markdown that holds none of them
     "benchmarks/README.md",
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 ]
-CODE = ("compiler", "diagnostics", "masking", "model", "zoo")  # folders of the package; this list grows
+# Folders of the package whose code holds none of them; this list grows.
+CODE = ("compiler", "diagnostics", "masking", "model", "zoo")
 GENERATED = ("language/words.md", "reference/cli.md", "reference/python.md", "reference/errors.md")
 # Pages of the repository that the site shows under a name of its own.
 GENERATED += ("contributing.md", "changelog.md", "tour.md", "recipes.md", "benchmarks.md")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_literate import cases, completed, told
+from support.literate import cases, told
+from support.sound import completed
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics, RecipeError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from in_steps import each_layer, linear, one_budget
+from support.in_steps import each_layer, linear, one_budget
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.words.losses import CrossEntropy

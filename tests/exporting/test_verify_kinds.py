@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from in_steps import each_layer, one_budget
+from support.in_steps import each_layer, one_budget
 
 from dcil_dsl.exporting.artefact import Promise
 from dcil_dsl.exporting.verify import show_verdict, verify_tensors

@@ -6,8 +6,8 @@ Written against torch's source and not yet run: no GPU was at hand. What fails h
 import pytest
 import torch
 import torch.nn.functional as F
-from test_cuda_waits import count_waits
-from test_device_patterns import RECIPE, has_cores
+from support.cuda_waits import count_waits
+from support.device_patterns import RECIPE, has_cores
 from torch import nn
 from torch.sparse import SparseSemiStructuredTensor
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sound import completed
+from support.sound import completed
 
 from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.diagnostics.codes import CODES, explain

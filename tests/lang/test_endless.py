@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sound import completed
+from support.sound import completed
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError, Source, Span
 from dcil_dsl.diagnostics.render import render_all, render_concise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sound import completed
+from support.sound import completed
 
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import ast, load, loads

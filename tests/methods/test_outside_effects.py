@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from outside_package import WORDS, forget, install
-from plainly import LR, gradients, largest, network, sgd
-from test_integrators import RULE, TWO_PATHS, moved, plainly
-from test_integrators import ours as integrated
-from two_layers import (
+from support.integrator_runs import RULE, TWO_PATHS, moved, plainly
+from support.integrator_runs import ours as integrated
+from support.outside_package import WORDS, forget, install
+from support.plainly import LR, gradients, largest, network, sgd
+from support.two_layers import (
     KEEP,
     KEPT,
     STEPS,

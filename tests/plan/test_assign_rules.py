@@ -1,7 +1,7 @@
 """Which rule owns a layer: the last one that matches."""
 
 import pytest
-from resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
+from support.resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics

@@ -1,7 +1,7 @@
 """Curves in the terminal: what is drawn is what the schedule says, on any page."""
 
-from in_steps import each_layer, once
-from resolving import plan_of
+from support.in_steps import each_layer, once
+from support.resolving import plan_of
 
 from dcil_dsl.plan.curve import bar, draw_schedule, filled
 from dcil_dsl.plan.plan import Group

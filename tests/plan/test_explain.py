@@ -1,7 +1,7 @@
 """The story of one layer: every rule that matches it, its budget, its moments, its teachers."""
 
 import pytest
-from resolving import MIX, Net
+from support.resolving import MIX, Net
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError

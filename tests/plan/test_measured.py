@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from resolving import MIX, TRAIN, Net, plan_of, resolve
+from support.resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import golden
 import pytest
 import torch
 from pydantic import ValidationError
-from resolving import MIX, Net, plan_of, resolve
+from support import golden
+from support.resolving import MIX, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.lang import load, loads

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from random import Random
 
 import pytest
-from resolving import MIX, TRAIN, Net, plan_of, resolve
+from support.resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics

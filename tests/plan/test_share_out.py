@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resolving import codes_of, plan_of, resolve
+from support.resolving import codes_of, plan_of, resolve
 from torchvision.models import resnet50
 
 from dcil_dsl.plan.schedule import keeps_at, sparsity_at, whole_units

@@ -1,7 +1,7 @@
 """What the printed plan says of modules that the tracer kept opaque and of those out of reach."""
 
 import pytest
-from resolving import plan_of
+from support.resolving import plan_of
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 

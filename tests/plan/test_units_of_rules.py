@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
+from support.resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics

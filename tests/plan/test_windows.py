@@ -1,7 +1,7 @@
 """Who runs and who learns from whom, over time. The run has 10 epochs of 10 steps."""
 
 import pytest
-from resolving import plan_of, resolve
+from support.resolving import plan_of, resolve
 
 from dcil_dsl.plan.plan import Shares, Window
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plainly import DECAY, LR, MOMENTUM, gradients, largest
-from two_layers import KEPT, STEPS, assert_same, batches, recipe_of, start, state
+from support.plainly import DECAY, LR, MOMENTUM, gradients, largest
+from support.two_layers import KEPT, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
 from dcil_dsl.extras.late_phase.step import (

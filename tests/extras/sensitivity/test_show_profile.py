@@ -1,7 +1,7 @@
 """A profile drawn, and its rules: they parse, resolve, and ask for what they say."""
 
 import pytest
-from resolving import Net, plan_of
+from support.resolving import Net, plan_of
 from torch import nn
 
 from dcil_dsl.extras.sensitivity.report import show_measured, show_profile, suggest_rules

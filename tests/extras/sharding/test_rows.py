@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from threads import Threads, shards
+from support.threads import Threads, shards
 
 from dcil_dsl.extras.sharding.rows import (
     pattern_needs,

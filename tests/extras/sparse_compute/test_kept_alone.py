@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mutual import mutual, two_steps
+from support.mutual import mutual, two_steps
 from torch import nn
 from torch.nn import functional as F
 

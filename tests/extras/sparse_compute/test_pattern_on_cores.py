@@ -5,8 +5,8 @@ The cores are a reference on the CPU that sees two of every four weights (refere
 
 import pytest
 import torch
-from mutual import RECIPE, mutual, two_steps
-from reference_cores import reference_cores
+from support.mutual import RECIPE, mutual, two_steps
+from support.reference_cores import reference_cores
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F

@@ -1,11 +1,11 @@
 """A network of two layers in float64, and recipes for it."""
 
 import torch
-from plainly import DECAY, LR, MOMENTUM
 from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.training.optim import forget_pruned, make_optimizer
+from support.plainly import DECAY, LR, MOMENTUM
 
 STEPS = 12
 

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tiny_run import BATCH, TinyData, tiny_plan
 from torch import Tensor, nn
 
 from dcil_dsl.cli.errors import status_of
@@ -26,6 +25,7 @@ from dcil_dsl.data.loader import share_of
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import Options, create_run, resume_run, train
 from dcil_dsl.training.distributed import joined_ranks
+from support.tiny_run import BATCH, TinyData, tiny_plan
 
 
 class PlainNet(nn.Module):

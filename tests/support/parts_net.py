@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tiny_run import BATCH, NUM_CLASSES, STEPS_PER_EPOCH
 from torch import Tensor, nn
 
 from dcil_dsl.lang import loads
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.resolve import resolve_recipe
+from support.tiny_run import BATCH, NUM_CLASSES, STEPS_PER_EPOCH
 
 
 class PartsNet(nn.Module):

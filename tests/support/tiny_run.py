@@ -1,6 +1,6 @@
 """A run of seconds that has everything a run can have, and a program that kills it.
 
-    python tiny_run.py FOLDER KIND:PLACE ...
+    python -m support.tiny_run FOLDER KIND:PLACE ...
 
 trains FOLDER/straight, and for each KIND:PLACE a run that is ended there and then resumed:
 kill:N and term:N at step N, write:N at the N-th time something is put on the disk, evaluate:N at
