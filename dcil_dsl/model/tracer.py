@@ -17,10 +17,11 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import immutable_collections as immutable
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.masking.path_state import Attributes, same_content
@@ -263,7 +264,7 @@ class Tracer(fx.Tracer):
         if isinstance(a, dict) and is_dataclass(a):
             fields = {name: self.create_arg(value) for name, value in a.items()}
             return self.create_node("call_function", type(a), (), fields)
-        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+        if isinstance(a, dict) and type(a) not in (dict, immutable.immutable_dict):
             raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
         return super().create_arg(a)
 
@@ -272,7 +273,7 @@ class Tracer(fx.Tracer):
         if self.taken_apart.setdefault(id(value)) is None:
             self.taken_apart[id(value)] = "its own"
             fields = {name: self.create_arg(part) for name, part in vars(value).items()}
-            made = self.create_node("call_function", make_object, (type(value), fields), {})
+            made = self.create_node("call_function", MakeObject(type(value)), (fields,), {})
             self.taken_apart[id(value)] = made
         made = self.taken_apart[id(value)]
         if not isinstance(made, fx.Node):
@@ -407,16 +408,23 @@ def first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
-def make_object(kind: type, fields: Mapping[str, object]) -> object:
-    """An object of a class with these attributes, as a forward has left one."""
-    made = object.__new__(kind)
-    for name, value in fields.items():
-        if isinstance(value, (fx.immutable_collections.immutable_list)):
-            value = list(value)
-        elif isinstance(value, fx.immutable_collections.immutable_dict):
-            value = dict(value)
-        vars(made)[name] = value
-    return made
+@dataclass(frozen=True)
+class MakeObject:
+    """A function of a graph: an object of a class with attributes as a forward has left them."""
+
+    kind: type
+
+    @property
+    def __name__(self) -> str:
+        return f"make_{self.kind.__name__}"
+
+    def __call__(self, attributes: Mapping[str, object]) -> object:
+        made = object.__new__(self.kind)
+        for name, value in attributes.items():
+            if isinstance(value, immutable.immutable_list):
+                value = list(value)
+            vars(made)[name] = dict(value) if isinstance(value, immutable.immutable_dict) else value
+        return made
 
 
 def _is_object(value: object) -> bool:
@@ -503,7 +511,8 @@ def _taking_proxies(tracer: Tracer) -> Iterator[None]:
         return LEN(value)
 
     def known_tensor(value):
-        return tracer.decisions.is_tensor(value.node)
+        # A weight is asked for its type next, which differs from its input's under autocast.
+        return value.node.op != "get_attr" and tracer.decisions.is_tensor(value.node)
 
     def is_tensor(value):
         return known_tensor(value) if type(value) in PROXIES else IS_TENSOR(value)
