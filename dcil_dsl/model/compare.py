@@ -12,9 +12,9 @@ paths run it: with the weights of the call, its own replaced by NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -293,8 +293,18 @@ def _forward(model: Callable[..., Any], inputs: Inputs, learns: bool) -> list[ob
     given = inputs.map(torch.clone)
     with drawn_apart(0), torch.set_grad_enabled(learns):
         output = model(*given.args, **given.kwargs)
-    opened = vars(output) if is_dataclass(output) and not isinstance(output, dict) else output
-    return pytree.tree_leaves(opened)
+    return list(_leaves(output, set()))
+
+
+def _leaves(value: object, seen: set[int]) -> Iterator[object]:
+    """What an output holds, in the attributes of objects too, each of which counts once."""
+    for leaf in pytree.tree_leaves(value):
+        is_closed = isinstance(leaf, (Tensor, nn.Module, type)) or not hasattr(leaf, "__dict__")
+        if is_closed or callable(leaf):
+            yield leaf
+        elif id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield from _leaves(vars(leaf), seen)
 
 
 def _detached(outputs: list[object]) -> list[object]:

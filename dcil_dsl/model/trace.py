@@ -288,7 +288,5 @@ def comparable(text: str) -> str:
     another file.
     """
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
-    text = re.sub(
-        r"\bdcil_dsl_[a-z_]+_(apply_opaque|as_reentrant|guard|make_object)\b", r"\1", text
-    )
+    text = re.sub(r"\bdcil_dsl_[a-z_]+_(apply_opaque|as_reentrant|guard|make_\w+)\b", r"\1", text)
     return re.sub(r"\bdcil_dsl_[a-z]+_(guards|decisions)_hold\b", "guard", text)

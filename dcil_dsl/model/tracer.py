@@ -5,22 +5,20 @@ Out:  the graph; why each module that stays one call of it does.
 Not:  the model's attributes are put back by trace.py, in whose copy this runs.
 
 A call of a module that stays opaque carries its path in meta["opaque"]. What a graph cannot keep of
-a forward (counting its calls, drawing numbers in Python, torch.no_grad, autocast) is a failure like
+a forward (counting its calls, drawing numbers in Python, autocast) is a failure like
 any other: the module in whose forward it happens stays opaque.
 """
 
 from __future__ import annotations
 
-import builtins
 import operator
-import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import immutable_collections as immutable
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.model.copies import used_by_hooks
@@ -29,6 +27,8 @@ from dcil_dsl.model.fake_values import UNKNOWN
 from dcil_dsl.model.guards import Decisions, guard
 from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.inputs import Arguments
+from dcil_dsl.model.patches import LEN, following
+from dcil_dsl.model.proxies import MakeObject, Proxy, Unfollowed, is_object
 from dcil_dsl.model.side_effects import (
     CONSTANT,
     MISSING,
@@ -37,80 +37,6 @@ from dcil_dsl.model.side_effects import (
     changed_attribute,
     same_content,
 )
-
-is_autocast_enabled = torch.is_autocast_enabled
-IS_TENSOR, ISINSTANCE, CALLABLE = torch.is_tensor, isinstance, callable
-LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
-# Functions of torch that read a size or a type as it stands, and know no proxy for one.
-TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
-
-
-class Unfollowed(RuntimeError):
-    """A forward does what a graph of it would not."""
-
-
-class Proxy(fx.Proxy):
-    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it.
-
-    What is set on it (output.logits = y) would be on the proxy, and not in the graph.
-    """
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)  # a protocol that it does not know: __array_struct__
-        if name == "_is_param":
-            return False  # isinstance(x, nn.Parameter) asks
-        rank = self.tracer.rank(self) if name == "ndim" else None
-        return Attribute(self, name) if rank is None else rank
-
-    def __len__(self):
-        return self.tracer.length(self)
-
-    def __index__(self):
-        return self.tracer.constant(self, int)
-
-    def __int__(self):
-        return int(self.tracer.constant(self, int, float))
-
-    def __float__(self):
-        return float(self.tracer.constant(self, int, float))
-
-    def __setitem__(self, key, value):
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __setattr__(self, name, value):
-        if name not in ("tracer", "node"):
-            raise Unfollowed(f"it sets `{name}` of a value that is computed")
-        super().__setattr__(name, value)
-
-
-class Attribute(fx.proxy.Attribute, Proxy):
-    """x.shape, of which the length may be known, and x.dim, which is called."""
-
-    def __call__(self, *args, **kwargs):
-        is_rank = self.attr in ("dim", "ndimension") and not args and not kwargs
-        rank = self.tracer.rank(self.root) if is_rank else None
-        return super().__call__(*args, **kwargs) if rank is None else rank
-
-    def __setattr__(self, name, value):
-        if name in ("root", "attr", "_node"):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-
-PROXIES = (Proxy, Attribute)
-
-
-def _in_place(function):
-    def write(self, other):
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return write
-
-
-for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split():
-    setattr(Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class Tracer(fx.Tracer):
@@ -143,13 +69,7 @@ class Tracer(fx.Tracer):
 
     def trace_model(self) -> fx.Graph:
         """The graph of the model's forward. Any exception: the model itself has to stay opaque."""
-        with (
-            run_through(),
-            _no_autocast(self.decisions),
-            _no_backward(),
-            _taking_proxies(self),
-            _in_einops(),
-        ):
+        with run_through(), following(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
             node.type = None  # an annotation may name what the generated code does not know
@@ -256,7 +176,7 @@ class Tracer(fx.Tracer):
             if a.node._erased:
                 raise Unfollowed("it uses what a module that could not be traced had put aside")
             return a.node
-        if self.is_output and _is_object(a):
+        if self.is_output and is_object(a):
             return self._made_again(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
@@ -269,7 +189,7 @@ class Tracer(fx.Tracer):
         if isinstance(a, dict) and is_dataclass(a):
             fields = {name: self.create_arg(value) for name, value in a.items()}
             return self.create_node("call_function", type(a), (), fields)
-        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+        if isinstance(a, dict) and type(a) not in (dict, immutable.immutable_dict):
             raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
         return super().create_arg(a)
 
@@ -278,7 +198,7 @@ class Tracer(fx.Tracer):
         if self.taken_apart.setdefault(id(value)) is None:
             self.taken_apart[id(value)] = "its own"
             fields = {name: self.create_arg(part) for name, part in vars(value).items()}
-            made = self.create_node("call_function", make_object, (type(value), fields), {})
+            made = self.create_node("call_function", MakeObject(type(value)), (fields,), {})
             self.taken_apart[id(value)] = made
         made = self.taken_apart[id(value)]
         if not isinstance(made, fx.Node):
@@ -413,29 +333,6 @@ def first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
-def make_object(kind: type, fields: Mapping[str, object]) -> object:
-    """An object of a class with these attributes, as a forward has left one."""
-    made = object.__new__(kind)
-    for name, value in fields.items():
-        if isinstance(value, (fx.immutable_collections.immutable_list)):
-            value = list(value)
-        elif isinstance(value, fx.immutable_collections.immutable_dict):
-            value = dict(value)
-        vars(made)[name] = value
-    return made
-
-
-def _is_object(value: object) -> bool:
-    """An object of somebody's class whose attributes are all that it has."""
-    kind = type(value)
-    if not hasattr(value, "__dict__") or isinstance(value, (Tensor, nn.Module, type)):
-        return False
-    if callable(value) or is_dataclass(value) or kind.__module__.split(".")[0] == "torch":
-        return False
-    slots = any(vars(owner).get("__slots__") for owner in kind.__mro__)
-    return kind.__new__ is object.__new__ and not slots
-
-
 def _is_unset(old: object, new: object) -> bool:
     """Whether an attribute had no value yet, or a tensor of another shape in its place."""
     if isinstance(old, Tensor) and isinstance(new, Tensor):
@@ -445,111 +342,3 @@ def _is_unset(old: object, new: object) -> bool:
 
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-@contextmanager
-def _no_autocast(decisions: Decisions) -> Iterator[None]:
-    """A forward that chooses its own precision, or asks for that of its caller, is not followed."""
-
-    kept = torch.autocast.__enter__
-
-    def enter(self):
-        if decisions.running:
-            return kept(self)
-        raise Unfollowed("it sets autocast, which a graph does not keep")
-
-    def ask(*args):
-        if decisions.running:
-            return is_autocast_enabled(*args)
-        raise Unfollowed("it asks for autocast, which may differ from call to call")
-
-    torch.autocast.__enter__, torch.is_autocast_enabled = enter, ask
-    try:
-        yield
-    finally:
-        torch.autocast.__enter__, torch.is_autocast_enabled = kept, is_autocast_enabled
-
-
-@contextmanager
-def _no_backward() -> Iterator[None]:
-    """Of a torch.autograd.Function a graph would have the forward, and not the backward."""
-    base = torch.autograd.Function
-    kept = vars(base)["apply"]
-
-    def apply(cls, *args, **kwargs):
-        if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-            raise Unfollowed(f"it calls {cls.__name__}, whose backward a graph does not keep")
-        return kept.__get__(None, cls)(*args, **kwargs)
-
-    base.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        base.apply = kept
-
-
-@contextmanager
-def _taking_proxies(tracer: Tracer) -> Iterator[None]:
-    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph.
-
-    What is known to be a tensor is an instance of Tensor, and cannot be called.
-    """
-
-    def taking(function):
-        def call(*args, **kwargs):
-            if any(isinstance(arg, fx.Proxy) for arg in [*args, *kwargs.values()]):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
-
-        return call
-
-    def length(value):
-        if isinstance(value, fx.Proxy) and tracer.decisions.is_tensor(value.node):
-            return tracer.create_proxy("call_function", LEN, (value,), {})
-        return LEN(value)
-
-    def known_tensor(value):
-        return tracer.decisions.is_tensor(value.node)
-
-    def is_tensor(value):
-        return known_tensor(value) if type(value) in PROXIES else IS_TENSOR(value)
-
-    def is_instance(value, kinds):
-        if ISINSTANCE(value, kinds) or type(value) not in PROXIES:
-            return ISINSTANCE(value, kinds)
-        return (kinds is Tensor or type(kinds) is tuple and Tensor in kinds) and known_tensor(value)
-
-    def is_callable(value):
-        return CALLABLE(value) and not (type(value) is Proxy and known_tensor(value))
-
-    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY} | {"is_tensor": IS_TENSOR}
-    for name in TAKE_NO_PROXY:
-        setattr(torch, name, taking(kept[name]))
-    torch.is_tensor = is_tensor
-    builtins.len, builtins.isinstance, builtins.callable = length, is_instance, is_callable
-    try:
-        yield
-    finally:
-        builtins.len, builtins.isinstance, builtins.callable = LEN, ISINSTANCE, CALLABLE
-        for name, function in kept.items():
-            setattr(torch, name, function)
-
-
-@contextmanager
-def _in_einops() -> Iterator[None]:
-    """einops, where it is loaded, takes proxies for tensors of torch; it looks up their type."""
-    module = sys.modules.get("einops._backends")
-    if module is None:
-        yield
-        return
-    backend = module.TorchBackend()
-    # A list, as einops would keep a tuple of sizes in a cache.
-    backend.shape = lambda x: [x.shape[i] for i in range(x.ndim)]
-    backend.is_float_type = lambda x: x.is_floating_point()
-    kinds = dict.fromkeys((Proxy, Attribute), backend)
-    module._type2backend.update(kinds)
-    try:
-        yield
-    finally:
-        for kind in kinds:
-            module._type2backend.pop(kind, None)
