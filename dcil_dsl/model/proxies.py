@@ -1,8 +1,8 @@
-"""What stands for a value while a forward is traced.
+"""Proxies: stand-ins for values while a forward is traced.
 
-In:   a node of the growing graph; its tracer, which knows what the graph may be held to.
+In:   a node of the growing graph, and its tracer, which knows sizes and types.
 Out:  Proxy, which a forward takes for a tensor, a size or a number; MakeObject, for objects.
-Not:  no graph is written here, and nothing is known of the model.
+Not:  no tracing (tracer.py).
 """
 
 from __future__ import annotations
@@ -10,59 +10,65 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 from torch.fx import immutable_collections as immutable
 
+if TYPE_CHECKING:
+    from dcil_dsl.model.tracer import Tracer
+
 
 class Unfollowed(RuntimeError):
-    """A forward does what a graph of it would not."""
+    """A forward does something that a graph of it would not do."""
 
 
 class Proxy(fx.Proxy):
-    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it.
+    """A proxy that writes in place for `x += y`; fx's own makes a new tensor `x + y`.
 
-    What is set on it (output.logits = y) would be on the proxy, and not in the graph.
+    Setting an attribute (output.logits = y) is refused: it would not be in the graph.
     """
 
-    def __getattr__(self, name):
+    tracer: Tracer
+
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            raise AttributeError(name)  # a protocol that it does not know: __array_struct__
+            raise AttributeError(name)  # an unknown protocol, such as __array_struct__
         if name == "_is_param":
             return False  # isinstance(x, nn.Parameter) asks
         rank = self.tracer.rank(self) if name == "ndim" else None
         return Attribute(self, name) if rank is None else rank
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.tracer.length(self)
 
-    def __index__(self):
-        return self.tracer.constant(self, int)
+    def __index__(self) -> int:
+        return int(self.tracer.constant(self, int))
 
-    def __int__(self):
+    def __int__(self) -> int:
         return int(self.tracer.constant(self, int, float))
 
-    def __float__(self):
+    def __float__(self) -> float:
         return float(self.tracer.constant(self, int, float))
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("tracer", "node"):
-            raise Unfollowed(f"it sets `{name}` of a value that is computed")
+            raise Unfollowed(f"it sets `{name}` of a computed value")
         super().__setattr__(name, value)
 
 
 class Attribute(fx.proxy.Attribute, Proxy):
-    """x.shape, of which the length may be known, and x.dim, which is called."""
+    """An attribute of a value, such as x.shape and x.dim, whose result may be known."""
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         is_rank = self.attr in ("dim", "ndimension") and not args and not kwargs
         rank = self.tracer.rank(self.root) if is_rank else None
         return super().__call__(*args, **kwargs) if rank is None else rank
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in ("root", "attr", "_node"):
             object.__setattr__(self, name, value)
         else:
@@ -72,8 +78,8 @@ class Attribute(fx.proxy.Attribute, Proxy):
 PROXIES = (Proxy, Attribute)
 
 
-def _in_place(function):
-    def write(self, other):
+def _in_place(function: Any) -> Any:
+    def write(self: Proxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     return write
@@ -85,7 +91,7 @@ for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split()
 
 @dataclass(frozen=True)
 class MakeObject:
-    """A function of a graph: an object of a class with attributes as a forward has left them."""
+    """A function of a graph that makes an object of a class with the attributes it is given."""
 
     kind: type
 
@@ -94,7 +100,7 @@ class MakeObject:
         return f"make_{self.kind.__name__}"
 
     def __call__(self, attributes: Mapping[str, object]) -> object:
-        made = object.__new__(self.kind)
+        made: Any = object.__new__(self.kind)
         for name, value in attributes.items():
             if isinstance(value, immutable.immutable_list):
                 value = list(value)
@@ -103,7 +109,7 @@ class MakeObject:
 
 
 def is_object(value: object) -> bool:
-    """An object of somebody's class whose attributes are all that it has."""
+    """Whether this is an object whose class is Python code and whose state is its attributes."""
     kind = type(value)
     if not hasattr(value, "__dict__") or isinstance(value, (Tensor, nn.Module, type)):
         return False

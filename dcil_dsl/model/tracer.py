@@ -1,20 +1,21 @@
-"""fx's tracer, which keeps a module whole where it cannot follow its forward.
+"""A tracer of fx that keeps a module opaque if it cannot follow the module's forward.
 
-In:   a model that tracing may write to, the arguments that are inputs, modules to keep whole.
-Out:  the graph; why each module that stays one call of it does.
-Not:  the model's attributes are put back by trace.py, in whose copy this runs.
+In:   a model that tracing may write to, the arguments that are inputs, modules to keep opaque.
+Out:  the graph; the opaque modules, with the reasons.
+Not:  no restoring of the model's attributes: trace.py, which gives a copy, does it.
 
-A call of a module that stays opaque carries its path in meta["opaque"]. What a graph cannot keep of
-a forward (counting its calls, drawing numbers in Python, autocast) is a failure like
-any other: the module in whose forward it happens stays opaque.
+A call of an opaque module has its path in meta["opaque"]. A side effect that a graph cannot express
+(counting calls, drawing numbers in Python, autocast) is a failure like any other: the module in
+whose forward it happens stays opaque.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -40,9 +41,9 @@ from dcil_dsl.model.side_effects import (
 
 
 class Tracer(fx.Tracer):
-    """Traces `model`; `opaque` has the modules kept opaque, with the reason."""
+    """Traces `model`; `opaque` has the opaque modules, with the reasons."""
 
-    # A buffer that the forward computes with (x - self.mean[:, None]) stays a buffer of the graph.
+    # A buffer that the forward reads (x - self.mean[:, None]) stays a buffer of the graph.
     proxy_buffer_attributes = True
 
     def __init__(
@@ -54,12 +55,13 @@ class Tracer(fx.Tracer):
     ):
         super().__init__(autowrap_functions=())
         self.decisions = decisions
-        self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # what holds each that was asked for
+        self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # the guards of values
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
-        # Modules that keep a memo for later calls, and whether it is of their weights.
+        # Modules that keep a memo for later calls, and whether it depends on weights.
         self.memos: dict[str, bool] = {}
-        self.is_output, self.taken_apart = False, {}
+        self.is_output = False
+        self.taken_apart: dict[int, Any] = {}
         self.names = {
             id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
         }
@@ -68,39 +70,42 @@ class Tracer(fx.Tracer):
         self.learns = torch.is_grad_enabled()
 
     def trace_model(self) -> fx.Graph:
-        """The graph of the model's forward. Any exception: the model itself has to stay opaque."""
+        """The graph of the model's forward. After any exception, the model itself is opaque."""
         with run_through(), following(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
-            node.type = None  # an annotation may name what the generated code does not know
+            node.type = None  # the generated code may not know the names in an annotation
         return graph
 
-    # -- what fx asks ------------------------------------------------------------------------
+    # -- methods that fx calls ---------------------------------------------------------------
 
-    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
-        live = {
-            name: self.create_proxy("placeholder", name, (), {}) for name in self.arguments.live
-        } | self.arguments.fixed
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[[], Any], list[Any]]:
+        live: dict[str, Any] = {}
+        for name in self.arguments.live or ():
+            live[name] = self.create_proxy("placeholder", name, (), {})
+        live |= self.arguments.fixed
 
-        placed = []  # what can be given by place is
+        placed = []  # positional where possible
         for name in self.arguments.positional:
             if name not in live:
                 break
             placed.append(live.pop(name))
 
-        def forward():
+        def forward() -> Any:
             attributes, randomness = Attributes(self.model), Randomness()
             result = self.model.forward(*placed, **live)
             self._refuse_changes(attributes, randomness)
             self.is_output = True
             return result
 
-        return forward, ()
+        return forward, []
 
-    def proxy(self, node):
+    def proxy(self, node: fx.Node) -> Proxy:
         return Proxy(node, self)
 
-    def to_bool(self, obj):
+    def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.decisions.of(obj.node)
         if value is UNKNOWN:
             return super().to_bool(obj)
@@ -108,45 +113,50 @@ class Tracer(fx.Tracer):
         self._call(guard, fact, bool(value), self.decisions.words(obj.node))
         return bool(value)
 
-    def length(self, obj) -> int:
-        """len(obj), which is part of the graph: Python takes it for a number at once."""
+    def length(self, obj: fx.Proxy) -> int:
+        """len(obj), guarded: Python requires a number."""
         value = self.decisions.of(obj.node)
         if not isinstance(value, (tuple, list)):
-            raise Unfollowed("it asks for the length of a value that is computed")
-        return self._held(obj, LEN, len(value), f"len({self.decisions.words(obj.node)})")
+            raise Unfollowed("it asks for the length of a computed value")
+        size = len(value)
+        self._guard(obj, LEN, size, f"len({self.decisions.words(obj.node)})")
+        return size
 
-    def rank(self, obj) -> int | None:
-        """The number of dimensions of a tensor, which no batch changes; None: it is not known."""
+    def rank(self, obj: fx.Proxy) -> int | None:
+        """The number of dimensions of a tensor, guarded; None: it is not known."""
         value = self.decisions.rank(obj.node)
-        if value is None:
-            return None
-        return self._held(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
+        if value is not None:
+            self._guard(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
+        return value
 
-    def constant(self, obj, *kinds: type):
-        """A number of Python that follows from sizes which no batch changes."""
+    def constant(self, obj: fx.Proxy, *kinds: type) -> Any:
+        """A Python number that follows from sizes which are the same in every call, guarded."""
         value = self.decisions.constant(obj.node)
         if not isinstance(value, kinds):
-            raise Unfollowed("it needs a number of Python that a call may change")
-        return self._held(obj, None, value, self.decisions.words(obj.node))
+            raise Unfollowed("it needs a Python number that may differ from call to call")
+        self._guard(obj, None, value, self.decisions.words(obj.node))
+        return value
 
-    def _held(self, obj, function, value, what: str):
-        """The value, to which the graph is held from here on."""
+    def _guard(
+        self, obj: fx.Proxy, function: Callable[..., Any] | None, value: Any, what: str
+    ) -> None:
+        """Make the graph check that function(obj) is the value."""
         key = (obj.node, getattr(function, "__name__", ""))
         if key not in self.held or self.held[key]._erased:
             fact = obj if function is None else self._call(function, obj)
             self.held[key] = self._call(guard, fact, value, what).node
-        return value
 
-    def iter(self, obj):
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         value = self.decisions.of(obj.node)
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
-        return iter([obj[i] for i in range(self.length(obj))])
+        items: Any = obj
+        return iter([items[i] for i in range(self.length(obj))])
 
-    def _call(self, function, *args):
+    def _call(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
         return self.create_proxy("call_function", function, args, {})
 
-    def getattr(self, attr, attr_val, parameter_proxy_cache):
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         if self.decisions.running:
             return attr_val
         name = self.names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
@@ -156,8 +166,8 @@ class Tracer(fx.Tracer):
             self.reads[name] = self.create_proxy("get_attr", name, (), {})
         return self.reads[name]
 
-    def create_proxy(self, kind, *args, **kwargs):
-        """A call under torch.no_grad() gives values without gradients, so the graph detaches it."""
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """As in fx; a call under torch.no_grad() is detached in the graph."""
         proxy = super().create_proxy(kind, *args, **kwargs)
         if not kind.startswith("call") or torch.is_grad_enabled() == self.learns:
             return proxy
@@ -171,18 +181,18 @@ class Tracer(fx.Tracer):
                 raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
         return proxy
 
-    def create_arg(self, a):
+    def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             if a.node._erased:
-                raise Unfollowed("it uses what a module that could not be traced had put aside")
+                raise Unfollowed("it uses a value that an opaque module keeps in an attribute")
             return a.node
         if self.is_output and is_object(a):
-            return self._made_again(a)
+            return self._remade(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
         if isinstance(a, torch.Tensor) and id(a) in self.names:
             return self.create_node("get_attr", self.names[id(a)], (), {})
-        # fx makes plain dictionaries of these.
+        # fx would make plain dictionaries of these.
         if isinstance(a, OrderedDict) and not is_dataclass(a) and type(a) is OrderedDict:
             pairs = [(self.create_arg(key), self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (pairs,), {})
@@ -193,10 +203,10 @@ class Tracer(fx.Tracer):
             raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
         return super().create_arg(a)
 
-    def _made_again(self, value: object) -> fx.Node:
-        """A node that makes the returned object anew: a cache of a decoder, with its tensors."""
+    def _remade(self, value: object) -> fx.Node:
+        """A node that makes the returned object again, such as the cache of a decoder."""
         if self.taken_apart.setdefault(id(value)) is None:
-            self.taken_apart[id(value)] = "its own"
+            self.taken_apart[id(value)] = "in progress"
             fields = {name: self.create_arg(part) for name, part in vars(value).items()}
             made = self.create_node("call_function", MakeObject(type(value)), (fields,), {})
             self.taken_apart[id(value)] = made
@@ -205,51 +215,58 @@ class Tracer(fx.Tracer):
             raise Unfollowed(f"it returns a {type(value).__name__} that holds itself")
         return made
 
-    def call_module(self, m, forward, args, kwargs):
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         if self.decisions.running:
             return forward(*args, **kwargs)
         if m not in self.installed and not _has_state(m):
-            return forward(*args, **kwargs)  # made at the call, nn.CrossEntropyLoss()
+            return forward(*args, **kwargs)  # made in the forward, such as nn.CrossEntropyLoss()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             self._refuse_hooks_that_reach_out(m)
             return super().call_module(m, forward, args, kwargs)
         if path in self.keep:
-            return self._call_whole(path, self.keep[path], args, kwargs)
+            return self._call_opaque(path, self.keep[path], args, kwargs)
         start = _Start(self, m, args, kwargs)
         try:
             result = super().call_module(m, forward, args, kwargs)
             self._refuse_changes(start.attributes, start.randomness)
             return result
-        except Exception as problem:  # whatever a forward raises under tracing is the reason
+        except Exception as problem:  # any exception under tracing is a reason
             start.restore(self)
             if start.were_inputs_changed():
-                raise  # it fills a list that it was given: the one who gave it has to stay opaque
-            return self._call_whole(path, first_line(problem), args, kwargs)
+                raise  # it fills a list of its caller, which has to be opaque
+            return self._call_opaque(path, first_line(problem), args, kwargs)
 
     def _refuse_changes(self, attributes: Attributes, randomness: Randomness) -> None:
         if randomness.moved():
-            raise Unfollowed("its forward draws random numbers of no tensor that it was given")
+            raise Unfollowed("its forward draws random numbers that depend on no input")
         name = self.changed(attributes)
         if name is not None:
             raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
 
     def changed(self, before: Attributes) -> str | None:
-        """The first attribute whose change a graph would not repeat, and would have to."""
+        """The first attribute with a change that a graph would have to repeat and would not."""
         return changed_attribute(before, lambda name, old, new: self._is_kept(before, old, new))
 
     def _is_kept(self, before: Attributes, old: object, new: object) -> bool:
-        """Whether a graph may do without the change.
+        """Whether a graph may omit the change.
 
-        The new value is the old one, a number, for all sizes that a call may have. Or it is a memo:
-        of a constant, or in evaluation mode of what weights give (compare.py tries both).
+        It may if the new value is a number that equals the old one for all sizes of calls. Or if
+        it is a memo: of a constant, or in evaluation mode of values that depend only on weights
+        (compare.py tests both).
         """
         if isinstance(new, fx.Proxy) and isinstance(old, (int, float)):
             known = self.decisions.constant(new.node)
             if type(known) is not type(old) or known != old:
                 return False
             if not self.is_output:
-                self._held(new, None, old, self.decisions.words(new.node))
+                self._guard(new, None, old, self.decisions.words(new.node))
             return not self.held[new.node, ""]._erased if (new.node, "") in self.held else False
         leaves = pytree.tree_leaves(new)
         constants = [x for x in leaves if type(x) is Tensor and id(x) not in self.names]
@@ -263,7 +280,7 @@ class Tracer(fx.Tracer):
         return True
 
     def _are_of_weights(self, proxies: list[fx.Proxy]) -> bool:
-        """Whether the values are computed from weights and constants alone."""
+        """Whether the values depend only on weights and constants."""
         waiting = [proxy.node for proxy in proxies]
         seen = set(waiting)
         while waiting:
@@ -277,15 +294,17 @@ class Tracer(fx.Tracer):
         return True
 
     def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
-        """A call of the graph gets its own weights alone; a hook may not use others."""
+        """A call of a module gets the weights of that module only; a hook may not use others."""
         inside = {id(part) for part in [*module.modules(), *module.parameters()]}
         for used in used_by_hooks(module):
             weights = used.parameters() if isinstance(used, nn.Module) else [used]
             others = [self.names[id(x)] for x in weights if id(x) in self.names.keys() - inside]
             if others and id(used) not in inside:
-                raise Unfollowed(f"a hook in it uses `{others[0]}`, which lies outside")
+                raise Unfollowed(f"a hook in it uses `{others[0]}`, which is outside of it")
 
-    def _call_whole(self, path, reason, args, kwargs):
+    def _call_opaque(
+        self, path: str, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Proxy:
         self._refuse_hooks_that_reach_out(self.model.get_submodule(path))
         called = self.create_proxy("call_module", path, tuple(args), dict(kwargs))
         called.node.meta["opaque"] = path
@@ -294,9 +313,15 @@ class Tracer(fx.Tracer):
 
 
 class _Start:
-    """Where the tracer was before a module's forward, to go back there."""
+    """The state of the tracer before a module's forward, to restore it."""
 
-    def __init__(self, tracer: Tracer, module: nn.Module, args, kwargs):
+    def __init__(
+        self,
+        tracer: Tracer,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ):
         self.last = next(reversed(tracer.graph.nodes), None)
         self.stack = len(tracer.module_stack)
         self.num_tensors = len(tracer.tensor_attrs)
@@ -330,6 +355,7 @@ class _Start:
 
 
 def first_line(problem: Exception) -> str:
+    """The first line of an exception's message, or its type."""
     return str(problem).strip().split("\n")[0] or type(problem).__name__
 
 
