@@ -58,7 +58,7 @@ class RowPlacement(Placement):
     def totals(self, values: Sequence[Tensor]) -> list[Tensor]:
         """In one exchange."""
         sums = self.across.sum(torch.cat([value.reshape(-1) for value in values]))
-        parts = sums.split([value.numel() for value in values])
+        parts = torch.split(sums, [value.numel() for value in values])
         return [part.view(v.shape) for part, v in zip(parts, values, strict=True)]
 
     def sum_units(self, name: str, values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
