@@ -16,10 +16,10 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.check_selectors import Selectors
-from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.read import Reader
 from dcil_dsl.lang.read_values import Broken
-from dcil_dsl.lang.words import Reader
+from dcil_dsl.lang.selectors import Selectors
+from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PARTS, PathBlock, PrivateBlock
 from dcil_dsl.words.losses import KL
 from dcil_dsl.words.registry import words_at

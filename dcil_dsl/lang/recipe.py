@@ -103,14 +103,12 @@ class Prune:
     penalty: tuple[Penalty, ...] = ()
     param: Parametrization | None = None
     regrow: Regrow | None = None
-    span: Span = _span()  # the whole rule's first line: `prune ... to ...`
-    target_span: Span = _span()
-    schedule_span: Span | None = field(default=None, compare=False, repr=False)
-    floor_span: Span | None = field(default=None, compare=False, repr=False)
-    ceiling_span: Span | None = field(default=None, compare=False, repr=False)
-    freeze_span: Span | None = field(default=None, compare=False, repr=False)
-    granularity_span: Span | None = field(default=None, compare=False, repr=False)
-    spans: dict[str, Span] = field(default_factory=dict, compare=False, repr=False)  # by setting
+    span: Span = _span()  # the first line of the rule: `prune ... to ...`
+    spans: dict[str, Span] = field(compare=False, repr=False)  # of the target and the settings
+
+    def at(self, *names: str) -> Span:
+        """The place of the first of these settings that is given; else the whole rule."""
+        return next((self.spans[name] for name in names if name in self.spans), self.span)
 
 
 @dataclass(frozen=True, kw_only=True)

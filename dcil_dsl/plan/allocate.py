@@ -134,11 +134,10 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     if wrong:
         fact, is_floor = wrong[0]
         more = f", likewise in {count(len(wrong) - 1, 'more layer')}" if len(wrong) > 1 else ""
-        span = rule.floor_span if is_floor else rule.ceiling_span
         report.add(
             "E304",
             f"{target} of {fact}{more}",
-            span or rule.target_span,
+            rule.at("floor" if is_floor else "ceiling", "target"),
             help="lower the floor or the target" if is_floor else "raise the ceiling or the target",
         )
 
@@ -149,19 +148,19 @@ def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnosti
         report.add(
             "E305",
             "the ramp is shorter than one step",
-            rule.schedule_span or rule.span,
+            rule.at("schedule"),
             help="`once(at=...)` prunes at one moment",
         )
     elif reached >= num_steps:
         report.add(
             "E305",
             f"the target is reached at step {reached:,}, the run has {num_steps:,}",
-            rule.schedule_span or rule.span,
+            rule.at("schedule"),
             label="no step would train at the sparsity that is asked for",
         )
     elif group.freeze is not None and group.freeze < reached:
         report.add(
             "E305",
             f"masks freeze at step {group.freeze:,}, before the target is reached at {reached:,}",
-            rule.freeze_span or rule.span,
+            rule.at("freeze"),
         )

@@ -26,7 +26,7 @@ def measured_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple
     The profile's path is relative to the file in which the rule's target is written.
     """
     assert rule.target.measured_in is not None
-    span = rule.target_span
+    span = rule.at("target")
     path = (span.source.folder or Path()) / rule.target.measured_in
 
     def refuse(fact: str, label: str = "", help: str | None = None) -> tuple[float, ...]:

@@ -58,7 +58,7 @@ def divide(
         report.add(
             "E310",
             f"`{name}`{more} not fall into {unit.together}",
-            rule.granularity_span or rule.target_span,
+            rule.at("granularity", "target"),
             label=reason
             if heads or not isinstance(unit, Head)
             else "no attention layer is known in the model, so nothing in it has heads",
@@ -116,7 +116,7 @@ def unit_prices(
                 f"the multiply-accumulates of `{member.weights[0].name}` are not known"
                 if unknown
                 else f"`{member.weights[0].name}` multiplies nothing",
-                rule.target_span,
+                rule.at("target"),
                 label="a budget of FLOPs cannot count this layer",
                 help="an example input tells them: `image_size` in `data`, or `example_inputs`"
                 if unknown

@@ -33,6 +33,6 @@ def check_score(
             "E312",
             f"`{score.score.called}` takes no part: the last mask is made at step {last:,}, "
             f"path `{path}` {when}",
-            rule.spans.get("score" if group.regrow is None else "regrow", rule.span),
+            rule.at("score" if group.regrow is None else "regrow"),
             label="a gradient of a step moves the masks made after it",
         )

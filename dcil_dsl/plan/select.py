@@ -18,7 +18,7 @@ from dcil_dsl.diagnostics.counting import count, none_of
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.lang import ast
-from dcil_dsl.lang.patterns import SECONDS, Glob, Regex, TooSlow
+from dcil_dsl.lang.selectors import SECONDS, Glob, Regex, TooSlow
 from dcil_dsl.model.layers import Layer
 from dcil_dsl.words.units import Percent
 

@@ -38,4 +38,4 @@ def warn_of_unreached(
             break  # the later ones neither
     for rule in recipe.rules:
         if isinstance(rule, r.Prune):
-            warn("masks freeze after", rule.freeze, rule.freeze_span or rule.span)
+            warn("masks freeze after", rule.freeze, rule.at("freeze"))

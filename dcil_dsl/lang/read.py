@@ -1,10 +1,11 @@
-"""Settings and calls into words of the vocabulary, and what is wrong with them.
+"""Settings and calls to words, and the errors in them.
 
-In:   closed nodes (link.py) and the classes of words/.
-Out:  validated words, with the span of each setting; E205..E214 in a Diagnostics.
-Not:  nothing that concerns two statements at once; check.py does.
+In:   closed nodes (link.py), the classes of words/, the packages that the recipe `uses`.
+Out:  validated words, with the span of each setting; E205..E214, E241..E243 in a Diagnostics.
+Not:  nothing that concerns two statements at once (check.py).
 
-pydantic judges types and limits; refusals.py turns what it says into our sentences.
+pydantic checks types and limits; read_values.py turns its errors into ours. A package is imported
+when the recipe writes one of its words, not before.
 """
 
 from __future__ import annotations
@@ -17,26 +18,89 @@ from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
-from dcil_dsl.lang import ast, refusals
+from dcil_dsl.lang import ast
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.expected import listed
-from dcil_dsl.lang.read_values import Broken, ValueReader
-from dcil_dsl.lang.uses import Uses
-from dcil_dsl.words.blocks import BLOCKS
+from dcil_dsl.lang.link import SET
+from dcil_dsl.lang.read_values import Broken, Given, ValueReader, note, spelled
+from dcil_dsl.lang.syntax_errors import listed
+from dcil_dsl.words.blocks import BLOCKS, METRICS, PARTS
 from dcil_dsl.words.record import kind_of_setting, takes_list
-from dcil_dsl.words.registry import NoWord, own_words, packages_with, words_at
+from dcil_dsl.words.registry import Declared, NoWord, own_words, packages_with, words_at, words_of
 from dcil_dsl.words.targets import NM, Target, Uniform
 from dcil_dsl.words.units import Percent, Quantity, Ratio, kind_of, written
 from dcil_dsl.words.word import Word
 
+# -- packages --------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class Given:
-    """One setting as written. `at` is its name's place, or the value's where it has no name."""
+class Uses:
+    """`words`: what may be written beside the language's own. `broken`: some could not be read,
+    so that a word that is not known may be one of them."""
 
-    name: str
-    at: Span
-    value: ast.Value
+    words: dict[str, Declared] = field(default_factory=dict)
+    broken: bool = False
+
+
+def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
+    """The words of the packages that the block names. What is no list of texts is told where the
+    block's settings are."""
+    settings = block.settings if block else ()
+    given = next((s.value for s in settings if s.name.name == "uses"), None)
+    if not isinstance(given, ast.List):
+        return Uses(broken=given is not None)
+    words: dict[str, Declared] = {}
+    places: dict[str, Span] = {}
+    broken = False
+    for node in given.items:
+        if not (isinstance(node, ast.Literal) and isinstance(node.value, str)):
+            broken = True
+            if isinstance(node, ast.Name):
+                found.add(
+                    "E206", "a package is named by a text", node.span, help=f'write `"{node.name}"`'
+                )
+            continue
+        try:
+            declared = words_of(node.value)
+        except NoWord as error:
+            found.add("E241", error.message, node.span, help=error.help)
+            broken = True
+            continue
+        for word, one in declared.items():
+            other = words.get(word)
+            if _is_taken(word):
+                found.add(
+                    "E242",
+                    f"`{word}` of {one.package} {one.version} is a word of the language",
+                    node.span,
+                    help="the package has to give it another name",
+                )
+            elif other is not None and other.package == one.package:
+                found.add(
+                    "E208",
+                    f"`{one.package}` is given twice",
+                    node.span,
+                    others=(Label(places[word], "given here first"),),
+                )
+                break
+            elif other is not None:
+                found.add(
+                    "E242",
+                    f"{one.package} and {other.package} both have a word `{word}`",
+                    node.span,
+                    others=(Label(places[word], "the other package"),),
+                    help="a recipe uses one of the two",
+                )
+            else:
+                words[word], places[word] = one, node.span
+    return Uses(words, broken)
+
+
+def _is_taken(word: str) -> bool:
+    return word in (*METRICS, *PARTS) or any(word in table for table in own_words().values())
+
+
+# -- words -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -57,8 +121,8 @@ class Reader(ValueReader):
     def __init__(
         self, found: Diagnostics, lets: dict[str, Span], epochs: float | None, uses: Uses = Uses()
     ):
-        super().__init__(found, epochs)
-        self.lets, self.uses = lets, uses
+        super().__init__(found, lets, epochs)
+        self.uses = uses
 
     def quiet(self) -> Reader:
         """One that tells nothing, for what has been told."""
@@ -79,7 +143,7 @@ class Reader(ValueReader):
         good = True
         for one in given:
             if one.name in nodes:
-                good = False  # told already, in merge.py or by `call`
+                good = False  # reported already, by link.py or `_arguments`
                 continue
             nodes[one.name] = one
             if one.name not in model.settings():
@@ -93,11 +157,11 @@ class Reader(ValueReader):
             except Broken:
                 good = False
         spans = {name: one.value.span for name, one in nodes.items()}
-        good &= refusals.spelled(model, owner, nodes, values, self)
+        good &= spelled(model, owner, nodes, values, self)
         try:
             word = model(**values)
         except ValidationError as error:
-            good &= not refusals.note(error, model, owner, nodes, values, where, self)
+            good &= not note(error, model, owner, nodes, values, where, self)
             word = None
         return Settings(word if good else None, values, spans)
 
@@ -334,6 +398,13 @@ class Reader(ValueReader):
             )
             raise Broken
         return sparsity
+
+
+def keyword(item: ast.Block | ast.Mix) -> Span:
+    """The first word of a block, where a missing setting is reported."""
+    if item.span.source.name == SET:
+        return item.span
+    return Span(item.span.source, item.span.start, item.span.start + len(ast.kind_of(item)))
 
 
 def _is_stored(value: object, annotation: object) -> bool:

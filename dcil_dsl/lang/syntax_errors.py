@@ -1,8 +1,8 @@
-"""One refused token, in one sentence.
+"""One sentence for one refused token.
 
 In:   a Situation: the tokens, which of them was refused, what could have stood there.
-Out:  Explained: the Diagnostic, and where reading may go on.
-Not:  no reading; syntax.py finds the situations.
+Out:  Explained: the Diagnostic, and where reading may resume.
+Not:  nothing is read; recovery.py finds the situations.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
-from dcil_dsl.lang.grammar import END, literals
-from dcil_dsl.lang.lexical import clipped
+from dcil_dsl.lang.tokens import END, clipped, literals
 from dcil_dsl.words.blocks import PARTS
 from dcil_dsl.words.registry import own_words
 
 if TYPE_CHECKING:
     from lark import Token
+
 
 BLOCKS = ("RECIPE", "MODEL", "DATA", "PRUNING", "MIX", "TRAIN", "EXPECT")
 ITEMS = (*BLOCKS, "LET", "LAYERS", "PRUNE", "KEEP", "LANGUAGE", "EXTENDS")
