@@ -1,14 +1,16 @@
-"""How a rule's target is shared out among its layers, and what each is sure to keep.
+"""The budget of each rule, and how its layers share it.
 
 In:   a `prune` rule and the weights it owns.
-Out:  a Group of the Plan.
-Not:  which weights go (masking/select.py decides at each refresh).
+Out:  a Group of the Plan; E304, E305 and E319 if the requested sparsity cannot be reached.
+Not:  which weights are pruned (masking/select.py decides at each refresh).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
@@ -16,15 +18,14 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.heads import HeadShare
 from dcil_dsl.model.layers import Weight
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.dynamics import resolve_dynamics
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.measured import measured_shares
-from dcil_dsl.plan.members import divide, unit_prices
-from dcil_dsl.plan.schedule import reached_at, whole_units
-from dcil_dsl.plan.share_out import share_out
-from dcil_dsl.plan.wording import percent
-from dcil_dsl.words.granularity import Head
+from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
+from dcil_dsl.plan.select import Selection
+from dcil_dsl.plan.text import percent
+from dcil_dsl.plan.units import divide, tensor_core_obstacle, unit_prices
+from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.schedules import Ramp
 from dcil_dsl.words.word import Run
 
@@ -164,3 +165,119 @@ def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnosti
             f"masks freeze at step {group.freeze:,}, before the target is reached at {reached:,}",
             rule.at("freeze"),
         )
+
+
+# -- bounds of several layers ----------------------------------------------------------------------
+
+
+def bind_group(rule: r.Prune, group: p.Group, selection: Selection, report: Diagnostics) -> p.Group:
+    """The group with the rule's bounds, in units: floors are rounded up, ceilings down."""
+    taken: dict[int, str] = {}
+    bounds = [_bound(bound, group, taken, selection, report) for bound in rule.bounds]
+    if None in bounds or not bounds:
+        return group
+    group = group.model_copy(update={"bounds": tuple(bounds)})
+    size, noun = budget_size(group), counted(group, many=False)
+    keeps = whole_units(size * (1 - group.sparsity))
+    least, most = limits_at(group, reached_at(group))
+    if not least <= keeps <= most:
+        low, high = f"floors and bounds keep {least:,}", f"the bounds allow {most:,}"
+        report.add(
+            "E304",
+            f"{percent(round(group.sparsity, 6))} of {count(size, noun)} leaves "
+            f"{count(keeps, noun)}, {low if keeps < least else high}",
+            rule.bounds[0].span,
+        )
+    return group
+
+
+def _bound(
+    bound: r.Bound, group: p.Group, taken: dict[int, str], selection: Selection, report: Diagnostics
+) -> p.Bound | None:
+    """One bound; `taken` says which members are in one already."""
+    units, noun = num_units(group), group.unit.noun
+    names = {name for layer in selection.select(bound.selector) for name in layer.weights}
+    places = tuple(i for i, own in enumerate(members(group)) if names & set(own))
+    twice = next((i for i in places if i in taken), None)
+    taken.update(dict.fromkeys(places, bound.name))
+    if not places:
+        report.add("E319", f"the rule prunes none of `{bound.name}`", bound.span)
+    elif twice is not None:
+        report.add("E319", f"`{members(group)[twice][0]}` is in two bounds", bound.span)
+    elif len(set(unit_costs(group))) > 1:
+        report.add(
+            "E319",
+            f"a {noun} of one layer is not worth one of another in {counted(group)}",
+            bound.span,
+            help="`of=units` counts them alike" if not isinstance(group.unit, Single) else None,
+        )
+    else:
+        size = sum(units[i] for i in places)
+        floor = math.ceil(size * bound.floor.fraction - 1e-9) if bound.floor else 0
+        ceiling = whole_units(size * bound.ceiling.fraction) if bound.ceiling else size
+        least = sum(group.floors[i] for i in places)
+        if least <= ceiling:
+            return p.Bound(name=bound.name, members=places, floor=floor, ceiling=ceiling)
+        report.add(
+            "E304",
+            f"`{bound.name}` keeps at most {count(ceiling, noun)}, the floors of its layers "
+            f"{least:,}",
+            bound.span,
+        )
+    return None
+
+
+# -- proportions -----------------------------------------------------------------------------------
+
+
+def share_out(
+    weights: Sequence[float],
+    sizes: Sequence[int],
+    budget: float,
+    floors: Sequence[int],
+    ceilings: Sequence[int],
+) -> tuple[float, ...]:
+    """Densities in proportion to `weights`, within the bounds, that together keep the budget.
+
+        d_l = min(max(eps * weights_l, floor_l / n_l), ceiling_l / n_l),  sum n_l * d_l = budget
+
+    What is kept grows with eps in straight pieces that end where a layer meets a bound, so eps is
+    solved for exactly in the piece that the budget lies in. At most all ceilings, at least all
+    floors are kept, whatever the budget.
+    """
+    rows = [
+        _Row(n, weight, floor / n, ceiling / n)
+        for n, weight, floor, ceiling in zip(sizes, weights, floors, ceilings, strict=True)
+    ]
+
+    def kept(eps: float) -> float:
+        return math.fsum(row.size * row.density(eps) for row in rows)
+
+    ends = sorted({0.0} | {end for row in rows for end in (row.starts, row.stops)})
+    start = ends[max(bisect_right(ends, budget, key=kept) - 1, 0)]
+    free = [row for row in rows if row.starts <= start < row.stops]
+    rate = math.fsum(row.size * row.weight for row in free)
+    eps = start + (max(budget - kept(start), 0.0) / rate if rate else 0.0)
+    return tuple(row.density(eps) for row in rows)
+
+
+class _Row(NamedTuple):
+    """One layer: its density follows eps between `starts` and `stops`."""
+
+    size: int
+    weight: float
+    low: float
+    high: float
+
+    @property
+    def starts(self) -> float:
+        return self.low / self.weight
+
+    @property
+    def stops(self) -> float:
+        return self.high / self.weight
+
+    def density(self, eps: float) -> float:
+        if eps <= self.starts:
+            return self.low
+        return self.high if eps >= self.stops else eps * self.weight

@@ -18,29 +18,29 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import Layer
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import counted, members, num_units
-from dcil_dsl.plan.curve import draw_schedule
-from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
+from dcil_dsl.plan.group import counted, members, num_units
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_groups import (
+from dcil_dsl.plan.show import (
     dynamics_words,
     group_line,
     refresh_words,
     schedule_words,
+    share_of,
 )
-from dcil_dsl.plan.show_layers import share_of
 from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
-from dcil_dsl.plan.wording import (
+from dcil_dsl.plan.text import (
     PLAIN,
     Page,
+    draw_schedule,
     moment,
     percent,
     shorten,
     stretch,
     table,
 )
+from dcil_dsl.plan.units import tensor_core_obstacle
 from dcil_dsl.words.granularity import Pattern
 from dcil_dsl.words.schedules import Constant
 from dcil_dsl.words.views import Full, Masked

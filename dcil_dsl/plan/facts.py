@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cost import phase_steps, step_cost, training_cost
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Part, Plan
 from dcil_dsl.plan.schedule import (
     keeps_at,

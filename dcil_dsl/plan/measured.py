@@ -16,7 +16,7 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.least_loss import Infeasible, least_loss
 from dcil_dsl.plan.profile import Profile, ProfileError, read_profile
 from dcil_dsl.plan.schedule import whole_units
-from dcil_dsl.plan.wording import percent
+from dcil_dsl.plan.text import percent
 from dcil_dsl.words.granularity import Single
 
 

@@ -17,21 +17,20 @@ from dcil_dsl.model.heads import find_heads
 from dcil_dsl.model.layers import Layer, Weight, unused_layers
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.allocate import allocate_group
-from dcil_dsl.plan.assign_rules import claim_layers
+from dcil_dsl.plan.allocate import allocate_group, bind_group
 from dcil_dsl.plan.balance import measured_at
-from dcil_dsl.plan.bounds import bind_group
 from dcil_dsl.plan.late_phase import resolve_late_phase
-from dcil_dsl.plan.scores import check_score
-from dcil_dsl.plan.select import Selection
-from dcil_dsl.plan.train import resolve_train
-from dcil_dsl.plan.unreached import warn_of_unreached
-from dcil_dsl.plan.windows import (
+from dcil_dsl.plan.phases import (
     check_left_out,
+    check_score,
     resolve_losses,
     resolve_paths,
     resolve_phases,
+    warn_of_unreached,
 )
+from dcil_dsl.plan.select import Selection, claim_layers
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.word import Run
 
 
@@ -102,7 +101,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=resolve_train(recipe.train, average, num_epochs, run),
+        train=_train(recipe.train, average, num_epochs, run),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),
@@ -302,4 +301,22 @@ def _about(recipe: r.Recipe) -> p.About:
         reference=about.reference,
         sha256=hashlib.sha256(recipe.text.encode()).hexdigest(),
         overrides=dict(recipe.overrides),
+    )
+
+
+def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Run) -> p.Train:
+    """The part of the Plan. average: the word with its parameters (late_phase.py)."""
+    return p.Train(
+        num_epochs=num_epochs,
+        optimizer=train.optimizer.in_steps(run),
+        rate=train.lr.in_steps(run),
+        precision=train.precision,
+        clip=train.clip,
+        ema=train.ema,
+        accumulate=train.accumulate,
+        sync_norms=train.sync_norms,
+        average=average,
+        balance=train.balance and train.balance.in_steps(run),
+        integrator=train.integrator and train.integrator.in_steps(run),
+        seed=train.seed,
     )

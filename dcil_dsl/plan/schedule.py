@@ -7,7 +7,7 @@ Not:  no tensors; masking/select.py makes the masks.
 
 from __future__ import annotations
 
-from dcil_dsl.plan.budget import budget_size, num_units, unit_costs
+from dcil_dsl.plan.group import budget_size, num_units, unit_costs
 from dcil_dsl.plan.plan import Bound, Group
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import budget_size, members, num_units
+from dcil_dsl.plan.group import budget_size, members, num_units
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
 TYPES = ("Conv1d", "Conv2d", "Conv3d", "Linear")

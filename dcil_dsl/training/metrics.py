@@ -16,7 +16,7 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.rows import Parts
-from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
+from dcil_dsl.plan.group import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     bounds_at,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dcil_dsl.masking.rows import Parts, num_in_pattern_rows, sum_units
 from dcil_dsl.masking.units import num_in_unit
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 
 

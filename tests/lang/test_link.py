@@ -171,7 +171,7 @@ def test_layers_defined_by_themselves_are_an_error():
 )
 def test_definitions_that_lead_through_thousands_of_others_are_an_error(first, others, last):
     chain = "\n".join(others.format(i, i + 1) for i in range(2000))
-    with pytest.raises(RecipeError, match="E114.*`a[01]` is defined through too many other names") as raised:
+    with pytest.raises(RecipeError, match=r"E114.*`a[01]` is defined through too many") as raised:
         loads(completed(f"{chain}\n{last}\n{first}"))
     assert len([d for d in raised.value.diagnostics if d.is_error]) == 1
 

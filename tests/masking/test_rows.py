@@ -18,7 +18,7 @@ from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, sprea
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.model.heads import HeadShare
 from dcil_dsl.model.layers import Weight
-from dcil_dsl.plan.cuts import cut_weight
+from dcil_dsl.plan.units import cut_weight
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 from dcil_dsl.words.scores import uniform
 

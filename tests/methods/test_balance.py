@@ -8,7 +8,7 @@ from test_methods import KEEP, STEPS, assert_same, batches, recipe_of, start, st
 
 import dcil_dsl as dcil
 from dcil_dsl.plan.show_training import show_training
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 from dcil_dsl.training.balance import WEIGHTS, start_weights, weigh_terms
 from dcil_dsl.training.losses import loss_terms
 from dcil_dsl.training.optim import make_optimizer

@@ -7,7 +7,7 @@ from test_methods import KEPT, STEPS, assert_same, batches, recipe_of, start, st
 
 import dcil_dsl as dcil
 from dcil_dsl.plan.show_training import show_training
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.late_phase import (
     average_copies,

@@ -15,8 +15,7 @@ from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.selectors import Glob, Regex
 from dcil_dsl.model.layers import Layer, Weight
-from dcil_dsl.plan.assign_rules import claim_layers
-from dcil_dsl.plan.select import Selection
+from dcil_dsl.plan.select import Selection, claim_layers
 
 CONVS = [
     "stem",
