@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from dcil_dsl.diagnostics import Diagnostics
@@ -20,13 +21,13 @@ from dcil_dsl.model.layers import Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.dynamics import resolve_dynamics
 from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.measured import measured_shares
 from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.text import percent
 from dcil_dsl.plan.units import divide, tensor_core_obstacle, unit_prices
 from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.schedules import Ramp
+from dcil_dsl.words.targets import Divided, Unfit
 from dcil_dsl.words.word import Run
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
@@ -75,8 +76,8 @@ def allocate_group(
     targets = None
     if proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
         targets = _divided(proportions, group)
-    elif target.measured_in is not None:
-        targets = measured_shares(rule, group, report)
+    else:
+        targets = _own_shares(rule, group, report)
     if targets is not None:
         group = group.model_copy(update={"targets": targets})
     _check_time(rule, group, run.num_steps, report)
@@ -92,6 +93,25 @@ def _divided(proportions: tuple[float, ...], group: p.Group) -> tuple[float, ...
     budget = sum(sizes) * (1 - group.sparsity)
     densities = share_out(proportions, sizes, budget, group.floors, ceilings)
     return tuple(1 - density for density in densities)
+
+
+def _own_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple[float, ...] | None:
+    """The shares by facts that only the target knows; E318 if they do not fit these layers."""
+    span = rule.at("target")
+    sizes = num_units(group)
+    of = Divided(
+        unit=group.unit,
+        parameters=group.parameters,
+        sizes=sizes,
+        floors=group.floors,
+        ceilings=group.ceilings or sizes,
+        folder=span.source.folder or Path(),
+    )
+    try:
+        return group.target.shares(of)
+    except Unfit as error:
+        report.add("E318", error.message, span, label=error.label, help=error.help)
+        return None
 
 
 def _floor(rule: r.Prune, size: int) -> int:

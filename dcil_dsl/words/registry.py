@@ -1,8 +1,8 @@
 """Where the class of a word is: in this folder, in an extra, or in an installed package.
 
-In:   the files of this folder, the installed packages.
+In:   the files of this folder, the modules of extras in EXTRAS, the installed packages.
 Out:  the class of a word, or NoWord with the reason.
-Not:  no settings are read (lang/words.py).
+Not:  no settings are read (lang/read.py).
 
 Declarations are read without running anything. What is imported is a module of this program or
 what an installed package declares under the entry point `dcil.words`, never a path from a recipe
@@ -45,6 +45,7 @@ OWN = (
     "balances",
     "augment",
 )
+EXTRAS = ("dcil_dsl.extras.sensitivity.target",)  # modules of extras that define words
 
 
 class NoWord(Exception):
@@ -62,8 +63,8 @@ class NoWord(Exception):
 def own_words() -> dict[str, dict[str, type[Word]]]:
     """{place: {word: class}}, in the order in which the files define them."""
     found: dict[str, dict[str, type[Word]]] = {}
-    for name in OWN:
-        module = import_module(f"dcil_dsl.words.{name}")
+    for name in (*(f"dcil_dsl.words.{name}" for name in OWN), *EXTRAS):
+        module = import_module(name)
         for cls in vars(module).values():
             if _is_word(cls) and cls.__module__ == module.__name__:
                 found.setdefault(cls.place, {})[cls.spelling()] = cls

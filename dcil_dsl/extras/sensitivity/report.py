@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
-from dcil_dsl.plan.profile import LayerProfile, Profile
+from dcil_dsl.extras.sensitivity.least_loss import Infeasible, interpolate, least_loss
+from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.plan.schedule import whole_units
 from dcil_dsl.plan.show import short_name
 from dcil_dsl.plan.text import PLAIN, Page, bar, fit, named_table, percent
