@@ -32,7 +32,7 @@ from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import make_optimizer
 from dcil_dsl.training.patterns import why_computed_whole
-from dcil_dsl.zoo.small_vit import SmallViT
+from dcil_dsl.zoo.networks import SmallViT
 
 pytestmark = [
     pytest.mark.gpu,

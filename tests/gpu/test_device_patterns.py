@@ -5,7 +5,7 @@ import torch
 
 from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
-from dcil_dsl.zoo.small_vit import SmallViT
+from dcil_dsl.zoo.networks import SmallViT
 
 pytestmark = pytest.mark.gpu
 RECIPE = """

@@ -23,7 +23,7 @@ from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.sharding import make_scaler, shard
-from dcil_dsl.zoo.small_vit import SmallViT
+from dcil_dsl.zoo.networks import SmallViT
 
 
 class PartsNet(nn.Module):

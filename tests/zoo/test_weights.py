@@ -142,7 +142,7 @@ def test_a_file_without_a_state_dict_is_told(tmp_path):
 
 
 def test_a_missing_file_is_told():
-    assert "there is no weights file no/such.pth" in fails(net(), "no/such.pth")
+    assert "the weights file no/such.pth does not exist" in fails(net(), "no/such.pth")
 
 
 def test_a_folder_and_a_checkpoint_are_told_with_the_file_that_is_meant(tmp_path):
@@ -160,8 +160,12 @@ def test_an_unknown_name_is_told():
     assert "only torchvision: models have weights by name" in fails(net(), "IMAGENET1K_V1")
     model = build_model("torchvision:resnet18")
     told = fails(model, "IMAGENET1K_V2", "torchvision:resnet18")
-    assert "no weights of torchvision:resnet18\ndid you mean `IMAGENET1K_V1`?" in told
-    assert "no weights of" in fails(model, "ResNet50_Weights.DEFAULT", "torchvision:resnet18")
+    assert (
+        "neither a file nor weights of torchvision:resnet18\ndid you mean `IMAGENET1K_V1`?" in told
+    )
+    assert "neither a file nor weights of" in fails(
+        model, "ResNet50_Weights.DEFAULT", "torchvision:resnet18"
+    )
 
 
 def serve(monkeypatch, weights, result):

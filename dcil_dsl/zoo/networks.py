@@ -1,11 +1,10 @@
-"""The CIFAR ResNets of He et al. 2016 (arXiv:1512.03385, section 4.2), as DCIL's authors have them.
+"""The networks that no library carries: the CIFAR ResNets, and a ViT small enough for digits.
 
-In:   the number of classes and of input channels.
-Out:  a freshly initialised network; any image size, for the pooling adapts to it.
-Not:  no weights from elsewhere. No library carries these networks, which is why they are here.
-
-Three stages of 16, 32 and 64 planes. Where a stage changes the width, the shortcut is a 1x1
-convolution with batch norm (Jangho-Kim/DCIL-pytorch), not the paper's padded identity.
+The ResNets are those of He et al. 2016 (arXiv:1512.03385, section 4.2) as DCIL's authors have them
+(Jangho-Kim/DCIL-pytorch): three stages of 16, 32 and 64 planes; where a stage changes the width,
+the shortcut is a 1x1 convolution with batch norm, not the paper's padded identity. The ViT is that
+of Dosovitskiy et al. 2021 (arXiv:2010.11929); the smallest one of the libraries is ten times as
+large. All start from fresh weights; the ResNets take images of any size.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64)
@@ -35,7 +35,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + self.downsample(x))
+        out: Tensor = self.relu(y + self.downsample(x))
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -58,7 +59,8 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu(y + self.downsample(x))
+        out: Tensor = self.relu(y + self.downsample(x))
+        return out
 
 
 class CifarResNet(nn.Module):
@@ -96,7 +98,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
 
 
 def _shortcut(num_inputs: int, num_outputs: int, stride: int) -> nn.Module:
@@ -106,9 +109,58 @@ def _shortcut(num_inputs: int, num_outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(num_outputs))
 
 
-# The paper counts 6n + 2 layers, the shortcuts' convolutions left out. The authors' "ResNet-56"
-# is a bottleneck net of 83 such layers, another network than the paper's: it has another name.
-BUILDERS: dict[str, Callable[..., CifarResNet]] = {
-    f"resnet{depth}": partial(CifarResNet, BasicBlock, (depth - 2) // 6)
-    for depth in (20, 32, 44, 56, 110)
-} | {"resnet56_bottleneck": partial(CifarResNet, Bottleneck, 9)}
+class EncoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); (B, tokens, width) in and out."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        inner = 4 * width
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class SmallViT(nn.Module):
+    """Patches, learned positions, `num_blocks` blocks, the mean over all tokens, one Linear.
+
+    Images (B, num_channels, image_size, image_size) -> logits (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        num_channels: int = 3,
+        image_size: int = 16,
+        patch_size: int = 4,
+        width: int = 64,
+        num_blocks: int = 3,
+        num_heads: int = 8,
+    ):
+        super().__init__()
+        self.patches = nn.Conv2d(num_channels, width, patch_size, patch_size)
+        num_tokens = (image_size // patch_size) ** 2
+        self.positions = nn.Parameter(0.02 * torch.randn(1, num_tokens, width))
+        self.blocks = nn.Sequential(*(EncoderBlock(width, num_heads) for _ in range(num_blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        logits: Tensor = self.head(self.norm(self.blocks(x)).mean(1))
+        return logits
+
+
+# The paper counts 6n + 2 layers, without the convolutions of the shortcuts. What the authors call
+# "ResNet-56" is a bottleneck network of 83 such layers, so it has another name here.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{n}": partial(CifarResNet, BasicBlock, (n - 2) // 6) for n in (20, 32, 44, 56, 110)},
+    "resnet56_bottleneck": partial(CifarResNet, Bottleneck, 9),
+    "small_vit": SmallViT,
+}

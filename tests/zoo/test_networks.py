@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.zoo import build_model
-from dcil_dsl.zoo.resnet_cifar import BUILDERS
+from dcil_dsl.zoo.networks import NETWORKS
 
 
 def convolutions(model):
@@ -46,7 +46,7 @@ def test_convolutions_start_at_kaiming_normal_of_the_fan_out():
         assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("resnet")])
 def test_each_can_be_traced_and_takes_classes_channels_and_any_size(name):
     model = build_model(f"dcil:{name}", num_classes=7, options={"num_channels": 1}).eval()
     x = torch.randn(2, 1, 8, 12)
