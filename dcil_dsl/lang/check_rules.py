@@ -350,7 +350,7 @@ def _check_effects(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Di
                 f"path `{soft.name}` sees a soft threshold, and there is none here",
                 rule.at("target"),
                 label=why,
-                help="`uniform`, `global` or `erk` of single weights by `magnitude` has one",
+                help="a target of single weights by `magnitude` has one, for example `90%`",
             )
     _check_reserve(prunes, mixed, found)
 

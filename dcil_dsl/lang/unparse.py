@@ -21,7 +21,7 @@ UNITS = frozenset({"ep", "epoch", "epochs", "step", "steps"})
 
 
 def value_text(node: ast.Value) -> str:
-    """A value on one line: `cubic(0ep..75% run, grid=1ep)`."""
+    """A value on one line: `linear(0ep..75% run, grid=1ep)`."""
     return " ".join(value_pieces(node))
 
 

@@ -327,7 +327,7 @@ def _unit_words(group: Group) -> str:
 
 
 def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
-    """ "cubic from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
+    """ "linear from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
     return schedule.summary(percent(target), lambda step: moment(step, plan))
 
 

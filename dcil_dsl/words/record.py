@@ -4,7 +4,7 @@ In:   a word whose times are in steps, or its record.
 Out:  its record or token, or the word.
 Not:  no place of a class (registry.py).
 
-    {"word": "cubic", "settings": {"over": [0, 336], "initial": 0.0, "grid": 1}}
+    {"word": "linear", "settings": {"over": [0, 336], "initial": 0.0, "grid": 1}}
 
 A word of a package also records the package and its version. Stored[Kind] is the type of a field
 of the plan that holds a word; a token is the record as one string, which the code of a graph can
