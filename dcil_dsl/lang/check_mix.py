@@ -407,14 +407,17 @@ def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> 
     """Legal, and probably not what was meant."""
     prunes = any(isinstance(item, ast.Prune) for item in file.items)
     named = {part for update in updates for part in update.parts}
-    for part in ("kept", "pruned") if prunes else ("kept",):
-        if part not in named:
-            found.add(
-                "W203",
-                f"no rule updates the {part} weights, so they never learn",
-                here,
-                help=f"for example `update {part} by {paths[0].name}`",
-            )
+    untrained = {"kept", "pruned"} - named if prunes else {"rest"} - named
+    if not prunes and "kept" in named:  # without a rule, kept and rest are the same
+        untrained = set()
+    for part in sorted(untrained):
+        whose = f"{part} weights" if prunes else "weights"
+        found.add(
+            "W203",
+            f"no `update` trains the {whose}",
+            here,
+            help=f"for example `update {part} by {paths[0].name}`",
+        )
     used = named_by(losses)
     for path in paths:
         if path.name not in used:

@@ -210,23 +210,24 @@ def _share(rule: r.Update | None, path: str, running: tuple[str, ...]) -> float:
 
 
 def _warn_of_idle_parts(recipe: r.Recipe, phases: list[p.Phase], report: Diagnostics) -> None:
-    parts = ["kept"] + (["pruned"] if any(isinstance(x, r.Prune) for x in recipe.rules) else [])
-    for part in parts:
-        if phases and not any(getattr(row, part) for phase in phases for row in phase.shares):
-            rules = [update for update in recipe.updates if part in update.parts]
-            if rules and not any(share for rule in rules for _, share in rule.shares):
-                continue  # `update pruned by 0 * sparse` means it
-            declared = bool(rules)
-            report.add(
-                "W305",
-                f"the {part} weights never learn",
-                recipe.mix_span,
-                label=(
-                    "their update rule names no path that runs"
-                    if declared
-                    else f"no `update {part} by ...` stands here"
-                ),
-            )
+    """W305 for each part that gets no gradient in the whole run. Without a rule that prunes there
+    are no kept and pruned weights, only weights; `update kept` then trains them."""
+    prunes = any(isinstance(rule, r.Prune) for rule in recipe.rules)
+    for part in ("kept", "pruned") if prunes else ("rest",):
+        if not phases or any(getattr(row, part) for phase in phases for row in phase.shares):
+            continue
+        own = (part,) if prunes else ("kept", "rest")
+        rules = [update for update in recipe.updates if set(own) & set(update.parts)]
+        if rules and not any(share for rule in rules for _, share in rule.shares):
+            continue  # `update pruned by 0 * sparse` states that it is intended
+        report.add(
+            "W305",
+            f"the {part} weights never learn" if prunes else "the weights never learn",
+            recipe.mix_span,
+            label="their `update` names no path that runs"
+            if rules
+            else f"there is no `update {part} by ...`",
+        )
 
 
 # -- scores ----------------------------------------------------------------------------------------

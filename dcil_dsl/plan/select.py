@@ -314,8 +314,8 @@ def claim_layers(
             "E402",
             f"`{layer.path}` ({layer.type}) {layer.no_mask}",
             rule.selector.span,
-            help=f'`except "{layer.path}"` in this rule, or `keep "{layer.path}"` below it, leaves '
-            "it as it is",
+            help=f'exclude it with `except "{layer.path}"` in this rule or `keep "{layer.path}"` '
+            "below it",
         )
     for index, (rule, layers) in enumerate(zip(rules, claimed, strict=True)):
         owners = {owner[name] for layer in layers for name in layer.weights}
@@ -323,12 +323,12 @@ def claim_layers(
         is_replaced = all(rules[i].span.source is not rule.span.source for i in owners)
         if owners and index not in owners and not is_replaced:
             later = sorted(owners)
-            claims = count(len(layers), "layer, claimed again", "layers, all of them claimed again")
+            all_of_it = f"all of its {len(layers)} layers" if layers[1:] else "its layer"
             report.add(
                 "W303",
                 "this rule has no effect",
                 rule.span,
-                label=f"claims {claims} below",
+                label=f"later rules match {all_of_it}",
                 others=tuple(
                     Label(rules[i].span, "the last rule that matches a layer wins")
                     for i in later[:MOST_SHOWN]
