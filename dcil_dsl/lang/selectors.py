@@ -25,6 +25,7 @@ from dcil_dsl.words.units import Ratio, Time
 SECONDS = 1.0  # of processor time for one regular expression on all names of a model
 MOST_REPEATS = 1_000_000  # that the counts of one expression multiply to; memory grows with them
 
+_CODED = re.compile(r"\\[^dDwWsSbBAZ\W]")  # \x41, \101, or a reference to a group
 _COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 # A piece of an expression: escaped, a comment, a set, a count, another sign.
 _PIECE = re.compile(
@@ -56,6 +57,7 @@ class Glob:
         pieces = re.split(r"[*?]+", pattern)
         self.is_exact = len(pieces) == 1
         self.prefix = pieces[0]
+        self.literals = tuple(filter(None, pieces))
         self.longest = max(pieces, key=len)
 
     def matches(self, name: str) -> bool:
@@ -100,6 +102,7 @@ class Regex:
             self.compiled = regex.compile(_PIECE.sub(_as_in_python, pattern))
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise ValueError(getattr(error, "msg", None) or "it is too large") from None
+        self.literals = _literals(pattern)
         self.left = SECONDS
 
     def matches(self, name: str) -> bool:
@@ -113,6 +116,28 @@ class Regex:
         if self.left <= 0:
             raise TooSlow
         return found is not None
+
+
+def _literals(pattern: str) -> tuple[str, ...]:
+    """Strings that every match contains, as far as they are easily seen.
+
+    Runs of ordinary characters outside of groups; none for patterns with alternatives, flags or
+    characters written as numbers.
+    """
+    if "|" in pattern or "(?" in pattern or _CODED.search(pattern):
+        return ()
+    runs, depth = [""], 0
+    for piece in _PIECE.findall(pattern):
+        depth += (piece == "(") - (piece == ")")
+        is_escaped = len(piece) == 2 and piece[0] == "\\" and not piece[1].isalnum()
+        if piece in ("*", "+", "?") or piece[0] == "{":
+            runs[-1] = runs[-1][:-1]  # the repeated character may be missing
+            runs.append("")
+        elif depth or not (is_escaped or len(piece) == 1 and piece not in ".^$()[]}\\"):
+            runs.append("")
+        else:
+            runs[-1] += piece[-1]
+    return tuple(filter(None, runs))
 
 
 def _as_in_python(piece: re.Match) -> str:
