@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "loads"]
 
 
-def load(path: str | PathLike, overrides: Mapping[str, str] | None = None) -> Recipe:
+def load(path: str | PathLike[str], overrides: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a file.
 
     overrides: {"target": "95%", "train.epochs": "5ep"}, values in the recipe's own notation.
@@ -44,7 +44,7 @@ def loads(
     text: str,
     name: str = "<recipe>",
     overrides: Mapping[str, str] | None = None,
-    folder: str | PathLike | None = None,
+    folder: str | PathLike[str] | None = None,
 ) -> Recipe:
     """The recipe in a text. `name` is shown in messages; paths in it are relative to `folder`."""
     from dataclasses import replace

@@ -12,6 +12,7 @@ from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_rules import check_rules, read_rules
 from dcil_dsl.lang.link import Linked
@@ -52,7 +53,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     selectors.warn_unused()
     _clashes(linked, mixed, [*uses.words], found)
     found.stop_if_wrong()
-    assert train is not None and mixed is not None, "a wrong recipe without an error"
+    assert train and mixed and mix, "a wrong recipe without an error"
     return r.Recipe(
         about=about,
         model=model,
@@ -88,14 +89,15 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
         return r.Model()
     ours = tuple(s for s in block.settings if s.name.name in ModelBlock.model_fields)
     word = reader.block(ModelBlock, "model", ours, keyword(block)).word
-    options = []
+    options: list[tuple[str, r.Option]] = []
     for setting in block.settings:
         if setting in ours:
             continue
         value = setting.value
-        if isinstance(value, ast.Literal) and not isinstance(value.value, (Percent, Time)):
-            options.append((setting.name.name, value.value))
-        else:
+        plain = value.value if isinstance(value, ast.Literal) else value
+        if isinstance(plain, (bool, int, float, str, type(None))):
+            options.append((setting.name.name, plain))
+        elif plain is not BROKEN:
             reader.found.add(
                 "E206",
                 "an option of a model is a number, a text, `true`, `false` or `none`",
@@ -171,8 +173,9 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
     except Broken:
         return None
     if not isinstance(value, Percent):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        share = Percent(value if number and value < 1 else value / 100) if number else None
+        share = None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            share = Percent(value if value < 1 else value / 100)
         reader.found.add(
             "E206",
             f"`{metric}` is compared with a percentage",
@@ -364,12 +367,18 @@ def _average(
     """`average` with its layers; E223 where none are named so."""
     if train is None or train.average is None:
         return None
-    node = next(s.value for s in block.settings if s.name.name == "average")
+    node = _setting(block, "average")
+    assert isinstance(node, ast.Call)
     place = next(a.value.span for a in node.arguments if a.name is None or a.name.name == "layers")
     named = ast.ByName(span=place, name=str(train.average.layers))
     return r.Average(word=train.average, selector=selectors.closed(named), span=node.span)
 
 
-def _span_of(block: ast.Block, name: str) -> Span | None:
-    """The value of a setting; None where it is not given."""
-    return next((s.value.span for s in block.settings if s.name.name == name), None)
+def _setting(block: ast.Block | None, name: str) -> ast.Value | None:
+    """The value of a setting; None if it is not given."""
+    return next((s.value for s in block.settings if s.name.name == name), None) if block else None
+
+
+def _span_of(block: ast.Block | None, name: str) -> Span | None:
+    value = _setting(block, name)
+    return None if value is None else value.span

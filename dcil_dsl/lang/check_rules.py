@@ -95,8 +95,10 @@ def _bounds(
 ) -> tuple[r.Bound, ...]:
     """The bounds of layers together, each with the layers that it names."""
     given = next((s.value for s in settings if s.name.name == "bounds"), None)
+    nodes = given.items if isinstance(given, ast.List) else ()
     bounds = []
-    for word, node in zip(words, given.items if given else (), strict=True):
+    for word, node in zip(words, nodes, strict=True):
+        assert isinstance(node, ast.Call)
         place = next(
             a.value.span for a in node.arguments if a.name is None or a.name.name == "layers"
         )
@@ -160,7 +162,7 @@ def _block(granularity: object, span: Span | None, reader: Reader) -> None:
         )
 
 
-def _limits(read: Settings, reader: Reader) -> None:
+def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
     """What a single setting of `pruning` or of a rule cannot be."""
     refresh, floor = read.values.get("refresh"), read.values.get("floor")
     schedule = read.values.get("schedule")
@@ -206,15 +208,16 @@ def _limits(read: Settings, reader: Reader) -> None:
 
 
 def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
-    ramps = isinstance(schedule, Ramp)
-    if ramps and target.pattern is not None:
+    if not isinstance(schedule, Ramp):
+        return
+    if target.pattern is not None:
         reader.found.add(
             "E232",
             "a pattern cannot ramp",
             span,
             help="`once(at=10ep)` lets it begin at one moment",
         )
-    elif ramps and schedule.initial > target.sparsity:
+    elif schedule.initial > target.sparsity:
         start, end = written(schedule.initial), written(target.sparsity)
         reader.found.add(
             "E214",
@@ -285,6 +288,7 @@ def _check_scores(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Dia
                 others=(Label(span, "the score"),),
                 help="`score = magnitude`, or `global` with this score",
             )
+        asked: GradientScore | GrowByGradient
         if isinstance(rule.regrow, GrowByGradient):
             asked, span = rule.regrow, rule.at("regrow")
         elif isinstance(rule.score, GradientScore):
@@ -317,13 +321,9 @@ def _check_path(
     used = named_by(mixed.losses)
     learning = [name for name in declared if name in used]
     if learning and path not in used:
-        grows = isinstance(asked, GrowByGradient)
-        word = "gradient" if grows else asked.called
-        other = (
-            f"{word}({written(asked.share)}, {learning[0]})"
-            if grows
-            else (f"{word}({learning[0]})")
-        )
+        word, other = asked.called, f"{asked.called}({learning[0]})"
+        if isinstance(asked, GrowByGradient):
+            other = f"{word}({written(asked.share)}, {learning[0]})"
         found.add(
             "E233",
             f"`{word}` needs the gradient of path `{path}`, which has no loss",
@@ -343,8 +343,8 @@ def _check_effects(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Di
     if mixed is None:
         return
     soft = next((path for path in mixed.paths if path.view.soft), None)
-    for rule in prunes if soft else ():
-        if why := _no_threshold(rule):
+    for rule in prunes:
+        if soft and (why := _no_threshold(rule)):
             found.add(
                 "E235",
                 f"path `{soft.name}` sees a soft threshold, and there is none here",
@@ -372,8 +372,9 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
             help="`score = magnitude`",
         )
     in_flops = getattr(rule.target, "of", None) == "flops"
-    for name, value in (("ceiling", rule.ceiling), ("bounds", rule.bounds), ("of", in_flops)):
-        if rule.regrow is not None and value:
+    counts = {"ceiling": rule.ceiling, "bounds": rule.bounds, "of": in_flops}
+    for name in (name for name, value in counts.items() if value):
+        if rule.regrow is not None:
             found.add(
                 "E235",
                 f"`regrow` counts weights, and this rule has `{name}`",

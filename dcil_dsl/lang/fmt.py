@@ -161,7 +161,7 @@ def _braced(unit: Unit) -> list[str]:
     return ["{", *_padded(unit.children[0].node, {}), "}"] if unit.children else []
 
 
-def _padded(node: object, widths: dict[str, int]) -> list[str]:
+def _padded(node: ast.Statement, widths: dict[str, int]) -> list[str]:
     """The pieces of a statement, what is aligned in its stretch brought under each other."""
     pieces, width = statement_pieces(node), widths.get(kind_of(node), 0)
     if isinstance(node, ast.Keep) and "prune" in widths:
@@ -216,7 +216,7 @@ class Comment:
 class Unit:
     """A statement and what is said about it. `blank`: an empty line stands right before it."""
 
-    node: object
+    node: ast.Statement
     blank: bool
     above: list[Comment] = field(default_factory=list)
     remark: str = ""  # the comment at the end of its last line
@@ -237,11 +237,11 @@ def attach(file: ast.File) -> tuple[list[Unit], list[Comment]]:
     are in one text only.
     """
     text = file.source.text
-    nodes = [_head("language", file.language, 0)]
+    nodes: list[ast.Statement] = [_head("language", file.language, 0)]
     if file.extends:
         nodes.append(_head("extends", file.extends, file.language.span.stop))
     nodes += file.items
-    comments = []
+    comments: list[Comment] = []
     if all(node.span.source is file.source for node in nodes):
         comments = [Comment(at, c.rstrip(), _blank(text, at)) for at, c in file.comments]
     return _gather(nodes, comments)
@@ -249,12 +249,20 @@ def attach(file: ast.File) -> tuple[list[Unit], list[Comment]]:
 
 def _head(kind: str, value: ast.Literal, after: int) -> ast.Head:
     span = value.span
-    start = _IGNORED.match(span.source.text, after).end()
+    start = _after_ignored(span.source.text, after)
     return ast.Head(span=Span(span.source, start, span.stop), kind=kind, value=value)
 
 
-def _gather(nodes: Sequence, comments: Sequence[Comment]) -> tuple[list[Unit], list[Comment]]:
-    queue, units = deque(comments), []
+def _after_ignored(text: str, start: int) -> int:
+    found = _IGNORED.match(text, start)
+    return start if found is None else found.end()
+
+
+def _gather(
+    nodes: Sequence[ast.Statement], comments: Sequence[Comment]
+) -> tuple[list[Unit], list[Comment]]:
+    queue: deque[Comment] = deque(comments)
+    units: list[Unit] = []
     for number, node in enumerate(nodes):
         text = node.span.source.text
         unit = Unit(node, _blank(text, node.span.start))
@@ -289,7 +297,7 @@ def _share_out(unit: Unit, inside: list[Comment]) -> None:
     unit.children, unit.tail = _gather(children, inside)
 
 
-def children_of(node: object) -> tuple:
+def children_of(node: ast.Statement) -> tuple[ast.Statement, ...]:
     """What stands between the braces of a statement; empty where it has none."""
     match node:
         case ast.Block(settings=inner) | ast.Prune(settings=inner) | ast.Path(settings=inner):
@@ -299,7 +307,7 @@ def children_of(node: object) -> tuple:
     return ()
 
 
-def _opening(node: object) -> int:
+def _opening(node: ast.Statement) -> int:
     """Where the `{` of a statement stands; the end of the text if it has none."""
     text = node.span.source.text
     match node:
@@ -315,7 +323,7 @@ def _opening(node: object) -> int:
             head = node.span.start + len(kind_of(node))
         case _:
             return len(text)
-    head = _IGNORED.match(text, head).end()
+    head = _after_ignored(text, head)
     return head if text.startswith("{", head) else len(text)
 
 

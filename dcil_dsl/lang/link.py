@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, Label, RecipeError, Source, Span
 from dcil_dsl.diagnostics.counting import count
@@ -95,7 +95,7 @@ class _Scope:
 
     def closed(self, node: N) -> N:
         """The same node with every value in it closed; other names stay, as words and paths do."""
-        changes: dict[str, object] = {}
+        changes: dict[str, Any] = {}
         for one in fields(node):
             inner = getattr(node, one.name)
             if one.name in ast.VALUES and isinstance(inner, ast.Node):

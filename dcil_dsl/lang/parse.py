@@ -15,11 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dcil_dsl.diagnostics import Diagnostics, Source, Span
+from dcil_dsl.diagnostics import Diagnostic, Diagnostics, Source, Span
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.lang.syntax_errors import (
     ITEMS,
     MIX_ITEMS,
+    Explained,
     Situation,
     explain,
     misspelt,
@@ -82,6 +83,7 @@ def parse_value(source: Source, start: int) -> Tree:
         if not found.errors:
             not_one_value(source, start, found)
         found.stop_if_wrong()
+    assert tree is not None
     return tree.children[2]
 
 
@@ -111,7 +113,7 @@ class _Block:
 
 def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
     """Note every syntax error of a token list that is not a recipe."""
-    said = {d.span.line for d in found.found}  # stray characters, told already
+    said = _lines(found.found)  # stray characters, already reported
     if not tokens:
         if not found.errors:
             found.add(
@@ -123,7 +125,7 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
         return
     end = _end_token(source, tokens)
     tokens, at, prefix = _language(source, tokens, found)
-    said |= {d.span.line for d in found.errors}
+    said |= _lines(found.errors)
     tokens = [*tokens, end]
     for _ in range(MAX_STARTS):
         if at >= len(tokens) or len(found.found) >= MAX_ERRORS:
@@ -133,11 +135,14 @@ def report(source: Source, tokens: list[Token], found: Diagnostics) -> None:
             return
         situation = _situation(source, tokens, at, fails, prefix, blocks)
         error = explain(situation)
-        diagnostic = error.diagnostic
-        if diagnostic.span.line not in said:
-            found.note(diagnostic)
-        said.add(diagnostic.span.line)
+        if not _lines([error.diagnostic]) <= said:
+            found.note(error.diagnostic)
+        said |= _lines([error.diagnostic])
         at, prefix = _resume(tokens, at, fails, blocks, error)
+
+
+def _lines(diagnostics: list[Diagnostic]) -> set[int]:
+    return {d.span.line for d in diagnostics if d.span is not None}
 
 
 def version(source: Source, tokens: list[Token]) -> None:
@@ -188,7 +193,9 @@ def not_one_value(source: Source, start: int, found: Diagnostics) -> None:
     )
 
 
-def _language(source: Source, tokens: list[Token], found: Diagnostics):
+def _language(
+    source: Source, tokens: list[Token], found: Diagnostics
+) -> tuple[list[Token], int, list[Token]]:
     """Judge the first statement: (tokens, where to go on, what to feed before)."""
     prefix = written("language", "1")
     first, second = tokens[0], tokens[1] if len(tokens) > 1 else None
@@ -215,7 +222,8 @@ def _read(tokens: list[Token], at: int, prefix: list[Token]) -> tuple[int | None
     """Feed tokens from `at` on: where the parser refuses, and the blocks open there."""
     from lark import UnexpectedToken
 
-    state, blocks = grammar().parse_interactive(), []
+    state = grammar().parse_interactive()
+    blocks: list[_Block] = []
     keyword = None
     for token in prefix:
         keyword = _enter(token, keyword, blocks)
@@ -238,7 +246,14 @@ def _enter(token: Token, keyword: Token | None, blocks: list[_Block]) -> Token |
     return token if token.type in ITEMS or token.type in MIX_ITEMS else keyword
 
 
-def _situation(source, tokens, at, fails, prefix, blocks) -> Situation:
+def _situation(
+    source: Source,
+    tokens: list[Token],
+    at: int,
+    fails: int,
+    prefix: list[Token],
+    blocks: list[_Block],
+) -> Situation:
     # The refused token may already have reduced the stacks; what was expected is asked of a
     # parser that never saw it.
     state = grammar().parse_interactive()
@@ -272,7 +287,9 @@ def _keep_brackets(token: Token, brackets: list[Token]) -> None:
         brackets.pop()
 
 
-def _resume(tokens, at, fails, blocks, error) -> tuple[int, list[Token]]:
+def _resume(
+    tokens: list[Token], at: int, fails: int, blocks: list[_Block], error: Explained
+) -> tuple[int, list[Token]]:
     """Where reading goes on after an error, and the tokens that open the block it is in."""
     top = written("language", "1")
     inside = _opened(blocks)
@@ -313,6 +330,7 @@ def _opened(blocks: list[_Block]) -> list[Token]:
     if not blocks:
         return written("language", "1", "train", "{")
     outer = blocks[0]
+    assert outer.keyword is not None
     if outer.keyword.type in ("MIX", "EXPECT"):
         opened = [*written("language", "1"), outer.keyword, outer.brace]
         for block in blocks[1:]:

@@ -8,8 +8,9 @@ Not:  no words (read.py). No text of pydantic is ever shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
@@ -110,12 +111,9 @@ class ValueReader:
     def compare(self, first: Time, second: Time) -> int | None:
         """-1, 0 or 1 as the first comes before the second; None where only a run can tell."""
         if first.unit == second.unit:
-            a, b = first.value, second.value
-        else:
-            a, b = self._epochs(first), self._epochs(second)
-            if a is None or b is None:
-                return None
-        return (a > b) - (a < b)
+            return (first.value > second.value) - (first.value < second.value)
+        a, b = self._epochs(first), self._epochs(second)
+        return None if a is None or b is None else (a > b) - (a < b)
 
     def _epochs(self, time: Time) -> float | None:
         if time.value == 0:
@@ -139,6 +137,7 @@ def _kind_of(value: object) -> str:
 # -- refused settings ------------------------------------------------------------------------------
 
 
+Refusal = dict[str, Any]  # an error of pydantic's
 _WANTED = {
     "float_type": "a number",
     "int_type": "a whole number",
@@ -175,7 +174,7 @@ def note(
 ) -> bool:
     """Note each refusal; True where there was one that had not been told before."""
     told = False
-    for one in _once_a_value(error.errors(include_url=False)):
+    for one in _once_a_value([{**one} for one in error.errors(include_url=False)]):
         name = one["loc"][0] if one["loc"] else ""
         if one["type"] == "missing" and len(one["loc"]) == 1:
             if name in nodes:
@@ -187,13 +186,13 @@ def note(
     return told
 
 
-def _once_a_value(errors: list[dict]) -> list[dict]:
+def _once_a_value(errors: Sequence[Refusal]) -> list[Refusal]:
     """pydantic's errors, those of a union as one: of its alternatives the one that fits furthest.
 
     `refresh` is a time or a list of times: `[5ep, 3]` is a list with one wrong item, and `3` is
     neither. There `also` has what the other alternatives say.
     """
-    alternatives: dict[object, dict[str, list[dict]]] = {}
+    alternatives: dict[object, dict[str, list[Refusal]]] = {}
     for one in errors:
         name, *inner = one["loc"] or ("",)
         if inner and isinstance(inner[0], str):
@@ -207,7 +206,15 @@ def _once_a_value(errors: list[dict]) -> list[dict]:
     return chosen
 
 
-def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model, reader) -> None:
+def _refuse(
+    one: Refusal,
+    name: str,
+    owner: str,
+    given: Given,
+    value: Any,
+    model: type[Word],
+    reader: ValueReader,
+) -> None:
     node, inner = _at(given.value, value, one["loc"][1:])
     kind, what = one["type"], f"`{name}` of `{owner}`"
     if kind in _LIMITS:
@@ -227,7 +234,7 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
         return
     options = _options(model.model_fields[name].annotation)
     if kind == "literal_error" or options:
-        _word(name, what, options, node, inner, reader)
+        _word(what, options, node, inner, reader)
         return
     if isinstance(inner, Bare):
         _undefined(inner, node, reader)
@@ -248,11 +255,13 @@ def _refuse(one: dict, name: str, owner: str, given: Given, value: object, model
     )
 
 
-def _wanted(one: dict) -> str:
-    return _WANTED_CLASS.get(_class_name(one)) or _WANTED.get(one["type"], "another kind of value")
+def _wanted(one: Refusal) -> str:
+    return _WANTED_CLASS.get(_class_name(one) or "") or _WANTED.get(
+        one["type"], "another kind of value"
+    )
 
 
-def _class_name(one: dict) -> str | None:
+def _class_name(one: Refusal) -> Any:
     context = one.get("ctx", {})
     return context.get("class_name") or context.get("class")
 
@@ -290,7 +299,9 @@ def spelled(
     return good
 
 
-def _word(name: str, what: str, options, node, value, reader: ValueReader) -> None:
+def _word(
+    what: str, options: tuple[str, ...], node: ast.Value, value: object, reader: ValueReader
+) -> None:
     known = listed(f"`{option}`" for option in options)
     if isinstance(value, str) and not isinstance(value, Bare):
         return  # a text for a name: told by `spelled`
@@ -312,7 +323,7 @@ def _undefined(value: str, node: ast.Value, reader: ValueReader, help: str | Non
     )
 
 
-def _instead(wanted: str, value: object) -> str | None:
+def _instead(wanted: str, value: Any) -> str | None:
     """What was probably meant, ready to type."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted == "Time" and isinstance(value, Percent):
@@ -334,7 +345,7 @@ def _instead(wanted: str, value: object) -> str | None:
     return None
 
 
-def _at(node: ast.Value, value: object, loc: tuple) -> tuple[ast.Value, object]:
+def _at(node: ast.Value, value: Any, loc: tuple[int | str, ...]) -> tuple[ast.Value, Any]:
     """The item of a list that a location names; other steps are pydantic's own."""
     for step in loc:
         if isinstance(step, int) and isinstance(node, ast.List) and step < len(node.items):
@@ -350,7 +361,7 @@ def _options(annotation: object) -> tuple[str, ...]:
     return ()
 
 
-def _plain(annotation: object) -> tuple:
+def _plain(annotation: object) -> tuple[object, ...]:
     return (annotation, *get_args(annotation))
 
 

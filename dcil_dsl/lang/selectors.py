@@ -92,7 +92,7 @@ class Regex:
     """
 
     def __init__(self, pattern: str):
-        import regex
+        import regex  # type: ignore[import-untyped]
 
         try:
             re.compile(pattern)  # what is valid is Python's own; the engine has more words
@@ -140,7 +140,7 @@ def _literals(pattern: str) -> tuple[str, ...]:
     return tuple(filter(None, runs))
 
 
-def _as_in_python(piece: re.Match) -> str:
+def _as_in_python(piece: re.Match[str]) -> str:
     """`{` and `[` where Python reads them as themselves, and the engine as words of its own."""
     text = piece[0]
     if text == "{":
@@ -259,7 +259,7 @@ class Selectors:
                 selector.span,
                 help="write some of their selectors out",
             )
-            self.found.stop_if_wrong()
+            self.found.stop()
 
     def _pattern(self, selector: ast.ByRegex, pattern: str) -> None:
         try:

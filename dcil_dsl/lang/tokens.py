@@ -185,11 +185,12 @@ def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
     return text[:at] + " " * (stop - at) + text[stop:]
 
 
-def _foreign_name(text: str, at: int) -> re.Match | None:
+def _foreign_name(text: str, at: int) -> re.Match[str] | None:
     """The name around a `.` or `:` that is one elsewhere: `layer1.0.conv1`, `nn.Conv2d`, and after
     `model` what --model takes."""
     start = text.rfind("\n", 0, at) + 1
-    before = _BEFORE.match(text[start:at][::-1])
+    before = _BEFORE.match(text[start:at][::-1])  # always: it may be empty
+    assert before is not None
     # Tried where it has to begin, and nowhere else: a word may be as long as the file.
     letter = _LETTER.search(text, at - before.end(), at)
     name = letter and _DOTTED.match(text, letter.start())
@@ -199,7 +200,7 @@ def _foreign_name(text: str, at: int) -> re.Match | None:
     return name if is_model or ":" not in name[0] else None
 
 
-def _quoted_name(text: str, name: re.Match, quoted: Source, found: Diagnostics) -> str:
+def _quoted_name(text: str, name: re.Match[str], quoted: Source, found: Diagnostics) -> str:
     """Note a name that needs quotes, or a class with its module before it; read as was meant."""
     start, stop = name.span()
     last = name[0].rpartition(".")[2]

@@ -28,6 +28,7 @@ from dcil_dsl.plan.units import divide, tensor_core_obstacle, unit_prices
 from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.schedules import Ramp
 from dcil_dsl.words.targets import Divided, Unfit
+from dcil_dsl.words.units import Percent
 from dcil_dsl.words.word import Run
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
@@ -52,8 +53,8 @@ def allocate_group(
     if owned is None or costs is None:
         return None
     weights = tuple(weight for member in owned for weight in member.weights)
-    is_pattern = target.pattern is not None
-    sizes = [math.prod(m.weights[0].shape) if is_pattern else m.num_units for m in owned]
+    pattern = target.pattern
+    sizes = [math.prod(m.weights[0].shape) if pattern else m.num_units for m in owned]
     group = p.Group(
         rule=place,
         parameters=tuple(weight.name for weight in weights),
@@ -65,11 +66,11 @@ def allocate_group(
         spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
         costs=costs,
         floors=tuple(_floor(rule, size) for size in sizes),
-        ceilings=tuple(_ceiling(rule, size) for size in sizes) if rule.ceiling else (),
-        hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
+        ceilings=tuple(_ceiling(rule.ceiling, size) for size in sizes) if rule.ceiling else (),
+        hardware=tuple(tensor_core_obstacle(w, pattern) for w in weights) if pattern else (),
         score=target.score_for(rule.score).in_steps(run),
         schedule=rule.schedule.in_steps(run),
-        freeze=rule.freeze and run.steps(rule.freeze).step,
+        freeze=None if rule.freeze is None else run.steps(rule.freeze).step,
         **resolve_dynamics(rule, run),
     )
     _check_budget(rule, group, report)
@@ -120,8 +121,8 @@ def _floor(rule: r.Prune, size: int) -> int:
     return max(math.ceil(size * rule.floor.fraction - 1e-9), DEFAULT_FLOOR)
 
 
-def _ceiling(rule: r.Prune, size: int) -> int:
-    return max(whole_units(size * rule.ceiling.fraction), DEFAULT_FLOOR)
+def _ceiling(ceiling: Percent, size: int) -> int:
+    return max(whole_units(size * ceiling.fraction), DEFAULT_FLOOR)
 
 
 # -- time --------------------------------------------------------------------------------------

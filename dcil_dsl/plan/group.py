@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -202,7 +202,7 @@ class Group(Budgeted):
 # -- counts ----------------------------------------------------------------------------------------
 
 
-def members(group: Budgeted, of: Sequence | None = None) -> list[tuple]:
+def members(group: Budgeted, of: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
     """`of`, a sequence along group.parameters (None: those themselves), cut into members.
 
     A member is one weight, or the weights that share an attention's heads.

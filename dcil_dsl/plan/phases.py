@@ -9,6 +9,7 @@ Not:  no budgets (allocate.py); a ramp that the run cuts off is E305 there.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from dcil_dsl.diagnostics import Diagnostics, Label
 from dcil_dsl.diagnostics.counting import count
@@ -133,8 +134,8 @@ def resolve_phases(
     """
     updates = [(u, _window(u, steps_per_epoch, num_steps)) for u in recipe.updates]
     windows = [loss.window for loss in losses] + [window for _, window in updates]
-    cuts = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
-    cuts = sorted(cut for cut in cuts if 0 <= cut < num_steps)
+    turns = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
+    cuts = sorted(turn for turn in turns if 0 <= turn < num_steps)
 
     has_reserve = any(isinstance(rule, r.Prune) and rule.reserve for rule in recipe.rules)
     phases: list[p.Phase] = []
@@ -170,7 +171,9 @@ def resolve_phases(
     return tuple(phases)
 
 
-def _stretches(cuts: list[int], losses: tuple[p.WeightedLoss, ...]):
+def _stretches(
+    cuts: list[int], losses: tuple[p.WeightedLoss, ...]
+) -> Iterator[tuple[int, int | None, int, bool]]:
     """(start, stop, every, others): each stretch, in two where some losses open every few steps."""
     for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
         strides = {
@@ -190,7 +193,9 @@ def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.
     return p.Window(start=start, stop=stop)
 
 
-def _rule_for(part: str, step: int, updates, report: Diagnostics) -> r.Update | None:
+def _rule_for(
+    part: str, step: int, updates: list[tuple[r.Update, p.Window]], report: Diagnostics
+) -> r.Update | None:
     rules = [update for update, window in updates if part in update.parts and window.covers(step)]
     if len(rules) > 1:
         report.add(

@@ -55,7 +55,7 @@ class Train(Part):
 
 __all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "Part", "Train"]
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 
 
 # -- time ------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ Not:  weights are not read; nothing is rewritten.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from dataclasses import replace
+from typing import Literal, cast
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
@@ -56,7 +58,8 @@ def resolve_recipe(
     owner = claim_layers(recipe.rules, selection, report)
     prunable = _by_weight(traced.layers)
     heads = find_heads(traced.model, {weight.name: weight for _, weight in prunable})
-    groups, group_of_rule = [], {}
+    groups: list[p.Group] = []
+    group_of_rule: dict[int | None, int] = {}
     owned_by: dict[int | None, list[Weight]] = {}
     for _, weight in prunable:
         owned_by.setdefault(owner.get(weight.name), []).append(weight)
@@ -76,8 +79,9 @@ def resolve_recipe(
     paths = resolve_paths(recipe, steps_per_epoch, num_steps, report)
     losses = resolve_losses(recipe, paths, run)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
-    for index, group in group_of_rule.items():
-        check_score(recipe.rules[index], groups[group], phases, num_steps, report)
+    for index, rule in enumerate(recipe.rules):
+        if isinstance(rule, r.Prune) and index in group_of_rule:
+            check_score(rule, groups[group_of_rule[index]], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
     average = resolve_late_phase(
@@ -113,7 +117,7 @@ def resolve_recipe(
         ),
         out_of_reach=_out_of_reach(traced),
         inputs=traced.arguments.live,
-        fixed=traced.arguments.fixed,
+        fixed=cast("dict[str, r.Option]", traced.arguments.fixed),
         sizes={
             name: p.Size(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             for name, tensor in traced.like.items()
@@ -159,8 +163,8 @@ def _by_weight(layers: tuple[Layer, ...]) -> list[tuple[Layer, Weight]]:
         for weight in layer.prunable:
             if weight.name in first:
                 owner, known = first[weight.name]
-                unknown = known.macs is None or weight.macs is None
-                macs = None if unknown else known.macs + weight.macs
+                both = (known.macs, weight.macs)
+                macs = None if None in both else sum(filter(None, both))
                 first[weight.name] = (owner, replace(known, macs=macs))
             else:
                 first[weight.name] = (layer, weight)
@@ -171,7 +175,13 @@ def _place(rule: r.Prune | r.Keep) -> str:
     return f"{rule.span.source.name}:{rule.span.line}"
 
 
-def _layer(layer: Layer, weight: Weight, index: int | None, rules, group_of_rule) -> p.Layer:
+def _layer(
+    layer: Layer,
+    weight: Weight,
+    index: int | None,
+    rules: tuple[r.Prune | r.Keep, ...],
+    group_of_rule: dict[int | None, int],
+) -> p.Layer:
     return p.Layer(
         parameter=weight.name,
         module=layer.path,
@@ -200,7 +210,7 @@ def _privates(
         )
         for name in _around(layer)
     }
-    init: dict[str, str] = {}
+    init: dict[str, Literal["copy", "fresh"]] = {}
     for private in recipe.privates:
         chosen = selection.select(private.selector)
         stateful = [layer for layer in chosen if _has_state(layer)]
@@ -261,7 +271,7 @@ def _containers(path: str) -> list[str]:
     return [".".join(names[:end]) for end in range(1, len(names))]
 
 
-def _tied(selection: Selection, init: dict[str, str]) -> list[tuple[str, str]]:
+def _tied(selection: Selection, init: Container[str]) -> list[tuple[str, str]]:
     """(private module, layer outside of it) for each weight that the two have in common."""
     users: dict[int, list[str]] = {}
     for layer in selection.layers:

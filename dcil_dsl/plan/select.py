@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from dcil_dsl.words.units import Percent
 
 MOST_NAMED = 5  # types in a help
 MOST_SHOWN = 5  # rules that a warning points to
-COMPARE: dict[str, Callable[[object, object], bool]] = {
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<=": operator.le,
@@ -68,12 +69,12 @@ class Selection:
     def mask(self, selector: ast.Selector) -> int:
         """The selected layers as a set."""
         match selector:
-            case ast.ByType(type=type):
+            case ast.ByType(type=name):
                 return self._or_nothing(
-                    self._of_type(type),
-                    f"no layer of type `{type}` in {self.model_name}",
+                    self.of_type.get(name, 0),
+                    f"no layer of type `{name}` in {self.model_name}",
                     selector.span,
-                    lambda: self._near_type(type),
+                    lambda: self._near_type(name),
                 )
             case ast.ByGlob(pattern=pattern):
                 return self._or_nothing(
@@ -142,9 +143,6 @@ class Selection:
             for name in layer.types:
                 found[name] = found.get(name, 0) | own
         return found
-
-    def _of_type(self, type: str) -> int:
-        return self.of_type.get(type, 0)
 
     def _matching(self, pattern: str) -> int:
         """The layers that a glob matches, by their own names or as part of a container."""
@@ -271,16 +269,16 @@ class Selection:
 
     # -- suggestions -----------------------------------------------------------------------
 
-    def _near_type(self, type: str) -> str:
+    def _near_type(self, name: str) -> str:
         """The nearest real type; else the types with parameters, the prunable ones first."""
-        near = nearest(type, sorted(self.of_type))
+        near = nearest(name, sorted(self.of_type))
         if near:
             own = count(self.of_type[near].bit_count(), "layer")
             return f"did you mean `{near}`, of which the model has {own}?"
         numbers = Counter(layer.type for layer in self.layers if layer.module._parameters)
         prunable = {layer.type for layer in self.layers if layer.prunable}
         having = sorted(numbers.items(), key=lambda entry: (entry[0] not in prunable, -entry[1]))
-        shown = ", ".join(f"`{name}` ({number})" for name, number in having[:MOST_NAMED])
+        shown = ", ".join(f"`{one}` ({number})" for one, number in having[:MOST_NAMED])
         more = len(having) - MOST_NAMED
         return f"the model has {shown}" + (f" and {count(more, 'more type')}" if more > 0 else "")
 

@@ -287,7 +287,7 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
 
 def show_curves(plan: Plan, page: Page) -> str:
     """The sparsity over the run, once for all groups whose curves are the same."""
-    alike: dict[tuple, list[Group]] = {}
+    alike: dict[tuple[object, ...], list[Group]] = {}
     for group in plan.groups:
         if not isinstance(group.schedule, Constant):
             alike.setdefault(same_curve(group), []).append(group)

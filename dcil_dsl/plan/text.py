@@ -192,7 +192,7 @@ def bar(fraction: float, width: int, unicode: bool) -> str:
     return "\u2588" * (eighths // 8) + rest
 
 
-def same_curve(group: Group) -> tuple:
+def same_curve(group: Group) -> tuple[object, ...]:
     """What decides how a group's curve looks: groups that agree in it need one drawing."""
     return group.schedule, group.sparsity, group.refresh, group.moments, group.freeze
 

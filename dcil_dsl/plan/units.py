@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
@@ -80,7 +81,8 @@ def _sizes(weight: Weight) -> tuple[int, int, int, int]:
 def _tiled(weight: Weight, height: int, width: int) -> p.Cut:
     """Tiles of outputs by inputs at each position of the kernel."""
     tiles = {1 + weight.out_axis: height, 1 + weight.in_axis: width}
-    sizes, units = [], set()
+    sizes: list[int] = []
+    units: set[int] = set()
     for place, size in enumerate(_sizes(weight)):
         tile = tiles.get(place, 1)
         if size % tile:
@@ -104,7 +106,7 @@ def _heads(weight: Weight, share: HeadShare | None) -> p.Cut:
 
 def _cut(sizes: tuple[int, ...], units: set[int]) -> p.Cut:
     """Dimensions of one are left out, neighbours of one kind taken together."""
-    merged: list[list] = []
+    merged: list[list[int]] = []
     for place, size in enumerate(sizes):
         if size == 1:
             continue
@@ -121,6 +123,7 @@ def _cut(sizes: tuple[int, ...], units: set[int]) -> p.Cut:
 # -- members ---------------------------------------------------------------------------------------
 
 
+Counted = Literal["weights", "units", "flops"]
 MOST_NAMED = 4  # layers in a rule that is proposed
 
 
@@ -191,13 +194,13 @@ def _what_fits(misfits: list[tuple[str, str]], num_weights: int) -> str | None:
 
 def unit_prices(
     rule: r.Prune, unit: Granularity, owned: list[Member], report: Diagnostics
-) -> tuple[str, tuple[int, ...] | None]:
+) -> tuple[Counted, tuple[int, ...] | None]:
     """What the budget counts, and what a unit of each member costs it; () where each costs one.
 
     One budget each counts units: of a layer by itself every measure is the same share.
     """
     is_single = unit.single
-    of = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
+    of: Counted = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
     if of == "units" and is_single:
         of = "weights"
     if not isinstance(rule.target, Global):

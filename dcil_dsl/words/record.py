@@ -85,12 +85,12 @@ def from_record(data: object, kind: type[W]) -> W:
             raise wrong from None
         return _missing(record, kind, wrong)
     word._origin = origin
-    return word  # type: ignore[return-value]
+    return word
 
 
 def _missing(record: Record, kind: type[W], error: InputError) -> W:
     """A word of this kind that has no effect."""
-    word = _without_effect(kind).model_construct(None, **record.settings)
+    word: W = _without_effect(kind).model_construct(None, **record.settings)
     word._origin = Origin(
         word=record.word, package=record.package or "", version=record.version or ""
     )
@@ -101,7 +101,8 @@ def _missing(record: Record, kind: type[W], error: InputError) -> W:
 @cache
 def _without_effect(kind: type[W]) -> type[W]:
     cls = type(f"Missing{kind.__name__}", (kind,), {"__module__": __name__})
-    cls.__abstractmethods__ = frozenset()
+    vars_of: Any = cls
+    vars_of.__abstractmethods__ = frozenset()
     return cls
 
 

@@ -17,10 +17,11 @@ from pydantic import Field
 from dcil_dsl.words.granularity import Granularity, Pattern
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import LayersName, Run, W, Word
+from dcil_dsl.words.word import LayersName, Run, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
 
 class Unfit(Exception):
@@ -94,7 +95,7 @@ class Target(Word):
         """The scores of one layer, or of its units, as they compare with those of other layers."""
         return scores
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         # The plan has both next to the target, wherever the recipe said them.
         elsewhere = {"granularity", "of"} & set(self.settings())
         return super().in_steps(run).model_copy(update=dict.fromkeys(elsewhere))
@@ -135,7 +136,7 @@ class NM(Target):
         return Pattern(n=self.n, m=self.m)
 
     @property
-    def sparsity(self) -> Percent:  # type: ignore[override]
+    def sparsity(self) -> Percent:
         return Percent(1 - self.n / self.m)
 
 
