@@ -116,7 +116,7 @@ def compile_recipe(
         from dcil_dsl.compiler import compile_plan
         from dcil_dsl.compiler.show import show_summary
         from dcil_dsl.plan.show import show_plan
-        from dcil_dsl.plan.wording import page_of
+        from dcil_dsl.plan.text import page_of
 
         dual = compile_plan(prepared.plan, prepared.traced)
         if not quiet:

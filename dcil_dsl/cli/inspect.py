@@ -36,7 +36,7 @@ def plan(
     prepared = prepare_for(recipe, model, overrides_of(sets), concise, steps_per_epoch)
     from dcil_dsl.plan.facts import plan_and_facts_json
     from dcil_dsl.plan.show import show_plan
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     if json:
         show(plan_and_facts_json(prepared.plan))
@@ -88,7 +88,7 @@ def explain(
         raise InputError(f"to explain a layer takes a recipe and a model; {missing} is missing")
     prepared = prepare_for(recipe, model, overrides_of(sets), concise, steps_per_epoch)
     from dcil_dsl.plan.explain import explain_layer
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     page = page_of(sys.stdout)
     show(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page))
@@ -149,7 +149,7 @@ def sensitivity(
 
     from dcil_dsl.extras.sensitivity.job import measure_sensitivity
     from dcil_dsl.extras.sensitivity.report import show_measured
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     with Console(stderr=True).status("measuring") as status:
         profile = measure_sensitivity(

@@ -22,7 +22,7 @@ from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
 from dcil_dsl.masking.units import keep_pattern, mean_in_units
-from dcil_dsl.plan.budget import members, unit_costs
+from dcil_dsl.plan.group import members, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 from dcil_dsl.words.granularity import Pattern, Single

@@ -56,8 +56,8 @@ MODEL: tuple[Code, ...] = (
         "the target is never trained at",
         """The ramp must end before the run does and before the masks freeze, or no step trains at
           the requested sparsity.""",
-        "prune Conv2d to 90% { schedule = cubic(0ep..100% run) }",
-        "prune Conv2d to 90% { schedule = cubic(0ep..75% run) }",
+        "prune Conv2d to 90% { schedule = linear(0ep..100% run) }",
+        "prune Conv2d to 90% { schedule = linear(0ep..75% run) }",
     ),
     entry(
         "E306",
@@ -102,10 +102,10 @@ MODEL: tuple[Code, ...] = (
     entry(
         "E312",
         "the score has no effect",
-        """`taylor`, `movement` and `gradient` are summed over the steps; before the first gradient,
-          magnitude is used instead. Here every mask is made before the first gradient.""",
-        "prune Conv2d to 90% { score = taylor freeze = 0ep }",
-        "prune Conv2d to 90% { score = taylor schedule = cubic(0ep..5ep) }",
+        """A score of gradients is summed over the steps; before the first gradient, magnitude is
+          used instead. Here every mask is made before the first gradient.""",
+        "prune Conv2d to 90% { score = gradient freeze = 0ep }",
+        "prune Conv2d to 90% { score = gradient schedule = linear(0ep..5ep) }",
     ),
     entry(
         "E318",

@@ -94,8 +94,8 @@ RECIPE: tuple[Code, ...] = (
         "E210",
         "an unknown word",
         "Each place takes its own words: a schedule, a score, an optimizer ...",
-        "pruning { schedule = cubik(0ep..5ep) }",
-        "pruning { schedule = cubic(0ep..5ep) }",
+        "pruning { schedule = liner(0ep..5ep) }",
+        "pruning { schedule = linear(0ep..5ep) }",
     ),
     entry(
         "E211",
@@ -115,7 +115,7 @@ RECIPE: tuple[Code, ...] = (
         "E213",
         "a value without its name",
         """A value without a name is allowed only where its meaning is clear: `global(90%)`,
-          `cubic(0ep..5ep)`, `cross_entropy(sparse)`. `kl` names both sides, because its direction
+          `linear(0ep..5ep)`, `cross_entropy(sparse)`. `kl` names both sides, because its direction
           matters.""",
         _mix(loss="kl(sparse, dense)"),
         _mix(loss="kl(student=sparse, teacher=dense)"),
@@ -124,8 +124,8 @@ RECIPE: tuple[Code, ...] = (
         "E214",
         "a range in the wrong order",
         "A ramp goes from an earlier time to a later one, and from less to more.",
-        "pruning { schedule = cubic(8ep..2ep) }",
-        "pruning { schedule = cubic(2ep..8ep) }",
+        "pruning { schedule = linear(8ep..2ep) }",
+        "pruning { schedule = linear(2ep..8ep) }",
     ),
     entry(
         "E215",
@@ -240,23 +240,23 @@ RECIPE: tuple[Code, ...] = (
         "a pattern that ramps",
         """Of every m weights n stay, or all do; there is no sparsity in between. `once(at=10ep)`
           begins at a given time, `constant()` with the run.""",
-        "prune Conv2d to 2:4 { schedule = cubic(0ep..5ep) }",
+        "prune Conv2d to 2:4 { schedule = linear(0ep..5ep) }",
         "prune Conv2d to 2:4 { schedule = once(at=5ep) }",
     ),
     entry(
         "E233",
         "a score without a gradient",
-        """`taylor`, `movement` and `gradient` take the gradient of one path, the deployed one
-          unless another is named, as in `taylor(dense)`. A path that no loss needs has none.""",
-        "prune Conv2d to 90% { score = taylor(dense) }\n"
+        """A score of gradients takes those of one path, the deployed one unless another is named,
+          as in `gradient(dense)`. A path that no loss needs has no gradients.""",
+        "prune Conv2d to 90% { score = gradient(dense) }\n"
         + _mix().replace("  loss cross_entropy(dense)\n", ""),
-        "prune Conv2d to 90% { score = taylor(sparse) }",
+        "prune Conv2d to 90% { score = gradient(sparse) }",
     ),
     entry(
         "E234",
-        "a score that `lamp` cannot take",
-        "`lamp` compares w^2 with the squares in its layer: its score is `magnitude` or `l2`.",
-        "prune Conv2d to lamp(90%) { score = taylor }",
+        "a score that the target cannot compare",
+        "The target compares squared weights; the score must be `magnitude` or `l2`.",
+        "prune Conv2d to lamp(90%) { score = gradient }",
         "prune Conv2d to lamp(90%)",
     ),
     entry(

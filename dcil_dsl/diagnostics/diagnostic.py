@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from dcil_dsl.diagnostics.source import Span
 
@@ -115,7 +115,11 @@ class Diagnostics:
     def stop_if_wrong(self) -> None:
         """Raise RecipeError with every error so far, in the order of the text."""
         if self.errors:
-            raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Raise RecipeError with every error so far; there is one."""
+        raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
 
 
 def bounded(text: str | None) -> str | None:

@@ -30,7 +30,7 @@ from dcil_dsl.model.layers import unused_layers
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
-from dcil_dsl.plan.wording import percent
+from dcil_dsl.plan.text import percent
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image

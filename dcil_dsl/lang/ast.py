@@ -79,6 +79,8 @@ class RangeOf(Node):
 
 
 Value = Union[Literal, Name, Call, List, Negative, Arithmetic, RangeOf]
+# The fields that hold a Value; a Name in any other field is a path, a setting or a word.
+VALUES = ("value", "target", "scalar", "term", "start", "stop")
 
 # -- selectors: sets of layers -------------------------------------------------------------
 
@@ -253,6 +255,14 @@ class Deploy(Node):
     path: Name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Head(Node):
+    """`language 1` or `extends "..."`, which are fields of File: as a statement, to print it."""
+
+    kind: str
+    value: Literal
+
+
 MixItem = Union[Path, Update, Private, Loss, Deploy]
 
 
@@ -276,3 +286,11 @@ class File(Node):
     extends: Literal | None
     items: tuple[Item, ...]
     comments: tuple[tuple[int, str], ...] = field(default=(), compare=False, repr=False)
+
+
+Statement = Union[Item, MixItem, Setting, Condition, Head]
+
+
+def kind_of(node: Statement) -> str:
+    """The word that a statement begins with; `setting` and `condition` for those without one."""
+    return node.kind if isinstance(node, Block | Head) else type(node).__name__.lower()

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.check_selectors import Selectors
-from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.read import Reader
 from dcil_dsl.lang.read_values import Broken
-from dcil_dsl.lang.words import Reader
+from dcil_dsl.lang.selectors import Selectors
+from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PARTS, PathBlock, PrivateBlock
-from dcil_dsl.words.losses import KL
+from dcil_dsl.words.losses import KL, Loss
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.units import Percent, Time, kind_of, written
 from dcil_dsl.words.views import AnyView, Masked
@@ -57,7 +57,7 @@ def check_mix(
             help="`mix` says which paths there are and who learns from whom",
         )
         return None
-    kinds: dict[type, list] = {}
+    kinds: dict[type, list[Any]] = {}
     for item in mix.items:
         kinds.setdefault(type(item), []).append(item)
     checker = _Mix(reader, kinds.get(ast.Path, []))
@@ -79,7 +79,7 @@ def check_mix(
     if not _halves_alone(rules):
         checker.learns_what_it_leaves_out(updates)
     if not found.errors:
-        _warn(mix, file, checker.paths, updates, losses, here, found)
+        _warn(file, checker.paths, updates, losses, here, found)
     return Mixed(
         tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy, checker.broken
     )
@@ -173,7 +173,7 @@ class _Mix:
             return cast(AnyView, views[word]())
         if word in self.reader.uses.words or self.reader.uses.broken:
             try:
-                return cast(AnyView, self.reader.word(node, "a view"))
+                return self.reader.word(node, AnyView)
             except Broken:
                 return None
         self.found.add(
@@ -198,7 +198,8 @@ class _Mix:
     # -- updates ------------------------------------------------------------------------------
 
     def update(self, item: ast.Update) -> r.Update | None:
-        good, first = True, {}
+        good = True
+        first: dict[str, ast.Name] = {}
         for part in item.parts:
             if part.name not in PARTS:
                 self.found.add(
@@ -217,7 +218,8 @@ class _Mix:
                     others=(Label(first[part.name].span, "given here first"),),
                 )
                 good = False
-        shares, seen = [], {}
+        shares: list[tuple[str, float]] = []
+        seen: dict[str, ast.Share] = {}
         for share in item.shares:
             name = share.path.name
             good &= self._declared(name, share.path.span)
@@ -232,7 +234,7 @@ class _Mix:
                 good = False
             scalar = self._scalar(share.scalar, "a share")
             good &= scalar is not None
-            shares.append((name, scalar))
+            shares.append((name, scalar or 0.0))
         window = self._window(item)
         if not good or window is None:
             return None
@@ -282,7 +284,7 @@ class _Mix:
     def loss(self, item: ast.Loss) -> r.Loss | None:
         coefficient, window = self._scalar(item.scalar, "the weight of a loss"), self._window(item)
         try:
-            term = self.reader.word(item.term, "a loss")
+            term = self.reader.word(item.term, Loss)
         except Broken:
             return None
         fields = type(term).model_fields
@@ -313,7 +315,9 @@ class _Mix:
     def private(self, item: ast.Private, selectors: Selectors) -> r.Private | None:
         selector = selectors.closed(item.selector)
         word = self.reader.block(PrivateBlock, "private", item.settings, item.span).word
-        return word and r.Private(selector=selector, init=word.init, span=item.span)
+        if word is None:
+            return None
+        return r.Private(selector=selector, init=word.init, span=item.span)
 
     def deploy(self, items: list[ast.Deploy], here: Span) -> str:
         if not items:
@@ -358,7 +362,7 @@ class _Mix:
             start, stop = self._moment(item.start), self._moment(item.stop)
         except Broken:
             return None
-        if stop is not None:
+        if item.stop is not None and stop is not None:
             order = self.reader.compare(start or Time(0, "epochs"), stop)
             if order is not None and order >= 0:
                 self.found.add(
@@ -403,18 +407,28 @@ def named_by(losses: Iterable[r.Loss]) -> set[str]:
     return {path for loss in losses for path in loss.term.paths}
 
 
-def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> None:
+def _warn(
+    file: ast.File,
+    paths: list[r.Path],
+    updates: list[r.Update],
+    losses: list[r.Loss],
+    here: Span,
+    found: Diagnostics,
+) -> None:
     """Legal, and probably not what was meant."""
     prunes = any(isinstance(item, ast.Prune) for item in file.items)
     named = {part for update in updates for part in update.parts}
-    for part in ("kept", "pruned") if prunes else ("kept",):
-        if part not in named:
-            found.add(
-                "W203",
-                f"no rule updates the {part} weights, so they never learn",
-                here,
-                help=f"for example `update {part} by {paths[0].name}`",
-            )
+    untrained = {"kept", "pruned"} - named if prunes else {"rest"} - named
+    if not prunes and "kept" in named:  # without a rule, kept and rest are the same
+        untrained = set()
+    for part in sorted(untrained):
+        whose = f"{part} weights" if prunes else "weights"
+        found.add(
+            "W203",
+            f"no `update` trains the {whose}",
+            here,
+            help=f"for example `update {part} by {paths[0].name}`",
+        )
     used = named_by(losses)
     for path in paths:
         if path.name not in used:

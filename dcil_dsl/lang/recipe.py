@@ -9,8 +9,10 @@ Not:  no layers, no steps: those need a model and a length of the epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from dcil_dsl import words
+from dcil_dsl.diagnostics.diagnostic import Diagnostic
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import ast
 from dcil_dsl.words.augment import Augment
@@ -26,8 +28,10 @@ from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import AnyView
 
+Option = bool | int | float | str | None  # a setting of a model that its builder takes
 
-def _span():
+
+def _span() -> Any:
     return field(compare=False, repr=False)
 
 
@@ -52,7 +56,7 @@ class Model:
 
     name: str | None = None
     classes: int | None = None
-    options: tuple[tuple[str, object], ...] = ()
+    options: tuple[tuple[str, Option], ...] = ()
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -103,14 +107,12 @@ class Prune:
     penalty: tuple[Penalty, ...] = ()
     param: Parametrization | None = None
     regrow: Regrow | None = None
-    span: Span = _span()  # the whole rule's first line: `prune ... to ...`
-    target_span: Span = _span()
-    schedule_span: Span | None = field(default=None, compare=False, repr=False)
-    floor_span: Span | None = field(default=None, compare=False, repr=False)
-    ceiling_span: Span | None = field(default=None, compare=False, repr=False)
-    freeze_span: Span | None = field(default=None, compare=False, repr=False)
-    granularity_span: Span | None = field(default=None, compare=False, repr=False)
-    spans: dict[str, Span] = field(default_factory=dict, compare=False, repr=False)  # by setting
+    span: Span = _span()  # the first line of the rule: `prune ... to ...`
+    spans: dict[str, Span] = field(compare=False, repr=False)  # of the target and the settings
+
+    def at(self, *names: str) -> Span:
+        """The place of the first of these settings that is given; else the whole rule."""
+        return next((self.spans[name] for name in names if name in self.spans), self.span)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +129,11 @@ class Path:
 
     name: str
     view: AnyView
-    random: str = "own"
+    random: Literal["own", "shared"] = "own"
     batch: Percent | None = None
     size: Percent | None = None
     every: Time | None = None
-    compute: str = "all"
+    compute: Literal["all", "kept"] = "all"
     span: Span = _span()
 
 
@@ -151,7 +153,7 @@ class Private:
     """`private selector { init = copy | fresh }`: one module per path."""
 
     selector: ast.Selector
-    init: str = "copy"
+    init: Literal["copy", "fresh"] = "copy"
     span: Span = _span()
 
 
@@ -202,7 +204,7 @@ class Recipe:
     average: Average | None = None
     expect: tuple[Expectation, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
-    warnings: tuple = field(default=(), compare=False)  # Diagnostic values of the check
+    warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     given: str = field(default="", compare=False, repr=False)  # the text as it was given
     text: str = field(default="", compare=False, repr=False)  # after extends, let and --set
     mix_span: Span | None = field(default=None, compare=False, repr=False)

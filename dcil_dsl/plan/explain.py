@@ -18,29 +18,29 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import Layer
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import counted, members, num_units
-from dcil_dsl.plan.curve import draw_schedule
-from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
+from dcil_dsl.plan.group import counted, members, num_units
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_groups import (
+from dcil_dsl.plan.show import (
     dynamics_words,
     group_line,
     refresh_words,
     schedule_words,
+    share_of,
 )
-from dcil_dsl.plan.show_layers import share_of
 from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
-from dcil_dsl.plan.wording import (
+from dcil_dsl.plan.text import (
     PLAIN,
     Page,
+    draw_schedule,
     moment,
     percent,
     shorten,
     stretch,
     table,
 )
+from dcil_dsl.plan.units import tensor_core_obstacle
 from dcil_dsl.words.granularity import Pattern
 from dcil_dsl.words.schedules import Constant
 from dcil_dsl.words.views import Full, Masked
@@ -186,13 +186,15 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
     if not layer.prunable:
         return ""
     selection = Selection(traced.layers, traced.name, Diagnostics())
-    matched = [selection.select(rule.selector) for rule in recipe.rules]
+    matched = [selection.mask(rule.selector) for rule in recipe.rules]
     ties = {layer.path, *_tied(layer, traced)}
-    claims = [i for i, found in enumerate(matched) if ties & {other.path for other in found}]
+    tied = sum(1 << selection.place[path] for path in ties)
+    claims = [index for index, mask in enumerate(matched) if mask & tied]
     head = "rules, in their order: the last that matches wins"
     lines = [head]
-    for index, (rule, found) in enumerate(zip(recipe.rules, matched, strict=True)):
-        if index not in claims:
+    for index, (rule, mask) in enumerate(zip(recipe.rules, matched, strict=True)):
+        if not mask & tied:
+            found = selection.listed(mask)
             verdict = f"no match: it selects {_names([o.path for o in found if o.prunable])}"
         elif index == claims[-1]:
             verdict = "matches and wins"
@@ -202,9 +204,9 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
             if last.source is not rule.span.source:  # of the recipe that extends this one
                 where = f"{last.source.name}:{last.line} comes after it"
             verdict = f"matches, but {where} and matches too"
-        through = {other.path for other in found}
-        if index in claims and layer.path not in through:
-            verdict += f", through `{sorted(through & ties)[0]}`, which has the same weight"
+        if mask & tied and not mask >> selection.place[layer.path] & 1:
+            through = min(other.path for other in selection.listed(mask & tied))
+            verdict += f", through `{through}`, which has the same weight"
         place = f"{rule.span.source.name}:{rule.span.line}"
         lines += wrap(
             f"{place}  {_on_one_line(rule.span.text)}",
@@ -265,7 +267,8 @@ def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
     rows = []
     for step in sorted(step for step in steps if 0 <= step <= end):
         kept = [kept_at(group, step)[entry.parameter] for entry in own]
-        left = "by its scores" if None in kept else f"{sum(kept):,} of {size:,}"
+        left = f"{sum(filter(None, kept)):,} of {size:,}"
+        left = "by its scores" if None in kept else left
         stand = group.freeze is not None and step >= group.freeze
         in_force = sparsity_at(group, last_refresh(group, step))
         rows.append(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cost import phase_steps, step_cost, training_cost
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group, Part, Plan
 from dcil_dsl.plan.schedule import (
     keeps_at,
@@ -150,7 +150,7 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
         return dict.fromkeys(group.parameters)
     if group.one_budget:  # one member, whose budget may count what its units cost
         keeps = (keeps[0] // unit_costs(group)[0],)
-    kept = {}
+    kept: dict[str, int | None] = {}
     sizes = members(group, group.num_weights)
     for names, weights, keep, total in zip(parts, sizes, keeps, num_units(group), strict=True):
         total = max(1, total)  # a layer may have none

@@ -1,14 +1,17 @@
 """The part of the Plan that is one `prune` rule: its weights, units, budget, score and time.
 
-In:   allocate.py and its neighbours fill it.
-Out:  Budgeted, the fields that say what a rule counts; Group, all of a rule.
-Not:  no paths and no training.
+In:   allocate.py fills it.
+Out:  Budgeted, the fields that say what a rule counts; Group, all of a rule; what they count, per
+      member.
+Not:  no time (schedule.py), no paths and no training.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -194,3 +197,39 @@ class Group(Budgeted):
         if not self.score.has_state:
             return None
         return KeptScore(self.score, self.score.gradient_path, self.score.decay)
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def members(group: Budgeted, of: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    """`of`, a sequence along group.parameters (None: those themselves), cut into members.
+
+    A member is one weight, or the weights that share an attention's heads.
+    """
+    entries = tuple(group.parameters if of is None else of)
+    stops = list(accumulate(group.spans or [1] * len(entries)))
+    return [entries[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def num_units(group: Budgeted) -> tuple[int, ...]:
+    """How many units each member has; of an N:M pattern the units are single weights."""
+    if group.unit.single:
+        return group.num_weights
+    return tuple(cuts[0].num_units for cuts in members(group, group.cuts))
+
+
+def unit_costs(group: Budgeted) -> tuple[int, ...]:
+    """What a unit of each member costs the budget."""
+    return group.costs or (1,) * len(num_units(group))
+
+
+def budget_size(group: Budgeted) -> int:
+    """What the budget would be if nothing were pruned."""
+    return sum(n * cost for n, cost in zip(num_units(group), unit_costs(group), strict=True))
+
+
+def counted(group: Budgeted, many: bool = True) -> str:
+    """What the budget counts, in a word: "weights", "filters", "multiply-accumulates"."""
+    noun = {"weights": "weight", "flops": "multiply-accumulate"}.get(group.of, group.unit.noun)
+    return noun + "s" * many

@@ -1,7 +1,7 @@
 """The Plan: what is pruned, by how much, when, and who learns from whom. Plain data, in steps.
 
 In:   resolve.py fills it from a recipe and a traced model.
-Out:  compiler/, training/ and export/ read it and nothing of the language; it goes to JSON
+Out:  compiler/, training/ and exporting/ read it and nothing of the language; it goes to JSON
       and back unchanged, and lies in every run folder and checkpoint.
 Not:  no tensors, no modules, no units but steps, counts of weights and fractions.
 """
@@ -22,16 +22,40 @@ from pydantic import (
 
 from dcil_dsl.plan.format_1 import upgrade
 from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part
-from dcil_dsl.plan.steps import Train
 from dcil_dsl.words.augment import Augment
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.balances import Balance
+from dcil_dsl.words.integrators import Integrator
 from dcil_dsl.words.losses import Loss
+from dcil_dsl.words.optimizers import Optimizer
+from dcil_dsl.words.rates import Rate
 from dcil_dsl.words.record import Stored
 from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.word import Word, every_word
 
+
+class Train(Part):
+    """accumulate  batches for one step of the optimizer; the last of an epoch may have fewer
+    sync_norms   batch norms take their statistics over all ranks
+    """
+
+    num_epochs: NonNegativeInt
+    optimizer: Stored[Optimizer]
+    rate: Stored[Rate]
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip: float | None = None
+    ema: float | None = None
+    accumulate: PositiveInt = 1
+    sync_norms: bool = False
+    average: Stored[WeightAverage] | None = None
+    integrator: Stored[Integrator] | None = None
+    balance: Stored[Balance] | None = None
+    seed: int = 0
+
+
 __all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "Part", "Train"]
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 
 
 # -- time ------------------------------------------------------------------------------------

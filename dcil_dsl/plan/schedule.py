@@ -7,7 +7,7 @@ Not:  no tensors; masking/select.py makes the masks.
 
 from __future__ import annotations
 
-from dcil_dsl.plan.budget import budget_size, num_units, unit_costs
+from dcil_dsl.plan.group import budget_size, num_units, unit_costs
 from dcil_dsl.plan.plan import Bound, Group
 
 
@@ -136,7 +136,8 @@ def num_refreshes(group: Group, num_steps: int) -> int:
     if num_steps <= 0:
         return 0
     last = num_steps - 1 if group.freeze is None else min(num_steps - 1, group.freeze)
-    extra = {0, *group.moments, reached_at(group), group.freeze} - {None}
+    extra = {0, *group.moments, reached_at(group)}
+    extra |= set() if group.freeze is None else {group.freeze}
     if group.moments:
         return sum(step <= last for step in extra)
     return last // group.refresh + 1 + sum(s <= last and s % group.refresh != 0 for s in extra)

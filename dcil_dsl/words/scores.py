@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
-from dcil_dsl.words.word import Average, Run, ScoredPath, W, Word
+from dcil_dsl.words.word import Average, Run, ScoredPath, Word
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class GradientScore(AnyScore):
         With v = w * m it is that of a straight-through mask: a pruned weight is scored too.
         """
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
     def _of_gradient(self) -> str:

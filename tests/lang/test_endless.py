@@ -141,7 +141,7 @@ def test_of_a_foreign_file_at_most_three_lines_are_quoted(tmp_path):
     drawn = render_all(found)
     assert sum(line in drawn for line in lines) <= 3
     assert (found[-1].code, found[-1].span.text) == ("E201", '"passwd"')
-    assert "is no recipe: at least" in found[-1].message
+    assert "is not a recipe: at least" in found[-1].message
 
 
 def test_a_recipe_that_a_command_names_may_be_a_pipe_and_ends_at_its_limit():

@@ -9,7 +9,7 @@ from dcil_dsl.lang import load, loads
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.explain import explain_layer
 from dcil_dsl.plan.resolve import resolve_recipe
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 
 RULES = """
 pruning { schedule = linear(0ep..4ep) refresh = 5 steps }

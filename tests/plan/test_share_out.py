@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.resolving import codes_of, plan_of, resolve
 from torchvision.models import resnet50
 
+from dcil_dsl.plan.allocate import share_out
 from dcil_dsl.plan.schedule import keeps_at, sparsity_at, whole_units
-from dcil_dsl.plan.share_out import share_out
 from dcil_dsl.words.targets import Erk
 from dcil_dsl.words.units import Percent
 

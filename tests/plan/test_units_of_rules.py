@@ -8,7 +8,7 @@ from torch import nn
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import loads
 from dcil_dsl.model import trace_model
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units
+from dcil_dsl.plan.group import budget_size, counted, members, num_units
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import ceilings_at, keeps_at

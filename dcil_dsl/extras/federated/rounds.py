@@ -12,7 +12,7 @@ Round r covers the steps r L .. (r + 1) L - 1 of the plan, for every client the 
     server   W <- sum n_i W_i / sum n_i, n_i the examples of client i: FedAvg, McMahan et al. 2017,
              arXiv:1602.05629; with `forget = true` W <- W m, so that what it sends is sparse
 
-With `path sparse = masked`, `update kept, pruned by sparse`, `forget`, a cubic ramp and a rising
+With `path sparse = masked`, `update kept, pruned by sparse`, `forget`, a ramp and a rising
 norm these are the rounds of FedDIP, Long et al. 2023, arXiv:2309.06805, as in the authors' code
 (EricLoong/feddip), but for two things. Their masks of the first round are drawn by chance in the
 shares of ERK, here they are by magnitude; their masks of round r have the sparsity that the ramp

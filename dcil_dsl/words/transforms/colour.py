@@ -10,6 +10,8 @@ takes one amount for the whole batch. Sums may round the other way: one level of
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,11 +86,11 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor, unused: Tensor) -> Tensor:
-    return one_amount.autocontrast(images)
+    return cast(Tensor, one_amount.autocontrast(images))
 
 
 def equalize(images: Tensor, unused: Tensor) -> Tensor:
-    return one_amount.equalize(images)
+    return cast(Tensor, one_amount.equalize(images))
 
 
 def _wide(values: Tensor) -> Tensor:

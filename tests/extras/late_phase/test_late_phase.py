@@ -15,7 +15,7 @@ from dcil_dsl.extras.late_phase.step import (
     take_turn,
 )
 from dcil_dsl.plan.show_training import show_training
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.optim import make_optimizer
 

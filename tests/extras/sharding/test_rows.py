@@ -16,7 +16,7 @@ from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.units import keep_pattern, spread_mask, sum_in_units
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.model.layers import HeadShare, Weight
-from dcil_dsl.plan.cuts import cut_weight
+from dcil_dsl.plan.units import cut_weight
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 from dcil_dsl.words.scores import uniform
 

@@ -1,21 +1,84 @@
-"""Text to tokens, and what is said about characters that are in no word of the language.
+"""A recipe file to text, and text to tokens.
 
-In:   a Source.
-Out:  lark's tokens and the comments between them; E102, E103 and E110 in a Diagnostics.
-Not:  no order of words; syntax.py speaks about that.
+In:   the path of a recipe file; a Source.
+Out:  lark's tokens and the comments between them; E102, E103 and E110 for characters that are in
+      no word of the language.
+Not:  no order of words (parse.py). Lark is imported when the first text arrives, so that importing
+      the language costs nothing.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcil_dsl.diagnostics import Diagnostics, Source, Span
+from dcil_dsl.diagnostics import Diagnostics, RecipeError, Source, Span
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
-from dcil_dsl.lang.grammar import comments_between, grammar
 
 if TYPE_CHECKING:
+    from lark import Lark, Token
+
+MOST_BYTES = 2_000_000  # of a recipe; a thousand times a long one
+END = "$END"  # lark's name for the end of the text
+_COMMENT = re.compile(r"#[^\n]*")
+
+
+@cache
+def grammar() -> Lark:
+    """The parser. Building it takes 50 to 200 ms, so it is done once and late."""
+    from lark import Lark
+
+    # The basic lexer reserves keywords everywhere; with the contextual one a keyword would be
+    # a legal first setting of a block and an illegal second one.
+    return Lark(grammar_text(), parser="lalr", lexer="basic", propagate_positions=True)
+
+
+def grammar_text() -> str:
+    """prune.lark, from inside an installed wheel or from the repository beside the package."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "grammar", package.parent / "grammar"):
+        if (folder / "prune.lark").is_file():
+            return (folder / "prune.lark").read_text(encoding="utf-8")
+    raise FileNotFoundError("prune.lark is neither in dcil_dsl/grammar nor in ../grammar")
+
+
+@cache
+def literals() -> dict[str, str]:
+    """What each terminal with one spelling is written as: {"LBRACE": "{", "TRAIN": "train"}."""
+    from lark.lexer import PatternStr
+
+    terminals = grammar().terminals
+    return {t.name: t.pattern.value for t in terminals if isinstance(t.pattern, PatternStr)}
+
+
+def comments_between(text: str, tokens: list[Token]) -> tuple[tuple[int, str], ...]:
+    """Comments stand between tokens; a `#` inside a string is inside a token."""
+    found, stop = [], 0
+    for token in [*tokens, None]:
+        start = len(text) if token is None else token.start_pos
+        found += [(m.start(), m.group().rstrip()) for m in _COMMENT.finditer(text, stop, start)]
+        stop = start if token is None else token.end_pos
+    return tuple(found)
+
+
+def written(*words: str) -> list[Token]:
+    """Tokens that no text holds, to put a piece of text in its place in the grammar."""
     from lark import Token
+
+    kinds = {text: name for name, text in literals().items()}
+
+    def kind(word: str) -> str:
+        return kinds.get(word) or ("NUMBER" if word[0].isdigit() else "NAME")
+
+    return [Token(kind(w), w, 0, 1, 1, 1, 1, 0) for w in words]
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
 
 # What people write from the habit of another language: (fact, help, what to read instead).
 # Reading on with what was meant keeps one slip from being told twice.
@@ -122,11 +185,12 @@ def _note(text: str, at: int, quoted: Source, found: Diagnostics) -> str:
     return text[:at] + " " * (stop - at) + text[stop:]
 
 
-def _foreign_name(text: str, at: int) -> re.Match | None:
+def _foreign_name(text: str, at: int) -> re.Match[str] | None:
     """The name around a `.` or `:` that is one elsewhere: `layer1.0.conv1`, `nn.Conv2d`, and after
     `model` what --model takes."""
     start = text.rfind("\n", 0, at) + 1
-    before = _BEFORE.match(text[start:at][::-1])
+    before = _BEFORE.match(text[start:at][::-1])  # always: it may be empty
+    assert before is not None
     # Tried where it has to begin, and nowhere else: a word may be as long as the file.
     letter = _LETTER.search(text, at - before.end(), at)
     name = letter and _DOTTED.match(text, letter.start())
@@ -136,7 +200,7 @@ def _foreign_name(text: str, at: int) -> re.Match | None:
     return name if is_model or ":" not in name[0] else None
 
 
-def _quoted_name(text: str, name: re.Match, quoted: Source, found: Diagnostics) -> str:
+def _quoted_name(text: str, name: re.Match[str], quoted: Source, found: Diagnostics) -> str:
     """Note a name that needs quotes, or a class with its module before it; read as was meant."""
     start, stop = name.span()
     last = name[0].rpartition(".")[2]
@@ -188,3 +252,64 @@ def shown(characters: str) -> str:
         return f"`{clipped}`"
     more = " ..." if len(characters) > 4 else ""
     return " ".join(f"U+{ord(c):04X}" for c in characters[:4]) + more
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+class Unreadable(Exception):
+    """A file cannot be read; the message says why."""
+
+
+def read(path: Path, is_parent: bool = False) -> str:
+    """The text of a recipe file.
+
+    Raises Unreadable where it cannot be read, RecipeError (E110) where it is not UTF-8.
+    """
+    return decode(read_bytes(path, is_parent), str(path))
+
+
+def read_bytes(path: Path, is_parent: bool = False) -> bytes:
+    """At most MOST_BYTES of a file, or Unreadable.
+
+    What a command names may be a pipe, such as /dev/stdin; a parent is a regular file, for a
+    recipe must not make its reader wait.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if is_parent and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise Unreadable("it is a pipe or a device and no regular file")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unreadable(reason.lower()) from None
+    if len(content) > MOST_BYTES:
+        raise Unreadable(f"it is larger than {MOST_BYTES // 1_000_000} MB")
+    return content
+
+
+def decode(content: bytes, name: str) -> str:
+    """The text of a recipe's bytes; a leading byte order mark is dropped."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        source = Source(content.decode("utf-8", "replace"), name)
+        start = len(content[: error.start].decode("utf-8", "replace"))
+        wrong = Diagnostics()
+        wrong.add(
+            "E110",
+            "the recipe is not UTF-8 text",
+            Span(source, start, start + 1),
+            label=f"byte 0x{content[error.start]:02x}",
+            help="save it as plain UTF-8 text",
+        )
+        raise RecipeError(wrong.errors) from None
+
+
+def recipes_in(folder: Path) -> list[str]:
+    """The names of the recipes in a folder."""
+    try:
+        return sorted(p.name for p in folder.glob("*.prune"))
+    except (OSError, ValueError):
+        return []

@@ -1,18 +1,25 @@
-"""Who runs and who learns from whom, over time.
+"""Which paths run and which weights learn from which path, over time.
 
-In:   the recipe's losses and `update` rules with their windows.
-Out:  Loss and Phase parts of the Plan: stretches of steps in which nothing of this changes.
-Not:  no layers and no weights.
+In:   the recipe's paths, losses and `update` rules, in units of time.
+Out:  WeightedLoss, Path and Phase parts of the Plan, in steps; E306, E309, E312, E313, E320, W305
+      and W306 in a Diagnostics.
+Not:  no budgets (allocate.py); a ramp that the run cuts off is E305 there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from dcil_dsl.diagnostics import Diagnostics, Label
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.plan.skip_pruned import in_pattern, left_out
+from dcil_dsl.words.rates import Multistep
+from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import Run
 
 PARTS = ("kept", "reserve", "pruned", "rest")
@@ -127,8 +134,8 @@ def resolve_phases(
     """
     updates = [(u, _window(u, steps_per_epoch, num_steps)) for u in recipe.updates]
     windows = [loss.window for loss in losses] + [window for _, window in updates]
-    cuts = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
-    cuts = sorted(cut for cut in cuts if 0 <= cut < num_steps)
+    turns = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
+    cuts = sorted(turn for turn in turns if 0 <= turn < num_steps)
 
     has_reserve = any(isinstance(rule, r.Prune) and rule.reserve for rule in recipe.rules)
     phases: list[p.Phase] = []
@@ -164,7 +171,9 @@ def resolve_phases(
     return tuple(phases)
 
 
-def _stretches(cuts: list[int], losses: tuple[p.WeightedLoss, ...]):
+def _stretches(
+    cuts: list[int], losses: tuple[p.WeightedLoss, ...]
+) -> Iterator[tuple[int, int | None, int, bool]]:
     """(start, stop, every, others): each stretch, in two where some losses open every few steps."""
     for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
         strides = {
@@ -184,7 +193,9 @@ def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.
     return p.Window(start=start, stop=stop)
 
 
-def _rule_for(part: str, step: int, updates, report: Diagnostics) -> r.Update | None:
+def _rule_for(
+    part: str, step: int, updates: list[tuple[r.Update, p.Window]], report: Diagnostics
+) -> r.Update | None:
     rules = [update for update, window in updates if part in update.parts and window.covers(step)]
     if len(rules) > 1:
         report.add(
@@ -204,20 +215,78 @@ def _share(rule: r.Update | None, path: str, running: tuple[str, ...]) -> float:
 
 
 def _warn_of_idle_parts(recipe: r.Recipe, phases: list[p.Phase], report: Diagnostics) -> None:
-    parts = ["kept"] + (["pruned"] if any(isinstance(x, r.Prune) for x in recipe.rules) else [])
-    for part in parts:
-        if phases and not any(getattr(row, part) for phase in phases for row in phase.shares):
-            rules = [update for update in recipe.updates if part in update.parts]
-            if rules and not any(share for rule in rules for _, share in rule.shares):
-                continue  # `update pruned by 0 * sparse` means it
-            declared = bool(rules)
-            report.add(
-                "W305",
-                f"the {part} weights never learn",
-                recipe.mix_span,
-                label=(
-                    "their update rule names no path that runs"
-                    if declared
-                    else f"no `update {part} by ...` stands here"
-                ),
-            )
+    """W305 for each part that gets no gradient in the whole run. Without a rule that prunes there
+    are no kept and pruned weights, only weights; `update kept` then trains them."""
+    prunes = any(isinstance(rule, r.Prune) for rule in recipe.rules)
+    for part in ("kept", "pruned") if prunes else ("rest",):
+        if not phases or any(getattr(row, part) for phase in phases for row in phase.shares):
+            continue
+        own = (part,) if prunes else ("kept", "rest")
+        rules = [update for update in recipe.updates if set(own) & set(update.parts)]
+        if rules and not any(share for rule in rules for _, share in rule.shares):
+            continue  # `update pruned by 0 * sparse` states that it is intended
+        report.add(
+            "W305",
+            f"the {part} weights never learn" if prunes else "the weights never learn",
+            recipe.mix_span,
+            label="their `update` names no path that runs"
+            if rules
+            else f"there is no `update {part} by ...`",
+        )
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def check_score(
+    rule: r.Prune,
+    group: p.Group,
+    phases: tuple[p.Phase, ...],
+    num_steps: int,
+    report: Diagnostics,
+) -> None:
+    """E312 where every mask of the run is made before the first gradient that it could look at."""
+    score = group.kept_score
+    if score is None or score.path is None:
+        return
+    path = score.path
+    runs = [phase.window.start for phase in phases if path in phase.paths]
+    last = last_refresh(group, num_steps - 1)
+    if not runs or last <= runs[0]:
+        when = f"first runs at step {runs[0]:,}" if runs else "never runs"
+        report.add(
+            "E312",
+            f"`{score.score.called}` takes no part: the last mask is made at step {last:,}, "
+            f"path `{path}` {when}",
+            rule.at("score" if group.regrow is None else "regrow"),
+            label="a gradient of a step moves the masks made after it",
+        )
+
+
+# -- times after the end ---------------------------------------------------------------------------
+
+
+def warn_of_unreached(
+    recipe: r.Recipe, steps_per_epoch: int, num_steps: int, report: Diagnostics
+) -> None:
+    """Losses and updates that never open, rates that never come, masks that never freeze."""
+
+    def warn(what: str, time: Time | None, span: Span | None, label: str = "") -> bool:
+        step = -1 if time is None else time.to_steps(steps_per_epoch, num_steps)
+        if step >= num_steps:
+            fact = f"{what} {count(step, 'step')}, the run has {num_steps:,}"
+            report.add("W306", fact, span, label=label)
+        return step >= num_steps
+
+    for loss in recipe.losses:
+        warn("this loss opens after", loss.start, loss.span)
+    for update in recipe.updates:
+        warn("this update begins after", update.start, update.span)
+    rate = recipe.train.lr
+    warn("the warm-up takes", rate.warmup, recipe.rate_span, "the rate is still rising at the end")
+    for moment in rate.at if isinstance(rate, Multistep) else ():
+        if warn("the rate changes after", moment, recipe.rate_span):
+            break  # the later ones neither
+    for rule in recipe.rules:
+        if isinstance(rule, r.Prune):
+            warn("masks freeze after", rule.freeze, rule.at("freeze"))

@@ -7,15 +7,15 @@ from support.resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.lang import load
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.facts import kept_at
-from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import keeps_at
 from dcil_dsl.plan.show import show_plan
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 RULE = 'prune Conv2d to sensitivity({}, profile="{}")'
 
 
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_is_no_loss_that_could_be_shared_out(tmp_path,
 
 def test_a_profile_of_another_model_is_told_by_layer(tmp_path):
     path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2)})
-    assert "says nothing of `1.weight`" in refusal(RULE.format("55%", path)).message
+    assert "does not contain `1.weight`" in refusal(RULE.format("55%", path)).message
     assert "; 7 layers do not fit the profile" in refusal(RULE.format("55%", path), Net()).message
     path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2), "1": (0.1, 0.2)}, {"1": 64})
     wrong = refusal(RULE.format("55%", path))

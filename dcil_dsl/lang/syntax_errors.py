@@ -1,8 +1,8 @@
-"""One refused token, in one sentence.
+"""One sentence for one refused token.
 
 In:   a Situation: the tokens, which of them was refused, what could have stood there.
-Out:  Explained: the Diagnostic, and where reading may go on.
-Not:  no reading; syntax.py finds the situations.
+Out:  Explained: the Diagnostic, and where reading may resume.
+Not:  nothing is read; recovery.py finds the situations.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
-from dcil_dsl.lang.grammar import END, literals
-from dcil_dsl.lang.lexical import clipped
+from dcil_dsl.lang.tokens import END, clipped, literals
 from dcil_dsl.words.blocks import PARTS
 from dcil_dsl.words.registry import own_words
 
 if TYPE_CHECKING:
     from lark import Token
+
 
 BLOCKS = ("RECIPE", "MODEL", "DATA", "PRUNING", "MIX", "TRAIN", "EXPECT")
 ITEMS = (*BLOCKS, "LET", "LAYERS", "PRUNE", "KEEP", "LANGUAGE", "EXTENDS")
@@ -73,8 +73,9 @@ class Situation:
     def adjacent(self, first: int, second: int, kind: str) -> bool:
         """Whether two neighbours are of one kind, with nothing between them."""
         a, b = self.near(first), self.near(second)
-        is_kind = self.kind(first) == self.kind(second) == kind
-        return is_kind and a.end_pos == b.start_pos
+        if a is None or b is None or not a.type == b.type == kind:
+            return False
+        return bool(a.end_pos == b.start_pos)
 
     def together(self, first: int, second: int) -> bool:
         """Whether two neighbours stand on one line."""
@@ -152,7 +153,7 @@ def _unit(s: Situation) -> Explained | None:
         plausible = s.together(-2, -1)
     else:
         return None
-    if not plausible:
+    if not plausible or number is None or unit is None:
         return None
     near = nearest(str(unit), UNITS)
     if near is None and s.bracket is not None and s.kind(1) == "EQUAL":
@@ -352,7 +353,7 @@ def _reserved(s: Situation) -> Explained | None:
 def _general(s: Situation) -> Explained:
     token = s.token
     what = "the end of the recipe" if token.type == END else f"`{clipped(str(token))}`"
-    others = ()
+    others: tuple[Label, ...] = ()
     if s.bracket is not None:
         others = (Label(of(s.source, s.bracket), "opened here"),)
     help = None
@@ -394,8 +395,10 @@ def _with_minus(s: Situation) -> str | None:
 
 def _touch(s: Situation) -> bool:
     """Whether the token stands between its neighbours without a space."""
-    before, token, after = s.near(-1), s.token, s.near(1)
-    return before.end_pos == token.start_pos and token.end_pos == after.start_pos
+    before, after = s.near(-1), s.near(1)
+    if before is None or after is None:
+        return False
+    return bool(before.end_pos == s.token.start_pos and s.token.end_pos == after.start_pos)
 
 
 def small_word(name: str) -> str | None:

@@ -1,53 +1,118 @@
-"""Settings and calls into words of the vocabulary, and what is wrong with them.
+"""Settings and calls to words, and the errors in them.
 
-In:   closed nodes (link.py) and the classes of words/.
-Out:  validated words, with the span of each setting; E205..E214 in a Diagnostics.
-Not:  nothing that concerns two statements at once; check.py does.
+In:   closed nodes (link.py), the classes of words/, the packages that the recipe `uses`.
+Out:  validated words, with the span of each setting; E205..E214, E241..E243 in a Diagnostics.
+Not:  nothing that concerns two statements at once (check.py).
 
-pydantic judges types and limits; refusals.py turns what it says into our sentences.
+pydantic checks types and limits; read_values.py turns its errors into ours. A package is imported
+when the recipe writes one of its words, not before.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, get_args
+from typing import Any, Generic, NoReturn, cast, get_args
 
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
-from dcil_dsl.lang import ast, refusals
+from dcil_dsl.lang import ast
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.expected import listed
-from dcil_dsl.lang.read_values import Broken, ValueReader
-from dcil_dsl.lang.uses import Uses
-from dcil_dsl.words.blocks import BLOCKS
+from dcil_dsl.lang.link import SET
+from dcil_dsl.lang.read_values import Broken, Given, ValueReader, note, spelled
+from dcil_dsl.lang.syntax_errors import listed
+from dcil_dsl.words.blocks import BLOCKS, METRICS, PARTS
 from dcil_dsl.words.record import kind_of_setting, takes_list
-from dcil_dsl.words.registry import NoWord, own_words, packages_with, words_at
+from dcil_dsl.words.registry import Declared, NoWord, own_words, packages_with, words_at, words_of
 from dcil_dsl.words.targets import NM, Target, Uniform
 from dcil_dsl.words.units import Percent, Quantity, Ratio, kind_of, written
-from dcil_dsl.words.word import Word
+from dcil_dsl.words.word import W, Word
+
+# -- packages --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Given:
-    """One setting as written. `at` is its name's place, or the value's where it has no name."""
+class Uses:
+    """`words`: what may be written beside the language's own. `broken`: some could not be read,
+    so that a word that is not known may be one of them."""
 
-    name: str
-    at: Span
-    value: ast.Value
+    words: dict[str, Declared] = field(default_factory=dict)
+    broken: bool = False
+
+
+def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
+    """The words of the packages that the block names. What is no list of texts is told where the
+    block's settings are."""
+    settings = block.settings if block else ()
+    given = next((s.value for s in settings if s.name.name == "uses"), None)
+    if not isinstance(given, ast.List):
+        return Uses(broken=given is not None)
+    words: dict[str, Declared] = {}
+    places: dict[str, Span] = {}
+    broken = False
+    for node in given.items:
+        if not (isinstance(node, ast.Literal) and isinstance(node.value, str)):
+            broken = True
+            if isinstance(node, ast.Name):
+                found.add(
+                    "E206", "a package is named by a text", node.span, help=f'write `"{node.name}"`'
+                )
+            continue
+        try:
+            declared = words_of(node.value)
+        except NoWord as error:
+            found.add("E241", error.message, node.span, help=error.help)
+            broken = True
+            continue
+        for word, one in declared.items():
+            other = words.get(word)
+            if _is_taken(word):
+                found.add(
+                    "E242",
+                    f"`{word}` of {one.package} {one.version} is a word of the language",
+                    node.span,
+                    help="the package has to give it another name",
+                )
+            elif other is not None and other.package == one.package:
+                found.add(
+                    "E208",
+                    f"`{one.package}` is given twice",
+                    node.span,
+                    others=(Label(places[word], "given here first"),),
+                )
+                break
+            elif other is not None:
+                found.add(
+                    "E242",
+                    f"{one.package} and {other.package} both have a word `{word}`",
+                    node.span,
+                    others=(Label(places[word], "the other package"),),
+                    help="a recipe uses one of the two",
+                )
+            else:
+                words[word], places[word] = one, node.span
+    return Uses(words, broken)
+
+
+def _is_taken(word: str) -> bool:
+    return word in (*METRICS, *PARTS) or any(word in table for table in own_words().values())
+
+
+# -- words -----------------------------------------------------------------------------------------
 
 
 @dataclass
-class Settings:
+class Settings(Generic[W]):
     """A validated block or call; `word` is None where something in it is wrong.
 
     `values`: those settings that could be read, each right or wrong by itself.
     """
 
-    word: Word | None
-    values: dict[str, object]
+    word: W | None
+    values: dict[str, Any]
     spans: dict[str, Span] = field(default_factory=dict)
 
 
@@ -57,8 +122,8 @@ class Reader(ValueReader):
     def __init__(
         self, found: Diagnostics, lets: dict[str, Span], epochs: float | None, uses: Uses = Uses()
     ):
-        super().__init__(found, epochs)
-        self.lets, self.uses = lets, uses
+        super().__init__(found, lets, epochs)
+        self.uses = uses
 
     def quiet(self) -> Reader:
         """One that tells nothing, for what has been told."""
@@ -67,19 +132,20 @@ class Reader(ValueReader):
     # -- settings --------------------------------------------------------------------------
 
     def block(
-        self, model: type[Word], owner: str, settings: tuple[ast.Setting, ...], where: Span
-    ) -> Settings:
+        self, model: type[W], owner: str, settings: tuple[ast.Setting, ...], where: Span
+    ) -> Settings[W]:
         """The settings of a block; `owner` is its name in messages."""
         given = [Given(s.name.name, s.name.span, s.value) for s in settings]
         return self.settings(model, owner, given, where)
 
-    def settings(self, model: type[Word], owner: str, given: list[Given], where: Span) -> Settings:
+    def settings(self, model: type[W], owner: str, given: list[Given], where: Span) -> Settings[W]:
         """Validate settings; everything wrong among them is noted."""
-        values, nodes = {}, {}
-        good = True
+        values: dict[str, Any] = {}
+        nodes: dict[str, Given] = {}
+        good, word = True, None
         for one in given:
             if one.name in nodes:
-                good = False  # told already, in merge.py or by `call`
+                good = False  # reported already, by link.py or `_arguments`
                 continue
             nodes[one.name] = one
             if one.name not in model.settings():
@@ -93,12 +159,11 @@ class Reader(ValueReader):
             except Broken:
                 good = False
         spans = {name: one.value.span for name, one in nodes.items()}
-        good &= refusals.spelled(model, owner, nodes, values, self)
+        good &= spelled(model, owner, nodes, values, self)
         try:
             word = model(**values)
         except ValidationError as error:
-            good &= not refusals.note(error, model, owner, nodes, values, where, self)
-            word = None
+            good &= not note(error, model, owner, nodes, values, where, self)
         return Settings(word if good else None, values, spans)
 
     def _setting(self, model: type[Word], one: Given) -> object:
@@ -117,17 +182,18 @@ class Reader(ValueReader):
                     help=f"write `[{_text(one.value)}]`",
                 )
                 raise Broken
-            return self.word(one.value, kind.place)
+            return self.word(one.value, kind)
         if not is_list:
             self.found.add("E206", f"`{one.name}` is one word, not a list", one.value.span)
             raise Broken
-        words = [self._or_none(item, kind.place) for item in one.value.items]
-        if None in words:
+        read = [self._or_none(item, kind) for item in one.value.items]
+        words = [word for word in read if word is not None]
+        if len(words) < len(read):
             raise Broken
         self._in_order(words, one.value.items)
         return tuple(words)
 
-    def _in_order(self, words: list[Word], items: tuple[ast.Value, ...]) -> None:
+    def _in_order(self, words: Sequence[Word], items: tuple[ast.Value, ...]) -> None:
         """Augmentations of pixels, then of normalised images, then of pairs of examples."""
         stages = [getattr(word, "stage", 0) for word in words]
         for at in range(1, len(stages)):
@@ -140,9 +206,9 @@ class Reader(ValueReader):
                     help=f"write it before `{_text(later)}`",
                 )
 
-    def _or_none(self, node: ast.Value, place: str) -> Word | None:
+    def _or_none(self, node: ast.Value, kind: type[W]) -> W | None:
         try:
-            return self.word(node, place)
+            return self.word(node, kind)
         except Broken:
             return None
 
@@ -161,12 +227,13 @@ class Reader(ValueReader):
 
     # -- calls -------------------------------------------------------------------------------
 
-    def word(self, node: ast.Value, place: str) -> Word:
-        """The word that a place takes; Broken where it is another or wrong inside."""
+    def word(self, node: ast.Value, kind: type[W]) -> W:
+        """The word of a kind; Broken if it is of another kind or wrong inside."""
+        place = kind.place
         if isinstance(node, ast.Literal) and node.value is BROKEN:
             raise Broken
         if isinstance(node, ast.Name):
-            return self._bare_word(node, place)
+            return self._bare_word(node, kind)
         if not isinstance(node, ast.Call):
             examples = (
                 f"`{name}`" if word.bare else f"`{name}(...)`"
@@ -180,7 +247,7 @@ class Reader(ValueReader):
             )
             raise Broken
         name = node.name.name
-        model = self._class(node.name, place)
+        model = self._class(node.name, kind)
         if model.bare and not (node.arguments and model.settings()):
             self.found.add(
                 "E206", f"`{name}` takes no parentheses here", node.span, help=f"write `{name}`"
@@ -225,8 +292,8 @@ class Reader(ValueReader):
             given.append(Given(key, argument.name.span, argument.value))
         return given
 
-    def _bare_word(self, node: ast.Name, place: str) -> Word:
-        model = self._class(node, place)
+    def _bare_word(self, node: ast.Name, kind: type[W]) -> W:
+        model = self._class(node, kind)
         need = "..." if any(f.is_required() for f in model.model_fields.values()) else ""
         if model.bare and not need:
             return self._from(model(), node)
@@ -240,11 +307,12 @@ class Reader(ValueReader):
 
     # -- words of packages -----------------------------------------------------------------
 
-    def _class(self, name: ast.Name, place: str) -> type[Word]:
+    def _class(self, name: ast.Name, kind: type[W]) -> type[W]:
         """The class of a word, the language's own or a declared one; Broken for others."""
+        place = kind.place
         own, declared = words_at(place).get(name.name), self.uses.words.get(name.name)
         if own is not None:
-            return own
+            return cast(type[W], own)
         if declared is None:
             self._unknown_word(name, place)
         try:
@@ -255,14 +323,14 @@ class Reader(ValueReader):
         if model.place != place:
             self.found.add("E210", f"`{name.name}` is {model.place}, not {place}", name.span)
             raise Broken
-        return model
+        return cast(type[W], model)
 
     def elsewhere(self, word: str) -> str | None:
         """What to write where an installed package has a word that the recipe does not use."""
         packages = packages_with(word)
         return f'`uses = ["{packages[0]}"]` in the block `recipe` brings it' if packages else None
 
-    def _from(self, word: Word, name: ast.Name) -> Word:
+    def _from(self, word: W, name: ast.Name) -> W:
         """The word; one of a package with where it comes from."""
         declared = self.uses.words.get(name.name)
         if declared is None or name.name in words_at(word.place):
@@ -306,7 +374,7 @@ class Reader(ValueReader):
                 "E206", f"a target is a percentage, not {kind_of(value)}", node.span, help=help
             )
             raise Broken
-        word = self.word(node, "a target")
+        word = self.word(node, Target)
         if isinstance(word, NM):
             return self._pattern(Ratio(word.n, word.m), node)
         self._below_all(word.sparsity, node)
@@ -334,6 +402,13 @@ class Reader(ValueReader):
             )
             raise Broken
         return sparsity
+
+
+def keyword(item: ast.Block | ast.Mix) -> Span:
+    """The first word of a block, where a missing setting is reported."""
+    if item.span.source.name == SET:
+        return item.span
+    return Span(item.span.source, item.span.start, item.span.start + len(ast.kind_of(item)))
 
 
 def _is_stored(value: object, annotation: object) -> bool:

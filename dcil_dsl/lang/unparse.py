@@ -21,7 +21,7 @@ UNITS = frozenset({"ep", "epoch", "epochs", "step", "steps"})
 
 
 def value_text(node: ast.Value) -> str:
-    """A value on one line: `cubic(0ep..75% run, grid=1ep)`."""
+    """A value on one line: `linear(0ep..75% run, grid=1ep)`."""
     return " ".join(value_pieces(node))
 
 
@@ -51,8 +51,8 @@ def value_pieces(node: ast.Value) -> list[str]:
             binding = BINDING[operator]
             return [*_operand(left, binding), operator, *_operand(right, binding + 1)]
         case ast.RangeOf(start=start, stop=stop):
-            left, right = _operand(start, RANGE + 1), _operand(stop, RANGE + 1)
-            return [*left[:-1], f"{left[-1]}..{right[0]}", *right[1:]]
+            first, last = _operand(start, RANGE + 1), _operand(stop, RANGE + 1)
+            return [*first[:-1], f"{first[-1]}..{last[0]}", *last[1:]]
     raise AssertionError(f"not a value: {node!r}")
 
 
@@ -86,7 +86,7 @@ def _literal(node: ast.Literal) -> str:
             return f'"{value}"'
         case Time(unit=unit):
             # The digits stay as written (0.50ep), the unit gets its one spelling.
-            digits = re.match(r"-?[0-9.]+", node.text).group()
+            digits = re.sub(r"[^0-9.-].*", "", node.text)
             suffix = {"epochs": "ep", "steps": " steps", "run": "% run"}[unit]
             return digits + (" step" if unit == "steps" and digits == "1" else suffix)
     return node.text
@@ -151,7 +151,7 @@ def _anded(conditions: tuple[ast.Condition, ...]) -> list[str]:
 # -- statements, without their blocks ----------------------------------------------------------
 
 
-def key_pieces(node: object) -> list[str]:
+def key_pieces(node: ast.Statement) -> list[str]:
     """What stands before the `=`, the `by`, the `to` or the comparison; empty if nothing does."""
     match node:
         case ast.Setting(name=name) | ast.Condition(name=name):
@@ -169,7 +169,7 @@ def key_pieces(node: object) -> list[str]:
     return []
 
 
-def statement_pieces(node: object) -> list[str]:
+def statement_pieces(node: ast.Statement) -> list[str]:
     """The pieces of an item, a setting or a line of `mix`, up to the `{` of its block.
 
     Those of key_pieces come first; the sign that follows them begins the next one.
@@ -194,15 +194,15 @@ def statement_pieces(node: object) -> list[str]:
             return ["loss", *_scaled(scalar), *value_pieces(term), *_window(node)]
         case ast.Deploy(path=path):
             return ["deploy", path.name]
-        case ast.Block(kind=kind, name=None):
-            return [kind]
         case ast.Block(kind=kind, name=name, quoted=quoted):
-            return [kind, f'"{name}"' if quoted else name]
+            return [kind] if name is None else [kind, f'"{name}"' if quoted else name]
         case ast.Mix():
             return ["mix"]
         case ast.Expect():
             return ["expect"]
-    return [node.kind, *value_pieces(node.value)]  # language, extends: attach.Head
+        case ast.Head(kind=kind, value=literal):
+            return [kind, *value_pieces(literal)]
+    raise AssertionError(f"not a statement: {node!r}")
 
 
 def _summed(shares: tuple[ast.Share, ...]) -> list[str]:

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss, lower_hull
-from dcil_dsl.plan.profile import LayerProfile, Profile, ProfileError, read_profile
+from dcil_dsl.extras.sensitivity.least_loss import Infeasible, interpolate, least_loss, lower_hull
+from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile, ProfileError, read_profile
 
 CONVEX = (
     ((0.0, 0.0), (0.5, 0.1), (0.9, 1.0)),
