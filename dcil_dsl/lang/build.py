@@ -246,7 +246,7 @@ class _Build(Transformer):  # type: ignore[misc]
         return ast.Literal(span=self._at(token), value=value, text=str(token))
 
     def _number(self, token: Token, text: str) -> int | float:
-        # 400 digits are no number anybody means, and int() refuses 4300.
+        # Nobody means a number of 400 digits, and int() refuses 4300.
         value = float(text)
         if not math.isfinite(value):
             self.found.add("E228", "this number is too large", self._at(token))

@@ -100,7 +100,7 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
         elif plain is not BROKEN:
             reader.found.add(
                 "E206",
-                "an option of a model is a number, a text, `true`, `false` or `none`",
+                "an option of a model is a number, a string, `true`, `false` or `none`",
                 value.span,
             )
     return r.Model(
@@ -250,7 +250,9 @@ def _train(block: ast.Block | None, end: Span, reader: Reader) -> Train | None:
         )
     elif isinstance(epochs, Time) and (epochs.value != int(epochs.value) or epochs.value < 1):
         reader.found.add(
-            "E205", "a run has a whole number of epochs, from 1 on", read.spans["epochs"]
+            "E205",
+            "the length of a run is a whole number of epochs, at least 1",
+            read.spans["epochs"],
         )
     sgd = read.values.get("optimizer")
     if isinstance(sgd, SGD) and sgd.nesterov and not sgd.momentum:
@@ -277,12 +279,12 @@ def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) ->
     own = [name for name in OWN_STEPS if getattr(train, name) is not None]
     for name in own:
         if train.accumulate > 1:
-            _refuse(name, "accumulate", "makes a step of one batch", spans, found)
+            _refuse(name, "accumulate", "makes a step from one batch", spans, found)
         if train.precision == "fp16":
             _refuse(
                 name,
                 "precision",
-                "takes gradients as they are, and fp16 scales them",
+                "needs unscaled gradients, and fp16 scales them",
                 spans,
                 found,
                 help="`precision = bf16` scales nothing",
@@ -293,7 +295,7 @@ def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) ->
         _refuse(
             "average",
             "precision",
-            "adds up gradients of several steps, and fp16 scales them",
+            "sums the gradients of several steps, and fp16 scales them",
             spans,
             found,
             help="`precision = bf16` scales nothing",
@@ -301,12 +303,12 @@ def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) ->
     if train.ema is not None:
         _refuse("average", "ema", "is an average of its own", spans, found)
     if train.integrator is not None:
-        _refuse("average", "integrator", "moves most weights once in several steps", spans, found)
+        _refuse("average", "integrator", "updates most weights once in several steps", spans, found)
     if train.clip is not None:
         _refuse(
             "average",
             "clip",
-            "adds up gradients of several steps, none of which moves all weights",
+            "sums the gradients of several steps, none of which updates all weights",
             spans,
             found,
         )
@@ -325,7 +327,7 @@ def _refuse(
         f"`{name}` {why}",
         spans[name],
         help=help,
-        others=(Label(spans[other], f"`{other}` does not go with it"),),
+        others=(Label(spans[other], f"`{other}` cannot be combined with it"),),
     )
 
 
@@ -335,14 +337,14 @@ def _players(
     rules: list[r.Prune | r.Keep],
     found: Diagnostics,
 ) -> None:
-    """E236 where pruned weights are to move by themselves and no rule prunes."""
+    """E236 if pruned weights are updated separately and no rule prunes."""
     each = getattr(train and train.integrator, "players", "joint") == "each"
     if each and not any(isinstance(rule, r.Prune) for rule in rules):
         found.add(
             "E236",
-            "`players=each` moves kept and pruned weights in turns, and no rule prunes",
+            "`players=each` updates kept and pruned weights in turn, and no rule prunes",
             _span_of(block, "integrator"),
-            help="`players=joint` moves all together",
+            help="`players=joint` updates all together",
         )
 
 

@@ -29,7 +29,7 @@ from dcil_dsl.words.views import AnyView, Masked
 
 @dataclass(frozen=True)
 class Mixed:
-    """`broken`: a path is declared wrongly, so what is missing may be what is broken."""
+    """`broken`: a declaration is wrong, so a missing path may be that one."""
 
     paths: tuple[r.Path, ...]
     updates: tuple[r.Update, ...]
@@ -46,7 +46,7 @@ def check_mix(
     selectors: Selectors,
     rules: Iterable[r.Prune | r.Keep],
 ) -> Mixed | None:
-    """The checked `mix`; None where the recipe has none. `rules`: what it prunes."""
+    """The checked `mix`; None if the recipe has none. `rules`: those of the recipe."""
     found = reader.found
     if mix is None:
         stop = len(file.source.text.rstrip())
@@ -54,7 +54,7 @@ def check_mix(
             "E215",
             "the recipe has no `mix` block",
             Span(file.source, stop, stop),
-            help="`mix` says which paths there are and who learns from whom",
+            help="`mix` declares the paths, and which weights learn from which path",
         )
         return None
     kinds: dict[type, list[Any]] = {}
@@ -70,7 +70,7 @@ def check_mix(
     if not kinds.get(ast.Loss):
         found.add(
             "E219",
-            "`mix` has no loss, so nothing is learnt",
+            "`mix` has no loss, so no weight learns",
             here,
             help="for example `loss cross_entropy(sparse)`",
         )
@@ -153,15 +153,15 @@ class _Mix:
             if word.compute == "kept" and not isinstance(view, Masked):
                 self.found.add(
                     "E239",
-                    "only a path that is `masked` has filters to leave out",
+                    "only a `masked` path has filters to skip",
                     read.spans["compute"],
-                    help="leave `compute = kept` out",
+                    help="remove `compute = kept`",
                 )
         else:
             self.broken = True
 
     def _view(self, node: ast.Name | ast.Call) -> AnyView | None:
-        """What a path sees of the weights; None where that is wrong."""
+        """The view of a path; None if it is wrong."""
         name = node.name if isinstance(node, ast.Call) else node
         views, word = words_at("a view"), name.name
         if word in views:
@@ -178,7 +178,7 @@ class _Mix:
                 return None
         self.found.add(
             "E210",
-            f"`{word}` is no view of the weights",
+            f"`{word}` is not a view of the weights",
             name.span,
             help=did_you_mean(word, views)
             or self.reader.elsewhere(word)
@@ -204,7 +204,7 @@ class _Mix:
             if part.name not in PARTS:
                 self.found.add(
                     "E217",
-                    f"`{part.name}` is no part of the weights",
+                    f"`{part.name}` is not a part of the weights",
                     part.span,
                     help=did_you_mean(part.name, PARTS)
                     or "the parts are `kept`, `reserve`, `pruned` and `rest`",
@@ -252,7 +252,7 @@ class _Mix:
                 if parts and share and name in smaller:
                     self.found.add(
                         "E239",
-                        f"the {parts[0]} weights would learn from `{name}`, which leaves them out",
+                        f"the {parts[0]} weights would learn from `{name}`, which skips them",
                         update.span,
                         others=(Label(smaller[name].span, "`compute = kept`"),),
                     )
@@ -415,7 +415,7 @@ def _warn(
     here: Span,
     found: Diagnostics,
 ) -> None:
-    """Legal, and probably not what was meant."""
+    """W203 and W205: legal, and probably a mistake."""
     prunes = any(isinstance(item, ast.Prune) for item in file.items)
     named = {part for update in updates for part in update.parts}
     untrained = {"kept", "pruned"} - named if prunes else {"rest"} - named

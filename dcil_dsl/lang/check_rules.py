@@ -48,7 +48,7 @@ def _prune(
 ) -> r.Prune | None:
     selector = selectors.closed(item.selector)
     own = {s.name.name for s in item.settings}
-    # What is wrong in `pruning` was told there; here it would be told once for every rule.
+    # Errors in `pruning` are reported there, not once for every rule.
     _limits(reader.block(PruneBlock, "prune", item.settings, item.head_span), reader)
     quiet = reader.quiet()
     together = (*(s for s in shared if s.name.name not in own), *item.settings)
@@ -105,7 +105,7 @@ def _bounds(
         if not target.one_budget:
             reader.found.add(
                 "E238",
-                "these layers share no budget",
+                "these layers do not share a budget",
                 node.span,
                 help="`global(...)` is one budget for all layers of a rule",
             )
@@ -158,12 +158,12 @@ def _granularity(
 def _block(granularity: object, span: Span | None, reader: Reader) -> None:
     if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
         reader.found.add(
-            "E205", "a block of one weight is a weight", span, help="`granularity=weight`"
+            "E205", "a block of one weight is a single weight", span, help="`granularity=weight`"
         )
 
 
 def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
-    """What a single setting of `pruning` or of a rule cannot be."""
+    """Report single settings of `pruning` or of a rule that are out of their limits."""
     refresh, floor = read.values.get("refresh"), read.values.get("floor")
     schedule = read.values.get("schedule")
     if isinstance(refresh, Time) and refresh.value <= 0:
@@ -185,7 +185,7 @@ def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
             "E205",
             "a floor of 100% leaves nothing to prune",
             read.spans["floor"],
-            help="`keep` leaves layers whole",
+            help="`keep` excludes layers from pruning",
         )
     ceiling = read.values.get("ceiling")
     if isinstance(ceiling, Percent) and ceiling.fraction <= 0:
@@ -273,8 +273,8 @@ def _check_masks(rules: list[r.Prune | r.Keep], mixed: Mixed, found: Diagnostics
 
 
 def _check_scores(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics) -> None:
-    """Note, once for each place, every score that could not do what it is asked to."""
-    told = set()
+    """Report every score that cannot be computed, once for each place."""
+    seen = set()
     for rule in rules:
         if not isinstance(rule, r.Prune):
             continue
@@ -295,8 +295,8 @@ def _check_scores(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Dia
             asked = rule.score
         else:
             continue
-        if mixed is not None and span not in told:
-            told.add(span)
+        if mixed is not None and span not in seen:
+            seen.add(span)
             _check_path(asked, span, mixed, found)
 
 
@@ -347,7 +347,7 @@ def _check_effects(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Di
         if soft and (why := _no_threshold(rule)):
             found.add(
                 "E235",
-                f"path `{soft.name}` sees a soft threshold, and there is none here",
+                f"path `{soft.name}` sees a soft threshold, and this rule has none",
                 rule.at("target"),
                 label=why,
                 help="a target of single weights by `magnitude` has one, for example `90%`",
@@ -361,13 +361,13 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
         if value is not None and not is_single:
             found.add(
                 "E235",
-                f"`{name}` chooses single weights, this rule prunes them together",
+                f"`{name}` chooses single weights, and this rule prunes larger units",
                 rule.at(name),
             )
     if rule.regrow is not None and not rule.score.by_size:
         found.add(
             "E235",
-            "`regrow` drops by the size of weights, this rule has another score",
+            "`regrow` drops weights by magnitude, and this rule has another score",
             rule.at("regrow"),
             help="`score = magnitude`",
         )
@@ -383,7 +383,7 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
     if any(p.part == "reserve" for p in rule.penalty) and rule.reserve is None:
         found.add(
             "E235",
-            "a penalty of the reserve, and the rule has none",
+            "a penalty on the reserve, and the rule has none",
             rule.at("penalty"),
             help="for example `reserve = 10%`",
         )
@@ -391,9 +391,9 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
 
 def _no_threshold(rule: r.Prune) -> str | None:
     if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
-        return "what is kept here is not what is larger than some number"
+        return "kept weights are not those above a threshold here"
     by_size = rule.score.by_size and rule.score.decay is None
-    return None if by_size and rule.regrow is None else "weights are not kept by their size"
+    return None if by_size and rule.regrow is None else "weights are not kept by their magnitude"
 
 
 def _check_reserve(prunes: list[r.Prune], mixed: Mixed, found: Diagnostics) -> None:
@@ -402,7 +402,7 @@ def _check_reserve(prunes: list[r.Prune], mixed: Mixed, found: Diagnostics) -> N
     if updates and not has_reserve:
         found.add(
             "W207",
-            "no rule has a `reserve`, so there are no such weights",
+            "no rule has a `reserve`, so there are no reserved weights",
             updates[0].span,
             help="for example `reserve = 10%` in `pruning`",
         )
@@ -410,7 +410,7 @@ def _check_reserve(prunes: list[r.Prune], mixed: Mixed, found: Diagnostics) -> N
         rule = next(rule for rule in prunes if rule.reserve is not None)
         found.add(
             "W207",
-            "no rule updates the reserve, so it is as the other pruned weights are",
+            "no rule updates the reserve, so it learns like other pruned weights",
             rule.at("reserve"),
             help=f"for example `update kept, reserve by {mixed.deploy}`",
         )

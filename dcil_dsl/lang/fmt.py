@@ -1,6 +1,6 @@
 """The canonical text of a recipe, with its comments.
 
-In:   a File (build.py), or a text.
+In:   a File (build.py), or the text of a recipe.
 Out:  one fact a line, blocks in their order, `=`, `by` and `to` aligned. Formatting twice changes
       nothing; the formatted text parses to the same File.
 Not:  no spelling of statements (unparse.py).
@@ -109,7 +109,7 @@ def _comment_rows(comments: list[Comment], indent: int, first: bool) -> list[_Ro
 def _stretches(units: list[Unit], top: bool) -> list[list[Unit]]:
     """Statements with no empty line between them.
 
-    They part where the author left one, and in a file also between two kinds and beside blocks.
+    They part at the author's empty lines, and in a file also between two kinds and around blocks.
     """
     stretches: list[list[Unit]] = []
     for unit in units:
@@ -162,7 +162,7 @@ def _braced(unit: Unit) -> list[str]:
 
 
 def _padded(node: ast.Statement, widths: dict[str, int]) -> list[str]:
-    """The pieces of a statement, what is aligned in its stretch brought under each other."""
+    """The pieces of a statement, aligned with its neighbours."""
     pieces, width = statement_pieces(node), widths.get(kind_of(node), 0)
     if isinstance(node, ast.Keep) and "prune" in widths:
         return ["keep ", *pieces[1:]]  # as long as `prune`
@@ -200,7 +200,7 @@ def _place_remarks(rows: list[_Row]) -> None:
 # -- comments and their statements -----------------------------------------------------------------
 
 
-# What may stand before a keyword, or between the last node of a head and its `{`: nodes do not
+# Ignored before a keyword, and between the last node of a head and its `{`: nodes do not
 # include the parentheses around them.
 _IGNORED = re.compile(r"(?:[\s)]|#[^\n]*)*")
 
@@ -214,7 +214,7 @@ class Comment:
 
 @dataclass
 class Unit:
-    """A statement and what is said about it. `blank`: an empty line stands right before it."""
+    """A statement with its comments. `blank`: an empty line is right before it."""
 
     node: ast.Statement
     blank: bool
@@ -233,8 +233,7 @@ class Unit:
 def attach(file: ast.File) -> tuple[list[Unit], list[Comment]]:
     """The statements of a file with their comments, and the comments after the last one.
 
-    A file that link.py has put together out of several texts has no comments: their places
-    are in one text only.
+    A file that link.py has merged has no comments: their places are in one source only.
     """
     text = file.source.text
     nodes: list[ast.Statement] = [_head("language", file.language, 0)]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LANGUAGES = ("1",)
 MAX_DEPTH = 30  # of brackets; the tree is walked by recursion
 MAX_OPERATORS = 60  # that may nest, before a comma
-MAX_STARTS = 200  # of the reading after an error; several on one line are told once
+MAX_STARTS = 200  # of the reading after an error; several on one line are reported once
 
 _OPEN = {"LBRACE": "RBRACE", "LPAR": "RPAR", "LSQB": "RSQB"}
 _NESTING = {"PLUS", "MINUS", "STAR", "SLASH", "IN", "WHERE", "AND"}
@@ -61,7 +61,7 @@ def parse_text(source: Source) -> Parsed:
     if tree is None:
         report(source, tokens, found)
         found.stop_if_wrong()
-        raise AssertionError("the parser refused a text in which no error was found")
+        raise AssertionError("the parser refused a recipe without an error")
     return Parsed(source, tree, comments)
 
 
@@ -254,8 +254,8 @@ def _situation(
     prefix: list[Token],
     blocks: list[_Block],
 ) -> Situation:
-    # The refused token may already have reduced the stacks; what was expected is asked of a
-    # parser that never saw it.
+    # The refused token may already have reduced the stacks, so that a parser that never saw it
+    # says what was expected.
     state = grammar().parse_interactive()
     for token in [*prefix, *tokens[at:fails]]:
         state.feed_token(token)
@@ -290,7 +290,7 @@ def _keep_brackets(token: Token, brackets: list[Token]) -> None:
 def _resume(
     tokens: list[Token], at: int, fails: int, blocks: list[_Block], error: Explained
 ) -> tuple[int, list[Token]]:
-    """Where reading goes on after an error, and the tokens that open the block it is in."""
+    """Where reading resumes after an error, and the tokens that open the block around it."""
     top = written("language", "1")
     inside = _opened(blocks)
     nested = 0  # braces opened in what is skipped

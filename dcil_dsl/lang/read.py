@@ -36,7 +36,7 @@ from dcil_dsl.words.word import W, Word
 
 @dataclass(frozen=True)
 class Uses:
-    """`words`: what may be written beside the language's own. `broken`: some could not be read,
+    """`words`: those in addition to the language's own. `broken`: some could not be read,
     so that a word that is not known may be one of them."""
 
     words: dict[str, Declared] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class Uses:
 
 
 def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
-    """The words of the packages that the block names. What is no list of texts is told where the
-    block's settings are."""
+    """The words of the packages that the block names. Anything but a list of strings is reported
+    with the block's settings."""
     settings = block.settings if block else ()
     given = next((s.value for s in settings if s.name.name == "uses"), None)
     if not isinstance(given, ast.List):
@@ -58,7 +58,10 @@ def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
             broken = True
             if isinstance(node, ast.Name):
                 found.add(
-                    "E206", "a package is named by a text", node.span, help=f'write `"{node.name}"`'
+                    "E206",
+                    "a package is named by a string",
+                    node.span,
+                    help=f'write `"{node.name}"`',
                 )
             continue
         try:
@@ -108,7 +111,7 @@ def _is_taken(word: str) -> bool:
 class Settings(Generic[W]):
     """A validated block or call; `word` is None where something in it is wrong.
 
-    `values`: those settings that could be read, each right or wrong by itself.
+    `values`: the settings that could be read, valid or not.
     """
 
     word: W | None
@@ -126,7 +129,7 @@ class Reader(ValueReader):
         self.uses = uses
 
     def quiet(self) -> Reader:
-        """One that tells nothing, for what has been told."""
+        """One that reports nothing, for settings that are already reported."""
         return Reader(Diagnostics(), self.lets, self.epochs, self.uses)
 
     # -- settings --------------------------------------------------------------------------
@@ -151,7 +154,7 @@ class Reader(ValueReader):
             if one.name not in model.settings():
                 near = self._unknown_setting(model, owner, one)
                 if near is not None and all(other.name != near for other in given):
-                    nodes[near] = one  # told as that one misspelt, and not as missing too
+                    nodes[near] = one  # reported as misspelled, and not as missing too
                 good = False
                 continue
             try:
@@ -275,7 +278,7 @@ class Reader(ValueReader):
                     help=_decimal(argument.span) or f"its settings are {settings}",
                 )
                 named = [a.name.name for a in call.arguments if a.name is not None]
-                # Taken for what it was meant as, and not missed again.
+                # Counts as the setting in this place, which is not missing then.
                 if index < len(fields) and fields[index] not in named:
                     given.append(Given(fields[index], argument.span, _broken(argument.value)))
                 continue
@@ -349,7 +352,7 @@ class Reader(ValueReader):
     def _unknown_word(self, name: ast.Name, place: str) -> NoReturn:
         word = name.name
         if self.uses.broken:
-            raise Broken  # it may be one of the words that could not be read, which is told
+            raise Broken  # it may be one of the words that could not be read, already reported
         table = words_at(place)
         other = next((p for p, words in own_words().items() if word in words), None)
         help = did_you_mean(word, [*table, *self.lets, *self.uses.words])

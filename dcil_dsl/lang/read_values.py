@@ -41,7 +41,7 @@ class Given:
 
 
 class Broken(Exception):
-    """A value that is wrong and was told about."""
+    """A wrong value, already reported."""
 
 
 class ValueReader:
@@ -143,7 +143,7 @@ _WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "bool_type": "`true` or `false`",
-    "string_type": "a text in double quotes",
+    "string_type": "a string in double quotes",
     "tuple_type": "a list in `[ ]`",
 }
 _WANTED_CLASS = {
@@ -172,18 +172,18 @@ def note(
     where: Span,
     reader: ValueReader,
 ) -> bool:
-    """Note each refusal; True where there was one that had not been told before."""
-    told = False
+    """Report each refusal; True if one was not reported before."""
+    is_new = False
     for one in _once_a_value([{**one} for one in error.errors(include_url=False)]):
         name = one["loc"][0] if one["loc"] else ""
         if one["type"] == "missing" and len(one["loc"]) == 1:
             if name in nodes:
-                continue  # it is there, but wrong, and told
+                continue  # given, but wrong, and already reported
             reader.found.add("E211", f"`{owner}` needs `{name}`", where, help=_example(model, name))
         else:
             _refuse(one, name, owner, nodes[name], values[name], model, reader)
-        told = True
-    return told
+        is_new = True
+    return is_new
 
 
 def _once_a_value(errors: Sequence[Refusal]) -> list[Refusal]:
@@ -246,7 +246,7 @@ def _refuse(
     is_fraction = wanted == "a whole number" and isinstance(inner, float)
     actual = repr(inner) if is_fraction else kind_of(inner)
     help = _NO.get(name) if inner is None else _instead(_class_name(one) or kind, inner)
-    if name == "epochs" and help is not None:  # of a run, which is no number of steps
+    if name == "epochs" and help is not None:  # the length of a run is not given in steps
         help = help.replace(f" or `{written(inner)} steps`", "")
     if is_fraction and inner == int(inner) and abs(inner) < 1e15:
         help = f"did you mean `{int(inner)}`?"
@@ -273,7 +273,7 @@ def spelled(
     values: dict[str, object],
     reader: ValueReader,
 ) -> bool:
-    """Note texts that should be names and names that should be texts; True where all is well.
+    """Report strings that should be names and names that should be strings; True if there are none.
 
     To pydantic both are `str`.
     """
@@ -287,14 +287,14 @@ def spelled(
         if wants_name and not isinstance(value, Bare):
             reader.found.add(
                 "E206",
-                f"`{name}` of `{owner}` is a name, not a text",
+                f"`{name}` of `{owner}` is a name, not a string",
                 node.span,
                 others=origin(node),
                 help=f"write `{value}` without quotes",
             )
             good = False
         elif not wants_name and isinstance(value, Bare) and str in _plain(info.annotation):
-            _undefined(value, node, reader, help=f'a text is written `"{value}"`')
+            _undefined(value, node, reader, help=f'a string is written `"{value}"`')
             good = False
     return good
 
@@ -304,14 +304,14 @@ def _word(
 ) -> None:
     known = listed(f"`{option}`" for option in options)
     if isinstance(value, str) and not isinstance(value, Bare):
-        return  # a text for a name: told by `spelled`
+        return  # a string for a name: reported by `spelled`
     if not isinstance(value, Bare):
         reader.found.add(
             "E206", f"{what} is {known}, not {kind_of(value)}", node.span, others=origin(node)
         )
         return
     help = did_you_mean(value, [*options, *reader.lets]) or f"it is {known}"
-    reader.found.add("E210", f"`{value}` is no word for {what}", node.span, help=help)
+    reader.found.add("E210", f"`{value}` is not a word for {what}", node.span, help=help)
 
 
 def _undefined(value: str, node: ast.Value, reader: ValueReader, help: str | None = None) -> None:
@@ -324,7 +324,7 @@ def _undefined(value: str, node: ast.Value, reader: ValueReader, help: str | Non
 
 
 def _instead(wanted: str, value: Any) -> str | None:
-    """What was probably meant, ready to type."""
+    """The value that was probably meant, ready to type."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted == "Time" and isinstance(value, Percent):
         return f"a share of the run is written `{written(value)} run`"

@@ -88,7 +88,7 @@ class Prune:
     """One `prune` rule with the `pruning` block's settings already merged in.
 
     `target` carries the allocation and the final sparsity. `granularity` is the rule's, or
-    what its target says; beside an N:M target it means nothing. `floor` and `ceiling`: the
+    that of its target; ignored with an N:M target. `floor` and `ceiling`: the
     least and the largest density a layer may be left with; None: one unit, all of it.
     """
 

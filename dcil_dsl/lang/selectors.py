@@ -95,7 +95,7 @@ class Regex:
         import regex  # type: ignore[import-untyped]
 
         try:
-            re.compile(pattern)  # what is valid is Python's own; the engine has more words
+            re.compile(pattern)  # Python decides what is valid; the engine accepts more
             counts = [max(int(n or 1) for n in found) for found in _COUNTS.findall(pattern)]
             if math.prod(max(1, count) for count in counts) > MOST_REPEATS:
                 raise ValueError("its counts multiply to too many repeats")
@@ -222,7 +222,7 @@ class Selectors:
         return selector
 
     def warn_unused(self) -> None:
-        """W202 for each definition that no rule uses; what is wrong in it is told all the same."""
+        """W202 for each definition that no rule uses; errors in it are reported too."""
         for name, definition in self.layers.items():
             if name not in self.used:
                 self.found.add("W202", f"`layers {name}` is never used", definition.name.span)
@@ -235,7 +235,7 @@ class Selectors:
                 "E223",
                 f"no `layers {name}` is defined",
                 selector.span,
-                help=near or "types have a capital, names of layers stand in quotes",
+                help=near or "types begin with a capital; names of layers are in quotes",
             )
             return selector
         self.used.add(name)
@@ -251,7 +251,7 @@ class Selectors:
         try:
             return self.closed(self.layers[name].selector, (*within, name))
         except RecursionError:
-            if len(within) > 1:  # told near the first of them; warn_unused begins with one
+            if len(within) > 1:  # reported at the first of them; warn_unused begins with one
                 raise
             self.found.add(
                 "E114",
@@ -274,10 +274,10 @@ class Selectors:
         if not isinstance(value, ast.Literal) or isinstance(value.value, (Time, Ratio)):
             help = None
             if isinstance(value, ast.Name):
-                help = f'a text is written `"{value.name}"`'
+                help = f'a string is written `"{value.name}"`'
             self.found.add(
                 "E206",
-                f"`{condition.name.name}` of a layer is compared with a number or a text",
+                f"`{condition.name.name}` of a layer is compared with a number or a string",
                 value.span,
                 help=help,
             )

@@ -62,7 +62,7 @@ class Situation:
         return self.tokens[self.at]
 
     def near(self, distance: int) -> Token | None:
-        """The token so many places away, None beyond the ends."""
+        """The token `distance` places away, None beyond the ends."""
         index = self.at + distance
         return self.tokens[index] if 0 <= index < len(self.tokens) else None
 
@@ -99,7 +99,7 @@ def misspelt(token: Token, words: Iterable[str]) -> str | None:
 
 
 def explain(situation: Situation) -> Explained:
-    """Say what is wrong: the first of these that knows."""
+    """Explain the error by the first rule that applies."""
     rules = (
         _no_value,
         _unit,
@@ -172,7 +172,7 @@ def _unit(s: Situation) -> Explained | None:
 
 
 def _of_digits(number: str, more: str) -> str | None:
-    """What a number is written like that goes on in the way of another language."""
+    """The spelling of a number that is written as in another language."""
     if more == "E":
         return "an exponent is written `1e-4`"
     if more.strip("_").isdigit():

@@ -38,7 +38,7 @@ def grammar() -> Lark:
 
 
 def grammar_text() -> str:
-    """prune.lark, from inside an installed wheel or from the repository beside the package."""
+    """prune.lark, from an installed wheel or from the repository."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "grammar", package.parent / "grammar"):
         if (folder / "prune.lark").is_file():
@@ -81,7 +81,7 @@ def written(*words: str) -> list[Token]:
 
 
 # What people write from the habit of another language: (fact, help, what to read instead).
-# Reading on with what was meant keeps one slip from being told twice.
+# Reading on with the intended character reports each slip once.
 _HABITS = {
     ":": ("`:` is not used here", "settings use `=`; a ratio such as `2:4` has no spaces", "="),
     ";": ("`;` is not used here", "no terminator is needed", " "),
@@ -107,7 +107,7 @@ def lex(
 ) -> tuple[list[Token], tuple[tuple[int, str], ...]]:
     """The tokens and comments of a text.
 
-    Stray characters are noted, then read as what was probably meant, at the same offsets.
+    Stray characters are reported, then read as the intended ones, at the same offsets.
     `quoted`: the source that messages point into, where it is not the one that is read.
     """
     from lark import UnexpectedCharacters
@@ -278,7 +278,7 @@ def read_bytes(path: Path, is_parent: bool = False) -> bytes:
     try:
         mode = os.stat(path).st_mode
         if is_parent and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise Unreadable("it is a pipe or a device and no regular file")
+            raise Unreadable("it is a pipe or a device, not a regular file")
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:

@@ -152,7 +152,7 @@ def _anded(conditions: tuple[ast.Condition, ...]) -> list[str]:
 
 
 def key_pieces(node: ast.Statement) -> list[str]:
-    """What stands before the `=`, the `by`, the `to` or the comparison; empty if nothing does."""
+    """The pieces before the `=`, the `by`, the `to` or the comparison."""
     match node:
         case ast.Setting(name=name) | ast.Condition(name=name):
             return [name.name]

@@ -43,7 +43,7 @@ def allocate_group(
 ) -> p.Group | None:
     """The budget of one rule. Weights that do not fall into the rule's units, budgets below the
     floors or above the ceilings, and ramps that the run or the freeze cuts off, are errors: the
-    sparsity asked for would not be what comes out. None where there is no budget to speak of.
+    requested sparsity would not be reached. None if there is no budget.
     """
     target = rule.target.in_steps(run)
     unit = target.pattern or rule.granularity
@@ -177,7 +177,7 @@ def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnosti
             "E305",
             f"the target is reached at step {reached:,}, the run has {num_steps:,}",
             rule.at("schedule"),
-            label="no step would train at the sparsity that is asked for",
+            label="no step would train at the requested sparsity",
         )
     elif group.freeze is not None and group.freeze < reached:
         report.add(

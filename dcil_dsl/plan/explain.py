@@ -1,8 +1,8 @@
-"""The story of one layer: who decided what about it, and what becomes of it over the run.
+"""Explain one layer: which rule applies, and how its weights are pruned over the run.
 
 In:   the name of a layer; the recipe, the traced model and the Plan that came of them.
 Out:  text no wider than the page; InputError where no layer has this name.
-Not:  nothing is decided: the rules are asked again what they select, the rest is in the plan.
+Not:  no decisions: the rules are evaluated again, all else is in the plan.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LABEL = 12  # columns of the label at the left
 MANY = 6  # layers that are named one by one
 COMMENT = re.compile(r'("[^"\n]*")|#[^\n]*')
 
-Fact = tuple[str, str]  # a label and what is to be said
+Fact = tuple[str, str]  # a label and a sentence
 
 
 def explain_layer(
@@ -88,7 +88,7 @@ def find_layer(name: str, traced: Traced) -> Layer:
     if inside:
         shown = ", ".join(inside[:MANY]) + (", ..." if len(inside) > MANY else "")
         raise InputError(
-            f"`{wanted}` is no layer of {traced.name} but holds {len(inside)}", help=shown
+            f"`{wanted}` is not a layer of {traced.name}; it contains {len(inside)}", help=shown
         )
     if wanted in dict(traced.model.named_modules()):
         raise InputError(f"the forward of {traced.name} never uses `{wanted}`")
@@ -190,7 +190,7 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
     ties = {layer.path, *_tied(layer, traced)}
     tied = sum(1 << selection.place[path] for path in ties)
     claims = [index for index, mask in enumerate(matched) if mask & tied]
-    head = "rules, in their order: the last that matches wins"
+    head = "rules in order; the last that matches wins"
     lines = [head]
     for index, (rule, mask) in enumerate(zip(recipe.rules, matched, strict=True)):
         if not mask & tied:
@@ -200,7 +200,7 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
             verdict = "matches and wins"
         else:
             last = recipe.rules[claims[-1]].span
-            where = f"line {last.line} stands below it"
+            where = f"line {last.line} is below it"
             if last.source is not rule.span.source:  # of the recipe that extends this one
                 where = f"{last.source.name}:{last.line} comes after it"
             verdict = f"matches, but {where} and matches too"
@@ -216,7 +216,7 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
         )
         lines += wrap(verdict, page.width, initial_indent="      ", subsequent_indent="      ")
     if not claims:
-        lines.append("  no rule matches it, so it loses nothing")
+        lines.append("  no rule matches it; it is not pruned")
     return "\n".join(lines)
 
 
@@ -232,7 +232,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     if group.one_budget and others:
         yield (
             "",
-            (f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"),
+            (f"shared with {count(others, 'other layer')}: the scores decide its share"),
         )
     elif others:
         share = percent(share_of(group, own[0].parameter))
@@ -256,7 +256,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
 
 
 def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
-    """What is asked of the group, and kept of the layer, at the moments where something turns."""
+    """The group's sparsity and the layer's kept weights, at the steps where something changes."""
     end = last_step(plan)
     reached = reached_at(group)
     steps = {0, reached, end, *(phase.window.start for phase in plan.phases)}
@@ -357,7 +357,7 @@ def _names(paths: list[str]) -> str:
 
 
 def _lines(facts: Iterator[Fact], page: Page) -> str:
-    """A label at the left, the text beside it; a label that repeats is said once."""
+    """A label at the left, the text next to it; a repeated label is printed once."""
     lines, before = [], None
     for label, text in facts:
         shown = "" if label == before else label

@@ -89,7 +89,7 @@ class Facts(Part):
 
 
 def count_facts(plan: Plan) -> Facts:
-    """Everything that is told of a plan and does not stand in it."""
+    """Everything that is printed of a plan and is not stored in it."""
     groups = tuple(_group_facts(plan, group) for group in plan.groups)
     return Facts(
         layers=layer_facts(plan),

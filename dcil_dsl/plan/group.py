@@ -42,7 +42,7 @@ class Cut(Part):
     @model_validator(mode="after")
     def _check(self) -> Cut:
         if max(self.units, default=-1) >= len(self.shape):
-            raise ValueError("its units are no dimensions of its shape")
+            raise ValueError("its units are not dimensions of its shape")
         return self
 
     @property
@@ -88,7 +88,7 @@ class Budgeted(Part):
 
     target       how much is pruned, and how the members share it
     of           what the budget counts: single weights, units, or multiply-accumulates
-    granularity  what goes together; a target that is a pattern says it itself
+    granularity  the units that are pruned as a whole; ignored with a pattern
     cuts         how each weight falls into units; empty: each weight is one
     spans        empty: each weight is a member
     costs        what a unit of each member costs the budget; empty: 1, the budget counts units
@@ -126,7 +126,7 @@ class Budgeted(Part):
 
     @property
     def unit(self) -> Granularity:
-        """What goes together."""
+        """The units that are pruned as a whole."""
         return self.target.pattern or self.granularity
 
     def check_members(self, a_weight: tuple[str, ...], a_member: tuple[str, ...]) -> None:

@@ -93,19 +93,19 @@ def check_left_out(
     layers: tuple[p.Layer, ...],
     report: Diagnostics,
 ) -> None:
-    """E320 where `compute = kept` would leave out nothing, or what a score needs."""
+    """E320 where `compute = kept` would skip nothing, or what a score needs."""
     for path in recipe.paths:
         if path.compute != "kept":
             continue
         if not left_out(groups, layers) and not in_pattern(groups, layers):
             report.add(
                 "E320",
-                f"path `{path.name}` would leave out nothing",
+                f"path `{path.name}` would skip nothing",
                 path.span,
                 label="no rule prunes filters or input channels of a convolution or linear layer, "
                 "or a linear layer to 2:4",
-                help="only whole ones can be left out, `granularity=filter` in a rule's target, or "
-                "half of a linear layer whose sides are multiples of 16, by `2:4`",
+                help="only whole filters or channels can be skipped, `granularity=filter` in the "
+                "rule's target, or half of a linear layer whose sides are multiples of 16, by `2:4`",
             )
         for group in groups:
             if group.pattern is not None:
@@ -113,7 +113,7 @@ def check_left_out(
             if group.kept_score is not None and group.kept_score.path == path.name:
                 report.add(
                     "E320",
-                    f"path `{path.name}` would leave out what the rule at {group.rule} scores",
+                    f"path `{path.name}` would skip weights that the rule at {group.rule} scores",
                     path.span,
                     label=f"`{group.kept_score.score.called}` needs the gradients of pruned "
                     "weights too",
@@ -151,12 +151,12 @@ def resolve_phases(
                 "E309",
                 f"no loss is open from step {step:,}, so no path runs",
                 recipe.mix_span,
-                help="let a loss without `until` stand in `mix`",
+                help="`mix` needs a loss without `until`",
             )
             continue
         rows = {part: _rule_for(part, step, updates, report) for part in PARTS}
         if rows["rest"] is None:
-            rows["rest"] = rows["kept"]  # what is not pruned counts as kept
+            rows["rest"] = rows["kept"]  # weights that no rule prunes learn like kept ones
         if rows["reserve"] is None and has_reserve:
             rows["reserve"] = rows["pruned"]
         shares = tuple(
@@ -256,10 +256,10 @@ def check_score(
         when = f"first runs at step {runs[0]:,}" if runs else "never runs"
         report.add(
             "E312",
-            f"`{score.score.called}` takes no part: the last mask is made at step {last:,}, "
+            f"`{score.score.called}` has no effect: the last mask is made at step {last:,}, "
             f"path `{path}` {when}",
             rule.at("score" if group.regrow is None else "regrow"),
-            label="a gradient of a step moves the masks made after it",
+            label="the gradient of a step affects only masks made after it",
         )
 
 
@@ -279,7 +279,7 @@ def warn_of_unreached(
         return step >= num_steps
 
     for loss in recipe.losses:
-        warn("this loss opens after", loss.start, loss.span)
+        warn("this loss starts after", loss.start, loss.span)
     for update in recipe.updates:
         warn("this update begins after", update.start, update.span)
     rate = recipe.train.lr

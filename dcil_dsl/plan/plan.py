@@ -64,7 +64,7 @@ FORMAT: Literal[2] = 2
 class Window(Part):
     """Steps start..stop, stop excluded; stop None is the end of the run.
 
-    every  of these the multiples of so many steps; with `others` those that are none
+    every  only the multiples of this many steps; with `others` only the other steps
     """
 
     start: int = 0
@@ -96,7 +96,7 @@ class Layer(Part):
     macs        multiply-accumulates for one example, None where no input was given
     group       which of Plan.groups prunes it, None where it is kept
     rule        where the rule stands that decided it, "recipes/x.prune:33"; None where no rule did
-    is_plain    each use is a call by itself, so that its kept units can be computed alone
+    is_plain    every use is a separate call, so that its kept units can be computed alone
     """
 
     parameter: str
@@ -136,7 +136,7 @@ class Path(Part):
 
     @property
     def cost(self) -> float:
-        """What a step that it runs in costs, in steps on whole batches: by pixels, all computed."""
+        """The cost of a step of this path, in steps on full batches, by the number of pixels."""
         return self.batch * self.size**2
 
 
@@ -245,9 +245,9 @@ class Plan(Part):
     opaque  the modules that could not be traced, with the reason
     inputs  the arguments of the model's forward that its graph takes; None: those that have no
             default, or all, where the model is opaque
-    fixed   arguments that are no tensors, with the value that the graph has for each
-    sizes   of the example inputs, by which the forward may decide what it does; as its graph then
-            has it: empty where inputs are more than tensors
+    fixed   arguments that are not tensors, with the value that the graph has for each
+    sizes   of the example inputs, on which the forward's control flow may depend; empty if some
+            inputs are not tensors
     """
 
     format: Literal[2] = FORMAT
@@ -278,7 +278,7 @@ class Plan(Part):
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """What to_json or `dcil plan --json` wrote; ValidationError where it is no plan."""
+        """Read the output of to_json or `dcil plan --json`; ValidationError if it is not a plan."""
         return cls.model_validate_json(text)
 
     @model_validator(mode="before")
@@ -306,9 +306,9 @@ class Plan(Part):
         if not self.phases:
             raise ValueError("no phase says which path runs")
         if any(name not in known for group in self.groups for name in group.parameters):
-            raise ValueError("a group prunes what is no layer")
+            raise ValueError("a group prunes a weight that is not in a layer")
         if any((layer.group or 0) not in range(max(len(self.groups), 1)) for layer in self.layers):
-            raise ValueError("a layer is of a group that is not there")
+            raise ValueError("a layer belongs to a missing group")
         return self
 
     def words(self) -> tuple[Word, ...]:

@@ -134,7 +134,7 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     if not any(balance.num_gradients(plan.losses, step) for step in steps):
         report.add(
             "E321",
-            "no path has two loss terms open at a multiple of "
+            "no path has two open loss terms at a multiple of "
             f"{count(balance.every.step, 'step')}, so "
             "that nothing is ever balanced",
             recipe.balance_span,
@@ -216,7 +216,7 @@ def _privates(
             kinds = ", ".join(sorted({layer.type for layer in chosen}))
             report.add(
                 "E308",
-                f"nothing here has weights or statistics to be private: {kinds}",
+                f"these modules have no weights or statistics to be private: {kinds}",
                 private.selector.span,
             )
         for layer in stateful:
@@ -225,15 +225,15 @@ def _privates(
                     "E303",
                     f"`{layer.path}` is pruned and private",
                     private.span,
-                    label="its pruned weights would learn from no path",
-                    help=f'`keep "{layer.path}"` leaves it whole',
+                    label="no path would train its pruned weights",
+                    help=f'`keep "{layer.path}"` excludes it from pruning',
                 )
             elif not layer.path:
                 report.add("E308", "the whole model cannot be private", private.span)
             elif private.init == "fresh" and not hasattr(layer.module, "reset_parameters"):
                 report.add(
                     "E308",
-                    f"`{layer.path}` ({layer.type}) cannot start fresh: it has no way to reset",
+                    f"`{layer.path}` ({layer.type}) cannot start fresh: no `reset_parameters`",
                     private.span,
                     help="`init = copy` starts from the model's own weights",
                 )

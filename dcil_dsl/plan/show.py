@@ -41,7 +41,7 @@ from dcil_dsl.words.schedules import Constant, Schedule
 
 
 def show_plan(plan: Plan, page: Page = PLAIN) -> str:
-    """The whole plan: head, layers, groups, private modules, phases, losses, training."""
+    """The full plan: head, layers, groups, private modules, phases, losses, training."""
     parts = [
         _head(plan, page),
         show_layers(plan, page),
@@ -58,7 +58,7 @@ def show_plan(plan: Plan, page: Page = PLAIN) -> str:
 
 
 def show_summary(plan: Plan, page: Page = PLAIN) -> str:
-    """What a person wants to see before a run starts, in a few lines."""
+    """A summary of a few lines, for the start of a run."""
     pruned = [layer for layer in plan.layers if layer.group is not None]
     weights, total = (sum(layer.num_weights for layer in some) for some in (pruned, plan.layers))
     lines = [
@@ -231,7 +231,7 @@ def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple
 
 
 def show_groups(plan: Plan, page: Page) -> str:
-    """What each rule asks of its layers, and when."""
+    """The budget and the schedule of each rule."""
     lines = ["budgets"]
     for group in plan.groups:
         freeze = "never" if group.freeze is None else moment(group.freeze, plan)
@@ -263,7 +263,7 @@ def refresh_words(group: Group) -> str:
 
 
 def dynamics_words(group: Group, plan: Plan) -> list[str]:
-    """What happens to the weights beside being masked, a line each."""
+    """Effects on the weights in addition to masks, a line each."""
     lines = []
     if group.regrow is not None:
         lines.append(
@@ -272,7 +272,7 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
             f"{group.regrow.where}, falling to nothing at {moment(group.regrow.stop.step, plan)}"
         )
     if group.forget:
-        lines.append("what is pruned becomes zero at once, and its momentum")
+        lines.append("pruned weights become zero at once, and their momentum")
     if group.reserve:
         lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
     for penalty in group.penalties:
@@ -316,7 +316,7 @@ def group_line(plan: Plan, group: Group) -> str:
 
 
 def _unit_words(group: Group) -> str:
-    """What goes together, where the noun of the budget does not say it."""
+    """The units that are pruned as a whole, if the budget does not count them."""
     unit = group.unit
     if group.pattern is not None:
         return f", {group.pattern.n} of every {group.pattern.m} inputs kept,"

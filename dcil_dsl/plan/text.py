@@ -22,7 +22,7 @@ NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out
 
 @dataclass(frozen=True)
 class Page:
-    """What is printed on: so many columns; `unicode` where block characters can be shown."""
+    """The output's width in columns; `unicode` if it can show block characters."""
 
     width: int = 100
     unicode: bool = False
@@ -109,7 +109,7 @@ def named_table(
 
 
 def shorten(text: str, width: int) -> str:
-    """The middle goes first: both ends of a layer's name tell more."""
+    """Cut the middle: both ends of a layer's name say more."""
     if len(text) <= width:
         return text
     head = (width - 2) // 2
@@ -117,7 +117,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def fit(text: str, width: int) -> str:
-    """Lines longer than `width` go on in the next line, further in."""
+    """Wrap lines longer than `width`, with an indent."""
     lines = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 2)
@@ -129,7 +129,7 @@ def fit(text: str, width: int) -> str:
 
 
 HEIGHT, WIDEST, MARGIN = 6, 72, 8
-# A cell that is filled from below by so many of its steps, the last is the whole cell.
+# Cells filled from below, from empty to full.
 BLOCKS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 ASCII_CELLS = " .:#"
 
@@ -168,7 +168,7 @@ def draw_schedule(group: Group, plan: Plan, page: Page) -> list[str]:
 
 
 def filled(fractions: Sequence[float], height: int, unicode: bool) -> list[str]:
-    """Columns filled from below to so many fractions of `height` rows, the top row first.
+    """Columns filled from below to the given fractions of `height` rows, the top row first.
 
     A value above zero is never drawn as nothing.
     """

@@ -64,9 +64,9 @@ def tensor_core_obstacle(weight: Weight, unit: Pattern) -> str:
     if (unit.n, unit.m) != (2, 4):
         return f"the hardware's pattern is 2:4, not {unit.n}:{unit.m}"
     if weight.groups > 1:
-        return f"{weight.groups} groups are as many small products"
+        return f"{weight.groups} groups are separate small products"
     if math.prod(kernel) > 1:
-        return f"a {' x '.join(map(str, kernel))} kernel is no matrix product in torch"
+        return f"a {' x '.join(map(str, kernel))} kernel is not a matrix product in torch"
     if outputs % TENSOR_CORE_SIDE or inputs % TENSOR_CORE_SIDE:
         return f"{outputs} x {inputs}: both sides must be multiples of {TENSOR_CORE_SIDE}"
     return ""
@@ -87,7 +87,7 @@ def _tiled(weight: Weight, height: int, width: int) -> p.Cut:
         if size % tile:
             what = "output" if place == 1 + weight.out_axis else "input"
             per = " a group" if weight.groups > 1 else ""
-            raise Misfit(f"{count(size, what)}{per}, no multiple of {tile}")
+            raise Misfit(f"{count(size, what)}{per}, not a multiple of {tile}")
         units.add(len(sizes))
         sizes += [size // tile, tile] if place in tiles else [size]
     return _cut(tuple(sizes), units)
@@ -95,7 +95,7 @@ def _tiled(weight: Weight, height: int, width: int) -> p.Cut:
 
 def _heads(weight: Weight, share: HeadShare | None) -> p.Cut:
     if share is None:
-        raise Misfit("it belongs to no attention whose heads are known")
+        raise Misfit("it does not belong to an attention with known heads")
     axis = weight.out_axis if share.is_output else weight.in_axis
     before, after = weight.shape[:axis], weight.shape[axis + 1 :]
     width = weight.shape[axis] // (share.parts * share.num_heads)
@@ -163,7 +163,7 @@ def divide(
             rule.at("granularity", "target"),
             label=reason
             if heads or not isinstance(unit, Head)
-            else "no attention layer is known in the model, so nothing in it has heads",
+            else "the model has no known attention layer, so nothing in it has heads",
             help=_what_fits(misfits, len(weights)),
         )
         return None
@@ -184,11 +184,11 @@ def _what_fits(misfits: list[tuple[str, str]], num_weights: int) -> str | None:
         return None
     if len(modules) > MOST_NAMED:
         return (
-            f"`keep {modules[0]}` below this rule leaves one of them whole; "
-            f"{len(modules) - 1} more need the like, or narrow the rule"
+            f"`keep {modules[0]}` below this rule excludes one of them; "
+            f"{len(modules) - 1} more need the same, or narrow the rule"
         )
-    whole = "them whole" if misfits[1:] else "it whole"
-    return f"`keep {', '.join(modules)}` below this rule leaves {whole}"
+    them = "them" if misfits[1:] else "it"
+    return f"`keep {', '.join(modules)}` below this rule excludes {them}"
 
 
 def unit_prices(
@@ -196,7 +196,7 @@ def unit_prices(
 ) -> tuple[Counted, tuple[int, ...] | None]:
     """What the budget counts, and what a unit of each member costs it; () where each costs one.
 
-    One budget each counts units: of a layer by itself every measure is the same share.
+    A budget of one layer counts units: every measure gives the same share.
     """
     is_single = unit.single
     of: Counted = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
@@ -220,9 +220,9 @@ def unit_prices(
                 else f"`{member.weights[0].name}` multiplies nothing",
                 rule.at("target"),
                 label="a budget of FLOPs cannot count this layer",
-                help="an example input tells them: `image_size` in `data`, or `example_inputs`"
+                help="an example input measures them: `image_size` in `data`, or `example_inputs`"
                 if unknown
-                else "`keep` below this rule leaves it whole",
+                else "`keep` below this rule excludes it",
             )
             return of, None
     return of, tuple(n // member.num_units for n, member in zip(totals, owned, strict=True))

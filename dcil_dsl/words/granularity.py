@@ -1,4 +1,4 @@
-"""What goes or stays together: single weights, filters, channels, heads, blocks, N:M patterns.
+"""Granularity: single weights, filters, channels, heads, blocks, N:M patterns.
 
 In:   the settings of a rule.
 Out:  one class for each kind of unit.

@@ -29,7 +29,7 @@ def logits_of(output: object, name: str | None = None) -> Tensor:
 
     name  the key or the field of them, or "0", "1" ... for a place in a tuple. None: the output
           itself where it is a tensor, or its field `logits`, as Inception and GoogLeNet have it
-          in training mode beside their auxiliary outputs, and transformers' models in both modes.
+          in training mode next to their auxiliary outputs, and transformers' models in both modes.
     """
     if name is None and isinstance(output, Tensor):
         return output
@@ -56,7 +56,7 @@ def logits_of(output: object, name: str | None = None) -> Tensor:
 def own_loss(output: object) -> Tensor:
     """The loss in what a model returns, a scalar.
 
-    A number by itself; the field or key `loss`, as transformers' models give it where they are
+    A single number; the field or key `loss`, as transformers' models give it where they are
     given labels; or the sum of a dictionary of losses, as torchvision's detection models return
     it in training mode. InputError where there is none of these.
     """

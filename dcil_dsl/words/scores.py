@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a random score depends on besides the shape of the weight.
+    """The inputs of a random score in addition to the shape of the weight.
 
     start  the position, in row-major order, of the first entry that this process holds
     """

@@ -177,7 +177,7 @@ def kind_of(value: object) -> str:
         (Percent, "a percentage"),
         (Ratio, "a ratio"),
         (Range, "a range"),
-        (str, "a text"),
+        (str, "a string"),
         (tuple, "a list"),
     )
     return next((name for kind, name in kinds if isinstance(value, kind)), "none")
@@ -213,7 +213,7 @@ def _plural(unit: str) -> str:
 
 
 def _digits(number: float) -> str:
-    """At most 12 significant digits, no exponent: what stands before a unit."""
+    """At most 12 significant digits, no exponent: the number before a unit."""
     text = format(Decimal(f"{number:.12g}"), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -119,10 +119,10 @@ def test_a_parent_that_is_no_regular_file_is_refused_before_it_is_read(tmp_path)
     (tmp_path / "folder.prune").mkdir()
     (tmp_path / "bytes.prune").write_bytes(b"language 1 \xff\n")
     expected = {
-        "pipe.prune": ("E201", "it is a pipe or a device and no regular file"),
+        "pipe.prune": ("E201", "it is a pipe or a device, not a regular file"),
         "sparse.prune": ("E201", "it is larger than 2 MB"),
         "folder.prune": ("E201", "is a directory"),
-        "/dev/zero": ("E201", "it is a pipe or a device and no regular file"),
+        "/dev/zero": ("E201", "it is a pipe or a device, not a regular file"),
         "a" * 200_000: ("E201", "file name too long"),
         "bytes.prune": ("E110", "not UTF-8 text"),
     }

@@ -1,4 +1,4 @@
-"""What happens to the values of pixels, for whole batches whose images differ in the amount.
+"""Changes of pixel values, for batches whose images differ in the amount.
 
 In:   uint8 images (B, C, H, W), C 1 or 3; for each image how much, (B,) on the images' device.
 Out:  uint8 images.
@@ -74,14 +74,14 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep so many of the eight bits, the highest."""
+    """Keep the highest `count` of the eight bits."""
     shift = (8 - bits).to(torch.int32)
     mask = (255 >> shift) << shift
     return images & _wide(mask).to(torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert what is at the threshold (0..255) or above it."""
+    """Invert values at or above the threshold (0..255)."""
     return torch.where(images >= _wide(threshold), 255 - images, images)
 
 
