@@ -109,6 +109,8 @@ def taking_proxies(tracer: Tracer) -> Iterator[None]:
     def is_instance(value: Any, kinds: Any) -> bool:
         if ISINSTANCE(value, kinds) or type(value) not in PROXIES:
             return ISINSTANCE(value, kinds)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+            return False  # of its own functions, some ask a tensor for its device next
         return (kinds is Tensor or type(kinds) is tuple and Tensor in kinds) and known_tensor(value)
 
     def is_callable(value: Any) -> bool:
