@@ -179,6 +179,7 @@ class GradientStep(Step):
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.is_first:
             seed_generators(batch.seed)  # the same numbers at every evaluation of one step
+            self.is_unscaled = False
             if batch.masks_moved:
                 forget_pruned(self.optimizer, self.dual)
             self.optimizer.zero_grad(set_to_none=True)
