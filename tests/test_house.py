@@ -235,6 +235,21 @@ def test_a_file_is_ascii_short_and_says_what_it_is(file):
         assert ast.get_docstring(ast.parse(text)), "no docstring at the head"
 
 
+# Words that two fields of the package share: a run of a job and of a schedule, shards of weights
+# and of data, the reader of a recipe and of images.
+TWICE = {"Origin", "Reader", "Reading", "Run", "Shards", "_Row"}
+
+
+def test_a_class_name_is_used_once():
+    names = [
+        node.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name for name in names if names.count(name) > 1} <= TWICE
+
+
 def test_no_code_runs_text_or_unpickles():
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -39,7 +39,7 @@ def expose_weights(
     exposed = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     nodes: dict[object, fx.Node] = {}
-    inside, hidden = _Names(private), _Names(twins)
+    inside, hidden = _NamesWithin(private), _NamesWithin(twins)
     own = {id(model.get_submodule(name)): name for name in private}
 
     def read(target: str, key: object) -> fx.Node:
@@ -100,7 +100,7 @@ def expose_weights(
     return exposed
 
 
-class _Names:
+class _NamesWithin:
     """Full names of modules, sorted to find those within another module."""
 
     def __init__(self, names: Iterable[str]):

@@ -180,7 +180,7 @@ class Setting(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block(Node):
+class BlockNode(Node):
     """`recipe`, `model`, `data`, `pruning` or `train` with its settings."""
 
     kind: str
@@ -203,7 +203,7 @@ class Layers(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(Node):
+class PruneNode(Node):
     selector: Selector
     target: Value
     settings: tuple[Setting, ...]
@@ -211,12 +211,12 @@ class Prune(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Node):
+class KeepNode(Node):
     selector: Selector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path(Node):
+class PathNode(Node):
     name: Name
     view: Name | Call
     settings: tuple[Setting, ...]
@@ -229,7 +229,7 @@ class Share(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update(Node):
+class UpdateNode(Node):
     parts: tuple[Name, ...]
     shares: tuple[Share, ...]
     start: Literal | Name | None
@@ -237,13 +237,13 @@ class Update(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Private(Node):
+class PrivateNode(Node):
     selector: Selector
     settings: tuple[Setting, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(Node):
+class LossNode(Node):
     scalar: Literal | Name | None
     term: Call
     start: Literal | Name | None
@@ -256,14 +256,14 @@ class Deploy(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(Node):
+class HeadNode(Node):
     """`language 1` or `extends "..."`, which are fields of File: as a statement, to print it."""
 
     kind: str
     value: Literal
 
 
-MixItem = Union[Path, Update, Private, Loss, Deploy]
+MixItem = Union[PathNode, UpdateNode, PrivateNode, LossNode, Deploy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +276,7 @@ class Expect(Node):
     conditions: tuple[Condition, ...]
 
 
-Item = Union[Block, Let, Layers, Prune, Keep, Mix, Expect]
+Item = Union[BlockNode, Let, Layers, PruneNode, KeepNode, Mix, Expect]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,9 +288,13 @@ class File(Node):
     comments: tuple[tuple[int, str], ...] = field(default=(), compare=False, repr=False)
 
 
-Statement = Union[Item, MixItem, Setting, Condition, Head]
+Statement = Union[Item, MixItem, Setting, Condition, HeadNode]
 
 
 def kind_of(node: Statement) -> str:
     """The word that a statement begins with; `setting` and `condition` for those without one."""
-    return node.kind if isinstance(node, Block | Head) else type(node).__name__.lower()
+    return (
+        node.kind
+        if isinstance(node, BlockNode | HeadNode)
+        else type(node).__name__.removesuffix("Node").lower()
+    )

@@ -91,9 +91,9 @@ class _Build(Transformer):  # type: ignore[misc]
 
     def _block(
         self, kind: str, meta: Any, name: Any, settings: tuple[ast.Setting, ...] | None
-    ) -> ast.Block:
+    ) -> ast.BlockNode:
         quoted = name is not None and name.type == "STRING"
-        return ast.Block(
+        return ast.BlockNode(
             span=self._at(meta),
             kind=kind,
             settings=settings or (),
@@ -102,19 +102,19 @@ class _Build(Transformer):  # type: ignore[misc]
             name_span=None if name is None else self._at(name),
         )
 
-    def recipe(self, meta: Any, children: Parts) -> ast.Block:
+    def recipe(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("recipe", meta, *children)
 
-    def model(self, meta: Any, children: Parts) -> ast.Block:
+    def model(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("model", meta, *children)
 
-    def data(self, meta: Any, children: Parts) -> ast.Block:
+    def data(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("data", meta, *children)
 
-    def pruning(self, meta: Any, children: Parts) -> ast.Block:
+    def pruning(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("pruning", meta, None, *children)
 
-    def train(self, meta: Any, children: Parts) -> ast.Block:
+    def train(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("train", meta, None, *children)
 
     def expect(self, meta: Any, children: Parts) -> ast.Expect:
@@ -132,18 +132,18 @@ class _Build(Transformer):  # type: ignore[misc]
 
     # -- rules -------------------------------------------------------------------------------
 
-    def prune(self, meta: Any, children: Parts) -> ast.Prune:
+    def prune(self, meta: Any, children: Parts) -> ast.PruneNode:
         selector, target, settings = children
         whole = self._at(meta)
         head = Span(self.source, whole.start, target.span.stop)
         if settings is None:
             head = whole  # a target in parentheses ends after its node
-        return ast.Prune(
+        return ast.PruneNode(
             span=whole, selector=selector, target=target, settings=settings or (), head_span=head
         )
 
-    def keep(self, meta: Any, children: Parts) -> ast.Keep:
-        return ast.Keep(span=self._at(meta), selector=children[0])
+    def keep(self, meta: Any, children: Parts) -> ast.KeepNode:
+        return ast.KeepNode(span=self._at(meta), selector=children[0])
 
     # -- selectors ---------------------------------------------------------------------------
 
@@ -212,30 +212,32 @@ class _Build(Transformer):  # type: ignore[misc]
     def mix(self, meta: Any, children: Parts) -> ast.Mix:
         return ast.Mix(span=self._at(meta), items=tuple(children))
 
-    def path(self, meta: Any, children: Parts) -> ast.Path:
+    def path(self, meta: Any, children: Parts) -> ast.PathNode:
         name, view, settings = children
         view = self._name(view) if isinstance(view, Token) else view
-        return ast.Path(
+        return ast.PathNode(
             span=self._at(meta), name=self._name(name), view=view, settings=settings or ()
         )
 
-    def update(self, meta: Any, children: Parts) -> ast.Update:
+    def update(self, meta: Any, children: Parts) -> ast.UpdateNode:
         *many, start, stop = children
         parts = tuple(self._name(c) for c in many if isinstance(c, Token))
         shares = tuple(c for c in many if isinstance(c, ast.Share))
-        return ast.Update(span=self._at(meta), parts=parts, shares=shares, start=start, stop=stop)
+        return ast.UpdateNode(
+            span=self._at(meta), parts=parts, shares=shares, start=start, stop=stop
+        )
 
     def share(self, meta: Any, children: Parts) -> ast.Share:
         scalar, path = children
         return ast.Share(span=self._at(meta), scalar=scalar, path=self._name(path))
 
-    def private(self, meta: Any, children: Parts) -> ast.Private:
+    def private(self, meta: Any, children: Parts) -> ast.PrivateNode:
         selector, settings = children
-        return ast.Private(span=self._at(meta), selector=selector, settings=settings or ())
+        return ast.PrivateNode(span=self._at(meta), selector=selector, settings=settings or ())
 
-    def loss(self, meta: Any, children: Parts) -> ast.Loss:
+    def loss(self, meta: Any, children: Parts) -> ast.LossNode:
         scalar, term, start, stop = children
-        return ast.Loss(span=self._at(meta), scalar=scalar, term=term, start=start, stop=stop)
+        return ast.LossNode(span=self._at(meta), scalar=scalar, term=term, start=start, stop=stop)
 
     def deploy(self, meta: Any, children: Parts) -> ast.Deploy:
         return ast.Deploy(span=self._at(meta), path=self._name(children[0]))

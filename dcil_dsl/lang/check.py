@@ -33,7 +33,7 @@ OWN_STEPS = ("integrator", "balance")
 def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     """The recipe that a closed file means; RecipeError with all that is wrong in it."""
     file = linked.file
-    blocks = {item.kind: item for item in file.items if isinstance(item, ast.Block)}
+    blocks = {item.kind: item for item in file.items if isinstance(item, ast.BlockNode)}
     uses = read_uses(blocks.get("recipe"), found)
     reader = Reader(found, linked.lets, _epochs(blocks.get("train")), uses)
     selectors = Selectors(linked.layers, found)
@@ -77,16 +77,16 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
 # -- blocks --------------------------------------------------------------------------------
 
 
-def _about(block: ast.Block | None, reader: Reader) -> r.About:
+def _about(block: ast.BlockNode | None, reader: Reader) -> r.RecipeAbout:
     if block is None:
-        return r.About()
+        return r.RecipeAbout()
     word = reader.block(AboutBlock, "recipe", block.settings, keyword(block)).word
-    return r.About(name=block.name, **({} if word is None else word.model_dump()))
+    return r.RecipeAbout(name=block.name, **({} if word is None else word.model_dump()))
 
 
-def _model(block: ast.Block | None, reader: Reader) -> r.Model:
+def _model(block: ast.BlockNode | None, reader: Reader) -> r.RecipeModel:
     if block is None:
-        return r.Model()
+        return r.RecipeModel()
     ours = tuple(s for s in block.settings if s.name.name in ModelBlock.model_fields)
     word = reader.block(ModelBlock, "model", ours, keyword(block)).word
     options: list[tuple[str, r.Option]] = []
@@ -103,7 +103,7 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
                 "an option of a model is a number, a string, `true`, `false` or `none`",
                 value.span,
             )
-    return r.Model(
+    return r.RecipeModel(
         name=block.name,
         classes=word.classes if word else None,
         options=tuple(options),
@@ -111,9 +111,9 @@ def _model(block: ast.Block | None, reader: Reader) -> r.Model:
     )
 
 
-def _data(block: ast.Block | None, reader: Reader) -> r.Data:
+def _data(block: ast.BlockNode | None, reader: Reader) -> r.RecipeData:
     if block is None:
-        return r.Data()
+        return r.RecipeData()
     read = reader.block(DataBlock, "data", block.settings, keyword(block))
     word, channels = read.word, read.values.get("channels")
     named = block.name is not None and block.name.replace("_", "-") in DATA_SETS
@@ -125,8 +125,8 @@ def _data(block: ast.Block | None, reader: Reader) -> r.Data:
             help="1 makes them grey, 3 repeats grey ones",
         )
     if word is None:
-        return r.Data(name=block.name)
-    return r.Data(
+        return r.RecipeData(name=block.name)
+    return r.RecipeData(
         name=block.name,
         batch_size=word.batch_size,
         image_size=word.image_size,
@@ -136,7 +136,7 @@ def _data(block: ast.Block | None, reader: Reader) -> r.Data:
     )
 
 
-def _epochs(block: ast.Block | None) -> float | None:
+def _epochs(block: ast.BlockNode | None) -> float | None:
     """The length of the run in epochs, None where it is missing or wrong."""
     for setting in block.settings if block else ():
         value = getattr(setting.value, "value", None)
@@ -148,7 +148,7 @@ def _epochs(block: ast.Block | None) -> float | None:
 # -- expectations ----------------------------------------------------------------------------------
 
 
-def _expect(file: ast.File, reader: Reader) -> tuple[r.Expectation, ...]:
+def _expect(file: ast.File, reader: Reader) -> tuple[r.ExpectRule, ...]:
     expected = []
     for block in file.items:
         for condition in block.conditions if isinstance(block, ast.Expect) else ():
@@ -157,7 +157,7 @@ def _expect(file: ast.File, reader: Reader) -> tuple[r.Expectation, ...]:
     return tuple(expected)
 
 
-def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | None:
+def _expectation(condition: ast.Condition, reader: Reader) -> r.ExpectRule | None:
     metric = condition.name.name
     if metric not in METRICS:
         reader.found.add(
@@ -183,7 +183,7 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
             help=f"did you mean `{written(share)}`?" if share else None,
         )
         return None
-    return r.Expectation(
+    return r.ExpectRule(
         metric=metric, compare=condition.compare, value=value.fraction, span=condition.span
     )
 
@@ -229,7 +229,7 @@ def _end(file: ast.File) -> Span:
 # -- train -----------------------------------------------------------------------------------------
 
 
-def _train(block: ast.Block | None, end: Span, reader: Reader) -> Train | None:
+def _train(block: ast.BlockNode | None, end: Span, reader: Reader) -> Train | None:
     """The block's word; None where it is missing, said at `end`, or wrong."""
     if block is None:
         reader.found.add(
@@ -333,13 +333,13 @@ def _refuse(
 
 def _players(
     train: Train | None,
-    block: ast.Block | None,
-    rules: list[r.Prune | r.Keep],
+    block: ast.BlockNode | None,
+    rules: list[r.PruneRule | r.KeepRule],
     found: Diagnostics,
 ) -> None:
     """E236 if pruned weights are updated separately and no rule prunes."""
     each = getattr(train and train.integrator, "players", "joint") == "each"
-    if each and not any(isinstance(rule, r.Prune) for rule in rules):
+    if each and not any(isinstance(rule, r.PruneRule) for rule in rules):
         found.add(
             "E236",
             "`players=each` updates kept and pruned weights in turn, and no rule prunes",
@@ -349,7 +349,7 @@ def _players(
 
 
 def _balance(
-    train: Train | None, block: ast.Block | None, mixed: Mixed | None, found: Diagnostics
+    train: Train | None, block: ast.BlockNode | None, mixed: Mixed | None, found: Diagnostics
 ) -> None:
     """E236 where no path has two loss terms, whose gradients could be compared."""
     if train is None or train.balance is None or mixed is None or not mixed.losses:
@@ -364,8 +364,8 @@ def _balance(
 
 
 def _average(
-    train: Train | None, block: ast.Block | None, selectors: Selectors
-) -> r.Average | None:
+    train: Train | None, block: ast.BlockNode | None, selectors: Selectors
+) -> r.AverageRule | None:
     """`average` with its layers; E223 where none are named so."""
     if train is None or train.average is None:
         return None
@@ -373,14 +373,14 @@ def _average(
     assert isinstance(node, ast.Call)
     place = next(a.value.span for a in node.arguments if a.name is None or a.name.name == "layers")
     named = ast.ByName(span=place, name=str(train.average.layers))
-    return r.Average(word=train.average, selector=selectors.closed(named), span=node.span)
+    return r.AverageRule(word=train.average, selector=selectors.closed(named), span=node.span)
 
 
-def _setting(block: ast.Block | None, name: str) -> ast.Value | None:
+def _setting(block: ast.BlockNode | None, name: str) -> ast.Value | None:
     """The value of a setting; None if it is not given."""
     return next((s.value for s in block.settings if s.name.name == name), None) if block else None
 
 
-def _span_of(block: ast.Block | None, name: str) -> Span | None:
+def _span_of(block: ast.BlockNode | None, name: str) -> Span | None:
     value = _setting(block, name)
     return None if value is None else value.span

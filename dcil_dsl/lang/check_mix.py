@@ -31,10 +31,10 @@ from dcil_dsl.words.views import AnyView, Masked
 class Mixed:
     """`broken`: a declaration is wrong, so a missing path may be that one."""
 
-    paths: tuple[r.Path, ...]
-    updates: tuple[r.Update, ...]
-    privates: tuple[r.Private, ...]
-    losses: tuple[r.Loss, ...]
+    paths: tuple[r.PathRule, ...]
+    updates: tuple[r.UpdateRule, ...]
+    privates: tuple[r.PrivateRule, ...]
+    losses: tuple[r.LossRule, ...]
     deploy: str
     broken: bool
 
@@ -44,7 +44,7 @@ def check_mix(
     file: ast.File,
     reader: Reader,
     selectors: Selectors,
-    rules: Iterable[r.Prune | r.Keep],
+    rules: Iterable[r.PruneRule | r.KeepRule],
 ) -> Mixed | None:
     """The checked `mix`; None if the recipe has none. `rules`: those of the recipe."""
     found = reader.found
@@ -60,14 +60,16 @@ def check_mix(
     kinds: dict[type, list[Any]] = {}
     for item in mix.items:
         kinds.setdefault(type(item), []).append(item)
-    checker = _Mix(reader, kinds.get(ast.Path, []))
+    checker = _Mix(reader, kinds.get(ast.PathNode, []))
     here = Span(mix.span.source, mix.span.start, mix.span.start + 3)
     if not checker.names:
         found.add("E216", "`mix` declares no path", here, help="for example `path sparse = masked`")
-    updates = [u for item in kinds.get(ast.Update, []) if (u := checker.update(item))]
-    losses = [x for item in kinds.get(ast.Loss, []) if (x := checker.loss(item))]
-    privates = [p for item in kinds.get(ast.Private, []) if (p := checker.private(item, selectors))]
-    if not kinds.get(ast.Loss):
+    updates = [u for item in kinds.get(ast.UpdateNode, []) if (u := checker.update(item))]
+    losses = [x for item in kinds.get(ast.LossNode, []) if (x := checker.loss(item))]
+    privates = [
+        p for item in kinds.get(ast.PrivateNode, []) if (p := checker.private(item, selectors))
+    ]
+    if not kinds.get(ast.LossNode):
         found.add(
             "E219",
             "`mix` has no loss, so no weight learns",
@@ -85,27 +87,27 @@ def check_mix(
     )
 
 
-def _halves_alone(rules: Iterable[r.Prune | r.Keep]) -> bool:
+def _halves_alone(rules: Iterable[r.PruneRule | r.KeepRule]) -> bool:
     """Whether `compute = kept` could spare arithmetic of patterns, and of nothing else.
 
     Of a pattern a path spares products of the forward pass, and has all gradients.
     """
-    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    prunes = [rule for rule in rules if isinstance(rule, r.PruneRule)]
     others = [rule for rule in prunes if rule.target.pattern is None]
     wholes = [rule for rule in others if rule.granularity.axis is not None]
     return len(others) < len(prunes) and not wholes
 
 
 class _Mix:
-    def __init__(self, reader: Reader, paths: list[ast.Path]):
+    def __init__(self, reader: Reader, paths: list[ast.PathNode]):
         self.reader, self.found = reader, reader.found
-        self.paths: list[r.Path] = []
-        self.names: dict[str, ast.Path] = {}
+        self.paths: list[r.PathRule] = []
+        self.names: dict[str, ast.PathNode] = {}
         self.broken = False
         for item in paths:
             self._path(item)
 
-    def _path(self, item: ast.Path) -> None:
+    def _path(self, item: ast.PathNode) -> None:
         name = item.name.name
         before = self.names.setdefault(name, item)
         if before is not item:
@@ -139,7 +141,7 @@ class _Mix:
             self.broken = True
         elif before is item and word is not None:
             self.paths.append(
-                r.Path(
+                r.PathRule(
                     name=name,
                     view=view,
                     random=word.random,
@@ -197,7 +199,7 @@ class _Mix:
 
     # -- updates ------------------------------------------------------------------------------
 
-    def update(self, item: ast.Update) -> r.Update | None:
+    def update(self, item: ast.UpdateNode) -> r.UpdateRule | None:
         good = True
         first: dict[str, ast.Name] = {}
         for part in item.parts:
@@ -239,11 +241,11 @@ class _Mix:
         if not good or window is None:
             return None
         parts = tuple(part.name for part in item.parts)
-        return r.Update(
+        return r.UpdateRule(
             parts=parts, shares=tuple(shares), start=window[0], stop=window[1], span=item.span
         )
 
-    def learns_what_it_leaves_out(self, updates: list[r.Update]) -> None:
+    def learns_what_it_leaves_out(self, updates: list[r.UpdateRule]) -> None:
         """E239 for pruned weights that would learn from a path that does not compute them."""
         smaller = {path.name: path for path in self.paths if path.compute == "kept"}
         for update in updates:
@@ -257,7 +259,7 @@ class _Mix:
                         others=(Label(smaller[name].span, "`compute = kept`"),),
                     )
 
-    def overlaps(self, updates: list[r.Update]) -> None:
+    def overlaps(self, updates: list[r.UpdateRule]) -> None:
         """E220 for two updates of one part that share a moment in every run."""
         for index, later in enumerate(updates):
             for earlier in updates[:index]:
@@ -271,7 +273,7 @@ class _Mix:
                         help="give each its time with `from` and `until`, or write one sum",
                     )
 
-    def _certainly_meet(self, a: r.Update, b: r.Update) -> bool:
+    def _certainly_meet(self, a: r.UpdateRule, b: r.UpdateRule) -> bool:
         return self._before(a.start, b.stop) and self._before(b.start, a.stop)
 
     def _before(self, start: Time | None, stop: Time | None) -> bool:
@@ -281,7 +283,7 @@ class _Mix:
 
     # -- losses -------------------------------------------------------------------------------
 
-    def loss(self, item: ast.Loss) -> r.Loss | None:
+    def loss(self, item: ast.LossNode) -> r.LossRule | None:
         coefficient, window = self._scalar(item.scalar, "the weight of a loss"), self._window(item)
         try:
             term = self.reader.word(item.term, Loss)
@@ -306,18 +308,18 @@ class _Mix:
             good = False
         if coefficient is None or window is None or not good:
             return None
-        return r.Loss(
+        return r.LossRule(
             coefficient=coefficient, term=term, start=window[0], stop=window[1], span=item.span
         )
 
     # -- private and deploy ----------------------------------------------------------------------
 
-    def private(self, item: ast.Private, selectors: Selectors) -> r.Private | None:
+    def private(self, item: ast.PrivateNode, selectors: Selectors) -> r.PrivateRule | None:
         selector = selectors.closed(item.selector)
         word = self.reader.block(PrivateBlock, "private", item.settings, item.span).word
         if word is None:
             return None
-        return r.Private(selector=selector, init=word.init, span=item.span)
+        return r.PrivateRule(selector=selector, init=word.init, span=item.span)
 
     def deploy(self, items: list[ast.Deploy], here: Span) -> str:
         if not items:
@@ -357,7 +359,9 @@ class _Mix:
             return None
         return float(value)
 
-    def _window(self, item: ast.Update | ast.Loss) -> tuple[Time | None, Time | None] | None:
+    def _window(
+        self, item: ast.UpdateNode | ast.LossNode
+    ) -> tuple[Time | None, Time | None] | None:
         try:
             start, stop = self._moment(item.start), self._moment(item.stop)
         except Broken:
@@ -402,21 +406,21 @@ class _Mix:
         return self.reader.value(node)
 
 
-def named_by(losses: Iterable[r.Loss]) -> set[str]:
+def named_by(losses: Iterable[r.LossRule]) -> set[str]:
     """The paths that losses need."""
     return {path for loss in losses for path in loss.term.paths}
 
 
 def _warn(
     file: ast.File,
-    paths: list[r.Path],
-    updates: list[r.Update],
-    losses: list[r.Loss],
+    paths: list[r.PathRule],
+    updates: list[r.UpdateRule],
+    losses: list[r.LossRule],
     here: Span,
     found: Diagnostics,
 ) -> None:
     """W203 and W205: legal, and probably a mistake."""
-    prunes = any(isinstance(item, ast.Prune) for item in file.items)
+    prunes = any(isinstance(item, ast.PruneNode) for item in file.items)
     named = {part for update in updates for part in update.parts}
     untrained = {"kept", "pruned"} - named if prunes else {"rest"} - named
     if not prunes and "kept" in named:  # without a rule, kept and rest are the same

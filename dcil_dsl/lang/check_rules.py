@@ -27,16 +27,16 @@ from dcil_dsl.words.units import Percent, Time, written
 
 
 def read_rules(
-    file: ast.File, pruning: ast.Block | None, reader: Reader, selectors: Selectors
-) -> list[r.Prune | r.Keep]:
+    file: ast.File, pruning: ast.BlockNode | None, reader: Reader, selectors: Selectors
+) -> list[r.PruneRule | r.KeepRule]:
     shared = pruning.settings if pruning else ()
-    rules: list[r.Prune | r.Keep] = []
+    rules: list[r.PruneRule | r.KeepRule] = []
     if pruning is not None:
         _limits(reader.block(PruneBlock, "pruning", shared, keyword(pruning)), reader)
     for item in file.items:
-        if isinstance(item, ast.Keep):
-            rules.append(r.Keep(selector=selectors.closed(item.selector), span=item.span))
-        elif isinstance(item, ast.Prune):
+        if isinstance(item, ast.KeepNode):
+            rules.append(r.KeepRule(selector=selectors.closed(item.selector), span=item.span))
+        elif isinstance(item, ast.PruneNode):
             rule = _prune(item, shared, reader, selectors)
             rules += [] if rule is None else [rule]
     _unused_settings(file, pruning, reader.found)
@@ -44,8 +44,8 @@ def read_rules(
 
 
 def _prune(
-    item: ast.Prune, shared: tuple[ast.Setting, ...], reader: Reader, selectors: Selectors
-) -> r.Prune | None:
+    item: ast.PruneNode, shared: tuple[ast.Setting, ...], reader: Reader, selectors: Selectors
+) -> r.PruneRule | None:
     selector = selectors.closed(item.selector)
     own = {s.name.name for s in item.settings}
     # Errors in `pruning` are reported there, not once for every rule.
@@ -65,7 +65,7 @@ def _prune(
     spans = {**read.spans, "target": item.target.span}
     if granularity is not word.granularity:  # the target brings its own
         spans.pop("granularity", None)
-    return r.Prune(
+    return r.PruneRule(
         selector=selector,
         target=target,
         score=word.score,
@@ -92,7 +92,7 @@ def _bounds(
     target: Target,
     selectors: Selectors,
     reader: Reader,
-) -> tuple[r.Bound, ...]:
+) -> tuple[r.BoundRule, ...]:
     """The bounds of layers together, each with the layers that it names."""
     given = next((s.value for s in settings if s.name.name == "bounds"), None)
     nodes = given.items if isinstance(given, ast.List) else ()
@@ -124,7 +124,7 @@ def _bounds(
             )
         selector = selectors.closed(ast.ByName(span=place, name=str(word.layers)))
         bounds.append(
-            r.Bound(
+            r.BoundRule(
                 name=str(word.layers),
                 selector=selector,
                 floor=word.floor,
@@ -136,7 +136,7 @@ def _bounds(
 
 
 def _granularity(
-    item: ast.Prune, target: Target, setting: Granularity | None, reader: Reader
+    item: ast.PruneNode, target: Target, setting: Granularity | None, reader: Reader
 ) -> Granularity:
     """The target's own, else the setting's; a rule that gives both gives it twice."""
     own = getattr(target, "granularity", None)
@@ -227,9 +227,9 @@ def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader)
         )
 
 
-def _unused_settings(file: ast.File, pruning: ast.Block | None, found: Diagnostics) -> None:
+def _unused_settings(file: ast.File, pruning: ast.BlockNode | None, found: Diagnostics) -> None:
     """A setting of `pruning` that every rule sets for itself changes nothing."""
-    rules = [item for item in file.items if isinstance(item, ast.Prune)]
+    rules = [item for item in file.items if isinstance(item, ast.PruneNode)]
     for setting in pruning.settings if pruning else ():
         name = setting.name.name
         if all(any(s.name.name == name for s in rule.settings) for rule in rules):
@@ -237,7 +237,9 @@ def _unused_settings(file: ast.File, pruning: ast.Block | None, found: Diagnosti
             found.add("W204", f"`{name}` of `pruning` has no effect", setting.span, label=why)
 
 
-def check_rules(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics) -> None:
+def check_rules(
+    rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
+) -> None:
     """Check the rules against the paths of `mix`."""
     if mixed is not None:
         _check_masks(rules, mixed, found)
@@ -245,9 +247,9 @@ def check_rules(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagn
     _check_effects(rules, mixed, found)
 
 
-def _check_masks(rules: list[r.Prune | r.Keep], mixed: Mixed, found: Diagnostics) -> None:
+def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Diagnostics) -> None:
     """Masks need both a rule that makes them and a path that applies them."""
-    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    prunes = [rule for rule in rules if isinstance(rule, r.PruneRule)]
     masked = [path for path in mixed.paths if path.view.prunes]
     if prunes and mixed.paths and not masked and not mixed.broken:
         found.add(
@@ -256,7 +258,7 @@ def _check_masks(rules: list[r.Prune | r.Keep], mixed: Mixed, found: Diagnostics
             prunes[0].span,
             help="declare one in `mix`: `path sparse = masked`",
         )
-    if not any(isinstance(rule, r.Prune) for rule in rules) and not found.errors:
+    if not any(isinstance(rule, r.PruneRule) for rule in rules) and not found.errors:
         for path in masked:
             found.add(
                 "W206",
@@ -272,11 +274,13 @@ def _check_masks(rules: list[r.Prune | r.Keep], mixed: Mixed, found: Diagnostics
 # -- scores and growth -----------------------------------------------------------------------------
 
 
-def _check_scores(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics) -> None:
+def _check_scores(
+    rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
+) -> None:
     """Report every score that cannot be computed, once for each place."""
     seen = set()
     for rule in rules:
-        if not isinstance(rule, r.Prune):
+        if not isinstance(rule, r.PruneRule):
             continue
         span = rule.at("score")
         word = rule.score.called
@@ -335,9 +339,11 @@ def _check_path(
 # -- other effects on weights ----------------------------------------------------------------------
 
 
-def _check_effects(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Diagnostics) -> None:
+def _check_effects(
+    rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
+) -> None:
     """Note every setting that the rule's units or score, or the paths, give no meaning."""
-    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    prunes = [rule for rule in rules if isinstance(rule, r.PruneRule)]
     for rule in prunes:
         _check_rule(rule, found)
     if mixed is None:
@@ -355,7 +361,7 @@ def _check_effects(rules: list[r.Prune | r.Keep], mixed: Mixed | None, found: Di
     _check_reserve(prunes, mixed, found)
 
 
-def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
+def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
     is_single = isinstance(rule.granularity, Single) and rule.target.pattern is None
     for name, value in (("regrow", rule.regrow), ("reserve", rule.reserve)):
         if value is not None and not is_single:
@@ -389,14 +395,14 @@ def _check_rule(rule: r.Prune, found: Diagnostics) -> None:
         )
 
 
-def _no_threshold(rule: r.Prune) -> str | None:
+def _no_threshold(rule: r.PruneRule) -> str | None:
     if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
         return "kept weights are not those above a threshold here"
     by_size = rule.score.by_size and rule.score.decay is None
     return None if by_size and rule.regrow is None else "weights are not kept by their magnitude"
 
 
-def _check_reserve(prunes: list[r.Prune], mixed: Mixed, found: Diagnostics) -> None:
+def _check_reserve(prunes: list[r.PruneRule], mixed: Mixed, found: Diagnostics) -> None:
     has_reserve = any(rule.reserve is not None for rule in prunes)
     updates = [update for update in mixed.updates if "reserve" in update.parts]
     if updates and not has_reserve:

@@ -164,7 +164,7 @@ def _braced(unit: Unit) -> list[str]:
 def _padded(node: ast.Statement, widths: dict[str, int]) -> list[str]:
     """The pieces of a statement, aligned with its neighbours."""
     pieces, width = statement_pieces(node), widths.get(kind_of(node), 0)
-    if isinstance(node, ast.Keep) and "prune" in widths:
+    if isinstance(node, ast.KeepNode) and "prune" in widths:
         return ["keep ", *pieces[1:]]  # as long as `prune`
     key = key_pieces(node)
     text = " ".join(key)
@@ -246,10 +246,10 @@ def attach(file: ast.File) -> tuple[list[Unit], list[Comment]]:
     return _gather(nodes, comments)
 
 
-def _head(kind: str, value: ast.Literal, after: int) -> ast.Head:
+def _head(kind: str, value: ast.Literal, after: int) -> ast.HeadNode:
     span = value.span
     start = _after_ignored(span.source.text, after)
-    return ast.Head(span=Span(span.source, start, span.stop), kind=kind, value=value)
+    return ast.HeadNode(span=Span(span.source, start, span.stop), kind=kind, value=value)
 
 
 def _after_ignored(text: str, start: int) -> int:
@@ -299,9 +299,13 @@ def _share_out(unit: Unit, inside: list[Comment]) -> None:
 def children_of(node: ast.Statement) -> tuple[ast.Statement, ...]:
     """What stands between the braces of a statement; empty where it has none."""
     match node:
-        case ast.Block(settings=inner) | ast.Prune(settings=inner) | ast.Path(settings=inner):
+        case (
+            ast.BlockNode(settings=inner)
+            | ast.PruneNode(settings=inner)
+            | ast.PathNode(settings=inner)
+        ):
             return inner
-        case ast.Private(settings=inner) | ast.Mix(items=inner) | ast.Expect(conditions=inner):
+        case ast.PrivateNode(settings=inner) | ast.Mix(items=inner) | ast.Expect(conditions=inner):
             return inner
     return ()
 
@@ -310,13 +314,13 @@ def _opening(node: ast.Statement) -> int:
     """Where the `{` of a statement stands; the end of the text if it has none."""
     text = node.span.source.text
     match node:
-        case ast.Block(kind=kind):
+        case ast.BlockNode(kind=kind):
             head = node.name_span.stop if node.name_span else node.span.start + len(kind)
-        case ast.Prune():
+        case ast.PruneNode():
             head = node.head_span.stop
-        case ast.Path():
+        case ast.PathNode():
             head = node.view.span.stop
-        case ast.Private():
+        case ast.PrivateNode():
             head = node.selector.span.stop
         case ast.Mix() | ast.Expect():
             head = node.span.start + len(kind_of(node))

@@ -343,7 +343,7 @@ def _merged(parent: ast.File, child: ast.File) -> ast.File:
 def _slot(item: ast.Item) -> tuple[str, str] | None:
     """What an item replaces in its parent, or is merged with; None for rules, which are added."""
     match item:
-        case ast.Block(kind=kind):
+        case ast.BlockNode(kind=kind):
             return kind, ""
         case ast.Let(name=name) | ast.Layers(name=name):
             return ast.kind_of(item), name.name
@@ -353,7 +353,7 @@ def _slot(item: ast.Item) -> tuple[str, str] | None:
 
 
 def _over(item: ast.Item, over: ast.Item) -> ast.Item:
-    if not (isinstance(item, ast.Block) and isinstance(over, ast.Block)):
+    if not (isinstance(item, ast.BlockNode) and isinstance(over, ast.BlockNode)):
         return over
     mine = {s.name.name: s for s in over.settings}
     kept = [mine.pop(s.name.name, s) for s in item.settings]
@@ -446,9 +446,9 @@ def _set_setting(
     items: list[ast.Item] = []
     exists = False
     for item in file.items:
-        if isinstance(item, ast.Block) and item.kind == kind:
+        if isinstance(item, ast.BlockNode) and item.kind == kind:
             item, exists = replace(item, settings=_with(item.settings, setting)), True
-        elif isinstance(item, ast.Prune) and kind == "pruning":
+        elif isinstance(item, ast.PruneNode) and kind == "pruning":
             own = tuple(s for s in item.settings if s.name.name != key)
             item = replace(item, settings=own)
         items.append(item)
@@ -456,7 +456,7 @@ def _set_setting(
         if kind not in ("pruning", "train"):
             found.add("E222", f"the recipe has no `{kind}` block to set `{key}` in", span)
             return file
-        items.append(ast.Block(span=setting.span, kind=kind, name=None, settings=(setting,)))
+        items.append(ast.BlockNode(span=setting.span, kind=kind, name=None, settings=(setting,)))
     return replace(file, items=tuple(items))
 
 

@@ -43,7 +43,7 @@ class Uses:
     broken: bool = False
 
 
-def read_uses(block: ast.Block | None, found: Diagnostics) -> Uses:
+def read_uses(block: ast.BlockNode | None, found: Diagnostics) -> Uses:
     """The words of the packages that the block names. Anything but a list of strings is reported
     with the block's settings."""
     settings = block.settings if block else ()
@@ -407,7 +407,7 @@ class Reader(ValueReader):
         return sparsity
 
 
-def keyword(item: ast.Block | ast.Mix) -> Span:
+def keyword(item: ast.BlockNode | ast.Mix) -> Span:
     """The first word of a block, where a missing setting is reported."""
     if item.span.source.name == SET:
         return item.span

@@ -36,7 +36,7 @@ def _span() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class RecipeAbout:
     """`recipe name { ... }`. All empty where the recipe has no such block."""
 
     name: str | None = None
@@ -47,7 +47,7 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class RecipeModel:
     """`model name { classes = 10 ... }`: what the recipe was written for.
 
     `options` are keyword arguments for the callable that builds the model, plain Python
@@ -61,7 +61,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class RecipeData:
     """`data name { ... }`. `image_size` None: as the dataset has them."""
 
     name: str | None = None
@@ -73,7 +73,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
+class BoundRule:
     """`within(shortcuts, floor=30%)` of a rule: a density of these layers together."""
 
     name: str
@@ -84,7 +84,7 @@ class Bound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune:
+class PruneRule:
     """One `prune` rule with the `pruning` block's settings already merged in.
 
     `target` carries the allocation and the final sparsity. `granularity` is the rule's, or
@@ -100,7 +100,7 @@ class Prune:
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
-    bounds: tuple[Bound, ...] = ()
+    bounds: tuple[BoundRule, ...] = ()
     granularity: Granularity = Single()
     forget: bool = False
     reserve: Percent | None = None
@@ -116,7 +116,7 @@ class Prune:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class KeepRule:
     """One `keep` rule: these layers lose nothing."""
 
     selector: ast.Selector
@@ -124,7 +124,7 @@ class Keep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class PathRule:
     """`path name = view { random = own | shared }`."""
 
     name: str
@@ -138,7 +138,7 @@ class Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update:
+class UpdateRule:
     """`update parts by share * path + ...`: one row of the matrix part x path."""
 
     parts: tuple[str, ...]  # of "kept", "pruned", "rest"
@@ -149,7 +149,7 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Private:
+class PrivateRule:
     """`private selector { init = copy | fresh }`: one module per path."""
 
     selector: ast.Selector
@@ -158,7 +158,7 @@ class Private:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class LossRule:
     """`loss coefficient * term from .. until ..`."""
 
     coefficient: float
@@ -169,7 +169,7 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expectation:
+class ExpectRule:
     """`top1 >= 92.4%` of an `expect` block."""
 
     metric: str
@@ -179,7 +179,7 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Average:
+class AverageRule:
     """`average` of `train` with the layers that it names."""
 
     word: WeightAverage
@@ -191,18 +191,18 @@ class Average:
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
-    about: About
-    model: Model
-    data: Data
-    rules: tuple[Prune | Keep, ...]
-    paths: tuple[Path, ...]
-    updates: tuple[Update, ...]
-    privates: tuple[Private, ...]
-    losses: tuple[Loss, ...]
+    about: RecipeAbout
+    model: RecipeModel
+    data: RecipeData
+    rules: tuple[PruneRule | KeepRule, ...]
+    paths: tuple[PathRule, ...]
+    updates: tuple[UpdateRule, ...]
+    privates: tuple[PrivateRule, ...]
+    losses: tuple[LossRule, ...]
     deploy: str
     train: Train
-    average: Average | None = None
-    expect: tuple[Expectation, ...] = ()
+    average: AverageRule | None = None
+    expect: tuple[ExpectRule, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     given: str = field(default="", compare=False, repr=False)  # the text as it was given

@@ -160,11 +160,11 @@ def key_pieces(node: ast.Statement) -> list[str]:
             return ["let", name.name]
         case ast.Layers(name=name):
             return ["layers", name.name]
-        case ast.Path(name=name):
+        case ast.PathNode(name=name):
             return ["path", name.name]
-        case ast.Update(parts=parts):
+        case ast.UpdateNode(parts=parts):
             return ["update", *_listed([[part.name] for part in parts])]
-        case ast.Prune(selector=selector):
+        case ast.PruneNode(selector=selector):
             return ["prune", *selector_pieces(selector)]
     return []
 
@@ -176,31 +176,31 @@ def statement_pieces(node: ast.Statement) -> list[str]:
     """
     key = key_pieces(node)
     match node:
-        case ast.Setting(value=value) | ast.Let(value=value) | ast.Path(view=value):
+        case ast.Setting(value=value) | ast.Let(value=value) | ast.PathNode(view=value):
             return key + _glue("= ", value_pieces(value), "")
         case ast.Condition(compare=compare, value=value):
             return key + _glue(f"{compare} ", value_pieces(value), "")
         case ast.Layers(selector=selector):
             return key + _glue("= ", selector_pieces(selector), "")
-        case ast.Prune(target=target):
+        case ast.PruneNode(target=target):
             return key + _glue("to ", value_pieces(target), "")
-        case ast.Keep(selector=selector):
+        case ast.KeepNode(selector=selector):
             return ["keep", *selector_pieces(selector)]
-        case ast.Update(shares=shares):
+        case ast.UpdateNode(shares=shares):
             return [*key, *_glue("by ", _summed(shares), ""), *_window(node)]
-        case ast.Private(selector=selector):
+        case ast.PrivateNode(selector=selector):
             return ["private", *selector_pieces(selector)]
-        case ast.Loss(scalar=scalar, term=term):
+        case ast.LossNode(scalar=scalar, term=term):
             return ["loss", *_scaled(scalar), *value_pieces(term), *_window(node)]
         case ast.Deploy(path=path):
             return ["deploy", path.name]
-        case ast.Block(kind=kind, name=name, quoted=quoted):
+        case ast.BlockNode(kind=kind, name=name, quoted=quoted):
             return [kind] if name is None else [kind, f'"{name}"' if quoted else name]
         case ast.Mix():
             return ["mix"]
         case ast.Expect():
             return ["expect"]
-        case ast.Head(kind=kind, value=literal):
+        case ast.HeadNode(kind=kind, value=literal):
             return [kind, *value_pieces(literal)]
     raise AssertionError(f"not a statement: {node!r}")
 
@@ -217,6 +217,6 @@ def _scaled(scalar: ast.Literal | ast.Name | None) -> list[str]:
     return [] if scalar is None else [*value_pieces(scalar), "*"]
 
 
-def _window(node: ast.Update | ast.Loss) -> list[str]:
+def _window(node: ast.UpdateNode | ast.LossNode) -> list[str]:
     pieces = [] if node.start is None else ["from", *value_pieces(node.start)]
     return pieces if node.stop is None else [*pieces, "until", *value_pieces(node.stop)]

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _known: MutableMapping[Tensor, tuple[int, bool]] = WeakTensorKeyDictionary()
 
 
-class Cut(Protocol):
+class CutLike(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
@@ -34,7 +34,7 @@ class Cut(Protocol):
 
 
 @torch.no_grad()
-def sum_in_units(values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+def sum_in_units(values: Tensor, cut: CutLike, dtype: torch.dtype) -> Tensor:
     """The sum over each unit of one weight, (number of units,).
 
     Use float64 for scores: sums of float32 depend on their order, and so on the device.
@@ -42,19 +42,19 @@ def sum_in_units(values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
     return _rows(values, cut).sum(1, dtype=dtype)
 
 
-def mean_in_units(sums: Tensor, cuts: Sequence[Cut]) -> Tensor:
+def mean_in_units(sums: Tensor, cuts: Sequence[CutLike]) -> Tensor:
     """The mean of each unit, from the sums over all weights that it lies in."""
     return sums / (sum(prod(cut.shape) for cut in cuts) / len(sums))
 
 
-def spread_mask(kept: Tensor, cut: Cut, shape: Sequence[int]) -> Tensor:
+def spread_mask(kept: Tensor, cut: CutLike, shape: Sequence[int]) -> Tensor:
     """The mask of a weight of this shape, from one boolean a unit."""
     across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
     return kept.view(across).expand(cut.shape).reshape(tuple(shape))
 
 
 @torch.no_grad()
-def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
+def keep_pattern(score: Tensor, cut: CutLike, n: int) -> Tensor:
     """A mask that keeps the n highest of each group of m, ties to the earlier; NaN is the highest.
 
     The groups are the units of the cut; its only other dimension has m entries.
@@ -85,12 +85,12 @@ def remember_half(mask: Tensor, holds: bool) -> tuple[int, bool]:
     return known
 
 
-def _rows(values: Tensor, cut: Cut) -> Tensor:
+def _rows(values: Tensor, cut: CutLike) -> Tensor:
     """(number of units, weights of a unit)"""
     inside = _inside(cut)
     size = prod(cut.shape[i] for i in inside)
     return values.reshape(cut.shape).permute(*cut.units, *inside).reshape(cut.num_units, size)
 
 
-def _inside(cut: Cut) -> tuple[int, ...]:
+def _inside(cut: CutLike) -> tuple[int, ...]:
     return tuple(i for i in range(len(cut.shape)) if i not in cut.units)

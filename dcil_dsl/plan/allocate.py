@@ -34,7 +34,7 @@ DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
 
 
 def allocate_group(
-    rule: r.Prune,
+    rule: r.PruneRule,
     place: str,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
@@ -95,7 +95,7 @@ def _divided(proportions: tuple[float, ...], group: p.Group) -> tuple[float, ...
     return tuple(1 - density for density in densities)
 
 
-def _own_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple[float, ...] | None:
+def _own_shares(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> tuple[float, ...] | None:
     """The shares by facts that only the target knows; E318 if they do not fit these layers."""
     span = rule.at("target")
     sizes = num_units(group)
@@ -114,7 +114,7 @@ def _own_shares(rule: r.Prune, group: p.Group, report: Diagnostics) -> tuple[flo
         return None
 
 
-def _floor(rule: r.Prune, size: int) -> int:
+def _floor(rule: r.PruneRule, size: int) -> int:
     if rule.floor is None:
         return min(DEFAULT_FLOOR, size)
     return max(math.ceil(size * rule.floor.fraction - 1e-9), DEFAULT_FLOOR)
@@ -127,7 +127,7 @@ def _ceiling(ceiling: Percent, size: int) -> int:
 # -- time --------------------------------------------------------------------------------------
 
 
-def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
+def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> None:
     """E304, once for the rule."""
     noun, target = counted(group, many=False), percent(round(group.sparsity, 6))
     sizes, costs = num_units(group), unit_costs(group)
@@ -163,7 +163,7 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
         )
 
 
-def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnostics) -> None:
+def _check_time(rule: r.PruneRule, group: p.Group, num_steps: int, report: Diagnostics) -> None:
     reached = reached_at(group)
     if isinstance(group.schedule, Ramp) and reached <= group.schedule.start:
         report.add(
@@ -190,7 +190,9 @@ def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnosti
 # -- bounds of several layers ----------------------------------------------------------------------
 
 
-def bind_group(rule: r.Prune, group: p.Group, selection: Selection, report: Diagnostics) -> p.Group:
+def bind_group(
+    rule: r.PruneRule, group: p.Group, selection: Selection, report: Diagnostics
+) -> p.Group:
     """The group with the rule's bounds, in units: floors are rounded up, ceilings down."""
     taken: dict[int, str] = {}
     bounds = [_bound(bound, group, taken, selection, report) for bound in rule.bounds]
@@ -212,7 +214,11 @@ def bind_group(rule: r.Prune, group: p.Group, selection: Selection, report: Diag
 
 
 def _bound(
-    bound: r.Bound, group: p.Group, taken: dict[int, str], selection: Selection, report: Diagnostics
+    bound: r.BoundRule,
+    group: p.Group,
+    taken: dict[int, str],
+    selection: Selection,
+    report: Diagnostics,
 ) -> p.Bound | None:
     """One bound; `taken` says which members are in one already."""
     units, noun = num_units(group), group.unit.noun

@@ -13,7 +13,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.words.word import Run
 
 
-def resolve_dynamics(rule: r.Prune, run: Run) -> dict[str, Any]:
+def resolve_dynamics(rule: r.PruneRule, run: Run) -> dict[str, Any]:
     """Fields of p.Group by name."""
     if isinstance(rule.refresh, tuple):
         moments = tuple(sorted({run.steps(time).step for time in rule.refresh}))

@@ -103,7 +103,7 @@ def find_layer(name: str, traced: Traced) -> Layer:
 
 
 def _what_it_is(
-    layer: Layer, planned: list[p.Layer], traced: Traced, plan: p.Plan
+    layer: Layer, planned: list[p.PlanLayer], traced: Traced, plan: p.Plan
 ) -> Iterator[Fact]:
     yield layer.path or "the model", f"{layer.type}({layer.module.extra_repr()})"
     total = sum(entry.num_weights for entry in plan.layers)
@@ -223,7 +223,7 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
 # -- how much, and when ------------------------------------------------------------------------
 
 
-def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
+def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     parts = members(group)
     others = len(parts) - 1
     yield "budget", group_line(plan, group)
@@ -255,7 +255,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "weights", line
 
 
-def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
+def _moments(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> list[str]:
     """The group's sparsity and the layer's kept weights, at the steps where something changes."""
     end = last_step(plan)
     reached = reached_at(group)
@@ -286,7 +286,7 @@ def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
 # -- who learns from whom ----------------------------------------------------------------------
 
 
-def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator[Fact]:
+def _who_sees_it(layer: Layer, planned: list[p.PlanLayer], plan: p.Plan) -> Iterator[Fact]:
     if is_private(layer.path, plan):
         yield from _private(layer, plan)
         return

@@ -25,14 +25,14 @@ from dcil_dsl.words.scores import AnyScore, Gradient
 from dcil_dsl.words.targets import Target
 
 
-class Part(BaseModel):
+class PlanRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Cut(Part):
+class Cut(PlanRecord):
     """How a weight falls into units: viewed in `shape`, a unit is one index of the dimensions
     `units` and all of the others. A filter of a convolution: (O, I * kh * kw), (0,)."""
 
@@ -66,7 +66,7 @@ class KeptScore(NamedTuple):
         return token(self.score)
 
 
-class Bound(Part):
+class Bound(PlanRecord):
     """Members, by their place in the group, that together keep `floor` to `ceiling` units at the
     target. `name` is what the recipe calls them."""
 
@@ -79,7 +79,7 @@ class Bound(Part):
 _MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
 
 
-class Budgeted(Part):
+class Budgeted(PlanRecord):
     """Weights that a rule prunes together, a whole unit at a time, and how they are counted.
 
     Units lie in one weight each, but those of an attention head in several. Weights that share

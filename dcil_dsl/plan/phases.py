@@ -90,7 +90,7 @@ def resolve_paths(
 def check_left_out(
     recipe: r.Recipe,
     groups: tuple[p.Group, ...],
-    layers: tuple[p.Layer, ...],
+    layers: tuple[p.PlanLayer, ...],
     report: Diagnostics,
 ) -> None:
     """E320 where `compute = kept` would skip nothing, or what a score needs."""
@@ -138,7 +138,7 @@ def resolve_phases(
     turns = {0} | {w.start for w in windows} | {w.stop for w in windows if w.stop is not None}
     cuts = sorted(turn for turn in turns if 0 <= turn < num_steps)
 
-    has_reserve = any(isinstance(rule, r.Prune) and rule.reserve for rule in recipe.rules)
+    has_reserve = any(isinstance(rule, r.PruneRule) and rule.reserve for rule in recipe.rules)
     phases: list[p.Phase] = []
     for start, stop, every, others in _stretches(cuts, losses):
         inside = p.Window(start=start, stop=stop, every=every, others=others)
@@ -188,15 +188,15 @@ def _stretches(
             yield start, stop, every, True
 
 
-def _window(item: r.Update | r.Loss, steps_per_epoch: int, num_steps: int) -> p.Window:
+def _window(item: r.UpdateRule | r.LossRule, steps_per_epoch: int, num_steps: int) -> p.Window:
     start = item.start.to_steps(steps_per_epoch, num_steps) if item.start else 0
     stop = item.stop.to_steps(steps_per_epoch, num_steps) if item.stop else None
     return p.Window(start=start, stop=stop)
 
 
 def _rule_for(
-    part: str, step: int, updates: list[tuple[r.Update, p.Window]], report: Diagnostics
-) -> r.Update | None:
+    part: str, step: int, updates: list[tuple[r.UpdateRule, p.Window]], report: Diagnostics
+) -> r.UpdateRule | None:
     rules = [update for update, window in updates if part in update.parts and window.covers(step)]
     if len(rules) > 1:
         report.add(
@@ -209,7 +209,7 @@ def _rule_for(
     return rules[0] if rules else None
 
 
-def _share(rule: r.Update | None, path: str, running: tuple[str, ...]) -> float:
+def _share(rule: r.UpdateRule | None, path: str, running: tuple[str, ...]) -> float:
     if rule is None or path not in running:
         return 0.0
     return sum(share for name, share in rule.shares if name == path)
@@ -218,7 +218,7 @@ def _share(rule: r.Update | None, path: str, running: tuple[str, ...]) -> float:
 def _warn_of_idle_parts(recipe: r.Recipe, phases: list[p.Phase], report: Diagnostics) -> None:
     """W305 for each part that gets no gradient in the whole run. Without a rule that prunes there
     are no kept and pruned weights, only weights; `update kept` then trains them."""
-    prunes = any(isinstance(rule, r.Prune) for rule in recipe.rules)
+    prunes = any(isinstance(rule, r.PruneRule) for rule in recipe.rules)
     for part in ("kept", "pruned") if prunes else ("rest",):
         if not phases or any(getattr(row, part) for phase in phases for row in phase.shares):
             continue
@@ -240,7 +240,7 @@ def _warn_of_idle_parts(recipe: r.Recipe, phases: list[p.Phase], report: Diagnos
 
 
 def check_score(
-    rule: r.Prune,
+    rule: r.PruneRule,
     group: p.Group,
     phases: tuple[p.Phase, ...],
     num_steps: int,
@@ -289,5 +289,5 @@ def warn_of_unreached(
         if warn("the rate changes after", moment, recipe.rate_span):
             break  # the later ones neither
     for rule in recipe.rules:
-        if isinstance(rule, r.Prune):
+        if isinstance(rule, r.PruneRule):
             warn("masks freeze after", rule.freeze, rule.at("freeze"))

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from dcil_dsl.plan.format_1 import upgrade
-from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part
+from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, PlanRecord
 from dcil_dsl.words.augment import Augment
 from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.balances import Balance
@@ -34,7 +34,7 @@ from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.word import Word, every_word
 
 
-class Train(Part):
+class TrainPlan(PlanRecord):
     """accumulate  batches for one step of the optimizer; the last of an epoch may have fewer
     sync_norms   batch norms take their statistics over all ranks
     """
@@ -53,7 +53,7 @@ class Train(Part):
     seed: int = 0
 
 
-__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "Part", "Train"]
+__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "PlanRecord", "TrainPlan"]
 
 FORMAT: Literal[2] = 2
 
@@ -61,7 +61,7 @@ FORMAT: Literal[2] = 2
 # -- time ------------------------------------------------------------------------------------
 
 
-class Window(Part):
+class Window(PlanRecord):
     """Steps start..stop, stop excluded; stop None is the end of the run.
 
     every  only the multiples of this many steps; with `others` only the other steps
@@ -86,7 +86,7 @@ class Window(Part):
 # -- weights -----------------------------------------------------------------------------------
 
 
-class Layer(Part):
+class PlanLayer(PlanRecord):
     """One weight that could be pruned, in execution order.
 
     parameter   its name in the model, "layer1.0.conv1.weight"
@@ -119,7 +119,7 @@ class Layer(Part):
 # -- paths -----------------------------------------------------------------------------------
 
 
-class Path(Part):
+class Path(PlanRecord):
     """name: becomes part of names in the code of the graph, so that it must be one itself.
 
     random "shared": the path draws the random numbers that the first path of a phase draws.
@@ -140,14 +140,14 @@ class Path(Part):
         return self.batch * self.size**2
 
 
-class Private(Part):
+class Private(PlanRecord):
     """A module that each path has for itself. init: "copy" of the original, or "fresh"."""
 
     module: str
     init: Literal["copy", "fresh"] = "copy"
 
 
-class Shares(Part):
+class Shares(PlanRecord):
     """The coefficient of one path's gradient on each part of the shared weights."""
 
     kept: float = 0.0
@@ -156,7 +156,7 @@ class Shares(Part):
     rest: float = 0.0
 
 
-class Phase(Part):
+class Phase(PlanRecord):
     """A stretch of steps in which the same paths run and the same updates hold.
 
     shares is one row per entry of Plan.paths, in its order; paths that do not run have zeros.
@@ -167,7 +167,7 @@ class Phase(Part):
     shares: tuple[Shares, ...]
 
 
-class WeightedLoss(Part):
+class WeightedLoss(PlanRecord):
     """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)".
 
     batch  the share of the examples, the first ones, that every path of the term sees
@@ -183,7 +183,7 @@ class WeightedLoss(Part):
 # -- data, model, claims ---------------------------------------------------------------------
 
 
-class Data(Part):
+class Data(PlanRecord):
     """image_size None: as the dataset has them."""
 
     name: str | None = None
@@ -193,13 +193,13 @@ class Data(Part):
     augment: tuple[Stored[Augment], ...] = ()
 
 
-class Model(Part):
+class Model(PlanRecord):
     name: str | None = None
     classes: int | None = None
     options: dict[str, float | int | bool | str | None] = {}
 
 
-class OpaqueModule(Part):
+class OpaqueModule(PlanRecord):
     """A module that is one call of the graph, rewritten inside at each call. "" is the model."""
 
     module: str
@@ -207,7 +207,7 @@ class OpaqueModule(Part):
     reason: str
 
 
-class Unprunable(Part):
+class Unprunable(PlanRecord):
     """A module with a weight of a kind that can be pruned, which no rule can prune, and why."""
 
     module: str
@@ -215,13 +215,13 @@ class Unprunable(Part):
     reason: str
 
 
-class Expectation(Part):
+class Expectation(PlanRecord):
     metric: str
     compare: str
     value: float
 
 
-class About(Part):
+class About(PlanRecord):
     """Who the recipe is. `sha256` is of its closed text."""
 
     name: str
@@ -232,14 +232,14 @@ class About(Part):
     overrides: dict[str, str] = {}
 
 
-class Size(Part):
+class Size(PlanRecord):
     """An input of the model. dtype as torch names it: "float32"."""
 
     shape: tuple[NonNegativeInt, ...]
     dtype: str = Field(pattern=r"^(bool|(uint|int|b?float|complex)\d+\w*)$")
 
 
-class Plan(Part):
+class Plan(PlanRecord):
     """See the parts. Layers stand in execution order; groups in the order of their rules.
 
     opaque  the modules that could not be traced, with the reason
@@ -256,14 +256,14 @@ class Plan(Part):
     data: Data
     steps_per_epoch: PositiveInt
     num_steps: NonNegativeInt
-    layers: tuple[Layer, ...]
+    layers: tuple[PlanLayer, ...]
     groups: tuple[Group, ...]
     paths: tuple[Path, ...]
     privates: tuple[Private, ...]
     phases: tuple[Phase, ...]
     losses: tuple[WeightedLoss, ...]
     deploy: str
-    train: Train
+    train: TrainPlan
     expect: tuple[Expectation, ...] = ()
     opaque: tuple[OpaqueModule, ...] = Field(
         default=(), validation_alias=AliasChoices("opaque", "whole")

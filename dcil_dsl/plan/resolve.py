@@ -64,7 +64,7 @@ def resolve_recipe(
         owned_by.setdefault(owner.get(weight.name), []).append(weight)
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
-        if isinstance(rule, r.Prune) and owned:
+        if isinstance(rule, r.PruneRule) and owned:
             group = allocate_group(rule, _place(rule), owned, heads, run, report)
             if group is not None:
                 group = bind_group(rule, group, selection, report)
@@ -79,7 +79,7 @@ def resolve_recipe(
     losses = resolve_losses(recipe, paths, run)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
     for index, rule in enumerate(recipe.rules):
-        if isinstance(rule, r.Prune) and index in group_of_rule:
+        if isinstance(rule, r.PruneRule) and index in group_of_rule:
             check_score(rule, groups[group_of_rule[index]], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
@@ -169,7 +169,7 @@ def _by_weight(layers: tuple[Layer, ...]) -> list[tuple[Layer, Weight]]:
     return list(first.values())
 
 
-def _place(rule: r.Prune | r.Keep) -> str:
+def _place(rule: r.PruneRule | r.KeepRule) -> str:
     return f"{rule.span.source.name}:{rule.span.line}"
 
 
@@ -177,10 +177,10 @@ def _layer(
     layer: Layer,
     weight: Weight,
     index: int | None,
-    rules: tuple[r.Prune | r.Keep, ...],
+    rules: tuple[r.PruneRule | r.KeepRule, ...],
     group_of_rule: dict[int | None, int],
-) -> p.Layer:
-    return p.Layer(
+) -> p.PlanLayer:
+    return p.PlanLayer(
         parameter=weight.name,
         module=layer.path,
         type=layer.type,
@@ -203,7 +203,7 @@ def _privates(
         name
         for layer in selection.layers
         if any(
-            weight in owner and isinstance(recipe.rules[owner[weight]], r.Prune)
+            weight in owner and isinstance(recipe.rules[owner[weight]], r.PruneRule)
             for weight in layer.weights
         )
         for name in _around(layer)
@@ -289,7 +289,7 @@ def _has_state(layer: Layer) -> bool:
     return any(True for _ in layer.module.parameters()) or any(True for _ in layer.module.buffers())
 
 
-def resolve_data(data: r.Data) -> p.Data:
+def resolve_data(data: r.RecipeData) -> p.Data:
     """The data block as the plan has it; loaders read it before there is a length of the epoch."""
     return p.Data(
         name=data.name,
@@ -312,9 +312,9 @@ def _about(recipe: r.Recipe) -> p.About:
     )
 
 
-def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Run) -> p.Train:
+def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Run) -> p.TrainPlan:
     """The part of the Plan. average: the word with its parameters (late_phase.py)."""
-    return p.Train(
+    return p.TrainPlan(
         num_epochs=num_epochs,
         optimizer=train.optimizer.in_steps(run),
         rate=train.lr.in_steps(run),
@@ -331,7 +331,7 @@ def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Ru
 
 
 def _average(
-    average: r.Average | None,
+    average: r.AverageRule | None,
     model: nn.Module,
     selection: Selection,
     groups: tuple[p.Group, ...],

@@ -381,7 +381,7 @@ def _and_containers(path: str) -> Iterator[str]:
 
 
 def claim_layers(
-    rules: tuple[r.Prune | r.Keep, ...], selection: Selection, report: Diagnostics
+    rules: tuple[r.PruneRule | r.KeepRule, ...], selection: Selection, report: Diagnostics
 ) -> dict[str, int]:
     """The index of the claiming rule by the name of the weight.
 
@@ -397,7 +397,7 @@ def claim_layers(
     hidden = _set_of(layers, lambda layer: layer.no_mask is not None)
     matched = [selection.mask(rule.selector) for rule in rules]
     for rule, mask in zip(rules, matched, strict=True):
-        if isinstance(rule, r.Prune) and mask and not mask & (prunable | hidden):
+        if isinstance(rule, r.PruneRule) and mask and not mask & (prunable | hidden):
             kinds = ", ".join(sorted({layer.type for layer in selection.listed(mask)}))
             report.add(
                 "E302",
@@ -412,7 +412,7 @@ def claim_layers(
         for layer in selection.listed(matched[index] & free):
             for name in layer.weights:
                 owner.setdefault(name, index)
-            if layer.no_mask is not None and isinstance(rule, r.Prune):
+            if layer.no_mask is not None and isinstance(rule, r.PruneRule):
                 report.add(
                     "E402",
                     f"`{layer.path}` ({layer.type}) {layer.no_mask}",
@@ -431,7 +431,7 @@ def _set_of(layers: tuple[Layer, ...], holds: Callable[[Layer], bool]) -> int:
 
 
 def _warn_of_overridden(
-    rules: tuple[r.Prune | r.Keep, ...],
+    rules: tuple[r.PruneRule | r.KeepRule, ...],
     matched: list[int],
     owner: dict[str, int],
     layers: tuple[Layer, ...],

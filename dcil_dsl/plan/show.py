@@ -15,7 +15,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, training_cost
 from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes, score_bytes
 from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.plan import Group, Layer, OpaqueModule, Plan, Unprunable
+from dcil_dsl.plan.plan import Group, OpaqueModule, Plan, PlanLayer, Unprunable
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.show_training import (
     cost_elsewhere,
@@ -176,7 +176,7 @@ def _reasons(entries: Sequence[OpaqueModule | Unprunable], page: Page) -> list[s
     return lines
 
 
-def is_whole(layer: Layer, plan: Plan) -> bool:
+def is_whole(layer: PlanLayer, plan: Plan) -> bool:
     """Whether a layer lies in a module that the tracer kept opaque, or is one."""
     return any(
         not entry.module or f"{layer.module}.".startswith(f"{entry.module}.")
@@ -189,7 +189,7 @@ def short_name(parameter: str) -> str:
     return parameter.removesuffix(".weight")
 
 
-def target_words(plan: Plan, layer: Layer) -> str:
+def target_words(plan: Plan, layer: PlanLayer) -> str:
     """ "90%" of a layer by itself, "90% of all" of one that shares its budget, "kept"."""
     if layer.group is None:
         return "kept"
@@ -215,7 +215,7 @@ def share_of(group: Group, parameter: str) -> float:
     return next(round(target, 3) for names, target in parts if parameter in names)
 
 
-def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
+def _layer_row(plan: Plan, layer: PlanLayer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
     rule = "-" if layer.rule is None else layer.rule.rpartition("/")[2]
     if short and layer.rule is not None:
         rule = ":" + layer.rule.rpartition(":")[2]

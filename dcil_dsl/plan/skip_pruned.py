@@ -21,7 +21,7 @@ ON_CORES = ("bf16", "fp16")
 PATTERN_DONE = (0.5 + 1 + 1) / 3
 
 
-def left_out(groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]) -> dict[str, int]:
+def left_out(groups: tuple[p.Group, ...], layers: tuple[p.PlanLayer, ...]) -> dict[str, int]:
     """The weights of which whole units can be left out, each with the axis of its units.
 
     Filters and input channels of convolutions in one group and of linear layers, of their own
@@ -37,7 +37,7 @@ def left_out(groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]) -> dict[s
     return found
 
 
-def in_pattern(groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]) -> tuple[str, ...]:
+def in_pattern(groups: tuple[p.Group, ...], layers: tuple[p.PlanLayer, ...]) -> tuple[str, ...]:
     """The weights of linear layers whose pattern, 2:4, sparse tensor cores run."""
     runs = {
         name

@@ -139,7 +139,7 @@ class Member:
 
 
 def divide(
-    rule: r.Prune,
+    rule: r.PruneRule,
     unit: Granularity,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
@@ -192,7 +192,7 @@ def _what_fits(misfits: list[tuple[str, str]], num_weights: int) -> str | None:
 
 
 def unit_prices(
-    rule: r.Prune, unit: Granularity, owned: list[Member], report: Diagnostics
+    rule: r.PruneRule, unit: Granularity, owned: list[Member], report: Diagnostics
 ) -> tuple[Counted, tuple[int, ...] | None]:
     """What the budget counts, and what a unit of each member costs it; () where each costs one.
 

@@ -307,7 +307,7 @@ def exchange_in_order(step, bucket):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """One batch of a step. size and total are its and the step's examples, over all ranks."""
 
     is_first: bool
@@ -316,7 +316,7 @@ class Part:
     total: int
 
 
-def part_of_step(plan: Plan, loader: Loader, batch: int) -> Part:
+def part_of_step(plan: Plan, loader: Loader, batch: int) -> MicroBatch:
     """Steps are `accumulate` batches each, from the first of an epoch; its last may have fewer.
 
         total = sum of the sizes of the step's batches
@@ -326,7 +326,7 @@ def part_of_step(plan: Plan, loader: Loader, batch: int) -> Part:
     size, num = plan.data.batch_size, loader.num_examples
     start = batch - batch % plan.train.accumulate
     stop = min(start + plan.train.accumulate, loader.num_batches)
-    return Part(
+    return MicroBatch(
         is_first=batch == start,
         is_last=batch == stop - 1,
         size=min(size, num - batch * size),

@@ -43,7 +43,7 @@ def plan():
         steps_per_epoch=5,
         num_steps=10,
         layers=tuple(
-            p.Layer(
+            p.PlanLayer(
                 parameter=name,
                 module=name[0],
                 type="Linear",
@@ -70,7 +70,7 @@ def plan():
             ),
         ),
         deploy="sparse",
-        train=p.Train(num_epochs=2, optimizer=SGD(lr=0.1), rate=ConstantRate()),
+        train=p.TrainPlan(num_epochs=2, optimizer=SGD(lr=0.1), rate=ConstantRate()),
     )
 
 

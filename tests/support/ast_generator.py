@@ -142,13 +142,13 @@ class Tree:
         return self.some(lambda: node(ast.Setting, name=self.name(), value=self.value()))
 
     def block(self, kind, name, quoted=False):
-        return node(ast.Block, kind=kind, name=name, quoted=quoted, settings=self.settings())
+        return node(ast.BlockNode, kind=kind, name=name, quoted=quoted, settings=self.settings())
 
     def rule(self):
         if self.random.random() < 0.3:
-            return node(ast.Keep, selector=self.selector())
+            return node(ast.KeepNode, selector=self.selector())
         return node(
-            ast.Prune,
+            ast.PruneNode,
             selector=self.selector(),
             target=self.value(1),
             settings=self.settings(),
@@ -165,16 +165,16 @@ class Tree:
         view = self.random.choice([self.name, lambda: self.call(2)])()
         return self.random.choice(
             [
-                lambda: node(ast.Path, name=self.name(), view=view, settings=self.settings()),
+                lambda: node(ast.PathNode, name=self.name(), view=view, settings=self.settings()),
                 lambda: node(
-                    ast.Update,
+                    ast.UpdateNode,
                     parts=self.some(self.name, 1),
                     shares=self.some(self.share, 1),
                     **self.window(),
                 ),
-                lambda: node(ast.Private, selector=self.selector(), settings=self.settings()),
+                lambda: node(ast.PrivateNode, selector=self.selector(), settings=self.settings()),
                 lambda: node(
-                    ast.Loss, scalar=self.maybe(self.scalar), term=self.call(2), **self.window()
+                    ast.LossNode, scalar=self.maybe(self.scalar), term=self.call(2), **self.window()
                 ),
                 lambda: node(ast.Deploy, path=self.name()),
             ]

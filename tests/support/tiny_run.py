@@ -78,7 +78,7 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
     """DCIL on TinyNet: a ramp over 12 of 20 steps, distillation from step 7, everything on."""
     sizes = {"conv1.weight": (4, 1, 3, 3), "conv2.weight": (8, 4, 3, 3)}
     layers = tuple(
-        p.Layer(parameter=name, module=name[:5], type="Conv2d", shape=shape, group=0)
+        p.PlanLayer(parameter=name, module=name[:5], type="Conv2d", shape=shape, group=0)
         for name, shape in sizes.items()
     )
     values = dict(
@@ -116,7 +116,7 @@ def tiny_plan(train: dict | None = None, group: dict | None = None, **changes) -
         phases=(p.Phase(window=p.Window(), paths=("sparse", "dense"), shares=shares),),
         losses=tuple(losses),
         deploy="sparse",
-        train=p.Train(**settings | (train or {})),
+        train=p.TrainPlan(**settings | (train or {})),
     )
     return p.Plan(**plan | changes)
 

@@ -32,7 +32,7 @@ from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.side_effects import drawn_apart
-from dcil_dsl.plan.plan import Plan, Train
+from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
 from dcil_dsl.training.optim import make_optimizer, rate_at, set_rate
@@ -50,8 +50,8 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
             f"{count(local_steps, 'step')}",
             help="choose a divisor of it, or another number of epochs",
         )
-    plain = Train(num_epochs=1, optimizer=plan.train.optimizer, rate=plan.train.rate)
-    for name in Train.model_fields:
+    plain = TrainPlan(num_epochs=1, optimizer=plan.train.optimizer, rate=plan.train.rate)
+    for name in TrainPlan.model_fields:
         if name not in TAKEN and getattr(plan.train, name) != getattr(plain, name):
             raise InputError(f"federated rounds do not go with `{name}` of the recipe's `train`")
     for group in plan.groups:

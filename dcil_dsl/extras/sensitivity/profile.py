@@ -14,10 +14,10 @@ from typing import Literal
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
-from dcil_dsl.plan.plan import Part
+from dcil_dsl.plan.plan import PlanRecord
 
 
-class LayerProfile(Part):
+class LayerProfile(PlanRecord):
     """One weight pruned by itself, all others whole; one entry a level of the profile.
 
     losses  the loss less the unpruned network's, nats an example
@@ -35,7 +35,7 @@ class LayerProfile(Part):
     private: bool = False
 
 
-class Profile(Part):
+class Profile(PlanRecord):
     """One-shot magnitude masks on the weights as they were, no step of training after.
 
     model, data   as the command line named them; weights: where they came from, "" if fresh
