@@ -1,7 +1,7 @@
 """The `prune` and `keep` rules: each by itself, and against the paths of `mix`.
 
 In:   ast.File, closed; the checked `mix`.
-Out:  recipe.Prune and recipe.Keep with the settings of `pruning` merged in; E2xx and W2xx in a
+Out:  PruneRule and KeepRule with the settings of `pruning` merged in; E2xx and W2xx in a
       Diagnostics.
 Not:  no layers and no steps; a path may still turn out never to run (plan/phases.py).
 """
