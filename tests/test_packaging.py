@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The name to install -> the name to import, where they differ.
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # torchvision's images are pillow's, and its tensors come from numpy: both come with it.
-WITH_OTHERS = {"PIL", "numpy", "pydantic_core"}  # of torchvision, pydantic
+WITH_OTHERS = {"PIL", "numpy", "pydantic_core", "typing_extensions"}  # of torchvision, pydantic
 OPTIONAL = {"timm", "transformers", "flwr"}
 PAGES = [
     "README.md",
