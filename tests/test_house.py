@@ -207,7 +207,7 @@ def test_every_word_is_read_without_torch(tmp_path):
     assert every - set(map(tuple, json.loads(done.stdout))) == {("a bound", "within")}
 
 
-def test_missing_data_are_told_without_waiting_for_torch(tmp_path):
+def test_missing_data_are_reported_without_waiting_for_torch(tmp_path):
     code = (
         "import sys, dcil_dsl.cli.commands\n"
         "sys.argv = ['dcil', 'compile', sys.argv[1], '--model', 'torchvision:resnet50', "

@@ -173,7 +173,7 @@ def test_torch_has_its_checkpoint_back_after_a_trace_that_failed_and_after_a_cal
 
 @pytest.mark.parametrize("breaks", [False, True], ids=["in one graph", "left to Python"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-def test_a_compiled_step_with_a_checkpoint_kept_whole_has_the_gradients_of_the_eager_one(
+def test_a_compiled_step_with_a_checkpoint_kept_opaque_has_the_gradients_of_the_eager_one(
     reentrant, breaks
 ):
     def call(part, x):

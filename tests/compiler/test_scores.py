@@ -257,7 +257,7 @@ def test_a_copy_has_scores_of_its_own():
     assert not torch.equal(copied.score_state["0.weight"], before)
 
 
-def test_what_is_differentiated_in_evaluation_moves_no_score():
+def test_a_gradient_in_evaluation_changes_no_score():
     dual = compiled("taylor")
     images, labels = batch(0)
     F.cross_entropy(dual.eval()(images)["sparse"], labels).backward()

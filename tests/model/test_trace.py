@@ -171,7 +171,7 @@ class Chooses(nn.Module):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_the_innermost_module_that_cannot_be_traced_stays_whole(name):
+def test_the_innermost_module_that_cannot_be_traced_stays_opaque(name):
     build, paths = WHOLE[name]
     model, x = build(), torch.randn(2, 3)
     traced = trace_model(model)
@@ -181,7 +181,7 @@ def test_the_innermost_module_that_cannot_be_traced_stays_whole(name):
         assert torch.equal(run(traced, training, x), model(x))
 
 
-def test_what_stays_whole_leaves_no_node_of_its_inside():
+def test_an_opaque_module_leaves_no_node_of_its_inside():
     traced = trace_model(nn.Sequential(nn.Linear(3, 3), Branches(), nn.ReLU()))
     assert [node.target for node in traced.train.nodes if node.op == "call_module"] == [
         "0",
@@ -204,7 +204,7 @@ def test_any_failure_of_a_forward_under_tracing_is_its_reason():
     assert trace_model(nn.Sequential(Fails())).opaque == {"0": "ZeroDivisionError"}
 
 
-def test_a_module_is_kept_whole_where_that_is_asked_for():
+def test_a_module_is_kept_opaque_on_request():
     traced = trace_model(Late(), keep={"drops": "asked for"})
     assert traced.opaque == {"drops": "asked for"}
     assert "drops" in [node.target for node in traced.eval.nodes]
@@ -228,12 +228,12 @@ class Gives(nn.Module):
         return self.fills(x, found) + found[0]
 
 
-def test_who_gives_a_list_to_be_filled_stays_whole_with_the_one_who_fills_it():
+def test_who_gives_a_list_to_be_filled_stays_opaque_with_the_one_who_fills_it():
     traced = trace_model(nn.Sequential(Gives()))
     assert list(traced.opaque) == ["0"]
 
 
-def test_a_model_whose_part_stays_whole_is_given_back_as_it_was():
+def test_a_model_whose_part_stays_opaque_is_given_back_as_it_was():
     model = nn.Sequential(nn.Linear(3, 3), Branches()).eval()
     names = [sorted(vars(module)) for module in model.modules()]
     traced = trace_model(model)
@@ -254,7 +254,7 @@ class Tells(nn.Module):
         return y if isinstance(y, torch.Tensor) else y * 0
 
 
-def test_where_the_graph_computes_other_numbers_more_stays_whole():
+def test_more_stays_opaque_where_the_graph_computes_other_numbers():
     """fx sees no tensor in what a whole module returns, and takes the other branch."""
     model, x = nn.Sequential(nn.Linear(3, 3), Tells(), nn.Linear(3, 2)), torch.randn(2, 3)
     traced = compare_with_model(trace_model(model, (x,)), model, (x,))

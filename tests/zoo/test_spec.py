@@ -65,7 +65,7 @@ def test_googlenet_is_built_without_a_warning():
         ("missing.py:f", "the file missing.py does not exist"),
     ],
 )
-def test_a_wrong_spec_is_told(folder, spec, message):
+def test_a_wrong_spec_is_reported(folder, spec, message):
     assert message in fails(spec)
 
 
@@ -111,7 +111,7 @@ def test_a_folder_with_a_configuration_is_built_as_it_says(folder):
     assert "names no model under `architectures`" in fails("hf:mine")
 
 
-def test_a_configuration_that_transformers_refuses_is_told():
+def test_a_configuration_that_transformers_refuses_is_reported():
     assert "did you mean `hidden_size`?" in fails("hf:BertModel", None, {"hiden_size": 8})
     assert "rejects its options" in fails("hf:BertModel", None, {"hidden_size": "wide"})
     odd = TINY_BERT | {"hidden_size": 9}
@@ -120,12 +120,12 @@ def test_a_configuration_that_transformers_refuses_is_told():
     assert "did you mean `text_config`?" in told
 
 
-def test_transformers_that_is_not_installed_is_told_with_what_to_type(monkeypatch):
+def test_transformers_that_is_not_installed_is_reported_with_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install transformers" in fails("hf:BertModel")
 
 
-def test_timm_that_is_not_installed_is_told_with_what_to_type(monkeypatch):
+def test_timm_that_is_not_installed_is_reported_with_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     assert "pip install timm" in fails("timm:vit_small_patch16_224")
 
@@ -142,7 +142,7 @@ def test_an_option_that_the_builder_does_not_take_is_named():
 NET = "from torch import nn\n"
 
 
-def test_a_callable_that_must_have_the_number_of_classes_says_where_it_comes_from(folder):
+def test_a_callable_that_requires_num_classes_says_where_to_give_it(folder):
     (folder / "net.py").write_text(NET + "def f(num_classes): return nn.Linear(3, num_classes)\n")
     told = fails("net.py:f")
     assert "requires the argument `num_classes`" in told and "classes = 10" in told
@@ -192,7 +192,7 @@ def test_a_file_imports_its_neighbours(folder):
         ("x = 3\n", "x", "is of type int, not a callable", None),
     ],
 )
-def test_what_the_users_code_does_wrong_is_told_with_its_line(folder, code, spec, message, line):
+def test_an_error_in_user_code_is_reported_with_its_line(folder, code, spec, message, line):
     (folder / "net.py").write_text(NET + code)
     told = fails(f"net.py:{spec}")
     assert message in told
