@@ -250,6 +250,14 @@ def test_a_class_name_is_used_once():
     assert {name for name in names if names.count(name) > 1} <= TWICE
 
 
+def test_the_training_loop_has_no_nested_functions():
+    tree = ast.parse((PACKAGE / "training" / "trainer.py").read_text())
+    kinds = (ast.FunctionDef, ast.Lambda)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    nested = [n for f in functions for n in ast.walk(f) if n is not f and isinstance(n, kinds)]
+    assert functions and nested == []
+
+
 def test_no_code_runs_text_or_unpickles():
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):

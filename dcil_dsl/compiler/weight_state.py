@@ -289,7 +289,7 @@ def _part_of(dual: Dual, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, T
 def _norms_of_rows(dual: Dual, group: Group, penalty: Penalty) -> Tensor | None:
     """The norm of each weight over the rows of all processes, in one exchange; None where this
     process holds whole weights, or the penalty needs no norm."""
-    if dual.placement.across is None or not penalty.needs_norm:
+    if dual.placement.is_whole or not penalty.needs_norm:
         return None
     parts = (_part_of(dual, name, penalty)[2] for name in group.parameters)
     norms = [part.to(torch.promote_types(part.dtype, torch.float32)).norm() for part in parts]

@@ -232,9 +232,17 @@ def draw_again(state: RandomState) -> None:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed all generators, including those of devices that are not in use yet."""
-    torch.manual_seed(seed)
-    _seed_python(seed)
+    """Seed all generators.
+
+    torch.manual_seed would record a stack at each call for devices that are not in use yet, and
+    seed them later.
+    """
+    torch.default_generator.manual_seed(seed)
+    if _uses_cuda():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)  # its limit
 
 
 @contextmanager
@@ -242,25 +250,15 @@ def drawn_apart(seed: int | None = None) -> Iterator[None]:
     """While the `with` is open, draw from `seed` (None: from the current states); afterwards the
     generators continue as if nothing had been drawn.
 
-    torch's fork_rng would initialize every device of the machine, and manual_seed would seed the
-    devices that are not in use.
+    torch's fork_rng would initialize every device of the machine.
     """
     state = random_state()
     if seed is not None:
-        torch.default_generator.manual_seed(seed)
-        if _uses_cuda():
-            torch.cuda.manual_seed_all(seed)
-        _seed_python(seed)
+        seed_generators(seed)
     try:
         yield
     finally:
         draw_again(state)
-
-
-def _seed_python(seed: int) -> None:
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)  # its limit
 
 
 def _uses_cuda() -> bool:
