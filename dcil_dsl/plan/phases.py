@@ -104,9 +104,8 @@ def check_left_out(
                 path.span,
                 label="no rule prunes filters or input channels of a convolution or linear layer, "
                 "or a linear layer to 2:4",
-                help="only whole filters or channels can be skipped, `granularity=filter` in the "
-                "rule's target, or half of a linear layer whose sides are multiples of 16, by "
-                "`2:4`",
+                help="only filters or channels can be skipped (`granularity=filter`), or half of "
+                "a linear layer whose sides are multiples of 16, by `2:4`",
             )
         for group in groups:
             if group.pattern is not None:
