@@ -99,7 +99,7 @@ def test_rules_are_appended_and_mix_is_replaced_whole(family):
         child='language 1 extends "parent.prune" keep first Conv2d mix { path one = masked '
         "update kept, pruned by one loss cross_entropy(one) deploy one }",
     )
-    assert [type(rule).__name__ for rule in child.rules] == ["Prune", "Keep"]
+    assert [type(rule).__name__ for rule in child.rules] == ["PruneRule", "KeepRule"]
     assert [path.name for path in child.paths] == ["one"]
 
 
