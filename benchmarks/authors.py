@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.wording import Page, page_of, percent, table
+from dcil_dsl.plan.text import Page, page_of, percent, table
 from dcil_dsl.training.run import open_run
 
 FILE = Path(__file__).with_name("authors.csv")

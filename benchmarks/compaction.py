@@ -23,8 +23,8 @@ import torch
 from environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests" / "export"))
-from zeroed import enliven, zero_heads, zero_rows
+sys.path.insert(0, str(ROOT / "tests"))
+from support.zeroed import enliven, zero_heads, zero_rows
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.compaction import compact

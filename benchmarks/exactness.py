@@ -2,7 +2,7 @@
 
     python benchmarks/exactness.py [--quick] [--models resnet50,swin_t] [--json FILE]
 
-The reference and the comparison are those of tests/compiler: outputs, losses, every gradient, the
+The reference and the comparison are those of tests/support: outputs, losses, every gradient, the
 weights after the steps and the statistics, with a refresh of the masks at every other step. The
 models are the library's own, not the narrow ones of the tests. Exit status 1 above 1e-9.
 """
@@ -22,8 +22,8 @@ import torch
 from environment import describe_machine
 from workloads import ROOT, build_model, compile_plan, resolve_recipe, trace_model
 
-sys.path.insert(0, str(ROOT / "tests" / "compiler"))
-from comparison import DCIL, RECIPE, worst_difference
+sys.path.insert(0, str(ROOT / "tests"))
+from support.comparison import DCIL, RECIPE, worst_difference
 
 from dcil_dsl.lang import loads
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from environment import describe_machine
 from workloads import ROOT, compile_plan, resolve_recipe, trace_model
 
-sys.path.insert(0, str(ROOT / "tests" / "compiler"))
-from test_scale import RECIPE, Chain
+sys.path.insert(0, str(ROOT / "tests"))
+from support.deep_chain import RECIPE, Chain
 
 from dcil_dsl.lang import loads
 

@@ -1,7 +1,7 @@
 """The one step of the build that pyproject.toml cannot state: the grammar goes into the wheel.
 
 In a checkout the grammar lies at the top, as a page for readers; in the wheel it lies inside the
-package, as dcil_dsl/grammar/prune.lark. lang/grammar.py looks in both places.
+package, as dcil_dsl/grammar/prune.lark. lang/tokens.py looks in both places.
 """
 
 from pathlib import Path

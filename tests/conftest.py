@@ -8,7 +8,7 @@ import torch
 # The tests' networks are so small that threads would spend their time waiting for each other.
 torch.set_num_threads(1)
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `import golden`
+sys.path.insert(0, str(Path(__file__).parent))  # for `support`, what tests share
 
 
 # What runs in under a minute on one core: `pytest -m fast`.

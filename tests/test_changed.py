@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_job import NET, RECIPE, call
+from support.tiny_job import NET, RECIPE, call
 from torch import nn
 
 import dcil_dsl as dcil

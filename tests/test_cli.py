@@ -271,7 +271,7 @@ def test_compile_prints_the_plan_and_counts_the_graph(dcil):
     assert status == 0
     assert "layers in execution order" in out
     assert "calls for 2 paths" in out
-    assert "2 masks of 536 bytes; 16 numbers more in the twins of private modules" in out
+    assert "2 masks of 536 bytes; 16 more parameters in the twins of private modules" in out
 
 
 def test_graph_prints_the_code_for_training_and_for_evaluation(dcil):

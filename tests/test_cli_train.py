@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_job import RECIPE, call, job, net, own, whole_run
+from support.tiny_job import RECIPE, call, job, net, own, whole_run
 
 import dcil_dsl as dcil
 from dcil_dsl.exporting.artefact import read_artefact

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import call, job, own, short_run
+from support.tiny_job import call, job, own, short_run
 
 CONV = "0.weight"
 
@@ -41,8 +41,8 @@ PLANS = [
     ("groups.0.floors", [1, 1, 1], "floors has not one entry for each of 2"),
     ("groups.0.spans", [1], "its members are not all of its weights"),
     ("groups.0.granularity", {"word": "filter"}, "no cuts say what a filter is"),
-    ("groups.0.parameters.0", "9.weight", "a group prunes what is no layer"),
-    ("layers.0.group", 1, "a layer is of a group that is not there"),
+    ("groups.0.parameters.0", "9.weight", "a group prunes a weight that is not in a layer"),
+    ("layers.0.group", 1, "a layer belongs to a missing group"),
     ("deploy", "x", "paths do not have one name each, or others are named"),
     ("paths.1.name", "sparse", "paths do not have one name each, or others are named"),
     ("phases.0.paths", ["sparse", "dense", "dense"], "and no path twice"),
@@ -78,8 +78,8 @@ def test_a_plan_that_contradicts_itself_is_refused_with_the_place(
 @pytest.mark.parametrize(
     "place, new, fault",
     [
-        ("sizes.input.dtype", "int99", "no tensor is what the plan's input `input` is: int99"),
-        ("sizes.input.shape", [10**30], "no tensor is what the plan's input `input` is"),
+        ("sizes.input.dtype", "int99", "the plan's input `input` is impossible: int99"),
+        ("sizes.input.shape", [10**30], "the plan's input `input` is impossible"),
         ("privates.0.module", "x", "the plan's private `x` is not in this model"),
         ("privates.0.module", "", "the plan's private `` is not in this model"),
     ],

@@ -10,7 +10,7 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
-from tiny_job import NET, RECIPE, call
+from support.tiny_job import NET, RECIPE, call
 
 ROOT = Path(__file__).parent.parent
 FILES = {

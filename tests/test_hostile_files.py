@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import RECIPE, call, job, net, own, short_run
+from support.tiny_job import RECIPE, call, job, net, own, short_run
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError, RecipeError
@@ -113,7 +113,7 @@ def test_timm_is_not_asked_to_load_a_file_that_a_recipe_names(folder, mark):
     pytest.importorskip("timm")
     file = pickled("old", folder / "evil.pth", net(folder), mark)
     for option in ("checkpoint_path", "pretrained_cfg", "pretrained"):
-        with pytest.raises(InputError, match=f"the option `{option}` is ours to set"):
+        with pytest.raises(InputError, match=f"dcil sets the option `{option}` itself"):
             build_model("timm:test_vit", 10, {option: str(file)})
 
 

@@ -86,6 +86,20 @@ def test_core_imports_no_extra():
     assert wrong == []
 
 
+def test_no_test_imports_a_test():
+    """What tests share is in tests/support."""
+    tests = list((ROOT / "tests").rglob("*.py"))
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in [*tests, *(ROOT / "benchmarks").rglob("*.py")]
+        for name in imports_of(file)
+        if name.rpartition(".")[2].startswith("test_")
+    ]
+    assert wrong == []
+    shared = [file for file in tests if not file.stem.startswith(("test_", "conftest", "__init__"))]
+    assert {file.parent.name for file in shared} == {"support"}
+
+
 def test_lang_and_diagnostics_name_no_torch():
     for folder in ("lang", "diagnostics"):
         for file in (PACKAGE / folder).rglob("*.py"):
@@ -205,7 +219,7 @@ def test_every_word_is_read_without_torch(tmp_path):
     assert every - set(map(tuple, json.loads(done.stdout))) == {("a bound", "within")}
 
 
-def test_missing_data_are_told_without_waiting_for_torch(tmp_path):
+def test_missing_data_are_reported_without_waiting_for_torch(tmp_path):
     code = (
         "import sys, dcil_dsl.cli.commands\n"
         "sys.argv = ['dcil', 'compile', sys.argv[1], '--model', 'torchvision:resnet50', "
@@ -231,6 +245,21 @@ def test_a_file_is_ascii_short_and_says_what_it_is(file):
     assert len(text.splitlines()) <= 500
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), "no docstring at the head"
+
+
+# Words that two fields of the package share: a run of a job and of a schedule, shards of weights
+# and of data, the reader of a recipe and of images.
+TWICE = {"Origin", "Reader", "Reading", "Run", "Shards", "_Row"}
+
+
+def test_a_class_name_is_used_once():
+    names = [
+        node.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name for name in names if names.count(name) > 1} <= TWICE
 
 
 def test_the_training_loop_has_no_nested_functions():
@@ -275,6 +304,16 @@ def test_the_words_of_the_language_are_these():
         "an augmentation": "pad_crop flip random_resized_crop rand_augment trivial_augment "
         "color_jitter erase mixup cutmix",
     }
+
+
+@pytest.mark.parametrize("word", ["taylor", "cubic", "erk", "lamp", "rk4", "mixup"])
+def test_the_class_of_a_word_is_the_only_code_that_names_it(word):
+    """One other file, an example of an error or of the tour, may write it."""
+    written = re.compile(rf"\b{word}\b")
+    files = [file for file in PACKAGE.rglob("*") if file.suffix in (".py", ".md")]
+    named = [file for file in files if written.search(file.read_text())]
+    code = [file for file in named if "diagnostics" not in file.parts and file.suffix == ".py"]
+    assert len(code) == 1 and len(named) <= 2, named
 
 
 def test_the_docstring_of_a_word_begins_with_its_usage():

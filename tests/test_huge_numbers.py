@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_job import NET, RECIPE, call, job
+from support.tiny_job import NET, RECIPE, call, job
 
 from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.lang import loads
@@ -56,6 +56,6 @@ def test_a_rate_that_grows_beyond_float32_is_refused_before_the_first_step(tmp_p
 
 def test_a_rate_beyond_python_s_own_numbers_is_refused_alike():
     rate = Multistep(at=tuple(Time(step, "steps") for step in range(20)), gamma=1e38)
-    train = p.Train(num_epochs=1, optimizer=SGD(lr=1.0), rate=rate)
+    train = p.TrainPlan(num_epochs=1, optimizer=SGD(lr=1.0), rate=rate)
     with pytest.raises(InputError, match="beyond what float32 holds"):
         check_rate(p.Plan.model_construct(train=train, num_steps=30))

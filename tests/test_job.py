@@ -5,8 +5,8 @@ import json
 import os
 
 import pytest
-import tiny_job
 import torch
+from support import tiny_job
 from torch import nn
 
 import dcil_dsl as dcil

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-from tiny_job import NET, RECIPE
+from support.tiny_job import NET, RECIPE
+from support.tiny_ranks import on_ranks, said
 
 import dcil_dsl as dcil
-
-sys.path.insert(0, str(Path(__file__).parent / "training"))
-from tiny_ranks import on_ranks, said
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Jobs open each part of their data once, and no part that they do not read."""
 
 import pytest
-import tiny_job
 import torch
+from support import tiny_job
 
 import dcil_dsl as dcil
 from dcil_dsl.data import open_dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_job import NET, call, job, net, own, short_run
+from support.tiny_job import NET, call, job, net, own, short_run
 
 import dcil_dsl as dcil
 from dcil_dsl.data.dataset import Dataset, Tensors

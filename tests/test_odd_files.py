@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import call, job, net, own, whole_run
+from support.tiny_job import call, job, net, own, whole_run
 
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import InputError

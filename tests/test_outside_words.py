@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from outside_package import WORDS, forget, install, remove
-from tiny_job import NET, RECIPE, call
+from support.outside_package import WORDS, forget, install, remove
+from support.tiny_job import NET, RECIPE, call
 
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import RecipeError
@@ -245,7 +245,7 @@ def bounded_masks(recipe):
 
 
 def test_the_page_about_a_package_tells_the_truth(tmp_path, monkeypatch):
-    from test_packaging import tomllib
+    from support.toml import tomllib
 
     (code,), (project,), (recipe,) = blocks("python"), blocks("toml"), blocks("prune")
     assert len(code.split("class ")[1].splitlines()) + len(project.splitlines()) <= 20

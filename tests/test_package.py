@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_job import NET, RECIPE, net
+from support.tiny_job import NET, RECIPE, net
 
 import dcil_dsl as dcil
 

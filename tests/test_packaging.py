@@ -7,21 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.toml import tomllib
 
 from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.registry import own_words
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest's own, where Python has none
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The name to install -> the name to import, where they differ.
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # torchvision's images are pillow's, and its tensors come from numpy: both come with it.
-WITH_OTHERS = {"PIL", "numpy", "pydantic_core"}  # of torchvision, pydantic
+WITH_OTHERS = {"PIL", "numpy", "pydantic_core", "typing_extensions"}  # of torchvision, pydantic
 OPTIONAL = {"lightning", "timm", "transformers", "flwr"}
 PAGES = [
     "README.md",
@@ -85,7 +81,7 @@ def test_what_is_installed_is_what_is_imported():
 
 def test_what_the_tests_import_comes_with_the_test_extra():
     folders = ("tests", "benchmarks")
-    own = {file.stem for folder in folders for file in (ROOT / folder).rglob("*.py")}
+    own = {file.stem for folder in folders for file in (ROOT / folder).rglob("*.py")} | {"support"}
     found = imported_by("tests") - set(sys.stdlib_module_names) - own - {"dcil_dsl", "tomli"}
     project = PROJECT["project"]
     brought = needed(project["dependencies"] + project["optional-dependencies"]["test"])

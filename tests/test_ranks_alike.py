@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from tiny_job import NET, RECIPE
+from support.tiny_job import NET, RECIPE
+from support.tiny_ranks import on_ranks, said
 
 import dcil_dsl as dcil
 from dcil_dsl.cli.errors import MISUSED
@@ -17,9 +16,6 @@ from dcil_dsl.data import open_dataset
 from dcil_dsl.jobs import train as main_job
 from dcil_dsl.training.differences import value_differences
 from dcil_dsl.training.distributed import Ranks
-
-sys.path.insert(0, str(Path(__file__).parent / "training"))
-from tiny_ranks import on_ranks, said
 
 OTHER_NET = NET.replace("nn.ReLU()", "nn.GELU()")
 

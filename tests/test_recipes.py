@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_job import NET
+from support.tiny_job import NET
 
 import dcil_dsl as dcil
 

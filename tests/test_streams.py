@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_job import NET, RECIPE
+from support.tiny_job import NET, RECIPE
 
 ROOT = Path(__file__).parent.parent
 JOB = "compile tiny.prune --model net.py:Net --train synthetic --device cpu --max-steps 2 --out run"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_job import NET, RECIPE
+from support.tiny_job import NET, RECIPE
 
 from dcil_dsl.jobs.inspect import verify_artefact
 

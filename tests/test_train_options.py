@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
-import tiny_job
+from support import tiny_job
 
 import dcil_dsl as dcil
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import call, job, own, whole_run
+from support.tiny_job import call, job, own, whole_run
 
 from dcil_dsl.exporting.artefact import read_artefact
 from dcil_dsl.training.checkpoint import digest, read_file

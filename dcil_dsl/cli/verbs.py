@@ -74,7 +74,7 @@ def _compile(
     from dcil_dsl.compiler import compile_plan
     from dcil_dsl.compiler.show import show_summary
     from dcil_dsl.plan.show import show_plan
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     dual = compile_plan(prepared.plan, prepared.traced)
     if not options.quiet:
@@ -135,7 +135,7 @@ def plan(
     prepared = prepare_for(recipe, model, o.overrides_of(sets), concise, steps_per_epoch)
     from dcil_dsl.plan.facts import plan_and_facts_json
     from dcil_dsl.plan.show import show_plan
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     if json:
         show(plan_and_facts_json(prepared.plan))
@@ -188,7 +188,7 @@ def explain(
         raise InputError(f"to explain a layer takes a recipe and a model; {missing} is missing")
     prepared = prepare_for(recipe, model, o.overrides_of(sets), concise, steps_per_epoch)
     from dcil_dsl.plan.explain import explain_layer
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     page = page_of(sys.stdout)
     show(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page))

@@ -1,8 +1,8 @@
 """Plan x Traced -> Dual: the passes (passes.py), run in their order.
 
-In:   a Plan and the traced model it was resolved for.
-Out:  a Dual: a GraphModule that maps x to {path: output}.
-Not:  no training; masks start with everything kept.
+In:   a Plan and the traced model that it was resolved for.
+Out:  a Dual: a GraphModule that maps x to {path: output}. Its masks keep every weight.
+Not:  no training.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import torch
 from torch import fx, nn
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.dynamics import add_dynamics
 from dcil_dsl.compiler.passes import PASSES, Context, passes_of
 from dcil_dsl.compiler.privatize import add_twins, twin_names
-from dcil_dsl.compiler.scores import add_scores
 from dcil_dsl.compiler.verify import verify_targets
+from dcil_dsl.compiler.weight_state import add_dynamics, add_scores
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
@@ -26,14 +25,14 @@ __all__ = ["PASSES", "Dual", "add_masks_and_twins", "compile_plan", "run_passes"
 
 
 def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object = None) -> Dual:
-    """The dual graph of a model. The model given is not changed.
+    """Compile a model to its Dual. The model itself is not changed.
 
-    model           an nn.Module, or its Traced, which the Dual then takes over
-    example_inputs  which inputs the graph takes, where the plan does not say it
+    model           an nn.Module, or its Traced, which becomes part of the Dual
+    example_inputs  determine the inputs of the graph where the plan does not name them
 
-    Raises TraceError where the model cannot be traced, KeyError where it is not the model
-    that the plan was resolved for, InputError where a package whose words it uses is not installed
-    or its inputs are no tensors that there could be.
+    Raises TraceError if the model cannot be traced, KeyError if it is not the model that the plan
+    was resolved for, and InputError if a package of words is not installed or the plan describes
+    impossible inputs.
     """
     for word in plan.words():
         word.require()
@@ -60,8 +59,8 @@ def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object =
     return Dual(model, graphs, plan, traced.arguments)
 
 
-def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
-    """The model traced as it was when the plan was made: the same inputs, the same parts whole."""
+def trace_for(plan: Plan, model: nn.Module, example_inputs: object = None) -> Traced:
+    """The model traced as for the plan: with the same inputs and the same opaque modules."""
     keep = {part.module: part.reason for part in plan.opaque}
     if plan.inputs is None and example_inputs is not None:
         return trace_model(model, example_inputs, keep=keep)
@@ -72,14 +71,14 @@ def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
             like[name] = torch.empty(size.shape, dtype=dtype, device="meta")
         except (AttributeError, TypeError, RuntimeError):
             fact = f"{size.dtype} of {size.shape}"
-            raise InputError(f"no tensor is what the plan's input `{name}` is: {fact}") from None
+            raise InputError(f"the plan's input `{name}` is impossible: {fact}") from None
     return trace_model(model, live=plan.inputs, fixed=plan.fixed, keep=keep, like=like)
 
 
 def run_passes(
     graph: fx.Graph, model: nn.Module, plan: Plan, phase: Phase, training: bool = True
 ) -> Iterator[tuple[str, fx.Graph]]:
-    """The graph after each pass, verified, under the pass's name."""
+    """Run the passes and yield (name of the pass, verified graph) after each."""
     context = Context(
         model,
         plan,
@@ -89,7 +88,7 @@ def run_passes(
         private=frozenset(entry.module for entry in plan.privates),
         twins=frozenset(twin_names(plan)),
         redraws=frozenset(path.name for path in plan.paths if path.random == "shared"),
-        # In evaluation every path sees all there is.
+        # In evaluation every path sees the whole batch.
         thin={p.name: (p.batch, p.size) for p in plan.paths if training and p.cost < 1},
     )
     for one in passes_of(plan):
@@ -101,14 +100,13 @@ def run_passes(
 
 
 def _every_path(plan: Plan, phase: Phase) -> Phase:
-    """In evaluation every path is computed, whichever the phase trains."""
+    """The phase with every path, for evaluation."""
     return phase.model_copy(update={"paths": tuple(path.name for path in plan.paths)})
 
 
 def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
-    """Register in the model, in place, what the graphs will name: twins; scores; masks, all true,
-    and what follows from them.
-    """
+    """Register the twins, scores, masks (all true) and other state that the graphs will name."""
+
     add_twins(model, plan)
     add_scores(model, plan)
     add_dynamics(model, plan)

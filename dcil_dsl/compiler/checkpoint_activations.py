@@ -1,15 +1,15 @@
-"""Activations that are computed again on the way back: --checkpoint-activations.
+"""Activation checkpointing (--checkpoint-activations): recompute activations in the backward pass.
 
 In:   a Dual.
-Out:  the same Dual, whose training graphs run in about sqrt(n) segments of n nodes; between two of
-      them values are kept, within them they are computed again for the backward pass.
-Not:  no other numbers: random numbers are drawn again as they were, and what a first pass has
-      noted in buffers (running statistics, counts) a second one does not note again.
+Out:  the same Dual, whose training graphs of n nodes run in about sqrt(n) segments. Values between
+      segments are kept; values within a segment are computed again for the backward pass.
+Not:  no other numbers: the second run of a segment draws the same random numbers and does not
+      update buffers (running statistics, counts) again.
 
-The nodes of one path stand before those of the next, so segments are stretches of one path. The
-views of the weights are made once, before all segments, so that a score is counted once. Nothing
-is cut between a value and what changes it in place. A stretch that is not known to be the same a
-second time (a module that is one call, a write to a buffer or an input) is kept as it is.
+The nodes of one path come before those of the next, so each segment belongs to one path. The views
+of weights come before all segments, so that a score is updated once. No cut separates a value from
+a node that changes it in place. A segment that may differ in a second run (an opaque module, a
+write to a buffer or an input) is not recomputed.
 
     T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174, section 4.
 """
@@ -21,6 +21,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -28,11 +29,11 @@ from torch.utils.checkpoint import checkpoint
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.masking.split import split_weight
-from dcil_dsl.model.aliasing import written_storages
+from dcil_dsl.model.dataflow import written_storages
 
 
 def recompute_activations(dual: Dual, num_segments: int | None = None) -> Dual:
-    """Have the training graphs of `dual` keep few activations, in place. None: about sqrt(n)."""
+    """Run the training graphs of `dual` in segments, in place; None: about sqrt(n) segments."""
     for (training, phase), graph in dual.graphs.items():
         if training:
             dual.forwards[training, phase] = Segmented(dual, graph, num_segments)
@@ -41,14 +42,14 @@ def recompute_activations(dual: Dual, num_segments: int | None = None) -> Dual:
 
 @dataclass(frozen=True)
 class Segment:
-    """forward(dual, *reads) -> the values of `writes`, which are read later.
+    """forward(dual, *reads) -> the values of `writes`, which later segments read.
 
-    is_plain   runs once, and keeps what it needs
-    last_read  the values that nothing after it reads
-    modules    that it calls
+    is_plain   it runs once and keeps its activations
+    last_read  the values that no later segment reads
+    modules    the modules that it calls
     """
 
-    forward: object
+    forward: Callable[..., Any]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     last_read: tuple[str, ...]
@@ -57,7 +58,7 @@ class Segment:
 
 
 class Segmented:
-    """What a Dual runs in the place of a graph's forward."""
+    """The forward of a graph in segments."""
 
     def __init__(self, dual: Dual, graph: fx.Graph, num_segments: int | None = None):
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -69,9 +70,10 @@ class Segmented:
         stretches.append(([output], True))
         self.segments = _segments(dual, [s for s in stretches if s[0] or s is stretches[0]])
 
-    def __call__(self, dual: Dual, *args, **kwargs) -> object:
+    def __call__(self, dual: Dual, *args: Any, **kwargs: Any) -> object:
         first, *rest = self.segments
-        values = dict(zip(first.writes, first.forward(dual, *args, **kwargs), strict=True))
+        values: dict[str, Any] = {}
+        values |= zip(first.writes, first.forward(dual, *args, **kwargs), strict=True)
         for segment in rest:
             given = [values[name] for name in segment.reads]
             if segment.is_plain or not torch.is_grad_enabled():
@@ -86,7 +88,7 @@ class Segmented:
         raise AssertionError("a graph has an output")
 
 
-def _checkpointed(dual: Dual, segment: Segment, given: list) -> tuple:
+def _checkpointed(dual: Dual, segment: Segment, given: list[Any]) -> Any:
     buffers = {id(buffer) for buffer in dual.buffers()}
     modules = [dual.get_submodule(name) for name in segment.modules]
     modules += [value for value in given if isinstance(value, nn.Module)]
@@ -102,9 +104,9 @@ def _checkpointed(dual: Dual, segment: Segment, given: list) -> tuple:
         finally:
             is_again = False
 
-    def forward(*values):
+    def forward(*values: Any) -> Any:
         if is_again:
-            values = [v.clone() if id(v) in buffers else v for v in values]
+            values = tuple(v.clone() if id(v) in buffers else v for v in values)
         return segment.forward(dual, *values)
 
     return checkpoint(
@@ -114,7 +116,7 @@ def _checkpointed(dual: Dual, segment: Segment, given: list) -> tuple:
 
 @contextmanager
 def _stand_ins(modules: list[nn.Module]) -> Iterator[None]:
-    """The modules have copies of their buffers while the `with` is open, and then their own."""
+    """While the `with` is open, the modules have copies of their buffers."""
     inner = dict.fromkeys(module for outer in modules for module in outer.modules())
     kept = {module: dict(module._buffers) for module in inner}
     for module, buffers in kept.items():
@@ -127,10 +129,11 @@ def _stand_ins(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def forward_of(
-    dual: Dual, nodes: Iterable[fx.Node], reads: Iterable[fx.Node], result: object
-) -> Callable:
+    dual: Dual, nodes: Iterable[fx.Node], reads: Iterable[fx.Node], result: Any
+) -> Callable[..., Any]:
     """(dual, *values of `reads`) -> `result`, a structure of nodes among `nodes` and `reads`."""
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in reads:
         copies[node] = graph.placeholder(node.name)
     for node in nodes:
@@ -140,7 +143,7 @@ def forward_of(
 
 
 def early_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Attributes of the model and the paths' views of weights."""
+    """The attributes of the model and the paths' views of weights."""
     early: set[fx.Node] = set()
     for node in graph.nodes:
         views = node.op == "call_function" and node.target in (split_weight, operator.getitem)
@@ -152,9 +155,10 @@ def early_nodes(graph: fx.Graph) -> set[fx.Node]:
 def _stretches(
     graph: fx.Graph, model: nn.Module, nodes: list[fx.Node], num: int | None
 ) -> list[tuple[list[fx.Node], bool]]:
-    """The nodes cut into pieces of about the same number, each with whether it is plain."""
+    """The nodes in pieces of about the same number, each with whether it is plain."""
     place = {node: index for index, node in enumerate(nodes)}
-    joined, plain = set(), set()  # places before which is no cut; of nodes that run once
+    joined: set[int] = set()  # indices of nodes that stay with the node before
+    plain: set[int] = set()  # indices of nodes that run once
     for index, node in enumerate(nodes):
         if node.meta.get("opaque") is not None:
             plain.add(index)
@@ -182,7 +186,7 @@ def _segments(dual: Dual, stretches: list[tuple[list[fx.Node], bool]]) -> list[S
         outside = [n for node in stretch for n in node.all_input_nodes if of[n] < i]
         reads = list(dict.fromkeys(outside))
         writes = [node for node in stretch if last[node] > i]
-        # The last one is the graph's own output.
+        # The last segment returns the output of the graph.
         result = tuple(writes) if i < len(stretches) - 1 else stretch[0].args[0]
         nodes = [node for node in stretch if node.op != "output"]
         segments.append(

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.dynamics import remove_dynamics, soft_of
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
-from dcil_dsl.compiler.scores import remove_scores
-from dcil_dsl.masking.path_state import REMEMBERED
+from dcil_dsl.compiler.weight_state import remove_dynamics, remove_scores, soft_of
 from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.side_effects import REMEMBERED
 from dcil_dsl.model.trace import WHOLE, constants
 from dcil_dsl.words.record import token
 

@@ -1,31 +1,34 @@
 """The compiled model: one module, one graph for each mode and phase, one set of weights.
 
 In:   the model with masks and twins registered, the graphs, the plan.
-Out:  Dual: x -> {path: output}; its masks; the steps at which they move.
-Not:  no optimiser and no loss (training/); the deployable model is made by exporting/.
+Out:  Dual: x -> {path: output}; its masks, recomputed at the steps that the plan names.
+Not:  no optimizer and no loss (training/); exporting/ makes the deployable model.
 """
 
 from __future__ import annotations
 
 import operator
 import warnings
-from functools import partial
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
-from dcil_dsl.compiler.dynamics import add_penalties, follow_masks, grown_masks
 from dcil_dsl.compiler.masks import are_halved, make_masks
 from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
-from dcil_dsl.compiler.scores import (
+from dcil_dsl.compiler.weight_state import (
+    add_penalties,
     begin_scores,
     clear_growth,
+    follow_masks,
+    grown_masks,
     scored_groups,
     scores_of,
 )
-from dcil_dsl.masking.apply import apply_opaque
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.units import remember_half
+from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
@@ -37,10 +40,29 @@ class Dual(fx.GraphModule):
     """A GraphModule that runs the paths of a plan on one set of weights.
 
     In training mode the paths that the current phase needs are computed, in evaluation mode
-    every path. Weights keep the original's names, a mask is the boolean buffer
-    `<weight>_mask` beside its weight, True = kept. `.code` is the training graph of the
+    every path. Weights keep the original's names; the mask of a weight is the boolean buffer
+    `<weight>_mask` of the same module, True = kept. `.code` is the training graph of the
     current phase.
+
+    original       the model, whose tables of weights and modules this module uses
+    graphs         by (training, phase)
+    forwards       the function that runs each graph
+    penalties_due  the step whose penalties are not added yet
+    placement      the rows of the weights that this process has
+    begun          the step that was begun last; None: any may be begun next
+    is_begun       whether any was: a flag whose value torch.compile need not watch
     """
+
+    original: nn.Module
+    graphs: dict[tuple[bool, int], fx.Graph]
+    forwards: dict[tuple[bool, int], Callable[..., Any]]
+    penalties_due: int | None
+    plan: Plan
+    arguments: Arguments
+    phase: int
+    placement: Placement
+    begun: int | None
+    is_begun: bool
 
     def __init__(
         self,
@@ -49,42 +71,41 @@ class Dual(fx.GraphModule):
         plan: Plan,
         arguments: Arguments,
     ):
-        # fx copies attributes in the order of their use; the model's own order is kept by
-        # taking over its tables, so that optimisers and state dicts see what they always saw.
+        # fx copies attributes in the order of their use. With the model's own tables, optimizers
+        # and state dicts see the model's order.
         super().__init__(nn.Module(), fx.Graph(), type(model).__name__)
         self.__dict__["_parameters"] = model._parameters
         self.__dict__["_buffers"] = model._buffers
         self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
         self.__dict__["_modules"] = model._modules
-        # What a forward reads of the model itself and is neither a parameter nor a buffer.
+        # Tensors of the model that are neither parameters nor buffers.
         self.__dict__.update({n: t for n, t in vars(model).items() if isinstance(t, Tensor)})
-        self.__dict__["original"] = model  # shares those tables; not a submodule
+        self.__dict__["original"] = model  # not a submodule
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
-        self.begun: int | None = None  # the step that was begun last
-        self.is_begun = False  # whether any was: a flag that torch.compile need not watch change
+        self.begun, self.is_begun = None, False
         self.plan, self.arguments = plan, arguments
         self.phase = 0
-        self.placement: Placement = ALL_ROWS  # which rows of the weights this process has
+        self.placement = ALL_ROWS
         self.run_graphs(graphs)
         self.training = model.training
 
     def run_graphs(self, graphs: dict[tuple[bool, int], fx.Graph]) -> None:
-        """Have these computed, by (training, phase)."""
+        """Run these graphs, by (training, phase)."""
         self.__dict__["graphs"] = graphs
         self.__dict__["forwards"] = {
             key: type(fx.GraphModule(self, graph)).forward for key, graph in graphs.items()
         }
         self.graph = graphs[True, self.phase]
 
-    def recompile(self):
-        """fx writes a forward for `self.graph`; ours chooses among all of them."""
+    def recompile(self) -> Any:
+        """As fx does, but keep Dual.forward, which chooses among all graphs."""
         code = super().recompile()
-        type(self).forward = Dual.forward
+        setattr(type(self), "forward", Dual.forward)  # noqa: B010
         return code
 
-    def forward(self, *args, **kwargs) -> dict[str, object]:
-        """{path: output}, the output in the structure that the original model returns.
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """{path: output}, each output in the structure that the original model returns.
 
         In evaluation mode without gradients the model may be called with other arguments than the
         graph was made for (without labels, say). In training mode TypeError for an argument that
@@ -97,17 +118,20 @@ class Dual(fx.GraphModule):
                 "or dual.eval() to evaluate"
             )
         run = self.forwards[self.training, self.phase]
+        outputs: dict[str, Any]
         if self.arguments.live is None:
-            return run(self, *args, **kwargs)
+            outputs = run(self, *args, **kwargs)
+            return outputs
         try:
             inputs = self.inputs(*args, **kwargs)
         except TypeError:
             if self.training or torch.is_grad_enabled():
                 raise
             return self._called_otherwise(args, kwargs)
-        return run(self, *inputs)
+        outputs = run(self, *inputs)
+        return outputs
 
-    def _called_otherwise(self, args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
+    def _called_otherwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Evaluation with other arguments than those of the graph: the model's own forward, with
         the weights of each path."""
         from dcil_dsl.compiler.collapse import tensors_of
@@ -128,12 +152,12 @@ class Dual(fx.GraphModule):
 
         return collapse(self).eval()
 
-    def inputs(self, *args, **kwargs) -> tuple:
-        """What a graph takes, in its order, of what the model is called with."""
+    def inputs(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """The inputs of a graph, in its order, from the arguments of a call of the model."""
         return args if self.arguments.live is None else self.arguments.bind(args, kwargs)
 
     def train(self, mode: bool = True) -> Dual:
-        """As the model's own train() or eval() has it, be it overridden; a twin as its original."""
+        """Call the train() or eval() of the model, which may override it; twins follow."""
         self.original.train() if mode else self.original.eval()
         for entry in self.plan.privates:
             own = self.get_submodule(entry.module)
@@ -145,18 +169,18 @@ class Dual(fx.GraphModule):
         self.training = mode
         return self
 
-    def __deepcopy__(self, memo) -> Dual:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
         copied = Dual(copy_module(self.original, memo), self.graphs, self.plan, self.arguments)
         copied.begun, copied.is_begun = self.begun, self.is_begun
         return copied._in_phase(self.phase)
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a Dual cannot be pickled: save dual.state_dict() and dual.plan.to_json(). A process "
             "that is spawned compiles its own: dcil.compile(plan, model), then load_state_dict()"
         )
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module. The state may be that of any step: each may be begun next."""
         result = super().load_state_dict(*args, **kwargs)
         self.forget_step()
@@ -166,7 +190,7 @@ class Dual(fx.GraphModule):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The masks by the name of their weight, in the order of the plan's groups."""
+        """The masks by the names of their weights, in the order of the plan's groups."""
         return {
             name: self.get_buffer(f"{name}_mask")
             for group in self.plan.groups
@@ -175,28 +199,28 @@ class Dual(fx.GraphModule):
 
     @property
     def score_state(self) -> dict[str, Tensor]:
-        """The scores that are summed up or averaged over steps, by the name of their weight.
+        """The scores that are summed or averaged over steps, by the names of their weights.
 
-        They are linear in what each backward pass adds: over several processes their mean is the
-        score of all, and has to be in place on each before masks are made. Of weights in parts
-        the gradient is that of all, and so is the score.
+        They are linear in what each backward pass adds, so the score of all processes is the mean
+        of theirs, to be computed before the masks. Sharded weights have the gradient of all
+        processes, and so their scores are the same without a mean.
         """
         return {
             name: self.get_buffer(f"{name}_score")
-            for group in scored_groups(self.plan)
+            for group, _ in scored_groups(self.plan)
             for name in group.parameters
         }
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The original's parameters in the original's order, then the twins."""
         twins = frozenset(twin_names(self.plan))
-        # A stable sort: each of the two keeps its order.
+        # A stable sort: both keep their order.
         return sorted(self.named_parameters(), key=lambda named: is_within(named[0], twins))
 
     # -- time --------------------------------------------------------------------------------
 
     def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool:
-        """Make ready for training step `step`, counted from 0. True if masks moved.
+        """Prepare training step `step`, counted from 0; True if masks were recomputed.
 
         Chooses the phase, lets moving averages of scores fade and recomputes the masks that are
         due, also those of steps that were left out. A second call for the same step does nothing:
@@ -215,7 +239,7 @@ class Dual(fx.GraphModule):
         if self.penalties_due is not None and self.penalties_due != step:
             raise RuntimeError(
                 f"step {self.penalties_due} ended without its penalties: call "
-                "add_penalties(step) between backward() and the optimiser's step()"
+                "add_penalties(step) between backward() and the optimizer's step()"
             )
         self._in_phase(self._phase_of(step))
         phase = self.plan.phases[self.phase]
@@ -266,17 +290,17 @@ class Dual(fx.GraphModule):
         )
 
     def add_penalties(self, step: int) -> None:
-        """Add the gradients of the recipe's penalties to the weights' own, once a step.
+        """Add the gradients of the recipe's penalties to those of the weights, once a step.
 
-        Between backward(), whose gradients must not be scaled any more, and the optimiser's
-        step. Nothing where the recipe has no `penalty`.
+        Call it between backward(), with the gradients unscaled, and the optimizer's step(). A
+        recipe without a `penalty` does not need it.
         """
         add_penalties(self, step)
         self.__dict__["penalties_due"] = None
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
-        """Recompute every mask as the plan has it at `step`, due or not."""
+        """Recompute every mask for `step`, due or not."""
         self._in_phase(self._phase_of(step))
         for group in self.plan.groups:
             self._refresh(group, step)
@@ -284,14 +308,15 @@ class Dual(fx.GraphModule):
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
         scores = scores_of(self, group, step)
-        make = partial(make_masks, placement=self.placement)
         if group.regrow is not None:
-            make = partial(grown_masks, self)
-        for name, mask in zip(group.parameters, make(group, scores, step), strict=True):
-            # In place: a compiled step keeps reading the same tensor.
+            masks = grown_masks(self, group, scores, step)
+        else:
+            masks = make_masks(group, scores, step, placement=self.placement)
+        for name, mask in zip(group.parameters, masks, strict=True):
+            # In place: a compiled step reads the same tensor again.
             self.get_buffer(f"{name}_mask").copy_(mask)
         for name, holds in zip(group.parameters, are_halved(group, step), strict=False):
-            remember_half(self.get_buffer(f"{name}_mask"), holds)  # so that no host has to look
+            remember_half(self.get_buffer(f"{name}_mask"), holds)  # the host does not read masks
         follow_masks(self, group, scores, step)
 
     def _phase_of(self, step: int) -> int:
@@ -299,8 +324,8 @@ class Dual(fx.GraphModule):
 
     def _in_phase(self, phase: int) -> Dual:
         if phase != self.phase:
-            # Not `self.graph = ...`, for which fx would write and compile a forward anew: a path
-            # that runs every few steps changes the phase as often.
+            # `self.graph = ...` would make fx compile a forward. A path that runs every few steps
+            # changes the phase as often.
             self.phase, self._graph = phase, self.graphs[True, phase]
         return self
 

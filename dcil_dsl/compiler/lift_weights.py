@@ -1,35 +1,35 @@
-"""Make every shared weight a value of the graph.
+"""Lift every shared weight into the graph: a node that later passes can replace by a view.
 
-In:   the traced graph, in which modules keep their weights to themselves.
-Out:  a graph in which each shared module's weights are get_attr nodes handed to it, so that
-      later passes can put a view in their place.
-Not:  nothing is masked; the graph computes what it did. Private modules stay calls: each
-      path will have its own.
+In:   the traced graph, in which modules have their weights inside.
+Out:  a graph in which each shared module gets its weights, get_attr nodes, as arguments.
+Not:  no masks; the graph computes the same values. Private modules stay calls, because each path
+      gets its own.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import is_within
-from dcil_dsl.masking.apply import apply_layer, apply_opaque
+from dcil_dsl.model.calls import apply_layer, apply_opaque
 
 
 def expose_weights(
     graph: fx.Graph, model: nn.Module, private: frozenset[str], twins: frozenset[str]
 ) -> fx.Graph:
-    """Hand shared modules their weights.
+    """Pass shared modules their weights.
 
         conv1 = self.conv1(x)     ==>     conv1_weight = self.conv1.weight
                                           conv1 = apply_layer(self.conv1, {weight: ...}, x)
 
-    A weight used twice, or by two modules, is one node: what is done to it is done at every
-    end of a tie. A module that stays opaque with private ones inside is handed their weights and
-    their buffers as well, and told which twins it must not see:
+    A weight that is used twice, or by two modules, is one node: a view of it reaches every user.
+    An opaque module with private ones inside also gets their weights and buffers, and the names of
+    twins that it must not see:
 
         block = self.block(x)   ==>   block_norm_weight = self.block.norm.weight    ...
                                       apply_opaque(self.block, {...}, ("norm__dense",), (x,), {})
@@ -39,7 +39,7 @@ def expose_weights(
     exposed = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     nodes: dict[object, fx.Node] = {}
-    inside, hidden = _Names(private), _Names(twins)
+    inside, hidden = _NamesWithin(private), _NamesWithin(twins)
     own = {id(model.get_submodule(name)): name for name in private}
 
     def read(target: str, key: object) -> fx.Node:
@@ -48,7 +48,7 @@ def expose_weights(
         return nodes[key]
 
     def handed(path: str) -> dict[str, fx.Node]:
-        """The tensors that a module is handed, by their names in it."""
+        """The tensors that a module gets, by their names in it."""
         return {
             name: read(target, target if is_private else id(tensor))
             for name, target, tensor, is_private in _tensors(model, path, own, twins)
@@ -61,28 +61,27 @@ def expose_weights(
                 is_private = is_within(node.target, private)
                 env[node] = read(node.target, node.target if is_private else id(value))
                 continue
-        whole = node.meta.get("opaque")
-        path = node.target if node.op == "call_module" else whole
+        opaque = node.meta.get("opaque")
+        path = node.target if node.op == "call_module" else opaque
         if path is None or (node.op == "call_module" and path in private):
             env[node] = exposed.node_copy(node, env.__getitem__)
             continue
         tensors = handed(path)
         module = model.get_submodule(path)
-        # Running statistics make a call more than a function of its inputs, and what stays opaque
-        # may do anything.
-        stateful = whole is not None or any(True for _ in module.buffers())
-        if not tensors and whole is None:
+        # A module with running statistics has a state, and an opaque one may have any.
+        stateful = opaque is not None or any(True for _ in module.buffers())
+        if not tensors and opaque is None:
             env[node] = exposed.node_copy(node, env.__getitem__)
             env[node].meta["stateful"] = stateful
             continue
         args = fx.map_arg(node.args, env.__getitem__)
         kwargs = dict(fx.map_arg(node.kwargs, env.__getitem__))
-        if node.op == "call_function":  # the model as a whole, called with what it is given
+        if node.op == "call_function":  # the whole model, with any arguments
             owner = exposed.node_copy(node.args[0])
             args, kwargs = args[3:], {}
         else:
             owner = exposed.create_node("get_attr", node.target, name=f"{node.name}_layer")
-        if whole is None and not inside.within(path):
+        if opaque is None and not inside.within(path):
             call = exposed.create_node(
                 "call_function", apply_layer, (owner, tensors, *args), kwargs, name=node.name
             )
@@ -101,8 +100,8 @@ def expose_weights(
     return exposed
 
 
-class _Names:
-    """Full names of modules, to ask which lie within another one."""
+class _NamesWithin:
+    """Full names of modules, sorted to find those within another module."""
 
     def __init__(self, names: Iterable[str]):
         self.sorted = sorted(names)
@@ -119,10 +118,10 @@ class _Names:
 def _tensors(
     model: nn.Module, path: str, own: dict[int, str], twins: frozenset[str]
 ) -> Iterator[tuple[str, str, torch.Tensor, bool]]:
-    """(name in the module, full name, tensor, is it a private module's) of what a call is handed.
+    """(name in the module, full name, tensor, whether a private module has it) of each tensor.
 
-    All parameters, and the buffers of private modules. A module that has two names in another
-    gives its tensors under one.
+    These are all parameters, and the buffers of private modules. The tensors of a module with two
+    names have one of them.
     """
     seen: set[int] = set()
     prefix = f"{path}." if path else ""
@@ -145,6 +144,6 @@ def _tensors(
                 waiting.append((child, f"{inner}{name}.", f"{full}{name}.", is_private))
 
 
-def _attribute(model: nn.Module, target: str):
+def _attribute(model: nn.Module, target: str) -> Any:
     owner, _, name = target.rpartition(".")
     return getattr(model.get_submodule(owner), name)

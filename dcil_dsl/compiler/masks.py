@@ -1,16 +1,19 @@
-"""The masks of one group at one step.
+"""Compute the masks of one group at one step.
 
-In:   a Group of the Plan, a score for each of its weights, a step.
-Out:  boolean masks in the weights' shapes, True = kept.
-Not:  no weights; nothing is stored (dual.py).
+In:   a Group of the Plan, the scores of its weights, a step.
+Out:  boolean masks in the shapes of the weights, True = kept.
+Not:  no weights; dual.py stores the masks.
 
-Where several processes have some rows of each weight, sums over units, counts and digits of scores
-are exchanged (masking/placement.py, select.py): each makes its rows of the masks of one process.
+Where several processes each hold some rows of every weight, they exchange sums over units, counts
+and digits of scores (masking/placement.py, select.py), and each computes its rows of the same
+masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
 from dcil_dsl.masking.units import keep_pattern, mean_in_units
-from dcil_dsl.plan.budget import members, unit_costs
+from dcil_dsl.plan.group import members, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 from dcil_dsl.words.granularity import Pattern, Single
@@ -32,18 +35,18 @@ def make_masks(
     keeps: tuple[int, ...] | None = None,
     placement: Placement = ALL_ROWS,
 ) -> list[Tensor]:
-    """The masks of group.parameters; `scores` are in their order and shapes.
+    """The masks of group.parameters; `scores` have their order and shapes.
 
-    keeps   how much is kept, as keeps_at has it at `step` where it is not given; what is given is
-            more than is kept, and knows no ceilings
-    placement  which rows of the weights the scores and masks are
+    keeps      the budgets instead of those at `step`; then without ceilings and bounds, as for the
+               kept weights and the reserve together
+    placement  the rows of the weights to which scores and masks belong
     """
     if keeps is None:
         keeps = keeps_at(group, step)
     else:
         group = group.model_copy(update={"ceilings": (), "bounds": ()})
     if group.pattern is not None:
-        return _patterns(group, scores, keeps, placement)
+        return _patterns(group, group.pattern.n, scores, keeps, placement)
     if isinstance(group.unit, Single):
         if group.target.rescales:
             pairs = zip(group.parameters, scores, strict=True)
@@ -61,9 +64,9 @@ def make_masks(
 
 
 def _patterns(
-    group: Group, scores: Sequence[Tensor], keeps: tuple[int, ...], placement: Placement
+    group: Group, n: int, scores: Sequence[Tensor], keeps: tuple[int, ...], placement: Placement
 ) -> list[Tensor]:
-    masks, n = [], group.pattern.n
+    masks = []
     for name, score, cut, keep, size in zip(
         group.parameters, scores, group.cuts, keeps, group.num_weights, strict=True
     ):
@@ -75,21 +78,21 @@ def _patterns(
 
 
 def _unit_scores(group: Group, scores: Sequence[Tensor], placement: Placement) -> list[Tensor]:
-    """The mean score of each unit of each member, float64, on every process alike.
+    """The mean score of each unit of each member, float64, equal on every process.
 
-    With "l2" the mean of w^2, with "magnitude" of |w|: the authors' filter mode. A member's sums
-    are over all weights that its units lie in.
+    For "l2" the mean of w^2, for "magnitude" of |w|: the filter mode of DCIL's authors. A unit may
+    lie in several weights of a member, such as a head in its projections.
     """
     own = [
         placement.sum_units(name, score, cut, torch.float64)
         for name, score, cut in zip(group.parameters, scores, group.cuts, strict=True)
     ]
-    sums = placement.totals([sum(of_weights) for of_weights in members(group, own)])
+    sums = placement.totals([reduce(add, of_member) for of_member in members(group, own)])
     return [mean_in_units(*one) for one in zip(sums, members(group, group.cuts), strict=True)]
 
 
 def are_halved(group: Group, step: int) -> tuple[bool, ...]:
-    """Whether each mask of a group of 2:4 is of that pattern at `step`, or keeps all there is."""
+    """For each mask of a 2:4 group, whether it has that pattern at `step` or keeps all weights."""
     is_half = group.pattern == Pattern(n=2, m=4)
     keeps = keeps_at(group, step) if is_half else ()
     return tuple(keep < size for keep, size in zip(keeps, group.num_weights, strict=False))
@@ -102,7 +105,7 @@ def _keep(
     step: int,
     across: Across | None = None,
 ) -> list[Tensor]:
-    """Which entries stay, scores and masks a member each."""
+    """The entries that stay; scores and masks are one a member."""
     if group.score.signed:
         scores = [without_sign(score) for score in scores]
     if group.one_budget:

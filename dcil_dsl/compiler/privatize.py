@@ -1,19 +1,20 @@
-"""Give each path a private module of its own.
+"""Give each path its own copy of every private module: a twin.
 
 In:   an unrolled graph in which all paths call the same private modules; the model.
-Out:  a graph in which the deployed path calls the original and each other path a twin.
-Not:  gradients need no routing here: a twin learns from its own path alone.
+Out:  a graph in which the deployed path calls the original and every other path a twin.
+Not:  no routing of gradients: a twin learns from its own path alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any
 
 from torch import fx, nn
 
-from dcil_dsl.masking.apply import apply_opaque
-from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan
 
 
@@ -29,21 +30,22 @@ def is_within(target: str, modules: Set[str]) -> bool:
 
 
 def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
-    """Retarget the calls of private modules, in place.
+    """Retarget the calls of private modules to twins, in place.
 
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
-    A module that was traced into, or lies in one that stays opaque, shows as reads of its weights
-    and buffers; those are retargeted alike. One that stays opaque is told whose call it is.
+    For a module that was traced into, or is inside an opaque one, the graph reads its weights and
+    buffers; these reads are retargeted as well. Calls of opaque modules get their path.
     """
     private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
-        path = node.meta.get("path")
+        path: str | None = node.meta.get("path")
         if node.target is apply_opaque and len(plan.paths) > 1:
             node.kwargs = {"path": path}
-        if node.op not in ("call_module", "get_attr") or path in (None, plan.deploy):
+        if node.op not in ("call_module", "get_attr") or path is None or path == plan.deploy:
             continue
+        assert isinstance(node.target, str)
         names = node.target.split(".")
         for end in range(1, len(names) + 1):
             module = ".".join(names[:end])
@@ -64,10 +66,9 @@ def twin_names(plan: Plan) -> list[str]:
 
 
 def add_twins(model: nn.Module, plan: Plan) -> None:
-    """Register the twins beside their originals: copies, or freshly initialised.
+    """Register the twins next to their originals: copies, or freshly initialized.
 
-    Fresh weights come from a generator of their own, seeded by the plan, so that a model
-    compiled twice is twice the same and the caller's random numbers stay as they were.
+    The plan's seed determines fresh weights; the caller's random number generators do not advance.
     """
     with drawn_apart(plan.train.seed):
         for entry in plan.privates:
@@ -76,14 +77,14 @@ def add_twins(model: nn.Module, plan: Plan) -> None:
             for path in plan.paths:
                 if path.name == plan.deploy:
                     continue
-                twin = copy_module(original)
+                twin: Any = copy_module(original)
                 if entry.init == "fresh":
                     twin.reset_parameters()
                 model.get_submodule(owner).add_module(twin_name(name, path.name), twin)
 
 
 def remove_twins(model: nn.Module, plan: Plan) -> None:
-    """What add_twins added, taken away."""
+    """Undo add_twins."""
     for entry in plan.privates:
         owner, _, name = entry.module.rpartition(".")
         for path in plan.paths:

@@ -1,9 +1,4 @@
-"""A compiled graph as text: what `dcil graph` prints, and its summary in a few lines.
-
-In:   a Dual.
-Out:  the code of every graph that it chooses among; counts.
-Not:  nothing is run.
-"""
+"""Show the graphs of a Dual as code, as `dcil graph` prints them, and as a summary."""
 
 from __future__ import annotations
 
@@ -19,17 +14,17 @@ from dcil_dsl.plan.plan import Phase
 
 def show_graph(dual: Dual) -> str:
     """The code for training, phase by phase, and for evaluation, each under a comment."""
-    parts = [
-        f"# training, {_window(phase)}: {', '.join(phase.paths)}\n{_code(dual, True, index)}"
-        for index, phase in enumerate(dual.plan.phases)
-    ]
+    parts = []
+    for index, phase in enumerate(dual.plan.phases):
+        head = f"# training, {_window(phase)}: {', '.join(phase.paths)}\n"
+        parts.append(head + code_of(dual.graphs[True, index]))
     names = ", ".join(path.name for path in dual.plan.paths)
-    parts.append(f"# evaluation: {names}\n{_code(dual, False, 0)}")
+    parts.append(f"# evaluation: {names}\n{code_of(dual.graphs[False, 0])}")
     return "\n\n".join(parts) + "\n"
 
 
 def show_summary(dual: Dual) -> str:
-    """Counts of calls by phase, of masks and of the twins' parameters."""
+    """The numbers of calls in each phase, of masks and of parameters of twins."""
     lines = ["graph"]
     for index, phase in enumerate(dual.plan.phases):
         calls = sum(node.op.startswith("call") for node in dual.graphs[True, index].nodes)
@@ -40,7 +35,7 @@ def show_summary(dual: Dual) -> str:
     masked = sum(mask.numel() for mask in dual.masks.values())
     lines.append(
         f"  {count(len(dual.masks), 'mask')} of {count(masked, 'byte')}; "
-        f"{extra:,} numbers more in the twins of private modules"
+        f"{extra:,} more parameters in the twins of private modules"
     )
     return "\n".join(lines) + "\n"
 
@@ -50,17 +45,13 @@ def _window(phase: Phase) -> str:
     return f"step {phase.window.start:,} to {stop}"
 
 
-def _code(dual: Dual, training: bool, phase: int) -> str:
-    return code_of(dual.graphs[training, phase])
-
-
 def code_of(graph: fx.Graph) -> str:
-    """fx's own code for a graph, without the deletions that end each line and with short names.
+    """The code that fx generates, with short names and without the deletions at line ends.
 
-    y = dcil_dsl_masking_apply_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
+    y = dcil_dsl_model_calls_apply_layer(a, x);  a = x = None   ==>   y = apply_layer(a, x)
     """
     code = graph.python_code("self").src.strip()
     code = re.sub(r";  (\w+ = )+None$", "", code, flags=re.MULTILINE)
     code = re.sub(r"(\w+) : _?[\w.]*Tensor_?", r"\1", code)
-    code = re.sub(r"\bdcil_dsl_masking_(?:apply|split)_", "", code)
+    code = re.sub(r"\bdcil_dsl_(?:masking_split|model_calls)_", "", code)
     return re.sub(r'getattr\((self[\w.]*), "(\w+)"\)', r"\1[\2]", code)

@@ -1,9 +1,9 @@
 """Unroll the graph into one dataflow per path.
 
-In:   a graph with its weights exposed, the paths that run, what differs between them.
-Out:  a graph whose output is {path: output}; nodes of one path carry meta["path"].
-Not:  all copies still read the same weights (route_gradients.py) and call the same private
-      modules (privatize.py).
+In:   a graph with lifted weights, the paths that run, the weights and modules that differ.
+Out:  a graph whose output is {path: output}; nodes of one path have meta["path"].
+Not:  no views: all paths still read the same weights (route_gradients.py) and call the same
+      private modules (privatize.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import is_within
-from dcil_dsl.masking.apply import copy_tensors
-from dcil_dsl.masking.rng import draw_again, random_state
-from dcil_dsl.masking.subsample_inputs import subsample_input
-from dcil_dsl.model.aliasing import Storage, argument, written_storages
-from dcil_dsl.model.topology import reached_from
+from dcil_dsl.model.calls import copy_tensors, subsample_input
+from dcil_dsl.model.dataflow import Storage, argument, reached_from, written_storages
+from dcil_dsl.model.side_effects import draw_again, random_state
 
-# Words in the names of functions and of their arguments that mean random numbers.
+# Parts of the names of functions and arguments that indicate random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
 
 
@@ -40,25 +38,25 @@ def unroll_paths(
           |                      |
         stem       ==>         stem                    computed once
           |                    /   \\
-        conv                 conv   conv               one weight, two views to come
+        conv                 conv   conv               one weight, later two views
           |                   |      |
          out                sparse  dense
 
     The paths are unrolled rather than switched by a flag, so that one call of forward runs
-    all of them: one forward per backward, and nothing for torch.compile to guard on. All of
-    one path's nodes stand before the next path's, so random numbers are drawn in the order
-    in which separate forwards would draw them.
+    all of them: one forward per backward, and nothing for torch.compile to guard on. All nodes
+    of one path come before those of the next, so random numbers are drawn in the order of
+    separate forwards.
 
-    What a path changes in place belongs to that path: the values that share its memory are
-    computed once for each, and of an input that is changed each path gets a copy.
+    A value that a path changes in place belongs to that path: values that share its memory are
+    computed once per path, and each path gets a copy of an input that is changed.
 
-    redraws  the paths that draw the random numbers of the first path again
-    thin     the paths whose inputs are made smaller, (share of the batch, size): nothing that
-             depends on an input is shared with them
+    redraws  the paths that draw the same random numbers as the first path
+    thin     the paths with subsampled inputs, (share of the batch, size); they share no value
+             that depends on an input
     """
     storages = written_storages(graph, model)
     first = _first_to_differ(graph, model, pruned, private)
-    # A statistic that the forward keeps by itself moves once a path, as those of norms do.
+    # A statistic that the forward updates itself is updated once per path, as in a batch norm.
     kept = [s for s in storages if any(node.op == "get_attr" for node in s.members)]
     first += [writer for storage in kept for writer in storage.writers]
     if len(paths) == 1:
@@ -84,13 +82,13 @@ def unroll_paths(
     for node in inputs:
         share(node)
     written = {node for storage in storages for node in storage.members}
-    # Before anything is written in place.
+    # Before any node writes in place.
     thinned = {
         path: {n: _thin(unrolled, shared[n], path, thin[path], n in written) for n in inputs}
         for path in paths
         if path in thin
     }
-    # What is written in place has its place in the order, whoever asks for it.
+    # Shared nodes that write in place keep their order, whoever reads them first.
     for node in reached_in_order(graph, inputs + [n for s in storages for n in s.members]):
         if node not in differing and node.op != "output":
             share(node)
@@ -125,7 +123,7 @@ def unroll_paths(
 def _thin(
     graph: fx.Graph, node: fx.Node, path: str, how: tuple[float, float], is_written: bool
 ) -> fx.Node:
-    """A path's own part of an input; of one that somebody writes to, a copy."""
+    """A path's subsampled input; a copy of one that a node writes to."""
     given = node
     if is_written:
         given = graph.call_function(copy_tensors, (node,))
@@ -136,16 +134,19 @@ def _thin(
 
 
 def reached_in_order(graph: fx.Graph, sources: list[fx.Node]) -> list[fx.Node]:
-    """The nodes that depend on the sources, as the graph orders them."""
+    """The nodes that depend on the sources, in the order of the graph."""
     reached = reached_from(graph, sources)
     return [node for node in graph.nodes if node in reached]
 
 
-def _first_to_differ(graph, model, pruned, private) -> list[fx.Node]:
+def _first_to_differ(
+    graph: fx.Graph, model: nn.Module, pruned: frozenset[str], private: frozenset[str]
+) -> list[fx.Node]:
+    """The nodes that differ between paths by themselves, whatever their inputs."""
     first = []
     for node in graph.nodes:
         reads_pruned = any(n.op == "get_attr" and n.target in pruned for n in node.all_input_nodes)
-        is_private = node.op in ("call_module", "get_attr") and is_within(node.target, private)
+        is_private = node.op in ("call_module", "get_attr") and is_within(str(node.target), private)
         if reads_pruned or is_private or node.meta.get("stateful") or _is_random(node, model):
             first.append(node)
     return first
@@ -154,14 +155,14 @@ def _first_to_differ(graph, model, pruned, private) -> list[fx.Node]:
 def _with_what_they_change(
     graph: fx.Graph, differing: set[fx.Node], storages: tuple[Storage, ...]
 ) -> set[fx.Node]:
-    """The differing nodes, and with them every storage that they and a write would disturb.
+    """The differing nodes, and every node on a storage that one path would change for another.
 
-    A storage may stay shared where all its writes are shared and the paths only read it, after
-    the last of them. Otherwise all that touches it differs, as the values would else depend on
-    what another path has written before.
+    Paths share a storage if all writes to it are shared and the paths only read it, after the last
+    write. Otherwise every node that touches it differs: its value would depend on the writes of
+    another path.
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
-    # Before its last write, whoever touches a storage disturbs it.
+    # A node that touches a storage before its last write disturbs it.
     disturbs: dict[fx.Node, list[Storage]] = {}
     for storage in storages:
         last = max(order[writer] for writer in storage.writers)
@@ -183,31 +184,31 @@ def _with_what_they_change(
 
 
 def may_draw(node: fx.Node, model: nn.Module) -> bool:
-    # Of a forward that stays opaque nobody knows.
+    """Whether a node may draw random numbers; an opaque module always may."""
     return "opaque" in node.meta or _is_random(node, model)
 
 
 def _is_random(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a node may draw random numbers; functions that are not torch's own may."""
-    if node.op == "call_module":
-        module = model.get_submodule(node.target)
+    """Whether a node that is not opaque may draw random numbers, by its name and arguments."""
+    function = node.target
+    if isinstance(function, str):
+        if node.op == "call_method":
+            return any(word in function for word in RANDOM)
+        if node.op != "call_module":
+            return False
+        module = model.get_submodule(function)
         return "drop" in type(module).__name__.lower() or isinstance(module, nn.RReLU)
-    if node.op == "call_method":
-        return any(word in node.target for word in RANDOM)
-    if node.op != "call_function":
-        return False
     if node.meta.get("layer"):
         parts = model.get_submodule(node.meta["layer"]).modules()
         return any(
             "drop" in type(part).__name__.lower() or getattr(part, "dropout", 0.0) != 0.0
             for part in parts
         )
-    function = node.target
     home = (getattr(function, "__module__", None) or "").split(".")[0]
     if any(word in function.__name__ for word in RANDOM):
         return True
     if function is F.scaled_dot_product_attention and len(node.args) > 4:
-        return node.args[4] != 0
+        return bool(node.args[4] != 0)
     if home in ("torch", "_operator", "builtins", "math", ""):
         return bool(argument(node, "dropout_p"))
     try:

@@ -1,8 +1,8 @@
-"""What a legal graph is after each pass. A violation is our fault, never the user's.
+"""Verify the graph after each pass; a violation is a bug of dcil.
 
-In:   a graph, the model its targets name into, the plan.
+In:   a graph, the model that its targets refer to, the plan.
 Out:  nothing, or GraphError.
-Not:  numbers; that outputs and gradients are right is shown by the tests.
+Not:  no numbers; the tests show that outputs and gradients are right.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import fx, nn
 from dcil_dsl.compiler.privatize import twin_name
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.masking.views import read_stored
-from dcil_dsl.model.topology import reached_from
+from dcil_dsl.model.dataflow import reached_from
 from dcil_dsl.plan.plan import Phase, Plan
 
 
 class GraphError(AssertionError):
-    """A pass has made a graph that is not legal (E403)."""
+    """A pass returned an invalid graph (E403)."""
 
 
 def verify_targets(graph: fx.Graph, model: nn.Module) -> None:
-    """Every target names something in the model, and the graph is in order."""
+    """Every target exists in the model, and the graph is well formed."""
     graph.lint()
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -30,7 +30,7 @@ def verify_targets(graph: fx.Graph, model: nn.Module) -> None:
 
 
 def verify_paths(graph: fx.Graph, phase: Phase) -> None:
-    """The output is {path: ...}, and no path's value depends on another path's."""
+    """The output is {path: ...}, and no value of a path depends on another path."""
     (output,) = [node for node in graph.nodes if node.op == "output"]
     _demand(tuple(output.args[0]) == phase.paths, "the output does not name the paths that run")
     for path in phase.paths:
@@ -41,10 +41,10 @@ def verify_paths(graph: fx.Graph, phase: Phase) -> None:
 
 
 def verify_routes(graph: fx.Graph, plan: Plan) -> None:
-    """A pruned weight and its buffers are read by split_weight and by nothing else, but for a mask
-    that a pass of an extra hands to a layer, and records in the meta of its node.
+    """Only split_weight reads a pruned weight and its buffers. A layer may also read a mask that a
+    pass of an extra gives it and records in the meta of its node.
 
-    Where the weight is stored as a root, by read_stored, whose result only split_weight reads.
+    If the weight is stored as a root, read_stored reads it, and only split_weight the result.
     """
     pruned = {name for group in plan.groups for name in group.parameters}
     kinds = ("mask", "score", "threshold", "scale", "reserve")
@@ -59,9 +59,9 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
 
 
 def verify_privates(graph: fx.Graph, plan: Plan, phase: Phase) -> None:
-    """Each path that runs uses its own of every private module, and no other path does.
+    """Each path that runs uses its own copy of every private module, and no other path's.
 
-    A module that only the other mode's graph uses, as an auxiliary head, is used by none here.
+    No path uses a module that only the graph of the other mode calls, such as an auxiliary head.
     """
     owner = {
         entry.module if path == plan.deploy else twin_name(entry.module, path): path

@@ -1,4 +1,4 @@
-"""Values that say what is wrong with a recipe, and the one place that draws them."""
+"""Diagnostics of recipes as values, their codes, and their layout as text."""
 
 from dcil_dsl.diagnostics.diagnostic import (
     Diagnostic,

@@ -1,9 +1,4 @@
-"""One code of a diagnostic.
-
-In:   the tables codes_syntax.py, codes_recipe.py, codes_model.py.
-Out:  Code.
-Not:  no text.
-"""
+"""The record of one diagnostic code; the tables of codes are in codes_*.py."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ from textwrap import dedent, fill
 
 @dataclass(frozen=True)
 class Code:
-    """`wrong` and `right` are statements of a recipe; what they leave out is any sound recipe."""
+    """A code's title, meaning and examples; `wrong` and `right` are excerpts of recipes."""
 
     code: str
     title: str

@@ -1,8 +1,6 @@
-"""Every code that a diagnostic can carry, and what `dcil explain` says about it.
+"""All diagnostic codes, and the text that `dcil explain` prints for one.
 
-In:   nothing but the tables beside this file, one for each stage.
-Out:  CODES, explain(code).
-Not:  the messages themselves; they stand where the facts are found.
+The messages themselves are where the mistakes are found.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""E3xx, W3xx: a recipe that does not fit a model. E4xx: a model that does not compile.
-
-In:   nothing.
-Out:  MODEL.
-Not:  what a recipe alone shows.
-"""
+"""E3xx, W3xx: a recipe that does not fit a model. E4xx: a model that does not compile."""
 
 from __future__ import annotations
 
@@ -60,9 +55,9 @@ MODEL: tuple[Code, ...] = (
         "E305",
         "the target is never trained at",
         """The ramp must end before the run does and before the masks freeze, or no step trains at
-          the sparsity that is asked for.""",
-        "prune Conv2d to 90% { schedule = cubic(0ep..100% run) }",
-        "prune Conv2d to 90% { schedule = cubic(0ep..75% run) }",
+          the requested sparsity.""",
+        "prune Conv2d to 90% { schedule = linear(0ep..100% run) }",
+        "prune Conv2d to 90% { schedule = linear(0ep..75% run) }",
     ),
     entry(
         "E306",
@@ -87,30 +82,30 @@ MODEL: tuple[Code, ...] = (
         "E309",
         "no path runs",
         """At some moment of the run every loss is outside of its window, so that nothing would
-          be learnt.""",
+          be learned.""",
     ),
     entry(
         "E310",
-        "a weight that does not fall into such units",
+        "a weight that cannot be divided into the units",
         """The inputs of each layer are a multiple of the m of `n:m`, both sides multiples of a
-          block's, and heads belong to an attention. Other layers are kept, or pruned by a rule of
-          their own; none is skipped in silence.""",
+          block's, and heads belong to an attention. Keep the other layers, or prune them by a
+          rule of their own; no layer is skipped in silence.""",
         "prune Conv2d to 2:4",
         "prune Conv2d to 2:4\nkeep first Conv2d",
     ),
     entry(
         "E311",
-        "arithmetic that is not known",
-        """A budget of FLOPs counts multiply-accumulates, which are told by the shapes of an
+        "the FLOPs of a layer are unknown",
+        """A budget of FLOPs counts multiply-accumulates, which follow from the shapes of an
           example input. A lookup has none.""",
     ),
     entry(
         "E312",
-        "the score takes no part",
-        """`taylor`, `movement` and `gradient` are summed up over training, and until the first
-          gradient magnitude stands in for them. Here no mask is made after that.""",
-        "prune Conv2d to 90% { score = taylor freeze = 0ep }",
-        "prune Conv2d to 90% { score = taylor schedule = cubic(0ep..5ep) }",
+        "the score has no effect",
+        """A score of gradients is summed over the steps; before the first gradient, magnitude is
+          used instead. Here every mask is made before the first gradient.""",
+        "prune Conv2d to 90% { score = gradient freeze = 0ep }",
+        "prune Conv2d to 90% { score = gradient schedule = linear(0ep..5ep) }",
     ),
     entry(
         "E318",
@@ -123,20 +118,20 @@ MODEL: tuple[Code, ...] = (
     entry(
         "E319",
         "a bound that does not fit its rule",
-        """A bound holds layers of its rule, each in one bound only, and counts whole units: they
-          must cost the budget alike.""",
+        """A bound names layers of its rule, each in one bound only. It counts whole units, which
+          must all cost the same share of the budget.""",
         'layers head = "fc"\nprune Conv2d to global(90%) { bounds = [within(head, floor=30%)] }',
         'layers head = "fc"\nprune Conv2d, Linear to global(90%) '
         "{ bounds = [within(head, floor=30%)] }",
     ),
     entry(
         "E320",
-        "a path that would leave out nothing, or too much",
-        """`compute = kept` leaves out whole filters or input channels of convolutions in one
-          group and of linear layers. Single weights, blocks and heads leave no smaller layer of
-          the same kind; a score may need the gradients of what is left out. By a weight that a rule
-          prunes to 2:4 sparse tensor cores multiply, of a linear layer whose sides are multiples
-          of 16; other patterns and the 2:4 of convolutions are computed whole.""",
+        "`compute = kept` would skip nothing, or too much",
+        """`compute = kept` skips pruned filters or input channels of convolutions in one group and
+          of linear layers. Without single weights, blocks or heads no smaller layer of the same
+          kind is left; a score may need the gradients of skipped weights. 2:4 weights of linear
+          layers whose sides are multiples of 16 run on sparse tensor cores; other patterns, and
+          2:4 in convolutions, are computed in full.""",
         """prune Conv2d to 90%
 mix {
   path sparse = masked { compute = kept }
@@ -160,9 +155,9 @@ mix {
     ),
     entry(
         "E322",
-        "copies that have no meaning",
-        """`average = late_phase(...)` copies whole weights that no rule prunes, some of all, and
-          needs time for each copy to have its turn before the run ends.""",
+        "copies that cannot be averaged",
+        """`average = late_phase(...)` copies weights that no rule prunes, some but not all,
+          and needs enough steps for each copy to train before the run ends.""",
         "layers some = Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
         "  optimizer = sgd(lr=0.1)\n  average   = late_phase(some)\n}",
         "layers norms = BatchNorm2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
@@ -170,7 +165,7 @@ mix {
     ),
     entry(
         "E321",
-        "a balance that is never struck",
+        "a balance that is never computed",
         """`balance` compares the gradients of one path's loss terms at every multiple of `every`,
           and no two terms are open at such a step.""",
     ),
@@ -185,7 +180,7 @@ mix {
     entry(
         "E313",
         "paths of different strides",
-        "Every so many steps a path may rest, but all that do so keep the same time.",
+        "A path may run every N steps only; all paths that do so must have the same N.",
         """mix {
   path sparse = masked
   path dense  = full { every = 2 steps }
@@ -200,8 +195,8 @@ mix {
     entry(
         "W303",
         "a rule has no effect",
-        """All layers of this rule are claimed by later ones: the last rule that matches a layer
-          wins. A rule that comes by `extends` may be replaced so, without this warning.""",
+        """The last rule that matches a layer wins, and later rules match every layer of this one.
+          There is no warning for a rule that comes by `extends`.""",
         "keep first Conv2d\nprune Conv2d to 90%",
         "prune Conv2d to 90%\nkeep first Conv2d",
     ),
@@ -213,8 +208,8 @@ mix {
     entry(
         "W306",
         "a time that the run does not reach",
-        """The run is over before this loss or update begins, the rate changes or the masks
-          freeze. It does nothing, or the run is shorter than the recipe was written for.""",
+        """The run ends before this loss or update begins, the rate changes or the masks freeze.
+          The setting has no effect, or the run is shorter than the recipe was written for.""",
         """train {
   epochs    = 8ep
   optimizer = sgd(lr=0.1)
@@ -229,22 +224,21 @@ mix {
     entry(
         "E401",
         "the model cannot be traced",
-        """A module that torch.fx cannot follow stays opaque and is rewritten inside. What is left
-          are modules that cannot be copied, that are wrapped or compiled by torch.jit, that have no
-          weights yet, whose forward writes to its weights, or that fail by themselves.""",
+        """A module that torch.fx cannot follow stays opaque, and its weights are swapped per path.
+          This error is for modules that cannot be copied, are wrapped, are compiled by torch.jit,
+          have no weights yet, write to their weights in forward, or raise an error themselves.""",
     ),
     entry(
         "E402",
         "no mask would last on this weight",
-        """The weight of this module is made of other parameters at each call, as weight_norm
+        """The weight of this module is computed from other parameters at each call, as weight_norm
           does, or its forward changes it in place, as `max_norm` and momentum targets do; a mask
-          would be lost. `except "NAME"` in the rule, or `keep "NAME"` below it, leaves it as it
-          is.""",
+          would be lost. Exclude it with `except "NAME"` in the rule or `keep "NAME"` below it.""",
     ),
     entry(
         "E403",
         "the compiled graph is wrong",
-        """A check of the compiled graph failed. The fault is in dcil_dsl, not in the recipe or
-          the model; a report with both helps.""",
+        """A check of the compiled graph failed. This is a bug of dcil, not of the recipe or the
+          model; please report it with both.""",
     ),
 )

@@ -1,9 +1,4 @@
-"""E2xx, W2xx: a recipe that is wrong, or doubtful, by itself.
-
-In:   nothing.
-Out:  RECIPE.
-Not:  what only a model can show.
-"""
+"""E2xx, W2xx: a recipe that is wrong, or doubtful, whatever the model."""
 
 from __future__ import annotations
 
@@ -22,7 +17,12 @@ mix {{
 """
 
 
-def _mix(kept="sparse", pruned="dense", loss="cross_entropy(sparse)", deploy="sparse") -> str:
+def _mix(
+    kept: str = "sparse",
+    pruned: str = "dense",
+    loss: str = "cross_entropy(sparse)",
+    deploy: str = "sparse",
+) -> str:
     return _MIX.format(kept=kept, pruned=pruned, loss=loss, deploy=deploy)
 
 
@@ -37,7 +37,7 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E202",
         "a recipe extends itself",
-        "Following `extends` from recipe to recipe comes back to one that was there before.",
+        "The chain of `extends` returns to a recipe that is already in it.",
     ),
     entry(
         "E203",
@@ -54,24 +54,24 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E205",
         "a value out of its limits",
-        """A percentage lies between 0% and 100%, a moment in the run; settings have limits of
-          their own.""",
+        """A percentage is between 0% and 100%, and a time within the run; other settings have
+          limits of their own.""",
         "prune Conv2d to 130%",
         "prune Conv2d to 90%",
     ),
     entry(
         "E206",
-        "another kind of value",
-        """Every setting takes one kind of value. A percentage is never a time: `75%` is a share
-          of weights, `75% run` a moment of the run.""",
+        "a value of the wrong type",
+        """Every setting takes one type of value. A percentage is never a time: `75%` is a share
+          of weights, `75% run` a time in the run.""",
         "pruning { freeze = 80% }",
         "pruning { freeze = 80% run }",
     ),
     entry(
         "E207",
         "units that do not combine",
-        """Like adds to like, and a number scales anything: `5ep + 10ep`, `0.5 * 90%`.
-          Percentages, epochs and steps never mix.""",
+        """Values of the same unit can be added, and a number scales any value: `5ep + 10ep`,
+          `0.5 * 90%`. Percentages, epochs and steps cannot be mixed.""",
         "let warm = 5ep + 10%\npruning { freeze = warm }",
         "let warm = 5ep + 10ep\npruning { freeze = warm }",
     ),
@@ -94,13 +94,13 @@ RECIPE: tuple[Code, ...] = (
         "E210",
         "an unknown word",
         "Each place takes its own words: a schedule, a score, an optimizer ...",
-        "pruning { schedule = cubik(0ep..5ep) }",
-        "pruning { schedule = cubic(0ep..5ep) }",
+        "pruning { schedule = liner(0ep..5ep) }",
+        "pruning { schedule = linear(0ep..5ep) }",
     ),
     entry(
         "E211",
         "a setting is missing",
-        "This word cannot do without the setting.",
+        "The word or block requires this setting.",
         "train { epochs = 10ep }",
         "train {\n  epochs    = 10ep\n  optimizer = sgd(lr=0.1)\n}",
     ),
@@ -114,23 +114,24 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E213",
         "a value without its name",
-        """Only what cannot be mistaken is given without a name: `global(90%)`, `cubic(0ep..5ep)`,
-          `cross_entropy(sparse)`. `kl` names both sides, because its direction matters.""",
+        """A value without a name is allowed only where its meaning is clear: `global(90%)`,
+          `linear(0ep..5ep)`, `cross_entropy(sparse)`. `kl` names both sides, because its direction
+          matters.""",
         _mix(loss="kl(sparse, dense)"),
         _mix(loss="kl(student=sparse, teacher=dense)"),
     ),
     entry(
         "E214",
         "a range in the wrong order",
-        "A ramp goes from an earlier moment to a later one, and from less to more.",
-        "pruning { schedule = cubic(8ep..2ep) }",
-        "pruning { schedule = cubic(2ep..8ep) }",
+        "A ramp goes from an earlier time to a later one, and from less to more.",
+        "pruning { schedule = linear(8ep..2ep) }",
+        "pruning { schedule = linear(2ep..8ep) }",
     ),
     entry(
         "E215",
         "a block is missing",
-        """Every recipe, with what it extends, says who learns from whom (`mix`) and how long
-          (`train`).""",
+        """Every recipe, with those that it extends, has a block `mix`, which says which weights
+          learn from which path, and a block `train`.""",
         "language 1\nprune Conv2d to 90%",
         "",
     ),
@@ -144,8 +145,8 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E217",
         "an unknown part of the weights",
-        """The parts are `kept` and `pruned`, which the mask makes, `reserve`, the best of the
-          pruned ones where a rule has a `reserve`, and `rest`, the weights that no rule prunes.""",
+        """The parts are `kept` and `pruned`; `reserve`, the pruned weights with the highest
+          scores, where a rule has a `reserve`; and `rest`, the weights that no rule prunes.""",
         _mix().replace("update kept  ", "update keep_"),
         _mix(),
     ),
@@ -158,15 +159,15 @@ RECIPE: tuple[Code, ...] = (
     ),
     entry(
         "E219",
-        "nothing is learnt",
-        "`mix` has no loss.",
+        "no loss",
+        "`mix` has no loss, so that no weight would learn.",
         "\n".join(line for line in _mix().splitlines() if "loss" not in line),
         _mix(),
     ),
     entry(
         "E220",
-        "two updates at one moment",
-        "One rule at a time updates a part of the weights; it may add up several paths.",
+        "two updates at the same time",
+        "One `update` at a time trains a part of the weights; it may sum several paths.",
         _mix(kept="sparse\n  update kept by dense"),
         _mix(kept="0.5 * sparse + 0.5 * dense"),
     ),
@@ -185,8 +186,8 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E223",
         "an undefined set of layers",
-        """A small name in a selector is a `layers` definition. Types have a capital (`Conv2d`),
-          names of layers stand in quotes (`"layer1.*"`).""",
+        """In a selector, a lower-case name is a `layers` definition. Types begin with a capital
+          (`Conv2d`), names of layers are in quotes (`"layer1.*"`).""",
         "prune shortcuts to 70%",
         'layers shortcuts = Conv2d in "layer?.0.downsample"\nprune shortcuts to 70%',
     ),
@@ -207,7 +208,7 @@ RECIPE: tuple[Code, ...] = (
     ),
     entry(
         "E226",
-        "a pattern that is not valid",
+        "an invalid regular expression",
         "The text after `re` is a regular expression of Python.",
         'prune re"layer[1.*" to 90%',
         'prune re"layer[12].*" to 90%',
@@ -229,52 +230,52 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E229",
         "augmentations in the wrong order",
-        "What changes pixels comes first, then `erase`, which sets boxes to the mean of the "
-        "data, then `mixup` and `cutmix`, which mix examples that are ready.",
+        "Augmentations of single images come first, then `erase`, which sets boxes to the mean of "
+        "the data, then `mixup` and `cutmix`, which mix finished examples.",
         "data digits { augment = [mixup(0.2), flip()] }",
         "data digits { augment = [flip(), mixup(0.2)] }",
     ),
     entry(
         "E232",
         "a pattern that ramps",
-        """Of every m weights n stay, or all do: between the two there is no sparsity to pass
-          through. `once(at=10ep)` begins at a moment, `constant()` with the run.""",
-        "prune Conv2d to 2:4 { schedule = cubic(0ep..5ep) }",
+        """Of every m weights n stay, or all do; there is no sparsity in between. `once(at=10ep)`
+          begins at a given time, `constant()` with the run.""",
+        "prune Conv2d to 2:4 { schedule = linear(0ep..5ep) }",
         "prune Conv2d to 2:4 { schedule = once(at=5ep) }",
     ),
     entry(
         "E233",
         "a score without a gradient",
-        """`taylor`, `movement` and `gradient` take the gradient of one path, the deployed one
-          unless another is named, as in `taylor(dense)`. A path that no loss needs has none.""",
-        "prune Conv2d to 90% { score = taylor(dense) }\n"
+        """A score of gradients takes those of one path, the deployed one unless another is named,
+          as in `gradient(dense)`. A path that no loss needs has no gradients.""",
+        "prune Conv2d to 90% { score = gradient(dense) }\n"
         + _mix().replace("  loss cross_entropy(dense)\n", ""),
-        "prune Conv2d to 90% { score = taylor(sparse) }",
+        "prune Conv2d to 90% { score = gradient(sparse) }",
     ),
     entry(
         "E234",
-        "a score that `lamp` cannot take",
-        "`lamp` compares w^2 with the squares in its layer: its score is `magnitude` or `l2`.",
-        "prune Conv2d to lamp(90%) { score = taylor }",
+        "a score that the target cannot compare",
+        "The target compares squared weights; the score must be `magnitude` or `l2`.",
+        "prune Conv2d to lamp(90%) { score = gradient }",
         "prune Conv2d to lamp(90%)",
     ),
     entry(
         "E235",
-        "settings that have no meaning together",
-        """A `reserve` and `regrow` choose single weights and drop by size; a soft threshold needs
-          masks that keep what is larger than some number. Other units and scores have neither.""",
+        "settings that cannot be combined",
+        """`reserve`, `regrow` and `soft_threshold` rank single weights by magnitude; they cannot
+          be combined with other granularities or scores.""",
         "prune Conv2d to 2:4 { regrow = gradient(30%) }",
         "prune Conv2d to 90% { regrow = gradient(30%) }",
     ),
     entry(
         "E236",
-        "settings of `train` that do not go together",
-        """An `integrator` takes several gradients of one batch in one process, as they are, so
-          neither `accumulate` nor the scaled gradients of fp16 go with it. `players=each` moves
-          kept and pruned weights in turns: a rule has to prune. `balance` measures gradients in
-          the same way, and needs a path with two losses. `average = late_phase(...)` adds up the
-          gradients of several steps, so that `clip`, `ema`, `integrator` and fp16 do not go
-          with it.""",
+        "settings of `train` that cannot be combined",
+        """An `integrator` computes several gradients of one batch in one process, so it cannot be
+          combined with `accumulate` or with the scaled gradients of fp16. `players=each` updates
+          kept and pruned weights in turn and needs a rule that prunes. `balance` measures
+          gradients in the same way and needs a path with two losses. `average = late_phase(...)`
+          sums the gradients of several steps, so it excludes `clip`, `ema`, `integrator` and
+          fp16.""",
         "train {\n  epochs     = 10ep\n  optimizer  = sgd(lr=0.1)\n  integrator = rk4()\n"
         "  accumulate = 2\n}",
         "train {\n  epochs     = 10ep\n  optimizer  = sgd(lr=0.1)\n  integrator = rk4()\n}",
@@ -282,46 +283,47 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E238",
         "a bound of layers that share no budget",
-        """`bounds` holds what layers of one rule keep together, which their scores decide where
-          they share a budget. A layer with a budget of its own keeps what its target says.""",
+        """`bounds` limits how much several layers of one rule keep together, which is open only
+          if they share a budget. A layer with a budget of its own keeps what its target says.""",
         'layers some = "conv1"\nprune Conv2d to 90% { bounds = [within(some, floor=30%)] }',
         'layers some = "conv1"\nprune Conv2d to global(90%) { bounds = [within(some, floor=30%)] }',
     ),
     entry(
         "E239",
-        "a path that cannot leave out what is pruned",
-        """`compute = kept` spares a path the arithmetic of pruned filters. So it must see zeros
-          there, and no pruned weight can learn from it. Of a 2:4 pattern it spares products of the
-          forward pass alone: where no rule has filters or channels, pruned weights may.""",
+        "a path that cannot skip pruned weights",
+        """`compute = kept` skips the arithmetic of pruned filters in a path. The path must see
+          zeros there, and no pruned weight can learn from it. For 2:4 patterns it skips products
+          in the forward pass only; if no rule prunes filters or channels, pruned weights may
+          learn from the path.""",
         _mix().replace("= full", "= full { compute = kept }"),
         _mix().replace("= masked", "= masked { compute = kept }")
         + "prune Conv2d to uniform(50%, granularity=filter)",
     ),
     entry(
         "E241",
-        "a package of words that is not there",
-        """`uses` names the packages whose words a recipe knows. One of them is not installed
-          here, or declares no words.""",
+        "a package of words is missing",
+        """`uses` names the packages whose words a recipe uses. One of them is not installed, or
+          declares no words.""",
         'recipe mine { uses = ["no-such-package-of-words"] }',
         "recipe mine { uses = [] }",
     ),
     entry(
         "E242",
-        "one word of two meanings",
-        """Two packages that the recipe uses have a word of the same name, or a package has one of
-          the language. Neither wins: a recipe means the same wherever it is read.""",
+        "one word with two meanings",
+        """Two packages that the recipe uses declare the same word, or a package declares a word
+          of the language. Neither wins: a recipe means the same wherever it is read.""",
     ),
     entry(
         "E243",
-        "a word that is declared wrongly",
-        """The package declares the word, but its class cannot be imported, is no subclass of one
-          of `dcil_dsl.words`, lacks the method of its kind, or has settings that no plan can
-          hold.""",
+        "a word with an invalid class",
+        """The package declares the word, but its class cannot be imported, is not a subclass of
+          one of `dcil_dsl.words`, lacks the method of its kind, or has settings that a plan
+          cannot hold.""",
     ),
     entry(
         "W201",
         "an unused `let`",
-        "Nothing in the recipe uses the name; often it is misspelt.",
+        "Nothing in the recipe uses the name; often it is misspelled.",
         "let targte = 95%",
         "let target = 95%\nprune Conv2d to target",
     ),
@@ -335,15 +337,15 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "W203",
         "weights that never learn",
-        """No update rule names a part of the weights. `update pruned by 0 * sparse` says that
-          this is meant.""",
+        """No `update` names a part of the weights. `update pruned by 0 * sparse` states that this
+          is intended.""",
         _mix().replace("  update pruned by dense\n", ""),
         _mix(),
     ),
     entry(
         "W204",
         "a setting has no effect",
-        "Every rule gives the setting for itself.",
+        "Every rule has its own value for the setting.",
         "pruning { refresh = 8 steps }\nprune Conv2d to 90% { refresh = 4 steps }",
         "pruning { refresh = 8 steps }\nprune Conv2d to 90%",
     ),
@@ -363,7 +365,7 @@ RECIPE: tuple[Code, ...] = (
     ),
     entry(
         "W207",
-        "a reserve that means nothing",
+        "a reserve without an effect",
         "A `reserve` is for an `update` of its own, and that update needs a rule with a reserve.",
         "prune Conv2d to 90% { reserve = 5% }",
         "prune Conv2d to 90%",

@@ -1,9 +1,4 @@
-"""E1xx: a text that is not a recipe.
-
-In:   nothing.
-Out:  SYNTAX.
-Not:  E2xx and later, which need a text that parses.
-"""
+"""E1xx: a text that does not parse."""
 
 from __future__ import annotations
 
@@ -13,8 +8,7 @@ SYNTAX: tuple[Code, ...] = (
     entry(
         "E101",
         "something else was expected",
-        """A word or sign stands where the grammar has no place for it. The message says what
-          could stand there.""",
+        """The grammar does not allow this word or sign here. The message lists what it allows.""",
         "prune Conv2d 90%",
         "prune Conv2d to 90%",
     ),
@@ -36,8 +30,7 @@ SYNTAX: tuple[Code, ...] = (
     entry(
         "E104",
         "a block is not closed",
-        """A statement begins, or the recipe ends, while a `{` before it still waits for its
-          `}`.""",
+        """A statement begins, or the recipe ends, before the `}` of an earlier `{`.""",
         """
           pruning {
             refresh = 16 steps
@@ -60,7 +53,7 @@ SYNTAX: tuple[Code, ...] = (
     entry(
         "E106",
         "a setting without a value",
-        "After `=` stands a value.",
+        "A value is missing after `=`.",
         """
           pruning {
             score   =
@@ -101,7 +94,7 @@ SYNTAX: tuple[Code, ...] = (
         "not a text",
         "A recipe is UTF-8 text without NUL characters; a line ends with a line feed.",
     ),
-    entry("E111", "an empty recipe", "There is nothing in the file but white space and comments."),
+    entry("E111", "an empty recipe", "The file holds only white space and comments."),
     entry(
         "E112",
         "a word of the language used as a name",
@@ -113,17 +106,17 @@ SYNTAX: tuple[Code, ...] = (
     entry(
         "E113",
         "in the wrong place",
-        """`language` comes first and once, `extends` right after it; settings stand in blocks;
-          `path`, `update`, `private`, `loss` and `deploy` stand in `mix`.""",
+        """`language` comes first and once, `extends` right after it; settings are in blocks;
+          `path`, `update`, `private`, `loss` and `deploy` are in `mix`.""",
         "refresh = 16 steps",
         "pruning { refresh = 16 steps }",
     ),
     entry(
         "E114",
         "nested too deeply, or grown too large",
-        """No sensible recipe nests this deep; parts can be named with `let` and `layers`. What
-          names stand for may hold 100,000 values and as many parts of selectors in all: a list
-          that names another twice doubles it.""",
+        """Give names to nested parts with `let` and `layers`. With all names replaced, a recipe
+          may have at most 100,000 values and 100,000 parts of selectors: each list that names
+          another one twice doubles it.""",
     ),
     entry(
         "E115",

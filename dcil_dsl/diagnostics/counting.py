@@ -1,9 +1,4 @@
-"""A number of things in words, wherever one is told.
-
-In:   a number, and what it counts.
-Out:  "1 step", "5,005 steps"; "none of the 52 layers".
-Not:  other numbers and tables (plan/wording.py).
-"""
+"""Counts of things in messages: "1 step", "5,005 steps"; "none of the 52 layers"."""
 
 
 def count(number: int, noun: str, many: str | None = None) -> str:

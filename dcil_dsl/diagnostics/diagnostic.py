@@ -1,20 +1,21 @@
-"""What is wrong, as a value.
+"""Diagnostics as values, and the exceptions that carry them.
 
-In:   facts found by a stage, each with the place in the recipe it is about.
-Out:  Diagnostic values, gathered by Diagnostics and raised together as one RecipeError.
-Not:  no drawing (render.py), no text of the codes (codes.py).
+In:   mistakes found by a stage, each with its place in the recipe.
+Out:  Diagnostic values, collected by Diagnostics and raised together as one RecipeError.
+Not:  no layout (render.py), no meaning of the codes (codes.py).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from dcil_dsl.diagnostics.source import Span
 
-MAX_ERRORS = 20  # more than a person reads at once; the count of the rest is said
-MOST_ERRORS = 100  # after which a stage ends: what is wrong so often is made, not written
-LONGEST_WORD, LONGEST_TEXT = 200, 1000  # characters of a message; a recipe's names have no limit
+MAX_ERRORS = 20  # shown in full; of the rest the count is given
+MOST_ERRORS = 100  # the stage ends here: a file with more mistakes was generated, not written
+LONGEST_WORD, LONGEST_TEXT = 200, 1000  # characters of a message; names in recipes have no limit
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
@@ -25,18 +26,18 @@ class Label:
     span: Span
     text: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "text", bounded(self.text))
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One fact. `message` stands alone on one line: lower case, no period.
+    """One mistake. `message` stands alone on one line: lower case, no period.
 
     code   E1xx syntax, E2xx the recipe by itself, E3xx the recipe against the model,
            E4xx the graph; W the same for warnings.
-    label  says why here; `others` say because of that.
-    help   at most one, and something that can be typed.
+    label  what is wrong at `span`; `others` are the places that explain why.
+    help   a remedy, preferably something to type.
     """
 
     code: str
@@ -46,7 +47,7 @@ class Diagnostic:
     others: tuple[Label, ...] = ()
     help: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("message", "label", "help"):
             object.__setattr__(self, name, bounded(getattr(self, name)))
 
@@ -56,7 +57,7 @@ class Diagnostic:
 
 
 class RecipeError(Exception):
-    """A recipe is wrong, by itself or for the given model. `.diagnostics` says all of it."""
+    """A recipe is wrong, alone or for the given model. `.diagnostics` has every mistake."""
 
     def __init__(self, diagnostics: list[Diagnostic] | tuple[Diagnostic, ...]):
         self.diagnostics = list(diagnostics)
@@ -68,18 +69,18 @@ class RecipeError(Exception):
 
         return render_all(self.diagnostics)
 
-    def __reduce__(self):
-        return type(self), (self.diagnostics,)  # pickle would hand over the text
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[list[Diagnostic]]]:
+        return type(self), (self.diagnostics,)  # pickle would pass on the text alone
 
 
 class RecipeWarning(UserWarning):
-    """A recipe is legal and probably not what was meant."""
+    """A recipe is valid but probably not what its author meant."""
 
 
 class InputError(Exception):
     """The command, the model or the data is wrong or missing: exit status 2.
 
-    `message` is a fact on one line; `help` says what to type or where to look, on any number.
+    `message` states the mistake on one line; `help` says what to type or where to look.
     """
 
     def __init__(self, message: str, help: str | None = None):
@@ -89,18 +90,18 @@ class InputError(Exception):
 
 @dataclass
 class Diagnostics:
-    """What one stage has found. Errors wait until the stage ends, so that all are told at once."""
+    """The mistakes that one stage finds; they are raised together when the stage ends."""
 
     found: list[Diagnostic] = field(default_factory=list)
     _known: set[Diagnostic] = field(default_factory=set, init=False, repr=False, compare=False)
 
-    def add(self, code: str, message: str, span: Span | None = None, **more) -> None:
-        """Note a fact. `more` takes the other fields of Diagnostic. The same fact is noted once."""
+    def add(self, code: str, message: str, span: Span | None = None, **more: Any) -> None:
+        """Record a mistake; `more` takes the other fields of Diagnostic."""
         self.note(Diagnostic(code, message, span, **more))
 
     def note(self, diagnostic: Diagnostic) -> None:
-        """Note a fact once. RecipeError with all of them at the error number MOST_ERRORS."""
-        if len(self._known) != len(self.found):  # those that it began with
+        """Record a mistake, once. At the error number MOST_ERRORS, raise RecipeError with all."""
+        if len(self._known) != len(self.found):  # the initial ones
             self._known = set(self.found)
         if diagnostic in self._known:
             return
@@ -120,11 +121,15 @@ class Diagnostics:
     def stop_if_wrong(self) -> None:
         """Raise RecipeError with every error so far, in the order of the text."""
         if self.errors:
-            raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Raise RecipeError with every error so far; there is one."""
+        raise RecipeError(sorted(self.errors, key=lambda d: d.span.start if d.span else -1))
 
 
 def bounded(text: str | None) -> str | None:
-    """A text for people, cut where a name or a list in it goes on and on."""
+    """A message with long words, such as generated names, and a long end cut off."""
     if text is None or len(text) <= LONGEST_WORD:
         return text
     text = _LONG_WORD.sub(lambda word: f"{word[0][: LONGEST_WORD - 3]}...", text)

@@ -1,21 +1,17 @@
-"""Diagnostics as text: the one place that draws them.
+"""Render diagnostics as text: in full with source lines and carets, or on one line each.
 
-In:   Diagnostic values.
-Out:  the full form with source lines and carets, or one line each.
-Not:  no facts are added or left out, nothing is printed.
-
-    recipes/x.prune:44:27: error[E212]: unknown setting `momentun` of `sgd`
-       |
-    44 |   optimizer = sgd(lr=0.2, momentun=0.9)
-       |                           ^^^^^^^^
-       |
-    help: did you mean `momentum`?
+recipes/x.prune:44:27: error[E212]: unknown setting `momentun` of `sgd`
+   |
+44 |   optimizer = sgd(lr=0.2, momentun=0.9)
+   |                           ^^^^^^^^
+   |
+help: did you mean `momentum`?
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS, MOST_ERRORS, Diagnostic, Label
@@ -23,8 +19,10 @@ from dcil_dsl.diagnostics.source import Source
 
 WIDTH = 100  # columns of a source line that are shown
 LEAD = 30  # columns kept before the caret where a line is clipped
-NEAR = 10 * WIDTH  # characters on each side of a place that are looked at: a line may be the file
+NEAR = 10 * WIDTH  # characters read on each side of a place: one line may be the whole file
 TAB = 4
+
+Paint = Callable[[str, str], str]  # (text, color) -> text
 
 _RED, _YELLOW, _BLUE, _CYAN, _BOLD, _END = (
     "\x1b[1;31m",
@@ -43,10 +41,10 @@ def render(diagnostic: Diagnostic, color: bool = False) -> str:
     tone = _RED if diagnostic.is_error else _YELLOW
     head = paint(f"{level}[{diagnostic.code}]", tone)
     head += paint(f": {_flat(diagnostic.message)}", _BOLD)
-    place = f"{_place(diagnostic)}: " if diagnostic.span else ""
-    lines = [place + head]
+    lines = [_place(diagnostic) + head]
     if diagnostic.span is not None:
-        lines += _snippets(diagnostic, tone, paint)
+        place = Label(diagnostic.span, diagnostic.label)
+        lines += _snippets(place, diagnostic, tone, paint)
     if diagnostic.help is not None:
         first, *more = _lines(diagnostic.help)
         lines += [paint("help:", _CYAN) + f" {first}", *("      " + line for line in more)]
@@ -55,15 +53,14 @@ def render(diagnostic: Diagnostic, color: bool = False) -> str:
 
 def render_concise(diagnostic: Diagnostic) -> str:
     """Exactly one line: `recipes/x.prune:44:27: E212 unknown setting ...`."""
-    place = f"{_place(diagnostic)}: " if diagnostic.span else ""
     help = f" ({_flat(diagnostic.help)})" if diagnostic.help else ""
-    return f"{place}{diagnostic.code} {_flat(diagnostic.message)}{help}"
+    return f"{_place(diagnostic)}{diagnostic.code} {_flat(diagnostic.message)}{help}"
 
 
 def render_all(
     diagnostics: Iterable[Diagnostic], color: bool = False, concise: bool = False
 ) -> str:
-    """All of them, errors beyond MAX_ERRORS only counted."""
+    """All diagnostics, one after the other; those beyond MAX_ERRORS are only counted."""
     diagnostics = list(diagnostics)
     shown = [render_concise(d) if concise else render(d, color) for d in diagnostics[:MAX_ERRORS]]
     more = len(diagnostics) - MAX_ERRORS
@@ -76,14 +73,13 @@ def render_all(
 @dataclass(frozen=True)
 class _Mark:
     label: Label
-    sign: str  # ^ under the place itself, - under what explains it
+    sign: str  # ^ under the place of the mistake, - under the places that explain it
     line: int
     stop: int  # offset, cut at the end of the first line
 
 
-def _snippets(diagnostic: Diagnostic, tone: str, paint) -> list[str]:
+def _snippets(primary: Label, diagnostic: Diagnostic, tone: str, paint: Paint) -> list[str]:
     """The source lines of the primary and the secondary places, in the order of the text."""
-    primary = Label(diagnostic.span, diagnostic.label)
     marks = [_mark(primary, "^")] + [_mark(label, "-") for label in diagnostic.others]
     gutter = len(str(max(mark.line for mark in marks)))
     bar = paint(" " * gutter + " |", _BLUE)
@@ -111,7 +107,7 @@ def _mark(label: Label, sign: str) -> _Mark:
     return _Mark(label, sign, span.line, max(span.start, min(span.stop, line_stop)))
 
 
-def _shown(mark: _Mark, with_line: bool, gutter: int, tone: str, paint) -> list[str]:
+def _shown(mark: _Mark, with_line: bool, gutter: int, tone: str, paint: Paint) -> list[str]:
     span = mark.label.span
     skipped = max(0, span.column - 1 - NEAR)
     before = span.column - 1 - skipped
@@ -119,7 +115,7 @@ def _shown(mark: _Mark, with_line: bool, gutter: int, tone: str, paint) -> list[
     left = _columns(text[:before])
     inside = _columns(text[: before + mark.stop - span.start]) - left
     line, left = _clipped(_expanded(text), left)
-    # At least one sign, also at the end of a line, and none beyond what is shown.
+    # At least one sign, also at the end of a line, and none beyond the part that is shown.
     signs = max(1, min(inside, WIDTH + 6 - left))
     rows = []
     if with_line:
@@ -145,7 +141,7 @@ def _clipped(line: str, left: int) -> tuple[str, int]:
 
 
 def _columns(text: str) -> int:
-    """How many columns a terminal gives a text."""
+    """The width of a text in a terminal."""
     return sum(_width(character) for character in _expanded(text))
 
 
@@ -156,13 +152,13 @@ def _width(character: str) -> int:
 
 
 def _expanded(text: str) -> str:
-    """Tabs as spaces, and control characters as something that leaves the terminal alone."""
+    """The text with tabs as spaces, and control characters as U+FFFD: they steer a terminal."""
     text = text.replace("\t", " " * TAB)
     return "".join(c if c.isprintable() or unicodedata.combining(c) else "\ufffd" for c in text)
 
 
 def _flat(text: str) -> str:
-    """On one line, whatever a recipe's names hold."""
+    """The text on one line: a name in a recipe may hold line ends."""
     return _expanded(" ".join(text.splitlines()))
 
 
@@ -176,10 +172,10 @@ def _name(source: Source) -> str:
 
 def _place(diagnostic: Diagnostic) -> str:
     span = diagnostic.span
-    return f"{_name(span.source)}:{span.line}:{span.column}"
+    return f"{_name(span.source)}:{span.line}:{span.column}: " if span else ""
 
 
-def _painter(color: bool):
+def _painter(color: bool) -> Paint:
     if not color:
         return lambda text, tone: text
     return lambda text, tone: f"{tone}{text}{_END}"

@@ -1,9 +1,4 @@
-"""Where a piece of a recipe stands in its text.
-
-In:   the text of a recipe and the name it is shown under.
-Out:  Source and Span; lines and columns count from 1, offsets from 0.
-Not:  nothing here draws; render.py does.
-"""
+"""The text of a recipe and places in it; lines and columns count from 1, offsets from 0."""
 
 from __future__ import annotations
 
@@ -15,9 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """One recipe's text. `name` is the path it came from, or `<recipe>`.
+    """The text of one recipe.
 
-    `folder`: what paths in the text are relative to; None is the current folder.
+    name    its path, or `<recipe>`
+    folder  the folder to which paths in the text are relative; None is the current folder
     """
 
     text: str = field(repr=False)

@@ -1,23 +1,22 @@
-"""Did you mean: the nearest real word, one or none.
+"""Suggest the nearest valid word for a misspelled one.
 
-In:   a word that means nothing, and the words that would.
-Out:  the nearest, where it is near enough that a slip of the hand explains it.
-Not:  no sentences; the caller writes the help.
+In:   an unknown word, and the known words.
+Out:  the nearest known word, if a typing mistake explains the difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-LONGEST = 200  # letters of a word that a slip of the hand explains
+LONGEST = 200  # letters of a word that may be a misspelling
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate at the least edit distance, the first of equals; None where none is near.
 
-    Near: at most one slip for three letters, two for up to eight, a third of the length beyond.
-    Letter case alone counts as no slip. Else the only one that it begins, or that begins it, with
-    three letters at least. A word or a candidate of more than LONGEST letters is near to nothing.
+    Near: at most one edit in up to three letters, two in up to eight, a third of the length in
+    longer words; letter case does not count. Else the only candidate that begins with the word or
+    begins it, with three letters at least. Words of more than LONGEST letters have no match.
     """
     if len(word) > LONGEST:
         return None
@@ -28,7 +27,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
         if abs(len(candidate) - len(word)) > allowed:
             continue
         distance = _distance(word.lower(), candidate.lower(), allowed)
-        # Half the letters changed is not a slip: `l2` is not a misspelling of `lr`.
+        # A word with half its letters changed is another word: `l2` is not a misspelling of `lr`.
         if distance <= allowed and distance < max(len(word), len(candidate)) / 2:
             best.append((distance, candidate))
     best.sort(key=lambda pair: pair[0])
@@ -55,11 +54,12 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
 def _distance(a: str, b: str, most: int) -> int:
     """Edits that turn a into b: insert, delete, replace, or swap two neighbours (Damerau 1964).
 
-    `most` + 1 for whatever is more. Only the places that so few edits can line up are compared.
+    A distance above `most` is `most` + 1. Only the diagonals that `most` edits reach are compared.
     """
     far = most + 1
     width = len(b) + 2
-    before, row = [], [min(j, far) for j in range(width)]
+    before: list[int] = []
+    row = [min(j, far) for j in range(width)]
     for i, x in enumerate(a, 1):
         first, last = max(1, i - most), min(len(b), i + most)
         older, before = before, row

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
+from dcil_dsl.compiler.weight_state import buffers_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import under
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.wording import percent, shorten, table
+from dcil_dsl.plan.text import percent, shorten, table
 
 HONESTY = (
     "theoretical: multiplications with a weight that is not zero. Zeros do not make dense kernels "

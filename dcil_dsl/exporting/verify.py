@@ -21,8 +21,8 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Promise
-from dcil_dsl.plan.budget import budget_size, counted, members
-from dcil_dsl.plan.wording import percent, shorten, table
+from dcil_dsl.plan.group import budget_size, counted, members
+from dcil_dsl.plan.text import percent, shorten, table
 from dcil_dsl.training.metrics import Budget, count_units, pattern_counts, tally_group
 
 PLAIN = (

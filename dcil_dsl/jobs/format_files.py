@@ -21,7 +21,7 @@ def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
     Raises RecipeError with the errors of all files, and InputError for an unreadable one.
     """
     from dcil_dsl.lang.fmt import format_text
-    from dcil_dsl.lang.merge import decode
+    from dcil_dsl.lang.tokens import decode
 
     texts, wrong = {}, []
     for path in paths:
@@ -43,7 +43,7 @@ def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
-    from dcil_dsl.lang.merge import Unreadable, read_bytes
+    from dcil_dsl.lang.tokens import Unreadable, read_bytes
 
     try:
         return read_bytes(path)

@@ -26,14 +26,14 @@ from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarn
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.masking.subsample_inputs import subsample_input
+from dcil_dsl.model.calls import subsample_input
 from dcil_dsl.model.compare import compare_with_model
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.layers import unused_layers
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
-from dcil_dsl.plan.wording import percent
+from dcil_dsl.plan.text import percent
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image

@@ -24,7 +24,7 @@ from dcil_dsl.jobs.finish import finish_run
 from dcil_dsl.jobs.open_job import Job, open_job, options_here
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, no_warning, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.model.text import text_of
+from dcil_dsl.model.trace import text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.alike import check_alike
 from dcil_dsl.training.command import COMMAND, command_text

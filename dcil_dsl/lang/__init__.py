@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "loads"]
 
 
-def load(path: str | PathLike, overrides: Mapping[str, str] | None = None) -> Recipe:
+def load(path: str | PathLike[str], overrides: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a file.
 
     overrides: {"target": "95%", "train.epochs": "5ep"}, values in the recipe's own notation.
@@ -26,13 +26,13 @@ def load(path: str | PathLike, overrides: Mapping[str, str] | None = None) -> Re
     """
     from dcil_dsl.diagnostics import InputError
     from dcil_dsl.diagnostics.suggest import did_you_mean
-    from dcil_dsl.lang import merge
+    from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
 
     path = Path(path)
     try:
-        text = merge.read(path)
-    except merge.Unreadable as error:
-        others = [name for name in merge.recipes_in(path.parent) if name != path.name]
+        text = read(path)
+    except Unreadable as error:
+        others = [name for name in recipes_in(path.parent) if name != path.name]
         near = did_you_mean(path.name, others)
         if (path / "resolved.prune").is_file():
             near = f"that of this run is {path / 'resolved.prune'}"
@@ -44,7 +44,7 @@ def loads(
     text: str,
     name: str = "<recipe>",
     overrides: Mapping[str, str] | None = None,
-    folder: str | PathLike | None = None,
+    folder: str | PathLike[str] | None = None,
 ) -> Recipe:
     """The recipe in a text. `name` is shown in messages; paths in it are relative to `folder`."""
     from dataclasses import replace

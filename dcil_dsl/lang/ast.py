@@ -79,6 +79,8 @@ class RangeOf(Node):
 
 
 Value = Union[Literal, Name, Call, List, Negative, Arithmetic, RangeOf]
+# The fields that hold a Value; a Name in any other field is a path, a setting or a word.
+VALUES = ("value", "target", "scalar", "term", "start", "stop")
 
 # -- selectors: sets of layers -------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class Setting(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block(Node):
+class BlockNode(Node):
     """`recipe`, `model`, `data`, `pruning` or `train` with its settings."""
 
     kind: str
@@ -201,7 +203,7 @@ class Layers(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(Node):
+class PruneNode(Node):
     selector: Selector
     target: Value
     settings: tuple[Setting, ...]
@@ -209,12 +211,12 @@ class Prune(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Node):
+class KeepNode(Node):
     selector: Selector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path(Node):
+class PathNode(Node):
     name: Name
     view: Name | Call
     settings: tuple[Setting, ...]
@@ -227,7 +229,7 @@ class Share(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update(Node):
+class UpdateNode(Node):
     parts: tuple[Name, ...]
     shares: tuple[Share, ...]
     start: Literal | Name | None
@@ -235,13 +237,13 @@ class Update(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Private(Node):
+class PrivateNode(Node):
     selector: Selector
     settings: tuple[Setting, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(Node):
+class LossNode(Node):
     scalar: Literal | Name | None
     term: Call
     start: Literal | Name | None
@@ -253,7 +255,15 @@ class Deploy(Node):
     path: Name
 
 
-MixItem = Union[Path, Update, Private, Loss, Deploy]
+@dataclass(frozen=True, kw_only=True)
+class HeadNode(Node):
+    """`language 1` or `extends "..."`, which are fields of File: as a statement, to print it."""
+
+    kind: str
+    value: Literal
+
+
+MixItem = Union[PathNode, UpdateNode, PrivateNode, LossNode, Deploy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +276,7 @@ class Expect(Node):
     conditions: tuple[Condition, ...]
 
 
-Item = Union[Block, Let, Layers, Prune, Keep, Mix, Expect]
+Item = Union[BlockNode, Let, Layers, PruneNode, KeepNode, Mix, Expect]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,3 +286,15 @@ class File(Node):
     extends: Literal | None
     items: tuple[Item, ...]
     comments: tuple[tuple[int, str], ...] = field(default=(), compare=False, repr=False)
+
+
+Statement = Union[Item, MixItem, Setting, Condition, HeadNode]
+
+
+def kind_of(node: Statement) -> str:
+    """The word that a statement begins with; `setting` and `condition` for those without one."""
+    return (
+        node.kind
+        if isinstance(node, BlockNode | HeadNode)
+        else type(node).__name__.removesuffix("Node").lower()
+    )

@@ -8,15 +8,23 @@ Not:  no meaning. One method per rule of the grammar, under the rule's name or a
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 from lark import Token, Transformer, Tree, v_args
 
 from dcil_dsl.diagnostics import Diagnostics, Source, Span
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.parse import Parsed
-from dcil_dsl.words.units import Percent, Ratio, Time
+from dcil_dsl.words.units import Percent, Ratio, Time, TimeUnit
 
-_UNITS = {"ep": "epochs", "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps"}
+Parts = list[Any]  # what lark hands over: built nodes, tokens, None
+_UNITS: dict[str, TimeUnit] = {
+    "ep": "epochs",
+    "epoch": "epochs",
+    "epochs": "epochs",
+    "step": "steps",
+    "steps": "steps",
+}
 
 
 def build_file(parsed: Parsed) -> ast.File:
@@ -40,18 +48,18 @@ def build_value(tree: Tree, source: Source) -> ast.Value:
     found = Diagnostics()
     let = _Build(source, found).transform(tree)
     found.stop_if_wrong()
-    return let.value
+    return cast(ast.Value, let.value)
 
 
 @v_args(meta=True)
-class _Build(Transformer):
+class _Build(Transformer):  # type: ignore[misc]
     """Children arrive built; a Token is a name, a literal or a pattern; None is a missing part."""
 
     def __init__(self, source: Source, found: Diagnostics):
         super().__init__()
         self.source, self.found = source, found
 
-    def _at(self, where) -> Span:
+    def _at(self, where: Any) -> Span:
         if isinstance(where, Token):
             return Span(self.source, where.start_pos, where.end_pos)
         if getattr(where, "start_pos", None) is None:  # an empty rule
@@ -63,27 +71,29 @@ class _Build(Transformer):
 
     # -- file ---------------------------------------------------------------------------
 
-    def start(self, meta, children):
+    def start(self, meta: Any, children: Parts) -> list[Any]:
         return children
 
-    def language(self, meta, children):
+    def language(self, meta: Any, children: Parts) -> ast.Literal:
         return self.number(meta, children)
 
-    def extends(self, meta, children):
+    def extends(self, meta: Any, children: Parts) -> ast.Literal:
         return self.string(meta, children)
 
     # -- settings blocks ------------------------------------------------------------------
 
-    def settings(self, meta, children):
+    def settings(self, meta: Any, children: Parts) -> tuple[ast.Setting, ...]:
         return tuple(children)
 
-    def setting(self, meta, children):
+    def setting(self, meta: Any, children: Parts) -> ast.Setting:
         name, value = children
         return ast.Setting(span=self._at(meta), name=self._name(name), value=value)
 
-    def _block(self, kind, meta, name, settings):
+    def _block(
+        self, kind: str, meta: Any, name: Any, settings: tuple[ast.Setting, ...] | None
+    ) -> ast.BlockNode:
         quoted = name is not None and name.type == "STRING"
-        return ast.Block(
+        return ast.BlockNode(
             span=self._at(meta),
             kind=kind,
             settings=settings or (),
@@ -92,74 +102,74 @@ class _Build(Transformer):
             name_span=None if name is None else self._at(name),
         )
 
-    def recipe(self, meta, children):
+    def recipe(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("recipe", meta, *children)
 
-    def model(self, meta, children):
+    def model(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("model", meta, *children)
 
-    def data(self, meta, children):
+    def data(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("data", meta, *children)
 
-    def pruning(self, meta, children):
+    def pruning(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("pruning", meta, None, *children)
 
-    def train(self, meta, children):
+    def train(self, meta: Any, children: Parts) -> ast.BlockNode:
         return self._block("train", meta, None, *children)
 
-    def expect(self, meta, children):
+    def expect(self, meta: Any, children: Parts) -> ast.Expect:
         return ast.Expect(span=self._at(meta), conditions=tuple(children))
 
     # -- definitions -----------------------------------------------------------------------
 
-    def let(self, meta, children):
+    def let(self, meta: Any, children: Parts) -> ast.Let:
         name, value = children
         return ast.Let(span=self._at(meta), name=self._name(name), value=value)
 
-    def layers(self, meta, children):
+    def layers(self, meta: Any, children: Parts) -> ast.Layers:
         name, selector = children
         return ast.Layers(span=self._at(meta), name=self._name(name), selector=selector)
 
     # -- rules -------------------------------------------------------------------------------
 
-    def prune(self, meta, children):
+    def prune(self, meta: Any, children: Parts) -> ast.PruneNode:
         selector, target, settings = children
         whole = self._at(meta)
         head = Span(self.source, whole.start, target.span.stop)
         if settings is None:
             head = whole  # a target in parentheses ends after its node
-        return ast.Prune(
+        return ast.PruneNode(
             span=whole, selector=selector, target=target, settings=settings or (), head_span=head
         )
 
-    def keep(self, meta, children):
-        return ast.Keep(span=self._at(meta), selector=children[0])
+    def keep(self, meta: Any, children: Parts) -> ast.KeepNode:
+        return ast.KeepNode(span=self._at(meta), selector=children[0])
 
     # -- selectors ---------------------------------------------------------------------------
 
-    def selector(self, meta, children):
+    def selector(self, meta: Any, children: Parts) -> ast.Selector:
         of, but = children
         return of if but is None else ast.Except(span=self._at(meta), of=of, but=but)
 
-    def union(self, meta, children):
+    def union(self, meta: Any, children: Parts) -> ast.Selector:
         if len(children) == 1:
-            return children[0]
+            return cast(ast.Selector, children[0])
         return ast.Union_(span=self._at(meta), parts=tuple(children))
 
-    def inside(self, meta, children):
+    def inside(self, meta: Any, children: Parts) -> ast.Inside:
         of, scope = children
         return ast.Inside(
             span=self._at(meta), of=of, scope=_unquoted(scope), scope_span=self._at(scope)
         )
 
-    def having(self, meta, children):
+    def having(self, meta: Any, children: Parts) -> ast.Having:
         of, conditions = children
         return ast.Having(span=self._at(meta), of=of, conditions=conditions)
 
-    def first(self, meta, children):
+    def first(self, meta: Any, children: Parts) -> ast.First:
         return ast.First(span=self._at(meta), count=self._count(children[0]), of=children[1])
 
-    def last(self, meta, children):
+    def last(self, meta: Any, children: Parts) -> ast.Last:
         return ast.Last(span=self._at(meta), count=self._count(children[0]), of=children[1])
 
     def _count(self, token: Token | None) -> int:
@@ -176,22 +186,22 @@ class _Build(Transformer):
             return 1
         return value
 
-    def by_type(self, meta, children):
+    def by_type(self, meta: Any, children: Parts) -> ast.ByType:
         return ast.ByType(span=self._at(meta), type=str(children[0]))
 
-    def by_glob(self, meta, children):
+    def by_glob(self, meta: Any, children: Parts) -> ast.ByGlob:
         return ast.ByGlob(span=self._at(meta), pattern=_unquoted(children[0]))
 
-    def by_regex(self, meta, children):
+    def by_regex(self, meta: Any, children: Parts) -> ast.ByRegex:
         return ast.ByRegex(span=self._at(meta), pattern=str(children[0])[3:-1])
 
-    def by_name(self, meta, children):
+    def by_name(self, meta: Any, children: Parts) -> ast.ByName:
         return ast.ByName(span=self._at(meta), name=str(children[0]))
 
-    def conditions(self, meta, children):
+    def conditions(self, meta: Any, children: Parts) -> tuple[ast.Condition, ...]:
         return tuple(children)
 
-    def condition(self, meta, children):
+    def condition(self, meta: Any, children: Parts) -> ast.Condition:
         name, compare, value = children
         return ast.Condition(
             span=self._at(meta), name=self._name(name), compare=str(compare), value=value
@@ -199,35 +209,37 @@ class _Build(Transformer):
 
     # -- mix -----------------------------------------------------------------------------------
 
-    def mix(self, meta, children):
+    def mix(self, meta: Any, children: Parts) -> ast.Mix:
         return ast.Mix(span=self._at(meta), items=tuple(children))
 
-    def path(self, meta, children):
+    def path(self, meta: Any, children: Parts) -> ast.PathNode:
         name, view, settings = children
         view = self._name(view) if isinstance(view, Token) else view
-        return ast.Path(
+        return ast.PathNode(
             span=self._at(meta), name=self._name(name), view=view, settings=settings or ()
         )
 
-    def update(self, meta, children):
+    def update(self, meta: Any, children: Parts) -> ast.UpdateNode:
         *many, start, stop = children
         parts = tuple(self._name(c) for c in many if isinstance(c, Token))
         shares = tuple(c for c in many if isinstance(c, ast.Share))
-        return ast.Update(span=self._at(meta), parts=parts, shares=shares, start=start, stop=stop)
+        return ast.UpdateNode(
+            span=self._at(meta), parts=parts, shares=shares, start=start, stop=stop
+        )
 
-    def share(self, meta, children):
+    def share(self, meta: Any, children: Parts) -> ast.Share:
         scalar, path = children
         return ast.Share(span=self._at(meta), scalar=scalar, path=self._name(path))
 
-    def private(self, meta, children):
+    def private(self, meta: Any, children: Parts) -> ast.PrivateNode:
         selector, settings = children
-        return ast.Private(span=self._at(meta), selector=selector, settings=settings or ())
+        return ast.PrivateNode(span=self._at(meta), selector=selector, settings=settings or ())
 
-    def loss(self, meta, children):
+    def loss(self, meta: Any, children: Parts) -> ast.LossNode:
         scalar, term, start, stop = children
-        return ast.Loss(span=self._at(meta), scalar=scalar, term=term, start=start, stop=stop)
+        return ast.LossNode(span=self._at(meta), scalar=scalar, term=term, start=start, stop=stop)
 
-    def deploy(self, meta, children):
+    def deploy(self, meta: Any, children: Parts) -> ast.Deploy:
         return ast.Deploy(span=self._at(meta), path=self._name(children[0]))
 
     # -- values ----------------------------------------------------------------------------------
@@ -236,7 +248,7 @@ class _Build(Transformer):
         return ast.Literal(span=self._at(token), value=value, text=str(token))
 
     def _number(self, token: Token, text: str) -> int | float:
-        # 400 digits are no number anybody means, and int() refuses 4300.
+        # Nobody means a number of 400 digits, and int() refuses 4300.
         value = float(text)
         if not math.isfinite(value):
             self.found.add("E228", "this number is too large", self._at(token))
@@ -245,19 +257,19 @@ class _Build(Transformer):
         whole = "." not in text and value == int(value) and value < 2**53
         return int(value) if whole else value
 
-    def number(self, meta, children):
+    def number(self, meta: Any, children: Parts) -> ast.Literal:
         return self._literal(children[0], self._number(children[0], str(children[0])))
 
-    def minus(self, meta, children):
+    def minus(self, meta: Any, children: Parts) -> ast.Literal:
         """A share below zero, as a `let` may give it: its sign is part of the number."""
         value = self._number(children[0], str(children[0]))
         return ast.Literal(span=self._at(meta), value=-value, text=f"-{children[0]}")
 
-    def percent(self, meta, children):
+    def percent(self, meta: Any, children: Parts) -> ast.Literal:
         token = children[0]
         return self._literal(token, Percent(self._number(token, str(token)[:-1]) / 100))
 
-    def time(self, meta, children):
+    def time(self, meta: Any, children: Parts) -> ast.Literal:
         token = children[0]
         digits = str(token).rstrip("abcdefghijklmnopqrstuvwxyz \t")
         if digits.endswith("%"):
@@ -265,36 +277,36 @@ class _Build(Transformer):
         unit = _UNITS[str(token)[len(digits) :].strip()]
         return self._literal(token, Time(self._number(token, digits), unit))
 
-    def ratio(self, meta, children):
+    def ratio(self, meta: Any, children: Parts) -> ast.Literal:
         token = children[0]
-        keep, of = (self._number(token, part) for part in str(token).split(":"))
+        keep, of = (int(self._number(token, part)) for part in str(token).split(":"))
         return self._literal(token, Ratio(keep, of))
 
-    def string(self, meta, children):
+    def string(self, meta: Any, children: Parts) -> ast.Literal:
         return self._literal(children[0], _unquoted(children[0]))
 
-    def true(self, meta, children):
+    def true(self, meta: Any, children: Parts) -> ast.Literal:
         return ast.Literal(span=self._at(meta), value=True, text="true")
 
-    def false(self, meta, children):
+    def false(self, meta: Any, children: Parts) -> ast.Literal:
         return ast.Literal(span=self._at(meta), value=False, text="false")
 
-    def none(self, meta, children):
+    def none(self, meta: Any, children: Parts) -> ast.Literal:
         return ast.Literal(span=self._at(meta), value=None, text="none")
 
-    def ref(self, meta, children):
+    def ref(self, meta: Any, children: Parts) -> ast.Name:
         return self._name(children[0])
 
-    def list(self, meta, children):
+    def list(self, meta: Any, children: Parts) -> ast.List:
         items = tuple(c for c in children if c is not None)
         return ast.List(span=self._at(meta), items=items)
 
-    def call(self, meta, children):
-        name, *arguments = children
-        arguments = tuple(a for a in arguments if a is not None)
+    def call(self, meta: Any, children: Parts) -> ast.Call:
+        name, *given = children
+        arguments = tuple(a for a in given if a is not None)
         return ast.Call(span=self._at(meta), name=self._name(name), arguments=arguments)
 
-    def own(self, meta, children):
+    def own(self, meta: Any, children: Parts) -> ast.Call:
         """`model(...)`: the keyword of a block, here the word for the model's own loss."""
         start = meta.start_pos
         span = Span(self.source, start, start + len("model"))
@@ -302,33 +314,33 @@ class _Build(Transformer):
         name = ast.Name(span=span, name="model")
         return ast.Call(span=self._at(meta), name=name, arguments=arguments)
 
-    def positional(self, meta, children):
+    def positional(self, meta: Any, children: Parts) -> ast.Argument:
         return ast.Argument(span=children[0].span, name=None, value=children[0])
 
-    def keyword(self, meta, children):
+    def keyword(self, meta: Any, children: Parts) -> ast.Argument:
         name, value = children
         return ast.Argument(span=self._at(meta), name=self._name(name), value=value)
 
-    def neg(self, meta, children):
+    def neg(self, meta: Any, children: Parts) -> ast.Negative:
         return ast.Negative(span=self._at(meta), value=children[0])
 
-    def _arithmetic(self, operator, meta, children):
+    def _arithmetic(self, operator: str, meta: Any, children: Parts) -> ast.Arithmetic:
         left, right = children
         return ast.Arithmetic(span=self._at(meta), operator=operator, left=left, right=right)
 
-    def add(self, meta, children):
+    def add(self, meta: Any, children: Parts) -> ast.Arithmetic:
         return self._arithmetic("+", meta, children)
 
-    def sub(self, meta, children):
+    def sub(self, meta: Any, children: Parts) -> ast.Arithmetic:
         return self._arithmetic("-", meta, children)
 
-    def mul(self, meta, children):
+    def mul(self, meta: Any, children: Parts) -> ast.Arithmetic:
         return self._arithmetic("*", meta, children)
 
-    def div(self, meta, children):
+    def div(self, meta: Any, children: Parts) -> ast.Arithmetic:
         return self._arithmetic("/", meta, children)
 
-    def range(self, meta, children):
+    def range(self, meta: Any, children: Parts) -> ast.RangeOf:
         start, stop = children
         return ast.RangeOf(span=self._at(meta), start=start, stop=stop)
 

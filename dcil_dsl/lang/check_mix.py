@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.check_selectors import Selectors
-from dcil_dsl.lang.expected import listed
+from dcil_dsl.lang.read import Reader
 from dcil_dsl.lang.read_values import Broken
-from dcil_dsl.lang.words import Reader
+from dcil_dsl.lang.selectors import Selectors
+from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PARTS, PathBlock, PrivateBlock
-from dcil_dsl.words.losses import KL
+from dcil_dsl.words.losses import KL, Loss
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.units import Percent, Time, kind_of, written
 from dcil_dsl.words.views import AnyView, Masked
@@ -29,12 +29,12 @@ from dcil_dsl.words.views import AnyView, Masked
 
 @dataclass(frozen=True)
 class Mixed:
-    """`broken`: a path is declared wrongly, so what is missing may be what is broken."""
+    """`broken`: a declaration is wrong, so a missing path may be that one."""
 
-    paths: tuple[r.Path, ...]
-    updates: tuple[r.Update, ...]
-    privates: tuple[r.Private, ...]
-    losses: tuple[r.Loss, ...]
+    paths: tuple[r.PathRule, ...]
+    updates: tuple[r.UpdateRule, ...]
+    privates: tuple[r.PrivateRule, ...]
+    losses: tuple[r.LossRule, ...]
     deploy: str
     broken: bool
 
@@ -44,9 +44,9 @@ def check_mix(
     file: ast.File,
     reader: Reader,
     selectors: Selectors,
-    rules: Iterable[r.Prune | r.Keep],
+    rules: Iterable[r.PruneRule | r.KeepRule],
 ) -> Mixed | None:
-    """The checked `mix`; None where the recipe has none. `rules`: what it prunes."""
+    """The checked `mix`; None if the recipe has none. `rules`: those of the recipe."""
     found = reader.found
     if mix is None:
         stop = len(file.source.text.rstrip())
@@ -54,23 +54,25 @@ def check_mix(
             "E215",
             "the recipe has no `mix` block",
             Span(file.source, stop, stop),
-            help="`mix` says which paths there are and who learns from whom",
+            help="`mix` declares the paths, and which weights learn from which path",
         )
         return None
-    kinds: dict[type, list] = {}
+    kinds: dict[type, list[Any]] = {}
     for item in mix.items:
         kinds.setdefault(type(item), []).append(item)
-    checker = _Mix(reader, kinds.get(ast.Path, []))
+    checker = _Mix(reader, kinds.get(ast.PathNode, []))
     here = Span(mix.span.source, mix.span.start, mix.span.start + 3)
     if not checker.names:
         found.add("E216", "`mix` declares no path", here, help="for example `path sparse = masked`")
-    updates = [u for item in kinds.get(ast.Update, []) if (u := checker.update(item))]
-    losses = [x for item in kinds.get(ast.Loss, []) if (x := checker.loss(item))]
-    privates = [p for item in kinds.get(ast.Private, []) if (p := checker.private(item, selectors))]
-    if not kinds.get(ast.Loss):
+    updates = [u for item in kinds.get(ast.UpdateNode, []) if (u := checker.update(item))]
+    losses = [x for item in kinds.get(ast.LossNode, []) if (x := checker.loss(item))]
+    privates = [
+        p for item in kinds.get(ast.PrivateNode, []) if (p := checker.private(item, selectors))
+    ]
+    if not kinds.get(ast.LossNode):
         found.add(
             "E219",
-            "`mix` has no loss, so nothing is learnt",
+            "`mix` has no loss, so no weight learns",
             here,
             help="for example `loss cross_entropy(sparse)`",
         )
@@ -79,33 +81,33 @@ def check_mix(
     if not _halves_alone(rules):
         checker.learns_what_it_leaves_out(updates)
     if not found.errors:
-        _warn(mix, file, checker.paths, updates, losses, here, found)
+        _warn(file, checker.paths, updates, losses, here, found)
     return Mixed(
         tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy, checker.broken
     )
 
 
-def _halves_alone(rules: Iterable[r.Prune | r.Keep]) -> bool:
+def _halves_alone(rules: Iterable[r.PruneRule | r.KeepRule]) -> bool:
     """Whether `compute = kept` could spare arithmetic of patterns, and of nothing else.
 
     Of a pattern a path spares products of the forward pass, and has all gradients.
     """
-    prunes = [rule for rule in rules if isinstance(rule, r.Prune)]
+    prunes = [rule for rule in rules if isinstance(rule, r.PruneRule)]
     others = [rule for rule in prunes if rule.target.pattern is None]
     wholes = [rule for rule in others if rule.granularity.axis is not None]
     return len(others) < len(prunes) and not wholes
 
 
 class _Mix:
-    def __init__(self, reader: Reader, paths: list[ast.Path]):
+    def __init__(self, reader: Reader, paths: list[ast.PathNode]):
         self.reader, self.found = reader, reader.found
-        self.paths: list[r.Path] = []
-        self.names: dict[str, ast.Path] = {}
+        self.paths: list[r.PathRule] = []
+        self.names: dict[str, ast.PathNode] = {}
         self.broken = False
         for item in paths:
             self._path(item)
 
-    def _path(self, item: ast.Path) -> None:
+    def _path(self, item: ast.PathNode) -> None:
         name = item.name.name
         before = self.names.setdefault(name, item)
         if before is not item:
@@ -139,7 +141,7 @@ class _Mix:
             self.broken = True
         elif before is item and word is not None:
             self.paths.append(
-                r.Path(
+                r.PathRule(
                     name=name,
                     view=view,
                     random=word.random,
@@ -153,15 +155,15 @@ class _Mix:
             if word.compute == "kept" and not isinstance(view, Masked):
                 self.found.add(
                     "E239",
-                    "only a path that is `masked` has filters to leave out",
+                    "only a `masked` path has filters to skip",
                     read.spans["compute"],
-                    help="leave `compute = kept` out",
+                    help="remove `compute = kept`",
                 )
         else:
             self.broken = True
 
     def _view(self, node: ast.Name | ast.Call) -> AnyView | None:
-        """What a path sees of the weights; None where that is wrong."""
+        """The view of a path; None if it is wrong."""
         name = node.name if isinstance(node, ast.Call) else node
         views, word = words_at("a view"), name.name
         if word in views:
@@ -173,12 +175,12 @@ class _Mix:
             return cast(AnyView, views[word]())
         if word in self.reader.uses.words or self.reader.uses.broken:
             try:
-                return cast(AnyView, self.reader.word(node, "a view"))
+                return self.reader.word(node, AnyView)
             except Broken:
                 return None
         self.found.add(
             "E210",
-            f"`{word}` is no view of the weights",
+            f"`{word}` is not a view of the weights",
             name.span,
             help=did_you_mean(word, views)
             or self.reader.elsewhere(word)
@@ -197,13 +199,14 @@ class _Mix:
 
     # -- updates ------------------------------------------------------------------------------
 
-    def update(self, item: ast.Update) -> r.Update | None:
-        good, first = True, {}
+    def update(self, item: ast.UpdateNode) -> r.UpdateRule | None:
+        good = True
+        first: dict[str, ast.Name] = {}
         for part in item.parts:
             if part.name not in PARTS:
                 self.found.add(
                     "E217",
-                    f"`{part.name}` is no part of the weights",
+                    f"`{part.name}` is not a part of the weights",
                     part.span,
                     help=did_you_mean(part.name, PARTS)
                     or "the parts are `kept`, `reserve`, `pruned` and `rest`",
@@ -217,7 +220,8 @@ class _Mix:
                     others=(Label(first[part.name].span, "given here first"),),
                 )
                 good = False
-        shares, seen = [], {}
+        shares: list[tuple[str, float]] = []
+        seen: dict[str, ast.Share] = {}
         for share in item.shares:
             name = share.path.name
             good &= self._declared(name, share.path.span)
@@ -232,16 +236,16 @@ class _Mix:
                 good = False
             scalar = self._scalar(share.scalar, "a share")
             good &= scalar is not None
-            shares.append((name, scalar))
+            shares.append((name, scalar or 0.0))
         window = self._window(item)
         if not good or window is None:
             return None
         parts = tuple(part.name for part in item.parts)
-        return r.Update(
+        return r.UpdateRule(
             parts=parts, shares=tuple(shares), start=window[0], stop=window[1], span=item.span
         )
 
-    def learns_what_it_leaves_out(self, updates: list[r.Update]) -> None:
+    def learns_what_it_leaves_out(self, updates: list[r.UpdateRule]) -> None:
         """E239 for pruned weights that would learn from a path that does not compute them."""
         smaller = {path.name: path for path in self.paths if path.compute == "kept"}
         for update in updates:
@@ -250,12 +254,12 @@ class _Mix:
                 if parts and share and name in smaller:
                     self.found.add(
                         "E239",
-                        f"the {parts[0]} weights would learn from `{name}`, which leaves them out",
+                        f"the {parts[0]} weights would learn from `{name}`, which skips them",
                         update.span,
                         others=(Label(smaller[name].span, "`compute = kept`"),),
                     )
 
-    def overlaps(self, updates: list[r.Update]) -> None:
+    def overlaps(self, updates: list[r.UpdateRule]) -> None:
         """E220 for two updates of one part that share a moment in every run."""
         for index, later in enumerate(updates):
             for earlier in updates[:index]:
@@ -269,7 +273,7 @@ class _Mix:
                         help="give each its time with `from` and `until`, or write one sum",
                     )
 
-    def _certainly_meet(self, a: r.Update, b: r.Update) -> bool:
+    def _certainly_meet(self, a: r.UpdateRule, b: r.UpdateRule) -> bool:
         return self._before(a.start, b.stop) and self._before(b.start, a.stop)
 
     def _before(self, start: Time | None, stop: Time | None) -> bool:
@@ -279,10 +283,10 @@ class _Mix:
 
     # -- losses -------------------------------------------------------------------------------
 
-    def loss(self, item: ast.Loss) -> r.Loss | None:
+    def loss(self, item: ast.LossNode) -> r.LossRule | None:
         coefficient, window = self._scalar(item.scalar, "the weight of a loss"), self._window(item)
         try:
-            term = self.reader.word(item.term, "a loss")
+            term = self.reader.word(item.term, Loss)
         except Broken:
             return None
         fields = type(term).model_fields
@@ -304,16 +308,18 @@ class _Mix:
             good = False
         if coefficient is None or window is None or not good:
             return None
-        return r.Loss(
+        return r.LossRule(
             coefficient=coefficient, term=term, start=window[0], stop=window[1], span=item.span
         )
 
     # -- private and deploy ----------------------------------------------------------------------
 
-    def private(self, item: ast.Private, selectors: Selectors) -> r.Private | None:
+    def private(self, item: ast.PrivateNode, selectors: Selectors) -> r.PrivateRule | None:
         selector = selectors.closed(item.selector)
         word = self.reader.block(PrivateBlock, "private", item.settings, item.span).word
-        return word and r.Private(selector=selector, init=word.init, span=item.span)
+        if word is None:
+            return None
+        return r.PrivateRule(selector=selector, init=word.init, span=item.span)
 
     def deploy(self, items: list[ast.Deploy], here: Span) -> str:
         if not items:
@@ -353,12 +359,14 @@ class _Mix:
             return None
         return float(value)
 
-    def _window(self, item: ast.Update | ast.Loss) -> tuple[Time | None, Time | None] | None:
+    def _window(
+        self, item: ast.UpdateNode | ast.LossNode
+    ) -> tuple[Time | None, Time | None] | None:
         try:
             start, stop = self._moment(item.start), self._moment(item.stop)
         except Broken:
             return None
-        if stop is not None:
+        if item.stop is not None and stop is not None:
             order = self.reader.compare(start or Time(0, "epochs"), stop)
             if order is not None and order >= 0:
                 self.found.add(
@@ -398,23 +406,33 @@ class _Mix:
         return self.reader.value(node)
 
 
-def named_by(losses: Iterable[r.Loss]) -> set[str]:
+def named_by(losses: Iterable[r.LossRule]) -> set[str]:
     """The paths that losses need."""
     return {path for loss in losses for path in loss.term.paths}
 
 
-def _warn(mix, file, paths, updates, losses, here: Span, found: Diagnostics) -> None:
-    """Legal, and probably not what was meant."""
-    prunes = any(isinstance(item, ast.Prune) for item in file.items)
+def _warn(
+    file: ast.File,
+    paths: list[r.PathRule],
+    updates: list[r.UpdateRule],
+    losses: list[r.LossRule],
+    here: Span,
+    found: Diagnostics,
+) -> None:
+    """W203 and W205: legal, and probably a mistake."""
+    prunes = any(isinstance(item, ast.PruneNode) for item in file.items)
     named = {part for update in updates for part in update.parts}
-    for part in ("kept", "pruned") if prunes else ("kept",):
-        if part not in named:
-            found.add(
-                "W203",
-                f"no rule updates the {part} weights, so they never learn",
-                here,
-                help=f"for example `update {part} by {paths[0].name}`",
-            )
+    untrained = {"kept", "pruned"} - named if prunes else {"rest"} - named
+    if not prunes and "kept" in named:  # without a rule, kept and rest are the same
+        untrained = set()
+    for part in sorted(untrained):
+        whose = f"{part} weights" if prunes else "weights"
+        found.add(
+            "W203",
+            f"no `update` trains the {whose}",
+            here,
+            help=f"for example `update {part} by {paths[0].name}`",
+        )
     used = named_by(losses)
     for path in paths:
         if path.name not in used:

@@ -1,24 +1,28 @@
 """The canonical text of a recipe, with its comments.
 
-In:   a File (build.py), or a text.
-Out:  one fact a line, blocks in their order, `=`, `by` and `to` under each other. Formatting
-      twice changes nothing; what is parsed from it is what was parsed from the original.
-Not:  no spelling of statements (spell.py), no search for the place of a comment (attach.py).
+In:   a File (build.py), or the text of a recipe.
+Out:  one fact a line, blocks in their order, `=`, `by` and `to` aligned. Formatting twice changes
+      nothing; the formatted text parses to the same File.
+Not:  no spelling of statements (unparse.py).
 
-A comment on a line of its own stays before what it stood before; one at the end of a line
-stays at the end of that line; one inside a statement that becomes a single line moves above it.
+A comment on its own line stays before the statement that it preceded; one at the end of a line
+stays there; one inside a statement that becomes a single line moves above it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
-from dcil_dsl.diagnostics.source import Source
-from dcil_dsl.lang import ast, spell
-from dcil_dsl.lang.attach import Comment, Unit, attach, kind_of
+from dcil_dsl.diagnostics.source import Source, Span
+from dcil_dsl.lang import ast
+from dcil_dsl.lang.ast import kind_of
 from dcil_dsl.lang.build import build_file
 from dcil_dsl.lang.parse import parse_text
+from dcil_dsl.lang.unparse import key_pieces, statement_pieces
 
 WIDTH = 100  # columns; a longer line is broken between pieces, four columns further in
 REMARKS = 38  # the column where comments at the end of a line start, if the line is short
@@ -105,7 +109,7 @@ def _comment_rows(comments: list[Comment], indent: int, first: bool) -> list[_Ro
 def _stretches(units: list[Unit], top: bool) -> list[list[Unit]]:
     """Statements with no empty line between them.
 
-    They part where the author left one, and in a file also between two kinds and beside blocks.
+    They part at the author's empty lines, and in a file also between two kinds and around blocks.
     """
     stretches: list[list[Unit]] = []
     for unit in units:
@@ -124,7 +128,7 @@ def _widths(stretch: list[Unit]) -> dict[str, int]:
     """How wide the keys of each kind are made in one stretch."""
     widths: dict[str, int] = {}
     for unit in stretch:
-        kind, width = kind_of(unit.node), len(" ".join(spell.key_pieces(unit.node)))
+        kind, width = kind_of(unit.node), len(" ".join(key_pieces(unit.node)))
         if width <= WIDEST:
             widths[kind] = max(widths.get(kind, 0), width)
     return widths
@@ -157,12 +161,12 @@ def _braced(unit: Unit) -> list[str]:
     return ["{", *_padded(unit.children[0].node, {}), "}"] if unit.children else []
 
 
-def _padded(node: object, widths: dict[str, int]) -> list[str]:
-    """The pieces of a statement, what is aligned in its stretch brought under each other."""
-    pieces, width = spell.statement_pieces(node), widths.get(kind_of(node), 0)
-    if isinstance(node, ast.Keep) and "prune" in widths:
+def _padded(node: ast.Statement, widths: dict[str, int]) -> list[str]:
+    """The pieces of a statement, aligned with its neighbours."""
+    pieces, width = statement_pieces(node), widths.get(kind_of(node), 0)
+    if isinstance(node, ast.KeepNode) and "prune" in widths:
         return ["keep ", *pieces[1:]]  # as long as `prune`
-    key = spell.key_pieces(node)
+    key = key_pieces(node)
     text = " ".join(key)
     if not key or len(text) > width:
         return pieces
@@ -191,3 +195,143 @@ def _place_remarks(rows: list[_Row]) -> None:
         for row, start in before:
             within = min(column, WIDTH - len(row.remark))
             row.column = start + max(within, len(row.text) - start + 2)
+
+
+# -- comments and their statements -----------------------------------------------------------------
+
+
+# Ignored before a keyword, and between the last node of a head and its `{`: nodes do not
+# include the parentheses around them.
+_IGNORED = re.compile(r"(?:[\s)]|#[^\n]*)*")
+
+
+@dataclass(frozen=True)
+class Comment:
+    start: int
+    text: str
+    blank: bool = False  # an empty line stands before it
+
+
+@dataclass
+class Unit:
+    """A statement with its comments. `blank`: an empty line is right before it."""
+
+    node: ast.Statement
+    blank: bool
+    above: list[Comment] = field(default_factory=list)
+    remark: str = ""  # the comment at the end of its last line
+    opening: str = ""  # the comment behind its `{`
+    children: list[Unit] = field(default_factory=list)
+    tail: list[Comment] = field(default_factory=list)  # the comments before its `}`
+
+    @property
+    def blank_above(self) -> bool:
+        """Whether an empty line stands before all of it, comments included."""
+        return self.above[0].blank if self.above else self.blank
+
+
+def attach(file: ast.File) -> tuple[list[Unit], list[Comment]]:
+    """The statements of a file with their comments, and the comments after the last one.
+
+    A file that link.py has merged has no comments: their places are in one source only.
+    """
+    text = file.source.text
+    nodes: list[ast.Statement] = [_head("language", file.language, 0)]
+    if file.extends:
+        nodes.append(_head("extends", file.extends, file.language.span.stop))
+    nodes += file.items
+    comments: list[Comment] = []
+    if all(node.span.source is file.source for node in nodes):
+        comments = [Comment(at, c.rstrip(), _blank(text, at)) for at, c in file.comments]
+    return _gather(nodes, comments)
+
+
+def _head(kind: str, value: ast.Literal, after: int) -> ast.HeadNode:
+    span = value.span
+    start = _after_ignored(span.source.text, after)
+    return ast.HeadNode(span=Span(span.source, start, span.stop), kind=kind, value=value)
+
+
+def _after_ignored(text: str, start: int) -> int:
+    found = _IGNORED.match(text, start)
+    return start if found is None else found.end()
+
+
+def _gather(
+    nodes: Sequence[ast.Statement], comments: Sequence[Comment]
+) -> tuple[list[Unit], list[Comment]]:
+    queue: deque[Comment] = deque(comments)
+    units: list[Unit] = []
+    for number, node in enumerate(nodes):
+        text = node.span.source.text
+        unit = Unit(node, _blank(text, node.span.start))
+        while queue and queue[0].start < node.span.start:
+            unit.above.append(queue.popleft())
+        inside = []
+        while queue and queue[0].start < node.span.stop:
+            inside.append(queue.popleft())
+        _share_out(unit, inside)
+        following = nodes[number + 1].span.start if number + 1 < len(nodes) else len(text)
+        if queue and queue[0].start < following:
+            if "\n" not in text[node.span.stop : queue[0].start]:
+                unit.remark = queue.popleft().text
+        units.append(unit)
+    return units, list(queue)
+
+
+def _share_out(unit: Unit, inside: list[Comment]) -> None:
+    """Give the comments inside a statement to its `{`, to its children, or to the line above."""
+    text = unit.node.span.source.text
+    opening = _opening(unit.node) if inside else len(text)
+    for comment in inside:
+        if comment.start < opening:
+            # The first to move above the statement takes the empty line along.
+            unit.above.append(Comment(comment.start, comment.text, unit.blank))
+            unit.blank = False
+    inside = [comment for comment in inside if comment.start > opening]
+    children = children_of(unit.node)
+    if inside and "\n" not in text[opening : inside[0].start]:
+        if not children or inside[0].start < children[0].span.start:
+            unit.opening = inside.pop(0).text
+    unit.children, unit.tail = _gather(children, inside)
+
+
+def children_of(node: ast.Statement) -> tuple[ast.Statement, ...]:
+    """What stands between the braces of a statement; empty where it has none."""
+    match node:
+        case (
+            ast.BlockNode(settings=inner)
+            | ast.PruneNode(settings=inner)
+            | ast.PathNode(settings=inner)
+        ):
+            return inner
+        case ast.PrivateNode(settings=inner) | ast.Mix(items=inner) | ast.Expect(conditions=inner):
+            return inner
+    return ()
+
+
+def _opening(node: ast.Statement) -> int:
+    """Where the `{` of a statement stands; the end of the text if it has none."""
+    text = node.span.source.text
+    match node:
+        case ast.BlockNode(kind=kind):
+            head = node.name_span.stop if node.name_span else node.span.start + len(kind)
+        case ast.PruneNode():
+            head = node.head_span.stop
+        case ast.PathNode():
+            head = node.view.span.stop
+        case ast.PrivateNode():
+            head = node.selector.span.stop
+        case ast.Mix() | ast.Expect():
+            head = node.span.start + len(kind_of(node))
+        case _:
+            return len(text)
+    head = _after_ignored(text, head)
+    return head if text.startswith("{", head) else len(text)
+
+
+def _blank(text: str, offset: int) -> bool:
+    start = offset
+    while start > 0 and text[start - 1].isspace():
+        start -= 1
+    return text.count("\n", start, offset) > 1

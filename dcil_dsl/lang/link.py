@@ -1,36 +1,52 @@
-"""One closed file out of a recipe, its parents, its `let`s and the command line.
+"""One closed file from a recipe, its parents, its `let`s and the command line.
 
-In:   ast.File, the folder it lies in, the overrides of `--set`.
-Out:  Linked: a File without `extends` and `let`, arithmetic worked out, `layers` still named;
+In:   ast.File, the folder that `extends` is relative to, the overrides of `--set`.
+Out:  Linked: a File without `extends` and `let`, arithmetic evaluated, `layers` still named;
       E114, E2xx and W2xx in a Diagnostics.
-Not:  no word is looked up; check.py does. Merging is merge.py, overriding override.py.
+Not:  no word is looked up; check.py does that. Syntax errors of a parent are its own RecipeError.
 
-What could not be worked out becomes a Literal of BROKEN, which check.py passes over in silence,
-so that one mistake is told once and those beside it are told too.
+A child's settings are merged by key with its parent's; its `let` and `layers` replace those of the
+same name, its rules are appended, its `mix` and `expect` replace the parent's.
+
+A value that cannot be evaluated becomes a Literal of BROKEN, which check.py ignores: each mistake
+is reported once, and mistakes elsewhere are still found.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
-from dcil_dsl.diagnostics import Diagnostics, Label, Span
+from dcil_dsl.diagnostics import Diagnostic, Diagnostics, Label, RecipeError, Source, Span
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.lang import ast, merge, override
+from dcil_dsl.lang import ast
 from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.lang.build import build_file, build_value
+from dcil_dsl.lang.parse import parse_text, parse_value
+from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
+from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.units import Percent, Time, UnitError, combine, written
 
+MAX_PARENTS = 8  # levels of `extends`
+MOST_QUOTED = 3  # lines quoted of a parent that does not parse: it may be any file of the machine
 MOST_VALUES = 100_000  # in the lists and calls that names stand for: each may double another
-MAX_NESTED = 60  # of lists and calls in each other; they are walked by recursion
-MAX_CHAIN = 100  # of names that stand for names
+MAX_NESTED = 60  # levels of lists and calls; they are walked by recursion
+MAX_CHAIN = 100  # names that stand for names
+SET = "--set"  # the source that errors in an override point into
+
+N = TypeVar("N", bound=ast.Node)
 
 
 @dataclass(frozen=True)
 class Linked:
     """`layers`: every definition, not yet put into the selectors that name it.
 
-    `lets`: where each `let` was defined, for suggestions; their values are in place already.
+    `lets`: where each `let` is defined, for suggestions; their values are in place already.
     """
 
     file: ast.File
@@ -41,17 +57,17 @@ class Linked:
 def link(
     file: ast.File, folder: Path | None, overrides: dict[str, str], found: Diagnostics
 ) -> Linked:
-    """Close a file; RecipeError at once where a parent is missing or cannot be read."""
-    file = merge.with_parents(file, folder, found)
-    file = override.apply(file, overrides, found)
+    """Close a file; RecipeError at once if a parent is missing or cannot be read."""
+    file = _with_parents(file, folder, found)
+    file = _override(file, overrides, found)
     lets = {item.name.name: item for item in file.items if isinstance(item, ast.Let)}
     scope = _Scope(lets, found)
-    items = tuple(scope.item(item) for item in file.items if not isinstance(item, ast.Let))
-    used = sorted(scope.used)  # to look at one that is not counts as a use of it
+    items = tuple(scope.closed(item) for item in file.items if not isinstance(item, ast.Let))
+    used = sorted(scope.used)  # evaluating an unused one below counts as a use
     num_unused = 0
     for let in lets.values():
-        if let.name.name not in scope.used and let.span.source.name != "--set":
-            scope.value_of(let.name)  # what is wrong in it is wrong, used or not
+        if let.name.name not in scope.used and let.span.source.name != SET:
+            scope.value_of(let.name)  # its errors count although nothing uses it
             num_unused += 1
             found.add(
                 "W201",
@@ -64,93 +80,34 @@ def link(
     return Linked(closed, layers, {name: let.name.span for name, let in lets.items()})
 
 
+# -- names and arithmetic --------------------------------------------------------------------------
+
+
 class _Scope:
-    """Puts values in the place of names. A `let` is worked out when first used."""
+    """Replaces names by their values. A `let` is evaluated at its first use."""
 
     def __init__(self, lets: dict[str, ast.Let], found: Diagnostics):
         self.lets, self.found = lets, found
         self.used: set[str] = set()
         self.done: dict[str, ast.Value] = {}
-        self.open: list[ast.Let] = []  # being worked out, outermost first
+        self.open: list[ast.Let] = []  # being evaluated, outermost first
         self.num_values = 0  # that names stood for so far
 
-    # -- items ------------------------------------------------------------------------------
-
-    def item(self, item: ast.Item) -> ast.Item:
-        match item:
-            case ast.Block():
-                return replace(item, settings=self._settings(item.settings))
-            case ast.Layers():
-                return replace(item, selector=self._selector(item.selector))
-            case ast.Prune():
-                return replace(
-                    item,
-                    selector=self._selector(item.selector),
-                    target=self.value(item.target),
-                    settings=self._settings(item.settings),
-                )
-            case ast.Keep():
-                return replace(item, selector=self._selector(item.selector))
-            case ast.Mix():
-                return replace(item, items=tuple(self._mix_item(x) for x in item.items))
-            case ast.Expect():
-                return replace(item, conditions=self._conditions(item.conditions))
-        raise AssertionError(f"not an item: {item!r}")
-
-    def _mix_item(self, item: ast.MixItem) -> ast.MixItem:
-        match item:
-            case ast.Path(view=view):
-                # A view is a word, never a `let`: `path x = masked` reads the same everywhere.
-                view = self.value(view) if isinstance(view, ast.Call) else view
-                return replace(item, view=view, settings=self._settings(item.settings))
-            case ast.Update():
-                shares = tuple(replace(s, scalar=self._maybe(s.scalar)) for s in item.shares)
-                return replace(
-                    item, shares=shares, start=self._maybe(item.start), stop=self._maybe(item.stop)
-                )
-            case ast.Private():
-                return replace(
-                    item,
-                    selector=self._selector(item.selector),
-                    settings=self._settings(item.settings),
-                )
-            case ast.Loss():
-                return replace(
-                    item,
-                    scalar=self._maybe(item.scalar),
-                    term=self.value(item.term),
-                    start=self._maybe(item.start),
-                    stop=self._maybe(item.stop),
-                )
-        return item
-
-    def _settings(self, settings: tuple[ast.Setting, ...]) -> tuple[ast.Setting, ...]:
-        return tuple(replace(s, value=self.value(s.value)) for s in settings)
-
-    def _conditions(self, conditions: tuple[ast.Condition, ...]) -> tuple[ast.Condition, ...]:
-        return tuple(replace(c, value=self.value(c.value)) for c in conditions)
-
-    def _selector(self, selector: ast.Selector) -> ast.Selector:
-        match selector:
-            case ast.Having(of=of, conditions=conditions):
-                return replace(
-                    selector, of=self._selector(of), conditions=self._conditions(conditions)
-                )
-            case ast.First(of=of) | ast.Last(of=of) | ast.Inside(of=of):
-                return replace(selector, of=self._selector(of))
-            case ast.Union_(parts=parts):
-                return replace(selector, parts=tuple(self._selector(p) for p in parts))
-            case ast.Except(of=of, but=but):
-                return replace(selector, of=self._selector(of), but=self._selector(but))
-        return selector
-
-    # -- values -------------------------------------------------------------------------------
-
-    def _maybe(self, node: ast.Value | None) -> ast.Value | None:
-        return None if node is None else self.value(node)
+    def closed(self, node: N) -> N:
+        """The same node with every value in it closed; other names stay, as words and paths do."""
+        changes: dict[str, Any] = {}
+        for one in fields(node):
+            inner = getattr(node, one.name)
+            if one.name in ast.VALUES and isinstance(inner, ast.Node):
+                changes[one.name] = self.value(cast(ast.Value, inner))
+            elif isinstance(inner, ast.Node):
+                changes[one.name] = self.closed(inner)
+            elif isinstance(inner, tuple) and inner and isinstance(inner[0], ast.Node):
+                changes[one.name] = tuple(self.closed(each) for each in inner)
+        return replace(node, **changes) if changes else node
 
     def value(self, node: ast.Value) -> ast.Value:
-        """The same value with names replaced and arithmetic worked out."""
+        """The same value with names replaced and arithmetic evaluated."""
         match node:
             case ast.Name(name=name):
                 return self.value_of(node) if name in self.lets else node
@@ -162,23 +119,24 @@ class _Scope:
             case ast.RangeOf(start=start, stop=stop):
                 return replace(node, start=self.value(start), stop=self.value(stop))
             case ast.Negative(value=inner):
-                return self._combined(node, "*", self._minus_one(node), self.value(inner))
+                minus_one = ast.Literal(span=node.span, value=-1, text="-1")
+                return self._combined(node, "*", minus_one, self.value(inner))
             case ast.Arithmetic(operator=operator, left=left, right=right):
                 return self._combined(node, operator, self.value(left), self.value(right))
         return node
 
     def value_of(self, name: ast.Name) -> ast.Value:
-        """What a `let` stands for, at the place where it is used."""
+        """The value of a `let`, at the place where it is used."""
         let = self.lets[name.name]
         self.used.add(name.name)
         if let in self.open:
             self._cycle(let, name)
-            return self._broken(name)
+            return _broken(name)
         if name.name not in self.done:
-            self.done[name.name] = self._worked_out(let, name)
+            self.done[name.name] = self._evaluated(let, name)
         value = self.done[name.name]
         if isinstance(value, ast.Literal):
-            # Shown where it is used; `origin` leads to where it was written.
+            # Shown where it is used; `origin` points to its definition.
             return replace(value, span=name.span, origin=value.origin or value.span)
         number, depth = _size(value)
         self.num_values += number
@@ -190,7 +148,7 @@ class _Scope:
             self.found.stop_if_wrong()
         return value
 
-    def _worked_out(self, let: ast.Let, name: ast.Name) -> ast.Value:
+    def _evaluated(self, let: ast.Let, name: ast.Name) -> ast.Value:
         depth = len(self.open)
         self.open.append(let)
         try:
@@ -198,15 +156,15 @@ class _Scope:
                 raise RecursionError
             return self.value(let.value)
         except RecursionError:
-            if depth:  # told where the first of them is used
+            if depth:  # reported where the first of them is used
                 raise
             self.found.add(
                 "E114",
-                f"`{name.name}` leads through too many others",
+                f"`{name.name}` is defined through too many other names",
                 name.span,
-                help="give some of them their values",
+                help="replace some of them by their values",
             )
-            self.found.stop_if_wrong()
+            self.found.stop()
         finally:
             del self.open[depth:]
 
@@ -220,7 +178,9 @@ class _Scope:
             others=tuple(Label(x.name.span, "through this") for x in around),
         )
 
-    def _combined(self, node: ast.Value, operator: str, left, right) -> ast.Value:
+    def _combined(
+        self, node: ast.Value, operator: str, left: ast.Value, right: ast.Value
+    ) -> ast.Literal:
         for side in (left, right):
             if isinstance(side, ast.Name):
                 self.found.add(
@@ -229,34 +189,34 @@ class _Scope:
                     side.span,
                     help=did_you_mean(side.name, self.lets),
                 )
-                return self._broken(node)
+                return _broken(node)
             if not isinstance(side, ast.Literal):
                 self.found.add(
-                    "E207", "only numbers, percentages and times can be calculated with", side.span
+                    "E207", "arithmetic takes only numbers, percentages and times", side.span
                 )
-                return self._broken(node)
+                return _broken(node)
+        assert isinstance(left, ast.Literal) and isinstance(right, ast.Literal)
         if BROKEN in (left.value, right.value):
-            return self._broken(node)
+            return _broken(node)
         try:
             value = combine(operator, left.value, right.value)
         except UnitError as error:
             help = _unit_help(operator, left.value, right.value)
             self.found.add("E207", str(error), node.span, help=help)
         except (ZeroDivisionError, OverflowError, ValueError):
-            self.found.add("E228", "the result is not a number that can be used", node.span)
+            self.found.add("E228", "the result is not a usable number", node.span)
         else:
             return ast.Literal(span=node.span, value=value, text=written(value))
-        return self._broken(node)
+        return _broken(node)
 
-    def _minus_one(self, node: ast.Value) -> ast.Literal:
-        return ast.Literal(span=node.span, value=-1, text="-1")
 
-    def _broken(self, node: ast.Value) -> ast.Literal:
-        return ast.Literal(span=node.span, value=BROKEN, text="0")
+def _broken(node: ast.Value) -> ast.Literal:
+    return ast.Literal(span=node.span, value=BROKEN, text="0")
 
 
 def _size(value: ast.Value) -> tuple[int, int]:
     """How many values a closed value holds, itself included, and how deep they nest."""
+    parts: tuple[ast.Value, ...]
     match value:
         case ast.List(items=items):
             parts = items
@@ -271,8 +231,8 @@ def _size(value: ast.Value) -> tuple[int, int]:
 
 
 def _unit_help(operator: str, left: object, right: object) -> str | None:
-    """A percent beside a time was most likely meant as a share of the run, a time less another
-    unit's as a range."""
+    """A percentage combined with a time probably means a share of the run; the difference of two
+    times of different units, a range."""
     kinds = {type(left), type(right)}
     if operator == "-" and kinds == {Time}:
         return f"a range is written `{written(left)}..{written(right)}`"
@@ -280,3 +240,239 @@ def _unit_help(operator: str, left: object, right: object) -> str | None:
         share = left if isinstance(left, Percent) else right
         return f"a share of the run is written `{written(share)} run`"
     return None
+
+
+# -- parents ---------------------------------------------------------------------------------------
+
+
+def _with_parents(file: ast.File, folder: Path | None, found: Diagnostics) -> ast.File:
+    """The file with everything it extends; duplicates in each file are reported."""
+    files, at = [file], folder
+    seen = {_key(folder, file.source.name)}
+    while (extends := files[-1].extends) is not None:
+        parent, at = _parent(extends, at, seen, len(files))
+        files.append(parent)
+    for one in files:
+        _duplicates(one, found)
+    merged = files.pop()
+    while files:
+        merged = _merged(merged, files.pop())
+    return merged
+
+
+def _parent(
+    extends: ast.Literal, folder: Path | None, seen: set[object], depth: int
+) -> tuple[ast.File, Path]:
+    wrong = Diagnostics()
+    if folder is None:
+        wrong.add(
+            "E201",
+            "a recipe that is not in a file has no folder to find its parent in",
+            extends.span,
+            help="give `loads` the argument `folder`",
+        )
+        wrong.stop()
+    path = Path(os.path.normpath(folder / str(extends.value)))
+    key = _key(path.parent, path.name)
+    if key in seen:
+        wrong.add(
+            "E202", f"`{extends.value}` extends itself, directly or through others", extends.span
+        )
+    elif depth > MAX_PARENTS:
+        wrong.add("E203", f"more than {MAX_PARENTS} recipes extend each other", extends.span)
+    wrong.stop_if_wrong()
+    seen.add(key)
+    try:
+        text = read(path, is_parent=True)
+    except Unreadable as error:
+        wrong.add(
+            "E201",
+            f"cannot read the parent `{extends.value}`: {error}",
+            extends.span,
+            label=f"looked for {path}",
+            help=did_you_mean(str(extends.value), recipes_in(path.parent)),
+        )
+        wrong.stop()
+    try:
+        return build_file(parse_text(Source(text, str(path), path.parent))), path.parent
+    except RecipeError as error:
+        raise RecipeError(_some(error.diagnostics, extends)) from None
+
+
+def _some(errors: list[Diagnostic], extends: ast.Literal) -> list[Diagnostic]:
+    """The errors that quote the first MOST_QUOTED lines, and how many more there are."""
+    shown: list[Diagnostic] = []
+    lines: set[int] = set()
+    for error in errors:
+        spans = [error.span, *(label.span for label in error.others)]
+        lines |= {span.line for span in spans if span is not None}
+        if len(lines) > MOST_QUOTED:
+            break
+        shown.append(error)
+    more = len(errors) - len(shown)
+    if more:
+        least = "at least " if len(errors) >= MAX_ERRORS else ""
+        message = (
+            f"the parent `{extends.value}` is not a recipe: {least}{count(more, 'more error')}"
+        )
+        shown.append(Diagnostic("E201", message, extends.span))
+    return shown
+
+
+def _key(folder: Path | None, name: str) -> object:
+    if folder is None:
+        return name
+    try:
+        return (folder / Path(name).name).resolve()
+    except (OSError, ValueError, RuntimeError):
+        return (folder, name)
+
+
+def _merged(parent: ast.File, child: ast.File) -> ast.File:
+    """The child's items over the parent's."""
+    mine = {slot: item for item in child.items if (slot := _slot(item))}
+    items: list[ast.Item] = []
+    for item in parent.items:
+        slot = _slot(item)
+        over = mine.pop(slot, None) if slot else None
+        items.append(item if over is None else _over(item, over))
+    added = [item for item in child.items if (slot := _slot(item)) is None or slot in mine]
+    return replace(child, extends=None, items=(*items, *added))
+
+
+def _slot(item: ast.Item) -> tuple[str, str] | None:
+    """What an item replaces in its parent, or is merged with; None for rules, which are added."""
+    match item:
+        case ast.BlockNode(kind=kind):
+            return kind, ""
+        case ast.Let(name=name) | ast.Layers(name=name):
+            return ast.kind_of(item), name.name
+        case ast.Mix() | ast.Expect():
+            return ast.kind_of(item), ""
+    return None
+
+
+def _over(item: ast.Item, over: ast.Item) -> ast.Item:
+    if not (isinstance(item, ast.BlockNode) and isinstance(over, ast.BlockNode)):
+        return over
+    mine = {s.name.name: s for s in over.settings}
+    kept = [mine.pop(s.name.name, s) for s in item.settings]
+    return replace(over, settings=(*kept, *mine.values()))
+
+
+def _duplicates(file: ast.File, found: Diagnostics) -> None:
+    """E208 for duplicates within one file; the first stays."""
+    first: dict[tuple[str, str], ast.Item] = {}
+    for item in file.items:
+        if slot := _slot(item):
+            before = first.setdefault(slot, item)
+            if before is not item:
+                _twice(found, f"`{' '.join(slot).strip()}`", _head(item), _head(before))
+        _same_names(getattr(item, "settings", ()), found)
+        for inner in item.items if isinstance(item, ast.Mix) else ():
+            _same_names(getattr(inner, "settings", ()), found)
+
+
+def _same_names(settings: Iterable[ast.Setting], found: Diagnostics) -> None:
+    first: dict[str, ast.Setting] = {}
+    for setting in settings:
+        before = first.setdefault(setting.name.name, setting)
+        if before is not setting:
+            _twice(found, f"`{setting.name.name}`", setting.name.span, before.name.span)
+
+
+def _twice(found: Diagnostics, what: str, again: Span, before: Span) -> None:
+    found.add("E208", f"{what} is given twice", again, others=(Label(before, "given here first"),))
+
+
+def _head(item: ast.Item) -> Span:
+    """The name of a definition, the keyword of a block."""
+    if isinstance(item, ast.Let | ast.Layers):
+        return item.name.span
+    return replace(item.span, stop=item.span.start + len(ast.kind_of(item)))
+
+
+# -- overrides -------------------------------------------------------------------------------------
+
+
+def _override(file: ast.File, overrides: dict[str, str], found: Diagnostics) -> ast.File:
+    """Put every override in its place; an unknown name is E222, a bad value E1xx.
+
+    A name is a `let`, or `block.setting`. `pruning.refresh` and the like apply to every rule: they
+    also replace the setting of a rule's own block.
+    """
+    for name, text in overrides.items():
+        source = Source(f"{name}={text}", SET)
+        span = Span(source, 0, len(name))
+        try:
+            value = build_value(parse_value(source, len(name) + 1), source)
+        except RecipeError as error:
+            for diagnostic in error.diagnostics:
+                found.note(diagnostic)
+            continue
+        block, dot, key = name.partition(".")
+        if not dot:
+            file = _set_let(file, name, value, span, found)
+        elif block in BLOCKS and "." not in key:
+            file = _set_setting(file, block, key, value, span, found)
+        else:
+            _unknown(file, name, span, found)
+    return file
+
+
+def _set_let(
+    file: ast.File, name: str, value: ast.Value, span: Span, found: Diagnostics
+) -> ast.File:
+    if not any(isinstance(i, ast.Let) and i.name.name == name for i in file.items):
+        _unknown(file, name, span, found)
+        return file
+    let = ast.Let(span=value.span, name=ast.Name(span=span, name=name), value=value)
+    items = (let if isinstance(i, ast.Let) and i.name.name == name else i for i in file.items)
+    return replace(file, items=tuple(items))
+
+
+def _set_setting(
+    file: ast.File, kind: str, key: str, value: ast.Value, span: Span, found: Diagnostics
+) -> ast.File:
+    known = BLOCKS[kind].model_fields
+    if key not in known and kind != "model":  # a model's settings are its builder's own
+        _unknown(file, f"{kind}.{key}", span, found)
+        return file
+    setting = ast.Setting(
+        span=Span(span.source, 0, len(span.source.text)),
+        name=ast.Name(span=span, name=key),
+        value=value,
+    )
+    items: list[ast.Item] = []
+    exists = False
+    for item in file.items:
+        if isinstance(item, ast.BlockNode) and item.kind == kind:
+            item, exists = replace(item, settings=_with(item.settings, setting)), True
+        elif isinstance(item, ast.PruneNode) and kind == "pruning":
+            own = tuple(s for s in item.settings if s.name.name != key)
+            item = replace(item, settings=own)
+        items.append(item)
+    if not exists:
+        if kind not in ("pruning", "train"):
+            found.add("E222", f"the recipe has no `{kind}` block to set `{key}` in", span)
+            return file
+        items.append(ast.BlockNode(span=setting.span, kind=kind, name=None, settings=(setting,)))
+    return replace(file, items=tuple(items))
+
+
+def _with(settings: tuple[ast.Setting, ...], setting: ast.Setting) -> tuple[ast.Setting, ...]:
+    name = setting.name.name
+    if not any(s.name.name == name for s in settings):
+        return (*settings, setting)
+    return tuple(setting if s.name.name == name else s for s in settings)
+
+
+def _unknown(file: ast.File, name: str, span: Span, found: Diagnostics) -> None:
+    lets = [i.name.name for i in file.items if isinstance(i, ast.Let)]
+    settings = [f"{block}.{key}" for block, model in BLOCKS.items() for key in model.model_fields]
+    help = did_you_mean(name, [*lets, *settings])
+    if help is None and lets:
+        names = ", ".join(f"`{n}`" for n in lets)
+        help = f"the recipe's own names are {names}; a setting is written `train.epochs`"
+    shown = name if name.isprintable() else ascii(name)
+    found.add("E222", f"nothing named `{shown}` can be set", span, help=help)

@@ -9,8 +9,10 @@ Not:  no layers, no steps: those need a model and a length of the epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from dcil_dsl import words
+from dcil_dsl.diagnostics.diagnostic import Diagnostic
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import ast
 from dcil_dsl.words.augment import Augment
@@ -26,13 +28,15 @@ from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import AnyView
 
+Option = bool | int | float | str | None  # a setting of a model that its builder takes
 
-def _span():
+
+def _span() -> Any:
     return field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class RecipeAbout:
     """`recipe name { ... }`. All empty where the recipe has no such block."""
 
     name: str | None = None
@@ -43,7 +47,7 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class RecipeModel:
     """`model name { classes = 10 ... }`: what the recipe was written for.
 
     `options` are keyword arguments for the callable that builds the model, plain Python
@@ -52,12 +56,12 @@ class Model:
 
     name: str | None = None
     classes: int | None = None
-    options: tuple[tuple[str, object], ...] = ()
+    options: tuple[tuple[str, Option], ...] = ()
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class RecipeData:
     """`data name { ... }`. `image_size` None: as the dataset has them."""
 
     name: str | None = None
@@ -69,7 +73,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
+class BoundRule:
     """`within(shortcuts, floor=30%)` of a rule: a density of these layers together."""
 
     name: str
@@ -80,11 +84,11 @@ class Bound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune:
+class PruneRule:
     """One `prune` rule with the `pruning` block's settings already merged in.
 
     `target` carries the allocation and the final sparsity. `granularity` is the rule's, or
-    what its target says; beside an N:M target it means nothing. `floor` and `ceiling`: the
+    that of its target; ignored with an N:M target. `floor` and `ceiling`: the
     least and the largest density a layer may be left with; None: one unit, all of it.
     """
 
@@ -96,25 +100,23 @@ class Prune:
     freeze: Time | None = None
     floor: Percent | None = None
     ceiling: Percent | None = None
-    bounds: tuple[Bound, ...] = ()
+    bounds: tuple[BoundRule, ...] = ()
     granularity: Granularity = Single()
     forget: bool = False
     reserve: Percent | None = None
     penalty: tuple[Penalty, ...] = ()
     param: Parametrization | None = None
     regrow: Regrow | None = None
-    span: Span = _span()  # the whole rule's first line: `prune ... to ...`
-    target_span: Span = _span()
-    schedule_span: Span | None = field(default=None, compare=False, repr=False)
-    floor_span: Span | None = field(default=None, compare=False, repr=False)
-    ceiling_span: Span | None = field(default=None, compare=False, repr=False)
-    freeze_span: Span | None = field(default=None, compare=False, repr=False)
-    granularity_span: Span | None = field(default=None, compare=False, repr=False)
-    spans: dict[str, Span] = field(default_factory=dict, compare=False, repr=False)  # by setting
+    span: Span = _span()  # the first line of the rule: `prune ... to ...`
+    spans: dict[str, Span] = field(compare=False, repr=False)  # of the target and the settings
+
+    def at(self, *names: str) -> Span:
+        """The place of the first of these settings that is given; else the whole rule."""
+        return next((self.spans[name] for name in names if name in self.spans), self.span)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class KeepRule:
     """One `keep` rule: these layers lose nothing."""
 
     selector: ast.Selector
@@ -122,21 +124,21 @@ class Keep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class PathRule:
     """`path name = view { random = own | shared }`."""
 
     name: str
     view: AnyView
-    random: str = "own"
+    random: Literal["own", "shared"] = "own"
     batch: Percent | None = None
     size: Percent | None = None
     every: Time | None = None
-    compute: str = "all"
+    compute: Literal["all", "kept"] = "all"
     span: Span = _span()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update:
+class UpdateRule:
     """`update parts by share * path + ...`: one row of the matrix part x path."""
 
     parts: tuple[str, ...]  # of "kept", "pruned", "rest"
@@ -147,16 +149,16 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Private:
+class PrivateRule:
     """`private selector { init = copy | fresh }`: one module per path."""
 
     selector: ast.Selector
-    init: str = "copy"
+    init: Literal["copy", "fresh"] = "copy"
     span: Span = _span()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class LossRule:
     """`loss coefficient * term from .. until ..`."""
 
     coefficient: float
@@ -167,7 +169,7 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expectation:
+class ExpectRule:
     """`top1 >= 92.4%` of an `expect` block."""
 
     metric: str
@@ -177,7 +179,7 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Average:
+class AverageRule:
     """`average` of `train` with the layers that it names."""
 
     word: WeightAverage
@@ -189,20 +191,20 @@ class Average:
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
-    about: About
-    model: Model
-    data: Data
-    rules: tuple[Prune | Keep, ...]
-    paths: tuple[Path, ...]
-    updates: tuple[Update, ...]
-    privates: tuple[Private, ...]
-    losses: tuple[Loss, ...]
+    about: RecipeAbout
+    model: RecipeModel
+    data: RecipeData
+    rules: tuple[PruneRule | KeepRule, ...]
+    paths: tuple[PathRule, ...]
+    updates: tuple[UpdateRule, ...]
+    privates: tuple[PrivateRule, ...]
+    losses: tuple[LossRule, ...]
     deploy: str
     train: Train
-    average: Average | None = None
-    expect: tuple[Expectation, ...] = ()
+    average: AverageRule | None = None
+    expect: tuple[ExpectRule, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
-    warnings: tuple = field(default=(), compare=False)  # Diagnostic values of the check
+    warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     given: str = field(default="", compare=False, repr=False)  # the text as it was given
     text: str = field(default="", compare=False, repr=False)  # after extends, let and --set
     mix_span: Span | None = field(default=None, compare=False, repr=False)

@@ -1,1 +1,1 @@
-"""Tensors: scores, masks, and the views of a weight. Knows no names and no graphs."""
+"""Scores, masks, and the views of a weight: tensors, without names and graphs."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.masking.select import Across
-from dcil_dsl.masking.units import Cut, spread_mask, sum_in_units
+from dcil_dsl.masking.units import CutLike, spread_mask, sum_in_units
 
 
 class Placement(ABC):
@@ -35,15 +35,15 @@ class Placement(ABC):
         """Sums over the rows of all processes, of the sums over this one's."""
 
     @abstractmethod
-    def sum_units(self, name: str, values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+    def sum_units(self, name: str, values: Tensor, cut: CutLike, dtype: torch.dtype) -> Tensor:
         """What these rows add to the sum of each unit of the weight, (number of units,)."""
 
     @abstractmethod
-    def spread(self, name: str, kept: Tensor, cut: Cut, like: Tensor) -> Tensor:
+    def spread(self, name: str, kept: Tensor, cut: CutLike, like: Tensor) -> Tensor:
         """The mask of these rows, in the shape of `like`, from one boolean per unit."""
 
     @abstractmethod
-    def pattern_cut(self, name: str, cut: Cut, num_rows: int) -> Cut:
+    def pattern_cut(self, name: str, cut: CutLike, num_rows: int) -> CutLike:
         """How these rows, `num_rows`, fall into the groups of a pattern."""
 
     @abstractmethod
@@ -79,13 +79,13 @@ class Whole(Placement):
     def totals(self, values: Sequence[Tensor]) -> list[Tensor]:
         return list(values)
 
-    def sum_units(self, name: str, values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+    def sum_units(self, name: str, values: Tensor, cut: CutLike, dtype: torch.dtype) -> Tensor:
         return sum_in_units(values, cut, dtype)
 
-    def spread(self, name: str, kept: Tensor, cut: Cut, like: Tensor) -> Tensor:
+    def spread(self, name: str, kept: Tensor, cut: CutLike, like: Tensor) -> Tensor:
         return spread_mask(kept, cut, like.shape)
 
-    def pattern_cut(self, name: str, cut: Cut, num_rows: int) -> Cut:
+    def pattern_cut(self, name: str, cut: CutLike, num_rows: int) -> CutLike:
         return cut
 
     def on_whole(self, name: str, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:

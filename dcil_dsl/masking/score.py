@@ -1,8 +1,8 @@
-"""Scores of weights: by value, by gradients, and in an order without signs.
+"""Apply a score word to weights and gradients, and order signed scores.
 
 In:   weights, gradients, a score word (words/scores.py) or its token.
-Out:  one number a weight; the larger, the longer it stays. Sums over steps, kept in place.
-Not:  no formula, no masks (select.py), no names, no steps.
+Out:  one number a weight; the smallest are pruned first. Sums over steps are updated in place.
+Not:  no formulas (words/scores.py), no masks (select.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dcil_dsl.words.scores import AnyScore, Draw, GradientScore
 
 @torch.no_grad()
 def score_weights(w: Tensor, score: AnyScore, draw: Draw) -> Tensor:
-    """What the score makes of a weight's value, in its shape and on its device."""
+    """The scores of a weight by its values, in its shape and on its device."""
     return _in_shape(score.at(w.detach(), draw), w, score)
 
 
@@ -25,27 +25,27 @@ def score_weights(w: Tensor, score: AnyScore, draw: Draw) -> Tensor:
 def add_gradient_score(
     total: Tensor, w: Tensor, grad: Tensor, token: str, unscale: Tensor, gain: float
 ) -> None:
-    """What one backward pass says of the weights, added to `total` in place.
+    """Add the scores of one backward pass to `total`, in place.
 
         total += gain * score(w, unscale * grad)
 
-    grad is dL/dv, v what a path sees of w. `unscale` is one over what L was multiplied by for the
-    backward pass, a tensor of one number. Where the score is not finite, as after an overflow in
-    fp16, nothing is added: the next step would not forget it.
+    grad is dL/dv, with v the view of w on a path. `unscale`, a tensor of one number, is one over
+    the loss scale of fp16. Scores that are not finite, as after an overflow, are not added: they
+    would stay in the sum for good.
     """
     score = load(GradientScore, token)
     step = _in_shape(score.score(w, grad * unscale), w, score)
     step = step.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).to(total.dtype)
-    # A product and a sum, rounded one by one: on a CPU add_ with alpha= would fuse them.
+    # Round the product and the sum separately; add_ with alpha= fuses them on a CPU.
     total.add_(step if gain == 1 else step * gain)
 
 
 @torch.no_grad()
 def without_sign(scores: Tensor) -> Tensor:
-    """Numbers from zero up that are in the order of `scores`, which may be negative; float64.
+    """Non-negative float64 numbers in the order of `scores`, which may be negative.
 
-    The place of a float32 among all of them: its bits read as an integer, turned over where it
-    is negative. What is not float32 is compared as float32; NaN is the highest, as in select.py.
+    The rank of a float32 among all float32 numbers: its bits read as an integer, inverted if it
+    is negative. Other types are compared as float32; NaN is the highest, as in select.py.
     """
     scores = scores.float() + 0.0  # no -0.0
     scores = torch.where(scores.isnan(), scores.abs(), scores)
@@ -59,5 +59,6 @@ def _in_shape(scores: Tensor, w: Tensor, score: AnyScore) -> Tensor:
         return scores
     given, wanted = (" x ".join(map(str, shape)) for shape in (scores.shape, w.shape))
     raise InputError(
-        f"`{score.called}` scores a weight of {wanted} by a tensor of {given or 'one number'}"
+        f"`{score.called}` must return scores of the weight's shape, {wanted}; "
+        f"it returned {given or 'one number'}"
     )

@@ -1,15 +1,15 @@
-"""Scores to masks: keep exactly the asked count of weights, the highest scores first.
+"""Scores to masks: keep exactly the requested count of weights, the highest scores first.
 
-In:   scores of one budget's layers, the count or budget to keep, each layer's least and most.
-      An entry is a weight, or a unit of several (units.py).
-Out:  boolean masks, True = kept, on the scores' own device.
-Not:  nothing here knows percentages, layers' names or time.
+In:   scores of the layers that share a budget, the count or budget to keep, the least and the
+      most that each layer keeps. An entry is a weight, or a unit of several (units.py).
+Out:  boolean masks, True = kept, on the device of the scores.
+Not:  no percentages, no names of layers, no time.
 
-The threshold is found by radix selection on the bits of the scores: non-negative floats
-order as their bit patterns read as integers do. No weight is copied to the host, nothing is
-sorted, and the count is exact whatever the ties. Where each of several processes holds a part
-of every layer, counts alone are exchanged (Across), and the parts of the masks are the parts of
-what one process with the whole layers would make.
+Radix selection on the bits of the scores finds the threshold: non-negative floats are in the
+order of their bit patterns, read as integers. No weight is copied to the host, nothing is sorted,
+and the count is exact whatever the ties. Where each of several processes holds some rows of every
+layer, they exchange only counts (Across), and each computes the same rows of the same masks as one
+process with the whole layers would.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ import torch
 from torch import Tensor
 
 DIGIT_BITS = 11  # 2,048 bins a pass: three passes read all 31 bits of a float32 score
+LEAST = 5e-324  # the smallest number above 0
+
+Bounds = Sequence[tuple[list[int], int, int]]  # see keep_top
 
 
 class Across(Protocol):
@@ -48,35 +51,34 @@ def keep_top(
     across: Across | None = None,
     costs: list[int] | None = None,
     ceilings: list[int] | None = None,
-    bounds: Sequence[tuple[list[int], int, int]] = (),
+    bounds: Bounds = (),
 ) -> list[Tensor]:
     """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
 
-    Each layer's highest scores fill its floor, the highest of all the others fill the rest:
+    Each layer's highest scores fill its floor, and the highest of all other scores fill the rest:
     no other choice within the floors keeps a larger sum of scores. Among equal scores the
     earlier layer, then the earlier position, is kept, so equal weights give equal masks on
-    every machine. All scores are of one dtype; float16 and bfloat16 are compared as float32.
+    every machine. All scores have one dtype; float16 and bfloat16 are compared as float32.
     NaN counts as the highest score.
 
-    across    where each rank has its stretch of the scores of every layer, which may be empty:
-              `num_keep`, `floors` and `ceilings` are of all the stretches together
-    costs     what one entry of each layer takes of `num_keep`, which is then a budget: from the
-              highest score down each entry is kept that still fits, so that what is left over
-              is less than any entry left out costs. None: 1
-    ceilings  the most entries of each layer that are kept. None: all
-    bounds    (places of layers in rising order, least, most): of these layers together so many
-              entries are kept. No layer is in two of them; with bounds all costs are equal
+    across    each rank has its stretch of the scores of every layer, which may be empty;
+              `num_keep`, `floors` and `ceilings` count all stretches together
+    costs     how much of `num_keep`, which is then a budget, one entry of each layer takes: from
+              the highest score down, each entry that still fits is kept, so that the remainder
+              is less than the cost of any pruned entry. None: 1
+    ceilings  the largest number of entries that each layer keeps. None: all
+    bounds    (indices of layers in rising order, least, most): these layers together keep
+              least to most entries. No layer is in two bounds; with bounds all costs are equal
 
-    Raises ValueError where the floors ask for more than `num_keep` or than the ceilings, or
-    `num_keep` is out of range; across ranks, which do not know each other's sizes, this is the
-    caller's to know.
+    Raises ValueError where the floors exceed `num_keep` or the ceilings, or `num_keep` is out of
+    range. Across ranks, which do not know each other's sizes, the caller must check this.
     """
     costs = costs or [1] * len(scores)
     if across is None:
         floors, ceilings = _within(scores, num_keep, floors, costs, ceilings, bounds)
     keys = [_sortable(score.flatten()) for score in scores]
-    # Under a ceiling only a layer's highest take part.
-    parts = [None] * len(keys)
+    # Under a ceiling only the highest entries of a layer compete.
+    parts: list[Tensor | None] = [None] * len(keys)
     if ceilings is not None:
         sizes = _counts(scores, across)
         parts = [
@@ -104,6 +106,39 @@ def keep_top(
     return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
 
 
+@torch.no_grad()
+def drop_and_grow(
+    masks: list[Tensor],
+    sizes: list[Tensor],
+    wanted: list[Tensor],
+    num_keep: int,
+    num_grow: int,
+    floors: list[int],
+    across: Across | None = None,
+) -> list[Tensor]:
+    """Drop the `num_grow` smallest of the kept weights, and grow as many where `wanted` is largest.
+
+        survivors = the num_keep - num_grow largest sizes among the kept weights
+        new masks = survivors, and the num_grow largest of `wanted` among all other weights
+
+    A dropped weight may grow again. All lists have one tensor a layer; the counts are of all
+    layers together, `floors` the least of each. RigL, Evci et al. 2020, arXiv:1911.11134, 3(3-4).
+
+    across  each process has a stretch of every layer, as in keep_top
+    """
+    # A kept weight may be zero, as newly grown ones are; it still comes before all pruned weights.
+    keys = [
+        torch.where(mask, size.double() + LEAST, 0.0)
+        for mask, size in zip(masks, sizes, strict=True)
+    ]
+    stay = keep_top(keys, num_keep - num_grow, [0] * len(keys), across)
+    keys = [  # there may be fewer kept weights than should stay
+        torch.where(first & mask, torch.inf, want.double())
+        for first, mask, want in zip(stay, masks, wanted, strict=True)
+    ]
+    return keep_top(keys, num_keep, floors, across)
+
+
 def _bind(
     keys: list[Tensor],
     parts: list[Tensor | None],
@@ -112,20 +147,26 @@ def _bind(
     most: int,
     across: Across | None,
 ) -> None:
-    """Let only the `most` highest of these layers take part, the `least` highest above all others;
-    what the layers' own floors have raised comes first. Keys and parts change in place."""
+    """Let only the `most` highest entries of these layers compete, and raise the `least` highest
+    above all others, after those that the layers' own floors raised. In place."""
     if most < sum(_counts([keys[i] for i in places], across)):
         for i, chosen in zip(places, _top([keys[i] for i in places], most, across), strict=True):
+            part = parts[i]
             keys[i] = keys[i].masked_select(chosen)
-            parts[i] = chosen if parts[i] is None else parts[i].masked_scatter(parts[i], chosen)
+            parts[i] = chosen if part is None else part.masked_scatter(part, chosen)
     for i, chosen in zip(places, _top([keys[i] for i in places], least, across), strict=True):
         keys[i].masked_fill_(chosen, torch.iinfo(keys[i].dtype).max)
 
 
 def _within(
-    scores, num_keep, floors, costs, ceilings, bounds
+    scores: list[Tensor],
+    num_keep: int,
+    floors: list[int],
+    costs: list[int],
+    ceilings: list[int] | None,
+    bounds: Bounds,
 ) -> tuple[list[int], list[int] | None]:
-    """Floors and ceilings, no more than the layers have; ValueError for what cannot be had."""
+    """Floors and ceilings within the sizes of the layers; ValueError where they cannot be met."""
     sizes = [score.numel() for score in scores]
     floors = [min(floor, size) for floor, size in zip(floors, sizes, strict=True)]
     most = [min(most, size) for most, size in zip(ceilings or sizes, sizes, strict=True)]
@@ -147,20 +188,20 @@ def _cost(counts: list[int], costs: list[int]) -> int:
 def _sortable(score: Tensor) -> Tensor:
     """Bits of non-negative numbers, in the order of the numbers: int32, or int64 for float64.
 
-    The largest value of its type is above all of them.
+    The largest value of the type is above all of them.
     """
     if score.dtype == torch.float64:
         bits = score.view(torch.int64)
     else:
         bits = score.float().view(torch.int32)
     above = torch.iinfo(bits.dtype).max
-    # The sign of -0.0 and of a NaN is no order. A device's NaN has all the other bits set: below
-    # what is raised for a floor it must stay.
+    # The signs of -0.0 and NaN do not count. On a device, NaN has all other bits set; it must
+    # stay below the entries that are raised for a floor.
     return (bits & above).clamp_(max=above - 1)
 
 
 def _raise_highest(keys: list[Tensor], across: Across | None) -> None:
-    """Put the highest of each layer above all others, in place; this is the usual floor.
+    """Put the highest key of each layer above all others, in place: the usual floor, one entry.
 
     Of equal keys argmax takes the first, and so the earliest rank.
     """
@@ -182,8 +223,8 @@ def _top(keys: list[Tensor], count: int, across: Across | None = None) -> list[T
     if count == 0:
         return [torch.zeros_like(key, dtype=torch.bool) for key in keys]
     threshold, num_ties, num_wanted = _threshold(keys, count, [1] * len(keys), across)
-    # The only time that the host waits for a device, to be spared a pass over all keys; for one
-    # layer by itself, of which a rule may have many, the pass is cheaper than the wait.
+    # The only place where the host waits for a device; the wait saves a pass over all keys. For a
+    # single layer, of which a rule may have many, the pass is cheaper than the wait.
     is_cheap = len(keys) == 1 and threshold.is_cuda
     if not is_cheap and num_ties == num_wanted:
         return [key >= threshold for key in keys]
@@ -193,9 +234,9 @@ def _top(keys: list[Tensor], count: int, across: Across | None = None) -> list[T
 def _fill(keys: list[Tensor], budget: int, costs: list[int], across: Across | None) -> list[Tensor]:
     """From the highest key down, ties to the earliest, every entry that still fits.
 
-    An entry that does not fit ends it for all lists as dear as its own. So a pass keeps the
-    highest that fit without a gap, and the next one goes on with the lists that are cheap
-    enough for what is left: there are as many passes as costs, at most.
+    After an entry that does not fit, no entry of the same or a higher cost fits. So a pass keeps
+    the highest entries up to the first that does not fit, and the next pass continues with the
+    lists that are cheap enough for the remainder: there are at most as many passes as costs.
     """
     masks = [torch.zeros_like(key, dtype=torch.bool) for key in keys]
     sizes, active = _counts(keys, across), list(range(len(keys)))
@@ -212,7 +253,7 @@ def _fill(keys: list[Tensor], budget: int, costs: list[int], across: Across | No
             left = int(wanted)
         for i, mask in zip(active, chosen, strict=True):
             masks[i] = mask
-        # All that a cheaper list has kept are its highest: the next pass keeps them again.
+        # The entries kept of a cheaper list are its highest: the next pass keeps them again.
         kept = _counts([mask[mask] for mask in masks], across)
         active = [i for i in active if costs[i] <= left and kept[i] < sizes[i]]
         budget = left + sum(costs[i] * kept[i] for i in active)
@@ -222,10 +263,10 @@ def _fill(keys: list[Tensor], budget: int, costs: list[int], across: Across | No
 def _above(
     threshold: Tensor, wanted: Tensor, keys: list[Tensor], costs: list[int], across: Across | None
 ) -> tuple[list[Tensor], Tensor]:
-    """All keys above the threshold and of its equals the earliest that fit into `wanted`, list
-    by list; and what is left of it."""
+    """All keys above the threshold, and of those equal to it the earliest that fit into `wanted`,
+    list by list; and the rest of `wanted`."""
     ties = [key == threshold for key in keys]
-    # The host may know where they are, and they are few; a device would have to be waited for.
+    # Ties are few, so the host lists their places; for a device it would have to wait.
     places = [tie.nonzero().flatten() for tie in ties] if not threshold.is_cuda else []
     if places:
         num_in = torch.tensor([len(own) for own in places])
@@ -251,17 +292,19 @@ def _counts(tensors: list[Tensor], across: Across | None) -> list[int]:
     counts = [tensor.numel() for tensor in tensors]
     if across is None:
         return counts
-    return across.sum(torch.tensor(counts, device=tensors[0].device)).tolist()
+    total: list[int] = across.sum(torch.tensor(counts, device=tensors[0].device)).tolist()
+    return total
 
 
 def _threshold(
     keys: list[Tensor], budget: int, costs: list[int], across: Across | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The key at which all keys from the highest down cost the budget; what all that equal it
-    cost, and how much of the budget is left for those.
+    """The key at which the keys from the highest down reach the budget; the cost of all keys equal
+    to it, and how much of the budget is left for those.
 
-    Digit by digit from the top: add up what the keys with each digit cost, among those that
-    agree with the digits found so far, walk down until the budget is reached, go on in that bin.
+    Digit by digit from the top: among the keys that agree with the digits found so far, add up
+    the cost of the keys with each digit, walk down until the budget is reached, and continue in
+    that bin.
     """
     device, dtype = keys[0].device, keys[0].dtype
     wanted = torch.full((1,), budget, device=device)  # torch.tensor would wait for a copy
@@ -270,22 +313,20 @@ def _threshold(
     while shift > 0:
         bits = min(DIGIT_BITS, shift)
         shift -= bits
-        histogram = sum(
-            cost * _count_digits(key, prefix, shift, bits, top)
-            for key, cost in zip(keys, costs, strict=True)
-        )
+        histogram = torch.zeros(1 << bits, dtype=torch.int64, device=device)
+        for key, cost in zip(keys, costs, strict=True):
+            histogram = histogram + cost * _count_digits(key, prefix, shift, bits, top)
         if across is not None:
             histogram = across.sum(histogram)
         above = histogram.flip(0).cumsum(0).flip(0)  # keys with this digit or a higher one
         digit = (above >= wanted).sum(0, keepdim=True) - 1
-        # Not histogram[digit]: to index by a tensor of one number, the host reads the number.
+        # Not histogram[digit]: the host would read the number to index by it.
         num_equal = histogram.index_select(0, digit)
         wanted = wanted - (above.index_select(0, digit) - num_equal)
         prefix = prefix | (digit << shift).to(dtype)
         if not prefix.is_cuda:
-            # On the host the keys that agree are taken out, few after the first digit; on a
-            # device their number would have to be waited for.
-            # By index: masked_select goes through all keys four times as slowly.
+            # On the host select the keys that agree, few after the first digit; a device would
+            # have to be waited for. By index: masked_select is four times as slow.
             agree = [((key >> shift) == (prefix >> shift)).nonzero().flatten() for key in keys]
             keys = [key.index_select(0, places) for key, places in zip(keys, agree, strict=True)]
     return prefix, num_equal, wanted
@@ -297,10 +338,10 @@ def _count_digits(key: Tensor, prefix: Tensor, shift: int, bits: int, top: int) 
     digit = key >> shift
     if shift + bits < top:
         digit &= bins - 1
-        if key.is_cuda:  # keys that do not agree fall in one bin more, which is dropped
+        if key.is_cuda:  # keys that do not agree go into one more bin, which is dropped
             agrees = (key >> (shift + bits)) == (prefix >> (shift + bits))
             digit = torch.where(agrees, digit, bins)
     if key.is_cuda:
-        # bincount asks the host for the largest value; histc does not. On integers it is exact.
+        # bincount makes the host read the largest value; histc does not, and is exact on integers.
         return torch.histc(digit, bins=bins + 1, min=0, max=bins + 1)[:bins].long()
     return torch.bincount(digit, minlength=bins)

@@ -1,30 +1,47 @@
-"""One weight, one view a path, and what part of each view's gradient comes back.
+"""Split a weight into one view a path, and route the gradients of the views back to the weight.
 
-In:   a weight, its masks, and for each path its view and its shares; a score that one path keeps.
-Out:  the views; on the way back one gradient for the weight, made in one pass, and the score.
+In:   a weight, its mask, and for each path its view and its shares of the gradient; a score that
+      is computed from the gradient of one path.
+Out:  the views; in the backward pass one gradient for the weight, and the updated score.
 Not:  no names, no steps; compiler/route_gradients.py puts these calls into the graph.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcil_dsl.masking.score import add_gradient_score
-from dcil_dsl.masking.structures import map_parts
 from dcil_dsl.masking.views import see
 from dcil_dsl.words.views import Soft
 
+# Values that hold no tensors to change.
+ATOMS = (
+    bool,
+    int,
+    float,
+    str,
+    type(None),
+    type,
+    nn.Module,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+)
+
 
 class Scoring(NamedTuple):
-    """What each backward pass adds to a score: see add_gradient_score.
+    """A score that each backward pass updates; see add_gradient_score.
 
-    total    the score, one number a weight, changed in place
-    unscale  one over the scale of the loss, a tensor of one number
+    total    the score, one number a weight, updated in place
+    unscale  one over the loss scale, a tensor of one number
     score    the token of a score (words/scores.py)
-    path     whose gradient is taken, its place among the views
+    path     the index among the views of the path whose gradient counts
     gain     1 for a sum, 1 - decay for a moving average
     """
 
@@ -38,23 +55,32 @@ class Scoring(NamedTuple):
 class SplitWeight(torch.autograd.Function):
     """The views that the paths see of one weight, and the routing of their gradients.
 
-        forward    v_p = what path p sees of w: w * m, w, ... (words/views.py)
+        forward    v_p = the view of path p: w * m, w, ... (words/views.py)
         backward   dw  = m * sum_p kept_p * dv_p  +  (1 - m) * sum_p pruned_p * dv_p
 
     m is 1 where the weight is kept. DCIL is masked (1, 0) and full (0, 1): every weight
     learns from exactly one path, dw = where(m, dv_sparse, dv_dense). arXiv:2109.04660.
 
-    The way back is that of the identity whatever the view: straight through. Of the pruned
-    weights those of a reserve, where there is one, have shares of their own. A score takes dv_p
-    as it comes, before mask and shares.
+    The backward pass treats every view as the identity: straight through. The pruned weights of
+    a reserve, if there is one, have shares of their own. A score takes dv_p before mask and shares.
     """
 
     @staticmethod
-    def forward(ctx, w, mask, views, kept, pruned, scoring, soft, reserve):
+    def forward(
+        ctx: Any,
+        w: Tensor,
+        mask: Tensor,
+        views: tuple[str, ...],
+        kept: tuple[float, ...],
+        pruned: tuple[float, ...],
+        scoring: Scoring | None,
+        soft: Soft | None,
+        reserve: tuple[Tensor, tuple[float, ...]] | None,
+    ) -> tuple[Tensor, ...]:
         held, ctx.reserved = reserve if reserve is not None else (None, None)
-        saved = (mask, held)
+        saved: tuple[Tensor | None, ...] = (mask, held)
         if scoring is not None:
-            # The total is not saved for backward: it is meant to change between two of them.
+            # Not saved for backward: the total may change between two backward passes.
             saved += (w, scoring[1])
             ctx.total, (ctx.score, ctx.path, ctx.gain) = scoring[0], scoring[2:]
         ctx.save_for_backward(*saved)
@@ -64,14 +90,14 @@ class SplitWeight(torch.autograd.Function):
         return tuple(see(w, mask, view, soft) for view in views)
 
     @staticmethod
-    def backward(ctx, *grads):
-        # nn.Embedding(sparse=True) gives rows alone; a mask goes over all of them.
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # nn.Embedding(sparse=True) gives a gradient of some rows; a mask covers all rows.
         if not torch.compiler.is_compiling():
-            grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+            grads = tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
         mask, held, *scored = ctx.saved_tensors
-        if scored and grads[ctx.path] is not None:
+        if scored and (of_path := grads[ctx.path]) is not None:
             w, unscale = scored
-            add_gradient_score(ctx.total, w, grads[ctx.path], ctx.score, unscale, ctx.gain)
+            add_gradient_score(ctx.total, w, of_path, ctx.score, unscale, ctx.gain)
         grad = _weighted_sum(ctx.pruned, grads)
         if held is not None:
             grad = _either(held, _weighted_sum(ctx.reserved, grads), grad)
@@ -80,15 +106,15 @@ class SplitWeight(torch.autograd.Function):
 
 
 class ShareGradient(torch.autograd.Function):
-    """The same values, with a share of their gradient."""
+    """The identity, whose gradient is multiplied by a share."""
 
     @staticmethod
-    def forward(ctx, values, share):
+    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
         ctx.share = share
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.share * grad, None
 
 
@@ -104,38 +130,74 @@ def split_weight(
 ) -> tuple[Tensor, ...]:
     """Views of `w`, one for each token in `views` (words/views.py); see SplitWeight.
 
-    mask     boolean, of w's shape; `kept[p]` and `pruned[p]` are path p's shares
-    scoring  a Scoring, or a tuple like one: what it counts is counted once a backward pass
-    soft     a Soft, or a tuple like one, where a view is a soft threshold
-    reserve  a mask of pruned weights, and each path's share of their gradient
+    mask     boolean, in the shape of w; `kept[p]` and `pruned[p]` are the shares of path p
+    scoring  a Scoring, or a tuple of its fields; each backward pass updates the score once
+    soft     a Soft, or a tuple of its fields, if a view is a soft threshold
+    reserve  the mask of the reserve, and each path's share of its gradient
     """
-    return SplitWeight.apply(w, mask, views, kept, pruned, scoring, soft, reserve)
+    split: Any = SplitWeight.apply
+    seen: tuple[Tensor, ...] = split(w, mask, views, kept, pruned, scoring, soft, reserve)
+    return seen
 
 
-def share_gradient(values, share: float):
-    """`values` unchanged; `share` of their gradient flows back. 0 detaches.
+def share_gradient(values: Any, share: float) -> Any:
+    """`values`, through which only `share` of the gradient flows back. 0 detaches.
 
-    values  a tensor, or any structure or object that has tensors in it: a copy, in which they are
-            shared. What is none (a size, a count) has no gradient to share.
+    values  a tensor, or any structure or object with tensors in it, of which a copy is returned
     """
     if share == 1:
         return values
     if isinstance(values, Tensor):
-        return values.detach() if share == 0 else ShareGradient.apply(values, share)
-    return map_parts(lambda tensor: share_gradient(tensor, share), values)
+        apply: Any = ShareGradient.apply
+        return values.detach() if share == 0 else apply(values, share)
+    return _map_tensors(lambda tensor: share_gradient(tensor, share), values)
+
+
+def _map_tensors(
+    change: Callable[[Tensor], Tensor], value: Any, seen: dict[int, Any] | None = None
+) -> Any:
+    """A copy of `value` with `change` applied to every tensor in it.
+
+    Tensors may be in lists, tuples, dictionaries and objects, however deep. Modules and functions
+    stay as they are.
+    """
+    seen = {} if seen is None else seen
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, ATOMS):
+        return value
+    if isinstance(value, (tuple, list)):
+        parts = [_map_tensors(change, part, seen) for part in value]
+        if hasattr(value, "_make"):
+            return value._make(parts)  # a named tuple
+        if type(value) in (list, tuple) or isinstance(value, tuple):
+            return type(value)(parts)
+    if id(value) in seen:
+        return seen[id(value)]
+    if not isinstance(value, (dict, list)) and not getattr(value, "__dict__", None):
+        return value
+    seen[id(value)] = copied = copy.copy(value)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            copied[key] = _map_tensors(change, part, seen)
+    elif isinstance(value, list):
+        copied[:] = parts
+    for name, part in getattr(value, "__dict__", {}).items():
+        vars(copied)[name] = _map_tensors(change, part, seen)
+    return copied
 
 
 def _either(mask: Tensor, here: Tensor | None, elsewhere: Tensor | None) -> Tensor | None:
-    """`here` where the mask is true and `elsewhere` where not; None is zero everywhere."""
+    """`here` where the mask is true and `elsewhere` where it is not; None stands for zeros."""
     if here is elsewhere:
         return here
-    zero = (here if here is not None else elsewhere).new_zeros(())
-    return torch.where(
-        mask, zero if here is None else here, zero if elsewhere is None else elsewhere
-    )
+    if here is None:
+        assert elsewhere is not None
+        return torch.where(mask, elsewhere.new_zeros(()), elsewhere)
+    return torch.where(mask, here, here.new_zeros(()) if elsewhere is None else elsewhere)
 
 
-def _weighted_sum(shares, grads):
+def _weighted_sum(shares: Sequence[float], grads: Sequence[Tensor | None]) -> Tensor | None:
     terms = [
         grad if share == 1 else share * grad
         for share, grad in zip(shares, grads, strict=True)

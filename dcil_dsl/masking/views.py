@@ -1,8 +1,8 @@
-"""What a path sees of a weight, and the numbers that a soft threshold needs.
+"""The view of a weight that a path computes with, and the numbers of a soft threshold.
 
 In:   a weight, its mask, the token of a view (words/views.py).
-Out:  the view, in the weight's shape; thresholds and scales.
-Not:  no formula of a view, no gradients (split.py), no choice of what is kept (select.py).
+Out:  the view, in the shape of the weight; thresholds and scales.
+Not:  no gradients (split.py), no masks (select.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def see(w: Tensor, mask: Tensor, token: str, soft: Soft | None = None) -> Tensor
 
 
 def read_stored(theta: Tensor, token: str) -> Tensor:
-    """The weights that a rule with a `param` stores as theta, with their gradient."""
+    """The weights of a rule with a `param`, which stores them as theta."""
     return load(Parametrization, token).weight(theta)
 
 
@@ -32,15 +32,15 @@ def read_stored(theta: Tensor, token: str) -> Tensor:
 def soft_scale(
     w: Tensor, mask: Tensor, filter_axis: int = 0, across: Across | None = None
 ) -> Tensor:
-    """What makes up, filter by filter, for what a mask has taken from the sizes of its weights.
+    """The factor c by which each filter is scaled to make up for its pruned weights.
 
         r = (mean |w| m + e) / (mean |w| + e)      c = 1.01 / (r + 0.01)      means over a filter
 
-    From 1 where all is kept to at most 101. Vanderschueren & De Vleeschouwer 2023, "Are
+    From 1 with all weights kept to 101 with none. Vanderschueren & De Vleeschouwer 2023, "Are
     Straight-Through gradients and Soft-Thresholding all you need for Sparse Training?", as in the
     authors' code (vanderschuea/stthree).
 
-    across  where these are some processes' rows of w: filters along another axis lie on all of them
+    across  the processes that each hold some rows of w; filters along another axis span all rows
     """
     size = w.abs()
     others = [axis for axis in range(w.dim()) if axis != filter_axis]
@@ -50,7 +50,7 @@ def soft_scale(
     if across is None or filter_axis == 0:
         kept, every = (sizes.mean(others, keepdim=True) for sizes in (kept, size))
     else:
-        dtype = torch.promote_types(w.dtype, torch.float32)  # of bf16 and fp16 no sums
+        dtype = torch.promote_types(w.dtype, torch.float32)  # no sums in bf16 or fp16
         sums = [t.sum(others, True, dtype=dtype) for t in (kept, size, torch.ones_like(w))]
         kept, every, count = across.sum(torch.stack(sums))
         kept, every = kept / count, every / count
@@ -59,7 +59,7 @@ def soft_scale(
 
 @torch.no_grad()
 def largest_pruned(w: Tensor, mask: Tensor) -> Tensor:
-    """The largest |w| that the mask prunes, a tensor of one number; 0 where it keeps all."""
-    if not w.numel():  # of whose rows this process has none
+    """The largest |w| that the mask prunes, a tensor of one number; 0 if it prunes none."""
+    if not w.numel():  # this process has no rows of it
         return w.new_zeros(())
     return torch.where(mask, w.new_zeros(()), w.abs()).amax()

@@ -1,4 +1,4 @@
-"""Facts about a model: its fx graphs, its layers, its topology. Knows no recipe."""
+"""Facts about a model: its graphs, layers, guards and side effects. Knows no recipe."""
 
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.layers import Layer

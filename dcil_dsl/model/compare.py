@@ -1,58 +1,58 @@
-"""Whether a traced model computes what the model does, and learns what the model learns.
+"""Compare the outputs and gradients of a traced model with those of the model itself.
 
-In:   a model, its Traced, an example of its inputs.
-Out:  the Traced, or another one in which more stays opaque, or TraceError: the model fails by
-      itself, or does not compute with the weights that it is given.
-Not:  neither is changed; copies run.
+In:   a model, its Traced, example inputs.
+Out:  the Traced, or one with more opaque modules, or TraceError: the model itself fails, or does
+      not compute with the weights of the call.
+Not:  copies run; the model and the Traced are not changed.
 
-fx follows a forward once. What it could not see, or has seen only of this one call, shows as
-other numbers or other gradients here, before an hour of training and not after it. An opaque
-module runs as the paths will run it: with weights given at the call, its own replaced by NaN.
+fx follows a forward once. Whatever it could not see, or saw only in this one call, shows here as
+different numbers or gradients, before the training and not after it. An opaque module runs as the
+paths run it: with the weights of the call, its own replaced by NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import is_dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.masking.apply import apply_opaque
-from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, doubled
+from dcil_dsl.model.side_effects import SIMPLE, Attributes, WeightWatch, drawn_apart, same_content
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.model.tracer import first_line
-from dcil_dsl.model.watch import WeightWatch
 
-TOLERANCE = 1e-4  # relative to the largest output; the same operations rarely need any
-# Of a gradient, relative to its largest number, or to FLOOR times the largest of all gradients.
+TOLERANCE = 1e-4  # relative to the largest output; equal operations rarely need it
+# Of a gradient: relative to its largest number, or to FLOOR times that of all gradients.
 GRADIENT_TOLERANCE, FLOOR = 1e-2, 1e-3
-MAX_TRIES = 16  # top-level modules that are tried one by one
+MAX_TRIES = 16  # top-level modules that are kept opaque one by one
 
 
-class Run(NamedTuple):
-    """What a forward gives, and in training mode the gradients of its weights by their names;
-    None where there are none, or the backward pass fails, as losses of a recipe may not need all.
+class Computed(NamedTuple):
+    """The outputs of a forward, and in training mode the gradients of its weights by name.
+
+    gradients  None: not computed, or the backward pass fails, which a recipe's loss need not do
     """
 
     outputs: list[object]
     gradients: dict[str, Tensor] | None = None
 
 
-def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Traced:
+def compare_with_model(traced: Traced, model: nn.Module, example_inputs: object) -> Traced:
     """Run both in evaluation and in training mode, with the same random numbers.
 
-    example_inputs  as of trace_model; a batch of one is put twice, as batch norm does not train
-                    on one
+    example_inputs  as of trace_model; a batch of one is doubled, because batch norm does not
+                    train on one example
 
-    Where the numbers differ, the one module next to the root that is to blame stays opaque, or all
-    of them do, or the model. A model that differs from itself is refused, and a module that stays
-    whole and differs when its weights are given at the call. Nothing is run on the meta device.
+    If the numbers differ, the top-level module that causes it becomes opaque, or all of them, or
+    the model. TraceError for a model whose two runs differ, and for an opaque module that differs
+    when its weights are given at the call. A model on the meta device is not compared.
     """
     example = Inputs.of(example_inputs)
     first = next(model.parameters(), None)
@@ -64,14 +64,49 @@ def compare_with_model(traced: Traced, model: nn.Module, example_inputs) -> Trac
         inputs = inputs.map(lambda tensor: tensor.to(first.device))
     written: dict[str, bool] = {}
     expected = {training: _expected(model, inputs, training, written) for training in (False, True)}
-    _refuse_written(model, written)  # first: comparing such a model would blame something else
+    _refuse_written(model, written)  # first: a comparison would blame another cause
+    stale = [path for path in traced.memos if not _keeps_memo(traced, model, inputs, path)]
+    if stale:
+        reason = "what its forward keeps for later calls is not what it would compute in each"
+        traced = trace_model(model, example, keep={**traced.opaque, **dict.fromkeys(stale, reason)})
     return _noting(_made_equal(traced, model, example, inputs, expected), written)
 
 
+def _keeps_memo(traced: Traced, model: nn.Module, inputs: Inputs, path: str) -> bool:
+    """Whether a memo holds the values that each call would compute: a second call gives the same
+    outputs and does not change it, and a memo of weights does not outlive training mode."""
+    copy = _in_mode(copy_module(model), False)
+    part = copy.get_submodule(path)
+    fresh = Attributes(part)
+    first = _detached(_forward(copy, inputs, False))
+    kept = Attributes(part)
+    again = _detached(_forward(copy, inputs, False))
+    if kept.changes() or not _all_alike(again, first):
+        return False
+    if not traced.memos[path]:
+        return True
+    _in_mode(_in_mode(copy, True), False)
+    return not any(_outlives(fresh, vars(part), name) for name in kept.values)
+
+
+def _outlives(fresh: Attributes, now: dict[str, object], name: str) -> bool:
+    """Whether an attribute has another value than at the start."""
+    if name in fresh.contents:
+        return type(now[name]) is not type(fresh.contents[name]) or not same_content(
+            now[name], fresh.contents[name]
+        )
+    old, new = fresh.values.get(name), now.get(name)
+    return new is not old and not (isinstance(new, SIMPLE) and new == old)
+
+
 def _made_equal(
-    traced: Traced, model: nn.Module, example: Inputs, inputs: Inputs, expected: dict[bool, Run]
+    traced: Traced,
+    model: nn.Module,
+    example: Inputs,
+    inputs: Inputs,
+    expected: dict[bool, Computed],
 ) -> Traced:
-    """The Traced, or another one in which more stays opaque."""
+    """The Traced, or one with more opaque modules."""
     reason = _difference(traced, inputs, expected, traced.opaque)
     if reason is None:
         return traced
@@ -82,7 +117,7 @@ def _made_equal(
             reason = f"in {mode} mode it gives other numbers for the same inputs and seed"
             raise TraceError("", type(model).__name__, reason)
         if not _same_gradients(again.gradients, run.gradients):
-            expected[training] = run._replace(gradients=None)  # chance alone moves them as far
+            expected[training] = run._replace(gradients=None)  # not reproducible
     reason = _difference(traced, inputs, expected, traced.opaque)
     if reason is None:
         return traced
@@ -93,28 +128,28 @@ def _made_equal(
         other = trace_model(model, example, keep=keep)
         if _difference(other, inputs, expected, other.opaque) is None:
             return other
-    whole = trace_model(model, example, keep={"": reason})
-    again = _difference(whole, inputs, expected, whole.opaque)
-    if again is not None:
-        _refuse(whole, inputs, expected, again)
-    return whole
+    opaque = trace_model(model, example, keep={"": reason})
+    still = _difference(opaque, inputs, expected, opaque.opaque)
+    if still is not None:
+        _refuse(opaque, inputs, expected, still)
+    return opaque
 
 
-def _refuse(traced: Traced, inputs: Inputs, expected: dict[bool, Run], reason: str) -> None:
-    """TraceError for the module that does not compute with the weights that it is given."""
+def _refuse(traced: Traced, inputs: Inputs, expected: dict[bool, Computed], reason: str) -> None:
+    """TraceError for the module that does not compute with the weights of the call."""
     differs = (p for p in traced.opaque if _difference(traced, inputs, expected, (p,)) is not None)
     path = next(differs, "")
     raise TraceError(
         path,
         type(traced.model.get_submodule(path)).__name__,
-        f"it stays one call, and when it is given its weights at the call, {reason}: its forward, "
-        "or a backward pass that computes again, reads the weights of the module itself",
+        f"it is opaque, and with the weights given at the call, {reason}: its forward, or a "
+        "backward pass that recomputes it, reads the weights of the module itself",
     )
 
 
 def _refuse_written(model: nn.Module, written: dict[str, bool]) -> None:
-    """TraceError for a trained weight that is written, but for what `max_norm` does: each path
-    would write to it, and learn from what the other has left.
+    """TraceError for a trained weight that the forward writes to, except for `max_norm`: each path
+    would write to it, and learn from the writes of the other.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, is_other in written.items():
@@ -125,7 +160,8 @@ def _refuse_written(model: nn.Module, written: dict[str, bool]) -> None:
 
 
 def _noting(traced: Traced, written: dict[str, bool]) -> Traced:
-    """The Traced; layers whose weights the forward writes say so, and no rule may have them."""
+    """The Traced, with the layers marked whose weights the forward writes to: no rule may prune
+    them."""
     layers = tuple(
         replace(layer, is_written=any(name in written for name in layer.weights))
         for layer in traced.layers
@@ -133,17 +169,19 @@ def _noting(traced: Traced, written: dict[str, bool]) -> Traced:
     return replace(traced, layers=layers)
 
 
-def _expected(model: nn.Module, inputs: Inputs, training: bool, written: dict[str, bool]) -> Run:
-    """What the model gives and learns; the weights that its forward writes to go to `written`."""
+def _expected(
+    model: nn.Module, inputs: Inputs, training: bool, written: dict[str, bool]
+) -> Computed:
+    """The outputs and gradients of the model; adds the weights that it writes to, to `written`."""
     try:
         copy, outputs = _watched(model, inputs, training, written)
-    except Exception as problem:  # a model may fail in its own way
+    except Exception as problem:  # a model may raise anything
         reason = f"it fails in {_mode(training)} mode: {first_line(problem)}"
         raise TraceError("", type(model).__name__, reason) from problem
     try:
-        return Run(_detached(outputs), _gradients(copy, outputs) if training else None)
-    except Exception:  # an output that no loss will read may have no derivative
-        return Run(_detached(outputs))
+        return Computed(_detached(outputs), _gradients(copy, outputs) if training else None)
+    except Exception:  # an output that no loss reads may have no derivative
+        return Computed(_detached(outputs))
 
 
 def _watched(
@@ -154,16 +192,16 @@ def _watched(
         outputs = _forward(copy, inputs, training)
         written.update(watch.written)
         return copy, outputs
-    copy = _in_mode(copy_module(model), training)  # it takes no such mode, or fails by itself
+    copy = _in_mode(copy_module(model), training)  # it fails in such a mode, or anyway
     return copy, _forward(copy, inputs, training)
 
 
 def _difference(
-    traced: Traced, inputs: Inputs, expected: dict[bool, Run], given: Collection[str]
+    traced: Traced, inputs: Inputs, expected: dict[bool, Computed], given: Collection[str]
 ) -> str | None:
-    """In what the graphs differ from the model; None where they do not.
+    """How the graphs differ from the model; None if they do not.
 
-    given  the modules kept opaque that get their weights at the call
+    given  the opaque modules that get their weights at the call
     """
     for training in (False, True):
         mode, wanted = _mode(training), expected[training]
@@ -175,8 +213,8 @@ def _difference(
         try:
             outputs = _forward(graph, placed, training)
             learns = training and wanted.gradients is not None
-            found = Run(_detached(outputs), _gradients(model, outputs) if learns else None)
-        except Exception as problem:  # what was baked in need not even run
+            found = Computed(_detached(outputs), _gradients(model, outputs) if learns else None)
+        except Exception as problem:  # the graph may not run at all
             return f"its graph fails in {mode} mode: {first_line(problem)}"
         if not _all_alike(found.outputs, wanted.outputs):
             return f"in {mode} mode its graph gives other numbers than its forward"
@@ -186,27 +224,27 @@ def _difference(
 
 
 class _AsPath(fx.Interpreter):
-    """Runs a graph, with the modules `given` as a path of a Dual has them: apart from their own
-    weights, of which every number is NaN, so that none of them can be read unseen."""
+    """Runs a graph with the modules `given` as in a path of a Dual: with the weights of the call.
+    Their own weights are NaN, so that reading them shows."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, given: Collection[str]):
         super().__init__(model, graph=graph)
         self.apart = {path: _without_numbers(model.get_submodule(path)) for path in given}
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "" in self.apart:
             return self._call("", args, kwargs)
         if self.graph.find_nodes(op="placeholder", target="**kwargs"):
             return self.module(*args, **kwargs)
         return self.run(*args)
 
-    def run_node(self, node: fx.Node):
+    def run_node(self, node: fx.Node) -> Any:
         path = node.meta.get("opaque")
         if path not in self.apart:
             return super().run_node(node)
         return self._call(path, *self.fetch_args_kwargs_from_env(node))
 
-    def _call(self, path: str, args, kwargs):
+    def _call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         part = self.module.get_submodule(path)
         return apply_opaque(self.apart[path], _tensors(part), (), args, kwargs, "sparse")
 
@@ -221,7 +259,7 @@ def _without_numbers(module: nn.Module) -> nn.Module:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those of a module with two names under one of them."""
+    """Parameters and buffers by name; of a module with two names, under one of them."""
     return {
         f"{path}.{name}" if path else name: tensor
         for path, part in module.named_modules()
@@ -231,7 +269,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _suspects(traced: Traced) -> list[tuple[str, ...]]:
-    """Sets of modules to keep whole, the smallest first."""
+    """Sets of modules to keep opaque, the smallest first."""
     called = {name.split(".")[0] for layer in traced.layers for name in [layer.path] if name}
     top = [
         name
@@ -243,7 +281,7 @@ def _suspects(traced: Traced) -> list[tuple[str, ...]]:
 
 
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:
-    model.train() if training else model.eval()  # which may return anything
+    model.train() if training else model.eval()  # an override may return anything
     return model
 
 
@@ -251,12 +289,22 @@ def _mode(training: bool) -> str:
     return "training" if training else "evaluation"
 
 
-def _forward(model, inputs: Inputs, learns: bool) -> list[object]:
+def _forward(model: Callable[..., Any], inputs: Inputs, learns: bool) -> list[object]:
     given = inputs.map(torch.clone)
     with drawn_apart(0), torch.set_grad_enabled(learns):
         output = model(*given.args, **given.kwargs)
-    opened = vars(output) if is_dataclass(output) and not isinstance(output, dict) else output
-    return pytree.tree_leaves(opened)
+    return list(_leaves(output, set()))
+
+
+def _leaves(value: object, seen: set[int]) -> Iterator[object]:
+    """What an output holds, in the attributes of objects too, each of which counts once."""
+    for leaf in pytree.tree_leaves(value):
+        is_closed = isinstance(leaf, (Tensor, nn.Module, type)) or not hasattr(leaf, "__dict__")
+        if is_closed or callable(leaf):
+            yield leaf
+        elif id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield from _leaves(vars(leaf), seen)
 
 
 def _detached(outputs: list[object]) -> list[object]:
@@ -264,13 +312,13 @@ def _detached(outputs: list[object]) -> list[object]:
 
 
 def _gradients(model: nn.Module, outputs: list[object]) -> dict[str, Tensor] | None:
-    """What each weight learns if the outputs are to move in a direction drawn for each."""
-    chance = torch.Generator().manual_seed(0)
+    """The gradients of the weights for random gradients of the outputs; None without a graph."""
+    generator = torch.Generator().manual_seed(0)
     ends = [t for t in outputs if isinstance(t, Tensor) and t.requires_grad]
     if not ends:
         return None
-    ways = [torch.randn(t.shape, generator=chance).to(t.device, t.dtype) for t in ends]
-    torch.autograd.backward(ends, ways)
+    directions = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in ends]
+    torch.autograd.backward(ends, directions)
     return {
         name: torch.zeros_like(weight) if weight.grad is None else _dense(weight.grad)
         for name, weight in model.named_parameters()
@@ -279,7 +327,7 @@ def _gradients(model: nn.Module, outputs: list[object]) -> dict[str, Tensor] | N
 
 
 def _dense(gradient: Tensor) -> Tensor:
-    """A gradient as an embedding with `sparse=True` gives it, with its zeros."""
+    """A gradient as a dense tensor; that of an embedding with `sparse=True` is sparse."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 

@@ -1,12 +1,14 @@
-"""What a forward decides by the sizes and types of tensors, and never by their numbers.
+"""Guards: decisions of a forward by the sizes and types of tensors, never by their numbers.
 
-In:   a graph as it is traced, an example of the model's inputs.
-Out:  what a value of the graph is for tensors of such sizes, where that follows from sizes, ranks
-      and types alone; `hold`, the node that keeps the graph to what was decided.
-Not:  no number of a tensor is ever looked at: the example runs as fake tensors, which have none.
+In:   a graph during tracing, example inputs of the model.
+Out:  the value of a node for tensors of such sizes, if it follows from sizes, ranks and types
+      alone; `guard`, the function of the node that makes each call check a decision.
+Not:  no numbers of tensors (fake_values.py).
 
-`if x.shape[1] > self.longest` is one way through the forward for each answer. The graph has the
-way that the example takes, and a node that ends a call with inputs that would take another one.
+`if x.shape[1] > self.longest` has a branch for each answer. The graph has the branch of the example
+and a guard that rejects inputs of the other branch. `int(x.shape[2])` is a Python number: the graph
+has the number of the example, if an example of other sizes, where sizes may differ between calls,
+gives the same one.
 """
 
 from __future__ import annotations
@@ -14,25 +16,22 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.masking.path_state import Attributes
-from dcil_dsl.model.side_effects import Randomness
+from dcil_dsl.model.fake_values import UNKNOWN, FakeValues
 
-EXAMPLES = 3  # of the fake batch; the model is compared with its graph on other batches
-UNKNOWN = object()
-# What is read of a tensor that no number of it has a part in. A device is not among them: what is
-# traced on one is trained on another.
-ATTRIBUTES = ("shape", "ndim", "dtype")
+# Attributes and methods of a tensor that do not depend on its numbers.
+ATTRIBUTES = ("shape", "ndim", "dtype", "layout", "device")
+# A model is traced on one device and trained on another, and autocast changes types. A decision by
+# device or type is known if it is the same for all of these.
+DEVICES = tuple(map(torch.device, ("cpu", "cuda")))
+PRECISIONS = (torch.bfloat16, torch.float16)
 METHODS = (
     "size",
     "dim",
@@ -60,8 +59,8 @@ SIGNS = {
 MODULES = (operator.__name__, math.__name__, builtins.__name__)
 
 
-def hold(fact: object, expected: bool | int, what: str) -> None:
-    """Ends a call whose inputs would take another way through the forward than the example."""
+def guard(fact: object, expected: bool | int, what: str) -> None:
+    """InputError for inputs that would take another branch of the forward than the example."""
     if fact != expected:
         raise InputError(
             f"the graph was made for inputs of other sizes: {what} was {expected} in the example "
@@ -70,38 +69,58 @@ def hold(fact: object, expected: bool | int, what: str) -> None:
         )
 
 
-torch.fx.node.has_side_effect(hold)
+torch.fx.node.has_side_effect(guard)
 
 
 class Decisions:
-    """The values of a growing graph without their numbers, computed when something is asked.
+    """The known values of a growing graph, computed on demand.
 
-    example  tensors like the graph's inputs, by name; None: nothing is known
+    example  tensors like the graph's inputs, by name; None: no value is known
+    other    the same with other sizes that calls may have; None: any size may differ
+    running  forwards of modules run untraced
     """
 
-    def __init__(self, model: nn.Module, example: dict[str, Tensor] | None):
-        self.model, self.example = model, example
-        self.values: dict[fx.Node, object] = {}
-        self.running = False  # what the forwards of modules do now is not to be traced
-        self.fake: FakeTensorMode | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Mapping[str, Tensor] | None,
+        other: Mapping[str, Tensor] | None = None,
+    ):
+        self.model, self.running = model, False
+        self.base = None if example is None else self._fakes(example)
+        self.other = None if other is None else self._fakes(other)
+        self.cast = [self._fakes(example or {}, precision) for precision in PRECISIONS]
 
     def of(self, node: fx.Node) -> object:
-        """What the node gives; UNKNOWN where a number of a tensor might have a part in it."""
-        if self.example is None:
+        """The value of the node; UNKNOWN if it may depend on the numbers of a tensor."""
+        return self._fact(node, self.base)
+
+    def constant(self, node: fx.Node) -> object:
+        """The value of the node in every call; UNKNOWN if it depends on the sizes of a batch."""
+        value = self._fact(node, self.base)
+        if value is UNKNOWN or self.other is None:
             return UNKNOWN
-        self._catch_up(node.graph)
-        return self.values[node] if self._is_fact(node) else UNKNOWN
+        same = self._fact(node, self.other)
+        return value if type(same) is type(value) and same == value else UNKNOWN
+
+    def rank(self, node: fx.Node) -> int | None:
+        """The number of dimensions of the node's value if it is known to be a tensor."""
+        value = self.value(node)
+        return value.dim() if isinstance(value, Tensor) else None
 
     def is_tensor(self, node: fx.Node) -> bool:
-        """Whether the node is known to give a tensor."""
-        if self.example is None:
-            return False
-        self._catch_up(node.graph)
-        return isinstance(self.values[node], Tensor)
+        """Whether the value of the node is known to be a tensor."""
+        return isinstance(self.value(node), Tensor)
+
+    def forget(self, node: fx.Node) -> None:
+        """Forget a node that was erased from the graph."""
+        for fakes in (self.base, self.other, *self.cast):
+            if fakes is not None:
+                fakes.values.pop(node, None)
 
     def words(self, node: fx.Node) -> str:
-        """ "x.shape[1] > 8", down to the tensors whose sizes they are."""
-        if node.op != "call_function" or _is_of_tensors(self.values[node]):
+        """The node as an expression of tensors: "x.shape[1] > 8"."""
+        if node.op != "call_function" or _is_of_tensors(self.value(node)):
             return node.name
         args = [self.words(a) if isinstance(a, fx.Node) else str(a) for a in node.args]
         if node.target is getattr:
@@ -110,124 +129,126 @@ class Decisions:
             return f"{args[0]}[{args[1]}]"
         if node.target in SIGNS and len(args) == 2:
             return f" {SIGNS[node.target]} ".join(args)
-        return f"{node.target.__name__}({', '.join(args)})"
-
-    def _catch_up(self, graph: fx.Graph) -> None:
-        # In the graph's order, as a tensor may be changed in place.
-        new = list(takewhile(lambda node: node not in self.values, reversed(graph.nodes)))
-        with self._apart():
-            for node in reversed(new):
-                self.values[node] = self._run(node)
+        return f"{getattr(node.target, '__name__', node.target)}({', '.join(args)})"
 
     @contextmanager
-    def _apart(self) -> Iterator[None]:
-        if self.fake is None:
-            _start_autograd()
-            self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.running = True
+    def apart(self) -> Iterator[None]:
+        """While the `with` is open, forwards of modules run untraced."""
+        was_running, self.running = self.running, True
         try:
-            with self.fake, torch.no_grad():
-                yield
+            yield
         finally:
-            self.running = False
+            self.running = was_running
 
-    def _run(self, node: fx.Node) -> object:
-        try:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
-            match node.op:
-                case "placeholder":
-                    return self._placed(self.example[node.target])
-                case "get_attr":
-                    return self._without_numbers(operator.attrgetter(node.target)(self.model))
-                case "call_function" if node.target is not hold:
-                    return node.target(*args, **kwargs)
-                case "call_method":
-                    return getattr(args[0], node.target)(*args[1:], **kwargs)
-                case "call_module":
-                    return self._call(self.model.get_submodule(node.target), args, kwargs)
-        except Exception:  # whatever cannot be computed without numbers
-            pass
-        return UNKNOWN
+    def _fakes(
+        self, example: Mapping[str, Tensor], precision: torch.dtype | None = None
+    ) -> FakeValues:
+        return FakeValues(self.model, example, precision, self.apart, guard)
 
-    def _known(self, node: fx.Node) -> object:
-        value = self.values[node]
-        if value is UNKNOWN:
-            raise LookupError(node.name)
+    def value(self, node: fx.Node) -> object:
+        """The value of the node, a fake tensor for a tensor; UNKNOWN if it is not known."""
+        if self.base is None:
+            return UNKNOWN
+        self.base.catch_up(node.graph)
+        return self.base.values[node]
+
+    def _fact(self, node: fx.Node, fakes: FakeValues | None) -> object:
+        if fakes is None:
+            return UNKNOWN
+        fakes.catch_up(node.graph)
+        reads = _facts(node, fakes.values)
+        if reads is None:
+            return UNKNOWN
+        value = fakes.values[node]
+        if any(_is_of_device(read, fakes.values) for read in reads):
+            for device in DEVICES:
+                if not _same(_on_device(node, device, fakes.values), value):
+                    return UNKNOWN
+        if any(_is_of_computed_type(read, fakes.values) for read in reads):
+            for cast in self.cast:
+                cast.catch_up(node.graph)
+                if not _same(cast.values[node], value):
+                    return UNKNOWN
         return value
 
-    def _call(self, module: nn.Module, args, kwargs) -> object:
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        fakes = {name: self._without_numbers(tensor) for name, tensor in tensors.items()}
-        attributes, randomness = [Attributes(part) for part in module.modules()], Randomness()
-        try:
-            return functional_call(module, fakes, args, kwargs, tie_weights=False)
-        finally:
-            for part in attributes:
-                part.restore()
-            randomness.restore()
 
-    def _placed(self, like: Tensor) -> Tensor:
-        """An input of this size, where the model is."""
-        first = next(self.model.parameters(), like)
-        return torch.empty(like.shape, dtype=like.dtype, device=first.device)
-
-    def _without_numbers(self, value: object) -> object:
-        def change(leaf):
-            return self.fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
-
-        return pytree.tree_map(change, value)
-
-    def _is_fact(self, node: fx.Node) -> bool:
-        """Whether the node follows from sizes, ranks and types alone."""
-        waiting, seen = [node], set()
-        while waiting:
-            asked = waiting.pop()
-            value = self.values[asked]
-            if asked in seen:
-                continue
-            seen.add(asked)
-            if value is UNKNOWN or asked is node and isinstance(value, Tensor):
-                return False
-            if asked is not node and _is_of_tensors(value):
-                continue
-            if not self._reads_facts(asked):
-                return False
-            waiting += asked.all_input_nodes
-        return True
-
-    def _reads_facts(self, node: fx.Node) -> bool:
-        if node.op == "call_method":
-            return node.target in METHODS or _is_of_tensors(self.values[node])
-        if node.op != "call_function":
-            return False
-        if node.target is not getattr:
-            return _is_of_tensors(self.values[node]) or _lives_in(node.target)
-        owner, name = node.args[:2]
-        if name == "dtype":
-            # Autocast gives what is computed another type; inputs and weights stay as they are.
-            is_given = owner.op in ("placeholder", "get_attr")
-            return is_given or not self.values[node].is_floating_point
-        return name in ATTRIBUTES
+def _facts(node: fx.Node, values: Mapping[fx.Node, object]) -> list[fx.Node] | None:
+    """The nodes from tensors to this one, if it follows from sizes, ranks, types and devices."""
+    waiting = [node]
+    seen: dict[fx.Node, None] = {}
+    while waiting:
+        one = waiting.pop()
+        value = values[one]
+        if one in seen:
+            continue
+        if value is UNKNOWN or one is node and isinstance(value, Tensor):
+            return None
+        if one is not node and _is_of_tensors(value):
+            continue
+        if not _reads_facts(one, values):
+            return None
+        seen[one] = None
+        waiting += one.all_input_nodes
+    return list(seen)
 
 
-def _lives_in(function: Callable) -> bool:
+def _reads_facts(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    """Whether a node reads its inputs without the numbers of tensors."""
+    if node.op == "call_method":
+        return node.target in METHODS or _is_of_tensors(values[node])
+    if node.op != "call_function":
+        return False
+    if node.target is not getattr:
+        return _is_of_tensors(values[node]) or _lives_in(node.target)
+    owner, name = node.args[:2]
+    if isinstance(owner, fx.Node) and isinstance(values[owner], torch.device):
+        return isinstance(name, str) and name == "type"
+    return name in ATTRIBUTES
+
+
+def _is_of_device(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    return isinstance(values[node], torch.device)
+
+
+def _is_of_computed_type(node: fx.Node, values: Mapping[fx.Node, object]) -> bool:
+    """Whether autocast may change the type that the node reads."""
+    dtype, owner = values[node], node.args[0] if node.args else None
+    if not isinstance(dtype, torch.dtype) or node.target is not getattr:
+        return False
+    is_given = isinstance(owner, fx.Node) and owner.op in ("placeholder", "get_attr")
+    return not is_given and dtype.is_floating_point
+
+
+def _on_device(node: fx.Node, device: torch.device, values: Mapping[fx.Node, object]) -> object:
+    """The value of a node if all tensors were on that device."""
+
+    def known(one: fx.Node) -> Any:
+        value = values[one]
+        if isinstance(value, torch.device):
+            return device
+        if _is_of_tensors(value) or isinstance(one.target, str):
+            return value
+        args, kwargs = fx.map_arg((one.args, one.kwargs), known)
+        return one.target(*args, **kwargs)
+
+    try:
+        return known(node)
+    except Exception:  # a device of another type may lack an attribute
+        return UNKNOWN
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
+def _lives_in(function: object) -> bool:
+    """Whether a function is one of the modules whose functions take plain numbers."""
     home = getattr(function, "__module__", None)
     return home in MODULES or home == f"_{operator.__name__}"
 
 
 def _is_of_tensors(value: object) -> bool:
-    """A tensor, or a collection of which each part is one: x.chunk(3)."""
+    """Whether this is a tensor, or a collection of tensors, such as x.chunk(3)."""
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
         return bool(value) and all(isinstance(part, Tensor) for part in value)
     return isinstance(value, Tensor)
-
-
-@torch.enable_grad()
-def _start_autograd() -> None:
-    """Have autograd count the devices before fake tensors put in a GPU that is not there.
-
-    With that one counted, the first backward pass of the process would forbid those of all its
-    forked children.
-    """
-    if not torch.cuda.is_available():
-        torch.ones(1, requires_grad=True).backward()

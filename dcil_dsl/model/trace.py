@@ -1,32 +1,32 @@
-"""A model to fx graphs: one for training, one for evaluation, one for both where they agree.
+"""Trace a model to fx graphs: one for training and one for evaluation.
 
 In:   any nn.Module that trains.
-Out:  Traced: a copy of the model, its graphs, its layers in execution order, what stayed whole.
-Not:  the model given is not changed; nothing is rewritten here.
+Out:  Traced: a copy of the model, its graphs, its layers in execution order, its opaque modules.
+Not:  no changes of the model; no rewriting of the graphs (compiler/).
 
 fx bakes `self.training` into calls such as F.dropout(x, p, self.training), so a graph
-traced in one mode is wrong in the other. The model is traced in both. A module whose forward a
-graph cannot hold is one call of the graph (tracer.py), the whole model if need be.
+traced in one mode is wrong in the other. The model is traced in both. A module with a forward that
+a graph cannot express is opaque, one call of the graph (tracer.py); so may be the whole model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.masking.apply import apply_opaque, has_hooks
-from dcil_dsl.masking.path_state import Attributes
-from dcil_dsl.model.aliasing import written_storages
-from dcil_dsl.model.copies import copy_module
-from dcil_dsl.model.guards import EXAMPLES
-from dcil_dsl.model.holders import HOOKS, left_behind
-from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, resized
+from dcil_dsl.model.calls import apply_opaque, has_hooks
+from dcil_dsl.model.copies import HOOKS, copy_module, left_behind
+from dcil_dsl.model.dataflow import written_storages
+from dcil_dsl.model.guards import Decisions
+from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, as_fakes
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
-from dcil_dsl.model.side_effects import CONSTANT, changed_attribute
+from dcil_dsl.model.side_effects import CONSTANT, Attributes
 from dcil_dsl.model.tracer import Tracer, first_line
 
 WRAPPERS = {
@@ -34,7 +34,7 @@ WRAPPERS = {
     "DistributedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
-WHOLE = "_whole_model"  # the attribute of a model by which a graph calls the model itself
+WHOLE = "_whole_model"  # the attribute of a model through which a graph calls the model itself
 
 
 class TraceError(Exception):
@@ -50,13 +50,15 @@ class TraceError(Exception):
 class Traced:
     """A model as graphs.
 
-    model      a deep copy of the model given, which the graphs' targets name into
+    model      a deep copy of the model, to which the targets of the graphs refer
     train      the graph of forward in training mode
-    eval       the graph in evaluation mode; the same object where the two agree
+    eval       the graph in evaluation mode; the same object if the two are equal
     layers     in the order of first use
     arguments  which arguments of forward are inputs of the graphs
-    whole      the paths of the modules that are one call each, with the reason; "" is the model
-    like       what the tensors among the inputs were like in the example, as meta tensors
+    opaque     the paths of the opaque modules, with the reasons; "" is the model
+    like       meta tensors with the sizes and types of the example inputs
+    memos      the paths of the modules that keep a memo for later calls, which the graphs compute
+               in each call; and whether the memo depends on weights
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Traced:
     arguments: Arguments
     opaque: dict[str, str] = field(default_factory=dict)
     like: dict[str, Tensor] = field(default_factory=dict)
+    memos: dict[str, bool] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -77,7 +80,7 @@ class Traced:
 
 def trace_model(
     model: nn.Module,
-    example_inputs=None,
+    example_inputs: object = None,
     *,
     live: tuple[str, ...] | None = None,
     fixed: Mapping[str, object] | None = None,
@@ -86,17 +89,17 @@ def trace_model(
 ) -> Traced:
     """Trace a model; with example inputs (a batch of at least one), also count its costs.
 
-    example_inputs  a tuple of arguments, a dict of keyword arguments, or Inputs. What they give is
-                    an input of the graph; all other arguments are held at their defaults.
-    live            the names of the inputs of the graph, where there are no example inputs;
-                    None: the arguments that have no default
-    fixed           arguments that are no inputs, with the values that the graph has for them
-    keep            paths of modules to keep whole without trying, with the reason
-    like            tensors of the sizes and types of the inputs by name, on any device, where there
-                    are no example inputs: what a forward decides by sizes is part of the graph
+    example_inputs  a tuple of arguments, a dict of keyword arguments, or Inputs. Their arguments
+                    are inputs of the graph; all others are held at their defaults.
+    live            without example inputs, the names of the inputs of the graph; None: the
+                    arguments without a default
+    fixed           arguments that are not inputs, with their values in the graph
+    keep            paths of modules to keep opaque without tracing, with the reasons
+    like            without example inputs, tensors with the sizes and types of the inputs, by
+                    name, on any device: decisions by sizes are part of the graph
 
-    Raises TraceError for what cannot be copied or rewritten, with the module; InputError where
-    the example inputs are an empty batch.
+    Raises TraceError, with the module, for a model that cannot be copied or rewritten; InputError
+    for an empty batch.
     """
     example = None if example_inputs is None else Inputs.of(example_inputs)
     if example is not None and example.batch_size() == 0:
@@ -105,16 +108,18 @@ def trace_model(
     arguments = arguments_of(model, example, live, fixed)
     flags = {name: module.training for name, module in model.named_modules()}
     like = _named(arguments, example) if example is not None else dict(like or {})
-    shown = resized(Inputs((), like), EXAMPLES).kwargs if like else None
+    shown = as_fakes(Inputs((), like)) if like else (None, None)
     model.train()
-    train, kept = _trace(model, arguments, keep or {}, shown)
+    memos: dict[str, bool] = {}
+    train, kept = _trace(model, arguments, keep or {}, shown, memos)
     model.eval()
-    eval, kept_too = _trace(model, arguments, keep or {}, shown)
+    eval, kept_too = _trace(model, arguments, keep or {}, shown, memos)
     opaque = {**kept_too, **kept}
-    if "" in opaque:  # one way of calling for both modes
+    if "" in opaque:  # the same kind of call in both modes
         opaque = {"": opaque[""]}
         arguments = replace(arguments, live=None)
-        train = eval = _call_the_whole(model)
+        train = eval = _call_of_model(model)
+    assert train is not None and eval is not None
     for name, module in model.named_modules():
         module.training = flags.get(name, model.training)
     if _same(train, eval):
@@ -122,18 +127,18 @@ def trace_model(
     layers = list_layers(model, train)
     if example is not None:
         layers = with_macs(layers, model, example)
-    return Traced(model, train, eval, layers, arguments, opaque, like)
+    return Traced(model, train, eval, layers, arguments, opaque, like, memos)
 
 
 def trace_opaque(model: nn.Module, reason: str) -> Traced:
     """The model itself, not a copy, as one opaque call. A Dual of it shares its weights with it."""
-    graph = _call_the_whole(model)
+    graph = _call_of_model(model)
     arguments = Arguments((), None)
     return Traced(model, graph, graph, list_layers(model, graph), arguments, {"": reason})
 
 
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
-    """What the graph's inputs are like; nothing if they are more than tensors, or sparse."""
+    """Meta tensors like the graph's inputs; none if an input is not a dense tensor."""
     if arguments.live is None:
         return {}
     given = dict(zip(arguments.live, arguments.bind(example.args, example.kwargs)))
@@ -143,12 +148,13 @@ def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
 
 
 def constants(model: nn.Module) -> list[str]:
-    """The names of the buffers that tracing has added to a model."""
+    """The names of the buffers that tracing added to a model."""
     return [name for name in model._buffers if name.startswith(CONSTANT)]
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    lazy = nn.parameter.UninitializedTensorMixin
+    """A deep copy of the model, or TraceError."""
+    lazy: Any = vars(nn.parameter)["UninitializedTensorMixin"]
     for path, module in model.named_modules():
         kind = type(module).__name__
         if kind in WRAPPERS:
@@ -160,7 +166,7 @@ def _copy(model: nn.Module) -> nn.Module:
             raise TraceError(path, kind, reason)
         own = {**module._parameters, **module._buffers}
         if any(isinstance(tensor, lazy) for tensor in own.values()):
-            reason = "it is lazy and has no weights yet; call the model once before"
+            reason = "it is lazy and has no weights yet; call the model once first"
             raise TraceError(path, kind, reason)
     _refuse_what_a_copy_loses(model)
     try:
@@ -180,7 +186,7 @@ def _refuse_what_a_copy_loses(model: nn.Module) -> None:
         holder = "a hook of it" if attribute in HOOKS else f"its `{attribute}`"
         reason = (
             f"{holder} holds {held if held == 'the model' else f'`{held}`'}, and in a copy of the "
-            "model it would go on using the one that was copied; a bound method is copied with it"
+            "model it would still use the original; use a bound method, which is copied as well"
         )
         raise TraceError(path, type(model.get_submodule(path)).__name__, reason)
 
@@ -189,26 +195,33 @@ def _trace(
     model: nn.Module,
     arguments: Arguments,
     keep: Mapping[str, str],
-    example: dict[str, Tensor] | None,
+    shown: tuple[Inputs | None, Inputs | None],
+    memos: dict[str, bool],
 ) -> tuple[fx.Graph | None, dict[str, str]]:
-    """The graph in the model's mode, and what stayed whole; None where that is the model."""
+    """The graph in the model's mode, None if the model is opaque; and the opaque modules."""
     if "" in keep:
         return None, {"": keep[""]}
     if arguments.live is None:
-        return None, {"": "which of its arguments are inputs is known at a call alone"}
+        return None, {"": "only a call shows which of its arguments are inputs"}
     if has_hooks(model):
-        return None, {"": "it has hooks, which a graph of its forward would leave out"}
+        return None, {"": "it has hooks, which a graph of its forward would omit"}
     before = {path: Attributes(module) for path, module in model.named_modules()}
-    tracer = Tracer(model, arguments, keep, example)
+    example, other = (None if call is None else call.kwargs for call in shown)
+    tracer = Tracer(model, arguments, keep, Decisions(model, example, other))
     try:
         graph = tracer.trace_model()
         for path, attributes in before.items():
-            name = changed_attribute(attributes)
+            name = tracer.changed(attributes)
             if name is not None:
                 place = f"{path}.{name}" if path else name
                 raise RuntimeError(f"its forward changes `{place}`, which a graph would hold still")
     except Exception as problem:  # whatever a forward raises under tracing is the reason
         graph, tracer.opaque = None, {"": first_line(problem)}
+        tracer.memos = {}
+    memos |= {
+        path: is_of_weights or memos.get(path, False)
+        for path, is_of_weights in tracer.memos.items()
+    }
     constants = {name: v for name, v in vars(model).items() if name.startswith(CONSTANT)}
     for attributes in before.values():
         attributes.restore()
@@ -217,8 +230,8 @@ def _trace(
     return graph, tracer.opaque
 
 
-def _call_the_whole(model: nn.Module) -> fx.Graph:
-    """A graph that is one call of the model, with whatever it is given."""
+def _call_of_model(model: nn.Module) -> fx.Graph:
+    """A graph that is one call of the model with any arguments."""
     vars(model)[WHOLE] = model  # not a submodule
     graph = fx.Graph()
     args, kwargs = graph.placeholder("*args"), graph.placeholder("**kwargs")
@@ -229,10 +242,10 @@ def _call_the_whole(model: nn.Module) -> fx.Graph:
     return graph
 
 
-def _keep_constants(model: nn.Module, graph: fx.Graph, constants: dict[str, object]) -> None:
-    """Tensors that the forward makes become buffers, which move to a device with the model.
+def _keep_constants(model: nn.Module, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+    """Register tensors that the forward makes as buffers, which move to a device with the model.
 
-    One that is written to is made anew at each call, so the graph writes to a copy.
+    The forward makes a new tensor in each call, so the graph writes to a copy of the buffer.
     """
     for name, value in constants.items():
         model.register_buffer(name, value.detach(), persistent=False)
@@ -240,13 +253,13 @@ def _keep_constants(model: nn.Module, graph: fx.Graph, constants: dict[str, obje
         for node in storage.members:
             if node.op != "get_attr":
                 continue
-            owner, _, name = node.target.rpartition(".")
+            owner, _, name = str(node.target).rpartition(".")
             module = model.get_submodule(owner)
             if isinstance(getattr(module, name), nn.Parameter):
                 if any(writer.meta.get("opaque") is None for writer in storage.writers):
                     reason = f"its forward changes the weight `{name}` in place"
                     raise TraceError(owner, type(module).__name__, reason)
-            elif node.target.startswith(CONSTANT):
+            elif str(node.target).startswith(CONSTANT):
                 readers = list(node.users)
                 with graph.inserting_after(node):
                     fresh = graph.call_method("clone", (node,))
@@ -255,10 +268,32 @@ def _keep_constants(model: nn.Module, graph: fx.Graph, constants: dict[str, obje
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:
-    def rows(graph):
+    def rows(graph: fx.Graph) -> list[tuple[str, ...]]:
         return [
             (node.op, node.name, str(node.target), str(node.args), str(node.kwargs))
             for node in graph.nodes
         ]
 
     return rows(one) == rows(other)
+
+
+def text_of(traced: Traced) -> str:
+    """The training graph as code, then each module that it calls with its settings.
+
+    A resumed run compares this text with that of its start.
+    """
+    names = dict.fromkeys(n.target for n in traced.train.nodes if n.op == "call_module")
+    modules = [f"{name}: {traced.model.get_submodule(name)!r}" for name in names]
+    text = "\n".join([traced.train.python_code("self").src.strip(), *modules]) + "\n"
+    return comparable(text)
+
+
+def comparable(text: str) -> str:
+    """The text of a model without addresses and without the files of dcil's own functions.
+
+    fx writes dcil_dsl_model_calls_apply_opaque; in runs of earlier versions, the function was in
+    another file.
+    """
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    text = re.sub(r"\bdcil_dsl_[a-z_]+_(apply_opaque|as_reentrant|guard|make_\w+)\b", r"\1", text)
+    return re.sub(r"\bdcil_dsl_[a-z]+_(guards|decisions)_hold\b", "guard", text)

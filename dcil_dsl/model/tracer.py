@@ -1,84 +1,49 @@
-"""fx's tracer, which keeps a module whole where it cannot follow its forward.
+"""A tracer of fx that keeps a module opaque if it cannot follow the module's forward.
 
-In:   a model that tracing may write to, the arguments that are inputs, modules to keep whole.
-Out:  the graph; why each module that stays one call of it does.
-Not:  the model's attributes are put back by trace.py, in whose copy this runs.
+In:   a model that tracing may write to, the arguments that are inputs, modules to keep opaque.
+Out:  the graph; the opaque modules, with the reasons.
+Not:  no restoring of the model's attributes: trace.py, which gives a copy, does it.
 
-A call of a module that stays opaque carries its path in meta["opaque"]. What a graph cannot keep of
-a forward (counting its calls, drawing numbers in Python, torch.no_grad, autocast) is a failure like
-any other: the module in whose forward it happens stays opaque.
+A call of an opaque module has its path in meta["opaque"]. A side effect that a graph cannot express
+(counting calls, drawing numbers in Python, autocast) is a failure like any other: the module in
+whose forward it happens stays opaque.
 """
 
 from __future__ import annotations
 
-import builtins
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import immutable_collections as immutable
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.masking.path_state import Attributes, same_content
-from dcil_dsl.masking.recompute import run_through
-from dcil_dsl.model.guards import UNKNOWN, Decisions, hold
-from dcil_dsl.model.holders import used_by_hooks
+from dcil_dsl.model.copies import used_by_hooks
+from dcil_dsl.model.dataflow import written
+from dcil_dsl.model.fake_values import UNKNOWN
+from dcil_dsl.model.guards import Decisions, guard
+from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.inputs import Arguments
-from dcil_dsl.model.side_effects import CONSTANT, Randomness, changed_attribute
-
-is_autocast_enabled = torch.is_autocast_enabled
-LEN = len  # which insists on a Python number; len(logits) is to be one of the graph
-# Functions of torch that read a size or a type as it stands, and know no proxy for one.
-TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
-
-
-class Unfollowed(RuntimeError):
-    """A forward does what a graph of it would not."""
-
-
-class Proxy(fx.Proxy):
-    """A proxy that takes `x += y` at its word; fx's own makes a new tensor, `x + y`, of it.
-
-    What is set on it (output.logits = y) would be on the proxy, and not in the graph.
-    """
-
-    def __getattr__(self, name):
-        return Attribute(self, name)
-
-    def __len__(self):
-        return self.tracer.length(self)
-
-    def __setattr__(self, name, value):
-        if name not in ("tracer", "node"):
-            raise Unfollowed(f"it sets `{name}` of a value that is computed")
-        super().__setattr__(name, value)
-
-
-class Attribute(fx.proxy.Attribute):
-    """x.shape, of which the length may be known."""
-
-    def __len__(self):
-        return self.tracer.length(self)
-
-
-def _in_place(function):
-    def write(self, other):
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return write
-
-
-for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split():
-    setattr(Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+from dcil_dsl.model.patches import LEN, following
+from dcil_dsl.model.proxies import MakeObject, Proxy, Unfollowed, is_object
+from dcil_dsl.model.side_effects import (
+    CONSTANT,
+    MISSING,
+    Attributes,
+    Randomness,
+    changed_attribute,
+    same_content,
+)
 
 
 class Tracer(fx.Tracer):
-    """Traces `model`; `opaque` has the modules kept opaque, with the reason."""
+    """Traces `model`; `opaque` has the opaque modules, with the reasons."""
 
-    # A buffer that the forward computes with (x - self.mean[:, None]) stays a buffer of the graph.
+    # A buffer that the forward reads (x - self.mean[:, None]) stays a buffer of the graph.
     proxy_buffer_attributes = True
 
     def __init__(
@@ -86,13 +51,17 @@ class Tracer(fx.Tracer):
         model: nn.Module,
         arguments: Arguments,
         keep: Mapping[str, str],
-        example: dict[str, Tensor] | None = None,
+        decisions: Decisions,
     ):
         super().__init__(autowrap_functions=())
-        self.decisions = Decisions(model, example)
-        self.lengths: dict[fx.Node, fx.Node] = {}  # what holds each that was asked for
+        self.decisions = decisions
+        self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # the guards of values
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
+        # Modules that keep a memo for later calls, and whether it depends on weights.
+        self.memos: dict[str, bool] = {}
+        self.is_output = False
+        self.taken_apart: dict[int, Any] = {}
         self.names = {
             id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
         }
@@ -101,66 +70,93 @@ class Tracer(fx.Tracer):
         self.learns = torch.is_grad_enabled()
 
     def trace_model(self) -> fx.Graph:
-        """The graph of the model's forward. Any exception: the model itself has to stay opaque."""
-        with run_through(), _no_autocast(self.decisions), _no_backward(), _taking_proxies(self):
+        """The graph of the model's forward. After any exception, the model itself is opaque."""
+        with run_through(), following(self):
             graph = self.trace(self.model)
         for node in graph.nodes:
-            node.type = None  # an annotation may name what the generated code does not know
+            node.type = None  # the generated code may not know the names in an annotation
         return graph
 
-    # -- what fx asks ------------------------------------------------------------------------
+    # -- methods that fx calls ---------------------------------------------------------------
 
-    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
-        live = {
-            name: self.create_proxy("placeholder", name, (), {}) for name in self.arguments.live
-        } | self.arguments.fixed
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[[], Any], list[Any]]:
+        live: dict[str, Any] = {}
+        for name in self.arguments.live or ():
+            live[name] = self.create_proxy("placeholder", name, (), {})
+        live |= self.arguments.fixed
 
-        placed = []  # what can be given by place is
+        placed = []  # positional where possible
         for name in self.arguments.positional:
             if name not in live:
                 break
             placed.append(live.pop(name))
 
-        def forward():
+        def forward() -> Any:
             attributes, randomness = Attributes(self.model), Randomness()
             result = self.model.forward(*placed, **live)
-            _refuse_changes(attributes, randomness)
+            self._refuse_changes(attributes, randomness)
+            self.is_output = True
             return result
 
-        return forward, ()
+        return forward, []
 
-    def proxy(self, node):
+    def proxy(self, node: fx.Node) -> Proxy:
         return Proxy(node, self)
 
-    def to_bool(self, obj):
+    def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.decisions.of(obj.node)
         if value is UNKNOWN:
             return super().to_bool(obj)
         fact = obj if isinstance(value, bool) else self._call(operator.truth, obj)
-        self._call(hold, fact, bool(value), self.decisions.words(obj.node))
+        self._call(guard, fact, bool(value), self.decisions.words(obj.node))
         return bool(value)
 
-    def length(self, obj) -> int:
-        """len(obj), which is part of the graph: Python takes it for a number at once."""
+    def length(self, obj: fx.Proxy) -> int:
+        """len(obj), guarded: Python requires a number."""
         value = self.decisions.of(obj.node)
         if not isinstance(value, (tuple, list)):
-            raise Unfollowed("it asks for the length of a value that is computed")
-        if obj.node not in self.lengths or self.lengths[obj.node]._erased:
-            what = f"len({self.decisions.words(obj.node)})"
-            length = self._call(LEN, obj)
-            self.lengths[obj.node] = self._call(hold, length, len(value), what).node
-        return len(value)
+            raise Unfollowed("it asks for the length of a computed value")
+        size = len(value)
+        self._guard(obj, LEN, size, f"len({self.decisions.words(obj.node)})")
+        return size
 
-    def iter(self, obj):
+    def rank(self, obj: fx.Proxy) -> int | None:
+        """The number of dimensions of a tensor, guarded; None: it is not known."""
+        value = self.decisions.rank(obj.node)
+        if value is not None:
+            self._guard(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
+        return value
+
+    def constant(self, obj: fx.Proxy, *kinds: type) -> Any:
+        """A Python number that follows from sizes which are the same in every call, guarded."""
+        value = self.decisions.constant(obj.node)
+        if not isinstance(value, kinds):
+            raise Unfollowed("it needs a Python number that may differ from call to call")
+        self._guard(obj, None, value, self.decisions.words(obj.node))
+        return value
+
+    def _guard(
+        self, obj: fx.Proxy, function: Callable[..., Any] | None, value: Any, what: str
+    ) -> None:
+        """Make the graph check that function(obj) is the value."""
+        key = (obj.node, getattr(function, "__name__", ""))
+        if key not in self.held or self.held[key]._erased:
+            fact = obj if function is None else self._call(function, obj)
+            self.held[key] = self._call(guard, fact, value, what).node
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         value = self.decisions.of(obj.node)
         if not isinstance(value, (tuple, list)):
             return super().iter(obj)
-        return iter([obj[i] for i in range(self.length(obj))])
+        items: Any = obj
+        return iter([items[i] for i in range(self.length(obj))])
 
-    def _call(self, function, *args):
+    def _call(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
         return self.create_proxy("call_function", function, args, {})
 
-    def getattr(self, attr, attr_val, parameter_proxy_cache):
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         if self.decisions.running:
             return attr_val
         name = self.names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
@@ -170,61 +166,145 @@ class Tracer(fx.Tracer):
             self.reads[name] = self.create_proxy("get_attr", name, (), {})
         return self.reads[name]
 
-    def create_node(self, kind, *args, **kwargs):
-        if kind.startswith("call") and torch.is_grad_enabled() != self.learns:
-            raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
-        return super().create_node(kind, *args, **kwargs)
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """As in fx; a call under torch.no_grad() is detached in the graph."""
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        if not kind.startswith("call") or torch.is_grad_enabled() == self.learns:
+            return proxy
+        if not self.learns or written(proxy.node, self.model):
+            raise Unfollowed("it changes torch's gradient mode, which a graph does not keep")
+        value = self.decisions.value(proxy.node)
+        if isinstance(value, Tensor):
+            return super().create_proxy("call_method", "detach", (proxy,), {})
+        if value is UNKNOWN or any(isinstance(x, Tensor) for x in pytree.tree_leaves(value)):
+            if proxy.node.target is not guard:
+                raise Unfollowed("it computes under torch.no_grad(), which a graph does not keep")
+        return proxy
 
-    def create_arg(self, a):
-        if isinstance(a, fx.Proxy) and a.node._erased:
-            raise Unfollowed("it uses what a module that could not be traced had put aside")
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            if a.node._erased:
+                raise Unfollowed("it uses a value that an opaque module keeps in an attribute")
+            return a.node
+        if self.is_output and is_object(a):
+            return self._remade(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
         if isinstance(a, torch.Tensor) and id(a) in self.names:
             return self.create_node("get_attr", self.names[id(a)], (), {})
-        # fx makes plain dictionaries of these.
+        # fx would make plain dictionaries of these.
         if isinstance(a, OrderedDict) and not is_dataclass(a) and type(a) is OrderedDict:
             pairs = [(self.create_arg(key), self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (pairs,), {})
         if isinstance(a, dict) and is_dataclass(a):
             fields = {name: self.create_arg(value) for name, value in a.items()}
             return self.create_node("call_function", type(a), (), fields)
-        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+        if isinstance(a, dict) and type(a) not in (dict, immutable.immutable_dict):
             raise Unfollowed(f"it returns or passes on a {type(a).__name__}")
         return super().create_arg(a)
 
-    def call_module(self, m, forward, args, kwargs):
+    def _remade(self, value: object) -> fx.Node:
+        """A node that makes the returned object again, such as the cache of a decoder."""
+        if self.taken_apart.setdefault(id(value)) is None:
+            self.taken_apart[id(value)] = "in progress"
+            fields = {name: self.create_arg(part) for name, part in vars(value).items()}
+            made = self.create_node("call_function", MakeObject(type(value)), (fields,), {})
+            self.taken_apart[id(value)] = made
+        made = self.taken_apart[id(value)]
+        if not isinstance(made, fx.Node):
+            raise Unfollowed(f"it returns a {type(value).__name__} that holds itself")
+        return made
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         if self.decisions.running:
             return forward(*args, **kwargs)
         if m not in self.installed and not _has_state(m):
-            return forward(*args, **kwargs)  # made at the call, nn.CrossEntropyLoss()
+            return forward(*args, **kwargs)  # made in the forward, such as nn.CrossEntropyLoss()
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             self._refuse_hooks_that_reach_out(m)
             return super().call_module(m, forward, args, kwargs)
         if path in self.keep:
-            return self._call_whole(path, self.keep[path], args, kwargs)
+            return self._call_opaque(path, self.keep[path], args, kwargs)
         start = _Start(self, m, args, kwargs)
         try:
             result = super().call_module(m, forward, args, kwargs)
-            _refuse_changes(start.attributes, start.randomness)
+            self._refuse_changes(start.attributes, start.randomness)
             return result
-        except Exception as problem:  # whatever a forward raises under tracing is the reason
+        except Exception as problem:  # any exception under tracing is a reason
             start.restore(self)
             if start.were_inputs_changed():
-                raise  # it fills a list that it was given: the one who gave it has to stay opaque
-            return self._call_whole(path, first_line(problem), args, kwargs)
+                raise  # it fills a list of its caller, which has to be opaque
+            return self._call_opaque(path, first_line(problem), args, kwargs)
+
+    def _refuse_changes(self, attributes: Attributes, randomness: Randomness) -> None:
+        if randomness.moved():
+            raise Unfollowed("its forward draws random numbers that depend on no input")
+        name = self.changed(attributes)
+        if name is not None:
+            raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
+
+    def changed(self, before: Attributes) -> str | None:
+        """The first attribute with a change that a graph would have to repeat and would not."""
+        return changed_attribute(before, lambda name, old, new: self._is_kept(before, old, new))
+
+    def _is_kept(self, before: Attributes, old: object, new: object) -> bool:
+        """Whether a graph may omit the change.
+
+        It may if the new value is a number that equals the old one for all sizes of calls. Or if
+        it is a memo: of a constant, or in evaluation mode of values that depend only on weights
+        (compare.py tests both).
+        """
+        if isinstance(new, fx.Proxy) and isinstance(old, (int, float)):
+            known = self.decisions.constant(new.node)
+            if type(known) is not type(old) or known != old:
+                return False
+            if not self.is_output:
+                self._guard(new, None, old, self.decisions.words(new.node))
+            return not self.held[new.node, ""]._erased if (new.node, "") in self.held else False
+        leaves = pytree.tree_leaves(new)
+        constants = [x for x in leaves if type(x) is Tensor and id(x) not in self.names]
+        proxies = [x for x in leaves if isinstance(x, fx.Proxy)]
+        if not leaves or len(constants) + len(proxies) < len(leaves) or not _is_unset(old, new):
+            return False
+        if proxies and (before.module.training or not self._are_of_weights(proxies)):
+            return False
+        path = self.path_of_module(before.module) if before.module is not self.model else ""
+        self.memos[path] = self.memos.get(path, False) or bool(proxies)
+        return True
+
+    def _are_of_weights(self, proxies: list[fx.Proxy]) -> bool:
+        """Whether the values depend only on weights and constants."""
+        waiting = [proxy.node for proxy in proxies]
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if node._erased or node.op == "placeholder" or "opaque" in node.meta:
+                return False
+            if written(node, self.model):
+                return False
+            waiting += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+        return True
 
     def _refuse_hooks_that_reach_out(self, module: nn.Module) -> None:
-        """A call of the graph gets its own weights alone; a hook may not use others."""
+        """A call of a module gets the weights of that module only; a hook may not use others."""
         inside = {id(part) for part in [*module.modules(), *module.parameters()]}
         for used in used_by_hooks(module):
             weights = used.parameters() if isinstance(used, nn.Module) else [used]
             others = [self.names[id(x)] for x in weights if id(x) in self.names.keys() - inside]
             if others and id(used) not in inside:
-                raise Unfollowed(f"a hook in it uses `{others[0]}`, which lies outside")
+                raise Unfollowed(f"a hook in it uses `{others[0]}`, which is outside of it")
 
-    def _call_whole(self, path, reason, args, kwargs):
+    def _call_opaque(
+        self, path: str, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Proxy:
         self._refuse_hooks_that_reach_out(self.model.get_submodule(path))
         called = self.create_proxy("call_module", path, tuple(args), dict(kwargs))
         called.node.meta["opaque"] = path
@@ -233,9 +313,15 @@ class Tracer(fx.Tracer):
 
 
 class _Start:
-    """Where the tracer was before a module's forward, to go back there."""
+    """The state of the tracer before a module's forward, to restore it."""
 
-    def __init__(self, tracer: Tracer, module: nn.Module, args, kwargs):
+    def __init__(
+        self,
+        tracer: Tracer,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ):
         self.last = next(reversed(tracer.graph.nodes), None)
         self.stack = len(tracer.module_stack)
         self.num_tensors = len(tracer.tensor_attrs)
@@ -252,7 +338,7 @@ class _Start:
             if node is self.last:
                 break
             tracer.graph.erase_node(node)
-            tracer.decisions.values.pop(node, None)
+            tracer.decisions.forget(node)
         while len(tracer.module_stack) > self.stack:
             tracer.module_stack.popitem()
         while len(tracer.tensor_attrs) > self.num_tensors:
@@ -269,83 +355,16 @@ class _Start:
 
 
 def first_line(problem: Exception) -> str:
+    """The first line of an exception's message, or its type."""
     return str(problem).strip().split("\n")[0] or type(problem).__name__
+
+
+def _is_unset(old: object, new: object) -> bool:
+    """Whether an attribute had no value yet, or a tensor of another shape in its place."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return old.shape != new.shape
+    return old is None or old is MISSING or isinstance(old, (dict, list)) and not old
 
 
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _refuse_changes(attributes: Attributes, randomness: Randomness) -> None:
-    if randomness.moved():
-        raise Unfollowed("its forward draws random numbers of no tensor that it was given")
-    name = changed_attribute(attributes)
-    if name is not None:
-        raise Unfollowed(f"its forward changes `self.{name}`, which a graph would hold still")
-
-
-@contextmanager
-def _no_autocast(decisions: Decisions) -> Iterator[None]:
-    """A forward that chooses its own precision, or asks for that of its caller, is not followed."""
-
-    def enter(self):
-        raise Unfollowed("it sets autocast, which a graph does not keep")
-
-    def ask(*args):
-        if decisions.running:
-            return is_autocast_enabled(*args)
-        raise Unfollowed("it asks for autocast, which may differ from call to call")
-
-    kept = torch.autocast.__enter__
-    torch.autocast.__enter__, torch.is_autocast_enabled = enter, ask
-    try:
-        yield
-    finally:
-        torch.autocast.__enter__, torch.is_autocast_enabled = kept, is_autocast_enabled
-
-
-@contextmanager
-def _no_backward() -> Iterator[None]:
-    """Of a torch.autograd.Function a graph would have the forward, and not the backward."""
-    base = torch.autograd.Function
-    kept = vars(base)["apply"]
-
-    def apply(cls, *args, **kwargs):
-        if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-            raise Unfollowed(f"it calls {cls.__name__}, whose backward a graph does not keep")
-        return kept.__get__(None, cls)(*args, **kwargs)
-
-    base.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        base.apply = kept
-
-
-@contextmanager
-def _taking_proxies(tracer: Tracer) -> Iterator[None]:
-    """torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) are calls of the graph."""
-
-    def taking(function):
-        def call(*args, **kwargs):
-            if any(isinstance(arg, fx.Proxy) for arg in [*args, *kwargs.values()]):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
-
-        return call
-
-    def length(value):
-        if isinstance(value, fx.Proxy) and tracer.decisions.is_tensor(value.node):
-            return tracer.create_proxy("call_function", LEN, (value,), {})
-        return LEN(value)
-
-    kept = {name: getattr(torch, name) for name in TAKE_NO_PROXY}
-    for name, function in kept.items():
-        setattr(torch, name, taking(function))
-    builtins.len = length
-    try:
-        yield
-    finally:
-        builtins.len = LEN
-        for name, function in kept.items():
-            setattr(torch, name, function)

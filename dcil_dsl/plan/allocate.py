@@ -1,38 +1,40 @@
-"""How a rule's target is shared out among its layers, and what each is sure to keep.
+"""The budget of each rule, and how its layers share it.
 
 In:   a `prune` rule and the weights it owns.
-Out:  a Group of the Plan.
-Not:  which weights go (masking/select.py decides at each refresh).
+Out:  a Group of the Plan; E304, E305 and E319 if the requested sparsity cannot be reached.
+Not:  which weights are pruned (masking/select.py decides at each refresh).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.model.heads import HeadShare
-from dcil_dsl.model.layers import Weight
+from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.dynamics import resolve_dynamics
-from dcil_dsl.plan.measured import measured_shares
-from dcil_dsl.plan.members import divide, unit_prices
-from dcil_dsl.plan.schedule import reached_at, whole_units
-from dcil_dsl.plan.share_out import share_out
-from dcil_dsl.plan.wording import percent
-from dcil_dsl.words.granularity import Head
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
+from dcil_dsl.plan.select import Selection
+from dcil_dsl.plan.text import percent
+from dcil_dsl.plan.units import divide, tensor_core_obstacle, unit_prices
+from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.schedules import Ramp
+from dcil_dsl.words.targets import Divided, Unfit
+from dcil_dsl.words.units import Percent
 from dcil_dsl.words.word import Run
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
 
 
 def allocate_group(
-    rule: r.Prune,
+    rule: r.PruneRule,
     place: str,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
@@ -41,7 +43,7 @@ def allocate_group(
 ) -> p.Group | None:
     """The budget of one rule. Weights that do not fall into the rule's units, budgets below the
     floors or above the ceilings, and ramps that the run or the freeze cuts off, are errors: the
-    sparsity asked for would not be what comes out. None where there is no budget to speak of.
+    requested sparsity would not be reached. None if there is no budget.
     """
     target = rule.target.in_steps(run)
     unit = target.pattern or rule.granularity
@@ -50,8 +52,8 @@ def allocate_group(
     if owned is None or costs is None:
         return None
     weights = tuple(weight for member in owned for weight in member.weights)
-    is_pattern = target.pattern is not None
-    sizes = [math.prod(m.weights[0].shape) if is_pattern else m.num_units for m in owned]
+    pattern = target.pattern
+    sizes = [math.prod(m.weights[0].shape) if pattern else m.num_units for m in owned]
     group = p.Group(
         rule=place,
         parameters=tuple(weight.name for weight in weights),
@@ -63,19 +65,19 @@ def allocate_group(
         spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
         costs=costs,
         floors=tuple(_floor(rule, size) for size in sizes),
-        ceilings=tuple(_ceiling(rule, size) for size in sizes) if rule.ceiling else (),
-        hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
+        ceilings=tuple(_ceiling(rule.ceiling, size) for size in sizes) if rule.ceiling else (),
+        hardware=tuple(tensor_core_obstacle(w, pattern) for w in weights) if pattern else (),
         score=target.score_for(rule.score).in_steps(run),
         schedule=rule.schedule.in_steps(run),
-        freeze=rule.freeze and run.steps(rule.freeze).step,
+        freeze=None if rule.freeze is None else run.steps(rule.freeze).step,
         **resolve_dynamics(rule, run),
     )
     _check_budget(rule, group, report)
     targets = None
     if proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
         targets = _divided(proportions, group)
-    elif target.measured_in is not None:
-        targets = measured_shares(rule, group, report)
+    else:
+        targets = _own_shares(rule, group, report)
     if targets is not None:
         group = group.model_copy(update={"targets": targets})
     _check_time(rule, group, run.num_steps, report)
@@ -93,20 +95,39 @@ def _divided(proportions: tuple[float, ...], group: p.Group) -> tuple[float, ...
     return tuple(1 - density for density in densities)
 
 
-def _floor(rule: r.Prune, size: int) -> int:
+def _own_shares(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> tuple[float, ...] | None:
+    """The shares by facts that only the target knows; E318 if they do not fit these layers."""
+    span = rule.at("target")
+    sizes = num_units(group)
+    of = Divided(
+        unit=group.unit,
+        parameters=group.parameters,
+        sizes=sizes,
+        floors=group.floors,
+        ceilings=group.ceilings or sizes,
+        folder=span.source.folder or Path(),
+    )
+    try:
+        return group.target.shares(of)
+    except Unfit as error:
+        report.add("E318", error.message, span, label=error.label, help=error.help)
+        return None
+
+
+def _floor(rule: r.PruneRule, size: int) -> int:
     if rule.floor is None:
         return min(DEFAULT_FLOOR, size)
     return max(math.ceil(size * rule.floor.fraction - 1e-9), DEFAULT_FLOOR)
 
 
-def _ceiling(rule: r.Prune, size: int) -> int:
-    return max(whole_units(size * rule.ceiling.fraction), DEFAULT_FLOOR)
+def _ceiling(ceiling: Percent, size: int) -> int:
+    return max(whole_units(size * ceiling.fraction), DEFAULT_FLOOR)
 
 
 # -- time --------------------------------------------------------------------------------------
 
 
-def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
+def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> None:
     """E304, once for the rule."""
     noun, target = counted(group, many=False), percent(round(group.sparsity, 6))
     sizes, costs = num_units(group), unit_costs(group)
@@ -134,34 +155,155 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     if wrong:
         fact, is_floor = wrong[0]
         more = f", likewise in {count(len(wrong) - 1, 'more layer')}" if len(wrong) > 1 else ""
-        span = rule.floor_span if is_floor else rule.ceiling_span
         report.add(
             "E304",
             f"{target} of {fact}{more}",
-            span or rule.target_span,
+            rule.at("floor" if is_floor else "ceiling", "target"),
             help="lower the floor or the target" if is_floor else "raise the ceiling or the target",
         )
 
 
-def _check_time(rule: r.Prune, group: p.Group, num_steps: int, report: Diagnostics) -> None:
+def _check_time(rule: r.PruneRule, group: p.Group, num_steps: int, report: Diagnostics) -> None:
     reached = reached_at(group)
     if isinstance(group.schedule, Ramp) and reached <= group.schedule.start:
         report.add(
             "E305",
             "the ramp is shorter than one step",
-            rule.schedule_span or rule.span,
+            rule.at("schedule"),
             help="`once(at=...)` prunes at one moment",
         )
     elif reached >= num_steps:
         report.add(
             "E305",
             f"the target is reached at step {reached:,}, the run has {num_steps:,}",
-            rule.schedule_span or rule.span,
-            label="no step would train at the sparsity that is asked for",
+            rule.at("schedule"),
+            label="no step would train at the requested sparsity",
         )
     elif group.freeze is not None and group.freeze < reached:
         report.add(
             "E305",
             f"masks freeze at step {group.freeze:,}, before the target is reached at {reached:,}",
-            rule.freeze_span or rule.span,
+            rule.at("freeze"),
         )
+
+
+# -- bounds of several layers ----------------------------------------------------------------------
+
+
+def bind_group(
+    rule: r.PruneRule, group: p.Group, selection: Selection, report: Diagnostics
+) -> p.Group:
+    """The group with the rule's bounds, in units: floors are rounded up, ceilings down."""
+    taken: dict[int, str] = {}
+    bounds = [_bound(bound, group, taken, selection, report) for bound in rule.bounds]
+    if None in bounds or not bounds:
+        return group
+    group = group.model_copy(update={"bounds": tuple(bounds)})
+    size, noun = budget_size(group), counted(group, many=False)
+    keeps = whole_units(size * (1 - group.sparsity))
+    least, most = limits_at(group, reached_at(group))
+    if not least <= keeps <= most:
+        low, high = f"floors and bounds keep {least:,}", f"the bounds allow {most:,}"
+        report.add(
+            "E304",
+            f"{percent(round(group.sparsity, 6))} of {count(size, noun)} leaves "
+            f"{count(keeps, noun)}, {low if keeps < least else high}",
+            rule.bounds[0].span,
+        )
+    return group
+
+
+def _bound(
+    bound: r.BoundRule,
+    group: p.Group,
+    taken: dict[int, str],
+    selection: Selection,
+    report: Diagnostics,
+) -> p.Bound | None:
+    """One bound; `taken` says which members are in one already."""
+    units, noun = num_units(group), group.unit.noun
+    names = {name for layer in selection.select(bound.selector) for name in layer.weights}
+    places = tuple(i for i, own in enumerate(members(group)) if names & set(own))
+    twice = next((i for i in places if i in taken), None)
+    taken.update(dict.fromkeys(places, bound.name))
+    if not places:
+        report.add("E319", f"the rule prunes none of `{bound.name}`", bound.span)
+    elif twice is not None:
+        report.add("E319", f"`{members(group)[twice][0]}` is in two bounds", bound.span)
+    elif len(set(unit_costs(group))) > 1:
+        report.add(
+            "E319",
+            f"a {noun} of one layer is not worth one of another in {counted(group)}",
+            bound.span,
+            help="`of=units` counts them alike" if not isinstance(group.unit, Single) else None,
+        )
+    else:
+        size = sum(units[i] for i in places)
+        floor = math.ceil(size * bound.floor.fraction - 1e-9) if bound.floor else 0
+        ceiling = whole_units(size * bound.ceiling.fraction) if bound.ceiling else size
+        least = sum(group.floors[i] for i in places)
+        if least <= ceiling:
+            return p.Bound(name=bound.name, members=places, floor=floor, ceiling=ceiling)
+        report.add(
+            "E304",
+            f"`{bound.name}` keeps at most {count(ceiling, noun)}, the floors of its layers "
+            f"{least:,}",
+            bound.span,
+        )
+    return None
+
+
+# -- proportions -----------------------------------------------------------------------------------
+
+
+def share_out(
+    weights: Sequence[float],
+    sizes: Sequence[int],
+    budget: float,
+    floors: Sequence[int],
+    ceilings: Sequence[int],
+) -> tuple[float, ...]:
+    """Densities in proportion to `weights`, within the bounds, that together keep the budget.
+
+        d_l = min(max(eps * weights_l, floor_l / n_l), ceiling_l / n_l),  sum n_l * d_l = budget
+
+    What is kept grows with eps in straight pieces that end where a layer meets a bound, so eps is
+    solved for exactly in the piece that the budget lies in. At most all ceilings, at least all
+    floors are kept, whatever the budget.
+    """
+    rows = [
+        _Row(n, weight, floor / n, ceiling / n)
+        for n, weight, floor, ceiling in zip(sizes, weights, floors, ceilings, strict=True)
+    ]
+
+    def kept(eps: float) -> float:
+        return math.fsum(row.size * row.density(eps) for row in rows)
+
+    ends = sorted({0.0} | {end for row in rows for end in (row.starts, row.stops)})
+    start = ends[max(bisect_right(ends, budget, key=kept) - 1, 0)]
+    free = [row for row in rows if row.starts <= start < row.stops]
+    rate = math.fsum(row.size * row.weight for row in free)
+    eps = start + (max(budget - kept(start), 0.0) / rate if rate else 0.0)
+    return tuple(row.density(eps) for row in rows)
+
+
+class _Row(NamedTuple):
+    """One layer: its density follows eps between `starts` and `stops`."""
+
+    size: int
+    weight: float
+    low: float
+    high: float
+
+    @property
+    def starts(self) -> float:
+        return self.low / self.weight
+
+    @property
+    def stops(self) -> float:
+        return self.high / self.weight
+
+    def density(self, eps: float) -> float:
+        if eps <= self.starts:
+            return self.low
+        return self.high if eps >= self.stops else eps * self.weight

@@ -23,8 +23,9 @@ def phase_steps(plan: Plan, phase: Phase) -> int:
 def step_cost(plan: Plan, phase: Phase, whole: Collection[str] = ()) -> float:
     """A step of the phase in dense steps: the paths that run, each by the pixels that it sees.
 
-    Times the gradients that an integrator takes of them. Of a path that leaves out what is pruned
-    the mean over the phase. whole: weights of a 2:4 pattern that are multiplied by as a whole.
+    An integrator multiplies it by the number of its gradients. A path that skips pruned weights
+    counts with its mean over the phase. whole: weights of a 2:4 pattern that this machine
+    multiplies in full.
     """
     integrator = plan.train.integrator
     evaluations = 1 if integrator is None else integrator.num_gradients
@@ -44,12 +45,12 @@ def training_cost(plan: Plan, whole: Collection[str] = ()) -> float:
     """The run's arithmetic as a multiple of a dense run of the same length.
 
         sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
-        * gradients of an integrator, and what a `balance` measures beside the steps
+        * gradients of an integrator, plus those that a `balance` measures
 
     An upper bound: layers in front of the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied
     by dense kernels, but those that `compute = kept` leaves out, of a 2:4 pattern those that
-    sparse tensor cores do: all of them but `whole`, which no other machine has.
+    sparse tensor cores skip: all but those of `whole`.
     """
     if plan.num_steps == 0:
         return 0.0

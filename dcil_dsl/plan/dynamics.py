@@ -7,11 +7,13 @@ Not:  budgets (allocate.py), scores (scores.py).
 
 from __future__ import annotations
 
+from typing import Any
+
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.words.word import Run
 
 
-def resolve_dynamics(rule: r.Prune, run: Run) -> dict[str, object]:
+def resolve_dynamics(rule: r.PruneRule, run: Run) -> dict[str, Any]:
     """Fields of p.Group by name."""
     if isinstance(rule.refresh, tuple):
         moments = tuple(sorted({run.steps(time).step for time in rule.refresh}))

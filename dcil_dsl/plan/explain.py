@@ -1,8 +1,8 @@
-"""The story of one layer: who decided what about it, and what becomes of it over the run.
+"""Explain one layer: which rule applies, and how its weights are pruned over the run.
 
 In:   the name of a layer; the recipe, the traced model and the Plan that came of them.
 Out:  text no wider than the page; InputError where no layer has this name.
-Not:  nothing is decided: the rules are asked again what they select, the rest is in the plan.
+Not:  no decisions: the rules are evaluated again, all else is in the plan.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import Layer
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import counted, members, num_units
-from dcil_dsl.plan.curve import draw_schedule
-from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
+from dcil_dsl.plan.group import counted, members, num_units
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection, strip_wrapping
-from dcil_dsl.plan.show_groups import (
+from dcil_dsl.plan.show import (
     dynamics_words,
     group_line,
     refresh_words,
     schedule_words,
+    share_of,
 )
-from dcil_dsl.plan.show_layers import share_of
 from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
-from dcil_dsl.plan.wording import (
+from dcil_dsl.plan.text import (
     PLAIN,
     Page,
+    draw_schedule,
     moment,
     percent,
     shorten,
     stretch,
     table,
 )
+from dcil_dsl.plan.units import tensor_core_obstacle
 from dcil_dsl.words.granularity import Pattern
 from dcil_dsl.words.schedules import Constant
 from dcil_dsl.words.views import Full, Masked
@@ -49,7 +49,7 @@ LABEL = 12  # columns of the label at the left
 MANY = 6  # layers that are named one by one
 COMMENT = re.compile(r'("[^"\n]*")|#[^\n]*')
 
-Fact = tuple[str, str]  # a label and what is to be said
+Fact = tuple[str, str]  # a label and a sentence
 
 
 def explain_layer(
@@ -88,7 +88,7 @@ def find_layer(name: str, traced: Traced) -> Layer:
     if inside:
         shown = ", ".join(inside[:MANY]) + (", ..." if len(inside) > MANY else "")
         raise InputError(
-            f"`{wanted}` is no layer of {traced.name} but holds {len(inside)}", help=shown
+            f"`{wanted}` is not a layer of {traced.name}; it contains {len(inside)}", help=shown
         )
     if wanted in dict(traced.model.named_modules()):
         raise InputError(f"the forward of {traced.name} never uses `{wanted}`")
@@ -103,7 +103,7 @@ def find_layer(name: str, traced: Traced) -> Layer:
 
 
 def _what_it_is(
-    layer: Layer, planned: list[p.Layer], traced: Traced, plan: p.Plan
+    layer: Layer, planned: list[p.PlanLayer], traced: Traced, plan: p.Plan
 ) -> Iterator[Fact]:
     yield layer.path or "the model", f"{layer.type}({layer.module.extra_repr()})"
     total = sum(entry.num_weights for entry in plan.layers)
@@ -186,25 +186,27 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
     if not layer.prunable:
         return ""
     selection = Selection(traced.layers, traced.name, Diagnostics())
-    matched = [selection.select(rule.selector) for rule in recipe.rules]
+    matched = [selection.mask(rule.selector) for rule in recipe.rules]
     ties = {layer.path, *_tied(layer, traced)}
-    claims = [i for i, found in enumerate(matched) if ties & {other.path for other in found}]
-    head = "rules, in their order: the last that matches wins"
+    tied = sum(1 << selection.place[path] for path in ties)
+    claims = [index for index, mask in enumerate(matched) if mask & tied]
+    head = "rules in order; the last that matches wins"
     lines = [head]
-    for index, (rule, found) in enumerate(zip(recipe.rules, matched, strict=True)):
-        if index not in claims:
+    for index, (rule, mask) in enumerate(zip(recipe.rules, matched, strict=True)):
+        if not mask & tied:
+            found = selection.listed(mask)
             verdict = f"no match: it selects {_names([o.path for o in found if o.prunable])}"
         elif index == claims[-1]:
             verdict = "matches and wins"
         else:
             last = recipe.rules[claims[-1]].span
-            where = f"line {last.line} stands below it"
+            where = f"line {last.line} is below it"
             if last.source is not rule.span.source:  # of the recipe that extends this one
                 where = f"{last.source.name}:{last.line} comes after it"
             verdict = f"matches, but {where} and matches too"
-        through = {other.path for other in found}
-        if index in claims and layer.path not in through:
-            verdict += f", through `{sorted(through & ties)[0]}`, which has the same weight"
+        if mask & tied and not mask >> selection.place[layer.path] & 1:
+            through = min(other.path for other in selection.listed(mask & tied))
+            verdict += f", through `{through}`, which has the same weight"
         place = f"{rule.span.source.name}:{rule.span.line}"
         lines += wrap(
             f"{place}  {_on_one_line(rule.span.text)}",
@@ -214,14 +216,14 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
         )
         lines += wrap(verdict, page.width, initial_indent="      ", subsequent_indent="      ")
     if not claims:
-        lines.append("  no rule matches it, so it loses nothing")
+        lines.append("  no rule matches it; it is not pruned")
     return "\n".join(lines)
 
 
 # -- how much, and when ------------------------------------------------------------------------
 
 
-def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
+def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     parts = members(group)
     others = len(parts) - 1
     yield "budget", group_line(plan, group)
@@ -230,7 +232,7 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     if group.one_budget and others:
         yield (
             "",
-            (f"shared with {count(others, 'other layer')}: how much of it goes, the scores decide"),
+            (f"shared with {count(others, 'other layer')}: the scores decide its share"),
         )
     elif others:
         share = percent(share_of(group, own[0].parameter))
@@ -253,8 +255,8 @@ def _budget(own: list[p.Layer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
         yield "weights", line
 
 
-def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
-    """What is asked of the group, and kept of the layer, at the moments where something turns."""
+def _moments(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> list[str]:
+    """The group's sparsity and the layer's kept weights, at the steps where something changes."""
     end = last_step(plan)
     reached = reached_at(group)
     steps = {0, reached, end, *(phase.window.start for phase in plan.phases)}
@@ -265,7 +267,8 @@ def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
     rows = []
     for step in sorted(step for step in steps if 0 <= step <= end):
         kept = [kept_at(group, step)[entry.parameter] for entry in own]
-        left = "by its scores" if None in kept else f"{sum(kept):,} of {size:,}"
+        left = f"{sum(filter(None, kept)):,} of {size:,}"
+        left = "by its scores" if None in kept else left
         stand = group.freeze is not None and step >= group.freeze
         in_force = sparsity_at(group, last_refresh(group, step))
         rows.append(
@@ -283,7 +286,7 @@ def _moments(own: list[p.Layer], group: p.Group, plan: p.Plan) -> list[str]:
 # -- who learns from whom ----------------------------------------------------------------------
 
 
-def _who_sees_it(layer: Layer, planned: list[p.Layer], plan: p.Plan) -> Iterator[Fact]:
+def _who_sees_it(layer: Layer, planned: list[p.PlanLayer], plan: p.Plan) -> Iterator[Fact]:
     if is_private(layer.path, plan):
         yield from _private(layer, plan)
         return
@@ -354,7 +357,7 @@ def _names(paths: list[str]) -> str:
 
 
 def _lines(facts: Iterator[Fact], page: Page) -> str:
-    """A label at the left, the text beside it; a label that repeats is said once."""
+    """A label at the left, the text next to it; a repeated label is printed once."""
     lines, before = [], None
     for label, text in facts:
         shown = "" if label == before else label

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cost import phase_steps, step_cost, training_cost
-from dcil_dsl.plan.plan import Group, Part, Plan
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.plan import Group, Plan, PlanRecord
 from dcil_dsl.plan.schedule import (
     keeps_at,
     last_refresh,
@@ -23,7 +23,7 @@ from dcil_dsl.plan.schedule import (
 CURVE_POINTS = 100
 
 
-class LayerFacts(Part):
+class LayerFacts(PlanRecord):
     """One layer of Plan.layers, in its order.
 
     macs_share  of all that are counted, 0..1; None where they are not counted
@@ -41,7 +41,7 @@ class LayerFacts(Part):
     private: bool
 
 
-class GroupFacts(Part):
+class GroupFacts(PlanRecord):
     """One group of Plan.groups, in its order.
 
     counts                  what the budget counts: "weights", "filters", ...
@@ -62,7 +62,7 @@ class GroupFacts(Part):
     curve: tuple[tuple[int, float], ...]
 
 
-class PhaseFacts(Part):
+class PhaseFacts(PlanRecord):
     """One phase of Plan.phases. cost: a step's arithmetic in dense steps, at most, 2:4 patterns as
     sparse tensor cores multiply by them where `compute = kept` asks for it."""
 
@@ -72,7 +72,7 @@ class PhaseFacts(Part):
     cost: float
 
 
-class Facts(Part):
+class Facts(PlanRecord):
     """training_cost: the whole run's arithmetic in dense runs, at most, counted as the phases' is.
     mask_bytes: one byte a prunable weight while training; packed_mask_bytes: one bit, as masks can
     be stored; score_bytes: four a weight whose score is kept from step to step."""
@@ -89,7 +89,7 @@ class Facts(Part):
 
 
 def count_facts(plan: Plan) -> Facts:
-    """Everything that is told of a plan and does not stand in it."""
+    """Everything that is printed of a plan and is not stored in it."""
     groups = tuple(_group_facts(plan, group) for group in plan.groups)
     return Facts(
         layers=layer_facts(plan),
@@ -150,7 +150,7 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
         return dict.fromkeys(group.parameters)
     if group.one_budget:  # one member, whose budget may count what its units cost
         keeps = (keeps[0] // unit_costs(group)[0],)
-    kept = {}
+    kept: dict[str, int | None] = {}
     sizes = members(group, group.num_weights)
     for names, weights, keep, total in zip(parts, sizes, keeps, num_units(group), strict=True):
         total = max(1, total)  # a layer may have none

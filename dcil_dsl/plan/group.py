@@ -1,14 +1,17 @@
 """The part of the Plan that is one `prune` rule: its weights, units, budget, score and time.
 
-In:   allocate.py and its neighbours fill it.
-Out:  Budgeted, the fields that say what a rule counts; Group, all of a rule.
-Not:  no paths and no training.
+In:   allocate.py fills it.
+Out:  Budgeted, the fields that say what a rule counts; Group, all of a rule; what they count, per
+      member.
+Not:  no time (schedule.py), no paths and no training.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -22,14 +25,14 @@ from dcil_dsl.words.scores import AnyScore, Gradient
 from dcil_dsl.words.targets import Target
 
 
-class Part(BaseModel):
+class PlanRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Cut(Part):
+class Cut(PlanRecord):
     """How a weight falls into units: viewed in `shape`, a unit is one index of the dimensions
     `units` and all of the others. A filter of a convolution: (O, I * kh * kw), (0,)."""
 
@@ -39,7 +42,7 @@ class Cut(Part):
     @model_validator(mode="after")
     def _check(self) -> Cut:
         if max(self.units, default=-1) >= len(self.shape):
-            raise ValueError("its units are no dimensions of its shape")
+            raise ValueError("its units are not dimensions of its shape")
         return self
 
     @property
@@ -63,7 +66,7 @@ class KeptScore(NamedTuple):
         return token(self.score)
 
 
-class Bound(Part):
+class Bound(PlanRecord):
     """Members, by their place in the group, that together keep `floor` to `ceiling` units at the
     target. `name` is what the recipe calls them."""
 
@@ -76,7 +79,7 @@ class Bound(Part):
 _MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
 
 
-class Budgeted(Part):
+class Budgeted(PlanRecord):
     """Weights that a rule prunes together, a whole unit at a time, and how they are counted.
 
     Units lie in one weight each, but those of an attention head in several. Weights that share
@@ -85,7 +88,7 @@ class Budgeted(Part):
 
     target       how much is pruned, and how the members share it
     of           what the budget counts: single weights, units, or multiply-accumulates
-    granularity  what goes together; a target that is a pattern says it itself
+    granularity  the units that are pruned as a whole; ignored with a pattern
     cuts         how each weight falls into units; empty: each weight is one
     spans        empty: each weight is a member
     costs        what a unit of each member costs the budget; empty: 1, the budget counts units
@@ -123,7 +126,7 @@ class Budgeted(Part):
 
     @property
     def unit(self) -> Granularity:
-        """What goes together."""
+        """The units that are pruned as a whole."""
         return self.target.pattern or self.granularity
 
     def check_members(self, a_weight: tuple[str, ...], a_member: tuple[str, ...]) -> None:
@@ -194,3 +197,39 @@ class Group(Budgeted):
         if not self.score.has_state:
             return None
         return KeptScore(self.score, self.score.gradient_path, self.score.decay)
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def members(group: Budgeted, of: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    """`of`, a sequence along group.parameters (None: those themselves), cut into members.
+
+    A member is one weight, or the weights that share an attention's heads.
+    """
+    entries = tuple(group.parameters if of is None else of)
+    stops = list(accumulate(group.spans or [1] * len(entries)))
+    return [entries[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def num_units(group: Budgeted) -> tuple[int, ...]:
+    """How many units each member has; of an N:M pattern the units are single weights."""
+    if group.unit.single:
+        return group.num_weights
+    return tuple(cuts[0].num_units for cuts in members(group, group.cuts))
+
+
+def unit_costs(group: Budgeted) -> tuple[int, ...]:
+    """What a unit of each member costs the budget."""
+    return group.costs or (1,) * len(num_units(group))
+
+
+def budget_size(group: Budgeted) -> int:
+    """What the budget would be if nothing were pruned."""
+    return sum(n * cost for n, cost in zip(num_units(group), unit_costs(group), strict=True))
+
+
+def counted(group: Budgeted, many: bool = True) -> str:
+    """What the budget counts, in a word: "weights", "filters", "multiply-accumulates"."""
+    noun = {"weights": "weight", "flops": "multiply-accumulate"}.get(group.of, group.unit.noun)
+    return noun + "s" * many

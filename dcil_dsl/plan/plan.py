@@ -1,7 +1,7 @@
 """The Plan: what is pruned, by how much, when, and who learns from whom. Plain data, in steps.
 
 In:   resolve.py fills it from a recipe and a traced model.
-Out:  compiler/, training/ and export/ read it and nothing of the language; it goes to JSON
+Out:  compiler/, training/ and exporting/ read it and nothing of the language; it goes to JSON
       and back unchanged, and lies in every run folder and checkpoint.
 Not:  no tensors, no modules, no units but steps, counts of weights and fractions.
 """
@@ -21,26 +21,50 @@ from pydantic import (
 )
 
 from dcil_dsl.plan.format_1 import upgrade
-from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part
-from dcil_dsl.plan.steps import Train
+from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, PlanRecord
 from dcil_dsl.words.augment import Augment
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.balances import Balance
+from dcil_dsl.words.integrators import Integrator
 from dcil_dsl.words.losses import Loss
+from dcil_dsl.words.optimizers import Optimizer
+from dcil_dsl.words.rates import Rate
 from dcil_dsl.words.record import Stored
 from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.word import Word, every_word
 
-__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "Part", "Train"]
 
-FORMAT = 2
+class TrainPlan(PlanRecord):
+    """accumulate  batches for one step of the optimizer; the last of an epoch may have fewer
+    sync_norms   batch norms take their statistics over all ranks
+    """
+
+    num_epochs: NonNegativeInt
+    optimizer: Stored[Optimizer]
+    rate: Stored[Rate]
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip: float | None = None
+    ema: float | None = None
+    accumulate: PositiveInt = 1
+    sync_norms: bool = False
+    average: Stored[WeightAverage] | None = None
+    integrator: Stored[Integrator] | None = None
+    balance: Stored[Balance] | None = None
+    seed: int = 0
+
+
+__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "PlanRecord", "TrainPlan"]
+
+FORMAT: Literal[2] = 2
 
 
 # -- time ------------------------------------------------------------------------------------
 
 
-class Window(Part):
+class Window(PlanRecord):
     """Steps start..stop, stop excluded; stop None is the end of the run.
 
-    every  of these the multiples of so many steps; with `others` those that are none
+    every  only the multiples of this many steps; with `others` only the other steps
     """
 
     start: int = 0
@@ -62,7 +86,7 @@ class Window(Part):
 # -- weights -----------------------------------------------------------------------------------
 
 
-class Layer(Part):
+class PlanLayer(PlanRecord):
     """One weight that could be pruned, in execution order.
 
     parameter   its name in the model, "layer1.0.conv1.weight"
@@ -72,7 +96,7 @@ class Layer(Part):
     macs        multiply-accumulates for one example, None where no input was given
     group       which of Plan.groups prunes it, None where it is kept
     rule        where the rule stands that decided it, "recipes/x.prune:33"; None where no rule did
-    is_plain    each use is a call by itself, so that its kept units can be computed alone
+    is_plain    every use is a separate call, so that its kept units can be computed alone
     """
 
     parameter: str
@@ -95,7 +119,7 @@ class Layer(Part):
 # -- paths -----------------------------------------------------------------------------------
 
 
-class Path(Part):
+class Path(PlanRecord):
     """name: becomes part of names in the code of the graph, so that it must be one itself.
 
     random "shared": the path draws the random numbers that the first path of a phase draws.
@@ -112,18 +136,18 @@ class Path(Part):
 
     @property
     def cost(self) -> float:
-        """What a step that it runs in costs, in steps on whole batches: by pixels, all computed."""
+        """The cost of a step of this path, in steps on full batches, by the number of pixels."""
         return self.batch * self.size**2
 
 
-class Private(Part):
+class Private(PlanRecord):
     """A module that each path has for itself. init: "copy" of the original, or "fresh"."""
 
     module: str
     init: Literal["copy", "fresh"] = "copy"
 
 
-class Shares(Part):
+class Shares(PlanRecord):
     """The coefficient of one path's gradient on each part of the shared weights."""
 
     kept: float = 0.0
@@ -132,7 +156,7 @@ class Shares(Part):
     rest: float = 0.0
 
 
-class Phase(Part):
+class Phase(PlanRecord):
     """A stretch of steps in which the same paths run and the same updates hold.
 
     shares is one row per entry of Plan.paths, in its order; paths that do not run have zeros.
@@ -143,7 +167,7 @@ class Phase(Part):
     shares: tuple[Shares, ...]
 
 
-class WeightedLoss(Part):
+class WeightedLoss(PlanRecord):
     """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)".
 
     batch  the share of the examples, the first ones, that every path of the term sees
@@ -159,7 +183,7 @@ class WeightedLoss(Part):
 # -- data, model, claims ---------------------------------------------------------------------
 
 
-class Data(Part):
+class Data(PlanRecord):
     """image_size None: as the dataset has them."""
 
     name: str | None = None
@@ -169,13 +193,13 @@ class Data(Part):
     augment: tuple[Stored[Augment], ...] = ()
 
 
-class Model(Part):
+class Model(PlanRecord):
     name: str | None = None
     classes: int | None = None
     options: dict[str, float | int | bool | str | None] = {}
 
 
-class OpaqueModule(Part):
+class OpaqueModule(PlanRecord):
     """A module that is one call of the graph, rewritten inside at each call. "" is the model."""
 
     module: str
@@ -183,7 +207,7 @@ class OpaqueModule(Part):
     reason: str
 
 
-class Unprunable(Part):
+class Unprunable(PlanRecord):
     """A module with a weight of a kind that can be pruned, which no rule can prune, and why."""
 
     module: str
@@ -191,13 +215,13 @@ class Unprunable(Part):
     reason: str
 
 
-class Expectation(Part):
+class Expectation(PlanRecord):
     metric: str
     compare: str
     value: float
 
 
-class About(Part):
+class About(PlanRecord):
     """Who the recipe is. `sha256` is of its closed text."""
 
     name: str
@@ -208,22 +232,22 @@ class About(Part):
     overrides: dict[str, str] = {}
 
 
-class Size(Part):
+class Size(PlanRecord):
     """An input of the model. dtype as torch names it: "float32"."""
 
     shape: tuple[NonNegativeInt, ...]
     dtype: str = Field(pattern=r"^(bool|(uint|int|b?float|complex)\d+\w*)$")
 
 
-class Plan(Part):
+class Plan(PlanRecord):
     """See the parts. Layers stand in execution order; groups in the order of their rules.
 
     opaque  the modules that could not be traced, with the reason
     inputs  the arguments of the model's forward that its graph takes; None: those that have no
             default, or all, where the model is opaque
-    fixed   arguments that are no tensors, with the value that the graph has for each
-    sizes   of the example inputs, by which the forward may decide what it does; as its graph then
-            has it: empty where inputs are more than tensors
+    fixed   arguments that are not tensors, with the value that the graph has for each
+    sizes   of the example inputs, on which the forward's control flow may depend; empty if some
+            inputs are not tensors
     """
 
     format: Literal[2] = FORMAT
@@ -232,14 +256,14 @@ class Plan(Part):
     data: Data
     steps_per_epoch: PositiveInt
     num_steps: NonNegativeInt
-    layers: tuple[Layer, ...]
+    layers: tuple[PlanLayer, ...]
     groups: tuple[Group, ...]
     paths: tuple[Path, ...]
     privates: tuple[Private, ...]
     phases: tuple[Phase, ...]
     losses: tuple[WeightedLoss, ...]
     deploy: str
-    train: Train
+    train: TrainPlan
     expect: tuple[Expectation, ...] = ()
     opaque: tuple[OpaqueModule, ...] = Field(
         default=(), validation_alias=AliasChoices("opaque", "whole")
@@ -254,7 +278,7 @@ class Plan(Part):
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """What to_json or `dcil plan --json` wrote; ValidationError where it is no plan."""
+        """Read the output of to_json or `dcil plan --json`; ValidationError if it is not a plan."""
         return cls.model_validate_json(text)
 
     @model_validator(mode="before")
@@ -282,9 +306,9 @@ class Plan(Part):
         if not self.phases:
             raise ValueError("no phase says which path runs")
         if any(name not in known for group in self.groups for name in group.parameters):
-            raise ValueError("a group prunes what is no layer")
+            raise ValueError("a group prunes a weight that is not in a layer")
         if any((layer.group or 0) not in range(max(len(self.groups), 1)) for layer in self.layers):
-            raise ValueError("a layer is of a group that is not there")
+            raise ValueError("a layer belongs to a missing group")
         return self
 
     def lr_at(self, step: int) -> float:

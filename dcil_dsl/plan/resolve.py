@@ -8,28 +8,30 @@ Not:  weights are not read; nothing is rewritten.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from dataclasses import replace
+from typing import Literal, cast
+
+from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.model.heads import find_heads
-from dcil_dsl.model.layers import Layer, Weight, unused_layers
+from dcil_dsl.model.layers import Layer, Weight, find_heads, unused_layers
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.allocate import allocate_group
-from dcil_dsl.plan.assign_rules import claim_layers
-from dcil_dsl.plan.bounds import bind_group
-from dcil_dsl.plan.scores import check_score
-from dcil_dsl.plan.select import Selection
-from dcil_dsl.plan.train import resolve_average, resolve_train
-from dcil_dsl.plan.unreached import warn_of_unreached
-from dcil_dsl.plan.windows import (
+from dcil_dsl.plan.allocate import allocate_group, bind_group
+from dcil_dsl.plan.phases import (
     check_left_out,
+    check_score,
     resolve_losses,
     resolve_paths,
     resolve_phases,
+    warn_of_unreached,
 )
+from dcil_dsl.plan.select import Selection, claim_layers
+from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.word import Run
 
 
@@ -55,13 +57,14 @@ def resolve_recipe(
     owner = claim_layers(recipe.rules, selection, report)
     prunable = _by_weight(traced.layers)
     heads = find_heads(traced.model, {weight.name: weight for _, weight in prunable})
-    groups, group_of_rule = [], {}
+    groups: list[p.Group] = []
+    group_of_rule: dict[int | None, int] = {}
     owned_by: dict[int | None, list[Weight]] = {}
     for _, weight in prunable:
         owned_by.setdefault(owner.get(weight.name), []).append(weight)
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
-        if isinstance(rule, r.Prune) and owned:
+        if isinstance(rule, r.PruneRule) and owned:
             group = allocate_group(rule, _place(rule), owned, heads, run, report)
             if group is not None:
                 group = bind_group(rule, group, selection, report)
@@ -75,11 +78,12 @@ def resolve_recipe(
     paths = resolve_paths(recipe, steps_per_epoch, num_steps, report)
     losses = resolve_losses(recipe, paths, run)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
-    for index, group in group_of_rule.items():
-        check_score(recipe.rules[index], groups[group], phases, num_steps, report)
+    for index, rule in enumerate(recipe.rules):
+        if isinstance(rule, r.PruneRule) and index in group_of_rule:
+            check_score(rule, groups[group_of_rule[index]], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
-    average = resolve_average(recipe.average, traced.model, selection, tuple(groups), run, report)
+    average = _average(recipe.average, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -98,7 +102,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=resolve_train(recipe.train, average, num_epochs, run),
+        train=_train(recipe.train, average, num_epochs, run),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),
@@ -110,7 +114,7 @@ def resolve_recipe(
         ),
         out_of_reach=_out_of_reach(traced),
         inputs=traced.arguments.live,
-        fixed=traced.arguments.fixed,
+        fixed=cast("dict[str, r.Option]", traced.arguments.fixed),
         sizes={
             name: p.Size(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             for name, tensor in traced.like.items()
@@ -130,7 +134,7 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     if not any(balance.num_gradients(plan.losses, step) for step in steps):
         report.add(
             "E321",
-            "no path has two loss terms open at a multiple of "
+            "no path has two open loss terms at a multiple of "
             f"{count(balance.every.step, 'step')}, so "
             "that nothing is ever balanced",
             recipe.balance_span,
@@ -157,20 +161,26 @@ def _by_weight(layers: tuple[Layer, ...]) -> list[tuple[Layer, Weight]]:
         for weight in layer.prunable:
             if weight.name in first:
                 owner, known = first[weight.name]
-                unknown = known.macs is None or weight.macs is None
-                macs = None if unknown else known.macs + weight.macs
+                both = (known.macs, weight.macs)
+                macs = None if None in both else sum(filter(None, both))
                 first[weight.name] = (owner, replace(known, macs=macs))
             else:
                 first[weight.name] = (layer, weight)
     return list(first.values())
 
 
-def _place(rule: r.Prune | r.Keep) -> str:
+def _place(rule: r.PruneRule | r.KeepRule) -> str:
     return f"{rule.span.source.name}:{rule.span.line}"
 
 
-def _layer(layer: Layer, weight: Weight, index: int | None, rules, group_of_rule) -> p.Layer:
-    return p.Layer(
+def _layer(
+    layer: Layer,
+    weight: Weight,
+    index: int | None,
+    rules: tuple[r.PruneRule | r.KeepRule, ...],
+    group_of_rule: dict[int | None, int],
+) -> p.PlanLayer:
+    return p.PlanLayer(
         parameter=weight.name,
         module=layer.path,
         type=layer.type,
@@ -193,12 +203,12 @@ def _privates(
         name
         for layer in selection.layers
         if any(
-            weight in owner and isinstance(recipe.rules[owner[weight]], r.Prune)
+            weight in owner and isinstance(recipe.rules[owner[weight]], r.PruneRule)
             for weight in layer.weights
         )
         for name in _around(layer)
     }
-    init: dict[str, str] = {}
+    init: dict[str, Literal["copy", "fresh"]] = {}
     for private in recipe.privates:
         chosen = selection.select(private.selector)
         stateful = [layer for layer in chosen if _has_state(layer)]
@@ -206,7 +216,7 @@ def _privates(
             kinds = ", ".join(sorted({layer.type for layer in chosen}))
             report.add(
                 "E308",
-                f"nothing here has weights or statistics to be private: {kinds}",
+                f"these modules have no weights or statistics to be private: {kinds}",
                 private.selector.span,
             )
         for layer in stateful:
@@ -215,15 +225,15 @@ def _privates(
                     "E303",
                     f"`{layer.path}` is pruned and private",
                     private.span,
-                    label="its pruned weights would learn from no path",
-                    help=f'`keep "{layer.path}"` leaves it whole',
+                    label="no path would train its pruned weights",
+                    help=f'`keep "{layer.path}"` excludes it from pruning',
                 )
             elif not layer.path:
                 report.add("E308", "the whole model cannot be private", private.span)
             elif private.init == "fresh" and not hasattr(layer.module, "reset_parameters"):
                 report.add(
                     "E308",
-                    f"`{layer.path}` ({layer.type}) cannot start fresh: it has no way to reset",
+                    f"`{layer.path}` ({layer.type}) cannot start fresh: no `reset_parameters`",
                     private.span,
                     help="`init = copy` starts from the model's own weights",
                 )
@@ -259,7 +269,7 @@ def _containers(path: str) -> list[str]:
     return [".".join(names[:end]) for end in range(1, len(names))]
 
 
-def _tied(selection: Selection, init: dict[str, str]) -> list[tuple[str, str]]:
+def _tied(selection: Selection, init: Container[str]) -> list[tuple[str, str]]:
     """(private module, layer outside of it) for each weight that the two have in common."""
     users: dict[int, list[str]] = {}
     for layer in selection.layers:
@@ -279,7 +289,7 @@ def _has_state(layer: Layer) -> bool:
     return any(True for _ in layer.module.parameters()) or any(True for _ in layer.module.buffers())
 
 
-def resolve_data(data: r.Data) -> p.Data:
+def resolve_data(data: r.RecipeData) -> p.Data:
     """The data block as the plan has it; loaders read it before there is a length of the epoch."""
     return p.Data(
         name=data.name,
@@ -300,3 +310,46 @@ def _about(recipe: r.Recipe) -> p.About:
         sha256=hashlib.sha256(recipe.text.encode()).hexdigest(),
         overrides=dict(recipe.overrides),
     )
+
+
+def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Run) -> p.TrainPlan:
+    """The part of the Plan. average: the word with its parameters (late_phase.py)."""
+    return p.TrainPlan(
+        num_epochs=num_epochs,
+        optimizer=train.optimizer.in_steps(run),
+        rate=train.lr.in_steps(run),
+        precision=train.precision,
+        clip=train.clip,
+        ema=train.ema,
+        accumulate=train.accumulate,
+        sync_norms=train.sync_norms,
+        average=average,
+        balance=train.balance and train.balance.in_steps(run),
+        integrator=train.integrator and train.integrator.in_steps(run),
+        seed=train.seed,
+    )
+
+
+def _average(
+    average: r.AverageRule | None,
+    model: nn.Module,
+    selection: Selection,
+    groups: tuple[p.Group, ...],
+    run: Run,
+    report: Diagnostics,
+) -> WeightAverage | None:
+    """The average with its parameters by their names in the model, each once."""
+    if average is None:
+        return None
+    word = average.word.in_steps(run)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = dict.fromkeys(
+        names[id(parameter)]
+        for layer in selection.select(average.selector)
+        for parameter in layer.module.parameters()
+    )
+    pruned = {name for group in groups for name in group.parameters}
+    fault = word.fault(chosen, pruned, len(names), run.num_steps)
+    if fault is not None:
+        report.add("E322", fault[0], average.span, help=fault[1])
+    return word.model_copy(update={"parameters": tuple(chosen)})

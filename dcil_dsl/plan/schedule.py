@@ -7,7 +7,7 @@ Not:  no tensors; masking/select.py makes the masks.
 
 from __future__ import annotations
 
-from dcil_dsl.plan.budget import budget_size, num_units, unit_costs
+from dcil_dsl.plan.group import budget_size, num_units, unit_costs
 from dcil_dsl.plan.plan import Bound, Group
 
 
@@ -43,8 +43,8 @@ def keeps_at(group: Group, step: int) -> tuple[int, ...]:
 def _shares(group: Group, sparsity: float) -> tuple[float, ...]:
     """The sparsity of each member while the group's is `sparsity`.
 
-    Of its own target each has reached what the whole has of its, so that together they always
-    are what the schedule asks: sum n_l * S_l * (s / S) = n * s.
+    Each has reached the same share of its target as the group has of its own, so that together
+    they have the sparsity of the schedule: sum n_l * S_l * (s / S) = n * s.
     """
     if not group.targets:
         return (sparsity,) * len(num_units(group))
@@ -113,8 +113,8 @@ def _lowered(size: int, ceiling: int, done: float) -> int:
 def is_refresh(group: Group, step: int) -> bool:
     """Whether the masks of the group are recomputed before `step`.
 
-    Beside the multiples of `refresh`, masks move when the target is reached and when they
-    freeze, so that a finished ramp leaves exactly the sparsity that was asked for.
+    In addition to the multiples of `refresh`, masks are recomputed when the target is reached and
+    when they freeze, so that a finished ramp ends at exactly the requested sparsity.
     """
     if group.freeze is not None and step > group.freeze:
         return False
@@ -136,14 +136,15 @@ def num_refreshes(group: Group, num_steps: int) -> int:
     if num_steps <= 0:
         return 0
     last = num_steps - 1 if group.freeze is None else min(num_steps - 1, group.freeze)
-    extra = {0, *group.moments, reached_at(group), group.freeze} - {None}
+    extra = {0, *group.moments, reached_at(group)}
+    extra |= set() if group.freeze is None else {group.freeze}
     if group.moments:
         return sum(step <= last for step in extra)
     return last // group.refresh + 1 + sum(s <= last and s % group.refresh != 0 for s in extra)
 
 
 def whole_units(count: float) -> int:
-    """The whole units in a share of them: never one more, so never less sparse than asked.
+    """The whole units in a share of them, rounded down: never less sparse than requested.
 
     The slack is for 1 - 0.9 = 0.09999999999999998 of ten weights, which is one weight.
     """

@@ -1,20 +1,22 @@
 """Print a Plan: what `dcil plan` shows and golden files hold.
 
-In:   a Plan, and the page it is printed on.
-Out:  text no wider than the page, the same for the same Plan.
-Not:  no decisions and no measured numbers; exporting/report.py reports what became of it. The parts
-      stand in show_layers.py, show_groups.py and show_training.py.
+In:   a Plan, and the Page.
+Out:  text no wider than the Page, the same for the same Plan: head, layers, budgets, curves.
+Not:  no decisions and no measured numbers (exporting/report.py); paths, losses and training are in
+      show_training.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, training_cost
-from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.show_groups import group_line, show_curves, show_groups
-from dcil_dsl.plan.show_layers import show_apart, show_layers
+from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes, score_bytes
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.plan import Group, OpaqueModule, Plan, PlanLayer, Unprunable
+from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.show_training import (
     cost_elsewhere,
     show_expectations,
@@ -23,11 +25,23 @@ from dcil_dsl.plan.show_training import (
     show_privates,
     show_training,
 )
-from dcil_dsl.plan.wording import PLAIN, Page, fit, shorten
+from dcil_dsl.plan.text import (
+    PLAIN,
+    Page,
+    draw_schedule,
+    fit,
+    moment,
+    named_table,
+    percent,
+    same_curve,
+    shorten,
+)
+from dcil_dsl.words.granularity import Block
+from dcil_dsl.words.schedules import Constant, Schedule
 
 
 def show_plan(plan: Plan, page: Page = PLAIN) -> str:
-    """The whole plan: head, layers, groups, private modules, phases, losses, training."""
+    """The full plan: head, layers, groups, private modules, phases, losses, training."""
     parts = [
         _head(plan, page),
         show_layers(plan, page),
@@ -44,7 +58,7 @@ def show_plan(plan: Plan, page: Page = PLAIN) -> str:
 
 
 def show_summary(plan: Plan, page: Page = PLAIN) -> str:
-    """What a person wants to see before a run starts, in a few lines."""
+    """A summary of a few lines, for the start of a run."""
     pruned = [layer for layer in plan.layers if layer.group is not None]
     weights, total = (sum(layer.num_weights for layer in some) for some in (pruned, plan.layers))
     lines = [
@@ -87,3 +101,262 @@ def _head(plan: Plan, page: Page) -> str:
         f"{count(plan.steps_per_epoch, 'step')} = {count(plan.num_steps, 'step')}"
     )
     return "\n".join(shorten(line, page.width) for line in lines)
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+MANY = 6  # modules with one reason that are named one by one
+
+
+def show_layers(plan: Plan, page: Page) -> str:
+    """Every layer with the rule that claimed it, its share of the arithmetic, its target."""
+    files = {layer.rule.rpartition(":")[0] for layer in plan.layers if layer.rule}
+    facts = layer_facts(plan)
+    rows = [
+        _layer_row(plan, layer, fact, short=len(files) == 1)
+        for layer, fact in zip(plan.layers, facts, strict=True)
+    ]
+    note = f" (rules by their line in {next(iter(files))})" if len(files) == 1 else ""
+    note = shorten(note, page.width - 25)
+    header = ("layer", "type", "shape", "weights", "FLOPs", "rule", "target")
+    return "\n".join([f"layers in execution order{note}", *fitting(header, rows, page)])
+
+
+def fitting(header: tuple[str, ...], rows: list[tuple[str, ...]], page: Page) -> list[str]:
+    """The table of layers; on a narrow page its types go first, then shapes, then names that are
+    still too long stand on lines of their own."""
+    sides = "lllrrll"
+    for left_out in ((), (1,), (1, 2)):
+        shown = [i for i in range(len(header)) if i not in left_out]
+        cut = [tuple(row[i] for i in shown) for row in (header, *rows)]
+        others = sum(max(map(len, column)) + 2 for column in list(zip(*cut, strict=True))[1:])
+        room = page.width - others
+        if max(len(row[0]) for row in cut) <= room:
+            break
+    lines = named_table(cut[0], cut[1:], "".join(sides[i] for i in shown), max(5, room), page)
+    return [line for row in lines for line in row]
+
+
+def show_apart(plan: Plan, page: Page) -> str:
+    """What the tracer kept opaque and what no rule can prune, with the reasons."""
+    parts = []
+    if plan.opaque:
+        inside = sum(is_whole(layer, plan) for layer in plan.layers)
+        lines = [
+            f"kept opaque by the tracer: {count(len(plan.opaque), 'module')}, with "
+            f"{count(inside, 'layer')} of the above inside, rewritten at each call"
+        ]
+        lines += _reasons(plan.opaque, page)
+        parts.append("\n".join(lines))
+    if plan.out_of_reach:
+        lines = ["out of the reach of every rule", *_reasons(plan.out_of_reach, page)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _reasons(entries: Sequence[OpaqueModule | Unprunable], page: Page) -> list[str]:
+    """A line a reason, with its modules: often many share one."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        alike.setdefault((entry.type, entry.reason), []).append(entry.module or "the model itself")
+    lines = []
+    for (kind, reason), modules in alike.items():
+        names = (
+            ", ".join(modules)
+            if len(modules) <= MANY
+            else (f"{modules[0]} to {modules[-1]}, {len(modules)} modules")
+        )
+        lines += wrap(
+            f"{names} ({kind}): {reason}",
+            page.width,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
+    return lines
+
+
+def is_whole(layer: PlanLayer, plan: Plan) -> bool:
+    """Whether a layer lies in a module that the tracer kept opaque, or is one."""
+    return any(
+        not entry.module or f"{layer.module}.".startswith(f"{entry.module}.")
+        for entry in plan.opaque
+    )
+
+
+def short_name(parameter: str) -> str:
+    """ "conv1.weight" -> "conv1", as selectors name it; other parameters keep theirs."""
+    return parameter.removesuffix(".weight")
+
+
+def target_words(plan: Plan, layer: PlanLayer) -> str:
+    """ "90%" of a layer by itself, "90% of all" of one that shares its budget, "kept"."""
+    if layer.group is None:
+        return "kept"
+    group = plan.groups[layer.group]
+    whole = "all" if group.one_budget else ""
+    unit = group.unit
+    if group.pattern is not None:
+        return f"{group.pattern.n}:{group.pattern.m}"
+    if isinstance(unit, Block):
+        whole += f" {unit.height} x {unit.width} blocks"
+    elif not unit.single:
+        whole += f" {unit.together}"
+    counts = ", in FLOPs" if group.of == "flops" else ""
+    target = share_of(group, layer.parameter)
+    return percent(target) + (f" of {whole.strip()}" if whole else "") + counts
+
+
+def share_of(group: Group, parameter: str) -> float:
+    """The sparsity that is asked of a layer in the end; of one that shares its budget, of all."""
+    if not group.targets:
+        return group.sparsity
+    parts = zip(members(group), group.targets, strict=True)
+    return next(round(target, 3) for names, target in parts if parameter in names)
+
+
+def _layer_row(plan: Plan, layer: PlanLayer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
+    rule = "-" if layer.rule is None else layer.rule.rpartition("/")[2]
+    if short and layer.rule is not None:
+        rule = ":" + layer.rule.rpartition(":")[2]
+    share = "-" if fact.macs_share is None else f"{100 * fact.macs_share:.1f}%"
+    target = target_words(plan, layer) + (", private" if fact.private else "")
+    target += ", whole" if is_whole(layer, plan) else ""
+    shape = "x".join(str(size) for size in layer.shape)
+    name, kind = short_name(layer.parameter), shorten(layer.type, 16)
+    return (name, kind, shape, f"{layer.num_weights:,}", share, rule, target)
+
+
+# -- budgets ---------------------------------------------------------------------------------------
+
+
+def show_groups(plan: Plan, page: Page) -> str:
+    """The budget and the schedule of each rule."""
+    lines = ["budgets"]
+    for group in plan.groups:
+        freeze = "never" if group.freeze is None else moment(group.freeze, plan)
+        lines += [
+            shorten(group.rule, page.width),
+            f"  {group_line(plan, group)}",
+            f"  schedule {schedule_words(group.schedule, group.sparsity, plan)}",
+            f"  score {group.score.summary()}, masks move {refresh_words(group)}, "
+            f"freeze {freeze}, floor {floor_words(group)}",
+            *(f"  {line}" for line in dynamics_words(group, plan)),
+            *(f"  {line}" for line in hardware_words(group)),
+        ]
+    if not plan.groups:
+        lines.append("none: no weight is pruned")
+        return "\n".join(lines)
+    whole = mask_bytes(plan)
+    memory = f"masks take {whole:,} bytes in training, {-(-whole // 8):,} packed into bits"
+    if score_bytes(plan):
+        memory += f"; scores kept between steps {score_bytes(plan):,}"
+    lines.append(memory)
+    return "\n".join(lines)
+
+
+def refresh_words(group: Group) -> str:
+    """When masks are recomputed: "every 16 steps", "at 8 moments"."""
+    if group.moments:
+        return f"at {count(len(group.moments), 'moment')}"
+    return f"every {count(group.refresh, 'step')}"
+
+
+def dynamics_words(group: Group, plan: Plan) -> list[str]:
+    """Effects on the weights in addition to masks, a line each."""
+    lines = []
+    if group.regrow is not None:
+        lines.append(
+            f"each time {percent(group.regrow.share.fraction)} of what is kept is dropped and as "
+            "much grown "
+            f"{group.regrow.where}, falling to nothing at {moment(group.regrow.stop.step, plan)}"
+        )
+    if group.forget:
+        lines.append("pruned weights become zero at once, and their momentum")
+    if group.reserve:
+        lines.append(f"reserve: the next best {percent(group.reserve)}, pruned, with own updates")
+    for penalty in group.penalties:
+        rising = f", rising in {count(penalty.stairs, 'step')}" if penalty.stairs else ""
+        lines.append(
+            f"penalty: {penalty.weight:g} times {penalty.summary()} of the {penalty.part}{rising}"
+        )
+    if group.param is not None:
+        lines.append(f"stored as theta: {group.param.summary()}")
+    return lines
+
+
+def show_curves(plan: Plan, page: Page) -> str:
+    """The sparsity over the run, once for all groups whose curves are the same."""
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for group in plan.groups:
+        if not isinstance(group.schedule, Constant):
+            alike.setdefault(same_curve(group), []).append(group)
+    parts = []
+    for groups in alike.values():
+        lines = ", ".join(":" + group.rule.rpartition(":")[2] for group in groups)
+        whose = "" if len(groups) == len(plan.groups) else f" of {lines}"
+        head = f"sparsity{whose} over the run (^ masks move, . they stand still)"
+        curve = draw_schedule(groups[0], plan, page)
+        parts.append("\n".join([shorten(head, page.width), *curve]))
+    return "\n\n".join(parts)
+
+
+def group_line(plan: Plan, group: Group) -> str:
+    """ "90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
+    size = count(budget_size(group), counted(group, many=False))
+    kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
+    shared = "one budget for all" if group.one_budget else "one budget each"
+    shared += group.target.how
+    layers = count(len(group.parameters), "layer")
+    at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
+    return (
+        f"{percent(group.sparsity)} of {size}{_unit_words(group)} in {layers}, {shared}; "
+        f"{at_most}{kept:,} kept at the end"
+    )
+
+
+def _unit_words(group: Group) -> str:
+    """The units that are pruned as a whole, if the budget does not count them."""
+    unit = group.unit
+    if group.pattern is not None:
+        return f", {group.pattern.n} of every {group.pattern.m} inputs kept,"
+    if isinstance(unit, Block):
+        size = f" of {unit.height} x {unit.width}"
+        return size if group.of == "units" else f", {unit.together} together,"
+    return "" if unit.single or group.of == "units" else f", whole {unit.together},"
+
+
+def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
+    """ "linear from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
+    return schedule.summary(percent(target), lambda step: moment(step, plan))
+
+
+def floor_words(group: Group) -> str:
+    """ "1 weight a layer"; with a ceiling also what it allows."""
+    noun = group.unit.noun
+    sizes = num_units(group)
+    words = f"1 {noun} a layer"
+    if any(floor != 1 for floor in group.floors):
+        shares = [floor / max(1, size) for floor, size in zip(group.floors, sizes, strict=True)]
+        least = percent(round(min(shares), 4))
+        words = f"{count(sum(group.floors), noun)}, at least {least} of a layer"
+    if group.ceilings:
+        shares = [most / max(1, size) for most, size in zip(group.ceilings, sizes, strict=True)]
+        words += f", ceiling {percent(round(max(shares), 4))} of a layer"
+    for some in group.bounds:
+        size = sum(sizes[i] for i in some.members)
+        low, high = (percent(round(n / size, 4)) for n in (some.floor, some.ceiling))
+        words += f", {some.name} together {low} to {high}"
+    return words
+
+
+def hardware_words(group: Group) -> list[str]:
+    """Which layers of a pattern sparse tensor cores run, and why they do not run the others."""
+    if not group.hardware:
+        return []
+    runs = sum(not reason for reason in group.hardware)
+    lines = [f"sparse tensor cores run it in {runs} of {count(len(group.hardware), 'layer')}"]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in zip(group.parameters, group.hardware, strict=True):
+        reasons.setdefault(reason, []).append(short_name(name))
+    return lines + [f"  not in {', '.join(own)}: {why}" for why, own in reasons.items() if why]

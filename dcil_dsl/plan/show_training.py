@@ -13,7 +13,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.plan import Path, Phase, Plan
 from dcil_dsl.plan.skip_pruned import ON_CORES, in_pattern, left_out
-from dcil_dsl.plan.wording import Page, percent, setting, stretch
+from dcil_dsl.plan.text import Page, percent, setting, stretch
 
 PARTS = {
     "kept": "kept weights",
@@ -49,18 +49,16 @@ def show_phases(plan: Plan) -> str:
         lines.append(f"  {sees}{draws}{deployed}")
         if path.compute == "kept":
             lines += [f"    {line}" for line in _kept_alone(plan)]
+    parts = PARTS if plan.groups else {"rest": "weights"}
+    if not any(group.reserve for group in plan.groups):
+        parts = {part: words for part, words in parts.items() if part != "reserve"}
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
         lines.append(
             f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
             f"{_passes(step_cost(plan, phase))} of arithmetic {bound(plan)}"
         )
-        has_reserve = any(group.reserve for group in plan.groups)
-        lines += [
-            f"  {PARTS[part]} {teachers(plan, phase, part)}"
-            for part in PARTS
-            if part != "reserve" or has_reserve
-        ]
+        lines += [f"  {words} {teachers(plan, phase, part)}" for part, words in parts.items()]
     lines.append(
         f"training cost: {training_cost(plan):.2f} dense runs {bound(plan)}, by arithmetic (zeros "
         "do not make dense kernels faster)"

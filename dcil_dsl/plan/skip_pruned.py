@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.budget import budget_size, members, num_units
+from dcil_dsl.plan.group import budget_size, members, num_units
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
 TYPES = ("Conv1d", "Conv2d", "Conv3d", "Linear")
@@ -21,25 +21,23 @@ ON_CORES = ("bf16", "fp16")
 PATTERN_DONE = (0.5 + 1 + 1) / 3
 
 
-def left_out(groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]) -> dict[str, int]:
+def left_out(groups: tuple[p.Group, ...], layers: tuple[p.PlanLayer, ...]) -> dict[str, int]:
     """The weights of which whole units can be left out, each with the axis of its units.
 
     Filters and input channels of convolutions in one group and of linear layers, of their own
     classes: what is left of them is a smaller layer of the same kind. One with hooks, or whose
     weight the forward reads by hand, is computed whole.
     """
-    return {
-        layer.parameter: AXES[groups[layer.group].unit.axis]
-        for layer in layers
-        if layer.group is not None
-        and groups[layer.group].unit.axis in AXES
-        and layer.type in TYPES
-        and layer.groups == 1
-        and layer.is_plain
-    }
+    found = {}
+    for layer in layers:
+        axis = None if layer.group is None else groups[layer.group].unit.axis
+        is_alone = layer.type in TYPES and layer.groups == 1 and layer.is_plain
+        if axis in AXES and axis is not None and is_alone:
+            found[layer.parameter] = AXES[axis]
+    return found
 
 
-def in_pattern(groups: tuple[p.Group, ...], layers: tuple[p.Layer, ...]) -> tuple[str, ...]:
+def in_pattern(groups: tuple[p.Group, ...], layers: tuple[p.PlanLayer, ...]) -> tuple[str, ...]:
     """The weights of linear layers whose pattern, 2:4, sparse tensor cores run."""
     runs = {
         name
@@ -62,10 +60,11 @@ def share_done(plan: p.Plan, step: int, whole: Collection[str] = ()) -> float:
     the pattern is there, in a precision that sparse tensor cores take and where it is not in
     `whole`. 1 where the arithmetic of a layer is not known.
     """
-    known = [layer.macs for layer in plan.layers]
-    if None in known or not sum(known):
+    macs = [(layer.parameter, layer.macs) for layer in plan.layers if layer.macs is not None]
+    total = sum(number for _, number in macs)
+    if len(macs) < len(plan.layers) or not total:
         return 1.0
-    kept = {}
+    kept: dict[str, float] = {}
     for group in plan.groups:
         keeps, names_of = keeps_at(group, last_refresh(group, step)), members(group)
         sizes = (budget_size(group),) if group.one_budget else num_units(group)
@@ -78,7 +77,7 @@ def share_done(plan: p.Plan, step: int, whole: Collection[str] = ()) -> float:
     if plan.train.precision in ON_CORES:
         halved = set(in_pattern(plan.groups, plan.layers)) - set(whole)
         done |= {name: PATTERN_DONE for name in halved if kept[name] < 1}
-    return sum(layer.macs * done.get(layer.parameter, 1.0) for layer in plan.layers) / sum(known)
+    return sum(number * done.get(name, 1.0) for name, number in macs) / total
 
 
 def is_estimate(plan: p.Plan) -> bool:

@@ -18,7 +18,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.units import sum_in_units
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     bounds_at,

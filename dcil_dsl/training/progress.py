@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.wording import PLAIN, fit
+from dcil_dsl.plan.text import PLAIN, fit
 
 if TYPE_CHECKING:
     from dcil_dsl.training.result import Result

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.model.trace import comparable
 from dcil_dsl.plan.plan import Plan, first_fault
 from dcil_dsl.training.checkpoint_files import newest_of, previous_of
 from dcil_dsl.training.differences import (
@@ -126,7 +127,7 @@ def create_run(
     """A new folder with what the run is started with in it.
 
     given, resolved  the recipe's two texts
-    model, data      the model in words (model/text.py), what the data hold (data/contents.py)
+    model, data      the model in words (model/trace.py), what the data hold (data/contents.py)
     beside           other texts that the folder has from the start, by file name
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
@@ -223,7 +224,9 @@ def _differences(
         "another recipe": text_differences(read_text(run.resolved), resolved)
         if plans and resolved
         else [],
-        "another model": text_differences(_stored(run.model) or model, model) if model else [],
+        "another model": text_differences(comparable(_stored(run.model)) or model, model)
+        if model
+        else [],
         "other data": data_differences(then or data, data),
         "another plan": plans,
     }

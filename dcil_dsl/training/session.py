@@ -20,7 +20,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.rng import seed_generators
+from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.checkpoint import State, load_anyway, load_checkpoint, save_checkpoint

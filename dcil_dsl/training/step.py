@@ -24,7 +24,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.rng import seed_generators
+from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import Average, start_average, update_average
 from dcil_dsl.training.distributed import Ranks
@@ -308,7 +308,7 @@ def exchange_in_order(step, bucket):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """One batch of a step. size and total are its and the step's examples, over all ranks."""
 
     is_first: bool
@@ -317,7 +317,7 @@ class Part:
     total: int
 
 
-def part_of_step(plan: Plan, loader: Loader, batch: int) -> Part:
+def part_of_step(plan: Plan, loader: Loader, batch: int) -> MicroBatch:
     """Steps are `accumulate` batches each, from the first of an epoch; its last may have fewer.
 
         total = sum of the sizes of the step's batches
@@ -327,7 +327,7 @@ def part_of_step(plan: Plan, loader: Loader, batch: int) -> Part:
     size, num = plan.data.batch_size, loader.num_examples
     start = batch - batch % plan.train.accumulate
     stop = min(start + plan.train.accumulate, loader.num_batches)
-    return Part(
+    return MicroBatch(
         is_first=batch == start,
         is_last=batch == stop - 1,
         size=min(size, num - batch * size),

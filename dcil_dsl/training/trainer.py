@@ -18,7 +18,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.rng import drawn_apart, seed_generators
+from dcil_dsl.model.side_effects import drawn_apart, seed_generators
 from dcil_dsl.training.average import deployed
 from dcil_dsl.training.evaluate import check_not_empty, evaluate
 from dcil_dsl.training.machine import Options

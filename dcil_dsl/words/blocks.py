@@ -1,4 +1,4 @@
-"""The settings of the blocks of a recipe, and the words that are no calls.
+"""The settings of the blocks of a recipe, and the words that are not calls.
 
 In:   the kinds of words.
 Out:  one class for each block: its settings with their types and defaults.
@@ -61,8 +61,8 @@ class PruneBlock(Word):
     Without a schedule the target holds from the first step; masks are recomputed every 16
     steps, as in the authors' code. `floor` and `ceiling`: the least and the largest density of
     a layer, None: one unit, all of it; `bounds`: of some of its layers together. `reserve`:
-    so much of the budget, the best of what is pruned, may have an `update` of its own.
-    `forget`: what is pruned becomes zero at once.
+    this share of the budget, the best pruned weights, may have an `update` of its own.
+    `forget`: pruned weights become zero at once.
     """
 
     score: AnyScore = Magnitude()
@@ -89,7 +89,7 @@ class PrivateBlock(Word):
 class PathBlock(Word):
     """The settings of one `path`. random: dropout and its like draw numbers of the path's `own`,
     or those `shared` with the first path that runs. The others make it cheaper in training: it
-    sees the first part of each batch, smaller images, every so many steps; of filters and input
+    sees the first part of each batch, smaller images, only every few steps; of filters and input
     channels it computes those that are `kept` alone, by a 2:4 weight it multiplies on a GPU's
     sparse tensor cores."""
 

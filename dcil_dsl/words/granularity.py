@@ -1,8 +1,8 @@
-"""What goes or stays together: single weights, filters, channels, heads, blocks, N:M patterns.
+"""Granularity: single weights, filters, channels, heads, blocks, N:M patterns.
 
 In:   the settings of a rule.
 Out:  one class for each kind of unit.
-Not:  no cuts of a weight (plan/cuts.py), no masks (masking/units.py).
+Not:  no cuts of a weight (plan/units.py), no masks (masking/units.py).
 """
 
 from __future__ import annotations

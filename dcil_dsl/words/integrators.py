@@ -136,7 +136,7 @@ class Extrapolate(Integrator):
 
 
 class Implicit(Integrator):
-    """`implicit(iterations=3)`: the gradient where the step ends, by so many evaluations.
+    """`implicit(iterations=3)`: the gradient at the end of the step, by fixed-point iteration.
 
     Li et al. 2023, arXiv:2303.01767.
     """

@@ -18,10 +18,11 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import RESOLVED, PathName, Run, W, Word
+from dcil_dsl.words.word import RESOLVED, PathName, Run, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
 
 class Loss(Word):
@@ -115,7 +116,7 @@ class Balanced(Word):
     beta: Annotated[float, Field(gt=0, lt=1)]
     weights: Annotated[tuple[float, ...] | None, RESOLVED] = None
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         if run.class_counts is None:
             return self
         own = [(1 - self.beta) / (1 - self.beta**n) for n in run.class_counts]

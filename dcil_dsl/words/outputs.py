@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def logits_of(output: object, name: str | None = None) -> Tensor:
 
     name  the key or the field of them, or "0", "1" ... for a place in a tuple. None: the output
           itself where it is a tensor, or its field `logits`, as Inception and GoogLeNet have it
-          in training mode beside their auxiliary outputs, and transformers' models in both modes.
+          in training mode next to their auxiliary outputs, and transformers' models in both modes.
     """
     if name is None and isinstance(output, Tensor):
         return output
@@ -55,7 +56,7 @@ def logits_of(output: object, name: str | None = None) -> Tensor:
 def own_loss(output: object) -> Tensor:
     """The loss in what a model returns, a scalar.
 
-    A number by itself; the field or key `loss`, as transformers' models give it where they are
+    A single number; the field or key `loss`, as transformers' models give it where they are
     given labels; or the sum of a dictionary of losses, as torchvision's detection models return
     it in training mode. InputError where there is none of these.
     """
@@ -75,7 +76,7 @@ def own_loss(output: object) -> Tensor:
         return loss.reshape(())
     losses = list(output.values()) if isinstance(output, Mapping) else []
     if losses and all(isinstance(x, Tensor) and x.dim() == 0 for x in losses):
-        return sum(losses)
+        return cast(Tensor, sum(losses))
     raise InputError(
         f"the model returns a {type(output).__name__} without a loss of its own",
         help="give it its labels; a detection model has losses in training mode alone",
@@ -104,8 +105,8 @@ def _names(output: object) -> list[str]:
     if isinstance(output, (tuple, list)):
         fields = list(getattr(output, "_fields", ()))
         return fields + [str(place) for place in range(len(output))]
-    fields = getattr(output, "__dict__", {}).items()
-    return [key for key, value in fields if isinstance(value, Tensor)]
+    own = getattr(output, "__dict__", {}).items()
+    return [key for key, value in own if isinstance(value, Tensor)]
 
 
 def target_for(logits: Tensor, target: Tensor) -> Tensor:

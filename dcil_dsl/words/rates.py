@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Factor, FactorOrZero, Run, W, Word
+from dcil_dsl.words.word import Factor, FactorOrZero, Run, Word
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Rate(Word):
@@ -35,7 +38,7 @@ class Rate(Word):
     def summary(self) -> str:
         """The shape in the text of a plan."""
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         return (
             super()
             .in_steps(run)

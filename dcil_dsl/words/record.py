@@ -4,7 +4,7 @@ In:   a word whose times are in steps, or its record.
 Out:  its record or token, or the word.
 Not:  no place of a class (registry.py).
 
-    {"word": "cubic", "settings": {"over": [0, 336], "initial": 0.0, "grid": 1}}
+    {"word": "linear", "settings": {"over": [0, 336], "initial": 0.0, "grid": 1}}
 
 A word of a package also records the package and its version. Stored[Kind] is the type of a field
 of the plan that holds a word; a token is the record as one string, which the code of a graph can
@@ -85,12 +85,12 @@ def from_record(data: object, kind: type[W]) -> W:
             raise wrong from None
         return _missing(record, kind, wrong)
     word._origin = origin
-    return word  # type: ignore[return-value]
+    return word
 
 
 def _missing(record: Record, kind: type[W], error: InputError) -> W:
     """A word of this kind that has no effect."""
-    word = _without_effect(kind).model_construct(None, **record.settings)
+    word: W = _without_effect(kind).model_construct(None, **record.settings)
     word._origin = Origin(
         word=record.word, package=record.package or "", version=record.version or ""
     )
@@ -101,7 +101,8 @@ def _missing(record: Record, kind: type[W], error: InputError) -> W:
 @cache
 def _without_effect(kind: type[W]) -> type[W]:
     cls = type(f"Missing{kind.__name__}", (kind,), {"__module__": __name__})
-    cls.__abstractmethods__ = frozenset()
+    vars_of: Any = cls
+    vars_of.__abstractmethods__ = frozenset()
     return cls
 
 

@@ -1,8 +1,8 @@
 """Where the class of a word is: in this folder, in an extra, or in an installed package.
 
-In:   the files of this folder, the installed packages.
+In:   the files of this folder, the modules of extras in EXTRAS, the installed packages.
 Out:  the class of a word, or NoWord with the reason.
-Not:  no settings are read (lang/words.py).
+Not:  no settings are read (lang/read.py).
 
 Declarations are read without running anything. What is imported is a module of this program or
 what an installed package declares under the entry point `dcil.words`, never a path from a recipe
@@ -45,7 +45,7 @@ OWN = (
     "augment",
 )
 # The modules of extras that core reaches, by their names in dcil_dsl.extras.
-WORDS = ("late_phase.word", "loss_balance.word")
+WORDS = ("sensitivity.target", "late_phase.word", "loss_balance.word")
 OTHERS = (
     "sharding.step",
     "sharding.checkpoint",

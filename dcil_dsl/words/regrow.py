@@ -11,7 +11,10 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from dcil_dsl.words.units import Percent, Time
-from dcil_dsl.words.word import Run, ScoredPath, W, Word
+from dcil_dsl.words.word import Run, ScoredPath, Word
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Regrow(Word):
@@ -52,7 +55,7 @@ class GrowByGradient(Regrow):
     path: ScoredPath = None
     stop: Time = Time(0.75, "run")
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from dcil_dsl.words.units import Percent, Range, Time
-from dcil_dsl.words.word import AT_LEAST_ONE, Run, W, Word
+from dcil_dsl.words.word import AT_LEAST_ONE, Run, Word
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Schedule(Word):
@@ -56,7 +59,7 @@ class Ramp(Schedule):
     def rise(self, u: float) -> float:
         """0 at u = 0, 1 at u = 1."""
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         grid = self.grid or Time(1, "steps")
         return super().in_steps(run).model_copy(update={"grid": run.steps(grid, least=1)})
 

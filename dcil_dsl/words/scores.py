@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
-from dcil_dsl.words.word import Average, Run, ScoredPath, W, Word
+from dcil_dsl.words.word import Average, Run, ScoredPath, Word
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a random score depends on besides the shape of the weight.
+    """The inputs of a random score in addition to the shape of the weight.
 
     start  the position, in row-major order, of the first entry that this process holds
     """
@@ -115,7 +116,7 @@ class GradientScore(AnyScore):
         With v = w * m it is that of a straight-through mask: a pruned weight is scored too.
         """
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
     def _of_gradient(self) -> str:

@@ -9,17 +9,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from dcil_dsl.words.granularity import Granularity, Pattern
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import LayersName, Run, W, Word
+from dcil_dsl.words.word import LayersName, Run, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
+
+
+class Unfit(Exception):
+    """A target cannot divide its budget among these layers: E318, with `label` and `help`."""
+
+    def __init__(self, message: str, label: str = "", help: str | None = None):
+        self.message, self.label, self.help = message, label, help
+        super().__init__(message)
+
+
+class Divided(NamedTuple):
+    """What a target divides its budget among: one entry a layer.
+
+    floors    the fewest units that each layer keeps; ceilings: the most
+    folder    what paths in the recipe are relative to
+    """
+
+    unit: Granularity
+    parameters: tuple[str, ...]
+    sizes: tuple[int, ...]
+    floors: tuple[int, ...]
+    ceilings: tuple[int, ...]
+    folder: Path
 
 
 class Target(Word):
@@ -61,16 +86,16 @@ class Target(Word):
         the target divides its budget by shape."""
         return None
 
-    @property
-    def measured_in(self) -> str | None:
-        """The file of a profile, if the target divides its budget by measured sensitivities."""
+    def shares(self, of: Divided) -> tuple[float, ...] | None:
+        """The share of each layer that is pruned at the end, if the target divides its budget by
+        other facts than shapes. Raises Unfit."""
         return None
 
     def rescaled(self, scores: Tensor) -> Tensor:
         """The scores of one layer, or of its units, as they compare with those of other layers."""
         return scores
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         # The plan has both next to the target, wherever the recipe said them.
         elsewhere = {"granularity", "of"} & set(self.settings())
         return super().in_steps(run).model_copy(update=dict.fromkeys(elsewhere))
@@ -111,7 +136,7 @@ class NM(Target):
         return Pattern(n=self.n, m=self.m)
 
     @property
-    def sparsity(self) -> Percent:  # type: ignore[override]
+    def sparsity(self) -> Percent:
         return Percent(1 - self.n / self.m)
 
 
@@ -162,16 +187,6 @@ class Lamp(Target):
     def score_for(self, score: AnyScore) -> AnyScore:
         return L2(average=score.decay)  # squares, whichever size of a weight the rule names
 
-    def proportions(self, shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[float, ...] | None:
-        """What the densities of members are proportional to, for the shapes of their weights, if
-        the target divides its budget by shape."""
-        return None
-
-    @property
-    def measured_in(self) -> str | None:
-        """The file of a profile, if the target divides its budget by measured sensitivities."""
-        return None
-
     def rescaled(self, scores: Tensor) -> Tensor:
         """Each square as a share of itself and all that come before it in its layer; float64.
 
@@ -190,30 +205,6 @@ class Lamp(Target):
         shares = highest_first / running_sums(highest_first)
         shares = torch.where(highest_first == 0, 0.0, shares)
         return torch.empty_like(flat).scatter_(0, order, shares).view(scores.shape)
-
-
-class Sensitivity(Target):
-    """`sensitivity(90%, profile="profile.json")`: most goes from the layers that a measured profile
-    finds least sensitive.
-
-    The layers of the rule lose this share together; `dcil sensitivity` writes the profile, whose
-    path is relative to the recipe's.
-    """
-
-    divides: ClassVar[bool] = True
-    how: ClassVar[str] = " by measured sensitivity"
-
-    positional: ClassVar[int] = 1
-    sparsity: Percent
-    profile: Annotated[str, Field(min_length=1)]
-
-    @property
-    def allocation(self) -> str:
-        return "sensitivity"
-
-    @property
-    def measured_in(self) -> str | None:
-        return self.profile
 
 
 class Within(Word):

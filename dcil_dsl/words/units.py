@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic_core import CoreSchema, core_schema
 
@@ -69,6 +69,9 @@ class Ratio:
     of: int
 
 
+TimeUnit = Literal["epochs", "steps", "run"]
+
+
 @dataclass(frozen=True)
 class Time(Quantity):
     """A moment or a length of the run, counted in optimizer steps once resolved.
@@ -77,7 +80,7 @@ class Time(Quantity):
     """
 
     value: float
-    unit: Literal["epochs", "steps", "run"]
+    unit: TimeUnit
 
     def to_steps(self, steps_per_epoch: int, num_steps: int) -> int:
         """The step this moment falls on, rounded to the nearest."""
@@ -174,7 +177,7 @@ def kind_of(value: object) -> str:
         (Percent, "a percentage"),
         (Ratio, "a ratio"),
         (Range, "a range"),
-        (str, "a text"),
+        (str, "a string"),
         (tuple, "a list"),
     )
     return next((name for kind, name in kinds if isinstance(value, kind)), "none")
@@ -201,7 +204,8 @@ def _whole(number: float, unit: str) -> object:
     number = float(_digits(number * scale)) / scale
     if unit == "percent":
         return Percent(number)
-    return Time(int(number) if unit != "run" and number == int(number) else number, unit)
+    whole = unit != "run" and number == int(number)
+    return Time(int(number) if whole else number, cast(TimeUnit, unit))
 
 
 def _plural(unit: str) -> str:
@@ -209,7 +213,7 @@ def _plural(unit: str) -> str:
 
 
 def _digits(number: float) -> str:
-    """At most 12 significant digits, no exponent: what stands before a unit."""
+    """At most 12 significant digits, no exponent: the number before a unit."""
     text = format(Decimal(f"{number:.12g}"), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 

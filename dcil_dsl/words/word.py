@@ -14,12 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.words.units import Range, Time, written
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AT_LEAST_ONE = "at least one step"  # marks a setting of type Time that is a length, not a moment
 W = TypeVar("W", bound="Word")
@@ -121,7 +124,7 @@ class Word(BaseModel):
         named = [getattr(self, name) for name in self.path_settings]
         return tuple(path for path in named if path is not None)
 
-    def in_steps(self: W, run: Run) -> W:
+    def in_steps(self, run: Run) -> Self:
         """The word as the plan stores it: every time in steps, nested words too."""
         changed = {name: _in_steps(value, self, name, run) for name, value in self}
         return self.model_copy(update=changed)

@@ -1,21 +1,23 @@
-"""Example inputs: one batch that a model takes, from what the model says of itself.
+"""Make example inputs: one batch that a model takes, derived from the model's own settings.
 
 In:   a model of torchvision, timm or transformers, or any that takes a batch of images.
 Out:  Inputs: random images, clips, pairs of frames, token numbers or spectrograms of the right
-      shape; with labels where a model that brings its own loss is to be trained.
-Not:  no data: the values mean nothing. Labels are of class 1 or random token numbers.
+      shape; on request the labels from which the model computes its own loss.
+Not:  no data: the values are random. Labels are of class 1 or random token numbers.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcil_dsl.model.inputs import Inputs
 
-IMAGE_SIZE = 224  # pixels, of a model that does not say
+IMAGE_SIZE = 224  # pixels, where the model does not give a size
 CLIP_FRAMES = 16
 NUM_TOKENS = 12
 
@@ -25,8 +27,8 @@ def example_inputs(
 ) -> Inputs:
     """A batch of `batch` examples, the same for the same seed; the caller's generator is untouched.
 
-    size    the side of images in pixels; None: what the model was made for, else 224
-    labels  also what the model needs to compute its own loss, where it has one
+    size    the side of images in pixels; None: the model's own, else 224
+    labels  add the labels from which the model computes its own loss, if it has one
     """
     draw = _Draw(batch, seed)
     if takes_keywords(model):
@@ -35,7 +37,7 @@ def example_inputs(
     if home.startswith("torchvision.models.detection"):
         return _detection(model, draw, size, labels)
     if home.startswith("torchvision.models.optical_flow"):
-        frames = (3, size or 128, size or 128)  # RAFT's fourth scale has no fewer than 16 pixels
+        frames = (3, size or 128, size or 128)  # RAFT needs 16 pixels at its fourth scale
         return Inputs((draw.image(*frames), draw.image(*frames)))
     channels, side = image_shape(model)
     side = size or side
@@ -45,14 +47,14 @@ def example_inputs(
 
 
 def takes_keywords(model: nn.Module) -> bool:
-    """Whether it is a model of transformers, whose inputs go by their names."""
+    """Whether this is a model of transformers, which takes its inputs as keywords."""
     return hasattr(model, "main_input_name") and hasattr(model, "config")
 
 
 def takes_one_image(model: nn.Module) -> bool:
-    """Whether a batch of images by itself is what the model takes."""
+    """Whether the model takes a batch of images and nothing else."""
     if takes_keywords(model):
-        return model.main_input_name == "pixel_values" and not _is_video(model.config)
+        return bool(model.main_input_name == "pixel_values" and not _is_video(model.config))
     other = ("detection", "optical_flow", "video")
     return not type(model).__module__.startswith(
         tuple(f"torchvision.models.{kind}" for kind in other)
@@ -61,9 +63,9 @@ def takes_one_image(model: nn.Module) -> bool:
 
 def image_shape(model: nn.Module) -> tuple[int, int]:
     """Channels and side in pixels: timm's `pretrained_cfg`, a configuration, or `image_size`."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = getattr(config, "vision_config", None) or config
-    timm = getattr(model, "pretrained_cfg", None) or {}
+    timm: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     if "input_size" in timm:
         return timm["input_size"][0], timm["input_size"][-1]
     side = getattr(config, "image_size", None) or getattr(model, "image_size", None) or IMAGE_SIZE
@@ -90,14 +92,14 @@ class _Draw:
 
 
 def _detection(model: nn.Module, draw: _Draw, size: int | None, labels: bool) -> Inputs:
-    """Images in a list, and for training a list of what is on each: two boxes of class 1."""
+    """Images in a list, and for training a list of targets: two boxes of class 1 an image."""
     side = size or 320
     images = list(draw.image(3, side, side).sigmoid())
     if not labels:
         return Inputs((images,))
     boxes = torch.tensor([[0.1, 0.1, 0.6, 0.7], [0.3, 0.4, 0.9, 0.9]]) * side
     target = {"boxes": boxes, "labels": torch.ones(2, dtype=torch.int64)}
-    heads = getattr(model, "roi_heads", None)
+    heads: Any = getattr(model, "roi_heads", None)
     if heads is not None and heads.has_mask():
         masks = torch.zeros(2, side, side, dtype=torch.uint8)
         for mask, box in zip(masks, boxes.long(), strict=True):
@@ -114,17 +116,19 @@ def _detection(model: nn.Module, draw: _Draw, size: int | None, labels: bool) ->
 # -- transformers --------------------------------------------------------------------------------
 
 
-def _transformers(model: nn.Module, draw: _Draw, size: int | None, labels: bool) -> dict:
-    config, kind = model.config, type(model).__name__
+def _transformers(
+    model: nn.Module, draw: _Draw, size: int | None, labels: bool
+) -> dict[str, object]:
+    config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     named = inspect.signature(model.forward).parameters
     longest = getattr(text, "max_position_embeddings", None) or NUM_TOKENS
-    length = min(NUM_TOKENS, longest) if longest > 0 else NUM_TOKENS  # XLNet: -1, as long as may be
-    inputs: dict[str, object] = {}
+    length = min(NUM_TOKENS, longest) if longest > 0 else NUM_TOKENS  # XLNet: -1, any length
+    inputs: dict[str, Any] = {}
     if "input_features" in named:
         mels = getattr(config, "num_mel_bins", 80)
-        frames = 2 * getattr(config, "max_source_positions", 50)
-        inputs["input_features"] = draw.image(mels, frames)
+        num_frames = 2 * getattr(config, "max_source_positions", 50)
+        inputs["input_features"] = draw.image(mels, num_frames)
     elif "input_values" in named:
         inputs["input_values"] = draw.image(4000)  # a quarter of a second at 16 kHz
     elif "input_ids" in named:
@@ -140,14 +144,17 @@ def _transformers(model: nn.Module, draw: _Draw, size: int | None, labels: bool)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in named:
         inputs["decoder_input_ids"] = _tokens(text, draw, length)
     if "use_cache" in named:
-        inputs["use_cache"] = False  # of use to generation, not to training
+        inputs["use_cache"] = False  # generation needs a cache, training does not
     if labels:
-        inputs |= _labels(model, kind, named, inputs, draw)
+        inputs |= _labels(model, named, inputs, draw)
     return inputs
 
 
-def _labels(model: nn.Module, kind: str, named, inputs: dict, draw: _Draw) -> dict:
-    config = model.config
+def _labels(
+    model: nn.Module, named: Container[str], inputs: dict[str, Any], draw: _Draw
+) -> dict[str, object]:
+    config: Any = model.config
+    kind = type(model).__name__
     if "return_loss" in named:
         return {"return_loss": True}
     if "start_positions" in named:
@@ -164,18 +171,17 @@ def _labels(model: nn.Module, kind: str, named, inputs: dict, draw: _Draw) -> di
         return {"labels": draw.numbers(config.num_labels, inputs["input_ids"].shape[1])}
     if "Classification" in kind:
         return {"labels": draw.numbers(config.num_labels)}
-    spoken = inputs.get("decoder_input_ids", inputs.get("input_ids"))
-    text = config.get_text_config()
-    labels = {"labels": _tokens(text, draw, spoken.shape[1])}
+    tokens = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"]
+    labels: dict[str, object] = {"labels": _tokens(config.get_text_config(), draw, tokens.shape[1])}
     if "next_sentence_label" in named:
         labels["next_sentence_label"] = draw.numbers(2)
     return labels
 
 
-def _tokens(config, draw: _Draw, length: int) -> Tensor:
-    """Token numbers that are none of the first few, which mean padding, start and end."""
+def _tokens(config: Any, draw: _Draw, length: int) -> Tensor:
+    """Token numbers from 5 on: the first few mean padding, start and end."""
     return draw.numbers(config.vocab_size, length, start=5)
 
 
-def _is_video(config) -> bool:
+def _is_video(config: Any) -> bool:
     return getattr(config, "num_frames", None) is not None

@@ -1,13 +1,13 @@
-"""Trained weights into a freshly built model: `--weights`.
+"""Load trained weights into a freshly built model: `--weights`.
 
 In:   a model, and a file (.safetensors, .pth, .pt) or torchvision's own name for weights.
 Out:  the model with the weights in it, and notes on everything that was not a plain copy.
-Not:  no pickled objects: a .pth must load with weights_only=True. Nothing is loaded in part:
-      either every tensor fits, but for the head described below, or the model stays as it was.
+Not:  no pickled objects: a .pth must load with weights_only=True. All tensors must match;
+      otherwise every mismatch is listed and nothing is loaded.
 
-The head: the last Linear or Conv2d of model.named_modules(). Where the file's tensors for it
-differ from the model's in the first dimension alone (the number of classes), its weight and
-bias both stay fresh and a note says so. Any other difference is an error.
+One mismatch is allowed: the head, the last Linear or Conv2d of model.named_modules(). Where the
+file's tensors for it differ from the model's only in the first dimension (the number of classes),
+its weight and bias stay fresh and a note says so.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.suggest import nearest
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
-MAX_TOLD = 12  # tensors of a mismatch; the count of the rest is said
+MAX_LISTED = 12  # mismatches; of the rest the count is given
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
 
 def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
-    """Load `source` into `model`, in place; return one note for each thing worth knowing.
+    """Load `source` into `model`, in place; return notes on what was not a plain copy.
 
     source  a path; with a torchvision spec also DEFAULT, IMAGENET1K_V2 or, in full,
             ResNet50_Weights.IMAGENET1K_V2
@@ -56,9 +56,9 @@ def _read(path: Path) -> object:
         help = f"it holds {', '.join(inside)}" if inside else f"one ends in {', '.join(SUFFIXES)}"
         raise InputError(f"{path} is a folder, not a weights file", help)
     if not path.is_file():
-        raise InputError(f"there is no weights file {path}", f"looked at {path.absolute()}")
+        raise InputError(f"the weights file {path} does not exist", f"looked at {path.absolute()}")
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} is no weights file", f"it should end in {', '.join(SUFFIXES)}")
+        raise InputError(f"{path} is not a weights file", f"it should end in {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -87,12 +87,12 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
         raise InputError(f"{source} holds a {type(loaded).__name__}, not a state dict of tensors")
     odd = [str(k) for k, v in loaded.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if odd:
-        raise InputError(f"{source}: not a state dict, these entries are no tensors: {_some(odd)}")
+        raise InputError(f"{source}: not a state dict, these entries are not tensors: {_some(odd)}")
     odd = [name for name, value in loaded.items() if _is_odd(value)]
     if odd:
         raise InputError(
-            f"{source}: these tensors are sparse, quantised or without numbers: {_some(odd)}",
-            "save them plain: tensor.to_dense(), tensor.dequantize()",
+            f"{source}: these tensors are sparse, quantized or on the meta device: {_some(odd)}",
+            "save dense ones: tensor.to_dense(), tensor.dequantize()",
         )
     if "sums" in loaded and any(name.startswith("optimizer/") for name in loaded):
         raise InputError(
@@ -111,7 +111,7 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
     library, _, name = spec.rpartition(":")
     if library != "torchvision":
         raise InputError(
-            f"`{source}` is no file, and only torchvision: models have weights by name",
+            f"there is no file `{source}`; only torchvision: models have weights by name",
             f"{spec} takes a file that ends in {', '.join(SUFFIXES)}",
         )
     from torchvision import models
@@ -122,10 +122,10 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
         near = nearest(entry, known.__members__)
         names = ", ".join(known.__members__) or "no weights"
         hint = f"did you mean `{near}`?" if near else f"{spec} has {names}"
-        raise InputError(f"`{source}` is no file and no weights of {spec}", hint)
+        raise InputError(f"`{source}` is neither a file nor weights of {spec}", hint)
     weights = known[entry]
     earlier = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub itself would wait for ever
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub itself waits for ever
     try:
         tensors = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except Exception as error:  # urllib, socket, ssl, a wrong hash, a full disk
@@ -136,8 +136,9 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
         ) from error
     finally:
         socket.setdefaulttimeout(earlier)
-    if getattr(model, "transform_input", None) is False:
-        model.transform_input = True  # googlenet and inception_v3: trained on inputs in -1..1
+    attributes = vars(model)
+    if attributes.get("transform_input") is False:
+        attributes["transform_input"] = True  # googlenet, inception_v3: trained on inputs in -1..1
         notes.append(f"set transform_input, as {weights} was trained with it")
     return tensors
 
@@ -145,20 +146,22 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
 # -- fitting -------------------------------------------------------------------------------------
 
 
-def _fit(found: dict[str, Tensor], model: nn.Module, source: str, notes: list[str]) -> dict:
-    """Exactly the model's own tensors, from `found`; or an InputError that names every misfit."""
+def _fit(
+    found: dict[str, Tensor], model: nn.Module, source: str, notes: list[str]
+) -> dict[str, Tensor]:
+    """The model's own tensors, taken from `found`; or an InputError that lists every mismatch."""
     own = model.state_dict()
-    found = {_today(name, own): value for name, value in found.items()}
+    found = {_renamed(name, own): value for name, value in found.items()}
     fresh = _other_head(found, own, model)
     if fresh:
         there = count(found[fresh[0]].shape[0], "class", "classes")
         sizes = f"{there} there, {own[fresh[0]].shape[0]} here"
         notes.append(f"the head stays fresh, {' and '.join(fresh)}: {sizes}")
-    # Counters of batches did not exist before torch 0.4.1; only a momentum of None reads them.
+    # Files from before torch 0.4.1 have no counters of batches; only momentum=None reads them.
     counters = [n for n in own if n not in found and n.endswith("num_batches_tracked")]
     if counters:
         has_no = count(len(counters), "counter is", "counters are")
-        notes.append(f"num_batches_tracked: {has_no} not in {source}, and kept at 0")
+        notes.append(f"num_batches_tracked: {has_no} missing from {source} and kept at 0")
 
     kept = {*fresh, *counters}
     missing = [f"missing     {n} {_shape(own[n])}" for n in own if n not in found and n not in kept]
@@ -181,24 +184,24 @@ def _fit(found: dict[str, Tensor], model: nn.Module, source: str, notes: list[st
     ]
     wrong = missing + extra + shapes + kinds + broken
     if wrong:
-        rest = [f"and {len(wrong) - MAX_TOLD} more"] if len(wrong) > MAX_TOLD else []
+        rest = [f"and {len(wrong) - MAX_LISTED} more"] if len(wrong) > MAX_LISTED else []
         differ = count(len(wrong), "tensor differs", "tensors differ")
         message = f"{source} does not fit the model: {differ}"
-        raise InputError(message, "\n".join(wrong[:MAX_TOLD] + rest))
+        raise InputError(message, "\n".join(wrong[:MAX_LISTED] + rest))
     for dtype in sorted({_dtype(found[n]) for n in both if _converted(found[n], own[n])}):
         number = sum(_converted(found[n], own[n]) and _dtype(found[n]) == dtype for n in both)
         notes.append(f"converted {count(number, 'tensor')} from {dtype}")
     return {n: own[n] if n in kept else found[n].to(own[n].dtype) for n in own}
 
 
-def _today(name: str, own: dict[str, Tensor]) -> str:
-    """torchvision's DenseNet files say "norm.1.weight" where the module is "norm1.weight" now."""
+def _renamed(name: str, own: dict[str, Tensor]) -> str:
+    """torchvision's DenseNet files say "norm.1.weight" where the model has "norm1.weight"."""
     renamed = re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", name)
     return renamed if name not in own and renamed in own else name
 
 
 def _other_head(found: dict[str, Tensor], own: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """The head's tensors if they differ in the number of classes alone, else none."""
+    """The head's tensors if they differ only in the number of classes, else none."""
     layers = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     if not layers:
         return []
@@ -215,7 +218,7 @@ def _num_broken(found: Tensor, own: Tensor) -> int:
     """How many numbers are NaN or infinite, where the model's own are finite."""
     if not (own.is_floating_point() and found.is_floating_point()):
         return 0
-    # Not before the conversion: what a wider type holds may be infinite in the model's.
+    # After the conversion: a number of a wider type may be infinite in the model's type.
     return int((~found.to(own.dtype).isfinite() & own.isfinite()).sum())
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from comparison import worst_difference
+from support.comparison import worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
-from two_forwards import weighted_squares
 
 from dcil_dsl.model import TraceError, trace_model
 from dcil_dsl.model.compare import compare_with_model
@@ -114,7 +114,7 @@ def test_a_function_with_a_backward_of_its_own_has_the_gradients_of_two_forwards
 
 
 @pytest.mark.parametrize("function", [Reverses, Rounds])
-def test_where_no_gradients_are_computed_such_a_function_stays_whole_too(function):
+def test_where_no_gradients_are_computed_such_a_function_stays_opaque_too(function):
     with torch.no_grad():
         assert list(trace_model(around(Calls(function))).opaque) == ["1"]
 
@@ -137,7 +137,7 @@ def test_a_module_that_reads_weights_of_its_own_is_refused_by_name(part, reason)
         compare_with_model(trace_model(alone, (x,)), alone, (x,))
 
 
-def test_a_graph_with_other_gradients_than_its_model_is_kept_whole():
+def test_a_graph_with_other_gradients_than_its_model_is_kept_opaque():
     class Marks(nn.Module):
         def __init__(self):
             super().__init__()

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from support.same_runs import assert_same
+from support.tiny_run import TinyNet, tiny_plan, tiny_train
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-from same_runs import assert_same
-from tiny_run import TinyNet, tiny_plan, tiny_train
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.checkpoint_activations import Segmented, recompute_activations

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from comparison import compile_text
-from nets import Auxiliary, Drops, Scales, Tied, Tiny, images
+from support.comparison import compile_text
+from support.nets import Auxiliary, Drops, Scales, Tied, Tiny, images
 from torch import fx, nn
 from torchvision import models
 

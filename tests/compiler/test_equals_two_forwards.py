@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import worst_difference
+from support.comparison import worst_difference
 from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig

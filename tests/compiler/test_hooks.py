@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
-from comparison import compile_text, worst_difference
+from support.comparison import compile_text, worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
-from two_forwards import weighted_squares
 
 from dcil_dsl.model import TraceError, trace_model
 
@@ -272,7 +272,7 @@ def test_a_hook_on_a_weights_gradient_is_refused_until_it_is_removed(kind):
     trace_model(net)
 
 
-def test_a_hook_that_reaches_out_keeps_whole_what_holds_both_and_no_more():
+def test_a_hook_that_reaches_out_keeps_opaque_the_module_that_holds_both():
     assert list(trace_model(Net(bound_method_of_a_part)).opaque) == ["head"]
     assert list(trace_model(Net(bound_method_that_reads_a_setting)).opaque) == []
 

@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import RECIPE, compile_text, worst_difference
+from support.comparison import RECIPE, compile_text, worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
 from torch.distributed._composable import checkpoint as composable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -17,10 +18,9 @@ from torch.utils.checkpoint import (
     checkpoint_sequential,
     create_selective_checkpoint_contexts,
 )
-from two_forwards import weighted_squares
 
-from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.model import trace_model
+from dcil_dsl.model.inner_checkpoints import compiled
 
 WIDTH = 8
 SAVED = [torch.ops.aten.addmm.default]
@@ -145,7 +145,8 @@ def differ(build, **more):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_checkpoint_of_a_block_has_the_gradients_of_two_forwards(name, decides, training):
     assert differ(lambda: Net(CALLS[name], decides), training=training) < 1e-9
-    assert list(trace_model(Net(CALLS[name], decides)).opaque) == ([""] if decides else [])
+    for example in (None, torch.randn(4, WIDTH)):
+        assert list(trace_model(Net(CALLS[name], decides), example).opaque) == [""] * decides
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -172,7 +173,7 @@ def test_torch_has_its_checkpoint_back_after_a_trace_that_failed_and_after_a_cal
 
 @pytest.mark.parametrize("breaks", [False, True], ids=["in one graph", "left to Python"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-def test_a_compiled_step_with_a_checkpoint_kept_whole_has_the_gradients_of_the_eager_one(
+def test_a_compiled_step_with_a_checkpoint_kept_opaque_has_the_gradients_of_the_eager_one(
     reentrant, breaks
 ):
     def call(part, x):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import worst_difference
+from support.comparison import worst_difference
+from support.two_forwards import weighted_squares
 from torch import Tensor, nn
-from two_forwards import weighted_squares
 
 WIDTH = 6
 

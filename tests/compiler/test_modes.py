@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comparison import compile_text, worst_difference
-from nets import images
+from support.comparison import compile_text, worst_difference
+from support.nets import images
 from torch import nn
 
 import dcil_dsl as dcil
@@ -128,7 +128,7 @@ def test_a_step_equals_two_plain_copies(kind, training, private):
     assert worst < 1e-9
 
 
-def test_a_frozen_norm_needs_no_module_kept_whole():
+def test_a_frozen_norm_needs_no_module_kept_opaque():
     plan = dcil.resolve(dcil.loads(RECIPE), Frozen(), 10, (images(),))
     assert plan.opaque == ()
 

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import worst_difference
+from support.comparison import worst_difference
+from support.two_forwards import weighted_squares
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
-from two_forwards import weighted_squares
 
 import dcil_dsl as dcil
 

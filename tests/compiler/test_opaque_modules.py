@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from comparison import compile_text, worst_difference
-from opaque_nets import (
+from support.comparison import compile_text, worst_difference
+from support.opaque_nets import (
     HABITS,
     SHAPES,
     TOKENS,
@@ -20,9 +20,9 @@ from opaque_nets import (
     Root,
     Words,
 )
+from support.two_forwards import weighted_squares
 from torch import nn
 from torch.utils import _pytree as pytree
-from two_forwards import weighted_squares
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model import trace_model
@@ -118,7 +118,7 @@ def test_outputs_and_every_gradient_equal_the_reference(name, training):
 
 
 @pytest.mark.parametrize("habit", HABITS, ids=lambda habit: habit.__name__)
-def test_what_a_graph_cannot_keep_is_kept_whole_and_right(habit):
+def test_what_a_graph_cannot_express_is_kept_opaque_and_right(habit):
     model = seeded(lambda: Around(Habit(habit)))
     assert list(trace_model(model).opaque) == ["part"]
     assert differ(model, prune="Linear") < 1e-9
@@ -202,7 +202,7 @@ def test_a_flag_in_the_example_is_part_of_the_graph():
         dual(x, scale=3.0)
 
 
-def test_twins_inside_of_what_stays_whole_have_their_name_and_their_own_statistics():
+def test_twins_inside_an_opaque_module_have_their_name_and_their_own_statistics():
     model = seeded(lambda: Around(Gate()))
     dual = compile_text(_recipe("Linear", NORMS), model).train()
     (x,), _ = tokens(0)
@@ -273,7 +273,7 @@ def test_a_weight_that_the_forward_writes_to_is_refused():
         dual(*tokens(0)[0])
 
 
-def test_a_compiled_step_with_a_module_kept_whole_equals_the_eager_one():
+def test_a_compiled_step_with_a_module_kept_opaque_equals_the_eager_one():
     torch._dynamo.reset()
     dual = compile_text(_recipe("Linear"), seeded(lambda: Around(Branch(nn.Linear(WIDTH, WIDTH)))))
     dual.begin_step(0)

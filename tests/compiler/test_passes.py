@@ -1,8 +1,8 @@
 """Each pass prints; what is printed is pinned."""
 
-import golden
-from comparison import compile_text
-from nets import Tiny
+from support import golden
+from support.comparison import compile_text
+from support.nets import Tiny
 
 from dcil_dsl.compiler import add_masks_and_twins, run_passes
 from dcil_dsl.compiler.show import code_of, show_graph

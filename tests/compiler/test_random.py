@@ -6,14 +6,14 @@ import random
 import numpy
 import pytest
 import torch
-from nets import Drops, DropsWhole, Tiny, images
+from support.nets import Drops, DropsWhole, Tiny, images
 from torch import nn
 from torch.nn import functional as F
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.lang import loads
-from dcil_dsl.masking.rng import drawn_apart
 from dcil_dsl.model.compare import compare_with_model
+from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe

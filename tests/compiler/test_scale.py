@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from torch import nn
+from support.deep_chain import RECIPE, Chain
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -11,40 +11,6 @@ from dcil_dsl.compiler import compile_plan
 from dcil_dsl.lang import loads
 from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
-
-RECIPE = """
-language 1
-prune Linear to 80%
-mix {
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  private LayerNorm
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}
-train { epochs = 2ep optimizer = sgd(lr=0.1) }
-"""
-
-
-class Chain(nn.Module):
-    """Blocks of norm, layer, activation and shortcut, four nodes each."""
-
-    def __init__(self, blocks, width, before=0):
-        super().__init__()
-        self.before = before
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.LayerNorm(width), nn.Linear(width, width)]) for _ in range(blocks)
-        )
-
-    def forward(self, x):
-        for _ in range(self.before):
-            x = x.relu()
-        for norm, linear in self.blocks:
-            x = x + linear(norm(x)).relu()
-        return x
 
 
 def compiled(model):

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import compile_text
+from support.comparison import compile_text
 from torch import nn
 
 import dcil_dsl as dcil
-from dcil_dsl.compiler.scores import scores_of
+from dcil_dsl.compiler.weight_state import scores_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.sharding.rows import RowPlacement
 from dcil_dsl.training.average import start_average
@@ -257,7 +257,7 @@ def test_a_copy_has_scores_of_its_own():
     assert not torch.equal(copied.score_state["0.weight"], before)
 
 
-def test_what_is_differentiated_in_evaluation_moves_no_score():
+def test_a_gradient_in_evaluation_changes_no_score():
     dual = compiled("taylor")
     images, labels = batch(0)
     F.cross_entropy(dual.eval()(images)["sparse"], labels).backward()
@@ -306,7 +306,7 @@ def test_a_compiled_step_adds_up_the_same_scores():
 def test_a_weight_that_does_not_learn_cannot_be_scored_by_its_gradient():
     model = net()
     model[2].weight.requires_grad_(False)
-    with pytest.raises(InputError, match=r"`2.weight` is scored by taylor and has no gradient"):
+    with pytest.raises(InputError, match=r"`2.weight` has the score taylor but no gradient"):
         compiled("taylor", model=model)
     compiled("magnitude(average=0.5)", model=model)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mutual import mutual
+from support.mutual import mutual
 from torch import nn
 
 import dcil_dsl as dcil

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import compile_text, worst_difference
-from nets import images
+from support.comparison import compile_text, worst_difference
+from support.nets import images
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -139,7 +139,7 @@ def test_a_weight_that_is_written_in_place_is_refused_and_named():
         trace_model(Net(body))
 
 
-def test_a_model_with_hooks_of_its_own_stays_whole_and_runs_them():
+def test_a_model_with_hooks_of_its_own_stays_opaque_and_runs_them():
     def hooked(net):
         net.register_forward_hook(lambda module, inputs, output: output * 2)
 
@@ -168,7 +168,7 @@ def _uncopyable():
     return model
 
 
-def test_tracing_moves_no_statistic_of_a_parametrised_weight():
+def test_tracing_changes_no_statistic_of_a_parametrised_weight():
     torch.manual_seed(0)
     model = Net(plain, spectral_norm_on_the_stem).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from support.pictures import chance, pictures
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -27,19 +28,6 @@ from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
 PAD_CROP = PadCrop(pixels=4)
 FLIP = Flip(p=0.5)
 RESIZED_CROP = RandomResizedCrop(size=24)
-
-
-def pictures(count, channels=3, height=20, width=28):
-    """Smooth, with noise: what resizing, equalising and shearing have something to do with."""
-    generator = torch.Generator().manual_seed(count)
-    coarse = torch.rand(count, channels, 5, 7, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-    noise = torch.rand(count, channels, height, width, generator=generator)
-    return (200 * smooth + 55 * noise).to(torch.uint8)
-
-
-def chance(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def drawn(step, images, seed=0):

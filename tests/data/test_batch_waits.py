@@ -1,8 +1,8 @@
 """Batches are made on a GPU without a wait of the host; fake tensors tell without one."""
 
 import pytest
-from augment_words import WORDS
-from fake_gpu import elsewhere, fake_gpu
+from support.augment_words import WORDS
+from support.fake_gpu import elsewhere, fake_gpu
 
 from dcil_dsl.data import Loader, loader, open_dataset
 from dcil_dsl.words.registry import words_at

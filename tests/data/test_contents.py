@@ -3,7 +3,7 @@
 import shutil
 
 import torch
-from test_shards import example, write_shards, write_tar
+from support.tar_shards import example, write_shards, write_tar
 
 from dcil_dsl.data import Dataset, Tensors, open_dataset
 from dcil_dsl.data.contents import contents_of
@@ -31,7 +31,7 @@ def test_one_pixel_and_one_label_in_memory_are_a_difference():
 
 
 def test_a_file_more_less_or_of_another_size_is_a_difference_of_its_class(tmp_path):
-    from test_sources import write_tree
+    from support.image_tree import write_tree
 
     write_tree(tmp_path)
     before = open_dataset("imagefolder", tmp_path)
@@ -49,7 +49,7 @@ def test_a_file_more_less_or_of_another_size_is_a_difference_of_its_class(tmp_pa
 
 
 def test_without_sizes_no_file_is_looked_for_and_names_still_count(tmp_path, monkeypatch):
-    from test_sources import write_tree
+    from support.image_tree import write_tree
 
     write_tree(tmp_path)
     before = open_dataset("imagefolder", tmp_path)
@@ -62,7 +62,7 @@ def test_without_sizes_no_file_is_looked_for_and_names_still_count(tmp_path, mon
 
 
 def test_a_link_to_nowhere_is_counted_and_no_fault_of_ours(tmp_path):
-    from test_sources import write_tree
+    from support.image_tree import write_tree
 
     write_tree(tmp_path)
     (tmp_path / "train/cat/7.JPEG").symlink_to(tmp_path / "nowhere")

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 import torch
-from test_augment import pictures
+from support.pictures import pictures
 from torch.nn import functional as F
 from torchvision.transforms import v2
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_augment import chance, pictures
+from support.pictures import chance, pictures
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 

@@ -12,6 +12,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from support.image_tree import write_tree
 from torchvision import datasets
 
 from dcil_dsl.data import open_dataset, sources
@@ -42,15 +43,6 @@ def write_idx(folder, packed, num_train=20, num_val=10):
             content = struct.pack(">2i", 2049, count) + bytes(i % 10 for i in range(count))
         file = folder / (f"{name}.gz" if packed else name)
         file.write_bytes(gzip.compress(content) if packed else content)
-
-
-def write_tree(root, classes=("cat", "dog"), per_class=2):
-    for part in ("train", "val"):
-        for label, name in enumerate(classes):
-            (root / part / name).mkdir(parents=True)
-            for number in range(per_class):
-                pixels = numpy.full((40 + 8 * number, 60, 3), 80 * label + number, numpy.uint8)
-                Image.fromarray(pixels).save(root / part / name / f"{number}.JPEG", "JPEG")
 
 
 # -- what they hold ------------------------------------------------------------------------------

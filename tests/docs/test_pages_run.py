@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from pages import ROOT, blocks_of, copy, status_of
+from support.pages import ROOT, blocks_of, copy, status_of
 from typer.main import get_command
 
 from dcil_dsl.cli.commands import app

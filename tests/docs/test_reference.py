@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from pages import ROOT
+from support.pages import ROOT
 from typer.main import get_command
 
 import dcil_dsl

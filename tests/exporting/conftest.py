@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from in_steps import each_layer, linear, one_budget
+from support.in_steps import each_layer, linear, one_budget
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.words.losses import CrossEntropy
@@ -43,7 +43,7 @@ def plan():
         steps_per_epoch=5,
         num_steps=10,
         layers=tuple(
-            p.Layer(
+            p.PlanLayer(
                 parameter=name,
                 module=name[0],
                 type="Linear",
@@ -70,7 +70,7 @@ def plan():
             ),
         ),
         deploy="sparse",
-        train=p.Train(num_epochs=2, optimizer=SGD(lr=0.1), rate=ConstantRate()),
+        train=p.TrainPlan(num_epochs=2, optimizer=SGD(lr=0.1), rate=ConstantRate()),
     )
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from in_steps import each_layer, one_budget
+from support.in_steps import each_layer, one_budget
 
 from dcil_dsl.exporting.artefact import Promise
 from dcil_dsl.exporting.verify import show_verdict, verify_tensors
+from dcil_dsl.extras.sensitivity.target import Sensitivity
 from dcil_dsl.plan.plan import Bound, Cut
-from dcil_dsl.words.targets import NM, Erk, Sensitivity
+from dcil_dsl.words.targets import NM, Erk
 from dcil_dsl.words.units import Percent
 
 

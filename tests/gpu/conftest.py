@@ -2,13 +2,9 @@
 device ("cpu" runs all but what only a GPU has, to try the tests themselves)."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "compiler"))  # the two-forward reference
 
 NAME = os.environ.get("DCIL_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else None)
 collect_ignore_glob = [] if NAME else ["test_*.py"]

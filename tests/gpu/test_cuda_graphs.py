@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_device_training import run
+from support.device_training import run
 
 pytestmark = pytest.mark.gpu
 

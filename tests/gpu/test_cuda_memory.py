@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_device_training import run
+from support.device_training import run
 
 pytestmark = pytest.mark.gpu
 

@@ -6,8 +6,8 @@ Written against torch's source and not yet run: no GPU was at hand. What fails h
 import pytest
 import torch
 import torch.nn.functional as F
-from test_cuda_waits import count_waits
-from test_device_patterns import RECIPE, has_cores
+from support.cuda_waits import count_waits
+from support.device_patterns import RECIPE, has_cores
 from torch import nn
 from torch.sparse import SparseSemiStructuredTensor
 
@@ -24,15 +24,15 @@ from dcil_dsl.extras.sparse_compute.tensor_cores import (
     why_whole,
 )
 from dcil_dsl.lang import loads
-from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.units import keep_pattern
 from dcil_dsl.model import trace_model
+from dcil_dsl.model.calls import apply_layer
 from dcil_dsl.plan.plan import Cut
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import make_optimizer
-from dcil_dsl.zoo.small_vit import SmallViT
+from dcil_dsl.zoo.networks import SmallViT
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,9 +1,8 @@
 """A refresh of the masks hardly makes the host wait; a step without one, or a batch, not at all."""
 
-import warnings
-
 import pytest
 import torch
+from support.cuda_waits import count_waits
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Loader, open_dataset
@@ -37,21 +36,6 @@ def make(target, device):
     traced = trace_model(build_model("dcil:resnet20"))
     plan = resolve_recipe(loads(RECIPE.format(target=target)), traced, steps_per_epoch=10)
     return compile_plan(plan, traced).to(device)
-
-
-def count_waits(work):
-    work()  # the first time, libraries set themselves up
-    torch.cuda.synchronize()
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            work()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    # Not the notice that the mode is a prototype, which says "synchronizing operations".
-    return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def test_the_count_sees_a_wait(device):

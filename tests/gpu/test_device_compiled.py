@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from comparison import DCIL, RECIPE, compile_text
+from support.comparison import DCIL, RECIPE, compile_text
 
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.zoo import build_model

@@ -3,8 +3,8 @@
 import numpy
 import pytest
 import torch
-from augment_words import WORDS
 from PIL import Image
+from support.augment_words import WORDS
 
 from dcil_dsl.data import Loader, open_dataset
 from dcil_dsl.words.augment import Flip, RandomResizedCrop

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import worst_difference
+from support.comparison import worst_difference
 from torchvision import models
 
 pytestmark = pytest.mark.gpu

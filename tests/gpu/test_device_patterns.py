@@ -2,29 +2,13 @@
 
 import pytest
 import torch
+from support.device_patterns import RECIPE, has_cores
 
 from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
-from dcil_dsl.zoo.small_vit import SmallViT
+from dcil_dsl.zoo.networks import SmallViT
 
 pytestmark = pytest.mark.gpu
-RECIPE = """
-language 1
-data synthetic {{ batch_size = 64  image_size = 16 }}
-prune Linear except last Linear to 2:4 {{ refresh = 2 steps }}
-mix {{
-  path sparse = masked {{ {sparse} }}
-  path dense  = full
-  update kept   by sparse
-  update pruned by 0.5 * sparse + 0.5 * dense
-  private LayerNorm
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  loss kl(student=sparse, teacher=dense, temperature=2)
-  deploy sparse
-}}
-train {{ epochs = 2ep  optimizer = sgd(lr=0.01, momentum=0.9) }}
-"""
 
 
 def run(device, out, sparse="compute = kept", **options):
@@ -32,10 +16,6 @@ def run(device, out, sparse="compute = kept", **options):
     recipe = loads(RECIPE.format(sparse=sparse))
     options = dict(max_steps=4) | options
     return train(recipe, SmallViT(), "synthetic", out=out, device=str(device), **options)
-
-
-def has_cores(device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

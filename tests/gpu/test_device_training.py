@@ -2,41 +2,11 @@
 
 import pytest
 import torch
+from support.device_training import run
 
 from dcil_dsl.data import Loader, open_dataset
-from dcil_dsl.jobs.train import train
-from dcil_dsl.lang import loads
 
 pytestmark = pytest.mark.gpu
-RECIPE = """
-language 1
-
-model resnet20 { classes = 10 }
-data synthetic { batch_size = 64  image_size = 16 }
-
-prune Conv2d to global(90%) {
-  schedule = cubic(0ep..1ep)
-  refresh  = 2 steps
-}
-
-mix {
-  path sparse = masked
-  path dense  = full
-  update kept by sparse
-  update pruned by dense
-  private BatchNorm2d, last Linear
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  loss kl(student=sparse, teacher=dense, temperature=2) from 1ep
-  deploy sparse
-}
-
-train {
-  epochs    = 2ep
-  optimizer = sgd(lr=0.05, momentum=0.9, nesterov=true, weight_decay=1e-4)
-  lr        = cosine()
-}
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +15,6 @@ def same_sums_every_time():
     torch.backends.cudnn.deterministic = True
     yield
     torch.backends.cudnn.deterministic = False
-
-
-def run(device, out, **options):
-    recipe = loads(RECIPE)
-    return train(recipe, "dcil:resnet20", "synthetic", out=out, device=str(device), **options)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

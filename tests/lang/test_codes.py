@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sound import completed
+from support.sound import completed
 
 from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.diagnostics.codes import CODES, explain
@@ -47,7 +47,7 @@ def test_every_code_of_the_program_is_explained(code):
     assert explain(code.lower()).startswith(f"{code}: ")
 
 
-@pytest.mark.parametrize("code", [c.code for c in CODES.values() if c.code[1] != "4"])
+@pytest.mark.parametrize("code", sorted(CODES.keys() - {"E401", "E403"}))
 def test_every_code_about_a_recipe_occurs_in_a_test_of_errors(code):
     texts = "".join(p.read_text() for p in (ROOT / "tests" / "errors").glob("*.md"))
     assert f"[{code}]" in texts

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sound import completed
+from support.sound import completed
 
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError, Source, Span
 from dcil_dsl.diagnostics.render import render_all, render_concise
@@ -119,10 +119,10 @@ def test_a_parent_that_is_no_regular_file_is_refused_before_it_is_read(tmp_path)
     (tmp_path / "folder.prune").mkdir()
     (tmp_path / "bytes.prune").write_bytes(b"language 1 \xff\n")
     expected = {
-        "pipe.prune": ("E201", "it is a pipe or a device and no regular file"),
+        "pipe.prune": ("E201", "it is a pipe or a device, not a regular file"),
         "sparse.prune": ("E201", "it is larger than 2 MB"),
         "folder.prune": ("E201", "is a directory"),
-        "/dev/zero": ("E201", "it is a pipe or a device and no regular file"),
+        "/dev/zero": ("E201", "it is a pipe or a device, not a regular file"),
         "a" * 200_000: ("E201", "file name too long"),
         "bytes.prune": ("E110", "not UTF-8 text"),
     }
@@ -141,7 +141,7 @@ def test_of_a_foreign_file_at_most_three_lines_are_quoted(tmp_path):
     drawn = render_all(found)
     assert sum(line in drawn for line in lines) <= 3
     assert (found[-1].code, found[-1].span.text) == ("E201", '"passwd"')
-    assert "is no recipe: at least" in found[-1].message
+    assert "is not a recipe: at least" in found[-1].message
 
 
 def test_a_recipe_that_a_command_names_may_be_a_pipe_and_ends_at_its_limit():

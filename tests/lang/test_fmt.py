@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from ast_generator import random_file
+from support.ast_generator import random_file
 
 from dcil_dsl.diagnostics.source import Source
 from dcil_dsl.lang import load, loads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sound import completed
+from support.sound import completed
 
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import loads

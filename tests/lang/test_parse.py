@@ -10,8 +10,7 @@ from lark import Lark, logger
 from dcil_dsl.diagnostics import Diagnostics, InputError, RecipeError, Source
 from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.fmt import format_text
-from dcil_dsl.lang.grammar import grammar, grammar_text, literals
-from dcil_dsl.lang.lexical import lex
+from dcil_dsl.lang.tokens import grammar, grammar_text, lex, literals
 
 TOKENS = {
     "90%": "PERCENT",

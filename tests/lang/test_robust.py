@@ -12,7 +12,7 @@ from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.diagnostics.codes import CODES
 from dcil_dsl.diagnostics.render import render, render_concise
 from dcil_dsl.lang import loads
-from dcil_dsl.lang.merge import decode
+from dcil_dsl.lang.tokens import decode
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = [path.read_text() for path in sorted(FOLDER.glob("*.prune"))]

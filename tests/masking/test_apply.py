@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcil_dsl.masking.apply import apply_layer
+from dcil_dsl.model.calls import apply_layer
 
 
 def changed(module):

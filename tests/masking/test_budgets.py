@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from threads import Threads, shards
+from support.threads import Threads, shards
 
 from dcil_dsl.masking.select import keep_top
 

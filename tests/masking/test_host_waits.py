@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from fake_gpu import elsewhere
+from support.fake_gpu import elsewhere
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plainly import gradients, largest, network, sgd
-from two_layers import KEEP, STEPS, assert_same, batches, recipe_of, start, state
+from support.plainly import gradients, largest, network, sgd
+from support.two_layers import KEEP, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
 from dcil_dsl.training.optim import make_optimizer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plainly import (
+from support.plainly import (
     cosine_share,
     drop_and_grow,
     gradients,
@@ -11,7 +11,7 @@ from plainly import (
     soft_views,
     two_of_four,
 )
-from two_layers import (
+from support.two_layers import (
     KEEP,
     KEPT,
     STEPS,

@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from outside_package import WORDS, forget, install
-from plainly import LR, gradients, largest, network, sgd
-from test_integrators import RULE, TWO_PATHS, moved, plainly
-from test_integrators import ours as integrated
-from two_layers import (
+from support.integrator_runs import RULE, TWO_PATHS, moved, plainly
+from support.integrator_runs import ours as integrated
+from support.outside_package import WORDS, forget, install
+from support.plainly import LR, gradients, largest, network, sgd
+from support.two_layers import (
     KEEP,
     KEPT,
     STEPS,
@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path, monkeypatch):
 
 def test_a_score_in_another_shape_is_told(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, text=WORDS.replace("return weight\n", "return weight.sum(1)\n"))
-    with pytest.raises(InputError, match="`signed` scores a weight of 12 x 8 by a tensor of 12"):
+    with pytest.raises(InputError, match="scores of the weight's shape, 12 x 8; it returned 12"):
         ours(USES + "prune Linear to 75% { score = signed }", KEPT)
 
 

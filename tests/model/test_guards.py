@@ -51,7 +51,7 @@ def longer_than_two(y, x):
         lambda y, x: y.masked_fill(x > 0, torch.finfo(y.dtype).min),
     ],
 )
-def test_sizes_ranks_and_given_types_decide_and_nothing_stays_whole(rule):
+def test_sizes_ranks_and_given_types_decide_and_nothing_stays_opaque(rule):
     model, x = Decides(rule), torch.randn(2, 3, 4)
     traced = trace_model(model, (x,))
     assert traced.opaque == {}
@@ -93,7 +93,7 @@ def test_without_an_example_nothing_is_known():
     assert trace_model(Decides(longer_than_two), like=like).opaque == {}
 
 
-def test_what_depends_on_the_number_of_examples_stays_whole():
+def test_what_depends_on_the_number_of_examples_stays_opaque():
     model = nn.Sequential(Decides(lambda y, x: y * 2 if x.shape[0] > 2 else y), nn.ReLU())
     x = torch.randn(2, 4)
     traced = compare_with_model(trace_model(model, (x,)), model, (x,))
@@ -102,7 +102,7 @@ def test_what_depends_on_the_number_of_examples_stays_whole():
         assert torch.equal(ran(traced, x := torch.randn(batch, 4)), model(x))
 
 
-def test_to_ask_moves_no_statistic_and_draws_no_number():
+def test_a_question_changes_no_statistic_and_draws_no_number():
     body = [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Decides(longer_than_two)]
     model = nn.Sequential(*body)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ class Puts(nn.Module):
         return {"x": 2 * x}
 
 
-def test_behind_a_module_that_stays_whole_sizes_are_known_where_it_looks_at_none():
+def test_behind_a_module_that_stays_opaque_sizes_are_known_where_it_looks_at_none():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

@@ -65,7 +65,7 @@ def test_the_weight_that_can_be_pruned_is_named_in_full():
     assert norm.weights == act.weights == ()
 
 
-def test_attention_stays_whole_and_shows_its_two_projections():
+def test_attention_stays_opaque_and_shows_its_two_projections():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

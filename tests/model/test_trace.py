@@ -10,7 +10,8 @@ from torchvision import models
 
 from dcil_dsl.model import TraceError, trace_model
 from dcil_dsl.model.compare import compare_with_model
-from dcil_dsl.model.topology import reached_from
+from dcil_dsl.model.dataflow import reached_from
+from dcil_dsl.model.trace import comparable, text_of
 
 
 def run(traced, training, *args):
@@ -170,7 +171,7 @@ class Chooses(nn.Module):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_the_innermost_module_that_cannot_be_traced_stays_whole(name):
+def test_the_innermost_module_that_cannot_be_traced_stays_opaque(name):
     build, paths = WHOLE[name]
     model, x = build(), torch.randn(2, 3)
     traced = trace_model(model)
@@ -180,7 +181,7 @@ def test_the_innermost_module_that_cannot_be_traced_stays_whole(name):
         assert torch.equal(run(traced, training, x), model(x))
 
 
-def test_what_stays_whole_leaves_no_node_of_its_inside():
+def test_an_opaque_module_leaves_no_node_of_its_inside():
     traced = trace_model(nn.Sequential(nn.Linear(3, 3), Branches(), nn.ReLU()))
     assert [node.target for node in traced.train.nodes if node.op == "call_module"] == [
         "0",
@@ -203,7 +204,7 @@ def test_any_failure_of_a_forward_under_tracing_is_its_reason():
     assert trace_model(nn.Sequential(Fails())).opaque == {"0": "ZeroDivisionError"}
 
 
-def test_a_module_is_kept_whole_where_that_is_asked_for():
+def test_a_module_is_kept_opaque_on_request():
     traced = trace_model(Late(), keep={"drops": "asked for"})
     assert traced.opaque == {"drops": "asked for"}
     assert "drops" in [node.target for node in traced.eval.nodes]
@@ -227,12 +228,12 @@ class Gives(nn.Module):
         return self.fills(x, found) + found[0]
 
 
-def test_who_gives_a_list_to_be_filled_stays_whole_with_the_one_who_fills_it():
+def test_who_gives_a_list_to_be_filled_stays_opaque_with_the_one_who_fills_it():
     traced = trace_model(nn.Sequential(Gives()))
     assert list(traced.opaque) == ["0"]
 
 
-def test_a_model_whose_part_stays_whole_is_given_back_as_it_was():
+def test_a_model_whose_part_stays_opaque_is_given_back_as_it_was():
     model = nn.Sequential(nn.Linear(3, 3), Branches()).eval()
     names = [sorted(vars(module)) for module in model.modules()]
     traced = trace_model(model)
@@ -253,7 +254,7 @@ class Tells(nn.Module):
         return y if isinstance(y, torch.Tensor) else y * 0
 
 
-def test_where_the_graph_computes_other_numbers_more_stays_whole():
+def test_more_stays_opaque_where_the_graph_computes_other_numbers():
     """fx sees no tensor in what a whole module returns, and takes the other branch."""
     model, x = nn.Sequential(nn.Linear(3, 3), Tells(), nn.Linear(3, 2)), torch.randn(2, 3)
     traced = compare_with_model(trace_model(model, (x,)), model, (x,))
@@ -299,3 +300,23 @@ def test_an_augmented_assignment_stays_in_place():
     traced = trace_model(AddsInPlace())
     x = torch.zeros(2)
     assert torch.equal(fx.GraphModule(traced.model, traced.train)(x), torch.ones(2))
+
+
+# -- the text of a model ---------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    """Stays opaque as a whole: it branches on a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else x
+
+
+def test_the_text_of_a_model_equals_that_of_a_version_with_other_files():
+    now = text_of(trace_model(Branching(), (torch.ones(1, 2),)))
+    assert "apply_opaque(" in now and "dcil_dsl" not in now
+    assert comparable(now.replace("apply_opaque", "dcil_dsl_masking_apply_apply_opaque")) == now

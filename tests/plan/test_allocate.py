@@ -1,7 +1,7 @@
 """What a rule's budget is, what its layers are sure to keep, and what cannot be had."""
 
 import pytest
-from resolving import codes_of, plan_of, resolve
+from support.resolving import codes_of, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.words.record import to_record

@@ -1,7 +1,7 @@
 """Which rule owns a layer: the last one that matches."""
 
 import pytest
-from resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
+from support.resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
@@ -43,7 +43,7 @@ def test_a_rule_without_effect_is_warned_about_with_the_rules_that_took_its_laye
     plan, (warning,) = resolve('prune "layer1" to 50%\nprune Conv2d to 90%')
     assert plan is not None and len(plan.groups) == 1
     assert (warning.code, warning.span.line) == ("W303", 2)
-    assert warning.label == "claims 4 layers, all of them claimed again below"
+    assert warning.label == "later rules match all of its 4 layers"
     assert [label.span.line for label in warning.others] == [3]
 
 
@@ -81,8 +81,7 @@ def test_a_weight_that_is_made_of_others_is_an_error_unless_it_is_kept(rule):
     _, (error,) = resolve(f"prune {rule} to 90%", model)
     assert error.code == "E402" and error.message.startswith("`layer1.0.conv1` (Parametrized")
     assert error.help == (
-        '`except "layer1.0.conv1"` in this rule, or `keep "layer1.0.conv1"` below it, leaves it '
-        "as it is"
+        'exclude it with `except "layer1.0.conv1"` in this rule or `keep "layer1.0.conv1"` below it'
     )
     if rule != '"layer1.0.conv1"':
         plan = plan_of(f'prune {rule} except "layer1.0.conv1" to 90%', model)

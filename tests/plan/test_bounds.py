@@ -1,7 +1,7 @@
 """What layers of one rule keep together, and when that cannot be had."""
 
 import pytest
-from resolving import plan_of, resolve
+from support.resolving import plan_of, resolve
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.schedule import bounds_at, keeps_at, limits_at

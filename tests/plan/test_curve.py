@@ -1,12 +1,11 @@
 """Curves in the terminal: what is drawn is what the schedule says, on any page."""
 
-from in_steps import each_layer, once
-from resolving import plan_of
+from support.in_steps import each_layer, once
+from support.resolving import plan_of
 
-from dcil_dsl.plan.curve import bar, draw_schedule, filled
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page, bar, draw_schedule, filled
 
 ONCE = "prune Conv2d to 80% { schedule = once(at=5ep) refresh = 1ep freeze = 7ep }"
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from dcil_dsl.model.heads import find_heads
-from dcil_dsl.model.layers import Weight
+from dcil_dsl.model.layers import Weight, find_heads
 from dcil_dsl.model.trace import trace_model
-from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
+from dcil_dsl.plan.units import Misfit, cut_weight, tensor_core_obstacle
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 
 LAYOUTS = {
@@ -85,11 +84,11 @@ def test_the_four_of_a_pattern_are_inputs_in_a_row_of_any_layout(layout):
 @pytest.mark.parametrize(
     "weight, unit, reason",
     [
-        (Weight("w", (4, 6)), Pattern(n=2, m=4), "6 inputs, no multiple of 4"),
-        (LAYOUTS["depthwise"], Pattern(n=2, m=4), "1 input a group, no multiple of 4"),
-        (Weight("w", (6, 4)), Block(height=4, width=2), "6 outputs, no multiple of 4"),
+        (Weight("w", (4, 6)), Pattern(n=2, m=4), "6 inputs, not a multiple of 4"),
+        (LAYOUTS["depthwise"], Pattern(n=2, m=4), "1 input a group, not a multiple of 4"),
+        (Weight("w", (6, 4)), Block(height=4, width=2), "6 outputs, not a multiple of 4"),
         (Weight("w", (6, 6, 3), groups=2), Block(height=6, width=1), "3 outputs a group"),
-        (Weight("w", (4, 6)), Head(), "no attention whose heads are known"),
+        (Weight("w", (4, 6)), Head(), "not belong to an attention with known heads"),
     ],
 )
 def test_what_does_not_divide_is_told_with_the_numbers(weight, unit, reason):
@@ -104,8 +103,8 @@ def test_what_does_not_divide_is_told_with_the_numbers(weight, unit, reason):
         (Weight("w", (32, 64, 1, 1)), ""),
         (Weight("w", (24, 64)), "24 x 64: both sides must be multiples of 16"),
         (Weight("w", (64, 40)), "64 x 40: both sides must be multiples of 16"),
-        (Weight("w", (32, 64, 3, 3)), "a 3 x 3 kernel is no matrix product in torch"),
-        (Weight("w", (64, 32, 1, 1), groups=2), "2 groups are as many small products"),
+        (Weight("w", (32, 64, 3, 3)), "a 3 x 3 kernel is not a matrix product in torch"),
+        (Weight("w", (64, 32, 1, 1), groups=2), "2 groups are separate small products"),
     ],
 )
 def test_what_sparse_tensor_cores_do_not_run_is_told_with_the_reason(weight, reason):

@@ -1,7 +1,7 @@
 """The story of one layer: every rule that matches it, its budget, its moments, its teachers."""
 
 import pytest
-from resolving import MIX, Net
+from support.resolving import MIX, Net
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
@@ -9,7 +9,7 @@ from dcil_dsl.lang import load, loads
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.explain import explain_layer
 from dcil_dsl.plan.resolve import resolve_recipe
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 
 RULES = """
 pruning { schedule = linear(0ep..4ep) refresh = 5 steps }
@@ -34,10 +34,10 @@ def lines_of(*arguments, **more):
 
 def test_every_rule_is_told_in_order_with_its_text_and_why_it_does_or_does_not_win():
     lines = lines_of("layer1.0.conv1")
-    start = lines.index("rules, in their order: the last that matches wins")
+    start = lines.index("rules in order; the last that matches wins")
     assert lines[start + 1 : start + 7] == [
         "x.prune:4 prune Conv2d to global(80%)",
-        "matches, but line 5 stands below it and matches too",
+        "matches, but line 5 is below it and matches too",
         'x.prune:5 prune "layer1" to 50%',
         "matches and wins",
         "x.prune:6 keep first Conv2d",
@@ -57,13 +57,13 @@ def test_a_layer_with_a_budget_of_its_own_tells_what_it_keeps_at_every_moment():
 
 def test_a_layer_that_shares_its_budget_is_told_so():
     text = story("layer2.0.conv1")
-    assert "shared with 1 other layer: how much of it goes, the scores decide" in text
+    assert "shared with 1 other layer: the scores decide its share" in text
     assert "by its scores" in text
 
 
 def test_a_layer_that_no_rule_matches_loses_nothing_and_learns_as_the_rest():
     lines = lines_of("head")
-    assert "no rule matches it, so it loses nothing" in lines
+    assert "no rule matches it; it is not pruned" in lines
     assert "sparse sees w, all of it: no rule prunes it; this is the path that is deployed" in lines
     assert "learning the whole run: its weights learn from sparse" in lines
 
@@ -90,7 +90,7 @@ def test_a_private_module_tells_its_twins_and_that_paths_teach_only_their_own():
 
 
 def test_what_keeps_a_layer_from_sparse_tensor_cores_is_told():
-    reason = "a 3 x 3 kernel is no matrix product in torch"
+    reason = "a 3 x 3 kernel is not a matrix product in torch"
     assert f"2:4 sparse tensor cores do not run it: {reason}" in lines_of("layer1.0.conv1")
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4))
     assert "2:4 sparse tensor cores run this pattern in it" in lines_of("0", "", model)
@@ -134,7 +134,9 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_a_container_with_its_laye
     with pytest.raises(InputError) as error:
         story("layer1.0.conv9")
     assert error.value.help == "did you mean `layer1.0.conv1`?"
-    with pytest.raises(InputError, match="`layer1.0` is no layer of Net but holds 4") as error:
+    with pytest.raises(
+        InputError, match="`layer1.0` is not a layer of Net; it contains 4"
+    ) as error:
         story("layer1.0")
     assert "layer1.0.norm" in error.value.help
 

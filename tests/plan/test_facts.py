@@ -2,7 +2,7 @@
 
 import json
 
-from resolving import plan_of
+from support.resolving import plan_of
 from torch import nn
 
 from dcil_dsl.plan.facts import count_facts, kept_at, plan_and_facts_json
@@ -77,7 +77,7 @@ def test_json_with_facts_is_read_back_as_the_plan():
 
 
 def test_a_layer_inside_a_private_module_is_told_to_be_private():
-    from resolving import MIX
+    from support.resolving import MIX
 
     mix = MIX.replace("  deploy", '  private "head"\n  deploy')
     facts = count_facts(plan_of("prune Conv2d to 50%", mix=mix))

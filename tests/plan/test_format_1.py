@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_job import call, job, own, whole_run
+from support.tiny_job import call, job, own, whole_run
 
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.plan.plan import Plan

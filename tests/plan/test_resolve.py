@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import golden
 import pytest
 import torch
 from pydantic import ValidationError
-from resolving import MIX, Net, plan_of, resolve
+from support import golden
+from support.resolving import MIX, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.lang import load, loads
@@ -117,8 +117,12 @@ class Odd(nn.Module):
     "private, code, message",
     [
         ("Conv2d", "E303", "`stem` is pruned and private"),
-        ("ReLU", "E308", "nothing here has weights or statistics to be private: ReLU"),
-        ("Odd { init = fresh }", "E308", "`odd` (Odd) cannot start fresh: it has no way to reset"),
+        ("ReLU", "E308", "these modules have no weights or statistics to be private: ReLU"),
+        (
+            "Odd { init = fresh }",
+            "E308",
+            "`odd` (Odd) cannot start fresh: no `reset_parameters`",
+        ),
         ('"head"', "E308", "`head` cannot be private: it shares a weight with `again`"),
     ],
 )

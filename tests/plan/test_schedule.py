@@ -1,7 +1,7 @@
 """Sparsity as a function of the step, exact counts, and the steps at which masks move."""
 
 import pytest
-from in_steps import cubic, each_layer, linear, once, one_budget
+from support.in_steps import cubic, each_layer, linear, once, one_budget
 
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (

@@ -1,7 +1,7 @@
 """What a printed plan says of scores and of budgets by shape."""
 
 import pytest
-from resolving import plan_of
+from support.resolving import plan_of
 
 from dcil_dsl.plan.show import show_plan
 from dcil_dsl.words.scores import L2, Magnitude, Movement, Random, Taylor

@@ -5,11 +5,11 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resolving import codes_of, plan_of, resolve
+from support.resolving import codes_of, plan_of, resolve
 from torchvision.models import resnet50
 
+from dcil_dsl.plan.allocate import share_out
 from dcil_dsl.plan.schedule import keeps_at, sparsity_at, whole_units
-from dcil_dsl.plan.share_out import share_out
 from dcil_dsl.words.targets import Erk
 from dcil_dsl.words.units import Percent
 

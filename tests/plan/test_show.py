@@ -7,9 +7,8 @@ from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.plan.show import show_plan, show_summary
-from dcil_dsl.plan.show_layers import fitting
-from dcil_dsl.plan.wording import PLAIN, Page, ordinal, page_of, percent, shorten
+from dcil_dsl.plan.show import fitting, show_plan, show_summary
+from dcil_dsl.plan.text import PLAIN, Page, ordinal, page_of, percent, shorten
 
 RECIPE = """language 1
 

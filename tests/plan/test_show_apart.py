@@ -1,14 +1,14 @@
 """What the printed plan says of modules that the tracer kept opaque and of those out of reach."""
 
 import pytest
-from resolving import plan_of
+from support.resolving import plan_of
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from dcil_dsl.plan.facts import plan_and_facts_json
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 
 
 class Branch(nn.Module):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
+from support.resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import loads
 from dcil_dsl.model import trace_model
-from dcil_dsl.plan.budget import budget_size, counted, members, num_units
+from dcil_dsl.plan.group import budget_size, counted, members, num_units
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import ceilings_at, keeps_at
@@ -94,7 +94,7 @@ def test_every_layer_of_a_pattern_says_whether_the_hardware_runs_it():
 def test_layers_that_hold_no_pattern_are_one_error_with_the_way_out():
     _, (error,) = resolve("prune Conv2d to 2:4")
     assert error.message == "`stem.weight` and 1 more do not fall into groups of 4 inputs"
-    assert error.label == "3 inputs, no multiple of 4"
+    assert error.label == "3 inputs, not a multiple of 4"
     assert 'keep "stem", "layer2.0.conv1"' in error.help
     assert codes_of('prune Conv2d to 2:4\nkeep "stem", "layer2.0.conv1"') == []
 
@@ -121,12 +121,12 @@ def test_heads_are_one_unit_of_all_weights_that_make_them():
     assert group.costs == (64, 128)  # 4 * 8 * 8 weights in four heads, in two
     _, (error,) = resolve('prune "one", "between" to 50% { granularity = head }', Attends())
     assert error.code == "E310" and error.message.startswith("`between.weight`")
-    assert error.help == '`keep "between"` below this rule leaves it whole'
+    assert error.help == '`keep "between"` below this rule excludes it'
 
 
 def test_heads_of_a_network_without_attention_are_told_so_and_nothing_is_left_to_paste():
     _, (error,) = resolve("prune Conv2d to global(50%, granularity=head)")
-    assert error.label == "no attention layer is known in the model, so nothing in it has heads"
+    assert error.label == "the model has no known attention layer, so nothing in it has heads"
     assert error.message == "`stem.weight` and 6 more do not fall into heads" and not error.help
 
 
@@ -136,7 +136,7 @@ def test_of_many_layers_that_do_not_fit_a_whole_rule_names_one():
         "`stem.weight` and 6 more do not fall into blocks of 10 outputs by 1 input"
     )
     assert error.help == (
-        '`keep "stem"` below this rule leaves one of them whole; 6 more need the like, or narrow '
+        '`keep "stem"` below this rule excludes one of them; 6 more need the same, or narrow '
         "the rule"
     )
 

@@ -1,9 +1,10 @@
 """Who runs and who learns from whom, over time. The run has 10 epochs of 10 steps."""
 
 import pytest
-from resolving import plan_of, resolve
+from support.resolving import plan_of, resolve
 
 from dcil_dsl.plan.plan import Shares, Window
+from dcil_dsl.plan.show import show_plan
 
 DCIL = "update kept by sparse  update pruned by dense"
 BOTH = "loss cross_entropy(sparse)  loss cross_entropy(dense)"
@@ -155,6 +156,25 @@ def test_a_moment_at_which_no_path_runs_is_an_error_with_its_step():
 def test_a_part_that_never_learns_is_warned_about(statements, part):
     (warning,) = found(*statements)
     assert (warning.code, warning.message) == ("W305", f"the {part} weights never learn")
+
+
+@pytest.mark.parametrize("part", ["kept", "rest"])
+def test_without_a_rule_the_weights_learn_and_none_of_them_is_called_kept(part):
+    def dense(start, loss):
+        update = f"update {part} by dense from {start}"
+        return f"mix {{\npath dense = full\n{update}\nloss {loss}\ndeploy dense\n}}\n"
+
+    plan, found = resolve("keep Linear", mix=dense("5ep", "cross_entropy(dense)"))
+    assert found == []
+    shown = show_plan(plan)
+    assert "  weights learn from dense" in shown and "  weights get no gradient" in shown
+    assert "kept weights" not in shown and "pruned weights" not in shown
+    _, found = resolve("keep Linear", mix=dense("10ep", "cross_entropy(dense)"))
+    told = [(d.code, d.message) for d in found]
+    assert told == [
+        ("W305", "the weights never learn"),
+        ("W306", "this update begins after 100 steps, the run has 100"),
+    ]
 
 
 @pytest.mark.parametrize("output", ["logits", "logits#1"])

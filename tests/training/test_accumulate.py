@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_ranks import PlainNet, plain_plan
-from tiny_run import TinyData
+from support.tiny_ranks import PlainNet, plain_plan
+from support.tiny_run import TinyData
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError

@@ -7,10 +7,10 @@ import os
 
 import pytest
 import torch
-from in_steps import each_layer, linear
 from safetensors.torch import load_file, save_file
-from same_runs import assert_same
-from tiny_run import tiny_dual, tiny_plan, tiny_train
+from support.in_steps import each_layer, linear
+from support.same_runs import assert_same
+from support.tiny_run import tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError

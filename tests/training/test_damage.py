@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from same_runs import assert_same
-from tiny_run import tiny_dual, tiny_train
+from support.same_runs import assert_same
+from support.tiny_run import tiny_dual, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training.checkpoint import digest, load_deployed, read_file

@@ -7,8 +7,8 @@ import signal
 import time
 
 import pytest
-from same_runs import assert_same
-from tiny_run import NUM_EPOCHS, STEPS_PER_EPOCH, TinyData, tiny_train
+from support.same_runs import assert_same
+from support.tiny_run import NUM_EPOCHS, STEPS_PER_EPOCH, TinyData, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from same_runs import assert_equal_runs, checkpoint, lines
-from tiny_ranks import on_ranks, plain_plan, rank_train, said
-from tiny_run import TinyNet, cross_entropy, kl, tiny_plan, tiny_train
+from support.same_runs import assert_equal_runs, checkpoint, lines
+from support.tiny_ranks import on_ranks, plain_plan, rank_train, said
+from support.tiny_run import TinyNet, cross_entropy, kl, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from same_runs import assert_same
-from tiny_run import in_child, tiny_train
+from support.same_runs import assert_same
+from support.tiny_run import in_child, tiny_train
 
 from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.diagnostics import InputError

@@ -9,8 +9,8 @@ import signal
 import numpy
 import pytest
 import torch
-from same_runs import assert_same
-from tiny_run import TinyData, TinyNet, in_child, tiny_plan
+from support.same_runs import assert_same
+from support.tiny_run import TinyData, TinyNet, in_child, tiny_plan
 from torch import nn
 
 from dcil_dsl.compiler import compile_plan

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from same_runs import assert_equal_runs, assert_same, contents
-from tiny_ranks import on_ranks, plain_plan, rank_train, said
-from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
+from support.same_runs import assert_equal_runs, assert_same, contents
+from support.tiny_ranks import on_ranks, plain_plan, rank_train, said
+from support.tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.cost import training_cost

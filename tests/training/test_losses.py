@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_run import cross_entropy, kl, own, tiny_plan
+from support.tiny_run import cross_entropy, kl, own, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from in_steps import one_budget
 from safetensors.torch import save_file
-from same_runs import assert_same, set_position
-from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
+from support.in_steps import one_budget
+from support.same_runs import assert_same, set_position
+from support.tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from in_steps import steps
-from tiny_run import tiny_plan
+from support.in_steps import steps
+from support.tiny_run import tiny_plan
 from torch import nn
 
 from dcil_dsl.plan import plan as p

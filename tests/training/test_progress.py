@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
-from tiny_run import tiny_plan, tiny_train
+from support.tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.training.metrics import RuleSparsity
 from dcil_dsl.training.progress import line_text, make_display, result_table

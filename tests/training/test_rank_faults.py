@@ -11,8 +11,8 @@ from datetime import timedelta
 
 import pytest
 import torch
-from same_runs import assert_same
-from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
+from support.same_runs import assert_same
+from support.tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
 from dcil_dsl.cli.errors import MISUSED, WRONG
 from dcil_dsl.diagnostics import InputError

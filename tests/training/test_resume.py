@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_steps import one_budget
-from same_runs import assert_same, contents
-from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_plan, tiny_train
+from support.in_steps import one_budget
+from support.same_runs import assert_same, contents
+from support.tiny_run import STEPS_PER_EPOCH, TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.words.optimizers import AdamW
@@ -31,9 +31,10 @@ REPOSITORY = Path(__file__).parents[2]
 def runs(tmp_path_factory) -> Path:
     """All the cases, made by one program, for torch takes long to import."""
     root = tmp_path_factory.mktemp("runs")
-    program = [sys.executable, str(Path(__file__).with_name("tiny_run.py")), str(root)]
+    program = [sys.executable, "-m", "support.tiny_run", str(root)]
     program += [*CASES, f"loop:{NUM_KILLS}"]
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    folders = [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(folders)
     done = subprocess.run(
         program, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_steps import steps
-from same_runs import assert_same, contents, set_position
-from tiny_run import TinyData, tiny_plan, tiny_train
+from support.in_steps import steps
+from support.same_runs import assert_same, contents, set_position
+from support.tiny_run import TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training import session, trainer

@@ -8,7 +8,7 @@ import time
 from datetime import date
 
 import pytest
-from tiny_run import tiny_plan
+from support.tiny_run import tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p

@@ -1,10 +1,10 @@
 """Scores that are kept over the steps, in runs that stop and go on and on several ranks."""
 
 import pytest
-from in_steps import steps
-from same_runs import assert_equal_runs, assert_same, contents
-from tiny_ranks import on_ranks, plain_plan, rank_train, said
-from tiny_run import tiny_plan, tiny_train
+from support.in_steps import steps
+from support.same_runs import assert_equal_runs, assert_same, contents
+from support.tiny_ranks import on_ranks, plain_plan, rank_train, said
+from support.tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.words.regrow import GrowByGradient

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from in_steps import cubic, one_budget
-from tiny_run import tiny_dual, tiny_plan, tiny_train
+from support.in_steps import cubic, one_budget
+from support.tiny_run import tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.metrics import SparsityError, check_sparsity

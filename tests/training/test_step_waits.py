@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_gpu import elsewhere, fake_gpu
+from support.fake_gpu import elsewhere, fake_gpu
 from torch import nn
 
 from dcil_dsl.compiler import compile_plan

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
+from support.tiny_run import TinyData, cross_entropy, tiny_dual, tiny_plan, tiny_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import TinyData, cross_entropy, tiny_dual, tiny_plan, tiny_train
 from torch import nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny_run import tiny_plan, tiny_train
+from support.tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.loss_balance.word import InverseDirichlet

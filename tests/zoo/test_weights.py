@@ -44,7 +44,7 @@ def test_a_state_dict_is_loaded_without_a_note(tmp_path, suffix):
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
 )
-def test_wrappers_and_prefixes_are_taken_off_and_told(tmp_path, key, prefix):
+def test_wrappers_and_prefixes_are_taken_off_and_reported(tmp_path, key, prefix):
     state = net().state_dict()
     wrapped = {"epoch": 3, key: {prefix + name: value for name, value in state.items()}}
     torch.save(wrapped, tmp_path / "w.pth")
@@ -55,7 +55,7 @@ def test_wrappers_and_prefixes_are_taken_off_and_told(tmp_path, key, prefix):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_converted_and_told(tmp_path, dtype):
+def test_half_precision_is_converted_and_reported(tmp_path, dtype):
     state = {n: v.to(dtype) if v.is_floating_point() else v for n, v in net().state_dict().items()}
     save_file(state, tmp_path / "w.safetensors")
     model = net()
@@ -65,7 +65,7 @@ def test_half_precision_is_converted_and_told(tmp_path, dtype):
     assert torch.equal(model[0].weight, state["0.weight"].float())
 
 
-def test_a_head_for_other_classes_stays_fresh_and_is_told(tmp_path):
+def test_a_head_for_other_classes_stays_fresh_and_is_reported(tmp_path):
     state, model = net(num_classes=5).state_dict(), net(num_classes=3)
     torch.save(state, tmp_path / "w.pth")
     head = model[2].weight.clone()
@@ -74,7 +74,7 @@ def test_a_head_for_other_classes_stays_fresh_and_is_told(tmp_path):
     assert torch.equal(model[2].weight, head) and torch.equal(model[0].weight, state["0.weight"])
 
 
-def test_a_misfit_is_told_tensor_by_tensor_all_at_once(tmp_path):
+def test_every_mismatch_is_listed_at_once(tmp_path):
     state = net(width=6).state_dict()
     state["old.weight"] = torch.zeros(2, 2)
     del state["1.running_mean"]
@@ -87,7 +87,7 @@ def test_a_misfit_is_told_tensor_by_tensor_all_at_once(tmp_path):
     assert "8 tensors differ" in told
 
 
-def test_a_head_that_differs_in_more_than_its_classes_is_a_misfit(tmp_path):
+def test_a_head_that_differs_in_more_than_its_classes_is_a_mismatch(tmp_path):
     state = net(num_classes=5).state_dict()
     state["2.weight"] = torch.zeros(5, 9)
     torch.save(state, tmp_path / "w.pth")
@@ -95,20 +95,20 @@ def test_a_head_that_differs_in_more_than_its_classes_is_a_misfit(tmp_path):
     assert "shape       2.weight 5x9" in told and "shape       2.bias 5" in told
 
 
-def test_a_long_misfit_is_cut_with_the_count_of_the_rest(tmp_path):
+def test_a_long_mismatch_is_cut_with_the_count_of_the_rest(tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
     told = fails(build_model("dcil:resnet20"), tmp_path / "w.pth")
     assert len(told.splitlines()) == 14 and told.endswith("more")
 
 
-def test_counters_that_old_files_lack_are_told(tmp_path):
+def test_counters_that_old_files_lack_are_reported(tmp_path):
     state = net().state_dict()
     del state["1.num_batches_tracked"]
     torch.save(state, tmp_path / "w.pth")
     assert "num_batches_tracked" in load_weights(net(), str(tmp_path / "w.pth"), SPEC)[0]
 
 
-def test_integers_where_the_model_has_floats_are_a_misfit(tmp_path):
+def test_integers_where_the_model_has_floats_are_a_mismatch(tmp_path):
     state = net().state_dict() | {"0.bias": torch.zeros(4, dtype=torch.int8)}
     torch.save(state, tmp_path / "w.pth")
     told = fails(net(), tmp_path / "w.pth")
@@ -120,7 +120,7 @@ class Evil:
         return (print, ("this ran",))
 
 
-def test_a_file_that_could_run_code_is_refused_unrun(tmp_path, capsys):
+def test_a_file_that_could_run_code_is_refused(tmp_path, capsys):
     torch.save({"0.weight": Evil()}, tmp_path / "w.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
     for name in ("w.pth", "raw.pth"):
@@ -130,22 +130,22 @@ def test_a_file_that_could_run_code_is_refused_unrun(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"PK\x03\x04 not a zip"])
-def test_a_damaged_file_is_told(tmp_path, name, content):
+def test_a_damaged_file_is_reported(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert str(tmp_path / name) in fails(net(), tmp_path / name)
 
 
-def test_a_file_without_a_state_dict_is_told(tmp_path):
+def test_a_file_without_a_state_dict_is_reported(tmp_path):
     for number, value in enumerate([torch.zeros(2), [1, 2], {}, {"epoch": 3, "lr": 0.1}]):
         torch.save(value, tmp_path / f"{number}.pth")
         assert "state dict" in fails(net(), tmp_path / f"{number}.pth")
 
 
-def test_a_missing_file_is_told():
-    assert "there is no weights file no/such.pth" in fails(net(), "no/such.pth")
+def test_a_missing_file_is_reported():
+    assert "the weights file no/such.pth does not exist" in fails(net(), "no/such.pth")
 
 
-def test_a_folder_and_a_checkpoint_are_told_with_the_file_that_is_meant(tmp_path):
+def test_a_folder_and_a_checkpoint_are_reported_with_the_file_that_is_meant(tmp_path):
     state = net().state_dict()
     save_file(state, tmp_path / "sparse.safetensors")
     assert "is a folder, not a weights file\nit holds sparse.safetensors" in fails(net(), tmp_path)
@@ -156,12 +156,16 @@ def test_a_folder_and_a_checkpoint_are_told_with_the_file_that_is_meant(tmp_path
     assert "is the checkpoint of a run" in told and "sparse.safetensors" in told
 
 
-def test_an_unknown_name_is_told():
+def test_an_unknown_name_is_reported():
     assert "only torchvision: models have weights by name" in fails(net(), "IMAGENET1K_V1")
     model = build_model("torchvision:resnet18")
     told = fails(model, "IMAGENET1K_V2", "torchvision:resnet18")
-    assert "no weights of torchvision:resnet18\ndid you mean `IMAGENET1K_V1`?" in told
-    assert "no weights of" in fails(model, "ResNet50_Weights.DEFAULT", "torchvision:resnet18")
+    assert (
+        "neither a file nor weights of torchvision:resnet18\ndid you mean `IMAGENET1K_V1`?" in told
+    )
+    assert "neither a file nor weights of" in fails(
+        model, "ResNet50_Weights.DEFAULT", "torchvision:resnet18"
+    )
 
 
 def serve(monkeypatch, weights, result):

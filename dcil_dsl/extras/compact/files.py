@@ -34,11 +34,11 @@ WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
 Kept = dict[int, list]
 
 
-class Part(BaseModel):
+class ShapeEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Input(Part):
+class Input(ShapeEntry):
     """One argument of forward; name None: it is given by its place.
 
     A tensor by its shape and type; anything else, dtype None, by its value.
@@ -50,7 +50,7 @@ class Input(Part):
     value: bool | int | float | str | None = None
 
 
-class TensorMap(Part):
+class TensorMap(ShapeEntry):
     """Where a small tensor lies in the original's.
 
     shape  the original's
@@ -78,7 +78,7 @@ class TensorMap(Part):
         }
 
 
-class ModuleSizes(Part):
+class ModuleSizes(ShapeEntry):
     """The sizes of a module that changed, before and after."""
 
     type: str
@@ -86,7 +86,7 @@ class ModuleSizes(Part):
     after: dict[str, int]
 
 
-class Shapes(Part):
+class Shapes(ShapeEntry):
     """The whole file.
 
     opened    attention modules whose heads became nodes of the graph

@@ -12,7 +12,7 @@ Round r covers the steps r L .. (r + 1) L - 1 of the plan, for every client the 
     server   W <- sum n_i W_i / sum n_i, n_i the examples of client i: FedAvg, McMahan et al. 2017,
              arXiv:1602.05629; with `forget = true` W <- W m, so that what it sends is sparse
 
-With `path sparse = masked`, `update kept, pruned by sparse`, `forget`, a cubic ramp and a rising
+With `path sparse = masked`, `update kept, pruned by sparse`, `forget`, a ramp and a rising
 norm these are the rounds of FedDIP, Long et al. 2023, arXiv:2309.06805, as in the authors' code
 (EricLoong/feddip), but for two things. Their masks of the first round are drawn by chance in the
 shares of ERK, here they are by magnitude; their masks of round r have the sparsity that the ramp
@@ -31,8 +31,8 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.rng import drawn_apart
-from dcil_dsl.plan.plan import Plan, Train
+from dcil_dsl.model.side_effects import drawn_apart
+from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
 from dcil_dsl.training.optim import make_optimizer, rate_at, set_rate
@@ -50,8 +50,8 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
             f"{count(local_steps, 'step')}",
             help="choose a divisor of it, or another number of epochs",
         )
-    plain = Train(num_epochs=1, optimizer=plan.train.optimizer, rate=plan.train.rate)
-    for name in Train.model_fields:
+    plain = TrainPlan(num_epochs=1, optimizer=plan.train.optimizer, rate=plan.train.rate)
+    for name in TrainPlan.model_fields:
         if name not in TAKEN and getattr(plan.train, name) != getattr(plain, name):
             raise InputError(f"federated rounds do not go with `{name}` of the recipe's `train`")
     for group in plan.groups:

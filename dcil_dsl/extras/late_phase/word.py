@@ -60,7 +60,7 @@ class LatePhase(WeightAverage):
         return None
 
     def summary(self) -> str:
-        from dcil_dsl.plan.wording import percent
+        from dcil_dsl.plan.text import percent
 
         apart = f", {percent(self.noise)} apart" if self.noise else ""
         return (

@@ -49,7 +49,7 @@ class InverseDirichlet(Balance):
         return sum(map(len, self.measured_at(losses, step)))
 
     def summary(self) -> str:
-        from dcil_dsl.plan.wording import percent
+        from dcil_dsl.plan.text import percent
 
         return (
             f"every {count(self.every.step, 'step')} the losses of a path weigh inversely to the "

@@ -22,6 +22,7 @@ from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.sensitivity.measure import measure_layers
+from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, open_loader, pick_device
 from dcil_dsl.jobs.inspect import rebuild
 from dcil_dsl.jobs.prepare import Note, Warn, load_recipe, prepare, warn_in_python
@@ -29,7 +30,6 @@ from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.training.command import read_command
 from dcil_dsl.training.machine import lay_out_weights

@@ -10,12 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.curve import bar
-from dcil_dsl.plan.least_loss import Infeasible, interpolate, least_loss
-from dcil_dsl.plan.profile import LayerProfile, Profile
+from dcil_dsl.extras.sensitivity.least_loss import Infeasible, interpolate, least_loss
+from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.plan.schedule import whole_units
-from dcil_dsl.plan.show_layers import short_name
-from dcil_dsl.plan.wording import PLAIN, Page, fit, named_table, percent
+from dcil_dsl.plan.show import short_name
+from dcil_dsl.plan.text import PLAIN, Page, bar, fit, named_table, percent
 
 SHORTEST_BAR = 8
 RULE_WIDTH = 96  # columns of the rules, whatever the page: they go into a file

@@ -79,7 +79,7 @@ def sensitivity(
 
     from dcil_dsl.extras.sensitivity.job import measure_sensitivity
     from dcil_dsl.extras.sensitivity.report import show_measured
-    from dcil_dsl.plan.wording import page_of
+    from dcil_dsl.plan.text import page_of
 
     with Console(stderr=True).status("measuring") as status:
         profile = measure_sensitivity(

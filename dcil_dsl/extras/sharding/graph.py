@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from dcil_dsl.masking.apply import apply_layer, apply_opaque
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.masking.views import read_stored
+from dcil_dsl.model.calls import apply_layer, apply_opaque
 
 # What autocast computes in its own type; embeddings, norms and sums it leaves as they are.
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dcil_dsl.masking.placement import Placement
 from dcil_dsl.masking.select import Across
-from dcil_dsl.masking.units import Cut
+from dcil_dsl.masking.units import CutLike
 
 
 class Rows(Protocol):
@@ -61,13 +61,13 @@ class RowPlacement(Placement):
         parts = torch.split(sums, [value.numel() for value in values])
         return [part.view(v.shape) for part, v in zip(parts, values, strict=True)]
 
-    def sum_units(self, name: str, values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+    def sum_units(self, name: str, values: Tensor, cut: CutLike, dtype: torch.dtype) -> Tensor:
         return sum_units(values, cut, self.rows[name], dtype)
 
-    def spread(self, name: str, kept: Tensor, cut: Cut, like: Tensor) -> Tensor:
+    def spread(self, name: str, kept: Tensor, cut: CutLike, like: Tensor) -> Tensor:
         return spread_to_rows(kept, cut, self.rows[name], len(like))
 
-    def pattern_cut(self, name: str, cut: Cut, num_rows: int) -> Cut:
+    def pattern_cut(self, name: str, cut: CutLike, num_rows: int) -> CutLike:
         return pattern_of_rows(cut, self.rows[name], num_rows)
 
     def on_whole(self, name: str, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -103,14 +103,14 @@ class OwnCut(NamedTuple):
 
 
 @torch.no_grad()
-def sum_units(values: Tensor, cut: Cut, rows: Rows, dtype: torch.dtype) -> Tensor:
+def sum_units(values: Tensor, cut: CutLike, rows: Rows, dtype: torch.dtype) -> Tensor:
     """What the rows add to the sum of each unit of the whole weight, (number of units,).
 
     Neighbouring rows of one unit are added first, so that nothing of the size of the weight is
     made, and always in one order: a device adds to indexed places in another at each call.
     """
     over, within = _parted(cut, rows.shape[0])
-    runs, length = list(over), 1  # N rows in a row are of the same units
+    runs, length = list(over), 1  # the number of neighbouring rows in the same units
     while runs and not runs[-1].is_unit:
         length *= runs.pop().size
     others = [2 + i for i, dimension in enumerate(within) if not dimension.is_unit]
@@ -137,7 +137,7 @@ def sum_units(values: Tensor, cut: Cut, rows: Rows, dtype: torch.dtype) -> Tenso
     return (sums.sum(apart) if apart else sums).flatten()
 
 
-def spread_to_rows(kept: Tensor, cut: Cut, rows: Rows, num_rows: int) -> Tensor:
+def spread_to_rows(kept: Tensor, cut: CutLike, rows: Rows, num_rows: int) -> Tensor:
     """The rows of a mask, from one boolean per unit of the whole weight."""
     over, within = _parted(cut, rows.shape[0])
     places = torch.arange(prod(d.num_units for d in over), device=kept.device)
@@ -149,12 +149,12 @@ def spread_to_rows(kept: Tensor, cut: Cut, rows: Rows, num_rows: int) -> Tensor:
     return own.reshape(num_rows, *rows.shape[1:])
 
 
-def pattern_needs(cut: Cut, num_rows: int) -> int:
+def pattern_needs(cut: CutLike, num_rows: int) -> int:
     """A stretch of rows holds whole groups of m where it begins at a multiple of this."""
     return prod(d.size for d in _parted(cut, num_rows)[0] if not d.is_unit)
 
 
-def pattern_of_rows(cut: Cut, rows: Rows, num_rows: int) -> OwnCut:
+def pattern_of_rows(cut: CutLike, rows: Rows, num_rows: int) -> OwnCut:
     """How rows fall into groups of m, of which they hold whole ones: see pattern_needs."""
     over, within = _parted(cut, rows.shape[0])
     m = prod(dimension.size for dimension in over if not dimension.is_unit)
@@ -163,7 +163,7 @@ def pattern_of_rows(cut: Cut, rows: Rows, num_rows: int) -> OwnCut:
     return OwnCut(shape, tuple(i for i in range(len(shape)) if i not in along))
 
 
-def _parted(cut: Cut, num_rows: int) -> tuple[list[Dimension], list[Dimension]]:
+def _parted(cut: CutLike, num_rows: int) -> tuple[list[Dimension], list[Dimension]]:
     """The cut's dimensions over the rows of the weight, and those within a row."""
     over, within, left = [], [], num_rows
     for place, size in enumerate(cut.shape):

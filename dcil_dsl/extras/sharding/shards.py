@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.dynamics import buffers_of
+from dcil_dsl.compiler.weight_state import buffers_of
 from dcil_dsl.extras.sharding.graph import gather_weights
 from dcil_dsl.extras.sharding.layout import Layout
 from dcil_dsl.extras.sharding.refusals import check_shardable

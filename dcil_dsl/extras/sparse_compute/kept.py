@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dcil_dsl.masking.apply import apply_layer, is_plain_forward
+from dcil_dsl.model.calls import apply_layer, is_plain_forward
 
 # Of each mask: how often it had been changed, the axis, and what was kept along it.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

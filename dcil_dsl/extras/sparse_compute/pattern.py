@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
 from dcil_dsl.extras.sparse_compute.tensor_cores import Product, multiply, why_whole
-from dcil_dsl.masking.apply import apply_layer, is_plain_forward
 from dcil_dsl.masking.units import holds_half
+from dcil_dsl.model.calls import apply_layer, is_plain_forward
 
 CAST = frozenset({torch.float32, torch.bfloat16, torch.float16})  # what autocast casts
 

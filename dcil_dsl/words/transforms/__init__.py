@@ -1,1 +1,1 @@
-"""What augmentations compute, for whole batches on a device; augment.py imports it late."""
+"""The computations of augmentations, for batches on a device; augment.py imports them late."""

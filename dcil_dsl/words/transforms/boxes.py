@@ -17,6 +17,7 @@ from torch import Tensor
 from dcil_dsl.words.transforms.numbers import whole_numbers
 
 TRIES = 10  # of torchvision, for a box that fits into the image
+Range = tuple[float, float]
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # Szegedy et al. 2015, arXiv:1409.4842
 ERASE_AREA, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # Zhong et al. 2020, arXiv:1708.04896
 
@@ -83,7 +84,9 @@ def erase_boxes(chances: Tensor, height: int, width: int) -> Tensor:
     return _placed(chances, h, w, fits, height, width, torch.zeros(4, dtype=torch.long))
 
 
-def _areas(chances, area, area_range, ratio_range) -> tuple[Tensor, Tensor]:
+def _areas(
+    chances: Tensor, area: int, area_range: Range, ratio_range: Range
+) -> tuple[Tensor, Tensor]:
     """Areas uniform in their range, ratios so in the logarithm; (B, TRIES) each."""
     low, high = area_range
     areas = area * (low + (high - low) * chances[:, :TRIES, 0])
@@ -91,7 +94,9 @@ def _areas(chances, area, area_range, ratio_range) -> tuple[Tensor, Tensor]:
     return areas, (low + (high - low) * chances[:, :TRIES, 1]).exp()
 
 
-def _placed(chances, h, w, fits, height, width, otherwise) -> Tensor:
+def _placed(
+    chances: Tensor, h: Tensor, w: Tensor, fits: Tensor, height: int, width: int, otherwise: Tensor
+) -> Tensor:
     """The first try that fits, at a random place inside the image."""
     first = fits.int().argmax(1, keepdim=True)
     h, w = (side.gather(1, first)[:, 0].long() for side in (h, w))

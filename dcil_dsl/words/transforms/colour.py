@@ -1,4 +1,4 @@
-"""What happens to the values of pixels, for whole batches whose images differ in the amount.
+"""Changes of pixel values, for batches whose images differ in the amount.
 
 In:   uint8 images (B, C, H, W), C 1 or 3; for each image how much, (B,) on the images' device.
 Out:  uint8 images.
@@ -9,6 +9,8 @@ takes one amount for the whole batch. Sums may round the other way: one level of
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -72,23 +74,23 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep so many of the eight bits, the highest."""
+    """Keep the highest `count` of the eight bits."""
     shift = (8 - bits).to(torch.int32)
     mask = (255 >> shift) << shift
     return images & _wide(mask).to(torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert what is at the threshold (0..255) or above it."""
+    """Invert values at or above the threshold (0..255)."""
     return torch.where(images >= _wide(threshold), 255 - images, images)
 
 
 def autocontrast(images: Tensor, unused: Tensor) -> Tensor:
-    return one_amount.autocontrast(images)
+    return cast(Tensor, one_amount.autocontrast(images))
 
 
 def equalize(images: Tensor, unused: Tensor) -> Tensor:
-    return one_amount.equalize(images)
+    return cast(Tensor, one_amount.equalize(images))
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
 class Operation:
     """pixels: the function on values, or the inverse map where pixels move; None: nothing."""
 
-    pixels: Callable | None
+    pixels: Callable[..., Tensor] | None
     moves: bool = False
 
     def apply(self, images: Tensor, amounts: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def apply_operations(images: Tensor, which: Tensor, amounts: Tensor) -> Tensor:
     """
     images = images.clone(memory_format=torch.contiguous_format)
     for operations, amount in zip(which.unbind(1), amounts.unbind(1)):
-        for number in operations.unique().tolist():
+        for number in sorted(set(operations.tolist())):
             if OPERATIONS[number].pixels is not None:
                 rows = (operations == number).nonzero()[:, 0]
                 at = sent(rows, images.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_job import NET, RECIPE, call, job, net, own
+from support.tiny_job import NET, RECIPE, call, job, net, own
 
 import dcil_dsl as dcil
 from dcil_dsl.zoo import build_model

@@ -3,8 +3,7 @@
 import copy
 
 import torch
-from torch import fx, nn
-from zeroed import (
+from support.zeroed import (
     IMAGE,
     Residual,
     agree,
@@ -15,6 +14,7 @@ from zeroed import (
     residual,
     zero_rows,
 )
+from torch import fx, nn
 
 from dcil_dsl.extras.compact.compaction import compact
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.zeroed import agree, enliven, numel
 from torch import nn
-from zeroed import agree, enliven, numel
 
 from dcil_dsl.extras.compact.compaction import compact
 

@@ -1,8 +1,8 @@
 """Residual streams and the branches beside them, made smaller; a dead branch leaves as a whole."""
 
 import torch
+from support.zeroed import IMAGE, Residual, agree, dead, enliven, numel, residual
 from torch import nn
-from zeroed import IMAGE, Residual, agree, dead, enliven, numel, residual
 
 from dcil_dsl.extras.compact.compaction import compact
 from dcil_dsl.extras.compact.load import rebuild_compact

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.zeroed import IMAGE, dead, enliven
 from torch import nn
-from zeroed import IMAGE, dead, enliven
 
 from dcil_dsl.extras.compact.compaction import compact
 

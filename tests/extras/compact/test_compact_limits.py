@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from support.zeroed import IMAGE, dead, double, numel
 from torch import nn
-from zeroed import IMAGE, dead, double, numel
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.compaction import compact

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.zeroed import enliven, numel, zero_heads, zero_rows
 from torch import nn
 from torchvision import models as tv
 from torchvision.models.convnext import CNBlockConfig
@@ -11,7 +12,6 @@ from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.googlenet import Inception
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck
-from zeroed import enliven, numel, zero_heads, zero_rows
 
 from dcil_dsl.extras.compact.compaction import compact
 from dcil_dsl.extras.compact.load import rebuild_compact

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from zeroed import enliven, numel
+from support.zeroed import enliven, numel
 
 import dcil_dsl as dcil
 from dcil_dsl.zoo import build_model

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.zeroed import enliven, zero_rows
 from torch import nn
-from zeroed import enliven, zero_rows
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact import files as shapes

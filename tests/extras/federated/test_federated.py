@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from plainly import gradients, largest, sgd
-from torch import nn
-from two_layers import (
+from support.plainly import gradients, largest, sgd
+from support.two_layers import (
     COUNT,
     STEPS,
     STRAIGHT,
@@ -17,6 +16,7 @@ from two_layers import (
     start,
     state,
 )
+from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.data.dataset import Tensors, in_memory

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plainly import DECAY, LR, MOMENTUM, gradients, largest
-from two_layers import KEPT, STEPS, assert_same, batches, recipe_of, start, state
+from support.plainly import DECAY, LR, MOMENTUM, gradients, largest
+from support.two_layers import KEPT, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
 from dcil_dsl.extras.late_phase.step import (
@@ -15,7 +15,7 @@ from dcil_dsl.extras.late_phase.step import (
     take_turn,
 )
 from dcil_dsl.plan.show_training import show_training
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.optim import make_optimizer
 

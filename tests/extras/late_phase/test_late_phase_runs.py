@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from in_steps import steps as in_steps
-from same_runs import assert_equal_runs, assert_same, contents
-from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
-from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
+from support.in_steps import steps as in_steps
+from support.same_runs import assert_equal_runs, assert_same, contents
+from support.tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
+from support.tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError

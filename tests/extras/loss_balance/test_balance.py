@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plainly import largest, network, sgd
-from two_layers import KEEP, STEPS, assert_same, batches, recipe_of, start, state
+from support.plainly import largest, network, sgd
+from support.two_layers import KEEP, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
 from dcil_dsl.extras.loss_balance.step import WEIGHTS, start_weights, weigh_terms
 from dcil_dsl.plan.show_training import show_training
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 from dcil_dsl.training.losses import loss_terms
 from dcil_dsl.training.optim import make_optimizer
 

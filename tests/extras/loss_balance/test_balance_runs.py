@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from in_steps import steps
-from same_runs import assert_same, contents
-from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
+from support.in_steps import steps
+from support.same_runs import assert_same, contents
+from support.tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.loss_balance.step import WEIGHTS, start_weights, weigh_terms

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_job import NET, RECIPE, call, job, net, own
+from support.tiny_job import NET, RECIPE, call, job, net, own
 
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.extras.sensitivity.job import evenly_spaced
-from dcil_dsl.plan.profile import read_profile
+from dcil_dsl.extras.sensitivity.profile import read_profile
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """A profile drawn, and its rules: they parse, resolve, and ask for what they say."""
 
 import pytest
-from resolving import Net, plan_of
+from support.resolving import Net, plan_of
 from torch import nn
 
+from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.extras.sensitivity.report import show_measured, show_profile, suggest_rules
 from dcil_dsl.plan.facts import count_facts
-from dcil_dsl.plan.profile import LayerProfile, Profile
-from dcil_dsl.plan.wording import Page
+from dcil_dsl.plan.text import Page
 
 
 def measured(model, minds=lambda index: 0.01 * (index + 1)):

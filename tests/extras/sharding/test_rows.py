@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from threads import Threads, shards
+from support.threads import Threads, shards
 
 from dcil_dsl.extras.sharding.rows import (
     pattern_needs,
@@ -12,12 +12,11 @@ from dcil_dsl.extras.sharding.rows import (
     spread_to_rows,
     sum_units,
 )
-from dcil_dsl.masking.grow import drop_and_grow
+from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.units import keep_pattern, spread_mask, sum_in_units
 from dcil_dsl.masking.views import largest_pruned, soft_scale
-from dcil_dsl.model.heads import HeadShare
-from dcil_dsl.model.layers import Weight
-from dcil_dsl.plan.cuts import cut_weight
+from dcil_dsl.model.layers import HeadShare, Weight
+from dcil_dsl.plan.units import cut_weight
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 from dcil_dsl.words.scores import uniform
 

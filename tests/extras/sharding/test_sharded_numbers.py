@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.tensor
-from parts_net import ALONE, BOTH, PartsNet, plan_of
-from tiny_ranks import on_ranks, plain_plan, rank_train, said
-from tiny_run import NUM_CLASSES, cross_entropy, kl
+from support.parts_net import ALONE, BOTH, PartsNet, plan_of
+from support.tiny_ranks import on_ranks, plain_plan, rank_train, said
+from support.tiny_run import NUM_CLASSES, cross_entropy, kl
 from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan

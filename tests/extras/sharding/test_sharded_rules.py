@@ -9,10 +9,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.tensor
-from parts_net import ALONE, BOTH, PartsNet, plan_of
-from same_runs import assert_equal_runs
-from tiny_ranks import on_ranks, rank_train, said
-from tiny_run import NUM_CLASSES
+from support.parts_net import ALONE, BOTH, PartsNet, plan_of
+from support.same_runs import assert_equal_runs
+from support.tiny_ranks import on_ranks, rank_train, said
+from support.tiny_run import NUM_CLASSES
 from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
@@ -22,7 +22,7 @@ from dcil_dsl.extras.sharding.shards import shard
 from dcil_dsl.extras.sharding.step import ShardedStep
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.machine import Options
-from dcil_dsl.zoo.small_vit import SmallViT
+from dcil_dsl.zoo.networks import SmallViT
 
 
 def tiny_vit():

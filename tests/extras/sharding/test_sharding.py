@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from same_runs import assert_equal_runs
-from tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
-from tiny_run import tiny_plan
+from support.same_runs import assert_equal_runs
+from support.tiny_ranks import PlainNet, on_ranks, plain_plan, rank_train, said
+from support.tiny_run import tiny_plan
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 

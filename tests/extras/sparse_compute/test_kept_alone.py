@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mutual import mutual, two_steps
+from support.mutual import mutual, two_steps
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,8 +10,8 @@ import dcil_dsl as dcil
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.sparse_compute.kept import apply_kept, kept_along
-from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.model import trace_model
+from dcil_dsl.model.calls import apply_layer
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe

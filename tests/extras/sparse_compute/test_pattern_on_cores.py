@@ -5,8 +5,8 @@ The cores are a reference on the CPU that sees two of every four weights (refere
 
 import pytest
 import torch
-from mutual import RECIPE, mutual, two_steps
-from reference_cores import reference_cores
+from support.mutual import RECIPE, mutual, two_steps
+from support.reference_cores import reference_cores
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -21,9 +21,9 @@ from dcil_dsl.extras.sparse_compute.pattern import (
 )
 from dcil_dsl.extras.sparse_compute.tensor_cores import Cores
 from dcil_dsl.masking import units
-from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.units import holds_half, remember_half
 from dcil_dsl.model import trace_model
+from dcil_dsl.model.calls import apply_layer
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe

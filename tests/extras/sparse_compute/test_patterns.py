@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from reference_cores import reference_cores
 from rich.console import Console
+from support.reference_cores import reference_cores
 from torch import nn
 
 from dcil_dsl.extras.sparse_compute import tensor_cores

@@ -7,7 +7,7 @@ dispatch and its padding, with the one product at their end replaced by what its
 import pytest
 import torch
 import torch.nn.functional as F
-from reference_cores import halved, reference_cores
+from support.reference_cores import halved, reference_cores
 from torch.sparse import SparseSemiStructuredTensor
 from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,

@@ -1,0 +1,422 @@
+"""The `prune` and `keep` rules: each by itself, and against the paths of `mix`.
+
+In:   ast.File, closed; the checked `mix`.
+Out:  PruneRule and KeepRule with the settings of `pruning` merged in; E2xx and W2xx in a
+      Diagnostics.
+Not:  no layers and no steps; a path may still turn out never to run (plan/phases.py).
+"""
+
+from __future__ import annotations
+
+from dcil_dsl.diagnostics import Diagnostics, Label, Span
+from dcil_dsl.diagnostics.suggest import did_you_mean
+from dcil_dsl.lang import ast
+from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang.check_mix import Mixed, named_by
+from dcil_dsl.lang.read import Reader, Settings, keyword
+from dcil_dsl.lang.read_values import Broken
+from dcil_dsl.lang.selectors import Selectors
+from dcil_dsl.lang.syntax_errors import listed
+from dcil_dsl.words.blocks import PruneBlock
+from dcil_dsl.words.granularity import Block, Granularity, Single
+from dcil_dsl.words.regrow import GrowByGradient
+from dcil_dsl.words.schedules import Ramp, Schedule
+from dcil_dsl.words.scores import GradientScore
+from dcil_dsl.words.targets import Target, Within
+from dcil_dsl.words.units import Percent, Time, written
+
+
+def read_rules(
+    file: ast.File, pruning: ast.BlockNode | None, reader: Reader, selectors: Selectors
+) -> list[r.PruneRule | r.KeepRule]:
+    shared = pruning.settings if pruning else ()
+    rules: list[r.PruneRule | r.KeepRule] = []
+    if pruning is not None:
+        _limits(reader.block(PruneBlock, "pruning", shared, keyword(pruning)), reader)
+    for item in file.items:
+        if isinstance(item, ast.KeepNode):
+            rules.append(r.KeepRule(selector=selectors.closed(item.selector), span=item.span))
+        elif isinstance(item, ast.PruneNode):
+            rule = _prune(item, shared, reader, selectors)
+            rules += [] if rule is None else [rule]
+    _unused_settings(file, pruning, reader.found)
+    return rules
+
+
+def _prune(
+    item: ast.PruneNode, shared: tuple[ast.Setting, ...], reader: Reader, selectors: Selectors
+) -> r.PruneRule | None:
+    selector = selectors.closed(item.selector)
+    own = {s.name.name for s in item.settings}
+    # Errors in `pruning` are reported there, not once for every rule.
+    _limits(reader.block(PruneBlock, "prune", item.settings, item.head_span), reader)
+    quiet = reader.quiet()
+    together = (*(s for s in shared if s.name.name not in own), *item.settings)
+    read = quiet.block(PruneBlock, "prune", together, item.head_span)
+    try:
+        target = reader.target(item.target)
+    except Broken:
+        return None
+    if read.word is None:
+        return None
+    word = read.word
+    _ramp(word.schedule, target, read.spans.get("schedule"), reader)
+    granularity = _granularity(item, target, word.granularity, reader)
+    spans = {**read.spans, "target": item.target.span}
+    if granularity is not word.granularity:  # the target brings its own
+        spans.pop("granularity", None)
+    return r.PruneRule(
+        selector=selector,
+        target=target,
+        score=word.score,
+        schedule=word.schedule,
+        refresh=word.refresh,
+        freeze=word.freeze,
+        floor=word.floor,
+        ceiling=word.ceiling,
+        bounds=_bounds(together, word.bounds, target, selectors, reader),
+        granularity=granularity,
+        forget=word.forget,
+        reserve=word.reserve,
+        penalty=word.penalty,
+        param=word.param,
+        regrow=word.regrow,
+        span=item.head_span,
+        spans=spans,
+    )
+
+
+def _bounds(
+    settings: tuple[ast.Setting, ...],
+    words: tuple[Within, ...],
+    target: Target,
+    selectors: Selectors,
+    reader: Reader,
+) -> tuple[r.BoundRule, ...]:
+    """The bounds of layers together, each with the layers that it names."""
+    given = next((s.value for s in settings if s.name.name == "bounds"), None)
+    nodes = given.items if isinstance(given, ast.List) else ()
+    bounds = []
+    for word, node in zip(words, nodes, strict=True):
+        assert isinstance(node, ast.Call)
+        place = next(
+            a.value.span for a in node.arguments if a.name is None or a.name.name == "layers"
+        )
+        if not target.one_budget:
+            reader.found.add(
+                "E238",
+                "these layers do not share a budget",
+                node.span,
+                help="`global(...)` is one budget for all layers of a rule",
+            )
+        elif word.floor is None and word.ceiling is None:
+            reader.found.add(
+                "E211",
+                "`within` needs `floor` or `ceiling`",
+                node.span,
+                help=f"for example `within({word.layers}, floor=30%)`",
+            )
+        elif word.floor and word.ceiling and word.floor > word.ceiling:
+            reader.found.add(
+                "E214",
+                f"the floor {written(word.floor)} is above the ceiling {written(word.ceiling)}",
+                node.span,
+            )
+        selector = selectors.closed(ast.ByName(span=place, name=str(word.layers)))
+        bounds.append(
+            r.BoundRule(
+                name=str(word.layers),
+                selector=selector,
+                floor=word.floor,
+                ceiling=word.ceiling,
+                span=node.span,
+            )
+        )
+    return tuple(bounds)
+
+
+def _granularity(
+    item: ast.PruneNode, target: Target, setting: Granularity | None, reader: Reader
+) -> Granularity:
+    """The target's own, else the setting's; a rule that gives both gives it twice."""
+    own = getattr(target, "granularity", None)
+    is_pattern = target.pattern is not None
+    for one in item.settings:
+        if one.name.name == "granularity" and (own or is_pattern):
+            why = "a pattern is a granularity of its own" if is_pattern else None
+            reader.found.add(
+                "E208",
+                "`granularity` is given twice",
+                one.name.span,
+                label=why,
+                others=(Label(item.target.span, "the target says it first"),),
+            )
+    _block(own, item.target.span, reader)
+    return own or setting or Single()
+
+
+def _block(granularity: object, span: Span | None, reader: Reader) -> None:
+    if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
+        reader.found.add(
+            "E205", "a block of one weight is a single weight", span, help="`granularity=weight`"
+        )
+
+
+def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
+    """Report single settings of `pruning` or of a rule that are out of their limits."""
+    refresh, floor = read.values.get("refresh"), read.values.get("floor")
+    schedule = read.values.get("schedule")
+    if isinstance(refresh, Time) and refresh.value <= 0:
+        reader.found.add(
+            "E205",
+            "masks cannot be recomputed every 0 steps",
+            read.spans["refresh"],
+            help="for example `refresh = 16 steps`",
+        )
+    if refresh == ():
+        reader.found.add(
+            "E205",
+            "this list of moments is empty",
+            read.spans["refresh"],
+            help="for example `refresh = [10ep, 20ep]`",
+        )
+    if isinstance(floor, Percent) and floor.fraction >= 1:
+        reader.found.add(
+            "E205",
+            "a floor of 100% leaves nothing to prune",
+            read.spans["floor"],
+            help="`keep` excludes layers from pruning",
+        )
+    ceiling = read.values.get("ceiling")
+    if isinstance(ceiling, Percent) and ceiling.fraction <= 0:
+        reader.found.add("E205", "a ceiling of 0% leaves nothing of a layer", read.spans["ceiling"])
+    if isinstance(floor, Percent) and isinstance(ceiling, Percent) and floor > ceiling:
+        reader.found.add(
+            "E214",
+            f"the floor {written(floor)} is above the ceiling {written(ceiling)}",
+            read.spans["floor"],
+        )
+    _block(read.values.get("granularity"), read.spans.get("granularity"), reader)
+    grid = getattr(schedule, "grid", None)
+    if grid is not None and grid.value <= 0:
+        reader.found.add(
+            "E205",
+            "a grid of 0 steps has no places",
+            read.spans["schedule"],
+            help="for example `grid=1ep`",
+        )
+
+
+def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
+    if not isinstance(schedule, Ramp):
+        return
+    if target.pattern is not None:
+        reader.found.add(
+            "E232",
+            "a pattern cannot ramp",
+            span,
+            help="`once(at=10ep)` lets it begin at one moment",
+        )
+    elif schedule.initial > target.sparsity:
+        start, end = written(schedule.initial), written(target.sparsity)
+        reader.found.add(
+            "E214",
+            f"the ramp starts at {start}, above its target of {end}",
+            span,
+            help=f"`initial` is at most {end}",
+        )
+
+
+def _unused_settings(file: ast.File, pruning: ast.BlockNode | None, found: Diagnostics) -> None:
+    """A setting of `pruning` that every rule sets for itself changes nothing."""
+    rules = [item for item in file.items if isinstance(item, ast.PruneNode)]
+    for setting in pruning.settings if pruning else ():
+        name = setting.name.name
+        if all(any(s.name.name == name for s in rule.settings) for rule in rules):
+            why = "every rule sets its own" if rules else "there is no `prune` rule"
+            found.add("W204", f"`{name}` of `pruning` has no effect", setting.span, label=why)
+
+
+def check_rules(
+    rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
+) -> None:
+    """Check the rules against the paths of `mix`."""
+    if mixed is not None:
+        _check_masks(rules, mixed, found)
+    _check_scores(rules, mixed, found)
+    _check_effects(rules, mixed, found)
+
+
+def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Diagnostics) -> None:
+    """Masks need both a rule that makes them and a path that applies them."""
+    prunes = [rule for rule in rules if isinstance(rule, r.PruneRule)]
+    masked = [path for path in mixed.paths if path.view.prunes]
+    if prunes and mixed.paths and not masked and not mixed.broken:
+        found.add(
+            "E221",
+            "weights are pruned, but no path sees the masks",
+            prunes[0].span,
+            help="declare one in `mix`: `path sparse = masked`",
+        )
+    if not any(isinstance(rule, r.PruneRule) for rule in rules) and not found.errors:
+        for path in masked:
+            found.add(
+                "W206",
+                f"path `{path.name}` is masked, but no rule prunes",
+                path.span,
+                label="its masks keep every weight",
+            )
+        for update in mixed.updates:
+            if "pruned" in update.parts:
+                found.add("W206", "no rule prunes, so there are no pruned weights", update.span)
+
+
+# -- scores and growth -----------------------------------------------------------------------------
+
+
+def _check_scores(
+    rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
+) -> None:
+    """Report every score that cannot be computed, once for each place."""
+    seen = set()
+    for rule in rules:
+        if not isinstance(rule, r.PruneRule):
+            continue
+        span = rule.at("score")
+        word = rule.score.called
+        if rule.target.rescales and not rule.score.by_size:
+            found.add(
+                "E234",
+                f"`{rule.target.called}` compares squared weights, and the score is `{word}`",
+                rule.at("target"),
+                others=(Label(span, "the score"),),
+                help="`score = magnitude`, or `global` with this score",
+            )
+        asked: GradientScore | GrowByGradient
+        if isinstance(rule.regrow, GrowByGradient):
+            asked, span = rule.regrow, rule.at("regrow")
+        elif isinstance(rule.score, GradientScore):
+            asked = rule.score
+        else:
+            continue
+        if mixed is not None and span not in seen:
+            seen.add(span)
+            _check_path(asked, span, mixed, found)
+
+
+def _check_path(
+    asked: GradientScore | GrowByGradient,
+    span: Span,
+    mixed: Mixed,
+    found: Diagnostics,
+) -> None:
+    declared = [path.name for path in mixed.paths]
+    path = asked.path or mixed.deploy
+    if path not in declared:
+        if asked.path and declared and not mixed.broken:
+            found.add(
+                "E216",
+                f"no path is named `{path}`",
+                span,
+                help=did_you_mean(path, declared)
+                or f"`mix` declares {listed(f'`{name}`' for name in declared)}",
+            )
+        return
+    used = named_by(mixed.losses)
+    learning = [name for name in declared if name in used]
+    if learning and path not in used:
+        word, other = asked.called, f"{asked.called}({learning[0]})"
+        if isinstance(asked, GrowByGradient):
+            other = f"{word}({written(asked.share)}, {learning[0]})"
+        found.add(
+            "E233",
+            f"`{word}` needs the gradient of path `{path}`, which has no loss",
+            span,
+            help=f"`{other}`, or a loss of `{path}` in `mix`",
+        )
+
+
+# -- other effects on weights ----------------------------------------------------------------------
+
+
+def _check_effects(
+    rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
+) -> None:
+    """Note every setting that the rule's units or score, or the paths, give no meaning."""
+    prunes = [rule for rule in rules if isinstance(rule, r.PruneRule)]
+    for rule in prunes:
+        _check_rule(rule, found)
+    if mixed is None:
+        return
+    soft = next((path for path in mixed.paths if path.view.soft), None)
+    for rule in prunes:
+        if soft and (why := _no_threshold(rule)):
+            found.add(
+                "E235",
+                f"path `{soft.name}` sees a soft threshold, and this rule has none",
+                rule.at("target"),
+                label=why,
+                help="a target of single weights by `magnitude` has one, for example `90%`",
+            )
+    _check_reserve(prunes, mixed, found)
+
+
+def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
+    is_single = isinstance(rule.granularity, Single) and rule.target.pattern is None
+    for name, value in (("regrow", rule.regrow), ("reserve", rule.reserve)):
+        if value is not None and not is_single:
+            found.add(
+                "E235",
+                f"`{name}` chooses single weights, and this rule prunes larger units",
+                rule.at(name),
+            )
+    if rule.regrow is not None and not rule.score.by_size:
+        found.add(
+            "E235",
+            "`regrow` drops weights by magnitude, and this rule has another score",
+            rule.at("regrow"),
+            help="`score = magnitude`",
+        )
+    in_flops = getattr(rule.target, "of", None) == "flops"
+    counts = {"ceiling": rule.ceiling, "bounds": rule.bounds, "of": in_flops}
+    for name in (name for name, value in counts.items() if value):
+        if rule.regrow is not None:
+            found.add(
+                "E235",
+                f"`regrow` counts weights, and this rule has `{name}`",
+                rule.at(name, "target"),
+            )
+    if any(p.part == "reserve" for p in rule.penalty) and rule.reserve is None:
+        found.add(
+            "E235",
+            "a penalty on the reserve, and the rule has none",
+            rule.at("penalty"),
+            help="for example `reserve = 10%`",
+        )
+
+
+def _no_threshold(rule: r.PruneRule) -> str | None:
+    if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
+        return "kept weights are not those above a threshold here"
+    by_size = rule.score.by_size and rule.score.decay is None
+    return None if by_size and rule.regrow is None else "weights are not kept by their magnitude"
+
+
+def _check_reserve(prunes: list[r.PruneRule], mixed: Mixed, found: Diagnostics) -> None:
+    has_reserve = any(rule.reserve is not None for rule in prunes)
+    updates = [update for update in mixed.updates if "reserve" in update.parts]
+    if updates and not has_reserve:
+        found.add(
+            "W207",
+            "no rule has a `reserve`, so there are no reserved weights",
+            updates[0].span,
+            help="for example `reserve = 10%` in `pruning`",
+        )
+    if has_reserve and not updates and not found.errors:
+        rule = next(rule for rule in prunes if rule.reserve is not None)
+        found.add(
+            "W207",
+            "no rule updates the reserve, so it learns like other pruned weights",
+            rule.at("reserve"),
+            help=f"for example `update kept, reserve by {mixed.deploy}`",
+        )

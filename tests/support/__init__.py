@@ -1,0 +1,1 @@
+"""What tests share: models, recipes, runs and references. No tests."""
