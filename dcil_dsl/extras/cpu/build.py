@@ -43,7 +43,7 @@ class Library:
     threads: bool
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_library(instructions: Instructions = "native") -> Library | str:
     """The kernels for this CPU, or one sentence that says why they cannot be had.
 
@@ -117,7 +117,7 @@ def _cpu() -> bytes:
     return "\n".join(lines).encode()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _private() -> Path:
     return Path(tempfile.mkdtemp(prefix="dcil-"))
 

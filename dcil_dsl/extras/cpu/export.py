@@ -10,6 +10,7 @@ Not:  nothing is trained, and the model is not changed.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,7 @@ def build_program(model: nn.Module, inputs: Inputs) -> tuple[Program, dict[str, 
     found = build_graph(model, inputs)
     fused = _fuse(found)
     inside = {
-        node
-        for group in fused.values()
-        for node in _between(group)
-        if node is not group.last
+        node for group in fused.values() for node in _between(group) if node is not group.last
     }
     results = _results(found.graph)
     used: dict[str, Tensor] = {}
@@ -162,7 +160,7 @@ def build_program(model: nn.Module, inputs: Inputs) -> tuple[Program, dict[str, 
 
     operations: list[Layer | Call] = []
     for node in found.graph.nodes:
-        if node.op != "call_function" or node in inside or node.target is _getitem():
+        if node.op != "call_function" or node in inside or node.target is operator.getitem:
             continue
         if node in fused:
             operations.append(_layer(found, fused[node], tensor))
@@ -184,12 +182,6 @@ def build_program(model: nn.Module, inputs: Inputs) -> tuple[Program, dict[str, 
     return program, used
 
 
-def _getitem() -> object:
-    import operator
-
-    return operator.getitem
-
-
 def _name(node: fx.Node) -> str:
     return str(node.name)
 
@@ -209,7 +201,7 @@ def _results(graph: fx.Graph) -> dict[fx.Node, dict[int, fx.Node]]:
     """The nodes that take one result of a node with several, by the number of the result."""
     found: dict[fx.Node, dict[int, fx.Node]] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and node.target is _getitem():
+        if node.op == "call_function" and node.target is operator.getitem:
             found.setdefault(node.args[0], {})[node.args[1]] = node
     return found
 

@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import SIMPLE, Inputs, resized
+from dcil_dsl.graph.inputs import Inputs, resized
+from dcil_dsl.masking.attributes import SIMPLE
 
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)
@@ -79,7 +80,7 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
     both = resized(inputs, 2) if inputs.batch_size() == 1 else inputs
     problem: Exception | None = None
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         for example, dynamic in ((both, True), (inputs, False)):
             try:
@@ -87,7 +88,7 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
             except Exception as error:  # a model may refuse to be traced with any error
                 problem = problem or error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(fast)
     fact = " ".join(str(problem).split())[:300]
     raise InputError(
         f"{type(model).__name__} cannot be traced: {type(problem).__name__}: {fact}",
@@ -115,7 +116,8 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> ExportedProgram:
             dynamic_shapes=by_name if dynamic else None,
             strict=False,
         )
-        return exported.run_decompositions({})
+        decomposed: ExportedProgram = exported.run_decompositions({})
+    return decomposed
 
 
 def _with_names(exported: ExportedProgram, model: nn.Module, inputs: Inputs) -> Graph:
@@ -132,15 +134,15 @@ def _with_names(exported: ExportedProgram, model: nn.Module, inputs: Inputs) -> 
             places[nodes[spec.arg.name]] = target
         elif spec.kind != InputKind.USER_INPUT:
             raise InputError(f"the forward holds `{spec.arg.name}`, which is not a tensor")
-    written = exported.graph_signature.buffers_to_mutate
+    signature = exported.graph_signature
+    written = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
     if written:
-        raise InputError(
-            f"the forward writes its buffer `{next(iter(written.values()))}`: a program has no state"
-        )
+        name = next(iter(written.values()))
+        raise InputError(f"the forward writes `{name}`: a program has no state")
     parameters = list(inspect.signature(model.forward).parameters)
     given = [*zip(parameters, inputs.args), *inputs.kwargs.items()]
     if len(inputs.args) > len(parameters):
-        given = [*((f"input_{i}", value) for i, value in enumerate(inputs.args)), *given[-0:0]]
+        raise InputError("the forward takes any number of inputs, and a program names each")
     user = [s for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
     named: list[tuple[str, fx.Node]] = []
     for (name, value), spec in zip(given, user):
@@ -156,8 +158,8 @@ def _with_names(exported: ExportedProgram, model: nn.Module, inputs: Inputs) -> 
     for out in exported.graph_signature.output_specs:
         argument = out.arg
         leaf = getattr(argument, "value", None) if not hasattr(argument, "name") else None
-        name = getattr(argument, "name", None)
-        leaves.append(nodes[name] if name in nodes else leaf)
+        node = nodes.get(getattr(argument, "name", ""))
+        leaves.append(leaf if node is None else node)
     spec_out = exported.call_spec.out_spec
     structure = pytree.tree_unflatten(leaves, spec_out) if spec_out is not None else leaves
     return Graph(graph, tensors, places, named, structure, type(model).__name__)
@@ -250,9 +252,6 @@ def _value(found: Graph, node: fx.Node) -> Tensor:
 
 def _fold_norms(found: Graph) -> None:
     """Batch norms into the layers before them; other ones become the checked batch_norm."""
-    uses = {name: 0 for name in found.tensors}
-    for node, name in found.places.items():
-        uses[name] += len(node.users)
     for node in list(found.graph.nodes):
         if node.op != "call_function" or node.target != NORM:
             continue

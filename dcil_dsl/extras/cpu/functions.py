@@ -23,7 +23,7 @@ from dcil_dsl.extras.cpu.program import DTYPES
 MOST_INTEGER = 2**62
 _WORDS = """
 _softmax.default _log_softmax.default
-_to_copy.default _unsafe_view.default __and__.Tensor __and__.Scalar __or__.Tensor __xor__.Tensor
+_to_copy.default __and__.Tensor __and__.Scalar __or__.Tensor __xor__.Tensor
 abs.default acos.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
 adaptive_max_pool2d.default add.Scalar add.Tensor addmm.default alias.default all.default all.dim
 amax.default amin.default any.default any.dim arange.default arange.start arange.start_step
@@ -62,13 +62,15 @@ tanh.default topk.default transpose.int tril.default triu.default unbind.int unf
 unfold.default unsafe_chunk.default unsafe_split.Tensor unsqueeze.default
 upsample_bicubic2d.default upsample_bicubic2d.vec upsample_bilinear2d.default
 upsample_bilinear2d.vec upsample_nearest2d.default upsample_nearest2d.vec
-var.correction var_mean.correction view.default where.ScalarOther where.ScalarSelf where.self
+var.correction var_mean.correction where.ScalarOther where.ScalarSelf where.self
 zeros.default zeros_like.default
 """
 ALLOWED = frozenset(f"aten.{word}" for word in _WORDS.split())
 
+
 def _size(tensor: torch.Tensor, dim: int) -> int:
     return tensor.shape[dim]
+
 
 # Arithmetic on sizes, which depend on the batch.
 INTEGERS: dict[str, Callable[..., int]] = {
@@ -88,6 +90,12 @@ _OF_PYTHON = {
     operator.mod: "integer.mod",
     operator.neg: "integer.neg",
 }
+# A view depends on strides, which differ between kernels: a reshape copies where it has to.
+_INSTEAD = {
+    "aten.sym_size.int": "size",
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+}
 MEMORY_FORMATS = {
     "contiguous_format": torch.contiguous_format,
     "preserve_format": torch.preserve_format,
@@ -97,17 +105,20 @@ _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 # Keywords of factories that say what a CPU export has anyway.
 _DROPPED = ("device", "layout", "pin_memory", "non_blocking")
 
+
 def name_of(target: object) -> str | None:
     """The name that a program has for a function of a graph; None where it has none."""
     if isinstance(target, torch._ops.OpOverload):
         name = str(target)
-        if name == "aten.sym_size.int":
-            return "size"
+        name = _INSTEAD.get(name, name)
+        if name == "size":
+            return name
         return name if name in ALLOWED else None
     try:
         return _OF_PYTHON.get(target)  # type: ignore[call-overload, no-any-return]
     except TypeError:  # not hashable
         return None
+
 
 def function_of(name: str, place: str) -> Callable[..., Any]:
     """The function that a program names. InputError for any that is not in the list."""
@@ -125,8 +136,10 @@ def function_of(name: str, place: str) -> Callable[..., Any]:
         ) from None
     return function  # type: ignore[no-any-return]
 
+
 class Inexpressible(Exception):
     """An argument that a program has no form for."""
+
 
 def encode(value: object, names: Callable[[object], object]) -> Any:
     """An argument of a graph's call as JSON. `names` gives the form of a node, or None."""
@@ -156,11 +169,13 @@ def encode(value: object, names: Callable[[object], object]) -> Any:
             return {"memory_format": name}
     raise Inexpressible(f"an argument of type {type(value).__name__}")
 
+
 def encode_keywords(
     kwargs: Mapping[str, object], names: Callable[[object], object]
 ) -> dict[str, Any]:
     """Keyword arguments as JSON, without those that only name the device."""
     return {key: encode(value, names) for key, value in kwargs.items() if key not in _DROPPED}
+
 
 def decode(
     value: Any, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], place: str
@@ -187,6 +202,7 @@ def decode(
                 case "float" if name in _FLOATS:
                     return _FLOATS[name]
     raise InputError(f"{place} has an argument that no function takes: {str(value)[:100]}")
+
 
 def call(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], place: str) -> Any:
     """Run a function of the list. InputError where it refuses its arguments."""

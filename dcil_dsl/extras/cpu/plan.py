@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from dcil_dsl.extras.cpu.build import Library
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
 from dcil_dsl.extras.cpu.pack import Kept, keep
-from dcil_dsl.extras.cpu.program import Call, Layer, Program, outputs_of, returned
+from dcil_dsl.extras.cpu.program import Call, Layer, Program, named, outputs_of, returned
 from dcil_dsl.extras.cpu.segment import MOST_COLUMNS, Builder, Pool, Sources, is_depthwise
 from dcil_dsl.extras.cpu.shapes import infer, place_of
 from dcil_dsl.extras.cpu.steps import (
@@ -265,8 +264,6 @@ class Planner:
         return TorchCall(function_of(call.function, place), args, kwargs, outputs, place)
 
     def _tensors(self, call: Call) -> set[str]:
-        from dcil_dsl.extras.cpu.program import named
-
         return {*named(call.args, "tensor"), *named(call.kwargs, "tensor")}
 
     def _layer(self, layer: Layer) -> Step:
@@ -297,8 +294,3 @@ class Planner:
         op = "depthwise" if is_depthwise(layer, weight.shape) else layer.op
         line = Line(layer.layer, op, weight.shape, weight.num_nonzero, where, reason)
         self.lines.append(line)
-
-
-def shown(value: Any) -> str:
-    """A number for a table."""
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -167,4 +167,5 @@ def offsets(plane: Plane, taps: Taps, channels: int) -> Array:
         for y, i in taps.rows
         for x, j in taps.columns
     ]
-    return np.arange(channels)[:, None] * plane.stride + np.array(found)[None]
+    result: Array = np.arange(channels)[:, None] * plane.stride + np.array(found)[None]
+    return result

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.extras.cpu.build import Library
-from dcil_dsl.extras.cpu.pack import Kept, numbers
+from dcil_dsl.extras.cpu.pack import Kept
 from dcil_dsl.extras.cpu.planes import Plane, Taps, need, offsets, taps_of
 from dcil_dsl.extras.cpu.program import Layer
 from dcil_dsl.extras.cpu.steps import Values, address
@@ -125,9 +125,7 @@ class Builder:
     def build(self, places: Mapping[str, int]) -> Segment:
         for index, operation in enumerate(self.operations):
             self._lay_out(index, operation)
-        uses = Counter(
-            name for operation in self.operations for name in set(_read_by(operation))
-        )
+        uses = Counter(name for operation in self.operations for name in set(_read_by(operation)))
         for name in self.outside:
             self.buffers[name] = self._take(self.planes[name])
             self._copy_in(name)
@@ -379,6 +377,3 @@ def spread(kept: Kept, layer: Layer, where: Array) -> Array:
     inner = where.shape[0] // layer.groups
     group = kept.rows // max(kept.shape[0] // layer.groups, 1)
     return np.ascontiguousarray(where[channel + group * inner, tap], dtype=np.int32)
-
-
-__all__ = ["Builder", "Pool", "Segment", "Sources", "is_depthwise", "numbers"]

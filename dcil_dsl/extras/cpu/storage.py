@@ -79,6 +79,8 @@ def compress(tensor: Tensor, dtype: torch.dtype | None = None) -> Stored:
     Negative zeros count as zeros.
     """
     tensor = tensor.detach().cpu().contiguous()
+    if not tensor.is_floating_point():
+        return Stored(tuple(tensor.shape), tensor)
     kept = (tensor != 0).reshape(-1)
     values = tensor.reshape(-1)[kept].to(dtype or tensor.dtype)
     mask = np.packbits(kept.numpy(), bitorder="little")
