@@ -280,14 +280,15 @@ class Planner:
             return TorchLayer(layer, self.weights.dense(layer.weight, dtype), bias, *places)
         self._line(layer, "sparse")
         assert isinstance(self.library, Library)
-        rows = self.values[layer.input].numel() // self.values[layer.input].shape[-1]
+        shape = tuple(self.values[layer.input].shape)
+        rows = prod(shape[:-1])
         kept, bias_array = self.weights.kept(layer.weight), self.weights.bias(layer)
         if rows <= FEW_ROWS:
             return SlicedLinear(
-                layer, self.library, places, kept, bias_array, self.threads, gathers=True
+                layer, self.library, places, shape, kept, bias_array, self.threads, gathers=True
             )
         width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
-        return RowsLinear(layer, self.library, places, kept, bias_array, self.threads, width)
+        return RowsLinear(layer, self.library, places, shape, kept, bias_array, self.threads, width)
 
     def _line(self, layer: Layer, where: str, reason: str = "") -> None:
         weight = self.weights.stored[layer.weight]

@@ -24,7 +24,7 @@ from dcil_dsl.extras.cpu.build import Library
 from dcil_dsl.extras.cpu.pack import Kept
 from dcil_dsl.extras.cpu.planes import Plane, Taps, need, offsets, taps_of
 from dcil_dsl.extras.cpu.program import Layer
-from dcil_dsl.extras.cpu.steps import Values, address
+from dcil_dsl.extras.cpu.steps import Values, address, planned
 from dcil_dsl.extras.cpu.storage import Stored
 from dcil_dsl.extras.cpu.structs import ACTIVATIONS, Kind, Op
 
@@ -83,7 +83,7 @@ class Segment:
     """The operations, ready to run."""
 
     table: ctypes.Array[Op]
-    reads: list[tuple[int, int]]  # row of the table, place of the tensor
+    reads: list[tuple[int, int, tuple[int, ...]]]  # row of the table, place, shape
     writes: list[tuple[int, int, tuple[int, ...]]]
     library: Library
     images: int
@@ -93,8 +93,8 @@ class Segment:
 
     def run(self, values: Values) -> None:
         held = []
-        for row, place in self.reads:
-            tensor = values[place].contiguous()
+        for row, place, shape in self.reads:
+            tensor = planned(values[place], shape, "a convolution")
             held.append(tensor)
             self.table[row].input = tensor.data_ptr()
         for row, place, shape in self.writes:
@@ -145,7 +145,7 @@ class Builder:
         shape = self.sources.shapes
         return Segment(
             (Op * len(self.ops))(*self.ops),
-            [(row, places[name]) for row, name in self.reads],
+            [(row, places[name], tuple(shape[name].shape)) for row, name in self.reads],
             [(row, places[name], tuple(shape[name].shape)) for row, name in self.writes],
             self.sources.library,
             self.sources.images,

@@ -23,6 +23,7 @@ from dcil_dsl.extras.cpu.program import Activation, Layer
 from dcil_dsl.extras.cpu.structs import ACTIVATIONS, Rows, Slices
 
 Values = list[Any]
+Places = tuple[int, int | None, int]  # of the input, the residual and the output
 
 
 class Step(Protocol):
@@ -127,20 +128,38 @@ def at(struct: ctypes.Structure) -> int:
     return ctypes.addressof(struct)
 
 
+def planned(tensor: object, shape: tuple[int, ...], reader: str) -> Tensor:
+    """A value as a kernel reads it. InputError where it is not what the plan was made for.
+
+    Torch infers shapes without numbers; this holds the result against it before a pointer is taken.
+    """
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.shape != shape
+        or tensor.dtype != torch.float32
+        or tensor.device.type != "cpu"
+        or tensor.layout != torch.strided
+    ):
+        given = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise InputError(f"{reader} got {given}, and {list(shape)} in float32 was planned")
+    return tensor.contiguous()
+
+
 class Linear:
     """A linear layer without its zeros; a subclass for each kernel.
 
     threads  of one call
     """
 
-    def __init__(self, layer: Layer, library: Library, read: int, add: int | None, write: int):
-        self.layer, self.library = layer, library
-        self.read, self.add, self.write = read, add, write
+    def __init__(self, layer: Layer, library: Library, places: Places, shape: tuple[int, ...]):
+        self.layer, self.library, self.shape = layer, library, shape
+        self.read, self.add, self.write = places
 
     def run(self, values: Values) -> None:
-        x: Tensor = values[self.read].contiguous()
-        add: Tensor | None = None if self.add is None else values[self.add].contiguous()
-        y = torch.empty((*x.shape[:-1], self.outer), dtype=torch.float32)
+        x = planned(values[self.read], self.shape, self.layer.layer)
+        result = (*self.shape[:-1], self.outer)
+        add = None if self.add is None else planned(values[self.add], result, self.layer.layer)
+        y = torch.empty(result, dtype=torch.float32)
         self.compute(x, y, add)
         values[self.write] = y
 
@@ -157,13 +176,14 @@ class SlicedLinear(Linear):
         self,
         layer: Layer,
         library: Library,
-        places: tuple[int, int | None, int],
+        places: Places,
+        shape: tuple[int, ...],
         kept: Kept,
         bias: np.ndarray,
         threads: int,
         gathers: bool,
     ):
-        super().__init__(layer, library, *places)
+        super().__init__(layer, library, places, shape)
         self.outer, self.inner = kept.shape
         self.threads = threads
         sliced = slice_rows(kept, bias, library.lanes)
@@ -209,13 +229,14 @@ class RowsLinear(Linear):
         self,
         layer: Layer,
         library: Library,
-        places: tuple[int, int | None, int],
+        places: Places,
+        shape: tuple[int, ...],
         kept: Kept,
         bias: np.ndarray,
         threads: int,
         width: int,
     ):
-        super().__init__(layer, library, *places)
+        super().__init__(layer, library, places, shape)
         self.outer, self.inner = kept.shape
         self.threads = threads
         size = width * library.lanes
