@@ -30,7 +30,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.compaction import compact
 from dcil_dsl.extras.compact.load import rebuild_compact
 from dcil_dsl.extras.compact.report import measure
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.zoo import build_model
 
 SIZES = {"vit_b_16": 224, "inception_v3": 96, "maxvit_t": 224}  # the others take 64

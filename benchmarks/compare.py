@@ -197,7 +197,7 @@ _planned: dict[tuple, tuple[float, float]] = {}
 
 def planned(recipe, asked: argparse.Namespace) -> tuple[float, float]:
     """What a step costs on average, in steps of dense training, and the percent that is pruned."""
-    from dcil_dsl.graph import trace_model
+    from dcil_dsl.model import trace_model
     from dcil_dsl.plan.cost import training_cost
     from dcil_dsl.plan.resolve import resolve_recipe
     from dcil_dsl.plan.schedule import sparsity_at
@@ -265,7 +265,7 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
 
 def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> list | None:
     """What one run of the main job measures; None where it was interrupted."""
-    from dcil_dsl.job import train
+    from dcil_dsl.jobs.train import train
 
     folder = asked.runs / cell.key
     start = start_of(asked, cell)

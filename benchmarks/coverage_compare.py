@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from two_copies import TwoCopies
 
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.training.losses import total_loss
 
 RATE = 1e-3

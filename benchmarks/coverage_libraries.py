@@ -17,7 +17,7 @@ import torch
 from coverage_models import Case
 from torch import nn
 
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 
 IMAGE = (64,)
 

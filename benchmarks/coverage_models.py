@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from workloads import build_model
 
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 
 SIDES = (64, 96, 128, 160, 192, 224, None)  # pixels, tried in turn; None: what the model says
 CLASSES = 10

@@ -25,10 +25,10 @@ from two_copies import TwoCopies
 from workloads import ROOT, build_model, compile_plan, resolve_recipe, trace_model  # noqa: F401
 
 from dcil_dsl.diagnostics import Diagnostics, InputError, RecipeError
-from dcil_dsl.graph.compare import compare_with_model
-from dcil_dsl.graph.inputs import Inputs
-from dcil_dsl.graph.trace import TraceError
 from dcil_dsl.lang import loads
+from dcil_dsl.model.compare import compare_with_model
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.model.trace import TraceError
 from dcil_dsl.zoo import example_inputs
 
 SPARSITY, REST = 0.8, (0.75, 0.25)
@@ -220,11 +220,13 @@ def _recipe(traced, kind: str, record: dict) -> str:
         if not any(path.startswith(f"{layer.path}.") for path in inner)
     ]
     record["norms"], record["private_norms"] = len(norms), len(private)
-    inside = {id(p) for path in traced.whole for p in traced.model.get_submodule(path).parameters()}
+    inside = {
+        id(p) for path in traced.opaque for p in traced.model.get_submodule(path).parameters()
+    }
     held = sum(p.numel() for p in traced.model.parameters() if id(p) in inside)
     share = round(held / record["weights"], 4)
-    told = {path or "(the model)": reason[:120] for path, reason in list(traced.whole.items())[:4]}
-    record["whole"] = {"modules": len(traced.whole), "share": share, "first": told}
+    told = {path or "(the model)": reason[:120] for path, reason in list(traced.opaque.items())[:4]}
+    record["whole"] = {"modules": len(traced.opaque), "share": share, "first": told}
     # A fifth of fewer than five weights is none, and a layer keeps at least one.
     tiny = [layer.path for layer in prunable if min(math.prod(w.shape) for w in layer.prunable) < 5]
     hidden = [f'"{layer.path}"' for layer in traced.layers if layer.hides_weight]

@@ -29,9 +29,9 @@ from PIL import Image
 from timing import spread
 from torch import nn
 
-from dcil_dsl.batches import num_workers
 from dcil_dsl.data import Dataset, Loader, open_dataset
-from dcil_dsl.job import train
+from dcil_dsl.jobs.data import num_workers
+from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 from dcil_dsl.plan.plan import Data
 from dcil_dsl.plan.resolve import resolve_data

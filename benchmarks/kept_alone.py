@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from workloads import STEPS_PER_EPOCH, WORKLOADS, build, last_step
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph.trace import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss

@@ -33,7 +33,7 @@ from torchvision.transforms.functional import to_pil_image
 from workloads import ROOT, WORKLOADS, build
 
 from dcil_dsl.data import open_dataset
-from dcil_dsl.job import train
+from dcil_dsl.jobs.train import train
 from dcil_dsl.training.progress import Display
 
 NETWORK = WORKLOADS["resnet32"]

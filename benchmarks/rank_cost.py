@@ -20,8 +20,8 @@ import torch
 from environment import describe_machine
 from workloads import WORKLOADS, build, last_step, make_dual  # first: puts the checkout on the path
 
-from dcil_dsl.batches import pick_device
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.jobs.data import pick_device
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks, joined_ranks
 from dcil_dsl.training.forward import make_forward

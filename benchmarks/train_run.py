@@ -20,7 +20,7 @@ import torch
 from environment import describe_machine
 from workloads import ROOT, load
 
-from dcil_dsl.job import Run, train
+from dcil_dsl.jobs.train import Run, train
 
 PROBE_STEPS = 60
 RESERVE = 0.8  # of the time is planned for; the rest is for what a probe cannot see

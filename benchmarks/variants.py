@@ -21,8 +21,8 @@ from plain import PlainDcil, dcil_loss
 from torch import Tensor, nn
 from workloads import WORKLOADS, build, last_step, make_dual
 
+from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.losses import total_loss
 

@@ -20,8 +20,8 @@ from torch import nn  # noqa: E402
 
 from dcil_dsl.compiler import compile_plan  # noqa: E402
 from dcil_dsl.compiler.dual import Dual  # noqa: E402
-from dcil_dsl.graph.trace import trace_model  # noqa: E402
 from dcil_dsl.lang import load  # noqa: E402
+from dcil_dsl.model.trace import trace_model  # noqa: E402
 from dcil_dsl.plan.plan import Plan  # noqa: E402
 from dcil_dsl.plan.resolve import resolve_recipe  # noqa: E402
 from dcil_dsl.zoo import build_model  # noqa: E402

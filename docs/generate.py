@@ -171,7 +171,7 @@ def _type(field) -> str:
 def cli_page() -> str:
     from typer.main import get_command
 
-    from dcil_dsl.cli import app
+    from dcil_dsl.cli.commands import app
 
     parts = [
         "# Command line\n\nGenerated from the program. `dcil-compile` is `dcil compile` under a "

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import golden`
 
 
 # What runs in under a minute on one core: `pytest -m fast`.
-FAST = ("lang", "errors", "graph", "test_house.py", "test_packaging.py", "test_package.py")
+FAST = ("lang", "errors", "model", "test_house.py", "test_packaging.py", "test_package.py")
 SLOW = ("test_endless.py", "test_robust.py", "test_dependencies.py")
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dcil_dsl.batches import num_workers, pick_device
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.jobs.data import num_workers, pick_device
 from dcil_dsl.training.distributed import Ranks
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dcil_dsl.jobs.prepare import prepare
 from dcil_dsl.lang import load
 from dcil_dsl.plan.wording import PLAIN
-from dcil_dsl.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -17,7 +17,7 @@ from torch import nn
 import dcil_dsl as dcil
 from dcil_dsl.data import Dataset
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.job import train
+from dcil_dsl.jobs.train import train
 
 JOB = [
     "compile",

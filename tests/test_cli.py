@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from dcil_dsl import __version__, cli
-from dcil_dsl.exits import status_of
+from dcil_dsl import __version__
+from dcil_dsl.cli import commands as cli
+from dcil_dsl.cli.errors import status_of
 from dcil_dsl.plan.plan import Plan
 
 RECIPE = """language 1

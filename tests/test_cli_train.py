@@ -145,7 +145,7 @@ def test_an_interrupted_run_is_status_130_and_says_how_to_go_on(
             if step == 3:
                 signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("dcil_dsl.job.make_display", lambda quiet: Impatient())
+    monkeypatch.setattr("dcil_dsl.jobs.train.make_display", lambda quiet: Impatient())
     monkeypatch.setattr("sys.argv", ["dcil", *map(str, job(folder))])
     assert call(*job(folder), "--out", tmp_path / "run") == 130
     err = capsys.readouterr().err

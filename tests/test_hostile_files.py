@@ -16,9 +16,9 @@ from tiny_job import RECIPE, call, job, net, own, short_run
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError, RecipeError
+from dcil_dsl.jobs.prepare import prepare
 from dcil_dsl.lang import load, loads
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.prepare import prepare
 from dcil_dsl.training.checkpoint import digest, read_file
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.run import open_run

@@ -12,11 +12,11 @@ from torch import nn
 import dcil_dsl as dcil
 from dcil_dsl.data import Dataset
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.job import train
-from dcil_dsl.prepare import prepare
-from dcil_dsl.revisit import evaluate_run
+from dcil_dsl.jobs.inspect import evaluate_run
+from dcil_dsl.jobs.prepare import prepare
+from dcil_dsl.jobs.train import train
 from dcil_dsl.training import run as run_folder
-from dcil_dsl.training.hold import hold_run
+from dcil_dsl.training.run_lock import hold_run
 
 ONE_EPOCH = (
     tiny_job.RECIPE.replace("2ep", "1ep")

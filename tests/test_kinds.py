@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import dcil_dsl as dcil
-from dcil_dsl.job import train
-from dcil_dsl.revisit import verify_artefact
+from dcil_dsl.jobs.inspect import verify_artefact
+from dcil_dsl.jobs.train import train
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "kinds"
 SHORT = {

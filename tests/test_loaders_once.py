@@ -5,9 +5,9 @@ import tiny_job
 import torch
 
 import dcil_dsl as dcil
-from dcil_dsl import batches
 from dcil_dsl.data import open_dataset
 from dcil_dsl.extras.sensitivity.job import measure_sensitivity
+from dcil_dsl.jobs import data as batches
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from tiny_job import NET, RECIPE
 
 import dcil_dsl as dcil
-from dcil_dsl import job as main_job
+from dcil_dsl.cli.errors import MISUSED
 from dcil_dsl.data import open_dataset
-from dcil_dsl.exits import MISUSED
+from dcil_dsl.jobs import train as main_job
 from dcil_dsl.training.differences import value_differences
 from dcil_dsl.training.distributed import Ranks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tiny_job import NET, RECIPE
 
-from dcil_dsl.revisit import verify_artefact
+from dcil_dsl.jobs.inspect import verify_artefact
 
 ROOT = Path(__file__).parent.parent
 KILLED = """

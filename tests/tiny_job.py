@@ -7,7 +7,7 @@ Not:  no test.
 
 import pytest
 
-from dcil_dsl import cli
+from dcil_dsl.cli import commands as cli
 from dcil_dsl.zoo import build_model
 
 RECIPE = """language 1

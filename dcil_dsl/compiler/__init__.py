@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.dynamics import add_dynamics
-from dcil_dsl.compiler.expose_weights import expose_weights
-from dcil_dsl.compiler.leave_out import leave_out_pruned
+from dcil_dsl.compiler.lift_weights import expose_weights
 from dcil_dsl.compiler.privatize import add_twins, privatize, twin_names
 from dcil_dsl.compiler.route_gradients import route_gradients
 from dcil_dsl.compiler.scores import add_scores
+from dcil_dsl.compiler.skip_pruned import leave_out_pruned
 from dcil_dsl.compiler.unroll_paths import unroll_paths
 from dcil_dsl.compiler.verify import (
     verify_paths,
@@ -28,7 +28,7 @@ from dcil_dsl.compiler.verify import (
     verify_targets,
 )
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.graph.trace import Traced, trace_model
+from dcil_dsl.model.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
 
 
@@ -111,7 +111,7 @@ def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object =
 
 def trace_for(plan: Plan, model: nn.Module, example_inputs=None) -> Traced:
     """The model traced as it was when the plan was made: the same inputs, the same parts whole."""
-    keep = {part.module: part.reason for part in plan.whole}
+    keep = {part.module: part.reason for part in plan.opaque}
     if plan.inputs is None and example_inputs is not None:
         return trace_model(model, example_inputs, keep=keep)
     like = {}

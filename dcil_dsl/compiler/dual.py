@@ -21,11 +21,11 @@ from dcil_dsl.compiler.scores import (
     scored_groups,
     scores_of,
 )
-from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import Arguments
-from dcil_dsl.graph.trace import WHOLE
 from dcil_dsl.masking.pattern import remember_pattern
 from dcil_dsl.masking.rows import Parts
+from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.inputs import Arguments
+from dcil_dsl.model.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh
 

@@ -11,9 +11,9 @@ from collections.abc import Set
 
 from torch import fx, nn
 
-from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.masking.apply import apply_whole
-from dcil_dsl.masking.redraw import drawn_apart
+from dcil_dsl.masking.apply import apply_opaque
+from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.copies import copy_module
 from dcil_dsl.plan.plan import Plan
 
 
@@ -34,13 +34,13 @@ def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
-    A module that was traced into, or lies in one that stays whole, shows as reads of its weights
-    and buffers; those are retargeted alike. One that stays whole is told whose call it is.
+    A module that was traced into, or lies in one that stays opaque, shows as reads of its weights
+    and buffers; those are retargeted alike. One that stays opaque is told whose call it is.
     """
     private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
         path = node.meta.get("path")
-        if node.target is apply_whole and len(plan.paths) > 1:
+        if node.target is apply_opaque and len(plan.paths) > 1:
             node.kwargs = {"path": path}
         if node.op not in ("call_module", "get_attr") or path in (None, plan.deploy):
             continue

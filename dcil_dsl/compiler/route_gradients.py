@@ -14,9 +14,9 @@ import operator
 from torch import fx, nn
 
 from dcil_dsl.compiler.scores import UNSCALE
-from dcil_dsl.graph.topology import nodes_in, reached_from
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.masking.views import read_stored
+from dcil_dsl.model.topology import nodes_in, reached_from
 from dcil_dsl.plan.plan import Group, Phase, Plan
 from dcil_dsl.words.record import token
 
@@ -76,7 +76,7 @@ def route_gradients(
         views = seen_by.pop(path, {})
         results[path] = fx.map_arg(structure, lambda n: views.get(n, n))
     output.args = (results,)
-    for user, views in seen_by.items():  # all at once: a module that stays whole reads thousands
+    for user, views in seen_by.items():  # all at once: a module that stays opaque reads thousands
         user.args = fx.map_arg(user.args, lambda n: views.get(n, n))
         user.kwargs = fx.map_arg(user.kwargs, lambda n: views.get(n, n))
     return graph

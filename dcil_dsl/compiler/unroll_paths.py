@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import is_within
-from dcil_dsl.graph.topology import reached_from
-from dcil_dsl.graph.writes import Storage, argument, written_storages
 from dcil_dsl.masking.apply import copy_tensors
-from dcil_dsl.masking.redraw import draw_again, random_state
-from dcil_dsl.masking.thin import thin_input
+from dcil_dsl.masking.rng import draw_again, random_state
+from dcil_dsl.masking.subsample_inputs import subsample_input
+from dcil_dsl.model.aliasing import Storage, argument, written_storages
+from dcil_dsl.model.topology import reached_from
 
 # Words in the names of functions and of their arguments that mean random numbers.
 RANDOM = ("drop", "stochastic", "rand", "bernoulli", "multinomial", "normal", "uniform")
@@ -130,7 +130,7 @@ def _thin(
     if is_written:
         given = graph.call_function(copy_tensors, (node,))
         given.meta["path"] = path
-    thinned = graph.call_function(thin_input, (given, *how))
+    thinned = graph.call_function(subsample_input, (given, *how))
     thinned.name, thinned.meta["path"] = f"{node.name}_{path}", path
     return thinned
 
@@ -183,8 +183,8 @@ def _with_what_they_change(
 
 
 def may_draw(node: fx.Node, model: nn.Module) -> bool:
-    # Of a forward that stays whole nobody knows.
-    return "whole" in node.meta or _is_random(node, model)
+    # Of a forward that stays opaque nobody knows.
+    return "opaque" in node.meta or _is_random(node, model)
 
 
 def _is_random(node: fx.Node, model: nn.Module) -> bool:

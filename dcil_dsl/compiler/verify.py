@@ -10,11 +10,11 @@ from __future__ import annotations
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import twin_name
-from dcil_dsl.graph.topology import reached_from
 from dcil_dsl.masking.kept import apply_kept
 from dcil_dsl.masking.pattern import apply_pattern
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.masking.views import read_stored
+from dcil_dsl.model.topology import reached_from
 from dcil_dsl.plan.plan import Phase, Plan
 
 

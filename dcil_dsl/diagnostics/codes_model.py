@@ -229,7 +229,7 @@ mix {
     entry(
         "E401",
         "the model cannot be traced",
-        """A module that torch.fx cannot follow stays whole and is rewritten inside. What is left
+        """A module that torch.fx cannot follow stays opaque and is rewritten inside. What is left
           are modules that cannot be copied, that are wrapped or compiled by torch.jit, that have no
           weights yet, whose forward writes to its weights, or that fail by themselves.""",
     ),

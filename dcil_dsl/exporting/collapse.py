@@ -14,10 +14,10 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.dynamics import remove_dynamics, soft_of
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
 from dcil_dsl.compiler.scores import remove_scores
-from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.trace import WHOLE, constants
-from dcil_dsl.masking.attributes import REMEMBERED
+from dcil_dsl.masking.path_state import REMEMBERED
 from dcil_dsl.masking.views import see
+from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.trace import WHOLE, constants
 from dcil_dsl.words.record import token
 
 

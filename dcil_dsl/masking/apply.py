@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.attributes import remembered_by
+from dcil_dsl.masking.path_state import remembered_by
 from dcil_dsl.masking.recompute import run_through
 
 
@@ -44,7 +44,7 @@ def apply_layer(module: nn.Module, parameters: dict[str, Tensor], *args, **kwarg
     return functional_call(module, parameters, args, kwargs, tie_weights=False)
 
 
-def apply_whole(
+def apply_opaque(
     module: nn.Module,
     tensors: dict[str, Tensor],
     hidden: tuple[str, ...],

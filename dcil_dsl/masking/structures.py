@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dcil_dsl.masking.attributes import SIMPLE
+from dcil_dsl.masking.path_state import SIMPLE
 
 ATOMS = (*SIMPLE, type, nn.Module, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.graph.heads import HeadShare
-from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.model.heads import HeadShare
+from dcil_dsl.model.layers import Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.cuts import tensor_core_obstacle

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dcil_dsl.plan.balance import num_measured
-from dcil_dsl.plan.left_out import is_estimate, share_done
 from dcil_dsl.plan.plan import Phase, Plan
+from dcil_dsl.plan.skip_pruned import is_estimate, share_done
 
 MOMENTS = 200  # at which a cost that changes with the masks is looked at
 

@@ -1,6 +1,6 @@
 """Granularities to cuts: how a weight of a given shape falls into units.
 
-In:   a weight's shape and axes (graph/layers.py), a unit; for heads, what of it is whose.
+In:   a weight's shape and axes (model/layers.py), a unit; for heads, what of it is whose.
 Out:  Cut of the Plan; Misfit, with the reason in words, where the weight does not fall so.
 Not:  no scores; whether sparse tensor cores run a pattern is told, not measured.
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.graph.heads import HeadShare
-from dcil_dsl.graph.layers import Weight
+from dcil_dsl.model.heads import HeadShare
+from dcil_dsl.model.layers import Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.words.granularity import (
     Block,

@@ -14,9 +14,9 @@ from textwrap import wrap
 from dcil_dsl.diagnostics import Diagnostics, InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.graph.layers import Layer
-from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.model.layers import Layer
+from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.budget import counted, members, num_units
 from dcil_dsl.plan.curve import draw_schedule
@@ -138,12 +138,12 @@ def _what_it_is(
         "place",
         (f"number {place} of {count(len(traced.layers), 'module')}, in the order of first use"),
     )
-    reasons = {entry.module: entry.reason for entry in plan.whole}
+    reasons = {entry.module: entry.reason for entry in plan.opaque}
     if layer.called in reasons:
         here = "the whole model" if not layer.called else f"`{layer.called}`"
-        yield "graph", f"inside {here}, which stays whole in the graph: {reasons[layer.called]}"
+        yield "graph", f"inside {here}, which stays opaque in the graph: {reasons[layer.called]}"
     elif layer.called != layer.path:
-        yield "graph", f"inside `{layer.called}`, which stays whole in the graph"
+        yield "graph", f"inside `{layer.called}`, which stays opaque in the graph"
     else:
         yield "graph", "traced: the graph calls it itself"
     for weight in layer.prunable:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import Diagnostics
-from dcil_dsl.graph.heads import HeadShare
-from dcil_dsl.graph.layers import Weight
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.model.heads import HeadShare
+from dcil_dsl.model.layers import Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.cuts import Misfit, cut_weight
 from dcil_dsl.words.granularity import Granularity, Head, Single

@@ -12,6 +12,7 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import (
+    AliasChoices,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -66,7 +67,7 @@ class Layer(Part):
 
     parameter   its name in the model, "layer1.0.conv1.weight"
     out_axis    the axis of the shape that counts outputs; in_axis: the one that counts the
-                inputs of a group (graph/layers.py)
+                inputs of a group (model/layers.py)
     groups      in how many groups outputs and inputs fall
     macs        multiply-accumulates for one example, None where no input was given
     group       which of Plan.groups prunes it, None where it is kept
@@ -174,7 +175,7 @@ class Model(Part):
     options: dict[str, float | int | bool | str | None] = {}
 
 
-class KeptWhole(Part):
+class OpaqueModule(Part):
     """A module that is one call of the graph, rewritten inside at each call. "" is the model."""
 
     module: str
@@ -182,7 +183,7 @@ class KeptWhole(Part):
     reason: str
 
 
-class OutOfReach(Part):
+class Unprunable(Part):
     """A module with a weight of a kind that can be pruned, which no rule can prune, and why."""
 
     module: str
@@ -217,9 +218,9 @@ class Size(Part):
 class Plan(Part):
     """See the parts. Layers stand in execution order; groups in the order of their rules.
 
-    whole   the modules that could not be traced, with the reason
+    opaque  the modules that could not be traced, with the reason
     inputs  the arguments of the model's forward that its graph takes; None: those that have no
-            default, or all, where the model is whole
+            default, or all, where the model is opaque
     fixed   arguments that are no tensors, with the value that the graph has for each
     sizes   of the example inputs, by which the forward may decide what it does; as its graph then
             has it: empty where inputs are more than tensors
@@ -240,8 +241,10 @@ class Plan(Part):
     deploy: str
     train: Train
     expect: tuple[Expectation, ...] = ()
-    whole: tuple[KeptWhole, ...] = ()
-    out_of_reach: tuple[OutOfReach, ...] = ()
+    opaque: tuple[OpaqueModule, ...] = Field(
+        default=(), validation_alias=AliasChoices("opaque", "whole")
+    )
+    out_of_reach: tuple[Unprunable, ...] = ()
     inputs: tuple[str, ...] | None = None
     fixed: dict[str, bool | int | float | str | None] = {}
     sizes: dict[str, Size] = {}

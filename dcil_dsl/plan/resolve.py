@@ -12,15 +12,15 @@ from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.graph.heads import find_heads
-from dcil_dsl.graph.layers import Layer, Weight, unused_layers
-from dcil_dsl.graph.trace import Traced
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.model.heads import find_heads
+from dcil_dsl.model.layers import Layer, Weight, unused_layers
+from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
+from dcil_dsl.plan.assign_rules import claim_layers
 from dcil_dsl.plan.balance import measured_at
 from dcil_dsl.plan.bounds import bind_group
-from dcil_dsl.plan.claim import claim_layers
 from dcil_dsl.plan.late_phase import resolve_late_phase
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
@@ -106,11 +106,11 @@ def resolve_recipe(
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),
-        whole=tuple(
-            p.KeptWhole(
+        opaque=tuple(
+            p.OpaqueModule(
                 module=path, type=type(traced.model.get_submodule(path)).__name__, reason=reason
             )
-            for path, reason in traced.whole.items()
+            for path, reason in traced.opaque.items()
         ),
         out_of_reach=_out_of_reach(traced),
         inputs=traced.arguments.live,
@@ -141,14 +141,14 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
         )
 
 
-def _out_of_reach(traced: Traced) -> tuple[p.OutOfReach, ...]:
+def _out_of_reach(traced: Traced) -> tuple[p.Unprunable, ...]:
     """What could be pruned but for how it is made or that it is not used."""
     hidden = "its weight is made of other parameters at each call"
     unused = "the forward never uses it"
     found = [(x.path, x.module, hidden) for x in traced.layers if x.hides_weight]
     found += [(path, module, unused) for path, module in unused_layers(traced.model, traced.layers)]
     return tuple(
-        p.OutOfReach(module=path, type=type(module).__name__, reason=reason)
+        p.Unprunable(module=path, type=type(module).__name__, reason=reason)
         for path, module, reason in found
     )
 

@@ -17,9 +17,9 @@ from dcil_dsl.diagnostics import Diagnostics, Span
 from dcil_dsl.diagnostics.counting import count, none_of
 from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.graph.layers import Layer
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.patterns import SECONDS, Glob, Regex, TooSlow
+from dcil_dsl.model.layers import Layer
 from dcil_dsl.words.units import Percent
 
 MOST_NAMED = 5  # types in a help

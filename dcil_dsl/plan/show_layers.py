@@ -1,7 +1,7 @@
 """The layers of a Plan, printed: every one with its rule and target; what stands apart.
 
 In:   a Plan, and the page.
-Out:  the table of layers; the modules that were kept whole and those that no rule can prune.
+Out:  the table of layers; the modules that were kept opaque and those that no rule can prune.
 Not:  show.py puts the parts together.
 """
 
@@ -13,7 +13,7 @@ from textwrap import wrap
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.budget import members
 from dcil_dsl.plan.facts import LayerFacts, layer_facts
-from dcil_dsl.plan.plan import Group, KeptWhole, Layer, OutOfReach, Plan
+from dcil_dsl.plan.plan import Group, Layer, OpaqueModule, Plan, Unprunable
 from dcil_dsl.plan.wording import Page, named_table, percent, shorten
 from dcil_dsl.words.granularity import Block
 
@@ -50,15 +50,15 @@ def fitting(header: tuple[str, ...], rows: list[tuple[str, ...]], page: Page) ->
 
 
 def show_apart(plan: Plan, page: Page) -> str:
-    """What the tracer kept whole and what no rule can prune, with the reasons."""
+    """What the tracer kept opaque and what no rule can prune, with the reasons."""
     parts = []
-    if plan.whole:
+    if plan.opaque:
         inside = sum(is_whole(layer, plan) for layer in plan.layers)
         lines = [
-            f"kept whole by the tracer: {count(len(plan.whole), 'module')}, with "
+            f"kept opaque by the tracer: {count(len(plan.opaque), 'module')}, with "
             f"{count(inside, 'layer')} of the above inside, rewritten at each call"
         ]
-        lines += _reasons(plan.whole, page)
+        lines += _reasons(plan.opaque, page)
         parts.append("\n".join(lines))
     if plan.out_of_reach:
         lines = ["out of the reach of every rule", *_reasons(plan.out_of_reach, page)]
@@ -66,7 +66,7 @@ def show_apart(plan: Plan, page: Page) -> str:
     return "\n\n".join(parts)
 
 
-def _reasons(entries: Sequence[KeptWhole | OutOfReach], page: Page) -> list[str]:
+def _reasons(entries: Sequence[OpaqueModule | Unprunable], page: Page) -> list[str]:
     """A line a reason, with its modules: often many share one."""
     alike: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
@@ -88,10 +88,10 @@ def _reasons(entries: Sequence[KeptWhole | OutOfReach], page: Page) -> list[str]
 
 
 def is_whole(layer: Layer, plan: Plan) -> bool:
-    """Whether a layer lies in a module that the tracer kept whole, or is one."""
+    """Whether a layer lies in a module that the tracer kept opaque, or is one."""
     return any(
         not entry.module or f"{layer.module}.".startswith(f"{entry.module}.")
-        for entry in plan.whole
+        for entry in plan.opaque
     )
 
 

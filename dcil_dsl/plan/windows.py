@@ -12,7 +12,7 @@ from collections import Counter
 from dcil_dsl.diagnostics import Diagnostics, Label
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.left_out import in_pattern, left_out
+from dcil_dsl.plan.skip_pruned import in_pattern, left_out
 from dcil_dsl.words.word import Run
 
 PARTS = ("kept", "reserve", "pruned", "rest")

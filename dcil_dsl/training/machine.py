@@ -32,7 +32,7 @@ class Options:
     shard   each rank has a part of every weight, not all of them (sharding.py)
     on_nan  what becomes of a run whose loss is not finite: its end, or back with a lower rate
             (rewind.py)
-    checkpoint_activations  are computed again for the backward pass (compiler/segments.py)
+    checkpoint_activations  are computed again for the backward pass
     evaluate_every  the held-out data are gone through every so many epochs, and at the end
     compile_mode  of torch.compile; reduce-overhead records the step once as CUDA graphs and
             replays it

@@ -25,7 +25,7 @@ from dcil_dsl.plan.schedule import (
     last_refresh,
     sparsity_at,
 )
-from dcil_dsl.training.tally import count_units, num_torn, pattern_counts, tally_group
+from dcil_dsl.training.sparsity import count_units, num_torn, pattern_counts, tally_group
 
 
 class SparsityError(Exception):

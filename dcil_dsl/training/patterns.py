@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.masking.tensor_cores import Product, why_whole
-from dcil_dsl.plan.left_out import in_pattern
+from dcil_dsl.plan.skip_pruned import in_pattern
 from dcil_dsl.training.machine import DTYPES, Options, precision_of
 
 COMPILED = "torch.compile would have to leave its graph"

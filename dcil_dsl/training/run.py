@@ -165,7 +165,7 @@ def create_run(
     """A new folder with what the run is started with in it.
 
     given, resolved  the recipe's two texts
-    model, data      the model in words (graph/text.py), what the data hold (data/contents.py)
+    model, data      the model in words (model/text.py), what the data hold (data/contents.py)
     beside           other texts that lie in it from the start, by the names of their files
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.segments import recompute_activations
 from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
-from dcil_dsl.training.adopt import load_anyway
 from dcil_dsl.training.average import Average, start_average
 from dcil_dsl.training.balance import WEIGHTS, start_weights
 from dcil_dsl.training.checkpoint import (
@@ -38,6 +37,7 @@ from dcil_dsl.training.integrate import start_previous
 from dcil_dsl.training.late_phase import average_copies, start_copies
 from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, lay_out_weights, precision_of
+from dcil_dsl.training.migrate import load_anyway
 from dcil_dsl.training.optim import make_optimizer, rate_at
 from dcil_dsl.training.patterns import pattern_words, why_computed_whole
 from dcil_dsl.training.progress import Display

@@ -40,7 +40,7 @@ from torch.utils.checkpoint import (
 )
 
 from dcil_dsl.compiler.dynamics import buffers_of
-from dcil_dsl.masking.apply import apply_layer, apply_whole
+from dcil_dsl.masking.apply import apply_layer, apply_opaque
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.masking.views import read_stored
@@ -357,7 +357,7 @@ def gather_weights(graph: fx.Graph, model: nn.Module, where: Mapping[str, str]) 
 
 def _multiplies(user: fx.Node, weight: fx.Node, model: nn.Module) -> bool:
     """Whether the reader of a weight is one that autocast computes in its own type."""
-    if user.target not in (apply_layer, apply_whole):
+    if user.target not in (apply_layer, apply_opaque):
         return getattr(user.target, "__name__", user.target) in PRODUCTS
     owner, tensors = model.get_submodule(user.args[0].target), user.args[1]
     names = [name for name, tensor in tensors.items() if tensor is weight]

@@ -13,7 +13,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 
 IMAGE_SIZE = 224  # pixels, of a model that does not say
 CLIP_FRAMES = 16

@@ -8,8 +8,8 @@ from torch.utils import _pytree as pytree
 from two_forwards import TwoForwards, cross_entropies_and_kl, numbers_in
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph import Inputs, trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model import Inputs, trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 

@@ -8,7 +8,7 @@ Not:  no test.
 import torch
 
 import dcil_dsl as dcil
-from dcil_dsl.compiler.segments import recompute_activations
+from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 
 RECIPE = """
 language 1

@@ -6,8 +6,8 @@ from comparison import worst_difference
 from torch import nn
 from two_forwards import weighted_squares
 
-from dcil_dsl.graph import TraceError, trace_model
-from dcil_dsl.graph.compare import compare_with_model
+from dcil_dsl.model import TraceError, trace_model
+from dcil_dsl.model.compare import compare_with_model
 
 WIDTH = 8
 
@@ -110,13 +110,13 @@ def test_a_function_with_a_backward_of_its_own_has_the_gradients_of_two_forwards
         model, prune="Linear", keep="", inputs=numbers, steps=3, losses=weighted_squares
     )
     assert found < 1e-9
-    assert list(trace_model(model).whole) == ["1"]
+    assert list(trace_model(model).opaque) == ["1"]
 
 
 @pytest.mark.parametrize("function", [Reverses, Rounds])
 def test_where_no_gradients_are_computed_such_a_function_stays_whole_too(function):
     with torch.no_grad():
-        assert list(trace_model(around(Calls(function))).whole) == ["1"]
+        assert list(trace_model(around(Calls(function))).opaque) == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_a_graph_with_other_gradients_than_its_model_is_kept_whole():
 
     model, (x,) = around(Marks()), numbers(0)[0]
     traced = trace_model(model, (x,))
-    assert not traced.whole
-    assert list(compare_with_model(traced, model, (x,)).whole) == ["1"]
+    assert not traced.opaque
+    assert list(compare_with_model(traced, model, (x,)).opaque) == ["1"]
 
 
 def test_what_a_dataclass_returns_is_compared_too():
@@ -171,4 +171,4 @@ def test_what_a_dataclass_returns_is_compared_too():
             return Output(y if isinstance(y, torch.Tensor) else 2 * y)
 
     model, (x,) = Forks().double(), numbers(0)[0]
-    assert list(compare_with_model(trace_model(model, (x,)), model, (x,)).whole) == [""]
+    assert list(compare_with_model(trace_model(model, (x,)), model, (x,)).opaque) == [""]

@@ -9,7 +9,7 @@ from comparison import compile_text, worst_difference
 from torch import nn
 from two_forwards import weighted_squares
 
-from dcil_dsl.graph import TraceError, trace_model
+from dcil_dsl.model import TraceError, trace_model
 
 WIDTH = 6
 
@@ -273,8 +273,8 @@ def test_a_hook_on_a_weights_gradient_is_refused_until_it_is_removed(kind):
 
 
 def test_a_hook_that_reaches_out_keeps_whole_what_holds_both_and_no_more():
-    assert list(trace_model(Net(bound_method_of_a_part)).whole) == ["head"]
-    assert list(trace_model(Net(bound_method_that_reads_a_setting)).whole) == []
+    assert list(trace_model(Net(bound_method_of_a_part)).opaque) == ["head"]
+    assert list(trace_model(Net(bound_method_that_reads_a_setting)).opaque) == []
 
 
 def test_the_model_given_keeps_its_hooks():

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import (
 )
 from two_forwards import weighted_squares
 
-from dcil_dsl.graph import trace_model
 from dcil_dsl.masking.recompute import compiled
+from dcil_dsl.model import trace_model
 
 WIDTH = 8
 SAVED = [torch.ops.aten.addmm.default]
@@ -145,7 +145,7 @@ def differ(build, **more):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_checkpoint_of_a_block_has_the_gradients_of_two_forwards(name, decides, training):
     assert differ(lambda: Net(CALLS[name], decides), training=training) < 1e-9
-    assert list(trace_model(Net(CALLS[name], decides)).whole) == ([""] if decides else [])
+    assert list(trace_model(Net(CALLS[name], decides)).opaque) == ([""] if decides else [])
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -7,16 +7,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import dcil_dsl as dcil
-from dcil_dsl.compiler.segments import recompute_activations
+from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.graph import trace_model
 from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.kept import apply_kept, kept_along
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
-from dcil_dsl.plan.left_out import left_out
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan
+from dcil_dsl.plan.skip_pruned import left_out
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 

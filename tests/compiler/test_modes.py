@@ -130,7 +130,7 @@ def test_a_step_equals_two_plain_copies(kind, training, private):
 
 def test_a_frozen_norm_needs_no_module_kept_whole():
     plan = dcil.resolve(dcil.loads(RECIPE), Frozen(), 10, (images(),))
-    assert plan.whole == ()
+    assert plan.opaque == ()
 
 
 def test_a_norm_put_into_evaluation_by_hand_stays_so_until_train_is_called():

@@ -6,7 +6,7 @@ from nets import Tiny
 
 from dcil_dsl.compiler import add_masks_and_twins, run_passes
 from dcil_dsl.compiler.show import code_of, show_graph
-from dcil_dsl.graph import trace_model
+from dcil_dsl.model import trace_model
 
 RECIPE = """
 language 1

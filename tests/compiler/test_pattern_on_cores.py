@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "masking"))
 from reference_cores import reference_cores
 
 import dcil_dsl as dcil
-from dcil_dsl.compiler.segments import recompute_activations
+from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.diagnostics import InputError, RecipeError
-from dcil_dsl.graph import trace_model
 from dcil_dsl.masking import pattern, tensor_cores
 from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.pattern import (
@@ -30,11 +29,12 @@ from dcil_dsl.masking.pattern import (
     remember_pattern,
 )
 from dcil_dsl.masking.tensor_cores import Cores
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.cost import bound, step_cost, training_cost
-from dcil_dsl.plan.left_out import in_pattern
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan, show_summary
+from dcil_dsl.plan.skip_pruned import in_pattern
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph.compare import compare_with_model
-from dcil_dsl.graph.trace import trace_model
 from dcil_dsl.lang import loads
-from dcil_dsl.masking.redraw import drawn_apart
+from dcil_dsl.masking.rng import drawn_apart
+from dcil_dsl.model.compare import compare_with_model
+from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan
@@ -157,7 +157,7 @@ def test_a_model_that_draws_from_numpy_is_compared_and_leaves_no_trace_there():
     expected = numpy.random.rand()
     seed()
     traced = compare_with_model(traced, model, (images(),))
-    assert list(traced.whole) == [""]
+    assert list(traced.opaque) == [""]
     assert numpy.random.rand() == expected
 
 

@@ -8,8 +8,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph.trace import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 
 RECIPE = """

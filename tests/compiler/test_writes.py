@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import dcil_dsl as dcil
-from dcil_dsl.graph import TraceError, trace_model
+from dcil_dsl.model import TraceError, trace_model
 
 
 class Net(nn.Module):
@@ -143,7 +143,7 @@ def test_a_model_with_hooks_of_its_own_stays_whole_and_runs_them():
     def hooked(net):
         net.register_forward_hook(lambda module, inputs, output: output * 2)
 
-    assert list(trace_model(Net(plain, hooked)).whole) == [""]
+    assert list(trace_model(Net(plain, hooked)).opaque) == [""]
     assert _worst(Net(plain, hooked)) < 1e-9
 
 

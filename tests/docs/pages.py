@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dcil_dsl import cli
+from dcil_dsl.cli import commands as cli
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"(?:<!-- ([^\n]*?) -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)

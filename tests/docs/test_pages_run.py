@@ -7,7 +7,7 @@ import pytest
 from pages import ROOT, blocks_of, copy, status_of
 from typer.main import get_command
 
-from dcil_dsl.cli import app
+from dcil_dsl.cli.commands import app
 
 RUN = [
     "README.md",

@@ -10,7 +10,7 @@ from pages import ROOT
 from typer.main import get_command
 
 import dcil_dsl
-from dcil_dsl.cli import app
+from dcil_dsl.cli.commands import app
 from dcil_dsl.diagnostics.codes import CODES
 
 

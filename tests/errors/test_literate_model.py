@@ -8,8 +8,8 @@ from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics, RecipeError
 from dcil_dsl.diagnostics.render import render
-from dcil_dsl.graph.trace import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 
 

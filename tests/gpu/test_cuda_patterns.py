@@ -12,7 +12,6 @@ from torch import nn
 from torch.sparse import SparseSemiStructuredTensor
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
 from dcil_dsl.masking import tensor_cores
 from dcil_dsl.masking.apply import apply_layer
@@ -26,6 +25,7 @@ from dcil_dsl.masking.tensor_cores import (
     why_whole,
 )
 from dcil_dsl.masking.units import keep_pattern
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.plan import Cut
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss

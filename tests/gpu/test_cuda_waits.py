@@ -7,8 +7,8 @@ import torch
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data import Loader, open_dataset
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.optim import make_optimizer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_device_training import RECIPE
 
-from dcil_dsl.job import train
+from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 
 pytestmark = pytest.mark.gpu

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcil_dsl.job import train
+from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 from dcil_dsl.zoo.small_vit import SmallViT
 

@@ -6,8 +6,6 @@ import pytest
 import torch
 from test_select_across import Threads, shards
 
-from dcil_dsl.graph.heads import HeadShare
-from dcil_dsl.graph.layers import Weight
 from dcil_dsl.masking.grow import drop_and_grow
 from dcil_dsl.masking.rows import (
     keep_pattern_rows,
@@ -18,6 +16,8 @@ from dcil_dsl.masking.rows import (
 )
 from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
 from dcil_dsl.masking.views import largest_pruned, soft_scale
+from dcil_dsl.model.heads import HeadShare
+from dcil_dsl.model.layers import Weight
 from dcil_dsl.plan.cuts import cut_weight
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 from dcil_dsl.words.scores import uniform

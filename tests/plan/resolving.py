@@ -8,8 +8,8 @@ Not:  no test.
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics, RecipeError
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 
 MIX = """mix {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from dcil_dsl.graph.heads import find_heads
-from dcil_dsl.graph.layers import Weight
-from dcil_dsl.graph.trace import trace_model
+from dcil_dsl.model.heads import find_heads
+from dcil_dsl.model.layers import Weight
+from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.cuts import Misfit, cut_weight, tensor_core_obstacle
 from dcil_dsl.words.granularity import Block, Channel, Filter, Head, Pattern
 

@@ -5,8 +5,8 @@ from resolving import MIX, Net
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import load, loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.explain import explain_layer
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.wording import Page
@@ -123,7 +123,7 @@ def test_a_layer_inside_a_module_that_stays_whole_is_told_which():
             return self.attention(x, x, x)[0]
 
     text = story("attention.out_proj", "prune Linear to 50%", Net())
-    assert "inside `attention`, which stays whole in the graph" in text
+    assert "inside `attention`, which stays opaque in the graph" in text
 
 
 def test_names_may_be_written_as_wrappers_and_state_dicts_show_them():

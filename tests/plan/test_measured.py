@@ -7,8 +7,8 @@ from resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import load
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.facts import kept_at
 from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.plan.resolve import resolve_recipe

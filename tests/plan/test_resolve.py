@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from resolving import MIX, Net, plan_of, resolve
 from torch import nn
 
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import load, loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan

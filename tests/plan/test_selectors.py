@@ -12,10 +12,10 @@ from resolving import MIX, TRAIN, Net, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
-from dcil_dsl.graph.layers import Layer, Weight
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.patterns import Glob, Regex
-from dcil_dsl.plan.claim import claim_layers
+from dcil_dsl.model.layers import Layer, Weight
+from dcil_dsl.plan.assign_rules import claim_layers
 from dcil_dsl.plan.select import Selection
 
 CONVS = [

@@ -1,4 +1,4 @@
-"""What the printed plan says of modules that the tracer kept whole and of those out of reach."""
+"""What the printed plan says of modules that the tracer kept opaque and of those out of reach."""
 
 import pytest
 from resolving import plan_of
@@ -41,7 +41,7 @@ def plan():
 
 def test_what_was_kept_whole_is_told_with_its_reason_and_its_layers_are_marked(plan):
     lines = show_plan(plan).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("kept whole by the tracer"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("kept opaque by the tracer"))
     assert "1 module, with 2 layers of the above inside" in lines[start]
     assert lines[start + 1].startswith("  branch (Branch): ")
     marked = [line.split()[0] for line in lines if line.endswith("50%, whole")]
@@ -56,18 +56,18 @@ def test_what_no_rule_can_prune_is_told_with_its_reason(plan):
 
 def test_both_are_in_the_json(plan):
     read = Plan.from_json(plan_and_facts_json(plan))
-    assert [entry.module for entry in read.whole] == ["branch"]
+    assert [entry.module for entry in read.opaque] == ["branch"]
     assert [entry.module for entry in read.out_of_reach] == ["normed", "idle"]
 
 
 def test_many_modules_with_one_reason_are_one_line_and_fit_the_page(plan):
-    entry = plan.whole[0]
+    entry = plan.opaque[0]
     many = tuple(entry.model_copy(update={"module": f"blocks.{i}.branch"}) for i in range(40))
-    text = show_plan(plan.model_copy(update={"whole": many}), Page(80))
+    text = show_plan(plan.model_copy(update={"opaque": many}), Page(80))
     assert "blocks.0.branch to blocks.39.branch, 40 modules (Branch)" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_plan_of_a_model_that_traces_says_nothing_of_it():
     text = show_plan(plan_of("prune Linear to 50%", nn.Sequential(nn.Linear(4, 4))))
-    assert "whole" not in text.replace("the whole run", "") and "reach" not in text
+    assert "opaque" not in text and "reach" not in text

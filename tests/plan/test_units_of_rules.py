@@ -6,8 +6,8 @@ from resolving import MIX, TRAIN, Net, codes_of, plan_of, resolve
 from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "masking"))
 
 from reference_cores import reference_cores
 
-from dcil_dsl.job import train
+from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 from dcil_dsl.masking import tensor_cores
 from dcil_dsl.masking.tensor_cores import Cores

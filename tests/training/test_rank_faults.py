@@ -13,8 +13,8 @@ import torch
 from test_resume import assert_same
 from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
+from dcil_dsl.cli.errors import MISUSED, WRONG
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exits import MISUSED, WRONG
 from dcil_dsl.training import distributed, trainer
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.fingerprint import MasksDiffer, compare_fingerprints, fingerprint

@@ -19,8 +19,8 @@ from dcil_dsl.training.differences import (
     text_differences,
 )
 from dcil_dsl.training.drafts import draft_in
-from dcil_dsl.training.hold import hold_run
 from dcil_dsl.training.locks import Locked
+from dcil_dsl.training.run_lock import hold_run
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.distributed import Ranks

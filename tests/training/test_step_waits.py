@@ -11,8 +11,8 @@ from fake_gpu import elsewhere, fake_gpu
 from torch import nn
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.graph import trace_model
 from dcil_dsl.lang import loads
+from dcil_dsl.model import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training import Options, create_run, result, trainer

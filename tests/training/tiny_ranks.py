@@ -20,9 +20,9 @@ import torch
 from tiny_run import BATCH, TinyData, tiny_plan
 from torch import Tensor, nn
 
+from dcil_dsl.cli.errors import status_of
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data.loader import share_of
-from dcil_dsl.exits import status_of
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import Options, create_run, resume_run, train
 from dcil_dsl.training.distributed import joined_ranks

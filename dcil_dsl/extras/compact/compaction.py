@@ -23,8 +23,8 @@ from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_sma
 from dcil_dsl.extras.compact.dead_channels import Stay, find_removal, find_stays, readings
 from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors, gather, put
 from dcil_dsl.extras.compact.fold_constants import constant_branches, fold_constants
-from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import SIMPLE, Inputs
+from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.inputs import SIMPLE, Inputs
 from dcil_dsl.training.checkpoint import digest
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output

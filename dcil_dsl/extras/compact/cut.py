@@ -25,8 +25,8 @@ from dcil_dsl.extras.compact.files import Kept, ModuleSizes, gather
 from dcil_dsl.extras.compact.fold_constants import replace_branch
 from dcil_dsl.extras.compact.graph_facts import Conv, ConvTransposed, argument, name_of
 from dcil_dsl.extras.compact.rules import find_dependencies
-from dcil_dsl.graph.inputs import Arguments, Inputs
-from dcil_dsl.graph.trace import Traced, TraceError, constants, trace_model
+from dcil_dsl.model.inputs import Arguments, Inputs
+from dcil_dsl.model.trace import Traced, TraceError, constants, trace_model
 
 
 def attention_calls(graph: fx.Graph, model: nn.Module) -> list[fx.Node]:
@@ -40,7 +40,7 @@ def attention_calls(graph: fx.Graph, model: nn.Module) -> list[fx.Node]:
 
 
 def why_closed(node: fx.Node, model: nn.Module) -> str | None:
-    """Why a call must stay whole; None where it can be opened."""
+    """Why a call must stay opaque; None where it can be opened."""
     module = model.get_submodule(node.target)
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
     given = dict(zip(names, node.args)) | node.kwargs
@@ -146,8 +146,8 @@ def follow(
         traced = trace_model(model, inputs)
     except TraceError as error:
         raise InputError(str(error), help=help) from error
-    if "" in traced.whole:
-        reason = traced.whole[""]
+    if "" in traced.opaque:
+        reason = traced.opaque[""]
         raise InputError(f"the forward of {traced.name} cannot be traced: {reason}", help=help)
     traced.model.cpu()  # where its zeros are looked at, tensor by tensor
     graph = copy.deepcopy(traced.eval)
@@ -162,7 +162,7 @@ def follow(
         if node.op == "call_module" and node.target in replaced:
             replace_branch(graph, node, traced.model)
     bound = traced.arguments.bind(inputs.args, inputs.kwargs)
-    found = find_dependencies(graph, traced.model, bound, traced.whole)
+    found = find_dependencies(graph, traced.model, bound, traced.opaque)
     return Followed(traced, found, tuple(node.target for node in calls), replaced)
 
 

@@ -51,7 +51,7 @@ class Dependencies:
     seen        for each node what it gave for the example: meta tensors, sizes, numbers
     rigid       dims of a node that must keep their size, whatever their channels do
     fixed       channels that cannot go, with the reason
-    whole       modules that are one call each, with the reason
+    opaque      modules that are one call each, with the reason
     first       for each name of a tensor its first, under which `axes` has it
     joins       an edge for each two numbers that met; the groups are its components
     """
@@ -59,7 +59,7 @@ class Dependencies:
     graph: fx.Graph
     model: nn.Module
     seen: dict[fx.Node, object]
-    whole: Mapping[str, str] = field(default_factory=dict)
+    opaque: Mapping[str, str] = field(default_factory=dict)
     channels: dict[fx.Node, object] = field(default_factory=dict)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
@@ -72,8 +72,8 @@ class Dependencies:
         self.first = first_names(self.model)
 
     def kind(self, node: fx.Node) -> Kind:
-        """What a node does to channels; nothing is known of a module that was kept whole."""
-        if node.op == "call_module" and node.target in self.whole:
+        """What a node does to channels; nothing is known of a module that was kept opaque."""
+        if node.op == "call_module" and node.target in self.opaque:
             return Kind.UNKNOWN
         kind = kind_of(node, self.model)
         if kind is Kind.MOVE and name_of(node) not in JOINING:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dcil_dsl.batches import pick_device
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import FORMATS, read_artefact
 from dcil_dsl.exporting.collapse import export
@@ -21,10 +20,11 @@ from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import write_shapes
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
 from dcil_dsl.extras.compact.report import Measured, measure, report_of
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.jobs.data import pick_device
+from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
+from dcil_dsl.jobs.prepare import ASSUMED_SIZE, KNOWN_DATA
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.prepare import ASSUMED_SIZE, KNOWN_DATA
-from dcil_dsl.revisit import folder_of, known_path, rebuild
 from dcil_dsl.training.run import open_run
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, stored_spec

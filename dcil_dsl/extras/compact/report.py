@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.compact.compaction import Compacted
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.wording import shorten, table
 
 WARMUP, CALLS = 3, 15

@@ -40,13 +40,13 @@ def find_dependencies(
     """Number the channels of a graph and join those that depend on each other.
 
     inputs  of the graph, in order
-    whole   modules that tracing kept whole, with the reason
+    whole   modules that tracing kept opaque, with the reason
     """
     found = Dependencies(graph, model, observe(graph, model, inputs), whole or {})
     walk = _Walk(found)
     for node in graph.nodes:
         found.channels[node] = walk.visit(node)
-    for key, reason in walk.held.items():  # a module kept whole may share a weight with a layer
+    for key, reason in walk.held.items():  # a module kept opaque may share a weight with a layer
         for axis in [axis for axis in found.axes.values() if axis.key == key]:
             found.fix(axis.channels, reason)
     return found.with_one_number_each()
@@ -288,8 +288,8 @@ class _Walk:
     def _unknown(self, node: fx.Node, reason: str | None = None):
         found, place = self.found, told(node, self.found.model)
         if node.op == "call_module":
-            kept = found.whole.get(node.target)
-            reason = reason or (kept and f"{place} is kept whole: {kept}")
+            kept = found.opaque.get(node.target)
+            reason = reason or (kept and f"{place} is kept opaque: {kept}")
             for name, _ in found.model.get_submodule(node.target).named_parameters():
                 self.held[found.first[f"{node.target}.{name}"]] = reason or place
         reason = reason or f"{place} is not one of the operations understood"

@@ -22,7 +22,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.batches import make_loader, open_data
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data import Dataset, Loader
@@ -31,9 +30,10 @@ from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.federated.rounds import Server, State, average, train_client
+from dcil_dsl.jobs.data import make_loader, open_data
+from dcil_dsl.jobs.prepare import load_recipe, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.prepare import load_recipe, prepare, warn_in_python
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.finite import stop_if_no_finite_outputs
 from dcil_dsl.training.metrics import check_sparsity

@@ -31,7 +31,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.redraw import drawn_apart
+from dcil_dsl.masking.rng import drawn_apart
 from dcil_dsl.plan.plan import Plan, Train
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from dcil_dsl.batches import is_convolutional, make_loader, open_data, open_loader, pick_device
-from dcil_dsl.command import read_command
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.collapse import export
 from dcil_dsl.extras.sensitivity.measure import measure_layers
+from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, open_loader, pick_device
+from dcil_dsl.jobs.inspect import rebuild
+from dcil_dsl.jobs.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.profile import LayerProfile, Profile
 from dcil_dsl.plan.resolve import resolve_data
-from dcil_dsl.prepare import Note, Warn, load_recipe, prepare, warn_in_python
-from dcil_dsl.revisit import rebuild
+from dcil_dsl.training.command import read_command
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run
 

@@ -141,8 +141,8 @@ def test_a_module_that_tracing_kept_whole_keeps_what_it_reads_and_shares():
     result = compact(model, IMAGE)
     assert numel(result.model) == numel(model)
     first, second = (stay.reason for stay in result.stays)
-    assert first.startswith("`branch` (Branch) is kept whole: ")
-    assert second.startswith("`branch` (Branch) is kept whole: ")
+    assert first.startswith("`branch` (Branch) is kept opaque: ")
+    assert second.startswith("`branch` (Branch) is kept opaque: ")
 
 
 def test_inputs_may_go_by_name_and_be_whole_numbers():

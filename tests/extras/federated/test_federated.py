@@ -23,7 +23,7 @@ from dcil_dsl.data.dataset import Tensors, in_memory
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.federated.job import federate, share_out
 from dcil_dsl.extras.federated.rounds import Server, average, check_rounds, train_client
-from dcil_dsl.prepare import prepare
+from dcil_dsl.jobs.prepare import prepare
 
 LOCAL, PARTS = 4, (slice(0, 10), slice(10, 16))  # steps of a round; each client's part of a batch
 RULE = """prune Linear to global(75%) {{

@@ -1,0 +1,1 @@
+"""The command line: commands, options, errors, the streams they print to."""

@@ -1,7 +1,0 @@
-"""Facts about a model: its fx graphs, its layers, its topology. Knows no recipe."""
-
-from dcil_dsl.graph.inputs import Inputs
-from dcil_dsl.graph.layers import Layer
-from dcil_dsl.graph.trace import Traced, TraceError, trace_model
-
-__all__ = ["Inputs", "Layer", "TraceError", "Traced", "trace_model"]

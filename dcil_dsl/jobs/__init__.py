@@ -1,0 +1,1 @@
+"""What a verb does, as functions: prepare, train, inspect, expect."""

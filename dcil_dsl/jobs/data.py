@@ -1,0 +1,108 @@
+"""The data of a job: opened, cut into batches, on the device that is there.
+
+In:   a data set by its name and folder, a plan, the ranks.
+Out:  Dataset; training and held-out Loader; torch.device.
+Not:  how a data set is read (data/), what is done with the batches (jobs/train.py).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dcil_dsl.data import Dataset, Loader, open_dataset
+from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.places import look
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.plan.plan import Data, Plan
+from dcil_dsl.training.distributed import Ranks
+
+
+def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
+    """A data set by its name. Raises InputError that says where it was looked for."""
+    if not isinstance(data, str):
+        return data
+    look(data, None if directory is None else Path(directory))
+    return open_dataset(data, None if directory is None else Path(directory), channels=channels)
+
+
+def make_loader(
+    plan: Plan, dataset: Dataset, part: Literal["train", "val"], device: torch.device,
+    workers: int | None,
+) -> Loader:  # fmt: skip
+    """One part of the data in batches, as the plan and the machine have them."""
+    return open_loader(
+        dataset, part, plan.data, device, workers, seed=plan.train.seed,
+        channels_last=is_convolutional(plan),
+    )  # fmt: skip
+
+
+def open_loader(
+    dataset: Dataset,
+    part: Literal["train", "val"],
+    data: Data,
+    device: torch.device,
+    workers: int | None,
+    ranks: Ranks = Ranks(),
+    **more,
+) -> Loader:
+    """Batches of what a recipe says of its data; `more` as Loader takes it."""
+    return Loader(
+        dataset,
+        part,
+        batch_size=data.batch_size,
+        image_size=data.image_size,
+        channels=data.channels,
+        augment=data.augment,
+        device=device,
+        workers=num_workers(dataset, part, workers, ranks.beside),
+        rank=ranks.rank,
+        world_size=ranks.count,
+        **more,
+    )
+
+
+def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
+    """Processes that read files; what lies in memory needs none, whatever was asked.
+
+    beside  processes of this job on this machine, each of which has as many
+    """
+    if isinstance(getattr(dataset, part), Tensors):
+        return 0
+    return min(8, max(1, _num_cores() // beside)) if asked is None else asked
+
+
+def _num_cores() -> int:
+    """Those that this process may run on, to some of which a job may be held; a quota of their time
+    is not told here."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_convolutional(plan: Plan) -> bool:
+    """Whether channels_last pays: its kernels are those of 2-d convolutions."""
+    return any(len(layer.shape) == 4 for layer in plan.layers)
+
+
+def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
+    """auto | cpu | cuda | cuda:N, proved to be there. Each rank of a machine has its own GPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count > 1 and device == "cuda":
+        device = f"cuda:{ranks.local}"
+    elif ranks.count > 1 and device.startswith("cuda:"):
+        raise InputError(f"--device {device}: each process takes the GPU of its own number")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        found = count(torch.cuda.device_count(), "GPU")
+        raise InputError(f"--device {device}: torch finds {found} here")
+    if index:
+        torch.cuda.set_device(device)  # NCCL and compiled kernels ask for the current one
+    return torch.device(device)

@@ -1,0 +1,411 @@
+"""A finished run, looked at again: evaluate it, prove it, export it.
+
+In:   a run folder, or a file that came from one.
+Out:  accuracies and claims; a Verdict; the deployable file.
+Not:  nothing is trained, and a run folder is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import (
+    FORMATS,
+    Artefact,
+    Promise,
+    origin_of,
+    promises_at,
+    read_artefact,
+    write_artefact,
+)
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.deployed import (
+    MAX_TOLD,
+    deployed_tensors,
+    differences,
+    mask_faults,
+    other_numbers,
+    state_of,
+)
+from dcil_dsl.exporting.verify import Verdict, verify_tensors
+from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, pick_device
+from dcil_dsl.jobs.expect import Claim, judge_claims
+from dcil_dsl.jobs.prepare import Note, Warn, prepare, warn_in_python
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.model.trace import TraceError
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.checkpoint import (
+    digest,
+    load_deployed,
+    position_of,
+    read_checkpoint,
+)
+from dcil_dsl.training.command import read_command
+from dcil_dsl.training.finite import BROKEN
+from dcil_dsl.training.machine import lay_out_weights
+from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.run import RunFolder, newest_of, open_run, previous_of
+from dcil_dsl.training.trainer import Options, evaluate
+from dcil_dsl.zoo import build_model, stored_spec
+
+# What a recipe asks of the model of a SPEC, given the data's name and the run's plan, where known.
+Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]  # and the tensors of the model
+Asked = Callable[[str | None, str | None, Plan | None], Wanted]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One path of a run on the held-out data.
+
+    broken: of how many of num_examples the outputs are no finite numbers. No class is right there.
+    """
+
+    path: str
+    accuracy: dict[str, float]
+    claims: tuple[Claim, ...]
+    step: int
+    broken: int = 0
+    num_examples: int = 0
+
+    @property
+    def holds(self) -> bool:
+        return not self.broken and all(claim.holds is not False for claim in self.claims)
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    path: str | None = None,
+    directory: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    model: str | None = None,
+) -> Evaluation:
+    """Rebuild a run's network from its folder and measure it. path None: the deployed one.
+
+    What the recipe expects is said of the deployed path at the run's end, and judged there.
+    """
+    folder = open_run(run)
+    plan, device = folder.read_plan(), pick_device(device)
+    path = known_path(plan, path)
+    command = read_command(folder)
+    if command["data"] is None:
+        raise InputError(f"{folder.path} does not say which data it was trained on")
+    dataset = open_data(command["data"], directory or command["directory"], plan.data.channels)
+    dual, step = rebuild(folder, plan, model)
+    dual.to(device)
+    if is_convolutional(plan):
+        lay_out_weights(dual)
+    loader = make_loader(plan, dataset, "val", device, workers)
+    try:
+        accuracies = evaluate(
+            dual, loader, Options(device=device, channels_last=is_convolutional(plan))
+        )
+    finally:
+        loader.close()
+    sparsity = check_sparsity(dual, masks_step(step)).measured
+    accuracy, claims = dict(accuracies[path]), ()
+    broken = accuracy.pop(BROKEN, 0)
+    if path == plan.deploy:
+        claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
+    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
+
+
+def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
+    """The dual graph with the weights of the last checkpoint, and the count of updates done.
+
+    model  a spec; needed where the run's model is no library's (zoo/spec.py)
+    """
+    spec = model or stored_spec(plan.model.name, folder.path)
+    try:
+        fresh = build_model(spec, plan.model.classes, dict(plan.model.options))
+    except InputError as error:
+        raise InputError(
+            f"the model of {folder.path} cannot be built: {error.message}",
+            help="say where it comes from with --model SPEC",
+        ) from error
+    try:
+        dual = compile_plan(plan, fresh)
+    except TraceError as error:
+        raise InputError(f"the model of {folder.path} is another one now: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
+    step = load_deployed(folder.checkpoint, dual).step
+    _compare_exported(folder, plan, step)
+    return dual, step
+
+
+def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
+    """SparsityError where the run's own file, whole and of this step, is not what the checkpoint
+    deploys: that is how masks are met whose counts are right and which prune other weights."""
+    try:
+        read = read_artefact(folder.weights)
+    except InputError:
+        return  # there is none, or `dcil verify` says what it is
+    if read.origin is None or (read.origin.step, read.origin.path) != (step, plan.deploy):
+        return
+    if read.origin.sha256 != plan.recipe.sha256 or digest(read.tensors) != read.origin.digest:
+        return
+    faults, _ = _compare_run(folder, plan, read)
+    if faults:
+        raise SparsityError(
+            f"{folder.weights} and the checkpoint beside it contradict each other: "
+            f"{'; '.join(faults[:MAX_TOLD])}"
+        )
+
+
+def export_run(
+    run: str | Path,
+    format: str,
+    out: str | Path | None = None,
+    model: str | None = None,
+    path: str | None = None,
+) -> Path:
+    """Write the deployed network of a run; the file's path. It is proved before it is named."""
+    folder = open_run(run)
+    plan = folder.read_plan()
+    if format not in FORMATS:
+        raise InputError(
+            f"there is no format `{format}`", help=f"the formats are {', '.join(FORMATS)}, compact"
+        )
+    path = known_path(plan, path)
+    file = Path(out) if out is not None else folder.path / f"{path}.{format}"
+    if file.suffix != f".{format}":
+        raise InputError(f"{file} does not end in .{format}")
+    _refuse_to_replace(file, folder, path == plan.deploy)
+    dual, step = rebuild(folder, plan, model)
+    origin = origin_of(plan.model_copy(update={"deploy": path}), step)
+    deployed = export(dual, path)
+    verdict = verify_tensors(deployed.state_dict(), origin.promises)
+    if not verdict.holds:
+        faults = "; ".join(verdict.faults[:MAX_TOLD])
+        raise SparsityError(f"path `{path}` of {folder.path} is not exported: {faults}")
+    write_artefact(deployed, file, origin)
+    return file
+
+
+def _refuse_to_replace(file: Path, folder: RunFolder, is_deployed: bool) -> None:
+    """InputError where an export would take the place of what a run has made of itself."""
+    lies_in = folder_of(file)
+    if lies_in is None:
+        return
+    own = (lies_in.weights, lies_in.checkpoint, previous_of(lies_in.checkpoint))
+    if file.absolute() not in [path.absolute() for path in own]:
+        return
+    is_same = lies_in.path.resolve() == folder.path.resolve()
+    if not (is_same and is_deployed and file.name == lies_in.weights.name):
+        raise InputError(
+            f"{file} is a file of the run in {lies_in.path}, and would be another one",
+            help="name another file with --out",
+        )
+
+
+def verify_artefact(
+    artefact: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    model: str | None = None,
+    warn: Warn | None = None,
+    note: Note | None = None,
+    steps_per_epoch: int | None = None,
+) -> list[tuple[Path, Verdict]]:
+    """Prove a run folder, a checkpoint or an exported file; a Verdict for each file looked at.
+
+    What is asked comes from `recipe` at its end, else from the file's own header, else from the
+    plan.json beside it. InputError where there is none of them, or nothing to look at.
+
+    steps_per_epoch  of `recipe`; None: as the plan.json beside the file or the data have it
+    """
+    warn, note = warn or warn_in_python, note or (lambda text: None)
+    where = Path(artefact)
+    if where.is_dir():
+        folder = open_run(where)
+        newest = newest_of(folder.checkpoint)
+        known = [file for file in (folder.weights, newest) if file is not None]
+        files = [file for file in known if file.exists() or file.is_symlink()]
+        if not files:
+            raise InputError(f"{where} holds no weights yet", help="train first")
+    elif where.exists():
+        files = [where]
+    else:
+        raise InputError(f"there is no {where}", help=f"looked at {where.absolute()}")
+    wanted: dict[tuple, Wanted] = {}  # the files of a run are asked the same
+
+    def asked(spec: str | None, data: str | None, stored: Plan | None) -> Wanted:
+        if (spec, data) not in wanted:
+            wanted[spec, data] = _promises_of(
+                recipe, steps_per_epoch, warn, note, spec, data, stored
+            )
+        return wanted[spec, data]
+
+    return [(file, _verify_file(file, None if recipe is None else asked, model)) for file in files]
+
+
+def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
+    folder = folder_of(file)
+    stored = None if folder is None else folder.read_plan()
+    if folder is not None and file in _checkpoints_of(folder):
+        return _verify_checkpoint(folder, file, stored, asked, model)
+    read = read_artefact(file)
+    faults, notes, masks = [], [], None
+    if read.origin is not None:
+        faults += _compare_header(read, stored)
+    if folder is not None and file == folder.weights and read.origin is None:
+        faults.append("the file says nothing about itself, as a run's own does")
+    if folder is not None and folder.has_checkpoint:
+        found, masks = _compare_run(folder, stored, read)
+        faults += found
+    elif folder is not None and read.origin is not None:
+        notes.append("the run has no checkpoint: that this is its last file is not proved")
+        if read.origin.path != stored.deploy:
+            faults.append(_of_another_path(read, stored))
+    if asked is not None:
+        named = read.origin or stored
+        spec = model or (stored_spec(named.model.name, file) if named else None)
+        data = read.origin.data if read.origin else stored and stored.data.name
+        promises, wanted = asked(spec, data, stored)
+        faults += differences(read.tensors, wanted, exact_type=False)
+    elif read.origin is not None:
+        promises = read.origin.promises
+        if not promises and folder is None:
+            faults.append("the file promises nothing: there is nothing that it could hold")
+    elif stored is not None:
+        promises = promises_at(stored, stored.num_steps)
+    else:
+        raise InputError(
+            f"{file} says nothing about what was asked of it",
+            help="compare it with a recipe: --recipe RECIPE --model SPEC",
+        )
+    verdict = verify_tensors(read.tensors, promises, masks)
+    verdict.faults[:] = dict.fromkeys(faults + verdict.faults)  # each once
+    verdict.notes[:0] = notes
+    if not promises:
+        verdict.notes.append("nothing was asked: no weight of this path is pruned")
+    return verdict
+
+
+def _of_another_path(read: Artefact, plan: Plan) -> str:
+    return f"this is path `{read.origin.path}`, the run deploys `{plan.deploy}`"
+
+
+def _checkpoints_of(folder: RunFolder) -> tuple[Path | None, ...]:
+    last = folder.checkpoint
+    return last, newest_of(last), previous_of(last)
+
+
+def _verify_checkpoint(
+    folder: RunFolder, file: Path, stored: Plan, asked: Asked | None, model: str | None
+) -> Verdict:
+    """The weights of a checkpoint as its masks deploy them: a pruned weight lives on in there."""
+    place = folder.checkpoint if file in (folder.checkpoint, newest_of(folder.checkpoint)) else file
+    tensors, header = read_checkpoint(place, stored)
+    step, state = position_of(header, file, stored).step, state_of(tensors)
+    promises = (
+        promises_at(stored, step)
+        if asked is None
+        else asked(model or stored_spec(stored.model.name, file), stored.data.name, stored)[0]
+    )
+    faults = mask_faults(state, stored)
+    faults += [  # of the other paths' own modules too
+        f"{name} holds numbers that are not finite"
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.float().isnan().any()
+    ]
+    verdict = verify_tensors(deployed_tensors(state, stored, stored.deploy)[0], promises)
+    verdict.faults[:] = dict.fromkeys(faults + verdict.faults)
+    return verdict
+
+
+def _promises_of(
+    recipe: Recipe,
+    steps_per_epoch: int | None,
+    warn: Warn,
+    note: Note,
+    spec: str | None,
+    data: str | None,
+    stored: Plan | None,
+) -> Wanted:
+    """What a recipe asks at its end, and the tensors that the model has."""
+    if spec is None:
+        raise InputError("the file does not name its model", help="name it with --model SPEC")
+    if steps_per_epoch is None and stored is not None:
+        steps_per_epoch = stored.steps_per_epoch
+    prepared = prepare(
+        recipe, spec, warn=warn, note=note, steps_per_epoch=steps_per_epoch, data=data
+    )
+    plan = prepared.plan
+    return promises_at(plan, plan.num_steps), prepared.traced.model.state_dict()
+
+
+def _compare_header(read: Artefact, stored: Plan | None) -> list[str]:
+    """Faults of a file whose numbers or promises are not those that were written."""
+    faults = []
+    if digest(read.tensors) != read.origin.digest:
+        faults.append("the tensors are not those that were exported: the digest differs")
+    if (
+        stored is not None
+        and read.origin.path == stored.deploy
+        and [one.promised() for one in read.origin.promises]
+        != [one.promised() for one in promises_at(stored, read.origin.step)]
+    ):
+        faults.append("the header does not promise what the plan.json beside it asks")
+    return faults
+
+
+def _compare_run(
+    folder: RunFolder, plan: Plan, read: Artefact
+) -> tuple[list[str], Mapping[str, Tensor] | None]:
+    """Faults of a file that is not what the run in whose folder it lies deploys; the masks of the
+    checkpoint, where both are of one step."""
+    tensors, header = read_checkpoint(folder.checkpoint, plan)
+    state, origin = state_of(tensors), read.origin
+    if origin is None:  # which path it is of, and of which step, it does not say
+        wanted, _ = deployed_tensors(state, plan, plan.deploy)
+        return differences(read.tensors, wanted, exact_type=False), None
+    step, faults = position_of(header, folder.checkpoint, plan).step, []
+    if origin.step != step:
+        faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")
+    if origin.path != plan.deploy:
+        faults.append(_of_another_path(read, plan))
+    if origin.path not in {entry.name for entry in plan.paths}:
+        return faults, None
+    wanted, unknown = deployed_tensors(state, plan, origin.path)
+    faults += differences(read.tensors, wanted)
+    if origin.step != step:
+        return faults, None
+    faults += mask_faults(state, plan) + other_numbers(read.tensors, wanted, unknown)
+    names = [name for promise in origin.promises for name in promise.parameters]
+    masks = {name: state.get(f"{name}_mask") for name in names}
+    fits = {
+        name: mask
+        for name, mask in masks.items()
+        if mask is not None
+        and mask.dtype == torch.bool
+        and name in read.tensors
+        and mask.shape == read.tensors[name].shape
+    }
+    return faults, fits
+
+
+def folder_of(file: Path) -> RunFolder | None:
+    """The run that a file or a checkpoint lies in, if it is in one."""
+    for parent in (file.parent, file.parent.parent):
+        if (parent / "plan.json").is_file():
+            return RunFolder(parent)
+    return None
+
+
+def known_path(plan: Plan, path: str | None) -> str:
+    """The path of this name, None is the deployed one. InputError where the run has no such."""
+    names = [entry.name for entry in plan.paths]
+    if path is not None and path not in names:
+        raise InputError(f"the run has no path `{path}`", help=f"its paths are {', '.join(names)}")
+    return path or plan.deploy

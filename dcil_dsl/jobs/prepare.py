@@ -1,0 +1,326 @@
+"""Recipe and model to a Plan: what every verb does first.
+
+In:   a recipe (a path or a Recipe), a model (a SPEC or a module), the machine's overrides.
+Out:  Prepared: the Plan, which says what is really built, the traced model, example inputs.
+Not:  nothing is written; no image is read: without them an epoch has the length that the named
+      data set is known to have.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcil_dsl.data.counts import class_counts
+from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.lang import load
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.masking.subsample_inputs import subsample_input
+from dcil_dsl.model.compare import compare_with_model
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.model.layers import unused_layers
+from dcil_dsl.model.trace import Traced, TraceError, trace_model
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.plan.wording import percent
+from dcil_dsl.words.augment import crop_sizes
+from dcil_dsl.zoo import build_model, example_inputs, load_weights
+from dcil_dsl.zoo.example import takes_keywords, takes_one_image
+
+# Training images of the data sets that have a fixed number, and their native size. The
+# numbers are facts about the sets, needed where a plan is asked for and the data are elsewhere.
+KNOWN_DATA = {
+    "digits": (1437, 8),
+    "fashion-mnist": (60_000, 28),
+    "cifar10": (50_000, 32),
+    "cifar100": (50_000, 32),
+    "imagenet": (1_281_167, 224),
+    "synthetic": (512, 32),
+}
+ASSUMED_STEPS = 1000  # an epoch of data that nothing is known of
+ASSUMED_SIZE = 224
+IMAGE_REMEDY = "set `image_size` or `channels` in the recipe's `data` block"
+
+Warn = Callable[[Diagnostic], None]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe resolved for a model. `plan.model` and `plan.data` say what is really used."""
+
+    recipe: Recipe
+    plan: Plan
+    traced: Traced
+    example: Inputs
+
+
+def prepare(
+    recipe: Recipe,
+    model: str | nn.Module,
+    *,
+    warn: Warn,
+    note: Note,
+    steps_per_epoch: int | None = None,
+    example: Tensor | None = None,
+    classes: int | None = None,
+    data: str | None = None,
+    weights: str | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    compare: bool = False,
+    class_counts: tuple[int, ...] | None = None,
+) -> Prepared:
+    """Build or take the model, load weights, trace, resolve.
+
+    steps_per_epoch, example, classes, data, class_counts  as the data have them; None without
+    example  one batch of one image, (1, C, H, W); None: images as the recipe has them, or what
+             the model takes instead (zoo/example.py)
+    compare  run the model and its graph side by side, and refuse where they differ
+    Raises RecipeError and InputError.
+    """
+    seed = recipe.train.seed if seed is None else seed
+    torch.manual_seed(seed)
+    options = dict(recipe.model.options)
+    name = (
+        model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}"
+    )
+    _note_another_model(recipe, name, note)
+    if isinstance(model, str):
+        wanted = recipe.model.classes if recipe.model.classes is not None else classes
+        model = build_model(model, wanted, options)
+    if weights is not None:
+        before = getattr(model, "transform_input", None)
+        for line in load_weights(model, weights, name):
+            note(f"--weights: {line}")
+        if getattr(model, "transform_input", None) != before:
+            options["transform_input"] = True  # else `dcil eval` would build another network
+    if example is not None:
+        inputs = Inputs((example,))
+    elif takes_one_image(model) and not takes_keywords(model):
+        inputs = Inputs((torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2),))
+    else:
+        inputs = example_inputs(model, batch=1)
+    if steps_per_epoch is None:
+        steps_per_epoch = assumed_steps(recipe, data, note)
+    _refuse_odd_weights(model)
+    try:
+        # Before the model runs: a lazy one would take its shapes from this example.
+        traced = trace_model(model, inputs)
+        if example is not None or takes_one_image(model):
+            num_outputs = count_outputs(model, inputs, strict=classes is not None)
+        else:
+            num_outputs = recipe.model.classes
+        if compare:
+            traced = compare_with_model(traced, model, inputs)
+    except TraceError as error:
+        raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
+    if classes is not None:
+        _compare_classes(recipe, name, num_outputs, classes, data, note)
+
+    for path, module in unused_layers(model, traced.layers):
+        note(
+            f"the forward never uses `{path}` ({type(module).__name__}): no rule sees it, and it "
+            "stays as it is"
+        )
+
+    report = Diagnostics()
+    plan = resolve_recipe(recipe, traced, steps_per_epoch, report, class_counts)
+    for diagnostic in report.warnings:
+        warn(diagnostic)
+    if example is not None or takes_one_image(model):
+        _refuse_small_images(plan, model, inputs)
+    return Prepared(
+        recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
+    )
+
+
+def counted_classes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
+    """Training examples by class, where a loss weighs by them; InputError where it cannot."""
+    asks = [loss for loss in recipe.losses if getattr(loss.term, "classes", None) is not None]
+    if not asks:
+        return None
+    counts, span = class_counts(dataset), asks[0].span
+    if counts is None:
+        raise InputError(
+            f"{span}: `balanced` weighs classes by how often they occur, and {dataset.name} does "
+            "not tell its labels without reading its images",
+            help="give its training part `targets`, a list of class numbers",
+        )
+    never = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
+    if never:
+        raise InputError(
+            f"{span}: `balanced` has no weight for a class that never occurs, and {dataset.name} "
+            f"has no training example of {', '.join(never[:5])}",
+            help="leave the class out of the data, or `classes` out of the loss",
+        )
+    return counts
+
+
+def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn: Warn) -> Recipe:
+    """A checked recipe, its warnings told. RecipeError, or InputError for a missing file."""
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe, dict(overrides) or None)
+    elif overrides:
+        raise InputError(
+            "overrides belong to the loading of a recipe", help="dcil.load(path, overrides={...})"
+        )
+    for diagnostic in recipe.warnings:
+        warn(diagnostic)
+    return recipe
+
+
+def warn_in_python(diagnostic: Diagnostic) -> None:
+    """A W diagnostic as Python's own warning, for callers that are not the command line."""
+    place = f"{diagnostic.span}: " if diagnostic.span else ""
+    text = f"{place}{diagnostic.code} {diagnostic.message}"
+    warnings.warn(text, RecipeWarning, stacklevel=4)  # out of this package, to the caller
+
+
+def image_size(recipe: Recipe, data: str | None) -> int:
+    """The side of the images in pixels: the recipe's, its crop's, or the data set's own."""
+    if recipe.data.image_size is not None:
+        return recipe.data.image_size
+    crops = crop_sizes(recipe.data.augment)
+    return crops[-1] if crops else _known(recipe, data)[1]
+
+
+def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
+    """Steps in an epoch where no data are at hand."""
+    examples = _known(recipe, data)[0]
+    if examples is None:
+        note(
+            f"the length of an epoch is not known without the data: {ASSUMED_STEPS} steps are "
+            "assumed, --steps-per-epoch says otherwise"
+        )
+        return ASSUMED_STEPS
+    batches = math.ceil(examples / (recipe.data.batch_size or 128))
+    return math.ceil(batches / recipe.train.accumulate)
+
+
+def count_outputs(
+    model: nn.Module, inputs: Inputs, strict: bool = True, remedy: str = IMAGE_REMEDY
+) -> int | None:
+    """The number of class scores that a model of images gives. remedy: for images it refuses.
+
+    InputError where it takes no such image and, if `strict`, where it gives something else than
+    one row of scores an image; None for that otherwise.
+    """
+    from dcil_dsl.words.outputs import logits_of
+
+    modes = {module: module.training for module in model.modules()}
+    inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+    try:
+        with torch.no_grad():
+            model.eval()
+            output = model(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # a model may refuse an image with any error
+        (image,) = [*inputs.args, *inputs.kwargs.values()][:1]
+        shape = " x ".join(map(str, image.shape[1:]))
+        raise InputError(
+            f"the model does not take images of {shape}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}",
+            help=remedy,
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    try:
+        logits = logits_of(output)
+    except InputError:
+        if strict:
+            raise
+        return None
+    if logits.dim() != 2:
+        if not strict:
+            return None
+        shape = " x ".join(map(str, logits.shape))
+        raise InputError(f"the model returns a tensor of {shape}, not one row of class scores")
+    return logits.shape[1]
+
+
+def _refuse_small_images(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
+    """InputError where a path sees images so small that the model does not take them."""
+    for path in plan.paths:
+        if path.size < 1:
+            args, kwargs = subsample_input((inputs.args, inputs.kwargs), 1.0, path.size)
+            size = f"path `{path.name}` sees images at {percent(path.size)} of their size"
+            count_outputs(model, Inputs(args, kwargs), strict=False, remedy=f"{size}: raise `size`")
+
+
+def _refuse_odd_weights(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError("the weights of the model are on the device `meta`, which holds none")
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if types:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+        raise InputError(
+            f"the model has weights of type {names}; training starts from float32",
+            help="call .float() on it; --precision bf16 computes in 16 bits all the same",
+        )
+
+
+def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
+    name = (data or recipe.data.name or "").replace("_", "-")
+    return KNOWN_DATA.get(name, (None, ASSUMED_SIZE))
+
+
+def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:
+    if recipe.model.name not in (None, name, name.rpartition(":")[2]):
+        note(f"the recipe was written for the model `{recipe.model.name}`; this is {name}")
+
+
+def _compare_classes(
+    recipe: Recipe, name: str, num_outputs: int, classes: int, data: str | None, note: Note
+) -> None:
+    # --set changes a block and cannot add one.
+    if recipe.model.span is not None:
+        remedy = f"--set model.classes={classes}"
+    else:
+        short = name.rpartition(":")[2]
+        remedy = f"write `model {short} {{ classes = {classes} }}` into the recipe"
+    if classes > num_outputs:
+        has = count(classes, "class", "classes")
+        fact = f"{data} has {has}, the model tells only {num_outputs} apart"
+        raise InputError(fact, help=remedy)
+    if classes < num_outputs:
+        note(
+            f"WARNING: the model has {count(num_outputs, 'output')} and {data} only "
+            f"{count(classes, 'class', 'classes')}; to "
+            f"leave none unused: {remedy}"
+        )
+
+
+def _as_built(
+    plan: Plan,
+    name: str,
+    options: dict,
+    num_outputs: int | None,
+    data: str | None,
+    precision: str | None,
+    seed: int,
+) -> Plan:
+    """The plan with what the command line decided, so that plan.json rebuilds what was trained."""
+    overrides, train = dict(plan.recipe.overrides), {}
+    if precision is not None and precision != plan.train.precision:
+        overrides["train.precision"] = train["precision"] = precision
+    if seed != plan.train.seed:
+        overrides["train.seed"], train["seed"] = str(seed), seed
+    return plan.model_copy(
+        update={
+            "recipe": plan.recipe.model_copy(update={"overrides": overrides}),
+            "model": plan.model.model_copy(
+                update={"name": name, "classes": num_outputs, "options": options}
+            ),
+            "data": plan.data.model_copy(update={"name": data or plan.data.name}),
+            "train": plan.train.model_copy(update=train),
+        }
+    )

@@ -1,0 +1,194 @@
+"""What a model is called with: examples of it, and which arguments its graph takes.
+
+In:   a tuple, a dict, a tensor or an Inputs; the signature of a forward.
+Out:  Inputs, the example in one form; Arguments, which binds a call to the inputs of a graph.
+Not:  nothing is run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.masking.path_state import SIMPLE
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One call of a model: `model(*args, **kwargs)`."""
+
+    args: tuple = ()
+    kwargs: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Inputs | tuple | list | Mapping | Tensor) -> Inputs:
+        """A tuple or list is positional arguments, a mapping is keyword arguments."""
+        match example:
+            case Inputs():
+                return example
+            case tuple() | list():
+                return cls(tuple(example))
+            case Mapping():
+                return cls((), dict(example))
+        return cls((example,))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """With every tensor changed, however deep it lies in lists and dictionaries."""
+        return Inputs(map_tensors(change, self.args), map_tensors(change, self.kwargs))
+
+    def to(self, *where: torch.device | torch.dtype) -> Inputs:
+        """With every tensor moved; whole numbers keep their type."""
+
+        def move(value: Tensor) -> Tensor:
+            for place in where:
+                if isinstance(place, torch.device) or value.is_floating_point():
+                    value = value.to(place)
+            return value
+
+        return self.map(move)
+
+    def tensors(self) -> Iterator[Tensor]:
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return (leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    def batch_size(self) -> int:
+        """The size of the first dimension of the first tensor; 1 where that is one example.
+
+        A list of images, as detection models take it, is a batch of its length.
+        """
+        first = next(iter([*self.args, *self.kwargs.values()]), None)
+        if isinstance(first, list) and first:
+            return len(first)
+        tensor = next(self.tensors(), None)
+        return tensor.shape[0] if tensor is not None and tensor.dim() else 1
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value):
+    """`value` with `change` applied to every tensor in it."""
+    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """A batch of one as a batch of two, the second one flipped; any other batch as it is."""
+    if not _is_batch(inputs) or inputs.batch_size() != 1:
+        return inputs
+    return inputs.map(lambda t: torch.cat([t, t.flip(-1)]))
+
+
+def resized(inputs: Inputs, size: int) -> Inputs:
+    """A batch as one of `size` examples, all of them the first one; what is no batch as it is."""
+    if not _is_batch(inputs):
+        return inputs
+    return inputs.map(lambda t: t[:1].expand(size, *t.shape[1:]))
+
+
+def _is_batch(inputs: Inputs) -> bool:
+    """Whether the first dimension of all tensors is that of the examples."""
+    if any(isinstance(value, (list, dict)) for value in [*inputs.args, *inputs.kwargs.values()]):
+        return False
+    if any(tensor.layout != torch.strided for tensor in inputs.tensors()):
+        return False  # a sparse matrix, of a graph
+    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in inputs.tensors()}
+    return len(sizes) == 1 and None not in sizes and sizes != {0}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which arguments of a forward are inputs of its graph.
+
+    positional  the names of what can be given by place, in order
+    live        the names of the graph's inputs, in order; None: the model is called as a whole and
+                takes all that it takes
+    held        those that were not given, each with the default at which the graph holds it
+    fixed       those that were given and are no tensors (flags, numbers, words): part of the graph,
+                so that each call has to give the same
+    """
+
+    positional: tuple[str, ...]
+    live: tuple[str, ...] | None
+    held: dict[str, object] = field(default_factory=dict)
+    fixed: dict[str, object] = field(default_factory=dict)
+
+    def bind(self, args: tuple, kwargs: Mapping[str, object]) -> tuple:
+        """The live arguments of a call, in order.
+
+        Raises TypeError for one that is missing, unknown, given twice, or held at its default.
+        """
+        if len(args) > len(self.positional):
+            given = count(len(args), "input")
+            raise TypeError(f"{given} by place, the model takes {len(self.positional)}")
+        given = dict(zip(self.positional, args))
+        for name, value in kwargs.items():
+            if name in given:
+                raise TypeError(f"`{name}` is given twice")
+            given[name] = value
+        for name, value in given.items():
+            if name in self.live:
+                continue
+            if name in self.fixed:
+                if value != self.fixed[name]:
+                    raise TypeError(
+                        f"`{name}` is {self.fixed[name]!r} in the example inputs and the graph"
+                    )
+                continue
+            if name not in self.held:
+                raise TypeError(
+                    f"`{name}` is no input of this graph; it takes {', '.join(self.live)}"
+                )
+            default = self.held[name]
+            if value is not default and not (isinstance(value, SIMPLE) and value == default):
+                raise TypeError(
+                    f"`{name}` is held at its default {default!r}: what is given in the example "
+                    "inputs is an input of the graph, nothing else is"
+                )
+        missing = [name for name in (*self.live, *self.fixed) if name not in given]
+        if missing:
+            names = ", ".join(f"`{name}`" for name in missing)
+            raise TypeError(f"{names} missing: the graph was made for a call that gives it")
+        return tuple([given[name] for name in self.live])
+
+
+def arguments_of(
+    model: nn.Module,
+    example: Inputs | None = None,
+    live: tuple[str, ...] | None = None,
+    fixed: Mapping[str, object] | None = None,
+) -> Arguments:
+    """The Arguments of a model's forward.
+
+    example  what it gives is live, or fixed. Without one `live` and `fixed` say it; without any,
+             what has no default is live.
+    """
+    fixed = dict(fixed or {})
+    parameters = inspect.signature(model.forward).parameters
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = tuple(name for name, kind in kinds.items() if kind in by_place)
+    if example is not None:
+        if len(example.args) > len(positional):  # forward(*features)
+            return Arguments(positional, None)
+        given = {**dict(zip(positional, example.args)), **example.kwargs}
+        names = [name for name in {**kinds, **example.kwargs} if name in given]
+        fixed = {name: given[name] for name in names if isinstance(given[name], SIMPLE)}
+        live = tuple(name for name in names if name not in fixed)
+    elif live is None:
+        if inspect.Parameter.VAR_POSITIONAL in kinds.values():
+            return Arguments(positional, None)
+        live = tuple(
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        )
+    held = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in (*live, *fixed) and parameter.default is not inspect.Parameter.empty
+    }
+    return Arguments(positional, live if live else None, held, fixed)
