@@ -36,8 +36,8 @@ from dcil_dsl.extras.cpu.program import (
     parse_program,
 )
 from dcil_dsl.extras.cpu.storage import WEIGHTS, Stored, compress, digest_of, write_tensors
-from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import Inputs, resized
+from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.inputs import Inputs, resized
 from dcil_dsl.training.run import cannot_write, write_atomically
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output

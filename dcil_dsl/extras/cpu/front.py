@@ -20,9 +20,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.graph.copies import copy_module
-from dcil_dsl.graph.inputs import Inputs, resized
-from dcil_dsl.masking.attributes import SIMPLE
+from dcil_dsl.masking.path_state import SIMPLE
+from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.inputs import Inputs, resized
 
 aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)

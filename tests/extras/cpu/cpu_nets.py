@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.extras.cpu.export import build_program
 from dcil_dsl.extras.cpu.network import CpuNetwork
 from dcil_dsl.extras.cpu.storage import compress
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 
 
 @torch.no_grad()

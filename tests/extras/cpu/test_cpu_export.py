@@ -12,7 +12,7 @@ from dcil_dsl import InputError, load_cpu
 from dcil_dsl.extras.cpu import build, network
 from dcil_dsl.extras.cpu.export import build_program, read, verify, write
 from dcil_dsl.extras.cpu.program import Layer
-from dcil_dsl.graph.inputs import Inputs
+from dcil_dsl.model.inputs import Inputs
 
 
 def net():
