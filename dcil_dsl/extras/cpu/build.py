@@ -27,6 +27,7 @@ from dcil_dsl.extras.cpu.structs import Op, Rows, Slices
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
 Instructions = Literal["native", "avx2", "portable"]
+Kernels = Literal["auto", "c", "generated", "torch"]
 SECONDS = 300  # that the compiler may take
 
 

@@ -11,19 +11,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extras.cpu.build import Instructions, Library, load_library, warn_without
+from dcil_dsl.extras.cpu.build import Instructions, Kernels, Library, load_library, warn_without
 from dcil_dsl.extras.cpu.plan import Line, Plan, Planner, Weights
 from dcil_dsl.extras.cpu.program import Input, Program, read_program
 from dcil_dsl.extras.cpu.shapes import check_tensors, infer
 from dcil_dsl.extras.cpu.storage import WEIGHTS, Stored, digest_of, read_tensors
 
-Kernels = Literal["auto", "sparse", "torch"]
 MOST_PLANS = 8  # plans for other shapes that are kept
 
 
@@ -43,7 +42,7 @@ class CpuNetwork(nn.Module):
     ):
         super().__init__()
         self.program, self.stored = program, dict(stored)
-        self.threads = threads
+        self.threads, self.kernels = threads, kernels
         self.library: Library | str = "kernels='torch' was given"
         if kernels != "torch":
             self.library = load_library(instructions)
@@ -85,7 +84,12 @@ class CpuNetwork(nn.Module):
             return self._plans[key]
         names = [given.name for given in self.program.inputs]
         planner = Planner(
-            self.program, self._weights, dict(zip(names, shapes)), self.library, threads
+            self.program,
+            self._weights,
+            dict(zip(names, shapes)),
+            self.library,
+            threads,
+            self.kernels,
         )
         plan = self._plans[key] = planner.plan()
         while len(self._plans) > MOST_PLANS:
@@ -110,22 +114,12 @@ class CpuNetwork(nn.Module):
         return [given[one.name] for one in inputs]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CpuNetwork:
-        return self._again(self.program, self.stored, self.library, self.threads)
+        made = CpuNetwork(self.program, self.stored, "torch", self.threads)
+        made.library, made.kernels = self.library, self.kernels
+        return made
 
     def __reduce__(self) -> Any:
         raise TypeError("a CpuNetwork is loaded from its folder, never from a pickle")
-
-    @classmethod
-    def _again(
-        cls,
-        program: Program,
-        stored: Mapping[str, Stored],
-        library: Library | str,
-        threads: int | None,
-    ) -> CpuNetwork:
-        made = cls(program, stored, "torch", threads)
-        made.library = library
-        return made
 
 
 def _check(one: Input, tensor: object) -> None:
@@ -190,8 +184,9 @@ def load_cpu(
 ) -> CpuNetwork:
     """The network of a folder that `dcil export --to cpu` wrote.
 
-    kernels       `auto`: the fastest on this machine, tried when a shape is first seen; `sparse`:
-                  a sparse kernel wherever there is one; `torch`: none
+    kernels       `auto`: the fastest on this machine, tried when a shape is first seen; `c`: those
+                  in C; `generated`: machine code of each layer where there can be any; `torch`:
+                  none
     threads       of the kernels; default: those of torch
     instructions  `avx2` or `portable` hold the kernels back, for comparisons
 

@@ -7,22 +7,28 @@ Not:  nothing is computed here but shapes (shapes.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dcil_dsl.extras.cpu.build import Library
+from dcil_dsl.extras.cpu.build import Kernels, Library
+from dcil_dsl.extras.cpu.code import Epilogue
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
+from dcil_dsl.extras.cpu.generate import Generated, generate
 from dcil_dsl.extras.cpu.pack import Kept, keep
 from dcil_dsl.extras.cpu.program import Call, Layer, Program, named, outputs_of, returned
 from dcil_dsl.extras.cpu.segment import MOST_COLUMNS, Builder, Pool, Sources, is_depthwise
 from dcil_dsl.extras.cpu.shapes import infer, place_of
 from dcil_dsl.extras.cpu.steps import (
+    Linear,
     Place,
+    Places,
     RowsLinear,
     SlicedLinear,
     Step,
@@ -30,6 +36,7 @@ from dcil_dsl.extras.cpu.steps import (
     TorchLayer,
 )
 from dcil_dsl.extras.cpu.storage import FLOATING, Stored
+from dcil_dsl.extras.cpu.trial import fastest
 
 MOST_OFFSET = 2**30  # floats between two numbers that a convolution reads
 FEW_ROWS = 3  # rows of a linear layer that are computed one after another
@@ -69,6 +76,7 @@ class Weights:
         self.stored = stored
         self._kept: dict[str, Kept] = {}
         self._dense: dict[tuple[str, torch.dtype | None], Tensor] = {}
+        self._generated: dict[tuple[str, Epilogue], tuple[np.ndarray, Generated | None]] = {}
 
     def kept(self, name: str) -> Kept:
         if name not in self._kept:
@@ -79,6 +87,15 @@ class Weights:
         if (name, dtype) not in self._dense:
             self._dense[name, dtype] = self.stored[name].dense(dtype)
         return self._dense[name, dtype]
+
+    def generated(
+        self, key: str, kept: Kept, offsets: np.ndarray, bias: np.ndarray, end: Epilogue
+    ) -> Generated | None:
+        """The code of a layer; one for each layout of its planes."""
+        known = self._generated.get((key, end))
+        if known is None or not np.array_equal(known[0], offsets):
+            known = self._generated[key, end] = (offsets, generate(kept, offsets, bias, end))
+        return known[1]
 
     def bias(self, layer: Layer) -> np.ndarray:
         if layer.bias is None:
@@ -96,8 +113,10 @@ class Planner:
         shapes: Mapping[str, tuple[int, ...]],
         library: Library | str,
         threads: int,
+        kernels: Kernels,
     ):
         self.program, self.weights, self.library = program, weights, library
+        self.kernels = kernels
         self.threads = threads if isinstance(library, Library) and library.threads else 1
         self.values = infer(program, weights.stored, shapes)
         self.places = {name: index for index, name in enumerate(self.values)}
@@ -242,9 +261,11 @@ class Planner:
             self.weights.stored,
             self.weights.kept,
             self.weights.bias,
+            self.weights.generated,
             self.library,
             self.threads,
             int(self.values[operations[0].input].shape[0]),
+            self.kernels,
         )
         escaping = {o.output for o in operations if self.last[o.output] > last}
         step = Builder(operations, sources, escaping).build(self.places)
@@ -283,12 +304,35 @@ class Planner:
         shape = tuple(self.values[layer.input].shape)
         rows = prod(shape[:-1])
         kept, bias_array = self.weights.kept(layer.weight), self.weights.bias(layer)
-        if rows <= FEW_ROWS:
-            return SlicedLinear(
-                layer, self.library, places, shape, kept, bias_array, self.threads, gathers=True
-            )
-        width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
-        return RowsLinear(layer, self.library, places, shape, kept, bias_array, self.threads, width)
+        made: list[Callable[[], Linear]] = []
+        few = rows <= FEW_ROWS
+        common = (layer, self.library, places, shape, kept, bias_array, self.threads)
+        if few:
+            made += [partial(SlicedLinear, *common, gathers) for gathers in (True, False)]
+        else:
+            width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
+            made += [partial(RowsLinear, *common, w) for w in dict.fromkeys((width, 4, 6, 2))]
+        if self.kernels != "auto":
+            return made[0]()
+        return self._fastest(layer, [one() for one in made], places, shape)
+
+    def _fastest(
+        self, layer: Layer, found: list[Linear], places: Places, shape: tuple[int, ...]
+    ) -> Step:
+        """The fastest kernel of a linear layer, torch among them."""
+        bias = None if layer.bias is None else self.weights.dense(layer.bias, torch.float32)
+        weight = self.weights.stored[layer.weight]
+        dense = weight.dense(torch.float32)
+        steps: list[Step] = [*found, TorchLayer(layer, dense, bias, *places)]
+        values: list[Any] = [None] * len(self.places)
+        values[places[0]] = torch.zeros(shape)
+        if places[1] is not None:
+            values[places[1]] = torch.zeros((*shape[:-1], weight.shape[0]))
+        best = fastest([partial(step.run, values) for step in steps])
+        if best == len(found):
+            self.lines.pop()
+            self._line(layer, "torch", "it was faster in a trial")
+        return steps[best]
 
     def _line(self, layer: Layer, where: str, reason: str = "") -> None:
         weight = self.weights.stored[layer.weight]

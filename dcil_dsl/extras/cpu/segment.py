@@ -14,23 +14,27 @@ import ctypes
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dcil_dsl.extras.cpu.build import Library
+from dcil_dsl.extras.cpu.build import Kernels, Library
+from dcil_dsl.extras.cpu.code import Epilogue
+from dcil_dsl.extras.cpu.generate import Generated, can_generate
 from dcil_dsl.extras.cpu.pack import Kept
 from dcil_dsl.extras.cpu.planes import Plane, Taps, need, offsets, taps_of
 from dcil_dsl.extras.cpu.program import Layer
-from dcil_dsl.extras.cpu.steps import Values, address, planned
+from dcil_dsl.extras.cpu.steps import Values, address, at, planned
 from dcil_dsl.extras.cpu.storage import Stored
 from dcil_dsl.extras.cpu.structs import ACTIVATIONS, Kind, Op
+from dcil_dsl.extras.cpu.trial import fastest
 
 Array = np.ndarray
 MOST_COLUMNS = 4096  # of a pool's line, as in kernels.c
-WIDTH = 4  # vectors of a tile
+WIDTHS = (4, 6, 2)  # vectors of a tile
 SLACK = 64  # floats after a buffer
 
 
@@ -50,16 +54,18 @@ class Sources:
     """What a segment is made from.
 
     shapes  of every value, as meta tensors
-    kept    gives the kept weights of a layer; bias, its bias
+    kept, bias, generated  give the kept weights of a layer, its bias, its code
     """
 
     shapes: Mapping[str, Any]
     stored: Mapping[str, Stored]
     kept: Callable[[str], Kept]
     bias: Callable[[Layer], Array]
+    generated: Callable[[str, Kept, Array, Array, Epilogue], Generated | None]
     library: Library
     threads: int
     images: int
+    kernels: Kernels
 
 
 @dataclass
@@ -304,7 +310,6 @@ class Builder:
             act=ACTIVATIONS[layer.activation],
             bias=self._hold(self.sources.bias(layer)),
             mask=self._hold(self._mask(plane)),
-            width=WIDTH,
         )
         if layer.add is not None:
             add = self.buffers[layer.add]
@@ -321,10 +326,41 @@ class Builder:
             self.keep.append(kept)
             setattr(op, "short_values" if kept.short else "values", address(kept.values))
             op.starts = address(kept.starts)
-            op.offsets = self._hold(spread(kept, layer, where))
+            spread_out = spread(kept, layer, where)
+            op.offsets = self._hold(spread_out)
+            op = self._best(op, layer, kept, spread_out)
         self._add(layer.layer, op)
         if index in self.phases:
             self._release(read)
+
+    def _best(self, op: Op, layer: Layer, kept: Kept, where: Array) -> Op:
+        """The C kernel with tiles of one of several widths, or code of the layer's own."""
+        sources = self.sources
+        found = [_with(op, width=width) for width in WIDTHS]
+        if sources.kernels == "c":
+            return found[0]
+        if can_generate(sources.library, kept, layer.activation):
+            end = Epilogue(
+                4 * op.out_plane, 4 * op.add_plane, layer.add is not None, layer.activation
+            )
+            made = sources.generated(layer.output, kept, where, sources.bias(layer), end)
+            if made is not None:
+                self.keep.append(made)
+                code = _with(
+                    op,
+                    kind=Kind.CODE,
+                    code=address(made.code),
+                    code_values=address(made.lists),
+                    blocks=len(made.code),
+                    block=made.block,
+                )
+                if sources.kernels == "generated":
+                    return code
+                found.append(code)
+        if sources.kernels == "generated":
+            return found[0]
+        run = sources.library.functions.dcil_planes
+        return found[fastest([partial(run, at(one), 1, 1, sources.threads) for one in found])]
 
     def _pool(self, pool: Pool) -> None:
         given, plane = self.buffers[pool.input], self.planes[pool.output]
@@ -357,6 +393,14 @@ class Builder:
         if found is None:
             found = self.masks[id(plane)] = plane.mask()
         return found
+
+
+def _with(op: Op, **changes: int) -> Op:
+    """A copy with other fields."""
+    changed = Op.from_buffer_copy(op)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def _read_by(operation: Layer | Pool) -> list[str]:

@@ -48,7 +48,7 @@ def network_of(
         name: compress(tensor, weights if tensor.dim() > 1 else None)
         for name, tensor in tensors.items()
     }
-    return CpuNetwork(program, stored, **{"kernels": "sparse", **options})
+    return CpuNetwork(program, stored, **{"kernels": "c", **options})
 
 
 @torch.no_grad()

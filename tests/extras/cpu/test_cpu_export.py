@@ -41,7 +41,7 @@ def test_a_folder_holds_data_alone_and_computes_what_the_model_computes(tmp_path
         "weights.safetensors",
     ]
     assert exported.difference < 1e-6 and exported.rounding == 0
-    assert_as_exact_as_torch(model, load_cpu(tmp_path, kernels="sparse"), (X,), 1e-6)
+    assert_as_exact_as_torch(model, load_cpu(tmp_path, kernels="c"), (X,), 1e-6)
 
 
 def test_norms_become_part_of_their_layers():

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dcil_dsl.extras.cpu.network import CpuNetwork
+
 SHARES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 FEW = settings(
     max_examples=60,
@@ -20,21 +22,25 @@ def normal(*shape, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def check(layer, x, **options):
-    network = network_of(layer, (x,), **options)
-    assert all_sparse(network)
-    assert_as_exact_as_torch(layer, network, (x,), magnitude(layer, x))
+KERNELS = [("c", "native"), ("generated", "native"), ("c", "avx2"), ("c", "portable")]
 
 
-@pytest.mark.parametrize("instructions", ["native", "avx2", "portable"])
+def check(layer, x, threads=1, weights=None):
+    """Every kind of kernel for one layer."""
+    exported = network_of(layer, (x,), weights)
+    slack = magnitude(layer, x)
+    for kernels, instructions in KERNELS:
+        network = CpuNetwork(exported.program, exported.stored, kernels, threads, instructions)
+        assert all_sparse(network)
+        assert_as_exact_as_torch(layer, network, (x,), slack)
+
+
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("rows", [1, 3, 4, 16, 50])
-def test_a_linear_layer_of_any_sparsity_is_as_exact_as_torch(rows, share, instructions):
-    layer = pruned(nn.Linear(130, 77), share)
-    check(layer, normal(rows, 130), instructions=instructions)
+def test_a_linear_layer_of_any_sparsity_is_as_exact_as_torch(rows, share):
+    check(pruned(nn.Linear(130, 77), share), normal(rows, 130))
 
 
-@pytest.mark.parametrize("instructions", ["native", "avx2", "portable"])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(
     "settings",
@@ -46,9 +52,8 @@ def test_a_linear_layer_of_any_sparsity_is_as_exact_as_torch(rows, share, instru
     ],
     ids=str,
 )
-def test_a_convolution_of_any_sparsity_is_as_exact_as_torch(settings, share, instructions):
-    layer = pruned(nn.Conv2d(9, 35, **settings), share)
-    check(layer, normal(2, 9, 13, 11), instructions=instructions)
+def test_a_convolution_of_any_sparsity_is_as_exact_as_torch(settings, share):
+    check(pruned(nn.Conv2d(9, 35, **settings), share), normal(2, 9, 13, 11))
 
 
 @FEW
@@ -139,21 +144,23 @@ def test_bias_residual_and_activation_are_part_of_the_layer(kind, activation, ad
         shape = (3, 12, 9, 14)
     model = pruned(Joined(layer, activation, add), 0.8)
     x = 4 * normal(*shape)
-    network = network_of(model, (x,))
-    assert all_sparse(network)
-    assert_as_exact_as_torch(model, network, (x,), magnitude(layer, x))
+    for kernels in ("c", "generated"):
+        network = network_of(model, (x,), kernels=kernels)
+        assert all_sparse(network)
+        assert_as_exact_as_torch(model, network, (x,), magnitude(layer, x))
 
 
+@pytest.mark.parametrize("kernels", ["c", "generated"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [(1, 24), (9, 24), (2, 24, 5, 6)])
-def test_what_is_not_finite_passes_through_every_kept_weight(shape, bad):
+def test_what_is_not_finite_passes_through_every_kept_weight(shape, bad, kernels):
     """As in torch; a skipped zero hides its input's NaN, which 0 * NaN would not."""
     is_conv = len(shape) == 4
     layer = pruned(nn.Conv2d(24, 24, 1) if is_conv else nn.Linear(24, 24), 0.7)
     x = normal(*shape)
     x[0, 3] = bad
     with torch.no_grad():
-        ours = network_of(layer, (x,))(x)
+        ours = network_of(layer, (x,), kernels=kernels)(x)
         reads = layer.weight.flatten(1)[:, 3] != 0
         theirs = layer(x)
     assert reads.any() and not reads.all()
@@ -165,18 +172,21 @@ def test_what_is_not_finite_passes_through_every_kept_weight(shape, bad):
     assert torch.isfinite(ours[1:]).all()
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(1, 1), nn.Conv2d(1, 1, 1)], ids=["linear", "conv"])
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.GELU()], ids=str)
-def test_activations_give_what_torch_gives_for_numbers_that_are_not_finite(activation):
+def test_activations_give_what_torch_gives_for_numbers_that_are_not_finite(activation, layer):
     """In float64; the float32 GELU of torch gives NaN or inf for inf, by its place."""
-    layer = nn.Linear(1, 1)
     model = nn.Sequential(layer, activation).eval()
+    numbers = torch.tensor([float("nan"), float("inf"), -float("inf"), -1e30, 1e30, -0.0])
+    x = numbers[:, None] if isinstance(layer, nn.Linear) else numbers.reshape(6, 1, 1, 1)
     with torch.no_grad():
         layer.weight.fill_(1)
         layer.bias.fill_(0)
-        x = torch.tensor([float("nan"), float("inf"), -float("inf"), -1e30, 1e30, -0.0])[:, None]
-        ours = network_of(model, (x,))(x)
+        ours = [network_of(model, (x,), kernels=kernels)(x) for kernels in ("c", "generated")]
         theirs = model.double()(x.double()).float()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, equal_nan=True)
+    model.float()
+    for one in ours:
+        torch.testing.assert_close(one, theirs, rtol=1e-6, atol=1e-7, equal_nan=True)
 
 
 def test_gelu_is_as_exact_as_torch_everywhere():
@@ -196,14 +206,13 @@ def test_a_linear_layer_with_more_inputs_than_16_bits_count(rows):
 
 
 @pytest.mark.parametrize("model", [nn.Linear(40, 33), nn.Conv2d(40, 33, 3, padding=1)], ids=str)
+@pytest.mark.parametrize("kernels", ["c", "generated", "torch"])
 @pytest.mark.parametrize("rows", [1, 20])
-def test_bfloat16_weights_compute_in_float32(model, rows):
+def test_bfloat16_weights_compute_in_float32(model, rows, kernels):
     model = pruned(model, 0.8)
     x = normal(rows, 40) if isinstance(model, nn.Linear) else normal(rows, 40, 6, 7)
-    network = network_of(model, (x,), torch.bfloat16)
-    rounded = pruned(model, 0.8)
+    network = network_of(model, (x,), torch.bfloat16, kernels=kernels)
     with torch.no_grad():
-        rounded.weight.copy_(rounded.weight.bfloat16().float())
-    assert all_sparse(network)
+        model.weight.copy_(model.weight.bfloat16().float())
     assert network.stored["weight"].values.dtype == torch.bfloat16
-    assert_as_exact_as_torch(rounded, network, (x,), magnitude(model, x))
+    assert_as_exact_as_torch(model, network, (x,), magnitude(model, x))

@@ -6,6 +6,8 @@ import torchvision
 from cpu_nets import all_sparse, assert_as_exact_as_torch, network_of, pruned
 from torch import nn
 
+from dcil_dsl.extras.cpu.network import CpuNetwork
+
 
 def images(batch, size):
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(3))
@@ -15,10 +17,12 @@ def images(batch, size):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_a_convolutional_network_is_as_exact_as_torch(name, share):
     model = pruned(getattr(torchvision.models, name)(), share)
-    network = network_of(model, (images(1, 64),))
-    assert all_sparse(network)
-    for batch in (1, 3):
-        assert_as_exact_as_torch(model, network, (images(batch, 64),))
+    exported = network_of(model, (images(1, 64),))
+    for kernels in ("c", "generated", "auto"):
+        network = CpuNetwork(exported.program, exported.stored, kernels)
+        for batch in (1, 3):
+            assert_as_exact_as_torch(model, network, (images(batch, 64),))
+    assert all_sparse(exported)
 
 
 def test_a_vision_transformer_is_as_exact_as_torch():
@@ -106,7 +110,7 @@ class Branches(nn.Module):
         return {"a": a, "pair": (b, [self.tied(torch.tanh(self.tied(mean)))]), "none": None}
 
 
-@pytest.mark.parametrize("kernels", ["sparse", "torch", "auto"])
+@pytest.mark.parametrize("kernels", ["c", "generated", "torch", "auto"])
 def test_values_that_are_read_twice_and_structures_that_are_returned(kernels):
     model = pruned(Branches(), 0.6)
     network = network_of(model, (images(2, 15),), kernels=kernels)
