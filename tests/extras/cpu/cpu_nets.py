@@ -6,7 +6,6 @@ Not:  no test.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.extras.cpu.export import build_program
 from dcil_dsl.extras.cpu.network import CpuNetwork
+from dcil_dsl.extras.cpu.program import Call, Input, Layer, Program
 from dcil_dsl.extras.cpu.storage import compress
 from dcil_dsl.model.inputs import Inputs
 
@@ -49,6 +49,35 @@ def network_of(
         for name, tensor in tensors.items()
     }
     return CpuNetwork(program, stored, **{"kernels": "c", **options})
+
+
+def network_of_layers(*layers: nn.Module, shape: tuple[int, ...]) -> CpuNetwork:
+    """Linear layers, convolutions and max pools in a row, without a trace of torch.export."""
+    stored, operations, value = {}, [], "x"
+    for index, layer in enumerate(layers):
+        names = dict(input=value, output=f"v{index}")
+        value = f"v{index}"
+        if isinstance(layer, nn.MaxPool2d):
+            pairs = [[size, size] for size in (layer.kernel_size, layer.stride, layer.padding)]
+            args = [{"value": names["input"]}, *pairs]
+            pool = "aten.max_pool2d.default"
+            operations.append(Call(op="torch", function=pool, args=args, outputs=[value]))
+            continue
+        stored[f"{index}.weight"] = compress(layer.weight)
+        if layer.bias is not None:
+            names["bias"] = f"{index}.bias"
+            stored[names["bias"]] = compress(layer.bias)
+        if isinstance(layer, nn.Conv2d):
+            for key in ("stride", "padding", "dilation", "groups"):
+                names[key] = getattr(layer, key)
+        op = "conv2d" if isinstance(layer, nn.Conv2d) else "linear"
+        operations.append(Layer(op=op, layer=str(index), weight=f"{index}.weight", **names))
+    given = [Input(name="x", shape=[None, *shape[1:]], dtype="float32")]
+    outputs = {"value": value}
+    program = Program(
+        format=1, model="", inputs=given, operations=operations, outputs=outputs, digest=""
+    )
+    return CpuNetwork(program, stored, "c")
 
 
 @torch.no_grad()
@@ -90,6 +119,3 @@ def magnitude(model: nn.Module, inputs: Tensor) -> float:
         for parameter in positive.parameters():
             parameter.abs_()
         return float(positive(inputs.abs()).abs().max()) * 2**-22
-
-
-Maker = Callable[[], nn.Module]

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from cpu_nets import all_sparse, assert_as_exact_as_torch, magnitude, network_of, pruned
+from cpu_nets import (
+    all_sparse,
+    assert_as_exact_as_torch,
+    magnitude,
+    network_of,
+    network_of_layers,
+    pruned,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -11,7 +18,7 @@ from dcil_dsl.extras.cpu.network import CpuNetwork
 
 SHARES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 FEW = settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -25,9 +32,10 @@ def normal(*shape, seed=1):
 KERNELS = [("c", "native"), ("generated", "native"), ("c", "avx2"), ("c", "portable")]
 
 
-def check(layer, x, threads=1, weights=None):
+def check(layer, x, threads=1):
     """Every kind of kernel for one layer."""
-    exported = network_of(layer, (x,), weights)
+    layers = layer if isinstance(layer, nn.Sequential) else [layer]
+    exported = network_of_layers(*layers, shape=x.shape)
     slack = magnitude(layer, x)
     for kernels, instructions in KERNELS:
         network = CpuNetwork(exported.program, exported.stored, kernels, threads, instructions)
