@@ -15,6 +15,7 @@ RUN = [
     "docs/tutorial.md",
     "docs/how-to/own-model.md",
     "docs/how-to/deploy.md",
+    "docs/how-to/run-on-cpu.md",
     "docs/how-to/resume.md",
 ]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
