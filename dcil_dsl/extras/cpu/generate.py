@@ -8,6 +8,7 @@ Not:  whether it is used is decided by trial.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from dcil_dsl.extras.cpu.pack import Kept
 
 Array = np.ndarray
 MOST_WEIGHTS = 2**20  # kept weights of a layer; each takes about 8 bytes of code
+FEW_WEIGHTS = 2**16  # up to which a dense layer gets code too, such as the first of a network
 ACTIVATIONS = (None, "relu", "relu6")
 LANES = 16
 
@@ -40,6 +42,7 @@ def can_generate(library: Library, kept: Kept, activation: str | None) -> bool:
         and library.lanes == LANES
         and activation in ACTIVATIONS
         and len(kept.values) <= MOST_WEIGHTS
+        and (len(kept.values) <= FEW_WEIGHTS or 2 * len(kept.values) <= prod(kept.shape))
     )
 
 
