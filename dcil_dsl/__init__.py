@@ -38,6 +38,7 @@ _PUBLIC = {
     "load_compact": "extras.compact.load",
     "expand": "extras.compact.load",
     "compact_run": "extras.compact.job",
+    "load_cpu": "extras.cpu.network",
     "SparsityError": "training.metrics",
 }
 __all__ = ["__version__", *_PUBLIC]

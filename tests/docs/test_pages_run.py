@@ -15,6 +15,7 @@ RUN = [
     "docs/tutorial.md",
     "docs/how-to/own-model.md",
     "docs/how-to/deploy.md",
+    "docs/how-to/run-on-cpu.md",
     "docs/how-to/other-loops.md",
     "docs/how-to/resume.md",
 ]

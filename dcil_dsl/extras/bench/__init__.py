@@ -1,0 +1,1 @@
+"""Time an exported network in several engines, on this machine, now."""

@@ -1,0 +1,228 @@
+"""The engines that run an exported network, each as a function of no arguments to call.
+
+In:   a folder that `dcil export --to cpu` wrote, a batch size, a number of threads.
+Out:  a callable that runs the network once; Missing where the engine is not installed.
+Not:  nothing is timed here (measure.py).
+
+Engines other than ours get the network with dense weights, its norms folded, as ours gets it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dcil_dsl.extras.cpu.build import Instructions
+from dcil_dsl.extras.cpu.network import CpuNetwork, default_shapes, read_network
+from dcil_dsl.extras.cpu.program import Input, Layer, Program
+from dcil_dsl.extras.cpu.replay import as_module
+from dcil_dsl.extras.cpu.storage import Stored, compress
+
+Run = Callable[[], object]
+CALIBRATION = 8  # batches of noise that int8 is calibrated on
+
+
+class Missing(Exception):
+    """The engine cannot run here; the message says why."""
+
+
+class Subject:
+    """One network with inputs of one batch size."""
+
+    def __init__(self, folder: str | Path, batch: int, threads: int):
+        self.program, self.stored = read_network(folder)
+        self.batch, self.threads = batch, threads
+        self.inputs = list(self.noise(1))[0]
+
+    def noise(self, count: int) -> Iterator[list[Tensor]]:
+        """Random inputs: normal numbers, zeros and ones for whole numbers."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = default_shapes(self.program, self.batch)
+        for _ in range(count):
+            yield [
+                _drawn(given, shape, generator) for given, shape in zip(self.program.inputs, shapes)
+            ]
+
+    def module(self) -> fx.GraphModule:
+        shapes = default_shapes(self.program, self.batch)
+        names = [given.name for given in self.program.inputs]
+        return as_module(self.program, self.stored, dict(zip(names, shapes)))
+
+    def onnx(self, file: Path) -> Path:
+        """The network as an ONNX file."""
+        _need("onnx"), _need("onnxscript")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                self.module(), tuple(self.inputs), str(file), dynamo=True, verbose=False
+            )
+        return file
+
+    def arrays(self, inputs: list[Tensor]) -> dict[str, Any]:
+        return {given.name: x.numpy() for given, x in zip(self.program.inputs, inputs)}
+
+
+def _drawn(given: Input, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, given.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def _need(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Missing(f"{name} is not installed") from None
+
+
+# ---- ours
+
+
+def _ours(
+    subject: Subject, stored: dict[str, Stored] | None = None, instructions: Instructions = "native"
+) -> Run:
+    network = CpuNetwork(
+        subject.program, stored or subject.stored, "auto", subject.threads, instructions
+    )
+    if isinstance(network.library, str):
+        raise Missing(network.library)
+    return lambda: network(*subject.inputs)
+
+
+def _ours_bfloat16(subject: Subject) -> Run:
+    return _ours(subject, _in_bfloat16(subject.program, subject.stored))
+
+
+def _ours_avx2(subject: Subject) -> Run:
+    return _ours(subject, instructions="avx2")
+
+
+def _in_bfloat16(program: Program, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """The weights of layers in bfloat16."""
+    layers = {op.weight for op in program.operations if isinstance(op, Layer)}
+    return {
+        name: compress(entry.dense(), torch.bfloat16)
+        if name in layers and entry.values.dtype == torch.float32
+        else entry
+        for name, entry in stored.items()
+    }
+
+
+# ---- torch
+
+
+def _torch(subject: Subject) -> Run:
+    module = subject.module()
+    return _without_gradients(lambda: module(*subject.inputs))
+
+
+def _torch_compiled(subject: Subject) -> Run:
+    module = torch.compile(subject.module())
+    return _without_gradients(lambda: module(*subject.inputs))
+
+
+def _without_gradients(run: Run) -> Run:
+    def call() -> object:
+        with torch.inference_mode():
+            return run()
+
+    return call
+
+
+# ---- ONNX Runtime
+
+
+def _onnxruntime(subject: Subject) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        return _session(subject, subject.onnx(Path(folder) / "net.onnx"))
+
+
+def _onnxruntime_int8(subject: Subject) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        return _session(subject, _quantized(subject, Path(folder)))
+
+
+def _session(subject: Subject, file: Path) -> Run:
+    runtime = _need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = subject.threads
+    options.inter_op_num_threads = 1
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    given = subject.arrays(subject.inputs)
+    return lambda: session.run(None, given)
+
+
+def _quantized(subject: Subject, folder: Path) -> Path:
+    """The network in int8, as nodes that quantize and dequantize, calibrated on noise."""
+    tools = _need("onnxruntime.quantization")
+    source = subject.onnx(folder / "net.onnx")
+    batches = iter([subject.arrays(inputs) for inputs in subject.noise(CALIBRATION)])
+
+    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    target = folder / "int8.onnx"
+    tools.quantize_static(str(source), str(target), Reader(), per_channel=True)
+    return target
+
+
+# ---- OpenVINO
+
+
+def _openvino(
+    subject: Subject, precision: str = "f32", int8: bool = False, sparse: float = 0.0
+) -> Run:
+    openvino = _need("openvino")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = _quantized(subject, folder) if int8 else subject.onnx(folder / "net.onnx")
+        settings: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": subject.threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        if sparse:
+            settings["CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"] = sparse
+        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    request = compiled.create_infer_request()
+    given = list(subject.arrays(subject.inputs).values())
+    return lambda: request.infer(given)
+
+
+def _openvino_bfloat16(subject: Subject) -> Run:
+    return _openvino(subject, "bf16")
+
+
+def _openvino_int8(subject: Subject) -> Run:
+    return _openvino(subject, int8=True)
+
+
+def _openvino_int8_sparse(subject: Subject) -> Run:
+    return _openvino(subject, int8=True, sparse=0.5)
+
+
+ENGINES: dict[str, tuple[str, Callable[[Subject], Run]]] = {
+    "dcil": ("sparse kernels of dcil", _ours),
+    "dcil-bf16": ("the same, weights in bfloat16", _ours_bfloat16),
+    "dcil-avx2": ("the same, AVX2 alone", _ours_avx2),
+    "torch": ("torch, eager, dense", _torch),
+    "torch-compiled": ("torch.compile, dense", _torch_compiled),
+    "onnxruntime": ("ONNX Runtime, float32, dense", _onnxruntime),
+    "onnxruntime-int8": ("ONNX Runtime, int8, dense; calibrated on noise", _onnxruntime_int8),
+    "openvino": ("OpenVINO, float32, dense", _openvino),
+    "openvino-bf16": ("OpenVINO, bfloat16, dense", _openvino_bfloat16),
+    "openvino-int8": ("OpenVINO, int8, dense; calibrated on noise", _openvino_int8),
+    "openvino-int8-sparse": (
+        "OpenVINO, int8, sparse weights decompression; calibrated on noise",
+        _openvino_int8_sparse,
+    ),
+}

@@ -1,0 +1,536 @@
+/* Kernels that skip the zeros of a weight. Compiled once for the CPU that runs them (build.py).
+
+   Activations of convolutions lie in planes: the rows of a channel one after another, zero columns
+   between them and zero rows around them. So each tap of a kernel is one constant offset, and LANES
+   neighbouring outputs are one vector. A linear layer is the same computation with the rows of its
+   input as positions.
+
+   Nothing is checked here: every pointer, size and index comes from plan code that has checked it.
+   The vectors are those of the compiler: 16 floats with AVX-512, 8 with AVX, else 4 (SSE, NEON). */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef int64_t i64;
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef int32_t iloose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+enum { NONE, RELU, RELU6, GELU };
+enum { CONV, DEPTHWISE, POOL, COPY, CODE };
+
+INLINE vec load(const float *p) { return *(const loose *)p; }
+INLINE void store(float *p, vec v) { *(loose *)p = v; }
+INLINE vec splat(float f) { return f - (vec){0}; } /* -0.0 - 0 is -0.0 */
+INLINE vec choose(ivec condition, vec yes, vec no) {
+  return (vec)((condition & (ivec)yes) | (~condition & (ivec)no));
+}
+INLINE float widen(uint16_t bits) {
+  uint32_t wide = (uint32_t)bits << 16;
+  float f;
+  memcpy(&f, &wide, 4);
+  return f;
+}
+
+/* exp(a) for a <= 0: 2^n * exp(r), |r| <= ln(2) / 2, a Taylor polynomial of degree 7. */
+INLINE vec exponential(vec a) {
+  vec n = a * 1.44269504f - 0.5f;
+  ivec whole = __builtin_convertvector(n, ivec); /* towards zero, so to the nearest of a / ln 2 */
+  n = __builtin_convertvector(whole, vec);
+  vec r = (a - n * 0.693359375f) + n * 2.12194440e-4f;
+  vec p = splat(1.9841270e-4f);
+  p = p * r + 1.3888889e-3f;
+  p = p * r + 8.3333333e-3f;
+  p = p * r + 4.1666667e-2f;
+  p = p * r + 0.16666667f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (vec)((ivec)p + (whole << 23));
+}
+
+/* x / 2 * erfc(-x / sqrt 2). log(erfc(t)) is a polynomial, fitted with weights t * erfc(t) on
+   [0, 5.5], so that the error of the product is below 3e-9; beyond, erfc is 0 in float32. */
+INLINE vec gelu(vec x) {
+  static const float c[] = {6.02665649e-06f, -8.49409822e-05f, 4.97441389e-04f, -1.3697767e-03f,
+                            -2.14885836e-04f, 1.94294623e-02f, -0.102892784f, -0.636594721f,
+                            -1.12838138f, 4.17618864e-08f};
+  vec t = choose(x < 0, -x, x) * 0.707106781f;
+  ivec far = t > 5.5f;
+  t = choose(far, splat(5.5f), t);
+  vec p = splat(c[0]);
+  for (int i = 1; i < 10; i++) p = p * t + c[i];
+  vec e = choose(far, splat(0.0f), exponential(p));
+  return 0.5f * x * choose(x < 0, e, 2.0f - e);
+}
+
+/* max(x, 0) and min(x, 6) that pass NaN on, as torch does. */
+INLINE vec activate(vec x, i64 act) {
+  if (act == RELU || act == RELU6) x = choose(x < 0, splat(0.0f), x);
+  if (act == RELU6) x = choose(x > 6.0f, splat(6.0f), x);
+  if (act == GELU) x = gelu(x);
+  return x;
+}
+
+static void part(i64 n, int t, int threads, i64 *begin, i64 *end) {
+  *begin = n * t / threads;
+  *end = n * (t + 1) / threads;
+}
+
+/* ---- one output channel at `pv` vectors of positions: sum over the kept weights */
+
+typedef struct {
+  const float *values;
+  const uint16_t *short_values; /* bfloat16, in place of values */
+  const int32_t *offsets;       /* in floats from the position; columns where short_offsets is set */
+  const uint16_t *short_offsets;
+  const i64 *starts; /* of each output channel; one more at the end */
+  const float *bias;
+  i64 scale; /* floats between two columns */
+} Weights;
+
+INLINE i64 offset(const Weights *w, i64 j, const int form) {
+  return (form & 1) ? w->short_offsets[j] * w->scale : w->offsets[j];
+}
+INLINE vec value(const Weights *w, i64 j, const int form) {
+  return splat((form & 2) ? widen(w->short_values[j]) : w->values[j]);
+}
+
+INLINE void channel(const Weights *w, i64 c, const float *x, vec *sum, const int pv,
+                    const int sets, const int form) {
+  vec s[sets * pv];
+  for (int v = 0; v < sets * pv; v++) s[v] = splat(v < pv ? w->bias[c] : 0.0f);
+  i64 j = w->starts[c], end = w->starts[c + 1];
+  for (; j + sets <= end; j += sets)
+    for (int k = 0; k < sets; k++) {
+      const vec u = value(w, j + k, form);
+      const float *p = x + offset(w, j + k, form);
+      for (int v = 0; v < pv; v++) s[k * pv + v] += u * load(p + v * LANES);
+    }
+  for (; j < end; j++) {
+    const vec u = value(w, j, form);
+    const float *p = x + offset(w, j, form);
+    for (int v = 0; v < pv; v++) s[v] += u * load(p + v * LANES);
+  }
+  for (int v = 0; v < pv; v++) {
+    sum[v] = s[v];
+    for (int k = 1; k < sets; k++) sum[v] += s[k * pv + v];
+  }
+}
+
+/* Every width and form is compiled on its own: a constant `pv` keeps the sums in registers. */
+#define WIDTHS(DO, form) \
+  switch (pv) { \
+    case 1: DO(1, 4, form); break; \
+    case 2: DO(2, 4, form); break; \
+    case 4: DO(4, LANES == 16 ? 4 : 2, form); break; \
+    default: DO(6, LANES == 16 ? 2 : 1, form); \
+  }
+#define FORMS(DO, form) \
+  switch (form) { \
+    case 0: WIDTHS(DO, 0) break; \
+    case 1: WIDTHS(DO, 1) break; \
+    case 2: WIDTHS(DO, 2) break; \
+    default: WIDTHS(DO, 3) \
+  }
+static i64 fitting(i64 vectors, i64 pv) { /* the widest compiled width that fits */
+  if (vectors >= pv) return pv;
+  return vectors >= 4 && pv > 4 ? 4 : vectors >= 2 ? 2 : 1;
+}
+
+/* ---- convolutions on planes */
+
+typedef void (*Code)(const float *x, const float *values, float *y, const float *add,
+                     const int32_t *mask);
+
+typedef struct {
+  i64 kind;
+  const float *in;
+  float *out;
+  const float *add;
+  i64 in_image, in_worker, out_image, out_worker, add_image, add_worker; /* strides in floats */
+  i64 in_plane, out_plane, add_plane;
+  i64 channels, vectors, act;
+  const float *values;
+  const uint16_t *short_values;
+  const int32_t *offsets;
+  const i64 *starts;
+  const float *bias;
+  const int32_t *mask; /* all ones where a position is one of the output */
+  i64 width, taps;     /* vectors of a tile; offsets of a depthwise kernel */
+  i64 height, columns, in_row, in_step, out_row; /* of a copy; of the output of a pool */
+  i64 in_height, in_columns, kernel, stride, padding; /* of a pool */
+  const Code *code;                                   /* of each block of channels */
+  const float *const *code_values;
+  i64 blocks, block;
+} Op;
+
+INLINE void finish(const Op *o, vec *s, const int pv, float *y, const float *r,
+                   const int32_t *mask) {
+  for (int v = 0; v < pv; v++) {
+    if (r) s[v] += load(r + v * LANES);
+    s[v] = activate(s[v], o->act);
+    store(y + v * LANES, (vec)((ivec)s[v] & *(const iloose *)(mask + v * LANES)));
+  }
+}
+
+#define CONV_TILE(PV, SETS, FORM) \
+  for (i64 c = from; c < to; c++) { \
+    vec s[PV]; \
+    channel(&w, c, x, s, PV, SETS, FORM); \
+    finish(o, s, PV, y + c * o->out_plane, r ? r + c * o->add_plane : r, mask); \
+  }
+
+static void conv(const Op *o, const float *in, float *out, const float *add, int t, int threads) {
+  const Weights w = {o->values, o->short_values, o->offsets, 0, o->starts, o->bias, 1};
+  const int form = o->values ? 0 : 2;
+  const i64 block = threads == 1 ? o->channels : 16;
+  const i64 blocks = (o->channels + block - 1) / block, tiles = (o->vectors + o->width - 1) / o->width;
+  i64 i, end;
+  part(tiles * blocks, t, threads, &i, &end);
+  for (; i < end; i++) {
+    const i64 from = i % blocks * block, to = from + block < o->channels ? from + block : o->channels;
+    i64 q = i / blocks * o->width, last = q + o->width < o->vectors ? q + o->width : o->vectors;
+    while (q < last) {
+      const i64 pv = fitting(last - q, o->width);
+      const float *x = in + q * LANES, *r = add ? add + q * LANES : add;
+      float *y = out + q * LANES;
+      const int32_t *mask = o->mask + q * LANES;
+      if (form) { WIDTHS(CONV_TILE, 2) } else { WIDTHS(CONV_TILE, 0) }
+      q += pv;
+    }
+  }
+}
+
+/* Blocks outside, positions inside: the code of a block stays in the cache. */
+static void code(const Op *o, const float *in, float *out, const float *add, int t, int threads) {
+  i64 i, end;
+  part(o->blocks * o->vectors, t, threads, &i, &end);
+  for (; i < end; i++) {
+    const i64 b = i / o->vectors, q = i % o->vectors * LANES;
+    o->code[b](in + q, o->code_values[b], out + b * o->block * o->out_plane + q,
+               add ? add + b * o->block * o->add_plane + q : 0, o->mask + q);
+  }
+}
+
+static void depthwise(const Op *o, const float *in, float *out, const float *add, int t,
+                      int threads) {
+  i64 c, end;
+  part(o->channels, t, threads, &c, &end);
+  for (; c < end; c++) {
+    const float *x = in + c * o->in_plane, *k = o->values + c * o->taps;
+    const float *r = add ? add + c * o->add_plane : add;
+    i64 q = 0;
+    for (; q + 4 <= o->vectors; q += 4) {
+      vec s[4];
+      for (int v = 0; v < 4; v++) s[v] = splat(o->bias[c]);
+      for (i64 j = 0; j < o->taps; j++)
+        for (int v = 0; v < 4; v++)
+          s[v] += splat(k[j]) * load(x + o->offsets[j] + (q + v) * LANES);
+      finish(o, s, 4, out + c * o->out_plane + q * LANES, r ? r + q * LANES : r,
+             o->mask + q * LANES);
+    }
+    for (; q < o->vectors; q++) {
+      vec s = splat(o->bias[c]);
+      for (i64 j = 0; j < o->taps; j++) s += splat(k[j]) * load(x + o->offsets[j] + q * LANES);
+      finish(o, &s, 1, out + c * o->out_plane + q * LANES, r ? r + q * LANES : r,
+             o->mask + q * LANES);
+    }
+  }
+}
+
+INLINE float larger(float a, float b) { return b > a || b != b ? b : a; } /* passes NaN on */
+
+/* First the columns of a window, then its rows. A line is at most MOST_COLUMNS floats (plan.py). */
+enum { MOST_COLUMNS = 4096 };
+static void pool(const Op *o, const float *in, float *out, int t, int threads) {
+  float line[MOST_COLUMNS];
+  i64 c, end;
+  part(o->channels, t, threads, &c, &end);
+  for (; c < end; c++)
+    for (i64 i = 0; i < o->height; i++) {
+      i64 first = i * o->stride - o->padding, last = first + o->kernel;
+      first = first < 0 ? 0 : first;
+      last = last > o->in_height ? o->in_height : last;
+      float *middle = line + o->padding;
+      for (i64 j = 0; j < o->padding; j++) line[j] = middle[o->in_columns + j] = -INFINITY;
+      const float *x = in + c * o->in_plane + first * o->in_row;
+      memcpy(middle, x, o->in_columns * sizeof(float));
+      for (i64 k = first + 1; k < last; k++) {
+        x += o->in_row;
+        for (i64 j = 0; j < o->in_columns; j++) middle[j] = larger(middle[j], x[j]);
+      }
+      float *y = out + c * o->out_plane + i * o->out_row;
+      for (i64 j = 0; j < o->columns; j++) y[j] = line[j * o->stride];
+      for (i64 k = 1; k < o->kernel; k++)
+        for (i64 j = 0; j < o->columns; j++) y[j] = larger(y[j], line[j * o->stride + k]);
+    }
+}
+
+static void copy(const Op *o, const float *in, float *out, int t, int threads) {
+  i64 i, end;
+  part(o->channels * o->height, t, threads, &i, &end);
+  for (; i < end; i++) {
+    const float *x = in + i / o->height * o->in_plane + i % o->height * o->in_row;
+    float *y = out + i / o->height * o->out_plane + i % o->height * o->out_row;
+    if (o->in_step == 1)
+      for (i64 j = 0; j < o->columns; j++) y[j] = x[j];
+    else if (o->in_step == 2)
+      for (i64 j = 0; j < o->columns; j++) y[j] = x[2 * j];
+    else
+      for (i64 j = 0; j < o->columns; j++) y[j] = x[j * o->in_step];
+  }
+}
+
+static void run(const Op *o, i64 image, i64 worker, int t, int threads) {
+  const float *in = o->in + image * o->in_image + worker * o->in_worker;
+  float *out = o->out + image * o->out_image + worker * o->out_worker;
+  const float *add = o->add ? o->add + image * o->add_image + worker * o->add_worker : 0;
+  switch (o->kind) {
+    case CONV: conv(o, in, out, add, t, threads); break;
+    case DEPTHWISE: depthwise(o, in, out, add, t, threads); break;
+    case POOL: pool(o, in, out, t, threads); break;
+    case CODE: code(o, in, out, add, t, threads); break;
+    default: copy(o, in, out, t, threads);
+  }
+}
+
+/* All operations image by image, so that the activations of one image stay in the cache: an image
+   for each thread, or all threads on one image where there are too few images. */
+void dcil_planes(const Op *ops, i64 count, i64 images, i64 threads) {
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)threads)
+  {
+    const int t = omp_get_thread_num(), all = omp_get_num_threads();
+#else
+  {
+    const int t = 0, all = 1;
+    (void)threads;
+#endif
+    if (images % all == 0 || images >= 4 * all) {
+      for (i64 n = t; n < images; n += all)
+        for (i64 i = 0; i < count; i++) run(ops + i, n, t, 0, 1);
+    } else {
+      for (i64 n = 0; n < images; n++)
+        for (i64 i = 0; i < count; i++) {
+          run(ops + i, n, 0, t, all);
+#if defined(_OPENMP)
+#pragma omp barrier
+#endif
+        }
+    }
+  }
+}
+
+/* ---- linear layers: the rows of the input are the positions */
+
+typedef struct {
+  Weights w;
+  i64 inner, outer, act, width; /* width: vectors of a tile of rows */
+  const Code *code;
+  const float *const *code_values;
+  i64 blocks, block;
+} Rows;
+
+/* LANES channels of a tile lie in `s`; their rows go to y, with the residual. */
+INLINE void spread(const Rows *o, const float *s, i64 stride, i64 first, i64 channels, i64 row,
+                   i64 rows, float *y, const float *add) {
+  for (i64 m = 0; m < rows; m++) {
+    float *q = y + (row + m) * o->outer + first;
+    const float *r = add ? add + (row + m) * o->outer + first : 0;
+    if (r)
+      for (i64 c = 0; c < channels; c++) q[c] = s[c * stride + m] + r[c];
+    else
+      for (i64 c = 0; c < channels; c++) q[c] = s[c * stride + m];
+  }
+}
+
+#define ROWS_TILE(PV, SETS, FORM) \
+  for (i64 c = first; c < stop; c++) { \
+    vec s[PV]; \
+    channel(&o->w, c, x, s, PV, SETS, FORM); \
+    for (int v = 0; v < PV; v++) \
+      store(block + (c - first) * PV * LANES + v * LANES, activate(s[v], o->act)); \
+  }
+
+static void gather_rows(const Rows *o, const float *x, i64 row, i64 rows, float *scratch, int t,
+                        int threads) {
+  const i64 stride = o->width * LANES;
+  i64 begin, end;
+  part(o->inner, t, threads, &begin, &end);
+  for (i64 k = begin; k < end; k += 16) {
+    const i64 stop = k + 16 < end ? k + 16 : end;
+    for (i64 m = 0; m < rows; m++)
+      for (i64 i = k; i < stop; i++) scratch[i * stride + m] = x[(row + m) * o->inner + i];
+    for (i64 i = k; i < stop; i++)
+      for (i64 m = rows; m < stride; m++) scratch[i * stride + m] = 0.0f;
+  }
+}
+
+static void tile(const Rows *o, const float *x, float *y, const float *add, i64 row, i64 rows,
+                 i64 from, i64 to) {
+  const int form = (o->w.short_offsets ? 1 : 0) | (o->w.values ? 0 : 2);
+  const i64 pv = o->width;
+  float block[16 * 6 * LANES] __attribute__((aligned(64)));
+  for (i64 first = from; first < to; first += 16) {
+    const i64 stop = first + 16 < to ? first + 16 : to;
+    FORMS(ROWS_TILE, form)
+    spread(o, block, pv * LANES, first, stop - first, row, rows, y, add);
+  }
+}
+
+/* scratch: for each thread inner * width * LANES floats */
+void dcil_rows(const Rows *o, const float *x, float *y, const float *add, i64 rows,
+               float *scratch, i64 threads) {
+  const i64 size = o->width * LANES, tiles = (rows + size - 1) / size;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)threads)
+  {
+    const int t = omp_get_thread_num(), all = omp_get_num_threads();
+#else
+  {
+    const int t = 0, all = 1;
+    (void)threads;
+#endif
+    const int shared = tiles % all != 0 && tiles < 4 * all;
+    i64 i = 0, end = tiles;
+    if (!shared) part(tiles, t, all, &i, &end);
+    float *own = shared ? scratch : scratch + t * o->inner * size;
+    for (; i < end; i++) {
+      const i64 row = i * size, count = row + size < rows ? size : rows - row;
+      gather_rows(o, x, row, count, own, shared ? t : 0, shared ? all : 1);
+#if defined(_OPENMP)
+      if (shared) {
+#pragma omp barrier
+      }
+#endif
+      i64 from = 0, to = o->outer;
+      if (shared) {
+        part((o->outer + 15) / 16, t, all, &from, &to);
+        from *= 16;
+        to = to * 16 < o->outer ? to * 16 : o->outer;
+      }
+      tile(o, own, y, add, row, count, from, to);
+#if defined(_OPENMP)
+      if (shared) {
+#pragma omp barrier
+      }
+#endif
+    }
+  }
+}
+
+/* ---- linear layers of one row: LANES outputs at once, each lane with its own columns */
+
+typedef struct {
+  const float *values;
+  const uint16_t *short_values;
+  const int32_t *columns;
+  const uint16_t *short_columns;
+  const i64 *starts; /* of each slice of LANES outputs, in steps */
+  const int32_t *order; /* the output of each lane; -1: none */
+  const float *bias;    /* in that order */
+  i64 inner, outer, slices, act, gathers;
+} Slices;
+
+INLINE vec pick(const Slices *o, const float *x, i64 at, const int form) {
+  vec result;
+#if defined(__AVX512F__)
+  if (form & 4) {
+    __m512i c = (form & 1) ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(o->short_columns + at)))
+                           : _mm512_loadu_si512(o->columns + at);
+    return (vec)_mm512_i32gather_ps(c, x, 4);
+  }
+#elif defined(__AVX2__)
+  if (form & 4) {
+    __m256i c = (form & 1) ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(o->short_columns + at)))
+                           : _mm256_loadu_si256((const void *)(o->columns + at));
+    return (vec)_mm256_i32gather_ps(x, c, 4);
+  }
+#endif
+  for (int i = 0; i < LANES; i++)
+    result[i] = x[(form & 1) ? (i64)o->short_columns[at + i] : (i64)o->columns[at + i]];
+  return result;
+}
+INLINE vec weights_at(const Slices *o, i64 at, const int form) {
+  if (!(form & 2)) return load(o->values + at);
+  typedef uint16_t half __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+  typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
+  return (vec)(__builtin_convertvector(*(const half *)(o->short_values + at), uvec) << 16);
+}
+
+INLINE void slice(const Slices *o, i64 g, const float *x, float *y, const float *add,
+                  const int form) {
+  vec s[4] = {load(o->bias + g * LANES)};
+  i64 j = o->starts[g], end = o->starts[g + 1];
+  for (; j + 4 <= end; j += 4)
+    for (int k = 0; k < 4; k++)
+      s[k] += weights_at(o, (j + k) * LANES, form) * pick(o, x, (j + k) * LANES, form);
+  for (; j < end; j++) s[0] += weights_at(o, j * LANES, form) * pick(o, x, j * LANES, form);
+  vec total = (s[0] + s[1]) + (s[2] + s[3]);
+  const int32_t *order = o->order + g * LANES;
+  if (add)
+    for (int i = 0; i < LANES; i++)
+      if (order[i] >= 0) total[i] += add[order[i]];
+  total = activate(total, o->act);
+  for (int i = 0; i < LANES; i++)
+    if (order[i] >= 0) y[order[i]] = total[i];
+}
+
+/* x: inner + 1 floats, the last one zero, where lanes with fewer weights point */
+void dcil_slices(const Slices *o, const float *x, float *y, const float *add, i64 threads) {
+  const int form = (o->short_columns ? 1 : 0) | (o->values ? 0 : 2) | (o->gathers ? 4 : 0);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)threads)
+  {
+    const int t = omp_get_thread_num(), all = omp_get_num_threads();
+#else
+  {
+    const int t = 0, all = 1;
+    (void)threads;
+#endif
+    i64 g, end;
+    part(o->slices, t, all, &g, &end);
+    for (; g < end; g++) switch (form) {
+        case 0: slice(o, g, x, y, add, 0); break;
+        case 1: slice(o, g, x, y, add, 1); break;
+        case 2: slice(o, g, x, y, add, 2); break;
+        case 3: slice(o, g, x, y, add, 3); break;
+        case 4: slice(o, g, x, y, add, 4); break;
+        case 5: slice(o, g, x, y, add, 5); break;
+        case 6: slice(o, g, x, y, add, 6); break;
+        default: slice(o, g, x, y, add, 7);
+      }
+  }
+}
+
+i64 dcil_facts(i64 which) {
+  switch (which) {
+    case 0: return LANES;
+    case 1: return sizeof(Op);
+    case 2: return sizeof(Rows);
+    case 3: return sizeof(Slices);
+#if defined(_OPENMP)
+    case 4: return 1;
+#endif
+    default: return 0;
+  }
+}
