@@ -16,7 +16,7 @@ from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.checkpoint import digest, read_file
-from dcil_dsl.training.finite import NotFinite, stop_if_no_finite_loss
+from dcil_dsl.training.step import NotFinite, stop_if_no_finite_loss
 from dcil_dsl.words.losses import CrossEntropy
 
 MODELS = """
@@ -108,7 +108,7 @@ def test_a_class_that_a_model_excludes_by_minus_infinity_is_no_fault(made, tmp_p
 def forge(folder: Path, change) -> None:
     """A checkpoint of other numbers with a right digest; what was exported is gone."""
     file = folder / "run" / "checkpoint" / "last.safetensors"
-    tensors, header = read_file(file, None)
+    tensors, header = read_file(file)
     change(tensors)
     save_file(tensors, file, header | {"digest": digest(tensors, header)})
     (folder / "run" / "sparse.safetensors").unlink()

@@ -12,6 +12,8 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import Literal, cast
 
+from torch import nn
+
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
@@ -20,8 +22,6 @@ from dcil_dsl.model.layers import Layer, Weight, unused_layers
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group, bind_group
-from dcil_dsl.plan.balance import measured_at
-from dcil_dsl.plan.late_phase import resolve_late_phase
 from dcil_dsl.plan.phases import (
     check_left_out,
     check_score,
@@ -84,9 +84,7 @@ def resolve_recipe(
             check_score(rule, groups[group_of_rule[index]], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
-    average = resolve_late_phase(
-        recipe.average, traced.model, selection, tuple(groups), run, report
-    )
+    average = _average(recipe.average, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -133,14 +131,15 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     balance = plan.train.balance
     if balance is None:
         return
-    if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every.step)):
+    steps = range(0, plan.num_steps, balance.every.step)
+    if not any(balance.num_gradients(plan.losses, step) for step in steps):
         report.add(
             "E321",
             "no path has two open loss terms at a multiple of "
             f"{count(balance.every.step, 'step')}, so "
             "that nothing is ever balanced",
             recipe.balance_span,
-            help="measure more often: `every` of `inverse_dirichlet`",
+            help=f"measure more often: `every` of `{balance.called}`",
         )
 
 
@@ -330,3 +329,28 @@ def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Ru
         integrator=train.integrator and train.integrator.in_steps(run),
         seed=train.seed,
     )
+
+
+def _average(
+    average: r.Average | None,
+    model: nn.Module,
+    selection: Selection,
+    groups: tuple[p.Group, ...],
+    run: Run,
+    report: Diagnostics,
+) -> WeightAverage | None:
+    """The average with its parameters by their names in the model, each once."""
+    if average is None:
+        return None
+    word = average.word.in_steps(run)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = dict.fromkeys(
+        names[id(parameter)]
+        for layer in selection.select(average.selector)
+        for parameter in layer.module.parameters()
+    )
+    pruned = {name for group in groups for name in group.parameters}
+    fault = word.fault(chosen, pruned, len(names), run.num_steps)
+    if fault is not None:
+        report.add("E322", fault[0], average.span, help=fault[1])
+    return word.model_copy(update={"parameters": tuple(chosen)})

@@ -18,10 +18,10 @@ from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.finite import BROKEN
-from dcil_dsl.training.interrupt import Wish
 from dcil_dsl.training.machine import Options, autocast, laid_out
 from dcil_dsl.training.metrics import num_correct
+from dcil_dsl.training.process import Wish
+from dcil_dsl.training.step import BROKEN
 from dcil_dsl.words.outputs import logits_of
 
 

@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on, and the table at its end.
+"""Show a run while it trains, and the table at its end.
 
 In:   the lines of metrics.jsonl as they are made, and the loss between them.
 Out:  a live bar on a terminal's stderr; plain lines where there is no terminal; nothing when
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -28,18 +28,21 @@ from rich.table import Column, Table
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.text import PLAIN, fit
 
+if TYPE_CHECKING:
+    from dcil_dsl.training.result import Result
+
 SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 
 
 @dataclass
 class Display:
-    """Shows a run. Use in a `with`; `begin`, then `step` and `told` as it goes on."""
+    """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it goes on."""
 
     mode: Literal["bar", "lines", "quiet"] = "quiet"
     console: Console = field(default_factory=lambda: Console(stderr=True))
     _bar: Progress | None = None
     _plan: Plan | None = None
-    _last: dict | None = None
+    _last: dict[str, Any] | None = None
     _shown_at: float = 0.0
     _went_back: bool = False
 
@@ -51,7 +54,7 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def begin(self, plan: Plan, step: int, num_steps: int, last: dict | None) -> None:
+    def begin(self, plan: Plan, step: int, num_steps: int, last: dict[str, Any] | None) -> None:
         """The run starts, or goes on, at `step` of `num_steps`; `last` is the latest line."""
         self._plan, self._last, self._shown_at = plan, last, time.monotonic()
         if self.mode == "bar":
@@ -85,18 +88,19 @@ class Display:
             self._print(text)
 
     def note(self, text: str) -> None:
-        """What the run does otherwise than one may think."""
+        """Something about the run that one might not expect."""
         if self.mode != "quiet":
             self._print(text)
 
-    def told(self, line: dict) -> None:
+    def epoch(self, line: dict[str, Any]) -> None:
         """An epoch is over."""
         self._last = line
-        if self.mode != "quiet":
+        if self.mode != "quiet" and self._plan is not None:
             self._print(line_text(line, self._plan))
 
     def _text(self, step: int, loss: float | None) -> str:
         plan = self._plan
+        assert plan is not None, "begin() comes first"
         epoch = min(step // plan.steps_per_epoch + 1, plan.train.num_epochs)
         words = [f"epoch {epoch}/{plan.train.num_epochs}"]
         if loss is not None:
@@ -114,12 +118,13 @@ class Display:
 def make_display(quiet: bool = False, console: Console | None = None) -> Display:
     """A bar where stderr is a terminal, lines where it is not."""
     console = Console(stderr=True) if console is None else console
-    mode = "quiet" if quiet else "bar" if console.is_terminal else "lines"
-    return Display(mode, console)
+    if quiet:
+        return Display("quiet", console)
+    return Display("bar" if console.is_terminal else "lines", console)
 
 
-def line_text(line: dict, plan: Plan) -> str:
-    """One line of metrics.jsonl for a person; the losses below it where they do not fit beside."""
+def line_text(line: Mapping[str, Any], plan: Plan) -> str:
+    """One line of metrics.jsonl for a person; the losses go below where they do not fit."""
     paths = "".join(f"{path} {top1:.2%}  " for path, top1 in line["top1"].items())
     text = (
         f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"
@@ -135,23 +140,7 @@ def line_text(line: dict, plan: Plan) -> str:
     return fit(f"{text}\n  {losses}", PLAIN.width)
 
 
-def write_events(writer, line: dict) -> None:
-    """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr".
-
-    writer is a torch.utils.tensorboard.SummaryWriter.
-    """
-    for name, value in line.items():
-        if isinstance(value, dict):
-            for inner, number in value.items():
-                writer.add_scalar(f"{name}/{inner}", number, line["step"])
-        elif isinstance(value, list):  # names, of which a curve can tell how many
-            writer.add_scalar(name, len(value), line["step"])
-        elif name not in ("step", "epoch"):
-            writer.add_scalar(name, value, line["step"])
-    writer.flush()
-
-
-def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
+def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     """The end of a run as a table to print. `result` is the trainer's."""
     table = Table(title=plan.recipe.title or plan.recipe.name, show_header=False)
     table.add_column(style="bold")
@@ -186,7 +175,7 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     return table
 
 
-def _sparsity_rows(result) -> Iterator[tuple[str, str]]:
+def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
     """Asked and measured; of several rules each by itself, as their units do not add up."""
     measured = f"{result.sparsity_measured:.2%} of weights"
     if len(result.rules) == 1:

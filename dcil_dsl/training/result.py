@@ -1,22 +1,28 @@
-"""What a run has come to: the line of an epoch, the Result.
+"""What a run reports: the line of an epoch, where it is written, the Result.
 
 In:   a Session, the accuracies of its paths.
-Out:  what metrics.jsonl says of an epoch; a Result.
-Not:  nothing is evaluated (evaluate.py), written (run.py) or shown (progress.py).
+Out:  lines in metrics.jsonl, in TensorBoard's events and on the display, of the first rank alone;
+      a Result.
+Not:  nothing is evaluated (evaluate.py), and the display draws itself (progress.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.training.balance import WEIGHTS
+from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import rate_at
-from dcil_dsl.training.patterns import only_whole, why_computed_whole
-from dcil_dsl.training.session import Session, look, tell_patterns
+from dcil_dsl.training.progress import Display
+from dcil_dsl.training.run import RunFolder, cannot_write
+from dcil_dsl.training.session import Session, check_deferred, show_notes
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,15 @@ class Result:
     counts: str = "weights"
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
-    rewinds: tuple[dict, ...] = ()
+    rewinds: tuple[dict[str, int | str], ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
     patterns: tuple[str, ...] = ()
 
 
-def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
+def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
-    look(now)
-    tell_patterns(now)
+    check_deferred(now)
+    show_notes(now)
     plan, state, at = now.plan, now.state, now.state.position
     sums = now.options.ranks.sum(state.sums)
     sparsity = check_sparsity(now.dual, masks_step(at.step))
@@ -80,9 +86,8 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     }
     changed = [(mask != state.before[name]).sum() for name, mask in now.dual.masks.items()]
     flips = int(torch.stack(changed).sum()) if changed else 0  # read once, not for each layer
-    if now.dual.parts is not None:
-        flips = int(now.dual.parts.across.sum(torch.tensor(flips)))
-    line = {
+    flips = int(now.dual.placement.totals([torch.tensor(flips)])[0])
+    return {
         "step": at.step,
         "epoch": at.epoch + 1,
         "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
@@ -101,21 +106,30 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
         "data_seconds": at.epoch_waited,
         "data_share": at.epoch_waited / max(at.epoch_trained, 1e-9),
-    }
-    if WEIGHTS in state.memory:
-        weights = state.memory[WEIGHTS].tolist()
-        line["balance"] = {x.name: w for x, w in zip(plan.losses, weights, strict=True)}
-    return line
+    } | now.step.facts()
+
+
+def finish(
+    now: Session, accuracies: dict[str, dict[str, float]] | None, examples_per_epoch: int
+) -> Result:
+    """Put in place what is deployed, and sum up. accuracies: None if the run was interrupted."""
+    deploy_average(now.step.average)
+    result = result_of(now, accuracies or {}, examples_per_epoch, accuracies is None)
+    if accuracies is not None:
+        now.dual.placement.restore(now.dual)
+    return result
 
 
 def result_of(
-    now: Session, accuracies: dict, examples_per_epoch: int, interrupted: bool = False
+    now: Session,
+    accuracies: dict[str, dict[str, float]],
+    examples_per_epoch: int,
+    interrupted: bool = False,
 ) -> Result:
     """Raises SparsityError if the masks are not the plan's."""
     at = now.state.position
     sparsity = check_sparsity(now.dual, masks_step(at.step))
     num_examples = at.epoch * examples_per_epoch + at.examples
-    whole = only_whole(why_computed_whole(now.dual, now.options))
     return Result(
         step=at.step,
         epoch=at.epoch,
@@ -126,7 +140,7 @@ def result_of(
         num_weights=sparsity.num_weights,
         seconds=at.seconds,
         examples_per_second=num_examples / max(at.seconds, 1e-9),
-        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step}), whole),
+        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step}), now.step.dense()),
         data_seconds=at.waited,
         data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
@@ -136,5 +150,56 @@ def result_of(
         at_ceiling=sparsity.at_ceiling,
         rewinds=tuple(at.rewinds),
         rules=sparsity.rules,
-        patterns=now.patterns,
+        patterns=now.notes,
     )
+
+
+# -- the log -----------------------------------------------------------------------------------
+
+
+class Log:
+    """Where the lines of epochs go; nowhere without a writer."""
+
+    def __init__(self, run: RunFolder, display: Display, events: SummaryWriter | None):
+        self.run, self.display, self.events = run, display, events
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add the line of an epoch. InputError where the disk refuses it."""
+        if self.events is None:
+            return
+        self.run.append_metrics(line)
+        try:
+            write_events(self.events, line)
+        except OSError as error:
+            raise cannot_write(self.run.events, error) from None
+        self.display.epoch(line)
+
+
+@contextmanager
+def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Iterator[Log]:
+    """The log of a run that goes on at `step`. writes: whether this is the rank that writes it."""
+    if not writes:
+        yield Log(run, display, None)
+        return
+    try:
+        events = SummaryWriter(str(run.events), purge_step=step)
+    except OSError as error:
+        raise cannot_write(run.events, error) from None
+    try:
+        yield Log(run, display, events)
+    finally:
+        with suppress(OSError):  # each line was flushed, or an error has said why not
+            events.close()
+
+
+def write_events(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+    """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr"."""
+    for name, value in line.items():
+        if isinstance(value, dict):
+            for inner, number in value.items():
+                writer.add_scalar(f"{name}/{inner}", number, line["step"])
+        elif isinstance(value, list):  # names, of which a curve can tell how many
+            writer.add_scalar(name, len(value), line["step"])
+        elif name not in ("step", "epoch"):
+            writer.add_scalar(name, value, line["step"])
+    writer.flush()

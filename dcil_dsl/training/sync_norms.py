@@ -8,7 +8,8 @@ Not:  nothing else of the module changes: names, state and exported class stay a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.distributed import Ranks
 
@@ -30,7 +32,7 @@ def synced_norms(
 
     device  where it will compute, wherever its weights lie now
 
-    InputError where one is of a class of its own, whose arithmetic is not known here.
+    InputError for a batch norm of another class than PyTorch's, whose arithmetic is unknown.
     """
     norms = {name: m for name, m in dual.named_modules() if isinstance(m, _BatchNorm)}
     classes = {name: type(norm) for name, norm in norms.items()}
@@ -45,12 +47,19 @@ def synced_norms(
     try:
         for norm in norms.values() if ranks.count > 1 else ():
             norm.__class__ = nn.SyncBatchNorm if on_device else HostSyncedNorm
-            norm.process_group = None  # all ranks
+            norm.__dict__["process_group"] = None  # all ranks
         yield
     finally:
         for name, norm in norms.items():
             norm.__class__ = classes[name]
             norm.__dict__.pop("process_group", None)
+
+
+def planned_norms(
+    dual: Dual, ranks: Ranks, device: torch.device | str
+) -> AbstractContextManager[None]:
+    """synced_norms where the plan has `sync_norms`."""
+    return synced_norms(dual, ranks, device) if dual.plan.train.sync_norms else nullcontext()
 
 
 class HostSyncedNorm(_BatchNorm):
@@ -83,10 +92,13 @@ class HostSyncedNorm(_BatchNorm):
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(given)
+        scaled: Tensor = y.to(given)
+        return scaled
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
@@ -98,13 +110,13 @@ class _SumOfRanks(torch.autograd.Function):
     """The sum over all ranks; each rank's value moves every rank's loss, so gradients add up."""
 
     @staticmethod
-    def forward(ctx, values):
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.clone()
         dist.all_reduce(total)
         return total

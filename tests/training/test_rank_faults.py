@@ -6,18 +6,18 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
 from dcil_dsl.cli.errors import MISUSED, WRONG
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import distributed, trainer
-from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.fingerprint import MasksDiffer, compare_fingerprints, fingerprint
+from dcil_dsl.training import distributed, session, trainer
+from dcil_dsl.training.distributed import MasksDiffer, Ranks, compare_fingerprints, mask_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def test_a_run_of_two_ranks_goes_on_in_one_process(tmp_path, straight):
 
 def test_a_mask_that_differs_on_one_rank_stops_all_and_is_named_once(tmp_path):
     def tampered(ranks):
-        note = trainer.note_masks
+        note = session.note_masks
 
         def tamper(now):
             if (ranks.rank, now.state.position.step) == (1, 9):
                 now.dual.masks["conv2.weight"][0, 0, 0, 0].logical_not_()
             note(now)
 
-        trainer.note_masks = tamper  # in this forked process alone
+        session.note_masks = tamper  # in this forked process alone
         rank_train(tmp_path / "run", ranks)
 
     assert on_ranks(tmp_path, 2, tampered) == [WRONG, WRONG]
@@ -142,14 +142,15 @@ def test_an_error_of_all_ranks_is_told_by_the_first(tmp_path):
 
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(tmp_path):
     def diverges(ranks):
-        learn = trainer._learn
+        begin = trainer.begin_batch
 
-        def spoiled(now, images, labels, part):
-            if ranks.rank == 1 and now.state.position.step == 4:
-                images = images * float("nan")
-            learn(now, images, labels, part)
+        def spoiled(now, *more):
+            batch = begin(now, *more)
+            if ranks.rank == 1 and batch.step == 4:
+                return replace(batch, inputs=batch.inputs * float("nan"))
+            return batch
 
-        trainer._learn = spoiled
+        trainer.begin_batch = spoiled
         rank_train(tmp_path / "run", ranks)
 
     assert on_ranks(tmp_path, 2, diverges) == [MISUSED, MISUSED]
@@ -203,14 +204,18 @@ def test_a_fingerprint_changes_with_every_single_bit_and_with_the_order():
     flipped = [mask.clone() for _ in mask]
     for place, other in enumerate(flipped):
         other[place] = ~other[place]
-    prints = {int(fingerprint(m)) for m in (mask, *flipped, mask.flip(0), mask.roll(8))}
+    prints = {int(mask_fingerprint(m)) for m in (mask, *flipped, mask.flip(0), mask.roll(8))}
     assert len(prints) == 37 + 3
 
 
 def test_a_fingerprint_is_of_the_bits_alone():
     mask = torch.rand(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     laid_out = mask.contiguous(memory_format=torch.channels_last)
-    assert int(fingerprint(mask)) == int(fingerprint(laid_out)) == int(fingerprint(mask.clone()))
+    assert (
+        int(mask_fingerprint(mask))
+        == int(mask_fingerprint(laid_out))
+        == int(mask_fingerprint(mask.clone()))
+    )
 
 
 def test_the_layers_and_the_ranks_that_differ_are_named():
