@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.plan.cost import left_out
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.skip_pruned import left_out
 from dcil_dsl.training.machine import (
     COMPILE_MODES,
     OWN_STEPS,
