@@ -11,14 +11,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.dynamics import resolve_dynamics
 from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
@@ -70,7 +69,7 @@ def allocate_group(
         score=target.score_for(rule.score).in_steps(run),
         schedule=rule.schedule.in_steps(run),
         freeze=None if rule.freeze is None else run.steps(rule.freeze).step,
-        **resolve_dynamics(rule, run),
+        **_effects(rule, run),
     )
     _check_budget(rule, group, report)
     targets = None
@@ -82,6 +81,24 @@ def allocate_group(
         group = group.model_copy(update={"targets": targets})
     _check_time(rule, group, run.num_steps, report)
     return group
+
+
+def _effects(rule: r.PruneRule, run: Run) -> dict[str, Any]:
+    """Fields of p.Group by name."""
+    if isinstance(rule.refresh, tuple):
+        moments = tuple(sorted({run.steps(time).step for time in rule.refresh}))
+        refresh = max(run.num_steps, 1)
+    else:
+        moments, refresh = (), run.steps(rule.refresh, least=1).step
+    return {
+        "refresh": refresh,
+        "moments": moments,
+        "forget": rule.forget,
+        "reserve": rule.reserve.fraction if rule.reserve else 0.0,
+        "penalties": tuple(word.in_steps(run) for word in rule.penalty),
+        "param": rule.param and rule.param.in_steps(run),
+        "regrow": rule.regrow and rule.regrow.in_steps(run),
+    }
 
 
 # -- bounds -----------------------------------------------------------------------------------

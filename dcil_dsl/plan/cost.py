@@ -1,16 +1,18 @@
-"""What a training run costs, in multiples of a dense one, by arithmetic.
+"""The arithmetic of a training run, in multiples of a dense one, and what a path skips of it.
 
-In:   a Plan.
-Out:  forward-backward passes over the model, per phase and on average over the run.
-Not:  no clock: what a machine really takes is measured by the trainer.
+In:   a Plan, or groups and layers of one in the making.
+Out:  forward-backward passes over the model, per phase and on average over the run; the weights
+      that `compute = kept` skips.
+Not:  no clock: the trainer measures time. Nothing is skipped here (extras/sparse_compute).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from dcil_dsl.plan.plan import Phase, Plan
-from dcil_dsl.plan.skip_pruned import is_estimate, share_done
+from dcil_dsl.plan.group import budget_size, members, num_units
+from dcil_dsl.plan.plan import Group, Phase, Plan, PlanLayer
+from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
 MOMENTS = 200  # at which a cost that changes with the masks is looked at
 
@@ -76,3 +78,81 @@ def _mean_share(plan: Plan, phase: Phase, whole: Collection[str]) -> float:
     count = min(MOMENTS, last - first + 1)
     moments = [first + (last - first) * i // max(count - 1, 1) for i in range(count)]
     return sum(share_done(plan, step, whole) for step in moments) / count
+
+
+# -- skipped weights -------------------------------------------------------------------------------
+
+
+TYPES = ("Conv1d", "Conv2d", "Conv3d", "Linear")
+AXES = {"out": 0, "in": 1}
+ON_CORES = ("bf16", "fp16")
+# Of the three products of a layer in a step, y = x w, dx = dy w and dw = dy x, the first by half.
+PATTERN_DONE = (0.5 + 1 + 1) / 3
+
+
+def left_out(groups: tuple[Group, ...], layers: tuple[PlanLayer, ...]) -> dict[str, int]:
+    """The weights of which whole units can be left out, each with the axis of its units.
+
+    Filters and input channels of convolutions in one group and of linear layers, of their own
+    classes: what is left of them is a smaller layer of the same kind. One with hooks, or whose
+    weight the forward reads by hand, is computed whole.
+    """
+    return {
+        layer.parameter: AXES[axis]
+        for layer in layers
+        if layer.group is not None
+        and (axis := groups[layer.group].unit.axis) is not None
+        and axis in AXES
+        and layer.type in TYPES
+        and layer.groups == 1
+        and layer.is_plain
+    }
+
+
+def in_pattern(groups: tuple[Group, ...], layers: tuple[PlanLayer, ...]) -> tuple[str, ...]:
+    """The weights of linear layers whose pattern, 2:4, sparse tensor cores run."""
+    runs = {
+        name
+        for group in groups
+        for name, obstacle in zip(group.parameters, group.hardware, strict=False)
+        if not obstacle
+    }
+    return tuple(
+        layer.parameter
+        for layer in layers
+        if layer.parameter in runs and layer.type == "Linear" and layer.is_plain
+    )
+
+
+def share_done(plan: Plan, step: int, whole: Collection[str] = ()) -> float:
+    """The share of a path's multiply-accumulates that are done with kept units alone.
+
+    A layer with a budget of its own does what it keeps; one that shares its budget is counted as
+    if all of its rule kept alike. One of a pattern is spared half of its forward product while
+    the pattern is there, in a precision that sparse tensor cores take and where it is not in
+    `whole`. 1 where the arithmetic of a layer is not known.
+    """
+    macs = {layer.parameter: layer.macs for layer in plan.layers if layer.macs is not None}
+    if len(macs) < len(plan.layers) or not sum(macs.values()):
+        return 1.0
+    kept: dict[str, float] = {}
+    for group in plan.groups:
+        keeps, names_of = keeps_at(group, last_refresh(group, step)), members(group)
+        sizes = (budget_size(group),) if group.one_budget else num_units(group)
+        shares = [keep / max(1, size) for keep, size in zip(keeps, sizes, strict=True)]
+        if group.one_budget:
+            shares = shares * len(names_of)
+        for share, names in zip(shares, names_of, strict=True):
+            kept |= dict.fromkeys(names, share)
+    done = {name: kept[name] for name in left_out(plan.groups, plan.layers)}
+    if plan.train.precision in ON_CORES:
+        halved = set(in_pattern(plan.groups, plan.layers)) - set(whole)
+        done |= {name: PATTERN_DONE for name in halved if kept[name] < 1}
+    return sum(n * done.get(name, 1.0) for name, n in macs.items()) / sum(macs.values())
+
+
+def is_estimate(plan: Plan) -> bool:
+    """Whether scores decide how much is left out where, so that its cost is no bound."""
+    return any(path.compute == "kept" for path in plan.paths) and any(
+        group.one_budget and group.unit.axis in AXES for group in plan.groups
+    )

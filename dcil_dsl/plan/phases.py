@@ -16,8 +16,8 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.plan import plan as p
+from dcil_dsl.plan.cost import in_pattern, left_out
 from dcil_dsl.plan.schedule import last_refresh
-from dcil_dsl.plan.skip_pruned import in_pattern, left_out
 from dcil_dsl.words.rates import Multistep
 from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import Run

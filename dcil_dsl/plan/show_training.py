@@ -10,9 +10,8 @@ from __future__ import annotations
 from textwrap import wrap
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.cost import bound, step_cost, training_cost
+from dcil_dsl.plan.cost import ON_CORES, bound, in_pattern, left_out, step_cost, training_cost
 from dcil_dsl.plan.plan import Path, Phase, Plan
-from dcil_dsl.plan.skip_pruned import ON_CORES, in_pattern, left_out
 from dcil_dsl.plan.text import Page, percent, setting, stretch
 
 PARTS = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.plan.cost import left_out
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.skip_pruned import left_out
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, precision_of
 
 # Settings of Train that make a step of one batch, from gradients that no scaler has scaled.

@@ -19,8 +19,8 @@ from dcil_dsl.extras.sparse_compute.kept import apply_kept
 from dcil_dsl.extras.sparse_compute.pattern import apply_pattern
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.model.calls import apply_layer
+from dcil_dsl.plan.cost import in_pattern, left_out
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.skip_pruned import in_pattern, left_out
 
 
 def skip_pruned(graph: fx.Graph, plan: Plan, training: bool) -> fx.Graph:

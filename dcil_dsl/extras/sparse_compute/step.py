@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.extras.sparse_compute.tensor_cores import Product, why_whole
-from dcil_dsl.plan.skip_pruned import in_pattern
+from dcil_dsl.plan.cost import in_pattern
 from dcil_dsl.training.machine import DTYPES, Options, precision_of
 from dcil_dsl.training.step import Wrapper
 

@@ -12,11 +12,10 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.sparse_compute.kept import apply_kept, kept_along
 from dcil_dsl.model import trace_model
 from dcil_dsl.model.calls import apply_layer
-from dcil_dsl.plan.cost import bound, step_cost, training_cost
+from dcil_dsl.plan.cost import bound, left_out, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.plan.skip_pruned import left_out
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 

@@ -24,11 +24,10 @@ from dcil_dsl.masking import units
 from dcil_dsl.masking.units import holds_half, remember_half
 from dcil_dsl.model import trace_model
 from dcil_dsl.model.calls import apply_layer
-from dcil_dsl.plan.cost import bound, step_cost, training_cost
+from dcil_dsl.plan.cost import bound, in_pattern, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan, show_summary
-from dcil_dsl.plan.skip_pruned import in_pattern
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.ways import check_plan_ways
 
