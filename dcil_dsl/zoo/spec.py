@@ -104,13 +104,15 @@ def _names(source: str) -> list[str]:
     return list(NETWORKS) if source == "dcil" else list_models()
 
 
-def stored_spec(spec: str, holder: object) -> str:
+def stored_spec(spec: str | None, holder: object) -> str:
     """The spec that a file names, which may run nothing but a library's own code.
 
     `os:system` is a spec, too, and the options in the file would be its arguments.
 
     holder  the file or folder, for the InputError of a spec that names somebody's own code
     """
+    if spec is None:
+        raise InputError(f"{holder} does not name its model", help="name it with --model SPEC")
     if spec.rpartition(":")[0] not in SOURCES:
         raise InputError(
             f"the model of {holder} is somebody's own code, {spec}, which a file cannot ask to run",
