@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_job import RECIPE, call, net, own, whole_run
 
 import dcil_dsl as dcil
-from dcil_dsl.exporting.artefact import read_artefact
+from dcil_dsl.exporting.exporters import exporter_for
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(folder, tmp_path):
 
 def revive(file, header=lambda text: text):
     """Give one pruned weight of an exported file a value, keeping its header."""
-    artefact = read_artefact(file)
+    artefact = exporter_for(file).read(file)
     weight = artefact.tensors["3.weight"].reshape(-1)
     weight[(weight == 0).nonzero()[0]] = 1e-20
     metadata = {"format": "pt", "dcil": header(artefact.origin.model_dump_json())}

@@ -24,8 +24,15 @@ from dcil_dsl.cli.streams import show
 from dcil_dsl.cli.verb import overrides_of, prepare_for, refuse, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.exporting.exporters import EXPORTERS
 
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+EXPORT_HELP = "\n\n".join(
+    [
+        "The deployable network. RUN is a run folder, or an exported file to convert.",
+        *(f"{exporter.name}: {exporter.help}." for exporter in EXPORTERS.values()),
+    ]
+)
 app = typer.Typer(
     name="dcil",
     no_args_is_help=True,
@@ -291,36 +298,26 @@ def verify(
     return DONE if all(verdict.holds for _, verdict in verdicts) else WRONG
 
 
-@app.command(short_help="The network to deploy, as a file.")
+@app.command(short_help="The network to deploy, as a file or folder.", help=EXPORT_HELP)
 @verb
 def export(
     run: o.RunDir,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors, pth or compact")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help=f"one of {', '.join(EXPORTERS)}")
+    ],
     out: Annotated[
         Optional[Path],
-        typer.Option("--out", metavar="FILE", help="instead of in RUN; for compact a folder"),
+        typer.Option("--out", metavar="PLACE", help="the file or folder; default: in RUN"),
     ] = None,
     path: Annotated[
-        Optional[str], typer.Option("--path", metavar="PATH", help="another path than the deployed")
+        Optional[str], typer.Option("--path", metavar="PATH", help="default: the deployed path")
     ] = None,
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
-):
-    """The deployable model: plain tensors under the original's names, zeros in place.
+) -> None:
+    from dcil_dsl.jobs.export import export_run
 
-    compact: filters, channels and heads that are all zero leave the network; RUN may then be an
-    exported file too. What it costs before and after is measured and printed.
-    """
-    if to == "compact":
-        from dcil_dsl.extras.compact.job import compact_run
-        from dcil_dsl.extras.compact.report import show_compacted
-
-        folder, result, measured = compact_run(run, out, model, path)
-        print(f"{show_compacted(result, measured)}\n{folder}")
-        return
-    from dcil_dsl.jobs.inspect import export_run
-
-    print(export_run(run, to, out, model, path))
+    print(export_run(run, to, out, model, path, tell=print))
 
 
 def main() -> None:

@@ -26,8 +26,9 @@ from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
+from dcil_dsl.exporting.artefact import Deployed, origin_of
 from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.exporting.report import make_report
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.data import (
@@ -69,6 +70,8 @@ from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.losses import ModelLoss
+
+FORMAT = "safetensors"  # of the file that a run leaves
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,8 @@ def _train(
         if result.interrupted or not ranks.is_first:  # the first one writes what is left to write
             return Run(folder, plan, result, is_first=ranks.is_first)
         deployed = export(dual).cpu()
-        write_artefact(deployed, folder.weights, origin_of(plan, result.step))
+        origin = origin_of(plan, result.step)
+        EXPORTERS[FORMAT].write(Deployed(deployed, origin, plan), folder.weights)
         verdict = _prove(folder, {name: mask.cpu() for name, mask in dual.masks.items()})
         complete = result.step == plan.num_steps
         claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
@@ -320,7 +324,7 @@ def _train(
 
 def _prove(folder: RunFolder, masks: Mapping[str, torch.Tensor]):
     """The file as it lies on the disk, not the module that it was written from."""
-    artefact = read_artefact(folder.weights)
+    artefact = EXPORTERS[FORMAT].read(folder.weights)
     verdict = verify_tensors(
         artefact.tensors, artefact.origin.promises, masks if artefact.origin.promises else None
     )
