@@ -11,10 +11,10 @@ _PUBLIC = {
     "Dataset": "dataset",
     "Tensors": "dataset",
     "Loader": "loader",
-    "NAMES": "places",
+    "DATASETS": "datasets",
     "open_dataset": "sources",
 }
-__all__ = ["NAMES", "Dataset", "Loader", "Tensors", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "Loader", "Tensors", "open_dataset"]
 
 
 def __getattr__(name: str):

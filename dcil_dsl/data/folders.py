@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dcil_dsl.data.dataset import Dataset
-from dcil_dsl.data.places import LAYOUT
+from dcil_dsl.data.datasets import LAYOUT
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 
@@ -33,6 +33,16 @@ MAX_RATIO = 1000
 
 class BadImage(InputError):
     """An image that cannot be read."""
+
+
+def open_imagenet(directory: Path, channels: int) -> Dataset:
+    """ImageNet-1k in its class folders. Russakovsky et al. 2015, arXiv:1409.0575."""
+    return open_image_folder("imagenet", directory, channels)
+
+
+def open_images(directory: Path, channels: int) -> Dataset:
+    """Any folder of that layout."""
+    return open_image_folder("imagefolder", directory, channels)
 
 
 def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:

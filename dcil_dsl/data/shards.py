@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.datasets import shards_of
 from dcil_dsl.data.folders import MODES, BadImage, read_image, statistics_of
-from dcil_dsl.data.places import shards_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 

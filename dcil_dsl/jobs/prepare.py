@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.data.counts import class_counts
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import load
@@ -35,16 +36,6 @@ from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 
-# Training images of the data sets that have a fixed number, and their native size. The
-# numbers are facts about the sets, needed where a plan is asked for and the data are elsewhere.
-KNOWN_DATA = {
-    "digits": (1437, 8),
-    "fashion-mnist": (60_000, 28),
-    "cifar10": (50_000, 32),
-    "cifar100": (50_000, 32),
-    "imagenet": (1_281_167, 224),
-    "synthetic": (512, 32),
-}
 ASSUMED_STEPS = 1000  # an epoch of data that nothing is known of
 ASSUMED_SIZE = 224
 IMAGE_REMEDY = "set `image_size` or `channels` in the recipe's `data` block"
@@ -87,6 +78,7 @@ def prepare(
     compare  run the model and its graph side by side, and refuse where they differ
     Raises RecipeError and InputError.
     """
+    _check_channels(recipe, data)
     seed = recipe.train.seed if seed is None else seed
     torch.manual_seed(seed)
     options = dict(recipe.model.options)
@@ -269,8 +261,25 @@ def _refuse_odd_weights(model: nn.Module) -> None:
 
 
 def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
-    name = (data or recipe.data.name or "").replace("_", "-")
-    return KNOWN_DATA.get(name, (None, ASSUMED_SIZE))
+    """Training examples and side of the images of the data, as far as its record has them."""
+    record = known_record(data or recipe.data.name)
+    if record is None:
+        return None, ASSUMED_SIZE
+    return record.num_train, record.image_size or ASSUMED_SIZE
+
+
+def _check_channels(recipe: Recipe, data: str | None) -> None:
+    """E205 where the data set cannot be opened with as many channels as the recipe says."""
+    record, channels = known_record(data or recipe.data.name), recipe.data.channels
+    report = Diagnostics()
+    if record is not None and record.channels and channels not in record.channels:
+        report.add(
+            "E205",
+            f"`{record.name}` has images of 1 or 3 channels, not {channels}",
+            recipe.data.span,
+            help="1 makes them grey, 3 repeats grey ones",
+        )
+    report.stop_if_wrong()
 
 
 def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:

@@ -30,7 +30,6 @@ from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.uses import read_uses
 from dcil_dsl.lang.words import Reader, Settings
 from dcil_dsl.words.blocks import (
-    DATA_SETS,
     METRICS,
     AboutBlock,
     DataBlock,
@@ -130,15 +129,7 @@ def _data(block: ast.Block | None, reader: Reader) -> r.Data:
     if block is None:
         return r.Data()
     read = reader.block(DataBlock, "data", block.settings, keyword(block))
-    word, channels = read.word, read.values.get("channels")
-    named = block.name is not None and block.name.replace("_", "-") in DATA_SETS
-    if named and type(channels) is int and channels > 0 and channels not in (1, 3):
-        reader.found.add(
-            "E205",
-            f"`{block.name}` has images of 1 or 3 channels, not {channels}",
-            read.spans["channels"],
-            help="1 makes them grey, 3 repeats grey ones",
-        )
+    word = read.word
     if word is None:
         return r.Data(name=block.name)
     return r.Data(

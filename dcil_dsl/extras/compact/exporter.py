@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed
 from dcil_dsl.exporting.files import read_safetensors
@@ -22,7 +23,7 @@ from dcil_dsl.extras.compact.files import SHAPES, WEIGHTS, expand_tensors, read_
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
 from dcil_dsl.extras.compact.report import Measured, measure, report_of, show_compacted
 from dcil_dsl.jobs.data import pick_device
-from dcil_dsl.jobs.prepare import ASSUMED_SIZE, KNOWN_DATA
+from dcil_dsl.jobs.prepare import ASSUMED_SIZE
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.words.augment import crop_sizes
@@ -95,5 +96,6 @@ def _inputs(network: nn.Module, image: tuple[int, ...] | None, batch: int) -> In
 def _image_size(plan: Plan) -> int:
     """The side of the images that the run was trained on."""
     crops = crop_sizes(plan.data.augment)
-    known = KNOWN_DATA.get((plan.data.name or "").replace("_", "-"), (None, ASSUMED_SIZE))
-    return plan.data.image_size or (int(crops[-1]) if crops else known[1])
+    known = known_record(plan.data.name)
+    native = known.image_size if known is not None and known.image_size else ASSUMED_SIZE
+    return plan.data.image_size or (int(crops[-1]) if crops else native)
