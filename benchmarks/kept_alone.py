@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from workloads import STEPS_PER_EPOCH, WORKLOADS, build, last_step
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.extras.sparse_compute.step import pattern_words, why_computed_whole
 from dcil_dsl.lang import loads
 from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.patterns import pattern_words, why_computed_whole
 
 RECIPE = """
 language 1

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from dcil_dsl.training.learner import Learner
+from dcil_dsl.training.sharding import Shards, shard
 from environment import describe_machine
 from workloads import WORKLOADS, build, last_step, make_dual  # first: puts the checkout on the path
 
@@ -25,11 +27,9 @@ from dcil_dsl.jobs.data import pick_device
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks, joined_ranks
 from dcil_dsl.training.forward import make_forward
-from dcil_dsl.training.learner import Learner
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import make_optimizer
-from dcil_dsl.training.sharding import Shards, shard
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def forged_plan(folder: Path, **model) -> None:
         stored["model"] = stored["model"] | model if name == "plan.json" else model["name"]
         file.write_text(json.dumps(stored))
     run = open_run(folder / "run")
-    tensors, header = read_file(run.checkpoint, None)
+    tensors, header = read_file(run.checkpoint)
     header["plan"] = fingerprint(run.read_plan())
     save_file(tensors, run.checkpoint, header | {"digest": digest(tensors, header)})
     run.weights.unlink()

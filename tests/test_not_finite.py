@@ -108,7 +108,7 @@ def test_a_class_that_a_model_excludes_by_minus_infinity_is_no_fault(made, tmp_p
 def forge(folder: Path, change) -> None:
     """A checkpoint of other numbers with a right digest; what was exported is gone."""
     file = folder / "run" / "checkpoint" / "last.safetensors"
-    tensors, header = read_file(file, None)
+    tensors, header = read_file(file)
     change(tensors)
     save_file(tensors, file, header | {"digest": digest(tensors, header)})
     (folder / "run" / "sparse.safetensors").unlink()

@@ -34,7 +34,7 @@ def folder(made, tmp_path) -> Path:
 
 def forge(folder: Path, change) -> None:
     file = folder / LAST
-    tensors, header = read_file(file, None)
+    tensors, header = read_file(file)
     change(tensors, header)
     save_file(tensors, file, header | {"digest": digest(tensors, header)})
 

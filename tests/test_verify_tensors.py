@@ -39,7 +39,7 @@ def forge(file: Path, change, **header) -> None:
 
 
 def forge_checkpoint(file: Path, change, **position) -> None:
-    tensors, header = read_file(file, None)
+    tensors, header = read_file(file)
     change(tensors)
     header["position"] = json.dumps(json.loads(header["position"]) | position)
     save_file(tensors, file, header | {"digest": digest(tensors, header)})

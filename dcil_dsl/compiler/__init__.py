@@ -1,4 +1,4 @@
-"""Plan x Traced -> Dual: the passes, in the order they run.
+"""Plan x Traced -> Dual: the passes (passes.py), run in their order.
 
 In:   a Plan and the traced model it was resolved for.
 Out:  a Dual: a GraphModule that maps x to {path: output}.
@@ -8,70 +8,21 @@ Not:  no training; masks start with everything kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.dynamics import add_dynamics
-from dcil_dsl.compiler.lift_weights import expose_weights
-from dcil_dsl.compiler.privatize import add_twins, privatize, twin_names
-from dcil_dsl.compiler.route_gradients import route_gradients
+from dcil_dsl.compiler.passes import PASSES, Context, passes_of
+from dcil_dsl.compiler.privatize import add_twins, twin_names
 from dcil_dsl.compiler.scores import add_scores
-from dcil_dsl.compiler.skip_pruned import leave_out_pruned
-from dcil_dsl.compiler.unroll_paths import unroll_paths
-from dcil_dsl.compiler.verify import (
-    verify_paths,
-    verify_privates,
-    verify_routes,
-    verify_targets,
-)
+from dcil_dsl.compiler.verify import verify_targets
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
 
-
-class Context(NamedTuple):
-    """What every pass may read."""
-
-    model: nn.Module
-    plan: Plan
-    phase: Phase
-    training: bool
-    pruned: frozenset[str]
-    private: frozenset[str]
-    twins: frozenset[str]
-    redraws: frozenset[str]
-    thin: dict[str, tuple[float, float]]
-
-
-# The compiler's table of contents: each pass, and what must hold after it.
-PASSES = (
-    ("expose_weights", lambda g, c: expose_weights(g, c.model, c.private, c.twins), ()),
-    (
-        "unroll_paths",
-        lambda g, c: unroll_paths(
-            g, c.model, c.phase.paths, c.pruned, c.private, c.redraws, c.thin
-        ),
-        (lambda g, c: verify_paths(g, c.phase),),
-    ),
-    (
-        "route_gradients",
-        lambda g, c: route_gradients(g, c.model, c.plan, c.phase, c.training),
-        (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
-    ),
-    (
-        "leave_out_pruned",
-        lambda g, c: leave_out_pruned(g, c.plan, c.training),
-        (lambda g, c: verify_paths(g, c.phase), lambda g, c: verify_routes(g, c.plan)),
-    ),
-    (
-        "privatize",
-        lambda g, c: privatize(g, c.plan),
-        (lambda g, c: verify_privates(g, c.plan, c.phase),),
-    ),
-)
+__all__ = ["PASSES", "Dual", "add_masks_and_twins", "compile_plan", "run_passes"]
 
 
 def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object = None) -> Dual:
@@ -141,12 +92,12 @@ def run_passes(
         # In evaluation every path sees all there is.
         thin={p.name: (p.batch, p.size) for p in plan.paths if training and p.cost < 1},
     )
-    for name, rewrite, checks in PASSES:
-        graph = rewrite(graph, context)
+    for one in passes_of(plan):
+        graph = one.rewrite(graph, context)
         verify_targets(graph, model)
-        for check in checks:
+        for check in one.checks:
             check(graph, context)
-        yield name, graph
+        yield one.name, graph
 
 
 def _every_path(plan: Plan, phase: Phase) -> Phase:

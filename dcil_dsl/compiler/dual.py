@@ -21,8 +21,8 @@ from dcil_dsl.compiler.scores import (
     scored_groups,
     scores_of,
 )
-from dcil_dsl.masking.pattern import remember_pattern
-from dcil_dsl.masking.rows import Parts
+from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.masking.units import remember_half
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
@@ -60,7 +60,7 @@ class Dual(fx.GraphModule):
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
         self.plan, self.arguments = plan, arguments
         self.phase = 0
-        self.parts: Parts | None = None  # where each process has some rows of every weight
+        self.placement: Placement = ALL_ROWS  # which rows of the weights this process has
         self.run_graphs(graphs)
         self.training = model.training
 
@@ -187,14 +187,14 @@ class Dual(fx.GraphModule):
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:
         scores = scores_of(self, group, step)
-        make = partial(make_masks, parts=self.parts)
+        make = partial(make_masks, placement=self.placement)
         if group.regrow is not None:
             make = partial(grown_masks, self)
         for name, mask in zip(group.parameters, make(group, scores, step), strict=True):
             # In place: a compiled step keeps reading the same tensor.
             self.get_buffer(f"{name}_mask").copy_(mask)
         for name, holds in zip(group.parameters, are_halved(group, step), strict=False):
-            remember_pattern(self.get_buffer(f"{name}_mask"), holds)  # so that no host has to look
+            remember_half(self.get_buffer(f"{name}_mask"), holds)  # so that no host has to look
         follow_masks(self, group, scores, step)
 
     def _phase_of(self, step: int) -> int:

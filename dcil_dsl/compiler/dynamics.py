@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dcil_dsl.compiler.masks import make_masks
 from dcil_dsl.compiler.scores import draw_scores
 from dcil_dsl.masking.grow import drop_and_grow
-from dcil_dsl.masking.select import Across
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
@@ -76,10 +75,10 @@ def soft_of(module: nn.Module, parameter: str, plan: Plan) -> Soft | None:
 def grown_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int) -> list[Tensor]:
     """The masks of a group that drops and grows; the first ones, at step 0, are drawn by chance."""
     if step == 0:
-        return make_masks(group, draw_scores(dual, group, 0), 0, parts=dual.parts)
+        return make_masks(group, draw_scores(dual, group, 0), 0, placement=dual.placement)
     regrow, keeps = group.regrow, keeps_at(group, step)
     share = regrow.share_at(step)
-    masks, across = masks_of(dual, group), _across(dual)
+    masks, across = masks_of(dual, group), dual.placement.across
     wanted = draw_scores(dual, group, step)
     if regrow.gradient_path is not None:
         wanted = [dual.get_buffer(f"{name}_score") for name in group.parameters]
@@ -101,8 +100,8 @@ def follow_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int)
     masks = masks_of(dual, group)
     if group.reserve:
         # The best of all the weights that the masks and the reserve have room for.
-        keeps, parts = reserved_at(group, step), dual.parts
-        wide = make_masks(group, _ranked(masks, scores), step, keeps=keeps, parts=parts)
+        keeps, ranked = reserved_at(group, step), _ranked(masks, scores)
+        wide = make_masks(group, ranked, step, keeps=keeps, placement=dual.placement)
         for name, both, mask in zip(group.parameters, wide, masks, strict=True):
             dual.get_buffer(f"{name}_reserve").copy_(both & ~mask)
     if group.forget:
@@ -113,7 +112,7 @@ def follow_masks(dual: nn.Module, group: Group, scores: list[Tensor], step: int)
         if group.param is not None:
             seen = [group.param.weight(weight) for weight in weights]
         largest = [largest_pruned(w, mask) for w, mask in zip(seen, masks, strict=True)]
-        across = _across(dual)
+        across = dual.placement.across
         if across is not None:
             largest = list(across.gather(torch.stack(largest)).amax(0))
         if group.one_budget:
@@ -155,11 +154,11 @@ def _part_of(dual: nn.Module, name: str, penalty: Penalty) -> tuple[Tensor, Tens
 def _norms_of_parts(dual: nn.Module, group: Group, penalty: Penalty) -> Tensor | None:
     """Of each weight of which this process has some rows, the norm over the rows of all, in one
     exchange; None where it has all of them, or none is asked for."""
-    if dual.parts is None or not penalty.needs_norm:
+    if dual.placement.across is None or not penalty.needs_norm:
         return None
     parts = (_part_of(dual, name, penalty)[2] for name in group.parameters)
     norms = [part.to(torch.promote_types(part.dtype, torch.float32)).norm() for part in parts]
-    return dual.parts.across.sum(torch.stack(norms).square()).sqrt()
+    return dual.placement.totals([torch.stack(norms).square()])[0].sqrt()
 
 
 def masks_of(dual: nn.Module, group: Group) -> list[Tensor]:
@@ -171,10 +170,6 @@ def _ranked(masks: list[Tensor], scores: list[Tensor]) -> list[Tensor]:
         torch.where(mask, torch.inf, score.double())
         for mask, score in zip(masks, scores, strict=True)
     ]
-
-
-def _across(dual: nn.Module) -> Across | None:
-    return None if dual.parts is None else dual.parts.across
 
 
 def _owner(model: nn.Module, parameter: str) -> nn.Module:

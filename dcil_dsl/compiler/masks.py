@@ -5,26 +5,20 @@ Out:  boolean masks in the weights' shapes, True = kept.
 Not:  no weights; nothing is stored (dual.py).
 
 Where several processes have some rows of each weight, sums over units, counts and digits of scores
-are exchanged (masking/rows.py, select.py): each makes its rows of the masks of one process.
+are exchanged (masking/placement.py, select.py): each makes its rows of the masks of one process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
 
-from dcil_dsl.masking.rows import (
-    Parts,
-    keep_pattern_rows,
-    spread_to_rows,
-    sum_units,
-)
+from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
-from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
+from dcil_dsl.masking.units import keep_pattern, mean_in_units
 from dcil_dsl.plan.budget import members, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
@@ -36,44 +30,38 @@ def make_masks(
     scores: Sequence[Tensor],
     step: int,
     keeps: tuple[int, ...] | None = None,
-    parts: Parts | None = None,
+    placement: Placement = ALL_ROWS,
 ) -> list[Tensor]:
-    """What stays of each of group.parameters; `scores` are in their order and shapes.
+    """The masks of group.parameters; `scores` are in their order and shapes.
 
-    keeps   how much, as keeps_at has it at `step` where it is not given; what is given is more
-            than is kept, and knows no ceilings
-    parts   where scores and masks are this process's rows of them
+    keeps   how much is kept, as keeps_at has it at `step` where it is not given; what is given is
+            more than is kept, and knows no ceilings
+    placement  which rows of the weights the scores and masks are
     """
     if keeps is None:
         keeps = keeps_at(group, step)
     else:
         group = group.model_copy(update={"ceilings": (), "bounds": ()})
     if group.pattern is not None:
-        return _patterns(group, scores, keeps, parts)
+        return _patterns(group, scores, keeps, placement)
     if isinstance(group.unit, Single):
         if group.target.rescales:
-            scores = _rescaled(group, scores, parts)
-        return _keep(group, list(scores), keeps, step, None if parts is None else parts.across)
-    units = _unit_scores(group, scores, parts)
+            pairs = zip(group.parameters, scores, strict=True)
+            scores = [placement.on_whole(name, group.target.rescaled, s) for name, s in pairs]
+        return _keep(group, list(scores), keeps, step, placement.across)
+    units = _unit_scores(group, scores, placement)
     if group.target.rescales:
         units = [group.target.rescaled(score) for score in units]
     kept = zip(_keep(group, units, keeps, step), members(group, group.cuts), strict=True)
-    if parts is None:
-        shapes = members(group, [score.shape for score in scores])
-        return [
-            mask
-            for (one, cuts), own in zip(kept, shapes, strict=True)
-            for mask in spread_mask(one, cuts, own)
-        ]
-    of_weights = ((one, cut) for one, cuts in kept for cut in cuts)
+    of_weights = [(one, cut) for one, cuts in kept for cut in cuts]
     return [
-        spread_to_rows(one, cut, parts.rows[name], len(score))
+        placement.spread(name, one, cut, score)
         for (one, cut), name, score in zip(of_weights, group.parameters, scores, strict=True)
     ]
 
 
 def _patterns(
-    group: Group, scores: Sequence[Tensor], keeps: tuple[int, ...], parts: Parts | None
+    group: Group, scores: Sequence[Tensor], keeps: tuple[int, ...], placement: Placement
 ) -> list[Tensor]:
     masks, n = [], group.pattern.n
     for name, score, cut, keep, size in zip(
@@ -81,37 +69,23 @@ def _patterns(
     ):
         if keep == size:
             masks.append(torch.ones_like(score, dtype=torch.bool))
-        elif parts is None:
-            masks.append(keep_pattern(score, cut, n))
         else:
-            masks.append(keep_pattern_rows(score, cut, n, parts.rows[name]))
+            masks.append(keep_pattern(score, placement.pattern_cut(name, cut, len(score)), n))
     return masks
 
 
-def _rescaled(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
-    """Of rows, one layer at a time is gathered: a score may depend on all others of its layer."""
-    rescaled = group.target.rescaled
-    if parts is None:
-        return [rescaled(score) for score in scores]
-    rows = [parts.rows[name] for name in group.parameters]
-    return [own.own(rescaled(own.whole(s))) for own, s in zip(rows, scores, strict=True)]
+def _unit_scores(group: Group, scores: Sequence[Tensor], placement: Placement) -> list[Tensor]:
+    """The mean score of each unit of each member, float64, on every process alike.
 
-
-def _unit_scores(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
-    """The mean score of each unit of each member, on every process alike: one exchange in all."""
-    cuts = members(group, group.cuts)
-    if parts is None:
-        pairs = zip(members(group, scores), cuts, strict=True)
-        return [score_units(own, cut) for own, cut in pairs]
+    With "l2" the mean of w^2, with "magnitude" of |w|: the authors' filter mode. A member's sums
+    are over all weights that its units lie in.
+    """
     own = [
-        sum_units(score, cut, parts.rows[name], torch.float64)
+        placement.sum_units(name, score, cut, torch.float64)
         for name, score, cut in zip(group.parameters, scores, group.cuts, strict=True)
     ]
-    sums = [sum(of_weights) for of_weights in members(group, own)]
-    num_units = [len(of_units) for of_units in sums]
-    sums = parts.across.sum(torch.cat(sums)).split(num_units)
-    sizes = [sum(prod(cut.shape) for cut in of_weights) for of_weights in cuts]
-    return [s / (size / n) for s, size, n in zip(sums, sizes, num_units, strict=True)]
+    sums = placement.totals([sum(of_weights) for of_weights in members(group, own)])
+    return [mean_in_units(*one) for one in zip(sums, members(group, group.cuts), strict=True)]
 
 
 def are_halved(group: Group, step: int) -> tuple[bool, ...]:

@@ -9,8 +9,6 @@ Not:  no formulas (masking/score.py), no masks. Gradients are added up in the ba
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor, nn
 
@@ -113,8 +111,7 @@ def scores_of(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
         return [score_weights(w, group.score, draw) for w, draw in pairs]
     totals = [dual.get_buffer(f"{name}_score") for name in group.parameters]
     moved = torch.stack([total.any() for total in totals]).any()  # not read: no wait for a device
-    if dual.parts is not None:
-        moved = dual.parts.across.sum(moved.long()) > 0
+    moved = dual.placement.totals([moved.long()])[0] > 0
     return [
         torch.where(moved, total, Magnitude().score(w).float())
         for total, w in zip(totals, weights, strict=True)
@@ -130,8 +127,4 @@ def draw_scores(dual: nn.Module, group: Group, step: int) -> list[Tensor]:
 
 def draw_of(dual: nn.Module, name: str, step: int) -> Draw:
     """What chance depends on for one weight."""
-    start = 0
-    if dual.parts is not None:
-        rows = dual.parts.rows[name]
-        start = rows.start * prod(rows.shape[1:])
-    return Draw(dual.plan.train.seed, name, step, start)
+    return Draw(dual.plan.train.seed, name, step, dual.placement.start(name))

@@ -10,8 +10,6 @@ from __future__ import annotations
 from torch import fx, nn
 
 from dcil_dsl.compiler.privatize import twin_name
-from dcil_dsl.masking.kept import apply_kept
-from dcil_dsl.masking.pattern import apply_pattern
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.masking.views import read_stored
 from dcil_dsl.model.topology import reached_from
@@ -43,8 +41,8 @@ def verify_paths(graph: fx.Graph, phase: Phase) -> None:
 
 
 def verify_routes(graph: fx.Graph, plan: Plan) -> None:
-    """A pruned weight and what lies beside it are read by split_weight and by nothing else, but
-    for masks, which say what is left out.
+    """A pruned weight and its buffers are read by split_weight and by nothing else, but for a mask
+    that a pass of an extra hands to a layer, and records in the meta of its node.
 
     Where the weight is stored as a root, by read_stored, whose result only split_weight reads.
     """
@@ -56,7 +54,7 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
         if is_power or node.op == "get_attr" and node.target in guarded:
             for user in node.users:
                 reads = user.target in (split_weight, read_stored)
-                reads |= user.target in (apply_kept, apply_pattern) and node is user.args[2]
+                reads |= user.meta.get("mask") is node
                 _demand(reads, f"`{user.name}` reads `{node.target}` bare")
 
 

@@ -85,7 +85,7 @@ def loss(
     outputs  {path: what the model returns} as the dual graph gives them, logits or more
     target   class numbers, (B,) for logits (B, C), (B, T) for (B, T, C), (B, H, W) for
              (B, C, H, W); None where only `model(...)` and `kl(...)` terms are open
-    weights  where the recipe has a `balance`, what dcil_dsl.training.balance keeps of it
+    weights  where the recipe has a `balance`, what dcil_dsl.extras.loss_balance.step keeps of it
 
     Raises InputError where an output has not what a term reads.
     """

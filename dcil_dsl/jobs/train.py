@@ -65,11 +65,11 @@ from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
 from dcil_dsl.training.run_lock import hold_run
-from dcil_dsl.training.shardable import check_shardable
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.losses import ModelLoss
+from dcil_dsl.words.registry import extra
 
 FORMAT = "safetensors"  # of the file that a run leaves
 
@@ -258,7 +258,7 @@ def _train(
     if not resume:
         _refuse_broken_weights(prepared.traced.model)
     if options.shard:
-        check_shardable(plan, ranks)
+        extra("sharding.refusals").check_shardable(plan, ranks)
     if not quiet:
         print(show_summary(plan), flush=True)
     dual = compile_plan(plan, prepared.traced)

@@ -131,6 +131,12 @@ def _versions(tensors: dict[str, Tensor]) -> dict[str, int]:
     return {name: tensor._version for name, tensor in tensors.items() if tensor.requires_grad}
 
 
+def is_plain_forward(module: nn.Module) -> bool:
+    """Whether the forward is torch.nn's own, of a convolution or a linear layer, without hooks."""
+    forward = type(module).forward
+    return (forward is nn.Linear.forward or forward in CONVOLUTIONS) and not has_hooks(module)
+
+
 def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks

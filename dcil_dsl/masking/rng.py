@@ -38,6 +38,12 @@ def draw_again(state: tuple) -> None:
         sys.modules["numpy"].random.set_state(of_numpy)
 
 
+def seed_generators(seed: int) -> None:
+    """Start all of the generators from a seed, those of devices that are not in use yet too."""
+    torch.manual_seed(seed)
+    _seed_python(seed)
+
+
 @contextmanager
 def drawn_apart(seed: int | None = None) -> Iterator[None]:
     """While the `with` is open numbers come from `seed`, or where it is None from where they are;
@@ -51,13 +57,17 @@ def drawn_apart(seed: int | None = None) -> Iterator[None]:
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
-        random.seed(seed)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
+        _seed_python(seed)
     try:
         yield
     finally:
         draw_again(state)
+
+
+def _seed_python(seed: int) -> None:
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
 
 
 # Nobody reads what it returns; a graph that is cleaned of unread values keeps it all the same.

@@ -1,7 +1,7 @@
 """Weights that stay or go together: filters, blocks, heads, the groups of a 2:4 pattern.
 
 In:   weights, scores or masks in the weights' own shapes, and how each falls into units.
-Out:  one score or one truth a unit; the mask of a weight from the mask of its units.
+Out:  sums over units; the mask of a weight from the mask of its units.
 Not:  which units stay (select.py), but for N:M, where each group of m decides by itself.
 
 A cut views a weight in `shape`; a unit is one index of the dimensions `units` of that view, and
@@ -16,37 +16,41 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Of each mask: how often it had been changed, and whether it held a 2:4 pattern then.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class Cut(Protocol):
-    shape: tuple[int, ...]
-    units: tuple[int, ...]
-    num_units: int
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def units(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_units(self) -> int: ...
 
 
 @torch.no_grad()
-def score_units(scores: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
-    """The mean score of the weights of each unit, (number of units,) in float64.
+def sum_in_units(values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
+    """The sum over each unit of one weight, (number of units,).
 
-    With "l2" the mean of w^2, with "magnitude" of |w|: the authors' filter mode. The scores are
-    those of all weights that the units lie in, whose sums are taken together.
-
-    float64, because sums of float32 depend on their order, and with it on the device.
+    Of scores in float64: sums of float32 depend on their order, and with it on the device.
     """
-    sums = sum(
-        _rows(score, cut).sum(1, dtype=torch.float64)
-        for score, cut in zip(scores, cuts, strict=True)
-    )
-    return sums / (sum(score.numel() for score in scores) / len(sums))
+    return _rows(values, cut).sum(1, dtype=dtype)
 
 
-def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Masks of weights of these shapes, from one truth a unit."""
-    masks = []
-    for cut, shape in zip(cuts, shapes, strict=True):
-        across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
-        masks.append(kept.view(across).expand(cut.shape).reshape(tuple(shape)))
-    return masks
+def mean_in_units(sums: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """The mean of each unit, of the sums over all of the weights that it lies in."""
+    return sums / (sum(prod(cut.shape) for cut in cuts) / len(sums))
+
+
+def spread_mask(kept: Tensor, cut: Cut, shape: Sequence[int]) -> Tensor:
+    """The mask of a weight of this shape, from one boolean per unit."""
+    across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
+    return kept.view(across).expand(cut.shape).reshape(tuple(shape))
 
 
 @torch.no_grad()
@@ -63,9 +67,21 @@ def keep_pattern(score: Tensor, cut: Cut, n: int) -> Tensor:
     return mask.view(score.shape)
 
 
-def num_in_unit(truth: Tensor, cut: Cut) -> Tensor:
-    """How many of each unit's entries of one weight are true, (number of units,)."""
-    return _rows(truth, cut).sum(1)
+def holds_half(mask: Tensor) -> bool:
+    """Whether each four inputs in a row of the mask (O, I) keep two at most.
+
+    Counted once for each change that remember_half has not recorded: a host waits for it.
+    """
+    known = _known.get(mask)
+    if known is None or known[0] != mask._version:
+        counts = mask.view(mask.shape[0], -1, 4).sum(2, dtype=torch.uint8)
+        remember_half(mask, bool((counts <= 2).all()))
+    return _known[mask][1]
+
+
+def remember_half(mask: Tensor, holds: bool) -> None:
+    """What holds_half will say of the mask until it is changed."""
+    _known[mask] = (mask._version, holds)
 
 
 def _rows(values: Tensor, cut: Cut) -> Tensor:

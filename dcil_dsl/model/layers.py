@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from dcil_dsl.masking.kept import may_leave_out
+from dcil_dsl.masking.apply import is_plain_forward
 from dcil_dsl.masking.path_state import Attributes
 from dcil_dsl.masking.rng import drawn_apart
 from dcil_dsl.model.inputs import Inputs
@@ -115,7 +115,7 @@ def list_layers(model: nn.Module, graph: fx.Graph) -> tuple[Layer, ...]:
                 replace(weight, name=first_use.setdefault(id(own), prefix + weight.name))
                 for weight, own in _prunable(module)
             )
-            is_plain = path in plain and may_leave_out(module)
+            is_plain = path in plain and is_plain_forward(module)
             layers[path] = Layer(path, called, module, weights, is_plain)
     return tuple(layers.values())
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dcil_dsl.plan.balance import num_measured
 from dcil_dsl.plan.plan import Phase, Plan
 from dcil_dsl.plan.skip_pruned import is_estimate, share_done
 
@@ -55,10 +54,13 @@ def training_cost(plan: Plan, whole: Collection[str] = ()) -> float:
     if plan.num_steps == 0:
         return 0.0
     passes = sum(phase_steps(plan, phase) * step_cost(plan, phase, whole) for phase in plan.phases)
-    if plan.train.balance is not None:
+    balance = plan.train.balance
+    if balance is not None:
         one = {phase: _one_gradient(plan, phase, whole) for phase in plan.phases}
-        steps = range(0, plan.num_steps, plan.train.balance.every.step)
-        passes += sum(num_measured(plan, step) * one[plan.phase_at(step)] for step in steps)
+        steps = range(0, plan.num_steps, balance.every.step)
+        passes += sum(
+            balance.num_gradients(plan.losses, step) * one[plan.phase_at(step)] for step in steps
+        )
     return passes / plan.num_steps
 
 

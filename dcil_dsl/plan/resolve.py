@@ -19,12 +19,10 @@ from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.allocate import allocate_group
 from dcil_dsl.plan.assign_rules import claim_layers
-from dcil_dsl.plan.balance import measured_at
 from dcil_dsl.plan.bounds import bind_group
-from dcil_dsl.plan.late_phase import resolve_late_phase
 from dcil_dsl.plan.scores import check_score
 from dcil_dsl.plan.select import Selection
-from dcil_dsl.plan.train import resolve_train
+from dcil_dsl.plan.train import resolve_average, resolve_train
 from dcil_dsl.plan.unreached import warn_of_unreached
 from dcil_dsl.plan.windows import (
     check_left_out,
@@ -81,9 +79,7 @@ def resolve_recipe(
         check_score(recipe.rules[index], groups[group], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
-    average = resolve_late_phase(
-        recipe.average, traced.model, selection, tuple(groups), run, report
-    )
+    average = resolve_average(recipe.average, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -130,14 +126,15 @@ def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
     balance = plan.train.balance
     if balance is None:
         return
-    if not any(measured_at(plan, step) for step in range(0, plan.num_steps, balance.every.step)):
+    steps = range(0, plan.num_steps, balance.every.step)
+    if not any(balance.num_gradients(plan.losses, step) for step in steps):
         report.add(
             "E321",
             "no path has two loss terms open at a multiple of "
             f"{count(balance.every.step, 'step')}, so "
             "that nothing is ever balanced",
             recipe.balance_span,
-            help="measure more often: `every` of `inverse_dirichlet`",
+            help=f"measure more often: `every` of `{balance.called}`",
         )
 
 

@@ -144,8 +144,8 @@ def show_training(plan: Plan, page: Page) -> str:
         [
             f"train    {train.optimizer.called}: {optimizer}",
             *show_integrator(plan, page),
-            *_told("average", _late_phase(plan), page),
-            *_told("balance", _balance(plan), page),
+            *_told("average", train.average.summary() if train.average else "", page),
+            *_told("balance", train.balance.summary() if train.balance else "", page),
             *(
                 f"{'rate' if not i else '':8} {line}"
                 for i, line in enumerate(wrap(words + warmup, page.width - 9))
@@ -158,32 +158,6 @@ def show_training(plan: Plan, page: Page) -> str:
 def _told(label: str, words: str, page: Page) -> list[str]:
     lines = wrap(words, page.width - 9)
     return [f"{'' if i else label:8} {line}" for i, line in enumerate(lines)]
-
-
-def _late_phase(plan: Plan) -> str:
-    """What becomes of the copies, and how the other weights learn meanwhile."""
-    late = plan.train.average
-    if late is None:
-        return ""
-    apart = f", {percent(late.noise)} apart" if late.noise else ""
-    return (
-        f"{late.copies} copies of {count(len(late.parameters), 'parameter')} from step "
-        f"{late.start.step:,}{apart}, one a step in turn; all others move once in {late.copies} "
-        "steps, "
-        f"by the {late.gradients} of their gradients; the mean of the copies is evaluated and "
-        "exported"
-    )
-
-
-def _balance(plan: Plan) -> str:
-    balance = plan.train.balance
-    if balance is None:
-        return ""
-    return (
-        f"every {count(balance.every.step, 'step')} the losses of a path weigh inversely to the "
-        "spread "
-        f"of their gradients, {percent(balance.average)} of the weights so far kept"
-    )
 
 
 def show_integrator(plan: Plan, page: Page) -> list[str]:

@@ -39,19 +39,20 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import fingerprint, fingerprint_1
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
-from dcil_dsl.training.parts import read_parts, remove_parts, save_parts
 from dcil_dsl.training.run import (
     cannot_write,
     keep_as,
     newest_of,
     previous_of,
+    remove_parts,
     write_atomically,
 )
-from dcil_dsl.training.sharding import Shards
+from dcil_dsl.words.registry import extra
 
 FORMAT = "dcil checkpoint 1"
 Seconds = Annotated[NonNegativeFloat, AllowInfNan(False)]
@@ -64,7 +65,7 @@ class Position:
     step       updates done
     epoch      whole epochs done
     batch      batches done of the epoch after them
-    told       whether metrics.jsonl has the line that belongs to this step
+    logged     whether metrics.jsonl has the line that belongs to this step
     examples   seen in this epoch; `examples_by` loss while it was open, by path while it ran
     seconds    of the whole run
     trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
@@ -77,7 +78,7 @@ class Position:
     step: NonNegativeInt = 0
     epoch: NonNegativeInt = 0
     batch: NonNegativeInt = 0
-    told: bool = False
+    logged: bool = False
     examples: NonNegativeInt = 0
     examples_by: dict[str, NonNegativeInt] = field(default_factory=dict)
     seconds: Seconds = 0.0
@@ -98,9 +99,7 @@ class Position:
 class State:
     """Everything that training changes. `average` is empty where the recipe has none.
 
-    shards  where the tensors are this rank's rows
-    memory  of an integrator: the gradients of the step before; of a balance: the losses' weights;
-            of a late phase: the copies and what the shared weights have gathered
+    memory  what later steps need of the steps so far: Step.memory
     """
 
     dual: nn.Module
@@ -109,7 +108,6 @@ class State:
     sums: Tensor
     before: dict[str, Tensor]
     position: Position
-    shards: Shards | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -132,8 +130,7 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
-    if state.shards is not None:
-        save_parts(path, tensors, header, state.position.step, state.shards)
+    if state.dual.placement.save(path, tensors, header):
         return
     header["digest"] = digest(tensors, header)
 
@@ -154,7 +151,7 @@ def load_checkpoint(path: Path, state: State) -> None:
 
     InputError where the file is missing or damaged, or belongs to another plan or model.
     """
-    tensors, header = read_checkpoint(path, state.dual.plan, state.shards)
+    tensors, header = read_checkpoint(path, state.dual.plan, state.dual.placement)
     position = position_of(header, path, state.dual.plan)
     load_model(state.dual, under("model/", tensors), path)
     moving = under("optimizer/", tensors)
@@ -187,11 +184,11 @@ def load_deployed(path: Path, dual: nn.Module) -> Position:
 
 
 def read_checkpoint(
-    path: Path, plan: Plan | None = None, shards: Shards | None = None
+    path: Path, plan: Plan | None = None, placement: Placement = ALL_ROWS
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors by name and the header, proved whole, and of `plan` if given. Else InputError.
 
-    shards  of each tensor this rank's rows alone, however the checkpoint is cut
+    placement  of each tensor only these rows are read, however the checkpoint is cut
     """
     found = newest_of(path)
     if found is None:
@@ -199,11 +196,11 @@ def read_checkpoint(
         raise InputError(f"there is no checkpoint {path}", help=help)
     if found == path:
         try:
-            tensors, header = read_file(path, shards)
+            tensors, header = read_file(path, placement)
         except InputError as error:
             raise InputError(error.message, help=_way_back(path)) from None
     else:
-        tensors, header = read_parts(found, shards)
+        tensors, header = extra("sharding.checkpoint").read_parts(found, placement)
     if header.get("format") != FORMAT:
         raise InputError(f"{found} is not a checkpoint of this version ({FORMAT})")
     if plan is not None and not is_of(header, plan, path):
@@ -214,7 +211,9 @@ def read_checkpoint(
     return tensors, header
 
 
-def read_file(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_file(
+    path: Path, placement: Placement = ALL_ROWS
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """read_checkpoint of the one file."""
     if not path.is_file():  # a pipe would be waited for
         raise InputError(f"the checkpoint {path} is damaged: it is no file")
@@ -228,9 +227,7 @@ def read_file(path: Path, shards: Shards | None) -> tuple[dict[str, Tensor], dic
         raise InputError(f"{path} is not a checkpoint of this version ({FORMAT})")
     if header.pop("digest", None) != digest(tensors, header):
         raise InputError(f"the checkpoint {path} is damaged: its digest does not match")
-    if shards is not None:
-        tensors = {name: shards.own(name, tensor) for name, tensor in tensors.items()}
-    return tensors, header
+    return {name: placement.own(name, tensor) for name, tensor in tensors.items()}, header
 
 
 def is_of(header: Mapping[str, str], plan: Plan, path: Path) -> bool:
@@ -263,9 +260,10 @@ def is_end_of_epoch(path: Path, plan: Plan) -> bool:
 
 def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None) -> Position:
     """InputError where the header has none, or one that is no place in the run of `plan`."""
+    text = _renamed(header.get("position", ""))
     try:
-        position = TypeAdapter(Position).validate_json(header.get("position", ""))
-        missing = {"step", "epoch", "batch", "told"} - json.loads(header["position"]).keys()
+        position = TypeAdapter(Position).validate_json(text)
+        missing = {"step", "epoch", "batch", "logged"} - json.loads(text).keys()
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
         raise InputError(f"the checkpoint {path} does not say where it stands: {where}") from None
@@ -291,13 +289,24 @@ def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None)
     return position
 
 
+def _renamed(position: str) -> str:
+    """The position in the names of today: until November 2026 `logged` was `told`."""
+    try:
+        values = json.loads(position)
+    except (ValueError, RecursionError):
+        return position
+    if not isinstance(values, dict) or "told" not in values:
+        return position
+    return json.dumps({"logged" if name == "told" else name: x for name, x in values.items()})
+
+
 def _way_back(path: Path) -> str | None:
     """How to go on from the checkpoint before `path`, where that one is whole."""
     previous = previous_of(path)
     if previous == path or not previous.exists():
         return None
     try:
-        step = position_of(read_file(previous, None)[1], previous).step
+        step = position_of(read_file(previous)[1], previous).step
     except InputError:
         return None
     command = shlex.join(["mv", str(previous), str(path)])

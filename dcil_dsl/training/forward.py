@@ -2,7 +2,7 @@
 
 In:   a dual graph and Options; images, labels, the losses that are open.
 Out:  the loss to minimise; what is summed up over an epoch.
-Not:  no backward pass (learner.py), no formula of a loss (losses.py).
+Not:  no backward pass (step.py), no formula of a loss (losses.py).
 """
 
 from __future__ import annotations
@@ -13,29 +13,53 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.losses import loss_term, weighed
-from dcil_dsl.training.machine import Options, autocast
+from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
 from dcil_dsl.training.metrics import num_correct
 from dcil_dsl.words.outputs import logits_of
 
-Forward = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
+# (images, labels, places in plan.losses that are open, weights of plan.losses) -> loss, sums
+Forward = Callable[[Tensor, Tensor, tuple[int, ...], "Tensor | None"], tuple[Tensor, Tensor]]
 
 
-def make_forward(dual: Dual, options: Options, weights: Tensor | None = None) -> Forward:
-    """(images, labels, places in plan.losses that are open) -> the loss to minimise, and sums.
+def make_forward(dual: Dual, options: Options) -> tuple[Forward, Forward]:
+    """The forward of a step, eager, and as the options have it run."""
 
-    weights  of a `balance`, by loss: a tensor that is read in every step
-    """
-    plan = dual.plan
-
-    def forward(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        with autocast(plan, options):
+    def forward(
+        images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        with autocast(dual.plan, options):
             outputs = dual(images)
-        total, values = weigh(plan, outputs, labels, active, weights)
-        return total, sums_of(plan, outputs, labels, values)
+        total, values = weigh(dual.plan, outputs, labels, active, weights)
+        return total, sums_of(dual.plan, outputs, labels, values)
 
-    return forward
+    return forward, compiled_forward(forward, dual.plan, options) if options.compile else forward
+
+
+def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
+    """One graph for each phase and each set of losses; new masks need no new graph.
+
+    Recorded as CUDA graphs, which read masks and weights where they lie, it writes its results
+    to the same place at each replay: what is returned are copies.
+    """
+    config = torch._dynamo.config
+    num_graphs = 2 * (len(plan.phases) + 2 * len(plan.losses))
+    num_graphs += len(plan.phases) * len(plan.losses)  # of each loss alone, to balance them
+    config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
+    if options.compile_mode != REDUCE_OVERHEAD:
+        return compiled(forward, dynamic=False)
+    recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
+
+    def replay(
+        images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, sums = recorded(images, labels, active, weights)
+        return loss.clone(), sums.clone()
+
+    return replay
 
 
 def weigh(

@@ -20,6 +20,7 @@ the deployed one; the other the pruned weights and the twins of the other paths'
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -28,10 +29,31 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
+from dcil_dsl.training.step import Batch, Step, Wrapper
 from dcil_dsl.words.integrators import Integrator, total
 
 T = TypeVar("T")
 Gradients = list[Tensor | None]  # by parameter; None where no gradient arrives
+
+
+class IntegratedStep(Wrapper):
+    """A step whose gradient an integrator makes of several evaluations."""
+
+    def __init__(self, inner: Step, word: Integrator):
+        super().__init__(inner, start_previous(inner.plain.dual))
+        self.word = word
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        evaluate = partial(self._evaluate, batch)
+        return integrate(self.plain.dual, batch.rate, evaluate, self.memory)
+
+    def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        result = self.inner.gradients(batch)
+        if self.plain.ranks.count > 1:  # they lie where the next evaluation puts its own
+            for _, parameter in self.plain.dual.trainable():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
+        return result
 
 
 def start_previous(dual: Dual) -> dict[str, Tensor]:

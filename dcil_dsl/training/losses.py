@@ -45,12 +45,12 @@ def total_loss(
 ) -> Tensor:
     """sum over the open terms of coefficient * weight * term, a scalar to call backward on.
 
-    weights  one for each of plan.losses, those of a `balance` (balance.py); without one all are 1
+    weights  one for each of plan.losses, those of a `balance`; without one all are 1
     """
     if plan.train.balance is not None and weights is None:
         raise InputError(
             "the recipe balances its losses, and their weights are not given",
-            help="dcil_dsl.training.balance has them: start_weights, weigh_terms",
+            help="dcil_dsl.extras.loss_balance.step has them: start_weights, weigh_terms",
         )
     terms = loss_terms(plan, outputs, target, step)
     assert terms, f"no loss is open at step {step}; resolve lets no such plan pass"

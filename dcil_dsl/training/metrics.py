@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.masking.rows import Parts
+from dcil_dsl.masking.placement import Placement
 from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
@@ -104,7 +104,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     for group in groups:
         moved = last_refresh(group, step)
         keeps, masks = keeps_at(group, moved), {name: dual.masks[name] for name in group.parameters}
-        counts = count_units(group, masks, dual.parts)
+        counts = count_units(group, masks, dual.placement)
         tally = tally_group(group, keeps, counts)
         spare = _spare(group, tally.units, moved)
         for budget in tally.budgets:
@@ -121,7 +121,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
             if number
         ]
         if group.pattern is not None:
-            wrong += _broken(group, keeps, pattern_counts(group, masks, dual.parts), dual.parts)
+            patterns = pattern_counts(group, masks, dual.placement)
+            wrong += _broken(group, keeps, patterns, dual.placement)
         wrong += _out_of_bounds(group, tally.units, moved)
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
@@ -167,15 +168,13 @@ def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:
 
 
 def _broken(
-    group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor], parts: Parts | None
+    group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor], placement: Placement
 ) -> list[str]:
     """Groups of m that do not keep n, of how many each keeps."""
     n, m = group.pattern.n, group.pattern.m
     asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)
-    wrong = torch.stack([(kept != keep).sum() for kept, keep in pairs])
-    if parts is not None:
-        wrong = parts.across.sum(wrong)
+    (wrong,) = placement.totals([torch.stack([(kept != keep).sum() for kept, keep in pairs])])
     return [
         f"{name}: "
         f"{count(number, f'group of {m} weights does', f'groups of {m} weights do')} not keep {n}"

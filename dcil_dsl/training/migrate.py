@@ -37,7 +37,7 @@ from dcil_dsl.training.optim import load_optimizer_state
 def load_anyway(path: Path, state: State) -> None:
     """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
     plan: Plan = state.dual.plan
-    tensors, header = read_checkpoint(path, shards=state.shards)
+    tensors, header = read_checkpoint(path, placement=state.dual.placement)
     if is_of(header, plan, path):
         load_checkpoint(path, state)
         return
@@ -81,7 +81,7 @@ def load_anyway(path: Path, state: State) -> None:
             f"step {state.position.step:,} of {plan.num_steps:,}",
             help="raise `epochs` in the recipe's `train`",
         )
-    state.position.told = before.told and state.position.step >= plan.num_steps
+    state.position.logged = before.logged and state.position.step >= plan.num_steps
     _make_masks(state)
     state.sums.zero_()
     for name, mask in state.dual.masks.items():

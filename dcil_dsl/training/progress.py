@@ -33,7 +33,7 @@ SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 
 @dataclass
 class Display:
-    """Shows a run. Use in a `with`; `begin`, then `step` and `told` as it goes on."""
+    """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it goes on."""
 
     mode: Literal["bar", "lines", "quiet"] = "quiet"
     console: Console = field(default_factory=lambda: Console(stderr=True))
@@ -89,7 +89,7 @@ class Display:
         if self.mode != "quiet":
             self._print(text)
 
-    def told(self, line: dict) -> None:
+    def epoch(self, line: dict) -> None:
         """An epoch is over."""
         self._last = line
         if self.mode != "quiet":
@@ -133,22 +133,6 @@ def line_text(line: dict, plan: Plan) -> str:
     if len(text) + 2 + len(losses) <= PLAIN.width:
         return f"{text}  {losses}"
     return fit(f"{text}\n  {losses}", PLAIN.width)
-
-
-def write_events(writer, line: dict) -> None:
-    """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr".
-
-    writer is a torch.utils.tensorboard.SummaryWriter.
-    """
-    for name, value in line.items():
-        if isinstance(value, dict):
-            for inner, number in value.items():
-                writer.add_scalar(f"{name}/{inner}", number, line["step"])
-        elif isinstance(value, list):  # names, of which a curve can tell how many
-            writer.add_scalar(name, len(value), line["step"])
-        elif name not in ("step", "epoch"):
-            writer.add_scalar(name, value, line["step"])
-    writer.flush()
 
 
 def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:

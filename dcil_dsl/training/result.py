@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from dcil_dsl.plan.cost import training_cost
-from dcil_dsl.training.balance import WEIGHTS
+from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import rate_at
-from dcil_dsl.training.patterns import only_whole, why_computed_whole
-from dcil_dsl.training.session import Session, look, tell_patterns
+from dcil_dsl.training.session import Session, check_deferred, show_notes
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Result:
 
 def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
-    look(now)
-    tell_patterns(now)
+    check_deferred(now)
+    show_notes(now)
     plan, state, at = now.plan, now.state, now.state.position
     sums = now.options.ranks.sum(state.sums)
     sparsity = check_sparsity(now.dual, masks_step(at.step))
@@ -80,9 +79,8 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
     }
     changed = [(mask != state.before[name]).sum() for name, mask in now.dual.masks.items()]
     flips = int(torch.stack(changed).sum()) if changed else 0  # read once, not for each layer
-    if now.dual.parts is not None:
-        flips = int(now.dual.parts.across.sum(torch.tensor(flips)))
-    line = {
+    flips = int(now.dual.placement.totals([torch.tensor(flips)])[0])
+    return {
         "step": at.step,
         "epoch": at.epoch + 1,
         "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
@@ -101,11 +99,18 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
         "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
         "data_seconds": at.epoch_waited,
         "data_share": at.epoch_waited / max(at.epoch_trained, 1e-9),
-    }
-    if WEIGHTS in state.memory:
-        weights = state.memory[WEIGHTS].tolist()
-        line["balance"] = {x.name: w for x, w in zip(plan.losses, weights, strict=True)}
-    return line
+    } | now.step.facts()
+
+
+def finish(
+    now: Session, accuracies: dict[str, dict[str, float]] | None, examples_per_epoch: int
+) -> Result:
+    """Put in place what is deployed, and sum up. accuracies: None if the run was interrupted."""
+    deploy_average(now.step.average)
+    result = result_of(now, accuracies or {}, examples_per_epoch, accuracies is None)
+    if accuracies is not None:
+        now.dual.placement.restore(now.dual)
+    return result
 
 
 def result_of(
@@ -115,7 +120,6 @@ def result_of(
     at = now.state.position
     sparsity = check_sparsity(now.dual, masks_step(at.step))
     num_examples = at.epoch * examples_per_epoch + at.examples
-    whole = only_whole(why_computed_whole(now.dual, now.options))
     return Result(
         step=at.step,
         epoch=at.epoch,
@@ -126,7 +130,7 @@ def result_of(
         num_weights=sparsity.num_weights,
         seconds=at.seconds,
         examples_per_second=num_examples / max(at.seconds, 1e-9),
-        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step}), whole),
+        cost=training_cost(now.plan.model_copy(update={"num_steps": at.step}), now.step.dense()),
         data_seconds=at.waited,
         data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
@@ -136,5 +140,5 @@ def result_of(
         at_ceiling=sparsity.at_ceiling,
         rewinds=tuple(at.rewinds),
         rules=sparsity.rules,
-        patterns=now.patterns,
+        patterns=now.notes,
     )

@@ -40,7 +40,7 @@ def rewind(now: Session, error: NotFinite) -> None:
     # What was spent stays spent.
     back.seconds, back.trained, back.waited = at.seconds, at.trained, at.waited
     back.rewinds = [*at.rewinds, {"step": error.step, "what": error.what, "to": back.step}]
-    now.first_bad.fill_(-1)
+    now.step.plain.first_bad.fill_(-1)
     now.prints.clear()
     now.display.rewound(
         f"{error.message}: back to step {back.step:,}, on with {back.rate_factor:g} of the "

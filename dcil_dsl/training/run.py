@@ -153,6 +153,13 @@ def newest_parts(path: Path) -> Path | None:
     return max(found, key=lambda folder: folder.name, default=None)
 
 
+def remove_parts(path: Path, but: Path | None = None) -> None:
+    """All folders of parts, of killed processes too."""
+    for folder in [*path.parent.glob("parts-*"), *path.parent.glob(".parts-*")]:
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def create_run(
     plan: Plan,
     given: str,

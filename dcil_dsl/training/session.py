@@ -1,14 +1,15 @@
-"""One call of train, around its steps: starting, handing out batches, saving.
+"""One call of train, around its steps: starting, preparing batches, counting, saving.
 
 In:   a dual graph, a run folder and Options.
-Out:  Session, what the loop needs at hand.
-Not:  no step is taken here (trainer.py), and what a run has come to is told in result.py.
+Out:  Session, what the loop needs.
+Not:  no step is taken here (trainer.py); the results of a run are in result.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,44 +20,45 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.masking.recompute import compiled
+from dcil_dsl.masking.rng import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
-from dcil_dsl.training.average import Average, start_average
-from dcil_dsl.training.balance import WEIGHTS, start_weights
+from dcil_dsl.training.accumulate import part_of_step
 from dcil_dsl.training.checkpoint import (
     Position,
     State,
     load_checkpoint,
     save_checkpoint,
 )
+from dcil_dsl.training.distributed import step_seed
+from dcil_dsl.training.evaluate import check_fit
 from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
 from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
-from dcil_dsl.training.forward import Forward, make_forward
-from dcil_dsl.training.integrate import start_previous
-from dcil_dsl.training.late_phase import average_copies, start_copies
-from dcil_dsl.training.learner import Learner
-from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, lay_out_weights, precision_of
+from dcil_dsl.training.interrupt import Wish
+from dcil_dsl.training.losses import open_losses
+from dcil_dsl.training.machine import Options, laid_out, lay_out_weights
 from dcil_dsl.training.migrate import load_anyway
 from dcil_dsl.training.optim import make_optimizer, rate_at
-from dcil_dsl.training.patterns import pattern_words, why_computed_whole
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
-from dcil_dsl.training.sharding import make_scaler, shard
+from dcil_dsl.training.step import Batch, GradientStep, Step
 from dcil_dsl.training.ways import check_plan_ways, check_ways
+from dcil_dsl.training.wrappers import wrap_step
+from dcil_dsl.words.registry import extra
+
+STEPS_BETWEEN_CHECKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
 
 
 @dataclass
 class Session:
     """The state, and what it takes to make and to report a step.
 
-    learner     outputs, losses and gradients of a batch
-    first_bad   by loss of the plan, the step at which it was first not finite, else -1; it stays
-                on the device, so that looking every step costs no wait
-    prints      (step, fingerprints of the masks of every rank) not looked at yet
+    prints      (step, fingerprints of the masks of every rank) not compared yet
     stopping    whether the ranks have agreed to stop
+    loss        of the latest batch
+    fits        whether a batch was tried
     saved       the step of the checkpoint, None where there is none
-    patterns    what was told of where 2:4 patterns are computed
+    notes       what a person was told of how steps are computed
     """
 
     plan: Plan
@@ -65,17 +67,23 @@ class Session:
     run: RunFolder
     display: Display
     state: State
-    average: Average
-    scaler: torch.amp.GradScaler
-    learner: Learner
-    first_bad: Tensor
+    step: Step
+    loss: Tensor
     prints: list[tuple[int, Tensor]] = field(default_factory=list)
     stopping: bool = False
     saved: int | None = None
-    loss: Tensor | None = None  # of the latest batch
-    fits: bool = False  # whether a batch was tried
-    patterns: tuple[str, ...] = ()
+    fits: bool = False
+    notes: tuple[str, ...] = ()
     began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def end(self) -> int:
+        """The step at which training ends."""
+        most, num_steps = self.options.max_steps, self.plan.num_steps
+        return num_steps if most is None else min(most, num_steps)
+
+
+# -- the start -----------------------------------------------------------------------------------
 
 
 def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
@@ -84,108 +92,105 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
     check_ways(options)
     check_plan_ways(plan, options)
     ranks.copy_first(dual.state_dict().values())
-    shards = shard(dual, ranks, device) if options.shard else None
+    make_step = place(dual, options)
     dual.to(device)
-    if options.channels_last and shards is None:
+    if options.channels_last and dual.placement.across is None:
         lay_out_weights(dual)
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
-    scores = {f"{name}_score" for name in dual.score_state}
-    if plan.train.average is None:
-        average = start_average(dual, plan.train.ema, besides=scores)
-    else:
-        average = average_copies(dual)
+    step = wrap_step(make_step(dual, optimizer, options))
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(
         dual,
         optimizer,
-        average.mean,
+        step.average.mean,
         sums,
         copied_masks(dual),
         Position(),
-        shards,
-        memory=start_previous(dual) | start_weights(plan, device) | start_copies(dual),
+        memory=step.memory,
     )
-    scaler = make_scaler(device, precision_of(plan, options) == "fp16", shards)
-    if goes_on := options.resume and ranks.any(run.had_checkpoint):
+    if resumes := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
         load(run.checkpoint, state)
     if options.checkpoint_activations:
         recompute_activations(dual)
-    eager = make_forward(dual, options, state.memory.get(WEIGHTS))
-    forward = eager
-    if options.compile:
-        forward = _compiled(eager, plan, options)
-    first_bad = torch.full((len(plan.losses),), -1, device=device)
-    learner = Learner(dual, forward, eager, ranks, shards)
-    now = Session(plan, dual, options, run, display, state, average, scaler, learner, first_bad)
-    if goes_on:
+    now = Session(plan, dual, options, run, display, state, step, sums.sum())
+    if resumes:
         after_loading(now)
     # One of this plan, to go back to. Of an adopted one also because the folder has this plan now,
     # and no step may be left that would save another.
-    if options.on_nan == "rewind" and not goes_on or goes_on and options.anyway:
+    if options.on_nan == "rewind" and not resumes or resumes and options.anyway:
         save(now)
     note_masks(now)
-    tell_patterns(now)
+    show_notes(now)
     return now
 
 
-def tell_patterns(now: Session) -> None:
-    """Say where 2:4 patterns are computed, and say it again where that has changed."""
-    words = pattern_words(why_computed_whole(now.dual, now.options))
-    for text in words:
-        if text not in now.patterns:
-            now.display.note(text)
-    now.patterns = words
-
-
-def rate_of(now: Session) -> float:
-    """The learning rate of the step that is being made."""
-    at = now.state.position
-    return rate_at(now.plan, at.step) * at.rate_factor
+def place(dual: Dual, options: Options) -> type[GradientStep]:
+    """Put the weights where the options have them; the step of weights that lie there."""
+    if not options.shard:
+        return GradientStep
+    sharding: type[GradientStep] = extra("sharding.step").shard_for_step(dual, options)
+    return sharding
 
 
 def after_loading(now: Session) -> None:
     """What a checkpoint says of things that are not in its State."""
     if not now.options.ranks.is_first:
-        now.state.sums.zero_()  # they are of all ranks, and added up again when they are told
+        now.state.sums.zero_()  # they are of all ranks, and added up again when they are read
     if now.state.position.scaler:
-        now.scaler.load_state_dict(now.state.position.scaler)
+        now.step.plain.scaler.load_state_dict(now.state.position.scaler)
     now.saved = now.state.position.step
 
 
-def loss_scale(now: Session) -> Tensor | None:
-    """What the loss of the next step is multiplied by, on its device; None where it is not."""
-    if not now.scaler.is_enabled():
-        return None
-    return now.scaler.scale(torch.ones((), device=now.options.device))
+def begin_epochs(now: Session) -> None:
+    """Make metrics and display ready to go on from where the run stands."""
+    at = now.state.position
+    at.logged = at.logged and not at.batch  # a line about part of an epoch makes room for the whole
+    if now.options.ranks.is_first:
+        now.run.cut_metrics(at.epoch)
+        lines = now.run.read_metrics()
+        now.display.begin(now.plan, at.step, now.end, lines[-1] if lines else None)
 
 
-def _compiled(forward: Forward, plan: Plan, options: Options) -> Forward:
-    """One graph for each phase and each set of open losses; moving masks need no new one.
+def show_notes(now: Session) -> None:
+    """Say how steps are computed, and say it again where that has changed."""
+    notes = now.step.notes()
+    for text in notes:
+        if text not in now.notes:
+            now.display.note(text)
+    now.notes = notes
 
-    Recorded as CUDA graphs, which read masks and weights where they lie, it writes what it gives
-    in the same place at each replay: what is returned are copies.
-    """
-    config = torch._dynamo.config
-    num_graphs = 2 * (len(plan.phases) + 2 * len(plan.losses))
-    if plan.train.balance is not None:  # which learns from each loss alone, too
-        num_graphs += len(plan.phases) * len(plan.losses)
-    config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
-    if options.compile_mode != REDUCE_OVERHEAD:
-        return compiled(forward, dynamic=False)
-    recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
 
-    def replay(images: Tensor, labels: Tensor, active: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()
-        loss, sums = recorded(images, labels, active)
-        return loss.clone(), sums.clone()
+@contextmanager
+def explained(now: Session) -> Iterator[None]:
+    """Errors of torch that a person can do something about, as InputErrors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory at step {now.state.position.step}: {str(error).splitlines()[0]}",
+            help="use --checkpoint-activations, --precision bf16, or a "
+            "smaller `batch_size` in the recipe's `data`",
+        ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        step = now.state.position.step
+        raise InputError(
+            f"a batch norm at step {step} got a single value per channel; it needs at least two",
+            help="at least two examples a process: a larger `batch_size` in the recipe's "
+            "`data`, or `sync_norms = true` in its `train`"
+            if now.options.ranks.count > 1
+            else "a larger `batch_size` in the recipe's `data`",
+        ) from None
 
-    return replay
+
+# -- batches and steps ---------------------------------------------------------------------------
 
 
 def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is left of the epoch, with the time that is spent waiting for it put down.
+    """The rest of the epoch; the time that is spent waiting for it is recorded.
 
     Where no batch comes, for an image that cannot be read or a worker that was killed, the steps
     so far are saved before the InputError goes on; of several ranks one alone cannot save, and in
@@ -207,7 +212,9 @@ def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
             at.trained, at.epoch_trained = at.trained + spent, at.epoch_trained + spent
 
 
-def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None:
+def _next_or_saved(
+    now: Session, left: Iterator[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor] | None:
     try:
         return next(left, None)
     except InputError as error:
@@ -219,74 +226,65 @@ def _next_or_saved(now: Session, left: Iterator) -> tuple[Tensor, Tensor] | None
         raise InputError(error.message, "\n".join(filter(None, (error.help, done)))) from error
 
 
-def save(now: Session) -> None:
-    """Write the checkpoint, unless what is in it is not finite or the masks are not the plan's."""
-    look(now)
-    at, ranks = now.state.position, now.options.ranks
-    stop_if_no_finite_weights(
-        now.plan, now.dual.trainable(), max(at.step - 1, 0), ranks, now.dual.named_buffers()
+def begin_batch(now: Session, loader: Loader, inputs: Tensor, targets: Tensor) -> Batch:
+    """The batch as its step takes it; with the first batch of a step, the masks of the step."""
+    at = now.state.position
+    inputs = laid_out(inputs, now.options)
+    if not now.fits:
+        check_fit(now.dual, inputs, targets, now.options)
+        now.fits = True
+    part, moved = part_of_step(now.plan, loader, at.batch), False
+    if part.is_first:
+        seed_generators(seed_of(now))
+        merge_scores(now)
+        moved = now.dual.begin_step(at.step, now.step.plain.loss_scale())
+        if moved:
+            note_masks(now)
+    return Batch(
+        inputs,
+        targets,
+        at.step,
+        seed_of(now),
+        open_losses(now.plan, at.step),
+        rate_at(now.plan, at.step) * at.rate_factor,
+        part.is_first,
+        part.is_last,
+        part.size,
+        part.total,
+        moved,
     )
-    now.saved = at.step
-    state = replace(now.state, sums=ranks.sum(now.state.sums))
-    if not (ranks.is_first or state.shards):
-        return
-    at.scaler = now.scaler.state_dict()
-    at.seconds += time.perf_counter() - now.began
-    now.began = time.perf_counter()
-    save_checkpoint(now.run.checkpoint, state)
 
 
-@torch.no_grad()
-def merge_ranks(now: Session) -> None:
-    """One network of all ranks: the mean of the running statistics that each has kept.
-
-    What is evaluated and saved. A running mean is linear in what it has seen, so that merging at
-    one time or another gives the same later ones, but for rounding. What is in parts no two ranks
-    have.
-    """
-    shards = now.state.shards
-    buffers = {
-        name: buffer
-        for name, buffer in now.dual.named_buffers()
-        if buffer.is_floating_point() and not (shards and shards.of(name))
-    }
-    means = [now.average.mean[name] for name in buffers if name in now.average.mean]
-    now.options.ranks.average([*buffers.values(), *means])
+def seed_of(now: Session) -> int:
+    """Where the random numbers of the current step start, on this rank."""
+    return step_seed(now.plan.train.seed, now.state.position.step, now.options.ranks.rank)
 
 
-def merge_scores(now: Session) -> None:
-    """The scores of all ranks, where a mask is about to be made of them: means, as they add up.
-
-    In parts they are of all ranks as they stand: the gradients that they take are.
-    """
-    if now.dual.parts is not None:
-        return
-    step = now.state.position.step
-    if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
-        now.options.ranks.average(now.dual.score_state.values())
+def count_batch(now: Session, sums: Tensor) -> None:
+    """Add what a batch has given to the sums of the epoch."""
+    now.state.sums += sums
+    now.state.position.batch += 1
 
 
-def note_masks(now: Session) -> None:
-    """Exchange the fingerprints of the masks, for the next look.
+def end_step(now: Session, batch: Batch, wish: Wish) -> None:
+    """Count the step, and now and then read what the device has recorded."""
+    plan, at = now.plan, now.state.position
+    names = [plan.losses[i].name for i in batch.losses]
+    for name in [*names, *plan.phase_at(at.step).paths]:
+        at.examples_by[name] = at.examples_by.get(name, 0) + batch.total
+    at.step, at.examples = at.step + 1, at.examples + batch.total
+    at.logged = False
+    reads = at.step % (1 if now.loss.device.type == "cpu" else STEPS_BETWEEN_CHECKS) == 0
+    if reads:
+        show_step(now)
+    if reads or now.options.ranks.count == 1:  # several ranks stop after the same step
+        now.stopping = now.options.ranks.any(wish.is_there)
 
-    Of masks in parts no rank has what another has. That they are those of one choice is proved
-    where their sparsity is (check_sparsity): their counts, and that no unit is kept by one rank and
-    pruned by another, are of all ranks together.
-    """
-    if now.options.ranks.count > 1 and now.dual.parts is None and now.dual.masks:
-        own = fingerprints(now.dual.masks)
-        now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
 
-
-def look(now: Session) -> None:
-    """Read what the device has noted, on all ranks alike.
-
-    Raises InputError where a loss was not finite, MasksDiffer where ranks have other masks.
-    """
-    for step, prints in now.prints:
-        compare_fingerprints(list(now.dual.masks), prints, step)
-    now.prints.clear()
-    stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.first_bad).tolist())
+def show_step(now: Session) -> None:
+    """Read what the device has recorded, and show the loss."""
+    check_deferred(now)
+    now.display.step(now.state.position.step, now.loss.item())
 
 
 def next_epoch(state: State) -> None:
@@ -300,3 +298,82 @@ def next_epoch(state: State) -> None:
 
 def copied_masks(dual: Dual) -> dict[str, Tensor]:
     return {name: mask.clone() for name, mask in dual.masks.items()}
+
+
+# -- saving, and what the ranks exchange for it --------------------------------------------------
+
+
+def save(now: Session) -> None:
+    """Write the checkpoint, unless what is in it is not finite or the masks are not the plan's."""
+    check_deferred(now)
+    at, ranks = now.state.position, now.options.ranks
+    stop_if_no_finite_weights(
+        now.plan, now.dual.trainable(), max(at.step - 1, 0), ranks, now.dual.named_buffers()
+    )
+    now.saved = at.step
+    state = replace(now.state, sums=ranks.sum(now.state.sums))
+    if not ranks.is_first and now.dual.placement.across is None:
+        return
+    at.scaler = now.step.plain.scaler.state_dict()
+    at.seconds += time.perf_counter() - now.began
+    now.began = time.perf_counter()
+    save_checkpoint(now.run.checkpoint, state)
+
+
+@torch.no_grad()
+def merge_ranks(now: Session) -> None:
+    """One network of all ranks: the mean of the running statistics that each has kept.
+
+    What is evaluated and saved. A running mean is linear in what it has seen, so that merging at
+    one time or another gives the same later ones, but for rounding. What is in parts no two ranks
+    have.
+    """
+    placement, averages = now.dual.placement, now.step.average.mean
+    buffers = {
+        name: buffer
+        for name, buffer in now.dual.named_buffers()
+        if buffer.is_floating_point() and not placement.holds_part(name)
+    }
+    means = [averages[name] for name in buffers if name in averages]
+    now.options.ranks.average([*buffers.values(), *means])
+
+
+def merge_scores(now: Session) -> None:
+    """The scores of all ranks, where a mask is about to be made of them: means, as they add up.
+
+    In parts they are of all ranks as they stand: the gradients that they take are.
+    """
+    if now.dual.placement.across is not None:
+        return
+    step = now.state.position.step
+    if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
+        now.options.ranks.average(now.dual.score_state.values())
+
+
+def note_masks(now: Session) -> None:
+    """Exchange the fingerprints of the masks, for the next check_deferred.
+
+    Of masks in parts no rank has what another has. That they are those of one choice is proved
+    where their sparsity is (check_sparsity): their counts, and that no unit is kept by one rank and
+    pruned by another, are of all ranks together.
+    """
+    is_whole = now.dual.placement.across is None
+    if now.options.ranks.count > 1 and is_whole and now.dual.masks:
+        own = fingerprints(now.dual.masks)
+        now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
+
+
+def check_deferred(now: Session) -> None:
+    """Read what the device has recorded since the last time, on all ranks alike.
+
+    Raises NotFinite where a loss was not finite, MasksDiffer where ranks have other masks.
+    """
+    for step, prints in now.prints:
+        compare_fingerprints(list(now.dual.masks), prints, step)
+    now.prints.clear()
+    check_loss(now)
+
+
+def check_loss(now: Session) -> None:
+    """NotFinite where a loss was not finite on some rank."""
+    stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.step.plain.first_bad).tolist())

@@ -1,9 +1,9 @@
 """What is kept, counted as the budgets count it.
 
-In:   a Group of the Plan, or a Promise of an export, how much it may keep, and truths in the
-      shapes of its weights: a mask, or whether a weight is not zero.
-Out:  how many truths each unit holds; for each budget what is kept of it; units that are not whole,
-      patterns that do not hold.
+In:   a Group of the Plan, or a Promise of an export, how much it may keep, and boolean tensors in
+      the shapes of its weights: a mask, or whether a weight is nonzero.
+Out:  how many entries of each unit are true; for each budget what is kept of it; units that are
+      not whole, patterns that do not hold.
 Not:  no judgement: what is asked of masks (metrics.py) is not what is asked of a file (verify.py).
 """
 
@@ -16,8 +16,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from dcil_dsl.masking.rows import Parts, num_in_pattern_rows, sum_units
-from dcil_dsl.masking.units import num_in_unit
+from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.masking.units import sum_in_units
 from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 
@@ -50,28 +50,21 @@ class Tally:
 
 
 def count_units(
-    group: Group, truths: Mapping[str, Tensor], parts: Parts | None = None
+    group: Group, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
 ) -> dict[str, Tensor]:
     """Of each weight, how many entries of each unit are true, (number of units,) in int64.
 
-    One number in all where units are single weights, or those of a pattern. parts: where the truths
-    are this process's rows; the counts are of all rows.
+    One number in all where units are single weights, or those of a pattern. placement: which rows
+    of the weights the tensors are; the counts are of all rows.
     """
     if group.unit.single:
-        counts = {name: truths[name].sum().view(1) for name in group.parameters}
-    elif parts is None:
-        pairs = zip(group.parameters, group.cuts, strict=True)
-        counts = {name: num_in_unit(truths[name], cut) for name, cut in pairs}
+        counts = {name: nonzero[name].sum().view(1) for name in group.parameters}
     else:
         counts = {
-            name: sum_units(truths[name], cut, parts.rows[name], torch.int64)
+            name: placement.sum_units(name, nonzero[name], cut, torch.int64)
             for name, cut in zip(group.parameters, group.cuts, strict=True)
         }
-    if parts is None:
-        return counts
-    together = parts.across.sum(torch.cat([*counts.values()]))
-    sizes = [len(count) for count in counts.values()]
-    return dict(zip(counts, together.split(sizes), strict=True))
+    return dict(zip(counts, placement.totals(list(counts.values())), strict=True))
 
 
 def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
@@ -109,19 +102,17 @@ def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def pattern_counts(
-    group: Group, truths: Mapping[str, Tensor], parts: Parts | None = None
+    group: Group, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
 ) -> dict[str, Tensor]:
     """Of each weight of an N:M group, how many are true in each of its groups of m.
 
-    parts: where the truths are this process's rows; the groups are those in them.
+    placement: which rows of the weights the tensors are; the groups are those in them.
     """
-    if parts is None:
-        pairs = zip(group.parameters, group.cuts, strict=True)
-        return {name: num_in_unit(truths[name], cut) for name, cut in pairs}
-    return {
-        name: num_in_pattern_rows(truths[name], cut, parts.rows[name])
-        for name, cut in zip(group.parameters, group.cuts, strict=True)
-    }
+    counts = {}
+    for name, cut in zip(group.parameters, group.cuts, strict=True):
+        own = placement.pattern_cut(name, cut, len(nonzero[name]))
+        counts[name] = sum_in_units(nonzero[name], own, torch.int64)
+    return counts
 
 
 def _num_kept(group: Group, names: tuple[str, ...], counts: Mapping[str, Tensor]) -> int:

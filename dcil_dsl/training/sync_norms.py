@@ -8,7 +8,7 @@ Not:  nothing else of the module changes: names, state and exported class stay a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.training.distributed import Ranks
 
@@ -51,6 +52,13 @@ def synced_norms(
         for name, norm in norms.items():
             norm.__class__ = classes[name]
             norm.__dict__.pop("process_group", None)
+
+
+def planned_norms(
+    dual: Dual, ranks: Ranks, device: torch.device | str
+) -> AbstractContextManager[None]:
+    """synced_norms where the plan has `sync_norms`."""
+    return synced_norms(dual, ranks, device) if dual.plan.train.sync_norms else nullcontext()
 
 
 class HostSyncedNorm(_BatchNorm):

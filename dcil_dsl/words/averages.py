@@ -1,41 +1,44 @@
-"""How several weights become one at the end of the run.
+"""Averages of weights that are deployed in place of the weights: the kind. The words are extras.
 
 In:   the settings of `average` in `train`.
-Out:  one class for each word.
-Not:  no copying of weights (training/late_phase.py).
+Out:  WeightAverage, the base of the words.
+Not:  no word; `ema` is a setting of its own.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
-
-from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import RESOLVED, FactorOrZero, LayersName, Word
+from dcil_dsl.words.word import RESOLVED, LayersName, Word
 
 
 class WeightAverage(Word):
-    """`average = word(...)` of `train`."""
+    """`average = word(layers, ...)` of `train`.
 
-    place: ClassVar[str] = "an average of weights"
-
-
-class LatePhase(WeightAverage):
-    """`late_phase(norms, copies=10, start=60% run)`: copies of a few weights, averaged at the end.
-
-    layers     what a `layers` definition names: the modules whose parameters are copied
-    noise      how far the copies start apart, as a share of a weight's root mean square
-    parameters the names of the copied parameters, once resolved
-    gradients  whether all other weights learn from the sum or the mean of a round of copies
-    training/late_phase.py has the rule. Von Oswald et al. 2021, arXiv:2007.12927.
+    layers      what a `layers` definition names: the modules whose parameters are averaged
+    parameters  the names of those parameters, once resolved
     """
 
-    word: ClassVar[str] = "late_phase"
-    positional: ClassVar[int] = 1
+    place: ClassVar[str] = "an average of weights"
     layers: LayersName
-    copies: Annotated[int, Field(ge=2)] = 10
-    start: Time = Time(0.6, "run")
-    noise: FactorOrZero = 0.0
-    gradients: Literal["sum", "mean"] = "sum"
     parameters: Annotated[tuple[str, ...], RESOLVED] = ()
+
+    @abstractmethod
+    def wrap(self, step: Any) -> Any:
+        """The step (training/step.py) with the average around it."""
+
+    @abstractmethod
+    def fault(
+        self, chosen: Collection[str], pruned: Collection[str], num_parameters: int, num_steps: int
+    ) -> tuple[str, str | None] | None:
+        """Why the word has no meaning for a model and a run, with a help line; None if it has.
+
+        chosen, pruned  the parameters of the named layers, and those that a rule prunes
+        num_parameters  of the whole model
+        """
+
+    def summary(self) -> str:
+        """The word in the text of a plan."""
+        return self.describe("parameters")

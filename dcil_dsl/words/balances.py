@@ -1,15 +1,15 @@
-"""How several losses of one path are weighed against each other.
+"""How several losses of one path are weighed against each other: the kind. The words are extras.
 
 In:   the settings of `balance` in `train`.
-Out:  one class for each word.
-Not:  no gradients of terms (training/balance.py).
+Out:  Balance, the base of the words.
+Not:  no word.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import Length, Word
@@ -21,14 +21,17 @@ class Balance(Word):
     place: ClassVar[str] = "a balance of losses"
     every: Length = Time(5, "epochs")
 
+    @abstractmethod
+    def wrap(self, step: Any) -> Any:
+        """The step (training/step.py) with the balance around it."""
 
-class InverseDirichlet(Balance):
-    """`inverse_dirichlet(every=5ep, average=0.5)`: terms of one path weigh by their gradients.
+    @abstractmethod
+    def num_gradients(self, losses: Sequence[Any], step: int) -> int:
+        """How many gradients it takes at `step` in addition to the step's own.
 
-    every    how often the gradients of the terms are measured one by one
-    average  how much of the weights so far stays in the new ones
-    training/balance.py has the formula. Maddu et al. 2022, arXiv:2107.00940.
-    """
+        losses  those of the plan
+        """
 
-    word: ClassVar[str] = "inverse_dirichlet"
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    def summary(self) -> str:
+        """The word in the text of a plan."""
+        return self.describe()

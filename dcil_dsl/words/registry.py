@@ -23,6 +23,7 @@ from importlib.metadata import (
     distribution,
 )
 from importlib.metadata import entry_points as all_entry_points
+from types import ModuleType
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.words.word import Origin, Word
@@ -41,9 +42,16 @@ OWN = (
     "optimizers",
     "rates",
     "integrators",
-    "averages",
-    "balances",
     "augment",
+)
+# The modules of extras that core reaches, by their names in dcil_dsl.extras.
+WORDS = ("late_phase.word", "loss_balance.word")
+OTHERS = (
+    "sharding.step",
+    "sharding.checkpoint",
+    "sharding.refusals",
+    "sparse_compute.skip_pruned",
+    "sparse_compute.step",
 )
 
 
@@ -58,12 +66,18 @@ class NoWord(Exception):
 # -- the language's own words ------------------------------------------------------------------
 
 
+def extra(name: str) -> ModuleType:
+    """A module of an extra, imported when it is first used."""
+    assert name in WORDS + OTHERS, name
+    return import_module(f"dcil_dsl.extras.{name}")
+
+
 @cache
 def own_words() -> dict[str, dict[str, type[Word]]]:
-    """{place: {word: class}}, in the order in which the files define them."""
+    """{place: {word: class}}, in the order in which the files define them; extras' words last."""
     found: dict[str, dict[str, type[Word]]] = {}
-    for name in OWN:
-        module = import_module(f"dcil_dsl.words.{name}")
+    modules = [f"dcil_dsl.words.{name}" for name in OWN]
+    for module in [*map(import_module, modules), *map(extra, WORDS)]:
         for cls in vars(module).values():
             if _is_word(cls) and cls.__module__ == module.__name__:
                 found.setdefault(cls.place, {})[cls.spelling()] = cls

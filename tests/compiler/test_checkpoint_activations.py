@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_run import TinyNet, tiny_plan, tiny_train
 
 from dcil_dsl.compiler import compile_plan

@@ -12,7 +12,7 @@ from torch import nn
 import dcil_dsl as dcil
 from dcil_dsl.compiler.scores import scores_of
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.masking.rows import Parts
+from dcil_dsl.extras.sharding.rows import RowPlacement
 from dcil_dsl.training.average import start_average
 
 SHAPES = {"0.weight": (6, 5), "2.weight": (4, 6)}
@@ -317,5 +317,5 @@ def test_in_parts_no_rank_falls_back_on_magnitude_once_a_score_has_moved_on_anot
     sizes = scores_of(dual, group, 2)
     assert torch.equal(sizes[0], dual.get_parameter("0.weight").abs().float())
     for moved, expected in ((0, sizes[0]), (1, torch.zeros(6, 5))):  # on another rank
-        dual.parts = Parts(SimpleNamespace(sum=lambda own: own + moved), {})
+        dual.placement = RowPlacement(SimpleNamespace(sum=lambda own: own + moved), {})
         assert torch.equal(scores_of(dual, group, 2)[0], expected)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from dcil_dsl.data import open_dataset
+from dcil_dsl.data import open_dataset, places
 from dcil_dsl.data.datasets import DATASETS, IDX_FILES
 from dcil_dsl.data.folders import BadImage, read_image
 from dcil_dsl.diagnostics import InputError

@@ -12,11 +12,10 @@ from torch import nn
 from torch.sparse import SparseSemiStructuredTensor
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.lang import loads
-from dcil_dsl.masking import tensor_cores
-from dcil_dsl.masking.apply import apply_layer
-from dcil_dsl.masking.pattern import apply_pattern
-from dcil_dsl.masking.tensor_cores import (
+from dcil_dsl.extras.sparse_compute import tensor_cores
+from dcil_dsl.extras.sparse_compute.pattern import apply_pattern
+from dcil_dsl.extras.sparse_compute.step import why_computed_whole
+from dcil_dsl.extras.sparse_compute.tensor_cores import (
     CORES,
     Cores,
     Product,
@@ -24,6 +23,8 @@ from dcil_dsl.masking.tensor_cores import (
     cuda_obstacle,
     why_whole,
 )
+from dcil_dsl.lang import loads
+from dcil_dsl.masking.apply import apply_layer
 from dcil_dsl.masking.units import keep_pattern
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.plan import Cut
@@ -31,7 +32,6 @@ from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import make_optimizer
-from dcil_dsl.training.patterns import why_computed_whole
 from dcil_dsl.zoo.small_vit import SmallViT
 
 pytestmark = [

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from test_select_across import Threads, shards
+from threads import Threads, shards
 
 from dcil_dsl.masking.select import keep_top
 

@@ -5,12 +5,21 @@ import random
 import pytest
 import torch
 
-from dcil_dsl.masking.units import keep_pattern, num_in_unit, score_units, spread_mask
+from dcil_dsl.masking.units import keep_pattern, mean_in_units, spread_mask, sum_in_units
 from dcil_dsl.plan.plan import Cut
 
 FILTERS = Cut(shape=(2, 4), units=(0,))  # two outputs, two inputs, a kernel of two
 CHANNELS = Cut(shape=(2, 2, 2), units=(1,))
 W = torch.tensor([[[1.0, -1.0], [2.0, 0.0]], [[3.0, 1.0], [-1.0, 1.0]]])  # (O, I, k)
+
+
+def score_units(scores, cuts):
+    sums = sum(sum_in_units(score, cut, torch.float64) for score, cut in zip(scores, cuts))
+    return mean_in_units(sums, cuts)
+
+
+def num_in_unit(mask, cut):
+    return sum_in_units(mask, cut, torch.int64)
 
 
 def test_a_filter_scores_the_mean_square_or_the_mean_size_of_its_weights():
@@ -39,9 +48,9 @@ def test_a_unit_of_one_weight_scores_that_weight():
 
 
 def test_the_mask_of_a_unit_is_that_of_all_its_weights():
-    (mask,) = spread_mask(torch.tensor([True, False]), [FILTERS], [W.shape])
+    mask = spread_mask(torch.tensor([True, False]), FILTERS, W.shape)
     assert mask.tolist() == [[[True, True], [True, True]], [[False, False], [False, False]]]
-    (mask,) = spread_mask(torch.tensor([False, True]), [CHANNELS], [W.shape])
+    mask = spread_mask(torch.tensor([False, True]), CHANNELS, W.shape)
     assert mask.tolist() == [[[False, False], [True, True]], [[False, False], [True, True]]]
 
 
@@ -52,7 +61,7 @@ def test_a_block_is_a_tile_at_one_position_of_the_kernel():
     assert score_units([scores], [cut])[-1] == (21 + 23 + 29 + 31) / 4
     kept = torch.zeros(8, dtype=torch.bool)
     kept[1] = True
-    (mask,) = spread_mask(kept, [cut], [(4, 4, 2)])
+    mask = spread_mask(kept, cut, (4, 4, 2))
     assert scores[mask].tolist() == [1, 3, 9, 11]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plainly import gradients, largest, network, sgd
-from test_methods import KEEP, STEPS, assert_same, batches, recipe_of, start, state
+from two_layers import KEEP, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
 from dcil_dsl.training.optim import make_optimizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from plainly import LR, gradients, largest, sgd
-from test_methods import KEEP, STEPS, assert_same, batches, recipe_of, start, state
+from two_layers import KEEP, STEPS, assert_same, batches, recipe_of, start, state
 
 import dcil_dsl as dcil
 from dcil_dsl.training.integrate import integrate, start_previous

@@ -9,7 +9,7 @@ from outside_package import WORDS, forget, install
 from plainly import LR, gradients, largest, network, sgd
 from test_integrators import RULE, TWO_PATHS, moved, plainly
 from test_integrators import ours as integrated
-from test_methods import (
+from two_layers import (
     KEEP,
     KEPT,
     STEPS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_run import tiny_dual, tiny_train
 
 from dcil_dsl.diagnostics import InputError
@@ -118,7 +118,7 @@ def test_the_one_before_is_of_the_end_of_an_epoch(tmp_path):
     """Else a run that was interrupted twice in an epoch would have no place to go back to."""
     for max_steps in (5, 6, 7, 12):
         tiny_train(tmp_path / "run", max_steps=max_steps, resume=max_steps > 5)
-    header = read_file(tmp_path / "run" / "checkpoint" / "previous.safetensors", None)[1]
+    header = read_file(tmp_path / "run" / "checkpoint" / "previous.safetensors")[1]
     assert json.loads(header["position"])["step"] == 10
 
 
@@ -141,7 +141,7 @@ def test_the_one_before_is_of_the_end_of_an_epoch(tmp_path):
 def test_a_forged_checkpoint_with_a_right_digest_is_refused_in_words(folder, change, fact):
     """A digest proves that a file is whole, not who wrote it."""
     path = folder / "checkpoint" / "last.safetensors"
-    tensors, header = read_file(path, None)
+    tensors, header = read_file(path)
     change(tensors, header)
     save_file(tensors, path, header | {"digest": digest(tensors, header)})
     with pytest.raises(InputError, match=fact):

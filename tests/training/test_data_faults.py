@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_run import NUM_EPOCHS, STEPS_PER_EPOCH, TinyData, tiny_train
 
 from dcil_dsl.diagnostics import InputError

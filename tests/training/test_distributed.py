@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from same_runs import assert_equal_runs, checkpoint, lines
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import TinyNet, cross_entropy, kl, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import distributed, learner
+from dcil_dsl.training import distributed, step
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.sync_norms import HostSyncedNorm, synced_norms
-
-
-def checkpoint(folder):
-    return load_file(folder / "checkpoint" / "last.safetensors")
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_equal_runs(one, other):
-    """Masks alike; weights, momentum, averages and losses to rounding."""
-    tensors, others = checkpoint(one), checkpoint(other)
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=1e-5, msg=name)
-    for line, same in zip(lines(one), lines(other), strict=True):
-        assert line["losses"] == pytest.approx(same["losses"], rel=1e-4)
-        for name in ("step", "epoch", "top1", "sparsity_measured", "mask_flips"):
-            assert line[name] == same[name]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +145,7 @@ def test_training_tells_the_norms_in_sync_which_device_it_is_for(tmp_path, monke
         told.append(device)
         raise InterruptedError
 
-    monkeypatch.setattr("dcil_dsl.training.trainer.synced_norms", enter)
+    monkeypatch.setattr("dcil_dsl.training.sync_norms.synced_norms", enter)
     with pytest.raises(InterruptedError):
         tiny_train(tmp_path / "run", tiny_plan(train={"sync_norms": True}), device="cuda:1")
     assert told == ["cuda:1"]
@@ -230,7 +208,7 @@ def test_a_path_of_every_third_step_leaves_the_ranks_with_one_process_s_result(
         steps_per_epoch=5 if accumulate == 1 else 3,
     )
     rank_train(tmp_path / "alone", Ranks(), plan)
-    monkeypatch.setattr(learner, "DistributedDataParallel", None)
+    monkeypatch.setattr(step, "DistributedDataParallel", None)
     status = on_ranks(tmp_path, 2, lambda ranks: rank_train(tmp_path / "run", ranks, plan))
     assert status == [0, 0], said(tmp_path, 0)
     assert_equal_runs(tmp_path / "run", tmp_path / "alone")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_run import in_child, tiny_train
 
 from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import trainer
+from dcil_dsl.training import log
 from dcil_dsl.training.checkpoint import read_file
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -74,7 +74,7 @@ def test_a_full_file_system_ends_the_run_in_words_and_it_goes_on_when_there_is_s
         with pytest.raises(InputError, match=f"cannot write {folder}/.*: No space left") as error:
             tiny_train(folder, resume=True)
         assert error.value.help == "free some space and continue with --resume"
-        assert all(read_file(file, None) for file in run.checkpoint.parent.iterdir())
+        assert all(read_file(file) for file in run.checkpoint.parent.iterdir())
         filler.unlink()
         tiny_train(folder, resume=True)
         assert_same(folder, straight)
@@ -106,14 +106,14 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_last_one_as_it_is(tmp_path,
 def test_events_that_find_no_space_end_the_run_in_words_too(tmp_path, straight, monkeypatch):
     """TensorBoard's writer fails a few lines late, and again when it is closed."""
 
-    class Full(trainer.SummaryWriter):
+    class Full(log.SummaryWriter):
         def flush(self) -> None:
             raise OSError(28, os.strerror(28))
 
         close = flush
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "SummaryWriter", Full)
+        patched.setattr(log, "SummaryWriter", Full)
         with pytest.raises(InputError, match="cannot write .*tensorboard: No space left on device"):
             tiny_train(tmp_path / "run")
     tiny_train(tmp_path / "run", resume=True)

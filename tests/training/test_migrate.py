@@ -6,8 +6,7 @@ import pytest
 import torch
 from in_steps import one_budget
 from safetensors.torch import save_file
-from test_resume import assert_same
-from test_rewind import set_position
+from same_runs import assert_same, set_position
 from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
@@ -177,7 +176,7 @@ def test_a_recipe_with_fewer_epochs_than_are_done_is_refused(folder):
 @pytest.mark.parametrize("shape", [(1,), (), (8, 4, 3, 3)])
 def test_momentum_of_another_shape_than_its_weight_is_refused(folder, plan, shape):
     path = folder / "checkpoint" / "last.safetensors"
-    tensors, header = read_file(path, None)
+    tensors, header = read_file(path)
     tensors["optimizer/conv1.weight/momentum_buffer"] = torch.zeros(shape)
     save_file(tensors, path, header | {"digest": digest(tensors, header)})
     with pytest.raises(InputError, match="holds another optimiser: `conv1.weight/momentum_buffer`"):

@@ -6,16 +6,17 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
-from test_resume import assert_same
+from same_runs import assert_same
 from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 
 from dcil_dsl.cli.errors import MISUSED, WRONG
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import distributed, trainer
+from dcil_dsl.training import distributed, session, trainer
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.fingerprint import MasksDiffer, compare_fingerprints, fingerprint
 
@@ -99,14 +100,14 @@ def test_a_run_of_two_ranks_goes_on_in_one_process(tmp_path, straight):
 
 def test_a_mask_that_differs_on_one_rank_stops_all_and_is_named_once(tmp_path):
     def tampered(ranks):
-        note = trainer.note_masks
+        note = session.note_masks
 
         def tamper(now):
             if (ranks.rank, now.state.position.step) == (1, 9):
                 now.dual.masks["conv2.weight"][0, 0, 0, 0].logical_not_()
             note(now)
 
-        trainer.note_masks = tamper  # in this forked process alone
+        session.note_masks = tamper  # in this forked process alone
         rank_train(tmp_path / "run", ranks)
 
     assert on_ranks(tmp_path, 2, tampered) == [WRONG, WRONG]
@@ -142,14 +143,15 @@ def test_an_error_of_all_ranks_is_told_by_the_first(tmp_path):
 
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(tmp_path):
     def diverges(ranks):
-        learn = trainer._learn
+        begin = trainer.begin_batch
 
-        def spoiled(now, images, labels, part):
-            if ranks.rank == 1 and now.state.position.step == 4:
-                images = images * float("nan")
-            learn(now, images, labels, part)
+        def spoiled(now, *more):
+            batch = begin(now, *more)
+            if ranks.rank == 1 and batch.step == 4:
+                return replace(batch, inputs=batch.inputs * float("nan"))
+            return batch
 
-        trainer._learn = spoiled
+        trainer.begin_batch = spoiled
         rank_train(tmp_path / "run", ranks)
 
     assert on_ranks(tmp_path, 2, diverges) == [MISUSED, MISUSED]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from in_steps import one_budget
-from safetensors import safe_open
+from same_runs import assert_same, contents
 from tiny_run import STEPS_PER_EPOCH, TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
@@ -24,16 +24,6 @@ CASES = [
     *("write:10", "write:12", "write:13", "write:14", "write:15", "write:18", "write:21"),
 ]
 NUM_KILLS = 30
-TIMES = (
-    "seconds",
-    "trained",
-    "epoch_trained",
-    "waited",
-    "epoch_waited",
-    "examples_per_second",
-    "data_seconds",
-    "data_share",
-)
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -49,26 +39,6 @@ def runs(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return root
-
-
-def contents(folder: Path):
-    """Every tensor of the checkpoint, its position and the metrics, times left out."""
-    with safe_open(folder / "checkpoint" / "last.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        position = json.loads(file.metadata()["position"])
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for values in (position, *lines):
-        for name in TIMES:
-            values.pop(name, None)
-    return tensors, position, lines
-
-
-def assert_same(one: Path, other: Path) -> None:
-    tensors, *rest = contents(one)
-    others, *other_rest = contents(other)
-    assert rest == other_rest
-    assert tensors.keys() == others.keys()
-    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
 
 
 @pytest.mark.parametrize("case", CASES)

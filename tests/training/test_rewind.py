@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from in_steps import steps
-from safetensors.torch import save_file
-from test_resume import assert_same, contents
+from same_runs import assert_same, contents, set_position
 from tiny_run import TinyData, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import trainer
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.training import session, trainer
+from dcil_dsl.training.checkpoint import read_file
 from dcil_dsl.training.optim import rate_at
 from dcil_dsl.words.optimizers import AdamW
 from dcil_dsl.words.rates import Cosine
@@ -42,12 +40,6 @@ def checkpoint(folder: Path) -> Path:
     return folder / "checkpoint" / "last.safetensors"
 
 
-def set_position(path: Path, **changes) -> None:
-    tensors, header = read_file(path, None)
-    header["position"] = json.dumps(json.loads(header["position"]) | changes)
-    save_file(tensors, path, header | {"digest": digest(tensors, header)})
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_first_step_and_term_are_named_and_the_good_checkpoint_stays(tmp_path, value):
     tiny_train(tmp_path / "good", max_steps=10)
@@ -60,9 +52,9 @@ def test_the_first_step_and_term_are_named_and_the_good_checkpoint_stays(tmp_pat
     assert_same(tmp_path / "run", tmp_path / "good")
 
 
-def test_the_first_step_is_named_where_a_look_comes_late(tmp_path, monkeypatch):
+def test_the_first_step_is_named_where_losses_are_read_late(tmp_path, monkeypatch):
     """As on a GPU, which is asked every so many steps: here at the end of the epoch alone."""
-    monkeypatch.setattr(trainer, "look", lambda now: None)
+    monkeypatch.setattr(session, "show_step", lambda now: None)
     with pytest.raises(InputError, match=r"`cross_entropy\(dense\)` is .* at step 11 \(epoch 3\)"):
         tiny_train(tmp_path / "run", data=Poisoned({11: 1}))
 
@@ -77,7 +69,7 @@ def test_weights_that_are_not_finite_under_finite_losses_are_not_saved(tmp_path,
     monkeypatch.setattr(trainer, "merge_ranks", spoil)
     with pytest.raises(InputError, match="the weight `conv2.weight` is not .* at step 14 "):
         tiny_train(tmp_path / "run")
-    saved, good = read_file(checkpoint(tmp_path / "run"), None), contents(tmp_path / "good")
+    saved, good = read_file(checkpoint(tmp_path / "run")), contents(tmp_path / "good")
     assert all(torch.equal(tensor, good[0][name]) for name, tensor in saved[0].items())
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 from in_steps import steps
-from test_distributed import assert_equal_runs
-from test_resume import assert_same, contents
+from same_runs import assert_equal_runs, assert_same, contents
 from tiny_ranks import on_ranks, plain_plan, rank_train, said
 from tiny_run import tiny_plan, tiny_train
 

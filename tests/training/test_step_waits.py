@@ -17,6 +17,7 @@ from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training import Options, create_run, result, trainer
 from dcil_dsl.training import session as sessions
+from dcil_dsl.training.step import Wrapper
 
 BATCH, STEPS_PER_EPOCH = 4, 6
 RECIPE = """
@@ -90,27 +91,41 @@ def waits_of(text, options, folder):
     )
     result.check_sparsity = lambda *more: SimpleNamespace(**sparsity)
     sessions.save_checkpoint = sessions.stop_if_no_finite_loss = lambda *more: None
-    sessions.stop_if_no_finite_weights = trainer.check_fit = lambda *more: None
+    sessions.stop_if_no_finite_weights = sessions.check_fit = lambda *more: None
     # Every 50 steps, and at the end of an epoch.
-    sessions.look = result.look = trainer.look = lambda now: None
-    still, moving, moves = {}, {}, set()
-    learn, update = trainer._learn, trainer._update
+    sessions.show_step = sessions.check_deferred = result.check_deferred = lambda now: None
+    still, moving, moves, current = {}, {}, set(), None
 
     def noted(work):
-        def note(now, *more):
-            step = now.state.position.step
+        """`work`, with what it waits for counted for the step of the session that began last."""
+
+        def note(*given):
+            nonlocal current
+            current = given[0] if isinstance(given[0], sessions.Session) else current
+            step = current.state.position.step
             moved = any(is_refresh(group, step) for group in plan.groups)
             before = waits.places.copy()
-            work(now, *more)
+            done = work(*given)
             into = moving if moved else still
             if moved:
                 moves.add(step)
             for place, count in (waits.places - before).items():
                 into[place] = into.get(place, 0) + count
+            return done
 
         return note
 
-    trainer._learn, trainer._update = noted(learn), noted(update)
+    class Noted(Wrapper):
+        def gradients(self, batch):
+            return noted(self.inner.gradients)(batch)
+
+        def apply(self, rate):
+            noted(self.inner.apply)(rate)
+
+    wrap = sessions.wrap_step
+    sessions.wrap_step = lambda step: Noted(wrap(step))
+    for name in ("begin_batch", "count_batch", "end_step"):
+        setattr(trainer, name, noted(getattr(trainer, name)))
     loaders = Batches(STEPS_PER_EPOCH * plan.train.accumulate), Batches(2)
     with fake_gpu(dual) as waits:
         run = create_run(plan, text, text, folder / "run")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from plainly import gradients, largest, sgd
-from test_methods import (
+from torch import nn
+from two_layers import (
     COUNT,
     STEPS,
     STRAIGHT,
@@ -16,7 +17,6 @@ from test_methods import (
     start,
     state,
 )
-from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.data.dataset import Tensors, in_memory

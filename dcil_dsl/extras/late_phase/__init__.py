@@ -1,0 +1,1 @@
+"""Copies of a few weights take turns late in the run: `average = late_phase(...)`."""

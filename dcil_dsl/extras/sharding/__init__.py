@@ -1,0 +1,1 @@
+"""Weights, masks and optimizer state in parts, one on each process: `--shard`."""

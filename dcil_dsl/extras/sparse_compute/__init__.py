@@ -1,0 +1,1 @@
+"""Paths that compute with their kept weights alone: `compute = kept`."""
