@@ -13,14 +13,16 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Held = TypeVar("Held")
+Made = TypeVar("Made")
 Batch = tuple[Tensor, Tensor]
 
 
 def made_ahead(
-    held: Iterable[Held], make: Callable[[Held], Batch], device: torch.device
-) -> Iterator[Batch]:
+    held: Iterable[Held], make: Callable[[Held], Made], device: torch.device
+) -> Iterator[Made]:
     """make(h) for each h; on CUDA one batch ahead, in a stream of its own, for all epochs the same.
 
     The stream of the caller waits, on the device, for the batch that it is given, and the host
@@ -52,10 +54,11 @@ def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _handed_over(batch: Batch, made: torch.cuda.Event, device: torch.device) -> Batch:
+def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> Made:
     current = torch.cuda.current_stream(device)
     current.wait_event(made)
-    for tensor in batch:
-        # Else its memory could be given to the next batch while this one is still read.
-        tensor.record_stream(current)
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            # Else its memory could be given to the next batch while this one is still read.
+            leaf.record_stream(current)
     return batch

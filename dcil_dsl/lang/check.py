@@ -30,13 +30,13 @@ from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.uses import read_uses
 from dcil_dsl.lang.words import Reader, Settings
 from dcil_dsl.words.blocks import (
-    METRICS,
     AboutBlock,
     DataBlock,
     ModelBlock,
     PruneBlock,
 )
 from dcil_dsl.words.granularity import Block, Granularity, Single
+from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.schedules import Ramp, Schedule
 from dcil_dsl.words.targets import Target, Within
@@ -410,7 +410,7 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
             "E224",
             f"unknown metric `{metric}`",
             condition.name.span,
-            help=did_you_mean(metric, METRICS)
+            help=did_you_mean(metric, tuple(METRICS))
             or f"a recipe can expect {listed(f'`{m}`' for m in METRICS)}",
         )
         return None
@@ -418,18 +418,20 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.Expectation | No
         value = reader.value(condition.value)
     except Broken:
         return None
-    if not isinstance(value, Percent):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        share = Percent(value if number and value < 1 else value / 100) if number else None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    wants_share = METRICS[metric].is_share
+    if isinstance(value, Percent) != wants_share or not (wants_share or number):
+        share = Percent(value if value < 1 else value / 100) if wants_share and number else None
         reader.found.add(
             "E206",
-            f"`{metric}` is compared with a percentage",
+            f"`{metric}` is compared with a {'percentage' if wants_share else 'number'}",
             condition.value.span,
             help=f"did you mean `{written(share)}`?" if share else None,
         )
         return None
+    fraction = value.fraction if wants_share else float(value)
     return r.Expectation(
-        metric=metric, compare=condition.compare, value=value.fraction, span=condition.span
+        metric=metric, compare=condition.compare, value=fraction, span=condition.span
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.lang import ast
-from dcil_dsl.words.blocks import METRICS, PARTS
+from dcil_dsl.words.blocks import PARTS
+from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.registry import Declared, NoWord, own_words, words_of
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcil_dsl.data.loader import Loader
+from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.plan.plan import Plan
 
 
@@ -23,7 +23,7 @@ class Part:
     total: int
 
 
-def part_of_step(plan: Plan, loader: Loader, batch: int) -> Part:
+def part_of_step(plan: Plan, loader: BatchLoader, batch: int) -> Part:
     """Steps are `accumulate` batches each, from the first of an epoch; its last may have fewer.
 
         total = sum of the sizes of the step's batches

@@ -1,13 +1,14 @@
 """Outputs, losses and counts of a batch: the part of a step that torch.compile may take.
 
-In:   a dual graph and Options; images, labels, the losses that are open.
-Out:  the loss to minimise; what is summed up over an epoch.
+In:   a dual graph, its task and Options; inputs, targets, the losses that are open.
+Out:  the loss to minimize; what is summed up over an epoch.
 Not:  no backward pass (step.py), no formula of a loss (losses.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,25 +16,30 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.tasks import Task
 from dcil_dsl.training.losses import loss_term, weighed
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
-from dcil_dsl.training.metrics import num_correct
-from dcil_dsl.words.outputs import logits_of
 
-# (images, labels, places in plan.losses that are open, weights of plan.losses) -> loss, sums
-Forward = Callable[[Tensor, Tensor, tuple[int, ...], "Tensor | None"], tuple[Tensor, Tensor]]
+# (args, kwargs, targets, examples, places in plan.losses that are open, weights of plan.losses)
+# -> loss, sums
+Forward = Callable[..., tuple[Tensor, Tensor]]
 
 
-def make_forward(dual: Dual, options: Options) -> tuple[Forward, Forward]:
+def make_forward(dual: Dual, options: Options, task: Task) -> tuple[Forward, Forward]:
     """The forward of a step, eager, and as the options have it run."""
 
     def forward(
-        images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: Any,
+        count: int,
+        active: tuple[int, ...],
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         with autocast(dual.plan, options):
-            outputs = dual(images)
-        total, values = weigh(dual.plan, outputs, labels, active, weights)
-        return total, sums_of(dual.plan, outputs, labels, values)
+            outputs = dual(*args, **kwargs)
+        total, values = weigh(dual.plan, outputs, targets, active, weights)
+        return total, sums_of(dual.plan, task, outputs, targets, count, values)
 
     return forward, compiled_forward(forward, dual.plan, options) if options.compile else forward
 
@@ -52,11 +58,9 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
         return compiled(forward, dynamic=False)
     recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
 
-    def replay(
-        images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def replay(*given: Any) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()
-        loss, sums = recorded(images, labels, active, weights)
+        loss, sums = recorded(*given)
         return loss.clone(), sums.clone()
 
     return replay
@@ -65,7 +69,7 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
 def weigh(
     plan: Plan,
     outputs: Mapping[str, object],
-    labels: Tensor,
+    targets: Any,
     active: Iterable[int],
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -75,27 +79,29 @@ def weigh(
     """
     total, values = 0.0, {}
     for i in active:
-        term = loss_term(plan.losses[i], outputs, labels)
+        term = loss_term(plan.losses[i], outputs, targets)
         total = total + weighed(plan, i, term, weights)
         values[i] = term.detach()
     return total, values
 
 
 def sums_of(
-    plan: Plan, outputs: Mapping[str, object], labels: Tensor, values: Mapping[int, Tensor]
+    plan: Plan,
+    task: Task,
+    outputs: Mapping[str, object],
+    targets: Any,
+    count: int,
+    values: Mapping[int, Tensor],
 ) -> Tensor:
     """float64 sums over the batch: of each of plan.losses (0 where not in `values`), then the
-    number of right answers of each of plan.paths (0 where not run).
+    score of each of plan.paths (0 where not run).
     """
-    zero = torch.zeros((), dtype=torch.float64, device=labels.device)
-    sums = [
-        values[i].double() * len(labels) if i in values else zero for i in range(len(plan.losses))
-    ]
+    device = next(iter(values.values())).device
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    sums = [values[i].double() * count if i in values else zero for i in range(len(plan.losses))]
     for path in plan.paths:
         if path.name in outputs:
-            logits = logits_of(outputs[path.name])
-            correct = num_correct(logits, labels[: len(logits)]).double()
-            sums.append(correct * (len(labels) / len(logits)))  # of the examples it has seen
+            sums.append(task.score(outputs[path.name], targets, count))
         else:
             sums.append(zero)
     return torch.stack(sums)

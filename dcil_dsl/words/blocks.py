@@ -125,5 +125,4 @@ BLOCKS: dict[str, type[Word]] = {
     "train": Train,
 }
 
-METRICS = ("top1", "top5", "sparsity")
 PARTS = ("kept", "reserve", "pruned", "rest")
