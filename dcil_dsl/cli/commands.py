@@ -25,6 +25,7 @@ from dcil_dsl.cli.verb import overrides_of, prepare_for, refuse, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.exporters import EXPORTERS
+from dcil_dsl.words.metrics import metric_text
 
 SETTINGS = dict(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 EXPORT_HELP = "\n\n".join(
@@ -234,19 +235,23 @@ def evaluate(
         Optional[str],
         typer.Option("--path", metavar="PATH", help="sparse, dense, ...; else the deployed one"),
     ] = None,
+    train: o.Train = None,
     data: o.DataDir = None,
     device: o.Device = "auto",
     workers: o.Workers = None,
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ) -> int:
-    """The accuracy of a run, and whether what the recipe expects holds."""
+    """The metrics of a run, and whether what the recipe expects holds.
+
+    --train names the data again, where they come from code of your own.
+    """
     from dcil_dsl.jobs.inspect import evaluate_run
 
     found = evaluate_run(
-        run, path=path, directory=data, device=device, workers=workers, model=model
+        run, path=path, data=train, directory=data, device=device, workers=workers, model=model
     )
-    numbers = "  ".join(f"{name} {value:.4%}" for name, value in found.accuracy.items())
+    numbers = "  ".join(f"{n} {metric_text(n, value)}" for n, value in found.accuracy.items())
     show(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
     if found.broken:
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
@@ -356,4 +361,5 @@ def _show_run(run) -> None:
 def _tell_claims(claims) -> None:
     words = {True: "holds", False: "DOES NOT HOLD", None: "not judged, the run is cut short"}
     for claim in claims:
-        print(f"expect {claim.text}: measured {claim.measured:.4%}, {words[claim.holds]}")
+        measured = metric_text(claim.metric, claim.measured)
+        print(f"expect {claim.text}: measured {measured}, {words[claim.holds]}")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Any
 
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from dcil_dsl.data.dataset import Dataset, Tensors
@@ -27,12 +29,17 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for part in ("train", "val"):
-        examples: Sequence = getattr(dataset, part)
+        examples: Any = getattr(dataset, part)
+        if isinstance(examples, DataLoader):
+            examples = examples.dataset
         match examples:
             case Tensors():
                 shape = " x ".join(map(str, examples.images.shape))
                 name = _digest_of(examples.images, examples.labels)
                 found[part] = f"images of {shape} ({name})"
+            case TensorDataset():
+                shapes = " and ".join(_shape(tensor) for tensor in examples.tensors)
+                found[part] = f"tensors of {shapes} ({_digest_of(*examples.tensors)})"
             case ImageFolder():
                 by_class = defaultdict(list)
                 for path, label in examples.samples:
@@ -46,6 +53,10 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
             case _:
                 found[part] = f"{len(examples):,} examples"
     return found
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def _files(paths: Iterable[str], sizes: bool) -> str:

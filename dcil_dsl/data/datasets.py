@@ -57,6 +57,7 @@ class Record:
     num_train  training examples, and image_size the side of an image; None: it depends on the
                folder. They make a plan where the data are elsewhere
     channels   that its images can be opened with; empty: it has no images
+    shape      of one example's inputs, where they are not images
     options    parameters that open_dataset passes on
     """
 
@@ -66,6 +67,7 @@ class Record:
     num_train: int | None = None
     image_size: int | None = None
     channels: tuple[int, ...] = (1, 3)
+    shape: tuple[int, ...] | None = None
     files: Files | None = None
     options: tuple[str, ...] = ()
 
@@ -169,6 +171,14 @@ DATASETS: Mapping[str, Record] = MappingProxyType(
                 "webdataset",
                 "dcil_dsl.data.shards:open_shards",
                 files=Files(SHARDS, is_shard_folder),
+            ),
+            Record(
+                "diabetes",
+                "dcil_dsl.data.sources:diabetes",
+                task="regression",
+                num_train=353,
+                channels=(),
+                shape=(10,),
             ),
             Record(
                 "synthetic",

@@ -81,7 +81,7 @@ class ExampleLoader(BatchLoader):
     def order(self, epoch: int) -> Tensor:
         if self.sampler is None:
             return super().order(epoch)
-        with drawn_apart(seed_of(self.seed, epoch, "sampler") % 2**32):
+        with drawn_apart(seed_of(self.seed, epoch, "sampler")):
             order = torch.tensor([int(index) for index in self.sampler], dtype=torch.long)
         return order
 
@@ -141,7 +141,7 @@ class ExampleReader:
         return sliced(batch, 1, 0, 0) if is_empty else batch
 
     def _seed(self, request: Request, place: int) -> int:
-        return seed_of(self.seed, request.epoch, request.batch, place, "example") % 2**32
+        return seed_of(self.seed, request.epoch, request.batch, place, "example")
 
 
 def _in_words(what: str, error: Exception) -> InputError:
@@ -204,7 +204,7 @@ def _map_style(name: str, part: str, given: Any) -> Sequence[Any]:
     is_iterable = isinstance(given, IterableDataset)
     if is_iterable or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
         raise InputError(
-            f"the {part} part of {name} is a {type(given).__name__}, whose examples have no numbers",
+            f"the {part} part of {name} is a {type(given).__name__}, not a list of examples",
             help="a data set has __len__ and __getitem__, or is a DataLoader over one that has",
         )
     examples: Sequence[Any] = given

@@ -22,6 +22,8 @@ def look(name: str, directory: str | Path | None) -> None:
 
     Callers use it before they load torch; open_dataset looks again.
     """
+    if ":" in name:  # a callable, which is imported when it is called
+        return
     record = record_of(name)
     if directory is not None and record.files is None:
         raise InputError(f"the data of {record.name} need no folder", f"leave {directory} out")

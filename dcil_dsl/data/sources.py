@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -69,6 +70,23 @@ def digits(folder: None, channels: int) -> Dataset:
     )
     train, val = (Tensors(images[part], labels[part]) for part in map(torch.tensor, indices))
     return in_memory("digits", train, val, [str(digit) for digit in range(10)], channels)
+
+
+def diabetes(folder: None, channels: int) -> Dataset:
+    """442 patients, ten measurements of each; the progression of the disease after a year.
+
+    Efron et al. 2004, "Least angle regression", Annals of Statistics 32. 89 patients, drawn once,
+    are held out. The measurements are standardized, as scikit-learn has them; targets are 25..346.
+    """
+    from sklearn.datasets import load_diabetes
+    from sklearn.model_selection import train_test_split
+
+    loaded = load_diabetes()
+    inputs = torch.from_numpy(loaded.data).float() * len(loaded.data) ** 0.5  # of deviation 1
+    targets = torch.from_numpy(loaded.target).float()
+    parts = train_test_split(range(len(inputs)), test_size=89, random_state=0)
+    train, val = (TensorDataset(inputs[part], targets[part]) for part in map(torch.tensor, parts))
+    return Dataset("diabetes", train, val, task="regression")
 
 
 # -- fashion-mnist: four idx files ---------------------------------------------------------------

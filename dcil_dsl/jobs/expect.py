@@ -1,6 +1,6 @@
 """What a recipe expects of its result, and whether that was measured.
 
-In:   a Plan; the accuracy and the sparsity of the deployed path.
+In:   a Plan; the metrics and the sparsity of the deployed path.
 Out:  Claim, one for each line of `expect`.
 Not:  nothing is measured here.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Expectation, Plan
+from dcil_dsl.tasks import IMAGES, Task
+from dcil_dsl.words.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Claim:
     text: str
     measured: float
     holds: bool | None
+    metric: str = ""
 
 
-def check_claims(plan: Plan) -> None:
+def check_claims(plan: Plan, task: Task = IMAGES) -> None:
     """InputError for a metric that a run of this model does not measure: before it, not after."""
-    measured = {"top1", "sparsity"} | ({"top5"} if plan.model.classes > 5 else set())
+    measured = {"sparsity", *task.measured(plan.model.classes)}
     for claim in plan.expect:
         if claim.metric not in measured:
             raise InputError(
@@ -48,9 +51,14 @@ def judge_claims(
             raise InputError(f"`expect {claim.metric}`: this run measures {', '.join(measured)}")
         value = measured[claim.metric]
         holds = _compare(value, claim) if judged else None
-        text = f"{claim.metric} {claim.compare} {100 * claim.value:.6g}%"
-        claims.append(Claim(text, value, holds))
+        text = f"{claim.metric} {claim.compare} {_written(claim)}"
+        claims.append(Claim(text, value, holds, claim.metric))
     return tuple(claims)
+
+
+def _written(claim: Expectation) -> str:
+    is_share = METRICS[claim.metric].is_share
+    return f"{100 * claim.value:.6g}%" if is_share else f"{claim.value:.6g}"
 
 
 def _compare(value: float, claim: Expectation) -> bool:

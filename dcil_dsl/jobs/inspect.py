@@ -7,6 +7,7 @@ Not:  nothing is trained or written; export.py exports.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.data.datasets import known_record
+from dcil_dsl.data.of_callable import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Promise, promises_at
 from dcil_dsl.exporting.deployed import (
@@ -28,7 +31,7 @@ from dcil_dsl.exporting.deployed import (
 )
 from dcil_dsl.exporting.exporters import exporter_for, recognise
 from dcil_dsl.exporting.verify import Verdict, verify_tensors
-from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, pick_device
+from dcil_dsl.jobs.data import Data, is_convolutional, make_loader, open_data, pick_device
 from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
@@ -80,8 +83,11 @@ def evaluate_run(
     device: str = "auto",
     workers: int | None = None,
     model: str | None = None,
+    data: Data | None = None,
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it. path None: the deployed one.
+
+    data  named again, where the run was trained on data of somebody's own code
 
     What the recipe expects is said of the deployed path at the run's end, and judged there.
     """
@@ -89,9 +95,10 @@ def evaluate_run(
     plan, device = folder.read_plan(), pick_device(device)
     path = known_path(plan, path)
     command = read_command(folder)
-    if command["data"] is None:
-        raise InputError(f"{folder.path} does not say which data it was trained on")
-    dataset = open_data(command["data"], directory or command["directory"], plan.data.channels)
+    if data is None:
+        data = _stored_data(folder, command["data"])
+        directory = directory or command["directory"]
+    dataset = open_data(data, directory, plan.data.channels)
     dual, step = rebuild(folder, plan, model)
     dual.to(device)
     if is_convolutional(plan):
@@ -109,6 +116,20 @@ def evaluate_run(
     if path == plan.deploy:
         claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
+
+
+def _stored_data(folder: RunFolder, name: str | None) -> str:
+    """The data set that a run names. InputError where that is code, which a file cannot ask for."""
+    if name is None or known_record(name) is None and not is_callable_spec(name):
+        said = f"was trained on `{name}`" if name else "does not say which data it was trained on"
+        raise InputError(f"{folder.path} {said}", help="name the data with --train")
+    if is_callable_spec(name):
+        raise InputError(
+            f"the data of {folder.path} are somebody's own code, {name}, which a file cannot ask "
+            "to run",
+            help=f"if you know it: --train {shlex.quote(name)}",
+        )
+    return name
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:

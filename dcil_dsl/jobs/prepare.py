@@ -32,6 +32,7 @@ from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.wording import percent
+from dcil_dsl.tasks import IMAGES, Task, task_of
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
@@ -61,7 +62,7 @@ def prepare(
     warn: Warn,
     note: Note,
     steps_per_epoch: int | None = None,
-    example: Tensor | None = None,
+    example: Inputs | Tensor | None = None,
     classes: int | None = None,
     data: str | None = None,
     weights: str | None = None,
@@ -69,12 +70,14 @@ def prepare(
     seed: int | None = None,
     compare: bool = False,
     class_counts: tuple[int, ...] | None = None,
+    task: Task | None = None,
 ) -> Prepared:
     """Build or take the model, load weights, trace, resolve.
 
     steps_per_epoch, example, classes, data, class_counts  as the data have them; None without
-    example  one batch of one image, (1, C, H, W); None: images as the recipe has them, or what
-             the model takes instead (zoo/example.py)
+    example  a batch of one example, (1, C, H, W) of images; None: inputs as the recipe or the
+             record of the data set has them, or what the model takes instead (zoo/example.py)
+    task     of the data; None: as the record of the data set has it, else images
     compare  run the model and its graph side by side, and refuse where they differ
     Raises RecipeError and InputError.
     """
@@ -95,8 +98,14 @@ def prepare(
             note(f"--weights: {line}")
         if getattr(model, "transform_input", None) != before:
             options["transform_input"] = True  # else `dcil eval` would build another network
+    record = known_record(data or recipe.data.name)
+    if task is None:
+        task = task_of(record.task) if record is not None else IMAGES
+    is_images = task is IMAGES and (example is not None or takes_one_image(model))
     if example is not None:
-        inputs = Inputs((example,))
+        inputs = Inputs.of(example)
+    elif record is not None and record.shape is not None:
+        inputs = Inputs((torch.zeros(1, *record.shape),))
     elif takes_one_image(model) and not takes_keywords(model):
         inputs = Inputs((torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2),))
     else:
@@ -107,15 +116,15 @@ def prepare(
     try:
         # Before the model runs: a lazy one would take its shapes from this example.
         traced = trace_model(model, inputs)
-        if example is not None or takes_one_image(model):
+        if is_images:
             num_outputs = count_outputs(model, inputs, strict=classes is not None)
         else:
-            num_outputs = recipe.model.classes
+            num_outputs = recipe.model.classes if recipe.model.classes is not None else classes
         if compare:
             traced = compare_with_model(traced, model, inputs)
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
-    if classes is not None:
+    if classes is not None and num_outputs is not None:
         _compare_classes(recipe, name, num_outputs, classes, data, note)
 
     for path, module in unused_layers(model, traced.layers):
@@ -128,7 +137,7 @@ def prepare(
     plan = resolve_recipe(recipe, traced, steps_per_epoch, report, class_counts)
     for diagnostic in report.warnings:
         warn(diagnostic)
-    if example is not None or takes_one_image(model):
+    if is_images:
         _refuse_small_images(plan, model, inputs)
     return Prepared(
         recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs

@@ -32,6 +32,8 @@ from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.exporting.report import make_report
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.data import (
+    Data,
+    check_task,
     is_convolutional,
     open_data,
     open_loader,
@@ -51,6 +53,7 @@ from dcil_dsl.model.text import text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
+from dcil_dsl.tasks import task_of
 from dcil_dsl.training.alike import check_alike
 from dcil_dsl.training.command import COMMAND, command_text, full_path, weights_to_resume
 from dcil_dsl.training.distributed import (
@@ -68,7 +71,6 @@ from dcil_dsl.training.run_lock import hold_run
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_plan_ways, check_ways
-from dcil_dsl.words.losses import ModelLoss
 from dcil_dsl.words.registry import extra
 
 FORMAT = "safetensors"  # of the file that a run leaves
@@ -105,7 +107,7 @@ class Run:
 def train(
     recipe: str | Path | Recipe,
     model: str | nn.Module,
-    data: str | Dataset,
+    data: Data,
     *,
     overrides: Mapping[str, str] = {},
     directory: str | Path | None = None,
@@ -134,7 +136,8 @@ def train(
 
     recipe     a path, or a Recipe of dcil.load
     model      a SPEC ("torchvision:resnet18") or a module, which is not changed
-    data       a name ("digits"), lying in `directory`; or a Dataset
+    data       a name ("digits"), lying in `directory`; "my.py:make"; a Dataset; or a pair of a
+               training and a held-out part
     out        the run folder; resume continues it
     workers    processes that read images; None: as many as pay
     max_steps  stop after so many steps of the run in all
@@ -214,8 +217,8 @@ def _train(
     if max_steps is not None and max_steps < 1:
         raise InputError(f"--max-steps {max_steps}: at least one step")
     recipe = load_recipe(recipe, overrides, warn)
-    _refuse_own_losses(recipe)
     dataset = open_data(data, directory, recipe.data.channels)
+    check_task(recipe, dataset)
     if resume:  # fails here, before a model is built
         weights = weights_to_resume(open_run(out), weights)
     elif weights is not None:
@@ -244,7 +247,8 @@ def _train(
         note=note,
         steps_per_epoch=steps_per_epoch,
         example=example,
-        classes=len(dataset.classes),
+        classes=len(dataset.classes) or None,
+        task=task_of(dataset.task),
         data=dataset.name,
         weights=weights,
         precision=precision,
@@ -253,7 +257,7 @@ def _train(
         class_counts=counted_classes(recipe, dataset),
     )
     plan = prepared.plan
-    check_claims(plan)
+    check_claims(plan, task_of(dataset.task))
     check_rate(plan)
     if not resume:
         _refuse_broken_weights(prepared.traced.model)
@@ -368,17 +372,6 @@ def _report(
         "complete": result.step == plan.num_steps,
         "weights": make_report(plan, deployed.state_dict()).to_dict(),
     }
-
-
-def _refuse_own_losses(recipe: Recipe) -> None:
-    """The trainer feeds images and compares with class numbers; a model's loss needs its labels."""
-    for loss in recipe.losses:
-        if isinstance(loss.term, ModelLoss):
-            raise InputError(
-                f"{loss.span}: `model({loss.term.path})` needs a model that is given "
-                "its labels, and training from here gives it images alone",
-                help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
-            )
 
 
 def _refuse_broken_weights(model: nn.Module) -> None:

@@ -34,7 +34,8 @@ class Regression(Task):
                 "the targets of a regression are real numbers, in a tensor of floats",
                 help="class numbers belong to the task `classification`",
             )
-        numbers_for(logits_of(output), targets)
+        own = logits_of(output)
+        numbers_for(own, targets[: len(own)])
         if not rows_finite(targets).all():
             raise InputError("the targets of the first batch hold numbers that are not finite")
 
@@ -55,6 +56,6 @@ class Regression(Task):
         super().refuse_loss(loss)
         if isinstance(loss, (CrossEntropy, KL, JS)):
             raise InputError(
-                f"`{loss.label}` reads scores of classes, and the outputs of a regression have none",
+                f"`{loss.label}` reads scores of classes, which a regression has not",
                 help=f"`loss {self.default_loss}({loss.paths[0]})`",
             )

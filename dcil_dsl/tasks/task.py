@@ -50,7 +50,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, output: Any, targets: Any) -> None:
-        """InputError where the targets do not fit what the model returns."""
+        """InputError where the targets do not fit what the model returns for the first of them."""
 
     @abstractmethod
     def score(self, output: Any, targets: Any, count: int) -> Tensor:

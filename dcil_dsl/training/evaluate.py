@@ -9,7 +9,6 @@ Not:  no path is chosen, no weight is changed, and no metric is computed here (t
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
@@ -60,7 +59,6 @@ def check_fit(
     was_training = dual.training
     dual.eval()
     first = Inputs(*sliced((inputs.args, inputs.kwargs), count, 0, 1))
-    first_targets = sliced(targets, count, 0, 1)
     try:
         with torch.no_grad(), autocast(dual.plan, options):
             outputs = dual(*first.args, **first.kwargs)
@@ -79,7 +77,7 @@ def check_fit(
     finally:
         dual.train(was_training)
     for output in outputs.values():
-        task.check(output, targets if isinstance(targets, Tensor) else first_targets)
+        task.check(output, targets)
 
 
 def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> Accuracies | None:

@@ -17,16 +17,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.zoo import resnet_cifar, small_vit
+from dcil_dsl.zoo import mlp, resnet_cifar, small_vit
 from dcil_dsl.zoo.transformers_classes import transformers_builder
 
 SOURCES = ("torchvision", "timm", "hf", "dcil")
-OURS = resnet_cifar.BUILDERS | {"small_vit": small_vit.SmallViT}
+OURS = resnet_cifar.BUILDERS | {"small_vit": small_vit.SmallViT} | mlp.BUILDERS
 FORMS = (
     "a model is written torchvision:NAME, timm:NAME, hf:CLASS, dcil:NAME, "
     "package.module:callable or path/to/file.py:callable"
@@ -61,7 +62,7 @@ def build_model(
                 options = {"num_labels": num_classes} | dict(options or {})
             num_classes = None  # transformers call it num_labels
         case _:
-            builder, fixed = _user_callable(source, name, spec), {}
+            builder, fixed = user_callable(source, name, spec), {}
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
 
 
@@ -142,7 +143,18 @@ def _pick(known: dict, name: str, source: str):
 # -- the user's own code -------------------------------------------------------------------------
 
 
-def _user_callable(source: str, name: str, spec: str) -> Callable:
+def call_in_words(make: Callable[..., Any], given: dict[str, Any], spec: str) -> Any:
+    """Call the user's own code. InputError with file and line for what it raises."""
+    try:
+        return make(**given)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _in_user_code(error, spec, "cannot be called") from error
+
+
+def user_callable(source: str, name: str, spec: str) -> Callable[..., Any]:
+    """The callable of a file or an installed module."""
     module = _import_file(source, spec) if source.endswith(".py") else _import_module(source, spec)
     value = module
     for part in name.split("."):

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import InputError
@@ -20,12 +20,12 @@ from dcil_dsl.exporting.artefact import Artefact, Deployed
 from dcil_dsl.exporting.files import read_safetensors
 from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import SHAPES, WEIGHTS, expand_tensors, read_shapes, write_shapes
-from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
+from dcil_dsl.extras.compact.load import MOST_NUMBERS, TYPES, try_inputs
 from dcil_dsl.extras.compact.report import Measured, measure, report_of, show_compacted
 from dcil_dsl.jobs.data import pick_device
 from dcil_dsl.jobs.prepare import ASSUMED_SIZE
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.plan import Plan, Size
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo.example import example_inputs, takes_keywords, takes_one_image
 
@@ -56,12 +56,12 @@ def write_compact(deployed: Deployed, folder: Path) -> tuple[Compacted, Measured
 
     Raises InputError; nothing is written where the two networks differ.
     """
-    network, image = deployed.network, _image(deployed)
-    example = _inputs(network, image, batch=2)
+    network = deployed.network
+    example = _inputs(deployed, batch=2)
     try_inputs(network, example, "the plan or the header")
     result = compact(network, example)
     device = pick_device("auto")
-    inputs = _inputs(network, image, BATCH).to(device)
+    inputs = _inputs(deployed, BATCH).to(device)
     network.eval()
     measured = measure(network.to(device), result.model.to(device), inputs)
     result.model.cpu()
@@ -70,27 +70,35 @@ def write_compact(deployed: Deployed, folder: Path) -> tuple[Compacted, Measured
     return result, measured
 
 
-def _image(deployed: Deployed) -> tuple[int, ...] | None:
-    """The shape of one image, as the header has it, else as the run was trained on; None: not
-    known."""
-    sizes = [*(deployed.origin.sizes if deployed.origin else {}).values()]
-    if len(sizes) == 1 and len(sizes[0].shape) == 4:
-        image = sizes[0].shape[1:]
-        if BATCH * prod(image) > MOST_NUMBERS:
-            shape = " x ".join(map(str, image))
-            raise InputError(f"the header names images of {shape}: too large to be tried")
-        return image
-    plan = deployed.plan
-    return None if plan is None else (plan.data.channels, *(_image_size(plan),) * 2)
-
-
-def _inputs(network: nn.Module, image: tuple[int, ...] | None, batch: int) -> Inputs:
-    """A random batch of what the network takes: images as it was trained on, where that is known;
-    of a size that was guessed, their timing alone may take minutes."""
-    if image is not None and takes_one_image(network) and not takes_keywords(network):
-        generator = torch.Generator().manual_seed(0)
-        return Inputs.of(torch.randn(batch, *image, generator=generator))
+def _inputs(deployed: Deployed, batch: int) -> Inputs:
+    """A random batch of what the network takes: of the shapes in the header, else images as the run
+    was trained on, else what the network takes at most, whose timing alone may take minutes."""
+    network, plan = deployed.network, deployed.plan
+    sizes = deployed.origin.sizes if deployed.origin else {}
+    known = [_drawn(size, batch) for size in sizes.values()]
+    if len(known) == 1 and not takes_keywords(network):
+        return Inputs.of(known[0])
+    if known:
+        return Inputs((), dict(zip(sizes, known, strict=True)))
+    if plan is not None and takes_one_image(network) and not takes_keywords(network):
+        side = _image_size(plan)
+        return Inputs.of(
+            _drawn(Size(shape=(1, plan.data.channels, side, side), dtype="float32"), batch)
+        )
     return example_inputs(network, batch)
+
+
+def _drawn(size: Size, batch: int) -> Tensor:
+    """Random numbers of a batch of such inputs; zeros for those that are not real."""
+    shape, dtype = (batch, *size.shape[1:]), getattr(torch, size.dtype, None)
+    if dtype not in TYPES:
+        raise InputError(f"the header names a type of numbers `{size.dtype}`")
+    if BATCH * prod(size.shape[1:]) > MOST_NUMBERS:
+        sides = " x ".join(map(str, size.shape[1:]))
+        raise InputError(f"the header names inputs of {sides}: too large to be tried")
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def _image_size(plan: Plan) -> int:
