@@ -312,7 +312,7 @@ def test_the_options_of_the_command_line_are_these():
         "fmt": {"--check", "--concise"},
         "plan": {"--model", "--json", "--set", "--concise", "--steps-per-epoch"},
         "graph": {"--model", "--set", "--concise", "--steps-per-epoch"},
-        "eval": {"--path", "--data", "--device", "--workers", "--model", "--concise"},
+        "eval": {"--path", "--train", "--data", "--device", "--workers", "--model", "--concise"},
         "verify": {"--recipe", "--model", "--set", "--concise", "--steps-per-epoch"},
         "export": {"--to", "--out", "--path", "--model", "--concise"},
         "sensitivity": {

@@ -12,6 +12,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from dcil_dsl.data.datasets import DATASETS
+
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]
 Spec = Annotated[
     str,
@@ -66,8 +68,8 @@ Train = Annotated[
     typer.Option(
         "--train",
         metavar="DATA",
-        help="digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder, webdataset or "
-        "synthetic: train on it",
+        help=f"one of {', '.join(DATASETS)}; or my.py:make or package.module:callable, which "
+        "returns data of your own",
     ),
 ]
 RunOut = Annotated[

@@ -58,7 +58,7 @@ def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> M
     current = torch.cuda.current_stream(device)
     current.wait_event(made)
     for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor):
+        if hasattr(leaf, "record_stream"):  # a tensor
             # Else its memory could be given to the next batch while this one is still read.
             leaf.record_stream(current)
     return batch
