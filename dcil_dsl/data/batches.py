@@ -117,7 +117,8 @@ class BatchLoader(ABC):
     def close(self) -> None:
         """End the workers, if there are any."""
         if self._workers is not None:
-            iterator, self._workers = self._workers._iterator, None
+            iterator: Any = self._workers._iterator
+            self._workers = None
             if iterator is None:
                 return
             iterator._shutdown_workers()  # what its __del__ calls, but now

@@ -92,7 +92,8 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
         return images.expand(-1, channels, -1, -1)
     from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-    return rgb_to_grayscale(images)
+    grey: Tensor = rgb_to_grayscale(images)
+    return grey
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -135,10 +135,9 @@ DATASETS: Mapping[str, Record] = MappingProxyType(
                     f"{', '.join(IDX_FILES)}, each plain or .gz",
                     lambda place: idx_folder(place) is not None,
                     lambda place: (
-                        'apt install dataset-fashion-mnist, or python -c "import torchvision as t; '
-                        f"t.datasets.FashionMNIST('{place}', download=True)\""
+                        f"apt install dataset-fashion-mnist, or {_download('FashionMNIST', place)}"
                     ),
-                    Path("/usr/share/datasets/fashion-mnist"),
+                    system="fashion-mnist",
                 ),
             ),
             Record(

@@ -55,8 +55,9 @@ def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
             if here - there
         ]
         raise InputError(f"train and val of {directory} differ in their classes", "\n".join(lines))
-    parts = [_open_part(directory / part, channels) for part in ("train", "val")]
-    return Dataset(name, *parts, tuple(parts[0].classes), *statistics_of(channels))
+    training, held_out = (_open_part(directory / part, channels) for part in ("train", "val"))
+    mean, std = statistics_of(channels)
+    return Dataset(name, training, held_out, tuple(training.classes), mean, std)
 
 
 def statistics_of(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

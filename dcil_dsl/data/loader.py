@@ -17,7 +17,7 @@ whole batch at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -116,10 +116,11 @@ class Loader(BatchLoader):
         if isinstance(self.examples, Tensors):
             fetched = self._indexed(request)
         else:
-            fetched = self.reader[request]
-            if isinstance(fetched, InputError):
-                raise fetched
-            self._note(fetched.bad)
+            answer = self.reader[request]
+            if isinstance(answer, InputError):
+                raise answer
+            self._note(answer.bad)
+            fetched = answer
         return self.make((request, fetched))
 
     def places(self, count: int) -> list[int]:
@@ -147,12 +148,13 @@ class Loader(BatchLoader):
 
     def _note(self, bad: tuple[str, ...]) -> None:
         for fact in bad:
-            if fact not in self.replaced:
+            if fact not in self.replaced and self.on_bad_image is not None:
                 self.replaced[fact] = None
                 self.on_bad_image(fact)
 
     def _indexed(self, request: Request) -> Fetched:
         if self._resident is None:
+            assert isinstance(self.examples, Tensors)
             images, labels = self.examples.images, self.examples.labels
             fits = images.numel() <= MAX_RESIDENT
             place = self.device if fits else torch.device("cpu")
@@ -184,7 +186,7 @@ class Loader(BatchLoader):
         return images.contiguous(memory_format=self.layout), labels
 
     def _applied(
-        self, step: Transform, images: Tensor, size, request: Request, number: int
+        self, step: Transform, images: Tensor, size: tuple[int, int], request: Request, number: int
     ) -> Tensor:
         """What is drawn is drawn for the whole batch, whatever stretch of it is ours."""
         chance = generator_at(self.seed, request.epoch, request.batch, number)
@@ -200,14 +202,15 @@ def _noted(requests: Iterator[Request], asked: list[Request]) -> Iterator[Reques
         yield request
 
 
-def _native_size(name: str, examples) -> tuple[int, int] | None:
+def _native_size(name: str, examples: Any) -> tuple[int, int] | None:
     """(H, W) of every image where they are tensors, as the first is; None for PIL images."""
     try:
         image, _ = examples[0]
     except BadImage:  # so it lies in a file, and its neighbours do
         return None
     if isinstance(image, Tensor):
-        return tuple(image.shape[-2:])
+        height, width = image.shape[-2:]
+        return height, width
     if not isinstance(image, Image.Image):
         raise InputError(
             f"the images of {name} are {type(image).__module__}.{type(image).__name__}",

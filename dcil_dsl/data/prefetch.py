@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,10 +35,10 @@ def made_ahead(
         return
     stream = _stream_ahead(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # what make reads may be on its way
-    held, ready, over = iter(held), None, object()
+    left, ready, over = iter(held), None, object()
     while True:
         with torch.cuda.stream(stream):
-            each = next(held, over)
+            each: Any = next(left, over)
             made = None if each is over else (make(each), stream.record_event())
         if ready is not None:
             yield _handed_over(*ready, device)
@@ -51,7 +51,7 @@ def made_ahead(
 def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
     """The allocator keeps what is freed for the stream that it was made in: with a new one at each
     epoch (torch has 32 of them to give in turn) all that batches need would be kept 32 times."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> Made:

@@ -7,6 +7,8 @@ Not:  nothing is saved; the Dual is not changed.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -33,10 +35,10 @@ def export(dual: Dual, path: str | None = None) -> nn.Module:
     views = {entry.name: token(entry.view) for entry in plan.paths}
     if path not in views:
         raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
-    model = copy_module(dual.original)
+    model = copy_module(cast(nn.Module, dual.original))
     vars(model).pop(WHOLE, None)
-    for module in model.modules():
-        vars(module).pop(REMEMBERED, None)
+    for own in model.modules():
+        vars(own).pop(REMEMBERED, None)
     if path != plan.deploy:
         for entry in plan.privates:
             owner, _, name = entry.module.rpartition(".")
@@ -53,6 +55,7 @@ def export(dual: Dual, path: str | None = None) -> nn.Module:
             owner, _, name = parameter.rpartition(".")
             module = model.get_submodule(owner)
             mask = module._buffers.pop(f"{name}_mask")
+            assert mask is not None, "the compiler gives each pruned weight its mask"
             weight = module.get_parameter(name)
             soft = soft_of(dual, parameter, plan)
             weight.copy_(see(weight, mask, views[path], soft))

@@ -118,15 +118,16 @@ def _refuse_to_replace(file: Path, folder: RunFolder | None, is_deployed: bool) 
 def _of_file(file: Path, spec: str | None) -> Deployed:
     """The model of an exported file, as its header says or the run that it lies in."""
     read, run = exporter_for(file).read(file), folder_of(file)
-    named, plan = read.origin and read.origin.model, run and run.read_plan()
+    named = None if read.origin is None else read.origin.model
+    plan = None if run is None else run.read_plan()
     if plan is not None and named not in (None, plan.model):
         plan = None  # it came from another run
-    named = named or plan and plan.model
-    if spec is None and named is None:
-        raise InputError(f"{file} does not name its model", help="name it with --model SPEC")
-    classes, options = (named.classes, dict(named.options)) if named else (None, {})
+    if named is None and plan is not None:
+        named = plan.model
+    classes, options = (None, {}) if named is None else (named.classes, dict(named.options))
     if spec is None:
-        assert named is not None
+        if named is None or named.name is None:
+            raise InputError(f"{file} does not name its model", help="name it with --model SPEC")
         spec = stored_spec(named.name, file)
     network = build_model(spec, classes, options)
     try:

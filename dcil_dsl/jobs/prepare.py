@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.data.counts import class_counts
+from dcil_dsl.data.contents import class_counts
 from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning

@@ -20,7 +20,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.words.metrics import METRICS
 
 
-class TopK(Metric):
+class TopK(Metric):  # type: ignore[misc,unused-ignore]
     """The share of examples whose class is among the k largest logits.
 
     Counts are whole numbers and the quotient is float64, so that the value is exact. torchmetrics'
