@@ -17,19 +17,18 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from dcil_dsl.training.learner import Learner
-from dcil_dsl.training.sharding import Shards, shard
 from environment import describe_machine
 from workloads import WORKLOADS, build, last_step, make_dual  # first: puts the checkout on the path
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.extras.sharding.step import shard_for_step
 from dcil_dsl.jobs.data import pick_device
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks, joined_ranks
-from dcil_dsl.training.forward import make_forward
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.optim import make_optimizer
+from dcil_dsl.training.optim import make_optimizer, rate_at
+from dcil_dsl.training.step import Batch, GradientStep
 
 
 def main() -> None:
@@ -56,12 +55,13 @@ def measure(in_parts: bool, asked, ranks: Ranks, device: torch.device) -> dict:
     workload = WORKLOADS[asked.network]
     batch, size = workload.gpu if device.type == "cuda" else workload.cpu
     dual, plan, _ = make_dual(workload, build(workload), size)
-    shards = shard(dual, ranks, device) if in_parts else None
+    options = Options(device=device, precision=asked.precision, ranks=ranks, shard=in_parts)
+    make_step = shard_for_step(dual, options) if in_parts else GradientStep
     dual.to(device).train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     shape = (asked.batch or batch, 3, size, size)
-    step = stepping(dual, plan, shape, workload.classes, asked, ranks, device, shards)
+    step = stepping(make_step, dual, plan, shape, workload.classes, options)
     seconds = list(timed(step, asked.steps, device))
     held = sum(t.numel() * t.element_size() for t in dual.state_dict().values())
     most = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
@@ -71,25 +71,21 @@ def measure(in_parts: bool, asked, ranks: Ranks, device: torch.device) -> dict:
 
 
 def stepping(
-    dual: Dual, plan: Plan, shape, classes: int, asked, ranks: Ranks, device, shards: Shards | None
+    make_step: type[GradientStep], dual: Dual, plan: Plan, shape, classes: int, options: Options
 ) -> Callable[[], None]:
     """One update on a fixed batch."""
-    generator = torch.Generator().manual_seed(ranks.rank)
-    images = torch.randn(shape, generator=generator).to(device)
-    labels = torch.randint(classes, (shape[0],), generator=generator).to(device)
-    forward = make_forward(dual, Options(device=device, precision=asked.precision))
-    learner = Learner(dual, forward, forward, ranks, shards)
-    optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
-    active = open_losses(plan, last_step(plan))
+    generator, number = torch.Generator().manual_seed(options.ranks.rank), last_step(plan)
+    inputs = torch.randn(shape, generator=generator).to(options.device)
+    targets = torch.randint(classes, (shape[0],), generator=generator).to(options.device)
+    step = make_step(dual, make_optimizer(plan.train.optimizer, dual.trainable()), options)
+    size, active, rate = plan.data.batch_size, open_losses(plan, number), rate_at(plan, number)
+    batch = Batch(inputs, targets, number, 0, active, rate, size=size, total=len(targets))
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        learner.learn(
-            images, labels, active, lambda loss: loss.backward(), is_short=False, closes=True
-        )
-        optimizer.step()
+    def update() -> None:
+        step.gradients(batch)
+        step.apply(rate)
 
-    return step
+    return update
 
 
 def timed(step: Callable[[], None], count: int, device: torch.device) -> Iterator[float]:

@@ -16,7 +16,7 @@ from dcil_dsl.jobs.inspect import evaluate_run
 from dcil_dsl.jobs.prepare import prepare
 from dcil_dsl.jobs.train import train
 from dcil_dsl.training import run as run_folder
-from dcil_dsl.training.run_lock import hold_run
+from dcil_dsl.training.process import hold_run
 
 ONE_EPOCH = (
     tiny_job.RECIPE.replace("2ep", "1ep")
@@ -205,7 +205,7 @@ def test_a_batch_of_one_example_that_a_norm_cannot_train_on_is_told(tmp_path):
         nn.Linear(8, 10),
     )
     recipe = dcil.loads(ONE_EPOCH.replace("batch_size = 64", "batch_size = 1"))
-    with pytest.raises(InputError, match="one number of each channel") as error:
+    with pytest.raises(InputError, match="single value per channel") as error:
         train(recipe, model, "synthetic", out=tmp_path / "run", device="cpu", max_steps=1)
     assert "a larger `batch_size`" in error.value.help
 

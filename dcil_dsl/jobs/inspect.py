@@ -37,17 +37,13 @@ from dcil_dsl.jobs.prepare import Note, Warn, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.checkpoint import (
-    digest,
-    load_deployed,
-    position_of,
-    read_checkpoint,
-)
+from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
+from dcil_dsl.training.checkpoint_files import newest_of, position_of, previous_of
 from dcil_dsl.training.command import read_command
-from dcil_dsl.training.finite import BROKEN
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
-from dcil_dsl.training.run import RunFolder, newest_of, open_run, previous_of
+from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.step import BROKEN
 from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model, stored_spec
 

@@ -65,9 +65,9 @@ from dcil_dsl.training.distributed import (
 from dcil_dsl.training.machine import peak_memory
 from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.optim import check_rate
+from dcil_dsl.training.process import hold_run
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
-from dcil_dsl.training.run_lock import hold_run
 from dcil_dsl.training.trainer import Options, Result
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.training.ways import check_plan_ways, check_ways

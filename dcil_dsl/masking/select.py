@@ -30,7 +30,8 @@ class Across(Protocol):
     Every rank calls the same methods in the same order, with tensors of the same shape.
     """
 
-    rank: int
+    @property
+    def rank(self) -> int: ...
 
     def sum(self, counts: Tensor) -> Tensor:
         """The sum over the ranks, in the shape of `counts`."""

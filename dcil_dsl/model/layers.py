@@ -55,7 +55,7 @@ class Layer:
     prunable  its own parameters that can be pruned: none, one, or several (an LSTM has two for
               each layer and direction)
     is_plain  every use of it is a call by itself, of one tensor and of torch.nn's own forward: its
-              kept units can be computed alone (masking/kept.py)
+              kept units can be computed alone (extras/sparse_compute)
     is_written  its forward was seen to change a weight of it in place
     """
 

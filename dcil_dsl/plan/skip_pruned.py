@@ -3,7 +3,7 @@
 In:   a Plan, or groups and layers of one in the making.
 Out:  the weights of which whole filters or channels are left out, those of a pattern that sparse
       tensor cores multiply by; the share of the arithmetic that is done.
-Not:  nothing is computed smaller here (compiler/skip_pruned.py), and no device is asked.
+Not:  nothing is computed smaller here (extras/sparse_compute), and no device is asked.
 """
 
 from __future__ import annotations

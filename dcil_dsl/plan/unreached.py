@@ -2,7 +2,7 @@
 
 In:   a checked Recipe, and how long its run is.
 Out:  W306 in a Diagnostics, one for each statement.
-Not:  a ramp that is cut off is an error (allocate.py), and so is a late phase (late_phase.py).
+Not:  a ramp that is cut off is an error (allocate.py), and so is a late phase (train.py).
 """
 
 from __future__ import annotations

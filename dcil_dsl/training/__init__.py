@@ -1,4 +1,4 @@
-"""Dual x Plan x data -> a run: the loop, its optimiser, its checkpoints, its folder."""
+"""Dual x Plan x data -> a run: the loop, the step, the checkpoints, the run folder."""
 
 from dcil_dsl.training.checkpoint import load_deployed
 from dcil_dsl.training.evaluate import evaluate

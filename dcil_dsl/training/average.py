@@ -3,8 +3,8 @@
 In:   a dual graph and the decay.
 Out:  mean <- decay * mean + (1 - decay) * weight after every update, for every floating tensor of
       the graph's state, running statistics included; the graph with the means in place.
-Not:  masks and scores are not averaged. A mean is evaluated and exported under the masks in force,
-      so it is exactly as sparse as the weights are.
+Not:  masks and scores are not averaged. A mean is evaluated and exported under the current masks,
+      so it is exactly as sparse as the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Average:
 
 
 def start_average(dual: nn.Module, decay: float | None, besides: Collection[str] = ()) -> Average:
-    """The average before the first update: the weights themselves, but for those named."""
+    """The average before the first update: copies of the weights, except those named."""
     if decay is None:
         return Average({}, {})
     live = {
@@ -40,7 +40,7 @@ def start_average(dual: nn.Module, decay: float | None, besides: Collection[str]
 @torch.no_grad()
 def update_average(average: Average, decay: float | None) -> None:
     """One step of the recursion above."""
-    if average.mean:
+    if decay is not None and average.mean:
         means, live = list(average.mean.values()), list(average.live.values())
         torch._foreach_lerp_(means, live, 1 - decay)
 
@@ -54,7 +54,7 @@ def deploy_average(average: Average) -> None:
 
 @contextmanager
 def deployed(average: Average) -> Iterator[None]:
-    """The means stand in the graph while the `with` is open, and then the weights again."""
+    """Evaluate with the means: they replace the weights while the `with` is open."""
     kept = {name: t.clone() for name, t in average.live.items()}
     deploy_average(average)
     try:

@@ -1,16 +1,16 @@
-"""One file from which a run goes on as if it had never stopped.
+"""Save everything that training changes, and load it, so that a run resumes to the same bits.
 
-In:   a dual graph, its optimiser and averages, and where in the run they stand.
-Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the same things put back.
-      checkpoint/previous.safetensors: what it was at the end of the epoch before, to go back to.
+In:   a State: a dual graph, its optimizer, averages and memory, its Position.
+Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the State loaded from it, also
+      under another plan, as far as it fits.
 Not:  no state of a random generator: every draw of a step depends on the seed and the step alone
-      (trainer.py), and so does every batch.
+      (trainer.py), and so does every batch. Which file is read: checkpoint_files.py.
 
     model/<name>                     the dual graph's state, masks included
     optimizer/<parameter>/<entry>    momentum and the like
     average/<name>                   where the recipe asks for `ema` or `average`
     before/<parameter>               masks at the end of the last whole epoch, in mid-epoch only
-    memory/<name>                    what a step remembers of those before, where it does
+    memory/<name>                    tensors that later steps need: Step.memory
     sums                             losses and counts of the epoch so far
 """
 
@@ -22,77 +22,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import (
-    AllowInfNan,
-    FiniteFloat,
-    NonNegativeFloat,
-    NonNegativeInt,
-    TypeAdapter,
-    ValidationError,
-)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.differences import fingerprint, fingerprint_1
-from dcil_dsl.training.metrics import check_sparsity, masks_step
-from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
-from dcil_dsl.training.run import (
-    cannot_write,
+from dcil_dsl.plan.schedule import last_refresh
+from dcil_dsl.training.checkpoint_files import (
+    FORMAT,
+    Position,
+    is_end_of_epoch,
+    is_of,
     keep_as,
     newest_of,
+    position_of,
     previous_of,
     remove_parts,
-    write_atomically,
 )
+from dcil_dsl.training.differences import fingerprint
+from dcil_dsl.training.metrics import check_sparsity, masks_step
+from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
+from dcil_dsl.training.run import cannot_write, write_atomically
 from dcil_dsl.words.registry import extra
-
-FORMAT = "dcil checkpoint 1"
-Seconds = Annotated[NonNegativeFloat, AllowInfNan(False)]
-
-
-@dataclass
-class Position:
-    """Where a run stands, all that is not a tensor.
-
-    step       updates done
-    epoch      whole epochs done
-    batch      batches done of the epoch after them
-    logged     whether metrics.jsonl has the line that belongs to this step
-    examples   seen in this epoch; `examples_by` loss while it was open, by path while it ran
-    seconds    of the whole run
-    trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
-    waited     seconds of them in which the loop stood still for its next batch; epoch_waited too
-    scaler     the state of the fp16 gradient scaler, numbers only
-    rewinds    how often the run went back (rewind.py): at which step what was not finite, to
-               which step
-    """
-
-    step: NonNegativeInt = 0
-    epoch: NonNegativeInt = 0
-    batch: NonNegativeInt = 0
-    logged: bool = False
-    examples: NonNegativeInt = 0
-    examples_by: dict[str, NonNegativeInt] = field(default_factory=dict)
-    seconds: Seconds = 0.0
-    trained: Seconds = 0.0
-    epoch_trained: Seconds = 0.0
-    waited: Seconds = 0.0
-    epoch_waited: Seconds = 0.0
-    scaler: dict[str, FiniteFloat | int] = field(default_factory=dict)
-    rewinds: list[dict[str, int | str]] = field(default_factory=list)
-
-    @property
-    def rate_factor(self) -> float:
-        """What the plan's learning rate is multiplied by."""
-        return 0.5 ** len(self.rewinds)
 
 
 @dataclass
@@ -102,7 +59,7 @@ class State:
     memory  what later steps need of the steps so far: Step.memory
     """
 
-    dual: nn.Module
+    dual: Dual
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     sums: Tensor
@@ -112,7 +69,7 @@ class State:
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write the state; or nothing, and raise SparsityError, if the masks are not the plan's."""
+    """Write the state. SparsityError, and no file, where the masks are not the plan's."""
     plan: Plan = state.dual.plan
     check_sparsity(state.dual, masks_step(state.position.step))
     tensors = {f"model/{name}": t for name, t in state.dual.state_dict().items()}
@@ -157,12 +114,12 @@ def load_checkpoint(path: Path, state: State) -> None:
     moving = under("optimizer/", tensors)
     for name in optimizer_state(state.optimizer):  # Adam's may be made later, momentum is there
         if name.endswith("/momentum_buffer") and name not in moving:
-            raise InputError(f"{path} holds another optimiser: it lacks `{name}`")
+            raise InputError(f"{path} holds another optimizer: it lacks `{name}`")
     state.optimizer.state.clear()  # of steps that are being gone back over
     try:
         load_optimizer_state(state.optimizer, moving, state.dual.plan.train.optimizer)
     except (KeyError, ValueError) as error:
-        raise InputError(f"{path} holds another optimiser: {error}") from None
+        raise InputError(f"{path} holds another optimizer: {error}") from None
     _fill(state.average, under("average/", tensors), path)
     _fill(state.memory, under("memory/", tensors), path)
     before = under("before/", tensors)
@@ -171,7 +128,7 @@ def load_checkpoint(path: Path, state: State) -> None:
     state.position = position
 
 
-def load_deployed(path: Path, dual: nn.Module) -> Position:
+def load_deployed(path: Path, dual: Dual) -> Position:
     """Put the weights that are evaluated and exported into `dual`: the averages where kept.
 
     InputError as in load_checkpoint; SparsityError where its masks are not what the plan asks.
@@ -206,7 +163,7 @@ def read_checkpoint(
     if plan is not None and not is_of(header, plan, path):
         raise InputError(
             f"the checkpoint {found} belongs to another plan",
-            help="the command that trained it goes on from it with --resume-anyway",
+            help="the command that trained it resumes from it with --resume-anyway",
         )
     return tensors, header
 
@@ -228,76 +185,6 @@ def read_file(
     if header.pop("digest", None) != digest(tensors, header):
         raise InputError(f"the checkpoint {path} is damaged: its digest does not match")
     return {name: placement.own(name, tensor) for name, tensor in tensors.items()}, header
-
-
-def is_of(header: Mapping[str, str], plan: Plan, path: Path) -> bool:
-    """Whether a checkpoint of the run folder around `path` belongs to `plan`.
-
-    A run that an earlier version began has a plan.json of format 1, and checkpoints with the
-    fingerprint of what it says; they are this plan's if it says the same.
-    """
-    if header.get("plan") == fingerprint(plan):
-        return True
-    try:
-        text = (path.parent.parent / "plan.json").read_text(encoding="utf-8")
-        stored = json.loads(text)
-        if stored["format"] != 1 or fingerprint_1(stored) != header.get("plan"):
-            return False
-        return fingerprint(Plan.from_json(text)) == fingerprint(plan)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return False
-
-
-def is_end_of_epoch(path: Path, plan: Plan) -> bool:
-    """Whether there is a checkpoint of this plan that is of no place in the middle of an epoch."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        return is_of(header, plan, path) and not position_of(header, path).batch
-    except (SafetensorError, OSError, InputError):
-        return False
-
-
-def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None) -> Position:
-    """InputError where the header has none, or one that is no place in the run of `plan`."""
-    text = _renamed(header.get("position", ""))
-    try:
-        position = TypeAdapter(Position).validate_json(text)
-        missing = {"step", "epoch", "batch", "logged"} - json.loads(text).keys()
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
-        raise InputError(f"the checkpoint {path} does not say where it stands: {where}") from None
-    if missing:
-        where = min(missing)
-        raise InputError(f"the checkpoint {path} does not say where it stands: {where}")
-    if plan is not None:
-        steps = -(-position.batch // plan.train.accumulate)
-        if (
-            steps > plan.steps_per_epoch
-            or position.step != position.epoch * plan.steps_per_epoch + steps
-        ):
-            raise InputError(
-                f"the checkpoint {path} contradicts itself: step {position.step:,} is not "
-                f"after {count(position.epoch, 'epoch')} of {plan.steps_per_epoch:,} steps and "
-                f"{count(position.batch, 'batch', 'batches')}"
-            )
-        if position.step > plan.num_steps:
-            raise InputError(
-                f"the checkpoint {path} is of step {position.step:,}, the run has "
-                f"{plan.num_steps:,}"
-            )
-    return position
-
-
-def _renamed(position: str) -> str:
-    """The position in the names of today: until November 2026 `logged` was `told`."""
-    try:
-        values = json.loads(position)
-    except (ValueError, RecursionError):
-        return position
-    if not isinstance(values, dict) or "told" not in values:
-        return position
-    return json.dumps({"logged" if name == "told" else name: x for name, x in values.items()})
 
 
 def _way_back(path: Path) -> str | None:
@@ -325,7 +212,7 @@ def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = Non
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -350,3 +237,78 @@ def _same(want: Mapping[str, Tensor], have: Mapping[str, Tensor], path: Path) ->
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+# -- a checkpoint of another plan --------------------------------------------------------------
+
+
+def load_anyway(path: Path, state: State) -> None:
+    """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
+    plan: Plan = state.dual.plan
+    tensors, header = read_checkpoint(path, placement=state.dual.placement)
+    if is_of(header, plan, path):
+        load_checkpoint(path, state)
+        return
+    saved, current = under("model/", tensors), state.dual.state_dict()
+    ours = {name: t for name, t in current.items() if _is_the_plans(name, state.dual)}
+    theirs = {name: t for name, t in saved.items() if not _is_the_plans(name, state.dual)}
+    kept = {n: saved[n] for n, t in ours.items() if n in saved and saved[n].shape == t.shape}
+    load_model(state.dual, theirs | ours | kept, path)
+
+    known = {name for name, _ in state.dual.trainable()}
+    moving = {
+        key: value
+        for key, value in under("optimizer/", tensors).items()
+        if key.rpartition("/")[0] in known
+        and key.rpartition("/")[2] in plan.train.optimizer.entries(value)
+    }
+    try:
+        load_optimizer_state(state.optimizer, moving, state.dual.plan.train.optimizer)
+    except ValueError as error:
+        raise InputError(f"{path} holds another optimizer: {error}") from None
+    averages = under("average/", tensors)
+    current = state.dual.state_dict()
+    for name, mean in state.average.items():
+        mean.copy_(averages.get(name, current[name]))
+    for name, remembered in under("memory/", tensors).items():
+        if name in state.memory and state.memory[name].shape == remembered.shape:
+            state.memory[name].copy_(remembered)
+
+    before = position_of(header, path)
+    state.position = Position(
+        step=before.epoch * plan.steps_per_epoch,
+        epoch=before.epoch,
+        seconds=before.seconds,
+        trained=before.trained,
+        waited=before.waited,
+        scaler=before.scaler,
+    )
+    if state.position.step > plan.num_steps:
+        raise InputError(
+            f"{path} is after {count(before.epoch, 'epoch')}, more than the recipe has now: "
+            f"step {state.position.step:,} of {plan.num_steps:,}",
+            help="raise `epochs` in the recipe's `train`",
+        )
+    state.position.logged = before.logged and state.position.step >= plan.num_steps
+    _make_masks(state)
+    state.sums.zero_()
+    for name, mask in state.dual.masks.items():
+        state.before[name].copy_(mask)
+
+
+def _make_masks(state: State) -> None:
+    """Each group's masks as they were made the last time before the position."""
+    dual, masks = state.dual, dict[str, Tensor]()
+    last = {g: last_refresh(g, masks_step(state.position.step)) for g in dual.plan.groups}
+    for step in sorted(set(last.values())):
+        dual.refresh(step)  # of all groups: kept are those whose time it is
+        names = [name for group, at in last.items() if at == step for name in group.parameters]
+        masks |= {name: dual.masks[name].clone() for name in names}
+    for name, mask in masks.items():
+        dual.masks[name].copy_(mask)
+
+
+def _is_the_plans(name: str, dual: Dual) -> bool:
+    """Whether a tensor is a buffer that a plan adds to a weight, "conv1.weight_mask"."""
+    parameters = [parameter for parameter, _ in dual.named_parameters()]
+    return name not in parameters and any(name.startswith(f"{p}_") for p in parameters)

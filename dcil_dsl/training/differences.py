@@ -73,7 +73,7 @@ def listed(differences: list[str]) -> list[str]:
     return differences[:MAX_LINES] + ([f"and {more} more"] if more > 0 else [])
 
 
-def science_of(plan: Plan) -> dict:
+def science_of(plan: Plan) -> dict[str, Any]:
     """What decides the training, as plain data: the same exactly where two runs train alike."""
     values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
     # Names of what stands next to them: `targets` has what the profile gave, `parameters` those
@@ -84,7 +84,7 @@ def science_of(plan: Plan) -> dict:
     return _alike(values)
 
 
-def _alike(values: dict) -> dict:
+def _alike(values: dict[str, Any]) -> dict[str, Any]:
     """Without what may change, in every format."""
     for part in [*values["layers"], *values["groups"]]:
         del part["rule"]
@@ -103,7 +103,7 @@ def _without_folder(spec: str | None) -> str | None:
     return f"{Path(file).name}:{name}" if file.endswith(".py") else spec
 
 
-def _compare(old: object, new: object, name: str, found: list) -> None:
+def _compare(old: Any, new: Any, name: str, found: list[tuple[str, object, object]]) -> None:
     if _is_word(old) and _is_word(new):
         if old["word"] != new["word"]:
             found.append((name, old["word"], new["word"]))

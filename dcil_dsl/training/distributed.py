@@ -2,24 +2,25 @@
 
 In:   the environment of torchrun, or the process group of a caller who made one.
 Out:  Ranks: sums, means and texts over all processes; one process is the case in which they cost
-      nothing.
-Not:  no gradient is reduced here (learner.py), and nothing is read or written.
+      nothing. MasksDiffer where ranks have other masks, found without sending one.
+Not:  no gradient is reduced here (step.py), and nothing is read or written.
 
 A rank that ends with an error leaves its text in torchrun's store. What all ranks meet alike is
-told once, by the first; the others learn from the store why a partner is gone.
+reported once, by the first; the others learn from the store why a partner is gone.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from threading import Thread
 from time import monotonic, sleep
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.training.metrics import SparsityError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
@@ -44,6 +46,7 @@ class Ranks:
 
     rank, count     which process this is, and of how many
     local, beside   the same among those of this machine
+    store           a torch.distributed.Store of this start
     job             torchrun's store, which outlives a start that failed
     """
 
@@ -51,8 +54,8 @@ class Ranks:
     count: int = 1
     local: int = 0
     beside: int = 1
-    store: dist.Store | None = None
-    job: dist.Store | None = None
+    store: Any = None
+    job: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -92,7 +95,7 @@ class Ranks:
         """Put the mean over the ranks in each of the tensors, which are floating."""
         for bucket in _buckets(tensors) if self.count > 1 else ():
             means = self.sum(torch.cat([tensor.reshape(-1) for tensor in bucket])) / self.count
-            parts = means.split([tensor.numel() for tensor in bucket])
+            parts = torch.split(means, [tensor.numel() for tensor in bucket])
             for tensor, mean in zip(bucket, parts, strict=True):
                 tensor.copy_(mean.view(tensor.shape))
 
@@ -107,9 +110,9 @@ class Ranks:
         own = pad(values, (0, size * self.count - len(values)))
         parts = torch.empty_like(own)
         dist.all_to_all_single(parts, own)
-        first, *others = parts.split(size)
+        first, *others = torch.split(parts, size)
         means = sum(others, first) / self.count
-        dist.all_gather(list(own.split(size)), means)
+        dist.all_gather(list(torch.split(own, size)), means)
         return own[: len(values)]
 
     @torch.no_grad()
@@ -126,7 +129,7 @@ class Ranks:
         """What `work` returns on the first rank, which alone does it; its InputError is all's."""
         if self.count == 1:
             return work()
-        answer: dict = {}
+        answer: dict[str, Any] = {}
         if self.is_first:
             try:
                 answer = {"text": work()}
@@ -135,7 +138,7 @@ class Ranks:
         answer = json.loads(self._tell(json.dumps(answer)))
         if "error" in answer:
             raise InputError(answer["error"], help=answer["help"])
-        return answer["text"]
+        return str(answer["text"])
 
     def find_other(self, text: str) -> tuple[list[int], str, str] | None:
         """The ranks whose text is not the first's, the first's text, and that of the first of them.
@@ -161,7 +164,7 @@ class Ranks:
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """In their order by type and device, BUCKET bytes together, a larger one by itself."""
-    filling: dict[tuple, list[Tensor]] = {}
+    filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         bucket = filling.setdefault((tensor.dtype, tensor.device), [])
         if bucket and sum(one.nbytes for one in bucket) + tensor.nbytes > BUCKET:
@@ -212,21 +215,25 @@ def may_be_restarted() -> bool:
 
 
 def _meet() -> Ranks:
+    from torch.distributed.rendezvous import rendezvous
+
+    library: Any = dist
+
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         # torchrun's store outlives a failed start, whose addresses must not be taken for ours.
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
         job = store
-        while isinstance(job, dist.PrefixStore):  # by start
+        while isinstance(job, library.PrefixStore):  # by start
             job = job.underlying_store
-        store = dist.PrefixStore(f"start {start} of {count}", store)
+        store = library.PrefixStore(f"start {start} of {count}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the processes of this job do not meet: {str(error).splitlines()[0]}",
             help="start it by torchrun --nproc-per-node N -m dcil_dsl compile ...",
         ) from None
-    return Ranks(rank, count, *_beside(), dist.PrefixStore("dcil", store), job)
+    return Ranks(rank, count, *_beside(), library.PrefixStore("dcil", store), job)
 
 
 def _beside() -> tuple[int, int]:
@@ -245,7 +252,7 @@ def _mark(error: BaseException, ranks: Ranks) -> None:
     """Leave this rank's error for the others; find out whether another rank tells it.
 
     Not longer than for SECONDS_TO_TELL, and a second: the process that holds the store may be
-    stopped, and a question to it waits for ever. Then this rank tells its error.
+    stopped, and then a question to it never returns. In that case this rank reports its error.
     """
     asking = Thread(target=_mark_in_store, args=(error, ranks), daemon=True)
     asking.start()
@@ -253,15 +260,16 @@ def _mark(error: BaseException, ranks: Ranks) -> None:
 
 
 def _mark_in_store(error: BaseException, ranks: Ranks) -> None:
-    error.rank = ranks.rank
+    marks = error.__dict__
+    marks["rank"] = ranks.rank
     text = f"{type(error).__name__}: {error}"
     try:
         if isinstance(error, RankLost):
-            error.told_elsewhere = _left_by(range(ranks.count), ranks) is not None
+            marks["told_elsewhere"] = _left_by(range(ranks.count), ranks) is not None
             return
         ranks.store.set(f"error/{ranks.rank}", text)
         if not ranks.is_first:
-            error.told_elsewhere = _left_by([0], ranks) == text
+            marks["told_elsewhere"] = _left_by([0], ranks) == text
         elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             sleep(SECONDS_TO_TELL / 4)  # the store ends with this process; let the others read
     except (RuntimeError, ValueError):  # the store is gone with the first rank
@@ -273,8 +281,8 @@ def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
     until = monotonic() + SECONDS_TO_TELL
     while monotonic() < until:
         for other in others:
-            if ranks.store.check([f"error/{other}"]):  # to wait on a store is told on stderr
-                return ranks.store.get(f"error/{other}").decode()
+            if ranks.store.check([f"error/{other}"]):  # waiting on a store prints to stderr
+                return str(ranks.store.get(f"error/{other}").decode())
         sleep(0.02)
     return None
 
@@ -282,3 +290,61 @@ def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """What a step's random numbers start from. Rank 0 draws what one process would draw."""
     return (seed * 1_000_003 + step + rank * 0x2545F4914F6CDD1D) % (1 << 63)
+
+
+# -- whether all ranks have the same masks -----------------------------------------------------
+
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
+MAX_NAMED = 5
+
+
+class MasksDiffer(SparsityError):
+    """Ranks disagree on a mask."""
+
+
+def mask_fingerprints(masks: Mapping[str, Tensor]) -> Tensor:
+    """int64 (number of masks,), on the masks' device; no value is read by the host."""
+    return torch.stack([mask_fingerprint(mask) for mask in masks.values()])
+
+
+def mask_fingerprint(mask: Tensor) -> Tensor:
+    """64 bits of a boolean tensor: the sum over its words of eight of mix(word + place * GOLDEN).
+
+    mix is the finalizer of splitmix64 (Steele, Lea, Flood 2014, figure 16), a bijection in which
+    each bit of the input moves half of the output's. Two masks that differ in one word never
+    agree; others do by a chance of about 2^-64.
+    """
+    flat = mask.reshape(-1).view(torch.uint8)
+    words = pad(flat, (0, -flat.numel() % 8)).view(torch.int64)
+    places = torch.arange(1, len(words) + 1, device=mask.device)
+    return _mix(words + places * GOLDEN).sum()
+
+
+def compare_fingerprints(names: Sequence[str], prints: Tensor, step: int) -> None:
+    """prints (ranks, masks) as of `step`. MasksDiffer if a column is not one number."""
+    wrong = []
+    for name, column in zip(names, prints.t().tolist(), strict=True):
+        usual = max(column, key=column.count)
+        odd = [str(rank) for rank, value in enumerate(column) if value != usual]
+        if odd:
+            wrong.append(f"`{name}` on rank {', '.join(odd)}")
+    if wrong:
+        shown = wrong[:MAX_NAMED]
+        if more := len(wrong) - len(shown):
+            shown.append(f"and {more} more")
+        raise MasksDiffer(
+            f"at step {step} the ranks do not have the same masks, which they compute from equal "
+            f"weights: {'; '.join(shown)} differs from the others"
+        )
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits of an unsigned number: what comes in from the left is zero."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

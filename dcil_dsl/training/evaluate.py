@@ -16,9 +16,9 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.measures import Meter
 from dcil_dsl.tasks.task import Task, sliced, stand_in
-from dcil_dsl.training.finite import BROKEN
-from dcil_dsl.training.interrupt import Wish
 from dcil_dsl.training.machine import Options, autocast, laid_out
+from dcil_dsl.training.process import Wish
+from dcil_dsl.training.step import BROKEN
 
 Accuracies = dict[str, dict[str, float]]
 

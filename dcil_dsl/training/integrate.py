@@ -1,39 +1,37 @@
 """One gradient made of several: Heun, Runge-Kutta, extrapolation, implicit steps.
 
 In:   a dual graph, a function that puts the gradients of one batch in place, the learning rate.
-Out:  the combined gradient in the parameters, for the optimiser's ordinary step.
-Not:  no update: the weights are where they were, to the bit, and so are the masks.
+Out:  the combined gradient in the parameters, for the optimizer's ordinary step.
+Not:  no update: weights and masks are unchanged, to the bit.
 
 With g(w) the routed gradient of the batch, a step follows dw/dt = -g(w) for a time h, the step's
 learning rate, and its mean velocity is what the optimizer is given; words/integrators.py has the
 rules.
 
-Momentum, weight decay, penalties and the largest norm act on this one gradient: they are outside
-of the field. All evaluations see the same batch, masks and random numbers; running statistics and
-scores move by the first alone.
+Momentum, weight decay, penalties and clipping act on this one gradient. All evaluations see the
+same batch, masks and random numbers; running statistics and scores change by the first alone.
 
-Of players that move in turns, each moves by this rule while the other stands at w. One is what the
+Of players that move in turns, each moves by this rule while the other stays at w. One is what the
 deployed path learns alone: kept weights, weights that no rule prunes, modules of all paths or of
 the deployed one; the other the pruned weights and the twins of the other paths' modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
-from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
 from dcil_dsl.training.step import Batch, Step, Wrapper
 from dcil_dsl.words.integrators import Integrator, total
 
 T = TypeVar("T")
-Gradients = list[Tensor | None]  # by parameter; None where no gradient arrives
+Gradients = Sequence[Tensor | None]  # by parameter; None where no gradient arrives
 
 
 class IntegratedStep(Wrapper):
@@ -57,7 +55,7 @@ class IntegratedStep(Wrapper):
 
 
 def start_previous(dual: Dual) -> dict[str, Tensor]:
-    """What a step remembers of the one before: its gradients by parameter, at first zeros."""
+    """The memory before the first step: zeros in place of the gradients of the step before."""
     spec = dual.plan.train.integrator
     if spec is None or not spec.from_previous:
         return {}
@@ -69,10 +67,10 @@ def integrate(dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[s
 
     evaluate  forward and backward of the step's batch, with the step's random numbers; adds to
               the gradients, which are None before
-    memory    of start_previous; it is brought up to date
+    memory    of start_previous; it is updated in place
     """
-    field = _Field(dual, evaluate)
-    spec = dual.plan.train.integrator
+    spec, field = dual.plan.train.integrator, _Field(dual, evaluate)
+    assert spec is not None
     try:
         if spec.from_previous:
             before = [memory[f"previous/{name}"] for name, _ in field.named]
@@ -89,16 +87,16 @@ def integrate(dual: Dual, rate: float, evaluate: Callable[[], T], memory: dict[s
         field.put_back()
     for (_, parameter), gradient in zip(field.named, combined, strict=True):
         parameter.grad = gradient
-    return field.told
+    return field.results[0]
 
 
-class _Field:
-    """g at displaced weights. `told`: what the first evaluation returned."""
+class _Field(Generic[T]):
+    """g at displaced weights. results: what the evaluations returned."""
 
     def __init__(self, dual: Dual, evaluate: Callable[[], T]):
         self.dual, self.evaluate, self.named = dual, evaluate, _learning(dual)
         self.start = [p.detach().clone() for _, p in self.named]
-        self.told: T | None = None
+        self.results: list[T] = []
         self.buffers: dict[str, Tensor] | None = None
 
     def at(self, far: float, along: Gradients | None) -> Gradients:
@@ -108,9 +106,9 @@ class _Field:
             for (_, p), start, move in zip(self.named, self.start, moves, strict=True):
                 p.copy_(start if move is None else start.sub(move, alpha=far))
                 p.grad = None
-        told = self.evaluate()
+        self.results.append(self.evaluate())
         if self.buffers is None:
-            self.told, self.buffers = told, copied_buffers(self.dual)
+            self.buffers = copied_buffers(self.dual)
         gradients = [p.grad for _, p in self.named]
         for _, p in self.named:
             p.grad = None
@@ -125,7 +123,7 @@ class _Field:
 
 
 def _follow(
-    spec: Integrator, field: _Field, h: float, first: Gradients, part: list[Tensor] | None
+    spec: Integrator, field: _Field[T], h: float, first: Gradients, part: list[Tensor] | None
 ) -> Gradients:
     """The combined gradient of one player, or of all together where `part` is None."""
 
@@ -159,3 +157,20 @@ def _only(part: list[Tensor] | None, gradients: Gradients) -> Gradients:
 
 def _learning(dual: Dual) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in dual.trainable() if p.requires_grad]
+
+
+# -- buffers -----------------------------------------------------------------------------------
+
+
+def copied_buffers(dual: Dual) -> dict[str, Tensor]:
+    """Copies by name."""
+    masks = {id(mask) for mask in dual.masks.values()}
+    return {n: b.clone() for n, b in dual.named_buffers() if id(b) not in masks}
+
+
+@torch.no_grad()
+def put_back_buffers(dual: Dual, copies: Mapping[str, Tensor]) -> None:
+    """Restore copies in place, so that a compiled step keeps reading the same tensors."""
+    for name, buffer in dual.named_buffers():
+        if name in copies:
+            buffer.copy_(copies[name])

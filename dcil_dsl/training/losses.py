@@ -1,18 +1,26 @@
-"""The loss that a plan asks for at a step.
+"""The loss that a plan asks for at a step, and what is counted of a batch with it.
 
 In:   a Plan, the outputs of a dual graph {path: y}, the labels and the step.
-Out:  each open term by its name, without its coefficient; their weighted sum.
-Not:  no formula (words/losses.py); which weight learns from which path is in the dual graph.
+Out:  each open term by its name, without its coefficient; their weighted sum; the forward of a
+      step, which torch.compile may take, with the sums of its batch.
+Not:  no formula (words/losses.py), no backward pass (step.py); which weight learns from which path
+      is in the dual graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.masking.recompute import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
+from dcil_dsl.tasks import Task
+from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -30,7 +38,7 @@ def loss_terms(
              position of -100 counts for nothing in cross entropy. Or shares of classes (B, K), as
              mixed examples have them, K at most C. None where no term needs it.
 
-    Raises InputError where an output has no such logits or no loss of its own.
+    Raises InputError where an output has no such logits, or no loss that the model computes.
     """
     losses = [plan.losses[i] for i in open_losses(plan, step)]
     return {loss.name: loss_term(loss, outputs, target) for loss in losses}
@@ -55,7 +63,8 @@ def total_loss(
     terms = loss_terms(plan, outputs, target, step)
     assert terms, f"no loss is open at step {step}; resolve lets no such plan pass"
     places = open_losses(plan, step)
-    return sum(weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
+    first, *others = (weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
+    return sum(others, first)
 
 
 def refuse_constant(loss: Tensor) -> None:
@@ -79,3 +88,95 @@ def loss_term(loss: WeightedLoss, outputs: Mapping[str, object], target: Tensor 
         return loss.term.term(outputs, target, loss.batch)
     except InputError as error:
         raise InputError(f"`{loss.name}`: {error.message}", help=error.help) from None
+
+
+# -- the forward of a step ---------------------------------------------------------------------
+
+
+# (args, kwargs, targets, number of examples, places in plan.losses that are open, weights of
+# plan.losses) -> loss, sums
+Forward = Callable[..., tuple[Tensor, Tensor]]
+
+
+def make_forward(dual: Dual, options: Options, task: Task) -> tuple[Forward, Forward]:
+    """The forward of a step, eager, and as the options have it run."""
+
+    def forward(
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: Any,
+        count: int,
+        active: tuple[int, ...],
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        with autocast(dual.plan, options):
+            outputs = dual(*args, **kwargs)
+        total, values = weigh(dual.plan, outputs, targets, active, weights)
+        return total, sums_of(dual.plan, task, outputs, targets, count, values)
+
+    return forward, compiled_forward(forward, dual.plan, options) if options.compile else forward
+
+
+def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
+    """One graph for each phase and each set of losses; new masks need no new graph.
+
+    Recorded as CUDA graphs, which read masks and weights where they lie, it writes its results
+    to the same place at each replay: what is returned are copies.
+    """
+    config = torch._dynamo.config
+    num_graphs = 2 * (len(plan.phases) + 2 * len(plan.losses))
+    num_graphs += len(plan.phases) * len(plan.losses)  # of each loss alone, to balance them
+    config.recompile_limit = max(config.recompile_limit, num_graphs)  # beyond it all runs eagerly
+    if options.compile_mode != REDUCE_OVERHEAD:
+        return compiled(forward, dynamic=False)
+    recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
+
+    def replay(*given: Any) -> tuple[Tensor, Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        loss, sums = recorded(*given)
+        return loss.clone(), sums.clone()
+
+    return replay
+
+
+def weigh(
+    plan: Plan,
+    outputs: Mapping[str, object],
+    targets: Any,
+    active: Iterable[int],
+    weights: Tensor | None = None,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """sum of coefficient * term over some of plan.losses; the terms, detached, by their places.
+
+    weights  of a `balance`, by loss
+    """
+    total: Tensor | float = 0.0
+    values = {}
+    for i in active:
+        term = loss_term(plan.losses[i], outputs, targets)
+        total = total + weighed(plan, i, term, weights)
+        values[i] = term.detach()
+    assert isinstance(total, Tensor), "a step without a loss"
+    return total, values
+
+
+def sums_of(
+    plan: Plan,
+    task: Task,
+    outputs: Mapping[str, object],
+    targets: Any,
+    count: int,
+    values: Mapping[int, Tensor],
+) -> Tensor:
+    """float64 sums over the batch: of each of plan.losses (0 where not in `values`), then the
+    score of each of plan.paths (0 where not run).
+    """
+    device = next(iter(values.values())).device
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    sums = [values[i].double() * count if i in values else zero for i in range(len(plan.losses))]
+    for path in plan.paths:
+        if path.name in outputs:
+            sums.append(task.score(outputs[path.name], targets, count))
+        else:
+            sums.append(zero)
+    return torch.stack(sums)

@@ -1,22 +1,24 @@
 """The sparsity of masks, against what was asked.
 
-In:   a dual graph and the number of steps it has trained.
-Out:  counts and fractions; SparsityError where the masks do not hold what the plan asks.
-Not:  nothing is printed or stored here.
+In:   masks, or whether weights are nonzero, with the plan's groups.
+Out:  counts and fractions; SparsityError where masks do not hold what the plan asks.
+Not:  nothing is printed or stored here; what is asked of a file is exporting/verify.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.masking.placement import Placement
-from dcil_dsl.plan.budget import counted, members, num_units, unit_costs
+from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.masking.units import sum_in_units
+from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_costs
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     bounds_at,
@@ -25,7 +27,6 @@ from dcil_dsl.plan.schedule import (
     last_refresh,
     sparsity_at,
 )
-from dcil_dsl.training.sparsity import count_units, num_torn, pattern_counts, tally_group
 
 
 class SparsityError(Exception):
@@ -86,8 +87,11 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     Raises SparsityError with every group (every layer of a uniform one) that differs, and every
     layer with a unit that is kept in part or a group of m that does not keep n.
     """
-    wrong, asked, pruned, num_kept, num_weights = [], 0.0, 0.0, 0, 0
-    at_floor, at_ceiling, rules = [], [], []
+    asked, pruned, num_kept, num_weights = 0.0, 0.0, 0, 0
+    wrong: list[str] = []
+    at_floor: list[str] = []
+    at_ceiling: list[str] = []
+    rules: list[RuleSparsity] = []
     groups = dual.plan.groups
     for group in groups:
         moved = last_refresh(group, step)
@@ -128,8 +132,8 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         return Sparsity(0.0, 0.0, 0, 0)
     asked = round(asked / num_weights, 12)  # 0.9, where one group sums up to 0.8999999999999999
     measured = 1 - num_kept / num_weights
-    counts = " and ".join(dict.fromkeys(counted(group) for group in groups))
-    if counts != "weights":
+    nouns = " and ".join(dict.fromkeys(counted(group) for group in groups))
+    if nouns != "weights":
         pruned = round(pruned / num_weights, 12)
     else:
         pruned = measured
@@ -139,7 +143,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         num_kept,
         num_weights,
         pruned,
-        counts,
+        nouns,
         tuple(at_floor),
         tuple(at_ceiling),
         tuple(rules),
@@ -159,6 +163,7 @@ def _broken(
     group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor], placement: Placement
 ) -> list[str]:
     """Groups of m that do not keep n, of how many each keeps."""
+    assert group.pattern is not None
     n, m = group.pattern.n, group.pattern.m
     asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)
@@ -202,3 +207,106 @@ def _limits(group: Group, kept: tuple[int, ...], step: int) -> list[tuple[str, i
         count, size = (sum(counts[i] for i in bound.members) for counts in (kept, sizes))
         rows.append((f"within {bound.name}", count, bound.floor, bound.ceiling, size))
     return rows
+
+
+# -- what is kept, counted as the budgets count it ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget, in what it counts.
+
+    what     whose it is: a weight, or "the 3 layers of x.prune:7"
+    counts   "weights", "filters", "multiply-accumulates"
+    """
+
+    what: str
+    counts: str
+    size: int
+    allowed: int
+    kept: int
+
+    @property
+    def pruned(self) -> float:
+        return 1 - self.kept / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """units: how many units each member keeps (a pattern's: single weights)."""
+
+    budgets: tuple[Budget, ...]
+    units: tuple[int, ...]
+
+
+def count_units(
+    group: Group, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
+) -> dict[str, Tensor]:
+    """Of each weight, how many entries of each unit are true, (number of units,) in int64.
+
+    One number in all where units are single weights, or those of a pattern. placement: which rows
+    of the weights the tensors are; the counts are of all rows.
+    """
+    if group.unit.single:
+        counts = {name: nonzero[name].sum().view(1) for name in group.parameters}
+    else:
+        counts = {
+            name: placement.sum_units(name, nonzero[name], cut, torch.int64)
+            for name, cut in zip(group.parameters, group.cuts, strict=True)
+        }
+    return dict(zip(counts, placement.totals(list(counts.values())), strict=True))
+
+
+def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
+    """What is kept of every budget, by count_units: a unit is where anything true is in it."""
+    units = tuple(_num_kept(group, names, counts) for names in members(group))
+    if group.one_budget:
+        costs = unit_costs(group)
+        spent = sum(count * cost for count, cost in zip(units, costs, strict=True))
+        names = group.parameters
+        what = f"the {len(names)} layers of {group.rule}" if len(names) > 1 else names[0]
+        return Tally((Budget(what, counted(group), budget_size(group), keeps[0], spent),), units)
+    noun, sizes = counted(group), num_units(group)
+    whose = [" and ".join(own) for own in members(group)]
+    return Tally(
+        tuple(
+            Budget(what, noun, size, allowed, kept)
+            for what, size, allowed, kept in zip(whose, sizes, keeps, units, strict=True)
+        ),
+        units,
+    )
+
+
+def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of each weight with units of more than one weight: how many entries of kept units are not
+    true, by count_units."""
+    if group.unit.single:
+        return {}
+    torn = {}
+    for names, cuts in zip(members(group), members(group, group.cuts), strict=True):
+        num_kept = _num_kept(group, names, counts)
+        for name, cut in zip(names, cuts, strict=True):
+            size = prod(cut.shape) // cut.num_units
+            torn[name] = num_kept * size - int(counts[name].sum())
+    return torn
+
+
+def pattern_counts(
+    group: Group, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
+) -> dict[str, Tensor]:
+    """Of each weight of an N:M group, how many are true in each of its groups of m.
+
+    placement: which rows of the weights the tensors are; the groups are those in them.
+    """
+    counts = {}
+    for name, cut in zip(group.parameters, group.cuts, strict=True):
+        own = placement.pattern_cut(name, cut, len(nonzero[name]))
+        counts[name] = sum_in_units(nonzero[name], own, torch.int64)
+    return counts
+
+
+def _num_kept(group: Group, names: tuple[str, ...], counts: Mapping[str, Tensor]) -> int:
+    """The units of a member that are kept; those of a pattern are single weights."""
+    if group.unit.single:
+        return int(counts[names[0]].sum())
+    return int(torch.stack([counts[name] > 0 for name in names]).any(0).sum())

@@ -1,7 +1,7 @@
 """The optimizer of a plan, and its learning rate as a pure function of the step.
 
-In:   the optimiser's part of a Plan and the parameters by name, in the order to keep.
-Out:  a torch.optim optimiser over one list; the rate of a step; its state by parameter name.
+In:   the optimizer of a Plan, and the parameters by name in their order.
+Out:  a torch.optim optimizer over one list; the rate of a step; its state by parameter name.
 Not:  no scheduler object: a rate that is a function of the step cannot drift from it on resume.
 """
 
@@ -64,10 +64,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
-    """What the optimiser remembers of weights under `forget` that are pruned becomes zero.
+    """Zero the optimizer's state of pruned weights under `forget`.
 
-    Else momentum would move them away from the zero that they are, and would still be there when
-    they come back.
+    Otherwise momentum would move them away from zero, and would still be there when they return.
     """
     masks = {
         id(dual.get_parameter(name)): dual.get_buffer(f"{name}_mask")
@@ -77,7 +76,9 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
     }
     for parameter, entries in optimizer.state.items():
         mask = masks.get(id(parameter))
-        for value in entries.values() if mask is not None else ():
+        if mask is None:
+            continue
+        for value in entries.values():
             if isinstance(value, Tensor) and value.shape == mask.shape:
                 value.masked_fill_(~mask, 0.0)
 

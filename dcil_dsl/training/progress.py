@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on, and the table at its end.
+"""Show a run while it trains, and the table at its end.
 
 In:   the lines of metrics.jsonl as they are made, and the loss between them.
 Out:  a live bar on a terminal's stderr; plain lines where there is no terminal; nothing when
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +29,9 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.wording import PLAIN, fit
 from dcil_dsl.words.metrics import METRICS, metric_text
 
+if TYPE_CHECKING:
+    from dcil_dsl.training.result import Result
+
 SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 
 
@@ -40,7 +43,7 @@ class Display:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     _bar: Progress | None = None
     _plan: Plan | None = None
-    _last: dict | None = None
+    _last: dict[str, Any] | None = None
     _shown_at: float = 0.0
     _went_back: bool = False
 
@@ -52,7 +55,7 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def begin(self, plan: Plan, step: int, num_steps: int, last: dict | None) -> None:
+    def begin(self, plan: Plan, step: int, num_steps: int, last: dict[str, Any] | None) -> None:
         """The run starts, or goes on, at `step` of `num_steps`; `last` is the latest line."""
         self._plan, self._last, self._shown_at = plan, last, time.monotonic()
         if self.mode == "bar":
@@ -86,18 +89,19 @@ class Display:
             self._print(text)
 
     def note(self, text: str) -> None:
-        """What the run does otherwise than one may think."""
+        """Something about the run that one might not expect."""
         if self.mode != "quiet":
             self._print(text)
 
-    def epoch(self, line: dict) -> None:
+    def epoch(self, line: dict[str, Any]) -> None:
         """An epoch is over."""
         self._last = line
-        if self.mode != "quiet":
+        if self.mode != "quiet" and self._plan is not None:
             self._print(line_text(line, self._plan))
 
     def _text(self, step: int, loss: float | None) -> str:
         plan = self._plan
+        assert plan is not None, "begin() comes first"
         epoch = min(step // plan.steps_per_epoch + 1, plan.train.num_epochs)
         words = [f"epoch {epoch}/{plan.train.num_epochs}"]
         if loss is not None:
@@ -115,12 +119,13 @@ class Display:
 def make_display(quiet: bool = False, console: Console | None = None) -> Display:
     """A bar where stderr is a terminal, lines where it is not."""
     console = Console(stderr=True) if console is None else console
-    mode = "quiet" if quiet else "bar" if console.is_terminal else "lines"
-    return Display(mode, console)
+    if quiet:
+        return Display("quiet", console)
+    return Display("bar" if console.is_terminal else "lines", console)
 
 
-def line_text(line: dict, plan: Plan) -> str:
-    """One line of metrics.jsonl for a person; the losses below it where they do not fit beside."""
+def line_text(line: Mapping[str, Any], plan: Plan) -> str:
+    """One line of metrics.jsonl for a person; the losses go below where they do not fit."""
     paths = "".join(f"{text}  " for text in _main_values(line, ".2%"))
     text = (
         f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"
@@ -147,7 +152,7 @@ def _main_values(line: Mapping[str, Any], form: str) -> list[str]:
     ]
 
 
-def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
+def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     """The end of a run as a table to print. `result` is the trainer's."""
     table = Table(title=plan.recipe.title or plan.recipe.name, show_header=False)
     table.add_column(style="bold")
@@ -182,7 +187,7 @@ def result_table(result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     return table
 
 
-def _sparsity_rows(result) -> Iterator[tuple[str, str]]:
+def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
     """Asked and measured; of several rules each by itself, as their units do not add up."""
     measured = f"{result.sparsity_measured:.2%} of weights"
     if len(result.rules) == 1:

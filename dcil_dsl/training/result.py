@@ -1,20 +1,27 @@
-"""What a run has come to: the line of an epoch, the Result.
+"""What a run reports: the line of an epoch, where it is written, the Result.
 
 In:   a Session, the accuracies of its paths.
-Out:  what metrics.jsonl says of an epoch; a Result.
-Not:  nothing is evaluated (evaluate.py), written (run.py) or shown (progress.py).
+Out:  lines in metrics.jsonl, in TensorBoard's events and on the display, of the first rank alone;
+      a Result.
+Not:  nothing is evaluated (evaluate.py), and the display draws itself (progress.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import rate_at
+from dcil_dsl.training.progress import Display
+from dcil_dsl.training.run import RunFolder, cannot_write
 from dcil_dsl.training.session import Session, check_deferred, show_notes
 
 
@@ -58,12 +65,12 @@ class Result:
     counts: str = "weights"
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
-    rewinds: tuple[dict, ...] = ()
+    rewinds: tuple[dict[str, int | str], ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
     patterns: tuple[str, ...] = ()
 
 
-def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict:
+def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
     check_deferred(now)
     show_notes(now)
@@ -116,7 +123,10 @@ def finish(
 
 
 def result_of(
-    now: Session, accuracies: dict, examples_per_epoch: int, interrupted: bool = False
+    now: Session,
+    accuracies: dict[str, dict[str, float]],
+    examples_per_epoch: int,
+    interrupted: bool = False,
 ) -> Result:
     """Raises SparsityError if the masks are not the plan's."""
     at = now.state.position
@@ -144,3 +154,54 @@ def result_of(
         rules=sparsity.rules,
         patterns=now.notes,
     )
+
+
+# -- the log -----------------------------------------------------------------------------------
+
+
+class Log:
+    """Where the lines of epochs go; nowhere without a writer."""
+
+    def __init__(self, run: RunFolder, display: Display, events: SummaryWriter | None):
+        self.run, self.display, self.events = run, display, events
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add the line of an epoch. InputError where the disk refuses it."""
+        if self.events is None:
+            return
+        self.run.append_metrics(line)
+        try:
+            write_events(self.events, line)
+        except OSError as error:
+            raise cannot_write(self.run.events, error) from None
+        self.display.epoch(line)
+
+
+@contextmanager
+def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Iterator[Log]:
+    """The log of a run that goes on at `step`. writes: whether this is the rank that writes it."""
+    if not writes:
+        yield Log(run, display, None)
+        return
+    try:
+        events = SummaryWriter(str(run.events), purge_step=step)
+    except OSError as error:
+        raise cannot_write(run.events, error) from None
+    try:
+        yield Log(run, display, events)
+    finally:
+        with suppress(OSError):  # each line was flushed, or an error has said why not
+            events.close()
+
+
+def write_events(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+    """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr"."""
+    for name, value in line.items():
+        if isinstance(value, dict):
+            for inner, number in value.items():
+                writer.add_scalar(f"{name}/{inner}", number, line["step"])
+        elif isinstance(value, list):  # names, of which a curve can tell how many
+            writer.add_scalar(name, len(value), line["step"])
+        elif name not in ("step", "epoch"):
+            writer.add_scalar(name, value, line["step"])
+    writer.flush()

@@ -1,4 +1,4 @@
-"""The run folder: what a training leaves behind, and what a later one may continue.
+"""The run folder: the files that a run leaves, and that a later one may resume from.
 
 In:   a Plan and the recipe's texts, or a folder made before.
 Out:  RunFolder, whose files are named here and nowhere else; every write is atomic.
@@ -16,21 +16,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan, first_fault
+from dcil_dsl.training.checkpoint_files import newest_of, previous_of
 from dcil_dsl.training.differences import (
     data_differences,
     listed,
     plan_differences,
     text_differences,
 )
-from dcil_dsl.training.drafts import draft_in
+from dcil_dsl.training.process import draft_in
 
-INDEX = "parts.json"  # of a checkpoint in parts
 # Nothing takes the place of a mount point, or of a link to a folder.
 IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
 HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
@@ -57,7 +58,7 @@ class RunFolder:
             or previous_of(self.checkpoint).exists()
             or self.weights.exists()
             or len(self.read_metrics()) > 1
-        )  # one is told before the first checkpoint
+        )  # one is written before the first checkpoint
     )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
@@ -73,7 +74,7 @@ class RunFolder:
                 help=f"{count(error.error_count(), 'fault')}, the first: {first_fault(error)}",
             ) from None
 
-    def append_metrics(self, line: dict) -> None:
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl and see it on the disk."""
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
@@ -83,24 +84,24 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.metrics, error) from None
 
-    def read_metrics(self) -> list[dict]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far. A last line torn by a kill counts as not written."""
         lines = read_text(self.metrics).splitlines() if self.metrics.exists() else []
         read = []
         for number, line in enumerate(lines, start=1):
             try:
-                told = json.loads(line)
+                found = json.loads(line)
             except (ValueError, RecursionError):
                 if number == len(lines):
                     break
-                told = None
-            if not isinstance(told, dict) or not isinstance(told.get("epoch"), int):
+                found = None
+            if not isinstance(found, dict) or not isinstance(found.get("epoch"), int):
                 raise InputError(f"{self.metrics}:{number}: not the line of an epoch")
-            read.append(told)
+            read.append(found)
         return read
 
     def cut_metrics(self, num_epochs: int) -> None:
-        """Drop the lines of epochs after the first `num_epochs`, which will be trained again."""
+        """Drop the lines of epochs after the first `num_epochs`, which are trained again."""
         kept = [line for line in self.read_metrics() if line["epoch"] <= num_epochs]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_text(self.metrics, text)
@@ -109,55 +110,8 @@ class RunFolder:
         """What data/bad_images.py wrote: one line an image, each once."""
         return list(dict.fromkeys(_stored(self.bad_images).splitlines()))
 
-    def write_report(self, report: dict) -> None:
+    def write_report(self, report: Mapping[str, Any]) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
-
-
-def previous_of(path: Path) -> Path:
-    """Where the checkpoint is kept that was at `path` before."""
-    return path.with_name("previous.safetensors")
-
-
-def keep_as(kept: Path, path: Path) -> None:
-    """What is at `path` also as `kept`, whatever takes its place at `path`.
-
-    A second name for the same data. A file system without such keeps nothing.
-    """
-    draft = kept.with_name(f".{kept.name}.draft")
-    draft.unlink(missing_ok=True)
-    try:
-        os.link(path, draft)
-    except OSError:
-        return
-    try:
-        os.replace(draft, kept)
-    finally:
-        draft.unlink(missing_ok=True)  # it is still there where both were one file already
-
-
-def newest_of(path: Path) -> Path | None:
-    """The checkpoint from which a run goes on: the file `path`, or the folder of parts beside it.
-
-    Each takes the place of the other once it is whole; where both are there, one was not removed
-    any more.
-    """
-    parts = newest_parts(path)
-    if parts is None or not path.exists():
-        return parts or (path if path.exists() else None)
-    return path if path.stat().st_mtime_ns > parts.stat().st_mtime_ns else parts
-
-
-def newest_parts(path: Path) -> Path | None:
-    """The folder of parts beside the file `path` with the most steps, if there is one."""
-    found = [folder for folder in path.parent.glob("parts-*") if (folder / INDEX).is_file()]
-    return max(found, key=lambda folder: folder.name, default=None)
-
-
-def remove_parts(path: Path, but: Path | None = None) -> None:
-    """All folders of parts, of killed processes too."""
-    for folder in [*path.parent.glob("parts-*"), *path.parent.glob(".parts-*")]:
-        if folder != but:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def create_run(
@@ -173,7 +127,7 @@ def create_run(
 
     given, resolved  the recipe's two texts
     model, data      the model in words (model/text.py), what the data hold (data/contents.py)
-    beside           other texts that lie in it from the start, by the names of their files
+    beside           other texts that the folder has from the start, by file name
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
@@ -200,7 +154,9 @@ def create_run(
         raise cannot_write(parent if out is None else Path(out), error) from None
 
 
-def _write_start(run: RunFolder, plan: Plan, given, resolved, model, data) -> None:
+def _write_start(
+    run: RunFolder, plan: Plan, given: str, resolved: str, model: str, data: Mapping[str, str]
+) -> None:
     for path, text in [
         (run.recipe, given),
         (run.resolved, resolved),
@@ -254,7 +210,9 @@ def resume_run(
     return run
 
 
-def _differences(run: RunFolder, plan: Plan, resolved, model, data) -> dict[str, list[str]]:
+def _differences(
+    run: RunFolder, plan: Plan, resolved: str, model: str, data: Mapping[str, str]
+) -> dict[str, list[str]]:
     """Of recipe, model, data and plan those that differ, with lines that say how.
 
     Where the plans are the same, recipes may differ: in comments, or in what they expect.
@@ -279,8 +237,8 @@ def _parts_of_data(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file next to `path`, then rename it to `path`.
 
     Whoever reads sees the old file or the new one, also after a power cut. InputError where it
     cannot be written; the old file is still there then.
@@ -299,7 +257,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        with suppress(OSError):  # where the folder is a file, what was wrong is told above
+        with suppress(OSError):  # where the folder is a file, the error above says so
             draft.unlink(missing_ok=True)
 
 

@@ -25,27 +25,29 @@ from dcil_dsl.masking.rng import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.tasks import IMAGES, Task
-from dcil_dsl.training.accumulate import part_of_step
-from dcil_dsl.training.checkpoint import (
-    Position,
-    State,
-    load_checkpoint,
-    save_checkpoint,
-)
-from dcil_dsl.training.distributed import step_seed
+from dcil_dsl.training.checkpoint import State, load_anyway, load_checkpoint, save_checkpoint
+from dcil_dsl.training.checkpoint_files import Position, last_good
+from dcil_dsl.training.distributed import compare_fingerprints, mask_fingerprints, step_seed
 from dcil_dsl.training.evaluate import check_fit
-from dcil_dsl.training.fingerprint import compare_fingerprints, fingerprints
-from dcil_dsl.training.finite import stop_if_no_finite_loss, stop_if_no_finite_weights
-from dcil_dsl.training.interrupt import Wish
+from dcil_dsl.training.integrate import IntegratedStep
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options, laid_out, lay_out_weights
-from dcil_dsl.training.migrate import load_anyway
 from dcil_dsl.training.optim import make_optimizer, rate_at
+from dcil_dsl.training.process import Wish
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
-from dcil_dsl.training.step import Batch, GradientStep, Step
+from dcil_dsl.training.step import (
+    AveragedStep,
+    Batch,
+    GradientStep,
+    NotFinite,
+    RegularizedStep,
+    Step,
+    part_of_step,
+    stop_if_no_finite_loss,
+    stop_if_no_finite_weights,
+)
 from dcil_dsl.training.ways import check_plan_ways, check_ways
-from dcil_dsl.training.wrappers import wrap_step
 from dcil_dsl.words.registry import extra
 
 STEPS_BETWEEN_CHECKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
@@ -60,7 +62,7 @@ class Session:
     loss        of the latest batch
     fits        whether a batch was tried
     saved       the step of the checkpoint, None where there is none
-    notes       what a person was told of how steps are computed
+    notes       what was shown of how steps are computed
     """
 
     plan: Plan
@@ -137,6 +139,24 @@ def place(dual: Dual, options: Options) -> type[GradientStep]:
         return GradientStep
     sharding: type[GradientStep] = extra("sharding.step").shard_for_step(dual, options)
     return sharding
+
+
+def wrap_step(step: GradientStep) -> Step:
+    """The step with everything around it that its plan asks for, from the inside out."""
+    wrapped: Step = step
+    plan, train = step.dual.plan, step.dual.plan.train
+    if train.integrator is not None:
+        wrapped = IntegratedStep(wrapped, train.integrator)
+    if train.clip is not None or any(group.penalties for group in plan.groups):
+        wrapped = RegularizedStep(wrapped)
+    if train.ema is not None:
+        wrapped = AveragedStep(wrapped, train.ema)
+    if any(path.compute == "kept" for path in plan.paths):
+        wrapped = extra("sparse_compute.step").KeptStep(wrapped)
+    for word in (train.balance, train.average):
+        if word is not None:
+            wrapped = word.wrap(wrapped)
+    return wrapped
 
 
 def after_loading(now: Session) -> None:
@@ -365,7 +385,7 @@ def note_masks(now: Session) -> None:
     """
     is_whole = now.dual.placement.across is None
     if now.options.ranks.count > 1 and is_whole and now.dual.masks:
-        own = fingerprints(now.dual.masks)
+        own = mask_fingerprints(now.dual.masks)
         now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
 
 
@@ -383,3 +403,49 @@ def check_deferred(now: Session) -> None:
 def check_loss(now: Session) -> None:
     """NotFinite where a loss was not finite on some rank."""
     stop_if_no_finite_loss(now.plan, now.options.ranks.gather(now.step.plain.first_bad).tolist())
+
+
+# -- going back after a loss that was not finite: --on-nan rewind ------------------------------
+
+
+MOST_REWINDS = 3
+
+
+def rewind(now: Session, error: NotFinite) -> None:
+    """Put `now` back. Raises the error where it was not asked for, or has been done too often."""
+    if now.options.on_nan != "rewind":
+        raise with_advice(error, now)
+    at = now.state.position
+    if len(at.rewinds) == MOST_REWINDS:
+        raise NotFinite(
+            now.plan,
+            error.step,
+            error.what,
+            help=f"went back {MOST_REWINDS} times, to {at.rate_factor:g} of the recipe's rate; "
+            f"{error.help}",
+        )
+    load_checkpoint(last_good(now.run.checkpoint, now.plan), now.state)
+    after_loading(now)
+    back = now.state.position
+    # What was spent stays spent.
+    back.seconds, back.trained, back.waited = at.seconds, at.trained, at.waited
+    back.rewinds = [*at.rewinds, {"step": error.step, "what": error.what, "to": back.step}]
+    now.step.plain.first_bad.fill_(-1)
+    now.prints.clear()
+    now.display.rewound(
+        f"{error.message}: back to step {back.step:,}, on with {back.rate_factor:g} of the "
+        "recipe's rate"
+    )
+
+
+def with_advice(error: NotFinite, now: Session) -> NotFinite:
+    """The error with what can be done about it."""
+    more = (
+        ""
+        if now.saved is None
+        else (
+            f"\nthe checkpoint of step {now.saved:,} stays; --resume --on-nan rewind goes on from "
+            "a checkpoint with half the rate"
+        )
+    )
+    return NotFinite(now.plan, error.step, error.what, help=f"{error.help}{more}")

@@ -2,14 +2,14 @@
 
 In:   a dual graph, its optimizer, Options; batches.
 Out:  Step, what the loop calls; GradientStep, which eager, compiled and data-parallel runs use;
-      Wrapper, the base of what changes a step: integrators, clipping, averages.
-Not:  no formula of a loss (losses.py), no epoch and no checkpoint (trainer.py, session.py).
+      Wrapper, the base of what changes a step; NotFinite where numbers are not.
+Not:  no formula of a loss (losses.py), no integrator (integrate.py), no epoch (trainer.py).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -21,12 +21,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.data.batches import BatchLoader
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.rng import seed_generators
 from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.tasks import IMAGES, Task
-from dcil_dsl.training.average import Average
-from dcil_dsl.training.forward import make_forward
-from dcil_dsl.training.losses import refuse_constant
+from dcil_dsl.training.average import Average, start_average, update_average
+from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.losses import make_forward, refuse_constant
 from dcil_dsl.training.machine import Options, precision_of
 from dcil_dsl.training.optim import forget_pruned, set_rate
 
@@ -171,7 +175,7 @@ class GradientStep(Step):
         self.module = LossModule(dual, options, task)
         self.scaler = self.make_scaler(device, precision_of(plan, options) == "fp16")
         self.first_bad = torch.full((len(plan.losses),), -1, device=device)
-        windows = [part.window for part in (*plan.phases, *plan.losses)]
+        windows = [phase.window for phase in plan.phases] + [loss.window for loss in plan.losses]
         alternates = any(window.every > 1 for window in windows)
         self.wraps = self.ranks.count > 1 and not alternates
         self.wrapped: DistributedDataParallel | None = None
@@ -186,6 +190,7 @@ class GradientStep(Step):
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.is_first:
             seed_generators(batch.seed)  # the same numbers at every evaluation of one step
+            self.is_unscaled = False
             if batch.masks_moved:
                 forget_pruned(self.optimizer, self.dual)
             self.optimizer.zero_grad(set_to_none=True)
@@ -222,7 +227,7 @@ class GradientStep(Step):
 
     def backward(self, loss: Tensor, share: float) -> None:
         refuse_constant(loss)
-        self.scaler.scale(loss if share == 1 else share * loss).backward()
+        self.scaler.scale(loss if share == 1 else share * loss).backward()  # type: ignore[no-untyped-call]
 
     def exchange(self) -> None:
         """The mean over the ranks of the gradients of a step."""
@@ -263,12 +268,13 @@ class GradientStep(Step):
         if stretch != self.stretch or self.wrapped is None:
             self.stretch, self.is_fresh = stretch, True
             self.wrapped = None  # the old one's buckets go first
+            settings: dict[str, Any] = {SYNC_BUFFERS: False}
             self.wrapped = DistributedDataParallel(
                 self.module,
                 static_graph=True,
                 init_sync=False,
                 gradient_as_bucket_view=True,
-                **{SYNC_BUFFERS: False},
+                **settings,
             )
             on_host = next(self.dual.parameters()).device.type == "cpu"
             if on_host and (self.ranks.count > 2 or self.dual.plan.train.accumulate > 1):
@@ -301,12 +307,148 @@ class LossModule(nn.Module):
         return run(args, kwargs, targets, count, losses, weights)
 
 
-def exchange_in_order(step, bucket):
+def exchange_in_order(step, bucket):  # type: ignore[no-untyped-def]
     """The mean of a bucket of gradients, in the order of the ranks; their own where no batch of the
     step is the last. Without annotations of types, which torch would compare as text."""
     gradients = bucket.buffer()
     if step.closes:
         gradients.copy_(step.ranks.mean_in_order(gradients))
-    exchanged = Future()
+    exchanged: Future[Tensor] = Future()
     exchanged.set_result(gradients)
     return exchanged
+
+
+# -- batches of a step -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of a step. size and total are its and the step's examples, over all ranks."""
+
+    is_first: bool
+    is_last: bool
+    size: int
+    total: int
+
+
+def part_of_step(plan: Plan, loader: BatchLoader, batch: int) -> Part:
+    """Steps are `accumulate` batches each, from the first of an epoch; its last may have fewer.
+
+        total = sum of the sizes of the step's batches
+
+    The step's loss is the mean over `total` examples, however they are parted.
+    """
+    size, num = plan.data.batch_size, loader.num_examples
+    start = batch - batch % plan.train.accumulate
+    stop = min(start + plan.train.accumulate, loader.num_batches)
+    return Part(
+        is_first=batch == start,
+        is_last=batch == stop - 1,
+        size=min(size, num - batch * size),
+        total=min(stop * size, num) - start * size,
+    )
+
+
+# -- wrappers ----------------------------------------------------------------------------------
+
+
+class RegularizedStep(Wrapper):
+    """Clips the gradient of a step, then adds the penalties to it, as weight decay is added."""
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        result, plain = self.inner.gradients(batch), self.plain
+        if batch.is_last:
+            plain.unscale()
+            if plain.dual.plan.train.clip is not None:
+                plain.clip(plain.dual.plan.train.clip)
+            plain.dual.add_penalties(batch.step)
+        return result
+
+
+class AveragedStep(Wrapper):
+    """Keeps an exponential moving average of the weights, `ema = decay`."""
+
+    def __init__(self, inner: Step, decay: float):
+        super().__init__(inner)
+        dual, self.decay = self.plain.dual, decay
+        scores = {f"{name}_score" for name in dual.score_state}
+        self.average = start_average(dual, decay, besides=scores)
+
+    def apply(self, rate: float) -> None:
+        self.inner.apply(rate)
+        update_average(self.average, self.decay)
+
+
+# -- numbers that are not finite ---------------------------------------------------------------
+
+
+BROKEN = "not_finite"  # next to accuracies: how many examples have no finite output
+ADVICE = "lower the learning rate, or give the recipe a `clip` or a longer `warmup`"
+AT_FIRST = (
+    "nothing has been learned yet: look at the data, their class numbers, mean and deviation, and "
+    "at the weights that the run starts from"
+)
+IN_EVALUATION = (
+    "in evaluation, norms use their running statistics: look at those, and at the weights; or "
+    f"{ADVICE}"
+)
+
+
+class NotFinite(InputError):
+    """`what` was not a finite number at `step`."""
+
+    def __init__(self, plan: Plan, step: int, what: str, help: str = ADVICE):
+        self.step, self.what = step, what
+        epoch = step // plan.steps_per_epoch + 1
+        super().__init__(f"the {what} is not a finite number at step {step} (epoch {epoch})", help)
+
+
+def stop_if_no_finite_loss(plan: Plan, first_bad: Sequence[Sequence[int]]) -> None:
+    """NotFinite for the first loss that was NaN or infinite.
+
+    first_bad  by rank and loss of the plan, the step at which that was so first, -1 where it was
+               finite: however many steps ago it was noted, the first of them is named
+    """
+    bad = [
+        (step, loss.name)
+        for steps in first_bad
+        for loss, step in zip(plan.losses, steps, strict=True)
+        if step >= 0
+    ]
+    if bad:
+        step, name = min(bad)
+        raise NotFinite(plan, step, f"loss `{name}`", ADVICE if step else AT_FIRST)
+
+
+def stop_if_no_finite_outputs(
+    plan: Plan, accuracies: Mapping[str, Mapping[str, float]], step: int, num_examples: int
+) -> None:
+    """NotFinite for the first path with an output that was not. `step`: of the last update."""
+    for path, accuracy in accuracies.items():
+        if broken := accuracy.get(BROKEN):
+            of = f"{broken:,} of {count(num_examples, 'held-out example')}"
+            raise NotFinite(plan, step, f"output of path `{path}` for {of}", IN_EVALUATION)
+
+
+def stop_if_no_finite_weights(
+    plan: Plan,
+    named: Iterable[tuple[str, Tensor]],
+    step: int,
+    ranks: Ranks = Ranks(),
+    buffers: Iterable[tuple[str, Tensor]] = (),
+) -> None:
+    """NotFinite for the first weight that is not, on all ranks alike. `step`: of the last update.
+
+    A gradient can be infinite under a finite loss; nothing says so before the next step. Statistics
+    can be NaN under finite losses to the end. Of buffers, those with an infinite number are let
+    pass: constants have them.
+    """
+    named, buffers = list(named), [(n, t) for n, t in buffers if t.is_floating_point()]
+    names = [name for name, _ in named + buffers]
+    finite = torch.stack(
+        [tensor.detach().isfinite().all() for _, tensor in named]
+        + [~tensor.isnan().any() for _, tensor in buffers]
+    )
+    broken = (~ranks.gather(finite.to(torch.uint8)).bool().all(dim=0)).nonzero().flatten().tolist()
+    if broken:
+        raise NotFinite(plan, step, f"weight `{names[broken[0]]}`")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ def synced_norms(
 
     device  where it will compute, wherever its weights lie now
 
-    InputError where one is of a class of its own, whose arithmetic is not known here.
+    InputError for a batch norm of another class than PyTorch's, whose arithmetic is unknown.
     """
     norms = {name: m for name, m in dual.named_modules() if isinstance(m, _BatchNorm)}
     classes = {name: type(norm) for name, norm in norms.items()}
@@ -46,7 +47,7 @@ def synced_norms(
     try:
         for norm in norms.values() if ranks.count > 1 else ():
             norm.__class__ = nn.SyncBatchNorm if on_device else HostSyncedNorm
-            norm.process_group = None  # all ranks
+            norm.__dict__["process_group"] = None  # all ranks
         yield
     finally:
         for name, norm in norms.items():
@@ -91,10 +92,13 @@ class HostSyncedNorm(_BatchNorm):
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(given)
+        scaled: Tensor = y.to(given)
+        return scaled
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
@@ -106,13 +110,13 @@ class _SumOfRanks(torch.autograd.Function):
     """The sum over all ranks; each rank's value moves every rank's loss, so gradients add up."""
 
     @staticmethod
-    def forward(ctx, values):
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.clone()
         dist.all_reduce(total)
         return total

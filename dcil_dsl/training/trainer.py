@@ -21,13 +21,10 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.masking.rng import drawn_apart, seed_generators
 from dcil_dsl.training.average import deployed
 from dcil_dsl.training.evaluate import Accuracies, check_not_empty, evaluate
-from dcil_dsl.training.finite import BROKEN, NotFinite, stop_if_no_finite_outputs
-from dcil_dsl.training.interrupt import Wish, wish_to_stop
-from dcil_dsl.training.log import open_log
 from dcil_dsl.training.machine import Options
+from dcil_dsl.training.process import Wish, wish_to_stop
 from dcil_dsl.training.progress import Display
-from dcil_dsl.training.result import Result, epoch_line, finish
-from dcil_dsl.training.rewind import rewind
+from dcil_dsl.training.result import Result, epoch_line, finish, open_log
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import (
     Session,
@@ -40,10 +37,12 @@ from dcil_dsl.training.session import (
     explained,
     merge_ranks,
     next_epoch,
+    rewind,
     save,
     seed_of,
     start_session,
 )
+from dcil_dsl.training.step import BROKEN, NotFinite, stop_if_no_finite_outputs
 from dcil_dsl.training.sync_norms import planned_norms
 
 

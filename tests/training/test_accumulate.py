@@ -11,7 +11,7 @@ from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training import create_run, train
-from dcil_dsl.training.accumulate import part_of_step
+from dcil_dsl.training.step import part_of_step
 
 
 def trained(folder, plan):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 import torch
 from in_steps import each_layer, linear
 from safetensors.torch import load_file, save_file
+from same_runs import assert_same
 from tiny_run import tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training import SparsityError, check_sparsity, load_deployed
-from dcil_dsl.training.checkpoint import load_model
+from dcil_dsl.training.checkpoint import digest, load_model, read_file
 from dcil_dsl.training.run import write_text
 
 
@@ -125,3 +127,15 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
     write_text(tmp_path / "notes.txt", "whole")
     assert (tmp_path / "notes.txt").read_text() == "whole"
     assert list(tmp_path.iterdir()) == [tmp_path / "notes.txt"]
+
+
+def test_a_checkpoint_of_before_logged_was_called_so_resumes_to_the_same_bits(tmp_path):
+    tiny_train(tmp_path / "straight")
+    _, _, run = tiny_train(tmp_path / "run", max_steps=10)
+    tensors, header = read_file(run.checkpoint)
+    position = json.loads(header["position"])
+    position["told"] = position.pop("logged")
+    header["position"] = json.dumps(position)
+    save_file(tensors, run.checkpoint, header | {"digest": digest(tensors, header)})
+    tiny_train(tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "straight")

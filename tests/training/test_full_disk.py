@@ -14,7 +14,7 @@ from tiny_run import in_child, tiny_train
 
 from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import log
+from dcil_dsl.training import result
 from dcil_dsl.training.checkpoint import read_file
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -106,14 +106,14 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_last_one_as_it_is(tmp_path,
 def test_events_that_find_no_space_end_the_run_in_words_too(tmp_path, straight, monkeypatch):
     """TensorBoard's writer fails a few lines late, and again when it is closed."""
 
-    class Full(log.SummaryWriter):
+    class Full(result.SummaryWriter):
         def flush(self) -> None:
             raise OSError(28, os.strerror(28))
 
         close = flush
 
     with monkeypatch.context() as patched:
-        patched.setattr(log, "SummaryWriter", Full)
+        patched.setattr(result, "SummaryWriter", Full)
         with pytest.raises(InputError, match="cannot write .*tensorboard: No space left on device"):
             tiny_train(tmp_path / "run")
     tiny_train(tmp_path / "run", resume=True)

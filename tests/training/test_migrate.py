@@ -179,5 +179,5 @@ def test_momentum_of_another_shape_than_its_weight_is_refused(folder, plan, shap
     tensors, header = read_file(path)
     tensors["optimizer/conv1.weight/momentum_buffer"] = torch.zeros(shape)
     save_file(tensors, path, header | {"digest": digest(tensors, header)})
-    with pytest.raises(InputError, match="holds another optimiser: `conv1.weight/momentum_buffer`"):
+    with pytest.raises(InputError, match="holds another optimizer: `conv1.weight/momentum_buffer`"):
         go_on(folder, tiny_plan(**plan))

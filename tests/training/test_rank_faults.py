@@ -17,8 +17,7 @@ from tiny_ranks import RankData, on_ranks, plain_plan, rank_train, said
 from dcil_dsl.cli.errors import MISUSED, WRONG
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training import distributed, session, trainer
-from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.fingerprint import MasksDiffer, compare_fingerprints, fingerprint
+from dcil_dsl.training.distributed import MasksDiffer, Ranks, compare_fingerprints, mask_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -205,14 +204,18 @@ def test_a_fingerprint_changes_with_every_single_bit_and_with_the_order():
     flipped = [mask.clone() for _ in mask]
     for place, other in enumerate(flipped):
         other[place] = ~other[place]
-    prints = {int(fingerprint(m)) for m in (mask, *flipped, mask.flip(0), mask.roll(8))}
+    prints = {int(mask_fingerprint(m)) for m in (mask, *flipped, mask.flip(0), mask.roll(8))}
     assert len(prints) == 37 + 3
 
 
 def test_a_fingerprint_is_of_the_bits_alone():
     mask = torch.rand(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     laid_out = mask.contiguous(memory_format=torch.channels_last)
-    assert int(fingerprint(mask)) == int(fingerprint(laid_out)) == int(fingerprint(mask.clone()))
+    assert (
+        int(mask_fingerprint(mask))
+        == int(mask_fingerprint(laid_out))
+        == int(mask_fingerprint(mask.clone()))
+    )
 
 
 def test_the_layers_and_the_ranks_that_differ_are_named():

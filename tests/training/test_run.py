@@ -12,15 +12,13 @@ from tiny_run import tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import create_run, drafts, open_run, resume_run
+from dcil_dsl.training import create_run, open_run, process, resume_run
 from dcil_dsl.training.differences import (
     fingerprint,
     plan_differences,
     text_differences,
 )
-from dcil_dsl.training.drafts import draft_in
-from dcil_dsl.training.locks import Locked
-from dcil_dsl.training.run_lock import hold_run
+from dcil_dsl.training.process import Locked, draft_in, hold_run
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):
@@ -179,7 +177,7 @@ def test_a_worker_that_outlives_its_killed_run_does_not_hold_the_folder(tmp_path
         os.killpg(child, signal.SIGKILL)
 
 
-# -- drafts --------------------------------------------------------------------------------------
+# -- process --------------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_counted_has_its_name_whatever_files_lie_in_it(tmp_path, monkeypatch):
@@ -222,7 +220,7 @@ def test_a_draft_that_a_killed_process_left_is_removed_by_the_next_run(tmp_path)
 
 
 def test_a_draft_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    lock, seen = drafts.lock, []
+    lock, seen = process.lock, []
 
     def too_late(folder):
         seen.append(folder)
@@ -236,7 +234,7 @@ def test_a_draft_that_is_removed_before_it_is_locked_is_made_again(tmp_path, mon
             raise Locked
         return lock(folder)
 
-    monkeypatch.setattr(drafts, "lock", too_late)
+    monkeypatch.setattr(process, "lock", too_late)
     with draft_in(tmp_path, "run") as draft:
         assert draft == seen[3] and draft.is_dir()
     assert not draft.exists()

@@ -35,8 +35,8 @@ from dcil_dsl.jobs.prepare import load_recipe, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.evaluate import evaluate
-from dcil_dsl.training.finite import stop_if_no_finite_outputs
 from dcil_dsl.training.metrics import check_sparsity
+from dcil_dsl.training.step import stop_if_no_finite_outputs
 
 WITHOUT_FLOWER = 'pip install "dcil-dsl[federated]", or engine="here"'
 

@@ -1,8 +1,9 @@
-"""Late-phase weights: copies of a few weights learn in turn, all others from a round of them.
+"""Late-phase weights: K copies of a few weights take turns, one per step; all other weights are
+updated once per round of K steps.
 
-In:   a dual graph, its optimiser, what they have learnt in the step.
-Out:  the copy whose turn it is, in the graph; copies, their optimiser's state and what the other
-      weights have gathered, in `memory`; the mean of the copies in an Average.
+In:   a dual graph, its optimizer, the gradients of a step.
+Out:  the copy whose turn it is, in the graph; in `memory` the copies, their optimizer state and
+      the summed gradients of the other weights; the mean of the copies in an Average.
 Not:  which weights are copied (plan/train.py); the update itself is the optimizer's.
 
 With w the shared weights, c_1 .. c_K the copies, and g the gradients of step t, whose copy is
@@ -16,7 +17,7 @@ and at the end the K copies are replaced by their mean. The copies start as
 c + noise * rms(c) * normal numbers, without momentum. Von Oswald et al. 2021, arXiv:2007.12927,
 algorithm 1; the start, the momentum and the order of the copies are those of the authors' code
 (seijin-kobayashi/late-phase-weights), which has r = 1 on CIFAR and 1/K on ImageNet. There each copy
-of a normalisation has running statistics of its own; here they are one, over the steps of all.
+of a normalization has running statistics of its own; here they are one, over the steps of all.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class LatePhaseStep(Wrapper):
 def start_copies(dual: Dual) -> dict[str, Tensor]:
     """The memory before the first step: nothing where the recipe has no late phase.
 
-    late/copy/<name>          (K, *shape), and beside it /<entry> of the optimiser
-    late/sum/<name>           G, late/has/<name> whether anything came in this round
+    late/copy/<name>          (K, *shape), with /<entry> of the optimizer
+    late/sum/<name>           G, late/has/<name> whether a gradient came in this round
     """
     late = _late_phase(dual)
     if late is None:
@@ -93,7 +94,7 @@ def average_copies(dual: Dual) -> Average:
 def take_turn(
     dual: Dual, optimizer: torch.optim.Optimizer, step: int, memory: dict[str, Tensor]
 ) -> None:
-    """Before the gradients of a step: put the copy in place whose turn it is."""
+    """Before the gradients of a step: put the copy whose turn it is into the graph."""
     late = _late_phase(dual)
     if late is None or step < late.start.step:
         return
@@ -110,9 +111,9 @@ def take_turn(
 
 @torch.no_grad()
 def gather(dual: Dual, step: int, memory: dict[str, Tensor]) -> None:
-    """Before the optimiser's step: what the shared weights learn waits for the end of the round.
+    """Before the optimizer's step: add the gradients of the shared weights to those of the round.
 
-    A parameter whose gradient is None is left alone by the optimiser, its momentum too.
+    Within a round they become None: the optimizer then changes neither weight nor momentum.
     """
     late = _late_phase(dual)
     if late is None or step < late.start.step:
@@ -145,7 +146,7 @@ def end_turn(
     memory: dict[str, Tensor],
     average: Average,
 ) -> None:
-    """After the optimiser's step: put the copy away, and bring the mean up to date."""
+    """After the optimizer's step: store the copy, and update the mean."""
     late = _late_phase(dual)
     if late is None:
         return
@@ -165,7 +166,7 @@ def end_turn(
 
 @torch.no_grad()
 def forget_gathered(dual: Dual, memory: dict[str, Tensor]) -> None:
-    """Under `forget`, what pruned weights were about to learn goes with them."""
+    """Under `forget`, zero the summed gradients of pruned weights."""
     if _late_phase(dual) is None:
         return
     for group in dual.plan.groups:
@@ -174,7 +175,7 @@ def forget_gathered(dual: Dual, memory: dict[str, Tensor]) -> None:
 
 
 def _make_copies(dual: Dual, late: LatePhase, memory: dict[str, Tensor]) -> None:
-    """All from the same numbers on every device: drawn on the CPU, from the recipe's seed."""
+    """Make the copies; their noise is drawn on the CPU, so that it is the same on every device."""
     chance = torch.Generator().manual_seed(dual.plan.train.seed)
     for name, own, is_copied in _learning(dual, late):
         if is_copied:

@@ -1,20 +1,20 @@
-"""Loss terms weighed inversely to the spread of their gradients.
+"""Weights of loss terms, inversely proportional to the spread of their gradients.
 
 In:   a dual graph, a function that puts the gradients of some terms in place.
 Out:  the weights by loss in `memory`, which the step's loss is multiplied by.
-Not:  nothing of the step itself: weights, running statistics and scores are where they were.
+Not:  nothing else of the step changes: no weight, running statistic or score.
 
 At every multiple of `every`, for the terms k of one path that are open,
 
     s_k = standard deviation of dL_k/dw over all parameters, as `update` routes it
     weight_k <- average * weight_k + (1 - average) * max_j(s_j) / s_k
 
-so that the gradients of a path's terms come to spread alike; at first all weights are 1. Maddu et
+so that the gradients of a path's terms reach the same spread; at first all weights are 1. Maddu et
 al. 2022, arXiv:2107.00940, whose code (mosaic-group/inverse-dirichlet-pinn) has average 0.5, every
 5 epochs, and the term of the differential equation in the place of the largest. Terms of two
 paths are not compared: they teach other weights, so that a common factor would be a learning rate.
-A coefficient of the recipe multiplies the term beside its weight, and is not part of s_k. A term
-that teaches nothing at the moment, its s_k zero or within the rounding of the largest (two paths
+A coefficient of the recipe multiplies the term in addition to its weight, and is not part of s_k. A
+term without a gradient at the moment, its s_k zero or within the rounding of the largest (two paths
 that answer alike have such a divergence), keeps its weight.
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.buffers import copied_buffers, put_back_buffers
+from dcil_dsl.training.integrate import copied_buffers, put_back_buffers
 from dcil_dsl.training.step import Batch, Step, Wrapper
 
 WEIGHTS = "balance/weights"
@@ -90,8 +90,8 @@ def weigh_terms(
         own = torch.stack([spreads[i] for i in group])
         fresh = own.max() / own
         teaches = fresh.isfinite() & (fresh < 1 / _rounding(dual))
-        keep, before = word.average, torch.stack([old[i] for i in group])
-        mixed = torch.where(teaches, keep * before + (1 - keep) * fresh, before)
+        keep, so_far = word.average, torch.stack([old[i] for i in group])
+        mixed = torch.where(teaches, keep * so_far + (1 - keep) * fresh, so_far)
         for i, weight in zip(group, mixed, strict=True):  # by a list of places, a device would wait
             weights[i].copy_(weight)
 

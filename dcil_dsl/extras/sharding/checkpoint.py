@@ -26,7 +26,8 @@ from torch import Tensor
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.extras.sharding.shards import Shards
 from dcil_dsl.masking.placement import Placement
-from dcil_dsl.training.run import INDEX, cannot_write, newest_parts, remove_parts, write_text
+from dcil_dsl.training.checkpoint_files import INDEX, newest_parts, remove_parts
+from dcil_dsl.training.run import cannot_write, write_text
 
 FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
@@ -34,7 +35,7 @@ FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 def save_parts(
     path: Path, tensors: Mapping[str, Tensor], header: dict[str, str], shards: Shards
 ) -> None:
-    """Write what every rank has into one folder beside `path`, whose place it then takes.
+    """Write the tensors of all ranks into one folder next to `path`, which it then replaces.
 
     All ranks call it. The folder appears whole or not at all; InputError where it cannot.
     """
@@ -67,8 +68,8 @@ def save_parts(
             for rank, row in enumerate(prints)
             if row.any()
         }
-        index = {"header": header, "files": digests}
-        index["digest"] = _digest_of(header, digests)
+        digest = _digest_of(header, digests)
+        index = {"header": header, "files": digests, "digest": digest}
         write_text(draft / INDEX, json.dumps(index, indent=2))
         if folder.exists():  # this step has been saved before
             shutil.rmtree(folder)
@@ -105,7 +106,7 @@ def read_parts(folder: Path, placement: Placement) -> tuple[dict[str, Tensor], d
             dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (SafetensorError, OSError, ValueError, KeyError, dcp.api.CheckpointException) as error:
         raise InputError(f"the checkpoint {folder} is damaged: {_first_cause(error)}") from None
-    tensors = {n: t if type(t) is Tensor else t.to_local() for n, t in wanted.items()}
+    tensors = {n: t.to_local() if hasattr(t, "to_local") else t for n, t in wanted.items()}
     return tensors, header
 
 
@@ -144,7 +145,7 @@ def _index(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return header, files
 
 
-def _digest_of(header: dict, files: dict) -> str:
+def _digest_of(header: dict[str, str], files: dict[str, str]) -> str:
     return sha256(json.dumps([header, files], sort_keys=True).encode()).hexdigest()
 
 
@@ -158,10 +159,12 @@ def _digest(file: Path) -> str | None:
     return total.hexdigest()
 
 
-def _first_cause(error: BaseException) -> BaseException:
+def _first_cause(error: Exception) -> Exception:
     """Of what several ranks met, one."""
     failures = getattr(error, "failures", None)
     if failures:
         failure = next(iter(failures.values()))
-        return failure[0] if isinstance(failure, tuple) else failure
+        cause = failure[0] if isinstance(failure, tuple) else failure
+        assert isinstance(cause, Exception)
+        return cause
     return error

@@ -8,6 +8,7 @@ Not:  nothing is gathered here (layout.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import fx, nn
 
@@ -28,8 +29,8 @@ def gather_weights(graph: fx.Graph, model: nn.Module, where: Mapping[str, str]) 
     _expose_private(graph, model)
     layout_of: dict[fx.Node, str] = {}
     for node in list(graph.nodes):
-        if node.op == "get_attr" and node.target in where:
-            layout_of[node] = where[node.target]
+        if node.op == "get_attr" and str(node.target) in where:
+            layout_of[node] = where[str(node.target)]
         elif node.args and isinstance(node.args[0], fx.Node) and node.args[0] in layout_of:
             if _keeps_rows(node):
                 layout_of[node] = layout_of[node.args[0]]
@@ -55,7 +56,8 @@ def _multiplies(user: fx.Node, weight: fx.Node, model: nn.Module) -> bool:
     """Whether the reader of a weight is one that autocast computes in its own type."""
     if user.target not in (apply_layer, apply_opaque):
         return getattr(user.target, "__name__", user.target) in PRODUCTS
-    owner, tensors = model.get_submodule(user.args[0].target), user.args[1]
+    given: tuple[Any, ...] = user.args
+    owner, tensors = model.get_submodule(given[0].target), given[1]
     names = [name for name, tensor in tensors.items() if tensor is weight]
     owners = [owner.get_submodule(name.rpartition(".")[0]) for name in names]
     return bool(owners) and all(isinstance(module, LAYERS) for module in owners)
@@ -66,6 +68,7 @@ def _keeps_rows(node: fx.Node) -> bool:
     if node.target in (split_weight, share_gradient, read_stored):
         return True
     first = node.args[0]
+    assert isinstance(first, fx.Node)
     return first.op == "call_function" and first.target is split_weight
 
 
@@ -74,6 +77,7 @@ def _expose_private(graph: fx.Graph, model: nn.Module) -> None:
     for node in list(graph.nodes):
         if node.op != "call_module":
             continue
+        assert isinstance(node.target, str)
         owned = dict(model.get_submodule(node.target).named_parameters(remove_duplicate=False))
         if not owned:
             continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -75,8 +75,8 @@ class Layout:
     def gather(self, own: Tensor, is_multiplied: bool) -> Tensor:
         """`whole`, not kept for the backward pass; of what is multiplied by, in autocast's type.
 
-        What torch.compile makes of it gathers again there, as checkpointed activations are computed
-        again: nothing that Python keeps beside a graph is seen by it.
+        Compiled code gathers again there, as checkpointed activations are computed again: it does
+        not see what Python keeps next to a graph.
         """
         device = own.device.type
         is_cast = is_multiplied and own.dim() > 1 and own.dtype is not torch.float64
@@ -89,12 +89,16 @@ class Layout:
         return whole
 
 
-def _gathered_again():
+def _gathered_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Of what torch.compile makes of a gathering, its backward pass keeps nothing."""
-    return create_selective_checkpoint_contexts(_nothing_kept)
+    contexts = create_selective_checkpoint_contexts(_nothing_kept)  # type: ignore[no-untyped-call]
+    forward, backward = contexts
+    return forward, backward
 
 
-def _nothing_kept(context, operation, *arguments, **settings) -> CheckpointPolicy:
+def _nothing_kept(
+    context: Any, operation: Any, *arguments: Any, **settings: Any
+) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_RECOMPUTE
 
 
@@ -126,6 +130,6 @@ class Regather:
         return kept.layout.whole(kept.own).as_strided(*kept.place)
 
     @classmethod
-    def hooks(cls) -> AbstractContextManager:
+    def hooks(cls) -> AbstractContextManager[None]:
         """Within it, a forward keeps no gathered view for its backward."""
         return torch.autograd.graph.saved_tensors_hooks(cls.pack, cls.unpack)

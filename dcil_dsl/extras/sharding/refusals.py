@@ -1,8 +1,8 @@
-"""What a recipe may not ask of weights in parts (`--shard`).
+"""Refuse recipes that need more of a weight than rows and sums (`--shard`).
 
 In:   a plan, the Ranks.
 Out:  InputError, which names the rule or the path, before anything is written.
-Not:  nothing is cut (sharding.py). What does not go with any recipe's parts is in ways.py too.
+Not:  nothing is cut (shards.py).
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class RowPlacement(Placement):
     def totals(self, values: Sequence[Tensor]) -> list[Tensor]:
         """In one exchange."""
         sums = self.across.sum(torch.cat([value.reshape(-1) for value in values]))
-        parts = sums.split([value.numel() for value in values])
+        parts = torch.split(sums, [value.numel() for value in values])
         return [part.view(v.shape) for part, v in zip(parts, values, strict=True)]
 
     def sum_units(self, name: str, values: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
@@ -110,7 +110,7 @@ def sum_units(values: Tensor, cut: Cut, rows: Rows, dtype: torch.dtype) -> Tenso
     made, and always in one order: a device adds to indexed places in another at each call.
     """
     over, within = _parted(cut, rows.shape[0])
-    runs, length = list(over), 1  # so many rows in a row are of the same units
+    runs, length = list(over), 1  # N rows in a row are of the same units
     while runs and not runs[-1].is_unit:
         length *= runs.pop().size
     others = [2 + i for i, dimension in enumerate(within) if not dimension.is_unit]

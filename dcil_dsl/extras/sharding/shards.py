@@ -2,8 +2,8 @@
 
 In:   a dual graph with whole weights, the Ranks.
 Out:  the same graph on this rank's rows of each weight; the rows and the whole of a tensor.
-Not:  no optimiser, average or selection of its own: all that is done to a weight entry by entry
-      is done to its rows. What a recipe may not ask of parts is in refusals.py.
+Not:  no optimizer, average or selection for rows: what changes a weight entry by entry changes
+      its rows. What a recipe may not ask of parts is in refusals.py.
 
 The parts are FSDP2's (Zhao et al. 2023, arXiv:2304.11277): DTensor's Shard(0), all-gathered where
 a layer computes, gradients reduce-scattered. fully_shard itself hooks into the calls of modules,
@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.dynamics import buffers_of
 from dcil_dsl.extras.sharding.graph import gather_weights
 from dcil_dsl.extras.sharding.layout import Layout
@@ -69,7 +70,7 @@ class Shards(RowPlacement):
         save_parts(path, tensors, header, self)
         return True
 
-    def restore(self, dual: nn.Module) -> None:
+    def restore(self, dual: Dual) -> None:
         unshard(dual, self)
 
     def of(self, name: str) -> Layout | None:
@@ -89,7 +90,7 @@ class Shards(RowPlacement):
         return whole if layout is None else layout.own(whole)
 
 
-def shard(dual: nn.Module, ranks: Ranks, device: torch.device) -> Shards:
+def shard(dual: Dual, ranks: Ranks, device: torch.device) -> Shards:
     """Cut the weights and masks of `dual` in place; only this rank's rows stay.
 
     InputError as check_shardable.
@@ -145,7 +146,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
-    """What lies beside a pruned weight and has its rows.
+    """The buffers of a pruned weight that have its rows.
 
     A threshold is one number. A scale is one number a filter: where filters are no rows, whole.
     """
@@ -158,12 +159,12 @@ def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
 def _cut_beside(
     dual: nn.Module, name: str, ends: list[str], layout: Layout, kinds: list[str]
 ) -> dict[str, Layout]:
-    """Cut the buffers beside a weight in place; their layouts, by each name they have in the
+    """Cut the buffers of a weight in place; their layouts, by each name they have in the
     state: a module that has two names gives them two."""
     owner, _, last = name.rpartition(".")
     module, cut = dual.get_submodule(owner), {}
     for kind in kinds:
-        whole = module._buffers[f"{last}_{kind}"]
+        whole = module.get_buffer(f"{last}_{kind}")
         own = layout if whole.shape == layout.shape else Layout(whole, layout.meshes)
         module._buffers[f"{last}_{kind}"] = own.own(whole)
         for end in ends:
@@ -174,7 +175,7 @@ def _cut_beside(
 
 
 @torch.no_grad()
-def unshard(dual: nn.Module, shards: Shards) -> None:
+def unshard(dual: Dual, shards: Shards) -> None:
     """On the first rank, the graph with whole weights and masks, on the host. All ranks call it."""
     whole: dict[int, Tensor] = {}  # by the rows, so that what is tied stays so
     kept = []  # the rows, whose ids must not be taken by others

@@ -7,6 +7,9 @@ Not:  no gradient for what is left out; the plan lets no path learn pruned weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,19 +35,25 @@ def apply_kept(
     so is one under torch.compile, which would compile anew whenever the count changes.
     """
     if torch.compiler.is_compiling() or not is_plain_forward(module):
-        return apply_layer(module, parameters, x)
+        return _whole(module, parameters, x)
     is_linear = type(module).forward is nn.Linear.forward
     keep = kept_along(mask, axis)
     if not 0 < len(keep) < mask.shape[axis]:
-        return apply_layer(module, parameters, x)
+        return _whole(module, parameters, x)
     weight, bias = parameters["weight"].index_select(axis, keep), parameters.get("bias")
     # Of a batch of images the channels stand second, of a single one first.
     channels = x.dim() - (1 if is_linear else weight.dim() - 1)
-    compute = F.linear if is_linear else module._conv_forward
+    convolve: Any = module._conv_forward if not is_linear else None
+    compute: Callable[..., Tensor] = F.linear if is_linear else convolve
     if axis == 1:
         return compute(_select(x, keep, channels), weight, bias)
     part = compute(x, weight, None if bias is None else bias.index_select(0, keep))
     return _spread(part, keep, mask.shape[0], channels, bias)
+
+
+def _whole(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    y: Tensor = apply_layer(module, parameters, x)
+    return y
 
 
 def kept_along(mask: Tensor, axis: int) -> Tensor:
@@ -52,7 +61,7 @@ def kept_along(mask: Tensor, axis: int) -> Tensor:
 
     Counted once for each change of the mask: a host waits for a device then, and not at each step.
     """
-    known = _known.get(mask)
+    known: tuple[int, int, Tensor] | None = _known.get(mask)  # type: ignore[no-untyped-call]
     if known is None or known[:2] != (mask._version, axis):
         others = [i for i in range(mask.dim()) if i != axis]
         keep = mask.any(others).nonzero().flatten() if others else mask.nonzero().flatten()

@@ -7,6 +7,8 @@ Not:  no weight is left out of the backward pass. What the cores can do: tensor_
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
@@ -31,12 +33,18 @@ def apply_pattern(
     weight, bias = parameters["weight"], parameters.get("bias")
     dtype = None if torch.compiler.is_compiling() else _computed_in(x, weight)
     if dtype is None or not is_plain_forward(module) or x.shape[-1:] != weight.shape[1:]:
-        return apply_layer(module, parameters, x)
+        return _whole(module, parameters, x)
     product = Product(x.device, dtype, tuple(weight.shape), bias is not None)
     if x.numel() == 0 or why_whole(product) or not holds_half(mask):
-        return apply_layer(module, parameters, x)
+        return _whole(module, parameters, x)
     operands = (None if tensor is None else tensor.to(dtype) for tensor in (x, weight, bias))
-    return PatternProduct.apply(*operands)
+    y: Tensor = PatternProduct.apply(*operands)
+    return y
+
+
+def _whole(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    y: Tensor = apply_layer(module, parameters, x)
+    return y
 
 
 class PatternProduct(torch.autograd.Function):
@@ -49,14 +57,14 @@ class PatternProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, v, b):
+    def forward(ctx: Any, x: Tensor, v: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, v)
         rows = x.detach().reshape(-1, x.shape[-1])
         y = multiply(rows, v.detach(), None if b is None else b.detach())
         return y.view(*x.shape[:-1], v.shape[0])
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, v = ctx.saved_tensors
         for_x, for_v, for_b = ctx.needs_input_grad
         rows = dy.reshape(-1, dy.shape[-1])

@@ -9,6 +9,7 @@ Not:  no other numbers. The graphs of evaluation compute everything.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
@@ -36,11 +37,12 @@ def skip_pruned(graph: fx.Graph, plan: Plan, training: bool) -> fx.Graph:
     for node in graph.nodes:
         if node.target is not apply_layer or node.meta.get("path") not in paths or node.kwargs:
             continue
-        owner, parameters, *inputs = node.args
+        given: tuple[Any, ...] = node.args
+        owner, parameters, *inputs = given
         mask = _mask_of(parameters.get("weight"))
         if mask is None or len(inputs) != 1:
             continue
-        name = mask.target.removesuffix("_mask")
+        name = str(mask.target).removesuffix("_mask")
         if name in axes:
             node.target, node.args = apply_kept, (owner, parameters, mask, axes[name], *inputs)
             node.meta["mask"] = mask
@@ -54,8 +56,9 @@ def _mask_of(view: object) -> fx.Node | None:
     """The mask of a pruned weight, where this is a path's view of it."""
     if not isinstance(view, fx.Node) or view.target is not operator.getitem:
         return None
-    split = view.args[0]
-    return split.args[1] if split.target is split_weight else None
+    split: Any = view.args[0]
+    mask: fx.Node | None = split.args[1] if split.target is split_weight else None
+    return mask
 
 
 PASS = Pass(

@@ -28,7 +28,7 @@ class Product(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     has_bias: bool
 
 
@@ -61,11 +61,11 @@ def cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str:
 def cuda_multiply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """The product by torch.sparse's cuSPARSELt or CUTLASS kernel, w compressed at each call.
 
-    cuSPARSELt is told neither strides nor offsets: x that is no contiguous matrix would be read
-    wrongly, in silence. What it gives is a transposed matrix before torch 2.14, and is laid out
+    cuSPARSELt ignores strides and offsets: it would silently misread an x that is not a contiguous
+    matrix. What it gives is a transposed matrix before torch 2.14, and is laid out
     as the whole product's here.
     """
-    x, w, b = (None if tensor is None else _as_it_is_read(tensor) for tensor in (x, w, b))
+    x, w, b = _as_it_is_read(x), _as_it_is_read(w), None if b is None else _as_it_is_read(b)
     with torch.autocast(x.device.type, enabled=False):  # they are of the type already
         return F.linear(x, torch.sparse.to_sparse_semi_structured(w), b).contiguous()
 
