@@ -227,7 +227,8 @@ class GradientStep(Step):
 
     def backward(self, loss: Tensor, share: float) -> None:
         refuse_constant(loss)
-        self.scaler.scale(loss if share == 1 else share * loss).backward()  # type: ignore[no-untyped-call]
+        scaled = self.scaler.scale(loss if share == 1 else share * loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def exchange(self) -> None:
         """The mean over the ranks of the gradients of a step."""
