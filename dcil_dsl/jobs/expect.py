@@ -23,7 +23,10 @@ class Claim:
     text: str
     measured: float
     holds: bool | None
-    metric: str = ""
+
+    @property
+    def metric(self) -> str:
+        return self.text.partition(" ")[0]
 
 
 def check_claims(plan: Plan, task: Task = IMAGES) -> None:
@@ -52,7 +55,7 @@ def judge_claims(
         value = measured[claim.metric]
         holds = _compare(value, claim) if judged else None
         text = f"{claim.metric} {claim.compare} {_written(claim)}"
-        claims.append(Claim(text, value, holds, claim.metric))
+        claims.append(Claim(text, value, holds))
     return tuple(claims)
 
 
