@@ -222,6 +222,14 @@ def test_a_file_is_ascii_short_and_says_what_it_is(file):
         assert ast.get_docstring(ast.parse(text)), "no docstring at the head"
 
 
+def test_the_training_loop_has_no_nested_functions():
+    tree = ast.parse((PACKAGE / "training" / "trainer.py").read_text())
+    kinds = (ast.FunctionDef, ast.Lambda)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    nested = [n for f in functions for n in ast.walk(f) if n is not f and isinstance(n, kinds)]
+    assert functions and nested == []
+
+
 def test_no_code_runs_text_or_unpickles():
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):

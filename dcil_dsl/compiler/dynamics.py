@@ -154,7 +154,7 @@ def _part_of(dual: nn.Module, name: str, penalty: Penalty) -> tuple[Tensor, Tens
 def _norms_of_parts(dual: nn.Module, group: Group, penalty: Penalty) -> Tensor | None:
     """Of each weight of which this process has some rows, the norm over the rows of all, in one
     exchange; None where it has all of them, or none is asked for."""
-    if dual.placement.across is None or not penalty.needs_norm:
+    if dual.placement.is_whole or not penalty.needs_norm:
         return None
     parts = (_part_of(dual, name, penalty)[2] for name in group.parameters)
     norms = [part.to(torch.promote_types(part.dtype, torch.float32)).norm() for part in parts]

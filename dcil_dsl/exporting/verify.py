@@ -215,8 +215,8 @@ def _count_group(
 
 
 def _judge(index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict: Verdict) -> None:
-    truths = {name: tensors[name] != 0 for name in promise.parameters}
-    tally = tally_group(promise, promise.keeps, count_units(promise, truths))
+    nonzero = {name: tensors[name] != 0 for name in promise.parameters}
+    tally = tally_group(promise, promise.keeps, count_units(promise, nonzero))
     _judge_ceilings(promise, tally.units, verdict)
     for budget in tally.budgets:
         verdict.budgets.append((index, budget))
@@ -248,7 +248,7 @@ def _judge(index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict:
             f"{allowed:,} of {count(size, counted(promise, many=False))} stay"
         )
     if promise.pattern is not None:
-        _judge_pattern(promise, truths, verdict)
+        _judge_pattern(promise, nonzero, verdict)
 
 
 def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) -> None:
@@ -268,11 +268,11 @@ def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) 
             verdict.faults.append(f"{what}: {are} not zero, the ceiling is {ceiling:,}")
 
 
-def _judge_pattern(promise: Promise, truths: Mapping[str, Tensor], verdict: Verdict) -> None:
+def _judge_pattern(promise: Promise, nonzero: Mapping[str, Tensor], verdict: Verdict) -> None:
     """Every group of m for itself: the counts of a layer may be right and its pattern wrong."""
     pattern = promise.pattern
     assert pattern is not None
-    counts = pattern_counts(promise, truths)
+    counts = pattern_counts(promise, nonzero)
     for name, keep, size in zip(
         promise.parameters, promise.keeps, promise.num_weights, strict=True
     ):

@@ -25,6 +25,11 @@ class Placement(ABC):
 
     across: Across | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process has all rows."""
+        return self.across is None
+
     @abstractmethod
     def totals(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the rows of all processes, of the sums over this one's."""

@@ -39,9 +39,17 @@ def draw_again(state: tuple) -> None:
 
 
 def seed_generators(seed: int) -> None:
-    """Start all of the generators from a seed, those of devices that are not in use yet too."""
-    torch.manual_seed(seed)
-    _seed_python(seed)
+    """Start all of the generators from a seed.
+
+    Not torch.manual_seed, which records a stack at each call for devices that are not in use yet,
+    and would seed them for the moment when they are.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
 
 
 @contextmanager
@@ -50,24 +58,15 @@ def drawn_apart(seed: int | None = None) -> Iterator[None]:
     afterwards the generators go on as if nothing had been drawn.
 
     Not torch's fork_rng: it takes the generators of all devices there are, and so starts the ones
-    that are not in use; and manual_seed would seed them for the moment when they are.
+    that are not in use.
     """
     state = random_state()
     if seed is not None:
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        _seed_python(seed)
+        seed_generators(seed)
     try:
         yield
     finally:
         draw_again(state)
-
-
-def _seed_python(seed: int) -> None:
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)  # it takes no larger one
 
 
 # Nobody reads what it returns; a graph that is cleaned of unread values keeps it all the same.

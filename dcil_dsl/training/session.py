@@ -101,7 +101,7 @@ def start_session(
     ranks.copy_first(dual.state_dict().values())
     make_step = place(dual, options)
     dual.to(device)
-    if options.channels_last and dual.placement.across is None:
+    if options.channels_last and dual.placement.is_whole:
         lay_out_weights(dual)
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
@@ -338,7 +338,7 @@ def save(now: Session) -> None:
     )
     now.saved = at.step
     state = replace(now.state, sums=ranks.sum(now.state.sums))
-    if not ranks.is_first and now.dual.placement.across is None:
+    if not ranks.is_first and now.dual.placement.is_whole:
         return
     at.scaler = now.step.plain.scaler.state_dict()
     at.seconds += time.perf_counter() - now.began
@@ -369,7 +369,7 @@ def merge_scores(now: Session) -> None:
 
     In parts they are of all ranks as they stand: the gradients that they take are.
     """
-    if now.dual.placement.across is not None:
+    if not now.dual.placement.is_whole:
         return
     step = now.state.position.step
     if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
@@ -383,8 +383,7 @@ def note_masks(now: Session) -> None:
     where their sparsity is (check_sparsity): their counts, and that no unit is kept by one rank and
     pruned by another, are of all ranks together.
     """
-    is_whole = now.dual.placement.across is None
-    if now.options.ranks.count > 1 and is_whole and now.dual.masks:
+    if now.options.ranks.count > 1 and now.dual.placement.is_whole and now.dual.masks:
         own = mask_fingerprints(now.dual.masks)
         now.prints.append((now.state.position.step, now.options.ranks.gather(own)))
 

@@ -227,8 +227,8 @@ class GradientStep(Step):
 
     def backward(self, loss: Tensor, share: float) -> None:
         refuse_constant(loss)
-        scaled = self.scaler.scale(loss if share == 1 else share * loss)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        scaled: Any = self.scaler.scale(loss if share == 1 else share * loss)
+        scaled.backward()
 
     def exchange(self) -> None:
         """The mean over the ranks of the gradients of a step."""
