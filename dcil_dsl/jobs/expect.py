@@ -1,8 +1,8 @@
-"""What a recipe expects of its result, and whether that was measured.
+"""The `expect` block of a recipe against the measured result.
 
 In:   a Plan; the metrics and the sparsity of the deployed path.
-Out:  Claim, one for each line of `expect`.
-Not:  nothing is measured here.
+Out:  a Claim for each line of `expect`.
+Not:  no measuring.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dcil_dsl.words.metrics import METRICS
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the recipe's `expect`. `holds` None: not judged, the run is not at its end."""
+    """One line of `expect`. `holds` is None where the run has not reached its end."""
 
     text: str
     measured: float
@@ -30,7 +30,7 @@ class Claim:
 
 
 def check_claims(plan: Plan, task: Task = IMAGES) -> None:
-    """InputError for a metric that a run of this model does not measure: before it, not after."""
+    """Refuse, before training, a metric that a run of this model does not measure."""
     measured = {"sparsity", *task.measured(plan.model.classes)}
     for claim in plan.expect:
         if claim.metric not in measured:
@@ -43,9 +43,9 @@ def check_claims(plan: Plan, task: Task = IMAGES) -> None:
 def judge_claims(
     plan: Plan, accuracy: Mapping[str, float], sparsity: float, judged: bool = True
 ) -> tuple[Claim, ...]:
-    """The recipe's `expect` against what was measured on one path. InputError for no such metric.
+    """Compare `expect` with the numbers of one path. InputError for a metric not among them.
 
-    judged  False where --max-steps cut the run short, of which the recipe claims nothing
+    judged  False where --max-steps cut the run short: the recipe claims nothing of such a run
     """
     measured = {**accuracy, "sparsity": sparsity}
     claims = []
@@ -65,7 +65,7 @@ def _written(claim: Expectation) -> str:
 
 
 def _compare(value: float, claim: Expectation) -> bool:
-    # 0.96 as a fraction of counts and as a decimal may differ in the last bit.
+    # 0.96 as a fraction of two counts and as a decimal may differ in the last bit.
     near = abs(value - claim.value) < 1e-12
     return {
         ">=": value > claim.value or near,

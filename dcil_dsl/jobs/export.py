@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed, origin_of
-from dcil_dsl.exporting.collapse import export
 from dcil_dsl.exporting.deployed import MAX_TOLD
 from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
 from dcil_dsl.exporting.verify import verify_tensors
@@ -63,7 +63,7 @@ def read_deployed(run: str | Path, model: str | None = None, path: str | None = 
     path = known_path(plan, path)
     dual, step = rebuild(folder, plan, model)
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    return Deployed(export(dual, path), origin, plan)
+    return Deployed(collapse(dual, path), origin, plan)
 
 
 def place_of(run: str | Path, exporter: Exporter, out: str | Path | None, path: str | None) -> Path:

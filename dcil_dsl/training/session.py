@@ -161,6 +161,7 @@ def wrap_step(step: GradientStep) -> Step:
 
 def after_loading(now: Session) -> None:
     """What a checkpoint says of things that are not in its State."""
+    now.dual.forget_step()
     if not now.options.ranks.is_first:
         now.state.sums.zero_()  # they are of all ranks, and added up again when they are read
     if now.state.position.scaler:

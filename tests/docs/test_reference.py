@@ -1,6 +1,7 @@
 """The generated reference has every word, option, public name and error code of the program."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import dcil_dsl
 from dcil_dsl.cli.commands import app
 from dcil_dsl.diagnostics.codes import CODES
 from dcil_dsl.exporting.exporters import EXPORTERS
+from dcil_dsl.training.options import defaults, flags
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,20 @@ def test_every_export_format_is_in_the_reference_with_its_help(generate):
     page = generate.cli_page()
     section = page.partition("## dcil export\n")[2].partition("\n## ")[0]
     assert [e.name for e in EXPORTERS.values() if f"{e.name}: {e.help}" not in section] == []
+
+
+def test_every_field_of_run_options_is_in_the_reference_with_its_flag_and_default(generate):
+    page = generate.python_page()
+    for name, flag in flags().items():
+        off = f" / `{flag.off}`" if flag.off else ""
+        assert f"| `{name}` | `{flag.name}`{off} | `{defaults()[name]!r}` |" in page
+
+
+def test_the_help_of_an_option_names_what_it_needs_and_excludes(generate):
+    page = generate.cli_page()
+    assert re.search(r"`--compile-mode` `MODE` \|[^|]*; needs --compile \|", page)
+    assert re.search(r"`--compile` / `--no-compile` \|[^|]*; not with --checkpoint-act", page)
+    assert re.search(r"`--checkpoint-activations` \|[^|]*; not with --compile \|", page)
 
 
 def test_every_public_function_and_class_is_in_the_reference(generate):

@@ -14,7 +14,9 @@ from tiny_run import TinyData, TinyNet, in_child, tiny_plan
 from torch import nn
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.training import Options, create_run, resume_run, train
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.run import create_run, resume_run
+from dcil_dsl.training.trainer import train
 
 DRAWS = {
     "python": random.random,

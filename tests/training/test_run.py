@@ -12,13 +12,14 @@ from tiny_run import tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import create_run, open_run, process, resume_run
+from dcil_dsl.training import process
 from dcil_dsl.training.differences import (
     fingerprint,
     plan_differences,
     text_differences,
 )
 from dcil_dsl.training.process import Locked, draft_in, hold_run
+from dcil_dsl.training.run import create_run, open_run, resume_run
 
 
 def test_a_new_run_holds_the_texts_and_the_plan(tmp_path):

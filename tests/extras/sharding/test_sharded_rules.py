@@ -20,8 +20,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.sharding.refusals import check_shardable
 from dcil_dsl.extras.sharding.shards import shard
 from dcil_dsl.extras.sharding.step import ShardedStep
-from dcil_dsl.training import Options
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.machine import Options
 from dcil_dsl.zoo.small_vit import SmallViT
 
 
