@@ -9,11 +9,11 @@ import torch
 from tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.loss_balance.word import InverseDirichlet
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.options import flags
 from dcil_dsl.training.ways import CONFLICTS, check_plan_ways, check_ways
-from dcil_dsl.words.balances import InverseDirichlet
 from dcil_dsl.words.integrators import Heun
 
 REPLAYED = dict(compile=True, compile_mode="reduce-overhead", device="cuda")
