@@ -81,7 +81,7 @@ def _digest_of(*tensors: Tensor) -> str:
     for tensor in tensors:
         # Channels may be views of one, so that there is no copy of all.
         for chunk in torch.split(tensor, 4096):
-            digest.update(memoryview(chunk.cpu().contiguous().numpy()))
+            digest.update(chunk.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
