@@ -32,7 +32,7 @@ _PUBLIC = {
     "export": "exporting.collapse",
     "federate": "extras.federated.job",
     "evaluate_run": "jobs.inspect",
-    "export_run": "jobs.inspect",
+    "export_run": "jobs.export",
     "verify_artefact": "jobs.inspect",
     "compact": "extras.compact.compaction",
     "load_compact": "extras.compact.load",

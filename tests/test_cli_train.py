@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support.tiny_job import RECIPE, call, job, net, own, whole_run
 
 import dcil_dsl as dcil
-from dcil_dsl.exporting.artefact import read_artefact
+from dcil_dsl.exporting.exporters import exporter_for
 from dcil_dsl.training.progress import Display
 
 
@@ -109,7 +109,7 @@ def test_the_dense_path_can_be_exported_and_promises_no_zeros(folder, tmp_path):
         )
         == 0
     )
-    artefact = read_artefact(file)
+    artefact = exporter_for(file).read(file)
     assert artefact.origin.promises == () and artefact.origin.path == "dense"
     assert bool((artefact.tensors["3.weight"] != 0).all())
 

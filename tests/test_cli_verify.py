@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from support.tiny_job import RECIPE, call, net, own, whole_run
 
 import dcil_dsl as dcil
-from dcil_dsl.exporting.artefact import read_artefact
+from dcil_dsl.exporting.exporters import exporter_for
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(folder, tmp_path):
 
 def revive(file, header=lambda text: text):
     """Give one pruned weight of an exported file a value, keeping its header."""
-    artefact = read_artefact(file)
+    artefact = exporter_for(file).read(file)
     weight = artefact.tensors["3.weight"].reshape(-1)
     weight[(weight == 0).nonzero()[0]] = 1e-20
     metadata = {"format": "pt", "dcil": header(artefact.origin.model_dump_json())}
@@ -57,7 +57,7 @@ def test_verify_catches_a_file_whose_header_was_made_to_fit(run, capsys):
     revive(run / "sparse.safetensors", header=lambda text: text.replace("[504]", "[505]"))
     assert call("verify", run / "sparse.safetensors") == 1
     out = capsys.readouterr().out
-    assert "the header does not promise what the plan.json beside it asks" in out
+    assert "the header does not promise what the plan.json next to it asks" in out
     assert "the digest differs" in out
 
 

@@ -265,3 +265,11 @@ def test_a_run_keeps_the_weights_of_its_classes_for_its_resumption_and_evaluatio
     assert run.result.step == 16 and run.plan == started.plan
     found = evaluate_run(tmp_path / "run", device="cpu", model=f"{tmp_path}/net.py:Net")
     assert found.accuracy == run.result.accuracies["sparse"]
+
+
+def test_a_named_data_set_with_two_channels_is_an_error_located_in_the_recipe():
+    recipe = dcil.loads(tiny_job.RECIPE.replace("data synthetic {", "data cifar10 { channels = 2"))
+    with pytest.raises(dcil.RecipeError, match="has images of 1 or 3 channels, not 2") as error:
+        prepare(recipe, Net(), warn=print, note=print)
+    assert [d.code for d in error.value.diagnostics] == ["E205"]
+    assert error.value.diagnostics[0].span == recipe.data.span

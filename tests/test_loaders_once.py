@@ -60,4 +60,4 @@ def test_the_example_of_a_loader_is_the_first_image_of_its_epoch(data):
     channels = {"digits": 1, "synthetic": 3}[data]
     dataset = open_dataset(data, None, channels=channels)
     loader = batches.Loader(dataset, "val", batch_size=7, channels=channels)
-    assert torch.equal(loader.example(), next(iter(loader.epoch(0)))[0][:1])
+    assert torch.equal(loader.example().args[0], next(iter(loader.epoch(0)))[0][:1])

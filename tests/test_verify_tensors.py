@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.tiny_job import call, job, own, whole_run
 
-from dcil_dsl.exporting.artefact import read_artefact
+from dcil_dsl.exporting.exporters import exporter_for
 from dcil_dsl.training.checkpoint import digest, read_file
 
 
@@ -32,7 +32,7 @@ def folder(made, tmp_path) -> Path:
 
 def forge(file: Path, change, **header) -> None:
     """Change tensors and header of an exported file, and make its digest right again."""
-    read = read_artefact(file)
+    read = exporter_for(file).read(file)
     change(read.tensors)
     text = json.loads(read.origin.model_dump_json()) | header | {"digest": digest(read.tensors)}
     save_file(read.tensors, file, {"format": "pt", "dcil": json.dumps(text)})

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional, get_args
 
 import typer
 
+from dcil_dsl.data.datasets import DATASETS
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training.options import RunOptions, defaults, flags, help_of, hints
 
@@ -44,8 +45,8 @@ Train = Annotated[
     typer.Option(
         "--train",
         metavar="DATA",
-        help="train on digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder, "
-        "webdataset or synthetic",
+        help=f"the data: {', '.join(DATASETS)}; or my.py:make or package.module:callable, which "
+        "returns data of your own",
     ),
 ]
 Concise = Annotated[bool, typer.Option("--concise", help="print one line per diagnostic")]

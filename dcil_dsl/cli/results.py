@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcil_dsl.cli.errors import DONE, STOPPED, WRONG, note
+from dcil_dsl.words.metrics import metric_text
 
 if TYPE_CHECKING:
     from dcil_dsl.jobs.expect import Claim
@@ -41,14 +42,15 @@ def show_claims(claims: Iterable[Claim]) -> None:
     """A line for each expectation of the recipe, with the measured value."""
     words = {True: "holds", False: "DOES NOT HOLD", None: "not judged, the run is cut short"}
     for claim in claims:
-        print(f"expect {claim.text}: measured {claim.measured:.4%}, {words[claim.holds]}")
+        measured = metric_text(claim.metric, claim.measured)
+        print(f"expect {claim.text}: measured {measured}, {words[claim.holds]}")
 
 
 def _show_tables(run: Run) -> None:
     from rich.console import Console
 
+    from dcil_dsl.training.checkpoint_files import newest_of
     from dcil_dsl.training.progress import result_table
-    from dcil_dsl.training.run import newest_of
 
     checkpoint = newest_of(run.folder.checkpoint) or run.folder.checkpoint
     files = (run.folder.weights, run.folder.report, run.folder.metrics, checkpoint)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -22,7 +21,9 @@ from dcil_dsl.cli.streams import show
 from dcil_dsl.cli.verb import prepare_for, refuse, refuse_training_options, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.training.options import RunOptions
+from dcil_dsl.words.metrics import metric_text
 
 LAYER_NEEDS = "only for a layer; add a recipe and --model SPEC"
 
@@ -203,19 +204,23 @@ def evaluate(
             "--path", metavar="PATH", help="sparse, dense, ... (default: the deployed path)"
         ),
     ] = None,
+    train: o.Train = None,
     data: o.DataDir = None,
     device: o.Device = "auto",
     workers: o.Workers = None,
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ) -> int:
-    """Measure the accuracy of a run, and check what the recipe expects."""
+    """Measure the metrics of a run, and check what the recipe expects.
+
+    --train names the data again, where they come from code of your own.
+    """
     from dcil_dsl.jobs.inspect import evaluate_run
 
     found = evaluate_run(
-        run, path=path, directory=data, device=device, workers=workers, model=model
+        run, path=path, data=train, directory=data, device=device, workers=workers, model=model
     )
-    numbers = "  ".join(f"{name} {value:.4%}" for name, value in found.accuracy.items())
+    numbers = "  ".join(f"{n} {metric_text(n, value)}" for n, value in found.accuracy.items())
     show(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
     if found.broken:
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
@@ -267,11 +272,13 @@ def verify(
 @verb
 def export(
     run: o.RunDir,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors, pth or compact")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help=f"one of {', '.join(EXPORTERS)}")
+    ],
     out: Annotated[
         Optional[Path],
         typer.Option(
-            "--out", metavar="FILE", help="where to write (default: in RUN); compact: a folder"
+            "--out", metavar="PLACE", help="the file or folder to write (default: in RUN)"
         ),
     ] = None,
     path: Annotated[
@@ -281,15 +288,14 @@ def export(
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ) -> None:
-    """Write the network to deploy: plain tensors under the original's names, zeros in place.
+    from dcil_dsl.jobs.export import export_run
 
-    compact removes the filters, channels and heads that are all zero, and measures the cost before
-    and after; RUN may then be an exported file too.
-    """
-    if to == "compact":
-        extra = import_module("dcil_dsl.extras.compact.job")
-        print(extra.compact_and_show(run, out, model, path))
-        return
-    from dcil_dsl.jobs.inspect import export_run
+    print(export_run(run, to, out, model, path, tell=print))
 
-    print(export_run(run, to, out, model, path))
+
+export.__doc__ = "\n\n".join(
+    [
+        "Write the network to deploy. RUN is a run folder, or an exported file to convert.",
+        *(f"{exporter.name}: {exporter.help}." for exporter in EXPORTERS.values()),
+    ]
+)

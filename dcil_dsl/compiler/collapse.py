@@ -56,7 +56,8 @@ def collapse_in_place(dual: Dual, model: nn.Module, path: str | None = None) -> 
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")
             module = model.get_submodule(owner)
-            mask = module._buffers.pop(f"{name}_mask")
+            mask = module.get_buffer(f"{name}_mask")
+            del module._buffers[f"{name}_mask"]
             weight = module.get_parameter(name)
             soft = soft_of(dual, parameter, plan)
             weight.copy_(see(weight, mask, views[path], soft))
@@ -75,7 +76,7 @@ def tensors_of(dual: Dual, path: str) -> dict[str, Tensor]:
     view = next(token(entry.view) for entry in plan.paths if entry.name == path)
     for group in plan.groups:
         for name in group.parameters:
-            weight = dual.get_parameter(name)
+            weight: Tensor = dual.get_parameter(name)
             if group.param is not None:
                 weight = group.param.weight(weight)
             seen = see(weight, dual.get_buffer(f"{name}_mask"), view, soft_of(dual, name, plan))

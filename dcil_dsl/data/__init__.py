@@ -6,18 +6,25 @@ Imported when first used: places.py, which says that data are missing, does not 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dcil_dsl.data.dataset import Dataset, Tensors
+    from dcil_dsl.data.datasets import DATASETS
+    from dcil_dsl.data.loader import Loader
+    from dcil_dsl.data.sources import open_dataset
 
 _PUBLIC = {
     "Dataset": "dataset",
     "Tensors": "dataset",
     "Loader": "loader",
-    "NAMES": "places",
+    "DATASETS": "datasets",
     "open_dataset": "sources",
 }
-__all__ = ["NAMES", "Dataset", "Loader", "Tensors", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "Loader", "Tensors", "open_dataset"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -9,9 +9,10 @@ Not:  no normalisation and no seeds, which are the loader's. The order of words 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -44,17 +45,18 @@ class Reading:
         """What apply needs for each image of a batch of `count`."""
         return box_chances(chance, count) if self.crops else None
 
-    def apply(self, image: Image.Image, chances: Tensor | None) -> Tensor:
+    def apply(self, image: Any, chances: Tensor | None) -> Tensor:
         # PIL shrinks large photographs faster than tensors do.
         size = [self.size, self.size]
-        if self.crops:
+        if self.crops and chances is not None:
             width, height = image.size
             box = crop_boxes(chances[None], height, width)[0].tolist()
             image = F.resized_crop(image, *box, size=size, antialias=True)
         else:
             image = F.resize(image, [round(self.size * SHORT_SIDE)], antialias=True)
             image = F.center_crop(image, size)
-        return F.pil_to_tensor(image)
+        pixels: Tensor = F.pil_to_tensor(image)
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Pipeline:
     def resized(self, images: Tensor) -> Tensor:
         if self.resize is None:
             return images
-        return F.resize(images, list(self.resize), antialias=True)
+        resized: Tensor = F.resize(images, list(self.resize), antialias=True)
+        return resized
 
 
 def train_pipeline(
@@ -89,21 +92,22 @@ def train_pipeline(
     only be blurred. Raises InputError where no size is known.
     """
     pixels = _transforms(augment, PIXELS)
-    mixers = tuple(word for word in augment if isinstance(word, Mixer))
-    more = dict(normalised=_transforms(augment, NORMALISED), mixers=mixers)
-    crops_first = bool(pixels) and pixels[0].crops_to is not None
-    if native is not None and crops_first:
-        return Pipeline(native, pixels=pixels, **more)
+    make = partial(
+        Pipeline,
+        normalised=_transforms(augment, NORMALISED),
+        mixers=tuple(word for word in augment if isinstance(word, Mixer)),
+    )
+    crops_to = pixels[0].crops_to if pixels else None
+    if native is not None and crops_to is not None:
+        return make(native, pixels=pixels)
     if native is not None:
         size = (image_size, image_size) if image_size else native
-        return Pipeline(size, resize=_unless(size, native), pixels=pixels, **more)
-    if crops_first:
-        side = pixels[0].crops_to
-        return Pipeline((side, side), Reading(side, crops=True), pixels=pixels[1:], **more)
+        return make(size, resize=_unless(size, native), pixels=pixels)
+    if crops_to is not None:
+        return make((crops_to, crops_to), Reading(crops_to, crops=True), pixels=pixels[1:])
     if image_size is None:
         raise _no_size(augment)
-    size = (image_size, image_size)
-    return Pipeline(size, Reading(image_size, crops=False), pixels=pixels, **more)
+    return make((image_size, image_size), Reading(image_size, crops=False), pixels=pixels)
 
 
 def val_pipeline(

@@ -1,19 +1,23 @@
-"""What a data set holds, in short, to tell later whether it still does.
+"""The contents of a data set: a short text to compare later, and the examples of each class.
 
 In:   a Dataset.
 Out:  {part of it: a text}, which changes where files come, go or change their size, and for what
-      lies in memory where any number changes.
-Not:  files are not opened: another image of the same name and size goes unseen.
+      lies in memory where any number changes; counts by class number.
+Not:  no file is opened: another image of the same name and size goes unseen, and labels that are
+      not stored next to the images are not counted.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from dcil_dsl.data.dataset import Dataset, Tensors
@@ -27,12 +31,17 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for part in ("train", "val"):
-        examples: Sequence = getattr(dataset, part)
+        examples: Any = getattr(dataset, part)
+        if isinstance(examples, DataLoader):
+            examples = examples.dataset
         match examples:
             case Tensors():
                 shape = " x ".join(map(str, examples.images.shape))
                 name = _digest_of(examples.images, examples.labels)
                 found[part] = f"images of {shape} ({name})"
+            case TensorDataset():
+                shapes = " and ".join(_shape(tensor) for tensor in examples.tensors)
+                found[part] = f"tensors of {shapes} ({_digest_of(*examples.tensors)})"
             case ImageFolder():
                 by_class = defaultdict(list)
                 for path, label in examples.samples:
@@ -46,6 +55,10 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
             case _:
                 found[part] = f"{len(examples):,} examples"
     return found
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def _files(paths: Iterable[str], sizes: bool) -> str:
@@ -66,6 +79,24 @@ def _size(path: str) -> int:
 def _digest_of(*tensors: Tensor) -> str:
     digest = blake2b(digest_size=8)
     for tensor in tensors:
-        for chunk in tensor.split(4096):  # channels may be one, seen three times: no copy of all
-            digest.update(chunk.cpu().contiguous().numpy())
+        # Channels may be views of one, so that there is no copy of all.
+        for chunk in torch.split(tensor, 4096):
+            digest.update(chunk.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def class_counts(dataset: Dataset) -> tuple[int, ...] | None:
+    """One count for each of dataset.classes, 0 where a class never occurs; None where the labels
+    are not known.
+
+    They are `labels` (data in memory), `label` (shards), or `targets` as torchvision's data sets
+    have them: class numbers by example.
+    """
+    for name in ("labels", "label", "targets"):
+        labels = getattr(dataset.train, name, None)
+        if labels is None:
+            continue
+        labels = torch.as_tensor(labels)
+        if labels.dim() == 1 and not labels.is_floating_point():
+            return tuple(torch.bincount(labels, minlength=len(dataset.classes)).tolist())
+    return None

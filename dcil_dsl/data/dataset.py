@@ -7,8 +7,9 @@ Not:  nothing is read (sources.py, folders.py), augmented (augment.py) or batche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,19 +31,29 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training part, a held-out part, and what both have in common.
+    """A training part and a held-out part, for `dcil.train` and for `--train my.py:make`.
 
-    train, val  map-style: len(), and an item is (uint8 CHW tensor or PIL image, class index)
-    classes     the classes' names, by index
-    mean, std   of each channel, for images scaled to 0..1
+        Dataset("mine", train, val, task="regression")
+
+    train, val  each map-style (`len()`, and an item by its number) or a DataLoader over such a
+                data set; an item is what the task reads
+    task        a name of TASKS. image-classification: (uint8 CHW tensor or PIL image, class
+                number); classification: (inputs, class number); regression: (inputs, numbers);
+                own-loss: the arguments of the model, a tuple in their order or a dictionary.
+                Inputs: a tensor, or a tuple or dictionary of arguments
+    classes     the names of the classes, by their number; empty where there are none
+    mean, std   of images: of each channel, scaled to 0..1
+    collate     makes a batch of a list of items; None: torch's default_collate
     """
 
     name: str
-    train: Sequence
-    val: Sequence
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    train: Any
+    val: Any
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    task: str = "image-classification"
+    collate: Callable[[list[Any]], Any] | None = None
 
     @property
     def num_channels(self) -> int:
@@ -81,7 +92,8 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
         return images.expand(-1, channels, -1, -1)
     from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-    return rgb_to_grayscale(images)
+    grey: Tensor = rgb_to_grayscale(images)
+    return grey
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dcil_dsl.data.dataset import Dataset
-from dcil_dsl.data.places import LAYOUT
+from dcil_dsl.data.datasets import LAYOUT
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 
@@ -35,6 +35,16 @@ class BadImage(InputError):
     """An image that cannot be read."""
 
 
+def open_imagenet(directory: Path, channels: int) -> Dataset:
+    """ImageNet-1k in its class folders. Russakovsky et al. 2015, arXiv:1409.0575."""
+    return open_image_folder("imagenet", directory, channels)
+
+
+def open_images(directory: Path, channels: int) -> Dataset:
+    """Any folder of that layout."""
+    return open_image_folder("imagefolder", directory, channels)
+
+
 def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
     """Both parts of `directory`; raises InputError for class folders that differ or are empty."""
     train, val = (_class_folders(directory / part) for part in ("train", "val"))
@@ -45,8 +55,9 @@ def open_image_folder(name: str, directory: Path, channels: int) -> Dataset:
             if here - there
         ]
         raise InputError(f"train and val of {directory} differ in their classes", "\n".join(lines))
-    parts = [_open_part(directory / part, channels) for part in ("train", "val")]
-    return Dataset(name, *parts, tuple(parts[0].classes), *statistics_of(channels))
+    training, held_out = (_open_part(directory / part, channels) for part in ("train", "val"))
+    mean, std = statistics_of(channels)
+    return Dataset(name, training, held_out, tuple(training.classes), mean, std)
 
 
 def statistics_of(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

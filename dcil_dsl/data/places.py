@@ -1,93 +1,65 @@
-"""Where data lie, and what to say where they do not.
+"""Where the files of a data set lie, and what to report where they are missing.
 
 In:   the name of a data set, and the folder of `--data`, if any.
-Out:  the places to look in; the one that holds the data, or an InputError that tells them all.
-Not:  no torch, so that missing data are told at once; nothing is opened or created.
+Out:  the folder that holds the files, or an InputError that lists every folder searched.
+Not:  no torch, so that missing data are reported at once; nothing is opened or created.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
+from dcil_dsl.data.datasets import Record, record_of
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.words.blocks import DATA_SETS
 
-NO_FILES = ("digits", "synthetic")  # scikit-learn brings the one, a generator makes the other
-IMAGE_FOLDERS = ("imagenet", "imagefolder")
-LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
-SHARDS = "train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an example"
-
-
-def known_name(name: str) -> str:
-    """One of DATA_SETS, `fashion_mnist` as a recipe spells it being fashion-mnist; InputError."""
-    name = name.replace("_", "-")
-    if name not in DATA_SETS:
-        near = nearest(name, DATA_SETS)
-        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(DATA_SETS)}"
-        raise InputError(f"there is no data set called `{name}`", hint)
-    return name
+SYSTEM = Path("/usr/share/datasets")
 
 
 def look(name: str, directory: str | Path | None) -> None:
-    """Raise InputError where a name is unknown, a folder of images is not there, or a folder is
-    given that nothing would be read from.
+    """Raise InputError for an unknown name, for missing files, and for a folder that the data set
+    does not read.
 
-    Without torch, for whoever wants to know before it is loaded; open_dataset looks again.
+    Callers use it before they load torch; open_dataset looks again.
     """
-    name = known_name(name)
-    if directory is not None and name in NO_FILES:
-        raise InputError(f"the data of {name} need no folder", f"leave {directory} out")
+    if ":" in name:  # a callable, which is imported when it is called
+        return
+    record = record_of(name)
+    if directory is not None and record.files is None:
+        raise InputError(f"the data of {record.name} need no folder", f"leave {directory} out")
+    find(record, directory)
+
+
+def find(record: Record, directory: str | Path | None) -> Path | None:
+    """The first folder that holds the files; None where the data set has none."""
+    if record.files is None:
+        return None
+    places = _places(record, directory)
     try:
-        if name in IMAGE_FOLDERS:
-            find(name, places_of(name, directory), is_image_folder, LAYOUT)
-        elif name == "webdataset":
-            find(name, places_of(name, directory), is_shard_folder, SHARDS)
-    except OSError as error:
-        raise InputError(f"cannot read the data of {name}: {error}") from error
+        for place in places:
+            if record.files.holds(place):
+                return place
+        looked = [f"looked in  {place}{_state(place)}" for place in places]
+    except OSError as error:  # no permission, a broken disk
+        raise InputError(f"cannot read the data of {record.name}: {error}") from error
+    get = record.files.get(places[0])
+    lines = [*looked, f"expected   {record.files.layout}", *([f"get it     {get}"] if get else [])]
+    lines.append(
+        f"point at it with --data DIR, or with DCIL_DATA=DIR where it lies in DIR/{record.name}"
+    )
+    raise InputError(f"the data of {record.name} are not there", "\n".join(lines))
 
 
-def places_of(name: str, directory: str | Path | None, system: Path | None = None) -> list[Path]:
-    """What is given stands alone: to look further would hide a mistake in it.
-
-    system  where the operating system's own package puts the data
-    """
+def _places(record: Record, directory: str | Path | None) -> list[Path]:
+    """The given folder stands alone: to search further would hide a mistake in it."""
     if directory is not None:
         return [Path(directory).expanduser()]
     if os.environ.get("DCIL_DATA"):
-        return [Path(os.environ["DCIL_DATA"]).expanduser() / name]
+        return [Path(os.environ["DCIL_DATA"]).expanduser() / record.name]
     # Not Path.home(), which fails for a user without a home, as containers have them.
-    cache = Path(os.path.expanduser("~")) / ".cache" / "dcil" / name
-    return [cache] if system is None else [cache, system]
-
-
-def find(
-    name: str, places: list[Path], holds: Callable[[Path], bool], layout: str, get: str = ""
-) -> Path:
-    """The first place that holds the data; raises InputError that tells every place."""
-    for place in places:
-        if holds(place):
-            return place
-    looked = [f"looked in  {place}{_state(place)}" for place in places]
-    point = f"point at it with --data DIR, or with DCIL_DATA=DIR where it lies in DIR/{name}"
-    lines = [*looked, f"expected   {layout}", *([f"get it     {get}"] if get else []), point]
-    raise InputError(f"the data of {name} are not there", "\n".join(lines))
-
-
-def is_image_folder(directory: Path) -> bool:
-    """Whether `directory` holds a train and a val folder; what is in them is checked later."""
-    return all((directory / part).is_dir() for part in ("train", "val"))
-
-
-def is_shard_folder(directory: Path) -> bool:
-    """Whether `directory` holds shards of both parts; what is in them is checked later."""
-    return all(shards_of(directory, part) for part in ("train", "val"))
-
-
-def shards_of(directory: Path, part: str) -> list[Path]:
-    return sorted(directory.glob(f"{part}-*.tar")) if directory.is_dir() else []
+    cache = Path(os.path.expanduser("~")) / ".cache" / "dcil" / record.name
+    system = record.files.system if record.files else None
+    return [cache] if system is None else [cache, SYSTEM / system]
 
 
 def _state(place: Path) -> str:

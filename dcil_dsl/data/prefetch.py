@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Held = TypeVar("Held")
+Made = TypeVar("Made")
 Batch = tuple[Tensor, Tensor]
 
 
 def made_ahead(
-    held: Iterable[Held], make: Callable[[Held], Batch], device: torch.device
-) -> Iterator[Batch]:
+    held: Iterable[Held], make: Callable[[Held], Made], device: torch.device
+) -> Iterator[Made]:
     """make(h) for each h; on CUDA one batch ahead, in a stream of its own, for all epochs the same.
 
     The stream of the caller waits, on the device, for the batch that it is given, and the host
@@ -33,10 +35,10 @@ def made_ahead(
         return
     stream = _stream_ahead(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # what make reads may be on its way
-    held, ready, over = iter(held), None, object()
+    left, ready, over = iter(held), None, object()
     while True:
         with torch.cuda.stream(stream):
-            each = next(held, over)
+            each: Any = next(left, over)
             made = None if each is over else (make(each), stream.record_event())
         if ready is not None:
             yield _handed_over(*ready, device)
@@ -49,13 +51,14 @@ def made_ahead(
 def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
     """The allocator keeps what is freed for the stream that it was made in: with a new one at each
     epoch (torch has 32 of them to give in turn) all that batches need would be kept 32 times."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _handed_over(batch: Batch, made: torch.cuda.Event, device: torch.device) -> Batch:
+def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> Made:
     current = torch.cuda.current_stream(device)
     current.wait_event(made)
-    for tensor in batch:
-        # Else its memory could be given to the next batch while this one is still read.
-        tensor.record_stream(current)
+    for leaf in pytree.tree_leaves(batch):
+        if hasattr(leaf, "record_stream"):  # a tensor
+            # Else its memory could be given to the next batch while this one is still read.
+            leaf.record_stream(current)
     return batch

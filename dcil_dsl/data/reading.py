@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class Reader:
     a traceback's text.
     """
 
-    examples: Sequence
+    examples: Sequence[Any]
     reading: Reading | None
     shape: tuple[int, int, int]
     seed: int
@@ -83,7 +83,8 @@ class Reader:
 
     def __getitem__(self, request: Request) -> Fetched | InputError:
         count = len(request.indices)
-        chances, bad = self._chances(request), []
+        chances = self._chances(request)
+        bad: list[str] = []
         try:
             images = sent_back(torch.empty(count, *self.shape, dtype=torch.uint8))
             labels = sent_back(torch.empty(count, dtype=torch.long))
@@ -106,7 +107,7 @@ class Reader:
         chance = generator_at(self.seed, request.epoch, request.batch, "reading")
         return self.reading.chances(chance, request.count)
 
-    def _class_of(self, index: int, label: object) -> int:
+    def _class_of(self, index: int, label: Any) -> int:
         """Of Python, NumPy or torch; no fraction is cut off."""
         try:
             number = int(label)
@@ -119,7 +120,7 @@ class Reader:
             "a label is the number of a class, counted from 0",
         )
 
-    def _example(self, index: int, bad: list[str]):
+    def _example(self, index: int, bad: list[str]) -> Any:
         for offset in range(MAX_BAD):
             try:
                 return self.examples[(index + offset) % len(self.examples)]
@@ -139,7 +140,8 @@ def sent_back(tensor: Tensor) -> Tensor:
     if get_worker_info() is None or not tensor.numel():
         return tensor
     try:
-        return tensor.share_memory_()
+        shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return shared
     except RuntimeError as error:
         raise InputError(
             f"no room in shared memory for a batch of {tensor.nbytes:,} bytes: {error}",

@@ -20,6 +20,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.datasets import shards_of
 from dcil_dsl.data.folders import MODES, BadImage, read_image, statistics_of
-from dcil_dsl.data.places import shards_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 
@@ -73,7 +74,7 @@ class Shards:
         order = torch.randperm(len(self.files), generator=chance)
         starts = torch.searchsorted(self.shard, torch.arange(len(self.files) + 1)).tolist()
         windows = []
-        for shards in order.split(WINDOW):
+        for shards in torch.split(order, WINDOW):
             window = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in shards.tolist()])
             windows.append(window[torch.randperm(len(window), generator=chance)])
         return torch.cat(windows)
@@ -85,27 +86,28 @@ class Shards:
             self._open[shard] = os.open(self.files[shard], os.O_RDONLY)
         return self._open[shard]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}}  # descriptors mean nothing in another process
 
 
 def open_shards(directory: Path, channels: int) -> Dataset:
     """Both parts. Raises InputError for tars that are damaged, incomplete or not what they seem."""
-    parts = [_open_part(shards_of(directory, part), channels) for part in ("train", "val")]
-    num_classes = int(parts[0].label.max()) + 1
-    if int(parts[1].label.max()) >= num_classes:
+    train, val = (_open_part(shards_of(directory, part), channels) for part in ("train", "val"))
+    num_classes = int(train.label.max()) + 1
+    if int(val.label.max()) >= num_classes:
         raise InputError(
-            f"the val shards of {directory} have a class {int(parts[1].label.max())}, "
+            f"the val shards of {directory} have a class {int(val.label.max())}, "
             f"the train shards have 0 to {num_classes - 1}"
         )
-    classes = tuple(map(str, range(num_classes)))
-    return Dataset("webdataset", *parts, classes, *statistics_of(channels))
+    mean, std = statistics_of(channels)
+    return Dataset("webdataset", train, val, tuple(map(str, range(num_classes))), mean, std)
 
 
 def _open_part(files: list[Path], channels: int) -> Shards:
     index = _cached_index(files)
     names = tuple(str(file.absolute()) for file in files)
-    return Shards(names, *(index[n] for n in ("shard", "offset", "size", "label")), MODES[channels])
+    shard, offset, size, label = (index[n] for n in ("shard", "offset", "size", "label"))
+    return Shards(names, shard, offset, size, label, MODES[channels])
 
 
 # -- the index -----------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def _examples(file: Path) -> Iterator[tuple[int, int, int]]:
     yield from ((*place, labels[key]) for key, place in images.items())
 
 
-def _put(known: dict, key: str, value: object, file: Path) -> None:
+def _put(known: dict[str, Any], key: str, value: object, file: Path) -> None:
     if key in known:
         raise InputError(f"{file} has two examples called {key.rstrip('.')}")
     known[key] = value
@@ -210,7 +212,8 @@ def _check_end(file: Path, offset: int) -> None:
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> int:
-    text = tar.extractfile(member).read(16) if member.size <= 16 else b""
+    opened = tar.extractfile(member) if member.size <= 16 else None
+    text = opened.read(16) if opened is not None else b""
     if not text.strip().isdigit() or int(text) >= MAX_CLASSES:
         hint = f"a whole number, from 0 on and below {MAX_CLASSES:,}"
         raise InputError(f"{file}: {member.name!r} is no class number", hint)

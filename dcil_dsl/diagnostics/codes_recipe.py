@@ -194,7 +194,7 @@ RECIPE: tuple[Code, ...] = (
     entry(
         "E224",
         "an unknown metric",
-        "A recipe can expect `top1`, `top5` and `sparsity`.",
+        "A recipe can expect `sparsity` and the metrics of a task: `top1`, `mse`, `r2` ...",
         "expect { accuracy >= 92% }",
         "expect { top1 >= 92% }",
     ),

@@ -8,14 +8,14 @@ Not:  no zeros are counted (verify.py), nothing is loaded into a network (collap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
 from dcil_dsl.compiler.weight_state import buffers_of
-from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.checkpoint import under
 
 MAX_TOLD = 5  # tensors whose numbers differ; the count of the rest is said
@@ -131,7 +131,7 @@ def other_numbers(
     return [f"the numbers are not those that the checkpoint deploys: {told}"]
 
 
-def _pruned(plan: Plan):
+def _pruned(plan: Plan) -> list[tuple[Group, str]]:
     return [(group, name) for group in plan.groups for name in group.parameters]
 
 
@@ -156,5 +156,5 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _words(shape) -> str:
+def _words(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"

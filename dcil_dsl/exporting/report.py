@@ -53,7 +53,7 @@ class Report:
     def macs_theoretical(self) -> int:
         return sum(layer.macs_theoretical or 0 for layer in self.layers)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for JSON; every key of arithmetic without zeros says `theoretical`."""
         return {
             "num_parameters": self.num_parameters,

@@ -270,17 +270,19 @@ def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) 
 
 def _judge_pattern(promise: Promise, nonzero: Mapping[str, Tensor], verdict: Verdict) -> None:
     """Every group of m for itself: the counts of a layer may be right and its pattern wrong."""
+    pattern = promise.pattern
+    assert pattern is not None
     counts = pattern_counts(promise, nonzero)
     for name, keep, size in zip(
         promise.parameters, promise.keeps, promise.num_weights, strict=True
     ):
         if keep == size:
             continue  # before its schedule has begun
-        wrong = int((counts[name] > promise.pattern.n).sum())
+        wrong = int((counts[name] > pattern.n).sum())
         if wrong:
             verdict.faults.append(
-                f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {promise.pattern.m} "
-                f"weights {'holds' if wrong == 1 else 'hold'} more than {promise.pattern.n} that "
+                f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {pattern.m} "
+                f"weights {'holds' if wrong == 1 else 'hold'} more than {pattern.n} that "
                 "are not zero"
             )
 

@@ -8,49 +8,82 @@ Not:  no reading (data/) and no training.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from dcil_dsl.data import Dataset, Loader, open_dataset
+from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.examples import ExampleLoader
+from dcil_dsl.data.of_callable import dataset_of, is_callable_spec, open_callable
 from dcil_dsl.data.places import look
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.plan import Data, Plan
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Data as PlanData
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.tasks import IMAGES, task_of
 from dcil_dsl.training.distributed import Ranks
 
+Data = str | Dataset | tuple[Any, Any]
 
-def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
-    """Open a data set by its name. InputError names the places searched."""
+
+def open_data(data: Data, directory: str | Path | None, channels: int) -> Dataset:
+    """A data set by its name, or what a callable of the user's own returns.
+
+    data  a name of DATASETS; "my.py:make" or "package.module:callable"; a Dataset; or a pair of a
+          training and a held-out part, whose task follows from its first example
+    Raises InputError that says where it was looked for.
+    """
+    if isinstance(data, tuple):
+        return dataset_of(data, "data")
     if not isinstance(data, str):
         return data
-    look(data, None if directory is None else Path(directory))
-    return open_dataset(data, None if directory is None else Path(directory), channels=channels)
+    if is_callable_spec(data):
+        return open_callable(data, directory)
+    look(data, directory)
+    return open_dataset(data, directory, channels=channels)
 
 
 def make_loader(
-    plan: Plan, dataset: Dataset, part: Literal["train", "val"], device: torch.device,
+    plan: Plan,
+    dataset: Dataset,
+    part: Literal["train", "val"],
+    device: torch.device,
     workers: int | None,
-) -> Loader:  # fmt: skip
-    """A loader of one part of the data, as the plan describes it."""
-    return open_loader(
-        dataset, part, plan.data, device, workers, seed=plan.train.seed,
-        channels_last=is_convolutional(plan),
-    )  # fmt: skip
+) -> BatchLoader:
+    """One part of the data in batches, as the plan and the machine have them."""
+    loader = open_loader(dataset, part, plan.data, device, workers, seed=plan.train.seed)
+    if is_convolutional(plan):
+        loader.layout = torch.channels_last
+    return loader
 
 
 def open_loader(
     dataset: Dataset,
     part: Literal["train", "val"],
-    data: Data,
+    data: PlanData,
     device: torch.device,
     workers: int | None,
     ranks: Ranks = Ranks(),
-    **more: Any,
-) -> Loader:
-    """A loader of one part of the data, as the `data` block describes it; `more` as for Loader."""
+    seed: int = 0,
+    on_bad_image: Callable[[str], None] | None = None,
+) -> BatchLoader:
+    """Batches of what a recipe says of its data."""
+    if dataset.task != IMAGES.name:
+        return ExampleLoader(
+            dataset,
+            part,
+            batch_size=data.batch_size,
+            seed=seed,
+            workers=workers,
+            device=device,
+            rank=ranks.rank,
+            world_size=ranks.count,
+        )
     return Loader(
         dataset,
         part,
@@ -58,12 +91,42 @@ def open_loader(
         image_size=data.image_size,
         channels=data.channels,
         augment=data.augment,
+        seed=seed,
         device=device,
         workers=num_workers(dataset, part, workers, ranks.beside),
         rank=ranks.rank,
         world_size=ranks.count,
-        **more,
+        on_bad_image=on_bad_image,
     )
+
+
+def check_task(recipe: Recipe, dataset: Dataset) -> None:
+    """InputError where the recipe asks what the task of the data has not: a loss, an image's words.
+
+    Located in the recipe where it has a place.
+    """
+    task = task_of(dataset.task)
+    for loss in recipe.losses:
+        try:
+            task.refuse_loss(loss.term)
+        except InputError as error:
+            raise InputError(f"{loss.span}: {error.message}", help=error.help) from None
+    if task is not IMAGES and (recipe.data.augment or recipe.data.image_size is not None):
+        word = "augment" if recipe.data.augment else "image_size"
+        raise InputError(
+            f"{recipe.data.span}: `{word}` changes images, and {dataset.name} is for the task "
+            f"`{task.name}`",
+            help="leave it out; what changes an example belongs into the data set",
+        )
+
+
+def refuse_other_tasks(dataset: Dataset, what: str) -> None:
+    """InputError where `what` needs images and their classes, and these data have others."""
+    if dataset.task != IMAGES.name:
+        raise InputError(
+            f"{what} needs data of the task `{IMAGES.name}`, and {dataset.name} is for "
+            f"`{dataset.task}`"
+        )
 
 
 def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:

@@ -1,6 +1,6 @@
 """The `expect` block of a recipe against the measured result.
 
-In:   a Plan; the accuracy and the sparsity of the deployed path.
+In:   a Plan; the metrics and the sparsity of the deployed path.
 Out:  a Claim for each line of `expect`.
 Not:  no measuring.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Expectation, Plan
+from dcil_dsl.tasks import IMAGES, Task
+from dcil_dsl.words.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,14 @@ class Claim:
     measured: float
     holds: bool | None
 
+    @property
+    def metric(self) -> str:
+        return self.text.partition(" ")[0]
 
-def check_claims(plan: Plan) -> None:
+
+def check_claims(plan: Plan, task: Task = IMAGES) -> None:
     """Refuse, before training, a metric that a run of this model does not measure."""
-    measured = {"top1", "sparsity"} | ({"top5"} if (plan.model.classes or 0) > 5 else set())
+    measured = {"sparsity", *task.measured(plan.model.classes)}
     for claim in plan.expect:
         if claim.metric not in measured:
             raise InputError(
@@ -48,9 +54,14 @@ def judge_claims(
             raise InputError(f"`expect {claim.metric}`: this run measures {', '.join(measured)}")
         value = measured[claim.metric]
         holds = _compare(value, claim) if judged else None
-        text = f"{claim.metric} {claim.compare} {100 * claim.value:.6g}%"
+        text = f"{claim.metric} {claim.compare} {_written(claim)}"
         claims.append(Claim(text, value, holds))
     return tuple(claims)
+
+
+def _written(claim: Expectation) -> str:
+    is_share = METRICS[claim.metric].is_share
+    return f"{100 * claim.value:.6g}%" if is_share else f"{claim.value:.6g}"
 
 
 def _compare(value: float, claim: Expectation) -> bool:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.collapse import collapse
-from dcil_dsl.exporting.artefact import origin_of, read_artefact, write_artefact
+from dcil_dsl.exporting.artefact import Deployed, origin_of
+from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.exporting.report import make_report
 from dcil_dsl.exporting.verify import Verdict, verify_tensors
 from dcil_dsl.jobs.expect import Claim, judge_claims
@@ -28,12 +29,15 @@ from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.result import Result
 from dcil_dsl.training.run import RunFolder
 
+FORMAT = "safetensors"  # of the file that a run leaves
+
 
 def finish_run(job: Job, folder: RunFolder, result: Result) -> tuple[tuple[Claim, ...], nn.Module]:
     """Write the exported file and the report. SparsityError where the file breaks a promise."""
     plan = job.plan
     deployed = collapse(job.dual).cpu()
-    write_artefact(deployed, folder.weights, origin_of(plan, result.step))
+    origin = origin_of(plan, result.step)
+    EXPORTERS[FORMAT].write(Deployed(deployed, origin, plan), folder.weights)
     verdict = _prove(folder, {name: mask.cpu() for name, mask in job.dual.masks.items()})
     complete = result.step == plan.num_steps
     claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
@@ -44,7 +48,7 @@ def finish_run(job: Job, folder: RunFolder, result: Result) -> tuple[tuple[Claim
 
 def _prove(folder: RunFolder, masks: Mapping[str, Tensor]) -> Verdict:
     """The verdict on the file as it lies on the disk, not on the module it was written from."""
-    artefact = read_artefact(folder.weights)
+    artefact = EXPORTERS[FORMAT].read(folder.weights)
     promises = artefact.origin.promises if artefact.origin is not None else ()
     verdict = verify_tensors(artefact.tensors, promises, masks if promises else None)
     if not verdict.holds:

@@ -1,12 +1,13 @@
-"""A finished run, looked at again: evaluate it, prove it, export it.
+"""Evaluate a finished run, and prove the sparsity of what it stores.
 
-In:   a run folder, or a file that came from one.
-Out:  accuracies and claims; a Verdict; the deployable file.
-Not:  nothing is trained, and a run folder is never changed.
+In:   a run folder, or a file or folder exported from one.
+Out:  accuracies and claims; a Verdict.
+Not:  nothing is trained or written; export.py exports.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +16,11 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler import compile_plan
-from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.data.datasets import known_record
+from dcil_dsl.data.of_callable import is_callable_spec
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.artefact import (
-    FORMATS,
-    Artefact,
-    Origin,
-    Promise,
-    origin_of,
-    promises_at,
-    read_artefact,
-    write_artefact,
-)
+from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
     deployed_tensors,
@@ -36,8 +29,9 @@ from dcil_dsl.exporting.deployed import (
     other_numbers,
     state_of,
 )
+from dcil_dsl.exporting.exporters import exporter_for, recognise
 from dcil_dsl.exporting.verify import Verdict, verify_tensors
-from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, pick_device
+from dcil_dsl.jobs.data import Data, is_convolutional, make_loader, open_data, pick_device
 from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
@@ -116,8 +110,11 @@ def evaluate_run(
     device: str = "auto",
     workers: int | None = None,
     model: str | None = None,
+    data: Data | None = None,
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it. path None: the deployed path.
+
+    data  named again, where the run was trained on data of somebody's own code
 
     The recipe's `expect` is about the deployed path at the end of the run, and judged there alone.
     """
@@ -125,9 +122,10 @@ def evaluate_run(
     plan, place = folder.read_plan(), pick_device(device)
     path = known_path(plan, path)
     command = read_command(folder)
-    if command["data"] is None:
-        raise InputError(f"{folder.path} does not name the data that it was trained on")
-    dataset = open_data(command["data"], directory or command["directory"], plan.data.channels)
+    if data is None:
+        data = _stored_data(folder, command["data"])
+        directory = directory or command["directory"]
+    dataset = open_data(data, directory, plan.data.channels)
     dual, step = rebuild(folder, plan, model)
     dual.to(place)
     if is_convolutional(plan):
@@ -145,6 +143,20 @@ def evaluate_run(
     if path == plan.deploy:
         claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
+
+
+def _stored_data(folder: RunFolder, name: str | None) -> str:
+    """The data set that a run names. InputError where that is code, which a file cannot ask for."""
+    if name is None or known_record(name) is None and not is_callable_spec(name):
+        said = f"was trained on `{name}`" if name else "does not say which data it was trained on"
+        raise InputError(f"{folder.path} {said}", help="name the data with --train")
+    if is_callable_spec(name):
+        raise InputError(
+            f"the data of {folder.path} are somebody's own code, {name}, which a file cannot ask "
+            "to run",
+            help=f"if you know it: --train {shlex.quote(name)}",
+        )
+    return name
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
@@ -177,7 +189,7 @@ def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
     This finds masks that have the right counts and prune other weights.
     """
     try:
-        read = read_artefact(folder.weights)
+        read = exporter_for(folder.weights).read(folder.weights)
     except InputError:
         return  # there is none, or `dcil verify` says what it is
     if read.origin is None or (read.origin.step, read.origin.path) != (step, plan.deploy):
@@ -189,52 +201,6 @@ def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
         raise SparsityError(
             f"{folder.weights} and the checkpoint next to it contradict each other: "
             f"{'; '.join(faults[:MAX_TOLD])}"
-        )
-
-
-def export_run(
-    run: str | Path,
-    format: str,
-    out: str | Path | None = None,
-    model: str | None = None,
-    path: str | None = None,
-) -> Path:
-    """Write the deployed network of a run; the file's path. It is proved before it is named."""
-    folder = open_run(run)
-    plan = folder.read_plan()
-    if format not in FORMATS:
-        raise InputError(
-            f"there is no format `{format}`", help=f"the formats are {', '.join(FORMATS)}, compact"
-        )
-    path = known_path(plan, path)
-    file = Path(out) if out is not None else folder.path / f"{path}.{format}"
-    if file.suffix != f".{format}":
-        raise InputError(f"{file} does not end in .{format}")
-    _refuse_to_replace(file, folder, path == plan.deploy)
-    dual, step = rebuild(folder, plan, model)
-    origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    deployed = collapse(dual, path)
-    verdict = verify_tensors(deployed.state_dict(), origin.promises)
-    if not verdict.holds:
-        faults = "; ".join(verdict.faults[:MAX_TOLD])
-        raise SparsityError(f"path `{path}` of {folder.path} is not exported: {faults}")
-    write_artefact(deployed, file, origin)
-    return file
-
-
-def _refuse_to_replace(file: Path, folder: RunFolder, is_deployed: bool) -> None:
-    """InputError where an export would take the place of what a run has made of itself."""
-    lies_in = folder_of(file)
-    if lies_in is None:
-        return
-    own = (lies_in.weights, lies_in.checkpoint, previous_of(lies_in.checkpoint))
-    if file.absolute() not in [path.absolute() for path in own]:
-        return
-    is_same = lies_in.path.resolve() == folder.path.resolve()
-    if not (is_same and is_deployed and file.name == lies_in.weights.name):
-        raise InputError(
-            f"{file} is a file of the run in {lies_in.path}, and would be another one",
-            help="name another file with --out",
         )
 
 
@@ -256,7 +222,9 @@ def verify_artefact(
     """
     warn, note = warn or warn_in_python, note or no_note
     where = Path(artefact)
-    if where.is_dir():
+    if where.is_dir() and not (where / "plan.json").exists() and recognise(where) is not None:
+        files = [where]
+    elif where.is_dir():
         folder = open_run(where)
         newest = newest_of(folder.checkpoint)
         known = [file for file in (folder.weights, newest) if file is not None]
@@ -276,8 +244,9 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     stored = None if folder is None else folder.read_plan()
     if folder is not None and stored is not None and file in _checkpoints_of(folder):
         return _verify_checkpoint(folder, file, stored, asked, model)
-    read = read_artefact(file)
-    faults, notes, masks = [], [], None
+    exporter = exporter_for(file)
+    read = exporter.read(file)
+    faults, notes, masks = exporter.verify(read), [], None
     if read.origin is not None:
         faults += _compare_header(read, read.origin, stored)
     if folder is not None and file == folder.weights and read.origin is None:
@@ -380,7 +349,7 @@ def _compare_run(
         return faults, None
     wanted, unknown = deployed_tensors(state, plan, origin.path)
     faults += differences(read.tensors, wanted)
-    if origin.step != step:
+    if origin.step != step or not read.exact:
         return faults, None
     faults += mask_faults(state, plan) + other_numbers(read.tensors, wanted, unknown)
     names = [name for promise in origin.promises for name in promise.parameters]

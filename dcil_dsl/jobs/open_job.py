@@ -17,17 +17,25 @@ from torch import nn
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.bad_images import BadImages
+from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Dataset
-from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.jobs.data import is_convolutional, open_data, open_loader, pick_device
+from dcil_dsl.jobs.data import (
+    Data,
+    check_task,
+    is_convolutional,
+    open_data,
+    open_loader,
+    pick_device,
+)
 from dcil_dsl.jobs.expect import check_claims
 from dcil_dsl.jobs.prepare import Note, Prepared, Warn, counted_classes, load_recipe, prepare
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
+from dcil_dsl.tasks import task_of
 from dcil_dsl.training.command import full_path, weights_to_resume
 from dcil_dsl.training.distributed import Ranks, may_be_restarted, was_restarted
 from dcil_dsl.training.machine import Options
@@ -35,7 +43,6 @@ from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.options import RunOptions
 from dcil_dsl.training.run import RunFolder, open_run
 from dcil_dsl.training.ways import check_plan_ways, check_ways
-from dcil_dsl.words.losses import ModelLoss
 from dcil_dsl.words.registry import extra
 
 
@@ -44,12 +51,12 @@ class Batches:
     """The training and the held-out data in batches. bad_images: None where one ends the run."""
 
     dataset: Dataset
-    train: Loader
-    val: Loader
+    train: BatchLoader
+    val: BatchLoader
     bad_images: BadImages | None
 
     @property
-    def loaders(self) -> tuple[Loader, Loader]:
+    def loaders(self) -> tuple[BatchLoader, BatchLoader]:
         return self.train, self.val
 
 
@@ -85,15 +92,15 @@ def options_here(given: RunOptions, ranks: Ranks) -> Options:
 def open_job(
     recipe: str | Path | Recipe,
     model: str | nn.Module,
-    data: str | Dataset,
+    data: Data,
     options: Options,
     warn: Warn,
     note: Note,
 ) -> Job:
     """Open the data, build the model, resolve the recipe, compile; refuse what cannot train."""
     recipe = load_recipe(recipe, options.overrides, warn)
-    _refuse_own_losses(recipe)
     dataset = open_data(data, options.directory, recipe.data.channels)
+    check_task(recipe, dataset)
     options = replace(options, weights=_first_weights(options))
     _note_other_data(recipe, dataset, note)
     batches = _open_batches(recipe, dataset, options, note)
@@ -168,7 +175,8 @@ def _prepare(
         note=note,
         steps_per_epoch=math.ceil(batches.train.num_batches / recipe.train.accumulate),
         example=batches.val.example(),
-        classes=len(batches.dataset.classes),
+        classes=len(batches.dataset.classes) or None,
+        task=task_of(batches.dataset.task),
         data=batches.dataset.name,
         weights=None if options.weights is None else str(options.weights),
         precision=options.precision,
@@ -176,24 +184,13 @@ def _prepare(
         compare=True,
         class_counts=counted_classes(recipe, batches.dataset),
     )
-    check_claims(prepared.plan)
+    check_claims(prepared.plan, task_of(batches.dataset.task))
     check_rate(prepared.plan)
     if not options.resume:
         _refuse_broken_weights(prepared.traced.model)
     if options.shard:
         extra("sharding.refusals").check_shardable(prepared.plan, options.ranks)
     return prepared
-
-
-def _refuse_own_losses(recipe: Recipe) -> None:
-    """The trainer feeds images and compares with class numbers; a model's loss needs its labels."""
-    for loss in recipe.losses:
-        if isinstance(loss.term, ModelLoss):
-            raise InputError(
-                f"{loss.span}: `model({loss.term.path})` needs a model that takes its labels; "
-                "the trainer feeds images alone",
-                help="compile it in Python and step there: dcil.loss(plan, outputs, None, step)",
-            )
 
 
 def _refuse_broken_weights(model: nn.Module) -> None:

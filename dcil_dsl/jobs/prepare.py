@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.data.counts import class_counts
+from dcil_dsl.data.contents import class_counts
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import load, loads
@@ -34,20 +35,11 @@ from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.text import percent
+from dcil_dsl.tasks import IMAGES, Task, task_of
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 
-# Training images of the data sets that have a fixed number, and their native size. The
-# numbers are facts about the sets, needed where a plan is asked for and the data are elsewhere.
-KNOWN_DATA = {
-    "digits": (1437, 8),
-    "fashion-mnist": (60_000, 28),
-    "cifar10": (50_000, 32),
-    "cifar100": (50_000, 32),
-    "imagenet": (1_281_167, 224),
-    "synthetic": (512, 32),
-}
 ASSUMED_STEPS = 1000  # per epoch, for an unknown data set
 ASSUMED_SIZE = 224
 IMAGE_REMEDY = "set `image_size` or `channels` in the recipe's `data` block"
@@ -73,7 +65,7 @@ def prepare(
     warn: Warn,
     note: Note,
     steps_per_epoch: int | None = None,
-    example: Tensor | None = None,
+    example: Inputs | Tensor | None = None,
     classes: int | None = None,
     data: str | None = None,
     weights: str | None = None,
@@ -81,6 +73,7 @@ def prepare(
     seed: int | None = None,
     compare: bool = False,
     class_counts: tuple[int, ...] | None = None,
+    task: Task | None = None,
 ) -> Prepared:
     """Build the model or take the given one, load weights, trace, resolve.
 
@@ -89,8 +82,14 @@ def prepare(
              that the model takes instead (zoo/example.py)
     compare  run the model and its graph on the same inputs, and refuse a difference
 
+    steps_per_epoch, example, classes, data, class_counts  as the data have them; None without
+    example  a batch of one example, (1, C, H, W) of images; None: inputs as the recipe or the
+             record of the data set has them, or what the model takes instead (zoo/example.py)
+    task     of the data; None: as the record of the data set has it, else images
+    compare  run the model and its graph side by side, and refuse where they differ
     Raises RecipeError and InputError.
     """
+    _check_channels(recipe, data)
     seed = recipe.train.seed if seed is None else seed
     torch.manual_seed(seed)
     options = dict(recipe.model.options)
@@ -107,8 +106,14 @@ def prepare(
             note(f"--weights: {line}")
         if getattr(model, "transform_input", None) != before:
             options["transform_input"] = True  # so that `dcil eval` builds the same network
+    record = known_record(data or recipe.data.name)
+    if task is None:
+        task = task_of(record.task) if record is not None else IMAGES
+    is_images = task is IMAGES and (example is not None or takes_one_image(model))
     if example is not None:
-        inputs = Inputs((example,))
+        inputs = Inputs.of(example)
+    elif record is not None and record.shape is not None:
+        inputs = Inputs((torch.zeros(1, *record.shape),))
     elif takes_one_image(model) and not takes_keywords(model):
         inputs = Inputs((torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2),))
     else:
@@ -119,10 +124,10 @@ def prepare(
     try:
         # Before the model runs: a lazy one would take its shapes from this example.
         traced = trace_model(model, inputs)
-        if example is not None or takes_one_image(model):
+        if is_images:
             num_outputs = count_outputs(model, inputs, strict=classes is not None)
         else:
-            num_outputs = recipe.model.classes
+            num_outputs = recipe.model.classes if recipe.model.classes is not None else classes
         if compare:
             traced = compare_with_model(traced, model, inputs)
     except TraceError as error:
@@ -140,7 +145,7 @@ def prepare(
     plan = resolve_recipe(recipe, traced, steps_per_epoch, report, class_counts)
     for diagnostic in report.warnings:
         warn(diagnostic)
-    if example is not None or takes_one_image(model):
+    if is_images:
         _refuse_small_images(plan, model, inputs)
     return Prepared(
         recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
@@ -302,8 +307,25 @@ def _refuse_odd_weights(model: nn.Module) -> None:
 
 
 def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
-    name = (data or recipe.data.name or "").replace("_", "-")
-    return KNOWN_DATA.get(name, (None, ASSUMED_SIZE))
+    """Training examples and side of the images of the data, as far as its record has them."""
+    record = known_record(data or recipe.data.name)
+    if record is None:
+        return None, ASSUMED_SIZE
+    return record.num_train, record.image_size or ASSUMED_SIZE
+
+
+def _check_channels(recipe: Recipe, data: str | None) -> None:
+    """E205 where the data set cannot be opened with as many channels as the recipe says."""
+    record, channels = known_record(data or recipe.data.name), recipe.data.channels
+    report = Diagnostics()
+    if record is not None and record.channels and channels not in record.channels:
+        report.add(
+            "E205",
+            f"`{record.name}` has images of 1 or 3 channels, not {channels}",
+            recipe.data.span,
+            help="1 makes them grey, 3 repeats grey ones",
+        )
+    report.stop_if_wrong()
 
 
 def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:

@@ -8,7 +8,7 @@ Not:  no data, no files, no device: those are the loop's. `dcil.train` does all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +117,8 @@ class Pruner:
         """{path: output} of the step that is being taken, which begins with its first batch."""
         self.begin()
         with self.autocast(_device_of(self.dual)):
-            return self.module(*args, **kwargs)
+            outputs: dict[str, Any] = self.module(*args, **kwargs)
+        return outputs
 
     def loss(self, outputs: Mapping[str, Any], target: Any = None) -> Tensor:
         """The recipe's loss terms of this step for given outputs."""
@@ -215,7 +216,8 @@ class Pruner:
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The recipe's optimizer over every weight that learns."""
-        return self.plan.make_optimizer(self.dual)
+        optimizer: torch.optim.Optimizer = self.plan.make_optimizer(self.dual)
+        return optimizer
 
     def make_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         """The recipe's learning rate as a scheduler, for a loop that steps one itself."""
@@ -236,7 +238,7 @@ class Pruner:
         return 1 - num_kept / max(sum(mask.numel() for mask in masks), 1)
 
     @contextmanager
-    def averaged(self):
+    def averaged(self) -> Iterator[None]:
         """The averages of `ema` stand in the model while the `with` is open."""
         if self._average is None:
             yield
@@ -284,6 +286,7 @@ class Pruner:
         self._held.clear()
         if state["ema"]:
             self._start_average()
+            assert self._average is not None  # the plan has `ema`, as the state's has
             for name, mean in state["ema"].items():
                 self._average.mean[name].copy_(mean)
 

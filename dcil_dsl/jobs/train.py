@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from dcil_dsl.data.contents import contents_of
-from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.jobs.data import Data
 from dcil_dsl.jobs.expect import Claim
 from dcil_dsl.jobs.finish import finish_run
 from dcil_dsl.jobs.open_job import Job, open_job, options_here
@@ -69,7 +69,7 @@ class Run:
 def train(
     recipe: str | Path | Recipe,
     model: str | nn.Module,
-    data: str | Dataset,
+    data: Data,
     options: RunOptions | None = None,
     *,
     warn: Warn | None = None,
@@ -81,7 +81,7 @@ def train(
 
     recipe   a path, or a Recipe of dcil.load
     model    a SPEC ("torchvision:resnet18") or a module, which is not changed
-    data     a name ("digits") or a Dataset
+    data     a name ("digits"), "my.py:make", a Dataset, or a pair of a training and a held-out part
     options  how to run it; each field of RunOptions is a keyword too, which replaces it
     warn     called with each warning about the recipe; default: a Python RecipeWarning
     note     called with each line that is no warning; default: dropped

@@ -21,7 +21,8 @@ from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.balances import Balance
-from dcil_dsl.words.blocks import DATA_SETS, METRICS, AboutBlock, DataBlock, ModelBlock, Train
+from dcil_dsl.words.blocks import AboutBlock, DataBlock, ModelBlock, Train
+from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.units import Percent, Time, written
@@ -115,15 +116,7 @@ def _data(block: ast.BlockNode | None, reader: Reader) -> r.RecipeData:
     if block is None:
         return r.RecipeData()
     read = reader.block(DataBlock, "data", block.settings, keyword(block))
-    word, channels = read.word, read.values.get("channels")
-    named = block.name is not None and block.name.replace("_", "-") in DATA_SETS
-    if named and type(channels) is int and channels > 0 and channels not in (1, 3):
-        reader.found.add(
-            "E205",
-            f"`{block.name}` has images of 1 or 3 channels, not {channels}",
-            read.spans["channels"],
-            help="1 makes them grey, 3 repeats grey ones",
-        )
+    word = read.word
     if word is None:
         return r.RecipeData(name=block.name)
     return r.RecipeData(
@@ -164,7 +157,7 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.ExpectRule | Non
             "E224",
             f"unknown metric `{metric}`",
             condition.name.span,
-            help=did_you_mean(metric, METRICS)
+            help=did_you_mean(metric, tuple(METRICS))
             or f"a recipe can expect {listed(f'`{m}`' for m in METRICS)}",
         )
         return None
@@ -172,19 +165,22 @@ def _expectation(condition: ast.Condition, reader: Reader) -> r.ExpectRule | Non
         value = reader.value(condition.value)
     except Broken:
         return None
-    if not isinstance(value, Percent):
-        share = None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            share = Percent(value if value < 1 else value / 100)
+    wants_share, fraction, share = METRICS[metric].is_share, None, None
+    if isinstance(value, Percent):
+        fraction = value.fraction if wants_share else None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        fraction = None if wants_share else float(value)
+        share = Percent(value if value < 1 else value / 100) if wants_share else None
+    if fraction is None:
         reader.found.add(
             "E206",
-            f"`{metric}` is compared with a percentage",
+            f"`{metric}` is compared with a {'percentage' if wants_share else 'number'}",
             condition.value.span,
             help=f"did you mean `{written(share)}`?" if share else None,
         )
         return None
     return r.ExpectRule(
-        metric=metric, compare=condition.compare, value=value.fraction, span=condition.span
+        metric=metric, compare=condition.compare, value=fraction, span=condition.span
     )
 
 

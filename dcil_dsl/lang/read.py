@@ -24,7 +24,8 @@ from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.link import SET
 from dcil_dsl.lang.read_values import Broken, Given, ValueReader, note, spelled
 from dcil_dsl.lang.syntax_errors import listed
-from dcil_dsl.words.blocks import BLOCKS, METRICS, PARTS
+from dcil_dsl.words.blocks import BLOCKS, PARTS
+from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.record import kind_of_setting, takes_list
 from dcil_dsl.words.registry import Declared, NoWord, own_words, packages_with, words_at, words_of
 from dcil_dsl.words.targets import NM, Target, Uniform

@@ -174,7 +174,7 @@ class ExpectRule:
 
     metric: str
     compare: str  # one of == != <= >= < >
-    value: float  # a fraction where the recipe says percent
+    value: float  # a fraction where the recipe says percent; else a number
     span: Span = _span()
 
 

@@ -13,6 +13,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import ON_CORES, bound, in_pattern, left_out, step_cost, training_cost
 from dcil_dsl.plan.plan import Path, Phase, Plan
 from dcil_dsl.plan.text import Page, percent, setting, stretch
+from dcil_dsl.words.metrics import METRICS
 
 PARTS = {
     "kept": "kept weights",
@@ -172,5 +173,9 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
 
 def show_expectations(plan: Plan) -> str:
     """What the author claims of the result."""
-    claims = (f"{claim.metric} {claim.compare} {percent(claim.value)}" for claim in plan.expect)
+    claims = (
+        f"{claim.metric} {claim.compare} "
+        f"{percent(claim.value) if METRICS[claim.metric].is_share else f'{claim.value:.6g}'}"
+        for claim in plan.expect
+    )
     return f"expect   {', '.join(claims)}" if plan.expect else ""

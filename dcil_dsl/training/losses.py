@@ -10,6 +10,7 @@ Not:  no formula (words/losses.py), no backward pass (step.py); which weight lea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,8 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
+from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
-from dcil_dsl.training.metrics import num_correct
-from dcil_dsl.words.outputs import logits_of
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -93,20 +93,26 @@ def loss_term(loss: WeightedLoss, outputs: Mapping[str, object], target: Tensor 
 # -- the forward of a step ---------------------------------------------------------------------
 
 
-# (images, labels, places in plan.losses that are open, weights of plan.losses) -> loss, sums
-Forward = Callable[[Tensor, Tensor, tuple[int, ...], "Tensor | None"], tuple[Tensor, Tensor]]
+# (args, kwargs, targets, number of examples, places in plan.losses that are open, weights of
+# plan.losses) -> loss, sums
+Forward = Callable[..., tuple[Tensor, Tensor]]
 
 
-def make_forward(dual: Dual, options: Options) -> tuple[Forward, Forward]:
+def make_forward(dual: Dual, options: Options, task: Task) -> tuple[Forward, Forward]:
     """The forward of a step, eager, and as the options have it run."""
 
     def forward(
-        images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: Any,
+        count: int,
+        active: tuple[int, ...],
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         with autocast(dual.plan, options):
-            outputs = dual(images)
-        total, values = weigh(dual.plan, outputs, labels, active, weights)
-        return total, sums_of(dual.plan, outputs, labels, values)
+            outputs = dual(*args, **kwargs)
+        total, values = weigh(dual.plan, outputs, targets, active, weights)
+        return total, sums_of(dual.plan, task, outputs, targets, count, values)
 
     return forward, compiled_forward(forward, dual.plan, options) if options.compile else forward
 
@@ -125,11 +131,9 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
         return compiled(forward, dynamic=False)
     recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
 
-    def replay(
-        images: Tensor, labels: Tensor, active: tuple[int, ...], weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def replay(*given: Any) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        loss, sums = recorded(images, labels, active, weights)
+        loss, sums = recorded(*given)
         return loss.clone(), sums.clone()
 
     return replay
@@ -138,7 +142,7 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
 def weigh(
     plan: Plan,
     outputs: Mapping[str, object],
-    labels: Tensor,
+    targets: Any,
     active: Iterable[int],
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -149,7 +153,7 @@ def weigh(
     total: Tensor | float = 0.0
     values = {}
     for i in active:
-        term = loss_term(plan.losses[i], outputs, labels)
+        term = loss_term(plan.losses[i], outputs, targets)
         total = total + weighed(plan, i, term, weights)
         values[i] = term.detach()
     assert isinstance(total, Tensor), "a step without a loss"
@@ -157,20 +161,22 @@ def weigh(
 
 
 def sums_of(
-    plan: Plan, outputs: Mapping[str, object], labels: Tensor, values: Mapping[int, Tensor]
+    plan: Plan,
+    task: Task,
+    outputs: Mapping[str, object],
+    targets: Any,
+    count: int,
+    values: Mapping[int, Tensor],
 ) -> Tensor:
     """float64 sums over the batch: of each of plan.losses (0 where not in `values`), then the
-    number of right answers of each of plan.paths (0 where not run).
+    score of each of plan.paths (0 where not run).
     """
-    zero = torch.zeros((), dtype=torch.float64, device=labels.device)
-    sums = [
-        values[i].double() * len(labels) if i in values else zero for i in range(len(plan.losses))
-    ]
+    device = next(iter(values.values())).device
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    sums = [values[i].double() * count if i in values else zero for i in range(len(plan.losses))]
     for path in plan.paths:
         if path.name in outputs:
-            logits = logits_of(outputs[path.name])
-            correct = num_correct(logits, labels[: len(logits)]).double()
-            sums.append(correct * (len(labels) / len(logits)))  # of the examples it has seen
+            sums.append(task.score(outputs[path.name], targets, count))
         else:
             sums.append(zero)
     return torch.stack(sums)

@@ -11,8 +11,9 @@ import ctypes
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.options import RunOptions
@@ -72,11 +73,13 @@ def autocast(plan: Plan, options: Options) -> torch.autocast:
     )
 
 
-def laid_out(images: Tensor, options: Options) -> Tensor:
-    """The images in the memory layout of the run; the same tensor if it is in it already."""
-    if options.channels_last and images.dim() == 4:
-        return images.contiguous(memory_format=torch.channels_last)
-    return images
+def laid_out(inputs: Inputs, options: Options) -> Inputs:
+    """The inputs in the memory layout of the run; the same tensors where they are in it already."""
+    if not options.channels_last:
+        return inputs
+    return inputs.map(
+        lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    )
 
 
 @torch.no_grad()

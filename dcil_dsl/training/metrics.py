@@ -1,6 +1,6 @@
-"""What is measured: accuracy, and sparsity against what was asked.
+"""The sparsity of masks, against what was asked.
 
-In:   outputs and labels; masks, or whether weights are nonzero, with the plan's groups.
+In:   masks, or whether weights are nonzero, with the plan's groups.
 Out:  counts and fractions; SparsityError where masks do not hold what the plan asks.
 Not:  nothing is printed or stored here; what is asked of a file is exporting/verify.py's.
 """
@@ -70,18 +70,6 @@ class Sparsity:
     at_floor: tuple[str, ...] = ()
     at_ceiling: tuple[str, ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
-
-
-def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced.
-
-    Of labels that are shares of classes (B, K), as mixed examples have them, the largest counts.
-    """
-    if labels.is_floating_point():
-        labels = labels.argmax(dim=1)
-    if k == 1:
-        return (logits.argmax(dim=1) == labels).sum()
-    return (logits.topk(k, dim=1).indices == labels[:, None]).sum()
 
 
 def masks_step(num_done: int) -> int:

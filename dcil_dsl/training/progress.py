@@ -27,6 +27,7 @@ from rich.table import Column, Table
 
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.text import PLAIN, fit
+from dcil_dsl.words.metrics import METRICS, metric_text
 
 if TYPE_CHECKING:
     from dcil_dsl.training.result import Result
@@ -106,7 +107,7 @@ class Display:
         if loss is not None:
             words.append(f"loss {loss:.3f}")
         if self._last is not None:
-            words += [f"{path} {top1:.1%}" for path, top1 in self._last["top1"].items()]
+            words += _main_values(self._last, ".1%")
             words.append(f"sparsity {self._last['sparsity_measured']:.1%}")
         return "  ".join(words)
 
@@ -125,7 +126,7 @@ def make_display(quiet: bool = False, console: Console | None = None) -> Display
 
 def line_text(line: Mapping[str, Any], plan: Plan) -> str:
     """One line of metrics.jsonl for a person; the losses go below where they do not fit."""
-    paths = "".join(f"{path} {top1:.2%}  " for path, top1 in line["top1"].items())
+    paths = "".join(f"{text}  " for text in _main_values(line, ".2%"))
     text = (
         f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"
         f"sparsity {line['sparsity_measured']:.2%}  flips {line['mask_flips']:,}  "
@@ -140,6 +141,17 @@ def line_text(line: Mapping[str, Any], plan: Plan) -> str:
     return fit(f"{text}\n  {losses}", PLAIN.width)
 
 
+def _main_values(line: Mapping[str, Any], form: str) -> list[str]:
+    """The first metric of the run on each path; other metrics than accuracies by their name."""
+    metric = next((name for name in METRICS if isinstance(line.get(name), Mapping)), None)
+    if metric is None:
+        return []
+    name = "" if METRICS[metric].is_share else f"{metric} "
+    return [
+        f"{path} {name}{metric_text(metric, value, form)}" for path, value in line[metric].items()
+    ]
+
+
 def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Table:
     """The end of a run as a table to print. `result` is the trainer's."""
     table = Table(title=plan.recipe.title or plan.recipe.name, show_header=False)
@@ -147,7 +159,7 @@ def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Tabl
     table.add_column(justify="right", overflow="fold")
     for path, accuracy in result.accuracies.items():
         deployed = " (deployed)" if path == plan.deploy else ""
-        numbers = "  ".join(f"{name} {value:.2%}" for name, value in accuracy.items())
+        numbers = "  ".join(f"{n} {metric_text(n, value, '.2%')}" for n, value in accuracy.items())
         table.add_row(f"{path} path{deployed}", numbers)
     if result.num_weights:
         for row in _sparsity_rows(result):

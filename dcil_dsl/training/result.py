@@ -29,7 +29,7 @@ from dcil_dsl.training.session import Session, check_deferred, show_notes
 class Result:
     """What came out of a run.
 
-    accuracies         {path: {"top1": fraction, "top5": fraction}}; empty if interrupted
+    accuracies         {path: {metric: value}}, the metrics of the task; empty if interrupted
     sparsity_asked     what the schedule asks at `step`, a fraction of what the budgets count
     sparsity_measured  of the weights under rules
     sparsity_counted   of what the budgets count: to be compared with what was asked
@@ -92,9 +92,11 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
         "epoch": at.epoch + 1,
         "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
         "losses": {name: value for name, value in means.items() if name not in paths},
-        "train_top1": {name: value for name, value in means.items() if name in paths},
-        "top1": {path: accuracy["top1"] for path, accuracy in accuracies.items()},
-        "top5": {path: a["top5"] for path, a in accuracies.items() if "top5" in a},
+        f"train_{now.task.trained}": {n: value for n, value in means.items() if n in paths},
+        **{
+            metric: {path: a[metric] for path, a in accuracies.items() if metric in a}
+            for metric in now.task.metrics
+        },
         "sparsity_asked": sparsity.asked,
         "sparsity_measured": sparsity.measured,
         "sparsity_counted": sparsity.pruned,

@@ -11,18 +11,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.data.loader import Loader
-from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.data.batches import BatchLoader
+from dcil_dsl.diagnostics import counting
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
+from dcil_dsl.tasks import IMAGES, Task
 from dcil_dsl.training.checkpoint import State, load_anyway, load_checkpoint, save_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, last_good
 from dcil_dsl.training.distributed import compare_fingerprints, mask_fingerprints, step_seed
@@ -71,6 +73,7 @@ class Session:
     state: State
     step: Step
     loss: Tensor
+    task: Task
     prints: list[tuple[int, Tensor]] = field(default_factory=list)
     stopping: bool = False
     saved: int | None = None
@@ -88,7 +91,9 @@ class Session:
 # -- the start -----------------------------------------------------------------------------------
 
 
-def start_session(dual: Dual, run: RunFolder, options: Options, display: Display) -> Session:
+def start_session(
+    dual: Dual, run: RunFolder, options: Options, display: Display, task: Task = IMAGES
+) -> Session:
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
     plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
     check_ways(options)
@@ -100,7 +105,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         lay_out_weights(dual)
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
-    step = wrap_step(make_step(dual, optimizer, options))
+    step = wrap_step(make_step(dual, optimizer, options, task))
     sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
     state = State(
         dual,
@@ -116,7 +121,7 @@ def start_session(dual: Dual, run: RunFolder, options: Options, display: Display
         load(run.checkpoint, state)
     if options.checkpoint_activations:
         recompute_activations(dual)
-    now = Session(plan, dual, options, run, display, state, step, sums.sum())
+    now = Session(plan, dual, options, run, display, state, step, sums.sum(), task)
     if resumes:
         after_loading(now)
     # One of this plan, to go back to. Of an adopted one also because the folder has this plan now,
@@ -210,7 +215,7 @@ def explained(now: Session) -> Iterator[None]:
 # -- batches and steps ---------------------------------------------------------------------------
 
 
-def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(now: Session, loader: BatchLoader) -> Iterator[Any]:
     """The rest of the epoch; the time that is spent waiting for it is recorded.
 
     Where no batch comes, for an image that cannot be read or a worker that was killed, the steps
@@ -233,26 +238,26 @@ def batches(now: Session, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
             at.trained, at.epoch_trained = at.trained + spent, at.epoch_trained + spent
 
 
-def _next_or_saved(
-    now: Session, left: Iterator[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor] | None:
+def _next_or_saved(now: Session, left: Iterator[Any]) -> Any:
     try:
         return next(left, None)
     except InputError as error:
         if now.options.ranks.count > 1 or now.state.position.batch % now.plan.train.accumulate:
             raise
         save(now)
-        steps = count(now.state.position.step, "step is", "steps are")
+        steps = counting.count(now.state.position.step, "step is", "steps are")
         done = f"{steps} saved; --resume goes on from there"
         raise InputError(error.message, "\n".join(filter(None, (error.help, done)))) from error
 
 
-def begin_batch(now: Session, loader: Loader, inputs: Tensor, targets: Tensor) -> Batch:
+def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
     """The batch as its step takes it; with the first batch of a step, the masks of the step."""
     at = now.state.position
+    task = now.task
+    inputs, targets, count = task.inputs(given), task.targets(given), task.count(given)
     inputs = laid_out(inputs, now.options)
     if not now.fits:
-        check_fit(now.dual, inputs, targets, now.options)
+        check_fit(now.dual, task, inputs, targets, count, now.options)
         now.fits = True
     part, moved = part_of_step(now.plan, loader, at.batch), False
     if part.is_first:
@@ -264,6 +269,7 @@ def begin_batch(now: Session, loader: Loader, inputs: Tensor, targets: Tensor) -
     return Batch(
         inputs,
         targets,
+        count,
         at.step,
         seed_of(now),
         open_losses(now.plan, at.step),

@@ -21,11 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.data.loader import Loader
+from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.tasks import IMAGES, Task
 from dcil_dsl.training.average import Average, start_average, update_average
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.losses import make_forward, refuse_constant
@@ -42,6 +44,8 @@ if SYNC_BUFFERS not in signature(DistributedDataParallel).parameters:
 class Batch:
     """One batch of a step, on this rank.
 
+    inputs, targets  what the model is called with, what its outputs are compared with
+    count        examples of the batch on this rank
     step         the step it belongs to, counted from 0
     seed         of the random numbers of the step
     losses       the places in plan.losses of the terms to minimize
@@ -52,8 +56,9 @@ class Batch:
     weights      of each of plan.losses, where something balances them
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Inputs
+    targets: Any
+    count: int
     step: int
     seed: int
     losses: tuple[int, ...]
@@ -152,7 +157,13 @@ class GradientStep(Step):
                on the device, so that recording it costs no wait
     """
 
-    def __init__(self, dual: Dual, optimizer: torch.optim.Optimizer, options: Options):
+    def __init__(
+        self,
+        dual: Dual,
+        optimizer: torch.optim.Optimizer,
+        options: Options,
+        task: Task = IMAGES,
+    ):
         device, plan = torch.device(options.device), dual.plan
         self.dual, self.optimizer, self.options, self.ranks = (
             dual,
@@ -161,7 +172,7 @@ class GradientStep(Step):
             options.ranks,
         )
         self.memory, self.average = {}, Average({}, {})
-        self.module = LossModule(dual, options)
+        self.module = LossModule(dual, options, task)
         self.scaler = self.make_scaler(device, precision_of(plan, options) == "fp16")
         self.first_bad = torch.full((len(plan.losses),), -1, device=device)
         windows = [phase.window for phase in plan.phases] + [loss.window for loss in plan.losses]
@@ -184,9 +195,9 @@ class GradientStep(Step):
                 forget_pruned(self.optimizer, self.dual)
             self.optimizer.zero_grad(set_to_none=True)
         # Of a batch that is not divided every rank has a copy.
-        copies = self.ranks.count if len(batch.targets) == batch.size else 1
+        copies = self.ranks.count if batch.count == batch.size else 1
         # The mean over the step; of what the ranks have, they take the mean.
-        share = self.ranks.count * len(batch.targets) / (copies * batch.total)
+        share = self.ranks.count * batch.count / (copies * batch.total)
         loss, sums = self.differentiate(batch, share)
         bad = ~sums[: len(self.dual.plan.losses)].isfinite() & (self.first_bad < 0)
         self.first_bad = torch.where(bad, batch.step, self.first_bad)
@@ -251,7 +262,8 @@ class GradientStep(Step):
 
     def _given(self, batch: Batch) -> tuple[object, ...]:
         is_short = batch.size < self.dual.plan.data.batch_size
-        return batch.inputs, batch.targets, batch.losses, batch.weights, is_short
+        args, kwargs = batch.inputs.args, batch.inputs.kwargs
+        return args, kwargs, batch.targets, batch.count, batch.losses, batch.weights, is_short
 
     def _wrapped(self, stretch: tuple[object, ...]) -> DistributedDataParallel:
         if stretch != self.stretch or self.wrapped is None:
@@ -277,20 +289,23 @@ class LossModule(nn.Module):
     A short last batch runs eagerly, as it is not worth a compilation.
     """
 
-    def __init__(self, dual: Dual, options: Options):
+    def __init__(self, dual: Dual, options: Options, task: Task):
         super().__init__()
         self.dual = dual
-        self.short, self.full = make_forward(dual, options)
+        self.short, self.full = make_forward(dual, options, task)
 
     def forward(
         self,
-        inputs: Tensor,
-        targets: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: Any,
+        count: int,
         losses: tuple[int, ...],
         weights: Tensor | None,
         is_short: bool,
     ) -> tuple[Tensor, Tensor]:
-        return (self.short if is_short else self.full)(inputs, targets, losses, weights)
+        run = self.short if is_short else self.full
+        return run(args, kwargs, targets, count, losses, weights)
 
 
 def exchange_in_order(step, bucket):  # type: ignore[no-untyped-def]
@@ -317,7 +332,7 @@ class MicroBatch:
     total: int
 
 
-def part_of_step(plan: Plan, loader: Loader, batch: int) -> MicroBatch:
+def part_of_step(plan: Plan, loader: BatchLoader, batch: int) -> MicroBatch:
     """Steps are `accumulate` batches each, from the first of an epoch; its last may have fewer.
 
         total = sum of the sizes of the step's batches

@@ -1,6 +1,6 @@
 """Training: the loop, on one page and without hooks.
 
-In:   a Dual, batches of inputs and targets, a run folder, and the machine's Options.
+In:   a Dual, batches of a task, a run folder, and the machine's Options.
 Out:  a trained Dual that holds the weights to deploy; a line of metrics, events and a checkpoint
       every epoch; a Result.
 Not:  what a step means is the plan's (step.py, losses.py, the dual graph); no data is read here
@@ -15,12 +15,12 @@ steps, bit for bit on a CPU, as one that was not.
 from __future__ import annotations
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.data.loader import Loader
+from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.side_effects import drawn_apart, seed_generators
 from dcil_dsl.training.average import deployed
-from dcil_dsl.training.evaluate import check_not_empty, evaluate
+from dcil_dsl.training.evaluate import Accuracies, check_not_empty, evaluate
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.process import Wish, wish_to_stop
 from dcil_dsl.training.progress import Display
@@ -45,13 +45,11 @@ from dcil_dsl.training.session import (
 from dcil_dsl.training.step import BROKEN, NotFinite, stop_if_no_finite_outputs
 from dcil_dsl.training.sync_norms import planned_norms
 
-Accuracies = dict[str, dict[str, float]]
-
 
 def train(
     dual: Dual,
-    train_loader: Loader,
-    val_loader: Loader,
+    train_loader: BatchLoader,
+    val_loader: BatchLoader,
     run: RunFolder,
     options: Options = Options(),
     display: Display | None = None,
@@ -72,14 +70,14 @@ def train(
     check_not_empty(val_loader)
     shown, norms = display or Display(), planned_norms(dual, options.ranks, options.device)
     with wish_to_stop() as wish, shown, norms, drawn_apart():
-        now = start_session(dual, run, options, shown)
+        now = start_session(dual, run, options, shown, train_loader.task)
         with explained(now):
             accuracies = _run_to_end(now, train_loader, val_loader, wish)
         return finish(now, accuracies, train_loader.num_examples)
 
 
 def _run_to_end(
-    now: Session, train_loader: Loader, val_loader: Loader, wish: Wish
+    now: Session, train_loader: BatchLoader, val_loader: BatchLoader, wish: Wish
 ) -> Accuracies | None:
     """_run_epochs, started again where the run goes back to a checkpoint."""
     while True:
@@ -92,7 +90,7 @@ def _run_to_end(
 
 
 def _run_epochs(
-    now: Session, train_loader: Loader, val_loader: Loader, wish: Wish
+    now: Session, train_loader: BatchLoader, val_loader: BatchLoader, wish: Wish
 ) -> Accuracies | None:
     """The accuracies at the end, or None if a signal came first."""
     state, at, end = now.state, now.state.position, now.end
@@ -120,14 +118,14 @@ def _run_epochs(
                 return accuracies
 
 
-def _train_epoch(now: Session, loader: Loader, wish: Wish) -> None:
+def _train_epoch(now: Session, loader: BatchLoader, wish: Wish) -> None:
     """What is left of the epoch, or of it until the end of the run or a signal."""
     now.dual.train()
     now.stopping = now.options.ranks.any(wish.is_there)
     if now.state.position.step >= now.end or now.stopping:
         return
-    for inputs, targets in batches(now, loader):
-        batch = begin_batch(now, loader, inputs, targets)
+    for given in batches(now, loader):
+        batch = begin_batch(now, loader, given)
         now.loss, sums = now.step.gradients(batch)
         count_batch(now, sums)
         if batch.is_last:
@@ -137,7 +135,7 @@ def _train_epoch(now: Session, loader: Loader, wish: Wish) -> None:
                 return
 
 
-def _evaluated(now: Session, val_loader: Loader, wish: Wish) -> Accuracies | None:
+def _evaluated(now: Session, val_loader: BatchLoader, wish: Wish) -> Accuracies | None:
     """The accuracies of what would be deployed; NotFinite where there is an output that is not."""
     seed_generators(seed_of(now))  # a model may draw in evaluation too
     with deployed(now.step.average):

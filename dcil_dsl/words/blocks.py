@@ -125,18 +125,4 @@ BLOCKS: dict[str, type[Word]] = {
     "train": Train,
 }
 
-# What `data` names if it is a set that the command line opens (data/places.py). Their images
-# are grey or in colour; data that a program brings may have any number of channels.
-DATA_SETS = (
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "imagenet",
-    "imagefolder",
-    "webdataset",
-    "synthetic",
-)
-
-METRICS = ("top1", "top5", "sparsity")
 PARTS = ("kept", "reserve", "pruned", "rest")

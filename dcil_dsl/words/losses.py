@@ -44,6 +44,12 @@ class Loss(Word):
         target  class numbers (B,), (B, H, W), (B, T); or class probabilities (B, K); or None
         """
 
+    def read(self, logits: Tensor) -> Tensor:
+        """The logits as `loss` takes them: classes in dimension 1."""
+        from dcil_dsl.words import outputs as read
+
+        return read.classes_second(logits)
+
     @property
     def label(self) -> str:
         """The term's name in metrics: "cross_entropy(sparse)"."""
@@ -64,8 +70,7 @@ class Loss(Word):
 
         name = getattr(self, "output", None)
         logits = {
-            path: read.classes_second(read.widen(read.logits_of(outputs[path], name)))
-            for path in self.paths
+            path: self.read(read.widen(read.logits_of(outputs[path], name))) for path in self.paths
         }
         if share < 1:
             rows = min(map(len, logits.values()))
@@ -102,6 +107,28 @@ class CrossEntropy(Loss):
 
     def summary(self) -> str:
         return f"smoothing {self.smoothing:g}" if self.smoothing else ""
+
+
+class MSE(Loss):
+    """`mse(path, output=none)`: the mean of (output - target)^2, over the batch and all numbers.
+
+    The output has the shape of the targets, or one more dimension of size 1 at its end.
+    """
+
+    positional: ClassVar[int] = 1
+    path: PathName
+    output: str | None = None
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        from dcil_dsl.words import outputs as read
+
+        if target is None:
+            raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
+        own, wanted = read.numbers_for(logits[self.path], target)
+        return (own - wanted.to(own.dtype)).square().mean()
+
+    def read(self, logits: Tensor) -> Tensor:
+        return logits
 
 
 class Balanced(Word):

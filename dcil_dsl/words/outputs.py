@@ -124,6 +124,24 @@ def target_for(logits: Tensor, target: Tensor) -> Tensor:
     return target
 
 
+def numbers_for(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one shape: a last dimension of size 1 of the one that the other has not is left out.
+
+    InputError for other shapes, which would be broadcast to a wrong number.
+    """
+    one, other = output, target
+    if one.dim() == other.dim() + 1 and one.shape[-1] == 1:
+        one = one.squeeze(-1)
+    elif other.dim() == one.dim() + 1 and other.shape[-1] == 1:
+        other = other.squeeze(-1)
+    if one.shape != other.shape:
+        ours, theirs = (
+            " x ".join(map(str, t.shape)) or "a single number" for t in (output, target)
+        )
+        raise InputError(f"the targets are {theirs}, and the output of the model is {ours}")
+    return one, other
+
+
 @cache
 def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """float64, copied to the device once: a copy in each step would wait for it."""

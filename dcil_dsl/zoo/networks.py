@@ -157,10 +157,26 @@ class SmallViT(nn.Module):
         return logits
 
 
+class MLP(nn.Module):
+    """Two hidden layers with ReLU, for tabular data: (B, features) to (B, num_classes)."""
+
+    def __init__(self, num_classes: int = 1, features: int = 10, width: int = 64):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+        )
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layers(x))
+        return y
+
+
 # The paper counts 6n + 2 layers, without the convolutions of the shortcuts. What the authors call
 # "ResNet-56" is a bottleneck network of 83 such layers, so it has another name here.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{n}": partial(CifarResNet, BasicBlock, (n - 2) // 6) for n in (20, 32, 44, 56, 110)},
     "resnet56_bottleneck": partial(CifarResNet, Bottleneck, 9),
     "small_vit": SmallViT,
+    "mlp": MLP,
 }

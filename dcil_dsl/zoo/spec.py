@@ -82,7 +82,7 @@ def build_model(
                 options = {"num_labels": num_classes} | dict(options or {})
             num_classes = None  # transformers calls it num_labels
         case _:
-            builder, fixed = _user_callable(source, name, spec), {}
+            builder, fixed = user_callable(source, name, spec), {}
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
 
 
@@ -277,7 +277,18 @@ def _flat(error: BaseException) -> str:
 # -- the user's own code -------------------------------------------------------------------------
 
 
-def _user_callable(source: str, name: str, spec: str) -> Builder:
+def call_in_words(make: Callable[..., Any], given: dict[str, Any], spec: str) -> Any:
+    """Call the user's own code. InputError with file and line for what it raises."""
+    try:
+        return make(**given)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _in_user_code(error, spec, "cannot be called") from error
+
+
+def user_callable(source: str, name: str, spec: str) -> Builder:
+    """The callable of a file or an installed module."""
     module = _import_file(source, spec) if source.endswith(".py") else _import_module(source, spec)
     value: Any = module
     for part in name.split("."):

@@ -4,7 +4,8 @@ import pytest
 from support.augment_words import WORDS
 from support.fake_gpu import elsewhere, fake_gpu
 
-from dcil_dsl.data import Loader, loader, open_dataset
+from dcil_dsl.data import Loader, open_dataset
+from dcil_dsl.data import batches as data_batches
 from dcil_dsl.words.registry import words_at
 
 
@@ -13,7 +14,7 @@ def waits_of(word):
 
     The first one takes the data to the device.
     """
-    loader.made_ahead = lambda held, make, device: map(make, held)  # in no stream of its own
+    data_batches.made_ahead = lambda held, make, device: map(make, held)  # in no stream of its own
     data = open_dataset("synthetic", num_train=96, num_val=8)
     augment = (WORDS[word],)
     with fake_gpu() as waits:

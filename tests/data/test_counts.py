@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dcil_dsl.data import Dataset, open_dataset
-from dcil_dsl.data.counts import class_counts
+from dcil_dsl.data.contents import class_counts
 from dcil_dsl.data.dataset import Tensors
 
 

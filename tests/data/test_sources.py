@@ -15,9 +15,9 @@ from PIL import Image
 from support.image_tree import write_tree
 from torchvision import datasets
 
-from dcil_dsl.data import open_dataset, sources
+from dcil_dsl.data import open_dataset, places
+from dcil_dsl.data.datasets import DATASETS, IDX_FILES
 from dcil_dsl.data.folders import BadImage, read_image
-from dcil_dsl.data.sources import IDX_FILES
 from dcil_dsl.diagnostics import InputError
 
 
@@ -28,7 +28,7 @@ def home(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("DCIL_DATA", raising=False)
-    monkeypatch.setattr(sources, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "debian")
     return folder
 
 
@@ -196,6 +196,27 @@ def test_the_command_that_gets_missing_data_is_one_that_a_shell_takes(name, tmp_
     words = shlex.split(line[line.index("python -c") :])
     assert words[:2] == ["python", "-c"] and len(words) == 3
     ast.parse(words[2])
+
+
+@pytest.mark.parametrize("record", DATASETS.values(), ids=list(DATASETS))
+def test_a_record_says_truly_how_many_examples_of_which_shape_its_data_set_has(record):
+    """Those that come without a folder; the others are facts about published sets."""
+    if record.files is not None:
+        with pytest.raises(InputError, match=f"the data of {record.name} are not there"):
+            places.look(record.name, None)
+        return
+    opened = open_dataset(record.name)
+    assert len(opened.train) == record.num_train
+    assert opened.task == record.task
+    if record.shape is not None:
+        assert opened.train[0][0].shape == record.shape
+    else:
+        assert opened.train.images.shape[2:] == (record.image_size,) * 2
+
+
+def test_a_folder_for_data_that_need_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the data of digits need no folder"):
+        places.look("digits", tmp_path)
 
 
 def test_an_unknown_name_gets_the_nearest():

@@ -13,6 +13,7 @@ from typer.main import get_command
 import dcil_dsl
 from dcil_dsl.cli.commands import app
 from dcil_dsl.diagnostics.codes import CODES
+from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.training.options import defaults, flags
 
 
@@ -49,6 +50,12 @@ def test_every_option_of_every_verb_is_in_the_reference(generate):
         section = page.partition(f"## dcil {name}\n")[2].partition("\n## ")[0]
         options = {option for p in command.params for option in p.opts if option[:2] == "--"}
         assert [option for option in options if f"`{option}`" not in section] == []
+
+
+def test_every_export_format_is_in_the_reference_with_its_help(generate):
+    page = generate.cli_page()
+    section = page.partition("## dcil export\n")[2].partition("\n## ")[0]
+    assert [e.name for e in EXPORTERS.values() if f"{e.name}: {e.help}" not in section] == []
 
 
 def test_every_field_of_run_options_is_in_the_reference_with_its_flag_and_default(generate):

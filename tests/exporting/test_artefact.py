@@ -8,7 +8,9 @@ from safetensors import safe_open
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.artefact import Origin, digest, origin_of, read_artefact, write_artefact
+from dcil_dsl.exporting.artefact import Deployed, Origin, origin_of
+from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
+from dcil_dsl.training.checkpoint import digest
 
 
 def net():
@@ -17,11 +19,19 @@ def net():
     return model.to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_file_loads_strictly_into_the_same_class_with_equal_numbers(plan, tmp_path, suffix):
-    model, file = net(), tmp_path / f"x.{suffix}"
-    write_artefact(model, file, origin_of(plan, 10))
-    tensors = read_artefact(file).tensors
+def write(plan, file, model=None, format="safetensors"):
+    EXPORTERS[format].write(Deployed(model or net(), origin_of(plan, 10)), file)
+
+
+def read(file):
+    return exporter_for(file).read(file)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pth"])
+def test_a_file_loads_strictly_into_the_same_class_with_equal_numbers(plan, tmp_path, format):
+    model, file = net(), tmp_path / f"x.{format}"
+    write(plan, file, model, format)
+    tensors = read(file).tensors
     fresh = net()
     for parameter in fresh.parameters():
         nn.init.zeros_(parameter)
@@ -34,12 +44,12 @@ def test_equal_results_are_equal_files(plan, tmp_path):
     """Of safetensors alone, whose order of two keys is drawn anew, 20 files would all be equal
     once in a million times."""
     for at in range(20):
-        write_artefact(net(), tmp_path / f"{at}.safetensors", origin_of(plan, 10))
+        write(plan, tmp_path / f"{at}.safetensors")
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
 
 
 def test_a_pth_is_a_bare_state_dict_that_loads_with_weights_only(plan, tmp_path):
-    write_artefact(net(), tmp_path / "x.pth", origin_of(plan, 10))
+    write(plan, tmp_path / "x.pth", format="pth")
     loaded = torch.load(tmp_path / "x.pth", weights_only=True)
     assert set(loaded) == set(net().state_dict())
 
@@ -47,12 +57,12 @@ def test_a_pth_is_a_bare_state_dict_that_loads_with_weights_only(plan, tmp_path)
 def test_tied_weights_are_written_under_each_of_their_names(plan, tmp_path):
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
-    write_artefact(model, tmp_path / "x.safetensors", origin_of(plan, 10))
-    assert set(read_artefact(tmp_path / "x.safetensors").tensors) == {"0.weight", "1.weight"}
+    write(plan, tmp_path / "x.safetensors", model)
+    assert set(read(tmp_path / "x.safetensors").tensors) == {"0.weight", "1.weight"}
 
 
 def test_the_header_says_recipe_model_and_the_counts_that_are_allowed(plan, tmp_path):
-    write_artefact(net(), tmp_path / "x.safetensors", origin_of(plan, 10))
+    write(plan, tmp_path / "x.safetensors")
     with safe_open(tmp_path / "x.safetensors", framework="pt") as opened:
         header = json.loads(opened.metadata()["dcil"])
     assert header["recipe"] == "x" and header["sha256"] == "0" * 64 and header["step"] == 10
@@ -72,11 +82,35 @@ def test_the_digest_changes_with_any_value_shape_or_name():
     assert len({digest(tensors) for tensors in [one, *others]}) == 5
 
 
-def test_another_format_is_refused_with_the_list(plan, tmp_path):
+def test_an_unknown_format_is_refused_with_the_list():
     with pytest.raises(InputError, match="no format `onnx`") as error:
-        write_artefact(net(), tmp_path / "x.onnx", origin_of(plan, 10))
-    assert error.value.help == "the formats are safetensors, pth"
+        exporter_of("onnx")
+    assert error.value.help == f"the formats are {', '.join(EXPORTERS)}"
+
+
+def test_a_file_of_a_format_has_its_suffix(plan, tmp_path):
+    with pytest.raises(InputError, match=r"does not end in \.pth"):
+        write(plan, tmp_path / "x.onnx", format="pth")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(plan, tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        write(plan, tmp_path / "x", format="compact")
+
+
+def test_an_export_never_replaces_the_files_of_a_run_folder(plan, tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="is a run folder"):
+        write(plan, tmp_path, format="compact")
+
+
+def test_a_format_whose_library_is_missing_names_the_extra_to_install(plan, tmp_path):
+    missing = Exporter("x", "", at="no_such_library:X", extra="onnx")
+    with pytest.raises(InputError, match="needs the library `no_such_library`") as error:
+        missing.write(Deployed(net(), None), tmp_path / "x")
+    assert error.value.help == "pip install 'dcil-dsl[onnx]'"
 
 
 def test_files_that_cannot_be_read_are_plain_errors(tmp_path):
@@ -94,4 +128,4 @@ def test_files_that_cannot_be_read_are_plain_errors(tmp_path):
         ("none.pth", "there is no file"),
     ]:
         with pytest.raises(InputError, match=fact):
-            read_artefact(tmp_path / name)
+            read(tmp_path / name)

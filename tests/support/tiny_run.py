@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.plan import plan as p
+from dcil_dsl.tasks import IMAGES
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.run import create_run, resume_run
 from dcil_dsl.training.trainer import train
@@ -57,6 +58,8 @@ class TinyNet(nn.Module):
 
 class TinyData:
     """Six blurred patterns; the batches depend on the epoch and the place alone."""
+
+    task = IMAGES
 
     def __init__(self, num_examples: int = NUM_EXAMPLES, seed: int = 0, before=lambda batch: None):
         generator = torch.Generator().manual_seed(seed)

@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(tmp_path):
         def spoiled(now, *more):
             batch = begin(now, *more)
             if ranks.rank == 1 and batch.step == 4:
-                return replace(batch, inputs=batch.inputs * float("nan"))
+                return replace(batch, inputs=batch.inputs.map(lambda x: x * float("nan")))
             return batch
 
         trainer.begin_batch = spoiled

@@ -20,10 +20,11 @@ from pydantic import (
     model_validator,
 )
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import Origin
+from dcil_dsl.exporting.files import write_safetensors
 from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.run import cannot_write, write_atomically
 
@@ -180,21 +181,25 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         places[name].copy_(tensor)
 
 
-def write_shapes(folder: Path, shapes: Shapes, small: dict[str, Tensor], report: dict) -> None:
-    """small.safetensors, shapes.json and report.json in `folder`, each written as a whole."""
+def write_shapes(
+    folder: Path,
+    shapes: Shapes,
+    small: dict[str, Tensor],
+    report: dict[str, object],
+    origin: Origin | None = None,
+) -> None:
+    """small.safetensors, shapes.json and report.json in `folder`, each written as a whole.
+
+    origin  goes into the header of small.safetensors, with the digest of the tensors in the
+            original's shapes
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from None
     texts = {SHAPES: shapes.model_dump_json(indent=1), REPORT: json.dumps(report, indent=2)}
-
-    def write(draft: Path) -> None:
-        try:
-            save_file(small, draft, {"format": "pt"})
-        except SafetensorError as error:
-            raise cannot_write(folder / WEIGHTS, error) from None
-
-    write_atomically(folder / WEIGHTS, write)
+    full = digest(expand_tensors(shapes, small)) if origin is not None else ""
+    write_safetensors(small, folder / WEIGHTS, origin, full)
     for name, text in texts.items():
         write_atomically(folder / name, lambda draft, text=text: draft.write_text(text + "\n"))
 

@@ -30,7 +30,7 @@ from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.federated.rounds import Server, State, average, train_client
-from dcil_dsl.jobs.data import make_loader, open_data
+from dcil_dsl.jobs.data import make_loader, open_data, refuse_other_tasks
 from dcil_dsl.jobs.prepare import load_recipe, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
@@ -103,6 +103,7 @@ def federate(
     """
     recipe = load_recipe(recipe, overrides, warn_in_python)
     dataset = open_data(data, directory, recipe.data.channels)
+    refuse_other_tasks(dataset, "a federated run")
     if not isinstance(dataset.train, Tensors):
         raise InputError(f"the images of {dataset.name} are read from files, clients hold theirs")
     if not 0 < clients <= len(dataset.train):

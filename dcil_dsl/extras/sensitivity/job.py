@@ -23,7 +23,14 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.sensitivity.measure import measure_layers
 from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
-from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, open_loader, pick_device
+from dcil_dsl.jobs.data import (
+    is_convolutional,
+    make_loader,
+    open_data,
+    open_loader,
+    pick_device,
+    refuse_other_tasks,
+)
 from dcil_dsl.jobs.inspect import rebuild
 from dcil_dsl.jobs.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang import loads
@@ -158,6 +165,7 @@ def _of_recipe(source, model, data, directory, weights, overrides, warn, note) -
     # Its rules do not matter here, and may ask for the very profile that is being made.
     recipe = replace(recipe, rules=())
     dataset = open_data(data, directory, recipe.data.channels)
+    refuse_other_tasks(dataset, "`dcil sensitivity`")
     prepared = prepare(
         recipe,
         model,
@@ -188,6 +196,7 @@ def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
     if data is None:
         raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
     dataset = open_data(data, directory or command["directory"], plan.data.channels)
+    refuse_other_tasks(dataset, "`dcil sensitivity`")
     dual, step = rebuild(folder, plan, model)
     full = [path.name for path in plan.paths if not path.view.prunes]
     path = full[0] if full else plan.deploy

@@ -15,6 +15,7 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.extras.sharding.layout import Regather
 from dcil_dsl.extras.sharding.shards import Shards, shard
+from dcil_dsl.tasks import IMAGES, Task
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.step import Batch, GradientStep
 
@@ -28,8 +29,14 @@ def shard_for_step(dual: Dual, options: Options) -> type[GradientStep]:
 class ShardedStep(GradientStep):
     """Gradients of rows. Those of tensors that are whole on each rank are averaged at the end."""
 
-    def __init__(self, dual: Dual, optimizer: torch.optim.Optimizer, options: Options):
-        super().__init__(dual, optimizer, options)
+    def __init__(
+        self,
+        dual: Dual,
+        optimizer: torch.optim.Optimizer,
+        options: Options,
+        task: Task = IMAGES,
+    ):
+        super().__init__(dual, optimizer, options, task)
         assert isinstance(dual.placement, Shards)
         self.shards, self.wraps = dual.placement, False
 

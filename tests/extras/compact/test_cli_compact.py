@@ -6,20 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.tiny_job import NET, RECIPE, call, job, net, own
 
 import dcil_dsl as dcil
+from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.zoo import build_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """tiny.prune, net.py and `run`, cut short after one step, before anything is pruned."""
+    """tiny.prune, net.py, `run`, cut short after one step, before anything is pruned, and `done`,
+    run to its end."""
     folder = tmp_path_factory.mktemp("job")
     (folder / "tiny.prune").write_text(RECIPE)
     (folder / "net.py").write_text(NET)
     assert call(*job(folder), "--max-steps", "1", "--out", str(folder / "run")) == 0
+    assert call(*job(folder), "--out", str(folder / "done")) == 0
     return folder
 
 
@@ -127,3 +131,41 @@ def test_a_file_outside_its_run_is_tried_on_images_as_it_was_trained_on(folder, 
     assert call("export", tmp_path / "alone.safetensors", "--to", "compact", *own(folder)) == 0
     shapes = json.loads((tmp_path / "compact" / "shapes.json").read_text())
     assert shapes["inputs"][0]["shape"] == [2, 3, 32, 32]
+
+
+def test_a_compact_folder_is_verified_by_its_header_and_by_the_run_it_lies_in(folder, tmp_path):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    assert call("export", run, "--to", "compact", *own(folder)) == 0
+    assert call("verify", run / "compact") == 0
+    alone = shutil.copytree(run / "compact", tmp_path / "alone")
+    assert call("verify", alone) == 0
+
+
+def test_a_compact_folder_in_which_a_weight_came_back_does_not_verify(folder, tmp_path, capsys):
+    asked = ["--to", "compact", "--out", tmp_path / "small", *own(folder)]
+    assert call("export", folder / "done", *asked) == 0
+    capsys.readouterr()
+    assert call("verify", tmp_path / "small") == 0
+    assert "504 are not zero" in capsys.readouterr().out
+    with safe_open(tmp_path / "small" / "small.safetensors", framework="pt") as opened:
+        header = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    weight = tensors["3.weight"].reshape(-1)
+    weight[(weight == 0).nonzero()[0]] = 1.0
+    save_file(tensors, tmp_path / "small" / "small.safetensors", header)
+    shapes = json.loads((tmp_path / "small" / "shapes.json").read_text())
+    shapes["digest"] = digest(tensors)  # else the pair of files is refused
+    (tmp_path / "small" / "shapes.json").write_text(json.dumps(shapes))
+    assert call("verify", tmp_path / "small") == 1
+    out = capsys.readouterr().out
+    assert "505 weights are not zero, 504 allowed" in out and "the digest differs" in out
+
+
+def test_any_exported_file_becomes_another_format(folder, tmp_path, capsys):
+    given = shutil.copy(folder / "run" / "sparse.safetensors", tmp_path / "net.safetensors")
+    assert call("export", given, "--to", "pth", *own(folder)) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/net.pth\n"
+    loaded = torch.load(tmp_path / "net.pth", weights_only=True)
+    assert all(torch.equal(loaded[name], t) for name, t in load_file(given).items())
+    assert call("export", given, "--to", "safetensors", *own(folder)) == 2
+    assert "is the file that is read" in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""The data sets that have a name, one record each: `DATASETS`.
+
+In:   the name of a data set, as a recipe or `--train` gives it.
+Out:  its record: task, size, shapes, where it lies, what opens it.
+Not:  no torch, so that a missing folder is reported at once; a record's opener is imported when it
+      is called.
+
+To add a data set, write a function that opens it and add its record to the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.suggest import nearest
+
+if TYPE_CHECKING:
+    from dcil_dsl.data.dataset import Dataset
+
+LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
+SHARDS = "train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an example"
+IDX_FILES = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+IDX_FOLDERS = ("", "raw", "FashionMNIST/raw")  # the files alone, and torchvision's layouts
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a data set.
+
+    layout  what a folder of it holds, in words
+    holds   whether a folder holds them; what is in the files is checked when they are opened
+    get     the command that brings them into a folder, if there is one
+    system  the folder in /usr/share/datasets that a package of Debian puts them in
+    """
+
+    layout: str
+    holds: Callable[[Path], bool]
+    get: Callable[[Path], str] = lambda place: ""
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One data set.
+
+    opens      "module:function", called with the folder (None: it needs none), the number of
+               channels where it has images, and its options
+    task       a name of TASKS
+    num_train  training examples, and image_size the side of an image; None: it depends on the
+               folder. They make a plan where the data are elsewhere
+    channels   that its images can be opened with; empty: it has no images
+    shape      of one example's inputs, where they are not images
+    options    parameters that open_dataset passes on
+    """
+
+    name: str
+    opens: str
+    task: str = "image-classification"
+    num_train: int | None = None
+    image_size: int | None = None
+    channels: tuple[int, ...] = (1, 3)
+    shape: tuple[int, ...] | None = None
+    files: Files | None = None
+    options: tuple[str, ...] = ()
+
+    def open(self, folder: Path | None, channels: int, options: Mapping[str, int]) -> Dataset:
+        module, _, name = self.opens.partition(":")
+        opened: Dataset = getattr(import_module(module), name)(folder, channels, **options)
+        return opened
+
+
+def is_image_folder(place: Path) -> bool:
+    return all((place / part).is_dir() for part in ("train", "val"))
+
+
+def is_shard_folder(place: Path) -> bool:
+    return all(shards_of(place, part) for part in ("train", "val"))
+
+
+def shards_of(place: Path, part: str) -> list[Path]:
+    return sorted(place.glob(f"{part}-*.tar")) if place.is_dir() else []
+
+
+def idx_folder(place: Path) -> Path | None:
+    """The folder of the four idx files, in one of the layouts."""
+    folders = (place / inner for inner in IDX_FOLDERS)
+    return next((f for f in folders if all(idx_file(f, name) for name in IDX_FILES)), None)
+
+
+def idx_file(folder: Path, name: str) -> Path | None:
+    return next((f for f in (folder / name, folder / f"{name}.gz") if f.is_file()), None)
+
+
+def _download(reader: str, place: Path) -> str:
+    call = f"t.datasets.{reader}('{place}', download=True)"
+    return f'python -c "import torchvision as t; {call}"'
+
+
+def _cifar(base: str, archive: str, reader: str) -> Files:
+    """The folder itself, or its parent."""
+
+    def get(place: Path) -> str:
+        if (place / archive).is_file():
+            return f"tar -C {place} -xf {place / archive}"
+        return (
+            f"python -c \"import torchvision as t; t.datasets.{reader}('{place}', download=True)\""
+        )
+
+    return Files(
+        f"{base}/ as unpacked from {archive}",
+        lambda place: (place / base).is_dir() or (place.name == base and place.is_dir()),
+        get,
+    )
+
+
+DATASETS: Mapping[str, Record] = MappingProxyType(
+    {
+        record.name: record
+        for record in (
+            Record("digits", "dcil_dsl.data.sources:digits", num_train=1437, image_size=8),
+            Record(
+                "fashion-mnist",
+                "dcil_dsl.data.sources:fashion_mnist",
+                num_train=60_000,
+                image_size=28,
+                files=Files(
+                    f"{', '.join(IDX_FILES)}, each plain or .gz",
+                    lambda place: idx_folder(place) is not None,
+                    lambda place: (
+                        f"apt install dataset-fashion-mnist, or {_download('FashionMNIST', place)}"
+                    ),
+                    system="fashion-mnist",
+                ),
+            ),
+            Record(
+                "cifar10",
+                "dcil_dsl.data.sources:cifar10",
+                num_train=50_000,
+                image_size=32,
+                files=_cifar("cifar-10-batches-py", "cifar-10-python.tar.gz", "CIFAR10"),
+            ),
+            Record(
+                "cifar100",
+                "dcil_dsl.data.sources:cifar100",
+                num_train=50_000,
+                image_size=32,
+                files=_cifar("cifar-100-python", "cifar-100-python.tar.gz", "CIFAR100"),
+            ),
+            Record(
+                "imagenet",
+                "dcil_dsl.data.folders:open_imagenet",
+                num_train=1_281_167,
+                image_size=224,
+                files=Files(LAYOUT, is_image_folder),
+            ),
+            Record(
+                "imagefolder",
+                "dcil_dsl.data.folders:open_images",
+                files=Files(LAYOUT, is_image_folder),
+            ),
+            Record(
+                "webdataset",
+                "dcil_dsl.data.shards:open_shards",
+                files=Files(SHARDS, is_shard_folder),
+            ),
+            Record(
+                "diabetes",
+                "dcil_dsl.data.sources:diabetes",
+                task="regression",
+                num_train=353,
+                channels=(),
+                shape=(10,),
+            ),
+            Record(
+                "synthetic",
+                "dcil_dsl.data.sources:synthetic",
+                num_train=512,
+                image_size=32,
+                options=("num_train", "num_val", "num_classes", "image_size", "seed"),
+            ),
+        )
+    }
+)
+
+
+def known_record(name: str | None) -> Record | None:
+    """The record of a name, `fashion_mnist` as a recipe spells it being fashion-mnist."""
+    return DATASETS.get((name or "").replace("_", "-"))
+
+
+def record_of(name: str) -> Record:
+    """The same. InputError where there is none."""
+    record = known_record(name)
+    if record is None:
+        near = nearest(name.replace("_", "-"), list(DATASETS))
+        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(DATASETS)}"
+        raise InputError(f"there is no data set called `{name.replace('_', '-')}`", hint)
+    return record

@@ -1,0 +1,154 @@
+"""The formats of exported networks, one record each: `EXPORTERS`.
+
+In:   the name of a format, or a file or folder of one.
+Out:  its Exporter, which writes, reads and verifies.
+Not:  no format is imported before it is used, so that the command line names all of them without
+      torch, and core names those of extras without importing them.
+
+To add a format, write a class with the methods of Format and add its record to the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+from dcil_dsl.diagnostics import InputError
+
+if TYPE_CHECKING:
+    from dcil_dsl.exporting.artefact import Artefact, Deployed
+
+
+class Format(Protocol):
+    """What an exporter's class does."""
+
+    def write(self, deployed: Deployed, place: Path) -> str:
+        """Write the network to `place`. Returns what the command line prints, may be empty.
+
+        InputError where nothing is written.
+        """
+        ...
+
+    def recognises(self, place: Path) -> bool:
+        """Whether the file or folder claims to be of this format; answers without reading it."""
+        ...
+
+    def read(self, place: Path) -> Artefact:
+        """The tensors under the original model's names. InputError for a damaged file."""
+        ...
+
+    def verify(self, artefact: Artefact) -> list[str]:
+        """Faults that the zeros of the tensors do not show. Empty where there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One format.
+
+    help    what the format is for, a phrase
+    at      "module:class", imported at the first use
+    suffix  of its files, with the dot; "" where the format is a folder
+    extra   the extra of `pip install 'dcil-dsl[...]'` that it needs, if any
+    """
+
+    name: str
+    help: str
+    at: str
+    suffix: str = ""
+    extra: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        return not self.suffix
+
+    @cached_property
+    def format(self) -> Format:
+        """InputError where a library of the extra is missing."""
+        module, _, name = self.at.partition(":")
+        try:
+            made: Format = getattr(import_module(module), name)()
+        except ModuleNotFoundError as error:
+            if self.extra is None:
+                raise
+            raise InputError(
+                f"the format `{self.name}` needs the library `{error.name}`",
+                help=f"pip install 'dcil-dsl[{self.extra}]'",
+            ) from None
+        return made
+
+    def write(self, deployed: Deployed, place: Path) -> str:
+        """Format.write. InputError where a file lies in the place of a folder, or otherwise."""
+        if self.is_folder and place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file", help="name a folder with --out")
+        if self.is_folder and (place / "plan.json").exists():
+            raise InputError(f"{place} is a run folder", help="name another folder with --out")
+        if not self.is_folder and place.suffix != self.suffix:
+            raise InputError(f"{place} does not end in {self.suffix}")
+        return self.format.write(deployed, place)
+
+    def read(self, place: Path) -> Artefact:
+        return self.format.read(place)
+
+    def verify(self, artefact: Artefact) -> list[str]:
+        return self.format.verify(artefact)
+
+
+EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
+    {
+        exporter.name: exporter
+        for exporter in (
+            Exporter(
+                "safetensors",
+                "tensors under the original model's names, and a header that says what they hold",
+                at="dcil_dsl.exporting.files:Safetensors",
+                suffix=".safetensors",
+            ),
+            Exporter(
+                "pth",
+                "a state dict of PyTorch, which says nothing about itself",
+                at="dcil_dsl.exporting.files:Pth",
+                suffix=".pth",
+            ),
+            Exporter(
+                "compact",
+                "a folder with a smaller network: filters, channels and heads that are all zero "
+                "leave it",
+                at="dcil_dsl.extras.compact.exporter:Compact",
+            ),
+        )
+    }
+)
+
+
+def exporter_of(name: str) -> Exporter:
+    """The format of this name. InputError where there is none."""
+    if name not in EXPORTERS:
+        raise InputError(
+            f"there is no format `{name}`", help=f"the formats are {', '.join(EXPORTERS)}"
+        )
+    return EXPORTERS[name]
+
+
+def recognise(place: Path) -> Exporter | None:
+    """The format that a file or folder claims to be of."""
+    kinds = [e for e in EXPORTERS.values() if e.is_folder == place.is_dir()]
+    return next((e for e in kinds if e.format.recognises(place)), None)
+
+
+def exporter_for(place: Path) -> Exporter:
+    """The format of an exported file or folder. InputError where it is missing, or of none."""
+    if not place.exists():
+        raise InputError(f"there is no file {place}", help=f"looked at {place.absolute()}")
+    found = recognise(place)
+    if found is None:
+        raise InputError(
+            f"{place} is not an exported {'folder' if place.is_dir() else 'file'}",
+            help=f"the formats are {', '.join(EXPORTERS)}",
+        )
+    return found

@@ -1,0 +1,98 @@
+"""Metrics over all batches and all processes: torchmetrics, and ours on its base class.
+
+In:   what a task compares, batch by batch.
+Out:  Meter: the metrics of one path, and the number of examples without a finite output.
+Not:  no metric is chosen (Task.compared).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.words.metrics import METRICS
+
+
+class TopK(Metric):  # type: ignore[misc,unused-ignore]
+    """The share of examples whose class is among the k largest logits.
+
+    Counts are whole numbers and the quotient is float64, so that the value is exact. torchmetrics'
+    own accuracy divides in float32. A class below 0 is never right, and counts.
+    """
+
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, k: int, **more: Any):
+        super().__init__(**more)
+        self.k = k
+        for name in ("correct", "total"):
+            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, classes: Tensor) -> None:
+        self.correct += num_correct(logits, classes, self.k)
+        self.total += len(classes)
+
+    def compute(self) -> Tensor:
+        return self.correct.double() / self.total
+
+
+def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced.
+
+    Of labels that are shares of classes (B, K), as mixed examples have them, the largest counts.
+    """
+    if labels.is_floating_point():
+        labels = labels.argmax(dim=1)
+    if k == 1:
+        return (logits.argmax(dim=1) == labels).sum()
+    return (logits.topk(k, dim=1).indices == labels[:, None]).sum()
+
+
+class Meter:
+    """The metrics of one path, on one device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.metrics: dict[str, Metric] = {}
+        self.num_broken = torch.zeros((), dtype=torch.long, device=device)
+
+    def update(self, compared: Mapping[str, tuple[Any, ...]], broken: Tensor, adds: bool) -> None:
+        """Add a batch: the arguments of each metric, and which examples have no finite output.
+
+        adds  False: a batch that stands in for none, by which only the metrics become known
+        """
+        for name, given in compared.items():
+            if name not in self.metrics:
+                self.metrics[name] = self._make(name)
+            if adds:
+                self.metrics[name].update(*given)
+        if adds:
+            self.num_broken += broken.sum()
+
+    def compute(self, num_ranks: int) -> dict[str, float]:
+        """The values over all batches, of all processes. All of them call it."""
+        values = {}
+        for name, metric in self.metrics.items():
+            # Not when it computes: it would wait for processes that do not evaluate.
+            metric.sync(should_sync=num_ranks > 1, distributed_available=lambda: True)
+            try:
+                with warnings.catch_warnings():  # of a process that had no batch of its own
+                    warnings.simplefilter("ignore", UserWarning)
+                    values[name] = float(metric.compute())
+            except ValueError as error:
+                raise InputError(f"`{name}` cannot be computed: {error}") from None
+        return values
+
+    def _make(self, name: str) -> Metric:
+        record = METRICS[name]
+        module, _, cls = record.at.partition(":")
+        made: Metric = getattr(import_module(module), cls)(**record.settings, sync_on_compute=False)
+        return made.set_dtype(torch.float64).to(self.device)

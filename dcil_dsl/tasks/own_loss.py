@@ -1,0 +1,68 @@
+"""Models that compute their own loss: detectors, language models, and any other.
+
+In:   the model's arguments: a tuple or list in their order, a dictionary by their names.
+Out:  the mean of the loss that the model returns.
+Not:  no targets: they are among the arguments, and no other metric.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.tasks.task import Task, as_call
+from dcil_dsl.words.losses import Loss, ModelLoss
+from dcil_dsl.words.outputs import own_loss
+
+
+class OwnLoss(Task):
+    """The recipe's losses are `model(path)`.
+
+    A model that returns a loss in training mode alone, as torchvision's detectors, has no metric.
+    """
+
+    name: ClassVar[str] = "own-loss"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    trained: ClassVar[str] = "loss"
+    default_loss: ClassVar[str] = "model"
+
+    def inputs(self, batch: Any) -> Inputs:
+        return as_call(tuple(batch) if isinstance(batch, list) else batch)
+
+    def targets(self, batch: Any) -> None:
+        return None
+
+    def check(self, output: Any, targets: Any) -> None:
+        pass  # own_loss says at the first step what it misses in an output
+
+    def score(self, output: Any, targets: Any, count: int) -> Tensor:
+        return own_loss(output).detach().double() * count
+
+    def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
+        loss = _loss_or_none(output)
+        return {} if loss is None else {"loss": (loss, count)}
+
+    def broken(self, output: Any, count: int) -> Tensor:
+        """All examples of a batch, where its loss is not finite."""
+        loss = _loss_or_none(output)
+        if loss is None:
+            return torch.zeros(count, dtype=torch.bool)
+        return (~loss.isfinite()).expand(count)
+
+    def refuse_loss(self, loss: Loss) -> None:
+        if not isinstance(loss, ModelLoss):
+            raise InputError(
+                f"`{loss.label}` reads class scores and targets, and this task has neither",
+                help="`loss model(...)`, or a data set of another task",
+            )
+
+
+def _loss_or_none(output: Any) -> Tensor | None:
+    try:
+        return own_loss(output)
+    except InputError:
+        return None

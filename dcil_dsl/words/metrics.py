@@ -1,0 +1,58 @@
+"""The metrics that `expect` may name and that a run reports, one record each: `METRICS`.
+
+In:   a name.
+Out:  its Metric: how its values are written, and the class that measures it.
+Not:  no torch; a class is imported when something is measured. Which metrics a run has, its task
+      says (tasks/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    at        "module:class" of a torchmetrics.Metric, called with `settings`; "" where a run
+              counts it in another way
+    is_share  whether it is a fraction, which people read and write as a percentage
+    """
+
+    name: str
+    help: str
+    at: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_share: bool = False
+
+    def text(self, value: float, form: str = ".4%") -> str:
+        """The value for a person. form: of a percentage."""
+        return format(value, form) if self.is_share else f"{value:.6g}"
+
+
+MEAN = "torchmetrics:MeanMetric"
+TOP_K = "dcil_dsl.tasks.measures:TopK"
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("top1", "the share of examples classified right", TOP_K, {"k": 1}, True),
+            Metric("top5", "the share with the right class among five", TOP_K, {"k": 5}, True),
+            Metric("sparsity", "the share of zeros among the weights under rules", is_share=True),
+            Metric("mse", "the mean squared error", "torchmetrics:MeanSquaredError"),
+            Metric("mae", "the mean absolute error", "torchmetrics:MeanAbsoluteError"),
+            Metric("r2", "the coefficient of determination", "torchmetrics:R2Score"),
+            Metric("loss", "the mean of the model's own loss", MEAN, {"nan_strategy": "disable"}),
+        )
+    }
+)
+
+
+def metric_text(name: str, value: float, form: str = ".4%") -> str:
+    """Metric.text by the metric's name; names of others are written as plain numbers."""
+    metric = METRICS.get(name)
+    return f"{value:.6g}" if metric is None else metric.text(value, form)
