@@ -82,6 +82,8 @@ class DcilTrainer(Trainer):
         checked = read_recipe(recipe, overrides or {})
         _refuse(args, more)
         _follow(checked, args)
+        self.optimizer: Any
+        self.lr_scheduler: Any
         super().__init__(model=model, args=args, **more)
         if self.train_dataset is None:
             raise InputError("DcilTrainer needs a train_dataset: it makes the plan for its batches")
@@ -104,7 +106,8 @@ class DcilTrainer(Trainer):
         if self.plan.train.clip is not None:
             args.max_grad_norm = self.plan.train.clip
         self.recipe_text = checked.given or checked.text
-        self.model = self.model_wrapped = self.pruner.dual
+        self.model: nn.Module = self.pruner.dual
+        self.model_wrapped: nn.Module = self.pruner.dual
         self.callback_handler.model = self.model
         self.model_accepts_loss_kwargs = True  # the loss below is the mean over the whole step
         self.add_callback(_Steps(self))
@@ -193,7 +196,8 @@ class DcilTrainer(Trainer):
         """The items of a whole step, of all processes where losses are averaged over them."""
         if not batch_samples or not isinstance(batch_samples[0].get("labels"), Tensor):
             return None
-        items = sum(self._get_own_items(batch) for batch in batch_samples).to(device)
+        items = torch.stack([self._get_own_items(batch) for batch in batch_samples])
+        items = items.sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
         return items

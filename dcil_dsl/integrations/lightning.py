@@ -239,7 +239,8 @@ class DcilCallback(Callback):
 
     @torch.no_grad()
     def _undeploy(self) -> None:
-        assert self.dual is not None or not self._raw
+        if self.dual is None:
+            return
         for name, raw in self._raw.items():
             self.dual.get_parameter(name).copy_(raw)
         self._raw.clear()
@@ -283,6 +284,7 @@ class DcilCallback(Callback):
         kept = {
             name: vars(module).pop(name) for name in list(self._patched) if name in vars(module)
         }
+        assert self.dual is not None
         trainer, module._trainer = module._trainer, None
         deployed = bool(self._raw)
         self._undeploy()
@@ -332,7 +334,8 @@ class _Inner:
     """The outputs of the part of a module that `kl` compares, on the path that runs."""
 
     def __init__(self, module: nn.Module, network: nn.Module) -> None:
-        self.network, self.output, self.count = network, None, 0
+        self.network, self.count = network, 0
+        self.output: object = None
         self.is_root = network is module
 
     def __enter__(self) -> _Inner:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from library import needed
+from support.library import needed
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "other-loops.md"
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```", PAGE.read_text(), re.S | re.M))

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from library import needed
+from support.library import needed
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset

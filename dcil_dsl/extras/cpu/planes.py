@@ -78,7 +78,8 @@ class Plane:
         """All ones for the positions that are part of the image."""
         p = np.arange(self.positions)
         inside = (p % self.row < self.width) & (p < self.height * self.row)
-        return np.where(inside, np.int32(-1), np.int32(0))
+        mask: Array = np.where(inside, np.int32(-1), np.int32(0))
+        return mask
 
 
 @dataclass

@@ -1,12 +1,12 @@
-"""What test_huggingface.py starts under torchrun: the same steps, whatever the number of ranks."""
+"""What the tests of DcilTrainer start under torchrun: the same steps on any number of ranks."""
 
 import sys
 
 import torch
-from test_huggingface import Rows, arguments, bert, text
 from torch.utils.data import SequentialSampler
 
 from dcil_dsl.integrations.huggingface import DcilTrainer
+from support.hf_runs import Rows, arguments, bert, text
 
 
 class Ordered(DcilTrainer):
