@@ -22,6 +22,7 @@ from dcil_dsl.compiler.scores import (
     scores_of,
 )
 from dcil_dsl.masking.pattern import remember_pattern
+from dcil_dsl.masking.recompute import left_to_python, runs_through
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Arguments
@@ -59,6 +60,8 @@ class Dual(fx.GraphModule):
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
         self.plan, self.arguments = plan, arguments
+        # What stays opaque may use checkpoints, and what torch.compile leaves of it to Python too.
+        self.__dict__["apart"] = left_to_python() if plan.opaque else None
         self.phase = 0
         self.parts: Parts | None = None  # where each process has some rows of every weight
         self.run_graphs(graphs)
@@ -84,6 +87,8 @@ class Dual(fx.GraphModule):
         TypeError for an argument that is no input of the graph.
         """
         run = self.forwards[self.training, self.phase]
+        if self.apart is not None and torch.compiler.is_compiling() and not runs_through():
+            run = partial(self.apart, run)
         if self.arguments.live is None:
             return run(self, *args, **kwargs)
         return run(self, *self.inputs(*args, **kwargs))

@@ -20,6 +20,13 @@ from torch import Tensor, fx
 from torch.overrides import handle_torch_function
 from torch.utils import checkpoint as library
 
+_open = 0  # how many `run_through` are
+
+
+def runs_through() -> bool:
+    """Whether a `run_through` is open; torch.compile compiles anew where that differs."""
+    return _open > 0
+
 
 @contextmanager
 def run_through() -> Iterator[None]:
@@ -38,11 +45,14 @@ def run_through() -> Iterator[None]:
     if saver is not None:
         changes.append((saver, "apply", lambda *args: SimpleNamespace(grad_fn=True)))
     kept = [(owner, name, vars(owner).get(name, missing)) for owner, name, _ in changes]
+    global _open
+    _open += 1
     for owner, name, value in changes:
         setattr(owner, name, value)
     try:
         yield
     finally:
+        _open -= 1
         for owner, name, value in kept:
             if value is missing:
                 delattr(owner, name)
@@ -63,6 +73,20 @@ def compiled(function: Callable, **settings) -> Callable:
             return fast(*args, **kwargs)
 
     return call
+
+
+def left_to_python() -> Callable:
+    """(function, ...) -> function(...), which runs through checkpoints under torch.compile too.
+
+    torch.compile ends its graph at the call, and begins another one within it: of a graph that is
+    already being traced nobody can say whether all of it will be one.
+    """
+
+    def call(function: Callable, *args: object, **kwargs: object) -> object:
+        with run_through():
+            return function(*args, **kwargs)
+
+    return torch.compiler.disable(call, recursive=False)
 
 
 def _reentrant(function, preserve_rng_state: bool, *args) -> object:
