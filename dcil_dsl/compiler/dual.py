@@ -7,6 +7,7 @@ Not:  no optimiser and no loss (training/); the deployable model is made by expo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -70,9 +71,7 @@ class Dual(fx.GraphModule):
     def run_graphs(self, graphs: dict[tuple[bool, int], fx.Graph]) -> None:
         """Have these computed, by (training, phase)."""
         self.__dict__["graphs"] = graphs
-        self.__dict__["forwards"] = {
-            key: type(fx.GraphModule(self, graph)).forward for key, graph in graphs.items()
-        }
+        self.__dict__["forwards"] = {key: method_of(graph) for key, graph in graphs.items()}
         self.graph = graphs[True, self.phase]
 
     def recompile(self):
@@ -216,3 +215,13 @@ class Dual(fx.GraphModule):
     def code(self) -> str:
         """The training graph of the current phase as Python."""
         return self._graph.python_code("self").src
+
+
+def method_of(graph: fx.Graph) -> Callable[..., object]:
+    """(module, *inputs) -> what the graph computes with the attributes of the module.
+
+    A GraphModule of the graph would copy each of them first, which is most of the work for many.
+    """
+    writer = fx.GraphModule(nn.Module(), fx.Graph())
+    writer.graph = graph
+    return type(writer).forward
