@@ -27,7 +27,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.dual import Dual, method_of
 from dcil_dsl.masking.split import split_weight
 from dcil_dsl.model.dataflow import written_storages
 
@@ -139,7 +139,7 @@ def forward_of(
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(fx.map_arg(result, copies.__getitem__))
-    return type(fx.GraphModule(dual, graph)).forward
+    return method_of(graph)
 
 
 def early_nodes(graph: fx.Graph) -> set[fx.Node]:

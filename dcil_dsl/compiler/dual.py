@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -30,6 +31,7 @@ from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.units import remember_half
 from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.inner_checkpoints import left_to_python, runs_through
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
@@ -49,6 +51,7 @@ class Dual(fx.GraphModule):
     forwards       the function that runs each graph
     penalties_due  the step whose penalties are not added yet
     placement      the rows of the weights that this process has
+    apart          runs a forward outside of the caller's torch.compile; None: nothing is opaque
     begun          the step that was begun last; None: any may be begun next
     is_begun       whether any was: a flag whose value torch.compile need not watch
     """
@@ -61,6 +64,7 @@ class Dual(fx.GraphModule):
     arguments: Arguments
     phase: int
     placement: Placement
+    apart: Callable[..., Any] | None
     begun: int | None
     is_begun: bool
 
@@ -85,6 +89,8 @@ class Dual(fx.GraphModule):
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
         self.begun, self.is_begun = None, False
         self.plan, self.arguments = plan, arguments
+        # What stays opaque may use checkpoints, and what torch.compile leaves of it to Python too.
+        self.__dict__["apart"] = left_to_python() if plan.opaque else None
         self.phase = 0
         self.placement = ALL_ROWS
         self.run_graphs(graphs)
@@ -93,9 +99,7 @@ class Dual(fx.GraphModule):
     def run_graphs(self, graphs: dict[tuple[bool, int], fx.Graph]) -> None:
         """Run these graphs, by (training, phase)."""
         self.__dict__["graphs"] = graphs
-        self.__dict__["forwards"] = {
-            key: type(fx.GraphModule(self, graph)).forward for key, graph in graphs.items()
-        }
+        self.__dict__["forwards"] = {key: method_of(graph) for key, graph in graphs.items()}
         self.graph = graphs[True, self.phase]
 
     def recompile(self) -> Any:
@@ -118,6 +122,8 @@ class Dual(fx.GraphModule):
                 "or dual.eval() to evaluate"
             )
         run = self.forwards[self.training, self.phase]
+        if self.apart is not None and torch.compiler.is_compiling() and not runs_through():
+            run = partial(self.apart, run)
         outputs: dict[str, Any]
         if self.arguments.live is None:
             outputs = run(self, *args, **kwargs)
@@ -333,3 +339,13 @@ class Dual(fx.GraphModule):
     def code(self) -> str:
         """The training graph of the current phase as Python."""
         return self._graph.python_code("self").src
+
+
+def method_of(graph: fx.Graph) -> Callable[..., object]:
+    """(module, *inputs) -> what the graph computes with the attributes of the module.
+
+    A GraphModule of the graph would copy each of them first, which is most of the work for many.
+    """
+    writer = fx.GraphModule(nn.Module(), fx.Graph())
+    writer.graph = graph
+    return type(writer).forward

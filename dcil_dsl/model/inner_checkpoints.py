@@ -21,6 +21,13 @@ from torch import Tensor, fx
 from torch.overrides import handle_torch_function
 from torch.utils import checkpoint as library
 
+_open = 0  # how many `run_through` are
+
+
+def runs_through() -> bool:
+    """Whether a `run_through` is open; torch.compile compiles anew where that differs."""
+    return _open > 0
+
 
 @contextmanager
 def run_through() -> Iterator[None]:
@@ -39,11 +46,14 @@ def run_through() -> Iterator[None]:
     if saver is not None:
         changes.append((saver, "apply", lambda *args: SimpleNamespace(grad_fn=True)))
     kept = [(owner, name, vars(owner).get(name, missing)) for owner, name, _ in changes]
+    global _open
+    _open += 1
     for owner, name, value in changes:
         setattr(owner, name, value)
     try:
         yield
     finally:
+        _open -= 1
         for owner, name, value in kept:
             if value is missing:
                 delattr(owner, name)
@@ -64,6 +74,21 @@ def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any
             return fast(*args, **kwargs)
 
     return call
+
+
+def left_to_python() -> Callable[..., Any]:
+    """(function, ...) -> function(...), which runs through checkpoints under torch.compile too.
+
+    torch.compile ends its graph at the call, and begins another one within it: of a graph that is
+    already being traced nobody can say whether all of it will be one.
+    """
+
+    def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with run_through():
+            return function(*args, **kwargs)
+
+    apart: Callable[..., Any] = torch.compiler.disable(call, recursive=False)  # type: ignore[no-untyped-call]
+    return apart
 
 
 def _reentrant(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> object:
