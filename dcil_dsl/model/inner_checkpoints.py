@@ -87,8 +87,8 @@ def left_to_python() -> Callable[..., Any]:
         with run_through():
             return function(*args, **kwargs)
 
-    apart: Callable[..., Any] = torch.compiler.disable(call, recursive=False)  # type: ignore[no-untyped-call]
-    return apart
+    disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
+    return disable(call, recursive=False)
 
 
 def _reentrant(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> object:
