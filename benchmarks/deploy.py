@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dcil_dsl.extras.bench.engines import ENGINES  # noqa: E402
-from dcil_dsl.extras.bench.measure import Report, bench_folder, describe_cpu  # noqa: E402
+from dcil_dsl.extras.bench.measure import BenchReport, bench_folder, describe_cpu  # noqa: E402
 from dcil_dsl.extras.cpu.export import write  # noqa: E402
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
@@ -117,7 +117,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def store(file: Path, found: list[dict[str, Any]], report: Report) -> None:
+def store(file: Path, found: list[dict[str, Any]], report: BenchReport) -> None:
     """After each network, so that a run that is stopped leaves what it has."""
     file.parent.mkdir(parents=True, exist_ok=True)
     data = {"machine": {**report.machine, **describe_cpu()}, "times": found}

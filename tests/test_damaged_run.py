@@ -103,7 +103,7 @@ def test_a_plan_of_what_cannot_be_is_refused(folder, place, new, fault, capsys):
         ("format", 3, "format: "),
         ("promises.0.keeps", [], "one budget keeps one number"),
         ("promises.0.costs", [1, 1, 1], "costs has not one entry for each of 2"),
-        ("promises.0.cuts", [{"shape": [2], "units": [1]}] * 2, "no dimensions of its shape"),
+        ("promises.0.cuts", [{"shape": [2], "units": [1]}] * 2, "not dimensions of its shape"),
         ("promises.0.cuts", [{"shape": [2], "units": [0]}] * 2, "does not have 432 weights"),
     ],
 )

@@ -48,7 +48,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Record:
+class DatasetRecord:
     """One data set.
 
     opens      "module:function", called with the folder (None: it needs none), the number of
@@ -121,12 +121,12 @@ def _cifar(base: str, archive: str, reader: str) -> Files:
     )
 
 
-DATASETS: Mapping[str, Record] = MappingProxyType(
+DATASETS: Mapping[str, DatasetRecord] = MappingProxyType(
     {
         record.name: record
         for record in (
-            Record("digits", "dcil_dsl.data.sources:digits", num_train=1437, image_size=8),
-            Record(
+            DatasetRecord("digits", "dcil_dsl.data.sources:digits", num_train=1437, image_size=8),
+            DatasetRecord(
                 "fashion-mnist",
                 "dcil_dsl.data.sources:fashion_mnist",
                 num_train=60_000,
@@ -140,38 +140,38 @@ DATASETS: Mapping[str, Record] = MappingProxyType(
                     system="fashion-mnist",
                 ),
             ),
-            Record(
+            DatasetRecord(
                 "cifar10",
                 "dcil_dsl.data.sources:cifar10",
                 num_train=50_000,
                 image_size=32,
                 files=_cifar("cifar-10-batches-py", "cifar-10-python.tar.gz", "CIFAR10"),
             ),
-            Record(
+            DatasetRecord(
                 "cifar100",
                 "dcil_dsl.data.sources:cifar100",
                 num_train=50_000,
                 image_size=32,
                 files=_cifar("cifar-100-python", "cifar-100-python.tar.gz", "CIFAR100"),
             ),
-            Record(
+            DatasetRecord(
                 "imagenet",
                 "dcil_dsl.data.folders:open_imagenet",
                 num_train=1_281_167,
                 image_size=224,
                 files=Files(LAYOUT, is_image_folder),
             ),
-            Record(
+            DatasetRecord(
                 "imagefolder",
                 "dcil_dsl.data.folders:open_images",
                 files=Files(LAYOUT, is_image_folder),
             ),
-            Record(
+            DatasetRecord(
                 "webdataset",
                 "dcil_dsl.data.shards:open_shards",
                 files=Files(SHARDS, is_shard_folder),
             ),
-            Record(
+            DatasetRecord(
                 "diabetes",
                 "dcil_dsl.data.sources:diabetes",
                 task="regression",
@@ -179,7 +179,7 @@ DATASETS: Mapping[str, Record] = MappingProxyType(
                 channels=(),
                 shape=(10,),
             ),
-            Record(
+            DatasetRecord(
                 "synthetic",
                 "dcil_dsl.data.sources:synthetic",
                 num_train=512,
@@ -191,12 +191,12 @@ DATASETS: Mapping[str, Record] = MappingProxyType(
 )
 
 
-def known_record(name: str | None) -> Record | None:
+def known_record(name: str | None) -> DatasetRecord | None:
     """The record of a name, `fashion_mnist` as a recipe spells it being fashion-mnist."""
     return DATASETS.get((name or "").replace("_", "-"))
 
 
-def record_of(name: str) -> Record:
+def record_of(name: str) -> DatasetRecord:
     """The same. InputError where there is none."""
     record = known_record(name)
     if record is None:

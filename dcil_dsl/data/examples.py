@@ -154,7 +154,7 @@ def _in_words(what: str, error: Exception) -> InputError:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExampleSource:
     """Examples by their number, and how a DataLoader reads them where there is one.
 
     sampler     numbers of the examples of an epoch; None: all of them, shuffled in training
@@ -168,7 +168,7 @@ class Source:
     workers: int = 0
 
 
-def source_of(name: str, part: str, given: Any, collate: Collate | None = None) -> Source:
+def source_of(name: str, part: str, given: Any, collate: Collate | None = None) -> ExampleSource:
     """What a part of a data set consists of. InputError where a batch is not found by its number.
 
     Batches are made here, of the recipe's size and in the order of the run's seed, so that a run
@@ -190,14 +190,14 @@ def source_of(name: str, part: str, given: Any, collate: Collate | None = None) 
         is_usual = type(sampler) is SequentialSampler or (
             type(sampler) is RandomSampler and not sampler.replacement
         )
-        return Source(
+        return ExampleSource(
             _map_style(name, part, given.dataset),
             collate or given.collate_fn or default_collate,
             None if is_usual else sampler,
             given.batch_size,
             given.num_workers,
         )
-    return Source(_map_style(name, part, given), collate or default_collate)
+    return ExampleSource(_map_style(name, part, given), collate or default_collate)
 
 
 def _map_style(name: str, part: str, given: Any) -> Sequence[Any]:

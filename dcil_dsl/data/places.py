@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dcil_dsl.data.datasets import Record, record_of
+from dcil_dsl.data.datasets import DatasetRecord, record_of
 from dcil_dsl.diagnostics import InputError
 
 SYSTEM = Path("/usr/share/datasets")
@@ -30,7 +30,7 @@ def look(name: str, directory: str | Path | None) -> None:
     find(record, directory)
 
 
-def find(record: Record, directory: str | Path | None) -> Path | None:
+def find(record: DatasetRecord, directory: str | Path | None) -> Path | None:
     """The first folder that holds the files; None where the data set has none."""
     if record.files is None:
         return None
@@ -50,7 +50,7 @@ def find(record: Record, directory: str | Path | None) -> Path | None:
     raise InputError(f"the data of {record.name} are not there", "\n".join(lines))
 
 
-def _places(record: Record, directory: str | Path | None) -> list[Path]:
+def _places(record: DatasetRecord, directory: str | Path | None) -> list[Path]:
     """The given folder stands alone: to search further would hide a mistake in it."""
     if directory is not None:
         return [Path(directory).expanduser()]

@@ -15,6 +15,7 @@ from dcil_dsl.lang import loads
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import is_refresh
+from dcil_dsl.tasks import IMAGES
 from dcil_dsl.training import result, trainer
 from dcil_dsl.training import session as sessions
 from dcil_dsl.training.machine import Options
@@ -61,6 +62,8 @@ class Net(nn.Sequential):
 
 class Batches:
     """On the device, where each is made anew."""
+
+    task = IMAGES
 
     def __init__(self, num_batches):
         self.num_batches, self.num_examples = num_batches, num_batches * BATCH

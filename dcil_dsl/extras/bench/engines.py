@@ -21,9 +21,9 @@ from torch import Tensor, fx
 
 from dcil_dsl.extras.cpu.build import Instructions
 from dcil_dsl.extras.cpu.network import CpuNetwork, default_shapes, read_network
-from dcil_dsl.extras.cpu.program import Input, Layer, Program
+from dcil_dsl.extras.cpu.program import CpuProgram, ProgramInput, ProgramLayer
 from dcil_dsl.extras.cpu.replay import as_module
-from dcil_dsl.extras.cpu.storage import Stored, compress
+from dcil_dsl.extras.cpu.storage import StoredTensor, compress
 
 Run = Callable[[], object]
 CALIBRATION = 8  # batches of noise that int8 is calibrated on
@@ -69,7 +69,7 @@ class Subject:
         return {given.name: x.numpy() for given, x in zip(self.program.inputs, inputs)}
 
 
-def _drawn(given: Input, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _drawn(given: ProgramInput, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, given.dtype)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
@@ -87,7 +87,9 @@ def _need(name: str) -> Any:
 
 
 def _ours(
-    subject: Subject, stored: dict[str, Stored] | None = None, instructions: Instructions = "native"
+    subject: Subject,
+    stored: dict[str, StoredTensor] | None = None,
+    instructions: Instructions = "native",
 ) -> Run:
     network = CpuNetwork(
         subject.program, stored or subject.stored, "auto", subject.threads, instructions
@@ -105,9 +107,9 @@ def _ours_avx2(subject: Subject) -> Run:
     return _ours(subject, instructions="avx2")
 
 
-def _in_bfloat16(program: Program, stored: dict[str, Stored]) -> dict[str, Stored]:
+def _in_bfloat16(program: CpuProgram, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The weights of layers in bfloat16."""
-    layers = {op.weight for op in program.operations if isinstance(op, Layer)}
+    layers = {op.weight for op in program.operations if isinstance(op, ProgramLayer)}
     return {
         name: compress(entry.dense(), torch.bfloat16)
         if name in layers and entry.values.dtype == torch.float32
@@ -166,12 +168,12 @@ def _quantized(subject: Subject, folder: Path) -> Path:
     source = subject.onnx(folder / "net.onnx")
     batches = iter([subject.arrays(inputs) for inputs in subject.noise(CALIBRATION)])
 
-    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
+    class EngineReader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
         def get_next(self) -> Any:
             return next(batches, None)
 
     target = folder / "int8.onnx"
-    tools.quantize_static(str(source), str(target), Reader(), per_channel=True)
+    tools.quantize_static(str(source), str(target), EngineReader(), per_channel=True)
     return target
 
 

@@ -63,7 +63,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """All times, and what they were measured on."""
 
     times: tuple[Times, ...]
@@ -92,7 +92,7 @@ def bench_folder(
     batches: Sequence[int] = (1, 16),
     threads: Sequence[int] = (1,),
     rounds: int = 15,
-) -> Report:
+) -> BenchReport:
     """Time an exported network. InputError for a damaged folder or an unknown engine."""
     if unknown := [name for name in engines if name not in ENGINES]:
         raise InputError(f"`{unknown[0]}` is not an engine", help=f"engines: {', '.join(ENGINES)}")
@@ -105,7 +105,7 @@ def bench_folder(
         for count in threads
         for one in _together(str(folder), engines, batch, count, rounds)
     ]
-    return Report(tuple(times), describe_cpu())
+    return BenchReport(tuple(times), describe_cpu())
 
 
 def _together(
@@ -225,7 +225,7 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def show_report(report: Report) -> str:
+def show_report(report: BenchReport) -> str:
     """A table for each batch size and number of threads, and the machine."""
     machine = report.machine
     lines = [f"{machine['cpu']}, {machine['processors']} processors"]

@@ -29,13 +29,13 @@ from dcil_dsl.extras.cpu.program import (
     FORMAT,
     PROGRAM,
     Activation,
-    Call,
-    Input,
-    Layer,
-    Program,
+    CpuProgram,
+    ProgramCall,
+    ProgramInput,
+    ProgramLayer,
     parse_program,
 )
-from dcil_dsl.extras.cpu.storage import WEIGHTS, Stored, compress, digest_of, write_tensors
+from dcil_dsl.extras.cpu.storage import WEIGHTS, StoredTensor, compress, digest_of, write_tensors
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, resized
 from dcil_dsl.training.run import cannot_write, write_atomically
@@ -57,7 +57,7 @@ class Exported:
     """
 
     folder: Path
-    program: Program
+    program: CpuProgram
     difference: float
     rounding: float
     num_bytes: int
@@ -138,7 +138,7 @@ def _write_text(draft: Path, text: str) -> None:
     draft.write_text(text + "\n", encoding="utf-8")
 
 
-def build_program(model: nn.Module, inputs: Inputs) -> tuple[Program, dict[str, Tensor]]:
+def build_program(model: nn.Module, inputs: Inputs) -> tuple[CpuProgram, dict[str, Tensor]]:
     """The program of a model and the tensors that it names, dense."""
     found = build_graph(model, inputs)
     fused = _fuse(found)
@@ -158,7 +158,7 @@ def build_program(model: nn.Module, inputs: Inputs) -> tuple[Program, dict[str, 
             return None
         return {"tensor": tensor(value)} if value in found.places else {"value": _name(value)}
 
-    operations: list[Layer | Call] = []
+    operations: list[ProgramLayer | ProgramCall] = []
     for node in found.graph.nodes:
         if node.op != "call_function" or node in inside or node.target is operator.getitem:
             continue
@@ -170,7 +170,7 @@ def build_program(model: nn.Module, inputs: Inputs) -> tuple[Program, dict[str, 
     for node in _values_read(found, operations):
         if node in found.places:
             constants[_name(node)] = tensor(node)
-    program = Program(
+    program = CpuProgram(
         format=FORMAT,
         model=found.model[:300],
         inputs=[_input(name, node) for name, node in found.inputs],
@@ -186,7 +186,7 @@ def _name(node: fx.Node) -> str:
     return str(node.name)
 
 
-def _input(name: str, node: fx.Node) -> Input:
+def _input(name: str, node: fx.Node) -> ProgramInput:
     value = node.meta["val"]
     shape = [size if isinstance(size, int) else None for size in value.shape]
     if any(size is None for size in shape[1:]):
@@ -194,7 +194,7 @@ def _input(name: str, node: fx.Node) -> Input:
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise InputError(f"the input `{name}` is {dtype}, which a program has no word for")
-    return Input.model_validate({"name": _name(node), "shape": shape, "dtype": dtype})
+    return ProgramInput.model_validate({"name": _name(node), "shape": shape, "dtype": dtype})
 
 
 def _results(graph: fx.Graph) -> dict[fx.Node, dict[int, fx.Node]]:
@@ -206,7 +206,7 @@ def _results(graph: fx.Graph) -> dict[fx.Node, dict[int, fx.Node]]:
     return found
 
 
-def _call(node: fx.Node, results: dict[int, fx.Node] | None, form: Any) -> Call:
+def _call(node: fx.Node, results: dict[int, fx.Node] | None, form: Any) -> ProgramCall:
     function = name_of(node.target)
     if function is None:
         raise InputError(
@@ -224,7 +224,7 @@ def _call(node: fx.Node, results: dict[int, fx.Node] | None, form: Any) -> Call:
     if isinstance(value, (list, tuple)):
         taken = results or {}
         outputs = [_name(taken[i]) if i in taken else None for i in range(len(value))]
-    return Call(op="torch", function=function, args=args, kwargs=kwargs, outputs=outputs)
+    return ProgramCall(op="torch", function=function, args=args, kwargs=kwargs, outputs=outputs)
 
 
 def _where(node: fx.Node) -> str:
@@ -234,7 +234,7 @@ def _where(node: fx.Node) -> str:
     return f"in `{paths[-1]}`" if paths else "in the forward"
 
 
-def _values_read(found: Graph, operations: list[Layer | Call]) -> Iterator[fx.Node]:
+def _values_read(found: Graph, operations: list[ProgramLayer | ProgramCall]) -> Iterator[fx.Node]:
     """The nodes whose values are read by name."""
     nodes = {_name(node): node for node in found.graph.nodes}
     names = {name for operation in operations for name in operation.values()}
@@ -321,7 +321,7 @@ def _between(group: _Fused) -> Iterator[fx.Node]:
         node = next(iter(node.users))
 
 
-def _layer(found: Graph, group: _Fused, tensor: Any) -> Layer:
+def _layer(found: Graph, group: _Fused, tensor: Any) -> ProgramLayer:
     node = group.node
     weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
     settings: dict[str, Any] = {}
@@ -332,7 +332,7 @@ def _layer(found: Graph, group: _Fused, tensor: Any) -> Layer:
         if len(node.args) > 6:
             settings["groups"] = node.args[6]
     path = found.places[weight]  # type: ignore[index]
-    return Layer(
+    return ProgramLayer(
         op="linear" if node.target == aten.linear.default else "conv2d",
         layer=path.split(".folded")[0].removesuffix(".weight")[:300],
         input=_name(node.args[0]),  # type: ignore[arg-type]
@@ -370,11 +370,11 @@ def _structure(value: object) -> dict[str, Any]:
 # ---- proof
 
 
-def _layer_weights(program: Program) -> set[str]:
-    return {op.weight for op in program.operations if isinstance(op, Layer)}
+def _layer_weights(program: CpuProgram) -> set[str]:
+    return {op.weight for op in program.operations if isinstance(op, ProgramLayer)}
 
 
-def _run(program: Program, stored: Mapping[str, Stored], inputs: Inputs) -> list[Tensor]:
+def _run(program: CpuProgram, stored: Mapping[str, StoredTensor], inputs: Inputs) -> list[Tensor]:
     network = CpuNetwork(program, stored, "torch")
     by_name = [one for one in inputs.args if isinstance(one, Tensor)]
     given = [*by_name, *(t for t in inputs.kwargs.values() if isinstance(t, Tensor))]
@@ -387,7 +387,7 @@ def _tensors(outputs: object) -> list[Tensor]:
 
 @torch.no_grad()
 def _compare(
-    model: nn.Module, program: Program, stored: Mapping[str, Stored], inputs: Inputs
+    model: nn.Module, program: CpuProgram, stored: Mapping[str, StoredTensor], inputs: Inputs
 ) -> float:
     """The difference of program and model on the example. InputError where it is too large."""
     original = copy_module(model).cpu().eval()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.cpu.build import Instructions, Kernels, Library, load_library, warn_without
-from dcil_dsl.extras.cpu.plan import Line, Plan, Planner, Weights
-from dcil_dsl.extras.cpu.program import Input, Program, read_program
+from dcil_dsl.extras.cpu.plan import KernelPlan, Line, Planner, Weights
+from dcil_dsl.extras.cpu.program import CpuProgram, ProgramInput, read_program
 from dcil_dsl.extras.cpu.shapes import check_tensors, infer
-from dcil_dsl.extras.cpu.storage import WEIGHTS, Stored, digest_of, read_tensors
+from dcil_dsl.extras.cpu.storage import WEIGHTS, StoredTensor, digest_of, read_tensors
 
 MOST_PLANS = 8  # plans for other shapes that are kept
 
@@ -34,8 +34,8 @@ class CpuNetwork(nn.Module):
 
     def __init__(
         self,
-        program: Program,
-        stored: Mapping[str, Stored],
+        program: CpuProgram,
+        stored: Mapping[str, StoredTensor],
         kernels: Kernels = "auto",
         threads: int | None = None,
         instructions: Instructions = "native",
@@ -49,7 +49,7 @@ class CpuNetwork(nn.Module):
             if isinstance(self.library, str):
                 warn_without(self.library)
         self._weights = Weights(self.stored)
-        self._plans: OrderedDict[object, Plan] = OrderedDict()
+        self._plans: OrderedDict[object, KernelPlan] = OrderedDict()
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class CpuNetwork(nn.Module):
         with self._lock:
             return self._plan(list(shapes) or default_shapes(self.program)).lines
 
-    def _plan(self, shapes: list[tuple[int, ...]]) -> Plan:
+    def _plan(self, shapes: list[tuple[int, ...]]) -> KernelPlan:
         threads = self.threads or torch.get_num_threads()
         key = (threads, *shapes)
         if key in self._plans:
@@ -122,7 +122,7 @@ class CpuNetwork(nn.Module):
         raise TypeError("a CpuNetwork is loaded from its folder, never from a pickle")
 
 
-def _check(one: Input, tensor: object) -> None:
+def _check(one: ProgramInput, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise InputError(f"the input `{one.name}` is a {type(tensor).__name__}, not a tensor")
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -154,14 +154,14 @@ def _built(structure: Any, values: list[Any], places: Mapping[str, int]) -> Any:
     return parts if kind == "list" else tuple(parts)
 
 
-def default_shapes(program: Program, batch: int = 1) -> list[tuple[int, ...]]:
+def default_shapes(program: CpuProgram, batch: int = 1) -> list[tuple[int, ...]]:
     """The shapes of the inputs for one size of batch."""
     return [
         tuple(batch if size is None else size for size in given.shape) for given in program.inputs
     ]
 
 
-def read_network(folder: str | Path) -> tuple[Program, dict[str, Stored]]:
+def read_network(folder: str | Path) -> tuple[CpuProgram, dict[str, StoredTensor]]:
     """Read and check both files of a folder. InputError where anything does not fit."""
     program = read_program(folder)
     stored = read_tensors(Path(folder) / WEIGHTS)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcil_dsl.extras.cpu.storage import Stored
+from dcil_dsl.extras.cpu.storage import StoredTensor
 
 Array = np.ndarray
 MOST_SHORT = 2**16 - 1
@@ -42,7 +42,7 @@ def numbers(tensor: Tensor) -> tuple[Array, bool]:
     return tensor.float().contiguous().numpy(), False
 
 
-def keep(weight: Stored) -> Kept:
+def keep(weight: StoredTensor) -> Kept:
     """The kept weights of a stored weight as a matrix of outputs by everything else."""
     outer = weight.shape[0]
     inner = weight.size // outer if outer else 0

@@ -22,20 +22,27 @@ from dcil_dsl.extras.cpu.code import Epilogue
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
 from dcil_dsl.extras.cpu.generate import Generated, generate
 from dcil_dsl.extras.cpu.pack import Kept, keep
-from dcil_dsl.extras.cpu.program import Call, Layer, Program, named, outputs_of, returned
+from dcil_dsl.extras.cpu.program import (
+    CpuProgram,
+    ProgramCall,
+    ProgramLayer,
+    named,
+    outputs_of,
+    returned,
+)
 from dcil_dsl.extras.cpu.segment import MOST_COLUMNS, Builder, Pool, Sources, is_depthwise
 from dcil_dsl.extras.cpu.shapes import infer, place_of
 from dcil_dsl.extras.cpu.steps import (
-    Linear,
+    KernelStep,
+    LinearStep,
     Place,
     Places,
     RowsLinear,
     SlicedLinear,
-    Step,
     TorchCall,
     TorchLayer,
 )
-from dcil_dsl.extras.cpu.storage import FLOATING, Stored
+from dcil_dsl.extras.cpu.storage import FLOATING, StoredTensor
 from dcil_dsl.extras.cpu.trial import fastest
 
 MOST_OFFSET = 2**30  # floats between two numbers that a convolution reads
@@ -58,10 +65,10 @@ class Line:
 
 
 @dataclass
-class Plan:
+class KernelPlan:
     """Steps with the places of the values that are dropped after each."""
 
-    steps: list[tuple[Step, tuple[int, ...]]]
+    steps: list[tuple[KernelStep, tuple[int, ...]]]
     inputs: list[int]
     constants: list[tuple[int, Tensor]]
     integers: list[tuple[int, int]]
@@ -72,7 +79,7 @@ class Plan:
 class Weights:
     """The stored tensors in the forms that steps need; each form is made once."""
 
-    def __init__(self, stored: Mapping[str, Stored]):
+    def __init__(self, stored: Mapping[str, StoredTensor]):
         self.stored = stored
         self._kept: dict[str, Kept] = {}
         self._dense: dict[tuple[str, torch.dtype | None], Tensor] = {}
@@ -97,7 +104,7 @@ class Weights:
             known = self._generated[key, end] = (offsets, generate(kept, offsets, bias, end))
         return known[1]
 
-    def bias(self, layer: Layer) -> np.ndarray:
+    def bias(self, layer: ProgramLayer) -> np.ndarray:
         if layer.bias is None:
             return np.zeros(self.stored[layer.weight].shape[0], np.float32)
         return np.ascontiguousarray(self.dense(layer.bias, torch.float32).numpy())
@@ -108,7 +115,7 @@ class Planner:
 
     def __init__(
         self,
-        program: Program,
+        program: CpuProgram,
         weights: Weights,
         shapes: Mapping[str, tuple[int, ...]],
         library: Library | str,
@@ -121,26 +128,26 @@ class Planner:
         self.values = infer(program, weights.stored, shapes)
         self.places = {name: index for index, name in enumerate(self.values)}
         self.last = self._last_reads()
-        self.steps: list[tuple[Step, tuple[int, ...]]] = []
+        self.steps: list[tuple[KernelStep, tuple[int, ...]]] = []
         self.lines: list[Line] = []
 
-    def plan(self) -> Plan:
-        waiting: list[tuple[int, Layer | Pool]] = []
+    def plan(self) -> KernelPlan:
+        waiting: list[tuple[int, ProgramLayer | Pool]] = []
         for index, operation in enumerate(self.program.operations):
-            if isinstance(operation, Call) and operation.function in INTEGERS:
+            if isinstance(operation, ProgramCall) and operation.function in INTEGERS:
                 continue  # computed with the shapes
             on_planes = self._on_planes(operation)
             if on_planes is not None:
                 waiting.append((index, on_planes))
                 continue
             self._end_segment(waiting)
-            if isinstance(operation, Call):
+            if isinstance(operation, ProgramCall):
                 self._append(index, self._call(index, operation))
             else:
                 self._append(index, self._layer(operation))
         self._end_segment(waiting)
         stored = self.weights
-        return Plan(
+        return KernelPlan(
             self.steps,
             [self.places[given.name] for given in self.program.inputs],
             [(self.places[name], stored.dense(key)) for name, key in self._constants()],
@@ -166,7 +173,7 @@ class Planner:
             last[name] = len(self.program.operations)
         return last
 
-    def _append(self, index: int, step: Step, since: int | None = None) -> None:
+    def _append(self, index: int, step: KernelStep, since: int | None = None) -> None:
         """A step, and the values that no later operation reads."""
         kept = {*(given.name for given in self.program.inputs), *self.program.constants}
         begin = index if since is None else since
@@ -179,16 +186,16 @@ class Planner:
 
     # ---- what runs where
 
-    def _on_planes(self, operation: Layer | Call) -> Layer | Pool | None:
+    def _on_planes(self, operation: ProgramLayer | ProgramCall) -> ProgramLayer | Pool | None:
         if not isinstance(self.library, Library):
             return None
-        if isinstance(operation, Call):
+        if isinstance(operation, ProgramCall):
             return self._pool_of(operation)
         if operation.op == "conv2d" and not self._against(operation):
             return operation
         return None
 
-    def _against(self, layer: Layer) -> str:
+    def _against(self, layer: ProgramLayer) -> str:
         """Why torch runs a layer; empty where a kernel does."""
         if not isinstance(self.library, Library):
             return self.library
@@ -214,7 +221,7 @@ class Planner:
             return "its kernel is too large"
         return ""
 
-    def _pool_of(self, call: Call) -> Pool | None:
+    def _pool_of(self, call: ProgramCall) -> Pool | None:
         """A max pool that the kernels know, where it reads what they wrote."""
         if call.function != "aten.max_pool2d.default" or call.kwargs or len(call.args) > 4:
             return None
@@ -239,22 +246,22 @@ class Planner:
 
     # ---- steps
 
-    def _end_segment(self, waiting: list[tuple[int, Layer | Pool]]) -> None:
+    def _end_segment(self, waiting: list[tuple[int, ProgramLayer | Pool]]) -> None:
         """The operations that wait become one segment; pools alone stay with torch."""
         if not waiting:
             return
         first, last = waiting[0][0], waiting[-1][0]
         operations = [operation for _, operation in waiting]
-        if not any(isinstance(operation, Layer) for operation in operations):
+        if not any(isinstance(operation, ProgramLayer) for operation in operations):
             for index, _ in waiting:
                 call = self.program.operations[index]
-                assert isinstance(call, Call)
+                assert isinstance(call, ProgramCall)
                 self._append(index, self._call(index, call))
             waiting.clear()
             return
         assert isinstance(self.library, Library)
         for operation in operations:
-            if isinstance(operation, Layer):
+            if isinstance(operation, ProgramLayer):
                 self._line(operation, "sparse")
         sources = Sources(
             self.values,
@@ -272,7 +279,7 @@ class Planner:
         self._append(last, step, since=first)
         waiting.clear()
 
-    def _call(self, index: int, call: Call) -> TorchCall:
+    def _call(self, index: int, call: ProgramCall) -> TorchCall:
         place = place_of(index, call)
         slots = {
             name: value if isinstance(value, (int, type(None))) else Place(self.places[name])
@@ -284,10 +291,10 @@ class Planner:
         outputs = [None if name is None else self.places[name] for name in call.outputs]
         return TorchCall(function_of(call.function, place), args, kwargs, outputs, place)
 
-    def _tensors(self, call: Call) -> set[str]:
+    def _tensors(self, call: ProgramCall) -> set[str]:
         return {*named(call.args, "tensor"), *named(call.kwargs, "tensor")}
 
-    def _layer(self, layer: Layer) -> Step:
+    def _layer(self, layer: ProgramLayer) -> KernelStep:
         reason = self._against(layer)
         places = (
             self.places[layer.input],
@@ -304,7 +311,7 @@ class Planner:
         shape = tuple(self.values[layer.input].shape)
         rows = prod(shape[:-1])
         kept, bias_array = self.weights.kept(layer.weight), self.weights.bias(layer)
-        made: list[Callable[[], Linear]] = []
+        made: list[Callable[[], LinearStep]] = []
         few = rows <= FEW_ROWS
         common = (layer, self.library, places, shape, kept, bias_array, self.threads)
         if few:
@@ -317,13 +324,13 @@ class Planner:
         return self._fastest(layer, [one() for one in made], places, shape)
 
     def _fastest(
-        self, layer: Layer, found: list[Linear], places: Places, shape: tuple[int, ...]
-    ) -> Step:
+        self, layer: ProgramLayer, found: list[LinearStep], places: Places, shape: tuple[int, ...]
+    ) -> KernelStep:
         """The fastest kernel of a linear layer, torch among them."""
         bias = None if layer.bias is None else self.weights.dense(layer.bias, torch.float32)
         weight = self.weights.stored[layer.weight]
         dense = weight.dense(torch.float32)
-        steps: list[Step] = [*found, TorchLayer(layer, dense, bias, *places)]
+        steps: list[KernelStep] = [*found, TorchLayer(layer, dense, bias, *places)]
         values: list[Any] = [None] * len(self.places)
         values[places[0]] = torch.zeros(shape)
         if places[1] is not None:
@@ -334,7 +341,7 @@ class Planner:
             self._line(layer, "torch", "it was faster in a trial")
         return steps[best]
 
-    def _line(self, layer: Layer, where: str, reason: str = "") -> None:
+    def _line(self, layer: ProgramLayer, where: str, reason: str = "") -> None:
         weight = self.weights.stored[layer.weight]
         op = "depthwise" if is_depthwise(layer, weight.shape) else layer.op
         line = Line(layer.layer, op, weight.shape, weight.num_nonzero, where, reason)

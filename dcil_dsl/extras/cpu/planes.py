@@ -38,7 +38,7 @@ class Plane:
     above: int = 0
     below: int = 0
     valid: object = None
-    group: Group = field(default_factory=lambda: Group())
+    group: PlaneGroup = field(default_factory=lambda: PlaneGroup())
 
     def __post_init__(self) -> None:
         self.group.members.append(self)
@@ -83,7 +83,7 @@ class Plane:
 
 
 @dataclass
-class Group:
+class PlaneGroup:
     """Planes that have the same distance between rows."""
 
     members: list[Plane] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Group:
     def positions(self) -> int:
         return max(plane.positions for plane in self.members)
 
-    def join(self, other: Group) -> None:
+    def join(self, other: PlaneGroup) -> None:
         if other is self:
             return
         for plane in other.members:

@@ -59,7 +59,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-class Input(Part):
+class ProgramInput(Part):
     """One tensor that the network takes.
 
     shape  None for the batch dimension, which may have any size
@@ -70,7 +70,7 @@ class Input(Part):
     dtype: Dtype
 
 
-class Layer(Part):
+class ProgramLayer(Part):
     """activation(layer(input) + add), with the layer's weight and bias by name.
 
     layer  the path of the layer in the original model, for people
@@ -96,7 +96,7 @@ class Layer(Part):
             yield self.add
 
 
-class Call(Part):
+class ProgramCall(Part):
     """A torch function of the list in functions.py.
 
     args, kwargs  plain JSON; {"value": NAME} is a value, {"tensor": NAME} a stored tensor, and
@@ -116,10 +116,10 @@ class Call(Part):
         yield from named(self.kwargs, "value")
 
 
-Operation = Annotated[Union[Layer, Call], Field(discriminator="op")]
+Operation = Annotated[Union[ProgramLayer, ProgramCall], Field(discriminator="op")]
 
 
-class Program(Part):
+class CpuProgram(Part):
     """The whole file.
 
     outputs    the structure that the network returns: {"value": NAME}, {"constant": JSON},
@@ -131,7 +131,7 @@ class Program(Part):
 
     format: int
     model: str = Field(max_length=300)
-    inputs: list[Input] = Field(max_length=1000)
+    inputs: list[ProgramInput] = Field(max_length=1000)
     constants: dict[Name, Name] = {}
     operations: list[Operation] = Field(max_length=MOST_OPERATIONS)
     outputs: Any
@@ -151,18 +151,18 @@ def named(structure: object, kind: str) -> Iterator[str]:
             yield from named(part, kind)
 
 
-def outputs_of(operation: Layer | Call) -> list[str]:
+def outputs_of(operation: ProgramLayer | ProgramCall) -> list[str]:
     """The names that an operation defines."""
-    if isinstance(operation, Layer):
+    if isinstance(operation, ProgramLayer):
         return [operation.output]
     return [name for name in operation.outputs if name is not None]
 
 
-def tensors_of(program: Program) -> Iterator[str]:
+def tensors_of(program: CpuProgram) -> Iterator[str]:
     """The names of the stored tensors that a program reads."""
     yield from program.constants.values()
     for operation in program.operations:
-        if isinstance(operation, Layer):
+        if isinstance(operation, ProgramLayer):
             yield operation.weight
             if operation.bias is not None:
                 yield operation.bias
@@ -171,7 +171,7 @@ def tensors_of(program: Program) -> Iterator[str]:
             yield from named(operation.kwargs, "tensor")
 
 
-def read_program(folder: str | Path) -> Program:
+def read_program(folder: str | Path) -> CpuProgram:
     """Read and check program.json. InputError where it is damaged or contradicts itself."""
     file = Path(folder) / PROGRAM
     try:
@@ -189,7 +189,7 @@ def read_program(folder: str | Path) -> Program:
     return parse_program(text, str(file))
 
 
-def parse_program(text: str, place: str) -> Program:
+def parse_program(text: str, place: str) -> CpuProgram:
     """A program from its JSON; `place` names it in an error."""
     try:
         loaded = json.loads(text, parse_constant=_no_constant)
@@ -199,7 +199,7 @@ def parse_program(text: str, place: str) -> Program:
     if isinstance(found, int) and found != FORMAT:
         raise InputError(f"{place} is of format {found}; this version reads {FORMAT}")
     try:
-        program = Program.model_validate_json(text)
+        program = CpuProgram.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -214,7 +214,7 @@ def _no_constant(word: str) -> object:
     raise ValueError(f"{word} is not a JSON number")
 
 
-def _check_names(program: Program, place: str) -> None:
+def _check_names(program: CpuProgram, place: str) -> None:
     """Every value is defined once, before it is used. So no operation waits for a later one."""
     known: set[str] = set()
     for name in [*(given.name for given in program.inputs), *program.constants]:

@@ -15,9 +15,9 @@ from torch import fx, nn
 from torch.nn import functional
 
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
-from dcil_dsl.extras.cpu.program import Layer, Program
+from dcil_dsl.extras.cpu.program import CpuProgram, ProgramLayer
 from dcil_dsl.extras.cpu.shapes import infer, place_of
-from dcil_dsl.extras.cpu.storage import Stored
+from dcil_dsl.extras.cpu.storage import StoredTensor
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "relu": functional.relu,
@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
 
 
 def as_module(
-    program: Program, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]
+    program: CpuProgram, stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> fx.GraphModule:
     """The network for inputs of these shapes."""
     graph = fx.Graph()
@@ -51,7 +51,7 @@ def as_module(
         nodes[name] = tensor(key)
     for index, operation in enumerate(program.operations):
         place = place_of(index, operation)
-        if isinstance(operation, Layer):
+        if isinstance(operation, ProgramLayer):
             nodes[operation.output] = _layer(graph, operation, nodes, tensor)
         elif operation.function in INTEGERS:
             nodes.update({n: sizes[n] for n in operation.outputs if n is not None})
@@ -80,7 +80,7 @@ def _item(results: Any, number: int) -> Any:
 class _Lookup(dict[str, Any]):
     """Stored tensors as nodes, made when an argument names them."""
 
-    def __init__(self, make: Any, stored: Mapping[str, Stored]):
+    def __init__(self, make: Any, stored: Mapping[str, StoredTensor]):
         super().__init__()
         self.make, self.stored = make, stored
 
@@ -91,7 +91,7 @@ class _Lookup(dict[str, Any]):
         return self.make(name)
 
 
-def _layer(graph: fx.Graph, layer: Layer, nodes: Mapping[str, Any], tensor: Any) -> fx.Node:
+def _layer(graph: fx.Graph, layer: ProgramLayer, nodes: Mapping[str, Any], tensor: Any) -> fx.Node:
     bias = None if layer.bias is None else tensor(layer.bias)
     args: tuple[Any, ...] = (nodes[layer.input], tensor(layer.weight), bias)
     if layer.op == "linear":

@@ -12,7 +12,7 @@ from math import prod
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.cpu.build import Library
 from dcil_dsl.extras.cpu.network import CpuNetwork
-from dcil_dsl.extras.cpu.program import Call
+from dcil_dsl.extras.cpu.program import ProgramCall
 from dcil_dsl.plan.text import shorten, table
 
 
@@ -35,7 +35,7 @@ def show_network(network: CpuNetwork) -> str:
     shown = table(header, rows, "lllrrll")
     calls: dict[str, int] = {}
     for operation in network.program.operations:
-        if isinstance(operation, Call) and operation.function.startswith("aten."):
+        if isinstance(operation, ProgramCall) and operation.function.startswith("aten."):
             name = operation.function.split(".")[1]
             calls[name] = calls.get(name, 0) + 1
     if calls:

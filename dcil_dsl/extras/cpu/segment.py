@@ -26,10 +26,10 @@ from dcil_dsl.extras.cpu.code import Epilogue
 from dcil_dsl.extras.cpu.generate import Generated, can_generate
 from dcil_dsl.extras.cpu.pack import Kept
 from dcil_dsl.extras.cpu.planes import Plane, Taps, need, offsets, taps_of
-from dcil_dsl.extras.cpu.program import Layer
+from dcil_dsl.extras.cpu.program import ProgramLayer
 from dcil_dsl.extras.cpu.steps import Values, address, at, planned
-from dcil_dsl.extras.cpu.storage import Stored
-from dcil_dsl.extras.cpu.structs import ACTIVATIONS, Kind, Op
+from dcil_dsl.extras.cpu.storage import StoredTensor
+from dcil_dsl.extras.cpu.structs import ACTIVATIONS, Op, StructKind
 from dcil_dsl.extras.cpu.trial import fastest
 
 Array = np.ndarray
@@ -58,9 +58,9 @@ class Sources:
     """
 
     shapes: Mapping[str, Any]
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, StoredTensor]
     kept: Callable[[str], Kept]
-    bias: Callable[[Layer], Array]
+    bias: Callable[[ProgramLayer], Array]
     generated: Callable[[str, Kept, Array, Array, Epilogue], Generated | None]
     library: Library
     threads: int
@@ -85,7 +85,7 @@ class Buffer:
 
 
 @dataclass
-class Segment:
+class NativeSegment:
     """The operations, ready to run."""
 
     table: ctypes.Array[Op]
@@ -113,7 +113,7 @@ class Segment:
 class Builder:
     """Builds a Segment: first the layout of every value, then the memory and the operations."""
 
-    def __init__(self, operations: list[Layer | Pool], sources: Sources, escaping: set[str]):
+    def __init__(self, operations: list[ProgramLayer | Pool], sources: Sources, escaping: set[str]):
         self.operations, self.sources, self.escaping = operations, sources, escaping
         self.planes: dict[str, Plane] = {}
         self.phases: dict[int, Plane] = {}
@@ -128,7 +128,7 @@ class Builder:
         self.reads: list[tuple[int, str]] = []
         self.writes: list[tuple[int, str]] = []
 
-    def build(self, places: Mapping[str, int]) -> Segment:
+    def build(self, places: Mapping[str, int]) -> NativeSegment:
         for index, operation in enumerate(self.operations):
             self._lay_out(index, operation)
         uses = Counter(name for operation in self.operations for name in set(_read_by(operation)))
@@ -149,7 +149,7 @@ class Builder:
             if not uses[operation.output]:
                 self._release(self.buffers.pop(operation.output))
         shape = self.sources.shapes
-        return Segment(
+        return NativeSegment(
             (Op * len(self.ops))(*self.ops),
             [(row, places[name], tuple(shape[name].shape)) for row, name in self.reads],
             [(row, places[name], tuple(shape[name].shape)) for row, name in self.writes],
@@ -169,11 +169,11 @@ class Builder:
             self.outside.append(name)
         return self.planes[name]
 
-    def _lay_out(self, index: int, operation: Layer | Pool) -> None:
+    def _lay_out(self, index: int, operation: ProgramLayer | Pool) -> None:
         given = self._plane(operation.input)
         _, channels, height, width = self.sources.shapes[operation.output].shape
         out = Plane(channels, height, width)
-        if isinstance(operation, Layer):
+        if isinstance(operation, ProgramLayer):
             shape = self.sources.stored[operation.weight].shape
             taps = taps_of(
                 (shape[2], shape[3]), operation.stride, operation.padding, operation.dilation
@@ -226,7 +226,7 @@ class Builder:
         row = self._add(
             f"copy {name} in",
             Op(
-                kind=Kind.COPY,
+                kind=StructKind.COPY,
                 in_image=plane.channels * plane.height * plane.width,
                 output=buffer.origin,
                 out_worker=buffer.worker,
@@ -248,7 +248,7 @@ class Builder:
         row = self._add(
             f"copy {name} out",
             Op(
-                kind=Kind.COPY,
+                kind=StructKind.COPY,
                 input=buffer.origin,
                 in_worker=buffer.worker,
                 out_image=plane.channels * plane.height * plane.width,
@@ -275,7 +275,7 @@ class Builder:
             self._add(
                 f"phase {y}, {x} of {self.operations[index].input}",
                 Op(
-                    kind=Kind.COPY,
+                    kind=StructKind.COPY,
                     input=given.origin + 4 * (y * source.row + x),
                     in_worker=given.worker,
                     output=buffer.origin + 4 * number * source.channels * plane.stride,
@@ -292,13 +292,13 @@ class Builder:
             )
         return buffer
 
-    def _conv(self, index: int, layer: Layer) -> None:
+    def _conv(self, index: int, layer: ProgramLayer) -> None:
         given = self.buffers[layer.input]
         read = given if index not in self.phases else self._split(index, given)
         plane = self.planes[layer.output]
         out = self.buffers[layer.output] = self._take(plane)
         op = Op(
-            kind=Kind.CONV,
+            kind=StructKind.CONV,
             input=read.origin,
             in_worker=read.worker,
             output=out.origin,
@@ -318,7 +318,7 @@ class Builder:
         weight = self.sources.stored[layer.weight]
         if is_depthwise(layer, weight.shape):
             values = weight.dense(torch.float32).reshape(weight.shape[0], -1).numpy()
-            op.kind, op.taps = Kind.DEPTHWISE, values.shape[1]
+            op.kind, op.taps = StructKind.DEPTHWISE, values.shape[1]
             op.values = self._hold(np.ascontiguousarray(values))
             op.offsets = self._hold(where[0].astype(np.int32))
         else:
@@ -333,7 +333,7 @@ class Builder:
         if index in self.phases:
             self._release(read)
 
-    def _best(self, op: Op, layer: Layer, kept: Kept, where: Array) -> Op:
+    def _best(self, op: Op, layer: ProgramLayer, kept: Kept, where: Array) -> Op:
         """The C kernel with tiles of one of several widths, or code of the layer's own."""
         sources = self.sources
         found = [_with(op, width=width) for width in WIDTHS]
@@ -348,7 +348,7 @@ class Builder:
                 self.keep.append(made)
                 code = _with(
                     op,
-                    kind=Kind.CODE,
+                    kind=StructKind.CODE,
                     code=address(made.code),
                     code_values=address(made.lists),
                     blocks=len(made.code),
@@ -368,7 +368,7 @@ class Builder:
         self._add(
             f"max pool of {pool.input}",
             Op(
-                kind=Kind.POOL,
+                kind=StructKind.POOL,
                 input=given.origin,
                 in_worker=given.worker,
                 output=out.origin,
@@ -403,18 +403,18 @@ def _with(op: Op, **changes: int) -> Op:
     return changed
 
 
-def _read_by(operation: Layer | Pool) -> list[str]:
-    if isinstance(operation, Layer):
+def _read_by(operation: ProgramLayer | Pool) -> list[str]:
+    if isinstance(operation, ProgramLayer):
         return list(operation.values())
     return [operation.input]
 
 
-def is_depthwise(layer: Layer, shape: tuple[int, ...]) -> bool:
+def is_depthwise(layer: ProgramLayer, shape: tuple[int, ...]) -> bool:
     """Whether each channel has its own kernel."""
     return layer.op == "conv2d" and layer.groups > 1 and shape[0] == layer.groups and shape[1] == 1
 
 
-def spread(kept: Kept, layer: Layer, where: Array) -> Array:
+def spread(kept: Kept, layer: ProgramLayer, where: Array) -> Array:
     """The offset of each kept weight. Groups read their own channels."""
     taps = where.shape[1]
     channel, tap = kept.columns // taps, kept.columns % taps

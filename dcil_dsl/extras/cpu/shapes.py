@@ -18,20 +18,20 @@ from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.cpu.functions import INTEGERS, call, decode, function_of
-from dcil_dsl.extras.cpu.program import Call, Layer, Program, tensors_of
-from dcil_dsl.extras.cpu.storage import Stored
+from dcil_dsl.extras.cpu.program import CpuProgram, ProgramCall, ProgramLayer, tensors_of
+from dcil_dsl.extras.cpu.storage import StoredTensor
 
 MOST_NUMBERS = 2**30  # of one value: 4 GiB in float32
 
 
-def place_of(index: int, operation: Layer | Call) -> str:
+def place_of(index: int, operation: ProgramLayer | ProgramCall) -> str:
     """An operation as an error names it."""
-    if isinstance(operation, Layer):
+    if isinstance(operation, ProgramLayer):
         return f"operation {index} ({operation.op} `{operation.layer[:100]}`)"
     return f"operation {index} ({operation.function[:100]})"
 
 
-def check_tensors(program: Program, stored: Mapping[str, Stored]) -> None:
+def check_tensors(program: CpuProgram, stored: Mapping[str, StoredTensor]) -> None:
     """Every tensor that the program reads is in the file, and nothing else is."""
     needed = set(tensors_of(program))
     if missing := sorted(needed - stored.keys()):
@@ -41,7 +41,7 @@ def check_tensors(program: Program, stored: Mapping[str, Stored]) -> None:
 
 
 def infer(
-    program: Program, stored: Mapping[str, Stored], inputs: Mapping[str, tuple[int, ...]]
+    program: CpuProgram, stored: Mapping[str, StoredTensor], inputs: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
     """Every value as a meta tensor, or as the integer that it is.
 
@@ -62,7 +62,7 @@ def infer(
     with torch.no_grad():
         for index, operation in enumerate(program.operations):
             place = place_of(index, operation)
-            if isinstance(operation, Layer):
+            if isinstance(operation, ProgramLayer):
                 values[operation.output] = _layer(operation, values, tensors, place)
                 _bound(values[operation.output], place)
             else:
@@ -71,7 +71,7 @@ def infer(
 
 
 def _call(
-    operation: Call, values: dict[str, Any], tensors: Mapping[str, Tensor], place: str
+    operation: ProgramCall, values: dict[str, Any], tensors: Mapping[str, Tensor], place: str
 ) -> None:
     function = function_of(operation.function, place)
     args = decode(operation.args, values, tensors, place)
@@ -107,7 +107,7 @@ def _bound(value: Tensor, place: str) -> None:
 
 
 def _layer(
-    layer: Layer, values: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str
+    layer: ProgramLayer, values: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str
 ) -> Tensor:
     """The output of a layer; InputError where its sizes contradict each other."""
     x, weight = values[layer.input], tensors[layer.weight]

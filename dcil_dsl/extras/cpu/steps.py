@@ -19,14 +19,14 @@ from torch.nn import functional
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.cpu.build import Library
 from dcil_dsl.extras.cpu.pack import MOST_SHORT, Kept, slice_rows
-from dcil_dsl.extras.cpu.program import Activation, Layer
-from dcil_dsl.extras.cpu.structs import ACTIVATIONS, Rows, Slices
+from dcil_dsl.extras.cpu.program import Activation, ProgramLayer
+from dcil_dsl.extras.cpu.structs import ACTIVATIONS, RowStruct, Slices
 
 Values = list[Any]
 Places = tuple[int, int | None, int]  # of the input, the residual and the output
 
 
-class Step(Protocol):
+class KernelStep(Protocol):
     """A part of a call: reads values by their places and fills others."""
 
     def run(self, values: Values) -> None: ...
@@ -90,7 +90,7 @@ class TorchLayer:
 
     def __init__(
         self,
-        layer: Layer,
+        layer: ProgramLayer,
         weight: Tensor,
         bias: Tensor | None,
         read: int,
@@ -145,13 +145,15 @@ def planned(tensor: object, shape: tuple[int, ...], reader: str) -> Tensor:
     return tensor.contiguous()
 
 
-class Linear:
+class LinearStep:
     """A linear layer without its zeros; a subclass for each kernel.
 
     threads  of one call
     """
 
-    def __init__(self, layer: Layer, library: Library, places: Places, shape: tuple[int, ...]):
+    def __init__(
+        self, layer: ProgramLayer, library: Library, places: Places, shape: tuple[int, ...]
+    ):
         self.layer, self.library, self.shape = layer, library, shape
         self.read, self.add, self.write = places
 
@@ -169,12 +171,12 @@ class Linear:
         raise NotImplementedError
 
 
-class SlicedLinear(Linear):
+class SlicedLinear(LinearStep):
     """For few rows: a vector of outputs, each lane with its own columns."""
 
     def __init__(
         self,
-        layer: Layer,
+        layer: ProgramLayer,
         library: Library,
         places: Places,
         shape: tuple[int, ...],
@@ -219,7 +221,7 @@ class SlicedLinear(Linear):
             )
 
 
-class RowsLinear(Linear):
+class RowsLinear(LinearStep):
     """For many rows: a vector of rows for each kept weight.
 
     width  vectors of a tile of rows: 1, 2, 4 or 6
@@ -227,7 +229,7 @@ class RowsLinear(Linear):
 
     def __init__(
         self,
-        layer: Layer,
+        layer: ProgramLayer,
         library: Library,
         places: Places,
         shape: tuple[int, ...],
@@ -244,7 +246,7 @@ class RowsLinear(Linear):
         columns = kept.columns.astype(np.uint16) if short else kept.columns * size
         columns = columns if short else columns.astype(np.int32)
         self.keep = (kept, columns, bias)
-        self.struct = Rows(
+        self.struct = RowStruct(
             values=None if kept.short else address(kept.values),
             short_values=address(kept.values) if kept.short else None,
             offsets=None if short else address(columns),

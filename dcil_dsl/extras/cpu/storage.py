@@ -33,7 +33,7 @@ FLOATING = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of the file.
 
     values  the whole tensor; of a compressed one the kept numbers
@@ -73,23 +73,23 @@ class Stored:
         return full.reshape(self.shape)
 
 
-def compress(tensor: Tensor, dtype: torch.dtype | None = None) -> Stored:
+def compress(tensor: Tensor, dtype: torch.dtype | None = None) -> StoredTensor:
     """The smaller of the dense and the compressed form. `dtype`: the type of the stored values.
 
     Negative zeros count as zeros.
     """
     tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
-        return Stored(tuple(tensor.shape), tensor)
+        return StoredTensor(tuple(tensor.shape), tensor)
     kept = (tensor != 0).reshape(-1)
     values = tensor.reshape(-1)[kept].to(dtype or tensor.dtype)
     mask = np.packbits(kept.numpy(), bitorder="little")
-    small = Stored(tuple(tensor.shape), values.contiguous(), mask)
-    whole = Stored(tuple(tensor.shape), tensor.to(dtype or tensor.dtype))
+    small = StoredTensor(tuple(tensor.shape), values.contiguous(), mask)
+    whole = StoredTensor(tuple(tensor.shape), tensor.to(dtype or tensor.dtype))
     return small if small.num_bytes < whole.num_bytes else whole
 
 
-def write_tensors(file: Path, stored: Mapping[str, Stored]) -> None:
+def write_tensors(file: Path, stored: Mapping[str, StoredTensor]) -> None:
     """Write the file as a whole, or nothing."""
     tensors: dict[str, Tensor] = {}
     for name, entry in stored.items():
@@ -109,7 +109,7 @@ def write_tensors(file: Path, stored: Mapping[str, Stored]) -> None:
     write_atomically(file, write)
 
 
-def read_tensors(file: Path) -> dict[str, Stored]:
+def read_tensors(file: Path) -> dict[str, StoredTensor]:
     """Read and check the file. InputError where it is missing or damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
@@ -123,15 +123,15 @@ def read_tensors(file: Path) -> dict[str, Stored]:
     return parse_tensors(tensors, str(file))
 
 
-def parse_tensors(tensors: Mapping[str, Tensor], place: str) -> dict[str, Stored]:
+def parse_tensors(tensors: Mapping[str, Tensor], place: str) -> dict[str, StoredTensor]:
     """Stored tensors from the entries of a file; every mask fits its shape and its values."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for key, tensor in tensors.items():
         if key.endswith(MASK):
             name = key.removesuffix(MASK)
             found[name] = _compressed(name, tensor, tensors, place)
         elif not key.endswith((VALUES, SHAPE)):
-            found[key] = Stored(tuple(tensor.shape), tensor.contiguous())
+            found[key] = StoredTensor(tuple(tensor.shape), tensor.contiguous())
     for key in tensors:
         for suffix in (VALUES, SHAPE):
             if key.endswith(suffix) and key.removesuffix(suffix) not in found:
@@ -142,7 +142,7 @@ def parse_tensors(tensors: Mapping[str, Tensor], place: str) -> dict[str, Stored
     return found
 
 
-def _compressed(name: str, mask: Tensor, tensors: Mapping[str, Tensor], place: str) -> Stored:
+def _compressed(name: str, mask: Tensor, tensors: Mapping[str, Tensor], place: str) -> StoredTensor:
     values, shape = tensors.get(name + VALUES), tensors.get(name + SHAPE)
     if values is None or shape is None:
         missing = VALUES if values is None else SHAPE
@@ -169,10 +169,10 @@ def _compressed(name: str, mask: Tensor, tensors: Mapping[str, Tensor], place: s
             f"{place}: the mask of `{name}` keeps {inside:,} numbers, and {values.numel():,} "
             "are stored"
         )
-    return Stored(tuple(sizes), values.contiguous(), bits)
+    return StoredTensor(tuple(sizes), values.contiguous(), bits)
 
 
-def digest_of(stored: Mapping[str, Stored]) -> str:
+def digest_of(stored: Mapping[str, StoredTensor]) -> str:
     """A sha256 of names, shapes and numbers."""
     entries: dict[str, Tensor] = {}
     for name, entry in stored.items():

@@ -8,7 +8,7 @@ from enum import IntEnum
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-class Kind(IntEnum):
+class StructKind(IntEnum):
     """What an operation on planes does."""
 
     CONV = 0
@@ -40,7 +40,7 @@ class Op(ctypes.Structure):
     )
 
 
-class Rows(ctypes.Structure):
+class RowStruct(ctypes.Structure):
     """A linear layer whose input rows are positions."""
 
     _fields_ = _fields(

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cpu_nets import network_of_layers, pruned
+from support.cpu_nets import network_of_layers, pruned
 from torch import nn
 
 from dcil_dsl.extras.cpu import code, executable, generate
 from dcil_dsl.extras.cpu.build import load_library
 from dcil_dsl.extras.cpu.executable import Executable, can_execute
-from dcil_dsl.extras.cpu.segment import Segment
-from dcil_dsl.extras.cpu.structs import Kind
+from dcil_dsl.extras.cpu.segment import NativeSegment
+from dcil_dsl.extras.cpu.structs import StructKind
 
 needs_x86 = pytest.mark.skipif(not can_execute(), reason="x86-64 Linux alone")
 
@@ -48,8 +48,8 @@ def kinds(network):
     network(torch.zeros(1, 4, 6, 6))
     (plan,) = network._plans.values()
     (step, _), *_ = plan.steps
-    assert isinstance(step, Segment)
-    return {op.kind for op in step.table} - {Kind.COPY}
+    assert isinstance(step, NativeSegment)
+    return {op.kind for op in step.table} - {StructKind.COPY}
 
 
 @needs_x86
@@ -57,7 +57,7 @@ def test_a_layer_gets_code_of_its_own_with_avx512_and_else_a_kernel_in_c():
     network = network_of_layers(pruned(nn.Conv2d(4, 40, 3), 0.5), shape=(1, 4, 6, 6))
     network.kernels = "generated"
     library = load_library()
-    assert kinds(network) == {Kind.CODE if library.lanes == 16 else Kind.CONV}
+    assert kinds(network) == {StructKind.CODE if library.lanes == 16 else StructKind.CONV}
 
 
 @needs_x86
@@ -68,7 +68,7 @@ def test_where_the_system_forbids_code_the_kernel_in_c_runs(monkeypatch):
     monkeypatch.setattr(generate, "Executable", forbidden)
     network = network_of_layers(pruned(nn.Conv2d(4, 40, 3), 0.5), shape=(1, 4, 6, 6))
     network.kernels = "generated"
-    assert kinds(network) == {Kind.CONV}
+    assert kinds(network) == {StructKind.CONV}
 
 
 def test_other_systems_get_no_code(monkeypatch):

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from cpu_nets import assert_as_exact_as_torch, network_of, pruned
+from support.cpu_nets import assert_as_exact_as_torch, network_of, pruned
 from torch import nn
 
 from dcil_dsl import InputError, load_cpu
 from dcil_dsl.extras.cpu import build, network
 from dcil_dsl.extras.cpu.export import build_program, read, verify, write
-from dcil_dsl.extras.cpu.program import Layer
+from dcil_dsl.extras.cpu.program import ProgramLayer
 from dcil_dsl.model.inputs import Inputs
 
 
@@ -46,7 +46,7 @@ def test_a_folder_holds_data_alone_and_computes_what_the_model_computes(tmp_path
 
 def test_norms_become_part_of_their_layers():
     program, tensors = build_program(pruned(net(), 0.8), Inputs.of(X))
-    layers = [op for op in program.operations if isinstance(op, Layer)]
+    layers = [op for op in program.operations if isinstance(op, ProgramLayer)]
     assert [layer.activation for layer in layers] == ["relu", "relu6", None]
     assert not any("norm" in str(op) for op in program.operations)
     assert (tensors[layers[0].weight] == 0).float().mean() == pytest.approx(0.8, abs=0.01)

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from cpu_nets import network_of, pruned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.cpu_nets import network_of, pruned
 from torch import nn
 
 from dcil_dsl import InputError, load_cpu

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from cpu_nets import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.cpu_nets import (
     all_sparse,
     assert_as_exact_as_torch,
     magnitude,
@@ -10,8 +12,6 @@ from cpu_nets import (
     network_of_layers,
     pruned,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from dcil_dsl.extras.cpu.network import CpuNetwork

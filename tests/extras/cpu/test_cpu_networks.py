@@ -3,7 +3,13 @@
 import pytest
 import torch
 import torchvision
-from cpu_nets import all_sparse, assert_as_exact_as_torch, network_of, network_of_layers, pruned
+from support.cpu_nets import (
+    all_sparse,
+    assert_as_exact_as_torch,
+    network_of,
+    network_of_layers,
+    pruned,
+)
 from torch import nn
 
 from dcil_dsl.extras.cpu.network import CpuNetwork

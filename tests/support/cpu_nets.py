@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.extras.cpu.export import build_program
 from dcil_dsl.extras.cpu.network import CpuNetwork
-from dcil_dsl.extras.cpu.program import Call, Input, Layer, Program
+from dcil_dsl.extras.cpu.program import CpuProgram, ProgramCall, ProgramInput, ProgramLayer
 from dcil_dsl.extras.cpu.storage import compress
 from dcil_dsl.model.inputs import Inputs
 
@@ -61,7 +61,7 @@ def network_of_layers(*layers: nn.Module, shape: tuple[int, ...]) -> CpuNetwork:
             pairs = [[size, size] for size in (layer.kernel_size, layer.stride, layer.padding)]
             args = [{"value": names["input"]}, *pairs]
             pool = "aten.max_pool2d.default"
-            operations.append(Call(op="torch", function=pool, args=args, outputs=[value]))
+            operations.append(ProgramCall(op="torch", function=pool, args=args, outputs=[value]))
             continue
         stored[f"{index}.weight"] = compress(layer.weight)
         if layer.bias is not None:
@@ -71,10 +71,10 @@ def network_of_layers(*layers: nn.Module, shape: tuple[int, ...]) -> CpuNetwork:
             for key in ("stride", "padding", "dilation", "groups"):
                 names[key] = getattr(layer, key)
         op = "conv2d" if isinstance(layer, nn.Conv2d) else "linear"
-        operations.append(Layer(op=op, layer=str(index), weight=f"{index}.weight", **names))
-    given = [Input(name="x", shape=[None, *shape[1:]], dtype="float32")]
+        operations.append(ProgramLayer(op=op, layer=str(index), weight=f"{index}.weight", **names))
+    given = [ProgramInput(name="x", shape=[None, *shape[1:]], dtype="float32")]
     outputs = {"value": value}
-    program = Program(
+    program = CpuProgram(
         format=1, model="", inputs=given, operations=operations, outputs=outputs, digest=""
     )
     return CpuNetwork(program, stored, "c")
