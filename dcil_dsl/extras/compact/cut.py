@@ -20,11 +20,11 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.dead_channels import gone_along
-from dcil_dsl.extras.compact.dependencies import Dependencies
 from dcil_dsl.extras.compact.files import Kept, ModuleSizes, gather
 from dcil_dsl.extras.compact.fold_constants import replace_branch
-from dcil_dsl.extras.compact.graph_facts import Conv, ConvTransposed, argument, name_of
-from dcil_dsl.extras.compact.rules import find_dependencies
+from dcil_dsl.model.channels.dependencies import Dependencies
+from dcil_dsl.model.channels.operations import Conv, ConvTransposed, argument, name_of
+from dcil_dsl.model.channels.rules import find_dependencies
 from dcil_dsl.model.inputs import Arguments, Inputs
 from dcil_dsl.model.trace import Traced, TraceError, constants, trace_model
 

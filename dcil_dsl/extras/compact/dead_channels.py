@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import constant_columns
-from dcil_dsl.extras.compact.dependencies import FIXED, Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import BatchNorm, told
+from dcil_dsl.model.channels.dependencies import FIXED, Dependencies, Read
+from dcil_dsl.model.channels.operations import BatchNorm, told
 
 # A constant is carried by a channel whose own is at least this part of the largest: dividing by
 # a small one would lose digits.

@@ -26,8 +26,8 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import add_up
 from dcil_dsl.extras.compact.dead_channels import Reading
-from dcil_dsl.extras.compact.dependencies import Dependencies
-from dcil_dsl.extras.compact.graph_facts import (
+from dcil_dsl.model.channels.dependencies import Dependencies
+from dcil_dsl.model.channels.operations import (
     BatchNorm,
     Conv,
     Kind,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.graph_facts import JOINING, Kind, Weighing, kind_of, name_of
+from dcil_dsl.model.channels.operations import JOINING, Kind, Weighing, kind_of, name_of
 
 FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.dependencies import Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import (
+from dcil_dsl.model.channels.dependencies import Dependencies, Read
+from dcil_dsl.model.channels.operations import (
     Kind,
     argument,
     mixed_dims,
