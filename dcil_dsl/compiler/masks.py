@@ -24,8 +24,9 @@ from dcil_dsl.masking.rows import (
 )
 from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
-from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask
-from dcil_dsl.plan.budget import members, unit_costs
+from dcil_dsl.masking.ties import places, spread_ties, sum_ties
+from dcil_dsl.masking.units import keep_pattern, score_units, spread_mask, sum_of_units
+from dcil_dsl.plan.budget import members, unit_costs, weights_of_unit
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 from dcil_dsl.words.granularity import Pattern, Single
@@ -57,7 +58,11 @@ def make_masks(
     units = _unit_scores(group, scores, parts)
     if group.target.rescales:
         units = [group.target.rescaled(score) for score in units]
-    kept = zip(_keep(group, units, keeps, step), members(group, group.cuts), strict=True)
+    chosen = _keep(group, units, keeps, step)
+    if group.ties:
+        at = places(group.ties, group.parameters, chosen[0].device)
+        return _spread_filters(group, spread_ties(chosen, at), scores, parts)
+    kept = zip(chosen, members(group, group.cuts), strict=True)
     if parts is None:
         shapes = members(group, [score.shape for score in scores])
         return [
@@ -70,6 +75,16 @@ def make_masks(
         spread_to_rows(one, cut, parts.rows[name], len(score))
         for (one, cut), name, score in zip(of_weights, group.parameters, scores, strict=True)
     ]
+
+
+def _spread_filters(
+    group: Group, kept: list[Tensor], scores: Sequence[Tensor], parts: Parts | None
+) -> list[Tensor]:
+    """The masks of weights from a truth a filter of each."""
+    rows = zip(group.parameters, kept, group.cuts, scores, strict=True)
+    if parts is None:
+        return [spread_mask(one, [cut], [s.shape])[0] for _, one, cut, s in rows]
+    return [spread_to_rows(one, cut, parts.rows[name], len(s)) for name, one, cut, s in rows]
 
 
 def _patterns(
@@ -99,6 +114,8 @@ def _rescaled(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> li
 
 def _unit_scores(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
     """The mean score of each unit of each member, on every process alike: one exchange in all."""
+    if group.ties:
+        return _tied_scores(group, scores, parts)
     cuts = members(group, group.cuts)
     if parts is None:
         pairs = zip(members(group, scores), cuts, strict=True)
@@ -112,6 +129,19 @@ def _unit_scores(group: Group, scores: Sequence[Tensor], parts: Parts | None) ->
     sums = parts.across.sum(torch.cat(sums)).split(num_units)
     sizes = [sum(prod(cut.shape) for cut in of_weights) for of_weights in cuts]
     return [s / (size / n) for s, size, n in zip(sums, sizes, num_units, strict=True)]
+
+
+def _tied_scores(group: Group, scores: Sequence[Tensor], parts: Parts | None) -> list[Tensor]:
+    """The mean score of all weights of each unit, (units,) in float64 for each tie."""
+    if parts is None:
+        sums = [sum_of_units(s, cut) for s, cut in zip(scores, group.cuts, strict=True)]
+    else:
+        rows = zip(group.parameters, scores, group.cuts, strict=True)
+        own = [sum_units(s, cut, parts.rows[name], torch.float64) for name, s, cut in rows]
+        sums = list(parts.across.sum(torch.cat(own)).split([len(one) for one in own]))
+    at = places(group.ties, group.parameters, sums[0].device)
+    sizes = [sum(of_unit.values()) for of_unit in weights_of_unit(group)]
+    return [s / max(1, size) for s, size in zip(sum_ties(sums, at), sizes, strict=True)]
 
 
 def are_halved(group: Group, step: int) -> tuple[bool, ...]:

@@ -33,11 +33,14 @@ def score_units(scores: Sequence[Tensor], cuts: Sequence[Cut]) -> Tensor:
 
     float64, because sums of float32 depend on their order, and with it on the device.
     """
-    sums = sum(
-        _rows(score, cut).sum(1, dtype=torch.float64)
-        for score, cut in zip(scores, cuts, strict=True)
-    )
+    sums = sum(sum_of_units(score, cut) for score, cut in zip(scores, cuts, strict=True))
     return sums / (sum(score.numel() for score in scores) / len(sums))
+
+
+@torch.no_grad()
+def sum_of_units(score: Tensor, cut: Cut) -> Tensor:
+    """The summed score of the weights of each unit, (number of units,) in float64."""
+    return _rows(score, cut).sum(1, dtype=torch.float64)
 
 
 def spread_mask(kept: Tensor, cuts: Sequence[Cut], shapes: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -20,9 +20,10 @@ from dcil_dsl.plan.budget import budget_size, counted, members, num_units, unit_
 from dcil_dsl.plan.cuts import tensor_core_obstacle
 from dcil_dsl.plan.dynamics import resolve_dynamics
 from dcil_dsl.plan.measured import measured_shares
-from dcil_dsl.plan.members import divide, unit_prices
+from dcil_dsl.plan.members import divide, tie_members, unit_prices
 from dcil_dsl.plan.schedule import reached_at, whole_units
 from dcil_dsl.plan.share_out import share_out
+from dcil_dsl.plan.ties import warn_of_bound
 from dcil_dsl.plan.wording import percent
 from dcil_dsl.words.granularity import Head
 from dcil_dsl.words.schedules import Ramp
@@ -36,6 +37,7 @@ def allocate_group(
     place: str,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
+    ties: tuple[p.Tie, ...],
     run: Run,
     report: Diagnostics,
 ) -> p.Group | None:
@@ -46,10 +48,16 @@ def allocate_group(
     target = rule.target.in_steps(run)
     unit = target.pattern or rule.granularity
     owned = divide(rule, unit, weights, heads, report)
+    if owned and ties:
+        weights = tuple(weight for member in owned for weight in member.weights)
+        cuts = tuple(cut for member in owned for cut in member.cuts)
+        owned = tie_members(owned, ties)
     of, costs = unit_prices(rule, unit, owned or [], report)
     if owned is None or costs is None:
         return None
-    weights = tuple(weight for member in owned for weight in member.weights)
+    if not ties:
+        weights = tuple(weight for member in owned for weight in member.weights)
+        cuts = tuple(cut for member in owned for cut in member.cuts)
     is_pattern = target.pattern is not None
     sizes = [math.prod(m.weights[0].shape) if is_pattern else m.num_units for m in owned]
     group = p.Group(
@@ -59,11 +67,18 @@ def allocate_group(
         target=target,
         of=of,
         granularity=rule.granularity,
-        cuts=tuple(cut for member in owned for cut in member.cuts),
+        cuts=cuts,
         spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
+        ties=ties,
         costs=costs,
-        floors=tuple(_floor(rule, size) for size in sizes),
-        ceilings=tuple(_ceiling(rule, size) for size in sizes) if rule.ceiling else (),
+        floors=tuple(
+            size if m.bound else _floor(rule, size) for m, size in zip(owned, sizes, strict=True)
+        ),
+        ceilings=tuple(
+            size if m.bound else _ceiling(rule, size) for m, size in zip(owned, sizes, strict=True)
+        )
+        if rule.ceiling
+        else (),
         hardware=tuple(tensor_core_obstacle(w, unit) for w in weights) if is_pattern else (),
         score=target.score_for(rule.score).in_steps(run),
         schedule=rule.schedule.in_steps(run),
@@ -71,8 +86,11 @@ def allocate_group(
         **resolve_dynamics(rule, run),
     )
     _check_budget(rule, group, report)
+    warn_of_bound(rule, group, report)
     targets = None
-    if proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
+    if any(m.bound for m in owned) and not (target.one_budget or target.divides):
+        targets = tuple(0.0 if m.bound else group.sparsity for m in owned)
+    elif proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
         targets = _divided(proportions, group)
     elif target.measured_in is not None:
         targets = measured_shares(rule, group, report)
@@ -87,9 +105,12 @@ def allocate_group(
 
 def _divided(proportions: tuple[float, ...], group: p.Group) -> tuple[float, ...]:
     """The share of each member that is pruned in the end."""
-    sizes, ceilings = num_units(group), group.ceilings or num_units(group)
-    budget = sum(sizes) * (1 - group.sparsity)
-    densities = share_out(proportions, sizes, budget, group.floors, ceilings)
+    costs, ceilings = unit_costs(group), group.ceilings or num_units(group)
+    sizes, least, most = (
+        [number * cost for number, cost in zip(counts, costs, strict=True)]
+        for counts in (num_units(group), group.floors, ceilings)
+    )
+    densities = share_out(proportions, sizes, sum(sizes) * (1 - group.sparsity), least, most)
     return tuple(1 - density for density in densities)
 
 
@@ -110,6 +131,8 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
     """E304, once for the rule."""
     noun, target = counted(group, many=False), percent(round(group.sparsity, 6))
     sizes, costs = num_units(group), unit_costs(group)
+    if group.ties and all(tie.bound for tie in group.ties):
+        return  # warn_of_bound
     ceilings = group.ceilings or sizes
     if group.one_budget or group.target.divides:
         least, most = (
@@ -119,9 +142,12 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
         budgets = [(count(budget_size(group), noun), budget_size(group), least, most)]
     else:
         names = [own[0] for own in members(group)]
+        bound = [bool(tie.bound) for tie in group.ties] or [False] * len(names)
+        rows = zip(names, sizes, group.floors, ceilings, costs, bound, strict=True)
         budgets = [
-            (f"`{name}` ({count(size, noun)})", size, least, most)
-            for name, size, least, most in zip(names, sizes, group.floors, ceilings, strict=True)
+            (f"`{name}` ({count(size * cost, noun)})", size * cost, least * cost, most * cost)
+            for name, size, least, most, cost, stays in rows
+            if not stays
         ]
     wrong = []
     for what, size, least, most in budgets:

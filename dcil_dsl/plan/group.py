@@ -73,6 +73,53 @@ class Bound(Part):
     ceiling: NonNegativeInt
 
 
+class Run(NamedTuple):
+    """`count` filters from `first` on, each `step` after the last."""
+
+    first: NonNegativeInt
+    count: PositiveInt
+    step: int
+
+
+class Tied(Part):
+    """The filters of one weight in a Tie, unit after unit, as many of each."""
+
+    parameter: str
+    filters: tuple[Run, ...]
+
+    @property
+    def num_filters(self) -> int:
+        return sum(run.count for run in self.filters)
+
+    def listed(self) -> list[int]:
+        """Every filter, in the order of the units."""
+        return [run.first + i * run.step for run in self.filters for i in range(run.count)]
+
+
+class Tie(Part):
+    """Units of filters that stay or go together, all of the same make.
+
+    num_units  how many units there are
+    parts      the filters of each weight
+    bound      why none of them can go; "" where they can
+    """
+
+    num_units: PositiveInt
+    parts: tuple[Tied, ...]
+    bound: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Tie:
+        if not self.parts or any(part.num_filters % self.num_units for part in self.parts):
+            raise ValueError("its filters do not fall into its units")
+        return self
+
+    @property
+    def filters_of_unit(self) -> dict[str, int]:
+        """How many filters of each weight a unit has."""
+        return {part.parameter: part.num_filters // self.num_units for part in self.parts}
+
+
 _MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
 
 
@@ -81,13 +128,15 @@ class Budgeted(Part):
 
     Units lie in one weight each, but those of an attention head in several. Weights that share
     their units are a member of the group: `spans` says how many of `parameters`, from the first
-    on, each member has. ceilings and costs have one entry a member, all others one a weight.
+    on, each member has. Of tied filters each of `ties` is a member, and a weight may have filters
+    in several. ceilings and costs have one entry a member, all others one a weight.
 
     target       how much is pruned, and how the members share it
     of           what the budget counts: single weights, units, or multiply-accumulates
     granularity  what goes together; a target that is a pattern says it itself
     cuts         how each weight falls into units; empty: each weight is one
     spans        empty: each weight is a member
+    ties         which filters go together; empty: each filter is a unit
     costs        what a unit of each member costs the budget; empty: 1, the budget counts units
     ceilings     the most units each member keeps at the target; empty: all of them
     bounds       what some members keep together, of a global budget whose costs are all equal;
@@ -102,6 +151,7 @@ class Budgeted(Part):
     granularity: Stored[Granularity] = Single()
     cuts: tuple[Cut, ...] = ()
     spans: tuple[int, ...] = ()
+    ties: tuple[Tie, ...] = ()
     costs: tuple[PositiveInt, ...] = ()
     ceilings: tuple[NonNegativeInt, ...] = ()
     bounds: tuple[Bound, ...] = ()
@@ -129,7 +179,7 @@ class Budgeted(Part):
     def check_members(self, a_weight: tuple[str, ...], a_member: tuple[str, ...]) -> None:
         """ValueError if a field does not have an entry for each weight, or for each member."""
         size = len(self.parameters)
-        num_members = len(self.spans) or size
+        num_members = len(self.ties) or len(self.spans) or size
         if not size or (self.spans and (sum(self.spans) != size or min(self.spans) < 1)):
             raise ValueError("its members are not all of its weights")
         for names, count in ((a_weight, size), (a_member, num_members)):
@@ -142,8 +192,24 @@ class Budgeted(Part):
         for cut, size in zip(self.cuts, self.num_weights, strict=False):
             if math.prod(cut.shape) != size:
                 raise ValueError(f"a cut of shape {cut.shape} does not have {size} weights")
+        if self.ties:
+            self._check_ties()
         if any(place >= num_members for bound in self.bounds for place in bound.members):
             raise ValueError("a bound is of members that are missing")
+
+    def _check_ties(self) -> None:
+        """ValueError unless each filter of each weight is in exactly one unit."""
+        listed: dict[str, list[int]] = {name: [] for name in self.parameters}
+        sizes = dict(zip(self.parameters, (cut.num_units for cut in self.cuts), strict=False))
+        parts = [part for tie in self.ties for part in tie.parts]
+        if self.spans or any(part.parameter not in sizes for part in parts):
+            raise ValueError("its ties are not of its weights")
+        if sum(part.num_filters for part in parts) != sum(sizes.values()):
+            raise ValueError("its ties do not have every filter once")
+        for part in parts:
+            listed[part.parameter] += part.listed()
+        if any(sorted(own) != list(range(sizes[name])) for name, own in listed.items()):
+            raise ValueError("its ties do not have every filter once")
 
 
 class Group(Budgeted):

@@ -7,8 +7,10 @@ Not:  show.py puts the parts together.
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.budget import budget_size, counted, num_units, unit_costs
+from dcil_dsl.plan.budget import budget_size, counted, kept_in_budget, num_units, unit_costs
 from dcil_dsl.plan.curve import draw_schedule, same_curve
 from dcil_dsl.plan.facts import mask_bytes, score_bytes
 from dcil_dsl.plan.plan import Group, Plan
@@ -32,6 +34,7 @@ def show_groups(plan: Plan, page: Page) -> str:
             f"freeze {freeze}, floor {floor_words(group)}",
             *(f"  {line}" for line in dynamics_words(group, plan)),
             *(f"  {line}" for line in hardware_words(group)),
+            *(f"  {line}" for line in tie_words(group, page.width - 2)),
         ]
     if not plan.groups:
         lines.append("none: no weight is pruned")
@@ -93,7 +96,8 @@ def show_curves(plan: Plan, page: Page) -> str:
 def group_line(plan: Plan, group: Group) -> str:
     """ "90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
     size = count(budget_size(group), counted(group, many=False))
-    kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
+    end = last_refresh(group, max(0, plan.num_steps - 1))
+    kept = kept_in_budget(group, keeps_at(group, end))
     shared = "one budget for all" if group.one_budget else "one budget each"
     shared += group.target.how
     layers = count(len(group.parameters), "layer")
@@ -137,6 +141,32 @@ def floor_words(group: Group) -> str:
         least, most = (percent(round(n / size, 4)) for n in (bound.floor, bound.ceiling))
         words += f", {bound.name} together {least} to {most}"
     return words
+
+
+def tie_words(group: Group, width: int) -> list[str]:
+    """Which filters are tied, which are bound and why; those of one layer alone are counted."""
+    if not group.ties:
+        return []
+    tied = [tie for tie in group.ties if len(tie.filters_of_unit) > 1 and not tie.bound]
+    alone = sum(len(tie.parts) == 1 and not tie.bound for tie in group.ties)
+    bound = [tie for tie in group.ties if tie.bound]
+    words = f"tied filters: {count(len(tied), 'set')} in several layers, {alone:,} in one"
+    lines = [words + (f", {count(len(bound), 'set')} bound" if bound else "")]
+    for tie in [*tied, *bound]:
+        parts = [
+            short_name(name) + (f" x {n}" if n > 1 else "")
+            for name, n in tie.filters_of_unit.items()
+        ]
+        why = f"; bound: {tie.bound}" if tie.bound else ""
+        lines += wrap(
+            f"{count(tie.num_units, 'unit')} of {', '.join(parts)}{why}",
+            width,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return lines
 
 
 def hardware_words(group: Group) -> list[str]:

@@ -122,8 +122,14 @@ def share_of(group: Group, parameter: str) -> float:
     """The sparsity that is asked of a layer in the end; of one that shares its budget, of all."""
     if not group.targets:
         return group.sparsity
-    parts = zip(members(group), group.targets, strict=True)
-    return next(round(target, 3) for names, target in parts if parameter in names)
+    if group.ties:
+        parts = [
+            (t, tie.filters_of_unit.get(parameter, 0) * tie.num_units)
+            for t, tie in zip(group.targets, group.ties, strict=True)
+        ]
+        return round(sum(t * n for t, n in parts) / max(1, sum(n for _, n in parts)), 3)
+    own = zip(members(group), group.targets, strict=True)
+    return next(round(target, 3) for names, target in own if parameter in names)
 
 
 def _layer_row(plan: Plan, layer: Layer, fact: LayerFacts, short: bool) -> tuple[str, ...]:

@@ -36,11 +36,14 @@ def find_dependencies(
     model: nn.Module,
     inputs: tuple,
     whole: Mapping[str, str] | None = None,
+    *,
+    joined: bool = True,
 ) -> Dependencies:
     """Number the channels of a graph and join those that depend on each other.
 
     inputs  of the graph, in order
     whole   modules that tracing kept opaque, with the reason
+    joined  give one number to all that met; else `joins` says what met
     """
     found = Dependencies(graph, model, observe(graph, model, inputs), whole or {})
     walk = _Walk(found)
@@ -49,7 +52,7 @@ def find_dependencies(
     for key, reason in walk.held.items():  # a module kept opaque may share a weight with a layer
         for axis in [axis for axis in found.axes.values() if axis.key == key]:
             found.fix(axis.channels, reason)
-    return found.with_one_number_each()
+    return found.with_one_number_each() if joined else found
 
 
 class _Walk:
@@ -212,6 +215,7 @@ class _Walk:
         count, groups = seen.shape[axis], call.groups
         inner, outer = (0, 1) if call.transposed else (1, 0)
         rows = self.rows(call.weight, outer, count)
+        found.rows[found.first[call.weight]] = rows
         columns, grouped = columns.reshape(groups, -1), rows.reshape(groups, -1)
         if columns.shape[1] == 1 and groups > 1:  # depthwise: a column and its rows are one
             self.join(columns, grouped, node)
