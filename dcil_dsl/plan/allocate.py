@@ -165,7 +165,10 @@ def _check_budget(rule: r.Prune, group: p.Group, report: Diagnostics) -> None:
             "E304",
             f"{target} of {fact}{more}",
             span or rule.target_span,
-            help="lower the floor or the target" if is_floor else "raise the ceiling or the target",
+            help=(
+                "lower the floor or the target" if is_floor else "raise the ceiling or the target"
+            )
+            + ("; `granularity = filter(ties = none)` unties filters" if group.ties else ""),
         )
 
 

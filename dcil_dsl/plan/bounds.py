@@ -59,7 +59,11 @@ def _bound(
             "E319",
             f"a {noun} of one layer is not worth one of another in {counted(group)}",
             bound.span,
-            help="`of=units` counts them alike" if not isinstance(group.unit, Single) else None,
+            help="tied filters cost as many as they are: `granularity = filter(ties = none)`"
+            if group.ties
+            else "`of=units` counts them alike"
+            if not isinstance(group.unit, Single)
+            else None,
         )
     else:
         size = sum(units[i] for i in places)
