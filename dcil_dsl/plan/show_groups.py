@@ -101,7 +101,7 @@ def group_line(plan: Plan, group: Group) -> str:
     shared = "one budget for all" if group.one_budget else "one budget each"
     shared += group.target.how
     layers = count(len(group.parameters), "layer")
-    at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
+    at_most = "at most " if group.one_budget and len(set(unit_costs(group))) > 1 else ""
     return (
         f"{percent(group.sparsity)} of {size}{_unit_words(group)} in {layers}, {shared}; "
         f"{at_most}{kept:,} kept at the end"

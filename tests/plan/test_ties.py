@@ -13,6 +13,7 @@ from dcil_dsl.diagnostics import Diagnostics, RecipeError
 from dcil_dsl.lang import loads
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.budget import budget_size, kept_in_budget, num_units
+from dcil_dsl.plan.explain import explain_layer
 from dcil_dsl.plan.facts import count_facts
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
@@ -183,6 +184,14 @@ def test_a_filter_tied_to_what_stays_is_bound_and_the_reason_is_shown():
     text = " ".join(show_plan(plan).split())
     assert "tied filters: 1 set in several layers, 1 in one, 2 sets bound" in text
     assert "6 units of a, e; bound: `c` is kept" in text
+
+
+def test_a_layer_is_explained_with_what_its_filters_are_tied_to_and_bound_by():
+    text = 'language 1\nprune Conv2d to 50% { granularity = filter }\nkeep "h"\n' + MIX + TRAIN
+    recipe, traced = loads(text, "x.prune"), trace_model(Residual(), (torch.zeros(1, 3, 6, 6),))
+    plan = resolve_recipe(recipe, traced, 10, Diagnostics())
+    assert "they go and stay with filters of `c`, `e`" in explain_layer("a", recipe, traced, plan)
+    assert "none of them goes: `h` is kept" in explain_layer("g", recipe, traced, plan)
 
 
 def test_what_the_model_returns_and_what_joins_no_layer_is_bound():
