@@ -327,6 +327,8 @@ def _cut_node(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
         return _cut_shape(node, shrunk[node])
     if name == "unflatten" and shrunk.get(node):
         return _cut_unflattened(node, shrunk[node], found)
+    if name == "group_norm" and 1 in shrunk.get(node, {}):
+        return _cut_groups(node, shrunk[node][1])
     if name in ("chunk", "split") and shrunk.get(source):
         return _cut_parts(node, source, shrunk[source], found)
     if name == "getitem" and shrunk.get(source):
@@ -343,6 +345,15 @@ def _cut_shape(node: fx.Node, shrunk: dict[int, Tensor]) -> bool:
             sizes[dim] = int((~mask).sum())
     node.args = (node.args[0], tuple(sizes)) if packed else (node.args[0], *sizes)
     return sizes != before
+
+
+def _cut_groups(node: fx.Node, gone: Tensor) -> bool:
+    """As many groups as stay; each goes as a whole."""
+    groups = argument(node, 1, "num_groups")
+    left = int((~gone).reshape(groups, -1).any(1).sum())
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "num_groups"}
+    node.args, node.kwargs = (node.args[0], left, *node.args[2:]), kwargs
+    return True
 
 
 def _cut_unflattened(node: fx.Node, shrunk: dict[int, Tensor], found: Dependencies) -> bool:

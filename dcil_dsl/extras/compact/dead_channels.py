@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import constant_columns
 from dcil_dsl.model.channels.dependencies import FIXED, Dependencies, Read
-from dcil_dsl.model.channels.operations import BatchNorm, told
+from dcil_dsl.model.channels.operations import Kind, norming_of, told
 
 # A constant is carried by a channel whose own is at least this part of the largest: dividing by
 # a small one would lose digits.
@@ -43,6 +43,7 @@ class Reading:
     constant  (groups, columns) float64: what a column always is, NaN where it depends on the input
     shared    its weights are used more than once, so that no use may change them
     receiver  the tensor that can take a constant for each row; None: there is none
+    sign      -1 where the receiver is subtracted: the running mean of a batch norm
     """
 
     read: Read
@@ -50,6 +51,7 @@ class Reading:
     constant: Tensor
     shared: bool
     receiver: str | None
+    sign: int = 1
 
     @property
     def folds(self) -> bool:
@@ -79,13 +81,15 @@ def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading
         call = read.weighing
         weight = found.model.get_parameter(call.weight).detach()
         shared = weights.count(call.weight) > 1 or _is_tied(found.model, call.weight)
+        receiver = None if call.bordered or shared else _receiver(read, found)
         result.append(
             Reading(
                 read,
                 matters=(call.blocks(weight) != 0).any(-1),
                 constant=constant_columns(call, found, values).reshape(call.groups, -1),
                 shared=shared,
-                receiver=None if call.bordered or shared else _receiver(read, found),
+                receiver=receiver,
+                sign=1 if call.bias is not None else -1,
             )
         )
     return result
@@ -192,14 +196,21 @@ def _receiver(read: Read, found: Dependencies) -> str | None:
     call, model = read.weighing, found.model
     if call.bias is not None:
         return None if _is_tied(model, call.bias) else call.bias
-    users = list(call.node.users)
-    if len(users) != 1 or users[0].op != "call_module":
+    users = [user for user in call.node.users if isinstance(found.seen[user], Tensor)]
+    norm = norming_of(users[0], model) if len(users) == 1 else None
+    if norm is None or norm.mean is None or found.kind(norm.node) is not Kind.BATCH_NORM:
         return None
-    norm, path = model.get_submodule(users[0].target), users[0].target
-    calls = [node for node in found.graph.nodes if node.target == path]
-    if not isinstance(norm, BatchNorm) or norm.running_mean is None or len(calls) > 1:
+    norms = [norming_of(node, model) for node in found.graph.nodes]
+    means = [found.first[other.mean] for other in norms if other and other.mean]
+    reads = [node for node in found.graph.nodes if node.op == "get_attr"]
+    if means.count(found.first[norm.mean]) > 1 or any(
+        node.target in found.first
+        and found.first[node.target] == found.first[norm.mean]
+        and set(node.users) != {norm.node}
+        for node in reads
+    ):
         return None
-    return f"{path}.running_mean"
+    return norm.mean
 
 
 def _is_tied(model: nn.Module, key: str) -> bool:

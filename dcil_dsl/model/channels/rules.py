@@ -23,6 +23,7 @@ from dcil_dsl.model.channels.operations import (
     argument,
     mixed_dims,
     name_of,
+    norming_of,
     observe,
     replay,
     told,
@@ -76,8 +77,8 @@ class _Walk:
                 return self._move(node)
             case Kind.ALONG:
                 return self._along(node)
-            case Kind.BATCH_NORM | Kind.GROUP_NORM as kind:
-                return self._norm(node, grouped=kind is Kind.GROUP_NORM)
+            case Kind.BATCH_NORM | Kind.GROUP_NORM:
+                return self._norm(node)
             case Kind.WEIGH:
                 return self._weigh(node)
             case Kind.ATTEND:
@@ -136,7 +137,7 @@ class _Walk:
             size = tuple(map(max, size, full))
         module = found.model.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            return self._norm(node, grouped=False)
+            return self._slopes(node)
         return _nothing(seen) if result is None else result
 
     def _move(self, node: fx.Node):
@@ -189,19 +190,27 @@ class _Walk:
             return channels
         return channels.reshape([s for d, s in enumerate(channels.shape) if d not in dims])
 
-    def _norm(self, node: fx.Node, grouped: bool):
+    def _norm(self, node: fx.Node):
+        found, norm = self.found, norming_of(node, self.found.model)
+        channels = found.channels[norm.source]
+        vector = vector_along(channels, 1, found.seen[norm.source].shape[1])
+        if vector is None:
+            return self._unknown(node)
+        if norm.groups is not None:
+            groups = vector.reshape(norm.groups, -1)
+            self.join(groups[:, :1], groups, node)
+        for key in norm.keys:
+            self.axis(key, 0, vector, node)
+        return channels
+
+    def _slopes(self, node: fx.Node):
+        """PReLU with a slope for each channel."""
         found, source = self.found, node.all_input_nodes[0]
-        module = found.model.get_submodule(node.target)
         channels = found.channels[source]
         vector = vector_along(channels, 1, found.seen[source].shape[1])
         if vector is None:
             return self._unknown(node)
-        if grouped:
-            groups = vector.reshape(module.num_groups, -1)
-            self.join(groups[:, :1], groups, node)
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.dim() == 1:
-                self.axis(f"{node.target}.{name}", 0, vector, node)
+        self.axis(f"{node.target}.weight", 0, vector, node)
         return channels
 
     def _weigh(self, node: fx.Node):
