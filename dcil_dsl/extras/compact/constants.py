@@ -135,8 +135,12 @@ def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
     name = name_of(node)
     if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.LayerNorm):
         return None
-    if dims is None or not (module or name in POOLS | {"mean", "pad"}):
+    if dims is None or not (module or name in POOLS | {"mean", "pad", "sum"}):
         return None
+    if name == "sum":  # of anything but zeros it depends on how many there are
+        for dim in dims:
+            value = value.abs().sum(dim, keepdim=True)
+        value = value.masked_fill(value != 0, NAN)
     if any(value.shape[dim] > 1 for dim in dims):
         return None
     # Zeros beyond the border are averaged with the constant; beyond max pooling's lies nothing.

@@ -76,12 +76,13 @@ class Reading:
 def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading]:
     """Every layer of the graph that adds up columns, with what it is given."""
     weights = [read.weighing.weight for read in found.reads]
+    means = _means(found)
     result = []
     for read in found.reads:
         call = read.weighing
         weight = found.model.get_parameter(call.weight).detach()
         shared = weights.count(call.weight) > 1 or _is_tied(found.model, call.weight)
-        receiver = None if call.bordered or shared else _receiver(read, found)
+        receiver = None if call.bordered or shared else _receiver(read, found, means)
         result.append(
             Reading(
                 read,
@@ -93,6 +94,13 @@ def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading
             )
         )
     return result
+
+
+def fix_sums(found: Dependencies, values: dict[fx.Node, object]) -> None:
+    """What a sum over channels adds up stays, but where it is always zero."""
+    for node, source in found.sums:
+        channels, value = torch.broadcast_tensors(found.channels[source], values[source])
+        found.fix(channels[value != 0], f"{told(node, found.model)} adds it up")
 
 
 def find_removal(found: Dependencies, given: list[Reading]) -> Removal:
@@ -191,7 +199,19 @@ def _keep_slabs(node: fx.Node, channels: Tensor, removal: Removal, found: Depend
         _keep(channels.reshape(-1)[:1], removal, f"{place} would be empty")
 
 
-def _receiver(read: Read, found: Dependencies) -> str | None:
+def _means(found: Dependencies) -> Counter[str]:
+    """How often the graph uses each running mean: by norms, and by reading it by hand."""
+    uses: Counter[str] = Counter()
+    for node in found.graph.nodes:
+        norm = norming_of(node, found.model)
+        if norm is not None and norm.mean is not None and node.op == "call_module":
+            uses[found.first[norm.mean]] += 1
+        elif node.op == "get_attr" and node.target in found.first:
+            uses[found.first[node.target]] += len(node.users)
+    return uses
+
+
+def _receiver(read: Read, found: Dependencies, means: Counter[str]) -> str | None:
     """The bias that can take a constant, or the running mean of the batch norm that follows."""
     call, model = read.weighing, found.model
     if call.bias is not None:
@@ -200,17 +220,7 @@ def _receiver(read: Read, found: Dependencies) -> str | None:
     norm = norming_of(users[0], model) if len(users) == 1 else None
     if norm is None or norm.mean is None or found.kind(norm.node) is not Kind.BATCH_NORM:
         return None
-    norms = [norming_of(node, model) for node in found.graph.nodes]
-    means = [found.first[other.mean] for other in norms if other and other.mean]
-    reads = [node for node in found.graph.nodes if node.op == "get_attr"]
-    if means.count(found.first[norm.mean]) > 1 or any(
-        node.target in found.first
-        and found.first[node.target] == found.first[norm.mean]
-        and set(node.users) != {norm.node}
-        for node in reads
-    ):
-        return None
-    return norm.mean
+    return norm.mean if means[found.first[norm.mean]] == 1 else None
 
 
 def _is_tied(model: nn.Module, key: str) -> bool:

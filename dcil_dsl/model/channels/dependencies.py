@@ -50,6 +50,8 @@ class Dependencies:
                 node's shape, of size 1 in dims along which the number does not change
     seen        for each node what it gave for the example: meta tensors, sizes, numbers
     rows        for each weight the channel of each of its outputs, (outputs,)
+    sums        nodes that add up all channels of a source, with the source: a channel can go where
+                it is always zero
     rigid       dims of a node that must keep their size, whatever their channels do
     fixed       channels that cannot go, with the reason
     opaque      modules that are one call each, with the reason
@@ -65,6 +67,7 @@ class Dependencies:
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     rows: dict[str, Tensor] = field(default_factory=dict)
+    sums: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     rigid: dict[fx.Node, set[int]] = field(default_factory=dict)
     fixed: dict[int, str] = field(default_factory=dict)
     joins: nx.Graph = field(default_factory=nx.Graph)

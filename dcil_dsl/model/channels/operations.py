@@ -89,7 +89,7 @@ POOL_MODULES = (
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.Upsample,
 )
-OVER_DIMS = {"mean", "amax", "amin", "softmax", "log_softmax"}
+OVER_DIMS = {"mean", "sum", "amax", "amin", "softmax", "log_softmax"}
 ALONG = POOLS | OVER_DIMS | {"pad", "layer_norm"}
 SIZES = set("size dim numel _assert len ndim shape dtype device is_cuda getattr".split())
 WRAPPED = {  # functions of libraries that fx does not look into, and where they are defined

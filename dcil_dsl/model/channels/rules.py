@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.model.channels.dependencies import Dependencies, Read
 from dcil_dsl.model.channels.operations import (
+    JOINING,
     Kind,
     argument,
     mixed_dims,
@@ -97,6 +98,19 @@ class _Walk:
     def axis(self, key: str, dim: int, channels: Tensor, node: fx.Node) -> None:
         self.found.axis(key, dim, channels, told(node, self.found.model))
 
+    def vector(self, source: fx.Node, dim: int, node: fx.Node) -> Tensor:
+        """The channel of each index along a dim, (size,): one for all that lies at that index."""
+        channels = self.found.channels[source]
+        size = self.found.seen[source].shape[dim]
+        known = vector_along(channels, dim, size)
+        if known is not None:
+            return known
+        first = channels
+        for other in _varying(channels) - {dim % channels.dim()}:
+            first = first.narrow(other, 0, 1)
+        self.join(first, channels, node)
+        return first.reshape(-1).expand(size)
+
     def rows(self, key: str, dim: int, count: int) -> Tensor:
         """The channels of a parameter's dim, (count,): known from its first use, or new."""
         known = self.found.axes.get((self.found.first[key], dim))
@@ -151,9 +165,17 @@ class _Walk:
             if name in ("roll", "flip", "narrow", "movedim") and varying:
                 return self._unknown(node)
         result = replay(node, found.model, found.seen, found.channels)
+        if name not in JOINING:
+            return result
+        dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
         if name == "stack":
-            dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
             found.rigid.setdefault(node, set()).add(dim)
+        parts = [found.channels[source] for source in node.all_input_nodes]
+        if result.shape[dim] > 1 and (name == "stack" or all(p.shape[dim] == 1 for p in parts)):
+            first = result.narrow(dim, 0, 1)
+            if _varying(first):  # along another axis: what lies side by side shrinks together
+                self.join(first, result, node)
+                return first
         return result
 
     def _picked(self, node: fx.Node, name: str, varying: set[int]) -> set[int]:
@@ -182,45 +204,53 @@ class _Walk:
         seen = found.seen[node]
         channels = found.channels[source]
         dims = mixed_dims(node, found.model, found.seen[source].dim())
-        if dims is None or not isinstance(seen, Tensor) or dims & _varying(channels):
+        if dims is None or not isinstance(seen, Tensor):
             return self._unknown(node, f"{told(node, found.model)} mixes them")
+        if mixed := dims & _varying(channels):
+            if mixed == _varying(channels):
+                return self._all_mixed(node, source)
+            first = channels
+            for dim in mixed:  # a sum over parts of channels that are alike: as an addition is
+                first = first.narrow(dim, 0, 1)
+            self.join(first, channels, node)
+            channels = first
         for other in node.all_input_nodes[1:]:
             self.found.fix(found.channels[other], f"{told(node, found.model)} reads it")
         if seen.dim() == channels.dim():
             return channels
         return channels.reshape([s for d, s in enumerate(channels.shape) if d not in dims])
 
+    def _all_mixed(self, node: fx.Node, source: fx.Node):
+        """A sum over all channels loses nothing by one that is zero; others would change."""
+        if name_of(node) != "sum":
+            return self._unknown(node, f"{told(node, self.found.model)} mixes them")
+        self.found.sums.append((node, source))
+        return _nothing(self.found.seen[node])
+
     def _norm(self, node: fx.Node):
         found, norm = self.found, norming_of(node, self.found.model)
-        channels = found.channels[norm.source]
-        vector = vector_along(channels, 1, found.seen[norm.source].shape[1])
-        if vector is None:
-            return self._unknown(node)
+        vector = self.vector(norm.source, 1, node)
         if norm.groups is not None:
             groups = vector.reshape(norm.groups, -1)
             self.join(groups[:, :1], groups, node)
         for key in norm.keys:
             self.axis(key, 0, vector, node)
-        return channels
+        return found.channels[norm.source]
 
     def _slopes(self, node: fx.Node):
         """PReLU with a slope for each channel."""
-        found, source = self.found, node.all_input_nodes[0]
-        channels = found.channels[source]
-        vector = vector_along(channels, 1, found.seen[source].shape[1])
-        if vector is None:
-            return self._unknown(node)
-        self.axis(f"{node.target}.weight", 0, vector, node)
-        return channels
+        source = node.all_input_nodes[0]
+        self.axis(f"{node.target}.weight", 0, self.vector(source, 1, node), node)
+        return self.found.channels[source]
 
     def _weigh(self, node: fx.Node):
         found = self.found
         call = weighing_of(node, found.model)
         seen, source = found.seen[node], found.seen[call.source]
         axis = call.axis % seen.dim()
-        columns = vector_along(found.channels[call.source], axis, source.shape[axis])
-        if columns is None or seen.dim() != source.dim():
+        if seen.dim() != source.dim():
             return self._unknown(node)
+        columns = self.vector(call.source, axis, node)
         count, groups = seen.shape[axis], call.groups
         inner, outer = (0, 1) if call.transposed else (1, 0)
         rows = self.rows(call.weight, outer, count)
