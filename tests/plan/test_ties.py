@@ -97,6 +97,22 @@ def test_filters_that_meet_in_sums_groups_and_concatenations_are_units():
     assert (budget_size(group), sum(num_units(group))) == (47, len(UNITS))
 
 
+def test_large_groups_lose_the_same_place_in_each_of_inputs_and_outputs_apart():
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1, groups=2), nn.ReLU(), nn.Conv2d(32, 4, 1)
+    )
+    plan, _ = resolve('prune Conv2d to 50% { granularity = filter }\nkeep "3"', net)
+    (group,) = plan.groups
+    assert [tie.filters_of_unit for tie in group.ties] == [{"0.weight": 2}, {"1.weight": 2}]
+    assert group.ties[0].parts[0].listed()[:4] == [0, 8, 1, 9]
+    assert group.ties[1].parts[0].listed()[:4] == [0, 16, 1, 17]
+    dual = dcil.compile(plan, net)
+    dual.refresh(reached_at(group))
+    x = torch.randn(2, 3, 6, 6)
+    small = dcil.compact(dcil.export(dual), (x,), num_inputs=2).model
+    assert small[1].weight.shape == (16, 4, 1, 1) and small[1].groups == 2
+
+
 def kept_by_loops(scores, budget, costs):
     """The units that stay: the best of each tie, then the next best that fits, in float64."""
     score = []

@@ -6,8 +6,9 @@ Out:  Coupling: a channel for each output of a weight; outputs with one channel 
 Not:  no rule and no target; nothing is cut.
 
 Outputs are one channel where they meet in an addition or a product, in a norm or a depthwise
-convolution, in an attention head, or in one group of a grouped convolution: the inputs of the
-group and its outputs. The model runs on the meta device: shapes only.
+convolution, or in an attention head. The groups of a grouped convolution keep one size: large
+groups lose the same place in each, of their inputs or of their outputs; of small groups one is
+one channel, inputs and outputs. The model runs on the meta device: shapes only.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dcil_dsl.model.channels.rules import find_dependencies
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.model.tracer import first_line
+
+LARGE = 8  # a group of fewer inputs or outputs has too few places to choose from
 
 
 class Uncoupled(Exception):
@@ -100,11 +103,15 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _joined_by_groups(found: Dependencies) -> Dependencies:
-    """Inputs and outputs of one group of a convolution go together, as the whole group."""
+    """What a grouped convolution joins: places of large groups, small groups as a whole."""
     for read in found.reads:
         if read.weighing.groups == 1:
             continue
         place = told(read.weighing.node, found.model)
+        if min(read.columns.shape[1], read.rows.shape[1]) >= LARGE:
+            for channels in (read.columns, read.rows):
+                found.join(channels[:1], channels, f"the groups of {place}")
+            continue
         for group in torch.cat([read.columns, read.rows], dim=1):
             found.join(group[:1], group, f"a group of {place}")
     return found.with_one_number_each()
