@@ -97,7 +97,7 @@ def test_filters_that_meet_in_sums_groups_and_concatenations_are_units():
     assert (budget_size(group), sum(num_units(group))) == (47, len(UNITS))
 
 
-def test_large_groups_lose_the_same_place_in_each_of_inputs_and_outputs_apart():
+def test_a_few_large_groups_lose_the_same_place_in_each_inputs_and_outputs_apart():
     net = nn.Sequential(
         nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1, groups=2), nn.ReLU(), nn.Conv2d(32, 4, 1)
     )

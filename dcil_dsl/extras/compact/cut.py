@@ -149,7 +149,7 @@ def follow(
     if "" in traced.opaque:
         reason = traced.opaque[""]
         raise InputError(f"the forward of {traced.name} cannot be traced: {reason}", help=help)
-    traced.model.cpu()  # where its zeros are looked at, tensor by tensor
+    traced.model.cpu().eval()  # its zeros are looked at tensor by tensor, constants as evaluated
     graph = copy.deepcopy(traced.eval)
     calls = attention_calls(graph, traced.model)
     if opened is None:

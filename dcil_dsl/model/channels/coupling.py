@@ -6,9 +6,9 @@ Out:  Coupling: a channel for each output of a weight; outputs with one channel 
 Not:  no rule and no target; nothing is cut.
 
 Outputs are one channel where they meet in an addition or a product, in a norm or a depthwise
-convolution, or in an attention head. The groups of a grouped convolution keep one size: large
-groups lose the same place in each, of their inputs or of their outputs; of small groups one is
-one channel, inputs and outputs. The model runs on the meta device: shapes only.
+convolution, or in an attention head. The groups of a grouped convolution keep one size: one goes
+as a whole, inputs and outputs, and a few large ones lose the same place in each, of their inputs
+or of their outputs. The model runs on the meta device: shapes only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.model.tracer import first_line
 
-LARGE = 8  # a group of fewer inputs or outputs has too few places to choose from
+FEW = 8  # so many groups are enough to choose from, so many places too
 
 
 class Uncoupled(Exception):
@@ -103,12 +103,17 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _joined_by_groups(found: Dependencies) -> Dependencies:
-    """What a grouped convolution joins: places of large groups, small groups as a whole."""
+    """What a grouped convolution joins: whole groups, or the places of a few large ones.
+
+    A place that goes leaves a constant in front of the convolution, which zero padding breaks; a
+    whole group leaves none there.
+    """
     for read in found.reads:
         if read.weighing.groups == 1:
             continue
         place = told(read.weighing.node, found.model)
-        if min(read.columns.shape[1], read.rows.shape[1]) >= LARGE:
+        places = min(read.columns.shape[1], read.rows.shape[1])
+        if read.weighing.groups < FEW <= places:
             for channels in (read.columns, read.rows):
                 found.join(channels[:1], channels, f"the groups of {place}")
             continue

@@ -226,3 +226,12 @@ def test_timms_networks_lose_what_tied_filters_leave(name):
     result = dcil.compact(sparse, (x,), num_inputs=2)
     assert result.difference < 1e-12
     assert numel(result.model) < 0.31 * numel(model)
+
+
+def test_a_model_in_training_mode_is_compacted_as_it_evaluates():
+    net = (nn.Conv2d(3, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 4, 1))
+    model = ready(nn.Sequential(*net)).train()
+    dead(model[0], 1, 2, 5)
+    result = compact(model, IMAGE)
+    assert model.training and result.model[0].out_channels == 5
+    agree(result, model.eval())
