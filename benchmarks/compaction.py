@@ -23,7 +23,7 @@ import torch
 from environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests" / "export"))
+sys.path.insert(0, str(ROOT / "tests" / "extras" / "compact"))
 from zeroed import enliven, zero_heads, zero_rows
 
 from dcil_dsl.diagnostics import InputError

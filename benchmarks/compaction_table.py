@@ -91,8 +91,10 @@ def built(spec: str, seed: int) -> nn.Module:
     options = {"aux_logits": False} if spec.endswith("googlenet") else {}
     model = build_model(spec, CLASSES, options)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.ones_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # some have 0.0003, for trainings of a million steps
+            if not module.weight.any():
+                nn.init.ones_(module.weight)
     return model
 
 

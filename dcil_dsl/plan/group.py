@@ -73,11 +73,11 @@ class Bound(Part):
     ceiling: NonNegativeInt
 
 
-class Run(NamedTuple):
-    """`count` filters from `first` on, each `step` after the last."""
+class Stretch(NamedTuple):
+    """`length` filters from `first` on, each `step` after the last."""
 
     first: NonNegativeInt
-    count: PositiveInt
+    length: PositiveInt
     step: int
 
 
@@ -85,15 +85,15 @@ class Tied(Part):
     """The filters of one weight in a Tie, unit after unit, as many of each."""
 
     parameter: str
-    filters: tuple[Run, ...]
+    filters: tuple[Stretch, ...]
 
     @property
     def num_filters(self) -> int:
-        return sum(run.count for run in self.filters)
+        return sum(run.length for run in self.filters)
 
     def listed(self) -> list[int]:
         """Every filter, in the order of the units."""
-        return [run.first + i * run.step for run in self.filters for i in range(run.count)]
+        return [run.first + i * run.step for run in self.filters for i in range(run.length)]
 
 
 class Tie(Part):

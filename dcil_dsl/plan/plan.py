@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from dcil_dsl.plan.format_1 import upgrade
-from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part, Run, Tie, Tied
+from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, Part, Stretch, Tie, Tied
 from dcil_dsl.plan.steps import Train
 from dcil_dsl.words.augment import Augment
 from dcil_dsl.words.losses import Loss
@@ -29,7 +29,18 @@ from dcil_dsl.words.record import Stored
 from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.word import Word, every_word
 
-__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "Part", "Run", "Tie", "Tied", "Train"]
+__all__ = [
+    "Bound",
+    "Budgeted",
+    "Cut",
+    "Group",
+    "KeptScore",
+    "Part",
+    "Stretch",
+    "Tie",
+    "Tied",
+    "Train",
+]
 
 FORMAT = 2
 

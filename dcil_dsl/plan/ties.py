@@ -146,14 +146,14 @@ def _tie(units: Sequence[Mapping[str, list[int]]], bound: str) -> p.Tie:
     return p.Tie(num_units=len(units), parts=parts, bound=ALONE if alone else bound)
 
 
-def _runs(indices: Iterable[int]) -> tuple[p.Run, ...]:
+def _runs(indices: Iterable[int]) -> tuple[p.Stretch, ...]:
     """Whole numbers as runs of one step each."""
-    runs: list[p.Run] = []
+    runs: list[p.Stretch] = []
     for index in indices:
         if runs:
             first, length, step = runs[-1]
             if length == 1 or index == first + length * step:
-                runs[-1] = p.Run(first, length + 1, index - first if length == 1 else step)
+                runs[-1] = p.Stretch(first, length + 1, index - first if length == 1 else step)
                 continue
-        runs.append(p.Run(index, 1, 1))
+        runs.append(p.Stretch(index, 1, 1))
     return tuple(runs)
