@@ -8,6 +8,7 @@ Not:  importing this package imports no torch: each verb is imported when it is 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,9 @@ _PUBLIC = {
     "resolve": "jobs.stages",
     "compile": "jobs.stages",
     "loss": "jobs.stages",
+    "Pruner": "jobs.pruner",
     "train": "jobs.train",
+    "RunOptions": "training.options",
     "Run": "jobs.train",
     "export": "exporting.collapse",
     "federate": "extras.federated.job",
@@ -40,7 +43,7 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

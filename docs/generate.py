@@ -214,6 +214,7 @@ def _cell(text: str | None) -> str:
 def python_page() -> str:
     """The public names. griffe reads the source, and does not see what is imported at first use."""
     import dcil_dsl
+    from dcil_dsl.training.options import RunOptions
 
     parts = [
         "# Python\n\n`import dcil_dsl as dcil` gives the names below; each is imported when it is "
@@ -225,7 +226,24 @@ def python_page() -> str:
             continue
         module = inspect.getmodule(value).__name__
         parts.append(f"::: {module}.{value.__name__}\n")
+        if value is RunOptions:
+            parts.append(options_table())
     return "\n".join(parts)
+
+
+def options_table() -> str:
+    """The fields of RunOptions, which are keywords of `dcil.train` and flags of the program."""
+    from dcil_dsl.training.options import defaults, flags, help_of
+
+    rows = [
+        f"| `{name}` | {_named(flag)} | `{defaults()[name]!r}` | {_cell(help_of(name))} |"
+        for name, flag in flags().items()
+    ]
+    return "| field | flag | default | |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _named(flag) -> str:
+    return " / ".join(f"`{name}`" for name in (flag.name, flag.off) if name)
 
 
 # -- error codes -------------------------------------------------------------------------------

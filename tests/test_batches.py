@@ -30,7 +30,7 @@ def test_a_gpu_that_is_named_becomes_the_current_one(made_current):
 def test_each_of_several_processes_has_the_gpu_of_its_number(made_current):
     assert pick_device("auto", Ranks(3, 4, 1, 2)) == torch.device("cuda", 1)
     assert made_current == ["cuda:1"]
-    with pytest.raises(InputError, match="takes the GPU of its own number"):
+    with pytest.raises(InputError, match="takes the GPU of its local rank"):
         pick_device("cuda:0", Ranks(3, 4, 1, 2))
 
 

@@ -146,6 +146,19 @@ def test_an_unknown_model_is_a_wrong_command_with_the_nearest_name(dcil):
     assert status == 2 and "torchvision:resnet18" in err and "Traceback" not in err
 
 
+def test_an_unknown_verb_is_a_wrong_command_with_the_nearest(dcil):
+    status, _, err = dcil("chek", "tiny.prune")
+    assert status == 2 and "there is no verb `chek`; did you mean `check`?" in err
+    status, _, err = dcil("quantize")
+    assert status == 2 and "the verbs are compile, check, fmt" in err
+
+
+def test_every_verb_of_the_table_has_a_command_with_help(dcil):
+    for name in cli.VERBS:
+        status, out, _ = dcil(name, "--help")
+        assert status == 0 and out.startswith(f"Usage: dcil {name} "), name
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -35,6 +35,7 @@ def test_the_verbs_of_the_package_make_a_step_by_hand(folder):
     assert dcil.Plan.from_json(plan.to_json()) == plan
     assert plan.layers[0].macs == 16 * 27 * 15 * 15
     dual = dcil.compile(plan, model, example_inputs=(x,))
+    dual.begin_step(0)
     outputs = dual(x)
     assert set(outputs) == {"sparse", "dense"}
     loss = dcil.loss(plan, outputs, torch.tensor([0, 1, 2, 3]), step=0)

@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # torchvision's images are pillow's, and its tensors come from numpy: both come with it.
 WITH_OTHERS = {"PIL", "numpy", "pydantic_core"}  # of torchvision, pydantic
-OPTIONAL = {"timm", "transformers", "flwr"}
+OPTIONAL = {"lightning", "timm", "transformers", "flwr"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

@@ -95,7 +95,7 @@ def test_a_folder_that_was_deleted_while_one_stands_in_it_is_told(folder):
     line = f'mkdir gone; cd gone; rmdir ../gone; dcil verify "{folder}"'
     assert shell(folder, line) == (
         2,
-        "error: the folder in which this was started is gone\n  start it in another one\n",
+        "error: the working directory no longer exists\n  start in another one\n",
     )
 
 

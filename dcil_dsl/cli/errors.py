@@ -1,9 +1,9 @@
-"""What ends a command, as text on stderr and a status.
+"""Errors as text on stderr and an exit status.
 
-In:   diagnostics, notes, and whatever a verb raised.
+In:   diagnostics, notes, and the exception that a verb raised.
 Out:  0 done; 1 the recipe is wrong or the result does not hold; 2 the command, the model or the
-      data is wrong; 70 a fault of ours, with the traceback; 130 interrupted.
-Not:  no verb. torch is never imported here: `dcil check` has no time for it.
+      data is wrong; 70 a bug of dcil, with the traceback; 130 interrupted.
+Not:  no verb, and no torch: `dcil check` does not wait for it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dcil_dsl.cli.streams import open_streams, take_lost
 from dcil_dsl.diagnostics import Diagnostic, InputError, RecipeError
 from dcil_dsl.diagnostics.counting import count
 
-SECONDS_FOR_THE_FIRST = 3
+SECONDS_FOR_THE_FIRST = 3  # to report, before the other processes of the machine end
 DONE, WRONG, MISUSED, OURS, STOPPED = 0, 1, 2, 70, 130
-NUMBERS = (  # of a launcher, in the environment
+NUMBERS = (  # environment variables that a launcher sets
     "WORLD_SIZE",
     "RANK",
     "LOCAL_RANK",
@@ -33,11 +33,11 @@ NUMBERS = (  # of a launcher, in the environment
 
 
 def status_of(error: BaseException, concise: bool) -> int:
-    """Tell `error` on stderr; return the status it ends the process with.
+    """Report `error` on stderr; return the exit status of the process.
 
-    Of several processes of one job, one tells what all of them met (training/distributed.py).
-    Before they know each other, the others of a machine leave its first the time to tell: once
-    it has ended, torchrun ends them.
+    Of several processes of one job, one reports an error that all of them met
+    (training/distributed.py). Before the processes are connected, those of one machine give its
+    first process the time to report: once it has ended, torchrun ends the others.
     """
     rank = getattr(error, "rank", None)
     if rank is None and int(os.environ.get("LOCAL_RANK", 0)) > 0:
@@ -91,7 +91,7 @@ def _tell_end(error: BaseException, concise: bool) -> None:
 
 
 def tell(diagnostic: Diagnostic, concise: bool) -> None:
-    """One diagnostic on stderr, drawn or in one line."""
+    """Print one diagnostic on stderr, with its source line or, if `concise`, in one line."""
     from dcil_dsl.diagnostics.render import render, render_concise
 
     if concise:
@@ -101,16 +101,16 @@ def tell(diagnostic: Diagnostic, concise: bool) -> None:
 
 
 def note(text: str) -> None:
-    """Something worth knowing that is not about a place in the recipe."""
+    """Print a fact on stderr that is not about a place in the recipe."""
     _say(text if text.startswith("WARNING") else f"note: {text}")
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Run a command line to its SystemExit, whatever becomes of what it prints.
+    """Run a command line to its SystemExit, even if its output cannot be written.
 
-    One rank of several ends without taking Python down.
-    torch 2.14 keeps gloo's threads although the group was destroyed. One that lets go of a tensor
-    while the interpreter ends needs what is being taken away, and aborts a job that was done.
+    One process of several ends without shutting Python down: torch 2.14 keeps gloo's threads after
+    the group is destroyed, and a thread that frees a tensor during the shutdown aborts a job that
+    was done.
     """
     open_streams()
     if (why_not := _why_not()) is not None:
@@ -123,18 +123,18 @@ def run_program(program: Callable[[], None]) -> None:
             note(f"WARNING: cannot write the output: {why}")
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
-        atexit._run_exitfuncs()  # those of the user's model and of libraries
+        atexit._run_exitfuncs()  # the handlers of the user's model and of libraries
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(ended.code or DONE)
+        os._exit(ended.code if isinstance(ended.code, int) else DONE)
 
 
 def _why_not() -> str | None:
-    """Why nothing can be run in this process."""
+    """Why this process can run nothing, or None."""
     try:
         os.getcwd()
-    except FileNotFoundError:  # libraries of torch end the process, with words of their own
-        return "the folder in which this was started is gone\n  start it in another one"
+    except FileNotFoundError:  # libraries of torch would end the process with their own message
+        return "the working directory no longer exists\n  start in another one"
     for name in NUMBERS:
         value = os.environ.get(name, "0")
         if not (value.isascii() and value.isdecimal()):
@@ -154,9 +154,10 @@ def _tell_all(diagnostics: list[Diagnostic], concise: bool) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of the machine, of which torch tells in a RuntimeError without a class.
+    """Whether a GPU or the machine is out of memory.
 
-    Or so little that a library cannot be loaded, or no process started.
+    torch reports the latter as a plain RuntimeError. With still less memory a library cannot be
+    loaded, or a process cannot be started.
     """
     told = ("can't allocate memory", "out of memory", "failed to map segment")
     is_told = isinstance(error, RuntimeError | ImportError) and any(w in str(error) for w in told)
@@ -165,8 +166,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_sparsity_error(error: BaseException) -> bool:
-    # Asked of the loaded modules: importing training would cost a second of torch, and an
-    # error of a module that is not loaded cannot have been raised.
+    # Looked up in the loaded modules: importing training would load torch, and an error of a
+    # module that is not loaded cannot have been raised.
     metrics = sys.modules.get("dcil_dsl.training.metrics")
     return metrics is not None and isinstance(error, metrics.SparsityError)
 

@@ -1,16 +1,29 @@
-"""The options that verbs share, and those of the main job, each defined once.
+"""The arguments and options of the verbs, for typer.
 
-In:   nothing.
-Out:  types for the parameters of the functions in commands.py, which typer reads.
-Not:  no defaults, which stand with the verb, and no behaviour.
+In:   the fields of RunOptions (training/options.py), with their help texts.
+Out:  types for the parameters of the verbs; the parameters of the verb that takes every field.
+Not:  no defaults but those of RunOptions, and no behaviour.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional, get_args
 
 import typer
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.training.options import RunOptions, defaults, flags, help_of, hints
+
+
+def option(name: str) -> Any:
+    """The option of the command line that sets a field of RunOptions."""
+    flag = flags()[name]
+    spelled = f"{flag.name}/{flag.off}" if flag.off else flag.name
+    return typer.Option(spelled, metavar=flag.metavar, min=flag.at_least, help=help_of(name))
+
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]
 Spec = Annotated[
@@ -26,129 +39,78 @@ MaybeSpec = Annotated[
     Optional[str],
     typer.Option("--model", metavar="SPEC", help="a model, spelled as for `dcil compile`"),
 ]
-Sets = Annotated[
-    Optional[list[str]],
+Train = Annotated[
+    Optional[str],
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="replace a `let` or a setting (train.epochs=5ep)"
+        "--train",
+        metavar="DATA",
+        help="train on digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder, "
+        "webdataset or synthetic",
     ),
 ]
-Concise = Annotated[bool, typer.Option("--concise", help="one line a diagnostic")]
+Concise = Annotated[bool, typer.Option("--concise", help="print one line per diagnostic")]
 Steps = Annotated[
     Optional[int],
     typer.Option(
         "--steps-per-epoch",
         min=1,
         metavar="N",
-        help="steps of the optimiser in an epoch, where the data that would tell are not at hand",
-    ),
-]
-DataDir = Annotated[
-    Optional[Path],
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="where the data lie; else $DCIL_DATA/NAME, else ~/.cache/dcil/NAME",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda")]
-Workers = Annotated[
-    Optional[int],
-    typer.Option(
-        "--workers", min=0, metavar="N", help="processes that read images; else as many as pay"
+        help="optimizer steps per epoch; needed when the data set is not known",
     ),
 ]
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
+DataDir = Annotated[Optional[Path], option("directory")]
+Sets = Annotated[Optional[list[str]], option("overrides")]
+Weights = Annotated[Optional[str], option("weights")]
+Device = Annotated[str, option("device")]
+Workers = Annotated[Optional[int], option("workers")]
 
-# -- of the main job ---------------------------------------------------------------------------
 
-Train = Annotated[
-    Optional[str],
-    typer.Option(
-        "--train",
-        metavar="DATA",
-        help="digits, fashion-mnist, cifar10, cifar100, imagenet, imagefolder, webdataset or "
-        "synthetic: train on it",
-    ),
-]
-RunOut = Annotated[
-    Optional[Path],
-    typer.Option("--out", metavar="DIR", help="the run folder; else runs/RECIPE-DATE-N"),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
-ResumeAnyway = Annotated[
-    bool,
-    typer.Option(
-        "--resume-anyway", help="--resume, although recipe, model or data are not what they were"
-    ),
-]
-OnBadImage = Annotated[
-    str,
-    typer.Option(
-        "--on-bad-image",
-        metavar="WHAT",
-        help="an image that cannot be read: stop, or skip it and take the next one in its place",
-    ),
-]
-CheckpointActivations = Annotated[
-    bool,
-    typer.Option(
-        "--checkpoint-activations",
-        help="less memory, more time: compute most activations again for the backward pass",
-    ),
-]
-EvaluateEvery = Annotated[
-    int,
-    typer.Option(
-        "--evaluate-every",
-        metavar="EPOCHS",
-        min=1,
-        help="go through the held-out data every so many epochs, and at the end",
-    ),
-]
-OnNan = Annotated[
-    str,
-    typer.Option(
-        "--on-nan",
-        metavar="WHAT",
-        help="a loss that is not finite: stop, or rewind to the last good checkpoint and go on "
-        "with half the rate, three times at most",
-    ),
-]
-Weights = Annotated[
-    Optional[str],
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="start from trained weights: a file, or torchvision's name (IMAGENET1K_V2)",
-    ),
-]
-Precision = Annotated[
-    Optional[str],
-    typer.Option("--precision", metavar="TYPE", help="fp32, bf16 or fp16, instead of the recipe's"),
-]
-Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="use torch.compile")]
-CompileMode = Annotated[
-    str,
-    typer.Option(
-        "--compile-mode",
-        metavar="MODE",
-        help="with --compile: default, or reduce-overhead, which records the step as CUDA graphs "
-        "and replays it, for networks so small that the host is slower than the GPU",
-    ),
-]
-Shard = Annotated[
-    bool,
-    typer.Option(
-        "--shard", help="under torchrun: each process has a part of every weight, not all of them"
-    ),
-]
-Seed = Annotated[
-    Optional[int], typer.Option("--seed", min=0, metavar="N", help="instead of the recipe's")
-]
-MaxSteps = Annotated[
-    Optional[int],
-    typer.Option(
-        "--max-steps", min=1, metavar="N", help="stop after N steps in all; --resume goes on"
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no tables")]
+def run_parameters() -> list[inspect.Parameter]:
+    """A keyword parameter for each field of RunOptions."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(name),
+            annotation=Annotated[_type(name), option(name)],
+        )
+        for name in flags()
+    ]
+
+
+def run_options(values: Mapping[str, Any]) -> RunOptions:
+    """RunOptions from the values that typer read for `run_parameters`."""
+    return RunOptions(**{**values, "overrides": overrides_of(values["overrides"])})
+
+
+def overrides_of(sets: Sequence[str] | None) -> dict[str, str]:
+    """["a=1"] -> {"a": "1"}. InputError for an entry without `=` and for a name given twice."""
+    overrides: dict[str, str] = {}
+    for entry in sets or []:
+        name, equals, value = entry.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name or not value:
+            raise InputError(f"--set {entry}: not NAME=VALUE", help="--set target=95%")
+        if name in overrides:
+            raise InputError(f"--set gives `{name}` twice")
+        overrides[name] = value
+    return overrides
+
+
+def _default(name: str) -> Any:
+    """The default on the command line: the field's, but None for no --set."""
+    default, typed = defaults()[name], flags()[name].typed
+    if isinstance(default, Mapping):
+        return None
+    return default if typed is None else typed
+
+
+def _type(name: str) -> Any:
+    """The type that typer reads: the first of the field's; a string for a choice of words."""
+    hint = hints()[name].__origin__
+    if isinstance(defaults()[name], Mapping):
+        return Optional[list[str]]
+    first, *more = get_args(hint) or (hint,)
+    kind = first if first in (bool, int, Path) else str
+    return Optional[kind] if type(None) in more else kind

@@ -1,8 +1,8 @@
-"""Standard output and error that never end a run: what cannot be written is lost.
+"""Standard output and error that never end a run: output that cannot be written is lost.
 
-In:   the streams that the program was started with: closed, full, without a reader, narrow.
-Out:  sys.stdin, sys.stdout and sys.stderr to print to as usual; why something was lost.
-Not:  whether a loss matters: to the verbs whose work is what they print, it does (`show`).
+In:   the program's streams: closed, full, without a reader, or with a narrow encoding.
+Out:  sys.stdin, sys.stdout and sys.stderr to print to as usual; why output was lost.
+Not:  whether a loss matters. It does for verbs whose result is their output (`show`).
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import io
 import os
 import select
 import sys
+from typing import Any, TextIO
 
 from dcil_dsl.diagnostics import InputError
 
-ERRORS = "dcil-shown"  # how a character is written that the encoding does not have
+ERRORS = "dcil-shown"  # the codec error handler for characters that the encoding lacks
 
 
 class LossyFile(io.FileIO):
-    """A descriptor to which every write succeeds. lost: the first error that there was."""
+    """A file descriptor to which every write succeeds. lost: the first error."""
 
     lost: OSError | None = None
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
-            while left:  # all of it: what is not buffered comes here without another try
+            while left:  # all of it: nobody retries an unbuffered write
                 written = super().write(left)
-                if written is None:  # not blocking, and full
+                if written is None:  # a non-blocking stream that is full
                     select.select([], [self], [])
                 else:
                     left = left[written:]
@@ -40,10 +41,10 @@ class LossyFile(io.FileIO):
 
 
 def open_streams() -> None:
-    """Put what can always be printed to in the place of this process's standard streams.
+    """Replace the standard streams of this process by streams that accept any output.
 
-    A closed descriptor is opened on nothing first: else the next file, say a checkpoint, has its
-    number, and is written to by whoever prints.
+    A closed descriptor is first opened on /dev/null. Otherwise the next file, such as a checkpoint,
+    gets its number, and printing writes into that file.
     """
     for number in range(3):
         try:
@@ -60,9 +61,9 @@ def open_streams() -> None:
 
 
 def show(text: str) -> None:
-    """Print what a verb was called for. InputError where it could not be written.
+    """Print the result of a verb. InputError where it could not be written.
 
-    A reader that has seen enough, and a closed stream, are as the caller wants it.
+    A reader that stops reading, and a closed stream, are the caller's wish and no error.
     """
     print(text, end="" if text.endswith("\n") else "\n", flush=True)
     if (why := take_lost()) is not None:
@@ -70,21 +71,20 @@ def show(text: str) -> None:
 
 
 def take_lost() -> str | None:
-    """Why output was lost that a reader still wanted, since this was last asked."""
+    """Why output was lost since the last call, other than to a reader that stopped reading."""
     sys.stdout.flush()
     file = _file_of(sys.stdout)
-    lost = getattr(file, "lost", None)
-    if lost is None or lost.errno == errno.EPIPE:
+    if not isinstance(file, LossyFile) or file.lost is None or file.lost.errno == errno.EPIPE:
         return None
-    file.lost = None
+    lost, file.lost = file.lost, None
     return lost.strerror
 
 
-def _lossy(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
-    if stream is None:  # it was closed
+def _lossy(stream: TextIO | None, number: int) -> TextIO:
+    if stream is None:  # closed
         return open(os.devnull, "w")
-    if not isinstance(_file_of(stream), io.FileIO):
-        return stream  # another program's, which calls us
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(_file_of(stream), io.FileIO):
+        return stream  # of another program that calls dcil
     stream.flush()
     file = LossyFile(number, "w", closefd=False)
     is_buffered = isinstance(stream.buffer, io.BufferedWriter)
@@ -97,14 +97,14 @@ def _lossy(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
     )
 
 
-def _file_of(stream: io.TextIOWrapper) -> object:
-    """What is below the buffer, if there is one."""
+def _file_of(stream: TextIO) -> object:
+    """The raw file below the buffer, if there is a buffer."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """The bytes of a file's name as they are; another character as an escape."""
+    """The bytes of a file's name unchanged; any other character as an escape."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

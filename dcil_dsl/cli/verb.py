@@ -1,70 +1,68 @@
-"""What every verb of the command line is made with.
+"""The frame of every verb: its options, its errors, its exit status.
 
-In:   a function of options; the texts of options.
-Out:  a verb whose errors become text and a status; settings read; a recipe prepared.
-Not:  no verb (commands.py, inspect.py) and no torch.
+In:   a function of options.
+Out:  a verb for typer, whose errors become text and a status; a recipe prepared for a model.
+Not:  no verb (verbs.py) and no torch.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dcil_dsl.cli.errors import DONE, note, status_of, tell
+from dcil_dsl.cli.options import run_options, run_parameters
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.training.options import RunOptions, flags
+
+if TYPE_CHECKING:
+    from dcil_dsl.jobs.prepare import Prepared
 
 
 def verb(function: Callable[..., int | None]) -> Callable[..., None]:
-    """A verb whose errors become text and a status. It may return a status, None is 0."""
+    """A verb whose errors become text and a status. It may return a status; None is 0.
+
+    A parameter that is RunOptions becomes an option for each of its fields.
+    """
+    given = inspect.signature(function, eval_str=True).parameters.values()
+    taken = next((one.name for one in given if one.annotation is RunOptions), None)
 
     @functools.wraps(function)
-    def guarded(*args, **kwargs):
+    def guarded(**values: Any) -> None:
         try:
-            status = function(*args, **kwargs)
+            if taken is not None:
+                fields = {name: values.pop(name) for name in flags()}
+                values[taken] = run_options(fields)
+            status = function(**values)
         except typer.Exit:
             raise
         except (Exception, KeyboardInterrupt) as error:
             if type(error).__module__.startswith(("click", "typer")):
-                raise  # a usage error, which typer tells with the usage line
-            status = status_of(error, kwargs.get("concise", False))
+                raise  # a usage error, which typer reports with the usage line
+            status = status_of(error, values.get("concise", False))
         raise typer.Exit(status or DONE)
 
+    parameters: list[inspect.Parameter] = []
+    for one in given:
+        parameters += run_parameters() if one.name == taken else [one]
+    guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    guarded.__annotations__ = {one.name: one.annotation for one in parameters}
     return guarded
 
 
-def overrides_of(sets: list[str] | None) -> dict[str, str]:
-    """["a=1"] -> {"a": "1"}. InputError where one has no `=` or a name comes twice."""
-    overrides: dict[str, str] = {}
-    for entry in sets or []:
-        name, equals, value = entry.partition("=")
-        name, value = name.strip(), value.strip()
-        if not equals or not name or not value:
-            raise InputError(f"--set {entry}: not NAME=VALUE", help="--set target=95%")
-        if name in overrides:
-            raise InputError(f"--set gives `{name}` twice")
-        overrides[name] = value
-    return overrides
-
-
-def shares_of(option: str, text: str) -> tuple[float, ...]:
-    """ "50%,90%" -> (0.5, 0.9), rising. InputError where it is no list of percentages."""
-    shares = []
-    for part in text.split(","):
-        number = part.strip().removesuffix("%")
-        try:
-            share = float(number) / 100
-        except ValueError:
-            share = 0.0
-        if not part.strip().endswith("%") or not 0 < share < 1:
-            raise InputError(f"{option} {text}: not a percentage between 0% and 100%: `{part}`")
-        shares.append(share)
-    return tuple(sorted(set(shares)))
-
-
-def prepare_for(recipe, model, overrides, concise, steps_per_epoch=None, **more):
-    """What jobs/prepare.py's `prepare` returns, warnings and notes told on stderr."""
+def prepare_for(
+    recipe: str,
+    model: str,
+    overrides: Mapping[str, str],
+    concise: bool,
+    steps_per_epoch: int | None = None,
+    **more: Any,
+) -> Prepared:
+    """The recipe prepared for the model (jobs/prepare.py), warnings and notes on stderr."""
     from dcil_dsl.jobs.prepare import load_recipe, prepare
 
     warn = functools.partial(tell, concise=concise)
@@ -78,12 +76,19 @@ def prepare_for(recipe, model, overrides, concise, steps_per_epoch=None, **more)
     )
 
 
-def refuse(why: str = "only for a training: --train is missing", **options) -> None:
-    """InputError where one of the options was given: without what `why` names it means nothing."""
+def refuse(why: str, **options: object) -> None:
+    """InputError for the options that were given, which mean nothing because of `why`."""
     given = [
         f"--{name.replace('_', '-')}"
         for name, value in options.items()
-        if value not in (None, False, [])
+        if value is not None and value is not False and value != []
     ]
     if given:
         raise InputError(f"{', '.join(given)}: {why}")
+
+
+def refuse_training_options(options: RunOptions) -> None:
+    """InputError for the options that only training reads."""
+    given = [flags()[name].name for name in options.given() if flags()[name].trains]
+    if given:
+        raise InputError(f"{', '.join(given)}: only for training; add --train DATA")

@@ -7,6 +7,8 @@ Not:  no optimiser and no loss (training/); the deployable model is made by expo
 
 from __future__ import annotations
 
+import operator
+import warnings
 from functools import partial
 
 import torch
@@ -21,13 +23,14 @@ from dcil_dsl.compiler.scores import (
     scored_groups,
     scores_of,
 )
+from dcil_dsl.masking.apply import apply_opaque
 from dcil_dsl.masking.pattern import remember_pattern
 from dcil_dsl.masking.rows import Parts
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
-from dcil_dsl.plan.schedule import is_refresh
+from dcil_dsl.plan.schedule import is_refresh, last_refresh, sparsity_at
 
 
 class Dual(fx.GraphModule):
@@ -58,6 +61,8 @@ class Dual(fx.GraphModule):
         self.__dict__["original"] = model  # shares those tables; not a submodule
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
+        self.begun: int | None = None  # the step that was begun last
+        self.is_begun = False  # whether any was: a flag that torch.compile need not watch change
         self.plan, self.arguments = plan, arguments
         self.phase = 0
         self.parts: Parts | None = None  # where each process has some rows of every weight
@@ -81,12 +86,47 @@ class Dual(fx.GraphModule):
     def forward(self, *args, **kwargs) -> dict[str, object]:
         """{path: output}, the output in the structure that the original model returns.
 
-        TypeError for an argument that is no input of the graph.
+        In evaluation mode without gradients the model may be called with other arguments than the
+        graph was made for (without labels, say). In training mode TypeError for an argument that
+        is no input of the graph, and RuntimeError before the first begin_step.
         """
+        if self.training and not self.is_begun and torch.is_grad_enabled():
+            raise RuntimeError(
+                "a forward pass in training mode before begin_step(step): masks, phase and losses "
+                "depend on the training step. Call dual.begin_step(step) before each step, "
+                "or dual.eval() to evaluate"
+            )
         run = self.forwards[self.training, self.phase]
         if self.arguments.live is None:
             return run(self, *args, **kwargs)
-        return run(self, *self.inputs(*args, **kwargs))
+        try:
+            inputs = self.inputs(*args, **kwargs)
+        except TypeError:
+            if self.training or torch.is_grad_enabled():
+                raise
+            return self._called_otherwise(args, kwargs)
+        return run(self, *inputs)
+
+    def _called_otherwise(self, args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
+        """Evaluation with other arguments than those of the graph: the model's own forward, with
+        the weights of each path."""
+        from dcil_dsl.compiler.collapse import tensors_of
+
+        twins = tuple(twin_names(self.plan))
+        return {
+            path.name: apply_opaque(
+                self.original, tensors_of(self, path.name), twins, args, kwargs, path.name
+            )
+            for path in self.plan.paths
+        }
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The plain model of the deployed path, as its weights and masks are now: a copy, with the
+        original's methods and attributes (`generate`, `config`), in evaluation mode."""
+        from dcil_dsl.compiler.collapse import collapse
+
+        return collapse(self).eval()
 
     def inputs(self, *args, **kwargs) -> tuple:
         """What a graph takes, in its order, of what the model is called with."""
@@ -107,10 +147,20 @@ class Dual(fx.GraphModule):
 
     def __deepcopy__(self, memo) -> Dual:
         copied = Dual(copy_module(self.original, memo), self.graphs, self.plan, self.arguments)
+        copied.begun, copied.is_begun = self.begun, self.is_begun
         return copied._in_phase(self.phase)
 
     def __reduce__(self):
-        raise TypeError("a dual module is saved by its state_dict and its plan, not by pickle")
+        raise TypeError(
+            "a Dual cannot be pickled: save dual.state_dict() and dual.plan.to_json(). A process "
+            "that is spawned compiles its own: dcil.compile(plan, model), then load_state_dict()"
+        )
+
+    def load_state_dict(self, *args, **kwargs):
+        """As of any module. The state may be that of any step: each may be begun next."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.forget_step()
+        return result
 
     # -- weights and masks -----------------------------------------------------------------
 
@@ -149,9 +199,19 @@ class Dual(fx.GraphModule):
         """Make ready for training step `step`, counted from 0. True if masks moved.
 
         Chooses the phase, lets moving averages of scores fade and recomputes the masks that are
-        due. To be called once a step. loss_scale, a tensor of one number: what the loss will be
-        multiplied by for its backward pass, None where it will not be.
+        due, also those of steps that were left out. A second call for the same step does nothing:
+        a step of several micro-batches may call it before each.
+
+        loss_scale  a tensor of one number: what the loss will be multiplied by for its backward
+                    pass, None where it will not be
+
+        Raises TypeError for a step that is not an integer, ValueError for a negative or an earlier
+        one, RuntimeError where the step before had penalties and did not add them. Warns once
+        where the step is beyond the plan's last.
         """
+        step = self._checked(step)
+        if step == self.begun:
+            return False
         if self.penalties_due is not None and self.penalties_due != step:
             raise RuntimeError(
                 f"step {self.penalties_due} ended without its penalties: call "
@@ -160,13 +220,50 @@ class Dual(fx.GraphModule):
         self._in_phase(self._phase_of(step))
         phase = self.plan.phases[self.phase]
         begin_scores(self, phase, loss_scale)
-        due = [group for group in self.plan.groups if is_refresh(group, step)]
+        due = [group for group in self.plan.groups if self._is_due(group, step)]
         for group in due:
-            self._refresh(group, step)
+            self._refresh(group, last_refresh(group, step))
         clear_growth(self, phase)
+        self.begun, self.is_begun = step, True
         if any(group.penalties for group in self.plan.groups):
             self.__dict__["penalties_due"] = step
         return bool(due)
+
+    def forget_step(self) -> None:
+        """Let any step be begun next, as after a checkpoint was loaded."""
+        self.begun = None
+        self.__dict__["penalties_due"] = None
+
+    def _checked(self, step: int) -> int:
+        step, num_steps = operator.index(step), self.plan.num_steps
+        if step < 0:
+            raise ValueError(f"begin_step({step}): steps count from 0")
+        if self.begun is not None and step < self.begun:
+            raise ValueError(
+                f"begin_step({step}) after step {self.begun}: masks and scores cannot go back. "
+                "Load the state of that step first (load_state_dict), or call forget_step()"
+            )
+        if step >= num_steps and not self.__dict__.get("is_past"):
+            self.__dict__["is_past"] = True
+            warnings.warn(
+                f"begin_step({step}): the plan has {num_steps:,} steps, 0 to {num_steps - 1:,}; "
+                "the masks stay as they are at its end. Does `epochs` of the recipe, or "
+                "steps_per_epoch, agree with this loop?",
+                stacklevel=3,
+            )
+        return step
+
+    def _is_due(self, group: Group, step: int) -> bool:
+        """Whether masks have to move: at this step, or at one since the last that was begun."""
+        if is_refresh(group, step):
+            return True
+        moved = last_refresh(group, step)
+        if self.begun is not None:
+            return moved > self.begun
+        # After a checkpoint the masks are those of its step. A fresh Dual keeps every weight.
+        return sparsity_at(group, moved) > 0 and all(
+            bool(self.get_buffer(f"{name}_mask").all()) for name in group.parameters
+        )
 
     def add_penalties(self, step: int) -> None:
         """Add the gradients of the recipe's penalties to the weights' own, once a step.

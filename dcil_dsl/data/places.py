@@ -31,7 +31,7 @@ def known_name(name: str) -> str:
     return name
 
 
-def look(name: str, directory: Path | None) -> None:
+def look(name: str, directory: str | Path | None) -> None:
     """Raise InputError where a name is unknown, a folder of images is not there, or a folder is
     given that nothing would be read from.
 
@@ -49,7 +49,7 @@ def look(name: str, directory: Path | None) -> None:
         raise InputError(f"cannot read the data of {name}: {error}") from error
 
 
-def places_of(name: str, directory: Path | None, system: Path | None = None) -> list[Path]:
+def places_of(name: str, directory: str | Path | None, system: Path | None = None) -> list[Path]:
     """What is given stands alone: to look further would hide a mistake in it.
 
     system  where the operating system's own package puts the data

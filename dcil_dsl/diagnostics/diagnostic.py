@@ -60,7 +60,13 @@ class RecipeError(Exception):
 
     def __init__(self, diagnostics: list[Diagnostic] | tuple[Diagnostic, ...]):
         self.diagnostics = list(diagnostics)
-        super().__init__("\n".join(_one_line(d) for d in self.diagnostics))
+        super().__init__(self.diagnostics)
+
+    def __str__(self) -> str:
+        """All of them with their lines and carets."""
+        from dcil_dsl.diagnostics.render import render_all
+
+        return render_all(self.diagnostics)
 
     def __reduce__(self):
         return type(self), (self.diagnostics,)  # pickle would hand over the text
@@ -123,9 +129,3 @@ def bounded(text: str | None) -> str | None:
         return text
     text = _LONG_WORD.sub(lambda word: f"{word[0][: LONGEST_WORD - 3]}...", text)
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 3]}..."
-
-
-def _one_line(diagnostic: Diagnostic) -> str:
-    place = f"{diagnostic.span}: " if diagnostic.span else ""
-    level = "error" if diagnostic.is_error else "warning"
-    return f"{place}{level}[{diagnostic.code}]: {diagnostic.message}"

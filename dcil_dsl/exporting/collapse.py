@@ -1,59 +1,36 @@
-"""Dual -> the original class: one path's weights, zeros in place, twins gone.
+"""`dcil.export`: the deployable model of a Dual, once its sparsity is proved.
 
 In:   a Dual and the path to keep.
-Out:  an ordinary nn.Module of the class that was compiled, under the original's keys.
+Out:  an ordinary nn.Module of the class that was compiled, zeros in place.
 Not:  nothing is saved; the Dual is not changed.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.compiler.dynamics import remove_dynamics, soft_of
-from dcil_dsl.compiler.privatize import remove_twins, twin_name
-from dcil_dsl.compiler.scores import remove_scores
-from dcil_dsl.masking.path_state import REMEMBERED
-from dcil_dsl.masking.views import see
-from dcil_dsl.model.copies import copy_module
-from dcil_dsl.model.trace import WHOLE, constants
-from dcil_dsl.words.record import token
+from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 
 
-@torch.no_grad()
-def export(dual: Dual, path: str | None = None) -> nn.Module:
+def export(dual: Dual, path: str | None = None, *, unfinished: bool = False) -> nn.Module:
     """What `path` computes, as the model that was given; None is the deployed path.
 
-    A masked path has exact zeros where its masks are False. A path that is not deployed
-    brings its private modules under the original's names.
+    unfinished  export a model that has not reached the sparsity of the plan's last step, as one of
+                an early epoch has not
+
+    Raises SparsityError where the path prunes and its masks are not those that the plan has at
+    its end; ValueError for a path that the plan does not have.
     """
     plan = dual.plan
-    path = path or plan.deploy
-    views = {entry.name: token(entry.view) for entry in plan.paths}
-    if path not in views:
-        raise ValueError(f"the plan has no path {path!r}, only {', '.join(views)}")
-    model = copy_module(dual.original)
-    vars(model).pop(WHOLE, None)
-    for module in model.modules():
-        vars(module).pop(REMEMBERED, None)
-    if path != plan.deploy:
-        for entry in plan.privates:
-            owner, _, name = entry.module.rpartition(".")
-            twin = model.get_submodule(twin_name(entry.module, path))
-            setattr(model.get_submodule(owner), name, copy_module(twin))
-    remove_twins(model, plan)
-    remove_scores(model, plan)
-    remove_dynamics(model, plan)  # from here on weights are what the views are of
-    for name in constants(model):
-        del model._buffers[name]
-        model._non_persistent_buffers_set.discard(name)
-    for group in plan.groups:
-        for parameter in group.parameters:
-            owner, _, name = parameter.rpartition(".")
-            module = model.get_submodule(owner)
-            mask = module._buffers.pop(f"{name}_mask")
-            weight = module.get_parameter(name)
-            soft = soft_of(dual, parameter, plan)
-            weight.copy_(see(weight, mask, views[path], soft))
-    return model
+    chosen = next((entry for entry in plan.paths if entry.name == (path or plan.deploy)), None)
+    if chosen is not None and chosen.view.prunes and not unfinished:
+        try:
+            check_sparsity(dual, masks_step(plan.num_steps))
+        except SparsityError as error:
+            raise SparsityError(
+                f"this network has not reached the sparsity of the recipe: {error}\n"
+                f"train it to step {plan.num_steps:,}, or call export(dual, unfinished=True)"
+            ) from None
+    return collapse(dual, path)

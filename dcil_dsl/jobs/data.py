@@ -1,15 +1,15 @@
-"""The data of a job: opened, cut into batches, on the device that is there.
+"""The data and the device of a job.
 
-In:   a data set by its name and folder, a plan, the ranks.
-Out:  Dataset; training and held-out Loader; torch.device.
-Not:  how a data set is read (data/), what is done with the batches (jobs/train.py).
+In:   the name of a data set and its folder, a plan, the processes.
+Out:  Dataset; a Loader of the training or the held-out part; torch.device.
+Not:  no reading (data/) and no training.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,7 @@ from dcil_dsl.training.distributed import Ranks
 
 
 def open_data(data: str | Dataset, directory: str | Path | None, channels: int) -> Dataset:
-    """A data set by its name. Raises InputError that says where it was looked for."""
+    """Open a data set by its name. InputError names the places searched."""
     if not isinstance(data, str):
         return data
     look(data, None if directory is None else Path(directory))
@@ -34,7 +34,7 @@ def make_loader(
     plan: Plan, dataset: Dataset, part: Literal["train", "val"], device: torch.device,
     workers: int | None,
 ) -> Loader:  # fmt: skip
-    """One part of the data in batches, as the plan and the machine have them."""
+    """A loader of one part of the data, as the plan describes it."""
     return open_loader(
         dataset, part, plan.data, device, workers, seed=plan.train.seed,
         channels_last=is_convolutional(plan),
@@ -48,9 +48,9 @@ def open_loader(
     device: torch.device,
     workers: int | None,
     ranks: Ranks = Ranks(),
-    **more,
+    **more: Any,
 ) -> Loader:
-    """Batches of what a recipe says of its data; `more` as Loader takes it."""
+    """A loader of one part of the data, as the `data` block describes it; `more` as for Loader."""
     return Loader(
         dataset,
         part,
@@ -67,9 +67,9 @@ def open_loader(
 
 
 def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
-    """Processes that read files; what lies in memory needs none, whatever was asked.
+    """The number of data loader workers; data in memory need none, whatever was requested.
 
-    beside  processes of this job on this machine, each of which has as many
+    beside  processes of this job on this machine, each with as many workers
     """
     if isinstance(getattr(dataset, part), Tensors):
         return 0
@@ -77,32 +77,31 @@ def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> 
 
 
 def _num_cores() -> int:
-    """Those that this process may run on, to some of which a job may be held; a quota of their time
-    is not told here."""
+    """The cores that this process may run on. A quota of CPU time does not show here."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def is_convolutional(plan: Plan) -> bool:
-    """Whether channels_last pays: its kernels are those of 2-d convolutions."""
+    """Whether channels_last pays: only 2-d convolutions have kernels for it."""
     return any(len(layer.shape) == 4 for layer in plan.layers)
 
 
 def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
-    """auto | cpu | cuda | cuda:N, proved to be there. Each rank of a machine has its own GPU."""
+    """auto | cpu | cuda | cuda:N as an available device. Each process has its own GPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.count > 1 and device == "cuda":
         device = f"cuda:{ranks.local}"
     elif ranks.count > 1 and device.startswith("cuda:"):
-        raise InputError(f"--device {device}: each process takes the GPU of its own number")
+        raise InputError(f"--device {device}: each process takes the GPU of its local rank")
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise InputError(f"there is no device `{device}`", help="auto, cpu or cuda")
+        raise InputError(f"there is no device `{device}`", help="auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         found = count(torch.cuda.device_count(), "GPU")
-        raise InputError(f"--device {device}: torch finds {found} here")
+        raise InputError(f"--device {device}: torch finds {found} on this machine")
     if index:
-        torch.cuda.set_device(device)  # NCCL and compiled kernels ask for the current one
+        torch.cuda.set_device(device)  # NCCL and compiled kernels use the current device
     return torch.device(device)

@@ -1,8 +1,8 @@
-"""What a recipe expects of its result, and whether that was measured.
+"""The `expect` block of a recipe against the measured result.
 
 In:   a Plan; the accuracy and the sparsity of the deployed path.
-Out:  Claim, one for each line of `expect`.
-Not:  nothing is measured here.
+Out:  a Claim for each line of `expect`.
+Not:  no measuring.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dcil_dsl.plan.plan import Expectation, Plan
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the recipe's `expect`. `holds` None: not judged, the run is not at its end."""
+    """One line of `expect`. `holds` is None where the run has not reached its end."""
 
     text: str
     measured: float
@@ -24,8 +24,8 @@ class Claim:
 
 
 def check_claims(plan: Plan) -> None:
-    """InputError for a metric that a run of this model does not measure: before it, not after."""
-    measured = {"top1", "sparsity"} | ({"top5"} if plan.model.classes > 5 else set())
+    """Refuse, before training, a metric that a run of this model does not measure."""
+    measured = {"top1", "sparsity"} | ({"top5"} if (plan.model.classes or 0) > 5 else set())
     for claim in plan.expect:
         if claim.metric not in measured:
             raise InputError(
@@ -37,9 +37,9 @@ def check_claims(plan: Plan) -> None:
 def judge_claims(
     plan: Plan, accuracy: Mapping[str, float], sparsity: float, judged: bool = True
 ) -> tuple[Claim, ...]:
-    """The recipe's `expect` against what was measured on one path. InputError for no such metric.
+    """Compare `expect` with the numbers of one path. InputError for a metric not among them.
 
-    judged  False where --max-steps cut the run short, of which the recipe claims nothing
+    judged  False where --max-steps cut the run short: the recipe claims nothing of such a run
     """
     measured = {**accuracy, "sparsity": sparsity}
     claims = []
@@ -54,7 +54,7 @@ def judge_claims(
 
 
 def _compare(value: float, claim: Expectation) -> bool:
-    # 0.96 as a fraction of counts and as a decimal may differ in the last bit.
+    # 0.96 as a fraction of two counts and as a decimal may differ in the last bit.
     near = abs(value - claim.value) < 1e-12
     return {
         ">=": value > claim.value or near,

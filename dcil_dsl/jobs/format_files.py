@@ -1,8 +1,8 @@
-"""Recipe files into their canonical text, in place.
+"""Rewrite recipe files in the canonical form, in place.
 
 In:   paths of .prune files.
-Out:  which of them are not canonical; the files rewritten, each whole or not at all.
-Not:  no layout (lang/fmt.py). A file that does not parse stops everything before any is written.
+Out:  the paths of the files that are not canonical; those files rewritten, each atomically.
+Not:  no layout (lang/fmt.py). If one file does not parse, none is written.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dcil_dsl.diagnostics import InputError, RecipeError
 
 
 def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
-    """The files whose text is not canonical, rewritten where `write`.
+    """The files whose text is not canonical; rewritten if `write`.
 
-    RecipeError with the errors of all files together; InputError for one that cannot be read.
+    Raises RecipeError with the errors of all files, and InputError for an unreadable one.
     """
     from dcil_dsl.lang.fmt import format_text
     from dcil_dsl.lang.merge import decode
@@ -52,7 +52,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Through a draft beside it; a link stays a link, the file's permissions stay."""
+    """Replace a file atomically; a link stays a link, and the permissions stay."""
     path = path.resolve()
     draft = None
     try:

@@ -7,26 +7,27 @@ Not:  nothing is trained, and a run folder is never changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import (
     FORMATS,
     Artefact,
+    Origin,
     Promise,
     origin_of,
     promises_at,
     read_artefact,
     write_artefact,
 )
-from dcil_dsl.exporting.collapse import export
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
     deployed_tensors,
@@ -38,7 +39,7 @@ from dcil_dsl.exporting.deployed import (
 from dcil_dsl.exporting.verify import Verdict, verify_tensors
 from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, pick_device
 from dcil_dsl.jobs.expect import Claim, judge_claims
-from dcil_dsl.jobs.prepare import Note, Warn, prepare, warn_in_python
+from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
@@ -49,23 +50,54 @@ from dcil_dsl.training.checkpoint import (
     read_checkpoint,
 )
 from dcil_dsl.training.command import read_command
+from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.finite import BROKEN
-from dcil_dsl.training.machine import lay_out_weights
+from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, newest_of, open_run, previous_of
-from dcil_dsl.training.trainer import Options, evaluate
 from dcil_dsl.zoo import build_model, stored_spec
 
-# What a recipe asks of the model of a SPEC, given the data's name and the run's plan, where known.
-Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]  # and the tensors of the model
-Asked = Callable[[str | None, str | None, Plan | None], Wanted]
+Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe asks at its end of the model of a SPEC, and the tensors that the model has.
+
+    Called with the SPEC, the data's name and the run's plan, each None where it is not known; the
+    files of a run ask the same, and share one answer.
+    """
+
+    recipe: Recipe
+    steps_per_epoch: int | None
+    warn: Warn
+    note: Note
+    known: dict[tuple[str, str | None], Wanted] = field(default_factory=dict)
+
+    def __call__(self, spec: str | None, data: str | None, stored: Plan | None) -> Wanted:
+        if spec is None:
+            raise InputError("the file does not name its model", help="name it with --model SPEC")
+        if (spec, data) not in self.known:
+            self.known[spec, data] = self._ask(spec, data, stored)
+        return self.known[spec, data]
+
+    def _ask(self, spec: str, data: str | None, stored: Plan | None) -> Wanted:
+        steps = self.steps_per_epoch
+        if steps is None and stored is not None:
+            steps = stored.steps_per_epoch
+        prepared = prepare(
+            self.recipe, spec, warn=self.warn, note=self.note, steps_per_epoch=steps, data=data
+        )
+        plan = prepared.plan
+        return promises_at(plan, plan.num_steps), prepared.traced.model.state_dict()
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One path of a run on the held-out data.
 
-    broken: of how many of num_examples the outputs are no finite numbers. No class is right there.
+    broken: the number of examples, of num_examples, with outputs that are not finite; they count as
+    wrong.
     """
 
     path: str
@@ -89,40 +121,40 @@ def evaluate_run(
     workers: int | None = None,
     model: str | None = None,
 ) -> Evaluation:
-    """Rebuild a run's network from its folder and measure it. path None: the deployed one.
+    """Rebuild a run's network from its folder and measure it. path None: the deployed path.
 
-    What the recipe expects is said of the deployed path at the run's end, and judged there.
+    The recipe's `expect` is about the deployed path at the end of the run, and judged there alone.
     """
     folder = open_run(run)
-    plan, device = folder.read_plan(), pick_device(device)
+    plan, place = folder.read_plan(), pick_device(device)
     path = known_path(plan, path)
     command = read_command(folder)
     if command["data"] is None:
-        raise InputError(f"{folder.path} does not say which data it was trained on")
+        raise InputError(f"{folder.path} does not name the data that it was trained on")
     dataset = open_data(command["data"], directory or command["directory"], plan.data.channels)
     dual, step = rebuild(folder, plan, model)
-    dual.to(device)
+    dual.to(place)
     if is_convolutional(plan):
         lay_out_weights(dual)
-    loader = make_loader(plan, dataset, "val", device, workers)
+    loader = make_loader(plan, dataset, "val", place, workers)
     try:
-        accuracies = evaluate(
-            dual, loader, Options(device=device, channels_last=is_convolutional(plan))
-        )
+        options = Options(device=str(place), channels_last=is_convolutional(plan))
+        accuracies = evaluate(dual, loader, options)
     finally:
         loader.close()
     sparsity = check_sparsity(dual, masks_step(step)).measured
-    accuracy, claims = dict(accuracies[path]), ()
-    broken = accuracy.pop(BROKEN, 0)
+    assert accuracies is not None  # None comes of a wish to stop, and there is none here
+    accuracy, claims = dict(accuracies[path]), tuple[Claim, ...]()
+    broken = int(accuracy.pop(BROKEN, 0))
     if path == plan.deploy:
         claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
-    """The dual graph with the weights of the last checkpoint, and the count of updates done.
+    """The dual graph with the weights of the last checkpoint, and the number of steps taken.
 
-    model  a spec; needed where the run's model is no library's (zoo/spec.py)
+    model  a spec; needed where the model comes from no library (zoo/spec.py)
     """
     spec = model or stored_spec(plan.model.name, folder.path)
     try:
@@ -130,7 +162,7 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
     except InputError as error:
         raise InputError(
             f"the model of {folder.path} cannot be built: {error.message}",
-            help="say where it comes from with --model SPEC",
+            help="name it with --model SPEC",
         ) from error
     try:
         dual = compile_plan(plan, fresh)
@@ -144,8 +176,10 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
 
 
 def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
-    """SparsityError where the run's own file, whole and of this step, is not what the checkpoint
-    deploys: that is how masks are met whose counts are right and which prune other weights."""
+    """SparsityError where the run's own file of this step differs from the checkpoint.
+
+    This finds masks that have the right counts and prune other weights.
+    """
     try:
         read = read_artefact(folder.weights)
     except InputError:
@@ -157,7 +191,7 @@ def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
     faults, _ = _compare_run(folder, plan, read)
     if faults:
         raise SparsityError(
-            f"{folder.weights} and the checkpoint beside it contradict each other: "
+            f"{folder.weights} and the checkpoint next to it contradict each other: "
             f"{'; '.join(faults[:MAX_TOLD])}"
         )
 
@@ -183,7 +217,7 @@ def export_run(
     _refuse_to_replace(file, folder, path == plan.deploy)
     dual, step = rebuild(folder, plan, model)
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    deployed = export(dual, path)
+    deployed = collapse(dual, path)
     verdict = verify_tensors(deployed.state_dict(), origin.promises)
     if not verdict.holds:
         faults = "; ".join(verdict.faults[:MAX_TOLD])
@@ -219,12 +253,12 @@ def verify_artefact(
 ) -> list[tuple[Path, Verdict]]:
     """Prove a run folder, a checkpoint or an exported file; a Verdict for each file looked at.
 
-    What is asked comes from `recipe` at its end, else from the file's own header, else from the
-    plan.json beside it. InputError where there is none of them, or nothing to look at.
+    The promise comes from `recipe` at its end, else from the file's own header, else from the
+    plan.json next to it. InputError where all of them are missing, or nothing is stored.
 
-    steps_per_epoch  of `recipe`; None: as the plan.json beside the file or the data have it
+    steps_per_epoch  of `recipe`; None: from the plan.json next to the file, or from the data
     """
-    warn, note = warn or warn_in_python, note or (lambda text: None)
+    warn, note = warn or warn_in_python, note or no_note
     where = Path(artefact)
     if where.is_dir():
         folder = open_run(where)
@@ -237,40 +271,32 @@ def verify_artefact(
         files = [where]
     else:
         raise InputError(f"there is no {where}", help=f"looked at {where.absolute()}")
-    wanted: dict[tuple, Wanted] = {}  # the files of a run are asked the same
-
-    def asked(spec: str | None, data: str | None, stored: Plan | None) -> Wanted:
-        if (spec, data) not in wanted:
-            wanted[spec, data] = _promises_of(
-                recipe, steps_per_epoch, warn, note, spec, data, stored
-            )
-        return wanted[spec, data]
-
-    return [(file, _verify_file(file, None if recipe is None else asked, model)) for file in files]
+    asked = None if recipe is None else Asked(recipe, steps_per_epoch, warn, note)
+    return [(file, _verify_file(file, asked, model)) for file in files]
 
 
 def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     folder = folder_of(file)
     stored = None if folder is None else folder.read_plan()
-    if folder is not None and file in _checkpoints_of(folder):
+    if folder is not None and stored is not None and file in _checkpoints_of(folder):
         return _verify_checkpoint(folder, file, stored, asked, model)
     read = read_artefact(file)
     faults, notes, masks = [], [], None
     if read.origin is not None:
-        faults += _compare_header(read, stored)
+        faults += _compare_header(read, read.origin, stored)
     if folder is not None and file == folder.weights and read.origin is None:
         faults.append("the file says nothing about itself, as a run's own does")
-    if folder is not None and folder.has_checkpoint:
+    if folder is not None and stored is not None and folder.has_checkpoint:
         found, masks = _compare_run(folder, stored, read)
         faults += found
-    elif folder is not None and read.origin is not None:
+    elif stored is not None and read.origin is not None:
         notes.append("the run has no checkpoint: that this is its last file is not proved")
         if read.origin.path != stored.deploy:
-            faults.append(_of_another_path(read, stored))
+            faults.append(_of_another_path(read.origin, stored))
     if asked is not None:
         named = read.origin or stored
         spec = model or (stored_spec(named.model.name, file) if named else None)
-        data = read.origin.data if read.origin else stored and stored.data.name
+        data = read.origin.data if read.origin else stored.data.name if stored else None
         promises, wanted = asked(spec, data, stored)
         faults += differences(read.tensors, wanted, exact_type=False)
     elif read.origin is not None:
@@ -292,8 +318,8 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     return verdict
 
 
-def _of_another_path(read: Artefact, plan: Plan) -> str:
-    return f"this is path `{read.origin.path}`, the run deploys `{plan.deploy}`"
+def _of_another_path(origin: Origin, plan: Plan) -> str:
+    return f"this is path `{origin.path}`, the run deploys `{plan.deploy}`"
 
 
 def _checkpoints_of(folder: RunFolder) -> tuple[Path | None, ...]:
@@ -324,39 +350,18 @@ def _verify_checkpoint(
     return verdict
 
 
-def _promises_of(
-    recipe: Recipe,
-    steps_per_epoch: int | None,
-    warn: Warn,
-    note: Note,
-    spec: str | None,
-    data: str | None,
-    stored: Plan | None,
-) -> Wanted:
-    """What a recipe asks at its end, and the tensors that the model has."""
-    if spec is None:
-        raise InputError("the file does not name its model", help="name it with --model SPEC")
-    if steps_per_epoch is None and stored is not None:
-        steps_per_epoch = stored.steps_per_epoch
-    prepared = prepare(
-        recipe, spec, warn=warn, note=note, steps_per_epoch=steps_per_epoch, data=data
-    )
-    plan = prepared.plan
-    return promises_at(plan, plan.num_steps), prepared.traced.model.state_dict()
-
-
-def _compare_header(read: Artefact, stored: Plan | None) -> list[str]:
+def _compare_header(read: Artefact, origin: Origin, stored: Plan | None) -> list[str]:
     """Faults of a file whose numbers or promises are not those that were written."""
     faults = []
-    if digest(read.tensors) != read.origin.digest:
+    if digest(read.tensors) != origin.digest:
         faults.append("the tensors are not those that were exported: the digest differs")
     if (
         stored is not None
-        and read.origin.path == stored.deploy
-        and [one.promised() for one in read.origin.promises]
-        != [one.promised() for one in promises_at(stored, read.origin.step)]
+        and origin.path == stored.deploy
+        and [one.promised() for one in origin.promises]
+        != [one.promised() for one in promises_at(stored, origin.step)]
     ):
-        faults.append("the header does not promise what the plan.json beside it asks")
+        faults.append("the header does not promise what the plan.json next to it asks")
     return faults
 
 
@@ -374,7 +379,7 @@ def _compare_run(
     if origin.step != step:
         faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")
     if origin.path != plan.deploy:
-        faults.append(_of_another_path(read, plan))
+        faults.append(_of_another_path(origin, plan))
     if origin.path not in {entry.name for entry in plan.paths}:
         return faults, None
     wanted, unknown = deployed_tensors(state, plan, origin.path)

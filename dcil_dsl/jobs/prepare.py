@@ -1,18 +1,21 @@
-"""Recipe and model to a Plan: what every verb does first.
+"""Resolve a recipe for a model: the first thing that every verb does.
 
-In:   a recipe (a path or a Recipe), a model (a SPEC or a module), the machine's overrides.
-Out:  Prepared: the Plan, which says what is really built, the traced model, example inputs.
-Not:  nothing is written; no image is read: without them an epoch has the length that the named
-      data set is known to have.
+In:   a recipe (a path or a Recipe), a model (a SPEC or a module), options of the run.
+Out:  Prepared: the Plan of what is really built, the traced model, example inputs.
+Not:  nothing is written and no image is read: without data, the length of an epoch is the known
+      one of the named data set.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +24,7 @@ from dcil_dsl.data.counts import class_counts
 from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.lang import load
+from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.masking.subsample_inputs import subsample_input
 from dcil_dsl.model.compare import compare_with_model
@@ -45,7 +48,7 @@ KNOWN_DATA = {
     "imagenet": (1_281_167, 224),
     "synthetic": (512, 32),
 }
-ASSUMED_STEPS = 1000  # an epoch of data that nothing is known of
+ASSUMED_STEPS = 1000  # per epoch, for an unknown data set
 ASSUMED_SIZE = 224
 IMAGE_REMEDY = "set `image_size` or `channels` in the recipe's `data` block"
 
@@ -55,7 +58,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe resolved for a model. `plan.model` and `plan.data` say what is really used."""
+    """A recipe resolved for a model. `plan.model` and `plan.data` name what is really used."""
 
     recipe: Recipe
     plan: Plan
@@ -79,12 +82,13 @@ def prepare(
     compare: bool = False,
     class_counts: tuple[int, ...] | None = None,
 ) -> Prepared:
-    """Build or take the model, load weights, trace, resolve.
+    """Build the model or take the given one, load weights, trace, resolve.
 
-    steps_per_epoch, example, classes, data, class_counts  as the data have them; None without
-    example  one batch of one image, (1, C, H, W); None: images as the recipe has them, or what
-             the model takes instead (zoo/example.py)
-    compare  run the model and its graph side by side, and refuse where they differ
+    steps_per_epoch, example, classes, data, class_counts  facts of the data; None without data
+    example  one batch of one image, (1, C, H, W); None: images of the recipe's size, or the inputs
+             that the model takes instead (zoo/example.py)
+    compare  run the model and its graph on the same inputs, and refuse a difference
+
     Raises RecipeError and InputError.
     """
     seed = recipe.train.seed if seed is None else seed
@@ -102,7 +106,7 @@ def prepare(
         for line in load_weights(model, weights, name):
             note(f"--weights: {line}")
         if getattr(model, "transform_input", None) != before:
-            options["transform_input"] = True  # else `dcil eval` would build another network
+            options["transform_input"] = True  # so that `dcil eval` builds the same network
     if example is not None:
         inputs = Inputs((example,))
     elif takes_one_image(model) and not takes_keywords(model):
@@ -123,13 +127,13 @@ def prepare(
             traced = compare_with_model(traced, model, inputs)
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
-    if classes is not None:
+    if classes is not None and num_outputs is not None:
         _compare_classes(recipe, name, num_outputs, classes, data, note)
 
     for path, module in unused_layers(model, traced.layers):
         note(
-            f"the forward never uses `{path}` ({type(module).__name__}): no rule sees it, and it "
-            "stays as it is"
+            f"the forward never uses `{path}` ({type(module).__name__}): no rule applies to it, "
+            "and it is not changed"
         )
 
     report = Diagnostics()
@@ -144,7 +148,7 @@ def prepare(
 
 
 def counted_classes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
-    """Training examples by class, where a loss weighs by them; InputError where it cannot."""
+    """Training examples by class, for a loss that weighs by them. InputError if unknown or 0."""
     asks = [loss for loss in recipe.losses if getattr(loss.term, "classes", None) is not None]
     if not asks:
         return None
@@ -166,23 +170,51 @@ def counted_classes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn: Warn) -> Recipe:
-    """A checked recipe, its warnings told. RecipeError, or InputError for a missing file."""
-    if not isinstance(recipe, Recipe):
-        recipe = load(recipe, dict(overrides) or None)
-    elif overrides:
-        raise InputError(
-            "overrides belong to the loading of a recipe", help="dcil.load(path, overrides={...})"
-        )
+    """read_recipe, its warnings told."""
+    recipe = read_recipe(recipe, overrides)
     for diagnostic in recipe.warnings:
         warn(diagnostic)
     return recipe
 
 
+def read_recipe(recipe: str | PathLike[str] | Recipe, overrides: Mapping[str, str]) -> Recipe:
+    """A checked recipe: as given, of a file, or of a text, which is a str with a newline.
+
+    RecipeError; InputError for a missing file.
+    """
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise InputError(
+                "overrides belong to the loading of a recipe",
+                help="dcil.load(path, overrides={...})",
+            )
+        return recipe
+    if isinstance(recipe, str) and "\n" in recipe:
+        return loads(recipe, overrides=dict(overrides) or None)
+    if isinstance(recipe, (str, PathLike)):
+        return load(recipe, dict(overrides) or None)
+    raise InputError(
+        f"a recipe is a Recipe, a path or a text, and this is {type(recipe).__name__}",
+        help="dcil.load(path) or dcil.loads(text)",
+    )
+
+
 def warn_in_python(diagnostic: Diagnostic) -> None:
-    """A W diagnostic as Python's own warning, for callers that are not the command line."""
+    """Issue a W diagnostic as a Python warning at the line that called this package."""
     place = f"{diagnostic.span}: " if diagnostic.span else ""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("dcil_dsl."):
+        level, frame = level + 1, frame.f_back
     text = f"{place}{diagnostic.code} {diagnostic.message}"
-    warnings.warn(text, RecipeWarning, stacklevel=4)  # out of this package, to the caller
+    warnings.warn(text, RecipeWarning, stacklevel=level)
+
+
+def no_warning(diagnostic: Diagnostic) -> None:
+    """Drop a warning."""
+
+
+def no_note(text: str) -> None:
+    """Drop a note."""
 
 
 def image_size(recipe: Recipe, data: str | None) -> int:
@@ -194,12 +226,12 @@ def image_size(recipe: Recipe, data: str | None) -> int:
 
 
 def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
-    """Steps in an epoch where no data are at hand."""
+    """Steps per epoch without data."""
     examples = _known(recipe, data)[0]
     if examples is None:
         note(
-            f"the length of an epoch is not known without the data: {ASSUMED_STEPS} steps are "
-            "assumed, --steps-per-epoch says otherwise"
+            f"the length of an epoch is unknown without data: {ASSUMED_STEPS} steps are assumed; "
+            "set it with --steps-per-epoch"
         )
         return ASSUMED_STEPS
     batches = math.ceil(examples / (recipe.data.batch_size or 128))
@@ -209,10 +241,10 @@ def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
 def count_outputs(
     model: nn.Module, inputs: Inputs, strict: bool = True, remedy: str = IMAGE_REMEDY
 ) -> int | None:
-    """The number of class scores that a model of images gives. remedy: for images it refuses.
+    """The number of class scores that a model returns for an image.
 
-    InputError where it takes no such image and, if `strict`, where it gives something else than
-    one row of scores an image; None for that otherwise.
+    InputError, with `remedy`, where the model refuses the image. For an output that is not one row
+    of scores per image: InputError if `strict`, otherwise None.
     """
     from dcil_dsl.words.outputs import logits_of
 
@@ -248,23 +280,24 @@ def count_outputs(
 
 
 def _refuse_small_images(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
-    """InputError where a path sees images so small that the model does not take them."""
+    """InputError where a path's images are too small for the model."""
     for path in plan.paths:
         if path.size < 1:
-            args, kwargs = subsample_input((inputs.args, inputs.kwargs), 1.0, path.size)
+            args: Any = subsample_input(inputs.args, 1.0, path.size)
+            kwargs: Any = subsample_input(inputs.kwargs, 1.0, path.size)
             size = f"path `{path.name}` sees images at {percent(path.size)} of their size"
             count_outputs(model, Inputs(args, kwargs), strict=False, remedy=f"{size}: raise `size`")
 
 
 def _refuse_odd_weights(model: nn.Module) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError("the weights of the model are on the device `meta`, which holds none")
+        raise InputError("the weights of the model are on the device `meta`, without values")
     types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if types:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
         raise InputError(
             f"the model has weights of type {names}; training starts from float32",
-            help="call .float() on it; --precision bf16 computes in 16 bits all the same",
+            help="call .float() on it; --precision bf16 still computes in 16 bits",
         )
 
 
@@ -281,7 +314,7 @@ def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:
 def _compare_classes(
     recipe: Recipe, name: str, num_outputs: int, classes: int, data: str | None, note: Note
 ) -> None:
-    # --set changes a block and cannot add one.
+    # --set changes a block, and cannot add one.
     if recipe.model.span is not None:
         remedy = f"--set model.classes={classes}"
     else:
@@ -302,14 +335,14 @@ def _compare_classes(
 def _as_built(
     plan: Plan,
     name: str,
-    options: dict,
+    options: dict[str, Any],
     num_outputs: int | None,
     data: str | None,
     precision: str | None,
     seed: int,
 ) -> Plan:
-    """The plan with what the command line decided, so that plan.json rebuilds what was trained."""
-    overrides, train = dict(plan.recipe.overrides), {}
+    """The plan with the options of the run in it, so that plan.json rebuilds the trained model."""
+    overrides, train = dict(plan.recipe.overrides), dict[str, Any]()
     if precision is not None and precision != plan.train.precision:
         overrides["train.precision"] = train["precision"] = precision
     if seed != plan.train.seed:

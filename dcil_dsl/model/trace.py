@@ -125,6 +125,13 @@ def trace_model(
     return Traced(model, train, eval, layers, arguments, opaque, like)
 
 
+def trace_opaque(model: nn.Module, reason: str) -> Traced:
+    """The model itself, not a copy, as one opaque call. A Dual of it shares its weights with it."""
+    graph = _call_the_whole(model)
+    arguments = Arguments((), None)
+    return Traced(model, graph, graph, list_layers(model, graph), arguments, {"": reason})
+
+
 def _named(arguments: Arguments, example: Inputs) -> dict[str, Tensor]:
     """What the graph's inputs are like; nothing if they are more than tensors, or sparse."""
     if arguments.live is None:

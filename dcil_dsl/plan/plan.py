@@ -9,7 +9,7 @@ Not:  no tensors, no modules, no units but steps, counts of weights and fraction
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -297,6 +297,20 @@ class Plan(Part):
         if any((layer.group or 0) not in range(max(len(self.groups), 1)) for layer in self.layers):
             raise ValueError("a layer is of a group that is not there")
         return self
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the update number `step`, counted from 0."""
+        return self.train.rate.rate(self.train.optimizer.lr, step, self.num_steps)
+
+    def make_optimizer(self, dual: Any) -> Any:
+        """The recipe's torch optimizer over every weight of a Dual that learns.
+
+        Its `lr` is that of the first step; lr_at, or Pruner.make_scheduler, says the later ones.
+        """
+        optimizer = self.train.optimizer.make(dual.trainable())
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr_at(0)
+        return optimizer
 
     def words(self) -> tuple[Word, ...]:
         """Every word of the plan."""

@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-import torch
-
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import (
@@ -26,22 +24,14 @@ from dcil_dsl.training.differences import (
 )
 from dcil_dsl.training.machine import Options
 
-NAMES = {"anyway": "--resume-anyway"}
-APART = ("device", "ranks", "channels_last")  # of Options; the last follows from the plan
 
-
-def check_alike(
-    plan: Plan, options: Options, model: str, data: Mapping[str, str], more: Mapping[str, object]
-) -> None:
-    """InputError on all ranks where one was started otherwise than the first.
-
-    more  other options, by their names, of which the result depends
-    """
+def check_alike(plan: Plan, options: Options, model: str, data: Mapping[str, str]) -> None:
+    """InputError on all ranks where one was started otherwise than the first."""
     ranks = options.ranks
     if ranks.count == 1:
         return
     said = {
-        "options": _spelled(options) | dict(more),
+        "options": options.compared(),
         "plan": science_of(plan),
         "model": model,
         "data": dict(data),
@@ -61,10 +51,3 @@ def check_alike(
         f"the processes of this job were not started alike: {which} and rank 0 differ",
         help="\n".join([*lines, "give every process the same command"]),
     )
-
-
-def _spelled(options: Options) -> dict[str, object]:
-    """As on the command line, where most have the names that they have here."""
-    values = {name: value for name, value in vars(options).items() if name not in APART}
-    spelled = {NAMES.get(n, "--" + n.replace("_", "-")): value for n, value in values.items()}
-    return spelled | {"--device": torch.device(options.device).type}

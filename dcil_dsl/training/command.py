@@ -10,30 +10,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.options import RunOptions
 from dcil_dsl.training.run import RunFolder, read_text
 
 COMMAND = "command.json"
 
 
-def command_text(
-    plan: Plan, directory: str | Path | None, weights: str | None, device: torch.device
-) -> str:
-    """directory, weights  as the command line named them, None where it did not"""
-    command = {
-        "model": plan.model.name,
-        "data": plan.data.name,
-        "directory": None if directory is None else str(Path(directory).absolute()),
-        "weights": weights,
-        "device": str(device),
-    }
+def command_text(plan: Plan, options: RunOptions) -> str:
+    """The model, the data, and the options whose Flag says `recorded`."""
+    command = {"model": plan.model.name, "data": plan.data.name, **options.recorded()}
     return json.dumps(command, indent=2) + "\n"
 
 
-def read_command(folder: RunFolder) -> dict:
+def read_command(folder: RunFolder) -> dict[str, str | None]:
     """The machine's side of a run; without its file, what the plan knows."""
     file = folder.path / COMMAND
     known = {"data": folder.read_plan().data.name, "directory": None}

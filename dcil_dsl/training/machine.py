@@ -1,6 +1,6 @@
 """What the command line says of the machine, as opposed to the recipe.
 
-In:   a device, a precision, a memory layout, a limit of steps.
+In:   RunOptions, the processes of the job, a memory layout.
 Out:  Options; autocast for them.
 Not:  nothing here changes what a step means but its rounding.
 """
@@ -9,48 +9,30 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
+from dcil_dsl.training.options import RunOptions
 
-# Settings of Train that make a step of one batch, from gradients that no scaler has scaled.
-OWN_STEPS = ("integrator", "balance")
-DEFAULT, REDUCE_OVERHEAD = COMPILE_MODES = ("default", "reduce-overhead")
+REDUCE_OVERHEAD = "reduce-overhead"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Options:
-    """precision None: the recipe's. max_steps: the run ends after so many steps in all.
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """The options of a run on one of its processes.
 
-    anyway  the checkpoint of another plan will do (adopt.py)
-    shard   each rank has a part of every weight, not all of them (sharding.py)
-    on_nan  what becomes of a run whose loss is not finite: its end, or back with a lower rate
-            (rewind.py)
-    checkpoint_activations  are computed again for the backward pass
-    evaluate_every  the held-out data are gone through every so many epochs, and at the end
-    compile_mode  of torch.compile; reduce-overhead records the step once as CUDA graphs and
-            replays it
+    device         a device that exists; `auto` has been decided
+    ranks          the processes of the job
+    channels_last  the memory layout of images and weights
     """
 
-    device: str | torch.device = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    compile: bool = False
-    channels_last: bool = False
-    max_steps: int | None = None
-    resume: bool = False
-    anyway: bool = False
+    device: str = "cpu"
     ranks: Ranks = Ranks()
-    shard: bool = False
-    on_nan: Literal["stop", "rewind"] = "stop"
-    checkpoint_activations: bool = False
-    evaluate_every: int = 1
-    compile_mode: str = DEFAULT
+    channels_last: bool = False
 
 
 def keep_freed_memory() -> bool:
@@ -70,36 +52,6 @@ def keep_freed_memory() -> bool:
 def precision_of(plan: Plan, options: Options) -> str:
     """The command line's precision, else the recipe's."""
     return options.precision or plan.train.precision
-
-
-def check_own_steps(plan: Plan, options: Options) -> None:
-    """InputError where the recipe makes its steps in a way that this machine's options break."""
-    if plan.train.average is not None and precision_of(plan, options) == "fp16":
-        raise InputError(
-            "`average` of the recipe's `train` does not go with fp16",
-            help="--precision bf16 scales no gradient",
-        )
-    word = next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
-    if word is None:
-        return
-    integrator = plan.train.integrator
-    ours = integrator is None or integrator.origin is None
-    if options.shard and not ours:
-        raise InputError(
-            f"`{integrator.called}` is given whole gradients, which --shard parts",
-            help="run it without --shard",
-        )
-    if options.ranks.count > 1 and word == "balance":
-        raise InputError(
-            f"`{word}` of the recipe's `train` is for one process, and there are "
-            f"{options.ranks.count}",
-            help="run it without torchrun",
-        )
-    if precision_of(plan, options) == "fp16" or plan.train.accumulate > 1:
-        raise InputError(
-            f"`{word}` of the recipe's `train` goes with neither fp16 nor `accumulate`",
-            help="--precision bf16 scales no gradient",
-        )
 
 
 def peak_memory(device: str | torch.device) -> int | None:

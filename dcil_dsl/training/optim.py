@@ -49,8 +49,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def rate_at(plan: Plan, step: int) -> float:
     """The learning rate of the update number `step`, counted from 0."""
-    train = plan.train
-    return train.rate.rate(train.optimizer.lr, step, plan.num_steps)
+    return plan.lr_at(step)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

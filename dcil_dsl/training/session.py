@@ -147,6 +147,7 @@ def rate_of(now: Session) -> float:
 
 def after_loading(now: Session) -> None:
     """What a checkpoint says of things that are not in its State."""
+    now.dual.forget_step()
     if not now.options.ranks.is_first:
         now.state.sums.zero_()  # they are of all ranks, and added up again when they are told
     if now.state.position.scaler:

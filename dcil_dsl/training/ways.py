@@ -1,77 +1,125 @@
-"""Which ways of making a step go together, and with what a plan asks of a step.
+"""Which options the machine and the recipe allow.
 
 In:   Options; a plan.
 Out:  InputError where one leaves no room for another, before anything is written.
-Not:  no ways; each file that makes one says how.
+Not:  what two options forbid each other, which options.py says with the fields.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.skip_pruned import left_out
-from dcil_dsl.training.machine import (
-    COMPILE_MODES,
-    OWN_STEPS,
-    REDUCE_OVERHEAD,
-    Options,
-    check_own_steps,
-)
+from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, precision_of
 
-REPLAYED = f"--compile-mode {REDUCE_OVERHEAD}"
+# Settings of Train that make a step of one batch, from gradients that no scaler has scaled.
+OWN_STEPS = ("integrator", "balance")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Options that do not go, all together, with a part of a recipe.
+
+    options  fields of RunOptions
+    part     the part of the plan, as the recipe writes it; None where the plan has none
+    why      one clause
+    """
+
+    options: tuple[str, ...]
+    part: Callable[[Plan], str | None]
+    why: str
+
+    def check(self, plan: Plan, options: Options) -> None:
+        given = options.given()
+        if not all(name in given for name in self.options) or (part := self.part(plan)) is None:
+            return
+        names = " and ".join(options.spelled(name) for name in self.options)
+        raise InputError(
+            f"{part} does not go with {names}: {self.why}",
+            help=f"leave one of the {'two' if len(self.options) == 1 else 'three'} out",
+        )
 
 
 def check_ways(options: Options) -> None:
-    """What can be said without a plan."""
-    if options.checkpoint_activations and options.compile:
-        raise InputError(
-            "--checkpoint-activations does not go with --compile", help="leave one of them out"
-        )
-    if options.compile_mode not in COMPILE_MODES:
-        raise InputError(
-            f"there is no --compile-mode {options.compile_mode}", help=" or ".join(COMPILE_MODES)
-        )
+    """InputError for what the machine does not allow."""
     if options.compile_mode != REDUCE_OVERHEAD:
         return
-    if not options.compile:
-        raise InputError(f"{REPLAYED} replays what --compile has made", help="add --compile")
+    spelled = options.spelled("compile_mode")
     if torch.device(options.device).type != "cuda":
         raise InputError(
-            f"{REPLAYED}: the device is {options.device}, and only a CUDA device has graphs",
+            f"{spelled} needs a CUDA device, and the device is {options.device}",
             help="leave it out",
         )
     if options.ranks.count > 1:
         raise InputError(
-            f"{REPLAYED} is for one process, and there are {options.ranks.count}: gradients "
-            "that wait for the other processes would be overwritten",
+            f"{spelled} does not support several processes ({options.ranks.count} are running): "
+            "a replay would overwrite gradients that the other processes still read",
             help="leave it out",
         )
 
 
 def check_plan_ways(plan: Plan, options: Options) -> None:
-    """What a plan asks that such steps do not give."""
-    check_own_steps(plan, options)
+    """InputError for what the recipe does not allow."""
+    for conflict in CONFLICTS:
+        conflict.check(plan, options)
+    train, precision = plan.train, precision_of(plan, options)
+    if train.average is not None and precision == "fp16":
+        raise InputError(
+            "`average` of the recipe's `train` does not go with fp16",
+            help="--precision bf16 scales no gradient",
+        )
+    word = _own_step(plan)
+    if word == "balance" and options.ranks.count > 1:
+        raise InputError(
+            f"`balance` of the recipe's `train` does not support several processes "
+            f"({options.ranks.count} are running)",
+            help="run it without torchrun",
+        )
+    if word is not None and (precision == "fp16" or train.accumulate > 1):
+        raise InputError(
+            f"`{word}` of the recipe's `train` goes with neither fp16 nor `accumulate`",
+            help="--precision bf16 scales no gradient",
+        )
+
+
+def _own_step(plan: Plan) -> str | None:
+    return next((name for name in OWN_STEPS if getattr(plan.train, name) is not None), None)
+
+
+def _of_train(word: str | None) -> str | None:
+    return None if word is None else f"`{word}` of the recipe's `train`"
+
+
+def _kept_path(plan: Plan) -> str | None:
     path = next((path.name for path in plan.paths if path.compute == "kept"), None)
-    if options.compile and path is not None and left_out(plan.groups, plan.layers):
-        raise InputError(
-            f"`compute = kept` of path `{path}` does not go with --compile: the layers change "
-            "their sizes with the masks",
-            help="leave one of the two out",
-        )
-    if options.compile and options.shard and plan.train.sync_norms:
-        # Two ranks were seen to wait for each other without end.
-        raise InputError(
-            "`sync_norms` of the recipe's `train` does not go with --compile and --shard together",
-            help="leave one of the three out",
-        )
-    # Both keep gradients over a replay, which writes the next ones in the same place.
-    kept = [word for word in OWN_STEPS if getattr(plan.train, word) is not None]
-    kept += ["accumulate"] * (plan.train.accumulate > 1)
-    if options.compile_mode == REDUCE_OVERHEAD and kept:
-        raise InputError(
-            f"{REPLAYED} does not go with `{kept[0]}` of the recipe's `train`: its "
-            "gradients outlive a replay",
-            help="leave one of the two out",
-        )
+    if path is None or not left_out(plan.groups, plan.layers):
+        return None
+    return f"`compute = kept` of path `{path}`"
+
+
+def _synced_norms(plan: Plan) -> str | None:
+    return _of_train("sync_norms" if plan.train.sync_norms else None)
+
+
+def _kept_gradients(plan: Plan) -> str | None:
+    return _of_train(_own_step(plan) or ("accumulate" if plan.train.accumulate > 1 else None))
+
+
+def _foreign_integrator(plan: Plan) -> str | None:
+    word = plan.train.integrator
+    return f"`{word.called}`" if word is not None and word.origin is not None else None
+
+
+CONFLICTS = (
+    Conflict(("compile",), _kept_path, "the layers change their sizes with the masks"),
+    # Two ranks were seen to wait for each other without end.
+    Conflict(("compile", "shard"), _synced_norms, "the processes would wait for each other"),
+    # A replay writes the next gradients in the same place.
+    Conflict(("compile_mode",), _kept_gradients, "its gradients must outlive a replay"),
+    Conflict(("shard",), _foreign_integrator, "it needs whole gradients"),
+)

@@ -83,12 +83,14 @@ def _names(source: str) -> list[str]:
     return list(OURS) if source == "dcil" else list_models()
 
 
-def stored_spec(spec: str, holder: object) -> str:
+def stored_spec(spec: str | None, holder: object) -> str:
     """The spec that a file names, if nothing but a library's own code comes of it.
 
     holder  the file or folder, for the InputError where it is code of somebody's own: `os:system`
             is a spec, too, and the options beside it would be its arguments.
     """
+    if spec is None:
+        raise InputError(f"{holder} does not name its model", help="name it with --model SPEC")
     if spec.rpartition(":")[0] not in SOURCES:
         raise InputError(
             f"the model of {holder} is somebody's own code, {spec}, which a file cannot ask to run",

@@ -97,6 +97,7 @@ def steps(dual, num: int = 2):
 def bytes_kept(dual) -> int:
     """For the way back, each tensor as often as it is kept."""
     kept = []
+    dual.begin_step(0)
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel() * t.element_size()), lambda nothing: nothing
     ):

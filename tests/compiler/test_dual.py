@@ -51,7 +51,8 @@ def test_with_every_mask_true_each_path_equals_the_original_bit_for_bit(net, tra
     x = images(size=32)
     for path in ("sparse", "dense"):
         torch.manual_seed(1)
-        outputs = dual(x)
+        with torch.no_grad():
+            outputs = dual(x)
         torch.manual_seed(1)
         expected = model(x)
         if path == "dense":  # the sparse path has drawn its random numbers before
@@ -107,6 +108,7 @@ def test_a_weight_learns_from_exactly_one_path():
 def test_a_recipe_with_one_path_makes_one_forward():
     dual = compile_text(ONE_PATH, Tiny())
     calls = [node for node in dual.graph.nodes if node.name.startswith("conv") and node.args]
+    dual.begin_step(0)
     assert list(dual(images())) == ["sparse"]
     assert sum(node.name == "conv" for node in calls) == 1
     assert len(dual.trainable()) == len(list(Tiny().parameters()))
@@ -125,6 +127,7 @@ def test_a_kept_stem_learns_from_the_paths_that_its_shares_name():
     torch.manual_seed(0)
     dual = compile_text(DCIL.replace("mix {", "keep first Conv2d\nmix {", 1), Tiny())
     x = images()
+    dual.begin_step(0)
     dual(x)["dense"].sum().backward()
     assert dual.stem.weight.grad is None or not dual.stem.weight.grad.any()
     dual(x)["sparse"].square().sum().backward()
@@ -144,6 +147,7 @@ def test_a_path_whose_losses_are_closed_is_not_run_in_training_but_is_in_evaluat
 def test_graphs_that_differ_between_modes_are_both_kept():
     model = Auxiliary()
     dual = compile_text(NO_NORMS.replace("private last Linear", ""), model)
+    dual.begin_step(0)
     assert isinstance(dual(images())["dense"], tuple)
     assert isinstance(dual.eval()(images())["dense"], torch.Tensor)
 

@@ -138,6 +138,7 @@ def test_what_one_path_has_put_aside_is_not_what_another_finds():
     dual = compile_text(_recipe("Linear"), model)
     dual.refresh(0)
     (x,), _ = tokens(0)
+    dual.begin_step(0)
     outputs = [dual(x)["dense"] for _ in range(3)]
     torch.testing.assert_close(outputs[2] - outputs[1], outputs[1] - outputs[0])
     assert dual.part.calls == 0 and dual.part.last is None
@@ -180,6 +181,7 @@ def test_lists_of_images_and_of_targets_pass_through(training):
 def test_an_argument_that_the_example_did_not_give_is_refused_by_name():
     model, (x,) = seeded(lambda: Fork(SHAPES["tuple"])), tokens(0)[0]
     dual = compile_text(_recipe("Linear"), model, (x,))
+    dual.begin_step(0)
     assert torch.equal(dual(x, scale=1.0)["dense"][0], model(x)[0])
     with pytest.raises(TypeError, match="`other` is held at its default None"):
         dual(x, other=x)
@@ -194,6 +196,7 @@ def test_an_argument_that_the_example_did_not_give_is_refused_by_name():
 def test_a_flag_in_the_example_is_part_of_the_graph():
     model, (x,) = seeded(lambda: Fork(SHAPES["tuple"])), tokens(0)[0]
     dual = compile_text(_recipe("Linear"), model, {"x": x, "scale": 2.0})
+    dual.begin_step(0)
     assert torch.equal(dual(x, scale=2.0)["dense"][0], model(x, scale=2.0)[0])
     with pytest.raises(TypeError, match="`scale` is 2.0 in the example"):
         dual(x, scale=3.0)
@@ -205,6 +208,7 @@ def test_twins_inside_of_what_stays_whole_have_their_name_and_their_own_statisti
     (x,), _ = tokens(0)
     dual.refresh(0)
     dual.before.bias.data.fill_(-100)  # into the branch with the norm
+    dual.begin_step(0)
     dual(x)
     own = dual.get_submodule("part.body.1")
     twin = dual.get_submodule("part.body.1__dense")
@@ -222,6 +226,9 @@ def test_the_weight_norm_of_old_computes_each_paths_weight_from_its_parts():
     (x,), _ = tokens(0)
     dual.part.weight_v.data.mul_(-1)
     model.part.weight_v.data.mul_(-1)
+    dual.begin_step(0)
+    for mask in dual.masks.values():
+        mask.fill_(True)
     outputs = dual(x)
     assert all(torch.equal(y, model(x)) for y in outputs.values())
     outputs["sparse"].sum().backward()
@@ -261,6 +268,7 @@ def test_a_weight_that_the_forward_writes_to_is_refused():
         return x
 
     dual = compile_text(_recipe("Linear"), seeded(lambda: Around(Habit(shrinks)))).train()
+    dual.begin_step(0)
     with pytest.raises(InputError, match="forward of Habit changes its weight `two.weight`"):
         dual(*tokens(0)[0])
 

@@ -204,6 +204,7 @@ def test_an_input_that_does_not_fit_is_told_as_ever(calls):
 
 def test_shapes_alone_are_computed_as_ever_and_nothing_is_learnt_of_the_device_from_them(calls):
     dual = dcil.compile(plan_of(KEPT), Net()).train()
+    dual.begin_step(0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert dual(torch.zeros(5, 3, 6, 6))["sparse"].shape == (5, 8)
     assert calls == [] and tensor_cores.CORES.known == {}
@@ -211,6 +212,7 @@ def test_shapes_alone_are_computed_as_ever_and_nothing_is_learnt_of_the_device_f
 
 def test_a_device_without_numbers_has_no_cores():
     dual = dcil.compile(plan_of(KEPT), Net()).train().to("meta")
+    dual.begin_step(0)
     assert dual(torch.zeros(5, 3, 6, 6, device="meta"))["sparse"].shape == (5, 8)
 
 

@@ -15,6 +15,7 @@ RUN = [
     "docs/tutorial.md",
     "docs/how-to/own-model.md",
     "docs/how-to/deploy.md",
+    "docs/how-to/other-loops.md",
     "docs/how-to/resume.md",
 ]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
@@ -92,6 +93,7 @@ def test_every_option_that_the_prose_names_exists():
         "--max-restarts",
         "--strict",
         "--version",
+        "--help",  # of every verb
     }
     for page in ["README.md", "docs/performance.md", "docs/models.md", *PAGES]:
         if page in ("docs/results.md", "docs/performance.md", "docs/models.md"):

@@ -1,6 +1,7 @@
 """The generated reference has every word, option, public name and error code of the program."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from typer.main import get_command
 import dcil_dsl
 from dcil_dsl.cli.commands import app
 from dcil_dsl.diagnostics.codes import CODES
+from dcil_dsl.training.options import defaults, flags
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,20 @@ def test_every_option_of_every_verb_is_in_the_reference(generate):
         section = page.partition(f"## dcil {name}\n")[2].partition("\n## ")[0]
         options = {option for p in command.params for option in p.opts if option[:2] == "--"}
         assert [option for option in options if f"`{option}`" not in section] == []
+
+
+def test_every_field_of_run_options_is_in_the_reference_with_its_flag_and_default(generate):
+    page = generate.python_page()
+    for name, flag in flags().items():
+        off = f" / `{flag.off}`" if flag.off else ""
+        assert f"| `{name}` | `{flag.name}`{off} | `{defaults()[name]!r}` |" in page
+
+
+def test_the_help_of_an_option_names_what_it_needs_and_excludes(generate):
+    page = generate.cli_page()
+    assert re.search(r"`--compile-mode` `MODE` \|[^|]*; needs --compile \|", page)
+    assert re.search(r"`--compile` / `--no-compile` \|[^|]*; not with --checkpoint-act", page)
+    assert re.search(r"`--checkpoint-activations` \|[^|]*; not with --compile \|", page)
 
 
 def test_every_public_function_and_class_is_in_the_reference(generate):

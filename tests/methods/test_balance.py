@@ -120,7 +120,7 @@ def test_a_loop_that_does_not_give_the_weights_is_told():
     plan = plan_of()
     x, y = next(batches())
     with pytest.raises(dcil.InputError, match="balances its losses"):
-        dcil.loss(plan, dcil.compile(plan, start())(x), y, 0)
+        dcil.loss(plan, dcil.compile(plan, start()).eval()(x), y, 0)
 
 
 def test_losses_that_are_never_measured_together_are_an_error():

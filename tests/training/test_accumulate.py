@@ -10,8 +10,9 @@ from tiny_run import TinyData
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import create_run, train
 from dcil_dsl.training.accumulate import part_of_step
+from dcil_dsl.training.run import create_run
+from dcil_dsl.training.trainer import train
 
 
 def trained(folder, plan):

@@ -12,8 +12,8 @@ from tiny_run import tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import SparsityError, check_sparsity, load_deployed
-from dcil_dsl.training.checkpoint import load_model
+from dcil_dsl.training.checkpoint import load_deployed, load_model
+from dcil_dsl.training.metrics import SparsityError, check_sparsity
 from dcil_dsl.training.run import write_text
 
 

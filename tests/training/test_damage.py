@@ -15,8 +15,7 @@ from test_resume import assert_same
 from tiny_run import tiny_dual, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import load_deployed
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.training.checkpoint import digest, load_deployed, read_file
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ from tiny_run import TinyData, tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import Options, resume_run, train
 from dcil_dsl.training.checkpoint import load_deployed
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.evaluate import evaluate
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.run import resume_run
+from dcil_dsl.training.trainer import train
 from dcil_dsl.words.averages import LatePhase
 from dcil_dsl.words.optimizers import SGD, AdamW
 

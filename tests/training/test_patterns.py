@@ -18,9 +18,9 @@ from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 from dcil_dsl.masking import tensor_cores
 from dcil_dsl.masking.tensor_cores import Cores
-from dcil_dsl.training import make_display, result_table
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.patterns import COMPILED, pattern_words, why_computed_whole
+from dcil_dsl.training.progress import make_display, result_table
 
 RECIPE = """
 language 1

@@ -7,9 +7,8 @@ import io
 from rich.console import Console
 from tiny_run import tiny_plan, tiny_train
 
-from dcil_dsl.training import make_display, result_table
 from dcil_dsl.training.metrics import RuleSparsity
-from dcil_dsl.training.progress import line_text
+from dcil_dsl.training.progress import line_text, make_display, result_table
 from dcil_dsl.training.result import Result
 
 

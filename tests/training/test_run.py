@@ -12,7 +12,7 @@ from tiny_run import tiny_plan
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import create_run, drafts, open_run, resume_run
+from dcil_dsl.training import drafts
 from dcil_dsl.training.differences import (
     fingerprint,
     plan_differences,
@@ -20,6 +20,7 @@ from dcil_dsl.training.differences import (
 )
 from dcil_dsl.training.drafts import draft_in
 from dcil_dsl.training.locks import Locked
+from dcil_dsl.training.run import create_run, open_run, resume_run
 from dcil_dsl.training.run_lock import hold_run
 
 

@@ -15,8 +15,10 @@ from dcil_dsl.lang import loads
 from dcil_dsl.model import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import is_refresh
-from dcil_dsl.training import Options, create_run, result, trainer
+from dcil_dsl.training import result, trainer
 from dcil_dsl.training import session as sessions
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.run import create_run
 
 BATCH, STEPS_PER_EPOCH = 4, 6
 RECIPE = """
@@ -114,7 +116,7 @@ def waits_of(text, options, folder):
     loaders = Batches(STEPS_PER_EPOCH * plan.train.accumulate), Batches(2)
     with fake_gpu(dual) as waits:
         run = create_run(plan, text, text, folder / "run")
-        trainer.train(dual, *loaders, run, Options("cuda", **options))
+        trainer.train(dual, *loaders, run, Options(device="cuda", **options))
     assert len(moves) < plan.num_steps
     return still, moving, len(moves)
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import evaluate
 from dcil_dsl.training.average import deployed, start_average, update_average
+from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.optim import rate_at
 from dcil_dsl.words.optimizers import SGD

@@ -9,9 +9,11 @@ import torch
 from tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training import Options
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.training.ways import check_plan_ways, check_ways
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.options import flags
+from dcil_dsl.training.ways import CONFLICTS, check_plan_ways, check_ways
+from dcil_dsl.words.balances import InverseDirichlet
 from dcil_dsl.words.integrators import Heun
 
 REPLAYED = dict(compile=True, compile_mode="reduce-overhead", device="cuda")
@@ -21,10 +23,10 @@ NAME = "--compile-mode reduce-overhead"
 @pytest.mark.parametrize(
     "options, message",
     [
-        (REPLAYED | {"compile": False}, f"{NAME} replays what --compile has made"),
-        (REPLAYED | {"device": "cpu"}, "only a CUDA device has graphs"),
-        (REPLAYED | {"ranks": Ranks(0, 2)}, f"{NAME} is for one process, and there are 2"),
-        (REPLAYED | {"compile_mode": "max"}, "there is no --compile-mode max\ndefault or reduce"),
+        (REPLAYED | {"compile": False}, f"{NAME} needs --compile"),
+        (REPLAYED | {"device": "cpu"}, f"{NAME} needs a CUDA device, and the device is cpu"),
+        (REPLAYED | {"ranks": Ranks(0, 2)}, rf"{NAME} does not support several processes \(2 are"),
+        (REPLAYED | {"compile_mode": "max"}, "--compile-mode max: must be default or reduce"),
         (dict(compile=True, checkpoint_activations=True), "does not go with --compile"),
     ],
 )
@@ -38,14 +40,33 @@ def test_ways_that_leave_each_other_no_room_are_refused(options, message):
     [({"accumulate": 2}, "accumulate"), ({"integrator": Heun()}, "integrator")],
 )
 def test_gradients_that_outlive_a_replay_are_refused(train, word):
-    with pytest.raises(InputError, match=f"does not go with `{word}` of the recipe's `train`"):
+    with pytest.raises(
+        InputError, match=f"`{word}` of the recipe's `train` does not go with {NAME}"
+    ):
         check_plan_ways(tiny_plan(train), Options(**REPLAYED))
 
 
 def test_compiled_parts_do_not_go_with_norms_that_the_processes_share():
     together = Options(compile=True, shard=True, ranks=Ranks(0, 2))
-    with pytest.raises(InputError, match="`sync_norms`.*--compile and --shard together"):
+    with pytest.raises(InputError, match="`sync_norms`.* does not go with --compile and --shard"):
         check_plan_ways(tiny_plan({"sync_norms": True}), together)
+
+
+@pytest.mark.parametrize(
+    "train, options, message",
+    [
+        ({"balance": InverseDirichlet()}, dict(ranks=Ranks(0, 2)), "`balance`.*2 are running"),
+        ({"integrator": Heun()}, dict(precision="fp16"), "`integrator`.*neither fp16 nor"),
+        ({"integrator": Heun(), "accumulate": 2}, {}, "`integrator`.*nor `accumulate`"),
+    ],
+)
+def test_a_step_of_its_own_kind_needs_one_batch_of_unscaled_gradients(train, options, message):
+    with pytest.raises(InputError, match=message):
+        check_plan_ways(tiny_plan(train), Options(**options))
+
+
+def test_every_conflict_is_of_options_that_exist():
+    assert {name for conflict in CONFLICTS for name in conflict.options} <= set(flags())
 
 
 def test_ways_that_go_together_are_not():

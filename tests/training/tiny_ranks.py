@@ -24,8 +24,10 @@ from dcil_dsl.cli.errors import status_of
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.data.loader import share_of
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import Options, create_run, resume_run, train
 from dcil_dsl.training.distributed import joined_ranks
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.run import create_run, resume_run
+from dcil_dsl.training.trainer import train
 
 
 class PlainNet(nn.Module):

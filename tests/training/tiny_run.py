@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training import Options, create_run, resume_run, train
+from dcil_dsl.training.machine import Options
+from dcil_dsl.training.run import create_run, resume_run
+from dcil_dsl.training.trainer import train
 from dcil_dsl.words.losses import KL, CrossEntropy, ModelLoss
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.rates import Cosine

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import FORMATS, read_artefact
-from dcil_dsl.exporting.collapse import export
 from dcil_dsl.extras.compact.compaction import Compacted, compact
 from dcil_dsl.extras.compact.files import write_shapes
 from dcil_dsl.extras.compact.load import MOST_NUMBERS, try_inputs
-from dcil_dsl.extras.compact.report import Measured, measure, report_of
+from dcil_dsl.extras.compact.report import Measured, measure, report_of, show_compacted
 from dcil_dsl.jobs.data import pick_device
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
 from dcil_dsl.jobs.prepare import ASSUMED_SIZE, KNOWN_DATA
@@ -57,7 +57,7 @@ def compact_run(
         opened = open_run(given)
         plan, image = opened.read_plan(), None
         path = known_path(plan, path)
-        network = export(rebuild(opened, plan, model)[0], path)
+        network = collapse(rebuild(opened, plan, model)[0], path)
         folder = opened.path / ("compact" if path == plan.deploy else f"compact-{path}")
     folder = folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
@@ -128,3 +128,11 @@ def _image_size(plan: Plan) -> int:
     crops = crop_sizes(plan.data.augment)
     known = KNOWN_DATA.get((plan.data.name or "").replace("_", "-"), (None, ASSUMED_SIZE))
     return plan.data.image_size or (int(crops[-1]) if crops else known[1])
+
+
+def compact_and_show(
+    run: str | Path, out: str | Path | None, model: str | None, path: str | None
+) -> str:
+    """`compact_run`, and its result as text."""
+    folder, result, measured = compact_run(run, out, model, path)
+    return f"{show_compacted(result, measured)}\n{folder}"

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.exporting.collapse import export
 from dcil_dsl.extras.sensitivity.measure import measure_layers
 from dcil_dsl.jobs.data import is_convolutional, make_loader, open_data, open_loader, pick_device
 from dcil_dsl.jobs.inspect import rebuild
@@ -194,7 +194,7 @@ def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
     if not full and plan.groups:
         note("WARNING: the run has no path that sees all weights; the pruned ones count as zeros")
     note(f"the weights of path {path} after {count(step, 'step')}")
-    return Network(export(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
+    return Network(collapse(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
 
 
 def _example(recipe: Recipe, dataset: Dataset) -> Tensor:

@@ -1,0 +1,1 @@
+"""Recipes inside other people's training loops. Each file needs its library."""

@@ -1,0 +1,434 @@
+"""`DcilTrainer`: a recipe inside Hugging Face's Trainer (`pip install 'dcil-dsl[hf]'`).
+
+In:   a transformers model, a recipe, TrainingArguments and the data sets that a Trainer takes.
+Out:  a Trainer that trains the two paths, evaluates the sparse model, resumes, and saves a folder
+      that `from_pretrained` loads without this package.
+Not:  no loop: Trainer's own runs. What it does not know (masks, losses of paths, penalties) hangs
+      on its callbacks and on compute_loss.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from dcil_dsl.compiler.checkpoint_activations import recompute_activations
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.jobs.prepare import read_recipe
+from dcil_dsl.jobs.pruner import Pruner
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.words.losses import CrossEntropy
+
+STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
+RECIPE, SPARSITY = "recipe.prune", "sparsity.json"
+logger = logging.getLogger(__name__)
+
+
+class DcilTrainer(Trainer):
+    """A transformers.Trainer that prunes as a recipe says.
+
+        trainer = DcilTrainer(model=bert, recipe="bert.prune", args=args, train_dataset=train,
+                              eval_dataset=held_out)
+        trainer.train()
+        trainer.save_model("out")  # AutoModel.from_pretrained("out") needs nothing of ours
+
+    The recipe says what is pruned, the losses, the optimizer and its rate, clipping, `ema`,
+    `accumulate` and `precision`; the arguments say the rest. Where an argument was set to another
+    value than its default and than the recipe's, the number of epochs is the argument's and the
+    optimizer the recipe's, with a warning. `loss model(path)` is the model's own loss on that
+    path; it is averaged over all tokens of a step, as Trainer averages it.
+
+    recipe     a Recipe, a Path, the name of a file, or the text of a recipe
+    overrides  as of dcil.load
+
+    Evaluation, `predict` and `compute_metrics` see the plain sparse model. Only checkpoints that
+    have the recipe's sparsity compete for the best model.
+
+    Raises RecipeError; InputError for what it cannot serve, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: str | Path | Recipe,
+        args: TrainingArguments | None = None,
+        *,
+        overrides: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        if model is None:
+            raise InputError("DcilTrainer needs a model: model_init is not supported")
+        args = TrainingArguments("tmp_trainer") if args is None else args
+        recomputes = _take_checkpointing(args)
+        checked = read_recipe(recipe, overrides or {})
+        _refuse(args, more)
+        _follow(checked, args)
+        super().__init__(model=model, args=args, **more)
+        if self.train_dataset is None:
+            raise InputError("DcilTrainer needs a train_dataset: it makes the plan for its batches")
+        self._set_signature_columns_if_needed()  # of the plain model's forward
+        self._plain_class = type(model).__name__
+        checked = self._with_epochs(checked)
+        self.pruner = Pruner(
+            checked,
+            model,
+            steps_per_epoch=self._steps_per_epoch(),
+            example_inputs=self._example(),
+            scaler=None if checked.train.precision != "fp16" else self.accelerator.scaler,
+        )
+        self.plan = self.pruner.plan
+        self._loss_shifts_labels = _shifts_labels(model)
+        if self._loss_shifts_labels:
+            _refuse_unshifted(self.plan)
+        if recomputes:
+            recompute_activations(self.pruner.dual)
+        if self.plan.train.clip is not None:
+            args.max_grad_norm = self.plan.train.clip
+        self.recipe_text = checked.given or checked.text
+        self.model = self.model_wrapped = self.pruner.dual
+        self.callback_handler.model = self.model
+        self.model_accepts_loss_kwargs = True  # the loss below is the mean over the whole step
+        self.add_callback(_Steps(self))
+
+    # -- the plan --------------------------------------------------------------------------
+
+    def _with_epochs(self, recipe: Recipe) -> Recipe:
+        """The recipe with the number of epochs that the arguments ask for, where they do."""
+        default, asked = 3.0, self.args.num_train_epochs
+        own = recipe.train.epochs.value
+        if self.args.max_steps > 0:
+            asked = math.ceil(self.args.max_steps / self._steps_per_epoch())
+        elif asked == default or asked == own:
+            self.args.num_train_epochs = own
+            return recipe
+        if asked != int(asked):
+            raise InputError(
+                f"num_train_epochs is {asked}: a plan has a whole number of epochs",
+                help="use a whole number, or the recipe's own epochs (leave it out)",
+            )
+        if asked == own:
+            return recipe
+        logger.warning("the arguments ask for %d epochs, the recipe for %d", asked, own)
+        changed = {**dict(recipe.overrides), "train.epochs": f"{int(asked)}ep"}
+        return read_recipe(recipe.given, changed)
+
+    def _steps_per_epoch(self) -> int:
+        try:
+            size = len(self.train_dataset)
+        except TypeError:
+            if self.args.max_steps > 0:
+                return self.args.max_steps
+            raise InputError(
+                "the training data has no length", help="set max_steps in the arguments"
+            ) from None
+        batch = self.args.train_batch_size * self.args.world_size
+        batches = size // batch if self.args.dataloader_drop_last else math.ceil(size / batch)
+        return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+
+    def _example(self) -> dict[str, Any]:
+        """One small batch, as the training loader collates it: no random number is drawn."""
+        collate, data = self.data_collator, self.train_dataset
+        if type(data).__module__.startswith("datasets."):
+            data = self._remove_unused_columns(data, description="example")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="example")
+        if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
+            rows = list(islice(iter(data), 2))
+        else:
+            rows = [data[i] for i in range(min(2, len(data)))]
+        with torch.random.fork_rng(devices=[]):
+            return self._prepare_inputs(dict(collate(rows)))
+
+    # -- one step --------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The recipe's losses in training; in evaluation the sparse model's own."""
+        if not isinstance(self.accelerator.unwrap_model(model), Dual):
+            outputs = model(**inputs)
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+            return (loss, outputs) if return_outputs else loss
+        self.pruner.begin()
+        outputs = model(**inputs)
+        target = None if self._loss_shifts_labels else inputs.get("labels")
+        loss = self.pruner.loss(outputs, target)
+        if num_items_in_batch is None:
+            loss = loss / self.current_gradient_accumulation_steps
+        else:  # the mean over the items of the whole step, whichever batch they are in
+            loss = loss * (self._get_own_items(inputs) / num_items_in_batch)
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs[self.plan.deploy]) if return_outputs else loss
+
+    def _get_own_items(self, inputs: dict[str, Any]) -> Tensor:
+        labels = inputs["labels"]
+        labels = labels[..., 1:] if self._loss_shifts_labels else labels
+        return labels.ne(-100).sum()
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Tensor | None:
+        """The items of a whole step, of all processes where losses are averaged over them."""
+        if not batch_samples or not isinstance(batch_samples[0].get("labels"), Tensor):
+            return None
+        items = sum(self._get_own_items(batch) for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return items
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        self.loss_is_scaled_for_ga = True  # compute_loss has done it
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer, unless `optimizers` were given."""
+        if self.optimizer is None:
+            if self.args.learning_rate != 5e-5:
+                logger.warning(
+                    "learning_rate of the arguments is not used: the recipe's optimizer is %s",
+                    self.plan.train.optimizer,
+                )
+            self.optimizer = self.pruner.make_optimizer()
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """The recipe's learning rate, unless `optimizers` were given."""
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = self.pruner.make_scheduler(
+                getattr(optimizer, "optimizer", optimizer)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # -- evaluation --------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args: Any, **more: Any) -> Any:
+        """Trainer's own, of the plain sparse model."""
+        with self._sparse_model():
+            return super().evaluation_loop(*args, **more)
+
+    @contextmanager
+    def _sparse_model(self) -> Iterator[None]:
+        kept = self.model, self.model_wrapped, list(self.accelerator._models)
+        self.model = self.model_wrapped = self.sparse()
+        try:
+            yield
+        finally:
+            self.model, self.model_wrapped, self.accelerator._models = kept
+
+    def sparse(self) -> nn.Module:
+        """The plain model of the deployed path as it is now, at whatever sparsity."""
+        return self.pruner.export(unfinished=True).eval()
+
+    def is_finished(self) -> bool:
+        """Whether the masks have the sparsity of the recipe's end."""
+        try:
+            check_sparsity(self.pruner.dual, masks_step(self.plan.num_steps))
+        except SparsityError:
+            return False
+        return True
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """A model that has not the recipe's sparsity is no candidate for the best one."""
+        return self.is_finished() and super()._determine_best_metric(metrics, trial)
+
+    def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
+        super().log({**logs, "sparsity": round(self.pruner.sparsity, 6)}, *args, **more)
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def save_model(
+        self,
+        output_dir: str | None = None,
+        _internal_call: bool = False,
+        *,
+        unfinished: bool = False,
+    ) -> None:
+        """The sparse model under `from_pretrained`'s names, with the recipe, `sparsity.json` and a
+        model card. SparsityError where the recipe's sparsity is not reached, unless `unfinished`;
+        a checkpoint of the loop may have any."""
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        in_checkpoint = Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
+        finished = self.is_finished()
+        if not (finished or unfinished or in_checkpoint):
+            self.pruner.export()  # raises, with each layer that is short
+        kept = self.model
+        self.model = self.sparse()
+        try:
+            self._save(output_dir)
+        finally:
+            self.model = kept
+        if self.args.should_save:
+            self._write_sparsity(Path(output_dir), finished)
+            if in_checkpoint:
+                torch.save(self.pruner.state_dict(), Path(output_dir) / STATE)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_sparsity(self, folder: Path, finished: bool) -> None:
+        layers = {
+            name: 1 - int(mask.sum()) / max(mask.numel(), 1)
+            for name, mask in self.pruner.dual.masks.items()
+        }
+        facts = {
+            "sparsity": self.pruner.sparsity,
+            "finished": finished,
+            "step": self.pruner.steps,
+            "steps": self.plan.num_steps,
+            "recipe_sha256": self.plan.recipe.sha256,
+            "dcil": version("dcil-dsl"),
+            "layers": layers,
+        }
+        (folder / SPARSITY).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / RECIPE).write_text(self.recipe_text)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(self._card(facts))
+
+    def _card(self, facts: dict[str, Any]) -> str:
+        name = self.plan.recipe.title or self.plan.recipe.name
+        state = "" if facts["finished"] else " (training has not reached the recipe's sparsity)"
+        rows = "".join(f"| `{n}` | {share:.2%} |\n" for n, share in facts["layers"].items())
+        return (
+            "---\nlibrary_name: transformers\ntags:\n- pruning\n- sparse\n- dcil\n---\n\n"
+            f"# {name}\n\nA `{self._plain_class}` with {facts['sparsity']:.2%} of the weights that "
+            f"its rules prune set to zero{state}.\n\nIt loads with `from_pretrained` like any "
+            f"other model. `{RECIPE}` is the pruning recipe, `{SPARSITY}` the sparsity of each "
+            f"layer.\n\n| layer | zeros |\n|---|---|\n{rows}"
+        )
+
+    def create_model_card(self, *args: Any, **more: Any) -> None:
+        """The card that save_model wrote stays: Trainer's does not know of the pruning."""
+        if self.is_world_process_zero() and not Path(self.args.output_dir, "README.md").exists():
+            super().create_model_card(*args, **more)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """The two paths of a checkpoint of this recipe."""
+        path = Path(resume_from_checkpoint) / STATE
+        if not path.is_file():
+            raise InputError(
+                f"{resume_from_checkpoint} has no {STATE}: it is no checkpoint of a DcilTrainer"
+            )
+        device = next(self.pruner.dual.parameters()).device
+        self.pruner.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _Steps(TrainerCallback):
+    """The events of a step that Trainer has and a recipe needs."""
+
+    def __init__(self, trainer: DcilTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.pruner.steps = state.global_step
+        self.trainer.pruner.begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.pruner.prepare_update(self.trainer.optimizer)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.pruner.finish_step()
+
+
+def _refuse(args: TrainingArguments, more: Mapping[str, Any]) -> None:
+    """What would be left out in silence."""
+    if more.get("model_init") is not None:
+        raise InputError("model_init: a plan is made for one model", help="pass `model`")
+    if more.get("compute_loss_func") is not None:
+        raise InputError("compute_loss_func: the losses are the recipe's", help="use its `loss`")
+    if args.label_smoothing_factor:
+        raise InputError(
+            "label_smoothing_factor: the losses are the recipe's",
+            help="`loss cross_entropy(sparse, smoothing=0.1)` in the recipe",
+        )
+    for name in ("fsdp", "deepspeed"):
+        if getattr(args, name, None):
+            raise InputError(f"{name}: masks need whole weights; use DDP (torchrun)")
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs in one process: nn.DataParallel cannot hold a Dual",
+            help="start one process for each GPU with torchrun",
+        )
+
+
+def _follow(recipe: Recipe, args: TrainingArguments) -> None:
+    """Have the arguments say what the recipe says of accumulation and precision."""
+    own = recipe.train.accumulate
+    if own > 1:
+        if args.gradient_accumulation_steps not in (1, own):
+            raise InputError(
+                f"gradient_accumulation_steps is {args.gradient_accumulation_steps}, "
+                f"`accumulate` of the recipe is {own}"
+            )
+        args.gradient_accumulation_steps = own
+    if recipe.train.precision in ("bf16", "fp16") and not (args.bf16 or args.fp16):
+        setattr(args, recipe.train.precision, True)
+        os.environ["ACCELERATE_MIXED_PRECISION"] = recipe.train.precision
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True  # a phase may leave a path out
+    args.ddp_broadcast_buffers = False  # each process sums scores up for its own part of a batch
+
+
+def _take_checkpointing(args: TrainingArguments) -> bool:
+    """Whether activations are to be computed again: of a Dual, that is for its compiler to do."""
+    asked = False
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        asked |= bool(getattr(args, name, False))
+        if getattr(args, name, None):
+            setattr(args, name, False)
+    return asked
+
+
+def _shifts_labels(model: nn.Module) -> bool:
+    """Whether the labels of a model are its inputs, which its own loss shifts by one place."""
+    config = getattr(model, "config", None)
+    shifts = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    shifts |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return shifts and not getattr(config, "is_encoder_decoder", False)
+
+
+def _refuse_unshifted(plan: Plan) -> None:
+    """Compared with the labels of a causal language model as they stand, each position would learn
+    to repeat its own token."""
+    for loss in plan.losses:
+        if isinstance(loss.term, CrossEntropy):
+            raise InputError(
+                f"`{loss.name}` compares each position with its own token: the labels of a causal "
+                "language model are not shifted",
+                help="`loss model(path)` is the model's own loss, which shifts them",
+            )

@@ -1,0 +1,315 @@
+"""`dcil.Pruner`: a recipe inside somebody's own training loop.
+
+In:   a recipe, a model, the number of steps in an epoch; then batches.
+Out:  a loss to call backward on; the optimizer's step as the recipe's `train` block has it; the
+      sparse model.
+Not:  no data, no files, no device: those are the loop's. `dcil.train` does all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.collapse import export
+from dcil_dsl.jobs import stages
+from dcil_dsl.jobs.prepare import read_recipe
+from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.schedule import is_refresh
+from dcil_dsl.training.average import Average, deployed, start_average, update_average
+from dcil_dsl.training.losses import refuse_constant
+from dcil_dsl.training.optim import forget_pruned, set_rate
+
+T = TypeVar("T")
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ALONE = {  # settings of `train` that make more of a step than one backward pass
+    "integrator": "evaluates each step several times",
+    "balance": "weighs the losses by gradients of their own",
+    "average": "takes turns between copies of the weights",
+    "sync_norms": "replaces the batch norms",
+}
+
+
+class Pruner:
+    """What a recipe does to one model, step by step, in a loop of your own.
+
+        pruner = Pruner("net.prune", model, steps_per_epoch=len(loader), example_inputs=(x,))
+        optimizer = pruner.make_optimizer()
+        for x, y in loader:
+            loss = pruner.step_loss(x, target=y)
+            optimizer.zero_grad()
+            loss.backward()
+            pruner.step(optimizer)
+        sparse = pruner.export()
+
+    The recipe's epochs, optimizer, learning rate, clipping, penalties, `ema`, `accumulate` and
+    `precision` hold. With `accumulate = k` each step takes k batches: the loop stays as it is, and
+    `step` says whether the optimizer took its step. `steps_per_epoch` counts those steps.
+
+    recipe          a Recipe, a Path, the name of a file, or the text of a recipe (with a newline)
+    model           any nn.Module; it is not changed
+    example_inputs  one batch, as of dcil.resolve
+    overrides       as of dcil.load, where the recipe is not loaded yet
+    class_counts    as of dcil.resolve
+    scaler          the loop's GradScaler: call scaler.scale(loss).backward(); step unscales and
+                    updates. Needed where the recipe has `precision = fp16`
+
+    plan   the Plan
+    dual   the module that trains: move it with dual.to(device) before make_optimizer
+    steps  how many steps the optimizer has taken
+
+    Raises RecipeError; InputError where the model cannot be traced, or where the recipe needs more
+    of a step than one backward pass.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Recipe,
+        model: nn.Module,
+        *,
+        steps_per_epoch: int,
+        example_inputs: object = None,
+        overrides: Mapping[str, str] | None = None,
+        class_counts: Any = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        recipe = read_recipe(recipe, overrides or {})
+        self.plan = stages.resolve(recipe, model, steps_per_epoch, example_inputs, class_counts)
+        train = self.plan.train
+        refuse_alone(self.plan)
+        if train.precision == "fp16" and scaler is None:
+            raise InputError(
+                "`precision = fp16` needs a loss that is scaled",
+                help="Pruner(..., scaler=torch.amp.GradScaler()), or `precision = bf16`",
+            )
+        self.dual = stages.compile(self.plan, model, example_inputs)
+        self.dual.train()
+        self.module: nn.Module = self.dual
+        self.scaler = scaler
+        self.steps = 0
+        self._batches = 0  # of this step, that have been through backward
+        self._moved = False  # whether this step's masks are others than the last one's
+        self._held: dict[str, Tensor] = {}  # gradients of the step's earlier batches
+        self._average: Average | None = None  # of `ema`
+
+    # -- one step --------------------------------------------------------------------------
+
+    def step_loss(self, *args: Any, target: Any = None, **kwargs: Any) -> Tensor:
+        """The recipe's loss on one batch: a scalar to call backward on.
+
+        The arguments are the model's; target, what the loss terms compare its outputs with. Of k
+        batches to a step it is the k-th part of the batch's mean.
+        """
+        outputs = self.forward(*args, **kwargs)
+        loss = self.loss(outputs, target)
+        return loss if self.plan.train.accumulate == 1 else loss / self.plan.train.accumulate
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """{path: output} of the step that is being taken, which begins with its first batch."""
+        self.begin()
+        with self.autocast(_device_of(self.dual)):
+            return self.module(*args, **kwargs)
+
+    def loss(self, outputs: Mapping[str, Any], target: Any = None) -> Tensor:
+        """The recipe's loss terms of this step for given outputs."""
+        loss = stages.loss(self.plan, outputs, target, self.steps)
+        if torch.is_grad_enabled():
+            refuse_constant(loss)
+        return loss
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The recipe's `precision`."""
+        dtype = DTYPES.get(self.plan.train.precision)
+        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def begin(self) -> None:
+        """Make the masks and the phase those of this step. Once begun, it does nothing."""
+        if self.dual.begun == self.steps:
+            return
+        self.dual.train()
+        groups = [group for group in self.plan.groups if group.kept_score is not None]
+        if _world() > 1 and any(is_refresh(group, self.steps) for group in groups):
+            for score in self.dual.score_state.values():  # linear in what each rank has added
+                torch.distributed.all_reduce(score)
+                score.div_(_world())
+        scale = None
+        if self.scaler is not None and self.scaler.is_enabled():
+            scale = self.scaler.scale(torch.ones((), device=_device_of(self.dual)))
+        if self._average is None:
+            self._start_average()
+        self._moved = self.dual.begin_step(self.steps, scale)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """The optimizer's step, after backward. False while batches of the step are missing.
+
+        In this order: the gradients of the step's batches together, clipping, penalties, the
+        learning rate, the optimizer, `ema`. RuntimeError without a begun step.
+        """
+        if self.dual.begun != self.steps:
+            raise RuntimeError("Pruner.step before step_loss: no step was begun")
+        self._batches += 1
+        if self._batches < self.plan.train.accumulate:
+            self._hold()
+            return False
+        self._release()
+        clip = self.plan.train.clip
+        if self.scaler is not None and (clip is not None or self.has_penalties):
+            self.scaler.unscale_(optimizer)
+        if clip is not None:
+            clip_grad_norm_([weight for _, weight in self.dual.trainable()], clip)
+        self.prepare_update(optimizer)
+        set_rate(optimizer, self.plan.lr_at(self.steps))
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        self.finish_step()
+        return True
+
+    @property
+    def has_penalties(self) -> bool:
+        return any(group.penalties for group in self.plan.groups)
+
+    def prepare_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the optimizer's step, once gradients are clipped and unscaled: the penalties, and
+        nothing remembered of weights under `forget`."""
+        if self._moved:
+            forget_pruned(optimizer, self.dual)
+        self.dual.add_penalties(self.steps)
+
+    def finish_step(self) -> None:
+        """Count the step that the optimizer has taken."""
+        if self._average is not None:
+            update_average(self._average, self.plan.train.ema)
+        self.steps += 1
+        self._batches = 0
+
+    def _hold(self) -> None:
+        """Put the gradients of one batch aside, where zero_grad does not reach them."""
+        for name, weight in self.dual.trainable():
+            if weight.grad is None:
+                continue
+            if name in self._held:
+                self._held[name].add_(weight.grad)
+            else:
+                self._held[name] = weight.grad
+            weight.grad = None
+
+    def _release(self) -> None:
+        for name, weight in self.dual.trainable():
+            held = self._held.pop(name, None)
+            if held is not None:
+                weight.grad = held if weight.grad is None else held.add_(weight.grad)
+
+    # -- the optimizer -----------------------------------------------------------------------
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The recipe's optimizer over every weight that learns."""
+        return self.plan.make_optimizer(self.dual)
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The recipe's learning rate as a scheduler, for a loop that steps one itself."""
+        base = self.plan.train.optimizer.lr
+        for group in optimizer.param_groups:
+            group["lr"] = base  # what LambdaLR multiplies
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.plan.lr_at(min(step, self.plan.num_steps - 1)) / base
+        )
+
+    # -- the result ----------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights under rules that the masks prune now."""
+        masks = list(self.dual.masks.values())
+        num_kept = sum(int(mask.sum()) for mask in masks)
+        return 1 - num_kept / max(sum(mask.numel() for mask in masks), 1)
+
+    @contextmanager
+    def averaged(self):
+        """The averages of `ema` stand in the model while the `with` is open."""
+        if self._average is None:
+            yield
+        else:
+            with deployed(self._average):
+                yield
+
+    @torch.no_grad()
+    def evaluate(self, measure: Callable[[nn.Module], T], path: str | None = None) -> T:
+        """`measure(model)` of the plain model of a path (None: the deployed one), in evaluation
+        mode, under its masks and with the averages of `ema`."""
+        return measure(self.export(path, unfinished=True).eval())
+
+    def export(self, path: str | None = None, *, unfinished: bool = False) -> nn.Module:
+        """The model of the class that was given, zeros in place: see dcil.export.
+
+        SparsityError where the recipe's sparsity is not reached, unless `unfinished`.
+        """
+        with self.averaged():
+            return export(self.dual, path, unfinished=unfinished)
+
+    # -- resuming ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues this loop to the bit, with the optimizer's own state, and the loop's data
+        and random numbers. RuntimeError between the batches of one step."""
+        if self._batches:
+            raise RuntimeError("between two batches of one step there is no state to save")
+        return {
+            "plan": self.plan.to_json(),
+            "steps": self.steps,
+            "dual": self.dual.state_dict(),
+            "ema": {} if self._average is None else dict(self._average.mean),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where state_dict was called. InputError for the state of another plan."""
+        if type(self.plan).from_json(state["plan"]) != self.plan:
+            raise InputError(
+                "this state is of another plan",
+                help="the same recipe, model, example_inputs and steps_per_epoch give it",
+            )
+        self.dual.load_state_dict(state["dual"])
+        self.steps, self._batches, self._moved = int(state["steps"]), 0, False
+        self._held.clear()
+        if state["ema"]:
+            self._start_average()
+            for name, mean in state["ema"].items():
+                self._average.mean[name].copy_(mean)
+
+    def _start_average(self) -> None:
+        if self.plan.train.ema is not None:
+            scores = {f"{name}_score" for name in self.dual.score_state}
+            self._average = start_average(self.dual, self.plan.train.ema, besides=scores)
+
+
+def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:
+    """InputError for a setting of `train` that a loop of forward and backward cannot serve.
+
+    more  further settings, with what they do
+    """
+    for name, what in {**ALONE, **(more or {})}.items():
+        if getattr(plan.train, name):
+            raise InputError(
+                f"`{name}` of the recipe's `train` {what}: this loop cannot do that",
+                help="use `dcil.train`, or leave it out of the recipe",
+            )
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _world() -> int:
+    group = torch.distributed
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1

@@ -1,0 +1,20 @@
+"""Libraries that an extra brings: skipped where they are missing, but not by the extra's own run.
+
+In:   the name of a library; DCIL_EXTRA, the extra whose tests .ci/extras runs.
+Out:  the library.
+Not:  no test.
+"""
+
+import importlib
+import os
+
+import pytest
+
+OF = {"transformers": "hf", "accelerate": "hf", "lightning": "lightning"}
+
+
+def needed(name: str):
+    """The library. A test without it is skipped, or fails in the environment of its extra."""
+    if os.environ.get("DCIL_EXTRA") == OF[name.partition(".")[0]]:
+        return importlib.import_module(name)
+    return pytest.importorskip(name)
