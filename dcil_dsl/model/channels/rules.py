@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.dependencies import Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import (
+from dcil_dsl.model.channels.dependencies import Dependencies, Read
+from dcil_dsl.model.channels.operations import (
+    JOINING,
     Kind,
     argument,
     mixed_dims,
     name_of,
+    norming_of,
     observe,
     replay,
     told,
@@ -36,11 +38,14 @@ def find_dependencies(
     model: nn.Module,
     inputs: tuple,
     whole: Mapping[str, str] | None = None,
+    *,
+    joined: bool = True,
 ) -> Dependencies:
     """Number the channels of a graph and join those that depend on each other.
 
     inputs  of the graph, in order
     whole   modules that tracing kept opaque, with the reason
+    joined  give one number to all that met; else `joins` says what met
     """
     found = Dependencies(graph, model, observe(graph, model, inputs), whole or {})
     walk = _Walk(found)
@@ -49,7 +54,7 @@ def find_dependencies(
     for key, reason in walk.held.items():  # a module kept opaque may share a weight with a layer
         for axis in [axis for axis in found.axes.values() if axis.key == key]:
             found.fix(axis.channels, reason)
-    return found.with_one_number_each()
+    return found.with_one_number_each() if joined else found
 
 
 class _Walk:
@@ -73,8 +78,8 @@ class _Walk:
                 return self._move(node)
             case Kind.ALONG:
                 return self._along(node)
-            case Kind.BATCH_NORM | Kind.GROUP_NORM as kind:
-                return self._norm(node, grouped=kind is Kind.GROUP_NORM)
+            case Kind.BATCH_NORM | Kind.GROUP_NORM:
+                return self._norm(node)
             case Kind.WEIGH:
                 return self._weigh(node)
             case Kind.ATTEND:
@@ -92,6 +97,19 @@ class _Walk:
 
     def axis(self, key: str, dim: int, channels: Tensor, node: fx.Node) -> None:
         self.found.axis(key, dim, channels, told(node, self.found.model))
+
+    def vector(self, source: fx.Node, dim: int, node: fx.Node) -> Tensor:
+        """The channel of each index along a dim, (size,): one for all that lies at that index."""
+        channels = self.found.channels[source]
+        size = self.found.seen[source].shape[dim]
+        known = vector_along(channels, dim, size)
+        if known is not None:
+            return known
+        first = channels
+        for other in _varying(channels) - {dim % channels.dim()}:
+            first = first.narrow(other, 0, 1)
+        self.join(first, channels, node)
+        return first.reshape(-1).expand(size)
 
     def rows(self, key: str, dim: int, count: int) -> Tensor:
         """The channels of a parameter's dim, (count,): known from its first use, or new."""
@@ -133,7 +151,7 @@ class _Walk:
             size = tuple(map(max, size, full))
         module = found.model.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            return self._norm(node, grouped=False)
+            return self._slopes(node)
         return _nothing(seen) if result is None else result
 
     def _move(self, node: fx.Node):
@@ -147,9 +165,17 @@ class _Walk:
             if name in ("roll", "flip", "narrow", "movedim") and varying:
                 return self._unknown(node)
         result = replay(node, found.model, found.seen, found.channels)
+        if name not in JOINING:
+            return result
+        dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
         if name == "stack":
-            dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
             found.rigid.setdefault(node, set()).add(dim)
+        parts = [found.channels[source] for source in node.all_input_nodes]
+        if result.shape[dim] > 1 and (name == "stack" or all(p.shape[dim] == 1 for p in parts)):
+            first = result.narrow(dim, 0, 1)
+            if _varying(first):  # along another axis: what lies side by side shrinks together
+                self.join(first, result, node)
+                return first
         return result
 
     def _picked(self, node: fx.Node, name: str, varying: set[int]) -> set[int]:
@@ -178,40 +204,57 @@ class _Walk:
         seen = found.seen[node]
         channels = found.channels[source]
         dims = mixed_dims(node, found.model, found.seen[source].dim())
-        if dims is None or not isinstance(seen, Tensor) or dims & _varying(channels):
+        if dims is None or not isinstance(seen, Tensor):
             return self._unknown(node, f"{told(node, found.model)} mixes them")
+        if mixed := dims & _varying(channels):
+            if mixed == _varying(channels):
+                return self._all_mixed(node, source)
+            first = channels
+            for dim in mixed:  # a sum over parts of channels that are alike: as an addition is
+                first = first.narrow(dim, 0, 1)
+            self.join(first, channels, node)
+            channels = first
         for other in node.all_input_nodes[1:]:
             self.found.fix(found.channels[other], f"{told(node, found.model)} reads it")
         if seen.dim() == channels.dim():
             return channels
         return channels.reshape([s for d, s in enumerate(channels.shape) if d not in dims])
 
-    def _norm(self, node: fx.Node, grouped: bool):
-        found, source = self.found, node.all_input_nodes[0]
-        module = found.model.get_submodule(node.target)
-        channels = found.channels[source]
-        vector = vector_along(channels, 1, found.seen[source].shape[1])
-        if vector is None:
-            return self._unknown(node)
-        if grouped:
-            groups = vector.reshape(module.num_groups, -1)
+    def _all_mixed(self, node: fx.Node, source: fx.Node):
+        """A sum over all channels loses nothing by one that is zero; others would change."""
+        if name_of(node) != "sum":
+            return self._unknown(node, f"{told(node, self.found.model)} mixes them")
+        self.found.sums.append((node, source))
+        return _nothing(self.found.seen[node])
+
+    def _norm(self, node: fx.Node):
+        found, norm = self.found, norming_of(node, self.found.model)
+        vector = self.vector(norm.source, 1, node)
+        if norm.groups is not None:
+            groups = vector.reshape(norm.groups, -1)
             self.join(groups[:, :1], groups, node)
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.dim() == 1:
-                self.axis(f"{node.target}.{name}", 0, vector, node)
-        return channels
+        for key in norm.keys:
+            self.axis(key, 0, vector, node)
+        return found.channels[norm.source]
+
+    def _slopes(self, node: fx.Node):
+        """PReLU with a slope for each channel."""
+        source = node.all_input_nodes[0]
+        self.axis(f"{node.target}.weight", 0, self.vector(source, 1, node), node)
+        return self.found.channels[source]
 
     def _weigh(self, node: fx.Node):
         found = self.found
         call = weighing_of(node, found.model)
         seen, source = found.seen[node], found.seen[call.source]
         axis = call.axis % seen.dim()
-        columns = vector_along(found.channels[call.source], axis, source.shape[axis])
-        if columns is None or seen.dim() != source.dim():
+        if seen.dim() != source.dim():
             return self._unknown(node)
+        columns = self.vector(call.source, axis, node)
         count, groups = seen.shape[axis], call.groups
         inner, outer = (0, 1) if call.transposed else (1, 0)
         rows = self.rows(call.weight, outer, count)
+        found.rows[found.first[call.weight]] = rows
         columns, grouped = columns.reshape(groups, -1), rows.reshape(groups, -1)
         if columns.shape[1] == 1 and groups > 1:  # depthwise: a column and its rows are one
             self.join(columns, grouped, node)

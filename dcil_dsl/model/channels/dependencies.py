@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.graph_facts import JOINING, Kind, Weighing, kind_of, name_of
+from dcil_dsl.model.channels.operations import JOINING, Kind, Weighing, kind_of, name_of
 
 FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
 
@@ -49,6 +49,9 @@ class Dependencies:
     channels    for each node the number of each element: a tensor that broadcasts to the
                 node's shape, of size 1 in dims along which the number does not change
     seen        for each node what it gave for the example: meta tensors, sizes, numbers
+    rows        for each weight the channel of each of its outputs, (outputs,)
+    sums        nodes that add up all channels of a source, with the source: a channel can go where
+                it is always zero
     rigid       dims of a node that must keep their size, whatever their channels do
     fixed       channels that cannot go, with the reason
     opaque      modules that are one call each, with the reason
@@ -63,6 +66,8 @@ class Dependencies:
     channels: dict[fx.Node, object] = field(default_factory=dict)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    sums: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     rigid: dict[fx.Node, set[int]] = field(default_factory=dict)
     fixed: dict[int, str] = field(default_factory=dict)
     joins: nx.Graph = field(default_factory=nx.Graph)
@@ -130,6 +135,7 @@ class Dependencies:
             self,
             channels=pytree.tree_map_only(Tensor, renumber, self.channels),
             axes={p: Axis(a.key, a.dim, renumber(a.channels)) for p, a in self.axes.items()},
+            rows={key: renumber(channels) for key, channels in self.rows.items()},
             reads=[Read(r.weighing, renumber(r.columns), renumber(r.rows)) for r in self.reads],
             fixed=fixed,
         )

@@ -89,7 +89,7 @@ POOL_MODULES = (
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.Upsample,
 )
-OVER_DIMS = {"mean", "amax", "amin", "softmax", "log_softmax"}
+OVER_DIMS = {"mean", "sum", "amax", "amin", "softmax", "log_softmax"}
 ALONG = POOLS | OVER_DIMS | {"pad", "layer_norm"}
 SIZES = set("size dim numel _assert len ndim shape dtype device is_cuda getattr".split())
 WRAPPED = {  # functions of libraries that fx does not look into, and where they are defined
@@ -115,6 +115,8 @@ def kind_of(node: fx.Node, model: nn.Module) -> Kind:
     name = name_of(node)
     if weighing_of(node, model) is not None:
         return Kind.WEIGH
+    if norming_of(node, model) is not None:
+        return Kind.BATCH_NORM if name == "batch_norm" else Kind.GROUP_NORM
     for names, kind in (
         (POINTWISE, Kind.POINTWISE),
         (MOVES, Kind.MOVE),
@@ -266,6 +268,68 @@ def _borders(padding) -> bool:
 
 def _is_parameter(value) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+@dataclass(frozen=True)
+class Norming:
+    """A norm with numbers for each channel, by their names; None where it has none.
+
+    groups  of a group norm; None: a batch norm in evaluation
+    """
+
+    node: fx.Node
+    source: fx.Node
+    weight: str | None
+    bias: str | None
+    mean: str | None = None
+    var: str | None = None
+    eps: float = 1e-5
+    groups: int | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(k for k in (self.weight, self.bias, self.mean, self.var) if k is not None)
+
+
+def norming_of(node: fx.Node, model: nn.Module) -> Norming | None:
+    """The norm that a node computes: a module, or a function of parameters and buffers."""
+    if node.op == "call_module":
+        return _of_norm(node, model.get_submodule(str(node.target)))
+    name = name_of(node) if node.op == "call_function" else ""
+    # F.batch_norm(x, mean, var, weight, bias, training), F.group_norm(x, groups, weight, bias)
+    places = {"batch_norm": (3, 4, 1, 2), "group_norm": (2, 3, None, None)}.get(name)
+    if places is None or not isinstance(node.args[0], fx.Node):
+        return None
+    names = ("weight", "bias", "running_mean", "running_var")
+    given = [
+        argument(node, place, own) if place is not None else None
+        for place, own in zip(places, names, strict=True)
+    ]
+    if not all(tensor is None or _is_parameter(tensor) for tensor in given):
+        return None
+    weight, bias, mean, var = (None if t is None else str(t.target) for t in given)
+    if name == "group_norm":
+        eps = argument(node, 4, "eps", 1e-5)
+        groups = argument(node, 1, "num_groups")
+        return Norming(node, node.args[0], weight, bias, eps=eps, groups=groups)
+    if mean is None or var is None or argument(node, 5, "training", False) is not False:
+        return None
+    return Norming(node, node.args[0], weight, bias, mean, var, argument(node, 7, "eps", 1e-5))
+
+
+def _of_norm(node: fx.Node, module: nn.Module) -> Norming | None:
+    if not isinstance(module, BatchNorm | nn.GroupNorm) or len(node.all_input_nodes) != 1:
+        return None
+    own = {**module._parameters, **module._buffers}
+    weight, bias, mean, var = (
+        None if own.get(name) is None else f"{node.target}.{name}"
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    groups = module.num_groups if isinstance(module, nn.GroupNorm) else None
+    if groups is None and (mean is None or var is None):
+        return None
+    return Norming(node, node.all_input_nodes[0], weight, bias, mean, var, module.eps, groups)
 
 
 def mixed_dims(node: fx.Node, model: nn.Module, rank: int) -> set[int] | None:
