@@ -27,7 +27,7 @@ from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.model.tracer import first_line
 
-FEW = 8  # so many groups are enough to choose from, so many places too
+FEW = 8  # this many groups, or places in them, are enough to choose from
 
 
 class Uncoupled(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import networkx as nx
 import torch
@@ -61,9 +62,9 @@ class Dependencies:
 
     graph: fx.Graph
     model: nn.Module
-    seen: dict[fx.Node, object]
+    seen: dict[fx.Node, Any]
     opaque: Mapping[str, str] = field(default_factory=dict)
-    channels: dict[fx.Node, object] = field(default_factory=dict)
+    channels: dict[fx.Node, Any] = field(default_factory=dict)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     rows: dict[str, Tensor] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class Dependencies:
     joins: nx.Graph = field(default_factory=nx.Graph)
     num_channels: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.first = first_names(self.model)
 
     def kind(self, node: fx.Node) -> Kind:
@@ -99,15 +100,15 @@ class Dependencies:
 
     def fix(self, channels: Tensor, reason: str) -> None:
         """These cannot go; the first reason stands."""
-        for channel in channels.unique().tolist():
+        for channel in torch.unique(channels).tolist():
             if channel != FIXED:
                 self.fixed.setdefault(channel, reason)
 
     def join(self, ours: Tensor, theirs: Tensor, place: str) -> None:
         """What meets, element by element, is one channel; what meets no channel is fixed."""
-        ours, theirs = torch.broadcast_tensors(ours, theirs)
+        ours, theirs = torch.broadcast_tensors(ours, theirs)  # type: ignore[no-untyped-call]
         differ = ours != theirs
-        pairs = torch.stack([ours[differ], theirs[differ]], dim=1).unique(dim=0)
+        pairs = torch.unique(torch.stack([ours[differ], theirs[differ]], dim=1), dim=0)
         lonely = (pairs == FIXED).any(dim=1)
         self.fix(pairs[lonely], f"{place} joins them with values of no layer")
         self.joins.add_edges_from(pairs[~lonely].tolist())

@@ -10,8 +10,10 @@ Not:  nothing is concluded. A call that stands in no table here is UNKNOWN and k
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +111,7 @@ def kind_of(node: fx.Node, model: nn.Module) -> Kind:
         case "get_attr":
             return Kind.TENSOR
         case "call_module":
-            kind = _of_module(model.get_submodule(node.target))
+            kind = _of_module(model.get_submodule(str(node.target)))
             weighs = kind is not Kind.WEIGH or weighing_of(node, model) is not None
             return kind if weighs else Kind.UNKNOWN
     name = name_of(node)
@@ -153,7 +155,7 @@ def _of_module(module: nn.Module) -> Kind:
 def name_of(node: fx.Node) -> str:
     """The name of the function or method that a node calls; "" for a stranger's function."""
     if node.op == "call_method":
-        return node.target
+        return str(node.target)
     if node.op != "call_function":
         return ""
     name = getattr(node.target, "__name__", "")
@@ -168,14 +170,14 @@ def name_of(node: fx.Node) -> str:
 def writes_into_its_input(node: fx.Node, model: nn.Module) -> bool:
     """`x += y`, `x.relu_()`, nn.ReLU(inplace=True): who else reads x sees what became of it."""
     if node.op == "call_module":
-        return bool(getattr(model.get_submodule(node.target), "inplace", False))
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = name_of(node) or str(node.target)
     inside = node.op in ("call_function", "call_method") and not name.startswith("__")
     in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
     return inside and (in_place or node.kwargs.get("inplace") is True)
 
 
-def argument(node: fx.Node, position: int, name: str, default=None):
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call by its position or its name; `x` itself is position 0."""
     if len(node.args) > position:
         return node.args[position]
@@ -216,20 +218,21 @@ class Weighing:
 def weighing_of(node: fx.Node, model: nn.Module) -> Weighing | None:
     """The weights that a node multiplies with; None where it is no such layer."""
     if node.op == "call_module":
-        return _of_layer(node, model.get_submodule(node.target))
+        return _of_layer(node, model.get_submodule(str(node.target)))
     name = name_of(node) if node.op == "call_function" else ""
     if name not in ("linear", "conv1d", "conv2d", "conv3d"):
         return None
     weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
     if not _is_parameter(weight) or not (bias is None or _is_parameter(bias)):
         return None
+    source = argument(node, 0, "input")
     keys = weight.target, None if bias is None else bias.target
     if name == "linear":
-        return Weighing(node, node.args[0], *keys, axis=-1)
+        return Weighing(node, source, *keys, axis=-1)
     if argument(node, 6, "groups", 1) != 1:
         return None
     borders = _borders(argument(node, 4, "padding", 0))
-    return Weighing(node, node.args[0], *keys, axis=1, bordered=borders)
+    return Weighing(node, source, *keys, axis=1, bordered=borders)
 
 
 def _of_layer(node: fx.Node, module: nn.Module) -> Weighing | None:
@@ -257,7 +260,7 @@ def _of_layer(node: fx.Node, module: nn.Module) -> Weighing | None:
     return None
 
 
-def _borders(padding) -> bool:
+def _borders(padding: str | int | Iterable[int]) -> bool:
     match padding:
         case str():
             return padding != "valid"
@@ -266,7 +269,7 @@ def _borders(padding) -> bool:
     return any(side > 0 for side in padding)
 
 
-def _is_parameter(value) -> bool:
+def _is_parameter(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
@@ -334,7 +337,7 @@ def _of_norm(node: fx.Node, module: nn.Module) -> Norming | None:
 
 def mixed_dims(node: fx.Node, model: nn.Module, rank: int) -> set[int] | None:
     """The dims that a node of kind ALONG mixes; None where it cannot be told."""
-    module = model.get_submodule(node.target) if node.op == "call_module" else None
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     match module:
         case nn.LayerNorm():
             return set(range(rank - len(module.normalized_shape), rank))
@@ -358,12 +361,14 @@ def mixed_dims(node: fx.Node, model: nn.Module, rank: int) -> set[int] | None:
     return set(range(2, rank))
 
 
-def observe(graph: fx.Graph, model: nn.Module, example_inputs: tuple) -> dict[fx.Node, object]:
+def observe(
+    graph: fx.Graph, model: nn.Module, example_inputs: tuple[Any, ...]
+) -> dict[fx.Node, Any]:
     """What each node gives for the example: tensors as shapes on the meta device."""
-    seen = {}
+    seen: dict[fx.Node, Any] = {}
 
     class Watch(fx.Interpreter):
-        def run_node(self, node):
+        def run_node(self, node: fx.Node) -> Any:
             result = super().run_node(node)
             seen[node] = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), result)
             return result
@@ -395,11 +400,13 @@ def vector_along(tensor: Tensor, dim: int, size: int) -> Tensor | None:
     return tensor.reshape(-1).expand(size)
 
 
-def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
+def replay(
+    node: fx.Node, model: nn.Module, seen: Mapping[fx.Node, Any], values: Mapping[fx.Node, Any]
+) -> Any:
     """Do what a MOVE does to values that stand for the tensors, each broadcast to its shape."""
 
-    def full(source: fx.Node):
-        def spread(shape, value):
+    def full(source: fx.Node) -> Any:
+        def spread(shape: Any, value: Any) -> Any:
             return value.expand(shape.shape).contiguous() if isinstance(shape, Tensor) else value
 
         return pytree.tree_map(spread, seen[source], values[source])
@@ -407,10 +414,11 @@ def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), full)
     match node.op:
         case "call_module":
-            result = model.get_submodule(node.target)(*args, **kwargs)
+            result = model.get_submodule(str(node.target))(*args, **kwargs)
         case "call_method":
-            result = getattr(args[0], node.target)(*args[1:], **kwargs)
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         case _:
+            assert callable(node.target)
             result = node.target(*args, **kwargs)
     return pytree.tree_map_only(Tensor, shrink_repeats, result)
 
@@ -418,5 +426,5 @@ def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
 def told(node: fx.Node, model: nn.Module) -> str:
     """A node as its reader knows it: the module's path and class, or the function's name."""
     if node.op == "call_module":
-        return f"`{node.target}` ({type(model.get_submodule(node.target)).__name__})"
+        return f"`{node.target}` ({type(model.get_submodule(str(node.target))).__name__})"
     return f"`{name_of(node) or node.name}`"
