@@ -135,7 +135,8 @@ def network_cases(asked: argparse.Namespace) -> Iterator[Case]:
                 batch, size = (2, 32) if asked.tiny else (asked.batch or batch, asked.size or size)
                 torch.manual_seed(0)
                 images = torch.randn(batch, 3, size, size)
-                rule = f"Conv2d except first Conv2d to uniform({share}%, granularity={unit})"
+                whole = {"filter": "filter(ties=none)"}.get(unit, unit)
+                rule = f"Conv2d except first Conv2d to uniform({share}%, granularity={whole})"
                 yield Case(
                     network,
                     unit,

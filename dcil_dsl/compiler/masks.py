@@ -21,8 +21,9 @@ from torch import Tensor
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
+from dcil_dsl.masking.ties import places, spread_ties, sum_ties
 from dcil_dsl.masking.units import keep_pattern, mean_in_units
-from dcil_dsl.plan.group import members, unit_costs
+from dcil_dsl.plan.group import members, unit_costs, weights_of_unit
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
 from dcil_dsl.words.granularity import Pattern, Single
@@ -55,12 +56,18 @@ def make_masks(
     units = _unit_scores(group, scores, placement)
     if group.target.rescales:
         units = [group.target.rescaled(score) for score in units]
-    kept = zip(_keep(group, units, keeps, step), members(group, group.cuts), strict=True)
-    of_weights = [(one, cut) for one, cuts in kept for cut in cuts]
+    kept = _of_weights(group, _keep(group, units, keeps, step))
     return [
         placement.spread(name, one, cut, score)
-        for (one, cut), name, score in zip(of_weights, group.parameters, scores, strict=True)
+        for name, one, cut, score in zip(group.parameters, kept, group.cuts, scores, strict=True)
     ]
+
+
+def _of_weights(group: Group, kept: Sequence[Tensor]) -> list[Tensor]:
+    """For each weight one boolean a unit, from those of the members."""
+    if group.ties:
+        return spread_ties(kept, places(group.ties, group.parameters, kept[0].device))
+    return [one for one, names in zip(kept, members(group), strict=True) for _ in names]
 
 
 def _patterns(
@@ -81,12 +88,17 @@ def _unit_scores(group: Group, scores: Sequence[Tensor], placement: Placement) -
     """The mean score of each unit of each member, float64, equal on every process.
 
     For "l2" the mean of w^2, for "magnitude" of |w|: the filter mode of DCIL's authors. A unit may
-    lie in several weights of a member, such as a head in its projections.
+    lie in several weights of a member, such as a head in its projections, or tied filters.
     """
     own = [
         placement.sum_units(name, score, cut, torch.float64)
         for name, score, cut in zip(group.parameters, scores, group.cuts, strict=True)
     ]
+    if group.ties:
+        at = places(group.ties, group.parameters, own[0].device)
+        sizes = [sum(of_unit.values()) for of_unit in weights_of_unit(group)]
+        tied = sum_ties(placement.totals(own), at)
+        return [one / max(1, size) for one, size in zip(tied, sizes, strict=True)]
     sums = placement.totals([reduce(add, of_member) for of_member in members(group, own)])
     return [mean_in_units(*one) for one in zip(sums, members(group, group.cuts), strict=True)]
 

@@ -178,6 +178,29 @@ mix {
         'prune re".*[ab]" to 90%',
     ),
     entry(
+        "E324",
+        "ties that are not known",
+        """`granularity = filter` scores and prunes filters together whose outputs meet in
+          additions, groups and shortcuts. Which do follows from the shapes of an example input.""",
+        "prune Conv2d to 50% { granularity = filter }",
+        "prune Conv2d to 50% { granularity = filter(ties = none) }",
+    ),
+    entry(
+        "E325",
+        "filters that cannot go",
+        """Every filter of the rule is tied to something that stays: a kept layer, a layer of
+          another rule, an output of the model, or an operation that no rule of the dependency
+          graph describes.""",
+    ),
+    entry(
+        "W307",
+        "filters that stay",
+        """Some filters of the rule are tied to something that stays: a kept layer, a layer of
+          another rule, an output of the model, or an operation that no rule of the dependency
+          graph describes. A budget for all counts them as kept; where each layer has a budget of
+          its own, they lose nothing.""",
+    ),
+    entry(
         "E313",
         "paths of different strides",
         "A path may run every N steps only; all paths that do so must have the same N.",

@@ -140,6 +140,7 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
             granularity=group.granularity,
             cuts=group.cuts,
             spans=group.spans,
+            ties=group.ties,
             costs=group.costs,
             ceilings=ceilings_at(group, last_refresh(group, step)) if group.ceilings else (),
             bounds=bounds_at(group, last_refresh(group, step)),

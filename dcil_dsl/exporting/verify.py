@@ -21,7 +21,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Promise
-from dcil_dsl.plan.group import budget_size, counted, members
+from dcil_dsl.plan.group import budget_size, counted, kept_in_budget, members
 from dcil_dsl.plan.text import percent, shorten, table
 from dcil_dsl.training.metrics import Budget, count_units, pattern_counts, tally_group
 
@@ -150,12 +150,13 @@ def show_verdict(verdict: Verdict) -> str:
         )
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
         noun, asked = counted(promise), percent(round(promise.asked, 6))
+        allowed = kept_in_budget(promise, promise.keeps)
         nm = promise.pattern
         pattern = f", {nm.n}:{nm.m}" if nm is not None else ""
         lines.append(f"group {index} ({promise.target.allocation}{pattern}, {promise.rule}):")
         if noun == "weights":
             lines.append(
-                f"  asked {asked}, measured {measured}; {sum(promise.keeps):,} of "
+                f"  asked {asked}, measured {measured}; {allowed:,} of "
                 f"{count(sum(promise.num_weights), 'weight')} may be kept, "
                 f"{count(nonzero, 'is', 'are')} not zero"
             )
@@ -167,7 +168,7 @@ def show_verdict(verdict: Verdict) -> str:
             f"  asked {asked} of {noun}, measured {share} of them and {measured} of the weights"
         )
         lines.append(
-            f"  {sum(promise.keeps):,} of "
+            f"  {allowed:,} of "
             f"{count(budget_size(promise), counted(promise, many=False))} may be kept, "
             f"{count(kept, 'is', 'are')}"
         )

@@ -22,7 +22,8 @@ from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_c
 from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.text import percent
-from dcil_dsl.plan.units import divide, tensor_core_obstacle, unit_prices
+from dcil_dsl.plan.ties import warn_of_bound
+from dcil_dsl.plan.units import divide, tensor_core_obstacle, tie_members, unit_prices
 from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.schedules import Ramp
 from dcil_dsl.words.targets import Divided, Unfit
@@ -37,6 +38,7 @@ def allocate_group(
     place: str,
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
+    ties: tuple[p.Tie, ...],
     run: Run,
     report: Diagnostics,
 ) -> p.Group | None:
@@ -46,11 +48,12 @@ def allocate_group(
     """
     target = rule.target.in_steps(run)
     unit = target.pattern or rule.granularity
-    owned = divide(rule, unit, weights, heads, report)
+    divided = divide(rule, unit, weights, heads, report)
+    owned = tie_members(divided, ties) if divided and ties else divided
     of, costs = unit_prices(rule, unit, owned or [], report)
-    if owned is None or costs is None:
+    if divided is None or owned is None or costs is None:
         return None
-    weights = tuple(weight for member in owned for weight in member.weights)
+    weights = tuple(weight for member in divided for weight in member.weights)
     pattern = target.pattern
     sizes = [math.prod(m.weights[0].shape) if pattern else m.num_units for m in owned]
     group = p.Group(
@@ -60,11 +63,14 @@ def allocate_group(
         target=target,
         of=of,
         granularity=rule.granularity,
-        cuts=tuple(cut for member in owned for cut in member.cuts),
+        cuts=tuple(cut for member in divided for cut in member.cuts),
         spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
+        ties=ties,
         costs=costs,
-        floors=tuple(_floor(rule, size) for size in sizes),
-        ceilings=tuple(_ceiling(rule.ceiling, size) for size in sizes) if rule.ceiling else (),
+        floors=tuple(n if m.bound else _floor(rule, n) for m, n in zip(owned, sizes)),
+        ceilings=tuple(n if m.bound else _ceiling(rule.ceiling, n) for m, n in zip(owned, sizes))
+        if rule.ceiling
+        else (),
         hardware=tuple(tensor_core_obstacle(w, pattern) for w in weights) if pattern else (),
         score=target.score_for(rule.score).in_steps(run),
         schedule=rule.schedule.in_steps(run),
@@ -72,8 +78,11 @@ def allocate_group(
         **_effects(rule, run),
     )
     _check_budget(rule, group, report)
+    warn_of_bound(rule, group, report)
     targets = None
-    if proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
+    if any(m.bound for m in owned) and not (target.one_budget or target.divides):
+        targets = tuple(0.0 if m.bound else group.sparsity for m in owned)
+    elif proportions := target.proportions([[w.shape for w in m.weights] for m in owned]):
         targets = _divided(proportions, group)
     else:
         targets = _own_shares(rule, group, report)
@@ -106,9 +115,12 @@ def _effects(rule: r.PruneRule, run: Run) -> dict[str, Any]:
 
 def _divided(proportions: tuple[float, ...], group: p.Group) -> tuple[float, ...]:
     """The share of each member that is pruned in the end."""
-    sizes, ceilings = num_units(group), group.ceilings or num_units(group)
-    budget = sum(sizes) * (1 - group.sparsity)
-    densities = share_out(proportions, sizes, budget, group.floors, ceilings)
+    costs, ceilings = unit_costs(group), group.ceilings or num_units(group)
+    sizes, least, most = (
+        [number * cost for number, cost in zip(counts, costs, strict=True)]
+        for counts in (num_units(group), group.floors, ceilings)
+    )
+    densities = share_out(proportions, sizes, sum(sizes) * (1 - group.sparsity), least, most)
     return tuple(1 - density for density in densities)
 
 
@@ -148,6 +160,8 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
     """E304, once for the rule."""
     noun, target = counted(group, many=False), percent(round(group.sparsity, 6))
     sizes, costs = num_units(group), unit_costs(group)
+    if group.ties and all(tie.bound for tie in group.ties):
+        return  # warn_of_bound
     ceilings = group.ceilings or sizes
     if group.one_budget or group.target.divides:
         least, most = (
@@ -157,9 +171,12 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
         budgets = [(count(budget_size(group), noun), budget_size(group), least, most)]
     else:
         names = [own[0] for own in members(group)]
+        bound = [bool(tie.bound) for tie in group.ties] or [False] * len(names)
+        rows = zip(names, sizes, group.floors, ceilings, costs, bound, strict=True)
         budgets = [
-            (f"`{name}` ({count(size, noun)})", size, least, most)
-            for name, size, least, most in zip(names, sizes, group.floors, ceilings, strict=True)
+            (f"`{name}` ({count(size * cost, noun)})", size * cost, least * cost, most * cost)
+            for name, size, least, most, cost, stays in rows
+            if not stays
         ]
     wrong = []
     for what, size, least, most in budgets:
@@ -176,7 +193,10 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
             "E304",
             f"{target} of {fact}{more}",
             rule.at("floor" if is_floor else "ceiling", "target"),
-            help="lower the floor or the target" if is_floor else "raise the ceiling or the target",
+            help=(
+                "lower the floor or the target" if is_floor else "raise the ceiling or the target"
+            )
+            + ("; `granularity = filter(ties = none)` unties filters" if group.ties else ""),
         )
 
 
@@ -252,7 +272,11 @@ def _bound(
             "E319",
             f"a {noun} of one layer is not worth one of another in {counted(group)}",
             bound.span,
-            help="`of=units` counts them alike" if not isinstance(group.unit, Single) else None,
+            help="tied filters cost as many as they are: `granularity = filter(ties = none)`"
+            if group.ties
+            else "`of=units` counts them alike"
+            if not isinstance(group.unit, Single)
+            else None,
         )
     else:
         size = sum(units[i] for i in places)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dcil_dsl.plan.group import budget_size, members, num_units
+from dcil_dsl.plan.group import budget_size, weights_of_unit
 from dcil_dsl.plan.plan import Group, Phase, Plan, PlanLayer
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
@@ -137,13 +137,14 @@ def share_done(plan: Plan, step: int, whole: Collection[str] = ()) -> float:
         return 1.0
     kept: dict[str, float] = {}
     for group in plan.groups:
-        keeps, names_of = keeps_at(group, last_refresh(group, step)), members(group)
-        sizes = (budget_size(group),) if group.one_budget else num_units(group)
-        shares = [keep / max(1, size) for keep, size in zip(keeps, sizes, strict=True)]
+        keeps = keeps_at(group, last_refresh(group, step))
         if group.one_budget:
-            shares = shares * len(names_of)
-        for share, names in zip(shares, names_of, strict=True):
-            kept |= dict.fromkeys(names, share)
+            kept |= dict.fromkeys(group.parameters, keeps[0] / max(1, budget_size(group)))
+        else:
+            sizes = dict(zip(group.parameters, group.num_weights, strict=True))
+            for keep, of_unit in zip(keeps, weights_of_unit(group), strict=True):
+                for name, size in of_unit.items():
+                    kept[name] = kept.get(name, 0.0) + keep * size / max(1, sizes[name])
     done = {name: kept[name] for name in left_out(plan.groups, plan.layers)}
     if plan.train.precision in ON_CORES:
         halved = set(in_pattern(plan.groups, plan.layers)) - set(whole)

@@ -28,6 +28,7 @@ from dcil_dsl.plan.show import (
     refresh_words,
     schedule_words,
     share_of,
+    short_name,
 )
 from dcil_dsl.plan.show_training import PARTS, seen_words, teachers
 from dcil_dsl.plan.text import (
@@ -241,6 +242,7 @@ def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fa
         units, floor = num_units(group)[index], group.floors[index]
         noun = counted(group, many=False) if group.of != "flops" else "unit"
         yield "floor", f"it keeps at least {floor:,} of {count(units, noun)}"
+        yield from _tied_filters(own, group, index)
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
     yield "score", group.score.summary()
@@ -253,6 +255,18 @@ def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fa
     )
     for line in dynamics_words(group, plan):
         yield "weights", line
+
+
+def _tied_filters(own: list[p.PlanLayer], group: p.Group, index: int) -> Iterator[Fact]:
+    """What the filters of a member are tied to, or bound by."""
+    if not group.ties:
+        return
+    tie, names = group.ties[index], {entry.parameter for entry in own}
+    others = [short_name(name) for name in tie.filters_of_unit if name not in names]
+    if others:
+        yield "ties", f"they go and stay with filters of {_names(others)}"
+    if tie.bound:
+        yield "bound", f"none of them goes: {tie.bound}"
 
 
 def _moments(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> list[str]:

@@ -10,7 +10,13 @@ from __future__ import annotations
 import json
 
 from dcil_dsl.plan.cost import phase_steps, step_cost, training_cost
-from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.group import (
+    budget_size,
+    counted,
+    kept_in_budget,
+    unit_costs,
+    weights_of_unit,
+)
 from dcil_dsl.plan.plan import Group, Plan, PlanRecord
 from dcil_dsl.plan.schedule import (
     keeps_at,
@@ -145,16 +151,15 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
 
     None where several members share one budget: the weights decide.
     """
-    keeps, parts = keeps_at(group, last_refresh(group, step)), members(group)
+    keeps, parts = keeps_at(group, last_refresh(group, step)), weights_of_unit(group)
     if len(keeps) != len(parts):
         return dict.fromkeys(group.parameters)
     if group.one_budget:  # one member, whose budget may count what its units cost
         keeps = (keeps[0] // unit_costs(group)[0],)
     kept: dict[str, int | None] = {}
-    sizes = members(group, group.num_weights)
-    for names, weights, keep, total in zip(parts, sizes, keeps, num_units(group), strict=True):
-        total = max(1, total)  # a layer may have none
-        kept |= {name: size * keep // total for name, size in zip(names, weights, strict=True)}
+    for of_unit, keep in zip(parts, keeps, strict=True):
+        for name, size in of_unit.items():
+            kept[name] = (kept.get(name) or 0) + size * keep
     return kept
 
 
@@ -175,7 +180,7 @@ def score_bytes(plan: Plan) -> int:
 
 def _group_facts(plan: Plan, group: Group) -> GroupFacts:
     final = last_refresh(group, last_step(plan))
-    size, kept = budget_size(group), sum(keeps_at(group, final))
+    size, kept = budget_size(group), kept_in_budget(group, keeps_at(group, final))
     every = max(1, plan.num_steps // CURVE_POINTS)
     return GroupFacts(
         rule=group.rule,

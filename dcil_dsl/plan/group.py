@@ -76,6 +76,53 @@ class Bound(PlanRecord):
     ceiling: NonNegativeInt
 
 
+class Stretch(NamedTuple):
+    """`length` filters from `first` on, each `step` after the last."""
+
+    first: NonNegativeInt
+    length: PositiveInt
+    step: int
+
+
+class Tied(PlanRecord):
+    """The filters of one weight in a Tie, unit after unit, as many of each."""
+
+    parameter: str
+    filters: tuple[Stretch, ...]
+
+    @property
+    def num_filters(self) -> int:
+        return sum(run.length for run in self.filters)
+
+    def listed(self) -> list[int]:
+        """Every filter, in the order of the units."""
+        return [run.first + i * run.step for run in self.filters for i in range(run.length)]
+
+
+class Tie(PlanRecord):
+    """Units of filters that stay or go together, all of the same make.
+
+    num_units  how many units there are
+    parts      the filters of each weight
+    bound      why none of them can go; "" where they can
+    """
+
+    num_units: PositiveInt
+    parts: tuple[Tied, ...]
+    bound: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Tie:
+        if not self.parts or any(part.num_filters % self.num_units for part in self.parts):
+            raise ValueError("its filters do not fall into its units")
+        return self
+
+    @property
+    def filters_of_unit(self) -> dict[str, int]:
+        """How many filters of each weight a unit has."""
+        return {part.parameter: part.num_filters // self.num_units for part in self.parts}
+
+
 _MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
 
 
@@ -84,13 +131,15 @@ class Budgeted(PlanRecord):
 
     Units lie in one weight each, but those of an attention head in several. Weights that share
     their units are a member of the group: `spans` says how many of `parameters`, from the first
-    on, each member has. ceilings and costs have one entry a member, all others one a weight.
+    on, each member has. Of tied filters each of `ties` is a member, and a weight may have filters
+    in several. ceilings and costs have one entry a member, all others one a weight.
 
     target       how much is pruned, and how the members share it
     of           what the budget counts: single weights, units, or multiply-accumulates
     granularity  the units that are pruned as a whole; ignored with a pattern
     cuts         how each weight falls into units; empty: each weight is one
     spans        empty: each weight is a member
+    ties         which filters go together; empty: each filter is a unit
     costs        what a unit of each member costs the budget; empty: 1, the budget counts units
     ceilings     the most units each member keeps at the target; empty: all of them
     bounds       what some members keep together, of a global budget whose costs are all equal;
@@ -105,6 +154,7 @@ class Budgeted(PlanRecord):
     granularity: Stored[Granularity] = Single()
     cuts: tuple[Cut, ...] = ()
     spans: tuple[int, ...] = ()
+    ties: tuple[Tie, ...] = ()
     costs: tuple[PositiveInt, ...] = ()
     ceilings: tuple[NonNegativeInt, ...] = ()
     bounds: tuple[Bound, ...] = ()
@@ -132,7 +182,7 @@ class Budgeted(PlanRecord):
     def check_members(self, a_weight: tuple[str, ...], a_member: tuple[str, ...]) -> None:
         """ValueError if a field does not have an entry for each weight, or for each member."""
         size = len(self.parameters)
-        num_members = len(self.spans) or size
+        num_members = len(self.ties) or len(self.spans) or size
         if not size or (self.spans and (sum(self.spans) != size or min(self.spans) < 1)):
             raise ValueError("its members are not all of its weights")
         for names, count in ((a_weight, size), (a_member, num_members)):
@@ -145,8 +195,24 @@ class Budgeted(PlanRecord):
         for cut, size in zip(self.cuts, self.num_weights, strict=False):
             if math.prod(cut.shape) != size:
                 raise ValueError(f"a cut of shape {cut.shape} does not have {size} weights")
+        if self.ties:
+            self._check_ties()
         if any(place >= num_members for bound in self.bounds for place in bound.members):
             raise ValueError("a bound is of members that are missing")
+
+    def _check_ties(self) -> None:
+        """ValueError unless each filter of each weight is in exactly one unit."""
+        listed: dict[str, list[int]] = {name: [] for name in self.parameters}
+        sizes = dict(zip(self.parameters, (cut.num_units for cut in self.cuts), strict=False))
+        parts = [part for tie in self.ties for part in tie.parts]
+        if self.spans or any(part.parameter not in sizes for part in parts):
+            raise ValueError("its ties are not of its weights")
+        if sum(part.num_filters for part in parts) != sum(sizes.values()):
+            raise ValueError("its ties do not have every filter once")
+        for part in parts:
+            listed[part.parameter] += part.listed()
+        if any(sorted(own) != list(range(sizes[name])) for name, own in listed.items()):
+            raise ValueError("its ties do not have every filter once")
 
 
 class Group(Budgeted):
@@ -205,9 +271,13 @@ class Group(Budgeted):
 def members(group: Budgeted, of: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
     """`of`, a sequence along group.parameters (None: those themselves), cut into members.
 
-    A member is one weight, or the weights that share an attention's heads.
+    A member is one weight, the weights that share an attention's heads, or those whose filters a
+    tie joins.
     """
     entries = tuple(group.parameters if of is None else of)
+    if group.ties:
+        place = {name: i for i, name in enumerate(group.parameters)}
+        return [tuple(entries[place[part.parameter]] for part in tie.parts) for tie in group.ties]
     stops = list(accumulate(group.spans or [1] * len(entries)))
     return [entries[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
@@ -216,7 +286,30 @@ def num_units(group: Budgeted) -> tuple[int, ...]:
     """How many units each member has; of an N:M pattern the units are single weights."""
     if group.unit.single:
         return group.num_weights
+    if group.ties:
+        return tuple(tie.num_units for tie in group.ties)
     return tuple(cuts[0].num_units for cuts in members(group, group.cuts))
+
+
+def weights_of_unit(group: Budgeted) -> list[dict[str, int]]:
+    """For each member how many weights of each parameter one of its units has."""
+    sizes = dict(zip(group.parameters, group.num_weights, strict=True))
+    if group.ties:
+        filters = dict(zip(group.parameters, (c.num_units for c in group.cuts), strict=True))
+        return [
+            {name: n * (sizes[name] // filters[name]) for name, n in tie.filters_of_unit.items()}
+            for tie in group.ties
+        ]
+    counts = zip(members(group), num_units(group), strict=True)
+    return [{name: sizes[name] // max(1, total) for name in names} for names, total in counts]
+
+
+def member_name(group: Budgeted, index: int) -> str:
+    """A member as messages name it: its first weight, and how many more there are."""
+    names: tuple[str, ...] = members(group)[index]
+    if not group.ties or len(names) == 1:
+        return " and ".join(names)
+    return f"{names[0]} and {len(names) - 1} tied to it"
 
 
 def unit_costs(group: Budgeted) -> tuple[int, ...]:
@@ -227,6 +320,13 @@ def unit_costs(group: Budgeted) -> tuple[int, ...]:
 def budget_size(group: Budgeted) -> int:
     """What the budget would be if nothing were pruned."""
     return sum(n * cost for n, cost in zip(num_units(group), unit_costs(group), strict=True))
+
+
+def kept_in_budget(group: Budgeted, keeps: Sequence[int]) -> int:
+    """What `keeps` (schedule.keeps_at) lets stay, in what the budget counts."""
+    if group.one_budget:
+        return keeps[0]
+    return sum(n * cost for n, cost in zip(keeps, unit_costs(group), strict=True))
 
 
 def counted(group: Budgeted, many: bool = True) -> str:

@@ -21,7 +21,17 @@ from pydantic import (
 )
 
 from dcil_dsl.plan.format_1 import upgrade
-from dcil_dsl.plan.group import Bound, Budgeted, Cut, Group, KeptScore, PlanRecord
+from dcil_dsl.plan.group import (
+    Bound,
+    Budgeted,
+    Cut,
+    Group,
+    KeptScore,
+    PlanRecord,
+    Stretch,
+    Tie,
+    Tied,
+)
 from dcil_dsl.words.augment import Augment
 from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.balances import Balance
@@ -53,7 +63,18 @@ class TrainPlan(PlanRecord):
     seed: int = 0
 
 
-__all__ = ["Bound", "Budgeted", "Cut", "Group", "KeptScore", "PlanRecord", "TrainPlan"]
+__all__ = [
+    "Bound",
+    "Budgeted",
+    "Cut",
+    "Group",
+    "KeptScore",
+    "PlanRecord",
+    "Stretch",
+    "Tie",
+    "Tied",
+    "TrainPlan",
+]
 
 FORMAT: Literal[2] = 2
 

@@ -30,6 +30,7 @@ from dcil_dsl.plan.phases import (
     warn_of_unreached,
 )
 from dcil_dsl.plan.select import Selection, claim_layers
+from dcil_dsl.plan.ties import Ties
 from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.word import Run
@@ -57,6 +58,7 @@ def resolve_recipe(
     owner = claim_layers(recipe.rules, selection, report)
     prunable = _by_weight(traced.layers)
     heads = find_heads(traced.model, {weight.name: weight for _, weight in prunable})
+    ties = Ties(traced, owner, _decided(prunable, owner, recipe.rules))
     groups: list[p.Group] = []
     group_of_rule: dict[int | None, int] = {}
     owned_by: dict[int | None, list[Weight]] = {}
@@ -65,7 +67,10 @@ def resolve_recipe(
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
         if isinstance(rule, r.PruneRule) and owned:
-            group = allocate_group(rule, _place(rule), owned, heads, run, report)
+            tied = ties.of(rule, index, owned, report)
+            if tied is None:
+                continue
+            group = allocate_group(rule, _place(rule), owned, heads, tied, run, report)
             if group is not None:
                 group = bind_group(rule, group, selection, report)
                 group_of_rule[index] = len(groups)
@@ -167,6 +172,22 @@ def _by_weight(layers: tuple[Layer, ...]) -> list[tuple[Layer, Weight]]:
             else:
                 first[weight.name] = (layer, weight)
     return list(first.values())
+
+
+def _decided(
+    prunable: list[tuple[Layer, Weight]],
+    owner: dict[str, int],
+    rules: tuple[r.PruneRule | r.KeepRule, ...],
+) -> dict[str, str]:
+    """For each weight what decides about it: a `prune`, a `keep`, or no rule."""
+    words = {}
+    for layer, weight in prunable:
+        rule = None if weight.name not in owner else rules[owner[weight.name]]
+        if isinstance(rule, r.PruneRule):
+            words[weight.name] = f"`{layer.path}` is pruned by the rule at {_place(rule)}"
+        else:
+            words[weight.name] = f"`{layer.path}` {'is in no rule' if rule is None else 'is kept'}"
+    return words
 
 
 def _place(rule: r.PruneRule | r.KeepRule) -> str:

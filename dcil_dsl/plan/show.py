@@ -14,7 +14,14 @@ from textwrap import wrap
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, training_cost
 from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes, score_bytes
-from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.group import (
+    budget_size,
+    counted,
+    kept_in_budget,
+    members,
+    num_units,
+    unit_costs,
+)
 from dcil_dsl.plan.plan import Group, OpaqueModule, Plan, PlanLayer, Unprunable
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.show_training import (
@@ -211,8 +218,14 @@ def share_of(group: Group, parameter: str) -> float:
     """The sparsity that is asked of a layer in the end; of one that shares its budget, of all."""
     if not group.targets:
         return group.sparsity
-    parts = zip(members(group), group.targets, strict=True)
-    return next(round(target, 3) for names, target in parts if parameter in names)
+    if group.ties:
+        parts = [
+            (t, tie.filters_of_unit.get(parameter, 0) * tie.num_units)
+            for t, tie in zip(group.targets, group.ties, strict=True)
+        ]
+        return round(sum(t * n for t, n in parts) / max(1, sum(n for _, n in parts)), 3)
+    own = zip(members(group), group.targets, strict=True)
+    return next(round(target, 3) for names, target in own if parameter in names)
 
 
 def _layer_row(plan: Plan, layer: PlanLayer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
@@ -243,6 +256,7 @@ def show_groups(plan: Plan, page: Page) -> str:
             f"freeze {freeze}, floor {floor_words(group)}",
             *(f"  {line}" for line in dynamics_words(group, plan)),
             *(f"  {line}" for line in hardware_words(group)),
+            *(f"  {line}" for line in tie_words(group, page.width - 2)),
         ]
     if not plan.groups:
         lines.append("none: no weight is pruned")
@@ -304,11 +318,12 @@ def show_curves(plan: Plan, page: Page) -> str:
 def group_line(plan: Plan, group: Group) -> str:
     """ "90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
     size = count(budget_size(group), counted(group, many=False))
-    kept = sum(keeps_at(group, last_refresh(group, max(0, plan.num_steps - 1))))
+    end = last_refresh(group, max(0, plan.num_steps - 1))
+    kept = kept_in_budget(group, keeps_at(group, end))
     shared = "one budget for all" if group.one_budget else "one budget each"
     shared += group.target.how
     layers = count(len(group.parameters), "layer")
-    at_most = "at most " if len(set(unit_costs(group))) > 1 else ""
+    at_most = "at most " if group.one_budget and len(set(unit_costs(group))) > 1 else ""
     return (
         f"{percent(group.sparsity)} of {size}{_unit_words(group)} in {layers}, {shared}; "
         f"{at_most}{kept:,} kept at the end"
@@ -348,6 +363,32 @@ def floor_words(group: Group) -> str:
         low, high = (percent(round(n / size, 4)) for n in (some.floor, some.ceiling))
         words += f", {some.name} together {low} to {high}"
     return words
+
+
+def tie_words(group: Group, width: int) -> list[str]:
+    """Which filters are tied, which are bound and why; those of one layer alone are counted."""
+    if not group.ties:
+        return []
+    tied = [tie for tie in group.ties if len(tie.filters_of_unit) > 1 and not tie.bound]
+    alone = sum(len(tie.parts) == 1 and not tie.bound for tie in group.ties)
+    bound = [tie for tie in group.ties if tie.bound]
+    words = f"tied filters: {count(len(tied), 'set')} in several layers, {alone:,} in one"
+    lines = [words + (f", {count(len(bound), 'set')} bound" if bound else "")]
+    for tie in [*tied, *bound]:
+        parts = [
+            short_name(name) + (f" x {n}" if n > 1 else "")
+            for name, n in tie.filters_of_unit.items()
+        ]
+        why = f"; bound: {tie.bound}" if tie.bound else ""
+        lines += wrap(
+            f"{count(tie.num_units, 'unit')} of {', '.join(parts)}{why}",
+            width,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return lines
 
 
 def hardware_words(group: Group) -> list[str]:

@@ -128,14 +128,25 @@ MOST_NAMED = 4  # layers in a rule that is proposed
 
 @dataclass(frozen=True)
 class Member:
-    """The weights that share their units, and how each falls into them; none for single weights."""
+    """The weights that share their units, and how each falls into them; none for single weights.
+
+    tie  the units, where they are filters of several weights or not all of a weight's
+    """
 
     weights: tuple[Weight, ...]
     cuts: tuple[p.Cut, ...] = ()
+    tie: p.Tie | None = None
 
     @property
     def num_units(self) -> int:
+        if self.tie is not None:
+            return self.tie.num_units
         return self.cuts[0].num_units if self.cuts else math.prod(self.weights[0].shape)
+
+    @property
+    def bound(self) -> bool:
+        """Whether none of its units can go."""
+        return self.tie is not None and bool(self.tie.bound)
 
 
 def divide(
@@ -177,6 +188,17 @@ def divide(
     ]
 
 
+def tie_members(members: list[Member], ties: tuple[p.Tie, ...]) -> list[Member]:
+    """A member for each tie, of those that have one weight each."""
+    by_name = {member.weights[0].name: member for member in members}
+    tied = []
+    for tie in ties:
+        own = [by_name[part.parameter] for part in tie.parts]
+        weights, cuts = tuple(m.weights[0] for m in own), tuple(m.cuts[0] for m in own)
+        tied.append(Member(weights, cuts, tie))
+    return tied
+
+
 def _what_fits(misfits: list[tuple[str, str]], num_weights: int) -> str | None:
     """A rule to paste that keeps these layers; none where nothing else would be left to prune."""
     modules = list(dict.fromkeys(f'"{name.rpartition(".")[0]}"' for name, _ in misfits))
@@ -196,20 +218,22 @@ def unit_prices(
 ) -> tuple[Counted, tuple[int, ...] | None]:
     """What the budget counts, and what a unit of each member costs it; () where each costs one.
 
-    A budget of one layer counts units: every measure gives the same share.
+    A budget of one layer counts units: every measure gives the same share. A unit of tied filters
+    costs as many as it has, or what all of them cost.
     """
     is_single = unit.single
     of: Counted = getattr(rule.target, "of", None) or ("weights" if is_single else "units")
     if of == "units" and is_single:
         of = "weights"
+    ties = [member.tie for member in owned if member.tie is not None]
+    if ties and (of == "units" or not isinstance(rule.target, Global)):
+        costs = tuple(sum(tie.filters_of_unit.values()) for tie in ties)
+        return of, costs if set(costs) != {1} else ()
     if not isinstance(rule.target, Global):
         return of, ()
     if of == "units" or is_single and of == "weights":
         return of, ()
-    totals = [
-        sum(math.prod(w.shape) if of == "weights" else w.macs or 0 for w in member.weights)
-        for member in owned
-    ]
+    totals = [_total(member, of) for member in owned]
     for member, total in zip(owned, totals, strict=True):
         unknown = any(of == "flops" and w.macs is None for w in member.weights)
         if unknown or not total:
@@ -226,3 +250,12 @@ def unit_prices(
             )
             return of, None
     return of, tuple(n // member.num_units for n, member in zip(totals, owned, strict=True))
+
+
+def _total(member: Member, of: Counted) -> int:
+    """The weights, or the multiply-accumulates, of all units of a member."""
+    totals = [math.prod(w.shape) if of == "weights" else w.macs or 0 for w in member.weights]
+    if member.tie is None:
+        return sum(totals)
+    own = zip(totals, member.cuts, member.tie.parts, strict=True)
+    return sum(n // cut.num_units * part.num_filters for n, cut, part in own)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -17,8 +16,17 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.masking.ties import places, sum_ties
 from dcil_dsl.masking.units import sum_in_units
-from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
+from dcil_dsl.plan.group import (
+    budget_size,
+    counted,
+    member_name,
+    members,
+    num_units,
+    unit_costs,
+    weights_of_unit,
+)
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     bounds_at,
@@ -259,19 +267,18 @@ def count_units(
 
 def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
     """What is kept of every budget, by count_units: a unit is where anything true is in it."""
-    units = tuple(_num_kept(group, names, counts) for names in members(group))
+    units = _num_kept(group, counts)
     if group.one_budget:
         costs = unit_costs(group)
         spent = sum(count * cost for count, cost in zip(units, costs, strict=True))
         names = group.parameters
         what = f"the {len(names)} layers of {group.rule}" if len(names) > 1 else names[0]
         return Tally((Budget(what, counted(group), budget_size(group), keeps[0], spent),), units)
-    noun, sizes = counted(group), num_units(group)
-    whose = [" and ".join(own) for own in members(group)]
+    noun, rows = counted(group), zip(num_units(group), keeps, units, unit_costs(group), strict=True)
     return Tally(
         tuple(
-            Budget(what, noun, size, allowed, kept)
-            for what, size, allowed, kept in zip(whose, sizes, keeps, units, strict=True)
+            Budget(member_name(group, i), noun, size * cost, allowed * cost, kept * cost)
+            for i, (size, allowed, kept, cost) in enumerate(rows)
         ),
         units,
     )
@@ -282,12 +289,10 @@ def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
     true, by count_units."""
     if group.unit.single:
         return {}
-    torn = {}
-    for names, cuts in zip(members(group), members(group, group.cuts), strict=True):
-        num_kept = _num_kept(group, names, counts)
-        for name, cut in zip(names, cuts, strict=True):
-            size = prod(cut.shape) // cut.num_units
-            torn[name] = num_kept * size - int(counts[name].sum())
+    torn = {name: -int(counts[name].sum()) for name in group.parameters}
+    for kept, of_unit in zip(_num_kept(group, counts), weights_of_unit(group), strict=True):
+        for name, size in of_unit.items():
+            torn[name] += kept * size
     return torn
 
 
@@ -305,8 +310,12 @@ def pattern_counts(
     return counts
 
 
-def _num_kept(group: Group, names: tuple[str, ...], counts: Mapping[str, Tensor]) -> int:
-    """The units of a member that are kept; those of a pattern are single weights."""
+def _num_kept(group: Group, counts: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The units of each member that are kept; those of a pattern are single weights."""
     if group.unit.single:
-        return int(counts[names[0]].sum())
-    return int(torch.stack([counts[name] > 0 for name in names]).any(0).sum())
+        return tuple(int(counts[name].sum()) for name in group.parameters)
+    kept = [counts[name] > 0 for name in group.parameters]
+    if group.ties:
+        at = places(group.ties, group.parameters, kept[0].device)
+        return tuple(int((sums > 0).sum()) for sums in sum_ties(kept, at))
+    return tuple(int(torch.stack(own).any(0).sum()) for own in members(group, kept))

@@ -7,9 +7,9 @@ Not:  no cuts of a weight (plan/units.py), no masks (masking/units.py).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.words.word import Word
@@ -44,11 +44,24 @@ class Single(Granularity):
 
 
 class Filter(Granularity):
-    """`filter`: all weights of an output channel."""
+    """`filter`: all weights of an output channel, with the filters that it is tied to.
+
+    ties  "residual": filters whose outputs meet in additions, products, norms, groups and heads
+          are scored and pruned together; None: each filter is a unit
+    """
 
     bare: ClassVar[bool] = True
     axis: ClassVar[str | None] = "out"
     noun: ClassVar[str] = "filter"
+    ties: Literal["residual"] | None = "residual"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_ties(cls, values: Any, info: ValidationInfo) -> Any:
+        """Plans that were written before filters had ties have none."""
+        if info.mode == "json" and isinstance(values, dict):
+            return {"ties": None, **values}
+        return values
 
 
 class Channel(Granularity):

@@ -214,7 +214,7 @@ def test_erk_keeps_of_each_layer_what_its_shape_says():
 
 
 def test_whole_units_are_compared_by_the_mean_of_a_score_below_zero():
-    dual = compiled("movement", target="global(50%, granularity=filter)")
+    dual = compiled("movement", target="global(50%, granularity=filter(ties=none))")
     for total, sign in zip(dual.score_state.values(), (-1.0, 1.0), strict=True):
         total.copy_(sign * torch.arange(1, len(total) + 1.0)[:, None].expand_as(total))
     dual.refresh(6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from support.literate import cases, told
 from support.sound import completed
 from torch import nn
@@ -31,9 +32,11 @@ class Net(nn.Module):
 
 
 def found_in(text: str):
-    report = Diagnostics()
+    report, recipe = Diagnostics(), loads(text)
+    size = recipe.data.image_size
+    example = None if size is None else (torch.zeros(1, 3, size, size),)
     try:
-        resolve_recipe(loads(text), trace_model(Net()), 10, report)
+        resolve_recipe(recipe, trace_model(Net(), example), 10, report)
     except RecipeError as error:
         return error.diagnostics
     return report.warnings

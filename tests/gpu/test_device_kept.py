@@ -17,7 +17,7 @@ def close(one, other) -> None:
 
 
 def test_kept_filters_alone_end_as_all_of_them(device, tmp_path):
-    text = RECIPE.replace("global(90%)", "global(60%, granularity=filter)")
+    text = RECIPE.replace("global(90%)", "global(60%, granularity=filter(ties=none))")
     kept = text.replace("sparse = masked", "sparse = masked { compute = kept }")
     ended = [
         train(

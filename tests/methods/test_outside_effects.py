@@ -55,7 +55,7 @@ def test_a_score_may_have_a_sign_and_the_most_negative_goes_first():
 
 
 def test_a_score_of_units_is_the_sum_of_the_scores_of_their_weights():
-    rule = "prune Linear to 50% { granularity = filter  score = bounded(limit=0.2) }"
+    rule = "prune Linear to 50% { granularity = filter(ties = none)  score = bounded(limit=0.2) }"
     masks = []
     ours(USES + rule, KEPT, after=lambda dual, step: masks.append(dual.masks["first.weight"]))
     scores = start().first.weight.abs().clamp(max=0.2).sum(1)

@@ -16,7 +16,7 @@ def group_of(rule):
 
 def test_a_bound_counts_the_units_of_its_layers_together():
     group = group_of(
-        "prune Conv2d to global(50%, granularity=filter) "
+        "prune Conv2d to global(50%, granularity=filter(ties=none)) "
         "{ bounds = [within(early, floor=55%), within(late, ceiling=35%)] }"
     )
     # early: three layers of 8 filters, 13.2 rounded up; late: two, 5.6 rounded down.
@@ -51,7 +51,7 @@ def test_the_ceiling_of_a_bound_comes_down_with_the_ramp():
             "10% of 2,088 weights leaves 1,879 weights, the bounds allow 1,596",
         ),
         (
-            "prune Conv2d to global(50%, granularity=filter, of=weights) "
+            "prune Conv2d to global(50%, granularity=filter(ties=none), of=weights) "
             "{ bounds = [within(early, floor=50%)] }",
             "E319",
             "a filter of one layer is not worth one of another in weights",

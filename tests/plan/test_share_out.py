@@ -148,9 +148,9 @@ def test_floors_beyond_the_budget_of_all_are_an_error():
 
 
 def test_erk_shares_out_filters_by_the_shape_of_their_layer():
-    group = group_of("prune Conv2d to erk(50%) { granularity = filter }")
+    group = group_of("prune Conv2d to erk(50%) { granularity = filter(ties = none) }")
     assert group.of == "units" and sum(keeps_at(group, 99)) <= 28  # of 56 filters
-    assert codes_of("prune Conv2d to erk(50%) { granularity = filter }") == []
+    assert codes_of("prune Conv2d to erk(50%) { granularity = filter(ties = none) }") == []
 
 
 def test_a_schedule_of_nothing_keeps_everything():

@@ -75,7 +75,7 @@ def test_every_layer_is_told_with_the_line_that_decided_it(plan):
         ("50%", "50%"),
         ("global(50%)", "50% of all"),
         ("2:4", "2:4"),
-        ("uniform(50%, granularity=filter)", "50% of filters"),
+        ("uniform(50%, granularity=filter(ties=none))", "50% of filters"),
         ("global(50%, granularity=channel)", "50% of all channels"),
         ("uniform(50%, granularity=block(2, 4))", "50% of 2 x 4 blocks"),
     ],

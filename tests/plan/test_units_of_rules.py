@@ -28,7 +28,7 @@ def with_macs(statements):
 
 
 def test_filters_are_counted_as_filters_and_each_layer_keeps_one():
-    group = group_of("prune Conv2d to global(30%, granularity=filter)")
+    group = group_of("prune Conv2d to global(30%, granularity=filter(ties=none))")
     assert (group.of, counted(group), budget_size(group)) == ("units", "filters", 7 * 8)
     assert num_units(group) == (8,) * 7
     assert group.costs == () and group.floors == (1,) * 7
@@ -36,7 +36,7 @@ def test_filters_are_counted_as_filters_and_each_layer_keeps_one():
 
 
 def test_filters_can_be_counted_by_their_weights():
-    group = group_of("prune Conv2d to global(30%, granularity=filter, of=weights)")
+    group = group_of("prune Conv2d to global(30%, granularity=filter(ties=none), of=weights)")
     assert group.costs == (27, 72, 24, 72, 24, 18, 24)
     assert counted(group) == "weights"
     assert (budget_size(group), keeps_at(group, 0)) == (2088, (1461,))  # 0.7 * 2088 = 1461.6
@@ -47,7 +47,8 @@ def test_a_unit_costs_its_share_of_its_layers_arithmetic():
     # The stem makes 8 x 8 positions, all others keep them.
     assert group.costs == (64,) * 7
     assert (counted(group), budget_size(group)) == ("multiply-accumulates", 64 * 2088)
-    (group,) = with_macs("prune Conv2d to global(50%, of=flops, granularity=filter)").groups
+    whole = "granularity=filter(ties=none)"
+    (group,) = with_macs(f"prune Conv2d to global(50%, of=flops, {whole})").groups
     assert group.costs == tuple(64 * n for n in (27, 72, 24, 72, 24, 18, 24))
     (group,) = with_macs("prune Conv2d, Linear to global(50%, of=flops)").groups
     assert group.costs == (64,) * 7 + (1,)
@@ -61,20 +62,21 @@ def test_a_layer_by_itself_loses_the_same_share_in_every_measure():
 
 
 def test_the_target_the_rule_and_pruning_can_say_what_goes_together():
-    filters = Filter()
-    assert group_of("prune Conv2d to uniform(50%, granularity=filter)").unit == filters
-    assert group_of("prune Conv2d to 50% { granularity = filter }").unit == filters
-    assert group_of("pruning { granularity = filter }\nprune Conv2d to 50%").unit == filters
-    assert group_of(
-        "pruning { granularity = filter }\nprune Conv2d to uniform(50%, granularity=block(2, 1))"
-    ).unit == Block(height=2, width=1)
-    assert group_of(
-        "pruning { granularity = filter }\nprune Conv2d to 50% { granularity = weight }"
-    ) == group_of("prune Conv2d to 50%").model_copy(update={"rule": "x.prune:3"})
+    filters = Filter(ties=None)
+    assert group_of("prune Conv2d to uniform(50%, granularity=filter(ties=none))").unit == filters
+    assert group_of("prune Conv2d to 50% { granularity = filter(ties = none) }").unit == filters
+    text = "pruning { granularity = filter(ties = none) }\n"
+    assert group_of(text + "prune Conv2d to 50%").unit == filters
+    assert group_of(text + "prune Conv2d to uniform(50%, granularity=block(2, 1))").unit == Block(
+        height=2, width=1
+    )
+    assert group_of(text + "prune Conv2d to 50% { granularity = weight }") == group_of(
+        "prune Conv2d to 50%"
+    ).model_copy(update={"rule": "x.prune:3"})
 
 
 def test_a_pattern_has_its_own_granularity_whatever_pruning_says():
-    text = "pruning { granularity = filter }\nprune Conv2d to 2:4\nkeep first Conv2d\n"
+    text = "pruning { granularity = filter(ties = none) }\nprune Conv2d to 2:4\nkeep first Conv2d\n"
     group = group_of(text + 'keep "layer2.0.conv1"')
     assert group.unit == Pattern(n=2, m=4)
     assert group.sparsity == 0.5 and set(keeps_at(group, 0)) == {96, 288}
@@ -143,7 +145,7 @@ def test_of_many_layers_that_do_not_fit_a_whole_rule_names_one():
 
 def test_a_plan_of_every_kind_is_the_same_after_json():
     plan = with_macs(
-        "prune Conv2d to global(50%, of=flops, granularity=filter) { ceiling = 90% }\n"
+        "prune Conv2d to global(50%, of=flops, granularity=filter(ties=none)) { ceiling = 90% }\n"
         'prune "layer1.0" to 2:4\nprune Linear to uniform(50%, granularity=block(2, 4))'
     )
     assert Plan.from_json(plan.to_json()) == plan
@@ -154,7 +156,7 @@ def test_a_plan_of_every_kind_is_the_same_after_json():
 
 def test_floors_and_ceilings_count_whole_units_to_the_safe_side():
     group = group_of(
-        "prune Conv2d to global(50%, granularity=filter) { floor = 20% ceiling = 70% }"
+        "prune Conv2d to global(50%, granularity=filter(ties=none)) { floor = 20% ceiling = 70% }"
     )
     assert group.floors == (2,) * 7  # 1.6 filters, rounded up
     assert group.ceilings == (5,) * 7  # 5.6 filters, rounded down
@@ -163,7 +165,7 @@ def test_floors_and_ceilings_count_whole_units_to_the_safe_side():
 
 def test_a_ceiling_comes_down_with_the_ramp():
     group = group_of(
-        "prune Conv2d to global(50%, granularity=filter) "
+        "prune Conv2d to global(50%, granularity=filter(ties=none)) "
         "{ ceiling = 60% schedule = linear(0ep..5ep) }"
     )
     assert [ceilings_at(group, step)[0] for step in (0, 25, 50, 99)] == [8, 6, 4, 4]
@@ -174,11 +176,11 @@ def test_a_ceiling_comes_down_with_the_ramp():
     "rule, message",
     [
         (
-            "prune Conv2d to global(40%, granularity=filter) { ceiling = 60% }",
+            "prune Conv2d to global(40%, granularity=filter(ties=none)) { ceiling = 60% }",
             "40% of 56 filters leaves 33 filters, the ceilings allow 28",
         ),
         (
-            "prune Conv2d to global(95%, granularity=filter)",
+            "prune Conv2d to global(95%, granularity=filter(ties=none))",
             "95% of 56 filters leaves 2 filters, the floors keep 7",
         ),
         (

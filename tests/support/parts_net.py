@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dcil_dsl.lang import loads
@@ -62,6 +63,7 @@ def plan_of(statements: str, mix: str = BOTH, net=PartsNet) -> p.Plan:
       ema = 0.9
       seed = 3
     }}"""
-    plan = resolve_recipe(loads(text, "tiny.prune"), trace_model(net()), STEPS_PER_EPOCH)
+    example = (torch.zeros(1, 1, 8, 8),)
+    plan = resolve_recipe(loads(text, "tiny.prune"), trace_model(net(), example), STEPS_PER_EPOCH)
     data, model = p.Data(batch_size=BATCH, channels=1), p.Model(classes=NUM_CLASSES)
     return plan.model_copy(update={"data": data, "model": model})

@@ -152,7 +152,7 @@ CASES = {
     "movement": (recipe(rule="score = movement"), dict(precision="fp16")),
     "average of taylor": (recipe(rule="score = taylor(average = 0.9)"), {}),
     "soft threshold": (recipe(view="soft_threshold"), {}),
-    "filters": (recipe(target="global(80%, granularity=filter)"), {}),
+    "filters": (recipe(target="global(80%, granularity=filter(ties=none))"), {}),
     "powers": (recipe(rule="param = power(alpha=2)  penalty = [norm(pruned, 1e-3)]"), {}),
     "checkpointed": (recipe(), dict(checkpoint_activations=True)),
     "late phase": (recipe(train="average = late_phase(norms, copies=2, start=50% run)"), {}),
@@ -173,7 +173,7 @@ def test_a_step_waits_once_where_masks_of_a_global_budget_move_and_else_never(ca
     "rule",
     [
         dict(target="80%"),
-        dict(target="uniform(80%, granularity=filter)"),
+        dict(target="uniform(80%, granularity=filter(ties=none))"),
         dict(target="2:4", layers='Conv2d in "3"'),
     ],
 )

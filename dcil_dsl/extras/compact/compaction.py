@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.constants import find_constants
 from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_small
-from dcil_dsl.extras.compact.dead_channels import Stay, find_removal, find_stays, readings
+from dcil_dsl.extras.compact.dead_channels import Stay, find_removal, find_stays, fix_sums, readings
 from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors, gather, put
 from dcil_dsl.extras.compact.fold_constants import constant_branches, fold_constants
 from dcil_dsl.model.copies import copy_module
@@ -80,7 +80,9 @@ def compact(
     original.eval()
     followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))
     traced, found = followed.traced.model, followed.found
-    given = readings(found, find_constants(found))
+    values = find_constants(found)
+    fix_sums(found, values)
+    given = readings(found, values)
     removal = find_removal(found, given)
     stays = find_stays(found, given, removal)
     kept = kept_indices(found, removal.gone)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.dependencies import Dependencies
-from dcil_dsl.extras.compact.graph_facts import (
+from dcil_dsl.model.channels.dependencies import Dependencies
+from dcil_dsl.model.channels.operations import (
     MULTIPLIES,
     POOLS,
     Kind,
@@ -23,6 +23,7 @@ from dcil_dsl.extras.compact.graph_facts import (
     argument,
     mixed_dims,
     name_of,
+    norming_of,
     replay,
     shrink_repeats,
     weighing_of,
@@ -134,8 +135,12 @@ def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
     name = name_of(node)
     if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.LayerNorm):
         return None
-    if dims is None or not (module or name in POOLS | {"mean", "pad"}):
+    if dims is None or not (module or name in POOLS | {"mean", "pad", "sum"}):
         return None
+    if name == "sum":  # of anything but zeros it depends on how many there are
+        for dim in dims:
+            value = value.abs().sum(dim, keepdim=True)
+        value = value.masked_fill(value != 0, NAN)
     if any(value.shape[dim] > 1 for dim in dims):
         return None
     # Zeros beyond the border are averaged with the constant; beyond max pooling's lies nothing.
@@ -153,14 +158,19 @@ def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
 
 
 def _batch_norm(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
-    module, value = found.model.get_submodule(node.target), values[node.all_input_nodes[0]]
+    norm = norming_of(node, found.model)
+    value = values[norm.source]
     shape = [-1 if dim == 1 else 1 for dim in range(value.dim())]
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight.double()
-    shift = -module.running_mean.double() * scale
-    if module.bias is not None:
-        shift = shift + module.bias.double()
+    weight, bias, mean, var = (
+        None if key is None else _tensor(key, found.model)
+        for key in (norm.weight, norm.bias, norm.mean, norm.var)
+    )
+    scale = (var + norm.eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
     scale, shift = scale.reshape(shape), shift.reshape(shape)
     return torch.where(scale == 0, shift, value * scale + shift)
 

@@ -20,11 +20,11 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.dead_channels import gone_along
-from dcil_dsl.extras.compact.dependencies import Dependencies
 from dcil_dsl.extras.compact.files import Kept, ModuleSizes, gather
 from dcil_dsl.extras.compact.fold_constants import replace_branch
-from dcil_dsl.extras.compact.graph_facts import Conv, ConvTransposed, argument, name_of
-from dcil_dsl.extras.compact.rules import find_dependencies
+from dcil_dsl.model.channels.dependencies import Dependencies
+from dcil_dsl.model.channels.operations import Conv, ConvTransposed, argument, name_of
+from dcil_dsl.model.channels.rules import find_dependencies
 from dcil_dsl.model.inputs import Arguments, Inputs
 from dcil_dsl.model.trace import Traced, TraceError, constants, trace_model
 
@@ -149,7 +149,7 @@ def follow(
     if "" in traced.opaque:
         reason = traced.opaque[""]
         raise InputError(f"the forward of {traced.name} cannot be traced: {reason}", help=help)
-    traced.model.cpu()  # where its zeros are looked at, tensor by tensor
+    traced.model.cpu().eval()  # its zeros are looked at tensor by tensor, constants as evaluated
     graph = copy.deepcopy(traced.eval)
     calls = attention_calls(graph, traced.model)
     if opened is None:
@@ -327,6 +327,8 @@ def _cut_node(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
         return _cut_shape(node, shrunk[node])
     if name == "unflatten" and shrunk.get(node):
         return _cut_unflattened(node, shrunk[node], found)
+    if name == "group_norm" and 1 in shrunk.get(node, {}):
+        return _cut_groups(node, shrunk[node][1])
     if name in ("chunk", "split") and shrunk.get(source):
         return _cut_parts(node, source, shrunk[source], found)
     if name == "getitem" and shrunk.get(source):
@@ -343,6 +345,15 @@ def _cut_shape(node: fx.Node, shrunk: dict[int, Tensor]) -> bool:
             sizes[dim] = int((~mask).sum())
     node.args = (node.args[0], tuple(sizes)) if packed else (node.args[0], *sizes)
     return sizes != before
+
+
+def _cut_groups(node: fx.Node, gone: Tensor) -> bool:
+    """As many groups as stay; each goes as a whole."""
+    groups = argument(node, 1, "num_groups")
+    left = int((~gone).reshape(groups, -1).any(1).sum())
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "num_groups"}
+    node.args, node.kwargs = (node.args[0], left, *node.args[2:]), kwargs
+    return True
 
 
 def _cut_unflattened(node: fx.Node, shrunk: dict[int, Tensor], found: Dependencies) -> bool:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import constant_columns
-from dcil_dsl.extras.compact.dependencies import FIXED, Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import BatchNorm, told
+from dcil_dsl.model.channels.dependencies import FIXED, Dependencies, Read
+from dcil_dsl.model.channels.operations import Kind, norming_of, told
 
 # A constant is carried by a channel whose own is at least this part of the largest: dividing by
 # a small one would lose digits.
@@ -43,6 +43,7 @@ class Reading:
     constant  (groups, columns) float64: what a column always is, NaN where it depends on the input
     shared    its weights are used more than once, so that no use may change them
     receiver  the tensor that can take a constant for each row; None: there is none
+    sign      -1 where the receiver is subtracted: the running mean of a batch norm
     """
 
     read: Read
@@ -50,6 +51,7 @@ class Reading:
     constant: Tensor
     shared: bool
     receiver: str | None
+    sign: int = 1
 
     @property
     def folds(self) -> bool:
@@ -74,21 +76,31 @@ class Reading:
 def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading]:
     """Every layer of the graph that adds up columns, with what it is given."""
     weights = [read.weighing.weight for read in found.reads]
+    means = _means(found)
     result = []
     for read in found.reads:
         call = read.weighing
         weight = found.model.get_parameter(call.weight).detach()
         shared = weights.count(call.weight) > 1 or _is_tied(found.model, call.weight)
+        receiver = None if call.bordered or shared else _receiver(read, found, means)
         result.append(
             Reading(
                 read,
                 matters=(call.blocks(weight) != 0).any(-1),
                 constant=constant_columns(call, found, values).reshape(call.groups, -1),
                 shared=shared,
-                receiver=None if call.bordered or shared else _receiver(read, found),
+                receiver=receiver,
+                sign=1 if call.bias is not None else -1,
             )
         )
     return result
+
+
+def fix_sums(found: Dependencies, values: dict[fx.Node, object]) -> None:
+    """What a sum over channels adds up stays, but where it is always zero."""
+    for node, source in found.sums:
+        channels, value = torch.broadcast_tensors(found.channels[source], values[source])
+        found.fix(channels[value != 0], f"{told(node, found.model)} adds it up")
 
 
 def find_removal(found: Dependencies, given: list[Reading]) -> Removal:
@@ -187,19 +199,28 @@ def _keep_slabs(node: fx.Node, channels: Tensor, removal: Removal, found: Depend
         _keep(channels.reshape(-1)[:1], removal, f"{place} would be empty")
 
 
-def _receiver(read: Read, found: Dependencies) -> str | None:
+def _means(found: Dependencies) -> Counter[str]:
+    """How often the graph uses each running mean: by norms, and by reading it by hand."""
+    uses: Counter[str] = Counter()
+    for node in found.graph.nodes:
+        norm = norming_of(node, found.model)
+        if norm is not None and norm.mean is not None and node.op == "call_module":
+            uses[found.first[norm.mean]] += 1
+        elif node.op == "get_attr" and node.target in found.first:
+            uses[found.first[node.target]] += len(node.users)
+    return uses
+
+
+def _receiver(read: Read, found: Dependencies, means: Counter[str]) -> str | None:
     """The bias that can take a constant, or the running mean of the batch norm that follows."""
     call, model = read.weighing, found.model
     if call.bias is not None:
         return None if _is_tied(model, call.bias) else call.bias
-    users = list(call.node.users)
-    if len(users) != 1 or users[0].op != "call_module":
+    users = [user for user in call.node.users if isinstance(found.seen[user], Tensor)]
+    norm = norming_of(users[0], model) if len(users) == 1 else None
+    if norm is None or norm.mean is None or found.kind(norm.node) is not Kind.BATCH_NORM:
         return None
-    norm, path = model.get_submodule(users[0].target), users[0].target
-    calls = [node for node in found.graph.nodes if node.target == path]
-    if not isinstance(norm, BatchNorm) or norm.running_mean is None or len(calls) > 1:
-        return None
-    return f"{path}.running_mean"
+    return norm.mean if means[found.first[norm.mean]] == 1 else None
 
 
 def _is_tied(model: nn.Module, key: str) -> bool:

@@ -26,9 +26,8 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import add_up
 from dcil_dsl.extras.compact.dead_channels import Reading
-from dcil_dsl.extras.compact.dependencies import Dependencies
-from dcil_dsl.extras.compact.graph_facts import (
-    BatchNorm,
+from dcil_dsl.model.channels.dependencies import Dependencies
+from dcil_dsl.model.channels.operations import (
     Conv,
     Kind,
     name_of,
@@ -180,9 +179,7 @@ def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict
             owner, _, name = reading.receiver.rpartition(".")
             module = model.get_submodule(owner)
             before = getattr(module, name).detach()
-            if isinstance(module, BatchNorm) and name == "running_mean":
-                delta = -delta
-            folded[reading.receiver] = (before.double() + delta).to(before)
+            folded[reading.receiver] = (before.double() + reading.sign * delta).to(before)
         else:
             folded[call.weight] = _carried(reading, weight, constant[0], gone)
     return folded

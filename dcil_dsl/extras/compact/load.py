@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_small
-from dcil_dsl.extras.compact.dependencies import FIXED, Axis
 from dcil_dsl.extras.compact.files import Shapes, expand_tensors, put, read_shapes
+from dcil_dsl.model.channels.dependencies import FIXED, Axis
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcil_dsl.extras.compact.constants import find_constants
-from dcil_dsl.extras.compact.rules import find_dependencies
+from dcil_dsl.model.channels.rules import find_dependencies
 from dcil_dsl.model.trace import trace_model
 
 IMAGE = (torch.zeros(1, 3, 4, 4),)

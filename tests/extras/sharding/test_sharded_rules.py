@@ -25,6 +25,19 @@ from dcil_dsl.training.machine import Options
 from dcil_dsl.zoo.networks import SmallViT
 
 
+class TiedNet(PartsNet):
+    """A residual stream from conv1 on, which conv2 writes too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = (x + self.conv2(x.relu())).relu()
+        return self.fc(self.up(x).relu().mean((2, 3)))
+
+
 def tiny_vit():
     return SmallViT(NUM_CLASSES, 1, image_size=8, width=8, num_blocks=1, num_heads=4)
 
@@ -34,7 +47,7 @@ RESERVED = THROUGH.replace("pruned by", "pruned by 0 *").replace("kept  ", "kept
 SOFT = ALONE.replace("VIEW", "soft_threshold()")
 RULES = {  # the statements, the mix, the network; a rule of its own for `up` tells more at a time
     "filters, channels": (
-        'prune "conv?" to global(50%, granularity=filter) { score = l2 }\n'
+        'prune "conv?" to global(50%, granularity=filter(ties=none)) { score = l2 }\n'
         'prune "up" to 50% { granularity = channel }',
         BOTH,
     ),
@@ -44,6 +57,11 @@ RULES = {  # the statements, the mix, the network; a rule of its own for `up` te
         THROUGH,
         tiny_vit,
     ),
+    "tied filters": (
+        "prune convs to global(40%, granularity=filter) { score = l2 }",
+        BOTH,
+        TiedNet,
+    ),
     "patterns, lamp": (
         'prune "conv1" to lamp(80%)\n'
         'prune "conv2" to 2:4 { schedule = once(at=2 steps) }\n'
@@ -51,7 +69,7 @@ RULES = {  # the statements, the mix, the network; a rule of its own for `up` te
         THROUGH,
     ),
     "lamp of filters, averaged sizes": (
-        'prune "conv?" to lamp(50%) { granularity = filter }\n'
+        'prune "conv?" to lamp(50%) { granularity = filter(ties = none) }\n'
         'prune "up" to uniform(70%) { score = magnitude(average=0.5) }',
         THROUGH,
     ),
@@ -61,7 +79,8 @@ RULES = {  # the statements, the mix, the network; a rule of its own for `up` te
         BOTH,
     ),
     "taylor of filters, chance": (
-        'prune "conv?" to global(50%, granularity=filter) { score = taylor(average=0.5) }\n'
+        'prune "conv?" to global(50%, granularity=filter(ties=none)) '
+        "{ score = taylor(average=0.5) }\n"
         'prune "up" to 50% { score = random }',
         THROUGH,
     ),
@@ -225,7 +244,7 @@ def test_half_precision_in_parts_trains_what_one_process_trains(tmp_path):
             "keeps 2 of every 4 rows of `up.weight`, and 4 processes cut its 8 rows after each 2",
         ),
         (
-            'prune "conv2" to global(50%, granularity=filter)',
+            'prune "conv2" to global(50%, granularity=filter(ties=none))',
             BOTH.replace("= masked", "= masked { compute = kept }"),
             "`compute = kept` of path `sparse` reads whole masks",
         ),

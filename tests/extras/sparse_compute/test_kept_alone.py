@@ -40,7 +40,7 @@ class Net(nn.Module):
         return self.last(self.mixed(x).relu())
 
 
-def plan_of(compute, target="uniform(50%, granularity=filter)"):
+def plan_of(compute, target="uniform(50%, granularity=filter(ties=none))"):
     traced = trace_model(Net(), (torch.zeros(1, 3, 9, 7),))
     return resolve_recipe(mutual("Conv2d, Linear", target, sparse=compute), traced, 8)
 
@@ -101,7 +101,7 @@ def test_hooks_see_the_whole_layer():
 
 
 def test_it_goes_with_checkpointed_activations():
-    plan = plan_of(KEPT, "global(60%, granularity=filter)")
+    plan = plan_of(KEPT, "global(60%, granularity=filter(ties=none))")
     usual, _, gradients = a_step(plan, torch.contiguous_format)
     less, _, found = a_step(plan, torch.contiguous_format, recompute_activations)
     torch.testing.assert_close(found, gradients, rtol=1e-11, atol=1e-13)
@@ -124,7 +124,7 @@ def test_the_arithmetic_that_is_left_out_is_counted():
     assert step_cost(plan, plan.phases[0]) == pytest.approx(1 + share, abs=1e-12)
     assert training_cost(plan) == pytest.approx(1 + share, abs=1e-12)
     assert bound(plan) == "at most" and training_cost(plan_of("")) == 2.0
-    assert bound(plan_of(KEPT, "global(50%, granularity=filter)")) == "about"
+    assert bound(plan_of(KEPT, "global(50%, granularity=filter(ties=none))")) == "about"
 
 
 class Odd(nn.Module):
@@ -153,7 +153,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("reads, out, cost", [(False, 2, 1 + 3 / 4), (True, 1, 2.0)])
 def test_layers_that_are_computed_whole_are_not_counted_as_left_out(reads, out, cost):
     traced = trace_model(Odd(reads), (torch.zeros(1, 3, 4, 4),))
-    recipe = mutual("Linear", "uniform(50%, granularity=filter)", sparse=KEPT)
+    recipe = mutual("Linear", "uniform(50%, granularity=filter(ties=none))", sparse=KEPT)
     plan = resolve_recipe(recipe, traced, 8)
     wanted = ("plain.weight", "by_hand.weight")[:out]
     assert left_out(plan.groups, plan.layers) == dict.fromkeys(wanted, 0)
@@ -166,7 +166,8 @@ def test_layers_that_are_computed_whole_are_not_counted_as_left_out(reads, out, 
 
 def test_a_ramp_is_counted_as_it_rises():
     """Of 8, 12, 10 and 6 filters those that stay, in each of 16 steps; 60 % are gone at step 8."""
-    ramp = "uniform(60%, granularity=filter) { schedule = linear(0ep..1ep) refresh = 1 steps }"
+    ramp = "uniform(60%, granularity=filter(ties=none)) "
+    ramp += "{ schedule = linear(0ep..1ep) refresh = 1 steps }"
     macs = {8: 8 * 3 * 9 * 63, 12: 12 * 8 * 9 * 20, 10: 120, 6: 60}
     grouped = 8 * 4 * 9 * 63
     shares = []

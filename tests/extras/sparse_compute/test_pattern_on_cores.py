@@ -263,7 +263,7 @@ def test_a_compiled_step_is_one_graph_and_computes_whole(calls):
 
 
 def test_beside_whole_filters_it_does_not_go_with_compiled_steps():
-    plan = plan_of(KEPT, "2:4\nprune first Linear to uniform(50%, granularity=filter)")
+    plan = plan_of(KEPT, "2:4\nprune first Linear to uniform(50%, granularity=filter(ties=none))")
     assert in_pattern(plan.groups, plan.layers) == ("mixed.weight",)
     assert "computes the kept units alone in 1 of 4 pruned layers" in show_plan(plan)
     with pytest.raises(InputError, match="`compute = kept` of path `sparse` does not go with"):

@@ -11,18 +11,21 @@ concatenation or a flattening needs no rule of its own: it is done to the number
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.dependencies import Dependencies, Read
-from dcil_dsl.extras.compact.graph_facts import (
+from dcil_dsl.model.channels.dependencies import Dependencies, Read
+from dcil_dsl.model.channels.operations import (
+    JOINING,
     Kind,
     argument,
     mixed_dims,
     name_of,
+    norming_of,
     observe,
     replay,
     told,
@@ -34,13 +37,16 @@ from dcil_dsl.extras.compact.graph_facts import (
 def find_dependencies(
     graph: fx.Graph,
     model: nn.Module,
-    inputs: tuple,
+    inputs: tuple[Any, ...],
     whole: Mapping[str, str] | None = None,
+    *,
+    joined: bool = True,
 ) -> Dependencies:
     """Number the channels of a graph and join those that depend on each other.
 
     inputs  of the graph, in order
     whole   modules that tracing kept opaque, with the reason
+    joined  give one number to all that met; else `joins` says what met
     """
     found = Dependencies(graph, model, observe(graph, model, inputs), whole or {})
     walk = _Walk(found)
@@ -49,17 +55,17 @@ def find_dependencies(
     for key, reason in walk.held.items():  # a module kept opaque may share a weight with a layer
         for axis in [axis for axis in found.axes.values() if axis.key == key]:
             found.fix(axis.channels, reason)
-    return found.with_one_number_each()
+    return found.with_one_number_each() if joined else found
 
 
 class _Walk:
     """One rule for each kind of node."""
 
-    def __init__(self, found: Dependencies):
+    def __init__(self, found: Dependencies) -> None:
         self.found = found
         self.held: dict[str, str] = {}  # tensors of modules that are not understood
 
-    def visit(self, node: fx.Node):
+    def visit(self, node: fx.Node) -> Any:
         found = self.found
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(found.seen[node])):
             self._size(node)
@@ -73,8 +79,8 @@ class _Walk:
                 return self._move(node)
             case Kind.ALONG:
                 return self._along(node)
-            case Kind.BATCH_NORM | Kind.GROUP_NORM as kind:
-                return self._norm(node, grouped=kind is Kind.GROUP_NORM)
+            case Kind.BATCH_NORM | Kind.GROUP_NORM:
+                return self._norm(node)
             case Kind.WEIGH:
                 return self._weigh(node)
             case Kind.ATTEND:
@@ -93,21 +99,34 @@ class _Walk:
     def axis(self, key: str, dim: int, channels: Tensor, node: fx.Node) -> None:
         self.found.axis(key, dim, channels, told(node, self.found.model))
 
+    def vector(self, source: fx.Node, dim: int, node: fx.Node) -> Tensor:
+        """The channel of each index along a dim, (size,): one for all that lies at that index."""
+        channels: Tensor = self.found.channels[source]
+        size = self.found.seen[source].shape[dim]
+        known = vector_along(channels, dim, size)
+        if known is not None:
+            return known
+        first = channels
+        for other in _varying(channels) - {dim % channels.dim()}:
+            first = first.narrow(other, 0, 1)
+        self.join(first, channels, node)
+        return first.reshape(-1).expand(size)
+
     def rows(self, key: str, dim: int, count: int) -> Tensor:
         """The channels of a parameter's dim, (count,): known from its first use, or new."""
         known = self.found.axes.get((self.found.first[key], dim))
         return self.found.fresh(count) if known is None else known.channels.reshape(-1)
 
-    def _tensor(self, node: fx.Node):
+    def _tensor(self, node: fx.Node) -> Any:
         seen = self.found.seen[node]
         if not isinstance(seen, Tensor) or sum(size > 1 for size in seen.shape) != 1:
             return _nothing(seen)
         dim = max(range(seen.dim()), key=lambda d: seen.shape[d])
-        channels = self.rows(node.target, dim, seen.shape[dim])
-        self.axis(node.target, dim, channels, node)
+        channels = self.rows(str(node.target), dim, seen.shape[dim])
+        self.axis(str(node.target), dim, channels, node)
         return _at(channels, dim, seen.dim())
 
-    def _pointwise(self, node: fx.Node):
+    def _pointwise(self, node: fx.Node) -> Any:
         seen, found = self.found.seen[node], self.found
         result = None
         for source in node.all_input_nodes:
@@ -125,18 +144,19 @@ class _Walk:
                 size[d] == seen.shape[d] for d in here
             ):
                 self.join(result, channels, node)
-                result = torch.broadcast_tensors(result, channels)[0]
+                both = torch.broadcast_tensors(result, channels)  # type: ignore[no-untyped-call]
+                result = both[0]
             elif here and there:
                 return self._unknown(node)
             elif here:
                 result = channels
             size = tuple(map(max, size, full))
-        module = found.model.get_submodule(node.target) if node.op == "call_module" else None
+        module = found.model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            return self._norm(node, grouped=False)
+            return self._slopes(node)
         return _nothing(seen) if result is None else result
 
-    def _move(self, node: fx.Node):
+    def _move(self, node: fx.Node) -> Any:
         found = self.found
         name = name_of(node)
         source = node.all_input_nodes[0]
@@ -147,9 +167,17 @@ class _Walk:
             if name in ("roll", "flip", "narrow", "movedim") and varying:
                 return self._unknown(node)
         result = replay(node, found.model, found.seen, found.channels)
+        if name not in JOINING:
+            return result
+        dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
         if name == "stack":
-            dim = argument(node, 1, "dim", 0) % found.seen[node].dim()
             found.rigid.setdefault(node, set()).add(dim)
+        parts = [found.channels[source] for source in node.all_input_nodes]
+        if result.shape[dim] > 1 and (name == "stack" or all(p.shape[dim] == 1 for p in parts)):
+            first = result.narrow(dim, 0, 1)
+            if _varying(first):  # along another axis: what lies side by side shrinks together
+                self.join(first, result, node)
+                return first
         return result
 
     def _picked(self, node: fx.Node, name: str, varying: set[int]) -> set[int]:
@@ -166,52 +194,69 @@ class _Walk:
             if entry is ...:
                 dim += left
             elif entry is not None:
-                whole = isinstance(entry, slice) and entry.step in (None, 1)
-                parts = (entry.start, entry.stop) if whole else (None,)
-                if not whole or any(p is not None and not _is_count(p) for p in parts):
+                if not _is_stretch(entry):
                     dims.add(dim)
                 dim += 1
         return dims
 
-    def _along(self, node: fx.Node):
+    def _along(self, node: fx.Node) -> Any:
         found, source = self.found, node.all_input_nodes[0]
         seen = found.seen[node]
         channels = found.channels[source]
         dims = mixed_dims(node, found.model, found.seen[source].dim())
-        if dims is None or not isinstance(seen, Tensor) or dims & _varying(channels):
+        if dims is None or not isinstance(seen, Tensor):
             return self._unknown(node, f"{told(node, found.model)} mixes them")
+        if mixed := dims & _varying(channels):
+            if mixed == _varying(channels):
+                return self._all_mixed(node, source)
+            first = channels
+            for dim in mixed:  # a sum over parts of channels that are alike: as an addition is
+                first = first.narrow(dim, 0, 1)
+            self.join(first, channels, node)
+            channels = first
         for other in node.all_input_nodes[1:]:
             self.found.fix(found.channels[other], f"{told(node, found.model)} reads it")
         if seen.dim() == channels.dim():
             return channels
         return channels.reshape([s for d, s in enumerate(channels.shape) if d not in dims])
 
-    def _norm(self, node: fx.Node, grouped: bool):
-        found, source = self.found, node.all_input_nodes[0]
-        module = found.model.get_submodule(node.target)
-        channels = found.channels[source]
-        vector = vector_along(channels, 1, found.seen[source].shape[1])
-        if vector is None:
-            return self._unknown(node)
-        if grouped:
-            groups = vector.reshape(module.num_groups, -1)
-            self.join(groups[:, :1], groups, node)
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.dim() == 1:
-                self.axis(f"{node.target}.{name}", 0, vector, node)
-        return channels
+    def _all_mixed(self, node: fx.Node, source: fx.Node) -> Any:
+        """A sum over all channels loses nothing by one that is zero; others would change."""
+        if name_of(node) != "sum":
+            return self._unknown(node, f"{told(node, self.found.model)} mixes them")
+        self.found.sums.append((node, source))
+        return _nothing(self.found.seen[node])
 
-    def _weigh(self, node: fx.Node):
+    def _norm(self, node: fx.Node) -> Any:
+        found, norm = self.found, norming_of(node, self.found.model)
+        assert norm is not None
+        vector = self.vector(norm.source, 1, node)
+        if norm.groups is not None:
+            groups = vector.reshape(norm.groups, -1)
+            self.join(groups[:, :1], groups, node)
+        for key in norm.keys:
+            self.axis(key, 0, vector, node)
+        return found.channels[norm.source]
+
+    def _slopes(self, node: fx.Node) -> Any:
+        """PReLU with a slope for each channel."""
+        source = node.all_input_nodes[0]
+        self.axis(f"{node.target}.weight", 0, self.vector(source, 1, node), node)
+        return self.found.channels[source]
+
+    def _weigh(self, node: fx.Node) -> Any:
         found = self.found
         call = weighing_of(node, found.model)
+        assert call is not None
         seen, source = found.seen[node], found.seen[call.source]
         axis = call.axis % seen.dim()
-        columns = vector_along(found.channels[call.source], axis, source.shape[axis])
-        if columns is None or seen.dim() != source.dim():
+        if seen.dim() != source.dim():
             return self._unknown(node)
+        columns = self.vector(call.source, axis, node)
         count, groups = seen.shape[axis], call.groups
         inner, outer = (0, 1) if call.transposed else (1, 0)
         rows = self.rows(call.weight, outer, count)
+        found.rows[found.first[call.weight]] = rows
         columns, grouped = columns.reshape(groups, -1), rows.reshape(groups, -1)
         if columns.shape[1] == 1 and groups > 1:  # depthwise: a column and its rows are one
             self.join(columns, grouped, node)
@@ -228,7 +273,7 @@ class _Walk:
             self.axis(call.bias, 0, rows, node)
         return _at(rows, axis, seen.dim())
 
-    def _attend(self, node: fx.Node, sources):
+    def _attend(self, node: fx.Node, sources: Sequence[Any]) -> Any:
         """A head is one channel: what makes its queries, keys and values goes together."""
         found = self.found
         inputs = [found.channels[source] for source in sources]
@@ -249,10 +294,10 @@ class _Walk:
             self.join(first, channels, node)
         return inputs[-1]
 
-    def _matmul(self, node: fx.Node):
+    def _matmul(self, node: fx.Node) -> Any:
         """Only products of heads: (B, H, N, D) @ (B, H, D, M), each head for itself."""
         found = self.found
-        ours, theirs = node.args[:2]
+        ours, theirs = argument(node, 0, "input"), argument(node, 1, "other")
         if found.seen[ours].dim() != found.seen[theirs].dim() or found.seen[node].dim() != 4:
             return self._unknown(node)
         one, other = found.channels[ours], found.channels[theirs]
@@ -285,12 +330,12 @@ class _Walk:
                 reason = f"the forward reads the shape of {told(source, self.found.model)}"
                 self.found.fix(self.found.channels[source], reason)
 
-    def _unknown(self, node: fx.Node, reason: str | None = None):
+    def _unknown(self, node: fx.Node, reason: str | None = None) -> Any:
         found, place = self.found, told(node, self.found.model)
         if node.op == "call_module":
-            kept = found.opaque.get(node.target)
+            kept = found.opaque.get(str(node.target))
             reason = reason or (kept and f"{place} is kept opaque: {kept}")
-            for name, _ in found.model.get_submodule(node.target).named_parameters():
+            for name, _ in found.model.get_submodule(str(node.target)).named_parameters():
                 self.held[found.first[f"{node.target}.{name}"]] = reason or place
         reason = reason or f"{place} is not one of the operations understood"
         for source in node.all_input_nodes:
@@ -300,7 +345,7 @@ class _Walk:
         return _nothing(found.seen[node])
 
 
-def _nothing(seen):
+def _nothing(seen: Any) -> Any:
     return pytree.tree_map_only(
         Tensor, lambda t: torch.zeros((1,) * t.dim(), dtype=torch.int64), seen
     )
@@ -314,5 +359,12 @@ def _varying(channels: Tensor) -> set[int]:
     return {dim for dim, size in enumerate(channels.shape) if size > 1}
 
 
-def _is_count(value) -> bool:
+def _is_stretch(entry: object) -> bool:
+    """Whether an index is a slice of neighbours between two known places."""
+    if not isinstance(entry, slice) or entry.step not in (None, 1):
+        return False
+    return all(place is None or _is_count(place) for place in (entry.start, entry.stop))
+
+
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 0

@@ -10,8 +10,10 @@ Not:  nothing is concluded. A call that stands in no table here is UNKNOWN and k
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +91,7 @@ POOL_MODULES = (
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.Upsample,
 )
-OVER_DIMS = {"mean", "amax", "amin", "softmax", "log_softmax"}
+OVER_DIMS = {"mean", "sum", "amax", "amin", "softmax", "log_softmax"}
 ALONG = POOLS | OVER_DIMS | {"pad", "layer_norm"}
 SIZES = set("size dim numel _assert len ndim shape dtype device is_cuda getattr".split())
 WRAPPED = {  # functions of libraries that fx does not look into, and where they are defined
@@ -109,12 +111,14 @@ def kind_of(node: fx.Node, model: nn.Module) -> Kind:
         case "get_attr":
             return Kind.TENSOR
         case "call_module":
-            kind = _of_module(model.get_submodule(node.target))
+            kind = _of_module(model.get_submodule(str(node.target)))
             weighs = kind is not Kind.WEIGH or weighing_of(node, model) is not None
             return kind if weighs else Kind.UNKNOWN
     name = name_of(node)
     if weighing_of(node, model) is not None:
         return Kind.WEIGH
+    if norming_of(node, model) is not None:
+        return Kind.BATCH_NORM if name == "batch_norm" else Kind.GROUP_NORM
     for names, kind in (
         (POINTWISE, Kind.POINTWISE),
         (MOVES, Kind.MOVE),
@@ -151,7 +155,7 @@ def _of_module(module: nn.Module) -> Kind:
 def name_of(node: fx.Node) -> str:
     """The name of the function or method that a node calls; "" for a stranger's function."""
     if node.op == "call_method":
-        return node.target
+        return str(node.target)
     if node.op != "call_function":
         return ""
     name = getattr(node.target, "__name__", "")
@@ -166,14 +170,14 @@ def name_of(node: fx.Node) -> str:
 def writes_into_its_input(node: fx.Node, model: nn.Module) -> bool:
     """`x += y`, `x.relu_()`, nn.ReLU(inplace=True): who else reads x sees what became of it."""
     if node.op == "call_module":
-        return bool(getattr(model.get_submodule(node.target), "inplace", False))
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = name_of(node) or str(node.target)
     inside = node.op in ("call_function", "call_method") and not name.startswith("__")
     in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
     return inside and (in_place or node.kwargs.get("inplace") is True)
 
 
-def argument(node: fx.Node, position: int, name: str, default=None):
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call by its position or its name; `x` itself is position 0."""
     if len(node.args) > position:
         return node.args[position]
@@ -214,20 +218,21 @@ class Weighing:
 def weighing_of(node: fx.Node, model: nn.Module) -> Weighing | None:
     """The weights that a node multiplies with; None where it is no such layer."""
     if node.op == "call_module":
-        return _of_layer(node, model.get_submodule(node.target))
+        return _of_layer(node, model.get_submodule(str(node.target)))
     name = name_of(node) if node.op == "call_function" else ""
     if name not in ("linear", "conv1d", "conv2d", "conv3d"):
         return None
     weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
     if not _is_parameter(weight) or not (bias is None or _is_parameter(bias)):
         return None
+    source = argument(node, 0, "input")
     keys = weight.target, None if bias is None else bias.target
     if name == "linear":
-        return Weighing(node, node.args[0], *keys, axis=-1)
+        return Weighing(node, source, *keys, axis=-1)
     if argument(node, 6, "groups", 1) != 1:
         return None
     borders = _borders(argument(node, 4, "padding", 0))
-    return Weighing(node, node.args[0], *keys, axis=1, bordered=borders)
+    return Weighing(node, source, *keys, axis=1, bordered=borders)
 
 
 def _of_layer(node: fx.Node, module: nn.Module) -> Weighing | None:
@@ -255,7 +260,7 @@ def _of_layer(node: fx.Node, module: nn.Module) -> Weighing | None:
     return None
 
 
-def _borders(padding) -> bool:
+def _borders(padding: str | int | Iterable[int]) -> bool:
     match padding:
         case str():
             return padding != "valid"
@@ -264,13 +269,75 @@ def _borders(padding) -> bool:
     return any(side > 0 for side in padding)
 
 
-def _is_parameter(value) -> bool:
+def _is_parameter(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+@dataclass(frozen=True)
+class Norming:
+    """A norm with numbers for each channel, by their names; None where it has none.
+
+    groups  of a group norm; None: a batch norm in evaluation
+    """
+
+    node: fx.Node
+    source: fx.Node
+    weight: str | None
+    bias: str | None
+    mean: str | None = None
+    var: str | None = None
+    eps: float = 1e-5
+    groups: int | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(k for k in (self.weight, self.bias, self.mean, self.var) if k is not None)
+
+
+def norming_of(node: fx.Node, model: nn.Module) -> Norming | None:
+    """The norm that a node computes: a module, or a function of parameters and buffers."""
+    if node.op == "call_module":
+        return _of_norm(node, model.get_submodule(str(node.target)))
+    name = name_of(node) if node.op == "call_function" else ""
+    # F.batch_norm(x, mean, var, weight, bias, training), F.group_norm(x, groups, weight, bias)
+    places = {"batch_norm": (3, 4, 1, 2), "group_norm": (2, 3, None, None)}.get(name)
+    if places is None or not isinstance(node.args[0], fx.Node):
+        return None
+    names = ("weight", "bias", "running_mean", "running_var")
+    given = [
+        argument(node, place, own) if place is not None else None
+        for place, own in zip(places, names, strict=True)
+    ]
+    if not all(tensor is None or _is_parameter(tensor) for tensor in given):
+        return None
+    weight, bias, mean, var = (None if t is None else str(t.target) for t in given)
+    if name == "group_norm":
+        eps = argument(node, 4, "eps", 1e-5)
+        groups = argument(node, 1, "num_groups")
+        return Norming(node, node.args[0], weight, bias, eps=eps, groups=groups)
+    if mean is None or var is None or argument(node, 5, "training", False) is not False:
+        return None
+    return Norming(node, node.args[0], weight, bias, mean, var, argument(node, 7, "eps", 1e-5))
+
+
+def _of_norm(node: fx.Node, module: nn.Module) -> Norming | None:
+    if not isinstance(module, BatchNorm | nn.GroupNorm) or len(node.all_input_nodes) != 1:
+        return None
+    own = {**module._parameters, **module._buffers}
+    weight, bias, mean, var = (
+        None if own.get(name) is None else f"{node.target}.{name}"
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    groups = module.num_groups if isinstance(module, nn.GroupNorm) else None
+    if groups is None and (mean is None or var is None):
+        return None
+    return Norming(node, node.all_input_nodes[0], weight, bias, mean, var, module.eps, groups)
 
 
 def mixed_dims(node: fx.Node, model: nn.Module, rank: int) -> set[int] | None:
     """The dims that a node of kind ALONG mixes; None where it cannot be told."""
-    module = model.get_submodule(node.target) if node.op == "call_module" else None
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     match module:
         case nn.LayerNorm():
             return set(range(rank - len(module.normalized_shape), rank))
@@ -294,12 +361,14 @@ def mixed_dims(node: fx.Node, model: nn.Module, rank: int) -> set[int] | None:
     return set(range(2, rank))
 
 
-def observe(graph: fx.Graph, model: nn.Module, example_inputs: tuple) -> dict[fx.Node, object]:
+def observe(
+    graph: fx.Graph, model: nn.Module, example_inputs: tuple[Any, ...]
+) -> dict[fx.Node, Any]:
     """What each node gives for the example: tensors as shapes on the meta device."""
-    seen = {}
+    seen: dict[fx.Node, Any] = {}
 
     class Watch(fx.Interpreter):
-        def run_node(self, node):
+        def run_node(self, node: fx.Node) -> Any:
             result = super().run_node(node)
             seen[node] = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), result)
             return result
@@ -331,11 +400,13 @@ def vector_along(tensor: Tensor, dim: int, size: int) -> Tensor | None:
     return tensor.reshape(-1).expand(size)
 
 
-def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
+def replay(
+    node: fx.Node, model: nn.Module, seen: Mapping[fx.Node, Any], values: Mapping[fx.Node, Any]
+) -> Any:
     """Do what a MOVE does to values that stand for the tensors, each broadcast to its shape."""
 
-    def full(source: fx.Node):
-        def spread(shape, value):
+    def full(source: fx.Node) -> Any:
+        def spread(shape: Any, value: Any) -> Any:
             return value.expand(shape.shape).contiguous() if isinstance(shape, Tensor) else value
 
         return pytree.tree_map(spread, seen[source], values[source])
@@ -343,10 +414,11 @@ def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), full)
     match node.op:
         case "call_module":
-            result = model.get_submodule(node.target)(*args, **kwargs)
+            result = model.get_submodule(str(node.target))(*args, **kwargs)
         case "call_method":
-            result = getattr(args[0], node.target)(*args[1:], **kwargs)
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         case _:
+            assert callable(node.target)
             result = node.target(*args, **kwargs)
     return pytree.tree_map_only(Tensor, shrink_repeats, result)
 
@@ -354,5 +426,5 @@ def replay(node: fx.Node, model: nn.Module, seen: dict, values: dict):
 def told(node: fx.Node, model: nn.Module) -> str:
     """A node as its reader knows it: the module's path and class, or the function's name."""
     if node.op == "call_module":
-        return f"`{node.target}` ({type(model.get_submodule(node.target)).__name__})"
+        return f"`{node.target}` ({type(model.get_submodule(str(node.target))).__name__})"
     return f"`{name_of(node) or node.name}`"

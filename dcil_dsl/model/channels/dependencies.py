@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.extras.compact.graph_facts import JOINING, Kind, Weighing, kind_of, name_of
+from dcil_dsl.model.channels.operations import JOINING, Kind, Weighing, kind_of, name_of
 
 FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
 
@@ -49,6 +50,9 @@ class Dependencies:
     channels    for each node the number of each element: a tensor that broadcasts to the
                 node's shape, of size 1 in dims along which the number does not change
     seen        for each node what it gave for the example: meta tensors, sizes, numbers
+    rows        for each weight the channel of each of its outputs, (outputs,)
+    sums        nodes that add up all channels of a source, with the source: a channel can go where
+                it is always zero
     rigid       dims of a node that must keep their size, whatever their channels do
     fixed       channels that cannot go, with the reason
     opaque      modules that are one call each, with the reason
@@ -58,17 +62,19 @@ class Dependencies:
 
     graph: fx.Graph
     model: nn.Module
-    seen: dict[fx.Node, object]
+    seen: dict[fx.Node, Any]
     opaque: Mapping[str, str] = field(default_factory=dict)
-    channels: dict[fx.Node, object] = field(default_factory=dict)
+    channels: dict[fx.Node, Any] = field(default_factory=dict)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    sums: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     rigid: dict[fx.Node, set[int]] = field(default_factory=dict)
     fixed: dict[int, str] = field(default_factory=dict)
     joins: nx.Graph = field(default_factory=nx.Graph)
     num_channels: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.first = first_names(self.model)
 
     def kind(self, node: fx.Node) -> Kind:
@@ -94,15 +100,15 @@ class Dependencies:
 
     def fix(self, channels: Tensor, reason: str) -> None:
         """These cannot go; the first reason stands."""
-        for channel in channels.unique().tolist():
+        for channel in torch.unique(channels).tolist():
             if channel != FIXED:
                 self.fixed.setdefault(channel, reason)
 
     def join(self, ours: Tensor, theirs: Tensor, place: str) -> None:
         """What meets, element by element, is one channel; what meets no channel is fixed."""
-        ours, theirs = torch.broadcast_tensors(ours, theirs)
+        ours, theirs = torch.broadcast_tensors(ours, theirs)  # type: ignore[no-untyped-call]
         differ = ours != theirs
-        pairs = torch.stack([ours[differ], theirs[differ]], dim=1).unique(dim=0)
+        pairs = torch.unique(torch.stack([ours[differ], theirs[differ]], dim=1), dim=0)
         lonely = (pairs == FIXED).any(dim=1)
         self.fix(pairs[lonely], f"{place} joins them with values of no layer")
         self.joins.add_edges_from(pairs[~lonely].tolist())
@@ -130,6 +136,7 @@ class Dependencies:
             self,
             channels=pytree.tree_map_only(Tensor, renumber, self.channels),
             axes={p: Axis(a.key, a.dim, renumber(a.channels)) for p, a in self.axes.items()},
+            rows={key: renumber(channels) for key, channels in self.rows.items()},
             reads=[Read(r.weighing, renumber(r.columns), renumber(r.rows)) for r in self.reads],
             fixed=fixed,
         )
