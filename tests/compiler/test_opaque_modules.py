@@ -189,7 +189,7 @@ def test_an_argument_that_the_example_did_not_give_is_refused_by_name():
         dual(x, scale=2.0)
     with pytest.raises(TypeError, match="`x` missing"):
         dual()
-    with pytest.raises(TypeError, match="`y` is no input"):
+    with pytest.raises(TypeError, match="`y` is not an input"):
         dual(x, y=x)
 
 

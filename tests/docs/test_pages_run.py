@@ -17,6 +17,7 @@ RUN = [
     "docs/how-to/deploy.md",
     "docs/how-to/run-on-cpu.md",
     "docs/how-to/other-loops.md",
+    "docs/how-to/tasks.md",
     "docs/how-to/resume.md",
 ]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]

@@ -97,6 +97,7 @@ def waits_of(text, options, folder):
     result.check_sparsity = lambda *more: SimpleNamespace(**sparsity)
     sessions.save_checkpoint = sessions.stop_if_no_finite_loss = lambda *more: None
     sessions.stop_if_no_finite_weights = sessions.check_fit = lambda *more: None
+    trainer.stop_if_no_finite_outputs = lambda *more: None
     # Every 50 steps, and at the end of an epoch.
     sessions.show_step = sessions.check_deferred = result.check_deferred = lambda now: None
     still, moving, moves, current = {}, {}, set(), None
