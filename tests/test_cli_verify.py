@@ -57,7 +57,7 @@ def test_verify_catches_a_file_whose_header_was_made_to_fit(run, capsys):
     revive(run / "sparse.safetensors", header=lambda text: text.replace("[504]", "[505]"))
     assert call("verify", run / "sparse.safetensors") == 1
     out = capsys.readouterr().out
-    assert "the header does not promise what the plan.json beside it asks" in out
+    assert "the header does not promise what the plan.json next to it asks" in out
     assert "the digest differs" in out
 
 
