@@ -183,7 +183,7 @@ def measure(case: Case, asked: argparse.Namespace) -> dict:
         traced = trace_model(case.build(), (inputs[:1],))
         plan = resolve_recipe(recipe, traced, STEPS_PER_EPOCH)
         duals[name] = compile_plan(plan, traced).train()
-        duals[name].refresh(last_step(plan))
+        duals[name].begin_step(last_step(plan))
     few = inputs[: case.few].double(), labels[: case.few]
     losses = [loss_of(copy.deepcopy(dual).double(), *few, "fp32").item() for dual in duals.values()]
     modules = {"dense": case.build().train(), **duals}

@@ -74,7 +74,7 @@ def make_dual(workload: Workload, model: nn.Module, size: int) -> tuple[Dual, Pl
     stages = ("load", "trace", "resolve", "compile")
     seconds = {s: b - a for s, a, b in zip(stages, marks, marks[1:], strict=False)}
     seconds["total"] = marks[-1] - marks[0]
-    dual.refresh(last_step(plan))
+    dual.begin_step(last_step(plan))
     return dual, plan, seconds
 
 

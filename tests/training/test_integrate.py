@@ -31,6 +31,8 @@ def test_running_statistics_move_once_and_all_evaluations_draw_the_same_numbers(
         torch.manual_seed(5)
         sum(y.square().mean() for y in dual(images).values()).backward()
 
+    dual.begin_step(0)
+    plain.begin_step(0)
     integrate(dual, 0.0, lambda: learn(dual), {})
     learn(plain)
     for name, buffer in plain.named_buffers():

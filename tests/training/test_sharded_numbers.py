@@ -103,6 +103,7 @@ def test_under_autocast_parts_compute_in_the_types_of_one_process(tmp_path):
         plan = plan_of('prune "mlp" to 70%', BOTH, PlacesNet)
         dual, images = compile_plan(plan, PlacesNet()), torch.randn(3, 1, 8, 8)
         with torch.autocast("cpu", torch.bfloat16):
+            dual.begin_step(0)
             whole = dual(images)
             shard(dual, ranks, torch.device("cpu"))
             parts = dual(images)

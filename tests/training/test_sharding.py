@@ -75,7 +75,7 @@ def test_a_compiled_step_keeps_no_gathered_weight_and_is_the_same_when_masks_mov
             return sum(output.square().mean() for output in dual(images).values())
 
         for number in (20, 30):
-            dual.refresh(number)
+            dual.begin_step(number)
             step(torch.randn(3, 1, 8, 8)).backward()
         ((forward,), (backward,)) = graphs.values()
         targets = [str(node.target) for node in backward.graph.nodes]
@@ -97,7 +97,7 @@ def test_each_rank_has_its_rows_of_weights_masks_and_momentum_and_no_mask_is_who
         shard(dual, ranks, torch.device("cpu"))
         for name, mask in dual.masks.items():
             assert len(mask) == len(dual.get_parameter(name)) == sizes[name] // 2
-        dual.refresh(20)
+        dual.begin_step(20)
         images = torch.randn(3, 1, 8, 8)
         with Regather.hooks():
             outputs = dual(images)
