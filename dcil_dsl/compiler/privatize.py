@@ -35,7 +35,7 @@ def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
     A module that was traced into, or lies in one that stays opaque, shows as reads of its weights
-    and buffers; those are retargeted alike. One that stays opaque is told whose call it is.
+    and buffers; those are retargeted alike. An opaque module gets the path of its call.
     """
     private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
