@@ -35,8 +35,8 @@ def privatize(graph: fx.Graph, plan: Plan) -> fx.Graph:
         bn1_sparse = self.bn1(...)            bn1_sparse = self.bn1(...)
         bn1_dense  = self.bn1(...)     ==>    bn1_dense  = self.bn1__dense(...)
 
-    For a module that was traced into, or is inside an opaque one, the graph reads its weights and
-    buffers; these reads are retargeted as well. Calls of opaque modules get their path.
+    A module that was traced into, or lies in one that stays opaque, shows as reads of its weights
+    and buffers; those are retargeted alike. An opaque module gets the path of its call.
     """
     private = {entry.module for entry in plan.privates}
     for node in graph.nodes:
