@@ -44,9 +44,9 @@ def compile_recipe(
         _compile(recipe, model, options, concise, steps_per_epoch)
         return DONE
     refuse("the data of --train give the length of an epoch", steps_per_epoch=steps_per_epoch)
-    from dcil_dsl.data.places import look
+    from dcil_dsl.data.datasets import require_data
 
-    look(train, options.directory)  # before torch is loaded
+    require_data(train, options.directory)  # before torch is loaded
     from dcil_dsl.jobs.data import pick_device
     from dcil_dsl.jobs.train import train as train_job
     from dcil_dsl.training.machine import keep_freed_memory

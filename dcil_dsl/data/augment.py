@@ -1,15 +1,16 @@
-"""What happens to an image on its way into a batch, shared out between its reader and the device.
+"""What happens to an image on its way into a batch, split between its reader and the device.
 
-In:   the augmentations of the plan, the image size it asks for, and what the images are.
-Out:  a Pipeline: what a reader does with one image as it lies, so that all have one size;
-      Transforms of batches of uint8; Transforms of normalised batches; Mixers.
-Not:  no normalisation and no seeds, which are the loader's. The order of words is lang's to check.
+In:   the augmentations of the plan, the image size that it names, and the type of the images.
+Out:  a Pipeline: what a reader does with one stored image, so that all have one size;
+      Transforms of batches of uint8; Transforms of normalized batches; Mixers, and the mixed batch.
+Not:  no normalization and no seeds, which are the loader's. lang checks the order of words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from dcil_dsl.words.augment import (
     Transform,
     crop_sizes,
 )
-from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
+from dcil_dsl.words.tensors.boxes import box_chances, crop_boxes
 
 # The usual validation of ImageNet: the short side to 256, then the middle 224 x 224.
 SHORT_SIDE = 256 / 224
@@ -146,3 +147,19 @@ def _no_size(augment: tuple[Augment, ...]) -> InputError:
         f"{fact} data ... {{ image_size = 224 }} or augment = [random_resized_crop(224)] in the "
         "recipe",
     )
+
+
+def mix_batch(
+    images: Tensor, labels: Tensor, mixers: tuple[Mixer, ...], classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Mix by one of `mixers`, each as likely, chosen for the whole batch by `seed`."""
+    chance = Random(seed)
+    mixer = mixers[chance.randrange(len(mixers))]
+    mixed, share = mixer.mix(images, images.roll(1, 0), chance)
+    own = (labels[:, None] == torch.arange(classes, device=labels.device)).float()
+    return mixed, share * own + (1 - share) * own.roll(1, 0)
+
+
+def neighbours(start: int, stop: int, count: int) -> list[int]:
+    """Places in a batch of `count` that a stretch of it needs: the one before it, and its own."""
+    return [(start - 1) % count, *range(start, stop)]

@@ -1,13 +1,13 @@
-"""Batches of one part of a data set, the same ones whenever they are asked for again.
+"""Batches of one part of a data set, the same ones whenever they are requested again.
 
-In:   examples that are found by their number, and how many make a batch.
-Out:  BatchLoader: which examples are in which batch, read by this process or by workers.
-Not:  what an example is, and what becomes of it on the device (loader.py, examples.py).
+In:   examples by their number, and the batch size.
+Out:  BatchLoader: which examples are in which batch, read by this process or by workers; on CUDA
+      the next batch is made while the device computes with the current one.
+Not:  what an example is, and how it reaches the device (loader.py, examples.py).
 
-The order of an epoch comes from (seed, epoch), and what batch b holds depends on these and b
-alone: there is no state between epochs. So the number of workers and of ranks and the batch at
-which an epoch is begun change nothing, and a resumed run sees what the run without a break would
-have seen.
+The order of an epoch comes from (seed, epoch), and the content of batch b depends on these and b
+alone: there is no state between epochs. So the number of workers and of ranks and the first batch
+of an epoch change nothing, and a resumed run sees the batches of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import math
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from dcil_dsl.data.chance import generator_at
-from dcil_dsl.data.prefetch import made_ahead
 from dcil_dsl.data.reading import Request, Requests, leave_signals
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
@@ -215,3 +216,52 @@ def _is_of_dead_worker(error: Exception) -> bool:
         return False
     words = ("DataLoader worker", "Pin memory thread exited")  # the thread has met such a socket
     return not isinstance(error, RuntimeError) or any(word in str(error) for word in words)
+
+
+Held = TypeVar("Held")
+Made = TypeVar("Made")
+Batch = tuple[Tensor, Tensor]
+
+
+def made_ahead(
+    held: Iterable[Held], make: Callable[[Held], Made], device: torch.device
+) -> Iterator[Made]:
+    """make(h) for each h; on CUDA one batch ahead, in a stream of its own, for all epochs the same.
+
+    The stream of the caller waits, on the device, for the batch that it is given, and the host
+    waits for neither. `make` may copy from pinned memory with non_blocking=True. What `held` does
+    on the device, as to pick the rows of data that lie there, it does in the same stream as
+    `make`, which reads them: in the caller's, they might not be there yet.
+    """
+    if device.type != "cuda":
+        yield from map(make, held)
+        return
+    stream = _stream_ahead(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # what make reads may be on its way
+    left, ready, over = iter(held), None, object()
+    while True:
+        with torch.cuda.stream(stream):
+            each: Any = next(left, over)
+            made = None if each is over else (make(each), stream.record_event())
+        if ready is not None:
+            yield _handed_over(*ready, device)
+        if made is None:
+            return
+        ready = made
+
+
+@cache
+def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
+    """The allocator keeps what is freed for the stream that it was made in: with a new one at each
+    epoch (torch has 32 of them to give in turn) all that batches need would be kept 32 times."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> Made:
+    current = torch.cuda.current_stream(device)
+    current.wait_event(made)
+    for leaf in pytree.tree_leaves(batch):
+        if hasattr(leaf, "record_stream"):  # a tensor
+            # Else its memory could be given to the next batch while this one is still read.
+            leaf.record_stream(current)
+    return batch

@@ -23,19 +23,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcil_dsl.data.augment import train_pipeline, val_pipeline
-from dcil_dsl.data.batches import BatchLoader, share_of
+from dcil_dsl.data.augment import mix_batch, neighbours, train_pipeline, val_pipeline
+from dcil_dsl.data.batches import Batch, BatchLoader, share_of
 from dcil_dsl.data.chance import generator_at, seed_of
 from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.data.folders import BadImage
-from dcil_dsl.data.mixing import mix_batch, neighbours
-from dcil_dsl.data.prefetch import Batch
 from dcil_dsl.data.reading import Fetched, Reader, Request, check_tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.tasks import task_of
 from dcil_dsl.words.augment import Augment, Transform
-from dcil_dsl.words.transforms.numbers import sent
+from dcil_dsl.words.tensors.numbers import sent
 
 __all__ = ["Loader", "share_of"]
 

@@ -1,8 +1,9 @@
 """One batch read from its source, in a worker process or in this one.
 
-In:   a Request: which examples, and where in which batch they stand.
-Out:  Fetched, uint8 images of one size and labels; or the InputError, as a value.
-Not:  no augmentation but the crop of photographs, which must have one size to be a batch.
+In:   a Request: which examples, and their places in the batch.
+Out:  Fetched, uint8 images of one size and labels; or the InputError, as a value. A note and a
+      line of a file for each image that could not be read while another replaced it.
+Not:  no augmentation but the crop of photographs, which must have one size to form a batch.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -211,3 +213,37 @@ def _end_for(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+class BadImages:
+    """The on_bad_image of a run's loaders, which share it.
+
+    Before there is a file to keep the lines in, they are held. Several processes may write in it.
+    """
+
+    def __init__(self, note: Callable[[str], None]):
+        self.note = note
+        self.seen: dict[str, None] = {}
+        self.file: Path | None = None
+
+    def __call__(self, fact: str) -> None:
+        if fact in self.seen:
+            return
+        self.seen[fact] = None
+        self.note(f"{fact}; another image stands in for it")
+        self._write([fact])
+
+    def keep_in(self, file: Path) -> None:
+        self.file = file
+        self._write(list(self.seen))
+
+    def _write(self, facts: list[str]) -> None:
+        if self.file is not None and facts:
+            lines = "".join(f"{fact}\n" for fact in facts)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            try:  # in a run folder from elsewhere it may be a link, to what is not ours to change
+                descriptor = os.open(self.file, flags | os.O_NOFOLLOW, 0o666)
+                with open(descriptor, "a", encoding="utf-8") as file:
+                    file.write(lines)
+            except OSError as error:
+                raise InputError(f"cannot write {self.file}: {error.strerror}") from error

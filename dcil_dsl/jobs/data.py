@@ -17,9 +17,9 @@ import torch
 from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.datasets import require_data
 from dcil_dsl.data.examples import ExampleLoader
-from dcil_dsl.data.of_callable import dataset_of, is_callable_spec, open_callable
-from dcil_dsl.data.places import look
+from dcil_dsl.data.sources import dataset_of, is_callable_spec, open_callable
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang.recipe import Recipe
@@ -44,7 +44,7 @@ def open_data(data: Data, directory: str | Path | None, channels: int) -> Datase
         return data
     if is_callable_spec(data):
         return open_callable(data, directory)
-    look(data, directory)
+    require_data(data, directory)
     return open_dataset(data, directory, channels=channels)
 
 

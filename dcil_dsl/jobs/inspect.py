@@ -18,7 +18,7 @@ from torch import Tensor
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.datasets import known_record
-from dcil_dsl.data.of_callable import is_callable_spec
+from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
 from dcil_dsl.exporting.deployed import (

@@ -16,9 +16,9 @@ from torch import nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.reading import BadImages
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.jobs.data import (

@@ -251,7 +251,7 @@ def count_outputs(
     InputError, with `remedy`, where the model refuses the image. For an output that is not one row
     of scores per image: InputError if `strict`, otherwise None.
     """
-    from dcil_dsl.words.outputs import logits_of
+    from dcil_dsl.words.tensors.outputs import logits_of
 
     modes = {module: module.training for module in model.modules()}
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))

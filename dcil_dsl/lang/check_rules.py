@@ -19,8 +19,7 @@ from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
 from dcil_dsl.words.granularity import Block, Granularity, Single
-from dcil_dsl.words.regrow import GrowByGradient
-from dcil_dsl.words.schedules import Ramp, Schedule
+from dcil_dsl.words.schedules import GrowByGradient, Ramp, Schedule
 from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.targets import Target, Within
 from dcil_dsl.words.units import Percent, Time, written

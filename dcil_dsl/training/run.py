@@ -108,7 +108,7 @@ class RunFolder:
         write_text(self.metrics, text)
 
     def read_bad_images(self) -> list[str]:
-        """What data/bad_images.py wrote: one line an image, each once."""
+        """The lines of BadImages (data/reading.py): each image once."""
         return list(dict.fromkeys(_stored(self.bad_images).splitlines()))
 
     def write_report(self, report: Mapping[str, Any]) -> None:
