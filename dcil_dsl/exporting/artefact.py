@@ -93,11 +93,13 @@ class Deployed:
 
     origin  what its file says about itself; None: not known, as of a bare state dict
     plan    of its run; None: not known
+    source  the run or the file that it was read from, for error messages
     """
 
     network: nn.Module
     origin: Origin | None
     plan: Plan | None = None
+    source: str = "the network"
 
     def tensors(self) -> dict[str, Tensor]:
         """The state dict on the CPU, copied.
