@@ -36,12 +36,11 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
 from dcil_dsl.tasks import task_of
-from dcil_dsl.training.command import full_path, weights_to_resume
 from dcil_dsl.training.distributed import Ranks, may_be_restarted, was_restarted
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.options import RunOptions
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, full_path, open_run, weights_to_resume
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.registry import extra
 

@@ -26,14 +26,13 @@ from dcil_dsl.jobs.prepare import Note, Warn, no_note, no_warning, warn_in_pytho
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import text_of
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.alike import check_alike
-from dcil_dsl.training.command import COMMAND, command_text
+from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.result import Result
-from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
+from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
 from dcil_dsl.training.trainer import train as train_dual
 
 

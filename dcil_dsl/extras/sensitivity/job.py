@@ -38,9 +38,8 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
-from dcil_dsl.training.command import read_command
 from dcil_dsl.training.machine import lay_out_weights
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, open_run, read_command
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 NUM_BATCHES = 8
