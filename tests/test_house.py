@@ -253,6 +253,13 @@ def test_a_file_is_ascii_short_and_says_what_it_is(file):
         assert ast.get_docstring(ast.parse(text)), "no docstring at the head"
 
 
+def test_at_most_20_lines_of_each_kind_are_exempt_from_layout_and_types():
+    for mark in ("# fmt: skip", "type: ignore"):
+        assert sum(file.read_text().count(mark) for file in FILES) <= 20, mark
+    config = (ROOT / "pyproject.toml").read_text()
+    assert "ignore_errors" not in config and "strict = true" in config
+
+
 # Words that two fields of the package share: a run of a job and of a schedule, shards of weights
 # and of data, the reader of a recipe and of images.
 TWICE = {"Origin", "Reader", "Reading", "Run", "Shards", "_Row"}

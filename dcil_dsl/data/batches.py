@@ -174,7 +174,8 @@ class BatchLoader(ABC):
                 persistent_workers=True,
                 generator=torch.Generator(),  # else it draws from the global one
             )
-        self._workers.sampler.requests = requests  # type: ignore[attr-defined]
+        sampler: Any = self._workers.sampler
+        sampler.requests = requests
         try:
             with _no_handler_for_children():
                 fetched = iter(self._workers)
@@ -254,7 +255,7 @@ def made_ahead(
 def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
     """The allocator keeps what is freed for the stream that it was made in: with a new one at each
     epoch (torch has 32 of them to give in turn) all that batches need would be kept 32 times."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device)
 
 
 def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> Made:

@@ -142,7 +142,7 @@ def sent_back(tensor: Tensor) -> Tensor:
     if get_worker_info() is None or not tensor.numel():
         return tensor
     try:
-        shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+        shared: Tensor = tensor.share_memory_()
         return shared
     except RuntimeError as error:
         raise InputError(

@@ -92,7 +92,7 @@ class Regex:
     """
 
     def __init__(self, pattern: str):
-        import regex  # type: ignore[import-untyped]
+        import regex
 
         try:
             re.compile(pattern)  # Python decides what is valid; the engine accepts more

@@ -249,7 +249,8 @@ class JS(Loss):
         # log m from logarithms: exp of both would lose what is small.
         middle = logs[0].logaddexp(logs[1]) - 0.6931471805599453
         both: Any = sum((log.exp() * (log - middle)).sum(1).mean() for log in logs)
-        return self.temperature**2 * both / 2  # type: ignore[no-any-return]
+        mean: Tensor = self.temperature**2 * both / 2
+        return mean
 
 
 class Penalty(Word):

@@ -32,7 +32,7 @@ from importlib.metadata import (
 )
 from importlib.metadata import entry_points as all_entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import CoreSchema, core_schema
@@ -337,4 +337,4 @@ def load(kind: type[W], token: str) -> W:
     if word is None:
         record = json.loads(token) if token.startswith("{") else {"word": token}
         word = _loaded[kind, token] = from_record(record, kind)
-    return word  # type: ignore[return-value]
+    return cast(W, word)

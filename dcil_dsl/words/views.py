@@ -143,7 +143,8 @@ class Power(Parametrization):
     def weight(self, theta: Tensor) -> Tensor:
         from dcil_dsl.words.tensors.numbers import RaisePower
 
-        return RaisePower.apply(theta, self.alpha)  # type: ignore[no-any-return]
+        weight: Tensor = RaisePower.apply(theta, self.alpha)
+        return weight
 
     def stored(self, weight: Tensor) -> Tensor:
         return weight.sign() * weight.abs().pow(1 / self.alpha)

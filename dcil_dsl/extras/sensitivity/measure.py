@@ -73,11 +73,12 @@ def measure_layers(
 @torch.no_grad()
 def measure(model: nn.Module, batches: Sequence[Batch]) -> Quality:
     """The quality of the network as it is, over all batches together."""
-    loss = correct = num_examples = 0
+    num_examples = 0
+    loss, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
     for images, labels in batches:
         logits = logits_of(model(images)).float()
-        loss = loss + F.cross_entropy(logits, labels, reduction="sum").double()
-        correct = correct + (logits.argmax(1) == labels).sum()
+        loss = loss.to(logits.device) + F.cross_entropy(logits, labels, reduction="sum").double()
+        correct = correct.to(logits.device) + (logits.argmax(1) == labels).sum()
         num_examples += len(labels)
     return Quality(float(loss) / num_examples, int(correct) / num_examples)
 

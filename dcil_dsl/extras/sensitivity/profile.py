@@ -74,15 +74,15 @@ class Profile(PlanRecord):
         rows = ",\n".join(f"  {json.dumps(_rounded(layer))}" for layer in plain)
         return json.dumps(_rounded(head))[:-1] + f', "layers": [\n{rows}\n]}}\n'
 
-    def curve(self, parameter: str) -> tuple[tuple[float, float], ...] | None:
-        """(sparsity, loss increase), rising in both, from (0, 0); None for a layer not measured.
+    def curve(self, parameter: str) -> tuple[tuple[float, float], ...]:
+        """(sparsity, loss increase), rising in both, from (0, 0). KeyError for another layer.
 
         Of noise, that a sparser layer would be minded less, the curve keeps the larger increase
         seen before: between the points it is a straight line.
         """
         layer = next((one for one in self.layers if one.parameter == parameter), None)
         if layer is None:
-            return None
+            raise KeyError(parameter)
         points, highest = [(0.0, 0.0)], 0.0
         for level, loss in zip(self.levels, layer.losses, strict=True):
             highest = max(highest, loss)
