@@ -198,12 +198,7 @@ def explain(
 @verb
 def evaluate(
     run: o.RunDir,
-    path: Annotated[
-        Optional[str],
-        typer.Option(
-            "--path", metavar="PATH", help="sparse, dense, ... (default: the deployed path)"
-        ),
-    ] = None,
+    path: o.PathOfRun = None,
     train: o.Train = None,
     data: o.DataDir = None,
     device: o.Device = "auto",
@@ -281,10 +276,7 @@ def export(
             "--out", metavar="PLACE", help="the file or folder to write (default: in RUN)"
         ),
     ] = None,
-    path: Annotated[
-        Optional[str],
-        typer.Option("--path", metavar="PATH", help="the path (default: the deployed path)"),
-    ] = None,
+    path: o.PathOfRun = None,
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ) -> None:
