@@ -1,4 +1,4 @@
-"""A run folder whose texts were changed by hand is told as such: status 2 and no traceback."""
+"""A run folder whose texts were changed by hand is reported as such: status 2 and no traceback."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,16 @@ def stage_of(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in STAGES else "cli"
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
 def imports_of(file: Path) -> list[str]:
     """The modules that a file imports, `from a import b` as a.b where that is a module."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -111,7 +118,7 @@ def test_lang_and_diagnostics_name_no_torch():
 def test_words_import_torch_only_inside_the_methods_that_compute():
     """But for words/tensors: what words compute with on tensors, imported late."""
     for file in (PACKAGE / "words").rglob("*.py"):
-        body = ast.parse(file.read_text()).body
+        body = tree_of(file).body
         top = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
         names = {name for node in top for name in ast.unparse(node).replace(",", " ").split()}
         late = {name for name in names if name.split(".")[0] in ("torch", "torchvision")}
@@ -250,7 +257,7 @@ def test_a_file_is_ascii_short_and_says_what_it_is(file):
     assert max(map(len, text.splitlines()), default=0) <= 100
     assert len(text.splitlines()) <= 500
     if text.strip():
-        assert ast.get_docstring(ast.parse(text)), "no docstring at the head"
+        assert ast.get_docstring(tree_of(file)), "no docstring at the head"
 
 
 def test_at_most_20_lines_of_each_kind_are_exempt_from_layout_and_types():
@@ -269,7 +276,7 @@ def test_a_class_name_is_used_once():
     names = [
         node.name
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(tree_of(file))
         if isinstance(node, ast.ClassDef)
     ]
     assert {name for name in names if names.count(name) > 1} <= TWICE
@@ -285,7 +292,7 @@ def test_the_training_loop_has_no_nested_functions():
 
 def test_no_code_runs_text_or_unpickles():
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), file

@@ -240,7 +240,7 @@ def find(record: DatasetRecord, directory: str | Path | None) -> Path | None:
     lines.append(
         f"point at it with --data DIR, or with DCIL_DATA=DIR where it lies in DIR/{record.name}"
     )
-    raise InputError(f"the data of {record.name} are not there", "\n".join(lines))
+    raise InputError(f"the data of {record.name} are missing", "\n".join(lines))
 
 
 def _places(record: DatasetRecord, directory: str | Path | None) -> list[Path]:

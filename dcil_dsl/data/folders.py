@@ -2,7 +2,7 @@
 
 In:   the folder that holds train and val.
 Out:  a Dataset whose items are (PIL image, class index), read when asked for.
-Not:  images are not opened here; one that cannot be read is told when its turn comes.
+Not:  images are not opened here; one that cannot be read is reported when it is read.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Out:  Verdict: per layer and per group asked and counted, every fault, and its t
 Not:  no model is built, no mask is trusted to prove a zero: zeros are counted in the weights.
 
 A kept weight may happen to be zero. So a file holds its promise where at most the allowed count
-of weights is not zero (equally: at least the pruned count is zero); that there are fewer is told
-and is not a fault. A filter, a block, a head is zero where all of its weights are, and counts in
+of weights is not zero (equally: at least the pruned count is zero); fewer are reported, and are not
+a fault. A filter, a block, a head is zero where all of its weights are, and counts in
 full where any is not. Of an N:M pattern every single group of m is looked at.
 """
 
@@ -45,7 +45,7 @@ class LayerCount:
 
     allowed      weights that may be other than zero; None where a budget of several layers, or
                  one that counts larger units, does not say
-    num_revived  not zero although its mask prunes them; None where no mask is at hand
+    num_revived  not zero although its mask prunes them; None without a mask
     """
 
     parameter: str

@@ -1,4 +1,4 @@
-"""The `prune` and `keep` rules: each by itself, and against the paths of `mix`.
+"""The `prune` and `keep` rules: each alone, and against the paths of `mix`.
 
 In:   ast.File, closed; the checked `mix`.
 Out:  PruneRule and KeepRule with the settings of `pruning` merged in; E2xx and W2xx in a

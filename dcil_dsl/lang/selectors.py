@@ -243,7 +243,7 @@ class Selectors:
             around = within[within.index(name) :]
             self.found.add(
                 "E223",
-                f"`layers {name}` is defined by itself",
+                f"`layers {name}` is defined in terms of itself",
                 selector.span,
                 others=tuple(Label(self.layers[n].name.span, "through this") for n in around),
             )

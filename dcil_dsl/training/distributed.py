@@ -163,7 +163,7 @@ class Ranks:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """In their order by type and device, BUCKET bytes together, a larger one by itself."""
+    """In their order by type and device, BUCKET bytes together, a larger one alone."""
     filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         bucket = filling.setdefault((tensor.dtype, tensor.device), [])
@@ -195,7 +195,7 @@ def joined_ranks() -> Iterator[Ranks]:
         if _is_lost(error):
             lost = RankLost(
                 f"another process of this job is gone: {str(error).splitlines()[0][:200]}",
-                help="go on with --resume; `torchrun --max-restarts N` does so by itself",
+                help="resume with --resume; `torchrun --max-restarts N` does so automatically",
             )
             _mark(lost, ranks)
             raise lost from error

@@ -67,7 +67,7 @@ class Sparsity:
     counts      what that is: "weights", "filters", or several of them
     at_floor    the layers of shared budgets that have nothing above their floor
     at_ceiling  those that have all that their ceiling lets them keep
-    rules       each rule by itself, in its own unit
+    rules       each rule alone, in its own unit
     """
 
     asked: float

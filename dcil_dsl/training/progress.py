@@ -188,7 +188,7 @@ def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Tabl
 
 
 def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
-    """Asked and measured; of several rules each by itself, as their units do not add up."""
+    """Asked and measured; of several rules each alone, as their units do not add up."""
     measured = f"{result.sparsity_measured:.2%} of weights"
     if len(result.rules) == 1:
         yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"

@@ -203,7 +203,7 @@ def test_the_command_that_gets_missing_data_is_one_that_a_shell_takes(name, tmp_
 def test_a_record_says_truly_how_many_examples_of_which_shape_its_data_set_has(record):
     """Those that come without a folder; the others are facts about published sets."""
     if record.files is not None:
-        with pytest.raises(InputError, match=f"the data of {record.name} are not there"):
+        with pytest.raises(InputError, match=f"the data of {record.name} are missing"):
             records.require_data(record.name, None)
         return
     opened = open_dataset(record.name)

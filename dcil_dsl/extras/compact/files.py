@@ -57,7 +57,7 @@ class TensorMap(ShapeEntry):
     """Where a small tensor lies in the original's.
 
     shape  the original's
-    kept   dim -> the original's indices that stay; a dim that is not named stays whole. For the
+    kept   dim -> the original's indices that stay; a dim without an entry keeps them all. For the
            inner dim of a grouped convolution a list for each group. What is left out is zero.
     """
 

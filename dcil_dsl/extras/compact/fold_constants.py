@@ -137,7 +137,7 @@ def _is_added(node: fx.Node, found: Dependencies, values: Values) -> bool:
 
 
 def _largest(user: fx.Node, node: fx.Node, found: Dependencies) -> torch.Size | None:
-    """The shape that the other operands give a result by themselves."""
+    """The shape that the other operands alone give a result."""
     others = [found.seen[other] for other in user.all_input_nodes if other is not node]
     shapes = [other.shape for other in others if isinstance(other, Tensor)]
     return max(shapes, key=lambda shape: shape.numel(), default=None)

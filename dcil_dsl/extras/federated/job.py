@@ -5,9 +5,9 @@ Out:  Federated: the Plan, the trained Dual, a line for each round.
 Not:  the arithmetic of a round (rounds.py); no run folder, and nothing to resume.
 
 The engine is an extra, pip install "dcil-dsl[federated]": each client is a Flower ClientApp, which
-Ray runs in processes of its own; sampling, sending and FedAvg are Flower's. A client's examples are
-every so many-th of the training part after one shuffle by the recipe's seed: equal shares, alike
-distributed.
+Ray runs in processes of its own; sampling, sending and FedAvg are Flower's. A client's examples
+are every N-th of the training part, of N clients, after one shuffle by the recipe's seed: equal
+shares, alike distributed.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _one_after_another(server: Server, clients: Clients, size: int, finish: Fini
 
 def _with_flower(server: Server, clients: Clients, size: int, finish: Finish) -> None:
     """The same rounds as Flower's strategy and client app, in its simulation."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing is sent to anybody
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict

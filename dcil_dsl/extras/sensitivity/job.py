@@ -1,4 +1,4 @@
-"""`dcil sensitivity`: how much each layer of a trained network minds being pruned.
+"""`dcil sensitivity`: how sensitive a trained network is to pruning each layer.
 
 In:   a recipe, a run folder or nothing; a model, data, trained weights.
 Out:  a Profile: what report.py draws and the target `sensitivity(...)` reads.
@@ -86,12 +86,12 @@ def measure_sensitivity(
     note: Note | None = None,
     tell: Callable[[str], None] = lambda name: None,
 ) -> Profile:
-    """Prune each layer by itself at each level, and measure.
+    """Prune each layer alone at each level, and measure.
 
     source       a recipe, whose `model` and `data` blocks are used; a run folder, which brings
                  model, data and the weights of its full path; None: the defaults
     weights      trained weights, as for `dcil compile`
-    num_batches  the examples are so many batches, spread evenly over the part
+    num_batches  the number of batches, of examples spread evenly over the part
     part         "val", the held-out examples, or "train", the training examples, not augmented:
                  what is chosen by the former should not be judged by them
     tell         called with the name of each layer before it is measured

@@ -1,7 +1,7 @@
-"""How much a network minds that one of its layers is pruned, measured.
+"""Measure how sensitive a network is to pruning each of its layers.
 
 In:   a trained classifier, the names of weights, held-out batches, sparsities.
-Out:  its loss and accuracy, unpruned and with each weight pruned by itself at each sparsity.
+Out:  its loss and accuracy, unpruned and with each weight pruned alone at each sparsity.
 Not:  nothing is trained, and the network is left as it was.
 """
 

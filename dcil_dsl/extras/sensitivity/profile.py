@@ -1,4 +1,4 @@
-"""How much each layer minds being pruned alone, as it was measured: the profile.
+"""How sensitive a network is to pruning each of its layers, as measured: the profile.
 
 In:   what extras/sensitivity measured; or the JSON file that it became.
 Out:  Profile; its curves, monotone, as the allocation by sensitivity reads them.
@@ -18,7 +18,7 @@ from dcil_dsl.plan.plan import PlanRecord
 
 
 class LayerProfile(PlanRecord):
-    """One weight pruned by itself, all others whole; one entry a level of the profile.
+    """One weight pruned alone, all others unpruned; one entry a level of the profile.
 
     losses  the loss less the unpruned network's, nats an example
     top1    the accuracy less the unpruned network's, -1..1
@@ -77,8 +77,8 @@ class Profile(PlanRecord):
     def curve(self, parameter: str) -> tuple[tuple[float, float], ...]:
         """(sparsity, loss increase), rising in both, from (0, 0). KeyError for another layer.
 
-        Of noise, that a sparser layer would be minded less, the curve keeps the larger increase
-        seen before: between the points it is a straight line.
+        Where noise makes a sparser layer cost less, the curve keeps the larger increase before it.
+        Between the points it is a straight line.
         """
         layer = next((one for one in self.layers if one.parameter == parameter), None)
         if layer is None:

@@ -14,8 +14,8 @@ view. What is gathered is one path's view of one layer, masked already:
                                                        -> gather -> view_p -> conv_p
 
 No mask ever leaves its rank, nor a score, a reserve or a scale, which are cut as their weights are:
-what rows do not tell by themselves, as the mean of a channel or the size that a threshold has, the
-ranks exchange as counts, sums and vectors of units (rows.py). A gathered view lives as long
+what a rank cannot compute from its rows, as the mean of a channel or a threshold, the ranks
+exchange as counts, sums and vectors of units (rows.py). A gathered view lives as long
 as its layer computes; the backward pass gathers it again (Regather). So each path's view crosses
 the wire twice and its gradient once: two paths move what FSDP moves for two models. That gradient
 is of the whole batch when it comes to split_weight: scores that add it up are those of one process.
