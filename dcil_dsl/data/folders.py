@@ -77,8 +77,8 @@ def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Imag
         fact = " ".join(str(error).split())
         raise BadImage(
             f"cannot read the image {_shown(str(name or file))}: {type(error).__name__}: {fact}",
-            "replace the file or take it away, and go on with --resume-anyway, for the data are "
-            "others then; or go on without it: --resume --on-bad-image skip",
+            "replace or remove the file, and resume with --resume-anyway, because the data "
+            "have changed then; or continue without it: --resume --on-bad-image skip",
         ) from error
 
 

@@ -118,7 +118,7 @@ class Reader:
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
         raise InputError(
-            f"the label of example {index:,} of {self.name} is no whole number: {label!r:.80}",
+            f"the label of example {index:,} of {self.name} is not a whole number: {label!r:.80}",
             "a label is the number of a class, counted from 0",
         )
 
@@ -164,7 +164,7 @@ def other_tensor(
 
 
 def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
-    """InputError where they are not what Tensors says, or a label is no class."""
+    """InputError where they are not what Tensors says, or a label is not a class."""
     images, labels = examples.images, examples.labels
     if images.dtype != torch.uint8:
         raise other_tensor(name, 0, *images[:1])
@@ -179,7 +179,7 @@ def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
-    """InputError where one is no class: a device would only say that something went wrong.
+    """InputError where one is not a class: a device would only say that something went wrong.
 
     -100 is none on purpose, and counts for nothing (training/losses.py).
     num_classes  None: no limit

@@ -189,9 +189,11 @@ def _check(member: tarfile.TarInfo, file: Path, end: int) -> None:
     """Refuse what a tar of images has no need of, whether or not it would do harm here."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{file} is no shard of images: the name {member.name!r} leads out of it")
+        raise InputError(
+            f"{file} is not a shard of images: the name {member.name!r} leads out of it"
+        )
     if not member.isreg() or member.issparse():
-        raise InputError(f"{file} is no shard of images: {member.name!r} is no plain file")
+        raise InputError(f"{file} is not a shard of images: {member.name!r} is not a plain file")
     if member.offset_data + member.size > end:
         raise InputError(f"{file} is cut off: {member.name!r} is not all there")
 
@@ -216,7 +218,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> int:
     text = opened.read(16) if opened is not None else b""
     if not text.strip().isdigit() or int(text) >= MAX_CLASSES:
         hint = f"a whole number, from 0 on and below {MAX_CLASSES:,}"
-        raise InputError(f"{file}: {member.name!r} is no class number", hint)
+        raise InputError(f"{file}: {member.name!r} is not a class number", hint)
     return int(text)
 
 

@@ -55,7 +55,7 @@ class Promise(Budgeted):
 
     def promised(self) -> dict[str, object]:
         """What two promises share exactly if they promise the same: the target as it is at the
-        end of the run is no part of it, and files of format 1 do not have it."""
+        end of the run is not part of it, and files of format 1 do not have it."""
         target = self.target.called, self.pattern
         return self.model_dump(exclude={"target"}) | {"target": target}
 

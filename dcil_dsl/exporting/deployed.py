@@ -95,7 +95,7 @@ def differences(
         if name not in tensors:
             faults.append(f"{name} is missing")
         elif name not in wanted:
-            faults.append(f"{name} is no tensor of the model")
+            faults.append(f"{name} is not a tensor of the model")
         elif tensors[name].shape != wanted[name].shape:
             faults.append(
                 f"{name} has the shape {_words(tensors[name].shape)}, the model "

@@ -93,7 +93,7 @@ def open_loader(
         augment=data.augment,
         seed=seed,
         device=device,
-        workers=num_workers(dataset, part, workers, ranks.beside),
+        workers=num_workers(dataset, part, workers, ranks.local_count),
         rank=ranks.rank,
         world_size=ranks.count,
         on_bad_image=on_bad_image,
@@ -129,14 +129,14 @@ def refuse_other_tasks(dataset: Dataset, what: str) -> None:
         )
 
 
-def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
+def num_workers(dataset: Dataset, part: str, asked: int | None, processes: int) -> int:
     """The number of data loader workers; data in memory need none, whatever was requested.
 
-    beside  processes of this job on this machine, each with as many workers
+    processes   of this job on this machine, each with as many workers
     """
     if isinstance(getattr(dataset, part), Tensors):
         return 0
-    return min(8, max(1, _num_cores() // beside)) if asked is None else asked
+    return min(8, max(1, _num_cores() // processes)) if asked is None else asked
 
 
 def _num_cores() -> int:

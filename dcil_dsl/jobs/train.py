@@ -83,7 +83,7 @@ def train(
     data     a name ("digits"), "my.py:make", a Dataset, or a pair of a training and a held-out part
     options  how to run it; each field of RunOptions is a keyword too, which replaces it
     warn     called with each warning about the recipe; default: a Python RecipeWarning
-    note     called with each line that is no warning; default: dropped
+    note     called with each line that is not a warning; default: dropped
     display  shows the progress; default: as `quiet` has it
 
     Raises RecipeError, InputError, and SparsityError where the network is less sparse than the
@@ -141,7 +141,7 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
             job.options.out,
             model=model_text,
             data=contents_of(job.batches.dataset),
-            beside={COMMAND: command_text(job.plan, job.options)},
+            extra_files={COMMAND: command_text(job.plan, job.options)},
         )
     except InputError:
         job.options.ranks.refuse()

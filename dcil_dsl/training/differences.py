@@ -51,7 +51,7 @@ def fingerprint(plan: Plan) -> str:
 def fingerprint_1(plan: Mapping[str, Any]) -> str:
     """The fingerprint that the checkpoints of a run have whose plan.json, as read, is of format 1.
 
-    KeyError or TypeError if it is no such plan.
+    KeyError or TypeError if it is not a plan.
     """
     values = {name: x for name, x in plan.items() if name not in ("recipe", "expect", "facts")}
     values = json.loads(json.dumps(values))  # a copy

@@ -37,7 +37,7 @@ SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 
 @dataclass
 class Display:
-    """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it goes on."""
+    """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it proceeds."""
 
     mode: Literal["bar", "lines", "quiet"] = "quiet"
     console: Console = field(default_factory=lambda: Console(stderr=True))
@@ -56,7 +56,7 @@ class Display:
             self._bar = None
 
     def begin(self, plan: Plan, step: int, num_steps: int, last: dict[str, Any] | None) -> None:
-        """The run starts, or goes on, at `step` of `num_steps`; `last` is the latest line."""
+        """The run starts, or resumes, at `step` of `num_steps`; `last` is the latest line."""
         self._plan, self._last, self._shown_at = plan, last, time.monotonic()
         if self.mode == "bar":
             columns = [

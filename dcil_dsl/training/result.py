@@ -179,7 +179,7 @@ class Log:
 
 @contextmanager
 def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Iterator[Log]:
-    """The log of a run that goes on at `step`. writes: whether this is the rank that writes it."""
+    """The log of a run that resumes at `step`. writes: whether this is the rank that writes it."""
     if not writes:
         yield Log(run, display, None)
         return

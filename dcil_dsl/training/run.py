@@ -37,7 +37,7 @@ from dcil_dsl.training.process import draft_in
 
 # Nothing takes the place of a mount point, or of a link to a folder.
 IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
-HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
+HOW_ANYWAY = "to resume from its checkpoint with the present model and data: --resume-anyway"
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ def create_run(
     out: Path | str | None = None,
     model: str = "",
     data: Mapping[str, str] = {},
-    beside: Mapping[str, str] = {},
+    extra_files: Mapping[str, str] = {},
 ) -> RunFolder:
     """A new folder with what the run is started with in it.
 
     given, resolved  the recipe's two texts
     model, data      the model in words (model/trace.py), what the data hold (data/contents.py)
-    beside           other texts that the folder has from the start, by file name
+    extra_files      more files that the folder has from the start: contents by name
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
@@ -150,7 +150,7 @@ def create_run(
             run = RunFolder(draft)
             run.checkpoint.parent.mkdir()
             _write_start(run, plan, given, resolved, model, data)
-            for file, text in beside.items():
+            for file, text in extra_files.items():
                 write_text(draft / file, text)
             return RunFolder(_rename(draft, None if out is None else Path(out), parent / name))
     except OSError as error:
@@ -319,7 +319,7 @@ def _stored(path: Path) -> str:
 
 def read_text(path: Path) -> str:
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise InputError(f"cannot read {path}: it is no file")
+        raise InputError(f"cannot read {path}: it is not a file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -363,7 +363,7 @@ def read_command(folder: RunFolder) -> dict[str, str | None]:
         raise InputError(f"{file} cannot be read: {error}") from None
     for name, value in told.items():
         if not isinstance(value, str | None):
-            raise InputError(f"{file} cannot be read: `{name}` is no text")
+            raise InputError(f"{file} cannot be read: `{name}` is not a string")
     return told
 
 

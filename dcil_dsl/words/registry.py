@@ -136,7 +136,7 @@ class Declared:
             ) from error
         if not (isinstance(cls, type) and issubclass(cls, Word) and cls.place):
             raise NoWord(
-                f"{self} is not a word: {self.entry.value} is no subclass of a class of "
+                f"{self} is not a word: {self.entry.value} is not a subclass of a class of "
                 "dcil_dsl.words"
             )
         if cls.__abstractmethods__:

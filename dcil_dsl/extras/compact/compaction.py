@@ -87,7 +87,7 @@ def compact(
     entries = _entries(inputs)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise InputError(f"`{name}` of the state dict is no tensor: it has no place in a file")
+            raise InputError(f"`{name}` of the state dict is not a tensor: no file can hold it")
     original = copy_module(model)
     original.eval()
     followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))

@@ -141,7 +141,9 @@ def _check_modules(shapes: Shapes, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for path in shapes.opened:
         if not isinstance(modules.get(path), nn.MultiheadAttention):
-            raise InputError(f"this is not the model of the shape file: `{path}` is no attention")
+            raise InputError(
+                f"this is not the model of the shape file: `{path}` is not an attention module"
+            )
     for path in shapes.replaced:
         if getattr(modules.get(path), "bias", None) is None:
             raise InputError(f"this is not the model of the shape file: `{path}` has no bias")

@@ -45,8 +45,8 @@ def measure_layers(
     weights n (1 - level) stay, rounded down, at least one. Evaluation mode, float32.
     batches  images and class numbers on the model's device
     tell     called with each name before it is measured
-    Raises InputError where the network's loss is no finite number, with nothing pruned or with one
-    weight at one level: a profile of it would say nothing of what that costs.
+    Raises InputError where the loss is not finite, with nothing pruned or with one weight at one
+    level: a profile of it would mean nothing.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -68,7 +68,7 @@ class Profile(PlanRecord):
         return self
 
     def to_json(self) -> str:
-        """JSON with a line a layer, numbers to six digits: it lies beside recipes, to be read."""
+        """JSON with a line a layer, numbers to six digits, to be read next to recipes."""
         head = self.model_dump(mode="json", exclude={"layers"})
         plain = (layer.model_dump(mode="json", exclude_defaults=True) for layer in self.layers)
         rows = ",\n".join(f"  {json.dumps(_rounded(layer))}" for layer in plain)
@@ -112,12 +112,12 @@ def read_profile(path: Path) -> Profile:
     except FileNotFoundError:
         raise ProfileError("there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(getattr(error, "strerror", None) or "it is no text") from None
+        raise ProfileError(getattr(error, "strerror", None) or "it is not text") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ProfileError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-    for layer in profile.layers:  # a loss that is no number would count as none at all
+    for layer in profile.layers:  # a NaN loss would count as no loss
         odd = [at for at, x in zip(profile.levels, layer.losses, strict=True) if not isfinite(x)]
         if odd:
             raise ProfileError(f"the loss of {layer.parameter} at {100 * odd[0]:g}% is not finite")

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.model.channels.operations import JOINING, Kind, Weighing, kind_of, name_of
 
-FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
+FIXED = 0  # the number of everything that is not a channel of a layer: inputs, batch, places
 
 
 @dataclass(frozen=True)
