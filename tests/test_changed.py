@@ -134,7 +134,7 @@ def test_a_corrupt_image_is_skipped_if_asked_told_once_and_reported(folder, caps
     shutil.rmtree(folder / "run")
     assert call(*JOB, "--on-bad-image", "skip") == 0
     err = capsys.readouterr().err
-    assert err.count(str(bad)) == 1 and "another image stands in for it" in err
+    assert err.count(str(bad)) == 1 and "another image replaces it" in err
     report = json.loads((folder / "run/report.json").read_text())
     (line,) = report["bad_images"]
     assert str(bad) in line

@@ -38,10 +38,10 @@ IDX_FOLDERS = ("", "raw", "FashionMNIST/raw")  # the files alone, and torchvisio
 class Files:
     """The files of a data set.
 
-    layout  what a folder of it holds, in words
-    holds   whether a folder holds them; what is in the files is checked when they are opened
-    get     the command that brings them into a folder, if there is one
-    system  the folder in /usr/share/datasets that a package of Debian puts them in
+    layout  a description of the folder, for messages
+    holds   whether a folder has the files; their contents are checked when they are opened
+    get     the command that downloads them into a folder, if there is one
+    system  the folder in /usr/share/datasets where a Debian package installs them
     """
 
     layout: str
@@ -58,8 +58,8 @@ class DatasetRecord:
                channels where it has images, and its options
     task       a name of TASKS
     num_train  training examples, and image_size the side of an image; None: it depends on the
-               folder. They make a plan where the data are elsewhere
-    channels   that its images can be opened with; empty: it has no images
+               folder. A plan needs them where the data are on another machine
+    channels   the numbers of channels to open its images with; empty: it has no images
     shape      of one example's inputs, where they are not images
     options    parameters that open_dataset passes on
     """
@@ -195,7 +195,7 @@ DATASETS: Mapping[str, DatasetRecord] = MappingProxyType(
 
 
 def known_record(name: str | None) -> DatasetRecord | None:
-    """The record of a name, `fashion_mnist` as a recipe spells it being fashion-mnist."""
+    """The record of a name; a recipe spells fashion-mnist `fashion_mnist`."""
     return DATASETS.get((name or "").replace("_", "-"))
 
 
@@ -213,7 +213,7 @@ def require_data(name: str, directory: str | Path | None) -> None:
     """Raise InputError for an unknown name, for missing files, and for a folder that the data set
     does not read.
 
-    Callers use it before they load torch; open_dataset looks again.
+    Callers use it before they load torch; open_dataset checks again.
     """
     if ":" in name:  # a callable, which is imported when it is called
         return
@@ -244,7 +244,7 @@ def find(record: DatasetRecord, directory: str | Path | None) -> Path | None:
 
 
 def _places(record: DatasetRecord, directory: str | Path | None) -> list[Path]:
-    """The given folder stands alone: to search further would hide a mistake in it."""
+    """Only the given folder: searching further would hide a mistake in it."""
     if directory is not None:
         return [Path(directory).expanduser()]
     if os.environ.get("DCIL_DATA"):

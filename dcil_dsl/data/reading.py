@@ -33,7 +33,7 @@ MAX_BAD = 100  # images in a row that cannot be read: then something else is wro
 
 @dataclass(frozen=True)
 class Request:
-    """A stretch of one batch.
+    """A part of one batch.
 
     places   of the examples in the whole batch, which holds `count`
     indices  of the same examples in the data set
@@ -47,7 +47,7 @@ class Request:
 
 
 class Requests:
-    """The sampler of a DataLoader whose workers stay: `requests` is replaced every epoch."""
+    """The sampler of a DataLoader with persistent workers: `requests` is replaced every epoch."""
 
     requests: Iterator[Request] = iter(())
 
@@ -56,7 +56,7 @@ class Requests:
 
 
 class Fetched(NamedTuple):
-    """images uint8 (B, C, H, W); labels int64 (B,); bad: images that others stand in for."""
+    """images uint8 (B, C, H, W); labels int64 (B,); bad: images that others replace."""
 
     images: Tensor
     labels: Tensor
@@ -65,14 +65,14 @@ class Fetched(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """What the workers are given.
+    """Reads one request, in a data loader worker or in this process.
 
     shape     (C, H, W) of every image that comes out
     replaces  whether an image that cannot be read is replaced by the next one that can
     name, num_classes  of the data set
 
-    An error comes out as a value, because a DataLoader would turn what is raised in a worker into
-    a traceback's text.
+    An error is returned as a value, because a DataLoader turns what a worker raises into the text
+    of a traceback.
     """
 
     examples: Sequence[Any]
@@ -110,7 +110,7 @@ class Reader:
         return self.reading.chances(chance, request.count)
 
     def _class_of(self, index: int, label: Any) -> int:
-        """Of Python, NumPy or torch; no fraction is cut off."""
+        """The class number, from a number of Python, NumPy or torch; a fraction is an error."""
         try:
             number = int(label)
             if number == label:
@@ -134,10 +134,10 @@ class Reader:
 
 
 def sent_back(tensor: Tensor) -> Tensor:
-    """The tensor, in shared memory where this is a worker, whose answers go that way.
+    """The tensor, in shared memory if this is a worker, which returns its batches that way.
 
-    Else it would be moved there by a thread, whose error nobody hears: the batch would be waited
-    for without end. InputError where there is no room.
+    Otherwise a thread would move it there, whose errors are lost: the batch would never arrive.
+    InputError where shared memory is full.
     """
     if get_worker_info() is None or not tensor.numel():
         return tensor
@@ -154,7 +154,7 @@ def sent_back(tensor: Tensor) -> Tensor:
 def other_tensor(
     name: str, index: int, image: Tensor, shape: tuple[int, ...] | None = None
 ) -> InputError:
-    """shape  that it should have; None: its own"""
+    """The error for a tensor of another type or shape. shape: the right one; None: its own."""
     have, want = (" x ".join(map(str, sizes)) for sizes in (image.shape, shape or image.shape))
     kind = str(image.dtype).removeprefix("torch.")
     return InputError(
@@ -164,7 +164,7 @@ def other_tensor(
 
 
 def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
-    """InputError where they are not what Tensors says, or a label is not a class."""
+    """InputError for a type or shape that Tensors does not have, and for a label without a class."""
     images, labels = examples.images, examples.labels
     if images.dtype != torch.uint8:
         raise other_tensor(name, 0, *images[:1])
@@ -179,9 +179,9 @@ def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
-    """InputError where one is not a class: a device would only say that something went wrong.
+    """InputError for a label that is not a class; a device reports it without saying which.
 
-    -100 is none on purpose, and counts for nothing (training/losses.py).
+    -100 is not a class on purpose: losses ignore it (training/losses.py).
     num_classes  None: no limit
     """
     if num_classes is None:
@@ -195,10 +195,10 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C goes to the whole group of processes; the main one decides what it means.
+    """Leave signals to the main process: Ctrl-C reaches the whole process group.
 
-    So does the SIGTERM of torchrun, of `timeout`, of systemd and of batch systems; only what comes
-    from the main process itself ends a worker. So does the SIGHUP of a terminal that goes away.
+    So do the SIGTERM of torchrun, `timeout`, systemd and batch systems, and the SIGHUP of a closed
+    terminal. Only a SIGTERM from the main process ends a worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -216,9 +216,9 @@ def _end_for(parent: int) -> None:
 
 
 class BadImages:
-    """The on_bad_image of a run's loaders, which share it.
+    """The on_bad_image that the loaders of a run share.
 
-    Before there is a file to keep the lines in, they are held. Several processes may write in it.
+    It keeps the lines in memory until `keep_in` names a file, which processes share.
     """
 
     def __init__(self, note: Callable[[str], None]):
@@ -230,7 +230,7 @@ class BadImages:
         if fact in self.seen:
             return
         self.seen[fact] = None
-        self.note(f"{fact}; another image stands in for it")
+        self.note(f"{fact}; another image replaces it")
         self._write([fact])
 
     def keep_in(self, file: Path) -> None:

@@ -33,9 +33,9 @@ from dcil_dsl.zoo.spec import call_in_words, user_callable
 def open_dataset(
     name: str, directory: str | Path | None = None, *, channels: int = 3, **options: int
 ) -> Dataset:
-    """Open one of DATASETS (`fashion_mnist`, as a recipe spells it, is fashion-mnist).
+    """Open one of DATASETS; a recipe spells fashion-mnist `fashion_mnist`.
 
-    directory  where it lies; default: $DCIL_DATA/<name>, then ~/.cache/dcil/<name>
+    directory  the folder of its files; default: $DCIL_DATA/<name>, then ~/.cache/dcil/<name>
     channels   1 or 3: grey is repeated, colour is made grey
     options    the parameters of `synthetic`
     Raises InputError.
@@ -122,7 +122,7 @@ def _idx_part(place: Path, images_name: str, labels_name: str) -> Tensors:
 
 
 def _read_idx(file: Path, read: Callable[[str], Tensor]) -> Tensor:
-    """torchvision's own reader, which does not know .gz: such a file is unpacked aside."""
+    """Read with torchvision, which cannot read .gz: such a file is unpacked to a temporary one."""
     try:
         if file.suffix != ".gz":
             return read(str(file))
@@ -190,7 +190,7 @@ def synthetic(
     image_size: int = 32,
     seed: int = 0,
 ) -> Dataset:
-    """Random images that can be told apart: a smooth pattern for each class, under noise.
+    """Random images that a network can classify: a smooth pattern for each class, under noise.
 
     The same numbers for the same arguments. Both parts have the same patterns.
     """
@@ -215,7 +215,7 @@ RETURNS = "return (train, held_out), or dcil_dsl.data.Dataset(name, train, held_
 
 
 def is_callable_spec(data: str) -> bool:
-    """Whether this names a callable, and no data set of the table."""
+    """Whether this names a callable rather than a data set of the table."""
     return ":" in data
 
 
@@ -243,7 +243,7 @@ def open_callable(spec: str, directory: str | Path | None) -> Dataset:
 
 
 def dataset_of(given: Any, name: str) -> Dataset:
-    """A Dataset as it is, under `name`; a pair with the task that its first example shows."""
+    """A Dataset unchanged; a pair as a Dataset called `name`, its task from the first example."""
     if isinstance(given, Dataset):
         return given
     if not isinstance(given, (tuple, list)) or len(given) != 2:
@@ -253,9 +253,9 @@ def dataset_of(given: Any, name: str) -> Dataset:
 
 
 def _task_of(name: str, train: Any) -> str:
-    """Real numbers as targets make a regression, a whole number a classification.
+    """The task: real targets mean regression, whole numbers classification.
 
-    A dictionary, or more or fewer than two parts, are the arguments of a model with its own loss.
+    A dictionary, or not two parts, means the arguments of a model with its own loss.
     """
     source = source_of(name, "train", train)
     if not len(source.examples):

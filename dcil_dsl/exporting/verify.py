@@ -6,8 +6,8 @@ Not:  no model is built, no mask is trusted to prove a zero: zeros are counted i
 
 A kept weight may happen to be zero. So a file holds its promise where at most the allowed count
 of weights is not zero (equally: at least the pruned count is zero); fewer are reported, and are not
-a fault. A filter, a block, a head is zero where all of its weights are, and counts in
-full where any is not. Of an N:M pattern every single group of m is looked at.
+a fault. A filter, a block or a head is zero if all of its weights are, else it counts in full.
+Of an N:M pattern every group of m is checked.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LayerCount:
 
 @dataclass
 class Verdict:
-    """What was counted. It holds where there is no fault."""
+    """The counts and faults of one file. It holds if there is no fault."""
 
     promises: tuple[Promise, ...]
     layers: list[LayerCount] = field(default_factory=list)
@@ -88,7 +88,7 @@ def verify_tensors(
 ) -> Verdict:
     """Count the zeros of every promised weight. `masks`: True where a weight may be kept.
 
-    Every other tensor is looked at too: its numbers have to be finite.
+    Every other tensor must hold finite numbers.
     """
     verdict = Verdict(tuple(promises))
     tensors = {name: _in_a_plain_type(name, tensor) for name, tensor in tensors.items()}

@@ -61,7 +61,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can begin: nothing that can be known beforehand forbids it."""
+    """A run that can begin: every check before the first step has passed."""
 
     prepared: Prepared
     dual: Dual
@@ -117,7 +117,7 @@ def open_job(
 
 
 def _resumes(given: RunOptions, ranks: Ranks) -> bool:
-    """Whether --resume was given, or torchrun has started a job again that had begun its run."""
+    """Whether --resume was given, or torchrun has restarted a job that had begun its run."""
     asked = given.resume or given.anyway
     if not may_be_restarted():
         return asked
@@ -166,7 +166,7 @@ def _prepare(
     warn: Warn,
     note: Note,
 ) -> Prepared:
-    """The recipe resolved for the model and these batches; refused where no run can follow it."""
+    """The recipe resolved for the model and these batches; refused if no run can follow it."""
     prepared = prepare(
         recipe,
         model,

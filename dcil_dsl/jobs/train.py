@@ -84,7 +84,7 @@ def train(
     options  how to run it; each field of RunOptions is a keyword too, which replaces it
     warn     called with each warning about the recipe; default: a Python RecipeWarning
     note     called with each line that is not a warning; default: dropped
-    display  shows the progress; default: as `quiet` has it
+    display  shows the progress; default: by `quiet`
 
     Raises RecipeError, InputError, and SparsityError where the network is less sparse than the
     recipe asks; TypeError for a keyword that does not exist.

@@ -292,7 +292,7 @@ def test_idx_files_of_different_counts_do_not_belong_together(tmp_path):
 
 def test_a_line_of_pixels_is_refused_before_it_fills_the_memory(tmp_path):
     Image.new("RGB", (1, 60_000)).save(tmp_path / "line.png")
-    with pytest.raises(BadImage, match="line.png: .* 1 x 60000 pixels are no photograph"):
+    with pytest.raises(BadImage, match="line.png: .* 1 x 60000 pixels are not a photograph"):
         read_image(str(tmp_path / "line.png"), "RGB")
 
 
