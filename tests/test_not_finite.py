@@ -1,4 +1,4 @@
-"""NaN is told: in the weights a run starts from, in outputs of evaluation, in what is stored."""
+"""NaN is reported: in the first weights of a run, in outputs of evaluation, in stored tensors."""
 
 from __future__ import annotations
 
