@@ -89,7 +89,7 @@ class Display:
             self._print(text)
 
     def note(self, text: str) -> None:
-        """Something about the run that one might not expect."""
+        """Show an unexpected fact about the run."""
         if self.mode != "quiet":
             self._print(text)
 
@@ -125,7 +125,7 @@ def make_display(quiet: bool = False, console: Console | None = None) -> Display
 
 
 def line_text(line: Mapping[str, Any], plan: Plan) -> str:
-    """One line of metrics.jsonl for a person; the losses go below where they do not fit."""
+    """One line of metrics.jsonl for a person; losses that do not fit go on the next line."""
     paths = "".join(f"{text}  " for text in _main_values(line, ".2%"))
     text = (
         f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"
@@ -188,7 +188,7 @@ def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Tabl
 
 
 def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
-    """Asked and measured; of several rules each alone, as their units do not add up."""
+    """Requested and measured; each of several rules alone, as their units do not add up."""
     measured = f"{result.sparsity_measured:.2%} of weights"
     if len(result.rules) == 1:
         yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"

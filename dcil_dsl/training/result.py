@@ -1,4 +1,4 @@
-"""What a run reports: the line of an epoch, where it is written, the Result.
+"""The reports of a run: the lines of epochs, their files, the Result.
 
 In:   a Session, the accuracies of its paths.
 Out:  lines in metrics.jsonl, in TensorBoard's events and on the display, of the first rank alone;
@@ -27,12 +27,12 @@ from dcil_dsl.training.session import Session, check_deferred, show_notes
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run.
+    """The result of a run.
 
     accuracies         {path: {metric: value}}, the metrics of the task; empty if interrupted
-    sparsity_asked     what the schedule asks at `step`, a fraction of what the budgets count
+    sparsity_asked     the requested sparsity at `step`, a fraction of what the budgets count
     sparsity_measured  of the weights under rules
-    sparsity_counted   of what the budgets count: to be compared with what was asked
+    sparsity_counted   of what the budgets count: to compare with the requested one
     counts             what that is: "weights", "filters" ...
     at_floor           layers of shared budgets with nothing above their floor; at_ceiling: with
                        all that their ceiling allows
@@ -71,7 +71,7 @@ class Result:
 
 
 def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
+    """The line of metrics.jsonl for the epoch, or for the part of it that was trained."""
     check_deferred(now)
     show_notes(now)
     plan, state, at = now.plan, now.state, now.state.position
@@ -114,7 +114,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
 def finish(
     now: Session, accuracies: dict[str, dict[str, float]] | None, examples_per_epoch: int
 ) -> Result:
-    """Put in place what is deployed, and sum up. accuracies: None if the run was interrupted."""
+    """Load the deployed weights, and sum up. accuracies: None if the run was interrupted."""
     deploy_average(now.step.average)
     result = result_of(now, accuracies or {}, examples_per_epoch, accuracies is None)
     if accuracies is not None:
