@@ -37,6 +37,7 @@ from dcil_dsl.training.process import draft_in
 
 # Nothing takes the place of a mount point, or of a link to a folder.
 IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
+COMMAND = "command.json"
 HOW_ANYWAY = "to resume from its checkpoint with the present model and data: --resume-anyway"
 
 
@@ -340,9 +341,6 @@ def _is_full(error: Exception) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     in_words = (f"os error {number})" for number in numbers)  # of safetensors
     return getattr(error, "errno", None) in numbers or any(w in str(error) for w in in_words)
-
-
-COMMAND = "command.json"
 
 
 def command_text(plan: Plan, options: RunOptions) -> str:
