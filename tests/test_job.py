@@ -189,7 +189,7 @@ def test_a_run_that_another_process_trains_is_not_given_another_recipe(tmp_path)
     run = _train(tmp_path / "run", Net(), max_steps=1)
     before = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     recipe = dcil.loads(ONE_EPOCH.replace("lr=0.05", "lr=0.01"))
-    with hold_run(run.folder), pytest.raises(InputError, match="another process"):
+    with hold_run(run.folder.path), pytest.raises(InputError, match="another process"):
         train(recipe, Net(), "synthetic", out=run.path, device="cpu", resume=True, anyway=True)
     after = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     assert after == before

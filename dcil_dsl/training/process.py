@@ -25,12 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-
-if TYPE_CHECKING:
-    from dcil_dsl.training.run import RunFolder
 
 # -- signals -----------------------------------------------------------------------------------
 
@@ -129,7 +125,7 @@ TRIES = 5  # a process that looks for abandoned drafts locks a new run for a mom
 
 
 @contextmanager
-def hold_run(run: RunFolder) -> Iterator[None]:
+def hold_run(run: Path) -> Iterator[None]:
     """Keep every other process from training in this folder. InputError if one already does.
 
     The lock ends with the process, however that ends; a worker that outlives it has no lock. On a
@@ -137,12 +133,12 @@ def hold_run(run: RunFolder) -> Iterator[None]:
     """
     for left in reversed(range(TRIES)):
         try:
-            descriptor, _ = lock(run.path)
+            descriptor, _ = lock(run)
             break
         except Locked:
             if not left:
                 raise InputError(
-                    f"another process is training in {run.path}", help="wait for it, or end it"
+                    f"another process is training in {run}", help="wait for it, or end it"
                 ) from None
             sleep(0.02)
     try:

@@ -163,18 +163,18 @@ def test_a_worker_that_outlives_its_killed_run_does_not_hold_the_folder(tmp_path
     child = os.fork()
     if child == 0:
         os.setsid()
-        with hold_run(run):
+        with hold_run(run.path):
             if os.fork() == 0:
                 os.write(tell, b"the worker is there")
             time.sleep(60)
             os._exit(0)
     try:
         os.read(listen, 100)
-        with pytest.raises(InputError, match="another process is training"), hold_run(run):
+        with pytest.raises(InputError, match="another process is training"), hold_run(run.path):
             pass
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        with hold_run(run):
+        with hold_run(run.path):
             pass
     finally:
         os.killpg(child, signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_many_runs_at_once_each_have_their_own_folder(tmp_path, monkeypatch):
         if children[-1] == 0:
             status = 1
             try:
-                with hold_run(create_run(tiny_plan(), "", "")):
+                with hold_run(create_run(tiny_plan(), "", "").path):
                     status = 0
             finally:
                 os._exit(status)

@@ -28,7 +28,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.exporting.files import write_safetensors
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.files import cannot_write, write_atomically
 
 WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
 

@@ -27,7 +27,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.extras.sharding.shards import Shards
 from dcil_dsl.masking.placement import Placement
 from dcil_dsl.training.checkpoint_files import INDEX, newest_parts, remove_parts
-from dcil_dsl.training.run import cannot_write, write_text
+from dcil_dsl.training.files import cannot_write, write_text
 
 FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 

@@ -15,7 +15,8 @@ from dcil_dsl.extras.sparse_compute.tensor_cores import Cores
 from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.progress import make_display, result_table
+from dcil_dsl.training.progress import make_display
+from dcil_dsl.training.result import result_table
 
 RECIPE = """
 language 1
