@@ -98,7 +98,7 @@ def test_what_is_no_run_is_not_opened(tmp_path):
         open_run(tmp_path).read_plan()
 
 
-def test_a_place_inside_a_run_is_told_with_the_run(tmp_path):
+def test_a_place_inside_a_run_is_reported_with_the_run(tmp_path):
     run = create_run(tiny_plan(), "", "", tmp_path / "run")
     run.checkpoint.parent.mkdir(exist_ok=True)
     with pytest.raises(InputError, match="is not a run folder") as error:
@@ -132,7 +132,7 @@ def test_many_differences_are_counted(tmp_path):
     assert lines[-2] == "and 1 more" and "--resume-anyway" in lines[-1]
 
 
-def test_of_two_texts_the_lines_that_went_and_came_are_told():
+def test_of_two_texts_the_lines_that_went_and_came_are_reported():
     old, new = "let a = 90%\nkeep\n  b {\n", "let a = 95%\nkeep\n\nb {\n--c\n"
     assert text_differences(old, new) == ["- let a = 90%", "+ let a = 95%", "+ --c"]
     assert text_differences(old, old.replace("  b", "b")) == []
