@@ -23,12 +23,12 @@ from dcil_dsl.words.word import LARGEST
 def make_optimizer(
     word: Optimizer, named_parameters: Iterable[tuple[str, Parameter]]
 ) -> torch.optim.Optimizer:
-    """The optimizer of a plan. The names go along, so that a state can be saved by name."""
+    """The optimizer of a plan, with parameter names, so that its state can be saved by name."""
     return word.make(list(named_parameters))
 
 
 def check_rate(plan: Plan) -> None:
-    """InputError where the rate grows, step by step, beyond what float32 holds."""
+    """InputError where the rate exceeds the range of float32 at some step."""
     for step in (0, *plan.train.rate.turns):
         try:
             is_held = rate_at(plan, step) <= LARGEST
@@ -65,7 +65,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
     """Zero the optimizer's state of pruned weights under `forget`.
 
-    Otherwise momentum would move them away from zero, and would still be there when they return.
+    Otherwise momentum would move them away from zero, and would act again when they return.
     """
     masks = {
         id(dual.get_parameter(name)): dual.get_buffer(f"{name}_mask")
@@ -85,7 +85,7 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], word: Optimizer
 ) -> None:
-    """Put back what optimizer_state gave, of the optimizer that `word` made.
+    """Load the tensors of optimizer_state into the optimizer that `word` made.
 
     Raises KeyError for a parameter or an entry that it does not have, ValueError for one of another
     shape or type.
