@@ -193,6 +193,16 @@ mix {
           graph describes.""",
     ),
     entry(
+        "E326",
+        "a group of weights that cannot learn so",
+        """`groups` of `train` names weights that learn at another rate, without weight decay or not
+          at all. A group needs weights; frozen ones cannot be pruned, and some have to learn.""",
+        "layers stem = first Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
+        "  optimizer = sgd(lr=0.1)\n  groups    = [frozen(stem)]\n}",
+        "layers stem = first Conv2d\nprune Conv2d except first Conv2d to 90%\n"
+        "train {\n  epochs    = 10ep\n  optimizer = sgd(lr=0.1)\n  groups    = [frozen(stem)]\n}",
+    ),
+    entry(
         "W307",
         "filters that stay",
         """Some filters of the rule are tied to something that stays: a kept layer, a layer of

@@ -27,6 +27,7 @@ from dcil_dsl.words.scores import AnyScore
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import AnyView
+from dcil_dsl.words.weight_groups import WeightGroup
 
 Option = bool | int | float | str | None  # a setting of a model that its builder takes
 
@@ -188,6 +189,15 @@ class AverageRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupRule:
+    """A word of `groups` in `train`, with the layers that it names, if any."""
+
+    word: WeightGroup
+    selector: ast.Selector | None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
@@ -202,6 +212,7 @@ class Recipe:
     deploy: str
     train: Train
     average: AverageRule | None = None
+    groups: tuple[GroupRule, ...] = ()
     expect: tuple[ExpectRule, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

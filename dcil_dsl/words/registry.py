@@ -40,6 +40,8 @@ OWN = (
     "regrow",
     "losses",
     "optimizers",
+    "weight_groups",
+    "stops",
     "rates",
     "integrators",
     "augment",
