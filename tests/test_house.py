@@ -297,8 +297,11 @@ def test_the_words_of_the_language_are_these():
         "a way to grow": "gradient random",
         "a loss": "cross_entropy mse kl model js",
         "a weighting of classes": "balanced",
-        "an optimizer": "sgd adamw",
-        "a learning rate over time": "constant multistep cosine",
+        "an optimizer": "sgd adam adamw rmsprop lamb muon",
+        "a group of weights": "group no_decay frozen",
+        "a rule that ends the run": "early",
+        "a learning rate over time": "constant multistep cosine polynomial linear exponential "
+        "one_cycle plateau",
         "an integrator": "heun rk4 extrapolate implicit",
         "an average of weights": "late_phase",
         "a balance of losses": "inverse_dirichlet",

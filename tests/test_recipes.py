@@ -15,16 +15,18 @@ import dcil_dsl as dcil
 RECIPES = Path(__file__).parent.parent / "recipes"
 SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
 MEASURED = RECIPES / "allocation" / "sensitivity.prune"  # by a profile of one model
+FROZEN = RECIPES / "training" / "frozen.prune"  # its first layer keeps every weight
 PATHS = [
     path
-    for name in ("allocation", "scores")
+    for name in ("allocation", "scores", "training")
     for path in sorted((RECIPES / name).glob("*.prune"))
-    if path != MEASURED
+    if path not in (MEASURED, FROZEN)
 ]
 
 
 def train(path, folder, **overrides):
     """The non-zero weights of each convolution in the exported file, and the run."""
+    folder.mkdir(exist_ok=True)
     (folder / "net.py").write_text(NET)
     run = dcil.train(
         str(path),
@@ -47,6 +49,14 @@ def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
     assert sum(kept.values()) <= 504  # 10% of 5,040
     assert sum(kept.values()) >= 504 - len(SIZES)
     assert run.plan.groups[0].sparsity == 0.9
+
+
+def test_a_frozen_layer_keeps_every_weight_as_it_was(tmp_path):
+    kept, run = train(FROZEN, tmp_path)
+    assert kept["0.weight"] == 432 and 460 - 1 <= kept["3.weight"] <= 460
+    weight = run.model.state_dict()["0.weight"]
+    again = train(FROZEN, tmp_path / "again", **{"train.epochs": "1ep", "train.seed": "0"})[1]
+    assert (again.model.state_dict()["0.weight"] == weight).all()
 
 
 @pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.weight_groups import Part
+from dcil_dsl.words.weight_groups import ParameterGroup
 from dcil_dsl.words.word import Factor, FactorOrZero, Word
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Optimizer(Word):
         weight_decay: float  # a setting of each optimizer
 
     @abstractmethod
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         """The optimizer over all parts, each with its own share of the rate and its own decay."""
 
     @abstractmethod
     def entries(self, parameter: Tensor) -> dict[str, Tensor]:
         """What the optimizer remembers of a parameter, by name, as it is before the first step."""
 
-    def torch_groups(self, parts: list[Part]) -> list[dict[str, Any]]:
+    def torch_groups(self, parts: list[ParameterGroup]) -> list[dict[str, Any]]:
         """The parts as torch's parameter groups. `lr_scale`: what set_rate multiplies."""
         return [
             {
@@ -67,7 +67,7 @@ class SGD(Optimizer):
     nesterov: bool = False
     weight_decay: FactorOrZero = 0.0
 
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         import torch
 
         optimizer = torch.optim.SGD(
@@ -105,7 +105,7 @@ class Adam(Optimizer):
     eps: Factor = 1e-8
     weight_decay: FactorOrZero = 0.0
 
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         import torch
 
         return torch.optim.Adam(
@@ -132,7 +132,7 @@ class AdamW(Optimizer):
     eps: Factor = 1e-8
     weight_decay: FactorOrZero = 0.01
 
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         import torch
 
         return torch.optim.AdamW(
@@ -158,7 +158,7 @@ class RMSprop(Optimizer):
     centered: bool = False
     weight_decay: FactorOrZero = 0.0
 
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         import torch
 
         return torch.optim.RMSprop(
@@ -192,7 +192,7 @@ class Lamb(Optimizer):
     eps: Factor = 1e-6
     weight_decay: FactorOrZero = 0.01
 
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         # timm counts steps in each group: a group for each weight, so that each has its own count.
         alone = [part._replace(named=[one]) for part in parts for one in part.named]
         optimizer: torch.optim.Optimizer = _timm(self.called).Lamb(
@@ -228,7 +228,7 @@ class Muon(Optimizer):
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: FactorOrZero = 0.0
 
-    def make(self, parts: list[Part]) -> torch.optim.Optimizer:
+    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
         groups = []
         for part in parts:
             for is_matrix in (True, False):
@@ -279,6 +279,6 @@ def _moments(parameter: Tensor) -> dict[str, Tensor]:
     return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros}
 
 
-def can_fuse(parts: list[Part]) -> bool:
+def can_fuse(parts: list[ParameterGroup]) -> bool:
     named = [one for part in parts for one in part.named]
     return all(p.device.type in FUSED_ON and p.is_floating_point() for _, p in named)

@@ -1,7 +1,7 @@
 """Weights that learn otherwise than the others: `groups = [...]` of `train`.
 
 In:   parameters by name, and the words of the setting.
-Out:  one class for each word; Part, the parameters that one optimizer treats alike.
+Out:  one class for each word; ParameterGroup, the parameters that one optimizer treats alike.
 Not:  no optimizer (optimizers.py), and no choice of layers (plan/resolve.py).
 
 Later words win, setting by setting: of `[no_decay(), group(head, lr_scale=10)]` the biases of the
@@ -57,7 +57,7 @@ class WeightGroup(Word):
         """What is different, in the text of a plan."""
 
 
-class Group(WeightGroup):
+class LayerGroup(WeightGroup):
     """`group(head, lr_scale=10, weight_decay=0)`: these layers' weights, biases included.
 
     lr_scale  what the learning rate of each step is multiplied by
@@ -127,7 +127,7 @@ class Frozen(WeightGroup):
         return "frozen"
 
 
-class Part(NamedTuple):
+class ParameterGroup(NamedTuple):
     """Parameters that the optimizer treats alike. weight_decay None: the optimizer's."""
 
     named: Named
@@ -139,7 +139,7 @@ def divided(
     groups: Sequence[WeightGroup],
     named: Iterable[tuple[str, Parameter]],
     original: Callable[[str], str] = str,
-) -> list[Part]:
+) -> list[ParameterGroup]:
     """The parameters in parts, in their order; one part where there are no groups.
 
     original  the name in the model of a parameter of the dual graph, which may be a twin's
@@ -153,7 +153,7 @@ def divided(
                 scale = scale if group.scale is None else group.scale
                 decay = decay if group.decay is None else group.decay
         parts.setdefault((scale, decay), []).append((name, parameter))
-    return [Part(own, scale, decay) for (scale, decay), own in parts.items()]
+    return [ParameterGroup(own, scale, decay) for (scale, decay), own in parts.items()]
 
 
 def frozen_names(groups: Iterable[WeightGroup]) -> frozenset[str]:

@@ -25,7 +25,7 @@ from dcil_dsl.words.rates import (
     Polynomial,
 )
 from dcil_dsl.words.stops import Early
-from dcil_dsl.words.weight_groups import Frozen, Group, NoDecay
+from dcil_dsl.words.weight_groups import Frozen, LayerGroup, NoDecay
 
 SHAPES = {"conv.weight": (6, 4, 3, 3), "conv.bias": (6,), "head.weight": (5, 6)}
 GRADIENTS = 4
@@ -156,9 +156,9 @@ def test_a_group_has_its_share_of_the_rate_and_its_own_decay_and_later_words_win
         return w - rate * (g + (0.0 if name == "conv.bias" else 0.1) * w)
 
     groups = (
-        Group(layers="all", lr_scale=2, weight_decay=0.5, parameters=("head.weight",)),
+        LayerGroup(layers="all", lr_scale=2, weight_decay=0.5, parameters=("head.weight",)),
         NoDecay(parameters=("conv.bias",)),
-        Group(layers="head", lr_scale=10, parameters=("head.weight",)),
+        LayerGroup(layers="head", lr_scale=10, parameters=("head.weight",)),
     )
     assert_same(trained(SGD(lr=0.1, weight_decay=0.1), groups), plainly(update))
 
@@ -185,7 +185,7 @@ WORDS = [
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: word.called)
 def test_a_state_that_went_out_by_name_continues_to_the_same_bits(word):
-    groups = (Group(layers="head", lr_scale=3, parameters=("head.weight",)),)
+    groups = (LayerGroup(layers="head", lr_scale=3, parameters=("head.weight",)),)
 
     def step(optimizer, own, number):
         for name, gradient in gradients(number).items():
