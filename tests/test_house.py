@@ -290,7 +290,7 @@ def test_the_words_of_the_language_are_these():
         "a bound": "within",
         "a granularity": "weight filter channel head block",
         "a score": "magnitude l2 taylor movement gradient random",
-        "a schedule": "cubic linear once constant",
+        "a schedule": "cubic linear exponential iterative staged cyclic once constant",
         "a view": "masked full complement soft_threshold",
         "a penalty": "square norm",
         "a parametrisation": "power",

@@ -16,11 +16,12 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
 MEASURED = RECIPES / "allocation" / "sensitivity.prune"  # by a profile of one model
 FROZEN = RECIPES / "training" / "frozen.prune"  # its first layer keeps every weight
+PATTERN = RECIPES / "schedules" / "nm24.prune"  # its target is 2:4
 PATHS = [
     path
-    for name in ("allocation", "scores", "training")
+    for name in ("allocation", "scores", "training", "schedules")
     for path in sorted((RECIPES / name).glob("*.prune"))
-    if path not in (MEASURED, FROZEN)
+    if path not in (MEASURED, FROZEN, PATTERN)
 ]
 
 
@@ -49,6 +50,13 @@ def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
     assert sum(kept.values()) <= 504  # 10% of 5,040
     assert sum(kept.values()) >= 504 - len(SIZES)
     assert run.plan.groups[0].sparsity == 0.9
+
+
+def test_a_pattern_that_ramps_ends_at_two_of_four(tmp_path):
+    kept, run = train(PATTERN, tmp_path)
+    assert kept["0.weight"] == 432 and kept["3.weight"] == 2304
+    lines = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    assert [line["sparsity_asked"] for line in lines] == [0.25, 0.5]
 
 
 def test_a_frozen_layer_keeps_every_weight_as_it_was(tmp_path):

@@ -20,7 +20,7 @@ from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
 from dcil_dsl.words.granularity import Block, Granularity, Single
 from dcil_dsl.words.regrow import GrowByGradient
-from dcil_dsl.words.schedules import Ramp, Schedule
+from dcil_dsl.words.schedules import Schedule
 from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.targets import Target, Within
 from dcil_dsl.words.units import Percent, Time, written
@@ -60,7 +60,7 @@ def _prune(
     if read.word is None:
         return None
     word = read.word
-    _ramp(word.schedule, target, read.spans.get("schedule"), reader)
+    _schedule(word.schedule, target, read.spans.get("schedule"), reader)
     granularity = _granularity(item, target, word.granularity, reader)
     spans = {**read.spans, "target": item.target.span}
     if granularity is not word.granularity:  # the target brings its own
@@ -207,24 +207,10 @@ def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
         )
 
 
-def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
-    if not isinstance(schedule, Ramp):
-        return
-    if target.pattern is not None:
-        reader.found.add(
-            "E232",
-            "a pattern cannot ramp",
-            span,
-            help="`once(at=10ep)` lets it begin at one moment",
-        )
-    elif schedule.initial > target.sparsity:
-        start, end = written(schedule.initial), written(target.sparsity)
-        reader.found.add(
-            "E214",
-            f"the ramp starts at {start}, above its target of {end}",
-            span,
-            help=f"`initial` is at most {end}",
-        )
+def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
+    fault = schedule.fault(target.sparsity)
+    if fault is not None:
+        reader.found.add("E214", fault[0], span, help=fault[1])
 
 
 def _unused_settings(file: ast.File, pruning: ast.BlockNode | None, found: Diagnostics) -> None:

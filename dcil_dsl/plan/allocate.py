@@ -25,7 +25,6 @@ from dcil_dsl.plan.text import percent
 from dcil_dsl.plan.ties import warn_of_bound
 from dcil_dsl.plan.units import divide, tensor_core_obstacle, tie_members, unit_prices
 from dcil_dsl.words.granularity import Head, Single
-from dcil_dsl.words.schedules import Ramp
 from dcil_dsl.words.targets import Divided, Unfit
 from dcil_dsl.words.units import Percent
 from dcil_dsl.words.word import Run
@@ -202,13 +201,9 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
 
 def _check_time(rule: r.PruneRule, group: p.Group, num_steps: int, report: Diagnostics) -> None:
     reached = reached_at(group)
-    if isinstance(group.schedule, Ramp) and reached <= group.schedule.start:
-        report.add(
-            "E305",
-            "the ramp is shorter than one step",
-            rule.at("schedule"),
-            help="`once(at=...)` prunes at one moment",
-        )
+    fault = group.schedule.fault_in_steps()
+    if fault is not None:
+        report.add("E305", fault[0], rule.at("schedule"), help=fault[1])
     elif reached >= num_steps:
         report.add(
             "E305",
