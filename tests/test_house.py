@@ -286,7 +286,7 @@ def test_the_words_of_the_language_are_these():
     from dcil_dsl.words.registry import own_words
 
     assert {place: " ".join(words) for place, words in own_words().items()} == {
-        "a target": "uniform global nm erk lamp sensitivity",
+        "a target": "uniform global nm erk lamp density at_most each table sensitivity",
         "a bound": "within",
         "a granularity": "weight filter channel head block",
         "a score": "magnitude l2 taylor movement gradient random",

@@ -109,10 +109,11 @@ MODEL: tuple[Code, ...] = (
     ),
     entry(
         "E318",
-        "a profile that does not fit",
+        "a profile, a table or a count that does not fit",
         """`sensitivity(...)` reads a profile that `dcil sensitivity --json FILE` measured: of
           this model's layers, of single weights, and at sparsities as high as the target needs.
-          Its path is relative to the recipe's file.""",
+          A table, a list or a count has to fit the layers of its rule too, one sparsity for each.
+          Paths are relative to the recipe's file.""",
         'prune Conv2d to sensitivity(90%, profile="not-measured.json")',
     ),
     entry(

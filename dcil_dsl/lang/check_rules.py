@@ -208,7 +208,7 @@ def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
 
 
 def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
-    fault = schedule.fault(target.sparsity)
+    fault = None if target.needs_layers else schedule.fault(target.sparsity)
     if fault is not None:
         reader.found.add("E214", fault[0], span, help=fault[1])
 
