@@ -1,8 +1,9 @@
-"""The learning rate as a function of the step.
+"""The learning rate as a function of the step, and when a run ends before its last epoch.
 
-In:   the optimizer's lr, a step, the length of the run.
-Out:  one class for each word: the rate of that step.
-Not:  no state: a rate is a function of the step.
+In:   the optimizer's lr, a step, the length of the run; for some words the metric of the deployed
+      path, evaluation by evaluation.
+Out:  one class for each word: the rate of that step, whether the run ends.
+Not:  no state: a rate is a function of the step and of the evaluations (training/watch.py).
 """
 
 from __future__ import annotations
@@ -230,3 +231,40 @@ class Plateau(Rate):
 
 def _half_cosine(start: float, stop: float, u: float) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * u)) / 2
+
+
+# -- the end of a run ------------------------------------------------------------------------
+
+
+class Stop(Word):
+    """`stop = word(...)` of `train`."""
+
+    place: ClassVar[str] = "a rule that ends the run"
+
+    @abstractmethod
+    def ends(self, values: Sequence[tuple[int, float]]) -> bool:
+        """Whether the run ends after these evaluations at full sparsity: (step, value, larger is
+        better) of each."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The rule in the text of a plan."""
+
+
+class Early(Stop):
+    """`early(patience=10ep)`: the run ends where the metric of the deployed path on held-out data
+    has not improved for `patience`, counted from the first evaluation at full sparsity."""
+
+    patience: Length = Time(10, "epochs")
+
+    def ends(self, values: Sequence[tuple[int, float]]) -> bool:
+        if not values:
+            return False
+        best = max(values, key=lambda one: one[1])[0]  # the first of equal ones
+        return values[-1][0] - best >= self.patience.step
+
+    def summary(self) -> str:
+        return (
+            f"early, after {count(self.patience.step, 'step')} at full sparsity without a better "
+            "metric of the deployed path"
+        )

@@ -18,13 +18,13 @@ from dcil_dsl.training.optim import (
 )
 from dcil_dsl.words.optimizers import SGD, Adam, AdamW, Lamb, Muon, RMSprop
 from dcil_dsl.words.rates import (
+    Early,
     ExponentialRate,
     LinearRate,
     OneCycle,
     Plateau,
     Polynomial,
 )
-from dcil_dsl.words.stops import Early
 from dcil_dsl.words.weight_groups import Frozen, LayerGroup, NoDecay
 
 SHAPES = {"conv.weight": (6, 4, 3, 3), "conv.bias": (6,), "head.weight": (5, 6)}

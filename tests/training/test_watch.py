@@ -15,8 +15,7 @@ from dcil_dsl.training.session import rate_at
 from dcil_dsl.training.watch import best_step, is_over, note, rate_share
 from dcil_dsl.training.ways import check_plan_ways
 from dcil_dsl.words.optimizers import SGD
-from dcil_dsl.words.rates import Multistep, Plateau
-from dcil_dsl.words.stops import Early
+from dcil_dsl.words.rates import Early, Multistep, Plateau
 
 EPOCHS = 8
 SPOILED = Multistep(at=(steps(25),), gamma=1e3)  # what was learnt is lost after the fifth epoch
