@@ -226,10 +226,26 @@ def check_rules(
     rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
 ) -> None:
     """Check the rules against the paths of `mix`."""
+    _check_overridden(rules, found)
     if mixed is not None:
         _check_masks(rules, mixed, found)
     _check_scores(rules, mixed, found)
     _check_effects(rules, mixed, found)
+
+
+def _check_overridden(rules: list[r.PruneRule | r.KeepRule], found: Diagnostics) -> None:
+    """W303 for a rule whose selector a later rule of the same file has too: no model is needed."""
+    for index, rule in enumerate(rules):
+        later = next((other for other in rules[index + 1 :] if r.is_replaced(rule, other)), None)
+        if later is not None:
+            found.add(
+                "W303",
+                "this rule has no effect",
+                rule.span,
+                label="a later rule has the same layers",
+                others=(Label(later.span, "the last rule that matches a layer wins"),),
+                help="leave one of the two out",
+            )
 
 
 def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Diagnostics) -> None:

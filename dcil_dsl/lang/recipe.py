@@ -122,6 +122,11 @@ class KeepRule:
     span: Span = _span()
 
 
+def is_replaced(rule: PruneRule | KeepRule, later: PruneRule | KeepRule) -> bool:
+    """Whether the later rule, of the same file, has the same selector."""
+    return rule.selector == later.selector and rule.span.source is later.span.source
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathRule:
     """`path name = view { random = own | shared }`."""
