@@ -145,6 +145,8 @@ def exporter_for(place: Path) -> Exporter:
     """The format of an exported file or folder. InputError if it is missing or of no format."""
     if not place.exists():
         raise InputError(f"there is no file {place}", help=f"looked at {place.absolute()}")
+    if not place.is_file() and not place.is_dir():  # opening a pipe waits for its writer
+        raise InputError(f"{place} is not a regular file")
     found = recognise(place)
     if found is None:
         raise InputError(
