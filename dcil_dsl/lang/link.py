@@ -28,6 +28,7 @@ from dcil_dsl.lang import ast
 from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.build import build_file, build_value
 from dcil_dsl.lang.parse import parse_text, parse_value
+from dcil_dsl.lang.shipped import NoRecipe, file_of, is_shipped
 from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
 from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.units import Percent, Time, UnitError, combine, written
@@ -264,7 +265,14 @@ def _parent(
     extends: ast.Literal, folder: Path | None, seen: set[object], depth: int
 ) -> tuple[ast.File, Path]:
     wrong = Diagnostics()
-    if folder is None:
+    if is_shipped(extends.value):
+        try:
+            path = file_of(str(extends.value))
+        except NoRecipe as missing:
+            help = missing.help or "`dcil recipes` lists them"
+            wrong.add("E201", str(missing), extends.span, help=help)
+            wrong.stop()
+    elif folder is None:
         wrong.add(
             "E201",
             "a recipe that is not in a file has no folder to find its parent in",
@@ -272,7 +280,8 @@ def _parent(
             help="give `loads` the argument `folder`",
         )
         wrong.stop()
-    path = Path(os.path.normpath(folder / str(extends.value)))
+    else:
+        path = Path(os.path.normpath(folder / str(extends.value)))
     key = _key(path.parent, path.name)
     if key in seen:
         wrong.add(
@@ -398,8 +407,9 @@ def _head(item: ast.Item) -> Span:
 def _override(file: ast.File, overrides: dict[str, str], found: Diagnostics) -> ast.File:
     """Put every override in its place; an unknown name is E222, a bad value E1xx.
 
-    A name is a `let`, or `block.setting`. `pruning.refresh` and the like apply to every rule: they
-    also replace the setting of a rule's own block.
+    A name is a `let`, `block.setting`, or `block.setting.argument` of a setting that is a call.
+    `pruning.refresh` and the like apply to every rule: they also replace the setting of a rule's
+    own block.
     """
     for name, text in overrides.items():
         source = Source(f"{name}={text}", SET)
@@ -411,9 +421,12 @@ def _override(file: ast.File, overrides: dict[str, str], found: Diagnostics) -> 
                 found.note(diagnostic)
             continue
         block, dot, key = name.partition(".")
-        if not dot:
+        key, inner, argument = key.partition(".")
+        if inner and block in BLOCKS and "." not in argument:
+            file = _set_argument(file, block, key, argument, value, span, found)
+        elif not dot:
             file = _set_let(file, name, value, span, found)
-        elif block in BLOCKS and "." not in key:
+        elif block in BLOCKS and not inner:
             file = _set_setting(file, block, key, value, span, found)
         else:
             _unknown(file, name, span, found)
@@ -457,6 +470,52 @@ def _set_setting(
             found.add("E222", f"the recipe has no `{kind}` block to set `{key}` in", span)
             return file
         items.append(ast.BlockNode(span=setting.span, kind=kind, name=None, settings=(setting,)))
+    return replace(file, items=tuple(items))
+
+
+def _set_argument(
+    file: ast.File,
+    kind: str,
+    key: str,
+    argument: str,
+    value: ast.Value,
+    span: Span,
+    found: Diagnostics,
+) -> ast.File:
+    """Put an argument into every call that is this setting: `train.optimizer.lr`."""
+    lets = {i.name.name: i.value for i in file.items if isinstance(i, ast.Let)}
+    given = ast.Argument(
+        span=Span(span.source, 0, len(span.source.text)),
+        name=ast.Name(span=span, name=argument),
+        value=value,
+    )
+    num_set = 0
+
+    def changed(setting: ast.Setting) -> ast.Setting:
+        nonlocal num_set
+        call = setting.value
+        if isinstance(call, ast.Name) and call.name in lets:
+            call = lets[call.name]
+        if setting.name.name != key or not isinstance(call, ast.Call):
+            return setting
+        num_set += 1
+        mine = (a for a in call.arguments if a.name is None or a.name.name != argument)
+        return replace(setting, value=replace(call, arguments=(*mine, given)))
+
+    items: list[ast.Item] = []
+    for item in file.items:
+        is_block = isinstance(item, ast.BlockNode) and item.kind == kind
+        if is_block or isinstance(item, ast.PruneNode) and kind == "pruning":
+            assert isinstance(item, ast.BlockNode | ast.PruneNode)
+            item = replace(item, settings=tuple(changed(one) for one in item.settings))
+        items.append(item)
+    if not num_set:
+        found.add(
+            "E222",
+            f"the recipe has no call `{kind}.{key}` to set `{argument}` in",
+            span,
+            help=f"set all of it: `{kind}.{key}=...`" if key in BLOCKS[kind].model_fields else None,
+        )
     return replace(file, items=tuple(items))
 
 

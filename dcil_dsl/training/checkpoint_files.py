@@ -52,6 +52,9 @@ class Position:
     trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
     waited     seconds of them in which the loop waited for its next batch; epoch_waited too
     scaler     the state of the fp16 gradient scaler, numbers only
+    watched    the metric of the deployed path after each evaluated epoch: (step, value, larger is
+               better)
+    stopped    whether the run ended here before its last step
     rewinds    how often the run went back: at which step what was not finite, to
                which step
     """
@@ -69,6 +72,8 @@ class Position:
     epoch_waited: Seconds = 0.0
     scaler: dict[str, FiniteFloat | int] = field(default_factory=dict)
     rewinds: list[dict[str, int | str]] = field(default_factory=list)
+    watched: list[tuple[NonNegativeInt, FiniteFloat]] = field(default_factory=list)
+    stopped: bool = False
 
     @property
     def rate_factor(self) -> float:

@@ -22,9 +22,11 @@ from typing import Any
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.training.machine import Options
 
+# Settings that older versions did not have: at their defaults, runs of those can be resumed.
+ADDED = ("groups", "stop", "checkpoint")
 MAX_LINES = 5  # shown of each kind; the count of the rest is said
 
 
@@ -88,7 +90,12 @@ def science_of(plan: Plan) -> dict[str, Any]:
     # of the layers.
     for group in values["groups"]:
         group["target"].get("settings", {}).pop("profile", None)
-    (values["train"]["average"] or {}).get("settings", {}).pop("layers", None)
+    train = values["train"]
+    for word in (train["average"], *train["groups"]):
+        (word or {}).get("settings", {}).pop("layers", None)
+    for name in ADDED:
+        if train[name] == TrainPlan.model_fields[name].default:
+            del train[name]
     return _alike(values)
 
 

@@ -173,14 +173,14 @@ def _broken(
 ) -> list[str]:
     """Groups of m that do not keep n, of how many each keeps."""
     assert group.pattern is not None
-    n, m = group.pattern.n, group.pattern.m
-    asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
+    m = group.pattern.m
+    asked = [keep * m // size for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)
     (wrong,) = placement.totals([torch.stack([(kept != keep).sum() for kept, keep in pairs])])
     return [
         f"{name}: "
         f"{count(number, f'group of {m} weights does', f'groups of {m} weights do')} not keep {n}"
-        for name, number in zip(counts, wrong.tolist(), strict=True)
+        for name, number, n in zip(counts, wrong.tolist(), asked, strict=True)
         if number
     ]
 

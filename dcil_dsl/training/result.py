@@ -28,6 +28,7 @@ from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import Session, check_deferred, show_notes
+from dcil_dsl.training.watch import is_over, rate_share
 from dcil_dsl.words.metrics import metric_text
 
 
@@ -50,6 +51,7 @@ class Result:
     data_seconds       in which steps waited for their batch; data_share: of all seconds of steps.
                        As the host sees it: where the device lags behind it, the device waited less
     patterns       in words, where 2:4 patterns were computed and why; empty where none asks for it
+    ended          whether the run took all its steps, or was ended by the recipe's `stop`
     rewinds        how often the run went back after a loss that was not finite: at which step
                    what, and to which step
     """
@@ -74,6 +76,7 @@ class Result:
     rewinds: tuple[dict[str, int | str], ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
     patterns: tuple[str, ...] = ()
+    ended: bool = False
 
 
 def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
-        "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
+        "lr": rate_at(plan, max(at.step - 1, 0)) * rate_share(plan, at),
         "losses": {name: value for name, value in means.items() if name not in paths},
         f"train_{now.task.trained}": {n: value for n, value in means.items() if n in paths},
         **{
@@ -152,6 +155,7 @@ def result_of(
         data_seconds=at.waited,
         data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
+        ended=at.step >= now.plan.num_steps or is_over(now.plan, at),
         sparsity_counted=sparsity.pruned,
         counts=sparsity.counts,
         at_floor=sparsity.at_floor,

@@ -36,11 +36,11 @@ from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
-from dcil_dsl.training.optim import make_optimizer, rate_at, set_rate
+from dcil_dsl.training.optim import rate_at, set_rate
 
 State = dict[str, Tensor]
 # Settings of `train` that a client's plain step takes. What others ask for it would leave out.
-TAKEN = {"num_epochs", "optimizer", "rate", "clip", "seed"}
+TAKEN = {"num_epochs", "optimizer", "rate", "groups", "clip", "seed"}
 
 
 def check_rounds(plan: Plan, local_steps: int) -> int:
@@ -55,6 +55,8 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
     for name in TrainPlan.model_fields:
         if name not in TAKEN and getattr(plan.train, name) != getattr(plain, name):
             raise InputError(f"federated rounds do not go with `{name}` of the recipe's `train`")
+    if plan.train.rate.evaluates:
+        raise InputError("federated rounds do not go with an `lr` that follows from evaluations")
     for group in plan.groups:
         if group.kept_score is not None or group.regrow is not None:
             raise InputError(
@@ -111,7 +113,7 @@ def train_client(
     dual.load_state_dict(state)
     dual.train()
     plan = dual.plan
-    optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
+    optimizer = plan.make_optimizer(dual)
     for at, (images, labels) in enumerate(batches, start=step):
         dual.begin_step(at)
         set_rate(optimizer, rate_at(plan, at))
