@@ -1,5 +1,6 @@
 """Recipes that come with the program have names, on the command line and in `extends`."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 import dcil_dsl as dcil
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.shipped import NoRecipe, file_of, names, shipped
-from grammar.build import taken_along
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMALLEST = """language 1
@@ -59,10 +59,7 @@ def test_the_list_has_titles_and_what_was_measured():
 
 def test_the_wheel_takes_every_recipe_and_what_it_reads_along(monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
-    along = set(taken_along())
+    along = set(runpy.run_path("grammar/build.py")["taken_along"]())
     assert {f"recipes/{name}.prune" for name in names()} <= along
-    assert {
-        "grammar/prune.lark",
-        "recipes/README.md",
-        "recipes/allocation/resnet20_table.json",
-    } <= along
+    assert {"grammar/prune.lark", "recipes/README.md"} <= along
+    assert "recipes/allocation/resnet20_table.json" in along
