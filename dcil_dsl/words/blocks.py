@@ -109,7 +109,7 @@ class Train(Word):
     average: WeightAverage | None = None
     integrator: Integrator | None = None
     balance: Balance | None = None
-    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimizer
     sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0
 
