@@ -2,7 +2,7 @@
 
 In:   resolve.py fills it from a recipe and a traced model.
 Out:  compiler/, training/ and exporting/ read it and nothing of the language; it goes to JSON
-      and back unchanged, and lies in every run folder and checkpoint.
+      and back unchanged, and is stored in every run folder and checkpoint.
 Not:  no tensors, no modules, no units but steps, counts of weights and fractions.
 """
 
@@ -376,7 +376,7 @@ class Plan(PlanRecord):
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where in a file the first thing is that is wrong, and what: "groups.0.refresh: ..."."""
+    """The place of the first fault in a file, and the fault: "groups.0.refresh: ..."."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "the whole"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

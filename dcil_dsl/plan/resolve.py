@@ -1,6 +1,6 @@
 """Recipe x model -> Plan: every decision, no tensors.
 
-In:   a checked Recipe, a Traced model, the number of optimiser steps in an epoch.
+In:   a checked Recipe, a Traced model, the number of optimizer steps in an epoch.
 Out:  the Plan.
 Not:  weights are not read; nothing is rewritten.
 """
@@ -47,7 +47,7 @@ def resolve_recipe(
 ) -> p.Plan:
     """What the recipe means for this model, in steps.
 
-    steps_per_epoch counts optimiser steps, class_counts the training examples of each class; None
+    steps_per_epoch counts optimizer steps, class_counts the training examples of each class; None
     where there are no data. Warnings are added to `report`; errors are raised
     together as RecipeError.
     """

@@ -1,7 +1,7 @@
-"""Who learns from whom, the losses and the training of a Plan, printed.
+"""Print the routes, the losses and the training of a Plan.
 
 In:   a Plan, and the page.
-Out:  the private modules, the phases with their cost, the losses, the optimiser, the claims.
+Out:  the private modules, the phases with their cost, the losses, the optimizer, the claims.
 Not:  show.py puts the parts together.
 """
 
@@ -124,7 +124,7 @@ def show_losses(plan: Plan) -> str:
 
 
 def show_training(plan: Plan, page: Page) -> str:
-    """The optimiser, the learning rate, and what else the steps do."""
+    """The optimizer, the learning rate, and what else the steps do."""
     train = plan.train
     optimizer = ", ".join(
         f"{name} {setting(value)}" for name, value in train.optimizer if value is not False
@@ -187,7 +187,7 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
 
 
 def show_expectations(plan: Plan) -> str:
-    """What the author claims of the result."""
+    """The author's claims about the result."""
     claims = (
         f"{claim.metric} {claim.compare} "
         f"{percent(claim.value) if METRICS[claim.metric].is_share else f'{claim.value:.6g}'}"

@@ -35,7 +35,7 @@ class Schedule(Word):
     @property
     @abstractmethod
     def reached(self) -> int:
-        """The first step at which the target itself is asked for."""
+        """The first step at which the target is requested in full."""
 
     @property
     def turns(self) -> tuple[int, ...]:

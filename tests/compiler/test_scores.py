@@ -57,7 +57,7 @@ def batch(step):
 
 
 def take_step(dual, step):
-    """One plain update, as the recipe's optimiser has it; the masks and scores it ends with."""
+    """One plain update, as the recipe's optimizer has it; the masks and scores it ends with."""
     dual.train().begin_step(step)
     images, labels = batch(step)
     dcil.loss(dual.plan, dual(images), labels, step).backward()

@@ -9,7 +9,7 @@ Round r covers the steps r L .. (r + 1) L - 1 of the plan, for every client the 
 
     server   moves the masks that are due at r L, sends weights, statistics and masks
     client   W_i <- W, then L ordinary steps of the recipe on its own batches: gradients at what its
-             paths see, applied to all of its weights; a fresh optimiser each round
+             paths see, applied to all of its weights; a fresh optimizer each round
     server   W <- sum n_i W_i / sum n_i, n_i the examples of client i: FedAvg, McMahan et al. 2017,
              arXiv:1602.05629; with `forget = true` W <- W m, so that what it sends is sparse
 
