@@ -115,12 +115,14 @@ class Artefact:
 
     origin  None: it says nothing about itself
     exact   False: the network computes the same with other numbers than those that the run deploys
+    complete  False: tensors that became part of others are not there, and others may be
     """
 
     file: Path
     tensors: dict[str, Tensor]
     origin: Origin | None
     exact: bool = True
+    complete: bool = True
 
 
 def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
