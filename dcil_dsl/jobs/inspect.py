@@ -123,7 +123,7 @@ def evaluate_run(
     path = known_path(plan, path)
     command = read_command(folder)
     if data is None:
-        data = _stored_data(folder, command["data"])
+        data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
     dataset = open_data(data, directory, plan.data.channels)
     dual, step = rebuild(folder, plan, model)
@@ -145,7 +145,7 @@ def evaluate_run(
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
-def _stored_data(folder: RunFolder, name: str | None) -> str:
+def stored_data(folder: RunFolder, name: str | None) -> str:
     """The data set that a run names. InputError where that is code, which a file cannot ask for."""
     if name is None or known_record(name) is None and not is_callable_spec(name):
         said = f"was trained on `{name}`" if name else "does not say which data it was trained on"

@@ -1,4 +1,4 @@
-"""`dcil export --to cpu` and `dcil verify` on a run of seconds, and on what was done to its folder."""
+"""`dcil export --to cpu` and `dcil verify` on a run of seconds, and on changed folders."""
 
 import shutil
 from pathlib import Path
@@ -103,9 +103,10 @@ def test_a_network_that_cannot_be_traced_is_refused_in_one_sentence(folder, tmp_
         "    def forward(self, x):\n        return super().forward(x) * float(torch.rand(()))\n"
     )
     (tmp_path / "odd.py").write_text(
-        (folder / "net.py").read_text().replace("nn.Sequential", "Odd").replace(
-            "from torch import nn", branches
-        )
+        (folder / "net.py")
+        .read_text()
+        .replace("nn.Sequential", "Odd")
+        .replace("from torch import nn", branches)
     )
     shutil.copy(folder / "run" / "sparse.safetensors", tmp_path / "sparse.safetensors")
     asked = ("--to", "cpu", "--model", f"{tmp_path}/odd.py:Net")
