@@ -57,3 +57,4 @@ class Executable:
             raise OSError(ctypes.get_errno(), "the system forbids generated code")
         self.size = total
         self.addresses = [place + start for start in starts]
+        self.end = place + total

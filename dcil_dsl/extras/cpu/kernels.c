@@ -178,9 +178,11 @@ typedef struct {
   i64 width, taps;     /* vectors of a tile; offsets of a depthwise kernel */
   i64 height, columns, in_row, in_step, out_row; /* of a copy; of the output of a pool */
   i64 in_height, in_columns, kernel, stride, padding; /* of a pool */
-  const Code *code;                                   /* of each block of channels */
+  /* Of each block of channels `parts` routines, to be called in order; at the end one more, where
+     the memory of the last one ends. */
+  const Code *code;
   const float *const *code_values;
-  i64 blocks, block;
+  i64 blocks, block, parts;
 } Op;
 
 INLINE void finish(const Op *o, vec *s, const int pv, float *y, const float *r,
@@ -220,14 +222,40 @@ static void conv(const Op *o, const float *in, float *out, const float *add, int
   }
 }
 
-/* Blocks outside, positions inside: the code of a block stays in the cache. */
+/* Ask for bytes [size * i / n, size * (i + 1) / n) of `p` in the second cache. */
+INLINE void fetch(const char *p, i64 size, i64 i, i64 n) {
+  for (i64 j = size * i / n & -64; j < size * (i + 1) / n; j += 64) __builtin_prefetch(p + j, 0, 2);
+}
+
+/* Parts of blocks outside, positions inside: the code of a part stays in the cache. While it runs,
+   the code and the numbers of the next part arrive: CPUs foresee reads of data, not of code. */
 static void code(const Op *o, const float *in, float *out, const float *add, int t, int threads) {
   i64 i, end;
   part(o->blocks * o->vectors, t, threads, &i, &end);
-  for (; i < end; i++) {
-    const i64 b = i / o->vectors, q = i % o->vectors * LANES;
-    o->code[b](in + q, o->code_values[b], out + b * o->block * o->out_plane + q,
-               add ? add + b * o->block * o->add_plane + q : 0, o->mask + q);
+  const i64 k = i / o->vectors * o->parts;
+  if (i < end) {
+    fetch((const char *)o->code[k], (const char *)o->code[k + 1] - (const char *)o->code[k], 0, 1);
+    fetch((const char *)o->code_values[k],
+          (const char *)o->code_values[k + 1] - (const char *)o->code_values[k], 0, 1);
+  }
+  while (i < end) {
+    const i64 b = i / o->vectors, from = i % o->vectors, left = end - i;
+    const i64 to = from + left < o->vectors ? from + left : o->vectors;
+    float *y = out + b * o->block * o->out_plane;
+    const float *r = add ? add + b * o->block * o->add_plane : add;
+    for (i64 k = b * o->parts; k < (b + 1) * o->parts; k++) {
+      const char *next = (const char *)o->code[k + 1], *numbers = (const char *)o->code_values[k + 1];
+      const int more = k + 1 < o->blocks * o->parts;
+      const i64 code_size = more ? (const char *)o->code[k + 2] - next : 0;
+      const i64 size = more ? (const char *)o->code_values[k + 2] - numbers : 0;
+      for (i64 q = from; q < to; q++) {
+        const i64 p = q * LANES;
+        fetch(next, code_size, q - from, to - from);
+        fetch(numbers, size, q - from, to - from);
+        o->code[k](in + p, o->code_values[k], y + p, r ? r + p : r, o->mask + p);
+      }
+    }
+    i += to - from;
   }
 }
 
@@ -345,9 +373,6 @@ void dcil_planes(const Op *ops, i64 count, i64 images, i64 threads) {
 typedef struct {
   Weights w;
   i64 inner, outer, act, width; /* width: vectors of a tile of rows */
-  const Code *code;
-  const float *const *code_values;
-  i64 blocks, block;
 } Rows;
 
 /* LANES channels of a tile lie in `s`; their rows go to y, with the residual. */
