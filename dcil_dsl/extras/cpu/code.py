@@ -24,7 +24,7 @@ import numpy as np
 Array = np.ndarray
 BLOCK = 28  # output channels; the other four registers hold input vectors
 LOADED = 4
-PART = 1536  # weights; 7 bytes of code each and 10 for each load
+PART = 768  # weights; 7 bytes of code each and 10 for each load
 # General registers: the arguments in order.
 INPUT, NUMBERS, OUTPUT, RESIDUAL, MASK = 7, 6, 2, 1, 8
 # Opcode maps and prefixes of the instructions.

@@ -44,7 +44,8 @@ class RowStruct(ctypes.Structure):
     """A linear layer whose input rows are positions."""
 
     _fields_ = _fields(
-        "*values *short_values *offsets *short_offsets *starts *bias scale inner outer act width"
+        "*values *short_values *offsets *short_offsets *starts *bias scale inner outer act width "
+        "*code *code_values blocks block parts"
     )
 
 
