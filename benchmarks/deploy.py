@@ -44,7 +44,10 @@ from dcil_dsl.extras.bench.measure import (  # noqa: E402
     measure_row,
     processes_of,
 )
-from dcil_dsl.extras.cpu.export import write  # noqa: E402
+from dcil_dsl.extras.cpu.export import build_program, write_program  # noqa: E402
+from dcil_dsl.extras.cpu.program import ProgramLayer  # noqa: E402
+from dcil_dsl.extras.cpu.storage import compress  # noqa: E402
+from dcil_dsl.model.inputs import Inputs as CallInputs  # noqa: E402
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 Row = tuple[str, int, int]  # network, batch size, threads
@@ -98,21 +101,17 @@ NETWORKS = {
 
 
 @torch.no_grad()
-def prune(model: nn.Module, share: float) -> None:
-    """Set the smallest weights of each layer to zero; settle the norms on noise."""
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    for module in model.modules():
-        if module in convolutions[:1] or getattr(module, "groups", 1) > 1:
-            continue
-        for name in ("weight", "in_proj_weight"):
-            weight = getattr(module, name, None)
-            if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)) and isinstance(
-                weight, Tensor
-            ):
-                if weight.abs().max() == 0:  # such as the last layer of torchvision's ViT
-                    nn.init.normal_(weight, std=0.02)
-                order = weight.abs().flatten().argsort()
-                weight.view(-1)[order[: round(share * weight.numel())]] = 0
+def prune(weight: Tensor, share: float) -> Tensor:
+    """A weight without its smallest numbers; the others grow, so that activations keep their size.
+
+    A weight that is all zero, such as the last one of torchvision's ViT, becomes random first.
+    """
+    if weight.abs().max() == 0:
+        weight = torch.randn(weight.shape) * 0.02
+    pruned = weight.clone()
+    order = weight.abs().flatten().argsort()
+    pruned.view(-1)[order[: round(share * weight.numel())]] = 0
+    return pruned * (weight.norm() / pruned.norm().clamp_min(1e-9))
 
 
 @torch.no_grad()
@@ -129,14 +128,21 @@ def settle(model: nn.Module, inputs: Inputs) -> None:
 def contestants(network: str, options: argparse.Namespace, folder: Path) -> list[Contestant]:
     """Export the network with each sparsity: dcil runs all of them, dense engines one."""
     dense_at = min(options.sparsities, key=lambda share: abs(share - DENSE_AT))
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[network]()
+    settle(model, inputs)
+    program, tensors = build_program(model, CallInputs.of(inputs))
+    layers = [op for op in program.operations if isinstance(op, ProgramLayer) and op.groups == 1]
+    first = next((op.weight for op in layers if op.op == "conv2d"), None)
+    weights = {op.weight for op in layers} - {first}
     found: list[Contestant] = []
     for share in options.sparsities:
-        torch.manual_seed(0)
-        model, inputs = NETWORKS[network]()
-        prune(model, share)
-        settle(model, inputs)
         exported, work = folder / f"{share}", folder / f"{share}-work"
-        write(model, inputs, exported)
+        stored = {
+            name: compress(prune(tensor, share) if name in weights else tensor)
+            for name, tensor in tensors.items()
+        }
+        write_program(program, stored, exported)
         work.mkdir()
         for engine in options.engines:
             if engine.startswith("dcil"):

@@ -113,18 +113,8 @@ def write(
             for name, tensor in tensors.items()
         }
         rounding = _distance(_run(program, exact, inputs), _run(program, stored, inputs))
-    program = program.model_copy(update={"digest": digest_of(stored)})
-    text = program.model_dump_json(indent=1, exclude_defaults=True)
-    parse_program(text, PROGRAM)
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    if origin is not None:
-        origin = origin.model_copy(update={"digest": digest(original_tensors(stored))})
-    write_tensors(folder / WEIGHTS, stored, origin)
-    write_atomically(folder / PROGRAM, lambda draft: _write_text(draft, text))
+    program = write_program(program, stored, folder, origin)
     return Exported(
         folder,
         program,
@@ -133,6 +123,27 @@ def write(
         sum(entry.num_bytes for entry in stored.values()),
         sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
     )
+
+
+def write_program(
+    program: CpuProgram,
+    stored: Mapping[str, StoredTensor],
+    folder: Path,
+    origin: Origin | None = None,
+) -> CpuProgram:
+    """Write a program with its tensors, whose digest it gets. Nothing is compared with a model."""
+    program = program.model_copy(update={"digest": digest_of(stored)})
+    text = program.model_dump_json(indent=1, exclude_defaults=True)
+    parse_program(text, PROGRAM)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if origin is not None:
+        origin = origin.model_copy(update={"digest": digest(original_tensors(stored))})
+    write_tensors(folder / WEIGHTS, stored, origin)
+    write_atomically(folder / PROGRAM, lambda draft: _write_text(draft, text))
+    return program
 
 
 def read(folder: str | Path) -> CpuNetwork:

@@ -1,9 +1,11 @@
 """Engines run the same network, take turns, and say what is missing. No time is asserted."""
 
 import json
+import os
 
 import pytest
 import torch
+from support.library import needed
 from torch import nn
 
 from dcil_dsl import InputError
@@ -28,6 +30,7 @@ def test_every_engine_computes_the_same(folder, engine):
     try:
         result = ENGINES[engine][1](subject)()
     except Missing as missing:
+        assert os.environ.get("DCIL_EXTRA") != "cpu", missing
         pytest.skip(str(missing))
     if not isinstance(result, torch.Tensor):
         result = torch.as_tensor(
@@ -98,7 +101,7 @@ def test_a_row_whose_time_is_over_ends_after_the_fewest_rounds(folder):
 
 
 def test_engines_of_one_network_share_its_files(folder, tmp_path):
-    pytest.importorskip("onnxruntime")
+    needed("onnxruntime")
     for _ in range(2):
         subject = Subject(folder, 2, 1, tmp_path)
         ENGINES["onnxruntime-int8"][1](subject)()
