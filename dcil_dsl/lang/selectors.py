@@ -92,7 +92,7 @@ class Regex:
     """
 
     def __init__(self, pattern: str):
-        import regex  # type: ignore[import-untyped]
+        import regex
 
         try:
             re.compile(pattern)  # Python decides what is valid; the engine accepts more
@@ -243,7 +243,7 @@ class Selectors:
             around = within[within.index(name) :]
             self.found.add(
                 "E223",
-                f"`layers {name}` is defined by itself",
+                f"`layers {name}` is defined in terms of itself",
                 selector.span,
                 others=tuple(Label(self.layers[n].name.span, "through this") for n in around),
             )

@@ -336,7 +336,7 @@ def _lowest(mask: int, number: int) -> int:
     """The first `number` members of a set."""
     if number >= mask.bit_count():
         return mask
-    low, high = 0, mask.bit_length()  # the shortest beginning with so many members
+    low, high = 0, mask.bit_length()  # the shortest prefix with that number of members
     while low < high:
         middle = (low + high) // 2
         if (mask & ((1 << middle) - 1)).bit_count() < number:

@@ -48,7 +48,7 @@ def write_compact(deployed: Deployed, folder: Path) -> tuple[Compacted, Measured
     """
     network = deployed.network
     example = example_of(deployed, batch=2)
-    try_inputs(network, example, "the plan or the header")
+    try_inputs(network, example, f"the plan or the header of {deployed.source}")
     result = compact(network, example)
     device = pick_device("auto")
     inputs = example_of(deployed, BATCH).to(device)
