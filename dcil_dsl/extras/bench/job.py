@@ -28,8 +28,7 @@ from dcil_dsl.jobs.example import example_of
 from dcil_dsl.jobs.export import read_deployed
 from dcil_dsl.jobs.inspect import stored_data
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.training.command import read_command
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, open_run, read_command
 
 
 def bench_run(

@@ -134,6 +134,11 @@ class Planner:
         self.values = infer(program, weights.stored, shapes)
         self.places = {name: index for index, name in enumerate(self.values)}
         self.last = self._last_reads()
+        kept = {*(given.name for given in program.inputs), *program.constants}
+        self.dropped: dict[int, list[int]] = {}  # the places that no later operation reads
+        for name, last in self.last.items():
+            if name not in kept:
+                self.dropped.setdefault(last, []).append(self.places[name])
         self.steps: list[tuple[KernelStep, tuple[int, ...]]] = []
         self.lines: list[Line] = []
 
@@ -181,13 +186,8 @@ class Planner:
 
     def _append(self, index: int, step: KernelStep, since: int | None = None) -> None:
         """A step, and the values that no later operation reads."""
-        kept = {*(given.name for given in self.program.inputs), *self.program.constants}
         begin = index if since is None else since
-        dropped = [
-            self.places[name]
-            for name, last in self.last.items()
-            if begin <= last <= index and name not in kept
-        ]
+        dropped = [place for one in range(begin, index + 1) for place in self.dropped.get(one, ())]
         self.steps.append((step, tuple(dropped)))
 
     # ---- what runs where
@@ -289,7 +289,7 @@ class Planner:
         place = place_of(index, call)
         slots = {
             name: value if isinstance(value, (int, type(None))) else Place(self.places[name])
-            for name, value in self.values.items()
+            for name, value in ((name, self.values[name]) for name in call.values())
         }
         tensors = {name: self.weights.dense(name) for name in self._tensors(call)}
         args = decode(call.args, slots, tensors, place)

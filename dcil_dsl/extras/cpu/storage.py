@@ -106,6 +106,8 @@ def write_tensors(
 
 def read_tensors(file: Path) -> dict[str, StoredTensor]:
     """Read and check the file. InputError where it is missing or damaged."""
+    if file.exists() and not file.is_file():  # such as a pipe, which would be waited for
+        raise InputError(f"{file} is not a file")
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
@@ -122,6 +124,8 @@ def parse_tensors(tensors: Mapping[str, Tensor], place: str) -> dict[str, Stored
     """Stored tensors from the entries of a file; every mask fits its shape and its values."""
     found: dict[str, StoredTensor] = {}
     for key, tensor in tensors.items():
+        if not key.isprintable():
+            raise InputError(f"{place} has a tensor whose name cannot be printed: {key[:100]!a}")
         if key.endswith(MASK):
             name = key.removesuffix(MASK)
             found[name] = _compressed(name, tensor, tensors, place)
