@@ -388,6 +388,8 @@ def test_no_verb_loses_an_option_that_others_rely_on():
         "export": "--to --out --path --model --concise",
         "sensitivity": "--model --train --data --weights --batches --part --levels --target --json "
         "--set --device --workers --concise",
+        "bench": "--json --engines --batch-sizes --threads --rounds --path --model --train --data "
+        "--concise",
         "explain": about_a_model,
     }
     found = options_of_verbs()

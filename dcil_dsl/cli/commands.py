@@ -47,6 +47,9 @@ VERBS = {
     "eval": Verb(f"{CORE}:evaluate", "Measure the accuracy of a run."),
     "verify": Verb(f"{CORE}:verify", "Prove the sparsity of a stored network, by counting zeros."),
     "export": Verb(f"{CORE}:export", "Write the network to deploy."),
+    "bench": Verb(
+        "dcil_dsl.extras.bench.verb:bench", "Time the exported network in several engines."
+    ),
 }
 
 
