@@ -235,17 +235,15 @@ def check_rules(
 
 def _check_overridden(rules: list[r.PruneRule | r.KeepRule], found: Diagnostics) -> None:
     """W303 for a rule whose selector a later rule of the same file has too: no model is needed."""
-    for index, rule in enumerate(rules):
-        later = next((other for other in rules[index + 1 :] if r.is_replaced(rule, other)), None)
-        if later is not None:
-            found.add(
-                "W303",
-                "this rule has no effect",
-                rule.span,
-                label="a later rule has the same layers",
-                others=(Label(later.span, "the last rule that matches a layer wins"),),
-                help="leave one of the two out",
-            )
+    for index, later in sorted(r.replaced_rules(rules).items()):
+        found.add(
+            "W303",
+            "this rule has no effect",
+            rules[index].span,
+            label="a later rule has the same layers",
+            others=(Label(rules[later].span, "the last rule that matches a layer wins"),),
+            help="leave one of the two out",
+        )
 
 
 def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Diagnostics) -> None:

@@ -8,6 +8,7 @@ Not:  no layers, no steps: those need a model and a length of the epoch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,9 +123,17 @@ class KeepRule:
     span: Span = _span()
 
 
-def is_replaced(rule: PruneRule | KeepRule, later: PruneRule | KeepRule) -> bool:
-    """Whether the later rule, of the same file, has the same selector."""
-    return rule.selector == later.selector and rule.span.source is later.span.source
+def replaced_rules(rules: Sequence[PruneRule | KeepRule]) -> dict[int, int]:
+    """For each rule that a later one of the same file replaces: the index of the next rule with
+    the same selector."""
+    found: dict[int, int] = {}
+    latest: dict[object, int] = {}
+    for index in reversed(range(len(rules))):
+        key = (id(rules[index].span.source), rules[index].selector)
+        if key in latest:
+            found[index] = latest[key]
+        latest[key] = index
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
