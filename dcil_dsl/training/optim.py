@@ -32,7 +32,7 @@ def make_optimizer(
 
 
 def check_rate(plan: Plan) -> None:
-    """InputError where the rate grows, step by step, beyond what float32 holds."""
+    """InputError where the rate exceeds the range of float32 at some step."""
     for step in (0, *plan.train.rate.turns):
         try:
             is_held = rate_at(plan, step) <= LARGEST
@@ -76,7 +76,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
     """Zero the optimizer's state of pruned weights under `forget`.
 
-    Otherwise momentum would move them away from zero, and would still be there when they return.
+    Otherwise momentum would move them away from zero, and would act again when they return.
     """
     masks = {
         id(dual.get_parameter(name)): dual.get_buffer(f"{name}_mask")
@@ -96,7 +96,7 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], word: Optimizer
 ) -> None:
-    """Put back what optimizer_state gave, of the optimizer that `word` made.
+    """Load the tensors of optimizer_state into the optimizer that `word` made.
 
     Raises KeyError for a parameter or an entry that it does not have, ValueError for one of another
     shape or type.

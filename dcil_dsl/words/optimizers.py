@@ -28,7 +28,7 @@ FUSED_ON = ("cuda",)
 class Optimizer(Word):
     """`optimizer = word(lr=...)` of `train`.
 
-    entrywise  whether each entry of a weight is updated by itself, so that rows can lie apart
+    entrywise  whether each entry of a weight is updated alone, so that rows can lie apart
     """
 
     place: ClassVar[str] = "an optimizer"
