@@ -10,7 +10,12 @@ import os
 
 import pytest
 
-OF = {"transformers": "hf", "accelerate": "hf", "lightning": "lightning"}
+OF = {
+    "transformers": "hf",
+    "accelerate": "hf",
+    "lightning": "lightning",
+    "torchmetrics": "lightning",
+}
 
 
 def needed(name: str):
