@@ -158,6 +158,19 @@ class Dual(fx.GraphModule):
 
         return collapse(self).eval()
 
+    def __getattr__(self, name: str) -> Any:
+        """As of any module; of what only the original's class has, the error says where it is."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            original = self.__dict__.get("original")
+            if name.startswith("_") or not hasattr(type(original), name):
+                raise
+            kind = type(original).__name__
+            raise AttributeError(
+                f"a Dual has no `{name}`; the sparse {kind} has it: dual.deployed.{name}"
+            ) from error
+
     def inputs(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The inputs of a graph, in its order, from the arguments of a call of the model."""
         return args if self.arguments.live is None else self.arguments.bind(args, kwargs)

@@ -100,6 +100,7 @@ class Pruner:
         self._moved = False  # whether this step's masks are others than the last one's
         self._held: dict[str, Tensor] = {}  # gradients of the step's earlier batches
         self._average: Average | None = None  # of `ema`
+        self._checked: torch.optim.Optimizer | None = None
 
     # -- one step --------------------------------------------------------------------------
 
@@ -153,10 +154,14 @@ class Pruner:
         """The optimizer's step, after backward. False while batches of the step are missing.
 
         In this order: the gradients of the step's batches together, clipping, penalties, the
-        learning rate, the optimizer, `ema`. RuntimeError without a begun step.
+        learning rate, the optimizer, `ema`. RuntimeError without a begun step; InputError for an
+        optimizer of other weights than the dual's, such as those of the model that was given.
         """
         if self.dual.begun != self.steps:
             raise RuntimeError("Pruner.step before step_loss: no step was begun")
+        if optimizer is not self._checked:
+            self._check_weights(optimizer)
+            self._checked = optimizer
         self._batches += 1
         if self._batches < self.plan.train.accumulate:
             self._hold()
@@ -194,6 +199,15 @@ class Pruner:
             update_average(self._average, self.plan.train.ema)
         self.steps += 1
         self._batches = 0
+
+    def _check_weights(self, optimizer: torch.optim.Optimizer) -> None:
+        own = {id(weight) for weight in self.dual.parameters()}
+        held = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if not any(id(weight) in own for weight in held):
+            raise InputError(
+                "the optimizer holds no weight of pruner.dual, which is what trains",
+                help="pruner.make_optimizer(), or an optimizer of pruner.dual.parameters()",
+            )
 
     def _hold(self) -> None:
         """Put the gradients of one batch aside, where zero_grad does not reach them."""
