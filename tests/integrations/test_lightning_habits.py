@@ -201,6 +201,26 @@ def test_bf16_trains():
     assert all(weight.isfinite().all() for weight in module.parameters())
 
 
+# -- Fabric: a loop of one's own -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_loop_of_fabric_trains_sparse(precision):
+    import lightning
+
+    fabric = lightning.Fabric(accelerator="cpu", precision=precision)
+    recipe = text().replace("model(", "cross_entropy(")
+    pruner = dcil.Pruner(recipe, Lit().net.float(), steps_per_epoch=5)
+    pruner.module, optimizer = fabric.setup(pruner.dual, pruner.make_optimizer())
+    for x, y in list(loader()) * 4:
+        loss = pruner.step_loss(x.float(), target=y)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        pruner.step(optimizer)
+    found = [float((w == 0).double().mean()) for w in pruner.export().parameters() if w.dim() == 2]
+    assert found == pytest.approx([0.8, 0.8], abs=1e-6)
+
+
 # -- refused ---------------------------------------------------------------------------------------
 
 
