@@ -200,6 +200,9 @@ def _no_handler_for_children() -> Iterator[None]:
     It raises wherever it finds us, in the middle of a step as well, from which no run goes on. Who
     waits for a batch asks by himself every few seconds whether the workers are alive.
     """
+    if not hasattr(signal, "SIGCHLD"):  # Windows
+        yield
+        return
     before = signal.getsignal(signal.SIGCHLD)
     try:
         yield

@@ -17,10 +17,9 @@ whole batch at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dcil_dsl.data.augment import train_pipeline, val_pipeline
@@ -33,9 +32,15 @@ from dcil_dsl.data.prefetch import Batch
 from dcil_dsl.data.reading import Fetched, Reader, Request, check_tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.tasks import task_of
 from dcil_dsl.words.augment import Augment, Transform
 from dcil_dsl.words.transforms.numbers import sent
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = library("PIL.Image")
 
 __all__ = ["Loader", "share_of"]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.tasks.classification import num_correct
 from dcil_dsl.words.metrics import METRICS
 
 
@@ -42,18 +43,6 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
 
     def compute(self) -> Tensor:
         return self.correct.double() / self.total
-
-
-def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced.
-
-    Of labels that are shares of classes (B, K), as mixed examples have them, the largest counts.
-    """
-    if labels.is_floating_point():
-        labels = labels.argmax(dim=1)
-    if k == 1:
-        return (logits.argmax(dim=1) == labels).sum()
-    return (logits.topk(k, dim=1).indices == labels[:, None]).sum()
 
 
 class Meter:

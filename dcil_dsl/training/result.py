@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
@@ -23,6 +23,11 @@ from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder, cannot_write
 from dcil_dsl.training.session import Session, check_deferred, show_notes
+
+if TYPE_CHECKING:
+    from torch.utils import tensorboard
+else:
+    tensorboard = library("torch.utils.tensorboard")
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ def result_of(
 class Log:
     """Where the lines of epochs go; nowhere without a writer."""
 
-    def __init__(self, run: RunFolder, display: Display, events: SummaryWriter | None):
+    def __init__(self, run: RunFolder, display: Display, events: tensorboard.SummaryWriter | None):
         self.run, self.display, self.events = run, display, events
 
     def write(self, line: dict[str, Any]) -> None:
@@ -184,7 +189,7 @@ def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Itera
         yield Log(run, display, None)
         return
     try:
-        events = SummaryWriter(str(run.events), purge_step=step)
+        events = tensorboard.SummaryWriter(str(run.events), purge_step=step)
     except OSError as error:
         raise cannot_write(run.events, error) from None
     try:
@@ -194,7 +199,7 @@ def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Itera
             events.close()
 
 
-def write_events(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+def write_events(writer: tensorboard.SummaryWriter, line: Mapping[str, Any]) -> None:
     """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr"."""
     for name, value in line.items():
         if isinstance(value, dict):

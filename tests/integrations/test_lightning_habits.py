@@ -172,11 +172,9 @@ def test_a_fit_that_ends_within_an_epoch_is_sparse_or_says_that_it_is_not():
 @pytest.mark.parametrize("scale", [1.0, 2.0**12])
 def test_scores_and_penalties_do_not_depend_on_the_scale_of_the_loss(scale):
     """A GradScaler on the CPU in Trainer's own plugin for fp16; the arithmetic is float64."""
-    from lightning.pytorch.plugins import MixedPrecision
-
     recipe = text("score = taylor(average=0.9)\n  penalty = [square(pruned, weight=0.01)]")
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
-    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    plugin = pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)
     plugin.forward_context = lambda: torch.autocast("cpu", enabled=False)
     scaled, plain = Lit(), Lit()
     fitted(scaled, DcilCallback(recipe), plugins=[plugin])
@@ -206,9 +204,7 @@ def test_bf16_trains():
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_loop_of_fabric_trains_sparse(precision):
-    import lightning
-
-    fabric = lightning.Fabric(accelerator="cpu", precision=precision)
+    fabric = needed("lightning").Fabric(accelerator="cpu", precision=precision)
     recipe = text().replace("model(", "cross_entropy(")
     pruner = dcil.Pruner(recipe, Lit().net.float(), steps_per_epoch=5)
     pruner.module, optimizer = fabric.setup(pruner.dual, pruner.make_optimizer())

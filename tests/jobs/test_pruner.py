@@ -240,7 +240,9 @@ def test_the_average_of_the_weights_is_measured_and_training_goes_on_without_it(
     assert not torch.equal(seen, before["0.bias"])
 
 
-@pytest.mark.parametrize("more", ["score = taylor(average=0.9)", "penalty = [norm(pruned, weight=0.01)]"])
+@pytest.mark.parametrize(
+    "more", ["score = taylor(average=0.9)", "penalty = [norm(pruned, weight=0.01)]"]
+)
 def test_a_scaled_loss_changes_no_score_no_penalty_and_no_clipping(more):
     found = []
     for scale in (1.0, 2.0**12):
