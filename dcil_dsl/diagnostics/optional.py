@@ -25,7 +25,7 @@ TRAINING = {
 INSTALL = "pip install 'dcil-dsl[train]'"
 
 
-class Library:
+class LazyModule:
     """A module by its name. `library("PIL.Image").open` imports PIL.Image."""
 
     def __init__(self, name: str) -> None:
@@ -44,7 +44,7 @@ class Library:
 
 def library(name: str) -> Any:
     """The module, once it is used."""
-    return Library(name)
+    return LazyModule(name)
 
 
 def is_installed(name: str) -> bool:

@@ -15,6 +15,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.tasks.task import Task
 from dcil_dsl.words.outputs import logits_of
+from dcil_dsl.words.widest import widest
 
 
 class Classification(Task):
@@ -61,7 +62,7 @@ class Classification(Task):
 
     def score(self, output: Any, targets: Any, count: int) -> Tensor:
         logits = logits_of(output)
-        correct = num_correct(logits, targets[: len(logits)]).double()
+        correct = num_correct(logits, targets[: len(logits)]).to(widest(logits.device))
         return correct * (count / len(logits))  # of the examples it has seen
 
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:

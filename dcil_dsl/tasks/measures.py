@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.classification import num_correct
 from dcil_dsl.words.metrics import METRICS
+from dcil_dsl.words.widest import widest
 
 
 class TopK(Metric):  # type: ignore[misc,unused-ignore]
@@ -42,7 +43,7 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
         self.total += len(classes)
 
     def compute(self) -> Tensor:
-        return self.correct.double() / self.total
+        return self.correct.cpu().double() / self.total.cpu()
 
 
 class Meter:
@@ -84,4 +85,4 @@ class Meter:
         record = METRICS[name]
         module, _, cls = record.at.partition(":")
         made: Metric = getattr(import_module(module), cls)(**record.settings, sync_on_compute=False)
-        return made.set_dtype(torch.float64).to(self.device)
+        return made.set_dtype(widest(self.device)).to(self.device)
