@@ -55,10 +55,10 @@ def test_an_apple_gpu_is_taken_where_it_is_named_and_torch_finds_one(monkeypatch
         pick_device("mps:1")
 
 
-@pytest.mark.parametrize(("asked", "beside", "workers"), [(None, 1, 3), (None, 2, 1), (5, 2, 5)])
+@pytest.mark.parametrize(("asked", "processes", "workers"), [(None, 1, 3), (None, 2, 1), (5, 2, 5)])
 def test_as_many_processes_read_files_as_this_one_may_use_cores(
-    asked, beside, workers, monkeypatch
+    asked, processes, workers, monkeypatch
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of the machine, not of our share of it
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
-    assert num_workers(SimpleNamespace(train=object()), "train", asked, beside) == workers
+    assert num_workers(SimpleNamespace(train=object()), "train", asked, processes) == workers

@@ -37,7 +37,7 @@ from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh, last_refresh, sparsity_at
-from dcil_dsl.words.widest import has_float64
+from dcil_dsl.words.tensors.widest import has_float64
 
 
 class Dual(fx.GraphModule):
@@ -115,7 +115,7 @@ class Dual(fx.GraphModule):
 
         In evaluation mode without gradients the model may be called with other arguments than the
         graph was made for (without labels, say). In training mode TypeError for an argument that
-        is no input of the graph, and RuntimeError before the first begin_step.
+        is not an input of the graph, and RuntimeError before the first begin_step.
         """
         if self.training and not self.is_begun and torch.is_grad_enabled():
             raise RuntimeError(

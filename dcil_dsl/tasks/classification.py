@@ -14,8 +14,8 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.tasks.task import Task
-from dcil_dsl.words.outputs import logits_of
-from dcil_dsl.words.widest import widest
+from dcil_dsl.words.tensors.outputs import logits_of
+from dcil_dsl.words.tensors.widest import widest
 
 
 class Classification(Task):

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.classification import num_correct
 from dcil_dsl.words.metrics import METRICS
-from dcil_dsl.words.widest import widest
+from dcil_dsl.words.tensors.widest import widest
 
 
 class TopK(Metric):  # type: ignore[misc,unused-ignore]

@@ -14,8 +14,8 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.task import Task, rows_finite
 from dcil_dsl.words.losses import JS, KL, CrossEntropy, Loss
-from dcil_dsl.words.outputs import logits_of, numbers_for
-from dcil_dsl.words.widest import widest
+from dcil_dsl.words.tensors.outputs import logits_of, numbers_for
+from dcil_dsl.words.tensors.widest import widest
 
 
 class Regression(Task):

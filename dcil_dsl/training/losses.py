@@ -21,7 +21,7 @@ from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
-from dcil_dsl.words.widest import widest
+from dcil_dsl.words.tensors.widest import widest
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
     recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
 
     def replay(*given: Any) -> tuple[Tensor, Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        torch.compiler.cudagraph_mark_step_begin()
         loss, sums = recorded(*given)
         return loss.clone(), sums.clone()
 

@@ -17,8 +17,8 @@ from dcil_dsl.compiler import dual as duals
 from dcil_dsl.model import side_effects
 from dcil_dsl.tasks import TASKS
 from dcil_dsl.training.losses import sums_of
-from dcil_dsl.words import widest
-from dcil_dsl.words.transforms.numbers import sent
+from dcil_dsl.words.tensors import widest
+from dcil_dsl.words.tensors.numbers import sent
 
 RECIPE = """language 1
 prune Linear to 80% {

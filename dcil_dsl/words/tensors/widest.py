@@ -7,10 +7,7 @@ Not:  no tensor.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def has_float64(device: torch.device) -> bool:
@@ -20,6 +17,4 @@ def has_float64(device: torch.device) -> bool:
 
 def widest(device: torch.device) -> torch.dtype:
     """float64 where the device has it."""
-    import torch
-
     return torch.float64 if has_float64(device) else torch.float32

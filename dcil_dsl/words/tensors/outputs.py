@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.words.widest import widest
+from dcil_dsl.words.tensors.widest import widest
 
 
 def classes_second(logits: Tensor) -> Tensor:
