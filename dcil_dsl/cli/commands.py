@@ -38,6 +38,7 @@ VERBS = {
     "fmt": Verb(f"{CORE}:fmt", "Rewrite recipe files in the canonical form."),
     "plan": Verb(f"{CORE}:plan", "Print what happens to each layer, and when."),
     "explain": Verb(f"{CORE}:explain", "Explain an error code, or one layer under a recipe."),
+    "recipes": Verb("dcil_dsl.cli.recipes:recipes", "List the recipes that come with dcil."),
     "sensitivity": Verb(
         "dcil_dsl.extras.sensitivity.verb:sensitivity",
         "Measure how sensitive each layer is to pruning.",

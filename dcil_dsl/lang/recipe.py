@@ -25,6 +25,7 @@ from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import AnyView, Parametrization
+from dcil_dsl.words.weight_groups import WeightGroup
 
 Option = bool | int | float | str | None  # a setting of a model that its builder takes
 
@@ -121,6 +122,11 @@ class KeepRule:
     span: Span = _span()
 
 
+def is_replaced(rule: PruneRule | KeepRule, later: PruneRule | KeepRule) -> bool:
+    """Whether the later rule, of the same file, has the same selector."""
+    return rule.selector == later.selector and rule.span.source is later.span.source
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathRule:
     """`path name = view { random = own | shared }`."""
@@ -186,6 +192,15 @@ class AverageRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupRule:
+    """A word of `groups` in `train`, with the layers that it names, if any."""
+
+    word: WeightGroup
+    selector: ast.Selector | None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
@@ -200,6 +215,7 @@ class Recipe:
     deploy: str
     train: Train
     average: AverageRule | None = None
+    groups: tuple[GroupRule, ...] = ()
     expect: tuple[ExpectRule, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -12,8 +12,14 @@ from dcil_dsl.plan.plan import Bound, Group
 
 
 def sparsity_at(group: Group, step: int) -> float:
-    """The share of the group's budget that is asked to be pruned at `step`."""
-    return group.schedule.sparsity(step, group.sparsity)
+    """The share of the group's budget that is asked to be pruned at `step`.
+
+    Of an N:M pattern whole weights go, m-ths: on its way to 2:4 a ramp keeps 4, 3 and 2 of 4.
+    """
+    sparsity = group.schedule.sparsity(step, group.sparsity)
+    if group.pattern is None:
+        return sparsity
+    return int(sparsity * group.pattern.m + 1e-9) / group.pattern.m
 
 
 def reached_at(group: Group) -> int:

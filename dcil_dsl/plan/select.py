@@ -463,6 +463,8 @@ def _warn_of_overridden(
     for index, (rule, mask) in enumerate(zip(rules, matched, strict=True)):
         if not mask or mask & owned.get(index, 0):
             continue
+        if any(r.is_replaced(rule, later) for later in rules[index + 1 :]):
+            continue  # reported without a model
         owners = sorted(later for later, own in owned.items() if own & mask)
         # A recipe may well replace a rule that it inherits by `extends`.
         if all(rules[i].span.source is not rule.span.source for i in owners):

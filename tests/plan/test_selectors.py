@@ -140,7 +140,9 @@ def test_a_glob_matches_names_whole_and_nothing_in_it_is_a_regex(pattern, names,
         ("Conv2d where groups == 3", "none of the 7 layers has `groups == 3`", None),
     ],
 )
-def test_a_selector_that_means_nothing_is_told_with_the_nearest_real_name(selector, message, help):
+def test_a_selector_that_means_nothing_is_reported_with_the_nearest_real_name(
+    selector, message, help
+):
     _, found = resolve(f"prune {selector} to 50%")
     assert [(d.code, d.message, d.help) for d in found] == [("E301", message, help)]
 
@@ -185,7 +187,7 @@ def test_an_error_stands_under_the_part_that_is_wrong():
         ),
     ],
 )
-def test_an_attribute_that_is_not_there_or_does_not_compare_is_told(selector, message, help):
+def test_an_attribute_that_is_missing_or_does_not_compare_is_reported(selector, message, help):
     _, found = resolve(f"prune {selector} to 50%")
     assert (found[0].code, found[0].message, found[0].help) == ("E307", message, help)
 

@@ -27,7 +27,7 @@ from typing import Any
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.bench.engines import ENGINES, Missing, Subject
 from dcil_dsl.plan.text import table
-from dcil_dsl.training.run import write_atomically
+from dcil_dsl.training.files import write_atomically
 
 BENCH = "bench.json"
 LIBRARIES = ("torch", "onnxruntime", "openvino")

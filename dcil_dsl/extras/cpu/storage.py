@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.files import cannot_write, write_atomically
 
 WEIGHTS = "weights.safetensors"
 MASK, VALUES, SHAPE = ":mask", ":values", ":shape"

@@ -27,6 +27,12 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
             help="torchrun --nproc-per-node N -m dcil_dsl compile ... --shard",
         )
     whole = "leave --shard out: every process then has all weights"
+    optimizer = plan.train.optimizer
+    if not optimizer.entrywise:
+        raise InputError(
+            f"--shard: `{optimizer.called}` computes with whole weights, and a process has rows",
+            help=whole,
+        )
     for group in plan.groups:
         why = _needs_whole(group)
         if why is not None:
