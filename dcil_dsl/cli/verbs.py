@@ -45,7 +45,9 @@ def compile_recipe(
         return DONE
     refuse("the data of --train give the length of an epoch", steps_per_epoch=steps_per_epoch)
     from dcil_dsl.data.datasets import require_data
+    from dcil_dsl.diagnostics.optional import require_training
 
+    require_training("--train")
     require_data(train, options.directory)  # before torch is loaded
     from dcil_dsl.jobs.data import pick_device
     from dcil_dsl.jobs.train import train as train_job

