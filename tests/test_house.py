@@ -357,7 +357,8 @@ def test_no_verb_loses_an_option_that_others_rely_on():
         "--on-bad-image --on-nan --checkpoint-activations --evaluate-every --precision --workers "
         "--compile --no-compile --compile-mode --shard --seed --max-steps --quiet --concise "
         "--steps-per-epoch",
-        "check": about_a_model,
+        "init": "--model --out",
+        "check": f"{about_a_model} --output",
         "fmt": "--check --concise",
         "plan": f"{about_a_model} --json",
         "graph": about_a_model,
