@@ -39,8 +39,8 @@ def explain_name(name: str) -> str:
     parts = [*_statement(wanted), *map(_word, words_named(wanted)), *_setting(wanted)]
     if not parts:
         near = did_you_mean(wanted, names()) or (
-            "codes look like E301, words are those of a recipe, such as magnitude or refresh; a layer "
-            "is explained with its RECIPE and --model SPEC"
+            "codes look like E301, words are those of a recipe, such as magnitude or refresh; a "
+            "layer is explained with its RECIPE and --model SPEC"
         )
         raise InputError(f"there is no code, word or setting `{name}`", near)
     return "\n\n\n".join(parts)
