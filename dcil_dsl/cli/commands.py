@@ -48,6 +48,7 @@ VERBS = {
     "eval": Verb(f"{CORE}:evaluate", "Measure the accuracy of a run."),
     "verify": Verb(f"{CORE}:verify", "Prove the sparsity of a stored network, by counting zeros."),
     "export": Verb(f"{CORE}:export", "Write the network to deploy."),
+    "lsp": Verb("dcil_dsl.extras.lsp.verb:lsp", "Run the language server for editors."),
 }
 
 

@@ -63,6 +63,13 @@ class SettingHelp:
     choices: tuple[str, ...] = ()
 
     @property
+    def place(self) -> str | None:
+        """The kind of words that it takes, of a list of them too."""
+        kind = self.type.removeprefix("a list: ")
+        kind = "a weighting of classes" if kind == "class weights" else kind
+        return kind if kind in PLACES else None
+
+    @property
     def facts(self) -> str:
         """ "a time, default 16 steps"."""
         return f"{self.type}, {'required' if self.default is None else f'default {self.default}'}"
