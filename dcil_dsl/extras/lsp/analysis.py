@@ -9,6 +9,7 @@ Not:  nothing of the protocol. The stages are those of lang/__init__.py, in thei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -187,9 +188,24 @@ def analyse(
             _select(analysis.recipe, analysis.table, found, go_on)
     except RecipeError as error:
         analysis.diagnostics = [*error.diagnostics, *found.warnings]
+        if analysis.file is None and (head := _head(text)) is not None:
+            analysis.table = find_table(head)
     else:
         analysis.diagnostics = list(found.found)
     return analysis
+
+
+# `model` and `data` with their settings, at the beginnings of lines.
+_BLOCKS = re.compile(r"^(?:model|data)\b[^{}\n]*(?:\{[^{}]*\})?", re.MULTILINE)
+
+
+def _head(text: str) -> ast.File | None:
+    """What a text that does not parse says of its model and data: names are completed in it."""
+    blocks = "\n".join(_BLOCKS.findall(text))
+    try:
+        return build_file(parse_text(Source(f"language 1\n{blocks}\n")))
+    except RecipeError:
+        return None
 
 
 def _select(

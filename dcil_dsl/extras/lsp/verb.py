@@ -27,7 +27,10 @@ def lsp() -> None:
         ) from None
     from dcil_dsl.extras.lsp.server import make_server
 
-    make_server().start_io()
+    # The protocol has the streams for itself: what a library prints goes to standard error.
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    make_server().start_io(incoming, outgoing)
 
 
 def leave_working_folder() -> None:
