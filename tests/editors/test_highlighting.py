@@ -74,10 +74,8 @@ def test_the_textmate_grammar_has_the_words_of_the_language():
 def test_the_files_of_the_extension_are_json_and_name_each_other():
     folder = EDITORS / "vscode"
     package = json.loads((folder / "package.json").read_text())
-    (language,), (grammar,) = (
-        package["contributes"]["languages"],
-        package["contributes"]["grammars"],
-    )
+    contributes = package["contributes"]
+    (language,), (grammar,) = contributes["languages"], contributes["grammars"]
     assert (folder / language["configuration"]).is_file()
     assert (folder / grammar["path"]).is_file() and (folder / package["main"]).is_file()
     settings = contributes["configuration"]["properties"]

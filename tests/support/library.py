@@ -10,7 +10,14 @@ import os
 
 import pytest
 
-OF = {"transformers": "hf", "accelerate": "hf", "lightning": "lightning"}
+OF = {
+    "transformers": "hf",
+    "accelerate": "hf",
+    "lightning": "lightning",
+    "lsprotocol": "lsp",
+    "pygls": "lsp",
+    "pytest_lsp": "lsp",
+}
 
 
 def needed(name: str):

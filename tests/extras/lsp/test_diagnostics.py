@@ -6,14 +6,13 @@ import asyncio
 import json
 
 import pytest
-
-pytest.importorskip("pytest_lsp", reason="the extra `lsp`; see .ci/extras")
-
-from lsprotocol import types as t
+from support.library import needed
 
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.lang import loads
 
+needed("pytest_lsp")
+t = needed("lsprotocol.types")
 pytestmark = pytest.mark.asyncio
 WRONG = (
     "language 1\n\nprune Conv2 to 9\n\ntrain { epochs = 3 optimizer = sgd(lr=0.1, momentun=1) }\n"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("pytest_lsp", reason="the extra `lsp`; see .ci/extras")
-
-from lsprotocol import types as t
-from pygls.exceptions import JsonRpcException
+from support.library import needed
 
 from dcil_dsl.diagnostics.codes import explain
 from dcil_dsl.lang.fmt import format_text
 
+needed("pytest_lsp")
+t = needed("lsprotocol.types")
+JsonRpcException = needed("pygls.exceptions").JsonRpcException
 pytestmark = pytest.mark.asyncio
 
 
