@@ -69,10 +69,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(file.read_text())
 
 
-@pytest.fixture
-def cache(tmp_path: Path, table: dict) -> Path:
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory, table: dict) -> Path:
     """A cache in which the table of RECIPE's model lies."""
-    folder = tmp_path / "cache" / "dcil" / "layers"
+    base = tmp_path_factory.mktemp("cache")
+    folder = base / "dcil" / "layers"
     folder.mkdir(parents=True)
     file = analyse(RECIPE, None, "a").file
     assert file is not None
@@ -80,7 +81,7 @@ def cache(tmp_path: Path, table: dict) -> Path:
         wanted = wanted_model(file, settings, None)
         assert wanted is not None
         (folder / f"{wanted.key()}.json").write_text(json.dumps(table))
-    return tmp_path / "cache"
+    return base
 
 
 def make_client():
@@ -98,34 +99,56 @@ def make_client():
     return client
 
 
-@pytest_asyncio.fixture
+async def connected(folder: Path, cache: Path, settings: dict) -> Editor:
+    """An editor with a server of its own, whose workspace is the folder."""
+    client = make_client()
+    env = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONSAFEPATH": "1"}
+    await client.start_io(sys.executable, "-m", "dcil_dsl", "lsp", env=env)
+    await client.initialize_session(
+        t.InitializeParams(
+            capabilities=pytest_lsp.client_capabilities("visual-studio-code"),
+            workspace_folders=[t.WorkspaceFolder(folder.as_uri(), "work")],
+            initialization_options=settings,
+        )
+    )
+    return Editor(client, folder)
+
+
+async def ended(editor: Editor) -> None:
+    await editor.client.shutdown_session()
+    await editor.client.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def start(tmp_path: Path, cache: Path):
     """start(model=..., trusted=...) -> an Editor in the folder `work` of tmp_path."""
-    clients = []
+    editors = []
     (tmp_path / "work").mkdir()
 
     async def started(**settings: object) -> Editor:
-        client = make_client()
-        clients.append(client)
-        env = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONSAFEPATH": "1"}
-        await client.start_io(sys.executable, "-m", "dcil_dsl", "lsp", env=env)
-        folder = tmp_path / "work"
-        await client.initialize_session(
-            t.InitializeParams(
-                capabilities=pytest_lsp.client_capabilities("visual-studio-code"),
-                workspace_folders=[t.WorkspaceFolder(folder.as_uri(), "work")],
-                initialization_options=settings,
-            )
-        )
-        return Editor(client, folder)
+        editors.append(await connected(tmp_path / "work", cache, settings))
+        return editors[-1]
 
     yield started
-    for client in clients:
-        await client.shutdown_session()
-        await client.stop()
+    for one in editors:
+        await ended(one)
 
 
-@pytest_asyncio.fixture
-async def editor(start) -> Editor:
-    """An editor without settings."""
-    return await start()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory, cache: Path):
+    """One server without settings for the tests of a file."""
+    editor = await connected(tmp_path_factory.mktemp("workspace"), cache, {})
+    yield editor
+    await ended(editor)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def editor(shared: Editor, tmp_path: Path):
+    """The shared server, in a folder of the test's own."""
+    folder = shared.folder / tmp_path.name
+    folder.mkdir()
+    one = Editor(shared.client, folder)
+    yield one
+    for uri in one.texts:
+        closed = t.DidCloseTextDocumentParams(t.TextDocumentIdentifier(uri))
+        one.client.text_document_did_close(closed)

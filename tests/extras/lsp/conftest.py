@@ -3,4 +3,4 @@
 from importlib.util import find_spec
 
 if find_spec("pytest_lsp") is not None:
-    from support.lsp_session import cache, editor, start, table, text  # noqa: F401
+    from support.lsp_session import cache, editor, shared, start, table, text  # noqa: F401

@@ -13,14 +13,13 @@ from dcil_dsl.lang import loads
 
 needed("pytest_lsp")
 t = needed("lsprotocol.types")
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 WRONG = (
     "language 1\n\nprune Conv2 to 9\n\ntrain { epochs = 3 optimizer = sgd(lr=0.1, momentun=1) }\n"
 )
 
 
-async def test_a_sound_recipe_has_none_and_a_wrong_one_those_of_check(start, text):
-    editor = await start()
+async def test_a_sound_recipe_has_none_and_a_wrong_one_those_of_check(editor, text):
     assert await editor.diagnostics(editor.open(text)) == []
     uri = editor.open(WRONG, "b.prune")
     found = await editor.diagnostics(uri)
