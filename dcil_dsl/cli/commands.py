@@ -48,6 +48,10 @@ VERBS = {
     "eval": Verb(f"{CORE}:evaluate", "Measure the accuracy of a run."),
     "verify": Verb(f"{CORE}:verify", "Prove the sparsity of a stored network, by counting zeros."),
     "export": Verb(f"{CORE}:export", "Write the network to deploy."),
+    "import": Verb(
+        "dcil_dsl.extras.sparseml.verb:import_recipe",
+        "Turn a recipe of SparseML into a .prune file.",
+    ),
     "lsp": Verb("dcil_dsl.extras.lsp.verb:lsp", "Run the language server for editors."),
 }
 
