@@ -26,7 +26,7 @@ from dcil_dsl.extras.lsp.colours import semantic_tokens
 from dcil_dsl.extras.lsp.completion import complete
 from dcil_dsl.extras.lsp.hints import inlay_hints
 from dcil_dsl.extras.lsp.hover import hover
-from dcil_dsl.extras.lsp.session import Session
+from dcil_dsl.extras.lsp.session import EditorSession
 from dcil_dsl.extras.lsp.symbols import folds, outline
 from dcil_dsl.extras.lsp.table import LayerTable, read_table
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    Session(lambda text: None, lambda why: None)  # sets the collector as the server does
+    EditorSession(lambda text: None, lambda why: None)  # sets the collector as the server does
     table = layers()
     results = {str(rules): measure(rules, table, options.repeats) for rules in (20, 2000)}
     assert "torch" not in sys.modules

@@ -13,7 +13,7 @@ import pytest_lsp
 from lsprotocol import types as t
 
 from dcil_dsl.extras.lsp.analysis import analyse
-from dcil_dsl.extras.lsp.models import Settings, wanted_model
+from dcil_dsl.extras.lsp.models import ServerSettings, wanted_model
 from support.editor import Editor
 
 RECIPE = """language 1
@@ -77,7 +77,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, table: dict) -> Path:
     folder.mkdir(parents=True)
     file = analyse(RECIPE, None, "a").file
     assert file is not None
-    for settings in (Settings(), Settings(model="torchvision:resnet18")):
+    for settings in (ServerSettings(), ServerSettings(model="torchvision:resnet18")):
         wanted = wanted_model(file, settings, None)
         assert wanted is not None
         (folder / f"{wanted.key()}.json").write_text(json.dumps(table))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, RecipeError, Source
-from dcil_dsl.extras.lsp.positions import Lines
+from dcil_dsl.extras.lsp.positions import TextLines
 from dcil_dsl.extras.lsp.table import KnownLayer, LayerTable
 from dcil_dsl.extras.lsp.tokens import Lexeme, lexemes
 from dcil_dsl.lang import ast
@@ -53,8 +53,8 @@ class Analysis:
         return self.source.text
 
     @cached_property
-    def lines(self) -> Lines:
-        return Lines(self.text)
+    def lines(self) -> TextLines:
+        return TextLines(self.text)
 
     @cached_property
     def lexemes(self) -> list[Lexeme]:

@@ -22,7 +22,7 @@ from lsprotocol.types import (
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.lsp.analysis import Analysis, Rule
-from dcil_dsl.extras.lsp.context import IN_MIX, Context, context_at
+from dcil_dsl.extras.lsp.context import IN_MIX, Surroundings, context_at
 from dcil_dsl.extras.lsp.table import KnownLayer
 from dcil_dsl.lang.selectors import TYPES, Glob
 from dcil_dsl.lang.statements import CLAUSES, PARTS_SAY, STATEMENTS
@@ -85,7 +85,7 @@ def _unique(items: Iterable[CompletionItem]) -> Iterator[CompletionItem]:
 # -- outside of strings ------------------------------------------------------------------------
 
 
-def _items(analysis: Analysis, context: Context) -> Iterator[CompletionItem]:
+def _items(analysis: Analysis, context: Surroundings) -> Iterator[CompletionItem]:
     frame = context.frame
     if frame is None:
         yield from _top(analysis, context)
@@ -102,7 +102,7 @@ def _items(analysis: Analysis, context: Context) -> Iterator[CompletionItem]:
         yield from _values(analysis, context, frame.current)
 
 
-def _top(analysis: Analysis, context: Context) -> Iterator[CompletionItem]:
+def _top(analysis: Analysis, context: Surroundings) -> Iterator[CompletionItem]:
     if (
         context.clause in SELECTS
         or context.last == ","
@@ -125,7 +125,7 @@ def _top(analysis: Analysis, context: Context) -> Iterator[CompletionItem]:
     yield from (_keyword(word) for word in STATEMENTS if word not in IN_MIX)
 
 
-def _mix(analysis: Analysis, context: Context) -> Iterator[CompletionItem]:
+def _mix(analysis: Analysis, context: Surroundings) -> Iterator[CompletionItem]:
     names, clause, last = analysis.names, context.clause, context.last
     if clause == "update" and last in ("update", ","):
         yield from (_item(one, KINDS.EnumMember, says) for one, says in PARTS_SAY.items())
@@ -153,7 +153,7 @@ def _mix(analysis: Analysis, context: Context) -> Iterator[CompletionItem]:
 
 
 def _values(
-    analysis: Analysis, context: Context, setting: SettingHelp | None
+    analysis: Analysis, context: Surroundings, setting: SettingHelp | None
 ) -> Iterator[CompletionItem]:
     """What a setting takes."""
     place = context.place
@@ -251,7 +251,7 @@ def _in_string(analysis: Analysis, offset: int, line: str) -> Iterator[Completio
         yield from _layer_names(analysis, start, offset, typed)
 
 
-def _names_layers(context: Context) -> bool:
+def _names_layers(context: Surroundings) -> bool:
     words = (*SELECTS, "in", "layers")
     is_clause = context.clause in words or context.last == ","
     return (is_clause or context.statement == "layers") and (

@@ -1,7 +1,7 @@
 """What may stand at a place of a text that may not parse yet.
 
 In:   the lexemes before the place.
-Out:  Context: the statement, the open call or block, the setting whose value is written.
+Out:  Surroundings: the statement, the open call or block, the setting whose value is written.
 Not:  no suggestions (completion.py).
 """
 
@@ -45,7 +45,7 @@ class Frame:
 
 
 @dataclass
-class Context:
+class Surroundings:
     """statement: the keyword that is open. clause: its last keyword or sign. before: the last
     lexemes, nearest last."""
 
@@ -82,9 +82,9 @@ class Context:
         return None if current is None else current.place
 
 
-def context_at(lexemes: list[Lexeme], offset: int) -> Context:
+def context_at(lexemes: list[Lexeme], offset: int) -> Surroundings:
     """The context of an offset, from what stands before it."""
-    found = Context()
+    found = Surroundings()
     for one in lexemes:
         if one.stop > offset:
             break
@@ -94,7 +94,7 @@ def context_at(lexemes: list[Lexeme], offset: int) -> Context:
     return found
 
 
-def _read(one: Lexeme, found: Context, lexemes: list[Lexeme]) -> None:
+def _read(one: Lexeme, found: Surroundings, lexemes: list[Lexeme]) -> None:
     frame = found.frame
     match one.text:
         case "{":
@@ -122,7 +122,7 @@ def _read(one: Lexeme, found: Context, lexemes: list[Lexeme]) -> None:
             pass
 
 
-def _opened(kind: str, found: Context) -> Frame:
+def _opened(kind: str, found: Surroundings) -> Frame:
     place = found.place
     if kind == "[" or not found.before or found.before[-1].kind != "name":
         return Frame(kind, "", place=place)
@@ -131,7 +131,7 @@ def _opened(kind: str, found: Context) -> Frame:
     return Frame(kind, word, None if cls is None else help_of_word(cls))
 
 
-def _keyword(word: str, found: Context) -> None:
+def _keyword(word: str, found: Surroundings) -> None:
     is_statement = word in STATEMENTS and (
         word in IN_MIX if found.in_mix else not found.frames or word not in IN_MIX
     )

@@ -15,7 +15,7 @@ from dcil_dsl.diagnostics import Span
 from dcil_dsl.diagnostics.codes import CODES, explain
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.lsp.analysis import Analysis
-from dcil_dsl.extras.lsp.context import Context, context_at
+from dcil_dsl.extras.lsp.context import Surroundings, context_at
 from dcil_dsl.extras.lsp.table import KnownLayer
 from dcil_dsl.extras.lsp.tokens import Lexeme
 from dcil_dsl.extras.lsp.tree import nodes_at
@@ -106,7 +106,7 @@ def _of_word(analysis: Analysis, place: Lexeme) -> Iterator[str]:
     yield from _of_name(analysis, word, context)
 
 
-def _of_name(analysis: Analysis, word: str, context: Context) -> Iterator[str]:
+def _of_name(analysis: Analysis, word: str, context: Surroundings) -> Iterator[str]:
     names = analysis.names
     cls = words_at(context.place or "").get(word)
     if word in names.lets:

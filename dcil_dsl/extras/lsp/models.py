@@ -31,7 +31,7 @@ _PATH = re.compile(r"(.+\.py):\w+")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """What the user sets in the editor. trusted: the editor says that the folder may run code."""
 
     model: str | None = None
@@ -39,13 +39,13 @@ class Settings:
     hints: bool = True
 
     @staticmethod
-    def of(given: Any, before: Settings | None = None) -> Settings:
+    def of(given: Any, before: ServerSettings | None = None) -> ServerSettings:
         """From what an editor sends; what it does not send stays."""
-        base = before or Settings()
+        base = before or ServerSettings()
         given = given if isinstance(given, dict) else {}
         given = given.get("dcil", given) if isinstance(given.get("dcil", given), dict) else {}
         model = given.get("model", base.model)
-        return Settings(
+        return ServerSettings(
             model if isinstance(model, str) and model else None,
             base.trusted if "trusted" not in given else given["trusted"] is True,
             base.hints if "hints" not in given else given["hints"] is True,
@@ -94,7 +94,7 @@ class Refused(Exception):
     """The model is not looked at, with the reason."""
 
 
-def wanted_model(file: ast.File, settings: Settings, root: Path | None) -> Wanted | None:
+def wanted_model(file: ast.File, settings: ServerSettings, root: Path | None) -> Wanted | None:
     """What the settings or the recipe say, None where both name no model.
 
     Raises Refused for code of the user's own that is not trusted.
@@ -139,7 +139,7 @@ def _library_specs(model: ast.BlockNode) -> tuple[str, ...]:
     return (name,)
 
 
-def _own_code(settings: Settings, root: Path | None) -> tuple[str | None, str | None]:
+def _own_code(settings: ServerSettings, root: Path | None) -> tuple[str | None, str | None]:
     if not settings.trusted:
         raise Refused(f"the model {settings.model} is code of this folder, which is not trusted")
     found = _PATH.fullmatch(settings.model or "")

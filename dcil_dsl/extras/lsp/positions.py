@@ -17,7 +17,7 @@ from dcil_dsl.diagnostics import Span
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line in the protocol, and nothing else
 
 
-class Lines:
+class TextLines:
     """The lines of one text."""
 
     def __init__(self, text: str):

@@ -24,9 +24,9 @@ from dcil_dsl.extras.lsp.colours import MODIFIERS, TYPES, semantic_tokens
 from dcil_dsl.extras.lsp.completion import complete
 from dcil_dsl.extras.lsp.hints import inlay_hints, signature
 from dcil_dsl.extras.lsp.hover import hover
-from dcil_dsl.extras.lsp.models import Settings
-from dcil_dsl.extras.lsp.positions import Lines
-from dcil_dsl.extras.lsp.session import Session, Text, path_of, uri_of
+from dcil_dsl.extras.lsp.models import ServerSettings
+from dcil_dsl.extras.lsp.positions import TextLines
+from dcil_dsl.extras.lsp.session import EditorSession, Text, path_of, uri_of
 from dcil_dsl.extras.lsp.tree import Occurrence
 from dcil_dsl.lang.fmt import format_text
 
@@ -40,7 +40,9 @@ def make_server() -> LanguageServer:
     server = LanguageServer(
         "dcil", __version__, text_document_sync_kind=t.TextDocumentSyncKind.Full
     )
-    session = Session(lambda text: _publish(server, session, text), lambda why: _log(server, why))
+    session = EditorSession(
+        lambda text: _publish(server, session, text), lambda why: _log(server, why)
+    )
     _life(server, session)
     _reading(server, session)
     _names(server, session)
@@ -55,7 +57,7 @@ def _log(server: LanguageServer, message: str) -> None:
 # -- diagnostics -------------------------------------------------------------------------------
 
 
-def _publish(server: LanguageServer, session: Session, text: Text) -> None:
+def _publish(server: LanguageServer, session: EditorSession, text: Text) -> None:
     analysis = text.analysis
     assert analysis is not None
     found = [_diagnostic(analysis, one) for one in analysis.diagnostics]
@@ -103,23 +105,23 @@ def _location(span: Span) -> t.Location | None:
     if not is_uri and not Path(name).is_absolute():
         return None
     uri = name if is_uri else uri_of(Path(name))
-    return t.Location(uri, Lines(span.source.text).of(span))
+    return t.Location(uri, TextLines(span.source.text).of(span))
 
 
 # -- life --------------------------------------------------------------------------------------
 
 
-def _life(server: LanguageServer, session: Session) -> None:
+def _life(server: LanguageServer, session: EditorSession) -> None:
     @server.feature(t.INITIALIZE)
     def initialize(params: t.InitializeParams) -> None:
-        session.settings = Settings.of(params.initialization_options)
+        session.settings = ServerSettings.of(params.initialization_options)
         folders = params.workspace_folders or []
         root = folders[0].uri if folders else params.root_uri
         session.root = path_of(root) if root else None
 
     @server.feature(t.WORKSPACE_DID_CHANGE_CONFIGURATION)
     async def configured(params: t.DidChangeConfigurationParams) -> None:
-        session.settings = Settings.of(params.settings, session.settings)
+        session.settings = ServerSettings.of(params.settings, session.settings)
         session.restart()
 
     @server.feature(t.TEXT_DOCUMENT_DID_OPEN)
@@ -155,7 +157,7 @@ def _life(server: LanguageServer, session: Session) -> None:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def _reading(server: LanguageServer, session: Session) -> None:
+def _reading(server: LanguageServer, session: EditorSession) -> None:
     @server.feature(
         t.TEXT_DOCUMENT_COMPLETION,
         t.CompletionOptions(trigger_characters=['"', ".", "(", "=", ",", "%"]),
@@ -214,7 +216,7 @@ def _reading(server: LanguageServer, session: Session) -> None:
 # -- names -------------------------------------------------------------------------------------
 
 
-def _names(server: LanguageServer, session: Session) -> None:
+def _names(server: LanguageServer, session: EditorSession) -> None:
     async def occurrences(
         uri: str, position: t.Position
     ) -> tuple[list[Occurrence], Occurrence | None, Analysis | None]:
@@ -278,7 +280,7 @@ def _locations(spans: Iterable[Span]) -> list[t.Location]:
     return [one for one in found if one is not None]
 
 
-def _recipes(session: Session, texts: dict[Path, str]) -> list[Path]:
+def _recipes(session: EditorSession, texts: dict[Path, str]) -> list[Path]:
     """The recipes of the workspace: those on the disk, and those that are open."""
     found = dict.fromkeys(texts)
     if session.root is not None and session.root.is_dir():
@@ -293,7 +295,7 @@ def _recipes(session: Session, texts: dict[Path, str]) -> list[Path]:
 # -- editing -----------------------------------------------------------------------------------
 
 
-def _editing(server: LanguageServer, session: Session) -> None:
+def _editing(server: LanguageServer, session: EditorSession) -> None:
     @server.feature(t.TEXT_DOCUMENT_CODE_ACTION, t.CodeActionOptions([t.CodeActionKind.QuickFix]))
     async def on_actions(params: t.CodeActionParams) -> list[t.CodeAction]:
         uri = params.text_document.uri

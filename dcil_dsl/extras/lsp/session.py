@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dcil_dsl.extras.lsp.analysis import Analysis, Cancelled, analyse
-from dcil_dsl.extras.lsp.models import Refused, Settings, Tables, Wanted, wanted_model
+from dcil_dsl.extras.lsp.models import Refused, ServerSettings, Tables, Wanted, wanted_model
 from dcil_dsl.extras.lsp.table import LayerTable, TableError
 from dcil_dsl.lang import ast
 
@@ -59,13 +59,13 @@ class Text:
         return self.analysis is not None and self.analysis.source.text == self.text
 
 
-class Session:
+class EditorSession:
     """All open texts. publish(analysis, uri) is called in the loop of the server."""
 
     def __init__(self, publish: Callable[[Text], None], say: Callable[[str], None]):
         self.publish, self.say = publish, say
         self.texts: dict[str, Text] = {}
-        self.settings = Settings()
+        self.settings = ServerSettings()
         self.root: Path | None = None
         self.tables = Tables()
         self.said: set[str] = set()

@@ -19,7 +19,7 @@ class TableError(Exception):
     """A table that cannot be had, with the reason."""
 
 
-class Attributes:
+class KnownModule:
     """A module's attributes. Those of its class are found too, but are not in `vars`."""
 
     def __init__(self, own: dict[str, object], of_class: dict[str, object], has_weights: bool):
@@ -56,7 +56,7 @@ class KnownLayer:
     types: tuple[str, ...]
     prunable: tuple[KnownWeight, ...]
     no_mask: str | None
-    module: Attributes
+    module: KnownModule
 
     @property
     def type(self) -> str:
@@ -102,7 +102,7 @@ def _layer(read: dict[str, Any]) -> KnownLayer:
     )
     own = {str(name): _value(value) for name, value in read["attributes"].items()}
     of_class = {str(name): _value(value) for name, value in read["class"].items()}
-    module = Attributes(own, of_class, bool(read["has_parameters"]))
+    module = KnownModule(own, of_class, bool(read["has_parameters"]))
     types = tuple(map(str, read["types"]))
     if not types:
         raise ValueError("a layer has no type")

@@ -17,8 +17,8 @@ _FRONT = re.compile(r"^---[ \t]*$(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Given:
-    """A value: a number, a string, a boolean, None, a list of Given or a dict of them."""
+class YamlValue:
+    """A value: a number, a string, a boolean, None, a list of YamlValue or a dict of them."""
 
     value: Any
     line: int
@@ -30,7 +30,7 @@ class Modifier:
 
     name: str
     line: int
-    settings: dict[str, Given]
+    settings: dict[str, YamlValue]
 
 
 def read_modifiers(text: str, name: str) -> list[Modifier]:
@@ -83,16 +83,16 @@ def _collect(node: Any, skipped: int, found: list[Modifier], seen: set[int]) -> 
 MAX_NESTED = 20
 
 
-def _given(node: Any, skipped: int, depth: int) -> Given:
+def _given(node: Any, skipped: int, depth: int) -> YamlValue:
     line = node.start_mark.line + 1 + skipped
     if depth > MAX_NESTED:
         raise InputError(f"line {line}: this is nested too deeply")
     if node.id == "sequence":
-        return Given([_given(one, skipped, depth + 1) for one in node.value], line)
+        return YamlValue([_given(one, skipped, depth + 1) for one in node.value], line)
     if node.id == "mapping":
         pairs = {key.value: _given(value, skipped, depth + 1) for key, value in node.value}
-        return Given(pairs, line)
-    return Given(_scalar(node.tag.rpartition(":")[2], node.value), line)
+        return YamlValue(pairs, line)
+    return YamlValue(_scalar(node.tag.rpartition(":")[2], node.value), line)
 
 
 def _scalar(kind: str, text: str) -> object:

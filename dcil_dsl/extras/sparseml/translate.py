@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcil_dsl.diagnostics import InputError, RecipeError
-from dcil_dsl.extras.sparseml.read import Given, Modifier
+from dcil_dsl.extras.sparseml.read import Modifier, YamlValue
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.fmt import format_text
 
@@ -227,7 +227,7 @@ def _targets(one: Modifier, done: Translated) -> list[tuple[float, str]]:
     return found
 
 
-def _selector(given: Given, one: Modifier, done: Translated) -> str | None:
+def _selector(given: YamlValue, one: Modifier, done: Translated) -> str | None:
     names = given.value if isinstance(given.value, list) else [given]
     parts: list[str] = []
     for each in names:

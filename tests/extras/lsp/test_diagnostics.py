@@ -196,10 +196,10 @@ def pid_of(editor) -> int:
 
 def test_a_damaged_table_is_made_again(cache, tmp_path):
     from dcil_dsl.extras.lsp.analysis import analyse
-    from dcil_dsl.extras.lsp.models import Settings, Tables, wanted_model
+    from dcil_dsl.extras.lsp.models import ServerSettings, Tables, wanted_model
 
     file = analyse('language 1\nmodel "torchvision:resnet18"\n', None, "a").file
-    wanted = wanted_model(file, Settings(), None)
+    wanted = wanted_model(file, ServerSettings(), None)
     tables = Tables(tmp_path)
     place = tmp_path / f"{wanted.key()}.json"
     for content in ("", "{", "[]", json.dumps({"format": 0}), json.dumps({"format": 1})):
