@@ -7,7 +7,7 @@
 
 Each cell of the grid is a run of the main job: recipes/methods/METHOD.prune with the target, the
 seed and the length replaced. --epochs gives every method as many epochs; --passes gives each the
-epochs that cost so many passes over the data, so that a method of two paths trains half as long as
+epochs that cost N passes over the data, so that a method of two paths trains half as long as
 one of one path. Both may go into one table: a run is known by all that it depends on.
 
 Runs are never chosen by the test images. A part of the training images is held out as validation;

@@ -107,7 +107,7 @@ def _gradients_apart(
     plain_step: Callable[[TwoCopies], tuple],
     dtype: str,
 ) -> tuple[float, float]:
-    """The largest difference of a gradient, and the largest that was put down to rounding.
+    """The largest difference of a gradient, and the largest that rounding explains.
 
     A bias before a batch norm has a gradient of zero, and what is computed for it is rounding
     alone. So where a difference is over the bound, the reference is held against itself with its

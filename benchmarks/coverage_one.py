@@ -155,7 +155,7 @@ def _make_ready(
                 problem = problem or "its outputs are not finite"
             except Exception as error:  # too small an image, or no arithmetic in float64
                 problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    raise Unfit(f"the model by itself: {problem}")
+    raise Unfit(f"the model alone: {problem}")
 
 
 def _kind_of(output: object) -> str:

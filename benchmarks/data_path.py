@@ -178,7 +178,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def measure(case: Case, asked: argparse.Namespace, scratch: Path) -> dict:
     recipe = loads(RECIPE.format(batch=case.batch, augment=case.augment))
     data: Data = resolve_data(recipe.data)
-    workers = num_workers(case.dataset, "train", case.workers, beside=1)
+    workers = num_workers(case.dataset, "train", case.workers, processes=1)
     loader = Loader(
         case.dataset,
         "train",

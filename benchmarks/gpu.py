@@ -38,7 +38,7 @@ GRACE = 8  # seconds before its limit in which a part is asked to end, as by Ctr
 class Part:
     """seconds: the most it may take. output: the file it writes, JSON or JUnit's XML.
 
-    own_limit: the option by which the program is told its limit, to end by itself with what it has.
+    own_limit: the option that passes the limit to the program, which ends with its results so far.
     """
 
     name: str

@@ -67,8 +67,8 @@ ROUNDED = {"fp32": 1e-4, "bf16": 1e-2}  # losses of one step, products by other 
 class Case:
     """One network and its recipe; the images, or tokens, and the labels of a batch.
 
-    few  so many of the batch are compared in float64, and then the whole of it on the device as it
-         is timed; None: all of it in float64 alone
+    few  this many examples of the batch are compared in float64, and then all of it on the
+         device as it is timed; None: all of it in float64 alone
     """
 
     name: str

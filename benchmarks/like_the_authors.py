@@ -42,11 +42,11 @@ REFRESH, SPARSITY, BATCH = 16, 0.9, 128
 
 @dataclass
 class Clock(Display):
-    """Marks the end of every epoch, when its line is told: the device has been waited for."""
+    """Marks the end of every epoch, when its line is shown: the device has been waited for."""
 
     ends: list[float] = field(default_factory=list)
 
-    def told(self, line: dict) -> None:
+    def epoch(self, line: dict) -> None:
         self.ends.append(time.perf_counter())
 
 

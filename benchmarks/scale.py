@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(blocks: int) -> dict:
-    """Seconds of each stage for so many blocks."""
+    """Seconds of each stage for a model of `blocks` blocks."""
     model, recipe = Chain(blocks, width=4), loads(RECIPE)
     times = [time.perf_counter()]
     traced = trace_model(model)

@@ -43,10 +43,10 @@ def test_a_device_that_is_not_there_is_refused(device, made_current):
     assert made_current == []
 
 
-@pytest.mark.parametrize(("asked", "beside", "workers"), [(None, 1, 3), (None, 2, 1), (5, 2, 5)])
+@pytest.mark.parametrize(("asked", "processes", "workers"), [(None, 1, 3), (None, 2, 1), (5, 2, 5)])
 def test_as_many_processes_read_files_as_this_one_may_use_cores(
-    asked, beside, workers, monkeypatch
+    asked, processes, workers, monkeypatch
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of the machine, not of our share of it
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
-    assert num_workers(SimpleNamespace(train=object()), "train", asked, beside) == workers
+    assert num_workers(SimpleNamespace(train=object()), "train", asked, processes) == workers

@@ -123,7 +123,7 @@ def test_a_corrupt_image_ends_the_run_with_its_name_and_a_checkpoint_to_go_on_fr
     shutil.rmtree(folder / "run")
     assert call(*JOB) == 2
     err = capsys.readouterr().err
-    assert f"cannot read the image {bad}" in err and " saved; --resume goes on from there" in err
+    assert f"cannot read the image {bad}" in err and " saved; --resume continues from there" in err
     assert (folder / "run/checkpoint/last.safetensors").exists()
     assert call(*JOB, "--resume") == 2  # it is still there
     assert call(*JOB, "--resume", "--on-bad-image", "skip") == 0
@@ -134,7 +134,7 @@ def test_a_corrupt_image_is_skipped_if_asked_told_once_and_reported(folder, caps
     shutil.rmtree(folder / "run")
     assert call(*JOB, "--on-bad-image", "skip") == 0
     err = capsys.readouterr().err
-    assert err.count(str(bad)) == 1 and "another image stands in for it" in err
+    assert err.count(str(bad)) == 1 and "another image replaces it" in err
     report = json.loads((folder / "run/report.json").read_text())
     (line,) = report["bad_images"]
     assert str(bad) in line
@@ -221,7 +221,7 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_and_resumes_as_if_it_had
     (tmp_path / "flag").touch()
     with pytest.raises(InputError, match="a worker that reads x was killed") as error:
         run("run")
-    assert " saved; --resume goes on from there" in error.value.help
+    assert " saved; --resume continues from there" in error.value.help
     resumed = run("run", resume=True).model.state_dict()
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, resumed[name]), name

@@ -1,4 +1,4 @@
-"""A run folder whose texts were changed by hand is told as such: status 2 and no traceback."""
+"""A run folder whose texts were changed by hand is reported as such: status 2 and no traceback."""
 
 from __future__ import annotations
 
@@ -124,7 +124,11 @@ def test_a_header_whose_promise_contradicts_itself_is_refused(folder, place, new
         ("data.json", "[1]", "data.json cannot be read"),
         ("data.json", "[" * 100_000, "data.json cannot be read"),
         ("command.json", "[" * 100_000, "command.json cannot be read"),
-        ("command.json", '{"weights": 5}', "command.json cannot be read: `weights` is no text"),
+        (
+            "command.json",
+            '{"weights": 5}',
+            "cannot be read: `weights` is not a string",
+        ),
         ("metrics.jsonl", "{\n{}\n", "metrics.jsonl:1: not the line of an epoch"),
         ("metrics.jsonl", "[1]\n", "metrics.jsonl:1: not the line of an epoch"),
         ("metrics.jsonl", '{"epoch": 1}\n{"epoch": "x"}\n', "metrics.jsonl:2: not the line"),

@@ -14,7 +14,7 @@ from support.tiny_job import NET, RECIPE, call
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.words import registry
-from dcil_dsl.words.record import to_record
+from dcil_dsl.words.registry import to_record
 
 ROOT = Path(__file__).parent.parent
 USES = RECIPE.replace('title = "two layers" }', 'uses = ["my-words"] }')

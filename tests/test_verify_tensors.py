@@ -96,7 +96,7 @@ def test_the_file_of_another_run_of_the_same_recipe_is_not_this_run_s(made, fold
 # -- every tensor ----------------------------------------------------------------------------
 
 CHANGES = {
-    "extra": (lambda t: t.update(x=torch.zeros(3)), "x is no tensor of the model"),
+    "extra": (lambda t: t.update(x=torch.zeros(3)), "x is not a tensor of the model"),
     "missing": (lambda t: t.pop("8.bias"), "8.bias is missing"),
     "reshaped": (
         lambda t: t.update({"0.weight": t["0.weight"].reshape(16, 27)}),

@@ -66,6 +66,10 @@ Steps = Annotated[
     ),
 ]
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="a run folder")]
+PathOfRun = Annotated[
+    Optional[str],
+    typer.Option("--path", metavar="PATH", help="sparse, dense, ... (default: the deployed path)"),
+]
 DataDir = Annotated[Optional[Path], option("directory")]
 Sets = Annotated[Optional[list[str]], option("overrides")]
 Weights = Annotated[Optional[str], option("weights")]

@@ -45,9 +45,9 @@ def compile_recipe(
         _compile(recipe, model, options, concise, steps_per_epoch)
         return DONE
     refuse("the data of --train give the length of an epoch", steps_per_epoch=steps_per_epoch)
-    from dcil_dsl.data.places import look
+    from dcil_dsl.data.datasets import require_data
 
-    look(train, options.directory)  # before torch is loaded
+    require_data(train, options.directory)  # before torch is loaded
     from dcil_dsl.jobs.data import pick_device
     from dcil_dsl.jobs.train import train as train_job
     from dcil_dsl.training.machine import keep_freed_memory
@@ -239,12 +239,7 @@ def explain(
 @verb
 def evaluate(
     run: o.RunDir,
-    path: Annotated[
-        Optional[str],
-        typer.Option(
-            "--path", metavar="PATH", help="sparse, dense, ... (default: the deployed path)"
-        ),
-    ] = None,
+    path: o.PathOfRun = None,
     train: o.Train = None,
     data: o.DataDir = None,
     device: o.Device = "auto",
@@ -322,10 +317,7 @@ def export(
             "--out", metavar="PLACE", help="the file or folder to write (default: in RUN)"
         ),
     ] = None,
-    path: Annotated[
-        Optional[str],
-        typer.Option("--path", metavar="PATH", help="the path (default: the deployed path)"),
-    ] = None,
+    path: o.PathOfRun = None,
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ) -> None:

@@ -17,7 +17,7 @@ from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.side_effects import REMEMBERED
 from dcil_dsl.model.trace import WHOLE, constants
-from dcil_dsl.words.record import token
+from dcil_dsl.words.registry import token
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ class Dual(fx.GraphModule):
 
         In evaluation mode without gradients the model may be called with other arguments than the
         graph was made for (without labels, say). In training mode TypeError for an argument that
-        is no input of the graph, and RuntimeError before the first begin_step.
+        is not an input of the graph, and RuntimeError before the first begin_step.
         """
         if self.training and not self.is_begun and torch.is_grad_enabled():
             raise RuntimeError(

@@ -19,7 +19,7 @@ from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.masking.views import read_stored
 from dcil_dsl.model.dataflow import nodes_in, reached_from
 from dcil_dsl.plan.plan import Group, Phase, Plan, Shares
-from dcil_dsl.words.record import token
+from dcil_dsl.words.registry import token
 from dcil_dsl.words.views import AnyView
 
 # The readers of a value on each path; what a path returns is read by the output node.

@@ -142,7 +142,7 @@ def reached_in_order(graph: fx.Graph, sources: list[fx.Node]) -> list[fx.Node]:
 def _first_to_differ(
     graph: fx.Graph, model: nn.Module, pruned: frozenset[str], private: frozenset[str]
 ) -> list[fx.Node]:
-    """The nodes that differ between paths by themselves, whatever their inputs."""
+    """The nodes that differ between paths whatever their inputs are."""
     first = []
     for node in graph.nodes:
         reads_pruned = any(n.op == "get_attr" and n.target in pruned for n in node.all_input_nodes)

@@ -24,7 +24,7 @@ from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.plan.group import KeptScore
 from dcil_dsl.plan.plan import Group, Phase, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
-from dcil_dsl.words.penalties import Penalty
+from dcil_dsl.words.losses import Penalty
 from dcil_dsl.words.scores import Draw, Magnitude, uniform
 from dcil_dsl.words.views import Soft
 

@@ -1,6 +1,6 @@
 """Data sets from disk to the device, augmented there in batches, reproducible bit for bit.
 
-Imported when first used: places.py, which says that data are missing, does not wait for torch.
+Imported when first used: datasets.py reports missing data before torch is loaded.
 """
 
 from __future__ import annotations

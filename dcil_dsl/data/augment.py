@@ -1,15 +1,16 @@
-"""What happens to an image on its way into a batch, shared out between its reader and the device.
+"""What happens to an image on its way into a batch, split between its reader and the device.
 
-In:   the augmentations of the plan, the image size it asks for, and what the images are.
-Out:  a Pipeline: what a reader does with one image as it lies, so that all have one size;
-      Transforms of batches of uint8; Transforms of normalised batches; Mixers.
-Not:  no normalisation and no seeds, which are the loader's. The order of words is lang's to check.
+In:   the augmentations of the plan, the image size that it names, and the type of the images.
+Out:  a Pipeline: what a reader does with one stored image, so that all have one size;
+      Transforms of batches of uint8; Transforms of normalized batches; Mixers, and the mixed batch.
+Not:  no normalization and no seeds, which are the loader's. lang checks the order of words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from dcil_dsl.words.augment import (
     Transform,
     crop_sizes,
 )
-from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
+from dcil_dsl.words.tensors.boxes import box_chances, crop_boxes
 
 # The usual validation of ImageNet: the short side to 256, then the middle 224 x 224.
 SHORT_SIDE = 256 / 224
@@ -33,16 +34,16 @@ SHORT_SIDE = 256 / 224
 
 @dataclass(frozen=True)
 class Reading:
-    """What is done with a PIL image where it is read; out comes uint8 (C, size, size).
+    """Turns a PIL image into uint8 (C, size, size) in the process that reads it.
 
-    crops  a random box of it, resized; else the short side is resized, and the middle cut out
+    crops  resize a random box; else resize the short side and cut out the middle
     """
 
     size: int
     crops: bool
 
     def chances(self, chance: torch.Generator, count: int) -> Tensor | None:
-        """What apply needs for each image of a batch of `count`."""
+        """The random numbers that `apply` needs, for each image of a batch of `count`."""
         return box_chances(chance, count) if self.crops else None
 
     def apply(self, image: Any, chances: Tensor | None) -> Tensor:
@@ -61,7 +62,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """reading: None where images lie as tensors of one size. resize: (H, W) for those, or None.
+    """reading: None for stored tensors of one size. resize: (H, W) for those, or None.
 
     size  (H, W) of the images when `pixels` begins
     """
@@ -85,11 +86,11 @@ def train_pipeline(
 ) -> Pipeline:
     """The resizing of `val_pipeline`, then the augmentations in the plan's order.
 
-    native  (H, W) of every image as it lies; None: they differ, so that a batch needs an
-            image_size or a random_resized_crop before all else.
+    native  (H, W) of every stored image; None: they differ, so that a batch needs an image_size,
+            or random_resized_crop as the first augmentation.
 
-    Where random_resized_crop comes first it takes the image as it lies: resized before, it would
-    only be blurred. Raises InputError where no size is known.
+    As the first augmentation, random_resized_crop takes the stored image: resizing it before would
+    only blur it. Raises InputError where no size is known.
     """
     pixels = _transforms(augment, PIXELS)
     make = partial(
@@ -113,10 +114,9 @@ def train_pipeline(
 def val_pipeline(
     augment: tuple[Augment, ...], image_size: int | None, native: tuple[int, int] | None
 ) -> Pipeline:
-    """Images of one size: resized to image_size, if given. Of many: short side, then the middle.
+    """Images of one size: resize to image_size, if given. Of several: short side, then the middle.
 
-    Without an image_size, images of many sizes are cut to the size that random_resized_crop
-    trains on.
+    Without an image_size, images of several sizes get the size that random_resized_crop trains on.
     """
     if native is not None:
         size = (image_size, image_size) if image_size else native
@@ -146,3 +146,19 @@ def _no_size(augment: tuple[Augment, ...]) -> InputError:
         f"{fact} data ... {{ image_size = 224 }} or augment = [random_resized_crop(224)] in the "
         "recipe",
     )
+
+
+def mix_batch(
+    images: Tensor, labels: Tensor, mixers: tuple[Mixer, ...], classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Mix with one of `mixers`, which `seed` chooses for the whole batch, all equally likely."""
+    chance = Random(seed)
+    mixer = mixers[chance.randrange(len(mixers))]
+    mixed, share = mixer.mix(images, images.roll(1, 0), chance)
+    own = (labels[:, None] == torch.arange(classes, device=labels.device)).float()
+    return mixed, share * own + (1 - share) * own.roll(1, 0)
+
+
+def neighbours(start: int, stop: int, count: int) -> list[int]:
+    """Places in a batch of `count` that a part of it needs: its own and the one before."""
+    return [(start - 1) % count, *range(start, stop)]

@@ -1,13 +1,13 @@
-"""Batches of one part of a data set, the same ones whenever they are asked for again.
+"""Batches of one part of a data set, the same ones whenever they are requested again.
 
-In:   examples that are found by their number, and how many make a batch.
-Out:  BatchLoader: which examples are in which batch, read by this process or by workers.
-Not:  what an example is, and what becomes of it on the device (loader.py, examples.py).
+In:   examples by their number, and the batch size.
+Out:  BatchLoader: which examples are in which batch, read by this process or by workers; on CUDA
+      the next batch is made while the device computes with the current one.
+Not:  what an example is, and how it reaches the device (loader.py, examples.py).
 
-The order of an epoch comes from (seed, epoch), and what batch b holds depends on these and b
-alone: there is no state between epochs. So the number of workers and of ranks and the batch at
-which an epoch is begun change nothing, and a resumed run sees what the run without a break would
-have seen.
+The order of an epoch comes from (seed, epoch), and the content of batch b depends on these and b
+alone: there is no state between epochs. So the number of workers and of ranks and the first batch
+of an epoch change nothing, and a resumed run sees the batches of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import math
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from dcil_dsl.data.chance import generator_at
-from dcil_dsl.data.prefetch import made_ahead
 from dcil_dsl.data.reading import Request, Requests, leave_signals
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
@@ -42,8 +43,8 @@ class BatchLoader(ABC):
                   than the part holds.
 
     Both count all ranks together. Of `world_size` processes each gets an equal stretch of every
-    batch (share_of), rank 0 the first: put one after the other they are the batch of one process.
-    A last training batch that would leave a rank less than two examples comes whole to all of them.
+    batch (share_of), rank 0 the first: concatenated, they are the batch of one process. A last
+    training batch that would leave a rank fewer than two examples goes to every rank in full.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class BatchLoader(ABC):
 
     @abstractmethod
     def fetch(self, requests: Iterator[Request]) -> Iterator[Any]:
-        """For each request what `make` makes a batch of, on the host. Raises InputError."""
+        """For each request the host data that `make` turns into a batch. Raises InputError."""
 
     @abstractmethod
     def make(self, held: Any) -> Any:
@@ -88,7 +89,7 @@ class BatchLoader(ABC):
         """A batch of the first example of the part. No worker is started for it."""
 
     def example(self) -> Inputs:
-        """What the model is called with for the first example of the part, on the CPU.
+        """The inputs of the model for the first example of the part, on the CPU.
 
         Raises InputError where it cannot be read.
         """
@@ -98,7 +99,7 @@ class BatchLoader(ABC):
         """The batches of an epoch, from number `start` on.
 
         Raises InputError for an example that cannot be read. An iterator that is closed or fails
-        before its end takes its workers with it; the next epoch starts new ones.
+        before its end stops its workers; the next epoch starts new ones.
         """
         order = self.order(epoch)
         requests = (self.request(epoch, batch, order) for batch in range(start, self.num_batches))
@@ -111,7 +112,7 @@ class BatchLoader(ABC):
                 self.close()
 
     def size_of(self, batch: int) -> int:
-        """How many examples batch number `batch` of an epoch has, over all ranks."""
+        """The number of examples in batch number `batch` of an epoch, over all ranks."""
         return min(self.batch_size, self.num_examples - batch * self.batch_size)
 
     def close(self) -> None:
@@ -123,7 +124,7 @@ class BatchLoader(ABC):
                 return
             iterator._shutdown_workers()  # what its __del__ calls, but now
             for worker in iterator._workers:
-                worker.kill()  # one that was asked in vain
+                worker.kill()  # one that did not stop
 
     # -- which examples --------------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ class BatchLoader(ABC):
         return Request(epoch, batch, count, tuple(places), tuple(indices))
 
     def places(self, count: int) -> list[int]:
-        """Which places of a batch of `count` this rank reads."""
+        """The places of a batch of `count` that this rank reads."""
         return list(range(*self.stretch(count)))
 
     def stretch(self, count: int) -> tuple[int, int]:
@@ -158,7 +159,7 @@ class BatchLoader(ABC):
     # -- their bytes -----------------------------------------------------------------------------
 
     def read(self, requests: Iterator[Request], reader: Any) -> Iterator[Any]:
-        """reader[request] for each, by workers where there are any, in order."""
+        """reader[request] for each request, in order, by workers where there are any."""
         if not self.workers:
             yield from (reader[request] for request in requests)
             return
@@ -173,7 +174,8 @@ class BatchLoader(ABC):
                 persistent_workers=True,
                 generator=torch.Generator(),  # else it draws from the global one
             )
-        self._workers.sampler.requests = requests  # type: ignore[attr-defined]
+        sampler: Any = self._workers.sampler
+        sampler.requests = requests
         try:
             with _no_handler_for_children():
                 fetched = iter(self._workers)
@@ -186,19 +188,19 @@ class BatchLoader(ABC):
 
 
 def share_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """start, stop of a rank's stretch of `count` examples; stretches differ by one at most.
+    """start, stop of a rank's part of `count` examples; the sizes of parts differ by at most one.
 
-    Where a batch has fewer examples than there are ranks, some stretches are empty.
+    Where a batch has fewer examples than there are ranks, some parts are empty.
     """
     return rank * count // world_size, (rank + 1) * count // world_size
 
 
 @contextmanager
 def _no_handler_for_children() -> Iterator[None]:
-    """Take back the handler of SIGCHLD that a first DataLoader sets.
+    """Undo the handler of SIGCHLD that a first DataLoader sets.
 
-    It raises wherever it finds us, in the middle of a step as well, from which no run goes on. Who
-    waits for a batch asks by himself every few seconds whether the workers are alive.
+    The handler raises anywhere, even in the middle of a step, from which no run can resume. The
+    code that waits for a batch polls every few seconds whether the workers are alive.
     """
     before = signal.getsignal(signal.SIGCHLD)
     try:
@@ -209,9 +211,60 @@ def _no_handler_for_children() -> Iterator[None]:
 
 
 def _is_of_dead_worker(error: Exception) -> bool:
-    """Torch's own words for it, or the socket of a worker that is gone already. What a worker met
-    and lives to tell of begins with "Caught"."""
+    """Whether a worker died: torch's message, or an error of the socket to it.
+
+    Torch begins the message with "Caught" for an exception that a living worker reports.
+    """
     if str(error).startswith("Caught "):
         return False
     words = ("DataLoader worker", "Pin memory thread exited")  # the thread has met such a socket
     return not isinstance(error, RuntimeError) or any(word in str(error) for word in words)
+
+
+Held = TypeVar("Held")
+Made = TypeVar("Made")
+Batch = tuple[Tensor, Tensor]
+
+
+def made_ahead(
+    held: Iterable[Held], make: Callable[[Held], Made], device: torch.device
+) -> Iterator[Made]:
+    """make(h) for each h; on CUDA one batch ahead, in one separate stream for all epochs.
+
+    The stream of the caller waits on the device for the batch that it is given; the host waits for
+    neither. `make` may copy from pinned memory with non_blocking=True. `held` runs in the same
+    stream as `make`, which reads its results: rows that it picks from data on the device would not
+    be ready in the caller's stream.
+    """
+    if device.type != "cuda":
+        yield from map(make, held)
+        return
+    stream = _stream_ahead(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # what make reads may be on its way
+    left, ready, over = iter(held), None, object()
+    while True:
+        with torch.cuda.stream(stream):
+            each: Any = next(left, over)
+            made = None if each is over else (make(each), stream.record_event())
+        if ready is not None:
+            yield _handed_over(*ready, device)
+        if made is None:
+            return
+        ready = made
+
+
+@cache
+def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all epochs: the allocator keeps freed memory for the stream that allocated it.
+    With a new stream at each epoch (torch hands out 32 in turn) it would keep 32 copies."""
+    return torch.cuda.Stream(device)
+
+
+def _handed_over(batch: Made, made: torch.cuda.Event, device: torch.device) -> Made:
+    current = torch.cuda.current_stream(device)
+    current.wait_event(made)
+    for leaf in pytree.tree_leaves(batch):
+        if hasattr(leaf, "record_stream"):  # a tensor
+            # Else its memory could be given to the next batch while this one is still read.
+            leaf.record_stream(current)
+    return batch

@@ -1,8 +1,8 @@
-"""Random numbers that are a function of where they are used, and of nothing that was drawn before.
+"""Random numbers as a function of the place that uses them, independent of earlier draws.
 
 In:   the run's seed, an epoch, a batch, a place in the pipeline.
 Out:  seeds, and generators on the CPU, whatever the device.
-Not:  torch's global random numbers are neither used nor moved.
+Not:  torch's global generator is neither used nor advanced.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def seed_of(*place: int | str) -> int:
-    """A seed of 63 bits, in which no two places are near each other."""
+    """A seed of 63 bits, a hash of the place."""
     text = "/".join(map(str, place)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 

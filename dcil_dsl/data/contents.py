@@ -1,10 +1,10 @@
 """The contents of a data set: a short text to compare later, and the examples of each class.
 
 In:   a Dataset.
-Out:  {part of it: a text}, which changes where files come, go or change their size, and for what
-      lies in memory where any number changes; counts by class number.
-Not:  no file is opened: another image of the same name and size goes unseen, and labels that are
-      not stored next to the images are not counted.
+Out:  {part: description}, which changes when a file is added, removed or changes its size, and for
+      data in memory when any number changes; counts by class number.
+Not:  no file is opened: an image replaced by another of the same size is not noticed, and labels
+      that are not stored next to the images are not counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dcil_dsl.data.shards import Shards
 def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
     """{"train/cat": "500 files of 5,120,000 bytes (3f2a1b09)"}, by class, shard or part.
 
-    sizes  of files; without them no file is looked for, and their names alone are compared
+    sizes  include the sizes of files; else no file is accessed, and only names are compared
     """
     found: dict[str, str] = {}
     for part in ("train", "val"):
@@ -72,7 +72,7 @@ def _files(paths: Iterable[str], sizes: bool) -> str:
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # a link to nowhere: told when its turn to be read comes
+    except OSError:  # a dangling link: reported when it is read
         return 0
 
 
@@ -89,8 +89,8 @@ def class_counts(dataset: Dataset) -> tuple[int, ...] | None:
     """One count for each of dataset.classes, 0 where a class never occurs; None where the labels
     are not known.
 
-    They are `labels` (data in memory), `label` (shards), or `targets` as torchvision's data sets
-    have them: class numbers by example.
+    They come from `labels` (data in memory), `label` (shards) or `targets` (data sets of
+    torchvision): class numbers by example.
     """
     for name in ("labels", "label", "targets"):
         labels = getattr(dataset.train, name, None)

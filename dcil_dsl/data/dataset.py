@@ -1,4 +1,4 @@
-"""What every source of data comes down to.
+"""The form that every source of data takes.
 
 In:   images as uint8, and their classes.
 Out:  Dataset, and Tensors for what fits in memory.
@@ -99,8 +99,8 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images, on the scale 0..1.
 
-    From counts of the 256 values: exact, and no copy in floating point. Where a channel has one
-    value only its deviation is given as 1: what it says is nothing, and not infinite.
+    From counts of the 256 values: exact, without a copy in floating point. A constant channel gets
+    a deviation of 1, so that dividing by it gives no infinity.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []

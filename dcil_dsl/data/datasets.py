@@ -1,7 +1,8 @@
-"""The data sets that have a name, one record each: `DATASETS`.
+"""The data sets that have a name, one record each: `DATASETS`; and where their files are.
 
-In:   the name of a data set, as a recipe or `--train` gives it.
-Out:  its record: task, size, shapes, where it lies, what opens it.
+In:   the name of a data set, as a recipe or `--train` gives it, and the folder of `--data`.
+Out:  its record: task, size, shapes, opener; the folder that holds its files, or an InputError that
+      lists every folder searched.
 Not:  no torch, so that a missing folder is reported at once; a record's opener is imported when it
       is called.
 
@@ -10,6 +11,7 @@ To add a data set, write a function that opens it and add its record to the tabl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,6 +30,7 @@ SHARDS = "train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an exampl
 IDX_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
+SYSTEM = Path("/usr/share/datasets")
 IDX_FOLDERS = ("", "raw", "FashionMNIST/raw")  # the files alone, and torchvision's layouts
 
 
@@ -35,10 +38,10 @@ IDX_FOLDERS = ("", "raw", "FashionMNIST/raw")  # the files alone, and torchvisio
 class Files:
     """The files of a data set.
 
-    layout  what a folder of it holds, in words
-    holds   whether a folder holds them; what is in the files is checked when they are opened
-    get     the command that brings them into a folder, if there is one
-    system  the folder in /usr/share/datasets that a package of Debian puts them in
+    layout  a description of the folder, for messages
+    holds   whether a folder has the files; their contents are checked when they are opened
+    get     the command that downloads them into a folder, if there is one
+    system  the folder in /usr/share/datasets where a Debian package installs them
     """
 
     layout: str
@@ -55,8 +58,8 @@ class DatasetRecord:
                channels where it has images, and its options
     task       a name of TASKS
     num_train  training examples, and image_size the side of an image; None: it depends on the
-               folder. They make a plan where the data are elsewhere
-    channels   that its images can be opened with; empty: it has no images
+               folder. A plan needs them where the data are on another machine
+    channels   the numbers of channels to open its images with; empty: it has no images
     shape      of one example's inputs, where they are not images
     options    parameters that open_dataset passes on
     """
@@ -192,7 +195,7 @@ DATASETS: Mapping[str, DatasetRecord] = MappingProxyType(
 
 
 def known_record(name: str | None) -> DatasetRecord | None:
-    """The record of a name, `fashion_mnist` as a recipe spells it being fashion-mnist."""
+    """The record of a name; a recipe spells fashion-mnist `fashion_mnist`."""
     return DATASETS.get((name or "").replace("_", "-"))
 
 
@@ -204,3 +207,59 @@ def record_of(name: str) -> DatasetRecord:
         hint = f"did you mean `{near}`?" if near else f"there are {', '.join(DATASETS)}"
         raise InputError(f"there is no data set called `{name.replace('_', '-')}`", hint)
     return record
+
+
+def require_data(name: str, directory: str | Path | None) -> None:
+    """Raise InputError for an unknown name, for missing files, and for a folder that the data set
+    does not read.
+
+    Callers use it before they load torch; open_dataset checks again.
+    """
+    if ":" in name:  # a callable, which is imported when it is called
+        return
+    record = record_of(name)
+    if directory is not None and record.files is None:
+        raise InputError(f"the data of {record.name} need no folder", f"leave {directory} out")
+    find(record, directory)
+
+
+def find(record: DatasetRecord, directory: str | Path | None) -> Path | None:
+    """The first folder that holds the files; None where the data set has none."""
+    if record.files is None:
+        return None
+    places = _places(record, directory)
+    try:
+        for place in places:
+            if record.files.holds(place):
+                return place
+        looked = [f"looked in  {place}{_state(place)}" for place in places]
+    except OSError as error:  # no permission, a broken disk
+        raise InputError(f"cannot read the data of {record.name}: {error}") from error
+    get = record.files.get(places[0])
+    lines = [*looked, f"expected   {record.files.layout}", *([f"get it     {get}"] if get else [])]
+    lines.append(
+        f"point at it with --data DIR, or with DCIL_DATA=DIR where it lies in DIR/{record.name}"
+    )
+    raise InputError(f"the data of {record.name} are missing", "\n".join(lines))
+
+
+def _places(record: DatasetRecord, directory: str | Path | None) -> list[Path]:
+    """Only the given folder: searching further would hide a mistake in it."""
+    if directory is not None:
+        return [Path(directory).expanduser()]
+    if os.environ.get("DCIL_DATA"):
+        return [Path(os.environ["DCIL_DATA"]).expanduser() / record.name]
+    # Not Path.home(), which fails for a user without a home, as containers have them.
+    cache = Path(os.path.expanduser("~")) / ".cache" / "dcil" / record.name
+    system = record.files.system if record.files else None
+    return [cache] if system is None else [cache, SYSTEM / system]
+
+
+def _state(place: Path) -> str:
+    if not place.exists():
+        return " (does not exist)"
+    if not place.is_dir():
+        return " (is not a folder)"
+    entries = sorted(entry.name for entry in place.iterdir())
+    more = ", ..." if len(entries) > 4 else ""
+    return f" (holds {', '.join(entries[:4])}{more})" if entries else " (is empty)"

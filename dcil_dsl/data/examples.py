@@ -2,11 +2,11 @@
 
 In:   a map-style data set (`len()`, and an item by its number), or a DataLoader over one.
 Out:  batches in the structure that the items have: tuples, lists and dictionaries of tensors.
-Not:  no augmentation: it belongs into the data set, whose random numbers are seeded here.
+Not:  no augmentation: it belongs in the data set, whose random numbers are seeded here.
 
 Before an item is read, the generators of torch, Python and numpy are seeded with the run's seed,
 the epoch, and the item's place in the epoch. So the number of workers and of ranks changes no
-batch, and a resumed run reads what a run without a break reads.
+batch, and a resumed run reads the batches of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Collate = Callable[[list[Any]], Any]
 
 
 class ExampleLoader(BatchLoader):
-    """One part of a data set of any task. Numbers of 64 bits become float32, as weights are."""
+    """One part of a data set of any task. float64 becomes float32, the type of weights."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ def _narrow(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExampleReader:
-    """Reads and collates one request; what the workers are given.
+    """Reads and collates one request, in a data loader worker or in this process.
 
     An error comes out as a value, because a DataLoader would turn it into a traceback's text.
     """
@@ -169,11 +169,11 @@ class ExampleSource:
 
 
 def source_of(name: str, part: str, given: Any, collate: Collate | None = None) -> ExampleSource:
-    """What a part of a data set consists of. InputError where a batch is not found by its number.
+    """The examples of a part of a data set. InputError where a batch has no number of its own.
 
     Batches are made here, of the recipe's size and in the order of the run's seed, so that a run
-    resumes at any of them. Of a DataLoader the data set, the sampler, the way to collate and the
-    number of workers count.
+    resumes at any of them. A DataLoader contributes its data set, its sampler, its collate_fn and
+    its number of workers.
     """
     if isinstance(given, DataLoader):
         if given.batch_sampler is not None and type(given.batch_sampler) is not BatchSampler:

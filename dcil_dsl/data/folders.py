@@ -1,8 +1,8 @@
 """Images in folders, train/<class>/*.JPEG and val/<class>/*.JPEG: imagenet and imagefolder.
 
 In:   the folder that holds train and val.
-Out:  a Dataset whose items are (PIL image, class index), read when asked for.
-Not:  images are not opened here; one that cannot be read is told when its turn comes.
+Out:  a Dataset whose items are (PIL image, class index), read when accessed.
+Not:  images are not opened here; one that cannot be read is reported when it is read.
 """
 
 from __future__ import annotations
@@ -66,26 +66,26 @@ def statistics_of(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Image.Image:
-    """The image as PIL has it in `mode` ("RGB", "L"); BadImage that says `name`, or the path."""
+    """The PIL image in `mode` ("RGB", "L"). BadImage, which has `name` or the path."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             if max(image.size) > MAX_RATIO * min(image.size):
                 sides = " x ".join(map(str, image.size))
-                raise ValueError(f"{sides} pixels are no photograph")
+                raise ValueError(f"{sides} pixels are not a photograph")
             return _of_bytes(image).convert(mode)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         fact = " ".join(str(error).split())
         raise BadImage(
             f"cannot read the image {_shown(str(name or file))}: {type(error).__name__}: {fact}",
-            "replace the file or take it away, and go on with --resume-anyway, for the data are "
-            "others then; or go on without it: --resume --on-bad-image skip",
+            "replace or remove the file, and resume with --resume-anyway, because the data "
+            "have changed then; or continue without it: --resume --on-bad-image skip",
         ) from error
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
-    """16 bits a pixel as 8, the higher ones; Pillow would make everything above 255 white.
+    """The upper 8 of 16 bits a pixel; Pillow would make everything above 255 white.
 
-    ValueError for numbers of 32 bits, of which no file says how much is white.
+    ValueError for pixels of 32 bits, whose files do not say which value is white.
     """
     is_wide = image.mode == "I" and image.format in ("PNG", "PPM")  # that hold no more than 16
     if is_wide or image.mode.startswith("I;16"):
@@ -96,7 +96,7 @@ def _of_bytes(image: Image.Image) -> Image.Image:
 
 
 def _shown(name: str) -> str:
-    """On one line, as text: the name of a file may hold a terminal's commands, and any bytes."""
+    """The name on one line, escaped: a file name may hold terminal commands and any bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

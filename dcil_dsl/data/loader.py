@@ -1,17 +1,16 @@
-"""Batches of a data set on the device, the same ones whenever they are asked for again.
+"""Batches of a data set on the device, the same ones whenever they are requested again.
 
 In:   one part of a Dataset, and the size, order and augmentation of its batches.
 Out:  (images float32 (B, C, H, W), normalised; labels), both on the device. Labels are class
       numbers, int64 (B,); where the recipe mixes examples, shares of classes, float32 (B, classes).
 Not:  no state between epochs: what batch b of epoch e holds depends on the seed, e and b alone.
-      torch's global random numbers are neither used nor moved. No process talks to another.
+      torch's global generator is neither used nor advanced. Processes do not communicate.
 
 The order of an epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, batch,
-place in the batch), drawn on the CPU. So the number of workers and of ranks and the batch at which
-an epoch is begun change nothing, and a resumed run sees what the run without a break would have
-seen. What fits in memory lies on the device as bytes, and no worker is started for it; what is
-read from files crosses over as bytes, a quarter of the traffic. All else is done on the device, a
-whole batch at a time.
+place in the batch), drawn on the CPU. So the number of workers and of ranks and the first batch of
+an epoch change nothing, and a resumed run sees the batches of the uninterrupted run. Data that fit
+in memory are kept on the device as bytes, without workers; images from files are copied to it as
+bytes, a quarter of the traffic. Everything else runs on the device, a whole batch at a time.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcil_dsl.data.augment import train_pipeline, val_pipeline
-from dcil_dsl.data.batches import BatchLoader, share_of
+from dcil_dsl.data.augment import mix_batch, neighbours, train_pipeline, val_pipeline
+from dcil_dsl.data.batches import Batch, BatchLoader, share_of
 from dcil_dsl.data.chance import generator_at, seed_of
 from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.data.folders import BadImage
-from dcil_dsl.data.mixing import mix_batch, neighbours
-from dcil_dsl.data.prefetch import Batch
 from dcil_dsl.data.reading import Fetched, Reader, Request, check_tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.tasks import task_of
 from dcil_dsl.words.augment import Augment, Transform
-from dcil_dsl.words.transforms.numbers import sent
+from dcil_dsl.words.tensors.numbers import sent
 
 __all__ = ["Loader", "share_of"]
 
@@ -45,8 +42,8 @@ MAX_RESIDENT = 4 << 30  # bytes of images that are kept on the device; larger se
 class Loader(BatchLoader):
     """One part of a data set of images.
 
-    on_bad_image  told of each image that cannot be read, once; the next one in the data set that
-                  can be stands in for it. None: the first one is an InputError.
+    on_bad_image  called once for each image that cannot be read; the next readable one of the data
+                  set replaces it. None: the first one is an InputError.
     """
 
     def __init__(
@@ -129,7 +126,7 @@ class Loader(BatchLoader):
 
     @property
     def _has_neighbour(self) -> bool:
-        """Whether a stretch comes with the example before it, which its first is mixed with."""
+        """Whether a part needs the example before it, with which its first is mixed."""
         return bool(self.pipeline.mixers) and self.world_size > 1
 
     # -- their bytes -----------------------------------------------------------------------------
@@ -188,7 +185,7 @@ class Loader(BatchLoader):
     def _applied(
         self, step: Transform, images: Tensor, size: tuple[int, int], request: Request, number: int
     ) -> Tensor:
-        """What is drawn is drawn for the whole batch, whatever stretch of it is ours."""
+        """Random numbers are drawn for the whole batch, whichever part of it this rank has."""
         chance = generator_at(self.seed, request.epoch, request.batch, number)
         draws = step.draw(chance, request.count, size)
         if request.places != tuple(range(request.count)):
@@ -203,7 +200,7 @@ def _noted(requests: Iterator[Request], asked: list[Request]) -> Iterator[Reques
 
 
 def _native_size(name: str, examples: Any) -> tuple[int, int] | None:
-    """(H, W) of every image where they are tensors, as the first is; None for PIL images."""
+    """(H, W) of every image if the first is a tensor; None for PIL images."""
     try:
         image, _ = examples[0]
     except BadImage:  # so it lies in a file, and its neighbours do

@@ -1,8 +1,9 @@
 """One batch read from its source, in a worker process or in this one.
 
-In:   a Request: which examples, and where in which batch they stand.
-Out:  Fetched, uint8 images of one size and labels; or the InputError, as a value.
-Not:  no augmentation but the crop of photographs, which must have one size to be a batch.
+In:   a Request: which examples, and their places in the batch.
+Out:  Fetched, uint8 images of one size and labels; or the InputError, as a value. A note and a
+      line of a file for each image that could not be read while another replaced it.
+Not:  no augmentation but the crop of photographs, which must have one size to form a batch.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +33,7 @@ MAX_BAD = 100  # images in a row that cannot be read: then something else is wro
 
 @dataclass(frozen=True)
 class Request:
-    """A stretch of one batch.
+    """A part of one batch.
 
     places   of the examples in the whole batch, which holds `count`
     indices  of the same examples in the data set
@@ -45,7 +47,7 @@ class Request:
 
 
 class Requests:
-    """The sampler of a DataLoader whose workers stay: `requests` is replaced every epoch."""
+    """The sampler of a DataLoader with persistent workers: `requests` is replaced every epoch."""
 
     requests: Iterator[Request] = iter(())
 
@@ -54,7 +56,7 @@ class Requests:
 
 
 class Fetched(NamedTuple):
-    """images uint8 (B, C, H, W); labels int64 (B,); bad: images that others stand in for."""
+    """images uint8 (B, C, H, W); labels int64 (B,); bad: images that others replace."""
 
     images: Tensor
     labels: Tensor
@@ -63,14 +65,14 @@ class Fetched(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """What the workers are given.
+    """Reads one request, in a data loader worker or in this process.
 
     shape     (C, H, W) of every image that comes out
     replaces  whether an image that cannot be read is replaced by the next one that can
     name, num_classes  of the data set
 
-    An error comes out as a value, because a DataLoader would turn what is raised in a worker into
-    a traceback's text.
+    An error is returned as a value, because a DataLoader turns what a worker raises into the text
+    of a traceback.
     """
 
     examples: Sequence[Any]
@@ -108,7 +110,7 @@ class Reader:
         return self.reading.chances(chance, request.count)
 
     def _class_of(self, index: int, label: Any) -> int:
-        """Of Python, NumPy or torch; no fraction is cut off."""
+        """The class number, from a number of Python, NumPy or torch; a fraction is an error."""
         try:
             number = int(label)
             if number == label:
@@ -116,7 +118,7 @@ class Reader:
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
         raise InputError(
-            f"the label of example {index:,} of {self.name} is no whole number: {label!r:.80}",
+            f"the label of example {index:,} of {self.name} is not a whole number: {label!r:.80}",
             "a label is the number of a class, counted from 0",
         )
 
@@ -132,15 +134,15 @@ class Reader:
 
 
 def sent_back(tensor: Tensor) -> Tensor:
-    """The tensor, in shared memory where this is a worker, whose answers go that way.
+    """The tensor, in shared memory if this is a worker, which returns its batches that way.
 
-    Else it would be moved there by a thread, whose error nobody hears: the batch would be waited
-    for without end. InputError where there is no room.
+    Otherwise a thread would move it there, whose errors are lost: the batch would never arrive.
+    InputError where shared memory is full.
     """
     if get_worker_info() is None or not tensor.numel():
         return tensor
     try:
-        shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+        shared: Tensor = tensor.share_memory_()
         return shared
     except RuntimeError as error:
         raise InputError(
@@ -152,7 +154,7 @@ def sent_back(tensor: Tensor) -> Tensor:
 def other_tensor(
     name: str, index: int, image: Tensor, shape: tuple[int, ...] | None = None
 ) -> InputError:
-    """shape  that it should have; None: its own"""
+    """The error for a tensor of another type or shape. shape: the right one; None: its own."""
     have, want = (" x ".join(map(str, sizes)) for sizes in (image.shape, shape or image.shape))
     kind = str(image.dtype).removeprefix("torch.")
     return InputError(
@@ -162,7 +164,7 @@ def other_tensor(
 
 
 def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
-    """InputError where they are not what Tensors says, or a label is no class."""
+    """InputError for a type or shape that Tensors does not have, or a label without a class."""
     images, labels = examples.images, examples.labels
     if images.dtype != torch.uint8:
         raise other_tensor(name, 0, *images[:1])
@@ -177,9 +179,9 @@ def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
-    """InputError where one is no class: a device would only say that something went wrong.
+    """InputError for a label that is not a class; a device reports it without saying which.
 
-    -100 is none on purpose, and counts for nothing (training/losses.py).
+    -100 is not a class on purpose: losses ignore it (training/losses.py).
     num_classes  None: no limit
     """
     if num_classes is None:
@@ -193,10 +195,10 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C goes to the whole group of processes; the main one decides what it means.
+    """Leave signals to the main process: Ctrl-C reaches the whole process group.
 
-    So does the SIGTERM of torchrun, of `timeout`, of systemd and of batch systems; only what comes
-    from the main process itself ends a worker. So does the SIGHUP of a terminal that goes away.
+    So do the SIGTERM of torchrun, `timeout`, systemd and batch systems, and the SIGHUP of a closed
+    terminal. Only a SIGTERM from the main process ends a worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -211,3 +213,37 @@ def _end_for(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+class BadImages:
+    """The on_bad_image that the loaders of a run share.
+
+    It keeps the lines in memory until `keep_in` names a file, which processes share.
+    """
+
+    def __init__(self, note: Callable[[str], None]):
+        self.note = note
+        self.seen: dict[str, None] = {}
+        self.file: Path | None = None
+
+    def __call__(self, fact: str) -> None:
+        if fact in self.seen:
+            return
+        self.seen[fact] = None
+        self.note(f"{fact}; another image replaces it")
+        self._write([fact])
+
+    def keep_in(self, file: Path) -> None:
+        self.file = file
+        self._write(list(self.seen))
+
+    def _write(self, facts: list[str]) -> None:
+        if self.file is not None and facts:
+            lines = "".join(f"{fact}\n" for fact in facts)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            try:  # in a run folder from elsewhere it may be a link, to what is not ours to change
+                descriptor = os.open(self.file, flags | os.O_NOFOLLOW, 0o666)
+                with open(descriptor, "a", encoding="utf-8") as file:
+                    file.write(lines)
+            except OSError as error:
+                raise InputError(f"cannot write {self.file}: {error.strerror}") from error

@@ -1,13 +1,12 @@
 """WebDataset shards: train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an example.
 
 In:   the folder that holds the shards.
-Out:  a Dataset whose items are (PIL image, class index), read from the tars when asked for.
-Not:  nothing of a tar is unpacked, unpickled or run: a header says where the bytes of an image
-      lie, and these go to Pillow. Not streamed either: an example is found by its number.
+Out:  a Dataset whose items are (PIL image, class index), read from the tars when accessed.
+Not:  nothing of a tar is unpacked, unpickled or run: a header gives the offset of an image, whose
+      bytes go to Pillow. Nothing is streamed: an example is found by its number.
 
-What an index says of each example (shard, offset, size, class) comes from one walk over the
-headers, and is kept in ~/.cache/dcil/webdataset for as long as the shards' names, sizes and times
-are the same.
+The index (shard, offset, size and class of each example) comes from one pass over the headers. It
+is cached in ~/.cache/dcil/webdataset as long as the shards keep their names, sizes and times.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ INDEX = "2"  # of its making: an index that was made otherwise is made anew
 
 @dataclass(frozen=True)
 class Shards:
-    """One part. The examples stand in the order of the shards' names, then of their places.
+    """One part. The examples are in the order of the shards' names, then of their offsets.
 
     shard, offset, size, label  int64 (N,); the image's bytes are `size` from `offset` on
     """
@@ -91,7 +90,7 @@ class Shards:
 
 
 def open_shards(directory: Path, channels: int) -> Dataset:
-    """Both parts. Raises InputError for tars that are damaged, incomplete or not what they seem."""
+    """Both parts. InputError for tars that are damaged, incomplete or not shards of images."""
     train, val = (_open_part(shards_of(directory, part), channels) for part in ("train", "val"))
     num_classes = int(train.label.max()) + 1
     if int(val.label.max()) >= num_classes:
@@ -186,19 +185,22 @@ def _put(known: dict[str, Any], key: str, value: object, file: Path) -> None:
 
 
 def _check(member: tarfile.TarInfo, file: Path, end: int) -> None:
-    """Refuse what a tar of images has no need of, whether or not it would do harm here."""
+    """Refuse members that a tar of images does not need, harmful or not."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{file} is no shard of images: the name {member.name!r} leads out of it")
+        raise InputError(
+            f"{file} is not a shard of images: the name {member.name!r} leads out of it"
+        )
     if not member.isreg() or member.issparse():
-        raise InputError(f"{file} is no shard of images: {member.name!r} is no plain file")
+        raise InputError(f"{file} is not a shard of images: {member.name!r} is not a plain file")
     if member.offset_data + member.size > end:
         raise InputError(f"{file} is cut off: {member.name!r} is not all there")
 
 
 def _check_end(file: Path, offset: int) -> None:
-    """tarfile ends as well where a header is damaged or the file is cut off before one; what stands
-    behind it would be missed by nobody. A tar ends with blocks of zeros."""
+    """Refuse a tar that does not end with blocks of zeros.
+
+    tarfile also stops at a damaged header and at a cut, and would silently lose the rest."""
     with open(file, "rb") as opened:
         opened.seek(offset)
         block = opened.read(tarfile.BLOCKSIZE)
@@ -216,12 +218,12 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> int:
     text = opened.read(16) if opened is not None else b""
     if not text.strip().isdigit() or int(text) >= MAX_CLASSES:
         hint = f"a whole number, from 0 on and below {MAX_CLASSES:,}"
-        raise InputError(f"{file}: {member.name!r} is no class number", hint)
+        raise InputError(f"{file}: {member.name!r} is not a class number", hint)
     return int(text)
 
 
 def _name_at(descriptor: int, offset: int) -> str:
-    """What the header before the bytes calls them; long names have other headers."""
+    """The name in the header before the bytes; long names have other headers."""
     try:
         header = os.pread(descriptor, tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
         return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name

@@ -1,16 +1,19 @@
-"""The data sets that lie in memory, and the opening of any data set by its name.
+"""Data sets opened: by a name of DATASETS, or made by the user's callable.
 
-In:   a name, and the folder of `--data`, if any.
-Out:  a Dataset.
-Not:  nothing is downloaded or written. Where the files lie is known to places.py.
+In:   a name, or "my.py:make", "package.module:callable"; the folder of `--data`, if any.
+Out:  a Dataset, its task named.
+Not:  nothing is downloaded or written. datasets.py knows where files are. No code runs that the
+      user has not named on this command line.
 """
 
 from __future__ import annotations
 
 import gzip
+import inspect
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +22,20 @@ from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from dcil_dsl.data.dataset import Dataset, Tensors, in_memory
-from dcil_dsl.data.datasets import IDX_FILES, idx_file, idx_folder, record_of
-from dcil_dsl.data.places import find
+from dcil_dsl.data.datasets import IDX_FILES, find, idx_file, idx_folder, record_of
+from dcil_dsl.data.examples import source_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.tasks.task import described
+from dcil_dsl.zoo.spec import call_in_words, user_callable
 
 
 def open_dataset(
     name: str, directory: str | Path | None = None, *, channels: int = 3, **options: int
 ) -> Dataset:
-    """Open one of DATASETS (`fashion_mnist`, as a recipe spells it, is fashion-mnist).
+    """Open one of DATASETS; a recipe spells fashion-mnist `fashion_mnist`.
 
-    directory  where it lies; default: $DCIL_DATA/<name>, then ~/.cache/dcil/<name>
+    directory  the folder of its files; default: $DCIL_DATA/<name>, then ~/.cache/dcil/<name>
     channels   1 or 3: grey is repeated, colour is made grey
     options    the parameters of `synthetic`
     Raises InputError.
@@ -117,7 +122,7 @@ def _idx_part(place: Path, images_name: str, labels_name: str) -> Tensors:
 
 
 def _read_idx(file: Path, read: Callable[[str], Tensor]) -> Tensor:
-    """torchvision's own reader, which does not know .gz: such a file is unpacked aside."""
+    """Read with torchvision, which cannot read .gz: such a file is unpacked to a temporary one."""
     try:
         if file.suffix != ".gz":
             return read(str(file))
@@ -185,7 +190,7 @@ def synthetic(
     image_size: int = 32,
     seed: int = 0,
 ) -> Dataset:
-    """Random images that can be told apart: a smooth pattern for each class, under noise.
+    """Random images that a network can classify: a smooth pattern for each class, under noise.
 
     The same numbers for the same arguments. Both parts have the same patterns.
     """
@@ -204,3 +209,70 @@ def synthetic(
 
     classes = [f"class{index}" for index in range(num_classes)]
     return in_memory("synthetic", draw(num_train), draw(num_val), classes, channels)
+
+
+RETURNS = "return (train, held_out), or dcil_dsl.data.Dataset(name, train, held_out, task=...)"
+
+
+def is_callable_spec(data: str) -> bool:
+    """Whether this names a callable rather than a data set of the table."""
+    return ":" in data
+
+
+def open_callable(spec: str, directory: str | Path | None) -> Dataset:
+    """Call it, with --data as its argument `directory` if it has one.
+
+    InputError with file and line for what its code raises.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        raise InputError(
+            f"`{spec}` is not a data spec", help="my.py:make, or package.module:callable"
+        )
+    make = user_callable(source, name, spec)
+    try:
+        takes_directory = "directory" in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some builtins have none
+        takes_directory = False
+    if directory is not None and not takes_directory:
+        raise InputError(
+            f"`{spec}` takes no folder", help="give it a parameter `directory`, or leave --data out"
+        )
+    given = {"directory": None if directory is None else Path(directory)}
+    return dataset_of(call_in_words(make, given if takes_directory else {}, spec), spec)
+
+
+def dataset_of(given: Any, name: str) -> Dataset:
+    """A Dataset unchanged; a pair as a Dataset called `name`, its task from the first example."""
+    if isinstance(given, Dataset):
+        return given
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise InputError(f"`{name}` returned {described(given)}", help=RETURNS)
+    train, val = given
+    return Dataset(name, train, val, task=_task_of(name, train))
+
+
+def _task_of(name: str, train: Any) -> str:
+    """The task: real targets mean regression, whole numbers classification.
+
+    A dictionary, or not two parts, means the arguments of a model with its own loss.
+    """
+    source = source_of(name, "train", train)
+    if not len(source.examples):
+        raise InputError(f"the train part of {name} holds no example")
+    try:
+        batch = source.collate([source.examples[0]])
+    except Exception as error:  # of the user's own code: of any type
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot make a batch of the first example of {name}: {type(error).__name__}: {text}",
+            help=RETURNS,
+        ) from error
+    if isinstance(batch, Mapping) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return "own-loss"
+    targets = batch[1]
+    if isinstance(targets, Tensor) and targets.is_floating_point():
+        return "regression"
+    if isinstance(targets, Tensor) and targets.dim() == 1 and targets.dtype != torch.bool:
+        return "classification"
+    return "own-loss"

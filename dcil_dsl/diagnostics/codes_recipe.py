@@ -46,7 +46,7 @@ RECIPE: tuple[Code, ...] = (
     ),
     entry(
         "E204",
-        "a `let` is defined by itself",
+        "a `let` is defined in terms of itself",
         "The value of a `let` may use others, but not in a circle.",
         "let a = b\nlet b = a\nprune Conv2d to a",
         "let a = 90%\nlet b = a\nprune Conv2d to b",

@@ -34,7 +34,7 @@ class Label:
 class Diagnostic:
     """One mistake. `message` stands alone on one line: lower case, no period.
 
-    code   E1xx syntax, E2xx the recipe by itself, E3xx the recipe against the model,
+    code   E1xx syntax, E2xx the recipe alone, E3xx the recipe against the model,
            E4xx the graph; W the same for warnings.
     label  what is wrong at `span`; `others` are the places that explain why.
     help   a remedy, preferably something to type.

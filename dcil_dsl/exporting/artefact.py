@@ -33,13 +33,13 @@ from dcil_dsl.training.metrics import masks_step
 
 
 class Promise(Budgeted):
-    """What one group of the plan allows at one step.
+    """The zeros that one group of the plan guarantees at one step.
 
-    keeps   the most that is not zero, in what the budget counts: one number for all layers
+    keeps   the largest nonzero count, in what the budget counts: one number for all layers
             together if the members share one budget, else one a layer
-    asked   the sparsity that the schedule asks for, a fraction of what the budget counts
+    asked   the requested sparsity, a fraction of what the budget counts
 
-    Ceilings are those at this step, and so are the bounds'.
+    Ceilings and bounds are those at this step.
     """
 
     asked: Share
@@ -55,7 +55,7 @@ class Promise(Budgeted):
 
     def promised(self) -> dict[str, object]:
         """What two promises share exactly if they promise the same: the target as it is at the
-        end of the run is no part of it, and files of format 1 do not have it."""
+        end of the run is not part of it, and files of format 1 do not have it."""
         target = self.target.called, self.pattern
         return self.model_dump(exclude={"target"}) | {"target": target}
 
@@ -91,19 +91,21 @@ class Origin(BaseModel):
 class Deployed:
     """A network to export.
 
-    origin  what its file says about itself; None: not known, as of a bare state dict
-    plan    of its run; None: not known
+    origin  the metadata of its file; None: unknown, as of a bare state dict
+    plan    of its run; None: unknown
+    source  the run or the file that it was read from, for error messages
     """
 
     network: nn.Module
     origin: Origin | None
     plan: Plan | None = None
+    source: str = "the network"
 
     def tensors(self) -> dict[str, Tensor]:
         """The state dict on the CPU, copied.
 
-        A tied tensor is there under each of its names, so that a strict load finds all of them,
-        and a channels_last weight lies row by row.
+        A tied tensor has an entry under each of its names, so that a strict load finds all of them.
+        A channels_last weight becomes contiguous.
         """
         state = self.network.state_dict()
         return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
@@ -113,8 +115,8 @@ class Deployed:
 class Artefact:
     """An exported file or folder, read back.
 
-    origin  None: it says nothing about itself
-    exact   False: the network computes the same with other numbers than those that the run deploys
+    origin  None: the file has no metadata
+    exact   False: the tensors differ from those that the run deploys, the outputs do not
     """
 
     file: Path
@@ -124,7 +126,7 @@ class Artefact:
 
 
 def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
-    """What the deployed path has to hold after `num_done` updates; nothing if it prunes nothing."""
+    """The promises of the deployed path after `num_done` updates; none if it prunes nothing."""
     if not plan.prunes:
         return ()
     step = masks_step(num_done)
@@ -150,7 +152,7 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
 
 
 def origin_of(plan: Plan, num_done: int) -> Origin:
-    """What a file exported after `num_done` updates says about itself."""
+    """The metadata of a file exported after `num_done` updates."""
     return Origin(
         recipe=plan.recipe.name,
         sha256=plan.recipe.sha256,

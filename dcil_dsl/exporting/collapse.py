@@ -15,13 +15,12 @@ from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 
 
 def export(dual: Dual, path: str | None = None, *, unfinished: bool = False) -> nn.Module:
-    """What `path` computes, as the model that was given; None is the deployed path.
+    """The network of `path` as the original class; None is the deployed path.
 
-    unfinished  export a model that has not reached the sparsity of the plan's last step, as one of
-                an early epoch has not
+    unfinished  also export a model below the sparsity of the plan's last step, as in an early epoch
 
-    Raises SparsityError where the path prunes and its masks are not those that the plan has at
-    its end; ValueError for a path that the plan does not have.
+    Raises SparsityError where the path prunes and its masks are not those of the end of the plan;
+    ValueError for a path that the plan does not have.
     """
     plan = dual.plan
     chosen = next((entry for entry in plan.paths if entry.name == (path or plan.deploy)), None)

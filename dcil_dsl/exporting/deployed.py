@@ -1,8 +1,8 @@
 """What a checkpoint deploys, under the original's names, without building the model.
 
 In:   the tensors of a checkpoint and the Plan of its run; the tensors of a file.
-Out:  what the file has to hold; every tensor that is missing, not the model's, of another shape or
-      type, or of other numbers.
+Out:  the tensors that the file must hold; every tensor that is missing, unknown to the model, of
+      another shape or type, or of other numbers.
 Not:  no zeros are counted (verify.py), nothing is loaded into a network (collapse.py).
 """
 
@@ -29,10 +29,10 @@ def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def deployed_tensors(
     state: Mapping[str, Tensor], plan: Plan, path: str
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """What `path` deploys of a dual graph's state; the names whose numbers are not known here.
+    """The tensors that `path` deploys from a dual graph's state; the names of unknown values.
 
-    Not known are the weights of a view that brings its own effect, or has a threshold, and those
-    that are stored as roots: of these the shapes and types are known, and where the zeros lie.
+    Unknown are the weights of a view of another package, of a view with a threshold, and those
+    stored as roots: only their shapes, types and zeros are known.
     """
     view = next(entry.view for entry in plan.paths if entry.name == path)
     kinds = {name: ("mask", "score", *buffers_of(g, plan)) for g, name in _pruned(plan)}
@@ -61,7 +61,7 @@ def deployed_tensors(
 
 
 def mask_faults(state: Mapping[str, Tensor], plan: Plan) -> list[str]:
-    """Weights that are not the plan's, and masks that are none of these weights."""
+    """Weights that the plan does not prune, and masks that do not fit these weights."""
     shapes = {layer.parameter: layer.shape for layer in plan.layers}
     faults = []
     for name, shape in shapes.items():
@@ -86,7 +86,7 @@ def mask_faults(state: Mapping[str, Tensor], plan: Plan) -> list[str]:
 def differences(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], exact_type: bool = True
 ) -> list[str]:
-    """Tensors that a model has and a file has not, or otherwise; those of other shapes and types.
+    """Tensors of only one of model and file; tensors of other shapes and types.
 
     exact_type  False: a floating type may be another floating type
     """
@@ -95,7 +95,7 @@ def differences(
         if name not in tensors:
             faults.append(f"{name} is missing")
         elif name not in wanted:
-            faults.append(f"{name} is no tensor of the model")
+            faults.append(f"{name} is not a tensor of the model")
         elif tensors[name].shape != wanted[name].shape:
             faults.append(
                 f"{name} has the shape {_words(tensors[name].shape)}, the model "
@@ -111,7 +111,7 @@ def differences(
 def other_numbers(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: set[str]
 ) -> list[str]:
-    """The names, in at most one fault, of tensors that do not hold what the checkpoint deploys."""
+    """One fault that names the tensors whose values are not those of the checkpoint, if any."""
     names = []
     for name, tensor in wanted.items():
         have = tensors.get(name)
@@ -140,7 +140,7 @@ def _fits(mask: Tensor, weight: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """NaN is what it is, and -0 is 0."""
+    """The bits to compare: equal NaNs are equal, and -0 equals 0."""
     if tensor.is_floating_point():
         tensor = torch.where(tensor == 0, tensor.new_zeros(()), tensor)
     return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -28,14 +28,14 @@ class Format(Protocol):
     """What an exporter's class does."""
 
     def write(self, deployed: Deployed, place: Path) -> str:
-        """Write the network to `place`. Returns what the command line prints, may be empty.
+        """Write the network to `place`. Returns the text that the command line prints.
 
-        InputError where nothing is written.
+        InputError where nothing can be written.
         """
         ...
 
     def recognises(self, place: Path) -> bool:
-        """Whether the file or folder claims to be of this format; answers without reading it."""
+        """Whether the file or folder claims to have this format; does not read it."""
         ...
 
     def read(self, place: Path) -> Artefact:
@@ -43,7 +43,7 @@ class Format(Protocol):
         ...
 
     def verify(self, artefact: Artefact) -> list[str]:
-        """Faults that the zeros of the tensors do not show. Empty where there are none."""
+        """Faults that the zeros of the tensors do not show."""
         ...
 
 
@@ -83,7 +83,7 @@ class Exporter:
         return made
 
     def write(self, deployed: Deployed, place: Path) -> str:
-        """Format.write. InputError where a file lies in the place of a folder, or otherwise."""
+        """Format.write. InputError where a file is in the place of the folder, or the reverse."""
         if self.is_folder and place.exists() and not place.is_dir():
             raise InputError(f"{place} is a file", help="name a folder with --out")
         if self.is_folder and (place / "plan.json").exists():
@@ -136,15 +136,17 @@ def exporter_of(name: str) -> Exporter:
 
 
 def recognise(place: Path) -> Exporter | None:
-    """The format that a file or folder claims to be of."""
+    """The format that a file or folder claims to have."""
     kinds = [e for e in EXPORTERS.values() if e.is_folder == place.is_dir()]
     return next((e for e in kinds if e.format.recognises(place)), None)
 
 
 def exporter_for(place: Path) -> Exporter:
-    """The format of an exported file or folder. InputError where it is missing, or of none."""
+    """The format of an exported file or folder. InputError if it is missing or of no format."""
     if not place.exists():
         raise InputError(f"there is no file {place}", help=f"looked at {place.absolute()}")
+    if not place.is_file() and not place.is_dir():  # opening a pipe waits for its writer
+        raise InputError(f"{place} is not a regular file")
     found = recognise(place)
     if found is None:
         raise InputError(

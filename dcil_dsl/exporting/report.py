@@ -1,4 +1,4 @@
-"""What the deployed network is made of: weights, zeros and arithmetic, layer by layer.
+"""Count weights, zeros and arithmetic of the deployed network, layer by layer.
 
 In:   the Plan and the tensors that are deployed.
 Out:  Report: plain data for report.json, and its table as text.
@@ -39,7 +39,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """`num_parameters` counts everything deployed but buffers of integers, biases included."""
+    """`num_parameters` counts every deployed tensor, biases included, but no integer buffers."""
 
     layers: tuple[LayerReport, ...]
     num_parameters: int
@@ -54,7 +54,7 @@ class Report:
         return sum(layer.macs_theoretical or 0 for layer in self.layers)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON; every key of arithmetic without zeros says `theoretical`."""
+        """Plain data for JSON; keys of arithmetic without zeros contain `theoretical`."""
         return {
             "num_parameters": self.num_parameters,
             "num_nonzero": self.num_nonzero,

@@ -5,9 +5,9 @@ Out:  Verdict: per layer and per group asked and counted, every fault, and its t
 Not:  no model is built, no mask is trusted to prove a zero: zeros are counted in the weights.
 
 A kept weight may happen to be zero. So a file holds its promise where at most the allowed count
-of weights is not zero (equally: at least the pruned count is zero); that there are fewer is told
-and is not a fault. A filter, a block, a head is zero where all of its weights are, and counts in
-full where any is not. Of an N:M pattern every single group of m is looked at.
+of weights is not zero (equally: at least the pruned count is zero); fewer are reported, and are not
+a fault. A filter, a block or a head is zero if all of its weights are, else it counts in full.
+Of an N:M pattern every group of m is checked.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LayerCount:
 
     allowed      weights that may be other than zero; None where a budget of several layers, or
                  one that counts larger units, does not say
-    num_revived  not zero although its mask prunes them; None where no mask is at hand
+    num_revived  not zero although its mask prunes them; None without a mask
     """
 
     parameter: str
@@ -62,7 +62,7 @@ class LayerCount:
 
 @dataclass
 class Verdict:
-    """What was counted. It holds where there is no fault."""
+    """The counts and faults of one file. It holds if there is no fault."""
 
     promises: tuple[Promise, ...]
     layers: list[LayerCount] = field(default_factory=list)
@@ -88,7 +88,7 @@ def verify_tensors(
 ) -> Verdict:
     """Count the zeros of every promised weight. `masks`: True where a weight may be kept.
 
-    Every other tensor is looked at too: its numbers have to be finite.
+    Every other tensor must hold finite numbers.
     """
     verdict = Verdict(tuple(promises))
     tensors = {name: _in_a_plain_type(name, tensor) for name, tensor in tensors.items()}

@@ -17,9 +17,9 @@ import torch
 from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.datasets import require_data
 from dcil_dsl.data.examples import ExampleLoader
-from dcil_dsl.data.of_callable import dataset_of, is_callable_spec, open_callable
-from dcil_dsl.data.places import look
+from dcil_dsl.data.sources import dataset_of, is_callable_spec, open_callable
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang.recipe import Recipe
@@ -44,7 +44,7 @@ def open_data(data: Data, directory: str | Path | None, channels: int) -> Datase
         return data
     if is_callable_spec(data):
         return open_callable(data, directory)
-    look(data, directory)
+    require_data(data, directory)
     return open_dataset(data, directory, channels=channels)
 
 
@@ -93,7 +93,7 @@ def open_loader(
         augment=data.augment,
         seed=seed,
         device=device,
-        workers=num_workers(dataset, part, workers, ranks.beside),
+        workers=num_workers(dataset, part, workers, ranks.local_count),
         rank=ranks.rank,
         world_size=ranks.count,
         on_bad_image=on_bad_image,
@@ -129,14 +129,14 @@ def refuse_other_tasks(dataset: Dataset, what: str) -> None:
         )
 
 
-def num_workers(dataset: Dataset, part: str, asked: int | None, beside: int) -> int:
+def num_workers(dataset: Dataset, part: str, asked: int | None, processes: int) -> int:
     """The number of data loader workers; data in memory need none, whatever was requested.
 
-    beside  processes of this job on this machine, each with as many workers
+    processes   of this job on this machine, each with as many workers
     """
     if isinstance(getattr(dataset, part), Tensors):
         return 0
-    return min(8, max(1, _num_cores() // beside)) if asked is None else asked
+    return min(8, max(1, _num_cores() // processes)) if asked is None else asked
 
 
 def _num_cores() -> int:

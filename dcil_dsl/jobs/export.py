@@ -64,7 +64,7 @@ def read_deployed(run: str | Path, model: str | None = None, path: str | None = 
     path = known_path(plan, path)
     dual, step = rebuild(folder, plan, model)
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
-    return Deployed(collapse(dual, path), origin, plan)
+    return Deployed(collapse(dual, path), origin, plan, str(run))
 
 
 def place_of(run: str | Path, exporter: Exporter, out: str | Path | None, path: str | None) -> Path:
@@ -137,4 +137,4 @@ def _of_file(file: Path, spec: str | None) -> Deployed:
         lines = str(error).strip().splitlines()
         fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
         raise InputError(f"{file} does not fit {spec}: {fact[:200]}") from None
-    return Deployed(network, read.origin, plan)
+    return Deployed(network, read.origin, plan, str(file))

@@ -47,7 +47,7 @@ def finish_run(job: Job, folder: RunFolder, result: Result) -> tuple[tuple[Claim
 
 
 def _prove(folder: RunFolder, masks: Mapping[str, Tensor]) -> Verdict:
-    """The verdict on the file as it lies on the disk, not on the module it was written from."""
+    """The verdict on the file on disk, not on the module it was written from."""
     artefact = EXPORTERS[FORMAT].read(folder.weights)
     promises = artefact.origin.promises if artefact.origin is not None else ()
     verdict = verify_tensors(artefact.tensors, promises, masks if promises else None)

@@ -18,7 +18,7 @@ from torch import Tensor
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.datasets import known_record
-from dcil_dsl.data.of_callable import is_callable_spec
+from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
 from dcil_dsl.exporting.deployed import (
@@ -39,11 +39,10 @@ from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import newest_of, position_of, previous_of
-from dcil_dsl.training.command import read_command
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, open_run, read_command
 from dcil_dsl.training.step import BROKEN
 from dcil_dsl.zoo import build_model, stored_spec
 
@@ -52,10 +51,10 @@ Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a recipe asks at its end of the model of a SPEC, and the tensors that the model has.
+    """The promises of a recipe at its end for the model of a SPEC, and the tensors of the model.
 
-    Called with the SPEC, the data's name and the run's plan, each None where it is not known; the
-    files of a run ask the same, and share one answer.
+    Called with the SPEC, the name of the data and the run's plan, each None if unknown. All files
+    of a run share one answer.
     """
 
     recipe: Recipe
@@ -114,9 +113,9 @@ def evaluate_run(
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it. path None: the deployed path.
 
-    data  named again, where the run was trained on data of somebody's own code
+    data  needed again where the user's own code made the data of the run
 
-    The recipe's `expect` is about the deployed path at the end of the run, and judged there alone.
+    `expect` of the recipe is judged on the deployed path at the end of the run only.
     """
     folder = open_run(run)
     plan, place = folder.read_plan(), pick_device(device)
@@ -146,7 +145,7 @@ def evaluate_run(
 
 
 def _stored_data(folder: RunFolder, name: str | None) -> str:
-    """The data set that a run names. InputError where that is code, which a file cannot ask for."""
+    """The data set that a run names. InputError for code, which no file may start."""
     if name is None or known_record(name) is None and not is_callable_spec(name):
         said = f"was trained on `{name}`" if name else "does not say which data it was trained on"
         raise InputError(f"{folder.path} {said}", help="name the data with --train")
@@ -213,7 +212,7 @@ def verify_artefact(
     note: Note | None = None,
     steps_per_epoch: int | None = None,
 ) -> list[tuple[Path, Verdict]]:
-    """Prove a run folder, a checkpoint or an exported file; a Verdict for each file looked at.
+    """Prove a run folder, a checkpoint or an exported file; a Verdict for each file.
 
     The promise comes from `recipe` at its end, else from the file's own header, else from the
     plan.json next to it. InputError where all of them are missing, or nothing is stored.
@@ -295,7 +294,7 @@ def _checkpoints_of(folder: RunFolder) -> tuple[Path | None, ...]:
 def _verify_checkpoint(
     folder: RunFolder, file: Path, stored: Plan, asked: Asked | None, model: str | None
 ) -> Verdict:
-    """The weights of a checkpoint as its masks deploy them: a pruned weight lives on in there."""
+    """The weights of a checkpoint under its masks: a checkpoint also stores pruned weights."""
     place = folder.checkpoint if file in (folder.checkpoint, newest_of(folder.checkpoint)) else file
     tensors, header = read_checkpoint(place, stored)
     step, state = position_of(header, file, stored).step, state_of(tensors)
@@ -316,7 +315,7 @@ def _verify_checkpoint(
 
 
 def _compare_header(read: Artefact, origin: Origin, stored: Plan | None) -> list[str]:
-    """Faults of a file whose numbers or promises are not those that were written."""
+    """Faults of a file whose tensors or promises differ from those that were written."""
     faults = []
     if digest(read.tensors) != origin.digest:
         faults.append("the tensors are not those that were exported: the digest differs")
@@ -333,8 +332,8 @@ def _compare_header(read: Artefact, origin: Origin, stored: Plan | None) -> list
 def _compare_run(
     folder: RunFolder, plan: Plan, read: Artefact
 ) -> tuple[list[str], Mapping[str, Tensor] | None]:
-    """Faults of a file that is not what the run in whose folder it lies deploys; the masks of the
-    checkpoint, where both are of one step."""
+    """Faults of a file that differs from what its run deploys; the masks of the checkpoint, if both
+    are of one step."""
     tensors, header = read_checkpoint(folder.checkpoint, plan)
     state, origin = state_of(tensors), read.origin
     if origin is None:  # which path it is of, and of which step, it does not say
@@ -366,7 +365,7 @@ def _compare_run(
 
 
 def folder_of(file: Path) -> RunFolder | None:
-    """The run that a file or a checkpoint lies in, if it is in one."""
+    """The run whose folder holds a file or a checkpoint, if any."""
     for parent in (file.parent, file.parent.parent):
         if (parent / "plan.json").is_file():
             return RunFolder(parent)
@@ -374,7 +373,7 @@ def folder_of(file: Path) -> RunFolder | None:
 
 
 def known_path(plan: Plan, path: str | None) -> str:
-    """The path of this name, None is the deployed one. InputError where the run has no such."""
+    """The path of this name, None is the deployed one. InputError for an unknown path."""
     names = [entry.name for entry in plan.paths]
     if path is not None and path not in names:
         raise InputError(f"the run has no path `{path}`", help=f"its paths are {', '.join(names)}")

@@ -16,9 +16,9 @@ from torch import nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.data.bad_images import BadImages
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.reading import BadImages
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.jobs.data import (
@@ -36,12 +36,11 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
 from dcil_dsl.tasks import task_of
-from dcil_dsl.training.command import full_path, weights_to_resume
 from dcil_dsl.training.distributed import Ranks, may_be_restarted, was_restarted
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.options import RunOptions
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, full_path, open_run, weights_to_resume
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.registry import extra
 
@@ -62,7 +61,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can begin: nothing that can be known beforehand forbids it."""
+    """A run that can begin: every check before the first step has passed."""
 
     prepared: Prepared
     dual: Dual
@@ -118,7 +117,7 @@ def open_job(
 
 
 def _resumes(given: RunOptions, ranks: Ranks) -> bool:
-    """Whether --resume was given, or torchrun has started a job again that had begun its run."""
+    """Whether --resume was given, or torchrun has restarted a job that had begun its run."""
     asked = given.resume or given.anyway
     if not may_be_restarted():
         return asked
@@ -167,7 +166,7 @@ def _prepare(
     warn: Warn,
     note: Note,
 ) -> Prepared:
-    """The recipe resolved for the model and these batches; refused where no run can follow it."""
+    """The recipe resolved for the model and these batches; refused if no run can follow it."""
     prepared = prepare(
         recipe,
         model,

@@ -1,7 +1,7 @@
 """Resolve a recipe for a model: the first thing that every verb does.
 
 In:   a recipe (a path or a Recipe), a model (a SPEC or a module), options of the run.
-Out:  Prepared: the Plan of what is really built, the traced model, example inputs.
+Out:  Prepared: the Plan of the model as built, the traced model, example inputs.
 Not:  nothing is written and no image is read: without data, the length of an epoch is the known
       one of the named data set.
 """
@@ -50,7 +50,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe resolved for a model. `plan.model` and `plan.data` name what is really used."""
+    """A recipe resolved for a model. `plan.model` and `plan.data` are those in use."""
 
     recipe: Recipe
     plan: Plan
@@ -78,15 +78,10 @@ def prepare(
     """Build the model or take the given one, load weights, trace, resolve.
 
     steps_per_epoch, example, classes, data, class_counts  facts of the data; None without data
-    example  one batch of one image, (1, C, H, W); None: images of the recipe's size, or the inputs
-             that the model takes instead (zoo/example.py)
+    example  a batch of one example, (1, C, H, W) of images; None: inputs of the size in the recipe
+             or in the record of the data set, or the inputs of the model (zoo/example.py)
+    task     of the data; None: that of the record of the data set, else images
     compare  run the model and its graph on the same inputs, and refuse a difference
-
-    steps_per_epoch, example, classes, data, class_counts  as the data have them; None without
-    example  a batch of one example, (1, C, H, W) of images; None: inputs as the recipe or the
-             record of the data set has them, or what the model takes instead (zoo/example.py)
-    task     of the data; None: as the record of the data set has it, else images
-    compare  run the model and its graph side by side, and refuse where they differ
     Raises RecipeError and InputError.
     """
     _check_channels(recipe, data)
@@ -175,7 +170,7 @@ def counted_classes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn: Warn) -> Recipe:
-    """read_recipe, its warnings told."""
+    """Read a recipe and report its warnings."""
     recipe = read_recipe(recipe, overrides)
     for diagnostic in recipe.warnings:
         warn(diagnostic)
@@ -183,7 +178,7 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str], warn:
 
 
 def read_recipe(recipe: str | PathLike[str] | Recipe, overrides: Mapping[str, str]) -> Recipe:
-    """A checked recipe: as given, of a file, or of a text, which is a str with a newline.
+    """A checked recipe: the given one, or that of a file, or of a text (a str with a newline).
 
     RecipeError; InputError for a missing file.
     """
@@ -251,7 +246,7 @@ def count_outputs(
     InputError, with `remedy`, where the model refuses the image. For an output that is not one row
     of scores per image: InputError if `strict`, otherwise None.
     """
-    from dcil_dsl.words.outputs import logits_of
+    from dcil_dsl.words.tensors.outputs import logits_of
 
     modes = {module: module.training for module in model.modules()}
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -307,7 +302,7 @@ def _refuse_odd_weights(model: nn.Module) -> None:
 
 
 def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
-    """Training examples and side of the images of the data, as far as its record has them."""
+    """Training examples and side of the images, from the record of the data set."""
     record = known_record(data or recipe.data.name)
     if record is None:
         return None, ASSUMED_SIZE
@@ -315,7 +310,7 @@ def _known(recipe: Recipe, data: str | None) -> tuple[int | None, int]:
 
 
 def _check_channels(recipe: Recipe, data: str | None) -> None:
-    """E205 where the data set cannot be opened with as many channels as the recipe says."""
+    """E205 where the data set does not open with the recipe's number of channels."""
     record, channels = known_record(data or recipe.data.name), recipe.data.channels
     report = Diagnostics()
     if record is not None and record.channels and channels not in record.channels:
@@ -363,7 +358,7 @@ def _as_built(
     precision: str | None,
     seed: int,
 ) -> Plan:
-    """The plan with the options of the run in it, so that plan.json rebuilds the trained model."""
+    """The plan with the options of the run, so that plan.json rebuilds the trained model."""
     overrides, train = dict(plan.recipe.overrides), dict[str, Any]()
     if precision is not None and precision != plan.train.precision:
         overrides["train.precision"] = train["precision"] = precision

@@ -293,7 +293,7 @@ class Pruner:
     def _start_average(self) -> None:
         if self.plan.train.ema is not None:
             scores = {f"{name}_score" for name in self.dual.score_state}
-            self._average = start_average(self.dual, self.plan.train.ema, besides=scores)
+            self._average = start_average(self.dual, self.plan.train.ema, exclude=scores)
 
 
 def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:

@@ -26,14 +26,13 @@ from dcil_dsl.jobs.prepare import Note, Warn, no_note, no_warning, warn_in_pytho
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import text_of
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.alike import check_alike
-from dcil_dsl.training.command import COMMAND, command_text
+from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.result import Result
-from dcil_dsl.training.run import RunFolder, create_run, open_run, resume_run
+from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
 from dcil_dsl.training.trainer import train as train_dual
 
 
@@ -84,8 +83,8 @@ def train(
     data     a name ("digits"), "my.py:make", a Dataset, or a pair of a training and a held-out part
     options  how to run it; each field of RunOptions is a keyword too, which replaces it
     warn     called with each warning about the recipe; default: a Python RecipeWarning
-    note     called with each line that is no warning; default: dropped
-    display  shows the progress; default: as `quiet` has it
+    note     called with each line that is not a warning; default: dropped
+    display  shows the progress; default: by `quiet`
 
     Raises RecipeError, InputError, and SparsityError where the network is less sparse than the
     recipe asks; TypeError for a keyword that does not exist.
@@ -142,7 +141,7 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
             job.options.out,
             model=model_text,
             data=contents_of(job.batches.dataset),
-            beside={COMMAND: command_text(job.plan, job.options)},
+            extra_files={COMMAND: command_text(job.plan, job.options)},
         )
     except InputError:
         job.options.ranks.refuse()

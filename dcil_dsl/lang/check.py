@@ -20,11 +20,11 @@ from dcil_dsl.lang.read import Reader, keyword, read_uses
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
-from dcil_dsl.words.balances import Balance
 from dcil_dsl.words.blocks import AboutBlock, DataBlock, ModelBlock, Train
 from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.registry import words_at
+from dcil_dsl.words.step import Balance
 from dcil_dsl.words.units import Percent, Time, written
 
 # Settings that say how a step is made from its gradients: one batch, one process, no loss scale.

@@ -1,4 +1,4 @@
-"""The `prune` and `keep` rules: each by itself, and against the paths of `mix`.
+"""The `prune` and `keep` rules: each alone, and against the paths of `mix`.
 
 In:   ast.File, closed; the checked `mix`.
 Out:  PruneRule and KeepRule with the settings of `pruning` merged in; E2xx and W2xx in a
@@ -19,8 +19,7 @@ from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
 from dcil_dsl.words.granularity import Block, Granularity, Single
-from dcil_dsl.words.regrow import GrowByGradient
-from dcil_dsl.words.schedules import Ramp, Schedule
+from dcil_dsl.words.schedules import GrowByGradient, Ramp, Schedule
 from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.targets import Target, Within
 from dcil_dsl.words.units import Percent, Time, written

@@ -173,7 +173,7 @@ class _Scope:
         names = " -> ".join(f"`{x.name.name}`" for x in [*around, let])
         self.found.add(
             "E204",
-            f"`{let.name.name}` is defined by itself: {names}",
+            f"`{let.name.name}` is defined in terms of itself: {names}",
             name.span,
             others=tuple(Label(x.name.span, "through this") for x in around),
         )

@@ -26,8 +26,16 @@ from dcil_dsl.lang.read_values import Broken, Given, ValueReader, note, spelled
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import BLOCKS, PARTS
 from dcil_dsl.words.metrics import METRICS
-from dcil_dsl.words.record import kind_of_setting, takes_list
-from dcil_dsl.words.registry import Declared, NoWord, own_words, packages_with, words_at, words_of
+from dcil_dsl.words.registry import (
+    Declared,
+    NoWord,
+    kind_of_setting,
+    own_words,
+    packages_with,
+    takes_list,
+    words_at,
+    words_of,
+)
 from dcil_dsl.words.targets import NM, Target, Uniform
 from dcil_dsl.words.units import Percent, Quantity, Ratio, kind_of, written
 from dcil_dsl.words.word import W, Word

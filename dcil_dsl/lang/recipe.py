@@ -16,17 +16,15 @@ from dcil_dsl.diagnostics.diagnostic import Diagnostic
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import ast
 from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.granularity import Granularity, Single
-from dcil_dsl.words.parametrizations import Parametrization
-from dcil_dsl.words.penalties import Penalty
-from dcil_dsl.words.regrow import Regrow
-from dcil_dsl.words.schedules import Schedule
+from dcil_dsl.words.losses import Penalty
+from dcil_dsl.words.schedules import Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore
+from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
-from dcil_dsl.words.views import AnyView
+from dcil_dsl.words.views import AnyView, Parametrization
 
 Option = bool | int | float | str | None  # a setting of a model that its builder takes
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from dcil_dsl.diagnostics import Diagnostics, Label
@@ -27,6 +29,10 @@ MOST_REPEATS = 1_000_000  # that the counts of one expression multiply to; memor
 
 _CODED = re.compile(r"\\[^dDwWsSbBAZ\W]")  # \x41, \101, or a reference to a group
 _COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
+# Signs that may mean the end of a line, what is written as numbers, flags and rare groups.
+_SPECIAL = re.compile(_CODED.pattern + r"|[\x00-\x1f]|\(\?(?![:=!]|<[=!]|P<)")
+_ENDS = {r"\A": "^", r"\Z": "$", r"\s": r"[^\S\n]", r"\D": r"[^\d\n]", r"\W": r"[^\w\n]"}
+_ENDS_IN_SET = re.compile(r"(?<!\\)(?:\\\\)*\\[sDW]")
 # A piece of an expression: escaped, a comment, a set, a count, another sign.
 _PIECE = re.compile(
     r"\\.|\(\?#[^)]*\)|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?:\d+,?\d*|,\d*)\}|.", re.DOTALL
@@ -92,7 +98,7 @@ class Regex:
     """
 
     def __init__(self, pattern: str):
-        import regex  # type: ignore[import-untyped]
+        import regex
 
         try:
             re.compile(pattern)  # Python decides what is valid; the engine accepts more
@@ -103,19 +109,41 @@ class Regex:
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise ValueError(getattr(error, "msg", None) or "it is too large") from None
         self.literals = _literals(pattern)
-        self.left = SECONDS
+        self.pattern, self.left = pattern, SECONDS
 
     def matches(self, name: str) -> bool:
         """Whether the whole name matches; TooSlow where all names together took too long."""
+        with self._limited() as timeout:
+            return self.compiled.fullmatch(name, timeout=timeout) is not None
+
+    def runs(self, lines: str) -> list[tuple[int, int]] | None:
+        """Where the matching lines of a text lie, neighbours as one run; None if not known.
+
+        One call of the engine in place of one for each line. Only for expressions of which no
+        piece matches the end of a line or depends on where the text ends.
+        """
+        import regex
+
+        pieces = [_as_in_a_line(piece) for piece in _PIECE.findall(self.pattern)]
+        one = "".join(filter(None, pieces))
+        if None in pieces or _SPECIAL.search(self.pattern):
+            return None
+        one = _PIECE.sub(_as_in_python, one)
+        with self._limited() as timeout:
+            found = regex.finditer(f"(?m)^(?>(?:{one})\n)++", lines, timeout=timeout)
+            return [match.span() for match in found]
+
+    @contextmanager
+    def _limited(self) -> Iterator[float]:
+        """The time that is left; TooSlow if it is used up."""
         start = time.process_time()
         try:
-            found = self.compiled.fullmatch(name, timeout=max(self.left, 0.001))
+            yield max(self.left, 0.001)
         except (TimeoutError, MemoryError):
             raise TooSlow from None
         self.left -= time.process_time() - start
         if self.left <= 0:
             raise TooSlow
-        return found is not None
 
 
 def _literals(pattern: str) -> tuple[str, ...]:
@@ -138,6 +166,15 @@ def _literals(pattern: str) -> tuple[str, ...]:
         else:
             runs[-1] += piece[-1]
     return tuple(filter(None, runs))
+
+
+def _as_in_a_line(piece: str) -> str:
+    """A piece of an expression that does not match the end of a line."""
+    if piece[0] == "[" and len(piece) > 1:
+        if piece[1] == "^":
+            return "[^\\n" + (piece[2:] if piece[2] != "]" else "\\" + piece[2:])
+        return rf"(?:(?!\n){piece})" if _ENDS_IN_SET.search(piece) else piece
+    return _ENDS.get(piece, piece)
 
 
 def _as_in_python(piece: re.Match[str]) -> str:
@@ -243,7 +280,7 @@ class Selectors:
             around = within[within.index(name) :]
             self.found.add(
                 "E223",
-                f"`layers {name}` is defined by itself",
+                f"`layers {name}` is defined in terms of itself",
                 selector.span,
                 others=tuple(Label(self.layers[n].name.span, "through this") for n in around),
             )

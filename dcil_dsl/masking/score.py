@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.record import load
+from dcil_dsl.words.registry import load
 from dcil_dsl.words.scores import AnyScore, Draw, GradientScore
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.masking.select import Across
-from dcil_dsl.words.parametrizations import Parametrization
-from dcil_dsl.words.record import load
-from dcil_dsl.words.views import AnyView, Soft
+from dcil_dsl.words.registry import load
+from dcil_dsl.words.views import AnyView, Parametrization, Soft
 
 EPSILON = 1e-6
 

@@ -152,6 +152,14 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_own_methods(module: nn.Module) -> bool:
+    """Whether an attribute of the instance hides a method of its class, such as `forward`.
+
+    The tracer traces through such a layer, so no call of a graph is one of it.
+    """
+    return any(callable(getattr(type(module), name, None)) for name in vars(module))
+
+
 def _is_plain(parameters: dict[str, Tensor]) -> bool:
     return "weight" in parameters and all(name in ("weight", "bias") for name in parameters)
 

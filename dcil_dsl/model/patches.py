@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.model.guards import Decisions
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 is_autocast_enabled: Any = torch.is_autocast_enabled
 IS_TENSOR, ISINSTANCE, CALLABLE = torch.is_tensor, isinstance, callable
 LEN = len  # it requires a Python number; len(logits) is a value of the graph
+# Methods of a tensor that depend on no number in it; `__get__` is that of all its attributes.
+QUESTIONS = frozenset(
+    "__get__ __hash__ __len__ size dim ndimension numel nelement stride is_contiguous get_device "
+    "element_size storage_offset is_floating_point is_complex is_signed is_inference".split()
+)
 # Functions of torch that read a size or a type and do not take a proxy for it.
 TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
 
@@ -34,7 +40,36 @@ TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
 def following(tracer: Tracer) -> Iterator[None]:
     """While the `with` is open, `tracer` can follow a forward: functions take proxies."""
     with no_autocast(tracer.decisions), no_backward(), taking_proxies(tracer), in_einops():
-        yield
+        with NoOwnWeights(tracer):
+            yield
+
+
+class NoOwnWeights(TorchFunctionMode):
+    """Do not follow a forward that computes with a weight or buffer itself, not with its proxy.
+
+    Attributes of modules are proxies; `parameters()`, `state_dict()` and `_parameters` are not.
+    The value would be a constant of the graph: the same in all paths, and at all steps.
+    """
+
+    def __init__(self, tracer: Tracer):
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.decisions.running:
+            return func(*args, **kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        names = [self.tracer.names[id(x)] for x in leaves if id(x) in self.tracer.names]
+        if not names or any(ISINSTANCE(leaf, fx.Proxy) for leaf in leaves):
+            return func(*args, **kwargs)
+        if func.__name__ in QUESTIONS:
+            result = func(*args, **kwargs)
+            if not ISINSTANCE(result, Tensor):
+                return result
+        raise Unfollowed(f"it uses `{names[0]}` where a tracer does not see it")
 
 
 @contextmanager

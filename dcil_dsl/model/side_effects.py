@@ -273,7 +273,7 @@ torch.fx.node.has_side_effect(draw_again)
 # -- writes to weights -----------------------------------------------------------------------------
 
 
-class WeightWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # in __init_subclass__
+class WeightWatch(TorchDispatchMode):
     """`written`: {full name: whether another operation than `max_norm` wrote to it}."""
 
     def __init__(self, model: nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx import immutable_collections as immutable
 from torch.utils import _pytree as pytree
 
+from dcil_dsl.model.calls import has_own_methods
 from dcil_dsl.model.copies import used_by_hooks
 from dcil_dsl.model.dataflow import written
 from dcil_dsl.model.fake_values import UNKNOWN
@@ -78,6 +79,10 @@ class Tracer(fx.Tracer):
         return graph
 
     # -- methods that fx calls ---------------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """A layer of torch.nn whose instance has a forward of its own is not of its type."""
+        return super().is_leaf_module(m, module_qualified_name) and not has_own_methods(m)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

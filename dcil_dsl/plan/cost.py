@@ -153,7 +153,7 @@ def share_done(plan: Plan, step: int, whole: Collection[str] = ()) -> float:
 
 
 def is_estimate(plan: Plan) -> bool:
-    """Whether scores decide how much is left out where, so that its cost is no bound."""
+    """Whether scores decide how much is left out where, so that its cost is not a bound."""
     return any(path.compute == "kept" for path in plan.paths) and any(
         group.one_budget and group.unit.axis in AXES for group in plan.groups
     )

@@ -16,13 +16,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from dcil_dsl.words.granularity import Granularity, Pattern, Single
-from dcil_dsl.words.parametrizations import Parametrization
-from dcil_dsl.words.penalties import Penalty
-from dcil_dsl.words.record import Stored, token
-from dcil_dsl.words.regrow import Regrow
-from dcil_dsl.words.schedules import Schedule
+from dcil_dsl.words.losses import Penalty
+from dcil_dsl.words.registry import Stored, token
+from dcil_dsl.words.schedules import Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore, Gradient
 from dcil_dsl.words.targets import Target
+from dcil_dsl.words.views import Parametrization
 
 
 class PlanRecord(BaseModel):

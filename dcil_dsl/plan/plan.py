@@ -33,13 +33,11 @@ from dcil_dsl.plan.group import (
     Tied,
 )
 from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.averages import WeightAverage
-from dcil_dsl.words.balances import Balance
-from dcil_dsl.words.integrators import Integrator
 from dcil_dsl.words.losses import Loss
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate
-from dcil_dsl.words.record import Stored
+from dcil_dsl.words.registry import Stored
+from dcil_dsl.words.step import Balance, Integrator, WeightAverage
 from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.word import Word, every_word
 

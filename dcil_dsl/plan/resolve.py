@@ -31,8 +31,8 @@ from dcil_dsl.plan.phases import (
 )
 from dcil_dsl.plan.select import Selection, claim_layers
 from dcil_dsl.plan.ties import Ties
-from dcil_dsl.words.averages import WeightAverage
 from dcil_dsl.words.blocks import Train
+from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.word import Run
 
 

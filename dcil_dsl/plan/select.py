@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dcil_dsl.model.layers import Layer
 
 MOST_NAMED = 5  # types in a help
+FEW_NAMES = 64  # are tried one by one
 MOST_SHOWN = 5  # rules that a warning points to
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -55,6 +56,7 @@ class Selection:
             for name in _and_containers(layer.path):
                 self.inside[name] = self.inside.get(name, 0) | 1 << place
         self.names = _Names(self.inside)
+        self.of_run: dict[tuple[int, int], int] = {}  # by where neighbours start and end
         self.of_name: dict[tuple[str, str], int] = {}  # by kind and text of a selector
         self.of_value: dict[str, list[tuple[object, int]]] = {}  # by attribute
 
@@ -164,9 +166,15 @@ class Selection:
         if ("re", pattern) not in self.of_name:
             regex, chosen = Regex(pattern), 0
             try:
-                for name in self.names.containing(regex.literals):
-                    if regex.matches(name):
-                        chosen |= self.inside[name]
+                near = self.names.containing(regex.literals)
+                runs = regex.runs(self.names.text) if len(near) > FEW_NAMES else None
+                if runs is None or self.names.have_ends:
+                    for name in near:
+                        if regex.matches(name):
+                            chosen |= self.inside[name]
+                else:
+                    for run in runs:
+                        chosen |= self._of_run(run)
             except TooSlow:
                 self.report.add(
                     "E323",
@@ -178,6 +186,14 @@ class Selection:
                 self.report.stop()  # the next one may take as long
             self.of_name["re", pattern] = chosen
         return self.of_name["re", pattern]
+
+    def _of_run(self, run: tuple[int, int]) -> int:
+        """The layers of a run of names: the places of its start and end in their text."""
+        if run not in self.of_run:
+            self.of_run[run] = 0
+            for name in self.names.text[slice(*run)].removesuffix("\n").split("\n"):
+                self.of_run[run] |= self.inside[name]
+        return self.of_run[run]
 
     def _inside(self, selector: ast.Inside) -> int:
         among, scope = self.mask(selector.of), selector.scope
@@ -298,6 +314,7 @@ class _Names:
     def __init__(self, names: Iterable[str]):
         self.sorted = sorted(names)
         self.text = "".join(f"{name}\n" for name in self.sorted)
+        self.have_ends = any("\n" in name for name in self.sorted)
         self.known: dict[str, list[str]] = {}
         self.starts = [0, *accumulate(len(name) + 1 for name in self.sorted)]
 
@@ -336,7 +353,7 @@ def _lowest(mask: int, number: int) -> int:
     """The first `number` members of a set."""
     if number >= mask.bit_count():
         return mask
-    low, high = 0, mask.bit_length()  # the shortest beginning with so many members
+    low, high = 0, mask.bit_length()  # the shortest prefix with that number of members
     while low < high:
         middle = (low + high) // 2
         if (mask & ((1 << middle) - 1)).bit_count() < number:

@@ -197,7 +197,7 @@ def short_name(parameter: str) -> str:
 
 
 def target_words(plan: Plan, layer: PlanLayer) -> str:
-    """ "90%" of a layer by itself, "90% of all" of one that shares its budget, "kept"."""
+    """ "90%" of a layer alone, "90% of all" of one that shares its budget, "kept"."""
     if layer.group is None:
         return "kept"
     group = plan.groups[layer.group]

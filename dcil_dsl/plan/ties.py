@@ -43,7 +43,7 @@ class Ties:
     def of(
         self, rule: r.PruneRule, index: int, weights: Sequence[Weight], report: Diagnostics
     ) -> tuple[p.Tie, ...] | None:
-        """The ties of a rule; () where its filters are units by themselves, None after E324."""
+        """The ties of a rule; () where each of its filters is a unit, None after E324."""
         unit = rule.target.pattern or rule.granularity
         if not isinstance(unit, Filter) or unit.ties is None:
             return ()

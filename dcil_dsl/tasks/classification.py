@@ -15,7 +15,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.tasks.measures import num_correct
 from dcil_dsl.tasks.task import Task
-from dcil_dsl.words.outputs import logits_of
+from dcil_dsl.words.tensors.outputs import logits_of
 
 
 class Classification(Task):

@@ -16,7 +16,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, as_call
 from dcil_dsl.words.losses import Loss, ModelLoss
-from dcil_dsl.words.outputs import own_loss
+from dcil_dsl.words.tensors.outputs import own_loss
 
 
 class OwnLoss(Task):

@@ -14,7 +14,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.task import Task, rows_finite
 from dcil_dsl.words.losses import JS, KL, CrossEntropy, Loss
-from dcil_dsl.words.outputs import logits_of, numbers_for
+from dcil_dsl.words.tensors.outputs import logits_of, numbers_for
 
 
 class Regression(Task):

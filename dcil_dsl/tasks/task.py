@@ -25,7 +25,7 @@ class Task(ABC):
 
     name          as TASKS, a data set and an error have it
     noun          what the inputs are called in errors
-    metrics       names of METRICS, the first is shown while a run goes on
+    metrics       names of METRICS, the first is shown during a run
     trained       the metric that is summed up over the training batches
     default_loss  what a recipe of this task usually minimizes
     """

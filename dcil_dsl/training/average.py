@@ -25,14 +25,14 @@ class Average:
     mean: dict[str, Tensor]
 
 
-def start_average(dual: nn.Module, decay: float | None, besides: Collection[str] = ()) -> Average:
+def start_average(dual: nn.Module, decay: float | None, exclude: Collection[str] = ()) -> Average:
     """The average before the first update: copies of the weights, except those named."""
     if decay is None:
         return Average({}, {})
     live = {
         name: t
         for name, t in dual.state_dict().items()
-        if t.is_floating_point() and name not in besides
+        if t.is_floating_point() and name not in exclude
     }
     return Average(live, {name: t.clone() for name, t in live.items()})
 

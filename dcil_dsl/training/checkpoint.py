@@ -173,7 +173,7 @@ def read_file(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """read_checkpoint of the one file."""
     if not path.is_file():  # a pipe would be waited for
-        raise InputError(f"the checkpoint {path} is damaged: it is no file")
+        raise InputError(f"the checkpoint {path} is damaged: it is not a file")
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
@@ -188,7 +188,7 @@ def read_file(
 
 
 def _way_back(path: Path) -> str | None:
-    """How to go on from the checkpoint before `path`, where that one is whole."""
+    """How to resume from the checkpoint before `path`, where that one is whole."""
     previous = previous_of(path)
     if previous == path or not previous.exists():
         return None
@@ -197,7 +197,7 @@ def _way_back(path: Path) -> str | None:
     except InputError:
         return None
     command = shlex.join(["mv", str(previous), str(path)])
-    return f"the one before it, of step {step:,}, is whole; to go on from there\n  {command}"
+    return f"the one before it, of step {step:,}, is intact; to resume from there\n  {command}"
 
 
 def load_model(dual: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

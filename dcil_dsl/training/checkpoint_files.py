@@ -161,7 +161,7 @@ def is_of(header: Mapping[str, str], plan: Plan, path: Path) -> bool:
 
 
 def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None) -> Position:
-    """InputError where the header has none, or one that is no place in the run of `plan`."""
+    """InputError where the header has none, or one that is not a place in the run of `plan`."""
     text = _renamed(header.get("position", ""))
     try:
         position = TypeAdapter(Position).validate_json(text)

@@ -1,8 +1,14 @@
-"""What would be trained now against what a run was started with.
+"""What differs between two runs: a new one and an old one, or two ranks of one job.
 
-In:   two plans, two texts of a recipe or of a model, two accounts of data.
-Out:  lines for a person, none where the two would train alike; the fingerprint of a plan.
-Not:  nothing is refused here (run.py).
+In:   two plans, two texts of a recipe or of a model, two accounts of data; on each rank its plan,
+      its options, its model as text, the contents of its data.
+Out:  lines for a person, none where the two would train alike; the fingerprint of a plan; an
+      InputError on all ranks where one was started otherwise than the first.
+Not:  an old run is refused in run.py. Where the data are, the number of workers and the index of a
+      rank's device may differ. Nothing is corrected: no rank takes the options of another.
+
+Ranks that train different things still exchange tensors: they train a mixture, wait for each
+other, or are aborted by a collective whose sizes do not match.
 """
 
 from __future__ import annotations
@@ -15,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.machine import Options
 
 MAX_LINES = 5  # shown of each kind; the count of the rest is said
 
@@ -43,7 +51,7 @@ def fingerprint(plan: Plan) -> str:
 def fingerprint_1(plan: Mapping[str, Any]) -> str:
     """The fingerprint that the checkpoints of a run have whose plan.json, as read, is of format 1.
 
-    KeyError or TypeError if it is no such plan.
+    KeyError or TypeError if it is not a plan.
     """
     values = {name: x for name, x in plan.items() if name not in ("recipe", "expect", "facts")}
     values = json.loads(json.dumps(values))  # a copy
@@ -130,3 +138,31 @@ def _shown(value: object) -> str:
     if isinstance(value, dict):  # of a layer, against None
         return "there"
     return "none" if value is None else json.dumps(value)
+
+
+def check_alike(plan: Plan, options: Options, model: str, data: Mapping[str, str]) -> None:
+    """InputError on all ranks where one was started otherwise than the first."""
+    ranks = options.ranks
+    if ranks.count == 1:
+        return
+    said = {
+        "options": options.compared(),
+        "plan": science_of(plan),
+        "model": model,
+        "data": dict(data),
+    }
+    found = ranks.find_other(json.dumps(said, sort_keys=True))
+    if found is None:
+        return
+    others, first, other = found[0], json.loads(found[1]), json.loads(found[2])
+    places = ("on rank 0", f"on rank {others[0]}")
+    lines = []
+    for part in ("options", "plan", "data"):
+        lines += listed(value_differences(first[part], other[part], *places))
+    text = text_differences(first["model"], other["model"])
+    lines += listed([f"model {line[0]} {line[2:]}" for line in text])
+    which = "ranks " + ", ".join(map(str, others)) if others[1:] else f"rank {others[0]}"
+    raise InputError(
+        f"the processes of this job were not started alike: {which} and rank 0 differ",
+        help="\n".join([*lines, "give every process the same command"]),
+    )

@@ -37,7 +37,7 @@ BUCKET = 25 * 2**20  # bytes of one exchange of means, as DistributedDataParalle
 
 
 class RankLost(InputError):
-    """Another rank is gone, so that this one cannot go on."""
+    """Another rank is gone, so that this one cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ranks:
     """The processes of a run. Methods that talk are called by all of them, in the same order.
 
     rank, count     which process this is, and of how many
-    local, beside   the same among those of this machine
+    local, local_count  the same among those of this machine
     store           a torch.distributed.Store of this start
     job             torchrun's store, which outlives a start that failed
     """
@@ -53,7 +53,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local: int = 0
-    beside: int = 1
+    local_count: int = 1
     store: Any = None
     job: Any = None
 
@@ -163,7 +163,7 @@ class Ranks:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """In their order by type and device, BUCKET bytes together, a larger one by itself."""
+    """In their order by type and device, BUCKET bytes together, a larger one alone."""
     filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         bucket = filling.setdefault((tensor.dtype, tensor.device), [])
@@ -183,7 +183,7 @@ def joined_ranks() -> Iterator[Ranks]:
     partner is gone becomes RankLost.
     """
     if dist.is_available() and dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), *_beside())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), *_local_ranks())
         return
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks()
@@ -195,7 +195,7 @@ def joined_ranks() -> Iterator[Ranks]:
         if _is_lost(error):
             lost = RankLost(
                 f"another process of this job is gone: {str(error).splitlines()[0][:200]}",
-                help="go on with --resume; `torchrun --max-restarts N` does so by itself",
+                help="resume with --resume; `torchrun --max-restarts N` does so automatically",
             )
             _mark(lost, ranks)
             raise lost from error
@@ -233,10 +233,10 @@ def _meet() -> Ranks:
             f"the processes of this job do not meet: {str(error).splitlines()[0]}",
             help="start it by torchrun --nproc-per-node N -m dcil_dsl compile ...",
         ) from None
-    return Ranks(rank, count, *_beside(), library.PrefixStore("dcil", store), job)
+    return Ranks(rank, count, *_local_ranks(), library.PrefixStore("dcil", store), job)
 
 
-def _beside() -> tuple[int, int]:
+def _local_ranks() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 

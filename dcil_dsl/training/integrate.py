@@ -5,7 +5,7 @@ Out:  the combined gradient in the parameters, for the optimizer's ordinary step
 Not:  no update: weights and masks are unchanged, to the bit.
 
 With g(w) the routed gradient of the batch, a step follows dw/dt = -g(w) for a time h, the step's
-learning rate, and its mean velocity is what the optimizer is given; words/integrators.py has the
+learning rate, and its mean velocity is what the optimizer is given; words/step.py has the
 rules.
 
 Momentum, weight decay, penalties and clipping act on this one gradient. All evaluations see the
@@ -28,7 +28,7 @@ from torch import Tensor
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.training.step import Batch, Step, Wrapper
-from dcil_dsl.words.integrators import Integrator, total
+from dcil_dsl.words.step import Integrator, total
 
 T = TypeVar("T")
 Gradients = Sequence[Tensor | None]  # by parameter; None where no gradient arrives

@@ -132,7 +132,7 @@ def compiled_forward(forward: Forward, plan: Plan, options: Options) -> Forward:
     recorded = compiled(forward, dynamic=False, mode=REDUCE_OVERHEAD)
 
     def replay(*given: Any) -> tuple[Tensor, Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        torch.compiler.cudagraph_mark_step_begin()
         loss, sums = recorded(*given)
         return loss.clone(), sums.clone()
 

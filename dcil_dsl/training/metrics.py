@@ -19,6 +19,7 @@ from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.ties import places, sum_ties
 from dcil_dsl.masking.units import sum_in_units
 from dcil_dsl.plan.group import (
+    Budgeted,
     budget_size,
     counted,
     member_name,
@@ -66,7 +67,7 @@ class Sparsity:
     counts      what that is: "weights", "filters", or several of them
     at_floor    the layers of shared budgets that have nothing above their floor
     at_ceiling  those that have all that their ceiling lets them keep
-    rules       each rule by itself, in its own unit
+    rules       each rule alone, in its own unit
     """
 
     asked: float
@@ -248,7 +249,7 @@ class Tally:
 
 
 def count_units(
-    group: Group, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
+    group: Budgeted, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
 ) -> dict[str, Tensor]:
     """Of each weight, how many entries of each unit are true, (number of units,) in int64.
 
@@ -265,7 +266,7 @@ def count_units(
     return dict(zip(counts, placement.totals(list(counts.values())), strict=True))
 
 
-def tally_group(group: Group, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
+def tally_group(group: Budgeted, keeps: tuple[int, ...], counts: Mapping[str, Tensor]) -> Tally:
     """What is kept of every budget, by count_units: a unit is where anything true is in it."""
     units = _num_kept(group, counts)
     if group.one_budget:
@@ -297,7 +298,7 @@ def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def pattern_counts(
-    group: Group, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
+    group: Budgeted, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
 ) -> dict[str, Tensor]:
     """Of each weight of an N:M group, how many are true in each of its groups of m.
 
@@ -310,7 +311,7 @@ def pattern_counts(
     return counts
 
 
-def _num_kept(group: Group, counts: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _num_kept(group: Budgeted, counts: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The units of each member that are kept; those of a pattern are single weights."""
     if group.unit.single:
         return tuple(int(counts[name].sum()) for name in group.parameters)

@@ -37,7 +37,7 @@ SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 
 @dataclass
 class Display:
-    """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it goes on."""
+    """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it proceeds."""
 
     mode: Literal["bar", "lines", "quiet"] = "quiet"
     console: Console = field(default_factory=lambda: Console(stderr=True))
@@ -56,7 +56,7 @@ class Display:
             self._bar = None
 
     def begin(self, plan: Plan, step: int, num_steps: int, last: dict[str, Any] | None) -> None:
-        """The run starts, or goes on, at `step` of `num_steps`; `last` is the latest line."""
+        """The run starts, or resumes, at `step` of `num_steps`; `last` is the latest line."""
         self._plan, self._last, self._shown_at = plan, last, time.monotonic()
         if self.mode == "bar":
             columns = [
@@ -188,7 +188,7 @@ def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Tabl
 
 
 def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
-    """Asked and measured; of several rules each by itself, as their units do not add up."""
+    """Asked and measured; of several rules each alone, as their units do not add up."""
     measured = f"{result.sparsity_measured:.2%} of weights"
     if len(result.rules) == 1:
         yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"

@@ -36,7 +36,7 @@ class Result:
     counts             what that is: "weights", "filters" ...
     at_floor           layers of shared budgets with nothing above their floor; at_ceiling: with
                        all that their ceiling allows
-    rules              the same of each rule by itself, in its own unit
+    rules              the same of each rule alone, in its own unit
     num_kept           of the num_weights under rules
     seconds            of the whole run, evaluation and what was before a resume included
     cost               passes over the model, as a multiple of a dense run of as many steps; 2:4
@@ -179,7 +179,7 @@ class Log:
 
 @contextmanager
 def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Iterator[Log]:
-    """The log of a run that goes on at `step`. writes: whether this is the rank that writes it."""
+    """The log of a run that resumes at `step`. writes: whether this is the rank that writes it."""
     if not writes:
         yield Log(run, display, None)
         return

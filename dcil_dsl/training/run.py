@@ -1,8 +1,9 @@
 """The run folder: the files that a run leaves, and that a later one may resume from.
 
-In:   a Plan and the recipe's texts, or a folder made before.
-Out:  RunFolder, whose files are named here and nowhere else; every write is atomic.
-Not:  nothing here knows a tensor; checkpoint.py fills checkpoint/, the command line the report.
+In:   a Plan and the recipe's texts, or a folder made before; the options of the command line.
+Out:  RunFolder, whose files are named here and nowhere else; every write is atomic. command.json:
+      where the data and the first weights are, which the recipe does not say.
+Not:  no tensors; checkpoint.py fills checkpoint/, the command line the report.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from dcil_dsl.training.differences import (
     plan_differences,
     text_differences,
 )
+from dcil_dsl.training.options import RunOptions
 from dcil_dsl.training.process import draft_in
 
 # Nothing takes the place of a mount point, or of a link to a folder.
 IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
-HOW_ANYWAY = "to go on from its checkpoint with what there is now: --resume-anyway"
+HOW_ANYWAY = "to resume from its checkpoint with the present model and data: --resume-anyway"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class RunFolder:
         write_text(self.metrics, text)
 
     def read_bad_images(self) -> list[str]:
-        """What data/bad_images.py wrote: one line an image, each once."""
+        """The lines of BadImages (data/reading.py): each image once."""
         return list(dict.fromkeys(_stored(self.bad_images).splitlines()))
 
     def write_report(self, report: Mapping[str, Any]) -> None:
@@ -122,13 +124,13 @@ def create_run(
     out: Path | str | None = None,
     model: str = "",
     data: Mapping[str, str] = {},
-    beside: Mapping[str, str] = {},
+    extra_files: Mapping[str, str] = {},
 ) -> RunFolder:
     """A new folder with what the run is started with in it.
 
     given, resolved  the recipe's two texts
     model, data      the model in words (model/trace.py), what the data hold (data/contents.py)
-    beside           other texts that the folder has from the start, by file name
+    extra_files      more files that the folder has from the start: contents by name
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
@@ -148,7 +150,7 @@ def create_run(
             run = RunFolder(draft)
             run.checkpoint.parent.mkdir()
             _write_start(run, plan, given, resolved, model, data)
-            for file, text in beside.items():
+            for file, text in extra_files.items():
                 write_text(draft / file, text)
             return RunFolder(_rename(draft, None if out is None else Path(out), parent / name))
     except OSError as error:
@@ -317,7 +319,7 @@ def _stored(path: Path) -> str:
 
 def read_text(path: Path) -> str:
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise InputError(f"cannot read {path}: it is no file")
+        raise InputError(f"cannot read {path}: it is not a file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -338,3 +340,50 @@ def _is_full(error: Exception) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     in_words = (f"os error {number})" for number in numbers)  # of safetensors
     return getattr(error, "errno", None) in numbers or any(w in str(error) for w in in_words)
+
+
+COMMAND = "command.json"
+
+
+def command_text(plan: Plan, options: RunOptions) -> str:
+    """The model, the data, and the options whose Flag says `recorded`."""
+    command = {"model": plan.model.name, "data": plan.data.name, **options.recorded()}
+    return json.dumps(command, indent=2) + "\n"
+
+
+def read_command(folder: RunFolder) -> dict[str, str | None]:
+    """The machine's side of a run; without its file, what the plan knows."""
+    file = folder.path / COMMAND
+    known = {"data": folder.read_plan().data.name, "directory": None}
+    if not file.exists():
+        return known
+    try:
+        told = known | dict(json.loads(read_text(file)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    for name, value in told.items():
+        if not isinstance(value, str | None):
+            raise InputError(f"{file} cannot be read: `{name}` is not a string")
+    return told
+
+
+def full_path(weights: str) -> str:
+    """A file's path from anywhere; a library's own name for weights as it is."""
+    path = Path(weights).expanduser()
+    return str(path.absolute()) if path.exists() else weights
+
+
+def weights_to_resume(folder: RunFolder, given: str | None) -> str | None:
+    """What a continued run loads before its checkpoint: what it was started with.
+
+    A file is needed only as long as there is no checkpoint. InputError where `given` is another.
+    """
+    first = read_command(folder).get("weights")
+    if given is not None:
+        if first not in (given, full_path(given)):
+            raise InputError(
+                f"{folder.path} was started from {first or 'fresh weights'}, not from {given}",
+                help="leave --weights out to continue it",
+            )
+    is_file = first is not None and Path(first).is_absolute()
+    return None if is_file and folder.has_checkpoint else first

@@ -170,7 +170,7 @@ def after_loading(now: Session) -> None:
 
 
 def begin_epochs(now: Session) -> None:
-    """Make metrics and display ready to go on from where the run stands."""
+    """Make metrics and display ready to resume from the present step."""
     at = now.state.position
     at.logged = at.logged and not at.batch  # a line about part of an epoch makes room for the whole
     if now.options.ranks.is_first:
@@ -219,8 +219,8 @@ def batches(now: Session, loader: BatchLoader) -> Iterator[Any]:
     """The rest of the epoch; the time that is spent waiting for it is recorded.
 
     Where no batch comes, for an image that cannot be read or a worker that was killed, the steps
-    so far are saved before the InputError goes on; of several ranks one alone cannot save, and in
-    the middle of a step there is nothing to go on from: then the last checkpoint stands.
+    so far are saved before the InputError propagates. One of several ranks cannot save alone, and
+    no run resumes in the middle of a step: then the last checkpoint remains.
     """
     at = now.state.position
     left = iter(loader.epoch(at.epoch, at.batch))
@@ -246,7 +246,7 @@ def _next_or_saved(now: Session, left: Iterator[Any]) -> Any:
             raise
         save(now)
         steps = counting.count(now.state.position.step, "step is", "steps are")
-        done = f"{steps} saved; --resume goes on from there"
+        done = f"{steps} saved; --resume continues from there"
         raise InputError(error.message, "\n".join(filter(None, (error.help, done)))) from error
 
 
@@ -444,8 +444,8 @@ def with_advice(error: NotFinite, now: Session) -> NotFinite:
         ""
         if now.saved is None
         else (
-            f"\nthe checkpoint of step {now.saved:,} stays; --resume --on-nan rewind goes on from "
-            "a checkpoint with half the rate"
+            f"\nthe checkpoint of step {now.saved:,} stays; --resume --on-nan rewind continues "
+            "from a checkpoint with half the rate"
         )
     )
     return NotFinite(now.plan, error.step, error.what, help=f"{error.help}{more}")

@@ -373,7 +373,7 @@ class AveragedStep(Wrapper):
         super().__init__(inner)
         dual, self.decay = self.plain.dual, decay
         scores = {f"{name}_score" for name in dual.score_state}
-        self.average = start_average(dual, decay, besides=scores)
+        self.average = start_average(dual, decay, exclude=scores)
 
     def apply(self, rate: float) -> None:
         self.inner.apply(rate)

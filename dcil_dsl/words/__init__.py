@@ -7,11 +7,10 @@ word as it does the words of this folder.
 
 from __future__ import annotations
 
-from dcil_dsl.words.integrators import Integrator, total
-from dcil_dsl.words.losses import Loss
-from dcil_dsl.words.penalties import Penalty
+from dcil_dsl.words.losses import Loss, Penalty
 from dcil_dsl.words.schedules import Ramp, Schedule
 from dcil_dsl.words.scores import GradientScore, Score
+from dcil_dsl.words.step import Integrator, total
 from dcil_dsl.words.views import View
 from dcil_dsl.words.word import PathName
 

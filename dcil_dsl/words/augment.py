@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dcil_dsl.words.transforms.numbers import Draws
+    from dcil_dsl.words.tensors.numbers import Draws
 
 PIXELS, NORMALISED, PAIRS = range(3)
 
@@ -86,13 +86,13 @@ class PadCrop(Transform):
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
         import torch
 
-        from dcil_dsl.words.transforms.numbers import whole_numbers
+        from dcil_dsl.words.tensors.numbers import whole_numbers
 
         return (whole_numbers(torch.rand(count, 2, generator=chance), 2 * self.pixels + 1),)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        from dcil_dsl.words.transforms.boxes import cut_out
-        from dcil_dsl.words.transforms.numbers import sent
+        from dcil_dsl.words.tensors.boxes import cut_out
+        from dcil_dsl.words.tensors.numbers import sent
 
         top, left = sent(draws[0], images.device).unbind(1)
         return cut_out(images, top, left, self.pixels)
@@ -110,7 +110,7 @@ class Flip(Transform):
         return (torch.rand(count, generator=chance) < self.p,)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        from dcil_dsl.words.transforms.numbers import sent
+        from dcil_dsl.words.tensors.numbers import sent
 
         flipped = sent(draws[0], images.device)[:, None, None, None]
         return images.flip(-1).where(flipped, images)
@@ -133,13 +133,13 @@ class RandomResizedCrop(Transform):
         return self.size, self.size
 
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
-        from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
+        from dcil_dsl.words.tensors.boxes import box_chances, crop_boxes
 
         return (crop_boxes(box_chances(chance, count), *size),)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        from dcil_dsl.words.transforms.boxes import resize_boxes
-        from dcil_dsl.words.transforms.numbers import sent
+        from dcil_dsl.words.tensors.boxes import resize_boxes
+        from dcil_dsl.words.tensors.numbers import sent
 
         return resize_boxes(images, sent(draws[0].float(), images.device), self.size)
 
@@ -151,7 +151,7 @@ class Drawn(Transform):
     """Draws (which, amounts) of `apply_operations`: operations of a table, by their numbers."""
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        from dcil_dsl.words.transforms.operations import apply_operations
+        from dcil_dsl.words.tensors.operations import apply_operations
 
         return apply_operations(images, *draws)
 
@@ -168,7 +168,7 @@ class RandAugment(Drawn):
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
         import torch
 
-        from dcil_dsl.words.transforms.operations import (
+        from dcil_dsl.words.tensors.operations import (
             NUM_AUTOMATIC,
             amounts_of,
             magnitudes,
@@ -189,7 +189,7 @@ class TrivialAugment(Drawn):
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
         import torch
 
-        from dcil_dsl.words.transforms.operations import (
+        from dcil_dsl.words.tensors.operations import (
             BINS,
             NUM_AUTOMATIC,
             amounts_of,
@@ -216,7 +216,7 @@ class ColorJitter(Drawn):
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
         import torch
 
-        from dcil_dsl.words.transforms.operations import (
+        from dcil_dsl.words.tensors.operations import (
             BRIGHTNESS,
             CONTRAST,
             HUE,
@@ -251,14 +251,14 @@ class Erase(Transform):
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
         import torch
 
-        from dcil_dsl.words.transforms.boxes import box_chances, erase_boxes
+        from dcil_dsl.words.tensors.boxes import box_chances, erase_boxes
 
         hit = torch.rand(count, 1, generator=chance) < self.p
         return (erase_boxes(box_chances(chance, count), *size) * hit,)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        from dcil_dsl.words.transforms.boxes import clear_boxes
-        from dcil_dsl.words.transforms.numbers import sent
+        from dcil_dsl.words.tensors.boxes import clear_boxes
+        from dcil_dsl.words.tensors.numbers import sent
 
         return clear_boxes(images, sent(draws[0], images.device))
 

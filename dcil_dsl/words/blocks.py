@@ -12,19 +12,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.averages import WeightAverage
-from dcil_dsl.words.balances import Balance
 from dcil_dsl.words.granularity import Granularity
-from dcil_dsl.words.integrators import Integrator
+from dcil_dsl.words.losses import Penalty
 from dcil_dsl.words.optimizers import Optimizer
-from dcil_dsl.words.parametrizations import Parametrization
-from dcil_dsl.words.penalties import Penalty
 from dcil_dsl.words.rates import ConstantRate, Rate
-from dcil_dsl.words.regrow import Regrow
-from dcil_dsl.words.schedules import Constant, Schedule
+from dcil_dsl.words.schedules import Constant, Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore, Magnitude
+from dcil_dsl.words.step import Balance, Integrator, WeightAverage
 from dcil_dsl.words.targets import Within
 from dcil_dsl.words.units import Percent, Time
+from dcil_dsl.words.views import Parametrization
 from dcil_dsl.words.word import Factor, Word
 
 

@@ -1,24 +1,25 @@
-"""The terms of a loss: what the outputs of the paths are compared with.
+"""Losses and penalties: what a step minimizes.
 
-In:   what the model returns on each path, and targets.
-Out:  one class for each word: a scalar, a mean over the batch.
-Not:  no windows and no coefficients (training/losses.py).
+In:   the outputs of the paths and targets; for a penalty, the weights of one part of a layer.
+Out:  one class for each word. A loss is a scalar, a mean over the batch; a penalty is a gradient
+      in the shape of the weights.
+Not:  no windows and no coefficients (training/losses.py), no parts (compiler/weight_state.py).
 
-Every mean is over the batch and, where there are positions, over all of them alike. Classes are
-in dimension 1 of the logits that a term is given.
+A loss averages over the batch and, where the model predicts at several positions, over all
+positions alike. Classes are in dimension 1 of the logits that a loss is given.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import RESOLVED, PathName, Run, Word
+from dcil_dsl.words.word import RESOLVED, Factor, PathName, Run, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class Loss(Word):
 
     def read(self, logits: Tensor) -> Tensor:
         """The logits as `loss` takes them: classes in dimension 1."""
-        from dcil_dsl.words import outputs as read
+        from dcil_dsl.words.tensors import outputs as read
 
         return read.classes_second(logits)
 
@@ -66,7 +67,7 @@ class Loss(Word):
 
         share  of the examples, the first ones, that every path of the term sees
         """
-        from dcil_dsl.words import outputs as read
+        from dcil_dsl.words.tensors import outputs as read
 
         name = getattr(self, "output", None)
         logits = {
@@ -97,7 +98,7 @@ class CrossEntropy(Loss):
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         from torch.nn import functional as F
 
-        from dcil_dsl.words import outputs as read
+        from dcil_dsl.words.tensors import outputs as read
 
         if target is None:
             raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
@@ -120,7 +121,7 @@ class MSE(Loss):
     output: str | None = None
 
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
-        from dcil_dsl.words import outputs as read
+        from dcil_dsl.words.tensors import outputs as read
 
         if target is None:
             raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
@@ -188,7 +189,7 @@ class KL(Loss):
         return self.temperature**2 * divergence.sum(dim=1).mean()
 
     def _class_weights(self, logits: Tensor) -> Tensor:
-        from dcil_dsl.words import outputs as read
+        from dcil_dsl.words.tensors import outputs as read
 
         weights = self.classes.weights if self.classes is not None else None
         if weights is None:
@@ -222,7 +223,7 @@ class ModelLoss(Loss):
     def term(
         self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
     ) -> Tensor:
-        from dcil_dsl.words import outputs as read
+        from dcil_dsl.words.tensors import outputs as read
 
         return read.widen(read.own_loss(outputs[self.path]))
 
@@ -248,4 +249,64 @@ class JS(Loss):
         # log m from logarithms: exp of both would lose what is small.
         middle = logs[0].logaddexp(logs[1]) - 0.6931471805599453
         both: Any = sum((log.exp() * (log - middle)).sum(1).mean() for log in logs)
-        return self.temperature**2 * both / 2  # type: ignore[no-any-return]
+        mean: Tensor = self.temperature**2 * both / 2
+        return mean
+
+
+class Penalty(Word):
+    """`penalty = [word(pruned, 1e-4)]`: added after clipping and in no reported loss.
+
+    part    whose gradient: that of the kept, the reserved or the pruned weights
+    weight  the coefficient
+    stairs  the coefficient rises over the run in this many equal steps, from 0; None: constant
+    """
+
+    place: ClassVar[str] = "a penalty"
+    positional: ClassVar[int] = 2
+    formula: ClassVar[str] = ""
+    needs_norm: ClassVar[bool] = False
+    part: Literal["kept", "reserve", "pruned"]
+    weight: Factor
+    stairs: Annotated[int, Field(ge=2)] | None = None
+
+    @abstractmethod
+    def gradient(self, weights: Tensor) -> Tensor:
+        """That of one layer, in its shape. `weights` are 0 outside the part, where the result is
+        ignored."""
+
+    def weight_at(self, step: int, num_steps: int) -> float:
+        """The coefficient at `step`: weight, or with stairs weight * floor(n t / T) / n."""
+        if self.stairs is None:
+            return self.weight
+        return self.weight * (self.stairs * step // max(num_steps, 1)) / self.stairs
+
+    def summary(self) -> str:
+        return self.formula or self.describe("part", "weight", "stairs")
+
+
+class Square(Penalty):
+    """`square(pruned, 2e-4)`: weight / 2 * the sum of squares, whose gradient is weight * w.
+
+    On the pruned weights: SR-STE, Zhou et al. 2021, arXiv:2102.04010, eq. 10.
+    """
+
+    formula: ClassVar[str] = "half the squares"
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        return weights
+
+
+class Norm(Penalty):
+    """`norm(kept, 1e-3)`: weight * the root of the sum of squares, layer by layer.
+
+    On the kept weights: FedDIP, Long et al. 2023, arXiv:2309.06805.
+    """
+
+    formula: ClassVar[str] = "the norm"
+    needs_norm: ClassVar[bool] = True
+
+    def gradient(self, weights: Tensor, norm: Tensor | None = None) -> Tensor:
+        import torch
+
+        norm = weights.norm() if norm is None else norm
+        return weights / norm.clamp(min=torch.finfo(weights.dtype).tiny)  # 0 / 0 of no weights

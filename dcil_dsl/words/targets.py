@@ -197,7 +197,7 @@ class Lamp(Target):
         """
         import torch
 
-        from dcil_dsl.words.sums import running_sums
+        from dcil_dsl.words.tensors.numbers import running_sums
 
         flat = scores.flatten().double()
         order = flat.argsort(descending=True, stable=True)

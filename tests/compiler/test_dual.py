@@ -6,27 +6,13 @@ import pytest
 import torch
 from support.comparison import compile_text
 from support.nets import Auxiliary, Drops, Scales, Tied, Tiny, images
+from support.two_paths import two_paths
 from torch import fx, nn
 from torchvision import models
 
 import dcil_dsl as dcil
 
-DCIL = """
-language 1
-prune Conv2d to global(50%)
-mix {
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  private BatchNorm2d
-  private last Linear
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}
-train { epochs = 2ep  optimizer = sgd(lr=0.1) }
-"""
+DCIL = two_paths("prune Conv2d to global(50%)", mix="private BatchNorm2d\n  private last Linear")
 NO_NORMS = DCIL.replace("private BatchNorm2d", "")
 ONE_PATH = """
 language 1

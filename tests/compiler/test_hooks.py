@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.comparison import compile_text, worst_difference
 from support.two_forwards import weighted_squares
+from support.two_paths import two_paths
 from torch import nn
 
 from dcil_dsl.model import TraceError, trace_model
@@ -283,20 +284,7 @@ def test_the_model_given_keeps_its_hooks():
     assert len(net.a._backward_hooks) == 1
 
 
-RECIPE = """
-language 1
-prune "b" to 50%
-mix {
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}
-train { epochs = 2ep  optimizer = sgd(lr=0.1) }
-"""
+RECIPE = two_paths('prune "b" to 50%')
 
 
 def tokens(step):

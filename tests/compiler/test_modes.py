@@ -4,25 +4,12 @@ import pytest
 import torch
 from support.comparison import compile_text, worst_difference
 from support.nets import images
+from support.two_paths import two_paths
 from torch import nn
 
 import dcil_dsl as dcil
 
-RECIPE = """
-language 1
-prune Conv2d to 50%
-mix {
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  private BatchNorm2d
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}
-train { epochs = 2ep  optimizer = sgd(lr=0.1) }
-"""
+RECIPE = two_paths("prune Conv2d to 50%", mix="private BatchNorm2d")
 
 
 class Block(nn.Module):

@@ -7,31 +7,16 @@ import torch
 import torch.nn.functional as F
 from support.comparison import worst_difference
 from support.two_forwards import weighted_squares
+from support.two_paths import two_paths
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import dcil_dsl as dcil
 
-RECIPE = """
-language 1
-prune {prune} to 50%
-mix {{
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  {private}
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}}
-train {{ epochs = 2ep  optimizer = sgd(lr=0.1) }}
-"""
-
 
 def compiled(model, given, prune="Linear", private=""):
-    plan = dcil.resolve(dcil.loads(RECIPE.format(prune=prune, private=private)), model, 10, given)
+    plan = dcil.resolve(dcil.loads(two_paths(f"prune {prune} to 50%", private)), model, 10, given)
     return dcil.compile(plan, model, given)
 
 
@@ -120,7 +105,7 @@ def test_an_embedding_with_max_norm_is_right_where_it_is_kept():
 @pytest.mark.parametrize("given", [None, tokens(0)[0]], ids=["no example", "an example"])
 def test_a_rule_over_an_embedding_with_max_norm_is_refused_by_name(bag, given):
     model = Words(bag, max_norm=1.0)
-    text = RECIPE.format(prune="EmbeddingBag" if bag else "Embedding", private="")
+    text = two_paths(f"prune {'EmbeddingBag' if bag else 'Embedding'} to 50%")
     with pytest.raises(dcil.RecipeError, match="E402.*`words` .* changes its weight in place"):
         dcil.resolve(dcil.loads(text), model, 10, given)
 

@@ -21,6 +21,7 @@ from support.opaque_nets import (
     Words,
 )
 from support.two_forwards import weighted_squares
+from support.two_paths import two_paths
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -286,18 +287,4 @@ def test_a_compiled_step_with_a_module_kept_opaque_equals_the_eager_one():
 
 
 def _recipe(prune, private=""):
-    return f"""
-    language 1
-    prune {prune} to 50%
-    mix {{
-      path sparse = masked
-      path dense  = full
-      update kept   by sparse
-      update pruned by dense
-      {private}
-      loss cross_entropy(sparse)
-      loss cross_entropy(dense)
-      deploy sparse
-    }}
-    train {{ epochs = 2ep  optimizer = sgd(lr=0.1) }}
-    """
+    return two_paths(f"prune {prune} to 50%", private)

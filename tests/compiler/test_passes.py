@@ -3,28 +3,16 @@
 from support import golden
 from support.comparison import compile_text
 from support.nets import Tiny
+from support.two_paths import two_paths
 
 from dcil_dsl.compiler import add_masks_and_twins, run_passes
 from dcil_dsl.compiler.show import code_of, show_graph
 from dcil_dsl.model import trace_model
 
-RECIPE = """
-language 1
-prune Conv2d to global(50%)
-keep first Conv2d
-mix {
-  path sparse = masked
-  path dense  = full
-  update kept   by sparse
-  update pruned by dense
-  private BatchNorm2d
-  private last Linear
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  deploy sparse
-}
-train { epochs = 2ep  optimizer = sgd(lr=0.1) }
-"""
+RECIPE = two_paths(
+    "prune Conv2d to global(50%)\nkeep first Conv2d",
+    mix="private BatchNorm2d\n  private last Linear",
+)
 
 
 def test_every_pass_of_dcil_on_a_net_that_fits_on_a_screen(request):

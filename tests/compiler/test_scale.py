@@ -1,4 +1,4 @@
-"""Large models: work grows with the nodes, and weights that are not there are not made."""
+"""Large models: work grows with the nodes, and weights on the meta device are not made."""
 
 import sys
 

@@ -245,7 +245,7 @@ def test_what_is_exported_has_no_score():
 def test_averaged_weights_leave_scores_alone():
     dual = compiled("movement")
     scores = {f"{name}_score" for name in dual.score_state}
-    assert start_average(dual, 0.9, besides=scores).mean.keys() == SHAPES.keys()
+    assert start_average(dual, 0.9, exclude=scores).mean.keys() == SHAPES.keys()
 
 
 def test_a_copy_has_scores_of_its_own():

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from support.comparison import compile_text, worst_difference
 from support.nets import images
+from support.two_paths import two_paths
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import dcil_dsl as dcil
 from dcil_dsl.model import TraceError, trace_model
+
+RECIPE = two_paths('prune "conv" to 50%')
 
 
 class Net(nn.Module):
@@ -119,13 +122,13 @@ def test_hooks_and_parametrised_weights_are_honoured(change):
 
 
 def test_a_write_that_all_paths_share_is_done_once():
-    dual = compile_text(_recipe(), Net(lambda net, x: net.conv(F.relu_(net.stem(x)))))
+    dual = compile_text(RECIPE, Net(lambda net, x: net.conv(F.relu_(net.stem(x)))))
     assert dual.code.count("relu_(") == 1
 
 
 def test_a_tensor_made_by_the_forward_is_not_in_what_is_exported():
     model = Net(constant_that_is_written)
-    dual = compile_text(_recipe(), model)
+    dual = compile_text(RECIPE, model)
     assert dual.state_dict().keys() == model.state_dict().keys() | {"conv.weight_mask"}
     assert [name for name, _ in dcil.export(dual, unfinished=True).named_buffers()] == ["offset"]
 
@@ -179,20 +182,3 @@ def test_tracing_changes_no_statistic_of_a_parametrised_weight():
 def _worst(model):
     torch.manual_seed(0)
     return worst_difference(model.double(), 8, prune="Conv2d", private="")
-
-
-def _recipe():
-    return """
-    language 1
-    prune "conv" to 50%
-    mix {
-      path sparse = masked
-      path dense  = full
-      update kept   by sparse
-      update pruned by dense
-      loss cross_entropy(sparse)
-      loss cross_entropy(dense)
-      deploy sparse
-    }
-    train { epochs = 2ep  optimizer = sgd(lr=0.1) }
-    """

@@ -23,7 +23,7 @@ from dcil_dsl.words.augment import (
     RandomResizedCrop,
     TrivialAugment,
 )
-from dcil_dsl.words.transforms.boxes import box_chances, crop_boxes
+from dcil_dsl.words.tensors.boxes import box_chances, crop_boxes
 
 PAD_CROP = PadCrop(pixels=4)
 FLIP = Flip(p=0.5)

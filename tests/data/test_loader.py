@@ -353,10 +353,13 @@ def test_what_tensors_of_somebodys_own_are_not_is_told(small):
         ),
         (
             [(image, label + 0.5) for image, label in Tensors(images, labels)],
-            "the label of example .* of own is no whole number",
+            "the label of example .* of own is not a whole number",
         ),
-        ([(image, torch.ones(10) / 10) for image in images], "of own is no whole number: tensor"),
-        ([(image, "cat") for image in images], "of own is no whole number: 'cat'"),
+        (
+            [(image, torch.ones(10) / 10) for image in images],
+            "of own is not a whole number: tensor",
+        ),
+        ([(image, "cat") for image in images], "of own is not a whole number: 'cat'"),
         ([(image.numpy(), 0) for image in images], "the images of own are numpy.ndarray"),
     ):
         data = Dataset("own", part, part, small.classes, small.mean, small.std)

@@ -8,7 +8,7 @@ from support.pictures import pictures
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from dcil_dsl.data.mixing import mix_batch, neighbours
+from dcil_dsl.data.augment import mix_batch, neighbours
 from dcil_dsl.plan.plan import WeightedLoss
 from dcil_dsl.tasks.measures import num_correct
 from dcil_dsl.training.losses import loss_term

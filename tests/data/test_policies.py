@@ -9,8 +9,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from dcil_dsl.words.augment import ColorJitter, RandAugment, TrivialAugment
-from dcil_dsl.words.transforms.colour import hue
-from dcil_dsl.words.transforms.operations import (
+from dcil_dsl.words.tensors.colour import hue
+from dcil_dsl.words.tensors.operations import (
     FACTORS,
     NUM_AUTOMATIC,
     OPERATIONS,

@@ -11,8 +11,8 @@ import torch
 from support.tar_shards import example, write_shards, write_tar
 
 from dcil_dsl.data import Loader, open_dataset
+from dcil_dsl.data.datasets import require_data
 from dcil_dsl.data.folders import BadImage
-from dcil_dsl.data.places import look
 from dcil_dsl.data.shards import make_index
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.words.augment import RandomResizedCrop
@@ -117,8 +117,8 @@ def test_shards_in_a_folder_whose_name_is_no_text_are_read(tmp_path):
 
 def test_shards_that_are_not_there_are_told_with_their_layout(tmp_path):
     (tmp_path / "train-000000.tar").touch()
-    for find in (open_dataset, look):
-        with pytest.raises(InputError, match="webdataset are not there") as error:
+    for find in (open_dataset, require_data):
+        with pytest.raises(InputError, match="webdataset are missing") as error:
             find("webdataset", tmp_path)
         assert "train-*.tar and val-*.tar" in error.value.help
 

@@ -15,7 +15,8 @@ from PIL import Image
 from support.image_tree import write_tree
 from torchvision import datasets
 
-from dcil_dsl.data import open_dataset, places
+from dcil_dsl.data import datasets as records
+from dcil_dsl.data import open_dataset
 from dcil_dsl.data.datasets import DATASETS, IDX_FILES
 from dcil_dsl.data.folders import BadImage, read_image
 from dcil_dsl.diagnostics import InputError
@@ -28,7 +29,7 @@ def home(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("DCIL_DATA", raising=False)
-    monkeypatch.setattr(places, "SYSTEM", tmp_path / "debian")
+    monkeypatch.setattr(records, "SYSTEM", tmp_path / "debian")
     return folder
 
 
@@ -202,8 +203,8 @@ def test_the_command_that_gets_missing_data_is_one_that_a_shell_takes(name, tmp_
 def test_a_record_says_truly_how_many_examples_of_which_shape_its_data_set_has(record):
     """Those that come without a folder; the others are facts about published sets."""
     if record.files is not None:
-        with pytest.raises(InputError, match=f"the data of {record.name} are not there"):
-            places.look(record.name, None)
+        with pytest.raises(InputError, match=f"the data of {record.name} are missing"):
+            records.require_data(record.name, None)
         return
     opened = open_dataset(record.name)
     assert len(opened.train) == record.num_train
@@ -216,7 +217,7 @@ def test_a_record_says_truly_how_many_examples_of_which_shape_its_data_set_has(r
 
 def test_a_folder_for_data_that_need_none_is_refused(tmp_path):
     with pytest.raises(InputError, match="the data of digits need no folder"):
-        places.look("digits", tmp_path)
+        records.require_data("digits", tmp_path)
 
 
 def test_an_unknown_name_gets_the_nearest():
@@ -291,7 +292,7 @@ def test_idx_files_of_different_counts_do_not_belong_together(tmp_path):
 
 def test_a_line_of_pixels_is_refused_before_it_fills_the_memory(tmp_path):
     Image.new("RGB", (1, 60_000)).save(tmp_path / "line.png")
-    with pytest.raises(BadImage, match="line.png: .* 1 x 60000 pixels are no photograph"):
+    with pytest.raises(BadImage, match="line.png: .* 1 x 60000 pixels are not a photograph"):
         read_image(str(tmp_path / "line.png"), "RGB")
 
 

@@ -1,6 +1,6 @@
 """The sparse tensor cores of a GPU give the dense product and its gradients.
 
-Written against torch's source and not yet run: no GPU was at hand. What fails here is news.
+Written against torch's source and not yet run: no GPU was available. What fails here is news.
 """
 
 import pytest

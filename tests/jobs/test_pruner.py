@@ -4,34 +4,23 @@ import copy
 
 import pytest
 import torch
+from support.two_paths import two_paths
 from torch import nn
 
 import dcil_dsl as dcil
 
-RECIPE = """language 1
-prune Linear to 80% {
+RECIPE = two_paths(
+    """prune Linear to 80% {
   schedule = cubic(0ep..3ep)
   {more}
 }
-pruning { refresh = 2 steps }
-mix {
-  path sparse = masked
-  path dense = full
-  update kept by sparse
-  update pruned by dense
-  private BatchNorm1d
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-  loss kl(student=sparse, teacher=dense)
-  deploy sparse
-}
-train {
-  epochs = 4ep
+pruning { refresh = 2 steps }""",
+    mix="private BatchNorm1d\n  loss kl(student=sparse, teacher=dense)",
+    train="""epochs = 4ep
   optimizer = sgd(lr=0.1, momentum=0.9, weight_decay=0.001)
   lr = cosine(warmup=1ep)
-  {train}
-}
-"""
+  {train}""",
+)
 STEPS = 5
 
 

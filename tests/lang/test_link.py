@@ -155,8 +155,8 @@ def test_defined_layers_are_put_into_the_selectors_that_name_them():
     assert [type(part) for part in inner.parts] == [ast.ByGlob, ast.Last]
 
 
-def test_layers_defined_by_themselves_are_an_error():
-    with pytest.raises(RecipeError, match="E223.*by itself"):
+def test_layers_defined_in_terms_of_themselves_are_an_error():
+    with pytest.raises(RecipeError, match="E223.*in terms of itself"):
         loads(completed("layers a = b\nlayers b = first a\nkeep a"))
 
 

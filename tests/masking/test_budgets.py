@@ -10,7 +10,7 @@ from dcil_dsl.masking.select import keep_top
 
 
 def plain(scores, budget, floors, costs, ceilings):
-    """The rule as it is told, an entry at a time: lists of lists of booleans.
+    """The rule as the documentation states it, an entry at a time: lists of lists of booleans.
 
     Each layer's highest fill its floor. Then from the highest of all down, an entry is kept
     if its layer is below its ceiling and the budget still has its cost.

@@ -17,7 +17,7 @@ from dcil_dsl.training.integrate import players
 from dcil_dsl.words.optimizers import AdamW
 from dcil_dsl.words.scores import uniform
 from dcil_dsl.words.targets import Lamp
-from dcil_dsl.words.transforms import colour
+from dcil_dsl.words.tensors import colour
 from dcil_dsl.words.units import Percent
 
 

@@ -4,7 +4,7 @@ import pytest
 from support.resolving import codes_of, plan_of, resolve
 from torch import nn
 
-from dcil_dsl.words.record import to_record
+from dcil_dsl.words.registry import to_record
 
 SIZES = (216, 576, 192, 576, 192, 144, 192)  # the convolutions of resolving.Net
 

@@ -271,6 +271,57 @@ def test_a_regular_expression_means_what_it_means_in_python():
         assert [name for name in names if Regex(pattern).matches(name)] == wanted, pattern
 
 
+def test_lines_that_match_are_those_that_match_as_names():
+    """Against a match of each name, on random expressions."""
+    chance = Random(4)
+    pieces = r"""a b . \. [ab] (a) (a|bb) (a)? a* b+ a{2} a{,2} b? \w \W \s \S \d \D \b \B \A \Z ^ $
+        | [^a] [^]a] []a] [^\W] [\w.] [\s\S] [^b\D] (?:a|b.) (?=.a) (?!b) (?<=a) (?<![^.])
+        (?P<n>a|b) .* .*? .+ [^.]+ \x61 \n \1 (?i:A) 1 { {1 [[ab] .*+ (?>a|ab) (?#x)""".split()
+    names = sorted(
+        {"".join(chance.choices("ab.1 -\t_", k=chance.randrange(1, 7))) for _ in range(60)}
+    )
+    lines = "".join(f"{name}\n" for name in names)
+    known = matched = 0
+    for _ in range(4000):
+        pattern = "".join(chance.choices(pieces, k=chance.randrange(1, 6)))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                regex = Regex(pattern)
+                runs = regex.runs(lines)
+        except ValueError:
+            continue
+        if runs is None:
+            continue
+        found = [name for run in runs for name in lines[slice(*run)][:-1].split("\n")]
+        assert found == [name for name in names if regex.matches(name)], pattern
+        known += 1
+        matched += len(found)
+    assert known > 1000 and matched > 1000
+
+
+def test_a_name_with_the_end_of_a_line_in_it_is_matched_whole():
+    model = nn.Sequential(OrderedDict({f"a{i}\nb": nn.Linear(4, 4) for i in range(70)}))
+    assert [d.code for d in resolve('prune re"a[0-9]+" to 50%', model)[1]] == ["E301"]
+    assert len(selected('re"a[0-9]+[^a]b"', model)) == 70
+
+
+LIKE_LETTERS = [
+    r"[a-z]+\.{}\.[a-z]+\.conv[{}]",
+    r"(blocks|b)\.({}|x)\.part\.(conv{}|y)",
+    r"^b.*\.(?:{})\.(?=p).*[{}]$",
+]
+
+
+@pytest.mark.parametrize("name", LIKE_LETTERS)
+def test_a_regular_expression_of_common_letters_is_tried_on_all_names_at_once(monkeypatch, name):
+    calls = counting(monkeypatch, Regex, "matches")
+    rules = [f'prune re"{name.format(i // 4, i % 4)}" to 50%' for i in range(400)]
+    owner, codes = claimed(rules, many_layers(400))
+    assert owner == {f"{i}.weight": i for i in range(400)} and not codes
+    assert len(calls) <= 400 * 30
+
+
 def test_a_regular_expression_that_does_not_end_is_an_error_off_the_main_thread_too():
     model = nn.Sequential(OrderedDict({"a" * 40: nn.Linear(4, 4)}))
     found = []

@@ -1,4 +1,4 @@
-"""Work on a GPU that is not there: where the host would wait for it.
+"""Work on a GPU that does not exist: where the host would wait for it.
 
 In:   work that asks for the device "cuda".
 Out:  Waits: the places of the package at which the host reads a number from the device or sends it

@@ -8,32 +8,21 @@ Not:  no test.
 import torch
 
 from support.library import needed
+from support.two_paths import two_paths
 
 transformers = needed("transformers")
 needed("accelerate")
 from dcil_dsl.integrations.huggingface import DcilTrainer  # noqa: E402
 
-BERT = """language 1
-prune Linear in "bert.encoder" to 80% {
+BERT = two_paths(
+    """prune Linear in "bert.encoder" to 80% {
   schedule = cubic(0% run..60% run)
   {more}
 }
-pruning { refresh = 2 steps }
-mix {
-  path sparse = masked
-  path dense = full
-  update kept by sparse
-  update pruned by dense
-  loss model(sparse)
-  loss model(dense)
-  deploy sparse
-}
-train {
-  epochs = 3ep
-  optimizer = adamw(lr=0.003)
-  {train}
-}
-"""
+pruning { refresh = 2 steps }""",
+    train="epochs = 3ep\n  optimizer = adamw(lr=0.003)\n  {train}",
+    loss="model",
+)
 GPT = BERT.replace('Linear in "bert.encoder"', 'Conv1D in "transformer.h"')
 
 

@@ -8,7 +8,7 @@ Not:  no pip, no network, and no test.
 import importlib
 import sys
 
-from dcil_dsl.words import record
+from dcil_dsl.words import registry
 
 WORDS = """
 from dcil_dsl.words import (
@@ -111,4 +111,4 @@ def forget(module):
     """As in a new process."""
     sys.modules.pop(module, None)
     importlib.invalidate_caches()
-    record._loaded.clear()
+    registry._loaded.clear()

@@ -20,7 +20,7 @@ def halved(w: Tensor) -> Tensor:
 
 
 def reference_cores(calls: list | None = None) -> Cores:
-    """calls: where the shapes (N, I), (O, I) of each product are put down."""
+    """calls: where the shapes (N, I), (O, I) of each product are recorded."""
 
     def multiply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         assert not torch.is_grad_enabled() and x.dim() == w.dim() == 2

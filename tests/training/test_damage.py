@@ -82,7 +82,7 @@ def test_what_is_not_what_was_written_is_refused_and_nothing_of_it_is_loaded(fol
     fact = r"last\.safetensors (is damaged: |is not a checkpoint of this version)"
     with pytest.raises(InputError, match=fact) as error:
         load_deployed(path, dual)
-    assert error.value.help.startswith("the one before it, of step 5, is whole; to go on from th")
+    assert error.value.help.startswith("the one before it, of step 5, is intact; to resume from")
     after = dual.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 

@@ -42,7 +42,7 @@ def test_where_no_batch_comes_the_steps_so_far_are_saved_and_the_run_goes_on(tmp
     tiny_train(tmp_path / "straight")
     with pytest.raises(InputError, match="x.JPEG") as error:
         tiny_train(tmp_path / "run", data=TinyData(before=fails))
-    assert error.value.help == f"replace it\n{batch} steps are saved; --resume goes on from there"
+    assert error.value.help == f"replace it\n{batch} steps are saved; --resume continues from there"
     result, _, _ = tiny_train(tmp_path / "run", resume=True)
     assert result.step == NUM_EPOCHS * STEPS_PER_EPOCH
     assert_same(tmp_path / "run", tmp_path / "straight")

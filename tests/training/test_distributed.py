@@ -181,7 +181,7 @@ def test_means_are_taken_in_buckets_of_any_types_and_layouts(tmp_path, monkeypat
         ]
         for tensor, mean in zip(made, expected, strict=True):
             torch.testing.assert_close(tensor, mean)
-        # in turn: the first by itself, then 24 bytes and three of 20, five of 20, one; a double
+        # in turn: the first alone, then 24 bytes and three of 20, five of 20, one; a double
         assert sorted(sums) == [8, 20, 84, 100, 384]
 
     assert on_ranks(tmp_path, 2, work) == [0, 0], said(tmp_path, 0)

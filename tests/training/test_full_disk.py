@@ -1,4 +1,4 @@
-"""A disk that is full while a run writes: what is told, what stays, and how it goes on."""
+"""A disk that is full while a run writes: the report, the files left, and how it resumes."""
 
 from __future__ import annotations
 

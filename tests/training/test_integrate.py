@@ -13,7 +13,7 @@ from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.integrate import integrate, players
-from dcil_dsl.words.integrators import RK4, Extrapolate, Heun, Implicit, Integrator
+from dcil_dsl.words.step import RK4, Extrapolate, Heun, Implicit, Integrator
 
 
 def plan_with(integrator: Integrator) -> Plan:

@@ -9,7 +9,7 @@ from support.tiny_run import cross_entropy, kl, own, tiny_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.losses import loss_terms, refuse_constant, total_loss
-from dcil_dsl.words.outputs import logits_of
+from dcil_dsl.words.tensors.outputs import logits_of
 
 LOGITS = {
     "sparse": torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], dtype=torch.float64),

@@ -53,7 +53,7 @@ def test_the_first_step_and_term_are_named_and_the_good_checkpoint_stays(tmp_pat
 
 
 def test_the_first_step_is_named_where_losses_are_read_late(tmp_path, monkeypatch):
-    """As on a GPU, which is asked every so many steps: here at the end of the epoch alone."""
+    """As on a GPU, which is asked every few steps: here at the end of the epoch alone."""
     monkeypatch.setattr(session, "show_step", lambda now: None)
     with pytest.raises(InputError, match=r"`cross_entropy\(dense\)` is .* at step 11 \(epoch 3\)"):
         tiny_train(tmp_path / "run", data=Poisoned({11: 1}))

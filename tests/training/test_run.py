@@ -56,7 +56,9 @@ def test_nothing_else_is_overwritten_either(tmp_path):
 def test_an_empty_folder_behind_a_link_becomes_the_run(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    run = create_run(tiny_plan(), "given", "resolved", tmp_path / "run", beside={"a.json": "{}"})
+    run = create_run(
+        tiny_plan(), "given", "resolved", tmp_path / "run", extra_files={"a.json": "{}"}
+    )
     assert open_run(run.path).read_plan() == tiny_plan()
     assert (tmp_path / "disk" / "a.json").read_text() == "{}" and run.checkpoint.parent.is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "run"]
@@ -183,7 +185,7 @@ def test_a_worker_that_outlives_its_killed_run_does_not_hold_the_folder(tmp_path
 
 def test_a_run_that_is_counted_has_its_name_whatever_files_lie_in_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = create_run(tiny_plan(), "", "", beside={"command.json": "{}"})
+    run = create_run(tiny_plan(), "", "", extra_files={"command.json": "{}"})
     assert str(run.path) == f"runs/tiny-{date.today().isoformat()}-1"
     assert (run.path / "command.json").read_text() == "{}"
 

@@ -7,7 +7,7 @@ from support.tiny_ranks import on_ranks, plain_plan, rank_train, said
 from support.tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.words.regrow import GrowByGradient
+from dcil_dsl.words.schedules import GrowByGradient
 from dcil_dsl.words.scores import Magnitude, Movement, Taylor
 from dcil_dsl.words.units import Percent
 

@@ -14,7 +14,7 @@ from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.options import flags
 from dcil_dsl.training.ways import CONFLICTS, check_plan_ways, check_ways
-from dcil_dsl.words.integrators import Heun
+from dcil_dsl.words.step import Heun
 
 REPLAYED = dict(compile=True, compile_mode="reduce-overhead", device="cuda")
 NAME = "--compile-mode reduce-overhead"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,19 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.constants import find_constants
 from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_small
 from dcil_dsl.extras.compact.dead_channels import Stay, find_removal, find_stays, fix_sums, readings
-from dcil_dsl.extras.compact.files import Input, Shapes, TensorMap, expand_tensors, gather, put
+from dcil_dsl.extras.compact.files import (
+    Input,
+    Kept,
+    Shapes,
+    TensorMap,
+    expand_tensors,
+    gather,
+    put,
+)
 from dcil_dsl.extras.compact.fold_constants import constant_branches, fold_constants
 from dcil_dsl.model.copies import copy_module
-from dcil_dsl.model.inputs import SIMPLE, Inputs
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.model.side_effects import SIMPLE
 from dcil_dsl.training.checkpoint import digest
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output
@@ -58,7 +68,9 @@ class Compacted:
 
 
 def compact(
-    model: nn.Module, example_inputs: Inputs | tuple | Mapping | Tensor, num_inputs: int = 8
+    model: nn.Module,
+    example_inputs: Inputs | tuple[Any, ...] | Mapping[str, Any] | Tensor,
+    num_inputs: int = 8,
 ) -> Compacted:
     """Remove every filter, channel and head that the output does not depend on.
 
@@ -75,7 +87,7 @@ def compact(
     entries = _entries(inputs)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise InputError(f"`{name}` of the state dict is no tensor: it has no place in a file")
+            raise InputError(f"`{name}` of the state dict is not a tensor: no file can hold it")
     original = copy_module(model)
     original.eval()
     followed, idle = _without_constant_branches(model, inputs.to(torch.device("cpu")))
@@ -90,8 +102,8 @@ def compact(
     put(traced, folded)
     maps, small = {}, {}
     for name, tensor in traced.state_dict().items():
-        index = {0: []} if name in idle and tensor.dim() else kept.get(found.first[name], {})
-        maps[name] = TensorMap(shape=tuple(tensor.shape), kept=index)
+        index: Kept = {0: []} if name in idle and tensor.dim() else kept.get(found.first[name], {})
+        maps[name] = TensorMap.model_validate({"shape": tuple(tensor.shape), "kept": index})
         small[name] = gather(tensor, index)
     result, modules = make_small(followed, removal.gone)
     first = next(model.parameters(), None)
@@ -120,7 +132,7 @@ def _without_constant_branches(model: nn.Module, inputs: Inputs) -> tuple[Follow
     before = followed.used
     followed = follow(model, inputs, followed.opened, tuple(branches))
     for path, constant in branches.items():
-        followed.traced.model.get_submodule(path).bias.copy_(constant)
+        followed.traced.model.get_parameter(f"{path}.bias").copy_(constant)
     first = followed.found.first  # a tied weight is idle under all of its names, or under none
     idle = {first[name] for name in before} - {first[name] for name in followed.used}
     return followed, {name for name in first if first[name] in idle}

@@ -10,6 +10,8 @@ layer. These are the numbers that the next layer has to be given when the filter
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -31,12 +33,13 @@ from dcil_dsl.model.channels.operations import (
 )
 
 NAN = float("nan")
+Values = dict[fx.Node, Any]  # of each node: tensors where it gives tensors, else what it gives
 
 
 @torch.no_grad()
-def find_constants(found: Dependencies) -> dict[fx.Node, object]:
+def find_constants(found: Dependencies) -> Values:
     """The constant values of each node in float64: tensors that broadcast to its shape."""
-    values: dict[fx.Node, object] = {}
+    values: Values = {}
     changed = _changed(found)
     for node in found.graph.nodes:
         value = _value(node, found, values)
@@ -53,14 +56,14 @@ def _changed(found: Dependencies) -> set[fx.Node]:
     return {source for source in sources if len(source.users) > 1}
 
 
-def _value(node: fx.Node, found: Dependencies, values: dict):
+def _value(node: fx.Node, found: Dependencies, values: Values) -> Any:
     seen, model = found.seen[node], found.model
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(seen)):
         return seen
     result = None
     kind = found.kind(node)
     if kind is Kind.TENSOR:
-        result = _tensor(node.target, model)
+        result = _tensor(str(node.target), model)
     elif kind is Kind.POINTWISE:
         result = _pointwise(node, found, values)
     elif kind is Kind.MOVE:
@@ -70,10 +73,10 @@ def _value(node: fx.Node, found: Dependencies, values: dict):
     elif kind is Kind.BATCH_NORM:
         result = _batch_norm(node, found, values)
     elif kind is Kind.WEIGH:
-        result = _weigh(weighing_of(node, model), found, values)
+        result = _weigh(node, found, values)
     elif kind is Kind.ATTEND:
         # The weights of a query add up to one: values equal at every place stay what they are.
-        v, mask = values[node.args[2]], argument(node, 3, "attn_mask")
+        v, mask = values[cast(fx.Node, node.args[2])], argument(node, 3, "attn_mask")
         dropped = argument(node, 4, "dropout_p", 0.0) != 0.0
         result = None if mask is not None or dropped or v.shape[-2] > 1 else v
     if result is None:
@@ -91,14 +94,14 @@ def _tensor(name: str, model: nn.Module) -> Tensor | None:
     return value.detach().double() if isinstance(value, Tensor) else None
 
 
-def _pointwise(node: fx.Node, found: Dependencies, values: dict) -> Tensor:
+def _pointwise(node: fx.Node, found: Dependencies, values: Values) -> Tensor:
     """The operation itself on what is known; unknown where one of its operands is."""
     model = found.model
     operands = [v for v in map(values.get, node.all_input_nodes) if isinstance(v, Tensor)]
     unknown = torch.stack(torch.broadcast_tensors(*[v.isnan() for v in operands])).any(0)
     writes = writes_into_its_input(node, model)
 
-    def known(source: fx.Node):
+    def known(source: fx.Node) -> Any:
         value = values[source]
         if not isinstance(value, Tensor):
             return value
@@ -109,29 +112,32 @@ def _pointwise(node: fx.Node, found: Dependencies, values: dict) -> Tensor:
         # What is written into must have the shape of the result, which it broadcasts to.
         return value.expand(unknown.shape).clone() if writes else value
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
+    given: Any = fx.node.map_arg((node.args, node.kwargs), known)
+    target: Any = node.target
+    args, kwargs = given
     if node.op == "call_module":
-        module = model.get_submodule(node.target)
+        module = model.get_submodule(target)
         if isinstance(module, nn.PReLU):  # its own slope a channel: 0 stays 0
             result, unknown = operands[0].nan_to_num(), unknown | (operands[0] != 0)
         else:
             result = module(*args)
     elif node.op == "call_method":
-        result = getattr(args[0], node.target)(*args[1:], **kwargs)
+        result = getattr(args[0], target)(*args[1:], **kwargs)
     else:
-        result = node.target(*args, **kwargs)
+        result = target(*args, **kwargs)
     result, unknown = torch.broadcast_tensors(result.double(), unknown)
     if name_of(node) in MULTIPLIES:
         zero = torch.stack(torch.broadcast_tensors(*[v == 0 for v in operands])).any(0)
         result, unknown = result.masked_fill(zero, 0.0), unknown & ~zero
-    return result.masked_fill(unknown, NAN)
+    filled: Tensor = result.masked_fill(unknown, NAN)
+    return filled
 
 
-def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+def _along(node: fx.Node, found: Dependencies, values: Values) -> Tensor | None:
     source = node.all_input_nodes[0]
-    value = values[source]
+    value: Tensor = values[source]
     dims = mixed_dims(node, found.model, found.seen[source].dim())
-    module = found.model.get_submodule(node.target) if node.op == "call_module" else None
+    module = found.model.get_submodule(str(node.target)) if node.op == "call_module" else None
     name = name_of(node)
     if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.LayerNorm):
         return None
@@ -145,7 +151,7 @@ def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
         return None
     # Zeros beyond the border are averaged with the constant; beyond max pooling's lies nothing.
     if isinstance(module, nn.modules.pooling._AvgPoolNd) or name.startswith("avg_pool"):
-        padding = module.padding if module else argument(node, 3, "padding", 0)
+        padding: Any = module.padding if module else argument(node, 3, "padding", 0)
         if padding not in (0, (0,) * len(dims)):
             value = value.masked_fill(value != 0, NAN)
     elif name == "pad":
@@ -157,14 +163,16 @@ def _along(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
     return value.reshape([s for d, s in enumerate(value.shape) if d not in dims])
 
 
-def _batch_norm(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+def _batch_norm(node: fx.Node, found: Dependencies, values: Values) -> Tensor | None:
     norm = norming_of(node, found.model)
-    value = values[norm.source]
+    assert norm is not None
+    value: Tensor = values[norm.source]
     shape = [-1 if dim == 1 else 1 for dim in range(value.dim())]
     weight, bias, mean, var = (
         None if key is None else _tensor(key, found.model)
         for key in (norm.weight, norm.bias, norm.mean, norm.var)
     )
+    assert mean is not None and var is not None  # Kind.BATCH_NORM has running statistics
     scale = (var + norm.eps).rsqrt()
     if weight is not None:
         scale = scale * weight
@@ -175,16 +183,19 @@ def _batch_norm(node: fx.Node, found: Dependencies, values: dict) -> Tensor | No
     return torch.where(scale == 0, shift, value * scale + shift)
 
 
-def _weigh(call: Weighing, found: Dependencies, values: dict) -> Tensor:
-    seen, model = found.seen[call.node], found.model
+def _weigh(node: fx.Node, found: Dependencies, values: Values) -> Tensor:
+    seen, model = found.seen[node], found.model
+    call = weighing_of(node, model)
+    assert call is not None
     axis = call.axis % seen.dim()
     blocks = call.blocks(model.get_parameter(call.weight).detach())
     columns = constant_columns(call, found, values).reshape(call.groups, -1)
     lost = columns.isnan() | ((columns != 0) & call.bordered)
     unknown = ((blocks != 0).any(-1) & lost[:, None]).any(-1).reshape(-1)
     rows = add_up(blocks, columns.nan_to_num(0.0)).reshape(-1)
-    if call.bias is not None:
-        rows = rows + _tensor(call.bias, model)
+    bias = None if call.bias is None else _tensor(call.bias, model)
+    if bias is not None:
+        rows = rows + bias
     rows = rows.masked_fill(unknown, NAN)
     return rows.reshape([-1 if dim == axis else 1 for dim in range(seen.dim())])
 
@@ -195,11 +206,12 @@ def add_up(blocks: Tensor, columns: Tensor) -> Tensor:
     return (blocks[:, :, matter].double().sum(-1) * columns[:, None, matter]).sum(-1)
 
 
-def constant_columns(call: Weighing, found: Dependencies, values: dict) -> Tensor:
+def constant_columns(call: Weighing, found: Dependencies, values: Values) -> Tensor:
     """What a layer's columns always are, (columns,); NaN where they depend on input or place."""
     seen = found.seen[call.source]
     axis = call.axis % seen.dim()
-    rows = values[call.source].movedim(axis, -1)
+    value: Tensor = values[call.source]
+    rows = value.movedim(axis, -1)
     rows = rows.reshape(rows.shape[:-1].numel(), rows.shape[-1])
     same = (rows == rows[:1]).all(0)
     return rows[0].masked_fill(~same, NAN).expand(seen.shape[axis])

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +37,13 @@ def attention_calls(graph: fx.Graph, model: nn.Module) -> list[fx.Node]:
         node
         for node in graph.nodes
         if node.op == "call_module"
-        and type(model.get_submodule(node.target)) is nn.MultiheadAttention
+        and type(model.get_submodule(str(node.target))) is nn.MultiheadAttention
     ]
 
 
 def why_closed(node: fx.Node, model: nn.Module) -> str | None:
     """Why a call must stay opaque; None where it can be opened."""
-    module = model.get_submodule(node.target)
+    module = _attention(node, model)
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
     given = dict(zip(names, node.args)) | node.kwargs
     if module.in_proj_weight is None or not (given["query"] is given["key"] is given["value"]):
@@ -59,12 +61,16 @@ def why_closed(node: fx.Node, model: nn.Module) -> str | None:
     return None
 
 
+def _attention(node: fx.Node, model: nn.Module) -> nn.MultiheadAttention:
+    return cast(nn.MultiheadAttention, model.get_submodule(str(node.target)))
+
+
 def open_attention(graph: fx.Graph, node: fx.Node, model: nn.Module) -> None:
     """Replace one call by the nodes that it is made of. x is (B, N, E), or (N, B, E)."""
-    module = model.get_submodule(node.target)
+    module = _attention(node, model)
     heads, width = module.num_heads, module.head_dim
     query = node.args[0] if node.args else node.kwargs["query"]
-    name = node.target
+    name = str(node.target)
     with graph.inserting_before(node):
         weight = graph.get_attr(f"{name}.in_proj_weight")
         bias = None if module.in_proj_bias is None else graph.get_attr(f"{name}.in_proj_bias")
@@ -163,7 +169,7 @@ def follow(
             replace_branch(graph, node, traced.model)
     bound = traced.arguments.bind(inputs.args, inputs.kwargs)
     found = find_dependencies(graph, traced.model, bound, traced.opaque)
-    return Followed(traced, found, tuple(node.target for node in calls), replaced)
+    return Followed(traced, found, tuple(str(node.target) for node in calls), replaced)
 
 
 def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, ModuleSizes]]:
@@ -204,7 +210,7 @@ def _take_fixed(graph: fx.Graph, arguments: Arguments) -> None:
         with graph.inserting_before(following):
             place = given.get(name) or graph.placeholder(name)
         if name in arguments.fixed:
-            value = arguments.fixed[name]
+            value: Any = arguments.fixed[name]
             with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
                 same = graph.call_function(operator.eq, (place, value))
                 graph.call_function(torch._assert, (same, f"`{name}` is not {value!r}"))
@@ -216,7 +222,7 @@ def _with_dead_heads(calls: list[fx.Node], model: nn.Module) -> list[fx.Node]:
     return [
         node
         for node in calls
-        if dead_heads(model.get_submodule(node.target))
+        if dead_heads(_attention(node, model))
         and why_closed(node, model) is None
         and names.count(node.target) == 1
     ]
@@ -286,7 +292,7 @@ def sizes_of(module: nn.Module, groups: int | None = None) -> dict[str, int]:
     return {}
 
 
-def _grouped(found: Dependencies):
+def _grouped(found: Dependencies) -> Iterator[tuple[str, nn.Module]]:
     """Convolutions and group norms, whose count of groups may shrink."""
     for path, module in found.model.named_modules():
         if isinstance(module, Conv | nn.GroupNorm) and (f"{path}.weight", 0) in found.axes:
@@ -294,7 +300,8 @@ def _grouped(found: Dependencies):
 
 
 def _groups(found: Dependencies, path: str, module: nn.Module, gone: Tensor) -> int:
-    count = module.groups if isinstance(module, Conv) else module.num_groups
+    count = module.num_groups if isinstance(module, nn.GroupNorm) else module.groups
+    assert isinstance(count, int)
     stays = ~gone[found.axes[f"{path}.weight", 0].channels]
     return int(stays.reshape(count, -1).any(1).sum())
 
@@ -304,6 +311,9 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
+
+
+Shrunk = dict[fx.Node, dict[int, Tensor]]  # of nodes that give tensors: by dim what goes
 
 
 # -- the graph -----------------------------------------------------------------------------------
@@ -320,7 +330,7 @@ def _cut_graph(found: Dependencies, gone: Tensor) -> bool:
     return any(changes)
 
 
-def _cut_node(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
+def _cut_node(node: fx.Node, found: Dependencies, shrunk: Shrunk) -> bool:
     name = name_of(node)
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if name in ("view", "reshape", "expand") and shrunk.get(node):
@@ -329,6 +339,8 @@ def _cut_node(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
         return _cut_unflattened(node, shrunk[node], found)
     if name == "group_norm" and 1 in shrunk.get(node, {}):
         return _cut_groups(node, shrunk[node][1])
+    if source is None:
+        return False
     if name in ("chunk", "split") and shrunk.get(source):
         return _cut_parts(node, source, shrunk[source], found)
     if name == "getitem" and shrunk.get(source):
@@ -337,8 +349,9 @@ def _cut_node(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
 
 
 def _cut_shape(node: fx.Node, shrunk: dict[int, Tensor]) -> bool:
-    packed = isinstance(node.args[1], tuple | list)
-    sizes = list(node.args[1] if packed else node.args[1:])
+    first: Any = node.args[1]
+    packed = isinstance(first, tuple | list)
+    sizes = list(first if packed else node.args[1:])
     before = list(sizes)
     for dim, mask in shrunk.items():
         if sizes[dim] != -1:
@@ -357,7 +370,7 @@ def _cut_groups(node: fx.Node, gone: Tensor) -> bool:
 
 
 def _cut_unflattened(node: fx.Node, shrunk: dict[int, Tensor], found: Dependencies) -> bool:
-    source = node.args[0]
+    source = node.all_input_nodes[0]
     first = argument(node, 1, "dim") % found.seen[source].dim()
     before = list(argument(node, 2, "sizes"))
     sizes = list(before)
@@ -368,7 +381,9 @@ def _cut_unflattened(node: fx.Node, shrunk: dict[int, Tensor], found: Dependenci
     return sizes != before
 
 
-def _cut_parts(node: fx.Node, source: fx.Node, shrunk: dict, found: Dependencies) -> bool:
+def _cut_parts(
+    node: fx.Node, source: fx.Node, shrunk: dict[int, Tensor], found: Dependencies
+) -> bool:
     dim = argument(node, 2, "dim", 0) % found.seen[source].dim()
     if dim not in shrunk:
         return False
@@ -376,21 +391,16 @@ def _cut_parts(node: fx.Node, source: fx.Node, shrunk: dict, found: Dependencies
     small = [int((~part).sum()) for part in shrunk[dim].split(sizes)]
     if name_of(node) == "chunk" and len(set(small)) == 1:
         return False
-    node.op, node.target, node.args, node.kwargs = (
-        "call_function",
-        torch.split,
-        (
-            source,
-            small,
-            dim,
-        ),
-        {},
-    )
+    node.op, node.target = "call_function", torch.split
+    node.args, node.kwargs = (source, small, dim), {}
     return True
 
 
-def _cut_slices(node: fx.Node, source: fx.Node, shrunk: dict, found: Dependencies) -> bool:
-    given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+def _cut_slices(
+    node: fx.Node, source: fx.Node, shrunk: dict[int, Tensor], found: Dependencies
+) -> bool:
+    entries: Any = node.args[1]
+    given = entries if isinstance(entries, tuple) else (entries,)
     left = found.seen[source].dim() - sum(e is not None and e is not ... for e in given)
     index, dim = [], 0
     for entry in given:
@@ -407,7 +417,7 @@ def _cut_slices(node: fx.Node, source: fx.Node, shrunk: dict, found: Dependencie
     return changed
 
 
-def _hold_size(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
+def _hold_size(node: fx.Node, found: Dependencies, shrunk: Shrunk) -> bool:
     """A size that the forward computes with stays the original's; layouts were given new ones."""
     if not isinstance(found.seen[node], int) or not node.all_input_nodes or not node.users:
         return False
@@ -415,7 +425,7 @@ def _hold_size(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
     if name == "size":
         dim = argument(node, 1, "dim")
     elif name == "getitem" and name_of(source) in ("getattr", "size"):
-        source, dim = source.args[0], node.args[1]
+        source, dim = source.all_input_nodes[0], node.args[1]
     else:
         return False
     dims = shrunk.get(source)
@@ -423,7 +433,8 @@ def _hold_size(node: fx.Node, found: Dependencies, shrunk: dict) -> bool:
         return False
     for user in list(node.users):
         known = partial(_or_number, node, found.seen[node])
-        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), known)
+        given: Any = fx.node.map_arg((user.args, user.kwargs), known)
+        user.args, user.kwargs = given
     return True
 
 

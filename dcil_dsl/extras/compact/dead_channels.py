@@ -136,7 +136,7 @@ def gone_along(
 
 
 def _live(found: Dependencies, given: list[Reading]) -> Tensor:
-    """(channels,) bool: something that is returned depends on it, and it is no constant."""
+    """(channels,) bool: something that is returned depends on it, and it is not constant."""
     live = torch.zeros(found.num_channels, dtype=torch.bool)
     live[[FIXED, *found.fixed]] = True
     before = None

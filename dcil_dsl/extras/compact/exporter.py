@@ -58,7 +58,7 @@ def write_compact(deployed: Deployed, folder: Path) -> tuple[Compacted, Measured
     """
     network = deployed.network
     example = _inputs(deployed, batch=2)
-    try_inputs(network, example, "the plan or the header")
+    try_inputs(network, example, f"the plan or the header of {deployed.source}")
     result = compact(network, example)
     device = pick_device("auto")
     inputs = _inputs(deployed, BATCH).to(device)
@@ -75,27 +75,27 @@ def _inputs(deployed: Deployed, batch: int) -> Inputs:
     was trained on, else what the network takes at most, whose timing alone may take minutes."""
     network, plan = deployed.network, deployed.plan
     sizes = deployed.origin.sizes if deployed.origin else {}
-    known = [_drawn(size, batch) for size in sizes.values()]
+    source = f"the header of {deployed.source}"
+    known = [_drawn(size, batch, source) for size in sizes.values()]
     if len(known) == 1 and not takes_keywords(network):
         return Inputs.of(known[0])
     if known:
         return Inputs((), dict(zip(sizes, known, strict=True)))
     if plan is not None and takes_one_image(network) and not takes_keywords(network):
         side = _image_size(plan)
-        return Inputs.of(
-            _drawn(Size(shape=(1, plan.data.channels, side, side), dtype="float32"), batch)
-        )
+        size = Size(shape=(1, plan.data.channels, side, side), dtype="float32")
+        return Inputs.of(_drawn(size, batch, f"the plan of {deployed.source}"))
     return example_inputs(network, batch)
 
 
-def _drawn(size: Size, batch: int) -> Tensor:
+def _drawn(size: Size, batch: int, source: str) -> Tensor:
     """Random numbers of a batch of such inputs; zeros for those that are not real."""
     shape, dtype = (batch, *size.shape[1:]), getattr(torch, size.dtype, None)
     if dtype not in TYPES:
-        raise InputError(f"the header names a type of numbers `{size.dtype}`")
+        raise InputError(f"{source} names a type of numbers `{size.dtype}`")
     if BATCH * prod(size.shape[1:]) > MOST_NUMBERS:
         sides = " x ".join(map(str, size.shape[1:]))
-        raise InputError(f"the header names inputs of {sides}: too large to be tried")
+        raise InputError(f"{source} names inputs of {sides}: too large to be tried")
     if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype)
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -8,8 +8,10 @@ Not:  no model is built (load.py) or cut (cut.py), nothing is pickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import (
@@ -32,7 +34,7 @@ WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
 
 
 # dim -> the indices that stay; for the inner dim of a grouped convolution a list a group
-Kept = dict[int, list]
+Kept = dict[int, list[Any]]
 
 
 class ShapeEntry(BaseModel):
@@ -55,7 +57,7 @@ class TensorMap(ShapeEntry):
     """Where a small tensor lies in the original's.
 
     shape  the original's
-    kept   dim -> the original's indices that stay; a dim that is not named stays whole. For the
+    kept   dim -> the original's indices that stay; a dim without an entry keeps them all. For the
            inner dim of a grouped convolution a list for each group. What is left out is zero.
     """
 
@@ -72,7 +74,7 @@ class TensorMap(ShapeEntry):
                     raise ValueError(f"the indices of dim {dim} do not rise from 0 to its size")
         return self
 
-    def lists(self) -> dict[int, list]:
+    def lists(self) -> Kept:
         return {
             dim: [list(entry) if isinstance(entry, tuple) else entry for entry in indices]
             for dim, indices in self.kept.items()
@@ -125,7 +127,7 @@ def scatter(small: Tensor, kept: Kept, shape: torch.Size) -> Tensor:
 
 def _grids(shape: torch.Size, kept: Kept) -> list[tuple[Tensor, ...]]:
     """The indices that stay, as open grids: one, or one a group where the inner dim is grouped."""
-    dims = [kept.get(dim, range(size)) for dim, size in enumerate(shape)]
+    dims: list[Sequence[Any]] = [kept.get(dim, range(size)) for dim, size in enumerate(shape)]
     inner = next((dim for dim, indices in kept.items() if _is_nested(indices)), None)
     if inner is None:
         return [_open(dims)]
@@ -137,7 +139,7 @@ def _grids(shape: torch.Size, kept: Kept) -> list[tuple[Tensor, ...]]:
     return grids
 
 
-def _open(dims: list) -> tuple[Tensor, ...]:
+def _open(dims: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
     rank = len(dims)
     return tuple(
         torch.as_tensor(indices, dtype=torch.int64).reshape([-1] + [1] * (rank - 1 - dim))
@@ -145,7 +147,7 @@ def _open(dims: list) -> tuple[Tensor, ...]:
     )
 
 
-def _is_nested(indices: list | None) -> bool:
+def _is_nested(indices: list[Any]) -> bool:
     return bool(indices) and isinstance(indices[0], list)
 
 
@@ -201,7 +203,7 @@ def write_shapes(
     full = digest(expand_tensors(shapes, small)) if origin is not None else ""
     write_safetensors(small, folder / WEIGHTS, origin, full)
     for name, text in texts.items():
-        write_atomically(folder / name, lambda draft, text=text: draft.write_text(text + "\n"))
+        write_atomically(folder / name, partial(Path.write_text, data=text + "\n"))
 
 
 def read_shapes(folder: str | Path) -> tuple[Shapes, dict[str, Tensor]]:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dcil_dsl.extras.compact.constants import add_up
+from dcil_dsl.extras.compact.constants import Values, add_up
 from dcil_dsl.extras.compact.dead_channels import Reading
 from dcil_dsl.model.channels.dependencies import Dependencies
 from dcil_dsl.model.channels.operations import (
@@ -35,7 +35,7 @@ from dcil_dsl.model.channels.operations import (
 )
 
 
-def constant_branches(found: Dependencies, values: dict) -> dict[str, Tensor]:
+def constant_branches(found: Dependencies, values: Values) -> dict[str, Tensor]:
     """The last module of each branch that can leave, with what it always gives, (channels,)."""
     branches = {}
     for node in found.graph.nodes:
@@ -49,7 +49,7 @@ def replace_branch(graph: fx.Graph, node: fx.Node, model: nn.Module) -> None:
     """Put the bias of a module in the place of its call, and erase what only the call needed."""
     with graph.inserting_before(node):
         bias = graph.get_attr(f"{node.target}.bias")
-        rank = _rank(model.get_submodule(node.target))
+        rank = _rank(model.get_submodule(str(node.target)))
         if rank > 1:
             bias = graph.call_method("reshape", (bias, 1, -1, *[1] * (rank - 2)))
     node.replace_all_uses_with(bias)
@@ -94,18 +94,19 @@ def _return_instead(graph: fx.Graph, node: fx.Node) -> None:
         node.target = getattr(home, name.removesuffix("_"))
 
 
-def _constant(node: fx.Node, found: Dependencies, values: dict) -> Tensor | None:
+def _constant(node: fx.Node, found: Dependencies, values: Values) -> Tensor | None:
     """(channels,), where nothing but the channel decides the value and a bias can hold it."""
-    module = found.model.get_submodule(node.target)
-    if _rank(module) == 0 or module._parameters.get("bias") is None:
+    module = found.model.get_submodule(str(node.target))
+    bias = module._parameters.get("bias")
+    if _rank(module) == 0 or bias is None:
         return None
     calls = [other for other in found.graph.nodes if other.target == node.target]
     key = f"{node.target}.bias"
     tied = sum(found.first[key] == first for first in found.first.values()) > 1
-    value = values[node]
-    if len(calls) > 1 or tied or value.isnan().any() or value.numel() not in (1, len(module.bias)):
+    value: Tensor = values[node]
+    if len(calls) > 1 or tied or value.isnan().any() or value.numel() not in (1, len(bias)):
         return None
-    return value.reshape(-1).expand(len(module.bias)).clone()
+    return value.reshape(-1).expand(len(bias)).clone()
 
 
 def _rank(module: nn.Module) -> int:
@@ -120,7 +121,7 @@ def _rank(module: nn.Module) -> int:
     return 0
 
 
-def _is_added(node: fx.Node, found: Dependencies, values: dict) -> bool:
+def _is_added(node: fx.Node, found: Dependencies, values: Values) -> bool:
     """It is only computed with, element by element, and some of its results are no constants."""
     ends = False
     for user in node.users:
@@ -135,8 +136,8 @@ def _is_added(node: fx.Node, found: Dependencies, values: dict) -> bool:
     return ends
 
 
-def _largest(user: fx.Node, node: fx.Node, found: Dependencies):
-    """The shape that the other operands give a result by themselves."""
+def _largest(user: fx.Node, node: fx.Node, found: Dependencies) -> torch.Size | None:
+    """The shape that the other operands alone give a result."""
     others = [found.seen[other] for other in user.all_input_nodes if other is not node]
     shapes = [other.shape for other in others if isinstance(other, Tensor)]
     return max(shapes, key=lambda shape: shape.numel(), default=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def rebuild_compact(shapes: Shapes, small: dict[str, Tensor], model: nn.Module) 
 
 def _inputs(shapes: Shapes) -> Inputs:
     """Zeros of the shapes that the network was cut with."""
-    zeros = []
+    zeros: list[tuple[str | None, Any]] = []
     for entry in shapes.inputs:
         if entry.dtype is None:
             zeros.append((entry.name, entry.value))
@@ -140,7 +141,9 @@ def _check_modules(shapes: Shapes, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for path in shapes.opened:
         if not isinstance(modules.get(path), nn.MultiheadAttention):
-            raise InputError(f"this is not the model of the shape file: `{path}` is no attention")
+            raise InputError(
+                f"this is not the model of the shape file: `{path}` is not an attention module"
+            )
     for path in shapes.replaced:
         if getattr(modules.get(path), "bias", None) is None:
             raise InputError(f"this is not the model of the shape file: `{path}` has no bias")

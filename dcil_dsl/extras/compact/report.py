@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from statistics import median
 from textwrap import wrap
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ class Measured:
     device: str
     batch_size: int
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"calls": CALLS}
 
 
@@ -56,7 +57,7 @@ def measure(before: nn.Module, after: nn.Module, inputs: Inputs) -> Measured:
     """Costs of both networks in evaluation mode. Their calls alternate, so that a machine that
     slows down slows both."""
     batch, device = inputs.batch_size(), next(inputs.tensors()).device
-    times = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for call in range(WARMUP + CALLS):
             for network, seen in zip((before, after), times):
@@ -66,7 +67,7 @@ def measure(before: nn.Module, after: nn.Module, inputs: Inputs) -> Measured:
                 _wait(device)
                 if call >= WARMUP:
                     seen.append(1000 * (time.perf_counter() - start))
-    costs = [
+    costs = (
         Costs(
             num_parameters(network),
             count_macs(network, inputs) // batch,
@@ -75,8 +76,8 @@ def measure(before: nn.Module, after: nn.Module, inputs: Inputs) -> Measured:
             max(seen),
         )
         for network, seen in zip((before, after), times)
-    ]
-    return Measured(*costs, device=device_name(device), batch_size=batch)
+    )
+    return Measured(next(costs), next(costs), device=device_name(device), batch_size=batch)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -112,7 +113,7 @@ WIDTH = 100
 MOST_REASONS = 8  # shown; the number of the rest is said, report.json has all
 
 
-def report_of(result: Compacted, measured: Measured) -> dict:
+def report_of(result: Compacted, measured: Measured) -> dict[str, Any]:
     """Plain data for report.json."""
     return {
         "largest_difference": result.difference,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,18 +29,6 @@ Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Field(ge=1, le=2**15)]
 Edge = Annotated[int, Field(ge=0, le=2**15)]
 Activation = Literal["relu", "relu6", "gelu"]
-DTYPES = (
-    "float32",
-    "float64",
-    "float16",
-    "bfloat16",
-    "bool",
-    "uint8",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-)
 Dtype = Literal[
     "float32",
     "float64",
@@ -53,6 +41,7 @@ Dtype = Literal[
     "int32",
     "int64",
 ]
+DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 class Part(BaseModel):

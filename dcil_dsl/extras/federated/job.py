@@ -5,19 +5,19 @@ Out:  Federated: the Plan, the trained Dual, a line for each round.
 Not:  the arithmetic of a round (rounds.py); no run folder, and nothing to resume.
 
 The engine is an extra, pip install "dcil-dsl[federated]": each client is a Flower ClientApp, which
-Ray runs in processes of its own; sampling, sending and FedAvg are Flower's. A client's examples are
-every so many-th of the training part after one shuffle by the recipe's seed: equal shares, alike
-distributed.
+Ray runs in processes of its own; sampling, sending and FedAvg are Flower's. A client's examples
+are every N-th of the training part, of N clients, after one shuffle by the recipe's seed: equal
+shares, alike distributed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +25,22 @@ from torch import Tensor, nn
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data import Dataset, Loader
+from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.chance import generator_at
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.federated.rounds import Server, State, average, train_client
 from dcil_dsl.jobs.data import make_loader, open_data, refuse_other_tasks
-from dcil_dsl.jobs.prepare import load_recipe, prepare, warn_in_python
+from dcil_dsl.jobs.prepare import Prepared, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.metrics import check_sparsity
 from dcil_dsl.training.step import stop_if_no_finite_outputs
 
+Line = dict[str, Any]
+Finish = Callable[[int, Mapping[str, Tensor]], None]  # given the number of a round and its average
 WITHOUT_FLOWER = 'pip install "dcil-dsl[federated]", or engine="here"'
 
 
@@ -47,7 +50,7 @@ class Federated:
 
     plan: Plan
     dual: Dual
-    rounds: list[dict] = field(default_factory=list)
+    rounds: list[Line] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Clients:
     count: int
     local_steps: int
 
-    def loader(self, client: int) -> Loader:
+    def loader(self, client: int) -> BatchLoader:
         """The batches of a client's own examples."""
         mine = share_out(self.dataset, client, self.count, self.plan.train.seed)
         return make_loader(self.plan, mine, "train", torch.device("cpu"), workers=0)
@@ -88,7 +91,7 @@ def federate(
     engine: Literal["flower", "here"] = "flower",
     overrides: Mapping[str, str] = {},
     directory: str | Path | None = None,
-    told: Callable[[dict], None] = lambda line: None,
+    told: Callable[[Line], None] = lambda line: None,
 ) -> Federated:
     """Train a recipe on clients that each have a part of the data.
 
@@ -123,6 +126,9 @@ def federate(
     def finish(number: int, mean: Mapping[str, Tensor]) -> None:
         server.end(mean)
         step, accuracies = (number + 1) * local_steps, evaluate(server.dual, val)
+        assert (
+            accuracies is not None
+        )  # None after a signal that a Wish has heard, and there is none
         stop_if_no_finite_outputs(plan, accuracies, step - 1, val.num_examples)
         line = {
             "round": number + 1,
@@ -149,7 +155,7 @@ def share_out(dataset: Dataset, client: int, count: int, seed: int) -> Dataset:
     return replace(dataset, train=train)
 
 
-def _prepare(recipe: Recipe, model: str | nn.Module, dataset: Dataset, clients: int):
+def _prepare(recipe: Recipe, model: str | nn.Module, dataset: Dataset, clients: int) -> Prepared:
     """The recipe resolved for the model; an epoch is that of the first client, the largest."""
     from dcil_dsl.plan.resolve import resolve_data
 
@@ -175,7 +181,7 @@ def _prepare(recipe: Recipe, model: str | nn.Module, dataset: Dataset, clients: 
     )
 
 
-def _stretch(loader: Loader, step: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _stretch(loader: BatchLoader, step: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of `count` steps from `step` on, over as many of the client's epochs."""
     while count:
         epoch, start = divmod(step, loader.num_batches)
@@ -189,7 +195,7 @@ def _stretch(loader: Loader, step: int, count: int) -> Iterator[tuple[Tensor, Te
 # -- engines -------------------------------------------------------------------------------------
 
 
-def _one_after_another(server: Server, clients: Clients, size: int, finish) -> None:
+def _one_after_another(server: Server, clients: Clients, size: int, finish: Finish) -> None:
     for number in range(server.num_rounds):
         state = server.begin(number)
         draw = generator_at(clients.plan.train.seed, "round", number)
@@ -198,9 +204,9 @@ def _one_after_another(server: Server, clients: Clients, size: int, finish) -> N
         finish(number, average(*map(list, zip(*answers, strict=True))))
 
 
-def _with_flower(server: Server, clients: Clients, size: int, finish) -> None:
+def _with_flower(server: Server, clients: Clients, size: int, finish: Finish) -> None:
     """The same rounds as Flower's strategy and client app, in its simulation."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing is sent to anybody
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -211,10 +217,10 @@ def _with_flower(server: Server, clients: Clients, size: int, finish) -> None:
     except ImportError as error:
         raise InputError(f"Flower is not here: {error}", help=WITHOUT_FLOWER) from None
 
-    class Rounds(FedAvg):
+    class Rounds(FedAvg):  # type: ignore[misc]
         """FedAvg, whose average goes through the server's masks before it is sent again."""
 
-        def aggregate_train(self, server_round, replies):
+        def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
             replies = list(replies)
             failed = next((reply for reply in replies if reply.has_error()), None)
             if failed is not None or not replies:
@@ -228,8 +234,7 @@ def _with_flower(server: Server, clients: Clients, size: int, finish) -> None:
 
     client_app, server_app = ClientApp(), ServerApp()
 
-    @client_app.train()
-    def train(message, context):
+    def train(message: Any, context: Any) -> Any:
         torch.set_num_threads(1)  # of this client's process
         state = message.content["arrays"].to_torch_state_dict()
         number = message.content["config"]["server-round"] - 1
@@ -238,8 +243,7 @@ def _with_flower(server: Server, clients: Clients, size: int, finish) -> None:
         content = RecordDict({"arrays": ArrayRecord(made), "metrics": metrics})
         return Message(content, reply_to=message)
 
-    @server_app.main()
-    def main(grid, context):
+    def main(grid: Any, context: Any) -> None:
         strategy = Rounds(
             fraction_train=size / clients.count,
             fraction_evaluate=0.0,
@@ -248,5 +252,7 @@ def _with_flower(server: Server, clients: Clients, size: int, finish) -> None:
         )
         strategy.start(grid, ArrayRecord(server.begin(0)), num_rounds=server.num_rounds)
 
+    client_app.train()(train)
+    server_app.main()(main)
     config = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server_app, client_app, num_supernodes=clients.count, backend_config=config)

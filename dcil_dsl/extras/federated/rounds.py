@@ -133,7 +133,7 @@ def train_client(
 def average(states: Sequence[State], examples: Sequence[int]) -> State:
     """sum n_i W_i / sum n_i, name by name."""
     shares = [count / sum(examples) for count in examples]
-    return {
-        name: sum(share * state[name] for share, state in zip(shares, states, strict=True))
-        for name in states[0]
-    }
+    mean = {name: shares[0] * value for name, value in states[0].items()}
+    for share, state in zip(shares[1:], states[1:], strict=True):
+        mean = {name: value + share * state[name] for name, value in mean.items()}
+    return mean

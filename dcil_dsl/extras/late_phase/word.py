@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.words.averages import WeightAverage
+from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.units import Time
 from dcil_dsl.words.word import FactorOrZero
 

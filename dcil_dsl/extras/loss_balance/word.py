@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.words.balances import Balance
+from dcil_dsl.words.step import Balance
 
 if TYPE_CHECKING:
     from dcil_dsl.plan.plan import WeightedLoss

@@ -1,4 +1,4 @@
-"""`dcil sensitivity`: how much each layer of a trained network minds being pruned.
+"""`dcil sensitivity`: how sensitive a trained network is to pruning each layer.
 
 In:   a recipe, a run folder or nothing; a model, data, trained weights.
 Out:  a Profile: what report.py draws and the target `sensitivity(...)` reads.
@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
 from dcil_dsl.compiler.collapse import collapse
@@ -35,12 +36,12 @@ from dcil_dsl.jobs.inspect import rebuild
 from dcil_dsl.jobs.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
-from dcil_dsl.training.command import read_command
 from dcil_dsl.training.machine import lay_out_weights
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, open_run, read_command
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 NUM_BATCHES = 8
@@ -85,12 +86,12 @@ def measure_sensitivity(
     note: Note | None = None,
     tell: Callable[[str], None] = lambda name: None,
 ) -> Profile:
-    """Prune each layer by itself at each level, and measure.
+    """Prune each layer alone at each level, and measure.
 
     source       a recipe, whose `model` and `data` blocks are used; a run folder, which brings
                  model, data and the weights of its full path; None: the defaults
     weights      trained weights, as for `dcil compile`
-    num_batches  the examples are so many batches, spread evenly over the part
+    num_batches  the number of batches, of examples spread evenly over the part
     part         "val", the held-out examples, or "train", the training examples, not augmented:
                  what is chosen by the former should not be judged by them
     tell         called with the name of each layer before it is measured
@@ -121,10 +122,10 @@ def measure_sensitivity(
         module, [layer.parameter for layer in plan.layers], batches, levels, tell
     )
     return Profile(
-        model=plan.model.name,
+        model=plan.model.name or "",
         data=network.dataset.name,
         weights=network.weights,
-        part=part,
+        part=cast(Literal["val", "train"], part),
         num_batches=len(batches),
         num_examples=sum(len(labels) for _, labels in batches),
         levels=tuple(levels),
@@ -144,7 +145,7 @@ def measure_sensitivity(
     )
 
 
-def evenly_spaced(examples: Sequence, count: int) -> Sequence:
+def evenly_spaced(examples: Any, count: int) -> Any:
     """`count` of the examples at even distances: folders hold one class after the other."""
     indices = [i * len(examples) // count for i in range(count)]
     if isinstance(examples, Tensors):
@@ -152,7 +153,16 @@ def evenly_spaced(examples: Sequence, count: int) -> Sequence:
     return Subset(examples, indices)
 
 
-def _of_recipe(source, model, data, directory, weights, overrides, warn, note) -> Network:
+def _of_recipe(
+    source: str | Path | Recipe | None,
+    model: str | nn.Module | None,
+    data: str | Dataset | None,
+    directory: str | Path | None,
+    weights: str | None,
+    overrides: Mapping[str, str],
+    warn: Warn,
+    note: Note,
+) -> Network:
     if model is None or data is None:
         missing = " and ".join(
             name for name, value in (("--model SPEC", model), ("--train DATA", data)) if not value
@@ -185,11 +195,21 @@ def _of_recipe(source, model, data, directory, weights, overrides, warn, note) -
     return Network(prepared.traced.model, prepared.plan, dataset, weights or "")
 
 
-def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
+def _of_run(
+    run: str | Path,
+    model: str | nn.Module | None,
+    data: str | Dataset | None,
+    directory: str | Path | None,
+    weights: str | None,
+    overrides: Mapping[str, str],
+    note: Note,
+) -> Network:
     given = {"--weights": weights, "--set": overrides}
     if any(given.values()):
         names = ", ".join(name for name, value in given.items() if value)
         raise InputError(f"{names}: a run folder brings its own")
+    if isinstance(model, nn.Module):
+        raise InputError("a run folder takes a SPEC, not a module", help="leave `model` out")
     folder: RunFolder = open_run(run)
     plan, command = folder.read_plan(), read_command(folder)
     data = data or command["data"]
@@ -206,6 +226,6 @@ def _of_run(run, model, data, directory, weights, overrides, note) -> Network:
     return Network(collapse(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
 
 
-def _example(recipe: Recipe, dataset: Dataset) -> Tensor:
+def _example(recipe: Recipe, dataset: Dataset) -> Inputs:
     images = resolve_data(recipe.data)
     return open_loader(dataset, "val", images, torch.device("cpu"), workers=0).example()

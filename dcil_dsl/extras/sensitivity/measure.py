@@ -1,7 +1,7 @@
-"""How much a network minds that one of its layers is pruned, measured.
+"""Measure how sensitive a network is to pruning each of its layers.
 
 In:   a trained classifier, the names of weights, held-out batches, sparsities.
-Out:  its loss and accuracy, unpruned and with each weight pruned by itself at each sparsity.
+Out:  its loss and accuracy, unpruned and with each weight pruned alone at each sparsity.
 Not:  nothing is trained, and the network is left as it was.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.extras.sensitivity.least_loss import num_gone
 from dcil_dsl.masking.select import keep_top
-from dcil_dsl.words.outputs import logits_of
+from dcil_dsl.words.tensors.outputs import logits_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -45,8 +45,8 @@ def measure_layers(
     weights n (1 - level) stay, rounded down, at least one. Evaluation mode, float32.
     batches  images and class numbers on the model's device
     tell     called with each name before it is measured
-    Raises InputError where the network's loss is no finite number, with nothing pruned or with one
-    weight at one level: a profile of it would say nothing of what that costs.
+    Raises InputError where the loss is not finite, with nothing pruned or with one weight at one
+    level: a profile of it would mean nothing.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -73,11 +73,12 @@ def measure_layers(
 @torch.no_grad()
 def measure(model: nn.Module, batches: Sequence[Batch]) -> Quality:
     """The quality of the network as it is, over all batches together."""
-    loss = correct = num_examples = 0
+    num_examples = 0
+    loss, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.long)
     for images, labels in batches:
         logits = logits_of(model(images)).float()
-        loss = loss + F.cross_entropy(logits, labels, reduction="sum").double()
-        correct = correct + (logits.argmax(1) == labels).sum()
+        loss = loss.to(logits.device) + F.cross_entropy(logits, labels, reduction="sum").double()
+        correct = correct.to(logits.device) + (logits.argmax(1) == labels).sum()
         num_examples += len(labels)
     return Quality(float(loss) / num_examples, int(correct) / num_examples)
 

@@ -1,4 +1,4 @@
-"""How much each layer minds being pruned alone, as it was measured: the profile.
+"""How sensitive a network is to pruning each of its layers, as measured: the profile.
 
 In:   what extras/sensitivity measured; or the JSON file that it became.
 Out:  Profile; its curves, monotone, as the allocation by sensitivity reads them.
@@ -18,7 +18,7 @@ from dcil_dsl.plan.plan import PlanRecord
 
 
 class LayerProfile(PlanRecord):
-    """One weight pruned by itself, all others whole; one entry a level of the profile.
+    """One weight pruned alone, all others unpruned; one entry a level of the profile.
 
     losses  the loss less the unpruned network's, nats an example
     top1    the accuracy less the unpruned network's, -1..1
@@ -68,21 +68,21 @@ class Profile(PlanRecord):
         return self
 
     def to_json(self) -> str:
-        """JSON with a line a layer, numbers to six digits: it lies beside recipes, to be read."""
+        """JSON with a line a layer, numbers to six digits, to be read next to recipes."""
         head = self.model_dump(mode="json", exclude={"layers"})
         plain = (layer.model_dump(mode="json", exclude_defaults=True) for layer in self.layers)
         rows = ",\n".join(f"  {json.dumps(_rounded(layer))}" for layer in plain)
         return json.dumps(_rounded(head))[:-1] + f', "layers": [\n{rows}\n]}}\n'
 
-    def curve(self, parameter: str) -> tuple[tuple[float, float], ...] | None:
-        """(sparsity, loss increase), rising in both, from (0, 0); None for a layer not measured.
+    def curve(self, parameter: str) -> tuple[tuple[float, float], ...]:
+        """(sparsity, loss increase), rising in both, from (0, 0). KeyError for another layer.
 
-        Of noise, that a sparser layer would be minded less, the curve keeps the larger increase
-        seen before: between the points it is a straight line.
+        Where noise makes a sparser layer cost less, the curve keeps the larger increase before it.
+        Between the points it is a straight line.
         """
         layer = next((one for one in self.layers if one.parameter == parameter), None)
         if layer is None:
-            return None
+            raise KeyError(parameter)
         points, highest = [(0.0, 0.0)], 0.0
         for level, loss in zip(self.levels, layer.losses, strict=True):
             highest = max(highest, loss)
@@ -112,12 +112,12 @@ def read_profile(path: Path) -> Profile:
     except FileNotFoundError:
         raise ProfileError("there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(getattr(error, "strerror", None) or "it is no text") from None
+        raise ProfileError(getattr(error, "strerror", None) or "it is not text") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ProfileError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-    for layer in profile.layers:  # a loss that is no number would count as none at all
+    for layer in profile.layers:  # a NaN loss would count as no loss
         odd = [at for at, x in zip(profile.levels, layer.losses, strict=True) if not isfinite(x)]
         if odd:
             raise ProfileError(f"the loss of {layer.parameter} at {100 * odd[0]:g}% is not finite")

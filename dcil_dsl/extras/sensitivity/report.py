@@ -55,7 +55,7 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
         f"{count(profile.num_batches, 'batch', 'batches')}",
         f"weights: {profile.weights or 'FRESH, not trained'}",
         f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",
-        "each layer pruned by itself, magnitude masks made once, nothing trained after",
+        "each layer pruned alone, magnitude masks made once, nothing trained after",
     ]
     lines += [
         "",

@@ -72,9 +72,9 @@ def sensitivity(
     _check_writable(json)
     overrides = o.overrides_of(sets)
     if train is not None:
-        from dcil_dsl.data.places import look
+        from dcil_dsl.data.datasets import require_data
 
-        look(train, data)  # before torch is loaded
+        require_data(train, data)  # before torch is loaded
     from rich.console import Console
 
     from dcil_dsl.extras.sensitivity.job import measure_sensitivity

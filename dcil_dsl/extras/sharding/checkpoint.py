@@ -102,7 +102,7 @@ def read_parts(folder: Path, placement: Placement) -> tuple[dict[str, Tensor], d
         }
         wanted = {name: _place(name, like, shards) for name, like in places.items()}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that each rank reads by itself is meant
+            warnings.simplefilter("ignore")  # each rank reads alone on purpose
             dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (SafetensorError, OSError, ValueError, KeyError, dcp.api.CheckpointException) as error:
         raise InputError(f"the checkpoint {folder} is damaged: {_first_cause(error)}") from None

@@ -91,7 +91,7 @@ class Layout:
 
 def _gathered_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Of what torch.compile makes of a gathering, its backward pass keeps nothing."""
-    contexts = create_selective_checkpoint_contexts(_nothing_kept)  # type: ignore[no-untyped-call]
+    contexts = create_selective_checkpoint_contexts(_nothing_kept)
     forward, backward = contexts
     return forward, backward
 

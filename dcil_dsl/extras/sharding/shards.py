@@ -14,11 +14,11 @@ view. What is gathered is one path's view of one layer, masked already:
                                                        -> gather -> view_p -> conv_p
 
 No mask ever leaves its rank, nor a score, a reserve or a scale, which are cut as their weights are:
-what rows do not tell by themselves, as the mean of a channel or the size that a threshold has, the
-ranks exchange as counts, sums and vectors of units (rows.py). A gathered view lives as long
+what a rank cannot compute from its rows, as the mean of a channel or a threshold, the ranks
+exchange as counts, sums and vectors of units (rows.py). A gathered view lives as long
 as its layer computes; the backward pass gathers it again (Regather). So each path's view crosses
 the wire twice and its gradient once: two paths move what FSDP moves for two models. That gradient
-is of the whole batch when it comes to split_weight: scores that add it up are those of one process.
+is of the whole batch at split_weight: scores that add it up are those of one process.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def shard(dual: Dual, ranks: Ranks, device: torch.device) -> Shards:
     ends_of = {end: ends for ends in names.values() for end in ends}
     for group in dual.plan.groups:
         for name in group.parameters:
-            kinds = _kinds_beside(dual.plan, group, name)
-            layouts |= _cut_beside(dual, name, ends_of[name], rows[name], kinds)
+            kinds = _state_kinds(dual.plan, group, name)
+            layouts |= _cut_states(dual, name, ends_of[name], rows[name], kinds)
     shards = Shards(layouts, ranks, dual.graphs, rows)
     dual.run_graphs(
         {
@@ -145,7 +145,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "Detected that context_fn is passed" not in record.getMessage()
 
 
-def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
+def _state_kinds(plan: Plan, group: Group, parameter: str) -> list[str]:
     """The buffers of a pruned weight that have its rows.
 
     A threshold is one number. A scale is one number a filter: where filters are no rows, whole.
@@ -156,7 +156,7 @@ def _kinds_beside(plan: Plan, group: Group, parameter: str) -> list[str]:
     return [kind for kind in kinds if kind not in stay]
 
 
-def _cut_beside(
+def _cut_states(
     dual: nn.Module, name: str, ends: list[str], layout: Layout, kinds: list[str]
 ) -> dict[str, Layout]:
     """Cut the buffers of a weight in place; their layouts, by each name they have in the

@@ -61,7 +61,7 @@ def kept_along(mask: Tensor, axis: int) -> Tensor:
 
     Counted once for each change of the mask: a host waits for a device then, and not at each step.
     """
-    known: tuple[int, int, Tensor] | None = _known.get(mask)  # type: ignore[no-untyped-call]
+    known: tuple[int, int, Tensor] | None = _known.get(mask)
     if known is None or known[:2] != (mask._version, axis):
         others = [i for i in range(mask.dim()) if i != axis]
         keep = mask.any(others).nonzero().flatten() if others else mask.nonzero().flatten()

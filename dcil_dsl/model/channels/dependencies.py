@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.model.channels.operations import JOINING, Kind, Weighing, kind_of, name_of
 
-FIXED = 0  # the number of everything that is no channel of a layer: inputs, batch, places
+FIXED = 0  # the number of everything that is not a channel of a layer: inputs, batch, places
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Dependencies:
 
     def join(self, ours: Tensor, theirs: Tensor, place: str) -> None:
         """What meets, element by element, is one channel; what meets no channel is fixed."""
-        ours, theirs = torch.broadcast_tensors(ours, theirs)  # type: ignore[no-untyped-call]
+        ours, theirs = torch.broadcast_tensors(ours, theirs)
         differ = ours != theirs
         pairs = torch.unique(torch.stack([ours[differ], theirs[differ]], dim=1), dim=0)
         lonely = (pairs == FIXED).any(dim=1)

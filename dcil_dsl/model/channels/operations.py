@@ -216,7 +216,7 @@ class Weighing:
 
 
 def weighing_of(node: fx.Node, model: nn.Module) -> Weighing | None:
-    """The weights that a node multiplies with; None where it is no such layer."""
+    """The weights that a node multiplies with; None for another layer."""
     if node.op == "call_module":
         return _of_layer(node, model.get_submodule(str(node.target)))
     name = name_of(node) if node.op == "call_function" else ""

@@ -144,7 +144,7 @@ class _Walk:
                 size[d] == seen.shape[d] for d in here
             ):
                 self.join(result, channels, node)
-                both = torch.broadcast_tensors(result, channels)  # type: ignore[no-untyped-call]
+                both = torch.broadcast_tensors(result, channels)
                 result = both[0]
             elif here and there:
                 return self._unknown(node)

@@ -1,4 +1,4 @@
-"""`dcil export --to compact` on a run of seconds, and on a file by itself."""
+"""`dcil export --to compact` on a run of seconds, and on a file alone."""
 
 import json
 import shutil

@@ -60,7 +60,7 @@ def test_a_state_that_is_no_tensor_is_refused():
         def get_extra_state(self):
             return {"seen": 3}
 
-    with pytest.raises(InputError, match="`_extra_state` of the state dict is no tensor"):
+    with pytest.raises(InputError, match="`_extra_state` of the state dict is not a tensor"):
         compact(Net(3, 2), (torch.ones(1, 3),))
 
 

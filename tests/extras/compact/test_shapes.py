@@ -190,7 +190,7 @@ def test_a_dim_that_no_layer_can_lose_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "field, fact", [("opened", "`2` is no attention"), ("replaced", "`2` has no bias")]
+    "field, fact", [("opened", "`2` is not an attention module"), ("replaced", "`2` has no bias")]
 )
 def test_modules_that_are_not_what_the_file_says_are_refused(folder, field, fact):
     edit(folder, lambda s: s.update({field: ["2"]}))

@@ -115,7 +115,8 @@ def profile(**more):
 
 def test_a_curve_begins_at_nothing_and_never_falls():
     assert profile().curve("a.weight") == ((0.0, 0.0), (0.5, 0.0), (0.8, 0.3), (0.9, 0.3))
-    assert profile().curve("b.weight") is None
+    with pytest.raises(KeyError):
+        profile().curve("b.weight")
 
 
 def test_a_profile_lies_in_a_file_and_comes_back(tmp_path):

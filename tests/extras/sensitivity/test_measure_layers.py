@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.sensitivity.job import measure_sensitivity
 from dcil_dsl.extras.sensitivity.measure import measure, measure_layers
 
 
@@ -89,3 +90,8 @@ def test_tied_weights_are_pruned_at_both_ends(batches):
     with torch.no_grad():
         net[0].weight.flatten()[gone] = 0.0
     assert found["0.weight"][0] == measure(net, batches)
+
+
+def test_a_run_folder_refuses_a_module_in_the_place_of_a_spec(tmp_path):
+    with pytest.raises(InputError, match="a run folder takes a SPEC, not a module"):
+        measure_sensitivity(tmp_path, nn.Linear(2, 2), None)

@@ -10,8 +10,8 @@ from dcil_dsl.plan.facts import count_facts
 from dcil_dsl.plan.text import Page
 
 
-def measured(model, minds=lambda index: 0.01 * (index + 1)):
-    """A profile of a network whose i-th layer minds more than the one before."""
+def measured(model, cost=lambda index: 0.01 * (index + 1)):
+    """A profile of a network whose i-th layer costs more than the one before."""
     plan = plan_of("prune Conv2d to 10%" if not isinstance(model, nn.Identity) else "", model)
     levels = (0.5, 0.8, 0.9, 0.99)
     return Profile(
@@ -28,8 +28,8 @@ def measured(model, minds=lambda index: 0.01 * (index + 1)):
                 parameter=layer.parameter,
                 module=layer.module,
                 num_weights=layer.num_weights,
-                losses=tuple(minds(i) * s / (1 - s) for s in levels),
-                top1=tuple(-minds(i) * s for s in levels),
+                losses=tuple(cost(i) * s / (1 - s) for s in levels),
+                top1=tuple(-cost(i) * s for s in levels),
             )
             for i, layer in enumerate(plan.layers)
         ),

@@ -55,7 +55,7 @@ def write_profile(path, curves, sizes=None, levels=(0.5, 0.9)):
 
 @pytest.fixture
 def profile(tmp_path):
-    """The first layer minds its first half more than its second, which the hull evens out."""
+    """The first half of the first layer costs more than the second, which the hull evens out."""
     return write_profile(tmp_path / "p.json", {"0": (0.8, 1.0), "1": (0.1, 0.5)})
 
 

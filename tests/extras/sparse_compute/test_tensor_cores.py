@@ -1,7 +1,7 @@
 """What is asked of sparse tensor cores, what they are handed, and when they are not believed.
 
 Nothing here runs on such cores. Torch's own classes do run, on a CPU: its compression, its
-dispatch and its padding, with the one product at their end replaced by what its C++ is told to do.
+dispatch and its padding, with the one product at their end replaced by what its C++ should do.
 """
 
 import pytest

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from dcil_dsl.data import prefetch
-from dcil_dsl.data.prefetch import made_ahead
+from dcil_dsl.data import batches
+from dcil_dsl.data.batches import made_ahead
 
 CUDA = torch.device("cuda")
 
@@ -52,9 +52,9 @@ def streams(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.pop(0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: inside[-1])
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    prefetch._stream_ahead.cache_clear()
+    batches._stream_ahead.cache_clear()
     yield log, inside
-    prefetch._stream_ahead.cache_clear()
+    batches._stream_ahead.cache_clear()
 
 
 def test_rows_are_picked_and_made_into_a_batch_in_one_stream_and_used_in_the_callers(streams):

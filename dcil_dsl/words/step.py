@@ -1,19 +1,20 @@
-"""How one gradient is made of several: Heun, Runge-Kutta, extrapolation, implicit steps.
+"""Words that change the training step: integrators, averages of weights, balances of losses.
 
-In:   a step's gradients, and a function that evaluates others.
-Out:  one class for each word: the gradient that the optimizer is given.
-Not:  no weights are moved (training/integrate.py).
+In:   a step's gradients and a function that evaluates more of them; settings of `train`.
+Out:  one class for each integrator; the kinds of averages and balances, whose words are extras.
+Not:  no weight changes here (training/integrate.py).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dcil_dsl.words.word import RESOLVED, Factor, Word
+from dcil_dsl.words.units import Time
+from dcil_dsl.words.word import RESOLVED, Factor, LayersName, Length, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,3 +169,55 @@ def total(terms: Sequence[Gradients], weights: Sequence[float]) -> list[Tensor |
         None if own[0] is None else sum(weight * g for weight, g in zip(weights, own, strict=True))
         for own in zip(*terms, strict=True)
     ]
+
+
+class WeightAverage(Word):
+    """`average = word(layers, ...)` of `train`.
+
+    layers      what a `layers` definition names: the modules whose parameters are averaged
+    parameters  the names of those parameters, once resolved
+    """
+
+    place: ClassVar[str] = "an average of weights"
+    layers: LayersName
+    parameters: Annotated[tuple[str, ...], RESOLVED] = ()
+
+    @abstractmethod
+    def wrap(self, step: Any) -> Any:
+        """The step (training/step.py) with the average around it."""
+
+    @abstractmethod
+    def fault(
+        self, chosen: Collection[str], pruned: Collection[str], num_parameters: int, num_steps: int
+    ) -> tuple[str, str | None] | None:
+        """Why the word has no meaning for a model and a run, with a help line; None if it has.
+
+        chosen, pruned  the parameters of the named layers, and those that a rule prunes
+        num_parameters  of the whole model
+        """
+
+    def summary(self) -> str:
+        """The word in the text of a plan."""
+        return self.describe("parameters")
+
+
+class Balance(Word):
+    """`balance = word(...)` of `train`. every: how often the terms are measured."""
+
+    place: ClassVar[str] = "a balance of losses"
+    every: Length = Time(5, "epochs")
+
+    @abstractmethod
+    def wrap(self, step: Any) -> Any:
+        """The step (training/step.py) with the balance around it."""
+
+    @abstractmethod
+    def num_gradients(self, losses: Sequence[Any], step: int) -> int:
+        """How many gradients it takes at `step` in addition to the step's own.
+
+        losses  those of the plan
+        """
+
+    def summary(self) -> str:
+        """The word in the text of a plan."""
+        return self.describe()

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcil_dsl.words.transforms import colour
-from dcil_dsl.words.transforms.numbers import sent
+from dcil_dsl.words.tensors import colour
+from dcil_dsl.words.tensors.numbers import sent
 
 BINS = 31  # magnitudes 0..30
 

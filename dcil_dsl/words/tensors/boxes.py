@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from dcil_dsl.words.transforms.numbers import whole_numbers
+from dcil_dsl.words.tensors.numbers import whole_numbers
 
 TRIES = 10  # of torchvision, for a box that fits into the image
 Range = tuple[float, float]

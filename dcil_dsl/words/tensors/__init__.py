@@ -1,0 +1,1 @@
+"""What words compute with on tensors. Imports torch, so that words import it late."""

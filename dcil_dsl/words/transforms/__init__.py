@@ -1,1 +1,0 @@
-"""The computations of augmentations, for batches on a device; augment.py imports them late."""
