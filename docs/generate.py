@@ -44,7 +44,7 @@ def own_words() -> dict[str, dict[str, type]]:
 
 
 def words_page() -> str:
-    from dcil_dsl.words.describe import PLACES
+    from dcil_dsl.lang.describe import PLACES
 
     parts = [INTRODUCTION]
     for place, words in own_words().items():
@@ -57,7 +57,7 @@ def words_page() -> str:
 
 
 def word_entry(word: str, cls: type) -> str:
-    from dcil_dsl.words.describe import help_of_word
+    from dcil_dsl.lang.describe import help_of_word
 
     told = help_of_word(cls)
     text = "\n\n".join(map(_paragraph, told.text))

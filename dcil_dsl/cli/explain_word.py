@@ -15,8 +15,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.codes import CODES
 from dcil_dsl.diagnostics.codes import explain as explain_code
 from dcil_dsl.diagnostics.suggest import did_you_mean
-from dcil_dsl.lang.statements import CLAUSES, PARTS_SAY, STATEMENTS
-from dcil_dsl.words.describe import (
+from dcil_dsl.lang.describe import (
     SETTINGS,
     SettingHelp,
     WordHelp,
@@ -24,6 +23,7 @@ from dcil_dsl.words.describe import (
     help_of_word,
     words_named,
 )
+from dcil_dsl.lang.statements import CLAUSES, PARTS_SAY, STATEMENTS
 from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.registry import own_words
 

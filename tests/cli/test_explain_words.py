@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dcil_dsl.cli.explain_word import explain_name, names
+from dcil_dsl.lang.describe import PLACES, SETTINGS, help_of_word
 from dcil_dsl.lang.statements import CLAUSES, STATEMENTS
 from dcil_dsl.lang.syntax_errors import ITEMS, MIX_ITEMS
 from dcil_dsl.lang.tokens import literals
-from dcil_dsl.words.describe import PLACES, SETTINGS, help_of_word
 from dcil_dsl.words.registry import own_words
 
 

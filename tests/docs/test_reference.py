@@ -14,8 +14,8 @@ import dcil_dsl
 from dcil_dsl.cli.commands import app
 from dcil_dsl.diagnostics.codes import CODES
 from dcil_dsl.exporting.exporters import EXPORTERS
+from dcil_dsl.lang.describe import PLACES
 from dcil_dsl.training.options import defaults, flags
-from dcil_dsl.words.describe import PLACES
 
 
 @pytest.fixture(scope="module")

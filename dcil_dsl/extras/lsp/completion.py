@@ -24,10 +24,10 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.lsp.analysis import Analysis, Rule
 from dcil_dsl.extras.lsp.context import IN_MIX, Surroundings, context_at
 from dcil_dsl.extras.lsp.table import KnownLayer
+from dcil_dsl.lang.describe import SettingHelp, WordHelp, help_of_word
 from dcil_dsl.lang.selectors import TYPES, Glob
 from dcil_dsl.lang.statements import CLAUSES, PARTS_SAY, STATEMENTS
 from dcil_dsl.lang.tokens import recipes_in
-from dcil_dsl.words.describe import SettingHelp, WordHelp, help_of_word
 from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.registry import words_at
 

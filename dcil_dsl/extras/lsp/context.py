@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dcil_dsl.extras.lsp.tokens import Lexeme
+from dcil_dsl.lang.describe import SETTINGS, SettingHelp, WordHelp, help_of_word
 from dcil_dsl.lang.statements import STATEMENTS
-from dcil_dsl.words.describe import SETTINGS, SettingHelp, WordHelp, help_of_word
 from dcil_dsl.words.registry import words_at
 
 IN_MIX = ("path", "update", "private", "loss", "deploy")

@@ -21,9 +21,9 @@ from dcil_dsl.extras.lsp.tokens import Lexeme
 from dcil_dsl.extras.lsp.tree import nodes_at
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang.describe import SettingHelp, WordHelp, help_of_word, words_named
 from dcil_dsl.lang.statements import CLAUSES, PARTS_SAY, STATEMENTS
 from dcil_dsl.plan.text import filled, percent
-from dcil_dsl.words.describe import SettingHelp, WordHelp, help_of_word, words_named
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.schedules import Schedule
 from dcil_dsl.words.units import Percent, Time
