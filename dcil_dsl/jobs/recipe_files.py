@@ -53,15 +53,17 @@ class RecipeFile:
 def recipe_files(arguments: Sequence[str | Path]) -> list[RecipeFile]:
     """The files that the arguments name, each once.
 
-    A folder stands for every .prune file in it and below, hidden folders left out. InputError for
-    a folder without one.
+    A folder stands for every .prune file in it and below, hidden folders left out, and
+    `dcil:methods/gmp` for a recipe that comes with dcil. InputError for a folder without one.
     """
+    from dcil_dsl.lang.shipped import path_of
+
     found: dict[Path | None, RecipeFile] = {}
     for argument in arguments:
         if str(argument) == STDIN:
             found.setdefault(None, RecipeFile(None))
             continue
-        path = Path(argument)
+        path = path_of(argument)
         paths = [path]
         if path.is_dir():
             paths = sorted(_below(path))
