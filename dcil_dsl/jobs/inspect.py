@@ -122,7 +122,7 @@ def evaluate_run(
     path = known_path(plan, path)
     command = read_command(folder)
     if data is None:
-        data = _stored_data(folder, command["data"])
+        data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
     dataset = open_data(data, directory, plan.data.channels)
     dual, step = rebuild(folder, plan, model)
@@ -144,7 +144,7 @@ def evaluate_run(
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
-def _stored_data(folder: RunFolder, name: str | None) -> str:
+def stored_data(folder: RunFolder, name: str | None) -> str:
     """The data set that a run names. InputError for code, which no file may start."""
     if name is None or known_record(name) is None and not is_callable_spec(name):
         said = f"was trained on `{name}`" if name else "does not say which data it was trained on"
@@ -262,7 +262,7 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
         spec = model or (stored_spec(named.model.name, file) if named else None)
         data = read.origin.data if read.origin else stored.data.name if stored else None
         promises, wanted = asked(spec, data, stored)
-        faults += differences(read.tensors, wanted, exact_type=False)
+        faults += _differences(read, wanted, exact_type=False)
     elif read.origin is not None:
         promises = read.origin.promises
         if not promises and folder is None:
@@ -338,7 +338,7 @@ def _compare_run(
     state, origin = state_of(tensors), read.origin
     if origin is None:  # which path it is of, and of which step, it does not say
         wanted, _ = deployed_tensors(state, plan, plan.deploy)
-        return differences(read.tensors, wanted, exact_type=False), None
+        return _differences(read, wanted, exact_type=False), None
     step, faults = position_of(header, folder.checkpoint, plan).step, []
     if origin.step != step:
         faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")
@@ -347,7 +347,7 @@ def _compare_run(
     if origin.path not in {entry.name for entry in plan.paths}:
         return faults, None
     wanted, unknown = deployed_tensors(state, plan, origin.path)
-    faults += differences(read.tensors, wanted)
+    faults += _differences(read, wanted)
     if origin.step != step or not read.exact:
         return faults, None
     faults += mask_faults(state, plan) + other_numbers(read.tensors, wanted, unknown)
@@ -362,6 +362,17 @@ def _compare_run(
         and mask.shape == read.tensors[name].shape
     }
     return faults, fits
+
+
+def _differences(
+    read: Artefact, wanted: Mapping[str, Tensor], exact_type: bool = True
+) -> list[str]:
+    """As `differences` has them; of an incomplete artefact for the tensors that both have."""
+    tensors: Mapping[str, Tensor] = read.tensors
+    if not read.complete:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        wanted = {name: tensor for name, tensor in wanted.items() if name in tensors}
+    return differences(tensors, wanted, exact_type)
 
 
 def folder_of(file: Path) -> RunFolder | None:
