@@ -31,7 +31,7 @@ NOT_RUN = {  # why a block is not run here, and how many there are
     "not run: needs eight devices and ImageNet": 2,
     "not run: needs a file of weights": 2,
     "not run: needs a folder of images": 1,
-    "not run: needs the run folder of another page; the tutorial runs the like": 1,
+    "not run: needs the run folder of another page; the tutorial runs the like": 5,
     "not run: the test suite runs these": 1,
 }
 

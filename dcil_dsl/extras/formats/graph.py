@@ -32,8 +32,9 @@ def trace_for_export(deployed: Deployed) -> tuple[ExportedProgram, Inputs]:
     """
     model = copy_module(deployed.network).cpu().eval()
     inputs = example_of(deployed, batch=2)
-    given = (inputs.args, inputs.kwargs)
-    free = pytree.tree_map(lambda leaf: {0: Dim.AUTO} if _has_batch(leaf) else None, given)
+    free = pytree.tree_map(
+        lambda leaf: {0: Dim.AUTO} if _has_batch(leaf) else None, inputs.kwargs or inputs.args
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -41,7 +42,7 @@ def trace_for_export(deployed: Deployed) -> tuple[ExportedProgram, Inputs]:
                 model,
                 inputs.args,
                 inputs.kwargs,
-                dynamic_shapes=(*free[0], *free[1].values()) if not inputs.kwargs else None,
+                dynamic_shapes=None if inputs.args and inputs.kwargs else free,
             )
         except Exception as error:  # of many types
             fact = " ".join(str(error).split())[:200]
@@ -116,7 +117,7 @@ def promised_names(deployed: Deployed) -> list[str]:
     return [name for promise in promises for name in promise.parameters]
 
 
-def name_uncounted(deployed: Deployed, found: Mapping[str, Any]) -> None:
+def refuse_uncounted(deployed: Deployed, found: Mapping[str, Any]) -> None:
     """InputError where a promised weight is not in the export: its zeros could not be proved."""
     missing = [name for name in promised_names(deployed) if name not in found]
     if missing:
