@@ -35,7 +35,7 @@ def test_each_of_several_processes_has_the_gpu_of_its_number(made_current):
 
 
 @pytest.mark.parametrize("device", ["cuda:2", "cuda:one", "tpu"])
-def test_a_device_that_is_not_there_is_refused(device, made_current):
+def test_a_device_that_is_missing_is_refused(device, made_current):
     with pytest.raises(InputError):
         pick_device(device)
     with pytest.raises(InputError, match="torch finds 2 GPUs"):

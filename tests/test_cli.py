@@ -131,7 +131,7 @@ def test_a_missing_recipe_is_a_wrong_command(dcil):
     assert status == 2 and "tine.prune" in err and "tiny.prune" in err
 
 
-def test_a_run_folder_in_a_recipes_place_is_told_with_the_recipe_in_it(dcil, here):
+def test_a_run_folder_in_a_recipes_place_is_reported_with_the_recipe_in_it(dcil, here):
     (here / "run").mkdir()
     (here / "run" / "resolved.prune").write_text(RECIPE)
     status, _, err = dcil("check", "run")
@@ -239,7 +239,7 @@ def test_plan_as_json_is_the_plan(dcil):
     assert plan.steps_per_epoch == 8  # 512 synthetic images in batches of 64
 
 
-def test_an_epoch_of_unknown_length_is_told_and_can_be_given(dcil, here):
+def test_an_epoch_of_unknown_length_is_reported_and_can_be_given(dcil, here):
     (here / "tiny.prune").write_text(RECIPE.replace("data synthetic", "data imagefolder"))
     _, out, err = dcil("plan", "tiny.prune", "--model", "net.py:net", "--json")
     assert "--steps-per-epoch" in err and Plan.from_json(out).steps_per_epoch == 1000
@@ -260,7 +260,7 @@ def test_precision_and_seed_of_the_command_line_stand_in_the_plan(dcil, monkeypa
     assert plan.recipe.overrides == {"train.precision": "bf16", "train.seed": "5"}
 
 
-def test_a_model_other_than_the_recipes_own_is_told(dcil, here):
+def test_a_model_other_than_the_recipes_own_is_reported(dcil, here):
     (here / "tiny.prune").write_text(RECIPE.replace("data syn", "model resnet18 {}\n\ndata syn"))
     _, _, err = dcil("plan", "tiny.prune", "--model", "net.py:net")
     assert "note: the recipe was written for the model `resnet18`; this is net.py:net" in err
@@ -340,7 +340,7 @@ def test_explain_says_what_is_missing_to_tell_of_a_layer(dcil):
     assert status == 2 and "--set: only for a layer" in err
 
 
-def test_explain_of_a_layer_that_is_not_there_is_a_wrong_command(dcil):
+def test_explain_of_a_layer_that_is_missing_is_a_wrong_command(dcil):
     status, _, err = dcil("explain", "00", "tiny.prune", "--model", "net.py:net")
     assert status == 2 and "has no layer `00`" in err and "`dcil plan` lists the layers" in err
 

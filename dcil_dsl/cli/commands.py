@@ -38,6 +38,7 @@ VERBS = {
     "fmt": Verb(f"{CORE}:fmt", "Rewrite recipe files in the canonical form."),
     "plan": Verb(f"{CORE}:plan", "Print what happens to each layer, and when."),
     "explain": Verb(f"{CORE}:explain", "Explain an error code, or one layer under a recipe."),
+    "recipes": Verb("dcil_dsl.cli.recipes:recipes", "List the recipes that come with dcil."),
     "sensitivity": Verb(
         "dcil_dsl.extras.sensitivity.verb:sensitivity",
         "Measure how sensitive each layer is to pruning.",
@@ -46,6 +47,9 @@ VERBS = {
     "eval": Verb(f"{CORE}:evaluate", "Measure the accuracy of a run."),
     "verify": Verb(f"{CORE}:verify", "Prove the sparsity of a stored network, by counting zeros."),
     "export": Verb(f"{CORE}:export", "Write the network to deploy."),
+    "bench": Verb(
+        "dcil_dsl.extras.bench.verb:bench", "Time the exported network in several engines."
+    ),
 }
 
 

@@ -164,7 +164,7 @@ def other_tensor(
 
 
 def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
-    """InputError for a type or shape that Tensors does not have, or a label without a class."""
+    """InputError for another type or shape than Tensors has, and for a label without a class."""
     images, labels = examples.images, examples.labels
     if images.dtype != torch.uint8:
         raise other_tensor(name, 0, *images[:1])

@@ -38,7 +38,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
-from dcil_dsl.training.checkpoint_files import newest_of, position_of, previous_of
+from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
@@ -125,7 +125,8 @@ def evaluate_run(
         data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
     dataset = open_data(data, directory, plan.data.channels)
-    dual, step = rebuild(folder, plan, model)
+    dual, at = rebuild(folder, plan, model)
+    step = at.step
     dual.to(place)
     if is_convolutional(plan):
         lay_out_weights(dual)
@@ -140,7 +141,8 @@ def evaluate_run(
     accuracy, claims = dict(accuracies[path]), tuple[Claim, ...]()
     broken = int(accuracy.pop(BROKEN, 0))
     if path == plan.deploy:
-        claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
+        ended = step == plan.num_steps or at.stopped
+        claims = judge_claims(plan, accuracy, sparsity, ended)
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
@@ -158,8 +160,8 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
     return name
 
 
-def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
-    """The dual graph with the weights of the last checkpoint, and the number of steps taken.
+def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, Position]:
+    """The dual graph with the weights of the last checkpoint, and where the run stands.
 
     model  a spec; needed where the model comes from no library (zoo/spec.py)
     """
@@ -177,9 +179,9 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
         raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
-    step = load_deployed(folder.checkpoint, dual).step
-    _compare_exported(folder, plan, step)
-    return dual, step
+    at = load_deployed(folder.checkpoint, dual)
+    _compare_exported(folder, plan, at.step)
+    return dual, at
 
 
 def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:

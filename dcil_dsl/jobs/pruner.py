@@ -36,6 +36,7 @@ ALONE = {  # settings of `train` that make more of a step than one backward pass
     "balance": "weighs the losses by gradients of their own",
     "average": "takes turns between copies of the weights",
     "sync_norms": "replaces the batch norms",
+    "stop": "follows from evaluations",
 }
 
 
@@ -223,7 +224,7 @@ class Pruner:
         """The recipe's learning rate as a scheduler, for a loop that steps one itself."""
         base = self.plan.train.optimizer.lr
         for group in optimizer.param_groups:
-            group["lr"] = base  # what LambdaLR multiplies
+            group["lr"] = base * group.get("lr_scale", 1.0)  # what LambdaLR multiplies
         return torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.plan.lr_at(min(step, self.plan.num_steps - 1)) / base
         )
@@ -301,12 +302,16 @@ def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:
 
     more  further settings, with what they do
     """
-    for name, what in {**ALONE, **(more or {})}.items():
-        if getattr(plan.train, name):
-            raise InputError(
-                f"`{name}` of the recipe's `train` {what}: this loop cannot do that",
-                help="use `dcil.train`, or leave it out of the recipe",
-            )
+    asked = {n: w for n, w in {**ALONE, **(more or {})}.items() if getattr(plan.train, n)}
+    if plan.train.checkpoint == "best":
+        asked["checkpoint"] = "compares evaluations"
+    if plan.train.rate.evaluates:
+        asked["lr"] = "follows from evaluations"
+    for name, what in asked.items():
+        raise InputError(
+            f"`{name}` of the recipe's `train` {what}: this loop cannot do that",
+            help="use `dcil.train`, or leave it out of the recipe",
+        )
 
 
 def _device_of(module: nn.Module) -> torch.device:

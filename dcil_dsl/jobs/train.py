@@ -119,7 +119,7 @@ def _open_folder(job: Job, model_text: str, held: ExitStack) -> RunFolder:
 def _resumed(job: Job, model_text: str, held: ExitStack) -> str:
     out = job.options.out
     assert out is not None  # options_here refuses --resume without it
-    held.enter_context(hold_run(open_run(out)))  # before anything in it is replaced
+    held.enter_context(hold_run(open_run(out).path))  # before anything in it is replaced
     folder = resume_run(
         out,
         job.plan,
@@ -146,7 +146,7 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
     except InputError:
         job.options.ranks.refuse()
         raise
-    held.enter_context(hold_run(folder))
+    held.enter_context(hold_run(folder.path))
     return str(folder.path)
 
 

@@ -19,16 +19,20 @@ __all__ = ["load", "loads"]
 
 
 def load(path: str | PathLike[str], overrides: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe in a file.
+    """The recipe in a file, or one that comes with the program: `dcil:methods/gmp`.
 
     overrides: {"target": "95%", "train.epochs": "5ep"}, values in the recipe's own notation.
     Raises RecipeError where the recipe is wrong, InputError where the file cannot be read.
     """
     from dcil_dsl.diagnostics import InputError
     from dcil_dsl.diagnostics.suggest import did_you_mean
+    from dcil_dsl.lang.shipped import NoRecipe, file_of, is_shipped
     from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
 
-    path = Path(path)
+    try:
+        path = file_of(str(path)) if is_shipped(path) else Path(path)
+    except NoRecipe as missing:
+        raise InputError(str(missing), missing.help or "`dcil recipes` lists them") from None
     try:
         text = read(path)
     except Unreadable as error:

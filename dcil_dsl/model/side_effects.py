@@ -46,16 +46,22 @@ class Attributes:
             for name, value in self.values.items()
             if type(value) in CONTAINERS and value is not None
         }
+        self.nested = {
+            name: [(part, copy.copy(part)) for part in _collections(value, set())]
+            for name, value in self.values.items()
+            if (type(value) in CONTAINERS or type(value) is tuple) and name != REMEMBERED
+        }
 
     def restore(self) -> None:
-        """Set the attributes back, and the contents of collections among them."""
+        """Set the attributes back, and the contents of collections in them, however deep."""
         attributes = vars(self.module)
         for name in [name for name in attributes if name not in self.values]:
             del attributes[name]
         attributes.update(self.values)
-        for name, content in self.contents.items():
-            if not same_content(self.values[name], content):
-                _refill(self.values[name], content)
+        for parts in self.nested.values():
+            for part, content in parts:
+                if not same_content(part, content):
+                    _refill(part, content)
 
     def changes(self) -> list[str]:
         """The names of the attributes that have other values or contents now."""
@@ -66,13 +72,14 @@ class Attributes:
             for name in {**self.values, **attributes}
             if _differs(self.values.get(name, missing), attributes.get(name, missing))
         ]
-        for name, content in self.contents.items():
-            if name not in found and not same_content(self.values[name], content):
-                changed = self.values[name]
-                if name in TABLES:
-                    found += [key for key in content if changed.get(key) is not content[key]]
-                else:
-                    found.append(name)
+        for name, parts in self.nested.items():
+            if name in found or all(same_content(part, content) for part, content in parts):
+                continue
+            if name in TABLES:
+                (table, content), *_ = parts
+                found += [key for key in content if table.get(key) is not content[key]]
+            else:
+                found.append(name)
         return found
 
 
@@ -99,13 +106,59 @@ def remembered_by(module: nn.Module, path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for (name, before), given in zip(seen, base, strict=True):
+        copies: dict[int, Any] = {}  # what two modules share is one object in the memory too
+        for name, before in seen:
             attributes = vars(before.module)
             for changed in before.changes():
-                value = attributes.get(changed)
-                value = copy.copy(value) if type(value) in CONTAINERS else value
+                value = _copied(attributes.get(changed), copies)
                 memory.setdefault(name, {})[changed] = value
+        for given in base:
             given.restore()
+
+
+def holders(before: Attributes, model: nn.Module) -> set[nn.Module]:
+    """The modules of a model with a collection whose contents `before.module` has changed."""
+    changed = {
+        id(part)
+        for parts in before.nested.values()
+        for part, content in parts
+        if not same_content(part, content)
+    }
+    if not changed:
+        return set()
+    return {
+        module
+        for module in model.modules()
+        if any(
+            id(p) in changed for value in vars(module).values() for p in _collections(value, set())
+        )
+    }
+
+
+def _collections(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The collections that can change in a value: itself, and those within it."""
+    if id(value) in seen or not (type(value) in CONTAINERS or type(value) is tuple):
+        return
+    seen.add(id(value))
+    if type(value) is not tuple:
+        yield value
+    for part in value.values() if isinstance(value, dict) else value:
+        yield from _collections(part, seen)
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """`value` with a copy of each collection in it; one of each, as there is one of each now."""
+    if type(value) is tuple:
+        return tuple(_copied(part, copies) for part in value)
+    if type(value) not in CONTAINERS:
+        return value
+    if id(value) not in copies:
+        made = copies[id(value)] = copy.copy(value)
+        if isinstance(value, dict):
+            made.update({key: _copied(part, copies) for key, part in value.items()})
+        elif not isinstance(value, set):
+            _refill(made, [_copied(part, copies) for part in value])
+    return copies[id(value)]
 
 
 def same_content(now: Any, before: Any) -> bool:

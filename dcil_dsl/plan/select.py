@@ -455,6 +455,7 @@ def _warn_of_overridden(
     report: Diagnostics,
 ) -> None:
     """W303."""
+    replaced = r.replaced_rules(rules)
     owned: dict[int, int] = {}  # the layers of which each rule owns a weight
     for place, layer in enumerate(layers):
         for name in layer.weights:
@@ -463,6 +464,8 @@ def _warn_of_overridden(
     for index, (rule, mask) in enumerate(zip(rules, matched, strict=True)):
         if not mask or mask & owned.get(index, 0):
             continue
+        if index in replaced:
+            continue  # reported without a model
         owners = sorted(later for later, own in owned.items() if own & mask)
         # A recipe may well replace a rule that it inherits by `extends`.
         if all(rules[i].span.source is not rule.span.source for i in owners):

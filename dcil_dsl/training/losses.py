@@ -1,4 +1,4 @@
-"""The loss that a plan asks for at a step, and what is counted of a batch with it.
+"""The loss of a plan at a step, and the sums of a batch that are computed with it.
 
 In:   a Plan, the outputs of a dual graph {path: y}, the labels and the step.
 Out:  each open term by its name, without its coefficient; their weighted sum; the forward of a
@@ -68,7 +68,7 @@ def total_loss(
 
 
 def refuse_constant(loss: Tensor) -> None:
-    """InputError for a loss from which no gradient flows back to any weight."""
+    """InputError for a loss that gives no weight a gradient."""
     if not loss.requires_grad:
         raise InputError(
             "the loss depends on no weight that learns: the model's output is detached",
@@ -77,13 +77,13 @@ def refuse_constant(loss: Tensor) -> None:
 
 
 def weighed(plan: Plan, i: int, term: Tensor, weights: Tensor | None) -> Tensor:
-    """What the term of plan.losses[i] adds to the sum."""
+    """The summand of plan.losses[i]."""
     own = plan.losses[i].coefficient * term
     return own if weights is None else weights[i].to(own.dtype) * own
 
 
 def loss_term(loss: WeightedLoss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
-    """One term, in float32 or wider whatever the outputs are in."""
+    """One term, in float32 or wider whatever the type of the outputs."""
     try:
         return loss.term.term(outputs, target, loss.batch)
     except InputError as error:

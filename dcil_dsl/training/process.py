@@ -1,12 +1,12 @@
-"""This process among others of the machine: its signals, and the folders that it locks.
+"""Signals of this process, and its locks on folders.
 
 In:   signals; folders.
 Out:  Wish, which the loop reads between two steps; a lock on a run folder, so that one process at a
       time trains in it; a draft of a folder, which disappears with the process that makes it.
 Not:  nothing is stopped here, and no lock is a file: locks are on the folders themselves.
 
-SIGINT, SIGTERM and SIGHUP become a wish to stop. A second SIGINT or SIGTERM acts as it always did.
-A terminal that goes away sends SIGHUP more than once, from the kernel and from the shell: that is
+SIGINT, SIGTERM and SIGHUP become a wish to stop. A second SIGINT or SIGTERM ends the process.
+A closed terminal sends SIGHUP more than once, from the kernel and from the shell: that counts as
 one wish. Where SIGHUP is ignored, as under nohup, it stays ignored. A process that is killed leaves
 its draft. The lock on it ends with the process, so the next one that makes a draft in the same
 folder finds it without a lock and removes it.
@@ -25,12 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics.diagnostic import InputError
-
-if TYPE_CHECKING:
-    from dcil_dsl.training.run import RunFolder
 
 # -- signals -----------------------------------------------------------------------------------
 
@@ -47,7 +43,7 @@ class Wish:
 
 @contextmanager
 def wish_to_stop() -> Iterator[Wish]:
-    """Catch the first signal; put the handlers back at once, so that a second one ends us."""
+    """Catch the first signal; restore the handlers at once: a second one ends the process."""
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():
         yield wish  # Python lets only the main thread set a handler
@@ -103,7 +99,7 @@ def lock(folder: Path) -> tuple[int, bool]:
 
 
 def unlock(*descriptors: int) -> None:
-    """Let go of them, once."""
+    """Release the locks, once."""
     for descriptor in descriptors:
         if descriptor in _held:
             _held.discard(descriptor)
@@ -129,20 +125,20 @@ TRIES = 5  # a process that looks for abandoned drafts locks a new run for a mom
 
 
 @contextmanager
-def hold_run(run: RunFolder) -> Iterator[None]:
-    """Keep every other process from training in this folder. InputError where one does already.
+def hold_run(run: Path) -> Iterator[None]:
+    """Keep every other process from training in this folder. InputError if one already does.
 
-    The lock ends with the process, however that ends; a worker that outlives it holds nothing. A
-    file system without locks holds nothing either.
+    The lock ends with the process, however that ends; a worker that outlives it has no lock. On a
+    file system without locks nothing is locked.
     """
     for left in reversed(range(TRIES)):
         try:
-            descriptor, _ = lock(run.path)
+            descriptor, _ = lock(run)
             break
         except Locked:
             if not left:
                 raise InputError(
-                    f"another process is training in {run.path}", help="wait for it, or end it"
+                    f"another process is training in {run}", help="wait for it, or end it"
                 ) from None
             sleep(0.02)
     try:

@@ -134,7 +134,7 @@ def test_micro_batches_count_as_one_step():
     assert callback.plan.num_steps == 20 and shares(lit) == [0.8, 0.8]
 
 
-def test_validation_sees_the_sparse_network_and_training_goes_on_without_it():
+def test_validation_sees_the_sparse_network_and_training_resumes_without_it():
     lit, plain = Lit(), Lit()
     trainer_of(DcilCallback(text()), num_sanity_val_steps=0).fit(lit, loader(), loader(8, seed=1))
     trainer_of(DcilCallback(text())).fit(plain, loader())

@@ -218,7 +218,7 @@ def test_a_recipe_error_shows_the_line_and_a_caret_in_python():
     assert "momentun" in lines[0] and any(set(line.strip(" |")) == {"^"} for line in lines)
 
 
-def test_the_average_of_the_weights_is_measured_and_training_goes_on_without_it():
+def test_the_average_of_the_weights_is_measured_and_training_resumes_without_it():
     pruner = pruner_of(text("ema = 0.9"))
     optimizer = pruner.make_optimizer()
     train(pruner, optimizer, 1)

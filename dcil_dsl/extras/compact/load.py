@@ -2,7 +2,7 @@
 
 In:   a folder with shapes.json and small.safetensors; the original model with any weights.
 Out:  the small network; or the small weights under the original's keys and shapes.
-Not:  no code comes from the files, and none of their numbers is believed before it fits.
+Not:  no code comes from the files, and every number in them is checked.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _inputs(shapes: Shapes) -> Inputs:
 
 @torch.no_grad()
 def try_inputs(model: nn.Module, inputs: Inputs, source: str) -> None:
-    """InputError where the model does not take what a file says that it was run with."""
+    """InputError where the model does not accept the inputs that a file names."""
     on = inputs.map(torch.clone)
     first = next(model.parameters(), None)
     try:

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.library import needed
 from support.tiny_job import call, net, own, whole_run
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 
-onnx = pytest.importorskip("onnx")
-runtime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnx = needed("onnx")
+runtime = needed("onnxruntime")
+needed("onnxscript")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.library import needed
 from support.tiny_job import call, own, short_run, whole_run
 from torch import nn
 
@@ -15,7 +16,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 
-zstandard = pytest.importorskip("zstandard")
+zstandard = needed("zstandard")
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "deploy-packed.md"
 
 
