@@ -174,6 +174,18 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
                 suffix=".int8.onnx",
                 extra="onnx",
             ),
+            Exporter(
+                "openvino",
+                "a folder for OpenVINO, in float32",
+                at="dcil_dsl.extras.formats.openvino_ir:OpenVino",
+                extra="openvino",
+            ),
+            Exporter(
+                "openvino-int8",
+                "the same in int8, calibrated on the run's data; a zero stays a zero",
+                at="dcil_dsl.extras.formats.openvino_ir:OpenVinoInt8",
+                extra="openvino",
+            ),
         )
     }
 )
