@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.jobs.example import example_of
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, resized
+from dcil_dsl.training.run import write_atomically
 
 TOLERANCE = 1e-4  # of outputs in float32, relative to 1 + the largest of them
 
@@ -109,6 +111,11 @@ def tensors_of(outputs: object) -> list[Tensor]:
 def flat(inputs: Inputs) -> list[Tensor]:
     """The tensors of a call, in the order of the program's inputs."""
     return tensors_of((inputs.args, inputs.kwargs))
+
+
+def write_bytes(place: Path, data: bytes) -> None:
+    """write_atomically for bytes."""
+    write_atomically(place, lambda draft: draft.write_bytes(data))
 
 
 def promised_names(deployed: Deployed) -> list[str]:

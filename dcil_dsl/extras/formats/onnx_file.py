@@ -31,10 +31,10 @@ from dcil_dsl.extras.formats.graph import (
     largest_difference,
     refuse_uncounted,
     trace_for_export,
+    write_bytes,
 )
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import write_atomically
 
 MOST_BYTES = 2**31 - 1  # of a file of protobuf
 # The name of a weight -> the initializer that holds it, and whether transposed.
@@ -140,7 +140,7 @@ def save_onnx(model: Any, places: Places, deployed: Deployed, place: Path) -> No
     for key, value in said.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
-    write_atomically(place, lambda draft: draft.write_bytes(model.SerializeToString()))
+    write_bytes(place, model.SerializeToString())
 
 
 def load_onnx(place: Path) -> Any:

@@ -75,7 +75,7 @@ def _quantise(dense: Any, batches: list[list[Any]]) -> Any:
 
     names = [one.name for one in dense.graph.input]
 
-    class Batches(q.CalibrationDataReader):  # type: ignore[misc]
+    class CalibrationBatches(q.CalibrationDataReader):  # type: ignore[misc]
         """One pass over the batches."""
 
         def __init__(self) -> None:
@@ -94,7 +94,7 @@ def _quantise(dense: Any, batches: list[list[Any]]) -> Any:
             q.quantize_static(
                 onnx.shape_inference.infer_shapes(dense),
                 target,
-                Batches(),
+                CalibrationBatches(),
                 quant_format=q.QuantFormat.QDQ,
                 per_channel=True,
                 weight_type=q.QuantType.QInt8,

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed, Origin
-from dcil_dsl.extras.formats.graph import flat, largest_difference
+from dcil_dsl.extras.formats.graph import flat, largest_difference, write_bytes
 from dcil_dsl.extras.formats.onnx_file import Places, build_onnx
 from dcil_dsl.extras.formats.onnx_int8 import build_int8
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import first_fault
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import write_atomically, write_text
+from dcil_dsl.training.run import write_text
 
 GRAPH, WEIGHTS, HEADER = "openvino.xml", "openvino.bin", "dcil.json"
 MOST_TEXT = 1 << 26  # bytes of dcil.json
@@ -133,8 +133,7 @@ def _save(model: Any, places: Places, deployed: Deployed, place: Path) -> None:
             origin = origin.model_copy(update={"digest": digest(read)})
         header = IrHeader(origin=origin, names=places, graph=_sha256(draft / GRAPH))
         for name in (WEIGHTS, GRAPH):
-            data = (draft / name).read_bytes()
-            write_atomically(place / name, lambda target, data=data: target.write_bytes(data))
+            write_bytes(place / name, (draft / name).read_bytes())
     write_text(place / HEADER, header.model_dump_json())
 
 
