@@ -95,7 +95,8 @@ def build_onnx(deployed: Deployed) -> tuple[Any, Places, Inputs, bool]:
             ) from None
     if model.ByteSize() > MOST_BYTES:
         raise InputError(f"{deployed.source} is larger than the 2 GiB of an .onnx file")
-    for node in [*model.graph.node, *model.graph.value_info, *model.graph.initializer]:
+    graph = model.graph
+    for node in [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]:
         del node.metadata_props[:]  # stack traces with the paths of this machine
         node.doc_string = ""
     onnx.checker.check_model(model)

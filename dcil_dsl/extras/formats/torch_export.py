@@ -32,6 +32,7 @@ from dcil_dsl.training.run import write_atomically
 HEADER = "dcil.json"
 CONFIG = "data/weights/model_weights_config.json"
 MOST_TEXT = 1 << 26  # bytes of a JSON file in the archive
+MOST_NUMBERS, MOST_DIMS = 1 << 40, 8  # of one side of a tensor; sides
 DTYPES = {  # as the archive numbers them
     1: torch.uint8,
     2: torch.int8,
@@ -109,7 +110,7 @@ class TorchExport:
         try:
             with zipfile.ZipFile(place) as archive:
                 tensors, header = _read_archive(archive, place)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
             raise InputError(f"{place} is damaged: {error}") from None
         return Artefact(place, tensors, None if header is None else parse_origin(header, place))
 
@@ -166,8 +167,10 @@ def _tensor(name: str, meta: ArchiveMeta, data: bytearray, place: Path) -> Tenso
     strides = [stride.as_int for stride in meta.strides]
     if len(sizes) != len(strides):
         raise InputError(f"the weight `{name}` of {place} has other strides than sizes")
+    if max([*sizes, *strides, 0]) > MOST_NUMBERS or len(sizes) > MOST_DIMS:
+        raise InputError(f"the weight `{name}` of {place} is larger than its file")
     if 0 in sizes:
-        return torch.empty([min(size, 1 << 31) for size in sizes], dtype=dtype)
+        return torch.zeros(0, dtype=dtype).reshape(sizes)
     last = meta.storage_offset.as_int
     count = 1
     for size, stride in zip(sizes, strides, strict=True):
