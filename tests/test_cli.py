@@ -134,10 +134,10 @@ def test_a_missing_recipe_is_a_wrong_command(dcil):
 def test_a_run_folder_in_a_recipes_place_is_reported_with_the_recipe_in_it(dcil, here):
     (here / "run").mkdir()
     (here / "run" / "resolved.prune").write_text(RECIPE)
-    status, _, err = dcil("check", "run")
+    status, _, err = dcil("plan", "run", "--model", "net.py:net")
     assert status == 2 and "that of this run is run/resolved.prune" in err
     (here / "a.prune").mkdir()
-    status, _, err = dcil("check", "a.prune")
+    status, _, err = dcil("plan", "a.prune", "--model", "net.py:net")
     assert (status, err) == (2, "error: cannot read the recipe a.prune: is a directory\n")
 
 
@@ -150,7 +150,7 @@ def test_an_unknown_verb_is_a_wrong_command_with_the_nearest(dcil):
     status, _, err = dcil("chek", "tiny.prune")
     assert status == 2 and "there is no verb `chek`; did you mean `check`?" in err
     status, _, err = dcil("quantize")
-    assert status == 2 and "the verbs are compile, check, fmt" in err
+    assert status == 2 and "the verbs are compile, init, check, fmt" in err
 
 
 def test_every_verb_of_the_table_has_a_command_with_help(dcil):
@@ -349,7 +349,7 @@ def test_what_we_did_not_foresee_is_status_70_and_called_our_bug(dcil, monkeypat
     def fail(*_, **__):
         raise ZeroDivisionError("in the dark")
 
-    monkeypatch.setattr("dcil_dsl.lang.load", fail)
+    monkeypatch.setattr("dcil_dsl.lang.loads", fail)
     status, _, err = dcil("check", "tiny.prune")
     assert status == 70
     assert "Traceback" in err and "this is a bug in dcil_dsl" in err
@@ -367,7 +367,7 @@ def test_too_little_memory_is_the_machines_and_no_bug(dcil, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("dcil_dsl.lang.load", fail)
+    monkeypatch.setattr("dcil_dsl.lang.loads", fail)
     status, _, err = dcil("check", "tiny.prune")
     assert status == 2 and "Traceback" not in err
     assert err.startswith("error: out of memory: ") and "`batch_size`" in err
@@ -377,7 +377,7 @@ def test_an_interrupt_is_status_130_without_a_traceback(dcil, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcil_dsl.lang.load", stop)
+    monkeypatch.setattr("dcil_dsl.lang.loads", stop)
     status, _, err = dcil("check", "tiny.prune")
     assert status == 130 and "Traceback" not in err
 

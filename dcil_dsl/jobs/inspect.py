@@ -20,6 +20,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
@@ -117,6 +118,7 @@ def evaluate_run(
 
     `expect` of the recipe is judged on the deployed path at the end of the run only.
     """
+    require_training("an evaluation")
     folder = open_run(run)
     plan, place = folder.read_plan(), pick_device(device)
     path = known_path(plan, path)

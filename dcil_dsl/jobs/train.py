@@ -18,6 +18,7 @@ from torch import nn
 
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.jobs.data import Data
 from dcil_dsl.jobs.expect import Claim
 from dcil_dsl.jobs.finish import finish_run
@@ -29,7 +30,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.options import RunOptions, options_of
-from dcil_dsl.training.process import hold_run
+from dcil_dsl.training.process import hold_run, require_locks
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.result import Result
 from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
@@ -89,6 +90,8 @@ def train(
     Raises RecipeError, InputError, and SparsityError where the network is less sparse than the
     recipe asks; TypeError for a keyword that does not exist.
     """
+    require_training("training")
+    require_locks("training")
     given = options_of(options, fields)
     with joined_ranks() as ranks, ExitStack() as held:
         if not ranks.is_first:  # the first process reports for all

@@ -26,13 +26,10 @@ def load(path: str | PathLike[str], overrides: Mapping[str, str] | None = None) 
     """
     from dcil_dsl.diagnostics import InputError
     from dcil_dsl.diagnostics.suggest import did_you_mean
-    from dcil_dsl.lang.shipped import NoRecipe, file_of, is_shipped
+    from dcil_dsl.lang.shipped import path_of
     from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
 
-    try:
-        path = file_of(str(path)) if is_shipped(path) else Path(path)
-    except NoRecipe as missing:
-        raise InputError(str(missing), missing.help or "`dcil recipes` lists them") from None
+    path = path_of(path)
     try:
         text = read(path)
     except Unreadable as error:

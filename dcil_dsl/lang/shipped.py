@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import did_you_mean
 
 PREFIX = "dcil:"
@@ -64,6 +66,16 @@ def file_of(name: str) -> Path:
     if _NAME.fullmatch(own) and path.is_file():
         return path
     raise NoRecipe(name, did_you_mean(name, [PREFIX + one for one in names()]))
+
+
+def path_of(recipe: str | PathLike[str]) -> Path:
+    """The file of a recipe that a person names, by its path or as `dcil:name`. InputError."""
+    if not is_shipped(recipe):
+        return Path(recipe)
+    try:
+        return file_of(str(recipe))
+    except NoRecipe as missing:
+        raise InputError(str(missing), missing.help or "`dcil recipes` lists them") from None
 
 
 def shipped() -> list[Shipped]:

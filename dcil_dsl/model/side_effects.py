@@ -261,13 +261,16 @@ def _is_computed(value: object) -> bool:
 
 
 # The generators are torch's on the CPU and on every CUDA device in use, Python's, and numpy's if
-# the process has imported numpy: opaque modules may draw from all of them.
+# the process has imported numpy: opaque modules may draw from all of them. Apple's GPU takes the
+# place of the CUDA devices.
 RandomState = tuple[Tensor, list[Tensor] | None, Any, Any]
 
 
 def random_state() -> RandomState:
     """The states of all random number generators."""
     cuda = torch.cuda.get_rng_state_all() if _uses_cuda() else None
+    if _uses_mps():
+        cuda = [torch.mps.get_rng_state()]
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
     return torch.get_rng_state(), cuda, random.getstate(), of_numpy
@@ -277,7 +280,9 @@ def draw_again(state: RandomState) -> None:
     """Restore the generators, which then draw the same numbers as after `state` was read."""
     cpu, cuda, python, of_numpy = state
     torch.set_rng_state(cpu)
-    if cuda is not None:
+    if cuda is not None and _uses_mps():
+        torch.mps.set_rng_state(cuda[0])
+    elif cuda is not None:
         torch.cuda.set_rng_state_all(cuda)
     random.setstate(python)
     if of_numpy is not None:
@@ -293,6 +298,8 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if _uses_cuda():
         torch.cuda.manual_seed_all(seed)
+    if _uses_mps():
+        torch.mps.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)  # its limit
@@ -312,6 +319,11 @@ def drawn_apart(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         draw_again(state)
+
+
+def _uses_mps() -> bool:
+    is_available: Callable[[], bool] = torch.backends.mps.is_available
+    return is_available()
 
 
 def _uses_cuda() -> bool:

@@ -14,7 +14,6 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.tasks.measures import Meter
 from dcil_dsl.tasks.task import Task, sliced, stand_in
 from dcil_dsl.training.machine import Options, autocast, laid_out
 from dcil_dsl.training.process import Wish
@@ -81,7 +80,9 @@ def check_fit(
 
 
 def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> Accuracies | None:
-    task, ranks, meters = loader.task, options.ranks, {}
+    from dcil_dsl.tasks.measures import Meter  # torchmetrics: not of a core installation
+
+    task, ranks, meters = loader.task, options.ranks, dict[str, Meter]()
     for batch in loader.epoch(0):
         if ranks.any(wish.is_there):
             return None

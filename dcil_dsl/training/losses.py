@@ -21,6 +21,7 @@ from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
+from dcil_dsl.words.tensors.widest import widest
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -168,12 +169,13 @@ def sums_of(
     count: int,
     values: Mapping[int, Tensor],
 ) -> Tensor:
-    """float64 sums over the batch: of each of plan.losses (0 where not in `values`), then the
-    score of each of plan.paths (0 where not run).
+    """float64 sums over the batch (widest.py): of each of plan.losses (0 where not in `values`),
+    then the score of each of plan.paths (0 where not run).
     """
     device = next(iter(values.values())).device
-    zero = torch.zeros((), dtype=torch.float64, device=device)
-    sums = [values[i].double() * count if i in values else zero for i in range(len(plan.losses))]
+    wide = widest(device)
+    zero = torch.zeros((), dtype=wide, device=device)
+    sums = [values[i].to(wide) * count if i in values else zero for i in range(len(plan.losses))]
     for path in plan.paths:
         if path.name in outputs:
             sums.append(task.score(outputs[path.name], targets, count))

@@ -44,7 +44,7 @@ def keep_freed_memory() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library than glibc
+    except (OSError, AttributeError, TypeError):  # another C library than glibc
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     return all([mallopt(trim_threshold, -1), mallopt(mmap_max, 0), mallopt(top_pad, 256 << 20)])

@@ -14,7 +14,6 @@ folder finds it without a lock and removes it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -25,13 +24,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
+from types import ModuleType
 
 from dcil_dsl.diagnostics.diagnostic import InputError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 # -- signals -----------------------------------------------------------------------------------
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 @dataclass
@@ -48,7 +55,7 @@ def wish_to_stop() -> Iterator[Wish]:
     if threading.current_thread() is not threading.main_thread():
         yield wish  # Python lets only the main thread set a handler
         return
-    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, HANGUP) if number}
 
     def put_back(*numbers: signal.Signals) -> None:
         for number in numbers:
@@ -62,8 +69,8 @@ def wish_to_stop() -> Iterator[Wish]:
 
     for number in SIGNALS:
         signal.signal(number, note)
-    if handlers[signal.SIGHUP] != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, note)
+    if HANGUP is not None and handlers[HANGUP] != signal.SIG_IGN:
+        signal.signal(HANGUP, note)
     try:
         yield wish
     finally:
@@ -76,6 +83,15 @@ def wish_to_stop() -> Iterator[Wish]:
 _held: set[int] = set()  # descriptors that lock a folder
 
 
+def require_locks(what: str) -> None:
+    """InputError on a system without POSIX file locks."""
+    if fcntl is None:
+        raise InputError(
+            f"{what} needs the file locks of Linux or macOS, which Windows does not have",
+            help="run it in the Windows Subsystem for Linux (WSL)",
+        )
+
+
 class Locked(Exception):
     """Another process has the lock."""
 
@@ -83,9 +99,12 @@ class Locked(Exception):
 def lock(folder: Path) -> tuple[int, bool]:
     """The descriptor to `unlock` later, and whether it locks the folder.
 
-    Raises Locked; OSError where there is no such folder. False on a file system without locks. A
-    forked process, such as a worker that outlives this one, does not have the lock.
+    Raises Locked; OSError where there is no such folder; InputError on Windows. False on a file
+    system without locks. A forked process, such as a worker that outlives this one, does not have
+    the lock.
     """
+    require_locks("a folder that one process writes")
+    assert fcntl is not None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     _held.add(descriptor)
     try:
@@ -115,7 +134,8 @@ def is_at(descriptor: int, folder: Path) -> bool:
 
 
 # A forked process has the descriptor too, and with it would have the lock.
-os.register_at_fork(after_in_child=lambda: unlock(*list(_held)))
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=lambda: unlock(*list(_held)))
 
 
 # -- the lock of a run folder ------------------------------------------------------------------

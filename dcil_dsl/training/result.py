@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import deploy_average
@@ -30,6 +30,11 @@ from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import Session, check_deferred, show_notes
 from dcil_dsl.training.watch import is_over, rate_share
 from dcil_dsl.words.metrics import metric_text
+
+if TYPE_CHECKING:
+    from torch.utils import tensorboard
+else:
+    tensorboard = library("torch.utils.tensorboard")
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def result_of(
 class Log:
     """Where the lines of epochs go; nowhere without a writer."""
 
-    def __init__(self, run: RunFolder, display: Display, events: SummaryWriter | None):
+    def __init__(self, run: RunFolder, display: Display, events: tensorboard.SummaryWriter | None):
         self.run, self.display, self.events = run, display, events
 
     def write(self, line: dict[str, Any]) -> None:
@@ -194,7 +199,7 @@ def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Itera
         yield Log(run, display, None)
         return
     try:
-        events = SummaryWriter(str(run.events), purge_step=step)
+        events = tensorboard.SummaryWriter(str(run.events), purge_step=step)
     except OSError as error:
         raise cannot_write(run.events, error) from None
     try:
@@ -204,7 +209,7 @@ def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Itera
             events.close()
 
 
-def write_events(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+def write_events(writer: tensorboard.SummaryWriter, line: Mapping[str, Any]) -> None:
     """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr"."""
     for name, value in line.items():
         if isinstance(value, dict):

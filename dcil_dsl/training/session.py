@@ -50,6 +50,7 @@ from dcil_dsl.training.step import (
 from dcil_dsl.training.watch import best_of, best_step, is_over, rate_share
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.registry import extra
+from dcil_dsl.words.tensors.widest import widest
 
 STEPS_BETWEEN_CHECKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
 
@@ -109,7 +110,8 @@ def start_session(
     dual.refresh(0)  # before the first step too, the masks are the plan's
     optimizer = plan.make_optimizer(dual)
     step = wrap_step(make_step(dual, optimizer, options, task))
-    sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
+    num_sums = len(plan.losses) + len(plan.paths)
+    sums = torch.zeros(num_sums, dtype=widest(torch.device(device)), device=device)
     state = State(
         dual,
         optimizer,

@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from support.tiny_job import call
 
 import dcil_dsl as dcil
 from dcil_dsl.lang import loads
@@ -23,6 +24,14 @@ def test_every_recipe_has_a_name_and_its_name_loads_it():
         path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.prune")
     )
     assert dcil.load("dcil:methods/gmp") == dcil.load(RECIPES / "methods" / "gmp.prune")
+
+
+def test_check_and_fmt_take_the_names_and_suggest_the_nearest(tmp_path, capsys):
+    assert call("check", "dcil:methods/gmp") == 0
+    assert call("fmt", "--check", "dcil:methods/gmp") == 0
+    capsys.readouterr()
+    assert call("check", "dcil:methods/gpm") == 2
+    assert "did you mean `dcil:methods/gmp`?" in capsys.readouterr().err
 
 
 def test_five_lines_are_a_recipe():

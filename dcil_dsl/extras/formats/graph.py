@@ -22,7 +22,7 @@ from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.jobs.example import example_of
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, resized
-from dcil_dsl.training.run import write_atomically
+from dcil_dsl.training.files import write_atomically
 
 TOLERANCE = 1e-4  # of outputs in float32, relative to 1 + the largest of them
 

@@ -28,7 +28,7 @@ from dcil_dsl.extras.formats.onnx_int8 import build_int8
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import first_fault
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import write_text
+from dcil_dsl.training.files import write_text
 
 GRAPH, WEIGHTS, HEADER = "openvino.xml", "openvino.bin", "dcil.json"
 MOST_TEXT = 1 << 26  # bytes of dcil.json

@@ -32,7 +32,7 @@ from dcil_dsl.exporting.artefact import Artefact, Deployed
 from dcil_dsl.exporting.files import order_metadata, parse_origin
 from dcil_dsl.plan.plan import first_fault
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.files import cannot_write, write_atomically
 
 LEVEL = 19  # of zstd; decompression costs the same at every level
 MOST_PER_BYTE = 4096  # bytes of tensors for each byte of a file; more is an attack on the memory

@@ -27,7 +27,7 @@ from dcil_dsl.extras.formats.graph import (
 )
 from dcil_dsl.plan.plan import first_fault
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import write_atomically
+from dcil_dsl.training.files import write_atomically
 
 HEADER = "dcil.json"
 CONFIG = "data/weights/model_weights_config.json"
