@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -26,6 +27,7 @@ from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.training.options import RunOptions
 from dcil_dsl.words.metrics import metric_text
 
+GAINS = "dcil_dsl.extras.targets.job"  # of an extra, imported at first use
 LAYER_NEEDS = "only for a layer; add a recipe and --model SPEC"
 
 
@@ -170,12 +172,25 @@ def plan(
     recipe: o.RecipeFile,
     model: o.Spec,
     json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
+    target: Annotated[
+        Optional[str],
+        typer.Option(
+            "--for",
+            metavar="TARGET",
+            help="print instead which layers gain on cpu, openvino-int8, ethos-u, coreml, "
+            "cuda-2:4 or dense",
+        ),
+    ] = None,
     sets: o.Sets = None,
     concise: o.Concise = False,
     steps_per_epoch: o.Steps = None,
 ) -> None:
     """Print every layer with its rule, target, weights and FLOPs; the schedule; the cost."""
     prepared = prepare_for(recipe, model, o.overrides_of(sets), concise, steps_per_epoch)
+    if target is not None:
+        gains = import_module(GAINS)
+        show((gains.gains_json if json else gains.show_gains)(prepared.plan, target))
+        return
     from dcil_dsl.plan.facts import plan_and_facts_json
     from dcil_dsl.plan.show import show_plan
     from dcil_dsl.plan.text import page_of

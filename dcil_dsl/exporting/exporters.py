@@ -10,7 +10,8 @@ To add a format, write a class with the methods of Format and add its record to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -53,7 +54,7 @@ class Exporter:
 
     help    what the format is for, a phrase
     at      "module:class", imported at the first use
-    suffix  of its files, with the dot; "" where the format is a folder
+    suffix  of the files that it names, ".onnx" or ".int8.onnx"; "" where the format is a folder
     extra   the extra of `pip install 'dcil-dsl[...]'` that it needs, if any
     """
 
@@ -67,12 +68,23 @@ class Exporter:
     def is_folder(self) -> bool:
         return not self.suffix
 
+    @property
+    def ending(self) -> str:
+        """The last part of the suffix, which every file of the format has."""
+        return f".{self.suffix.rpartition('.')[2]}" if self.suffix else ""
+
     @cached_property
     def format(self) -> Format:
-        """InputError where a library of the extra is missing."""
+        """Its module imports no library of the extra: `recognise` asks every format."""
         module, _, name = self.at.partition(":")
+        made: Format = getattr(import_module(module), name)()
+        return made
+
+    @contextmanager
+    def _libraries(self) -> Iterator[None]:
+        """InputError where a library of the extra is missing."""
         try:
-            made: Format = getattr(import_module(module), name)()
+            yield
         except ModuleNotFoundError as error:
             if self.extra is None:
                 raise
@@ -80,7 +92,6 @@ class Exporter:
                 f"the format `{self.name}` needs the library `{error.name}`",
                 help=f"pip install 'dcil-dsl[{self.extra}]'",
             ) from None
-        return made
 
     def write(self, deployed: Deployed, place: Path) -> str:
         """Format.write. InputError where a file is in the place of the folder, or the reverse."""
@@ -88,15 +99,18 @@ class Exporter:
             raise InputError(f"{place} is a file", help="name a folder with --out")
         if self.is_folder and (place / "plan.json").exists():
             raise InputError(f"{place} is a run folder", help="name another folder with --out")
-        if not self.is_folder and place.suffix != self.suffix:
-            raise InputError(f"{place} does not end in {self.suffix}")
-        return self.format.write(deployed, place)
+        if not self.is_folder and place.suffix != self.ending:
+            raise InputError(f"{place} does not end in {self.ending}")
+        with self._libraries():
+            return self.format.write(deployed, place)
 
     def read(self, place: Path) -> Artefact:
-        return self.format.read(place)
+        with self._libraries():
+            return self.format.read(place)
 
     def verify(self, artefact: Artefact) -> list[str]:
-        return self.format.verify(artefact)
+        with self._libraries():
+            return self.format.verify(artefact)
 
 
 EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
@@ -125,6 +139,20 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
                 "cpu",
                 "a folder for `dcil.load_cpu`, which runs the network on a CPU without its zeros",
                 at="dcil_dsl.extras.cpu.exporter:Cpu",
+            ),
+            *(
+                Exporter(
+                    name,
+                    f"the smallest file: bit masks and kept values, compressed; {what}",
+                    at=f"dcil_dsl.extras.formats.packed:{kind}",
+                    suffix=suffix,
+                    extra="packed",
+                )
+                for name, what, kind, suffix in (
+                    ("packed", "bit-exact", "Packed", ".packed"),
+                    ("packed-fp16", "weights in float16", "PackedHalf", ".fp16.packed"),
+                    ("packed-bf16", "weights in bfloat16", "PackedBrain", ".bf16.packed"),
+                )
             ),
         )
     }

@@ -82,14 +82,14 @@ def write_safetensors(
     def write(draft: Path) -> None:
         try:
             save_file(tensors, draft, header)
-            _order_metadata(draft)
+            order_metadata(draft)
         except (SafetensorError, RuntimeError) as error:
             raise cannot_write(file, error) from None
 
     write_atomically(file, write)
 
 
-def _order_metadata(file: Path) -> None:
+def order_metadata(file: Path) -> None:
     """Sort the keys of the header's metadata, which safetensors writes in a random order.
 
     Two runs with the same result then have the same file, byte for byte.
@@ -112,10 +112,13 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], Origin | None]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
-    if "dcil" not in header:
-        return tensors, None
+    return tensors, None if "dcil" not in header else parse_origin(header["dcil"], file)
+
+
+def parse_origin(text: str, file: Path) -> Origin:
+    """The header that a file holds as JSON. InputError where this version cannot read it."""
     try:
-        return tensors, Origin.model_validate_json(header["dcil"])
+        return Origin.model_validate_json(text)
     except ValidationError as error:
         raise InputError(
             f"the header of {file} is not one that this version reads",

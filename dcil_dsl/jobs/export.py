@@ -95,7 +95,7 @@ def _next_to(file: Path, exporter: Exporter) -> Path:
     """A folder never takes the name that one of a neighbouring file would take."""
     if not exporter.is_folder:
         return file.with_suffix(exporter.suffix)
-    suffixes = {own.suffix for own in EXPORTERS.values() if not own.is_folder}
+    suffixes = {own.ending for own in EXPORTERS.values() if not own.is_folder}
     files = [near for near in file.parent.glob("*") if near.suffix in suffixes]
     alone = all(near.stem == file.stem for near in files)
     return file.parent / (exporter.name if alone else f"{exporter.name}-{file.stem}")

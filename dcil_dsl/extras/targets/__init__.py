@@ -1,0 +1,1 @@
+"""Where zeros pay: which layers of a plan gain on a target."""
