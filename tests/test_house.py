@@ -386,6 +386,7 @@ def test_no_verb_loses_an_option_that_others_rely_on():
         "sensitivity": "--model --train --data --weights --batches --part --levels --target --json "
         "--set --device --workers --concise",
         "explain": about_a_model,
+        "report": "--out",
     }
     found = options_of_verbs()
     assert {name: set(text.split()) - found.get(name, set()) for name, text in known.items()} == {

@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 
 
 CORE = "dcil_dsl.cli.verbs"
+REPORT = "dcil_dsl.extras.report.verbs"
 VERBS = {
     "compile": Verb(f"{CORE}:compile_recipe", "Compile, train, prove and export: the main job."),
     "check": Verb(f"{CORE}:check", "Check a recipe, alone or for a model."),
@@ -46,6 +47,9 @@ VERBS = {
     "eval": Verb(f"{CORE}:evaluate", "Measure the accuracy of a run."),
     "verify": Verb(f"{CORE}:verify", "Prove the sparsity of a stored network, by counting zeros."),
     "export": Verb(f"{CORE}:export", "Write the network to deploy."),
+    "report": Verb(f"{REPORT}:report", "Write one self-contained page about runs."),
+    "runs": Verb(f"{REPORT}:runs", "List runs, the best first."),
+    "compare": Verb(f"{REPORT}:compare", "Print what differs between runs."),
 }
 
 
