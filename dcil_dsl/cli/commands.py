@@ -50,6 +50,9 @@ VERBS = {
     "report": Verb(f"{REPORT}:report", "Write one self-contained page about runs."),
     "runs": Verb(f"{REPORT}:runs", "List runs, the best first."),
     "compare": Verb(f"{REPORT}:compare", "Print what differs between runs."),
+    "sweep": Verb(
+        "dcil_dsl.extras.report.sweep_verb:sweep", "Train a recipe at several values and seeds."
+    ),
 }
 
 

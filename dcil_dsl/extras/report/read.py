@@ -21,8 +21,6 @@ from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan, first_fault
 from dcil_dsl.words.metrics import METRICS
 
-LOW_IS_GOOD = ("mse", "mae", "loss")
-
 
 @dataclass
 class RunRecord:
@@ -94,7 +92,8 @@ class RunRecord:
         """Sorts runs: by the main metric, the best first; runs without one last."""
         if self.score is None:
             return (1, "", 0.0, self.name)
-        sign = 1.0 if self.metrics[0] in LOW_IS_GOOD else -1.0
+        known = METRICS.get(self.metrics[0])
+        sign = 1.0 if known is not None and known.low_is_good else -1.0
         return (0, self.metrics[0], sign * self.score, self.name)
 
     def cost_at(self, step: int) -> float:
