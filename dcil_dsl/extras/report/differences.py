@@ -93,9 +93,9 @@ def show_differences(runs: Sequence[RunRecord], page: Page) -> str:
             ("plans", plan_lines(runs[0], other)),
         ):
             if not found:
-                lines += ["", f"The {title} of {pair} do not differ."]
+                lines += ["", fit(f"The {title} of {pair} do not differ.", page.width)]
                 continue
-            lines += ["", f"The {title} of {pair} differ:"]
+            lines += ["", fit(f"The {title} of {pair} differ:", page.width)]
             lines += [fit(f"  {line}", page.width) for line in found[:MOST_LINES]]
             if len(found) > MOST_LINES:
                 lines.append(f"  and {len(found) - MOST_LINES} more")

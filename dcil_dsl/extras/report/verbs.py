@@ -7,6 +7,7 @@ Not:  `runs` and its table need no torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,11 +66,21 @@ def compare(runs: Runs) -> None:
 
 
 def read_runs(names: Sequence[str]) -> list[RunRecord]:
-    """The records. InputError where one is named twice."""
-    twice = [name for name in names if names.count(name) > 1]
+    """The records, of several each named below the folder that they share.
+
+    InputError where one is named twice.
+    """
+    real = [os.path.realpath(name) for name in names]
+    twice = [name for name, path in zip(names, real, strict=True) if real.count(path) > 1]
     if twice:
         raise InputError(f"{twice[0]} is named twice")
-    return [read_run(name) for name in names]
+    records = [read_run(name) for name in names]
+    if len(records) > 1:  # the folder that all are in says nothing about one of them
+        paths = [record.path.absolute() for record in records]
+        parent = os.path.commonpath([path.parent for path in paths])
+        for record, path in zip(records, paths, strict=True):
+            record.name = os.path.relpath(path, parent)
+    return records
 
 
 def write_page(records: Sequence[RunRecord], out: Path) -> None:
