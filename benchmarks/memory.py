@@ -49,7 +49,7 @@ class Alive(TorchDispatchMode):
 
 
 def peak_of(step: Callable[[], object], device: torch.device, lasting: Iterable[Tensor]) -> int:
-    """The most bytes at a time in one step: of `lasting` (weights, statistics, the optimiser's
+    """The most bytes at a time in one step: of `lasting` (weights, statistics, the optimizer's
     state, the batch) and of what the step makes. What else lies on the device does not count.
     """
     gc.collect()

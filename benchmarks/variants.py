@@ -164,7 +164,7 @@ def make_variant(name: str, made: Materials, warm_up: int = 2) -> Variant:
     if on_gpu:
         torch.cuda.empty_cache()
     module = {"dense": dense, "plain": plain}.get(name, ours)(made)
-    # One list of Parameters, each once; the same optimiser for all, fused where the runtime's is.
+    # One list of Parameters, each once; the same optimizer for all, fused where the runtime's is.
     optimizer = torch.optim.SGD(
         module.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=on_gpu
     )

@@ -2,7 +2,8 @@
 
 In:   recipes, models, data.
 Out:  the public verbs, below; `dcil` is the same on a command line.
-Not:  importing this package imports no torch: each verb is imported when it is first used.
+Not:  importing this package imports no torch: each verb is imported when it is first used. Type
+      checkers and editors read __init__.pyi.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-from pydantic_core import PydanticUndefined
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -24,25 +22,6 @@ Every word of the language, generated from its class. A word is written with its
 parentheses; a setting with a default may be left out. How the words combine is described in
 [rules](rules.md), [paths and losses](mix.md) and [training](training.md).
 """
-HEADINGS = {  # place of a word -> the heading and where it is written
-    "a target": ("Targets", "prune SELECTOR to WORD"),
-    "a bound": ("Bounds", "bounds = [WORD]"),
-    "a granularity": ("Granularities", "granularity = WORD"),
-    "a score": ("Scores", "score = WORD"),
-    "a schedule": ("Schedules", "schedule = WORD"),
-    "a penalty": ("Penalties", "penalty = [WORD]"),
-    "a parametrisation": ("Parametrisations", "param = WORD"),
-    "a way to grow": ("Regrowth", "regrow = WORD"),
-    "a view": ("Views", "path NAME = WORD"),
-    "a loss": ("Losses", "loss WORD"),
-    "a weighting of classes": ("Class weights", "classes=WORD, in kl"),
-    "an optimizer": ("Optimizers", "optimizer = WORD"),
-    "a learning rate over time": ("Learning rates", "lr = WORD"),
-    "an integrator": ("Integrators", "integrator = WORD"),
-    "an average of weights": ("Averages of weights", "average = WORD"),
-    "a balance of losses": ("Balances of losses", "balance = WORD"),
-    "an augmentation": ("Augmentations", "augment = [WORD]"),
-}
 
 
 def pages() -> dict[str, str]:
@@ -65,9 +44,11 @@ def own_words() -> dict[str, dict[str, type]]:
 
 
 def words_page() -> str:
+    from dcil_dsl.lang.describe import PLACES
+
     parts = [INTRODUCTION]
     for place, words in own_words().items():
-        heading, written = HEADINGS.get(place, (place.partition(" ")[2].capitalize(), None))
+        heading, written = PLACES.get(place, (place.partition(" ")[2].capitalize(), None))
         parts.append(f"## {heading}\n")
         if written:
             parts.append(f"Written as `{written}`.\n")
@@ -76,93 +57,28 @@ def words_page() -> str:
 
 
 def word_entry(word: str, cls: type) -> str:
-    names = cls.settings() if hasattr(cls, "settings") else tuple(cls.model_fields)
-    fields = set(cls.model_fields)
-    text, said = _read(inspect.cleandoc(cls.__doc__ or ""), fields)
-    for parent in cls.__mro__[1:]:  # a setting of a kind is described where it is defined
-        if parent.__module__.startswith("dcil_dsl."):
-            said = _read(inspect.cleandoc(parent.__doc__ or ""), fields)[1] | said
+    from dcil_dsl.lang.describe import help_of_word
+
+    told = help_of_word(cls)
+    text = "\n\n".join(map(_paragraph, told.text))
     entry = f"### {word}\n\n{text}\n"
-    if not names:
+    if not told.settings:
         return entry
     # The last column is left out where no docstring says anything for it.
-    last = any(said.get(name) for name in names)
+    last = any(one.meaning for one in told.settings)
     entry += "\n| setting | type | default |" + (" |\n|---" if last else "\n") + "|---|---|---|\n"
-    for name in names:
-        field = cls.model_fields[name]
-        required = field.default is PydanticUndefined
-        default = "required" if required else f"`{_value(field.default)}`"
-        row = f"| `{name}` | {_type(field)} | {default} |"
-        entry += row + (f" {_cell(said.get(name))} |\n" if last else "\n")
+    for one in told.settings:
+        default = "required" if one.default is None else f"`{one.default}`"
+        row = f"| `{one.name}` | {one.type} | {default} |"
+        entry += row + (f" {_cell(one.meaning)} |\n" if last else "\n")
     return entry
 
 
-def _read(text: str, settings: set[str]) -> tuple[str, dict[str, str]]:
-    """A docstring as Markdown, and what its lines `name   meaning` say about settings."""
-    kept, said, last = [], {}, None
-    for line in re.sub(r"(?<!`)\bNone\b(?!`)", "`none`", text).split("\n"):
-        name, gap, meaning = (re.match(r"(\w*)(\s*)(.*)", line)).groups()
-        if name in settings and (len(gap) > 1 or last):
-            said[name], last = meaning, name
-        elif last and not name and meaning:
-            said[last] += f" {meaning}"
-        else:
-            kept.append(line)
-            last = None
-    parts = []
-    for paragraph in re.split(r"\n\s*\n", "\n".join(kept)):
-        lines = [line for line in paragraph.split("\n") if line]
-        if lines and len(parts) and all(line.startswith(" ") for line in lines):
-            parts.append("```text\n" + textwrap.dedent("\n".join(lines)) + "\n```")
-        else:
-            parts.append(" ".join(line.strip() for line in lines).replace("<", "&lt;"))
-    return "\n\n".join(part for part in parts if part), said
-
-
-def _value(value: object) -> str:
-    """A default as a recipe writes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_value, value))}]"
-    if hasattr(value, "fraction"):
-        return f"{100 * value.fraction:g}%"
-    if hasattr(value, "unit"):
-        number = 100 * value.value if value.unit == "run" else value.value
-        return {"run": "{:g}% run", "epochs": "{:g}ep"}.get(value.unit, "{:g} steps").format(number)
-    if isinstance(value, str):
-        return value
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
-
-
-def _type(field) -> str:
-    """The type of a setting in the words of the language."""
-    text = str(getattr(field.annotation, "__name__", field.annotation))
-    if "|" in str(field.annotation) or "[" in str(field.annotation):
-        text = str(field.annotation)
-    choices = re.search(r"Literal\[([^\]]+)\]", text)
-    if choices:
-        return " or ".join(f"`{choice.strip()[1:-1]}`" for choice in choices[1].split(","))
-    marks = {mark for mark in field.metadata if isinstance(mark, str)}
-    if marks & {"path", "layers"}:
-        return "a path" if "path" in marks else "a name of layers"
-    for name, words in (
-        ("Percent", "a percentage"),
-        ("Range", "a range of times"),
-        ("Time", "a time"),
-        ("bool", "`true` or `false`"),
-        ("int", "an integer"),
-        ("float", "a number"),
-        ("str", "a string"),
-        ("Granularity|Single", "a granularity"),
-        ("Balanced", "class weights"),
-    ):
-        if re.search(rf"\b({name})\b", text):
-            many = "tuple" in text or "list" in text
-            return f"a list: {words}" if many else words
-    return f"`{text}`".replace("|", "or")
+def _paragraph(text: str) -> str:
+    """A paragraph as Markdown; an indented one is a formula."""
+    if text.startswith("    "):
+        return "```text\n" + textwrap.dedent(text) + "\n```"
+    return text.replace("<", "&lt;")
 
 
 # -- the command line --------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The one step of the build that pyproject.toml cannot state: the grammar goes into the wheel.
+"""The step of the build that pyproject.toml cannot state: grammar and recipes go into the wheel.
 
-In a checkout the grammar lies at the top, as a page for readers; in the wheel it lies inside the
-package, as dcil_dsl/grammar/prune.lark. lang/tokens.py looks in both places.
+In a checkout both lie at the top, as pages for readers; in the wheel they lie inside the package,
+as dcil_dsl/grammar/prune.lark and dcil_dsl/recipes/. lang/tokens.py and lang/shipped.py look in
+both places.
 """
 
 from pathlib import Path
@@ -11,14 +12,21 @@ from setuptools.command.build_py import build_py
 GRAMMAR, ITSELF = "grammar/prune.lark", "grammar/build.py"
 
 
+def taken_along() -> list[str]:
+    """The files that the wheel has, by their paths in the checkout."""
+    recipes = (p for kind in ("prune", "json", "md") for p in Path("recipes").rglob(f"*.{kind}"))
+    return [GRAMMAR, *sorted(path.as_posix() for path in recipes)]
+
+
 class WithGrammar(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:  # an editable install reads the checkout
-            target = Path(self.build_lib, "dcil_dsl", GRAMMAR)
-            self.mkpath(str(target.parent))
-            self.copy_file(GRAMMAR, str(target))
+            for name in taken_along():
+                target = Path(self.build_lib, "dcil_dsl", name)
+                self.mkpath(str(target.parent))
+                self.copy_file(name, str(target))
 
     def get_source_files(self):
         """What a source distribution needs to build the wheel."""
-        return [*super().get_source_files(), GRAMMAR, ITSELF]
+        return [*super().get_source_files(), *taken_along(), ITSELF]

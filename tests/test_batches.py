@@ -35,12 +35,24 @@ def test_each_of_several_processes_has_the_gpu_of_its_number(made_current):
 
 
 @pytest.mark.parametrize("device", ["cuda:2", "cuda:one", "tpu"])
-def test_a_device_that_is_not_there_is_refused(device, made_current):
+def test_a_device_that_is_missing_is_refused(device, made_current):
     with pytest.raises(InputError):
         pick_device(device)
     with pytest.raises(InputError, match="torch finds 2 GPUs"):
         pick_device("cuda", Ranks(4, 8, 2, 8))
     assert made_current == []
+
+
+def test_an_apple_gpu_is_taken_where_it_is_named_and_torch_finds_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="torch finds no Apple GPU"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("mps") == torch.device("mps") and pick_device("auto").type == "cpu"
+    with pytest.raises(InputError, match="one process at a time"):
+        pick_device("mps", Ranks(1, 2, 1, 2))
+    with pytest.raises(InputError, match="there is no device `mps:1`"):
+        pick_device("mps:1")
 
 
 @pytest.mark.parametrize(("asked", "processes", "workers"), [(None, 1, 3), (None, 2, 1), (5, 2, 5)])

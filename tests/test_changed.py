@@ -118,7 +118,7 @@ def spoil():
     return bad
 
 
-def test_a_corrupt_image_ends_the_run_with_its_name_and_a_checkpoint_to_go_on_from(folder, capsys):
+def test_a_corrupt_image_ends_the_run_with_its_name_and_a_checkpoint_to_resume_from(folder, capsys):
     bad = spoil()
     shutil.rmtree(folder / "run")
     assert call(*JOB) == 2
@@ -129,7 +129,7 @@ def test_a_corrupt_image_ends_the_run_with_its_name_and_a_checkpoint_to_go_on_fr
     assert call(*JOB, "--resume", "--on-bad-image", "skip") == 0
 
 
-def test_a_corrupt_image_is_skipped_if_asked_told_once_and_reported(folder, capsys):
+def test_a_corrupt_image_is_skipped_if_asked_and_reported_once(folder, capsys):
     bad = spoil()
     shutil.rmtree(folder / "run")
     assert call(*JOB, "--on-bad-image", "skip") == 0
@@ -161,7 +161,7 @@ def test_the_list_of_skipped_images_is_written_to_no_link(folder, capsys):
     assert len((folder / "run/bad_images.txt").read_text().splitlines()) == 1
 
 
-def test_a_run_whose_folder_and_model_were_moved_goes_on(folder, tmp_path, monkeypatch):
+def test_a_run_whose_folder_and_model_were_moved_resumes(folder, tmp_path, monkeypatch):
     moved = folder.rename(tmp_path / "mit \u00dcbergr\u00f6\u00dfe")
     monkeypatch.chdir(tmp_path)
     (moved / "run").rename(tmp_path / "der Lauf")

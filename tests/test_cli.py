@@ -131,13 +131,13 @@ def test_a_missing_recipe_is_a_wrong_command(dcil):
     assert status == 2 and "tine.prune" in err and "tiny.prune" in err
 
 
-def test_a_run_folder_in_a_recipes_place_is_told_with_the_recipe_in_it(dcil, here):
+def test_a_run_folder_in_a_recipes_place_is_reported_with_the_recipe_in_it(dcil, here):
     (here / "run").mkdir()
     (here / "run" / "resolved.prune").write_text(RECIPE)
-    status, _, err = dcil("check", "run")
+    status, _, err = dcil("plan", "run", "--model", "net.py:net")
     assert status == 2 and "that of this run is run/resolved.prune" in err
     (here / "a.prune").mkdir()
-    status, _, err = dcil("check", "a.prune")
+    status, _, err = dcil("plan", "a.prune", "--model", "net.py:net")
     assert (status, err) == (2, "error: cannot read the recipe a.prune: is a directory\n")
 
 
@@ -150,7 +150,7 @@ def test_an_unknown_verb_is_a_wrong_command_with_the_nearest(dcil):
     status, _, err = dcil("chek", "tiny.prune")
     assert status == 2 and "there is no verb `chek`; did you mean `check`?" in err
     status, _, err = dcil("quantize")
-    assert status == 2 and "the verbs are compile, check, fmt" in err
+    assert status == 2 and "the verbs are compile, init, check, fmt" in err
 
 
 def test_every_verb_of_the_table_has_a_command_with_help(dcil):
@@ -239,7 +239,7 @@ def test_plan_as_json_is_the_plan(dcil):
     assert plan.steps_per_epoch == 8  # 512 synthetic images in batches of 64
 
 
-def test_an_epoch_of_unknown_length_is_told_and_can_be_given(dcil, here):
+def test_an_epoch_of_unknown_length_is_reported_and_can_be_given(dcil, here):
     (here / "tiny.prune").write_text(RECIPE.replace("data synthetic", "data imagefolder"))
     _, out, err = dcil("plan", "tiny.prune", "--model", "net.py:net", "--json")
     assert "--steps-per-epoch" in err and Plan.from_json(out).steps_per_epoch == 1000
@@ -260,7 +260,7 @@ def test_precision_and_seed_of_the_command_line_stand_in_the_plan(dcil, monkeypa
     assert plan.recipe.overrides == {"train.precision": "bf16", "train.seed": "5"}
 
 
-def test_a_model_other_than_the_recipes_own_is_told(dcil, here):
+def test_a_model_other_than_the_recipes_own_is_reported(dcil, here):
     (here / "tiny.prune").write_text(RECIPE.replace("data syn", "model resnet18 {}\n\ndata syn"))
     _, _, err = dcil("plan", "tiny.prune", "--model", "net.py:net")
     assert "note: the recipe was written for the model `resnet18`; this is net.py:net" in err
@@ -340,7 +340,7 @@ def test_explain_says_what_is_missing_to_tell_of_a_layer(dcil):
     assert status == 2 and "--set: only for a layer" in err
 
 
-def test_explain_of_a_layer_that_is_not_there_is_a_wrong_command(dcil):
+def test_explain_of_a_layer_that_is_missing_is_a_wrong_command(dcil):
     status, _, err = dcil("explain", "00", "tiny.prune", "--model", "net.py:net")
     assert status == 2 and "has no layer `00`" in err and "`dcil plan` lists the layers" in err
 
@@ -349,7 +349,7 @@ def test_what_we_did_not_foresee_is_status_70_and_called_our_bug(dcil, monkeypat
     def fail(*_, **__):
         raise ZeroDivisionError("in the dark")
 
-    monkeypatch.setattr("dcil_dsl.lang.load", fail)
+    monkeypatch.setattr("dcil_dsl.lang.loads", fail)
     status, _, err = dcil("check", "tiny.prune")
     assert status == 70
     assert "Traceback" in err and "this is a bug in dcil_dsl" in err
@@ -367,7 +367,7 @@ def test_too_little_memory_is_the_machines_and_no_bug(dcil, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("dcil_dsl.lang.load", fail)
+    monkeypatch.setattr("dcil_dsl.lang.loads", fail)
     status, _, err = dcil("check", "tiny.prune")
     assert status == 2 and "Traceback" not in err
     assert err.startswith("error: out of memory: ") and "`batch_size`" in err
@@ -377,7 +377,7 @@ def test_an_interrupt_is_status_130_without_a_traceback(dcil, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcil_dsl.lang.load", stop)
+    monkeypatch.setattr("dcil_dsl.lang.loads", stop)
     status, _, err = dcil("check", "tiny.prune")
     assert status == 130 and "Traceback" not in err
 

@@ -137,7 +137,7 @@ def test_a_run_cut_short_and_resumed_ends_as_the_straight_one(folder, tmp_path):
     assert all(torch.equal(straight[name], cut[name]) for name in straight)
 
 
-def test_an_interrupted_run_is_status_130_and_says_how_to_go_on(
+def test_an_interrupted_run_is_status_130_and_says_how_to_resume(
     folder, tmp_path, monkeypatch, capsys
 ):
     class Impatient(Display):
@@ -300,7 +300,7 @@ def test_folders_of_jpeg_files_train_and_eval_finds_them_again(folder, tmp_path,
     assert f"top1 {top1:.4%}" in capsys.readouterr().out
 
 
-def test_a_run_folder_that_cannot_be_made_is_told_before_training(folder, tmp_path, capsys):
+def test_a_run_folder_that_cannot_be_made_is_reported_before_training(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert call(*job(folder), "--out", tmp_path / "file" / "run") == 2
     err = capsys.readouterr().err

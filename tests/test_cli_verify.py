@@ -40,7 +40,7 @@ def test_verify_proves_the_file_and_the_checkpoint(folder, capsys):
     assert "asked 90%, measured 90%; 504 of 5,040 weights may be kept, 504 are not zero" in out
 
 
-def test_a_program_verifies_and_is_told_nothing_where_all_is_well(folder):
+def test_a_program_verifies_and_hears_nothing_where_all_is_well(folder):
     verdicts = dcil.verify_artefact(folder / "run")
     assert [verdict.holds for _, verdict in verdicts] == [True, True]
 

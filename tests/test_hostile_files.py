@@ -55,7 +55,7 @@ def mark(tmp_path):
     assert not path.exists()
 
 
-def test_the_payload_would_work(tmp_path):
+def test_unpickling_the_hostile_payload_would_run_its_code(tmp_path):
     """Else nothing here would prove anything."""
     pickle.loads(pickle.dumps(Payload(tmp_path / "mark")))
     assert (tmp_path / "mark").exists()

@@ -71,7 +71,7 @@ class Returns(Net):
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_a_model_that_cannot_be_trained_is_told_before_anything_is_written(case, tmp_path):
+def test_a_model_that_cannot_be_trained_is_reported_before_anything_is_written(case, tmp_path):
     build, reason = UNFIT[case]
     with pytest.raises(InputError, match=reason):
         _train(tmp_path / "run", build())
@@ -107,7 +107,7 @@ def _forward_that_counts():
     return forward
 
 
-def test_a_metric_that_the_model_does_not_measure_is_told_before_training(tmp_path):
+def test_a_metric_that_the_model_does_not_measure_is_reported_before_training(tmp_path):
     text = ONE_EPOCH.replace("sparsity >= 89%", "top5 >= 10%").replace("= 10 }", "= 4 }")
     model = Net(lambda net: setattr(net, "head", nn.Linear(8, 5)))
     recipe = dcil.loads(text)
@@ -161,7 +161,7 @@ def test_a_run_knows_its_first_weights_from_the_moment_that_it_is_there(tmp_path
     assert seen == [str(tmp_path / "w.pth")]
 
 
-def test_a_layer_that_the_forward_never_uses_is_told(tmp_path):
+def test_a_layer_that_the_forward_never_uses_is_reported(tmp_path):
     notes = []
     model = Net(lambda net: net.add_module("spare", nn.Conv2d(3, 3, 1)))
     _train(tmp_path / "run", model, max_steps=1, note=notes.append)
@@ -189,13 +189,13 @@ def test_a_run_that_another_process_trains_is_not_given_another_recipe(tmp_path)
     run = _train(tmp_path / "run", Net(), max_steps=1)
     before = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     recipe = dcil.loads(ONE_EPOCH.replace("lr=0.05", "lr=0.01"))
-    with hold_run(run.folder), pytest.raises(InputError, match="another process"):
+    with hold_run(run.folder.path), pytest.raises(InputError, match="another process"):
         train(recipe, Net(), "synthetic", out=run.path, device="cpu", resume=True, anyway=True)
     after = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     assert after == before
 
 
-def test_a_batch_of_one_example_that_a_norm_cannot_train_on_is_told(tmp_path):
+def test_a_batch_of_one_example_that_a_norm_cannot_train_on_is_reported(tmp_path):
     """Where one number is left of each channel."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3),
@@ -210,7 +210,7 @@ def test_a_batch_of_one_example_that_a_norm_cannot_train_on_is_told(tmp_path):
     assert "a larger `batch_size`" in error.value.help
 
 
-def test_a_model_that_is_another_one_now_is_told(tmp_path):
+def test_a_model_that_is_another_one_now_is_reported(tmp_path):
     (tmp_path / "net.py").write_text(tiny_job.NET)
     spec = f"{tmp_path}/net.py:Net"
     train(dcil.loads(ONE_EPOCH), spec, "synthetic", out=tmp_path / "run", device="cpu", max_steps=1)
@@ -242,7 +242,7 @@ class Listed(list):
         (Listed([0, 2, 0]), "has no training example of b"),
     ],
 )
-def test_classes_that_cannot_be_counted_are_told_at_the_loss_that_asks(tmp_path, part, says):
+def test_classes_that_cannot_be_counted_are_reported_at_the_loss_that_asks(tmp_path, part, says):
     (tmp_path / "tiny.prune").write_text(BALANCED)
     data = Dataset("mine", part, part, ("a", "b", "c"), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(InputError, match=rf"tiny.prune:31:3: `balanced` .*{says}"):

@@ -51,7 +51,7 @@ def test_a_batch_smaller_than_the_ranks_are_many_is_refused_by_all(folder):
     assert on_ranks(folder, 2, work) == [0, 0], said(folder, 0)
 
 
-def test_a_folder_in_the_way_is_told_by_the_first_and_known_to_all(folder):
+def test_a_folder_in_the_way_is_reported_by_the_first_and_known_to_all(folder):
     (folder / "run").mkdir()
     (folder / "run" / "something").touch()
 

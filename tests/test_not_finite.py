@@ -121,7 +121,7 @@ def fill(tensors, names) -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("model/1.running_var",)], ids=["all", "statistics"])
-def test_a_checkpoint_of_nan_is_told_by_eval_verify_and_export(folder, names, capsys):
+def test_a_checkpoint_of_nan_is_reported_by_eval_verify_and_export(folder, names, capsys):
     forge(folder, lambda tensors: fill(tensors, names))
     assert call("eval", folder / "run", *own(folder)) == 1
     out = capsys.readouterr().out
@@ -167,14 +167,14 @@ def train(folder: Path, tmp_path: Path, **changes):
     )
 
 
-def test_data_without_a_class_are_told_as_such(folder, tmp_path):
+def test_data_without_a_class_are_reported(folder, tmp_path):
     images = dataset()["train"].images
     nothing = Tensors(images, torch.full((64,), -100))
     with pytest.raises(InputError, match="no example of a batch has a class"):
         train(folder, tmp_path, train=nothing)
 
 
-def test_a_mean_that_is_nan_is_told_as_such(folder, tmp_path):
+def test_a_mean_that_is_nan_is_reported(folder, tmp_path):
     with pytest.raises(InputError, match="images of the first batch hold numbers") as error:
         train(folder, tmp_path, mean=(float("nan"),) * 3)
     assert "mean" in error.value.help and "learning rate" not in error.value.help

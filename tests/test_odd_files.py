@@ -101,7 +101,7 @@ def test_a_run_s_own_file_without_a_header_does_not_hold(folder, capsys):
 @pytest.mark.parametrize(
     "shape", [[1, 3, 0, 0], [1, 3, 2, 2], [1, 7, 32, 32], [1, 3, 10**6, 10**6]]
 )
-def test_images_of_a_header_that_the_model_does_not_take_are_told(folder, shape, capsys):
+def test_images_of_a_header_that_the_model_does_not_take_are_reported(folder, shape, capsys):
     file = folder / "alone.safetensors"
     shutil.copy(folder / "run" / "sparse.safetensors", file)
     forge_header(file, sizes={"x": {"shape": shape, "dtype": "float32"}})
@@ -166,7 +166,7 @@ def test_a_link_that_leads_nowhere_is_not_a_file_that_was_never_exported(folder,
     assert "there is no file" in capsys.readouterr().err
 
 
-def test_nan_of_a_path_that_is_not_deployed_is_told_of_a_checkpoint(folder, capsys):
+def test_nan_of_a_path_that_is_not_deployed_is_reported_of_a_checkpoint(folder, capsys):
     forge(folder / "run", lambda t, h: t["model/1__dense.running_var"].fill_(torch.nan))
     assert call("verify", folder / "run") == 1
     assert "1__dense.running_var holds numbers that are not finite" in capsys.readouterr().out

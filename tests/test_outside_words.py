@@ -57,13 +57,13 @@ def test_a_word_of_a_package_that_is_installed_and_not_used_runs_nothing(package
     assert "my_words" not in sys.modules
 
 
-def test_a_package_that_is_not_there_is_named_where_the_recipe_names_it():
+def test_a_package_that_is_missing_is_named_where_the_recipe_names_it():
     assert told(SCORED) == [
         ("E241", 3, "the package `my-words` is not installed", "pip install my-words")
     ]
 
 
-def test_a_package_without_words_is_told():
+def test_a_package_without_words_is_reported():
     ((code, _, message, _),) = told(USES.replace("my-words", "pydantic"))
     assert code == "E241" and "declares no words" in message
 
@@ -103,7 +103,7 @@ def test_two_packages_with_one_word_are_refused(package, tmp_path, monkeypatch):
         ("my_words:Unfinished", "does nothing yet: my_words:Unfinished has no `combine`"),
     ],
 )
-def test_a_word_that_is_declared_wrongly_is_told_where_it_is_used(
+def test_a_word_that_is_declared_wrongly_is_reported_where_it_is_used(
     place, fact, tmp_path, monkeypatch
 ):
     install(tmp_path, monkeypatch, declared={"bounded": place})
@@ -120,7 +120,7 @@ def test_settings_that_no_plan_can_hold_are_refused(tmp_path, monkeypatch):
     assert message == "`limit` of `bounded` is a time in epochs, which no plan can hold"
 
 
-def test_a_word_in_the_wrong_place_and_a_wrong_setting_are_told(package):
+def test_a_word_in_the_wrong_place_and_a_wrong_setting_are_reported(package):
     assert told(SCORED.replace("bounded(limit=0.05)", "midpoint()"))[0][2] == (
         "`midpoint` is an integrator, not a score"
     )
@@ -221,7 +221,7 @@ def test_another_version_neither_resumes_nor_evaluates_a_run(run, tmp_path, monk
     assert "`bounded` was planned with my-words 1.2, and 1.3 is installed" in told
 
 
-def test_a_run_with_its_package_goes_on_and_is_evaluated(run, capsys):
+def test_a_run_with_its_package_resumes_and_is_evaluated(run, capsys):
     assert call(*run, "--resume") == 0
     assert call("eval", "run", "--model", "net.py:Net") == 0
 

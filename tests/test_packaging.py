@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.toml import tomllib
 
+from dcil_dsl.diagnostics.optional import TRAINING
 from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.registry import own_words
 
@@ -16,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The name to install -> the name to import, where they differ.
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
-# torchvision's images are pillow's, and its tensors come from numpy: both come with it.
-WITH_OTHERS = {"PIL", "numpy", "pydantic_core", "typing_extensions"}  # of torchvision, pydantic
-OPTIONAL = {"lightning", "timm", "transformers", "flwr"}
+# of torchvision, pydantic, typer, rich, pytest-lsp
+WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "click", "pygments", "pytest_asyncio"}
+OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -48,6 +49,9 @@ def imported_by(folder):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 found.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "library":
+                (name,) = node.args
+                found.add(name.value.split(".")[0])
     return found
 
 
@@ -62,7 +66,7 @@ def test_the_grammar_is_put_into_the_wheel_where_the_parser_looks():
     commands = PROJECT["tool"]["setuptools"]["cmdclass"]
     assert commands == {"build_py": "grammar.build.WithGrammar"}
     text = (ROOT / "grammar" / "build.py").read_text(encoding="ascii")
-    assert '"grammar/prune.lark"' in text and '"dcil_dsl", GRAMMAR' in text
+    assert '"grammar/prune.lark"' in text and '"dcil_dsl", name' in text
     assert (ROOT / "grammar" / "prune.lark").is_file()
     assert not (ROOT / "dcil_dsl" / "grammar").exists()  # the checkout has one copy
 
@@ -74,18 +78,23 @@ def test_an_editable_install_is_a_path_that_type_checkers_follow():
 
 def test_what_is_installed_is_what_is_imported():
     found = imported_by("dcil_dsl") - set(sys.stdlib_module_names) - {"dcil_dsl"}
-    installed = needed(PROJECT["project"]["dependencies"])
+    project = PROJECT["project"]
+    installed = needed(project["dependencies"] + project["optional-dependencies"]["train"])
     assert found - WITH_OTHERS - OPTIONAL <= installed
     assert installed - found == {"tensorboard"}  # torch.utils.tensorboard needs it
+    assert set(TRAINING) - WITH_OTHERS == needed(project["optional-dependencies"]["train"])
 
 
 def test_what_the_tests_import_comes_with_the_test_extra():
     folders = ("tests", "benchmarks")
     own = {file.stem for folder in folders for file in (ROOT / folder).rglob("*.py")} | {"support"}
-    found = imported_by("tests") - set(sys.stdlib_module_names) - own - {"dcil_dsl", "tomli"}
+    own |= {"dcil_dsl", "grammar"}
+    found = imported_by("tests") - set(sys.stdlib_module_names) - own - {"tomli"}
     project = PROJECT["project"]
-    brought = needed(project["dependencies"] + project["optional-dependencies"]["test"])
-    assert found - WITH_OTHERS <= brought
+    extras = project["optional-dependencies"]
+    assert "dcil-dsl[train]" in extras["test"]
+    brought = needed(project["dependencies"] + extras["test"] + extras["train"])
+    assert found - WITH_OTHERS - OPTIONAL - {"pytest_lsp"} <= brought  # of .ci/extras lsp
 
 
 def test_the_picture_is_of_the_graph_that_the_compiler_makes():

@@ -69,14 +69,14 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("told, other", DIFFERENT.items(), ids=list(DIFFERENT))
-def test_what_one_rank_was_given_otherwise_is_told_with_both_values(folder, told, other):
+def test_what_one_rank_was_given_otherwise_is_reported_with_both_values(folder, told, other):
     text = ended(folder, {}, other)
     assert "not started alike: rank 1 and rank 0 differ" in text and told in text
     assert text.endswith("give every process the same command\n")
     assert not (folder / "run").exists()
 
 
-def test_another_folder_or_other_data_on_one_rank_are_told(folder):
+def test_another_folder_or_other_data_on_one_rank_are_reported(folder):
     text = ended(folder, {}, {"out": folder / "elsewhere"})
     assert f'--out: "{folder}/run" on rank 0, "{folder}/elsewhere" on rank 1' in text
 
@@ -93,7 +93,7 @@ def test_of_three_ranks_the_one_that_differs_is_named(folder):
     assert "rank 2 and rank 0 differ" in text and "train.seed: 0 on rank 0, 1 on rank 2" in text
 
 
-def test_a_rank_that_resumes_among_others_that_do_not_is_told(folder):
+def test_a_rank_that_resumes_among_others_that_do_not_is_reported(folder):
     job(folder, max_steps=2)
     before = {file: file.stat().st_mtime_ns for file in (folder / "run").rglob("*")}
     for one, other in ({}, {"resume": True}), ({"resume": True}, {}):

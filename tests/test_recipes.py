@@ -11,20 +11,26 @@ from safetensors.torch import load_file
 from support.tiny_job import NET
 
 import dcil_dsl as dcil
+from dcil_dsl.plan.schedule import keeps_at
+from dcil_dsl.zoo import build_model
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
 MEASURED = RECIPES / "allocation" / "sensitivity.prune"  # by a profile of one model
+FROZEN = RECIPES / "training" / "frozen.prune"  # its first layer keeps every weight
+OF_RESNET20 = [RECIPES / "allocation" / f"{name}.prune" for name in ("table", "at_most")]
+PATTERN = RECIPES / "schedules" / "nm24.prune"  # its target is 2:4
 PATHS = [
     path
-    for name in ("allocation", "scores")
+    for name in ("allocation", "scores", "training", "schedules")
     for path in sorted((RECIPES / name).glob("*.prune"))
-    if path != MEASURED
+    if path not in (MEASURED, FROZEN, PATTERN, *OF_RESNET20)
 ]
 
 
 def train(path, folder, **overrides):
     """The non-zero weights of each convolution in the exported file, and the run."""
+    folder.mkdir(exist_ok=True)
     (folder / "net.py").write_text(NET)
     run = dcil.train(
         str(path),
@@ -47,6 +53,28 @@ def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
     assert sum(kept.values()) <= 504  # 10% of 5,040
     assert sum(kept.values()) >= 504 - len(SIZES)
     assert run.plan.groups[0].sparsity == 0.9
+
+
+@pytest.mark.parametrize("path", OF_RESNET20, ids=lambda path: path.stem)
+def test_a_target_of_resnet20_is_resolved_for_it(path):
+    plan = dcil.resolve(dcil.load(path), build_model("dcil:resnet20", 10), steps_per_epoch=23)
+    kept = sum(sum(keeps_at(group, plan.num_steps)) for group in plan.groups)
+    assert kept == {"at_most": 25_000, "table": 26_036}[path.stem]
+
+
+def test_a_pattern_that_ramps_ends_at_two_of_four(tmp_path):
+    kept, run = train(PATTERN, tmp_path)
+    assert kept["0.weight"] == 432 and kept["3.weight"] == 2304
+    lines = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    assert [line["sparsity_asked"] for line in lines] == [0.25, 0.5]
+
+
+def test_a_frozen_layer_keeps_every_weight_as_it_was(tmp_path):
+    kept, run = train(FROZEN, tmp_path)
+    assert kept["0.weight"] == 432 and 460 - 1 <= kept["3.weight"] <= 460
+    weight = run.model.state_dict()["0.weight"]
+    again = train(FROZEN, tmp_path / "again", **{"train.epochs": "1ep", "train.seed": "0"})[1]
+    assert (again.model.state_dict()["0.weight"] == weight).all()
 
 
 @pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced"])

@@ -91,7 +91,7 @@ def test_a_verb_whose_work_is_its_status_or_a_file_keeps_it(folder):
         assert shell(folder, f"dcil nothing {streams}")[0] == 2
 
 
-def test_a_folder_that_was_deleted_while_one_stands_in_it_is_told(folder):
+def test_a_folder_that_was_deleted_while_one_stands_in_it_is_reported(folder):
     line = f'mkdir gone; cd gone; rmdir ../gone; dcil verify "{folder}"'
     assert shell(folder, line) == (
         2,
@@ -140,6 +140,6 @@ def test_a_number_that_is_printed_and_kept_nowhere_else_is_not_lost_in_silence(f
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 @pytest.mark.parametrize("value", ["two", "", "-1"])
-def test_a_variable_of_the_launcher_that_is_no_number_is_told(folder, name, value):
+def test_a_variable_of_the_launcher_that_is_no_number_is_reported(folder, name, value):
     status, err = shell(folder, "dcil check missing.prune", **{name: value})
     assert status == 2 and err.startswith(f"error: {name} is `{value}` in the environment")

@@ -71,7 +71,7 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_rank_killed_in_the_middle_is_started_again_and_the_job_goes_on_by_itself(tmp_path):
+def test_a_rank_killed_in_the_middle_is_started_again_and_the_job_resumes_alone(tmp_path):
     recipe = RECIPE.replace("epochs    = 2ep", "epochs    = 4ep\n  sync_norms = true")
     (tmp_path / "tiny.prune").write_text(recipe)
     (tmp_path / "net.py").write_text(NET + KILLED)

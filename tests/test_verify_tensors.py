@@ -153,7 +153,7 @@ def test_a_file_alone_that_promises_nothing_does_not_hold(folder, capsys):
     assert "the file promises nothing" in capsys.readouterr().out
 
 
-def test_minus_infinity_in_a_constant_is_told_and_is_no_fault(folder, capsys):
+def test_minus_infinity_in_a_constant_is_reported_and_is_no_fault(folder, capsys):
     shutil.copy(folder / "run" / "sparse.safetensors", folder / "alone.safetensors")
     forge(folder / "alone.safetensors", lambda t: t.update(mask=torch.tensor([0.0, -torch.inf])))
     assert call("verify", folder / "alone.safetensors") == 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from click import Command
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -19,9 +20,7 @@ from dcil_dsl import __version__
 from dcil_dsl.cli.errors import DONE, run_program
 from dcil_dsl.diagnostics.suggest import nearest
 
-SETTINGS: dict[str, Any] = dict(
-    rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
-)
+SETTINGS: dict[str, Any] = dict(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 class Verb(NamedTuple):
@@ -35,10 +34,14 @@ CORE = "dcil_dsl.cli.verbs"
 REPORT = "dcil_dsl.extras.report.verbs"
 VERBS = {
     "compile": Verb(f"{CORE}:compile_recipe", "Compile, train, prove and export: the main job."),
+    "init": Verb(f"{CORE}:init", "Write a commented recipe for a model."),
     "check": Verb(f"{CORE}:check", "Check a recipe, alone or for a model."),
     "fmt": Verb(f"{CORE}:fmt", "Rewrite recipe files in the canonical form."),
     "plan": Verb(f"{CORE}:plan", "Print what happens to each layer, and when."),
-    "explain": Verb(f"{CORE}:explain", "Explain an error code, or one layer under a recipe."),
+    "explain": Verb(
+        f"{CORE}:explain", "Explain an error code, a word, or one layer under a recipe."
+    ),
+    "recipes": Verb("dcil_dsl.cli.recipes:recipes", "List the recipes that come with dcil."),
     "sensitivity": Verb(
         "dcil_dsl.extras.sensitivity.verb:sensitivity",
         "Measure how sensitive each layer is to pruning.",
@@ -53,13 +56,42 @@ VERBS = {
     "sweep": Verb(
         "dcil_dsl.extras.report.sweep_verb:sweep", "Train a recipe at several values and seeds."
     ),
+    "bench": Verb(
+        "dcil_dsl.extras.bench.verb:bench", "Time the exported network in several engines."
+    ),
+    "import": Verb(
+        "dcil_dsl.extras.sparseml.verb:import_recipe",
+        "Turn a recipe of SparseML into a .prune file.",
+    ),
+    "lsp": Verb("dcil_dsl.extras.lsp.verb:lsp", "Run the language server for editors."),
+}
+
+
+# What other programs call a verb: the verb that does it here.
+MEANT = {
+    "build": "compile",
+    "convert": "export",
+    "docs": "explain",
+    "evaluate": "eval",
+    "format": "fmt",
+    "help": "explain",
+    "lint": "check",
+    "new": "init",
+    "prove": "verify",
+    "prune": "compile",
+    "run": "compile",
+    "show": "plan",
+    "summary": "plan",
+    "test": "eval",
+    "train": "compile",
+    "validate": "check",
 }
 
 
 def command_of(name: str) -> Any:
     """The command of a verb, by import."""
     module, _, function = VERBS[name].place.partition(":")
-    single = typer.Typer(**SETTINGS)
+    single = typer.Typer(add_completion=False, **SETTINGS)
     work = getattr(importlib.import_module(module), function)
     single.command(name, short_help=VERBS[name].help)(work)
     return get_command(single)
@@ -92,15 +124,33 @@ class Program(TyperGroup):
         return list(VERBS)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in VERBS:
-            near = nearest(args[0], VERBS)
-            hint = f"did you mean `{near}`?" if near else f"the verbs are {', '.join(VERBS)}"
-            ctx.fail(f"there is no verb `{args[0]}`; {hint}")
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            ctx.fail(f"there is no verb `{args[0]}`; {_hint(args[0])}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The verbs and the options before them, without an import."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [
+            CompletionItem(name, help=verb.help)
+            for name, verb in VERBS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*verbs, *Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+
+def _hint(unknown: str) -> str:
+    """What to type for a verb that is missing: the nearest, the same by another name, or all."""
+    meant = MEANT.get(unknown)
+    if meant == "compile":
+        return "`dcil compile RECIPE --model SPEC --train DATA` prunes and trains"
+    near = meant or nearest(unknown, VERBS)
+    return f"did you mean `{near}`?" if near else f"the verbs are {', '.join(VERBS)}"
 
 
 app = typer.Typer(

@@ -27,6 +27,12 @@ def option(name: str) -> Any:
 
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]
+RecipeFiles = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH...", help=".prune files, folders of them, or - for standard input"
+    ),
+]
 Spec = Annotated[
     str,
     typer.Option(

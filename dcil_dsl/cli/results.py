@@ -50,7 +50,7 @@ def _show_tables(run: Run) -> None:
     from rich.console import Console
 
     from dcil_dsl.training.checkpoint_files import newest_of
-    from dcil_dsl.training.progress import result_table
+    from dcil_dsl.training.result import result_table
 
     checkpoint = newest_of(run.folder.checkpoint) or run.folder.checkpoint
     files = (run.folder.weights, run.folder.report, run.folder.metrics, checkpoint)

@@ -15,6 +15,7 @@ from typing import Annotated, Optional
 import typer
 
 from dcil_dsl.cli import options as o
+from dcil_dsl.cli.checked import OUTPUTS, show_checked, write_reports
 from dcil_dsl.cli.errors import DONE, WRONG, note, tell
 from dcil_dsl.cli.results import report_run, show_claims
 from dcil_dsl.cli.streams import show
@@ -45,7 +46,9 @@ def compile_recipe(
         return DONE
     refuse("the data of --train give the length of an epoch", steps_per_epoch=steps_per_epoch)
     from dcil_dsl.data.datasets import require_data
+    from dcil_dsl.diagnostics.optional import require_training
 
+    require_training("--train")
     require_data(train, options.directory)  # before torch is loaded
     if not options.quiet:
         say_loading()
@@ -87,42 +90,81 @@ def _compile(
 
 @verb
 def check(
-    recipe: o.RecipeFile,
+    recipes: o.RecipeFiles,
     model: o.MaybeSpec = None,
     sets: o.Sets = None,
+    output: Annotated[
+        str, typer.Option("--output", metavar="FORM", help=f"one of {', '.join(OUTPUTS)}")
+    ] = "text",
     concise: o.Concise = False,
     steps_per_epoch: o.Steps = None,
-) -> None:
+) -> int:
     """Check syntax and meaning; with --model, also every selector against the model's layers."""
     overrides = o.overrides_of(sets)
-    if model is not None:
-        plan = prepare_for(recipe, model, overrides, concise, steps_per_epoch).plan
-        pruned = sum(len(group.parameters) for group in plan.groups)
-        print(f"{recipe}: sound for {model}, prunes {pruned} of {count(len(plan.layers), 'layer')}")
-        return
-    refuse("only with --model, which turns times into steps", steps_per_epoch=steps_per_epoch)
-    from dcil_dsl.lang import load
+    if output not in OUTPUTS:
+        raise InputError(f"--output {output}: the forms are {', '.join(OUTPUTS)}")
+    if model is None:
+        refuse("only with --model, which turns times into steps", steps_per_epoch=steps_per_epoch)
+    from dcil_dsl.jobs.check_files import check_files
+    from dcil_dsl.jobs.recipe_files import recipe_files
 
-    for diagnostic in load(recipe, overrides or None).warnings:
-        tell(diagnostic, concise)
-    print(f"{recipe}: sound")
+    results = check_files(recipe_files(recipes), overrides, model, steps_per_epoch)
+    if output == "text":
+        return show_checked(results, model, concise)
+    return write_reports(results, output)
 
 
 @verb
 def fmt(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help=".prune files")],
+    recipes: o.RecipeFiles,
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; list the files that would change")
     ] = False,
     concise: o.Concise = False,
 ) -> int:
-    """Rewrite recipe files in the canonical form."""
+    """Rewrite recipe files in the canonical form. `-` reads standard input, writes to output."""
     from dcil_dsl.jobs.format_files import format_files
+    from dcil_dsl.jobs.recipe_files import recipe_files
 
-    changed = format_files(recipes, write=not check)
-    for path in changed:
-        print(f"{path}: {'is not' if check else 'put'} in canonical form")
-    return WRONG if check and changed else DONE
+    done = format_files(recipe_files(recipes), write=not check)
+    if done.piped is not None and not check:
+        sys.stdout.write(done.piped)
+    for file in done.changed:
+        if check or file.path is not None:
+            print(f"{file.name}: {'is not' if check else 'put'} in canonical form")
+    return WRONG if check and done.changed else DONE
+
+
+@verb
+def init(
+    model: o.Spec,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", metavar="FILE", help="the file to write, or - (default: NAME.prune)"),
+    ] = None,
+) -> None:
+    """Write a commented recipe for a model, and check it. An existing file is not overwritten."""
+    from dcil_dsl.jobs.first_recipe import name_of, write_recipe
+
+    file = Path(f"{name_of(model)}.prune") if out is None else out
+    is_piped = str(file) == "-"
+    if not is_piped and file.exists():
+        raise InputError(f"{file} exists already", help="name another file with --out")
+    name = f"{name_of(model)}.prune" if is_piped else str(file)
+    written = write_recipe(model, name, functools.partial(tell, concise=False), note)
+    if is_piped:
+        show(written.text)
+        return
+    try:
+        with open(file, "x", encoding="utf-8") as target:
+            target.write(written.text)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from None
+    found = written.prepared.plan
+    pruned = sum(len(group.parameters) for group in found.groups)
+    layers = count(len(found.layers), "layer")
+    print(f"{file}: written, sound for {model}, prunes {pruned} of {layers}")
+    print(f"next: dcil compile {file} --model {model} --train DATA")
 
 
 @verb
@@ -167,8 +209,9 @@ def explain(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="CODE|LAYER",
-            help="an error code (E301, W303), or a layer (layer3.0.conv2) with RECIPE and --model",
+            metavar="CODE|WORD|LAYER",
+            help="an error code (E301, W303), a word of a recipe (magnitude, refresh, prune), or a "
+            "layer (layer3.0.conv2) with RECIPE and --model",
         ),
     ],
     recipe: Annotated[
@@ -179,12 +222,12 @@ def explain(
     concise: o.Concise = False,
     steps_per_epoch: o.Steps = None,
 ) -> None:
-    """Explain an error code, with an example; or what a recipe does to one layer."""
+    """Explain an error code, a word of the language, or what a recipe does to one layer."""
     if recipe is None and model is None:
-        from dcil_dsl.diagnostics.codes import explain
+        from dcil_dsl.cli.explain_word import explain_name
 
         refuse(LAYER_NEEDS, set=sets, steps_per_epoch=steps_per_epoch)
-        show(explain(what).rstrip("\n"))
+        show(explain_name(what).rstrip("\n"))
         return
     if recipe is None or model is None:
         missing = "a recipe" if recipe is None else "--model SPEC"

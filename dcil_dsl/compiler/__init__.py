@@ -20,6 +20,7 @@ from dcil_dsl.compiler.weight_state import add_dynamics, add_scores
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
+from dcil_dsl.words.weight_groups import frozen_names
 
 __all__ = ["PASSES", "Dual", "add_masks_and_twins", "compile_plan", "run_passes"]
 
@@ -116,6 +117,10 @@ def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
             weight = model.get_parameter(parameter)
             mask = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
             model.get_submodule(owner).register_buffer(f"{name}_mask", mask)
+    frozen = frozen_names(plan.train.groups)
+    for name, learning in model.named_parameters() if frozen else ():
+        if plan.original_name(name) in frozen:
+            learning.requires_grad_(False)
 
 
 def _last(steps: Iterator[tuple[str, fx.Graph]]) -> fx.Graph:

@@ -7,6 +7,7 @@ Not:  no optimizer and no loss (training/); exporting/ makes the deployable mode
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from dcil_dsl.model.inputs import Arguments
 from dcil_dsl.model.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh, last_refresh, sparsity_at
+from dcil_dsl.words.tensors.widest import has_float64
 
 
 class Dual(fx.GraphModule):
@@ -158,6 +160,19 @@ class Dual(fx.GraphModule):
 
         return collapse(self).eval()
 
+    def __getattr__(self, name: str) -> Any:
+        """As of any module; of what only the original's class has, the error says where it is."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            original = self.__dict__.get("original")
+            if name.startswith("_") or not hasattr(type(original), name):
+                raise
+            kind = type(original).__name__
+            raise AttributeError(
+                f"a Dual has no `{name}`; the sparse {kind} has it: dual.deployed.{name}"
+            ) from error
+
     def inputs(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The inputs of a graph, in its order, from the arguments of a call of the model."""
         return args if self.arguments.live is None else self.arguments.bind(args, kwargs)
@@ -251,8 +266,7 @@ class Dual(fx.GraphModule):
         phase = self.plan.phases[self.phase]
         begin_scores(self, phase, loss_scale)
         due = [group for group in self.plan.groups if self._is_due(group, step)]
-        for group in due:
-            self._refresh(group, last_refresh(group, step))
+        self._refresh_all([(group, last_refresh(group, step)) for group in due])
         clear_growth(self, phase)
         self.begun, self.is_begun = step, True
         if any(group.penalties for group in self.plan.groups):
@@ -308,8 +322,23 @@ class Dual(fx.GraphModule):
     def refresh(self, step: int) -> None:
         """Recompute every mask for `step`, due or not."""
         self._in_phase(self._phase_of(step))
-        for group in self.plan.groups:
-            self._refresh(group, step)
+        self._refresh_all([(group, step) for group in self.plan.groups])
+
+    @torch.no_grad()
+    def _refresh_all(self, due: list[tuple[Group, int]]) -> None:
+        """Refresh groups, each as of a step: in a copy on the CPU where the device has no float64,
+        on which masks that are the same on every device depend."""
+        weight = next(self.parameters(), None)
+        if not due or weight is None or has_float64(weight.device):
+            for group, step in due:
+                self._refresh(group, step)
+            return
+        copied = copy.deepcopy(self).cpu()
+        for group, step in due:
+            copied._refresh(group, step)
+        own = self.state_dict(keep_vars=True)
+        for name, tensor in copied.state_dict().items():
+            own[name].copy_(tensor)
 
     @torch.no_grad()
     def _refresh(self, group: Group, step: int) -> None:

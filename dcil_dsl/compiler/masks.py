@@ -47,7 +47,7 @@ def make_masks(
     else:
         group = group.model_copy(update={"ceilings": (), "bounds": ()})
     if group.pattern is not None:
-        return _patterns(group, group.pattern.n, scores, keeps, placement)
+        return _patterns(group, group.pattern.m, scores, keeps, placement)
     if isinstance(group.unit, Single):
         if group.target.rescales:
             pairs = zip(group.parameters, scores, strict=True)
@@ -71,7 +71,7 @@ def _of_weights(group: Group, kept: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _patterns(
-    group: Group, n: int, scores: Sequence[Tensor], keeps: tuple[int, ...], placement: Placement
+    group: Group, m: int, scores: Sequence[Tensor], keeps: tuple[int, ...], placement: Placement
 ) -> list[Tensor]:
     masks = []
     for name, score, cut, keep, size in zip(
@@ -80,7 +80,8 @@ def _patterns(
         if keep == size:
             masks.append(torch.ones_like(score, dtype=torch.bool))
         else:
-            masks.append(keep_pattern(score, placement.pattern_cut(name, cut, len(score)), n))
+            own = placement.pattern_cut(name, cut, len(score))
+            masks.append(keep_pattern(score, own, keep * m // size))
     return masks
 
 
@@ -107,7 +108,7 @@ def are_halved(group: Group, step: int) -> tuple[bool, ...]:
     """For each mask of a 2:4 group, whether it has that pattern at `step` or keeps all weights."""
     is_half = group.pattern == Pattern(n=2, m=4)
     keeps = keeps_at(group, step) if is_half else ()
-    return tuple(keep < size for keep, size in zip(keeps, group.num_weights, strict=False))
+    return tuple(2 * keep <= size for keep, size in zip(keeps, group.num_weights, strict=False))
 
 
 def _keep(

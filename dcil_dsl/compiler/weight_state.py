@@ -11,7 +11,7 @@ Not:  no formulas of scores (words/scores.py) or views (masking/views.py). Gradi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -270,9 +270,11 @@ def add_penalties(dual: Dual, step: int) -> None:
             if not weight:
                 continue
             norms = _norms_of_rows(dual, group, penalty)
+            axes = _filter_axes(dual.plan) if penalty.needs_axis else None
             for i, name in enumerate(group.parameters):
                 w, part, own = _part_of(dual, name, penalty)
-                more = {} if norms is None else {"norm": norms[i]}
+                more: dict[str, Any] = {} if norms is None else {"norm": norms[i]}
+                more |= {} if axes is None else {"axis": axes[name]}
                 own = penalty.gradient(own, **more).where(part, w.new_zeros(()))
                 w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
 

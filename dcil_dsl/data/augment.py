@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.words.augment import (
     NORMALISED,
     PIXELS,
@@ -27,6 +27,8 @@ from dcil_dsl.words.augment import (
     crop_sizes,
 )
 from dcil_dsl.words.tensors.boxes import box_chances, crop_boxes
+
+F = library("torchvision.transforms.v2.functional")
 
 # The usual validation of ImageNet: the short side to 256, then the middle 224 x 224.
 SHORT_SIDE = 256 / 224

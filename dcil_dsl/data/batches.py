@@ -202,6 +202,9 @@ def _no_handler_for_children() -> Iterator[None]:
     The handler raises anywhere, even in the middle of a step, from which no run can resume. The
     code that waits for a batch polls every few seconds whether the workers are alive.
     """
+    if not hasattr(signal, "SIGCHLD"):  # Windows
+        yield
+        return
     before = signal.getsignal(signal.SIGCHLD)
     try:
         yield

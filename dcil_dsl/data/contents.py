@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.datasets import ImageFolder
 
 from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.data.shards import Shards
+from dcil_dsl.diagnostics.optional import library
+
+datasets = library("torchvision.datasets")
 
 
 def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
@@ -42,7 +44,7 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
             case TensorDataset():
                 shapes = " and ".join(_shape(tensor) for tensor in examples.tensors)
                 found[part] = f"tensors of {shapes} ({_digest_of(*examples.tensors)})"
-            case ImageFolder():
+            case datasets.ImageFolder():
                 by_class = defaultdict(list)
                 for path, label in examples.samples:
                     by_class[label].append(path)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcil_dsl.diagnostics.optional import library
+
 
 @dataclass(frozen=True)
 class Tensors:
@@ -90,9 +92,7 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
         return images
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
-    from torchvision.transforms.v2.functional import rgb_to_grayscale
-
-    grey: Tensor = rgb_to_grayscale(images)
+    grey: Tensor = library("torchvision.transforms.v2.functional").rgb_to_grayscale(images)
     return grey
 
 

@@ -10,17 +10,21 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy
-from PIL import Image
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.data.datasets import LAYOUT
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.optional import library
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torchvision import datasets
+else:
+    Image, datasets = library("PIL.Image"), library("torchvision.datasets")
 
 # The usual constants of ImageNet-1k; for one channel, the mean of the three.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -104,20 +108,23 @@ def _class_folders(part: Path) -> set[str]:
     folders = {entry.name for entry in part.iterdir() if entry.is_dir()}
     if folders:
         return folders
-    flat = any(entry.suffix.lower() in IMG_EXTENSIONS for entry in part.iterdir())
+    flat = any(entry.suffix.lower() in datasets.folder.IMG_EXTENSIONS for entry in part.iterdir())
     fact = "images, but no class folders" if flat else "no class folders"
     raise InputError(f"{part} holds {fact}", f"expected: {LAYOUT}")
 
 
-def _open_part(part: Path, channels: int) -> ImageFolder:
-    folder = ImageFolder(part, loader=partial(read_image, mode=MODES[channels]), allow_empty=True)
+def _open_part(part: Path, channels: int) -> datasets.ImageFolder:
+    folder = datasets.ImageFolder(
+        part, loader=partial(read_image, mode=MODES[channels]), allow_empty=True
+    )
     counts = Counter(folder.targets)
     empty = [name for name, index in folder.class_to_idx.items() if not counts[index]]
     if empty:
         raise InputError(
             f"{len(empty)} of the {count(len(folder.classes), 'class folder')} of {part} "
             f"{'holds' if len(empty) == 1 else 'hold'} no image",
-            f"{_some(empty)}\nimages end in {', '.join(IMG_EXTENSIONS)}, in either case",
+            f"{_some(empty)}\nimages end in {', '.join(datasets.folder.IMG_EXTENSIONS)}, "
+            "in either case",
         )
     return folder
 

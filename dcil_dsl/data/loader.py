@@ -16,10 +16,9 @@ bytes, a quarter of the traffic. Everything else runs on the device, a whole bat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dcil_dsl.data.augment import mix_batch, neighbours, train_pipeline, val_pipeline
@@ -30,9 +29,15 @@ from dcil_dsl.data.folders import BadImage
 from dcil_dsl.data.reading import Fetched, Reader, Request, check_tensors
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.tasks import task_of
 from dcil_dsl.words.augment import Augment, Transform
 from dcil_dsl.words.tensors.numbers import sent
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = library("PIL.Image")
 
 __all__ = ["Loader", "share_of"]
 

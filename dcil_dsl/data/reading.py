@@ -164,7 +164,7 @@ def other_tensor(
 
 
 def check_tensors(name: str, examples: Tensors, num_classes: int) -> None:
-    """InputError for a type or shape that Tensors does not have, or a label without a class."""
+    """InputError for another type or shape than Tensors has, and for a label without a class."""
     images, labels = examples.images, examples.labels
     if images.dtype != torch.uint8:
         raise other_tensor(name, 0, *images[:1])
@@ -201,8 +201,9 @@ def leave_signals(worker: int) -> None:
     terminal. Only a SIGTERM from the main process ends a worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -19,10 +19,9 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,6 +31,12 @@ from dcil_dsl.data.datasets import shards_of
 from dcil_dsl.data.folders import MODES, BadImage, read_image, statistics_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.optional import library
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = library("PIL.Image")
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 WINDOW = 8  # shards that are shuffled together, so that reading stays in a few files at a time

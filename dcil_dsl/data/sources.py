@@ -13,21 +13,26 @@ import inspect
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from torchvision import datasets
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from dcil_dsl.data.dataset import Dataset, Tensors, in_memory
 from dcil_dsl.data.datasets import IDX_FILES, find, idx_file, idx_folder, record_of
 from dcil_dsl.data.examples import source_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.tasks.task import described
 from dcil_dsl.zoo.spec import call_in_words, user_callable
+
+if TYPE_CHECKING:
+    from torchvision import datasets
+else:
+    datasets = library("torchvision.datasets")
+of_sklearn, split = library("sklearn.datasets"), library("sklearn.model_selection")
 
 
 def open_dataset(
@@ -63,14 +68,11 @@ def digits(folder: None, channels: int) -> Dataset:
 
     Alpaydin & Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", its test part.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    loaded = load_digits()
+    loaded = of_sklearn.load_digits()
     images = torch.from_numpy(loaded.images)[:, None]  # 0..16
     images = (images * (255 / 16)).round().to(torch.uint8)
     labels = torch.from_numpy(loaded.target).long()
-    indices = train_test_split(
+    indices = split.train_test_split(
         range(len(images)), test_size=360, stratify=loaded.target, random_state=0
     )
     train, val = (Tensors(images[part], labels[part]) for part in map(torch.tensor, indices))
@@ -83,13 +85,10 @@ def diabetes(folder: None, channels: int) -> Dataset:
     Efron et al. 2004, "Least angle regression", Annals of Statistics 32. 89 patients, drawn once,
     are held out. The measurements are standardized, as scikit-learn has them; targets are 25..346.
     """
-    from sklearn.datasets import load_diabetes
-    from sklearn.model_selection import train_test_split
-
-    loaded = load_diabetes()
+    loaded = of_sklearn.load_diabetes()
     inputs = torch.from_numpy(loaded.data).float() * len(loaded.data) ** 0.5  # of deviation 1
     targets = torch.from_numpy(loaded.target).float()
-    parts = train_test_split(range(len(inputs)), test_size=89, random_state=0)
+    parts = split.train_test_split(range(len(inputs)), test_size=89, random_state=0)
     train, val = (TensorDataset(inputs[part], targets[part]) for part in map(torch.tensor, parts))
     return Dataset("diabetes", train, val, task="regression")
 
@@ -111,8 +110,8 @@ def _idx_part(place: Path, images_name: str, labels_name: str) -> Tensors:
     images_file, labels_file = (
         idx_file(folder, name) or folder / name for name in (images_name, labels_name)
     )
-    images = _read_idx(images_file, read_image_file)[:, None]
-    labels = _read_idx(labels_file, read_label_file)
+    images = _read_idx(images_file, datasets.mnist.read_image_file)[:, None]
+    labels = _read_idx(labels_file, datasets.mnist.read_label_file)
     if len(images) != len(labels) or not len(images):
         counts = f"{count(len(images), 'image')} and {count(len(labels), 'label')}"
         raise InputError(f"{images_file} and {labels_file} do not belong together: {counts}")

@@ -109,10 +109,11 @@ MODEL: tuple[Code, ...] = (
     ),
     entry(
         "E318",
-        "a profile that does not fit",
+        "a profile, a table or a count that does not fit",
         """`sensitivity(...)` reads a profile that `dcil sensitivity --json FILE` measured: of
           this model's layers, of single weights, and at sparsities as high as the target needs.
-          Its path is relative to the recipe's file.""",
+          A table, a list or a count has to fit the layers of its rule too, one sparsity for each.
+          Paths are relative to the recipe's file.""",
         'prune Conv2d to sensitivity(90%, profile="not-measured.json")',
     ),
     entry(
@@ -191,6 +192,16 @@ mix {
         """Every filter of the rule is tied to something that stays: a kept layer, a layer of
           another rule, an output of the model, or an operation that no rule of the dependency
           graph describes.""",
+    ),
+    entry(
+        "E326",
+        "a group of weights that cannot learn so",
+        """`groups` of `train` names weights that learn at another rate, without weight decay or not
+          at all. A group needs weights; frozen ones cannot be pruned, and some have to learn.""",
+        "layers stem = first Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
+        "  optimizer = sgd(lr=0.1)\n  groups    = [frozen(stem)]\n}",
+        "layers stem = first Conv2d\nprune Conv2d except first Conv2d to 90%\n"
+        "train {\n  epochs    = 10ep\n  optimizer = sgd(lr=0.1)\n  groups    = [frozen(stem)]\n}",
     ),
     entry(
         "W307",

@@ -236,14 +236,6 @@ RECIPE: tuple[Code, ...] = (
         "data digits { augment = [flip(), mixup(0.2)] }",
     ),
     entry(
-        "E232",
-        "a pattern that ramps",
-        """Of every m weights n stay, or all do; there is no sparsity in between. `once(at=10ep)`
-          begins at a given time, `constant()` with the run.""",
-        "prune Conv2d to 2:4 { schedule = linear(0ep..5ep) }",
-        "prune Conv2d to 2:4 { schedule = once(at=5ep) }",
-    ),
-    entry(
         "E233",
         "a score without a gradient",
         """A score of gradients takes those of one path, the deployed one unless another is named,

@@ -1,12 +1,20 @@
 """Suggest the nearest valid word for a misspelled one.
 
 In:   an unknown word, and the known words.
-Out:  the nearest known word, if a typing mistake explains the difference.
+Out:  the nearest known word, if a typing mistake explains the difference; the edits that the help
+      of a diagnostic suggests.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dcil_dsl.diagnostics.diagnostic import Diagnostic
+    from dcil_dsl.diagnostics.source import Span
 
 LONGEST = 200  # letters of a word that may be a misspelling
 
@@ -74,3 +82,56 @@ def _distance(a: str, b: str, most: int) -> int:
         if min(row) >= far and min(before) >= far:
             return far
     return row[len(b)]
+
+
+# A help that is one or more replacements for the place of its diagnostic, and nothing else.
+_REPLACES = re.compile(
+    r"(?:did you mean|write|write it in quotes:|a class is named alone:|a range is written"
+    r"|a share of the run is written) (`[^`]+`(?: or `[^`]+`)*)"
+    r"(?:, of which .*| without quotes)?\??"
+)
+_SELECTS = re.compile(r"(`\"[^`]+\"`) matches \d[\d,]* layers?")
+_QUOTED = re.compile("`([^`]+)`")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_AMOUNT = re.compile(r"[0-9.]+[ \t]*$")
+
+
+def replacements(diagnostic: Diagnostic) -> list[tuple[Span, str]]:
+    """The edits that the help of a diagnostic suggests: places, and the text to put there.
+
+    None of them where the help is an explanation or an example, or names something to add.
+    """
+    span, help = diagnostic.span, diagnostic.help
+    if span is None or help is None or span.start == span.stop:
+        return []
+    found = _REPLACES.fullmatch(help) or _SELECTS.fullmatch(help)
+    if found is None or "..." in found[1]:
+        return []
+    edits = [_edit(span, text, help) for text in _QUOTED.findall(found[1])]
+    return [edit for edit in edits if edit is not None]
+
+
+def _edit(span: Span, text: str, help: str) -> tuple[Span, str] | None:
+    """The smallest place that the text replaces."""
+    given, before = span.text, span.source.text[: span.start]
+    if help.startswith("a share of the run") and text != f"{given} run":
+        return None  # of a sum, of which it is one side
+    if given.startswith('"') and not text.startswith('"') and "quotes" not in help:
+        return span, f'"{text}"'
+    if text[0].isdigit() and not given[0].isdigit():  # the unit alone is marked
+        amount = _AMOUNT.search(before)
+        start = span.start if amount is None else amount.start()
+        return replace(span, start=start), text
+    whole = span.source.text[max(span.stop - len(text), 0) : span.stop]
+    if "," in whole and whole.replace(",", ".") == text:  # `1,5` of which `5` is marked
+        return replace(span, start=span.stop - len(text)), text
+    if "(" in given and _WORD.fullmatch(text):  # a call, of which one word is meant
+        words = {word[0]: word for word in _WORD.finditer(given)}
+        near = nearest(text, words)
+        if near is None:
+            return None
+        if near == text:  # the word without its parentheses
+            return span, text
+        start = span.start + words[near].start()
+        return replace(span, start=start, stop=start + len(near)), text
+    return span, text

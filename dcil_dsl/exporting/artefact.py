@@ -115,14 +115,16 @@ class Deployed:
 class Artefact:
     """An exported file or folder, read back.
 
-    origin  None: the file has no metadata
-    exact   False: the tensors differ from those that the run deploys, the outputs do not
+    origin    None: the file has no metadata
+    exact     False: the tensors differ from those that the run deploys, the outputs do not
+    complete  False: tensors that became part of others are missing, and others may be there
     """
 
     file: Path
     tensors: dict[str, Tensor]
     origin: Origin | None
     exact: bool = True
+    complete: bool = True
 
 
 def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:

@@ -121,6 +121,11 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
                 "leave it",
                 at="dcil_dsl.extras.compact.exporter:Compact",
             ),
+            Exporter(
+                "cpu",
+                "a folder for `dcil.load_cpu`, which runs the network on a CPU without its zeros",
+                at="dcil_dsl.extras.cpu.exporter:Cpu",
+            ),
         )
     }
 )

@@ -24,7 +24,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed, Origin
 from dcil_dsl.plan.plan import first_fault
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.files import cannot_write, write_atomically
 
 
 class Safetensors:

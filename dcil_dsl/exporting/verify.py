@@ -277,13 +277,12 @@ def _judge_pattern(promise: Promise, nonzero: Mapping[str, Tensor], verdict: Ver
     for name, keep, size in zip(
         promise.parameters, promise.keeps, promise.num_weights, strict=True
     ):
-        if keep == size:
-            continue  # before its schedule has begun
-        wrong = int((counts[name] > pattern.n).sum())
+        n = keep * pattern.m // size  # m before its schedule has begun, fewer on its way
+        wrong = int((counts[name] > n).sum())
         if wrong:
             verdict.faults.append(
                 f"{name}: {wrong:,} of {count(len(counts[name]), 'group')} of {pattern.m} "
-                f"weights {'holds' if wrong == 1 else 'hold'} more than {pattern.n} that "
+                f"weights {'holds' if wrong == 1 else 'hold'} more than {n} that "
                 "are not zero"
             )
 

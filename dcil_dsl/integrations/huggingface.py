@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.integrations.huggingface_arguments import follow, refuse, take_checkpointing
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.jobs.pruner import Pruner
 from dcil_dsl.lang.recipe import Recipe
@@ -40,6 +41,7 @@ from dcil_dsl.words.losses import CrossEntropy
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
 RECIPE, SPARSITY = "recipe.prune", "sparsity.json"
+CARD_MARK = "<!-- made by dcil: remove this line to keep your changes -->"
 logger = logging.getLogger(__name__)
 
 
@@ -78,10 +80,10 @@ class DcilTrainer(Trainer):
         if model is None:
             raise InputError("DcilTrainer needs a model: model_init is not supported")
         args = TrainingArguments("tmp_trainer") if args is None else args
-        recomputes = _take_checkpointing(args)
+        recomputes = take_checkpointing(args)
         checked = read_recipe(recipe, overrides or {})
-        _refuse(args, more)
-        _follow(checked, args)
+        refuse(model, args, more)
+        follow(checked, args)
         self.optimizer: Any
         self.lr_scheduler: Any
         super().__init__(model=model, args=args, **more)
@@ -95,7 +97,7 @@ class DcilTrainer(Trainer):
             model,
             steps_per_epoch=self._steps_per_epoch(),
             example_inputs=self._example(),
-            scaler=None if checked.train.precision != "fp16" else self.accelerator.scaler,
+            scaler=self.accelerator.scaler,  # the arguments may ask for fp16 as well
         )
         self.plan = self.pruner.plan
         self._loss_shifts_labels = _shifts_labels(model)
@@ -128,6 +130,13 @@ class DcilTrainer(Trainer):
                 f"num_train_epochs is {asked}: a plan has a whole number of epochs",
                 help="use a whole number, or the recipe's own epochs (leave it out)",
             )
+        if 0 < self.args.max_steps < asked * self._steps_per_epoch():
+            logger.warning(
+                "max_steps=%d ends training within epoch %d: the plan has %d steps",
+                self.args.max_steps,
+                asked,
+                asked * self._steps_per_epoch(),
+            )
         if asked == own:
             return recipe
         logger.warning("the arguments ask for %d epochs, the recipe for %d", asked, own)
@@ -137,12 +146,8 @@ class DcilTrainer(Trainer):
     def _steps_per_epoch(self) -> int:
         try:
             size = len(self.train_dataset)
-        except TypeError:
-            if self.args.max_steps > 0:
-                return self.args.max_steps
-            raise InputError(
-                "the training data has no length", help="set max_steps in the arguments"
-            ) from None
+        except TypeError:  # Trainer asks for max_steps then
+            return self.args.max_steps
         batch = self.args.train_batch_size * self.args.world_size
         batches = size // batch if self.args.dataloader_drop_last else math.ceil(size / batch)
         return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
@@ -163,6 +168,18 @@ class DcilTrainer(Trainer):
 
     # -- one step --------------------------------------------------------------------------
 
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **more: Any
+    ) -> Any:
+        """Trainer's own, once: a second run would begin at the sparsity of the first one's end."""
+        if self.pruner.steps and not resume_from_checkpoint:
+            raise InputError(
+                f"this trainer has trained {self.pruner.steps} steps already",
+                help="DcilTrainer(model=trainer.sparse(), ...) begins again with its weights; "
+                "resume_from_checkpoint=True continues a run that was cut short",
+            )
+        return super().train(resume_from_checkpoint, *args, **more)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -171,7 +188,8 @@ class DcilTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The recipe's losses in training; in evaluation the sparse model's own."""
-        if not isinstance(self.accelerator.unwrap_model(model), Dual):
+        plain = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if not isinstance(plain, Dual):
             outputs = model(**inputs)
             loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
             return (loss, outputs) if return_outputs else loss
@@ -212,20 +230,15 @@ class DcilTrainer(Trainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The recipe's optimizer, unless `optimizers` were given."""
+        """The recipe's optimizer."""
         if self.optimizer is None:
-            if self.args.learning_rate != 5e-5:
-                logger.warning(
-                    "learning_rate of the arguments is not used: the recipe's optimizer is %s",
-                    self.plan.train.optimizer,
-                )
             self.optimizer = self.pruner.make_optimizer()
         return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """The recipe's learning rate, unless `optimizers` were given."""
+        """The recipe's learning rate."""
         if self.lr_scheduler is None:
             optimizer = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = self.pruner.make_scheduler(
@@ -315,17 +328,26 @@ class DcilTrainer(Trainer):
         }
         (folder / SPARSITY).write_text(json.dumps(facts, indent=2) + "\n")
         (folder / RECIPE).write_text(self.recipe_text)
-        if not (folder / "README.md").exists():
+        if _may_write_card(folder):
             (folder / "README.md").write_text(self._card(facts))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Trainer's own copies the files that it knows from the checkpoint to the output folder."""
+        if self.is_world_process_zero():
+            for name in (RECIPE, SPARSITY, "README.md"):
+                if name != "README.md" or _may_write_card(Path(self.args.output_dir)):
+                    shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _card(self, facts: dict[str, Any]) -> str:
         name = self.plan.recipe.title or self.plan.recipe.name
         state = "" if facts["finished"] else " (training has not reached the recipe's sparsity)"
         rows = "".join(f"| `{n}` | {share:.2%} |\n" for n, share in facts["layers"].items())
         return (
-            "---\nlibrary_name: transformers\ntags:\n- pruning\n- sparse\n- dcil\n---\n\n"
-            f"# {name}\n\nA `{self._plain_class}` with {facts['sparsity']:.2%} of the weights that "
-            f"its rules prune set to zero{state}.\n\nIt loads with `from_pretrained` like any "
+            "---\nlibrary_name: transformers\ntags:\n- pruning\n- sparse\n- dcil\n---\n"
+            f"{CARD_MARK}\n\n# {name}\n\n"
+            f"A `{self._plain_class}` with {facts['sparsity']:.2%} of the weights that its rules "
+            f"prune set to zero{state}.\n\nIt loads with `from_pretrained` like any "
             f"other model. `{RECIPE}` is the pruning recipe, `{SPARSITY}` the sparsity of each "
             f"layer.\n\n| layer | zeros |\n|---|---|\n{rows}"
         )
@@ -369,53 +391,10 @@ class _Steps(TrainerCallback):
         self.trainer.pruner.finish_step()
 
 
-def _refuse(args: TrainingArguments, more: Mapping[str, Any]) -> None:
-    """What would be left out in silence."""
-    if more.get("model_init") is not None:
-        raise InputError("model_init: a plan is made for one model", help="pass `model`")
-    if more.get("compute_loss_func") is not None:
-        raise InputError("compute_loss_func: the losses are the recipe's", help="use its `loss`")
-    if args.label_smoothing_factor:
-        raise InputError(
-            "label_smoothing_factor: the losses are the recipe's",
-            help="`loss cross_entropy(sparse, smoothing=0.1)` in the recipe",
-        )
-    for name in ("fsdp", "deepspeed"):
-        if getattr(args, name, None):
-            raise InputError(f"{name}: masks need whole weights; use DDP (torchrun)")
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs in one process: nn.DataParallel cannot hold a Dual",
-            help="start one process for each GPU with torchrun",
-        )
-
-
-def _follow(recipe: Recipe, args: TrainingArguments) -> None:
-    """Have the arguments say what the recipe says of accumulation and precision."""
-    own = recipe.train.accumulate
-    if own > 1:
-        if args.gradient_accumulation_steps not in (1, own):
-            raise InputError(
-                f"gradient_accumulation_steps is {args.gradient_accumulation_steps}, "
-                f"`accumulate` of the recipe is {own}"
-            )
-        args.gradient_accumulation_steps = own
-    if recipe.train.precision in ("bf16", "fp16") and not (args.bf16 or args.fp16):
-        setattr(args, recipe.train.precision, True)
-        os.environ["ACCELERATE_MIXED_PRECISION"] = recipe.train.precision
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = True  # a phase may leave a path out
-    args.ddp_broadcast_buffers = False  # each process sums scores up for its own part of a batch
-
-
-def _take_checkpointing(args: TrainingArguments) -> bool:
-    """Whether activations are to be computed again: of a Dual, that is for its compiler to do."""
-    asked = False
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        asked |= bool(getattr(args, name, False))
-        if getattr(args, name, None):
-            setattr(args, name, False)
-    return asked
+def _may_write_card(folder: Path) -> bool:
+    """Whether there is no model card, or one of ours: with the sparsity of an earlier save."""
+    card = folder / "README.md"
+    return not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _shifts_labels(model: nn.Module) -> bool:

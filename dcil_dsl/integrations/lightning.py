@@ -5,21 +5,28 @@ Out:  the module trained on every path of the recipe, evaluated and saved as the
 Not:  no loop, no optimizer unless asked: those are the module's and Trainer's.
 
 The training_step runs once for each path, on that path's weights: what it returns is the recipe's
-`model(path)`. The module is not traced, so it may do what it likes. In checkpoints the module's
-weights are those of the sparse network; what resumes the other paths is the callback's state.
+`model(path)`. The module is not traced, so it may do what it likes. Attributes that it sets on the
+way (metrics, lists, hidden states) are kept of the deployed path alone; the other paths see them as
+they were before the step. In checkpoints the module's weights are those of the sparse network; what
+resumes the other paths is the callback's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.utils import _pytree as pytree
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.collapse import collapse_in_place, tensors_of
@@ -27,14 +34,22 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import twin_names
 from dcil_dsl.diagnostics import Diagnostics, InputError
 from dcil_dsl.exporting.collapse import export
+from dcil_dsl.integrations.lightning_fit import (
+    length_of,
+    loss_scale,
+    num_optimizers,
+    refuse_callbacks,
+)
 from dcil_dsl.jobs.prepare import read_recipe, warn_in_python
 from dcil_dsl.jobs.pruner import refuse_alone
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.model.calls import copy_tensors
+from dcil_dsl.model.side_effects import REMEMBERED
 from dcil_dsl.model.trace import trace_opaque
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
-from dcil_dsl.training.metrics import check_sparsity, masks_step
+from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.optim import forget_pruned, set_rate
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
 
@@ -57,7 +72,8 @@ class DcilCallback(Callback):
 
     plan, dual  of the fit that is running, or was
 
-    Trainer's `max_epochs` replaces the recipe's number of epochs, with a warning.
+    Trainer's `max_epochs` replaces the recipe's number of epochs, with a warning. Only checkpoints
+    at the recipe's sparsity compete for what a ModelCheckpoint monitors.
     Raises RecipeError; InputError for what it cannot serve, by name; SparsityError at the end of a
     fit that ran all steps and does not have the recipe's sparsity.
     """
@@ -94,9 +110,12 @@ class DcilCallback(Callback):
             )
         if trainer.world_size > 1:
             raise InputError(
-                f"{trainer.world_size} processes: DcilCallback has been built for one",
+                f"{trainer.world_size} processes: DcilCallback trains on one",
                 help="`dcil.train` and DcilTrainer train on several",
             )
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise InputError("training_step takes dataloader_iter: each path needs the same batch")
+        refuse_callbacks(trainer)
         configure = pl_module.configure_optimizers
 
         def configured() -> Any:
@@ -105,25 +124,20 @@ class DcilCallback(Callback):
                 assert self.plan is not None
                 return self.plan.make_optimizer(self.dual)
             found = configure()
-            if isinstance(found, (list, tuple)) and len(trainer_optimizers(found)) > 1:
+            if num_optimizers(found) > 1:
                 raise InputError("the module has several optimizers: a recipe's step has one")
             return found
 
         self._patch(pl_module, "configure_optimizers", configured)
 
     def _compile(self, trainer: Trainer, module: LightningModule) -> None:
-        batches = trainer.estimated_stepping_batches
-        if batches in (-1, float("inf")) or not trainer.max_epochs or trainer.max_epochs < 0:
-            raise InputError(
-                "the length of this fit is not known", help="set max_epochs, and data with a length"
-            )
-        epochs = trainer.max_epochs
-        steps = max(-(-int(batches) // epochs), 1)
+        steps, epochs = length_of(trainer)
         recipe = self.recipe
         if recipe.train.epochs.value != epochs:
-            rank_zero_warn(
-                f"max_epochs={epochs} replaces the recipe's {recipe.train.epochs.value:g} epochs"
-            )
+            asked = f"max_epochs={epochs}"
+            if epochs != trainer.max_epochs:
+                asked = f"max_steps={trainer.max_steps}, {epochs} epochs of {steps} steps,"
+            rank_zero_warn(f"{asked} replaces the recipe's {recipe.train.epochs.value:g} epochs")
             changed = {**dict(recipe.overrides), "train.epochs": f"{epochs}ep"}
             recipe = read_recipe(recipe.given, changed)
         report = Diagnostics(list(recipe.warnings))
@@ -139,14 +153,36 @@ class DcilCallback(Callback):
             self._resumed = None
         self._own_step = module.training_step
         self._patch(module, "training_step", self._step_of(trainer, module))
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+                vars(callback)["check_monitor_top_k"] = self._competing(callback)
+
+    def _competing(self, callback: ModelCheckpoint) -> Callable[..., bool]:
+        """Its check_monitor_top_k: an early, denser network is no candidate for the best one."""
+        own = type(callback).check_monitor_top_k
+
+        def check(trainer: Trainer, current: Tensor | None = None) -> bool:
+            return self.is_finished() and bool(own(callback, trainer, current))
+
+        return check
+
+    def is_finished(self) -> bool:
+        """Whether the masks have the sparsity of the recipe's end."""
+        assert self.plan is not None and self.dual is not None
+        try:
+            check_sparsity(self.dual, masks_step(self.plan.num_steps))
+        except SparsityError:
+            return False
+        return True
 
     # -- one step ------------------------------------------------------------------------------
 
     def _step_of(self, trainer: Trainer, module: LightningModule) -> Callable[..., Any]:
+        @functools.wraps(self._own_step)  # Trainer reads its signature
         def step(*args: Any, **kwargs: Any) -> Any:
             assert self.plan is not None and self.dual is not None
             now = trainer.global_step
-            self._moved = self.dual.begin_step(now) or self._moved
+            self._moved = self.dual.begin_step(now, loss_scale(trainer)) or self._moved
             inner = _Inner(module, self._network_of(module))
             self._patch(module, "forward", self._forward_of(module, inner))
             try:
@@ -154,6 +190,8 @@ class DcilCallback(Callback):
                     outputs = self.dual(*args, **kwargs)
             finally:
                 self._unpatch(module, "forward")
+            for name, changed in vars(module).pop(REMEMBERED, {}).get(self.plan.deploy, {}).items():
+                vars(module.get_submodule(name)).update(changed)
             if any(output is None for output in outputs.values()):
                 return None  # as the module said: this batch is left out
             loss = total_loss(self.plan, outputs, None, now)
@@ -172,7 +210,8 @@ class DcilCallback(Callback):
             quiet = {} if is_deployed else dict.fromkeys(("log", "log_dict"), _silent)
             vars(module).update(quiet)
             try:
-                returned = self._own_step(*args, **kwargs)
+                with _attributes_apart(module, not is_deployed):
+                    returned = self._own_step(*args, **kwargs)
             finally:
                 for name in quiet:
                     del vars(module)[name]
@@ -201,6 +240,14 @@ class DcilCallback(Callback):
     ) -> None:
         assert self.plan is not None and self.dual is not None
         step = trainer.global_step
+        if loss_scale(trainer) is not None and getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        ):
+            raise InputError(
+                f"{type(optimizer).__name__} unscales its gradients itself, after penalties and "
+                "clipping",
+                help="fused=False, or precision='bf16-mixed'",
+            )
         if self._moved:
             forget_pruned(optimizer, self.dual)
             self._moved = False
@@ -261,17 +308,28 @@ class DcilCallback(Callback):
         """Leave the module as the sparse network that it was trained to be."""
         if self.dual is None or self.plan is None:
             return
-        finished = trainer.global_step >= self.plan.num_steps
-        if finished:
+        if trainer.global_step >= self.plan.num_steps:
             check_sparsity(self.dual, masks_step(self.plan.num_steps))
-        else:
+        elif not self.is_finished():
             rank_zero_warn(
                 f"the fit ended at step {trainer.global_step} of {self.plan.num_steps}: the module "
                 "has not reached the recipe's sparsity"
             )
         for name in list(self._patched):
             self._unpatch(pl_module, name)
+        for callback in trainer.callbacks:
+            vars(callback).pop("check_monitor_top_k", None)
         collapse_in_place(self.dual, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """The module keeps its masks: a checkpoint may be written after this."""
+        if self.dual is not None and self._patched:
+            rank_zero_warn(
+                "the fit was interrupted: the module's weights are not pruned. "
+                "callback.export(module, unfinished=True) is the sparse network as it is"
+            )
 
     def export(self, module: LightningModule, *, unfinished: bool = False) -> nn.Module:
         """The module's sparse network while it is fitted, as a copy. SparsityError where the
@@ -330,6 +388,24 @@ class DcilCallback(Callback):
             vars(module)[name] = before
 
 
+@contextmanager
+def _attributes_apart(module: LightningModule, apart: bool) -> Iterator[None]:
+    """Attributes of a path that is not deployed: tensors are copies, so that a metric which adds to
+    its own in place counts the deployed path alone. What is set is dropped after the step."""
+    if apart:
+        for part in module.modules():
+            if not type(part).__module__.startswith("torch.nn."):
+                own = {n: v for n, v in vars(part).items() if isinstance(v, (Tensor, list, dict))}
+                for table in ("_parameters", "_buffers", "_modules"):
+                    own.pop(table, None)
+                vars(part).update({n: copy_tensors(v) for n, v in own.items() if _has_tensor(v)})
+    yield
+
+
+def _has_tensor(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
 class _Inner:
     """The outputs of the part of a module that `kl` compares, on the path that runs."""
 
@@ -362,12 +438,6 @@ class _Inner:
 
 def _silent(*args: Any, **kwargs: Any) -> None:
     """Metrics are logged of the deployed path alone."""
-
-
-def trainer_optimizers(found: Any) -> list[Any]:
-    """The optimizers in what configure_optimizers returned."""
-    first = found[0] if found and isinstance(found[0], (list, tuple)) else found
-    return list(first)
 
 
 def _refuse_losses(plan: Plan) -> None:

@@ -152,7 +152,10 @@ def is_convolutional(plan: Plan) -> bool:
 
 
 def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
-    """auto | cpu | cuda | cuda:N as an available device. Each process has its own GPU."""
+    """auto | cpu | cuda | cuda:N | mps as an available device. Each process has its own GPU.
+
+    auto takes no mps: not every operation that a recipe may need has been written for it.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.count > 1 and device == "cuda":
@@ -160,8 +163,15 @@ def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
     elif ranks.count > 1 and device.startswith("cuda:"):
         raise InputError(f"--device {device}: each process takes the GPU of its local rank")
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise InputError(f"there is no device `{device}`", help="auto, cpu, cuda or cuda:N")
+    if device != "mps" and kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise InputError(f"there is no device `{device}`", help="auto, cpu, cuda, cuda:N or mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            "--device mps: torch finds no Apple GPU on this machine",
+            help="it needs macOS on Apple silicon and a torch built for it",
+        )
+    if kind == "mps" and ranks.count > 1:
+        raise InputError("--device mps: one process at a time; leave torchrun out")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         found = count(torch.cuda.device_count(), "GPU")
         raise InputError(f"--device {device}: torch finds {found} on this machine")

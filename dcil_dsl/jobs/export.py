@@ -62,7 +62,8 @@ def read_deployed(run: str | Path, model: str | None = None, path: str | None = 
     folder = open_run(run)
     plan = folder.read_plan()
     path = known_path(plan, path)
-    dual, step = rebuild(folder, plan, model)
+    dual, at = rebuild(folder, plan, model)
+    step = at.step
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
     return Deployed(collapse(dual, path), origin, plan, str(run))
 

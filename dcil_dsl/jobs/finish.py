@@ -39,8 +39,7 @@ def finish_run(job: Job, folder: RunFolder, result: Result) -> tuple[tuple[Claim
     origin = origin_of(plan, result.step)
     EXPORTERS[FORMAT].write(Deployed(deployed, origin, plan), folder.weights)
     verdict = _prove(folder, {name: mask.cpu() for name, mask in job.dual.masks.items()})
-    complete = result.step == plan.num_steps
-    claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, complete)
+    claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, result.ended)
     report = _report(plan, result, claims, deployed, torch.device(job.options.device))
     folder.write_report(report | {"bad_images": folder.read_bad_images()})
     return claims, deployed
@@ -88,7 +87,7 @@ def _report(
         },
         "versions": versions,
         "training_cost": result.cost,
-        "complete": result.step == plan.num_steps,
+        "complete": result.ended,
         "weights": make_report(plan, deployed.state_dict()).to_dict(),
     }
 

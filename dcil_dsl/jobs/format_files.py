@@ -1,7 +1,8 @@
 """Rewrite recipe files in the canonical form, in place.
 
-In:   paths of .prune files.
-Out:  the paths of the files that are not canonical; those files rewritten, each atomically.
+In:   RecipeFile values (recipe_files.py).
+Out:  the names of those that are not canonical; the files rewritten, each atomically; the
+      canonical text of standard input.
 Not:  no layout (lang/fmt.py). If one file does not parse, none is written.
 """
 
@@ -10,45 +11,49 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError, RecipeError
+from dcil_dsl.jobs.recipe_files import RecipeFile
 
 
-def format_files(paths: Sequence[Path], write: bool) -> list[Path]:
-    """The files whose text is not canonical; rewritten if `write`.
+@dataclass(frozen=True)
+class Formatted:
+    """changed: the files that are not canonical. piped: the text of standard input, if named."""
+
+    changed: tuple[RecipeFile, ...]
+    piped: str | None = None
+
+
+def format_files(files: Sequence[RecipeFile], write: bool) -> Formatted:
+    """Which texts are not canonical; the files among them rewritten if `write`.
 
     Raises RecipeError with the errors of all files, and InputError for an unreadable one.
     """
     from dcil_dsl.lang.fmt import format_text
     from dcil_dsl.lang.tokens import decode
 
-    texts, wrong = {}, []
-    for path in paths:
+    texts: dict[RecipeFile, tuple[bytes, bytes]] = {}
+    wrong = []
+    for file in files:
         # Bytes are compared: a file with \r\n or a byte order mark is not canonical.
-        given = _read(path)
+        given = file.read()
         try:
-            text = format_text(decode(given, str(path)), str(path))
+            text = format_text(decode(given, file.name), file.name)
         except RecipeError as error:
             wrong += error.diagnostics
         else:
-            texts[path] = (given, text.encode())
+            texts[file] = (given, text.encode())
     if wrong:
         raise RecipeError(wrong)
-    changed = [path for path, (given, canonical) in texts.items() if given != canonical]
+    changed = tuple(file for file, (given, canonical) in texts.items() if given != canonical)
+    piped = next((pair[1].decode() for file, pair in texts.items() if file.path is None), None)
     if write:
-        for path in changed:
-            _write(path, texts[path][1])
-    return changed
-
-
-def _read(path: Path) -> bytes:
-    from dcil_dsl.lang.tokens import Unreadable, read_bytes
-
-    try:
-        return read_bytes(path)
-    except Unreadable as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        for file in changed:
+            if file.path is not None:
+                _write(file.path, texts[file][1])
+    return Formatted(changed, piped)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
 from dcil_dsl.exporting.deployed import (
     MAX_TOLD,
@@ -38,7 +39,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
-from dcil_dsl.training.checkpoint_files import newest_of, position_of, previous_of
+from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
@@ -117,15 +118,17 @@ def evaluate_run(
 
     `expect` of the recipe is judged on the deployed path at the end of the run only.
     """
+    require_training("an evaluation")
     folder = open_run(run)
     plan, place = folder.read_plan(), pick_device(device)
     path = known_path(plan, path)
     command = read_command(folder)
     if data is None:
-        data = _stored_data(folder, command["data"])
+        data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
     dataset = open_data(data, directory, plan.data.channels)
-    dual, step = rebuild(folder, plan, model)
+    dual, at = rebuild(folder, plan, model)
+    step = at.step
     dual.to(place)
     if is_convolutional(plan):
         lay_out_weights(dual)
@@ -140,11 +143,12 @@ def evaluate_run(
     accuracy, claims = dict(accuracies[path]), tuple[Claim, ...]()
     broken = int(accuracy.pop(BROKEN, 0))
     if path == plan.deploy:
-        claims = judge_claims(plan, accuracy, sparsity, step == plan.num_steps)
+        ended = step == plan.num_steps or at.stopped
+        claims = judge_claims(plan, accuracy, sparsity, ended)
     return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
 
 
-def _stored_data(folder: RunFolder, name: str | None) -> str:
+def stored_data(folder: RunFolder, name: str | None) -> str:
     """The data set that a run names. InputError for code, which no file may start."""
     if name is None or known_record(name) is None and not is_callable_spec(name):
         said = f"was trained on `{name}`" if name else "does not say which data it was trained on"
@@ -158,8 +162,8 @@ def _stored_data(folder: RunFolder, name: str | None) -> str:
     return name
 
 
-def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, int]:
-    """The dual graph with the weights of the last checkpoint, and the number of steps taken.
+def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, Position]:
+    """The dual graph with the weights of the last checkpoint, and where the run stands.
 
     model  a spec; needed where the model comes from no library (zoo/spec.py)
     """
@@ -177,9 +181,9 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
         raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
-    step = load_deployed(folder.checkpoint, dual).step
-    _compare_exported(folder, plan, step)
-    return dual, step
+    at = load_deployed(folder.checkpoint, dual)
+    _compare_exported(folder, plan, at.step)
+    return dual, at
 
 
 def _compare_exported(folder: RunFolder, plan: Plan, step: int) -> None:
@@ -262,7 +266,7 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
         spec = model or (stored_spec(named.model.name, file) if named else None)
         data = read.origin.data if read.origin else stored.data.name if stored else None
         promises, wanted = asked(spec, data, stored)
-        faults += differences(read.tensors, wanted, exact_type=False)
+        faults += _differences(read, wanted, exact_type=False)
     elif read.origin is not None:
         promises = read.origin.promises
         if not promises and folder is None:
@@ -338,7 +342,7 @@ def _compare_run(
     state, origin = state_of(tensors), read.origin
     if origin is None:  # which path it is of, and of which step, it does not say
         wanted, _ = deployed_tensors(state, plan, plan.deploy)
-        return differences(read.tensors, wanted, exact_type=False), None
+        return _differences(read, wanted, exact_type=False), None
     step, faults = position_of(header, folder.checkpoint, plan).step, []
     if origin.step != step:
         faults.append(f"this is the file of step {origin.step:,}, the run is at step {step:,}")
@@ -347,7 +351,7 @@ def _compare_run(
     if origin.path not in {entry.name for entry in plan.paths}:
         return faults, None
     wanted, unknown = deployed_tensors(state, plan, origin.path)
-    faults += differences(read.tensors, wanted)
+    faults += _differences(read, wanted)
     if origin.step != step or not read.exact:
         return faults, None
     faults += mask_faults(state, plan) + other_numbers(read.tensors, wanted, unknown)
@@ -362,6 +366,17 @@ def _compare_run(
         and mask.shape == read.tensors[name].shape
     }
     return faults, fits
+
+
+def _differences(
+    read: Artefact, wanted: Mapping[str, Tensor], exact_type: bool = True
+) -> list[str]:
+    """As `differences` has them; of an incomplete artefact for the tensors that both have."""
+    tensors: Mapping[str, Tensor] = read.tensors
+    if not read.complete:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        wanted = {name: tensor for name, tensor in wanted.items() if name in tensors}
+    return differences(tensors, wanted, exact_type)
 
 
 def folder_of(file: Path) -> RunFolder | None:

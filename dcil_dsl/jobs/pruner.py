@@ -36,6 +36,7 @@ ALONE = {  # settings of `train` that make more of a step than one backward pass
     "balance": "weighs the losses by gradients of their own",
     "average": "takes turns between copies of the weights",
     "sync_norms": "replaces the batch norms",
+    "stop": "follows from evaluations",
 }
 
 
@@ -61,7 +62,8 @@ class Pruner:
     overrides       as of dcil.load, where the recipe is not loaded yet
     class_counts    as of dcil.resolve
     scaler          the loop's GradScaler: call scaler.scale(loss).backward(); step unscales and
-                    updates. Needed where the recipe has `precision = fp16`
+                    updates. Needed where the recipe has `precision = fp16`; of accelerate in fp16
+                    it is accelerator.scaler
 
     plan   the Plan
     dual   the module that trains: move it with dual.to(device) before make_optimizer
@@ -100,6 +102,7 @@ class Pruner:
         self._moved = False  # whether this step's masks are others than the last one's
         self._held: dict[str, Tensor] = {}  # gradients of the step's earlier batches
         self._average: Average | None = None  # of `ema`
+        self._checked: torch.optim.Optimizer | None = None
 
     # -- one step --------------------------------------------------------------------------
 
@@ -153,10 +156,19 @@ class Pruner:
         """The optimizer's step, after backward. False while batches of the step are missing.
 
         In this order: the gradients of the step's batches together, clipping, penalties, the
-        learning rate, the optimizer, `ema`. RuntimeError without a begun step.
+        learning rate, the optimizer, `ema`. RuntimeError without a begun step; InputError for an
+        optimizer of other weights than the dual's, such as those of the model that was given.
         """
         if self.dual.begun != self.steps:
             raise RuntimeError("Pruner.step before step_loss: no step was begun")
+        if optimizer is not self._checked:
+            self._check(optimizer)
+            self._checked = optimizer
+        if not is_in_sync(optimizer):  # within accelerate's `accumulate`
+            self._batches = 1
+            return False
+        if scaler_of(optimizer) is not None:
+            optimizer = optimizer.optimizer  # type: ignore[attr-defined]  # its scaler is ours
         self._batches += 1
         if self._batches < self.plan.train.accumulate:
             self._hold()
@@ -195,6 +207,27 @@ class Pruner:
         self.steps += 1
         self._batches = 0
 
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        own = {id(weight) for weight in self.dual.parameters()}
+        held = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if not any(id(weight) in own for weight in held):
+            raise InputError(
+                "the optimizer holds no weight of pruner.dual, which is what trains",
+                help="pruner.make_optimizer(), or an optimizer of pruner.dual.parameters()",
+            )
+        if scaler_of(optimizer) not in (None, self.scaler):
+            raise InputError(
+                "the loop scales its loss, and scores and penalties need to know by how much",
+                help="Pruner(..., scaler=accelerator.scaler), or the scaler of Fabric's precision",
+            )
+        parts = getattr(getattr(optimizer, "gradient_state", None), "num_steps", 1)
+        if self.plan.train.accumulate > 1 and parts > 1:
+            raise InputError(
+                f"`accumulate = {self.plan.train.accumulate}` of the recipe, and the loop has "
+                f"gradient_accumulation_steps={parts} as well",
+                help="leave one of the two out",
+            )
+
     def _hold(self) -> None:
         """Put the gradients of one batch aside, where zero_grad does not reach them."""
         for name, weight in self.dual.trainable():
@@ -223,7 +256,7 @@ class Pruner:
         """The recipe's learning rate as a scheduler, for a loop that steps one itself."""
         base = self.plan.train.optimizer.lr
         for group in optimizer.param_groups:
-            group["lr"] = base  # what LambdaLR multiplies
+            group["lr"] = base * group.get("lr_scale", 1.0)  # what LambdaLR multiplies
         return torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.plan.lr_at(min(step, self.plan.num_steps - 1)) / base
         )
@@ -301,12 +334,28 @@ def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:
 
     more  further settings, with what they do
     """
-    for name, what in {**ALONE, **(more or {})}.items():
-        if getattr(plan.train, name):
-            raise InputError(
-                f"`{name}` of the recipe's `train` {what}: this loop cannot do that",
-                help="use `dcil.train`, or leave it out of the recipe",
-            )
+    asked = {n: w for n, w in {**ALONE, **(more or {})}.items() if getattr(plan.train, n)}
+    if plan.train.checkpoint == "best":
+        asked["checkpoint"] = "compares evaluations"
+    if plan.train.rate.evaluates:
+        asked["lr"] = "follows from evaluations"
+    for name, what in asked.items():
+        raise InputError(
+            f"`{name}` of the recipe's `train` {what}: this loop cannot do that",
+            help="use `dcil.train`, or leave it out of the recipe",
+        )
+
+
+def scaler_of(optimizer: torch.optim.Optimizer) -> torch.amp.GradScaler | None:
+    """The GradScaler with which accelerate's or Fabric's optimizer takes its steps."""
+    fabric = getattr(getattr(optimizer, "_strategy", None), "precision", None)
+    scaler: torch.amp.GradScaler | None = getattr(fabric or optimizer, "scaler", None)
+    return scaler
+
+
+def is_in_sync(optimizer: torch.optim.Optimizer) -> bool:
+    """False for accelerate's optimizer while batches of its step are missing."""
+    return bool(getattr(getattr(optimizer, "gradient_state", None), "sync_gradients", True))
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -21,6 +21,7 @@ from torch import nn
 
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.jobs.data import Data
 from dcil_dsl.jobs.expect import Claim
 from dcil_dsl.jobs.finish import finish_run
@@ -32,9 +33,9 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.options import RunOptions, options_of
-from dcil_dsl.training.process import hold_run
-from dcil_dsl.training.progress import Display, make_display, result_table
-from dcil_dsl.training.result import Result
+from dcil_dsl.training.process import hold_run, require_locks
+from dcil_dsl.training.progress import Display, make_display
+from dcil_dsl.training.result import Result, result_table
 from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.words.metrics import metric_text
@@ -117,6 +118,8 @@ def train(
     Raises RecipeError, InputError, and SparsityError where the network is less sparse than the
     recipe asks; TypeError for a keyword that does not exist.
     """
+    require_training("training")
+    require_locks("training")
     given = options_of(options, fields)
     with joined_ranks() as ranks, ExitStack() as held:
         if not ranks.is_first:  # the first process reports for all
@@ -147,7 +150,7 @@ def _open_folder(job: Job, model_text: str, held: ExitStack) -> RunFolder:
 def _resumed(job: Job, model_text: str, held: ExitStack) -> str:
     out = job.options.out
     assert out is not None  # options_here refuses --resume without it
-    held.enter_context(hold_run(open_run(out)))  # before anything in it is replaced
+    held.enter_context(hold_run(open_run(out).path))  # before anything in it is replaced
     folder = resume_run(
         out,
         job.plan,
@@ -174,7 +177,7 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
     except InputError:
         job.options.ranks.refuse()
         raise
-    held.enter_context(hold_run(folder))
+    held.enter_context(hold_run(folder.path))
     return str(folder.path)
 
 

@@ -19,16 +19,17 @@ __all__ = ["load", "loads"]
 
 
 def load(path: str | PathLike[str], overrides: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe in a file.
+    """The recipe in a file, or one that comes with the program: `dcil:methods/gmp`.
 
     overrides: {"target": "95%", "train.epochs": "5ep"}, values in the recipe's own notation.
     Raises RecipeError where the recipe is wrong, InputError where the file cannot be read.
     """
     from dcil_dsl.diagnostics import InputError
     from dcil_dsl.diagnostics.suggest import did_you_mean
+    from dcil_dsl.lang.shipped import path_of
     from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
 
-    path = Path(path)
+    path = path_of(path)
     try:
         text = read(path)
     except Unreadable as error:

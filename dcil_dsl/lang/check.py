@@ -50,6 +50,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     _players(train, blocks.get("train"), rules, found)
     _balance(train, blocks.get("train"), mixed, found)
     average = _average(train, blocks.get("train"), selectors)
+    groups = _groups(train, blocks.get("train"), selectors)
     expect = _expect(file, reader)
     selectors.warn_unused()
     _clashes(linked, mixed, [*uses.words], found)
@@ -67,6 +68,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
         deploy=mixed.deploy,
         train=train,
         average=average,
+        groups=groups,
         expect=expect,
         mix_span=keyword(mix),
         train_span=keyword(blocks["train"]),
@@ -285,6 +287,9 @@ def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) ->
                 found,
                 help="`precision = bf16` scales nothing",
             )
+    scaled = any(group.scale not in (None, 1) for group in train.groups)
+    if train.integrator is not None and scaled:
+        _refuse("integrator", "groups", "moves all weights at one rate", spans, found)
     if train.average is None:
         return
     if train.precision == "fp16":
@@ -367,9 +372,30 @@ def _average(
         return None
     node = _setting(block, "average")
     assert isinstance(node, ast.Call)
+    selector = _layers_of(node, str(train.average.layers), selectors)
+    return r.AverageRule(word=train.average, selector=selector, span=node.span)
+
+
+def _groups(
+    train: Train | None, block: ast.BlockNode | None, selectors: Selectors
+) -> tuple[r.GroupRule, ...]:
+    """`groups`, each with its layers; E223 where none are named so."""
+    nodes = _setting(block, "groups")
+    if train is None or not isinstance(nodes, ast.List):
+        return ()
+    found = []
+    for word, node in zip(train.groups, nodes.items, strict=True):
+        assert isinstance(node, ast.Call)
+        named = word.layers_named
+        selector = None if named is None else _layers_of(node, named, selectors)
+        found.append(r.GroupRule(word=word, selector=selector, span=node.span))
+    return tuple(found)
+
+
+def _layers_of(node: ast.Call, name: str, selectors: Selectors) -> ast.Selector:
+    """The selector of a call whose first setting names a `layers` definition."""
     place = next(a.value.span for a in node.arguments if a.name is None or a.name.name == "layers")
-    named = ast.ByName(span=place, name=str(train.average.layers))
-    return r.AverageRule(word=train.average, selector=selectors.closed(named), span=node.span)
+    return selectors.closed(ast.ByName(span=place, name=name))
 
 
 def _setting(block: ast.BlockNode | None, name: str) -> ast.Value | None:

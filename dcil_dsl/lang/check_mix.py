@@ -65,6 +65,8 @@ def check_mix(
     if not checker.names:
         found.add("E216", "`mix` declares no path", here, help="for example `path sparse = masked`")
     updates = [u for item in kinds.get(ast.UpdateNode, []) if (u := checker.update(item))]
+    if not updates and not kinds.get(ast.UpdateNode) and len(checker.paths) == 1:
+        updates = [_of_the_one_path(checker.paths[0], rules)]
     losses = [x for item in kinds.get(ast.LossNode, []) if (x := checker.loss(item))]
     privates = [
         p for item in kinds.get(ast.PrivateNode, []) if (p := checker.private(item, selectors))
@@ -85,6 +87,13 @@ def check_mix(
     return Mixed(
         tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy, checker.broken
     )
+
+
+def _of_the_one_path(path: r.PathRule, rules: Iterable[r.PruneRule | r.KeepRule]) -> r.UpdateRule:
+    """`update kept, pruned by` the only path, where the recipe gives no `update`."""
+    prunes = any(isinstance(rule, r.PruneRule) for rule in rules)
+    parts = ("kept", "pruned") if prunes else ("kept",)
+    return r.UpdateRule(parts=parts, shares=((path.name, 1.0),), span=path.span)
 
 
 def _halves_alone(rules: Iterable[r.PruneRule | r.KeepRule]) -> bool:

@@ -19,7 +19,7 @@ from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
 from dcil_dsl.words.granularity import Block, Granularity, Single
-from dcil_dsl.words.schedules import GrowByGradient, Ramp, Schedule
+from dcil_dsl.words.schedules import GrowByGradient, Schedule
 from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.targets import Target, Within
 from dcil_dsl.words.units import Percent, Time, written
@@ -59,7 +59,7 @@ def _prune(
     if read.word is None:
         return None
     word = read.word
-    _ramp(word.schedule, target, read.spans.get("schedule"), reader)
+    _schedule(word.schedule, target, read.spans.get("schedule"), reader)
     granularity = _granularity(item, target, word.granularity, reader)
     spans = {**read.spans, "target": item.target.span}
     if granularity is not word.granularity:  # the target brings its own
@@ -206,24 +206,10 @@ def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
         )
 
 
-def _ramp(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
-    if not isinstance(schedule, Ramp):
-        return
-    if target.pattern is not None:
-        reader.found.add(
-            "E232",
-            "a pattern cannot ramp",
-            span,
-            help="`once(at=10ep)` lets it begin at one moment",
-        )
-    elif schedule.initial > target.sparsity:
-        start, end = written(schedule.initial), written(target.sparsity)
-        reader.found.add(
-            "E214",
-            f"the ramp starts at {start}, above its target of {end}",
-            span,
-            help=f"`initial` is at most {end}",
-        )
+def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
+    fault = None if target.needs_layers else schedule.fault(target.sparsity)
+    if fault is not None:
+        reader.found.add("E214", fault[0], span, help=fault[1])
 
 
 def _unused_settings(file: ast.File, pruning: ast.BlockNode | None, found: Diagnostics) -> None:
@@ -240,10 +226,24 @@ def check_rules(
     rules: list[r.PruneRule | r.KeepRule], mixed: Mixed | None, found: Diagnostics
 ) -> None:
     """Check the rules against the paths of `mix`."""
+    _check_overridden(rules, found)
     if mixed is not None:
         _check_masks(rules, mixed, found)
     _check_scores(rules, mixed, found)
     _check_effects(rules, mixed, found)
+
+
+def _check_overridden(rules: list[r.PruneRule | r.KeepRule], found: Diagnostics) -> None:
+    """W303 for a rule whose selector a later rule of the same file has too: no model is needed."""
+    for index, later in sorted(r.replaced_rules(rules).items()):
+        found.add(
+            "W303",
+            "this rule has no effect",
+            rules[index].span,
+            label="a later rule has the same layers",
+            others=(Label(rules[later].span, "the last rule that matches a layer wins"),),
+            help="leave one of the two out",
+        )
 
 
 def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Diagnostics) -> None:

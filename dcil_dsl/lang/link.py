@@ -26,10 +26,11 @@ from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.build import build_file, build_value
-from dcil_dsl.lang.parse import parse_text, parse_value
+from dcil_dsl.lang.build import build_file
+from dcil_dsl.lang.override import SET, override
+from dcil_dsl.lang.parse import parse_text
+from dcil_dsl.lang.shipped import NoRecipe, file_of, is_shipped
 from dcil_dsl.lang.tokens import Unreadable, read, recipes_in
-from dcil_dsl.words.blocks import BLOCKS
 from dcil_dsl.words.units import Percent, Time, UnitError, combine, written
 
 MAX_PARENTS = 8  # levels of `extends`
@@ -37,7 +38,6 @@ MOST_QUOTED = 3  # lines quoted of a parent that does not parse: it may be any f
 MOST_VALUES = 100_000  # in the lists and calls that names stand for: each may double another
 MAX_NESTED = 60  # levels of lists and calls; they are walked by recursion
 MAX_CHAIN = 100  # names that stand for names
-SET = "--set"  # the source that errors in an override point into
 
 N = TypeVar("N", bound=ast.Node)
 
@@ -59,7 +59,7 @@ def link(
 ) -> Linked:
     """Close a file; RecipeError at once if a parent is missing or cannot be read."""
     file = _with_parents(file, folder, found)
-    file = _override(file, overrides, found)
+    file = override(file, overrides, found)
     lets = {item.name.name: item for item in file.items if isinstance(item, ast.Let)}
     scope = _Scope(lets, found)
     items = tuple(scope.closed(item) for item in file.items if not isinstance(item, ast.Let))
@@ -264,7 +264,14 @@ def _parent(
     extends: ast.Literal, folder: Path | None, seen: set[object], depth: int
 ) -> tuple[ast.File, Path]:
     wrong = Diagnostics()
-    if folder is None:
+    if is_shipped(extends.value):
+        try:
+            path = file_of(str(extends.value))
+        except NoRecipe as missing:
+            help = missing.help or "`dcil recipes` lists them"
+            wrong.add("E201", str(missing), extends.span, help=help)
+            wrong.stop()
+    elif folder is None:
         wrong.add(
             "E201",
             "a recipe that is not in a file has no folder to find its parent in",
@@ -272,7 +279,8 @@ def _parent(
             help="give `loads` the argument `folder`",
         )
         wrong.stop()
-    path = Path(os.path.normpath(folder / str(extends.value)))
+    else:
+        path = Path(os.path.normpath(folder / str(extends.value)))
     key = _key(path.parent, path.name)
     if key in seen:
         wrong.add(
@@ -390,89 +398,3 @@ def _head(item: ast.Item) -> Span:
     if isinstance(item, ast.Let | ast.Layers):
         return item.name.span
     return replace(item.span, stop=item.span.start + len(ast.kind_of(item)))
-
-
-# -- overrides -------------------------------------------------------------------------------------
-
-
-def _override(file: ast.File, overrides: dict[str, str], found: Diagnostics) -> ast.File:
-    """Put every override in its place; an unknown name is E222, a bad value E1xx.
-
-    A name is a `let`, or `block.setting`. `pruning.refresh` and the like apply to every rule: they
-    also replace the setting of a rule's own block.
-    """
-    for name, text in overrides.items():
-        source = Source(f"{name}={text}", SET)
-        span = Span(source, 0, len(name))
-        try:
-            value = build_value(parse_value(source, len(name) + 1), source)
-        except RecipeError as error:
-            for diagnostic in error.diagnostics:
-                found.note(diagnostic)
-            continue
-        block, dot, key = name.partition(".")
-        if not dot:
-            file = _set_let(file, name, value, span, found)
-        elif block in BLOCKS and "." not in key:
-            file = _set_setting(file, block, key, value, span, found)
-        else:
-            _unknown(file, name, span, found)
-    return file
-
-
-def _set_let(
-    file: ast.File, name: str, value: ast.Value, span: Span, found: Diagnostics
-) -> ast.File:
-    if not any(isinstance(i, ast.Let) and i.name.name == name for i in file.items):
-        _unknown(file, name, span, found)
-        return file
-    let = ast.Let(span=value.span, name=ast.Name(span=span, name=name), value=value)
-    items = (let if isinstance(i, ast.Let) and i.name.name == name else i for i in file.items)
-    return replace(file, items=tuple(items))
-
-
-def _set_setting(
-    file: ast.File, kind: str, key: str, value: ast.Value, span: Span, found: Diagnostics
-) -> ast.File:
-    known = BLOCKS[kind].model_fields
-    if key not in known and kind != "model":  # a model's settings are its builder's own
-        _unknown(file, f"{kind}.{key}", span, found)
-        return file
-    setting = ast.Setting(
-        span=Span(span.source, 0, len(span.source.text)),
-        name=ast.Name(span=span, name=key),
-        value=value,
-    )
-    items: list[ast.Item] = []
-    exists = False
-    for item in file.items:
-        if isinstance(item, ast.BlockNode) and item.kind == kind:
-            item, exists = replace(item, settings=_with(item.settings, setting)), True
-        elif isinstance(item, ast.PruneNode) and kind == "pruning":
-            own = tuple(s for s in item.settings if s.name.name != key)
-            item = replace(item, settings=own)
-        items.append(item)
-    if not exists:
-        if kind not in ("pruning", "train"):
-            found.add("E222", f"the recipe has no `{kind}` block to set `{key}` in", span)
-            return file
-        items.append(ast.BlockNode(span=setting.span, kind=kind, name=None, settings=(setting,)))
-    return replace(file, items=tuple(items))
-
-
-def _with(settings: tuple[ast.Setting, ...], setting: ast.Setting) -> tuple[ast.Setting, ...]:
-    name = setting.name.name
-    if not any(s.name.name == name for s in settings):
-        return (*settings, setting)
-    return tuple(setting if s.name.name == name else s for s in settings)
-
-
-def _unknown(file: ast.File, name: str, span: Span, found: Diagnostics) -> None:
-    lets = [i.name.name for i in file.items if isinstance(i, ast.Let)]
-    settings = [f"{block}.{key}" for block, model in BLOCKS.items() for key in model.model_fields]
-    help = did_you_mean(name, [*lets, *settings])
-    if help is None and lets:
-        names = ", ".join(f"`{n}`" for n in lets)
-        help = f"the recipe's own names are {names}; a setting is written `train.epochs`"
-    shown = name if name.isprintable() else ascii(name)
-    found.add("E222", f"nothing named `{shown}` can be set", span, help=help)

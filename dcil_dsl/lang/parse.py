@@ -154,7 +154,7 @@ def version(source: Source, tokens: list[Token]) -> None:
             f"language {tokens[1]} is not known",
             of(source, tokens[1]),
             label="this program reads language 1",
-            help="write `language 1`",
+            help="a newer dcil reads it: upgrade dcil, and leave the number as it is",
         )
         wrong.stop_if_wrong()
 

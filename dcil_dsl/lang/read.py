@@ -21,7 +21,7 @@ from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean, nearest
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.link import SET
+from dcil_dsl.lang.override import SET
 from dcil_dsl.lang.read_values import Broken, Given, ValueReader, note, spelled
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import BLOCKS, PARTS

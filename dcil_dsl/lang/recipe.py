@@ -8,6 +8,7 @@ Not:  no layers, no steps: those need a model and a length of the epoch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import AnyView, Parametrization
+from dcil_dsl.words.weight_groups import WeightGroup
 
 Option = bool | int | float | str | None  # a setting of a model that its builder takes
 
@@ -123,6 +125,19 @@ class KeepRule:
     span: Span = _span()
 
 
+def replaced_rules(rules: Sequence[PruneRule | KeepRule]) -> dict[int, int]:
+    """For each rule that a later one of the same file replaces: the index of the next rule with
+    the same selector."""
+    found: dict[int, int] = {}
+    latest: dict[object, int] = {}
+    for index in reversed(range(len(rules))):
+        key = (id(rules[index].span.source), rules[index].selector)
+        if key in latest:
+            found[index] = latest[key]
+        latest[key] = index
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathRule:
     """`path name = view { random = own | shared }`."""
@@ -188,6 +203,15 @@ class AverageRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupRule:
+    """A word of `groups` in `train`, with the layers that it names, if any."""
+
+    word: WeightGroup
+    selector: ast.Selector | None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
@@ -202,6 +226,7 @@ class Recipe:
     deploy: str
     train: Train
     average: AverageRule | None = None
+    groups: tuple[GroupRule, ...] = ()
     expect: tuple[ExpectRule, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

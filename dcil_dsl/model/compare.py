@@ -245,8 +245,11 @@ class _AsPath(fx.Interpreter):
         return self._call(path, *self.fetch_args_kwargs_from_env(node))
 
     def _call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        part = self.module.get_submodule(path)
-        return apply_opaque(self.apart[path], _tensors(part), (), args, kwargs, "sparse")
+        tensors = {  # no parameters: a path has views of weights
+            name: tensor.view_as(tensor) if tensor.requires_grad else tensor
+            for name, tensor in _tensors(self.module.get_submodule(path)).items()
+        }
+        return apply_opaque(self.apart[path], tensors, (), args, kwargs, "sparse")
 
 
 def _without_numbers(module: nn.Module) -> nn.Module:

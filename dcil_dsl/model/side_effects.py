@@ -46,16 +46,22 @@ class Attributes:
             for name, value in self.values.items()
             if type(value) in CONTAINERS and value is not None
         }
+        self.nested = {
+            name: [(part, copy.copy(part)) for part in _collections(value, set())]
+            for name, value in self.values.items()
+            if (type(value) in CONTAINERS or type(value) is tuple) and name != REMEMBERED
+        }
 
     def restore(self) -> None:
-        """Set the attributes back, and the contents of collections among them."""
+        """Set the attributes back, and the contents of collections in them, however deep."""
         attributes = vars(self.module)
         for name in [name for name in attributes if name not in self.values]:
             del attributes[name]
         attributes.update(self.values)
-        for name, content in self.contents.items():
-            if not same_content(self.values[name], content):
-                _refill(self.values[name], content)
+        for parts in self.nested.values():
+            for part, content in parts:
+                if not same_content(part, content):
+                    _refill(part, content)
 
     def changes(self) -> list[str]:
         """The names of the attributes that have other values or contents now."""
@@ -66,13 +72,14 @@ class Attributes:
             for name in {**self.values, **attributes}
             if _differs(self.values.get(name, missing), attributes.get(name, missing))
         ]
-        for name, content in self.contents.items():
-            if name not in found and not same_content(self.values[name], content):
-                changed = self.values[name]
-                if name in TABLES:
-                    found += [key for key in content if changed.get(key) is not content[key]]
-                else:
-                    found.append(name)
+        for name, parts in self.nested.items():
+            if name in found or all(same_content(part, content) for part, content in parts):
+                continue
+            if name in TABLES:
+                (table, content), *_ = parts
+                found += [key for key in content if table.get(key) is not content[key]]
+            else:
+                found.append(name)
         return found
 
 
@@ -99,13 +106,59 @@ def remembered_by(module: nn.Module, path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for (name, before), given in zip(seen, base, strict=True):
+        copies: dict[int, Any] = {}  # what two modules share is one object in the memory too
+        for name, before in seen:
             attributes = vars(before.module)
             for changed in before.changes():
-                value = attributes.get(changed)
-                value = copy.copy(value) if type(value) in CONTAINERS else value
+                value = _copied(attributes.get(changed), copies)
                 memory.setdefault(name, {})[changed] = value
+        for given in base:
             given.restore()
+
+
+def holders(before: Attributes, model: nn.Module) -> set[nn.Module]:
+    """The modules of a model with a collection whose contents `before.module` has changed."""
+    changed = {
+        id(part)
+        for parts in before.nested.values()
+        for part, content in parts
+        if not same_content(part, content)
+    }
+    if not changed:
+        return set()
+    return {
+        module
+        for module in model.modules()
+        if any(
+            id(p) in changed for value in vars(module).values() for p in _collections(value, set())
+        )
+    }
+
+
+def _collections(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The collections that can change in a value: itself, and those within it."""
+    if id(value) in seen or not (type(value) in CONTAINERS or type(value) is tuple):
+        return
+    seen.add(id(value))
+    if type(value) is not tuple:
+        yield value
+    for part in value.values() if isinstance(value, dict) else value:
+        yield from _collections(part, seen)
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """`value` with a copy of each collection in it; one of each, as there is one of each now."""
+    if type(value) is tuple:
+        return tuple(_copied(part, copies) for part in value)
+    if type(value) not in CONTAINERS:
+        return value
+    if id(value) not in copies:
+        made = copies[id(value)] = copy.copy(value)
+        if isinstance(value, dict):
+            made.update({key: _copied(part, copies) for key, part in value.items()})
+        elif not isinstance(value, set):
+            _refill(made, [_copied(part, copies) for part in value])
+    return copies[id(value)]
 
 
 def same_content(now: Any, before: Any) -> bool:
@@ -208,13 +261,16 @@ def _is_computed(value: object) -> bool:
 
 
 # The generators are torch's on the CPU and on every CUDA device in use, Python's, and numpy's if
-# the process has imported numpy: opaque modules may draw from all of them.
+# the process has imported numpy: opaque modules may draw from all of them. Apple's GPU takes the
+# place of the CUDA devices.
 RandomState = tuple[Tensor, list[Tensor] | None, Any, Any]
 
 
 def random_state() -> RandomState:
     """The states of all random number generators."""
     cuda = torch.cuda.get_rng_state_all() if _uses_cuda() else None
+    if _uses_mps():
+        cuda = [torch.mps.get_rng_state()]
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
     return torch.get_rng_state(), cuda, random.getstate(), of_numpy
@@ -224,7 +280,9 @@ def draw_again(state: RandomState) -> None:
     """Restore the generators, which then draw the same numbers as after `state` was read."""
     cpu, cuda, python, of_numpy = state
     torch.set_rng_state(cpu)
-    if cuda is not None:
+    if cuda is not None and _uses_mps():
+        torch.mps.set_rng_state(cuda[0])
+    elif cuda is not None:
         torch.cuda.set_rng_state_all(cuda)
     random.setstate(python)
     if of_numpy is not None:
@@ -240,6 +298,8 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if _uses_cuda():
         torch.cuda.manual_seed_all(seed)
+    if _uses_mps():
+        torch.mps.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)  # its limit
@@ -259,6 +319,11 @@ def drawn_apart(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         draw_again(state)
+
+
+def _uses_mps() -> bool:
+    is_available: Callable[[], bool] = torch.backends.mps.is_available
+    return is_available()
 
 
 def _uses_cuda() -> bool:

@@ -37,8 +37,17 @@ from dcil_dsl.model.side_effects import (
     Attributes,
     Randomness,
     changed_attribute,
+    holders,
     same_content,
 )
+
+
+class Shared(Unfollowed):
+    """A forward changes a collection that other modules hold: whatever has all is opaque."""
+
+    def __init__(self, reason: str, holders: set[nn.Module]):
+        super().__init__(reason)
+        self.holders = holders
 
 
 class Tracer(fx.Tracer):
@@ -243,9 +252,13 @@ class Tracer(fx.Tracer):
             self._refuse_changes(start.attributes, start.randomness)
             return result
         except Exception as problem:  # any exception under tracing is a reason
+            kept = problem.holders if isinstance(problem, Shared) else set()
+            kept |= holders(start.attributes, self.model)
             start.restore(self)
             if start.were_inputs_changed():
                 raise  # it fills a list of its caller, which has to be opaque
+            if kept - set(m.modules()):
+                raise Shared(first_line(problem), kept) from problem
             return self._call_opaque(path, first_line(problem), args, kwargs)
 
     def _refuse_changes(self, attributes: Attributes, randomness: Randomness) -> None:

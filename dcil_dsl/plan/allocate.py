@@ -23,10 +23,9 @@ from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.text import percent
 from dcil_dsl.plan.ties import warn_of_bound
-from dcil_dsl.plan.units import divide, tensor_core_obstacle, tie_members, unit_prices
+from dcil_dsl.plan.units import Member, divide, tensor_core_obstacle, tie_members, unit_prices
 from dcil_dsl.words.granularity import Head, Single
-from dcil_dsl.words.schedules import Ramp
-from dcil_dsl.words.targets import Divided, Unfit
+from dcil_dsl.words.targets import Divided, Target, Unfit
 from dcil_dsl.words.units import Percent
 from dcil_dsl.words.word import Run
 
@@ -56,6 +55,11 @@ def allocate_group(
     weights = tuple(weight for member in divided for weight in member.weights)
     pattern = target.pattern
     sizes = [math.prod(m.weights[0].shape) if pattern else m.num_units for m in owned]
+    if target.needs_layers:
+        fitted = _fitted(rule, target, owned, sizes, costs, report)
+        if fitted is None:
+            return None
+        target = fitted
     group = p.Group(
         rule=place,
         parameters=tuple(weight.name for weight in weights),
@@ -143,6 +147,44 @@ def _own_shares(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> tuple
         return None
 
 
+def _fitted(
+    rule: r.PruneRule,
+    target: Target,
+    owned: Sequence[Member],
+    sizes: Sequence[int],
+    costs: Sequence[int],
+    report: Diagnostics,
+) -> Target | None:
+    """The target with the sparsity that follows from its layers; E318, or None."""
+    span = rule.at("target")
+    if any(len(member.weights) > 1 for member in owned):
+        report.add(
+            "E318",
+            f"`{target.called}` is of single layers, and units of this rule lie in several",
+            span,
+            help="`granularity = filter(ties = none)` unties filters",
+        )
+        return None
+    of = Divided(
+        unit=rule.granularity,
+        parameters=tuple(member.weights[0].name for member in owned),
+        sizes=tuple(sizes),
+        floors=(),
+        ceilings=(),
+        folder=span.source.folder or Path(),
+        costs=tuple(costs) or (1,) * len(sizes),
+    )
+    try:
+        fitted = target.fitted(of)
+    except Unfit as error:
+        report.add("E318", error.message, span, label=error.label, help=error.help)
+        return None
+    fault = rule.schedule.fault(fitted.sparsity)
+    if fault is not None:
+        report.add("E318", fault[0], rule.at("schedule"), help=fault[1])
+    return fitted
+
+
 def _floor(rule: r.PruneRule, size: int) -> int:
     if rule.floor is None:
         return min(DEFAULT_FLOOR, size)
@@ -202,13 +244,9 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
 
 def _check_time(rule: r.PruneRule, group: p.Group, num_steps: int, report: Diagnostics) -> None:
     reached = reached_at(group)
-    if isinstance(group.schedule, Ramp) and reached <= group.schedule.start:
-        report.add(
-            "E305",
-            "the ramp is shorter than one step",
-            rule.at("schedule"),
-            help="`once(at=...)` prunes at one moment",
-        )
+    fault = group.schedule.fault_in_steps()
+    if fault is not None:
+        report.add("E305", fault[0], rule.at("schedule"), help=fault[1])
     elif reached >= num_steps:
         report.add(
             "E305",

@@ -148,7 +148,7 @@ def share_done(plan: Plan, step: int, whole: Collection[str] = ()) -> float:
     done = {name: kept[name] for name in left_out(plan.groups, plan.layers)}
     if plan.train.precision in ON_CORES:
         halved = set(in_pattern(plan.groups, plan.layers)) - set(whole)
-        done |= {name: PATTERN_DONE for name in halved if kept[name] < 1}
+        done |= {name: PATTERN_DONE for name in halved if kept[name] <= 0.5}
     return sum(n * done.get(name, 1.0) for name, n in macs.items()) / sum(macs.values())
 
 

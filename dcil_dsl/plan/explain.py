@@ -1,6 +1,6 @@
 """Explain one layer: which rule applies, and how its weights are pruned over the run.
 
-In:   the name of a layer; the recipe, the traced model and the Plan that came of them.
+In:   the name of a layer; the recipe, the traced model and the resulting Plan.
 Out:  text no wider than the page; InputError where no layer has this name.
 Not:  no decisions: the rules are evaluated again, all else is in the plan.
 """

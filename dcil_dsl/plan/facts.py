@@ -1,7 +1,7 @@
-"""What follows from a Plan by counting: per layer, per group, per phase, in all.
+"""Counts derived from a Plan: per layer, per group, per phase, in all.
 
 In:   a Plan.
-Out:  Facts, which `dcil plan --json` prints under the key `facts` and show.py tells in words.
+Out:  Facts, which `dcil plan --json` prints under the key `facts` and show.py as text.
 Not:  nothing is measured: arithmetic is that of the plan, bytes are those of its masks.
 """
 
@@ -52,7 +52,7 @@ class GroupFacts(PlanRecord):
 
     counts                  what the budget counts: "weights", "filters", ...
     budget, kept            of all its layers, in what it counts, before and after the run
-    reached, last_refresh   the steps at which the target is asked for first, masks move last
+    reached, last_refresh   the steps at which the target is first requested, masks last change
     num_refreshes           how often masks are made in the whole run
     curve                   (step, sparsity in force), at most a hundred points
     """
@@ -95,7 +95,7 @@ class Facts(PlanRecord):
 
 
 def count_facts(plan: Plan) -> Facts:
-    """Everything that is printed of a plan and is not stored in it."""
+    """The printed facts of a plan that it does not store."""
     groups = tuple(_group_facts(plan, group) for group in plan.groups)
     return Facts(
         layers=layer_facts(plan),

@@ -2,7 +2,7 @@
 
 In:   resolve.py fills it from a recipe and a traced model.
 Out:  compiler/, training/ and exporting/ read it and nothing of the language; it goes to JSON
-      and back unchanged, and lies in every run folder and checkpoint.
+      and back unchanged, and is stored in every run folder and checkpoint.
 Not:  no tensors, no modules, no units but steps, counts of weights and fractions.
 """
 
@@ -38,10 +38,11 @@ from dcil_dsl.plan.group import (
 from dcil_dsl.words.augment import Augment
 from dcil_dsl.words.losses import Loss
 from dcil_dsl.words.optimizers import Optimizer
-from dcil_dsl.words.rates import Rate
+from dcil_dsl.words.rates import Rate, Stop
 from dcil_dsl.words.registry import Stored
 from dcil_dsl.words.step import Balance, Integrator, WeightAverage
 from dcil_dsl.words.views import AnyView
+from dcil_dsl.words.weight_groups import WeightGroup, divided
 from dcil_dsl.words.word import Word, every_word
 
 
@@ -61,6 +62,9 @@ class TrainPlan(PlanRecord):
     average: Stored[WeightAverage] | None = None
     integrator: Stored[Integrator] | None = None
     balance: Stored[Balance] | None = None
+    groups: tuple[Stored[WeightGroup], ...] = ()
+    stop: Stored[Stop] | None = None
+    checkpoint: Literal["last", "best"] = "last"
     seed: int = 0
 
 
@@ -342,10 +346,20 @@ class Plan(PlanRecord):
 
         Its `lr` is that of the first step; lr_at, or Pruner.make_scheduler, says the later ones.
         """
-        optimizer = self.train.optimizer.make(dual.trainable())
+        parts = divided(self.train.groups, dual.trainable(), self.original_name)
+        optimizer = self.train.optimizer.make(parts)
         for group in optimizer.param_groups:
-            group["lr"] = self.lr_at(0)
+            group["lr"] = self.lr_at(0) * group["lr_scale"]
         return optimizer
+
+    def original_name(self, parameter: str) -> str:
+        """The name in the model of a parameter of the dual graph: of a twin, the original's."""
+        for entry in self.privates:
+            for path in self.paths:
+                twin = f"{entry.module}__{path.name}."
+                if parameter.startswith(twin):
+                    return f"{entry.module}.{parameter.removeprefix(twin)}"
+        return parameter
 
     def words(self) -> tuple[Word, ...]:
         """Every word of the plan."""
@@ -387,7 +401,7 @@ class Plan(PlanRecord):
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where in a file the first thing is that is wrong, and what: "groups.0.refresh: ..."."""
+    """The place of the first fault in a file, and the fault: "groups.0.refresh: ..."."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "the whole"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,6 +1,6 @@
 """Recipe x model -> Plan: every decision, no tensors.
 
-In:   a checked Recipe, a Traced model, the number of optimiser steps in an epoch.
+In:   a checked Recipe, a Traced model, the number of optimizer steps in an epoch.
 Out:  the Plan.
 Not:  weights are not read; nothing is rewritten.
 """
@@ -16,6 +16,7 @@ from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import Layer, Weight, find_heads, unused_layers
 from dcil_dsl.model.trace import Traced
@@ -33,6 +34,7 @@ from dcil_dsl.plan.select import Selection, claim_layers
 from dcil_dsl.plan.ties import Ties
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.step import WeightAverage
+from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import Run
 
 
@@ -45,7 +47,7 @@ def resolve_recipe(
 ) -> p.Plan:
     """What the recipe means for this model, in steps.
 
-    steps_per_epoch counts optimiser steps, class_counts the training examples of each class; None
+    steps_per_epoch counts optimizer steps, class_counts the training examples of each class; None
     where there are no data. Warnings are added to `report`; errors are raised
     together as RecipeError.
     """
@@ -89,6 +91,7 @@ def resolve_recipe(
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
     average = _average(recipe.average, traced.model, selection, tuple(groups), run, report)
+    learning = _learning(recipe.groups, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -107,7 +110,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=_train(recipe.train, average, num_epochs, run),
+        train=_train(recipe.train, average, learning, num_epochs, run),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),
@@ -333,8 +336,14 @@ def _about(recipe: r.Recipe) -> p.About:
     )
 
 
-def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Run) -> p.TrainPlan:
-    """The part of the Plan. average: the word with its parameters (late_phase.py)."""
+def _train(
+    train: Train,
+    average: WeightAverage | None,
+    groups: tuple[WeightGroup, ...],
+    num_epochs: int,
+    run: Run,
+) -> p.TrainPlan:
+    """The part of the Plan. average, groups: the words with their parameters."""
     return p.TrainPlan(
         num_epochs=num_epochs,
         optimizer=train.optimizer.in_steps(run),
@@ -347,6 +356,9 @@ def _train(train: Train, average: WeightAverage | None, num_epochs: int, run: Ru
         average=average,
         balance=train.balance and train.balance.in_steps(run),
         integrator=train.integrator and train.integrator.in_steps(run),
+        groups=groups,
+        stop=train.stop and train.stop.in_steps(run),
+        checkpoint=train.checkpoint,
         seed=train.seed,
     )
 
@@ -363,14 +375,60 @@ def _average(
     if average is None:
         return None
     word = average.word.in_steps(run)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    chosen = dict.fromkeys(
-        names[id(parameter)]
-        for layer in selection.select(average.selector)
-        for parameter in layer.module.parameters()
-    )
+    names = _named(model)
+    chosen = dict.fromkeys(_parameters(average.selector, names, selection))
     pruned = {name for group in groups for name in group.parameters}
     fault = word.fault(chosen, pruned, len(names), run.num_steps)
     if fault is not None:
         report.add("E322", fault[0], average.span, help=fault[1])
     return word.model_copy(update={"parameters": tuple(chosen)})
+
+
+def _learning(
+    rules: tuple[r.GroupRule, ...],
+    model: nn.Module,
+    selection: Selection,
+    groups: tuple[p.Group, ...],
+    run: Run,
+    report: Diagnostics,
+) -> tuple[WeightGroup, ...]:
+    """The words of `groups` with their parameters by their names in the model; E326."""
+    names, axes = _named(model), {name: x.dim() for name, x in model.named_parameters()}
+    pruned = {name for group in groups for name in group.parameters}
+    found: list[WeightGroup] = []
+    for rule in rules:
+        named = rule.word.layers_named
+        all_of = list(names.values())
+        if rule.selector is not None:
+            all_of = _parameters(rule.selector, names, selection)
+        chosen = tuple(dict.fromkeys(x for x in all_of if rule.word.takes(x, axes[x])))
+        both = next((name for name in chosen if name in pruned), None)
+        if not chosen:
+            whose = f"the layers of `{named}` have" if named else "the model has"
+            report.add("E326", f"{whose} no weights of this group", rule.span)
+        elif rule.word.is_frozen and both is not None:
+            report.add(
+                "E326",
+                f"`{both}` is frozen and pruned",
+                rule.span,
+                label="frozen weights stay as they are",
+                help=f'`keep "{both.rpartition(".")[0]}"` excludes it from pruning',
+            )
+        elif rule.word.is_frozen and len(chosen) == len(axes):
+            report.add("E326", f"`{named}` is all weights, so that none would learn", rule.span)
+        found.append(rule.word.in_steps(run).model_copy(update={"parameters": chosen}))
+    return tuple(found)
+
+
+def _named(model: nn.Module) -> dict[int, str]:
+    """The parameters of the model by id, each once."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _parameters(selector: ast.Selector, names: dict[int, str], selection: Selection) -> list[str]:
+    """The parameters of the selected layers, by their names in the model."""
+    return [
+        names[id(parameter)]
+        for layer in selection.select(selector)
+        for parameter in layer.module.parameters()
+    ]

@@ -1,7 +1,7 @@
-"""Sparsity as a pure function of the step, and the steps at which masks move.
+"""Sparsity as a pure function of the step, and the steps at which masks change.
 
 In:   a Group of the Plan and a step, counted from 0 before the first update.
-Out:  the sparsity asked for at that step, how much is kept, whether masks move.
+Out:  the requested sparsity of that step, how much is kept, whether masks change.
 Not:  no tensors; masking/select.py makes the masks.
 """
 
@@ -12,12 +12,18 @@ from dcil_dsl.plan.plan import Bound, Group
 
 
 def sparsity_at(group: Group, step: int) -> float:
-    """The share of the group's budget that is asked to be pruned at `step`."""
-    return group.schedule.sparsity(step, group.sparsity)
+    """The requested pruned share of the group's budget at `step`.
+
+    Of an N:M pattern whole weights go, m-ths: on its way to 2:4 a ramp keeps 4, 3 and 2 of 4.
+    """
+    sparsity = group.schedule.sparsity(step, group.sparsity)
+    if group.pattern is None:
+        return sparsity
+    return int(sparsity * group.pattern.m + 1e-9) / group.pattern.m
 
 
 def reached_at(group: Group) -> int:
-    """The first step at which the target itself is asked for."""
+    """The first step at which the target is requested in full."""
     return group.schedule.reached
 
 
@@ -102,7 +108,7 @@ def limits_at(group: Group, step: int) -> tuple[int, int]:
 
 
 def _done(group: Group, step: int) -> float:
-    """How far the ramp has come towards the target."""
+    """How much of the target the ramp has reached."""
     return sparsity_at(group, step) / group.sparsity if group.sparsity else 0.0
 
 
@@ -132,7 +138,7 @@ def last_refresh(group: Group, step: int) -> int:
 
 
 def num_refreshes(group: Group, num_steps: int) -> int:
-    """How many of the steps 0..num_steps - 1 is_refresh says yes to, by counting, not by asking."""
+    """How many of the steps 0..num_steps - 1 satisfy is_refresh, by arithmetic."""
     if num_steps <= 0:
         return 0
     last = num_steps - 1 if group.freeze is None else min(num_steps - 1, group.freeze)

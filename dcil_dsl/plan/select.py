@@ -2,7 +2,7 @@
 
 In:   selectors and rules of the recipe, the layers of a traced model.
 Out:  the selected layers in execution order; for each prunable weight the rule that claims it.
-Not:  how much each layer loses (allocate.py).
+Not:  how much each layer loses (allocate.py). No torch: an editor selects in a table of layers.
 
 A set of layers is a number, bit i for layer i. Layers are grouped by what a selector reads, their
 class, name or attribute, and each selector is evaluated once per group, so that thousands of rules
@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.counting import count, none_of
@@ -28,8 +26,10 @@ from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.selectors import SECONDS, Glob, Regex, TooSlow
-from dcil_dsl.model.layers import Layer
 from dcil_dsl.words.units import Percent
+
+if TYPE_CHECKING:
+    from dcil_dsl.model.layers import Layer
 
 MOST_NAMED = 5  # types in a help
 FEW_NAMES = 64  # are tried one by one
@@ -139,7 +139,7 @@ class Selection:
         found: dict[str, int] = {}
         for place, layer in enumerate(self.layers):
             own = 1 << place
-            if isinstance(layer.module, nn.MultiheadAttention):
+            if "MultiheadAttention" in layer.types:
                 output = self.place.get(f"{layer.path}.out_proj")
                 own |= 0 if output is None else 1 << output
             for name in layer.types:
@@ -253,7 +253,7 @@ class Selection:
         wanted = wanted.fraction if isinstance(wanted, Percent) else wanted
         actual = value if isinstance(value, tuple) else (value,)
         shown = "a tensor"
-        if wanted is None or not any(isinstance(size, Tensor) for size in actual):
+        if wanted is None or not any(hasattr(size, "requires_grad") for size in actual):
             compare = COMPARE[condition.compare]
             try:
                 return all(compare(size, wanted) for size in actual)
@@ -455,6 +455,7 @@ def _warn_of_overridden(
     report: Diagnostics,
 ) -> None:
     """W303."""
+    replaced = r.replaced_rules(rules)
     owned: dict[int, int] = {}  # the layers of which each rule owns a weight
     for place, layer in enumerate(layers):
         for name in layer.weights:
@@ -463,6 +464,8 @@ def _warn_of_overridden(
     for index, (rule, mask) in enumerate(zip(rules, matched, strict=True)):
         if not mask or mask & owned.get(index, 0):
             continue
+        if index in replaced:
+            continue  # reported without a model
         owners = sorted(later for later, own in owned.items() if own & mask)
         # A recipe may well replace a rule that it inherits by `extends`.
         if all(rules[i].span.source is not rule.span.source for i in owners):

@@ -215,7 +215,7 @@ def target_words(plan: Plan, layer: PlanLayer) -> str:
 
 
 def share_of(group: Group, parameter: str) -> float:
-    """The sparsity that is asked of a layer in the end; of one that shares its budget, of all."""
+    """The final requested sparsity of a layer; of one that shares its budget, that of all."""
     if not group.targets:
         return group.sparsity
     if group.ties:

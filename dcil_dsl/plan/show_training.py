@@ -1,7 +1,7 @@
-"""Who learns from whom, the losses and the training of a Plan, printed.
+"""Print the routes, the losses and the training of a Plan.
 
 In:   a Plan, and the page.
-Out:  the private modules, the phases with their cost, the losses, the optimiser, the claims.
+Out:  the private modules, the phases with their cost, the losses, the optimizer, the claims.
 Not:  show.py puts the parts together.
 """
 
@@ -14,6 +14,7 @@ from dcil_dsl.plan.cost import ON_CORES, bound, in_pattern, left_out, step_cost,
 from dcil_dsl.plan.plan import Path, Phase, Plan
 from dcil_dsl.plan.text import Page, percent, setting, stretch
 from dcil_dsl.words.metrics import METRICS
+from dcil_dsl.words.weight_groups import WeightGroup
 
 PARTS = {
     "kept": "kept weights",
@@ -123,7 +124,7 @@ def show_losses(plan: Plan) -> str:
 
 
 def show_training(plan: Plan, page: Page) -> str:
-    """The optimiser, the learning rate, and what else the steps do."""
+    """The optimizer, the learning rate, and what else the steps do."""
     train = plan.train
     optimizer = ", ".join(
         f"{name} {setting(value)}" for name, value in train.optimizer if value is not False
@@ -141,8 +142,10 @@ def show_training(plan: Plan, page: Page) -> str:
     return "\n".join(
         [
             f"train    {train.optimizer.called}: {optimizer}",
+            *(line for group in train.groups for line in _group(group, page)),
             *show_integrator(plan, page),
             *_told("average", train.average.summary() if train.average else "", page),
+            *_told("stop", _ending(plan), page),
             *_told("balance", train.balance.summary() if train.balance else "", page),
             *(
                 f"{'rate' if not i else '':8} {line}"
@@ -151,6 +154,18 @@ def show_training(plan: Plan, page: Page) -> str:
             f"         {more}",
         ]
     )
+
+
+def _group(group: WeightGroup, page: Page) -> list[str]:
+    whose = "" if group.layers_named is None else f" of {group.layers_named}"
+    return _told("", f"{count(len(group.parameters), 'parameter')}{whose}: {group.summary()}", page)
+
+
+def _ending(plan: Plan) -> str:
+    stop = plan.train.stop
+    best = "the best checkpoint at full sparsity is evaluated and exported"
+    words = [stop.summary()] if stop is not None else []
+    return "; ".join(words + [best] * (plan.train.checkpoint == "best"))
 
 
 def _told(label: str, words: str, page: Page) -> list[str]:
@@ -172,7 +187,7 @@ def show_integrator(plan: Plan, page: Page) -> list[str]:
 
 
 def show_expectations(plan: Plan) -> str:
-    """What the author claims of the result."""
+    """The author's claims about the result."""
     claims = (
         f"{claim.metric} {claim.compare} "
         f"{percent(claim.value) if METRICS[claim.metric].is_share else f'{claim.value:.6g}'}"

@@ -1,4 +1,4 @@
-"""Text of everything that is printed: numbers, steps, tables, the curve of a schedule.
+"""The text of printed values: numbers, steps, tables, the curve of a schedule.
 
 In:   numbers, strings and rows; a Group; the Page.
 Out:  text that fits the Page.

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.tasks.measures import num_correct
 from dcil_dsl.tasks.task import Task
 from dcil_dsl.words.tensors.outputs import logits_of
+from dcil_dsl.words.tensors.widest import widest
 
 
 class Classification(Task):
@@ -62,7 +62,7 @@ class Classification(Task):
 
     def score(self, output: Any, targets: Any, count: int) -> Tensor:
         logits = logits_of(output)
-        correct = num_correct(logits, targets[: len(logits)]).double()
+        correct = num_correct(logits, targets[: len(logits)]).to(widest(logits.device))
         return correct * (count / len(logits))  # of the examples it has seen
 
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
@@ -80,3 +80,15 @@ class ImageClassification(Classification):
 
     name: ClassVar[str] = "image-classification"
     noun: ClassVar[str] = "images"
+
+
+def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced.
+
+    Of labels that are shares of classes (B, K), as mixed examples have them, the largest counts.
+    """
+    if labels.is_floating_point():
+        labels = labels.argmax(dim=1)
+    if k == 1:
+        return (logits.argmax(dim=1) == labels).sum()
+    return (logits.topk(k, dim=1).indices == labels[:, None]).sum()

@@ -17,7 +17,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.tasks.classification import num_correct
 from dcil_dsl.words.metrics import METRICS
+from dcil_dsl.words.tensors.widest import widest
 
 
 class TopK(Metric):  # type: ignore[misc,unused-ignore]
@@ -41,19 +43,7 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
         self.total += len(classes)
 
     def compute(self) -> Tensor:
-        return self.correct.double() / self.total
-
-
-def num_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """How many of the labels (B,) are among the k largest logits (B, C); a scalar, not synced.
-
-    Of labels that are shares of classes (B, K), as mixed examples have them, the largest counts.
-    """
-    if labels.is_floating_point():
-        labels = labels.argmax(dim=1)
-    if k == 1:
-        return (logits.argmax(dim=1) == labels).sum()
-    return (logits.topk(k, dim=1).indices == labels[:, None]).sum()
+        return self.correct.cpu().double() / self.total.cpu()
 
 
 class Meter:
@@ -95,4 +85,4 @@ class Meter:
         record = METRICS[name]
         module, _, cls = record.at.partition(":")
         made: Metric = getattr(import_module(module), cls)(**record.settings, sync_on_compute=False)
-        return made.set_dtype(torch.float64).to(self.device)
+        return made.set_dtype(widest(self.device)).to(self.device)

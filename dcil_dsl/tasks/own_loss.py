@@ -17,6 +17,7 @@ from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, as_call
 from dcil_dsl.words.losses import Loss, ModelLoss
 from dcil_dsl.words.tensors.outputs import own_loss
+from dcil_dsl.words.tensors.widest import widest
 
 
 class OwnLoss(Task):
@@ -40,7 +41,8 @@ class OwnLoss(Task):
         pass  # own_loss says at the first step what it misses in an output
 
     def score(self, output: Any, targets: Any, count: int) -> Tensor:
-        return own_loss(output).detach().double() * count
+        loss = own_loss(output).detach()
+        return loss.to(widest(loss.device)) * count
 
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
         loss = _loss_or_none(output)

@@ -15,6 +15,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.task import Task, rows_finite
 from dcil_dsl.words.losses import JS, KL, CrossEntropy, Loss
 from dcil_dsl.words.tensors.outputs import logits_of, numbers_for
+from dcil_dsl.words.tensors.widest import widest
 
 
 class Regression(Task):
@@ -42,11 +43,13 @@ class Regression(Task):
     def score(self, output: Any, targets: Any, count: int) -> Tensor:
         own = logits_of(output)
         own, wanted = numbers_for(own, targets[: len(own)])
-        return (own.double() - wanted.double()).square().mean() * count
+        wide = widest(own.device)
+        return (own.to(wide) - wanted.to(wide)).square().mean() * count
 
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
         own, wanted = numbers_for(logits_of(output), targets)
-        given = (own.double().contiguous(), wanted.double().contiguous())
+        wide = widest(own.device)
+        given = (own.to(wide).contiguous(), wanted.to(wide).contiguous())
         return dict.fromkeys(self.metrics, given)
 
     def broken(self, output: Any, count: int) -> Tensor:

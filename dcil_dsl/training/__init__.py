@@ -1,4 +1,4 @@
-"""Dual x Plan x data -> a run: the loop, its optimiser, its checkpoints, its folder.
+"""Dual x Plan x data -> a run: the loop, its optimizer, its checkpoints, its folder.
 
 Nothing is imported here: options.py is read without torch.
 """

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Average:
-    """The tensors that training moves and their means, by name; both empty without `ema`."""
+    """The tensors that training changes and their means, by name; both empty without `ema`."""
 
     live: dict[str, Tensor]
     mean: dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 In:   a State: a dual graph, its optimizer, averages and memory, its Position.
 Out:  checkpoint/last.safetensors: tensors, and a header of JSON; the State loaded from it, also
-      under another plan, as far as it fits.
+      under another plan, as far as tensors fit.
 Not:  no state of a random generator: every draw of a step depends on the seed and the step alone
       (trainer.py), and so does every batch. Which file is read: checkpoint_files.py.
 
@@ -46,9 +46,9 @@ from dcil_dsl.training.checkpoint_files import (
     remove_parts,
 )
 from dcil_dsl.training.differences import fingerprint
+from dcil_dsl.training.files import cannot_write, write_atomically
 from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
-from dcil_dsl.training.run import cannot_write, write_atomically
 from dcil_dsl.words.registry import extra
 
 
@@ -129,7 +129,7 @@ def load_checkpoint(path: Path, state: State) -> None:
 
 
 def load_deployed(path: Path, dual: Dual) -> Position:
-    """Put the weights that are evaluated and exported into `dual`: the averages where kept.
+    """Load the weights that are evaluated and exported into `dual`: the averages, if any.
 
     InputError as in load_checkpoint; SparsityError where its masks are not what the plan asks.
     """
@@ -143,9 +143,9 @@ def load_deployed(path: Path, dual: Dual) -> Position:
 def read_checkpoint(
     path: Path, plan: Plan | None = None, placement: Placement = ALL_ROWS
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by name and the header, proved whole, and of `plan` if given. Else InputError.
+    """All tensors by name, and the header. InputError if damaged or not of `plan`, if given.
 
-    placement  of each tensor only these rows are read, however the checkpoint is cut
+    placement  read only these rows of each tensor, whatever the layout of the checkpoint
     """
     found = newest_of(path)
     if found is None:
@@ -243,7 +243,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_anyway(path: Path, state: State) -> None:
-    """As load_checkpoint, whatever plan the checkpoint belongs to. Raises InputError."""
+    """Like load_checkpoint, for a checkpoint of any plan. Raises InputError."""
     plan: Plan = state.dual.plan
     tensors, header = read_checkpoint(path, placement=state.dual.placement)
     if is_of(header, plan, path):
@@ -297,7 +297,7 @@ def load_anyway(path: Path, state: State) -> None:
 
 
 def _make_masks(state: State) -> None:
-    """Each group's masks as they were made the last time before the position."""
+    """Each group's masks, as last made before the position."""
     dual, masks = state.dual, dict[str, Tensor]()
     last = {g: last_refresh(g, masks_step(state.position.step)) for g in dual.plan.groups}
     for step in sorted(set(last.values())):

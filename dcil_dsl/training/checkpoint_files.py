@@ -1,12 +1,12 @@
-"""The checkpoints of a run: which there are, and what the header of each says.
+"""The checkpoints of a run: their files, and the headers in them.
 
 In:   the path checkpoint/last.safetensors of a run folder, the plan.
 Out:  the newest checkpoint, the previous one, the last good one; the Position that a header holds.
 Not:  no tensor is read or written (checkpoint.py).
 
-    last.safetensors       where the run stands
-    previous.safetensors   what it was at the end of the epoch before, to go back to
-    parts-<step>/          in the place of the first, where several processes wrote their rows
+    last.safetensors       the state of the run
+    previous.safetensors   its state at the end of the previous epoch, for a rewind
+    parts-<step>/          instead of the first, where several processes wrote their rows
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ INDEX = "parts.json"  # of a checkpoint in parts
 
 @dataclass
 class Position:
-    """Where a run stands, all that is not a tensor.
+    """The progress of a run: all state that is not a tensor.
 
     step       updates done
     epoch      whole epochs done
@@ -50,8 +50,11 @@ class Position:
     examples   seen in this epoch; `examples_by` loss while it was open, by path while it ran
     seconds    of the whole run
     trained    seconds of the steps of the whole run; epoch_trained: of this epoch's
-    waited     seconds of them in which the loop stood still for its next batch; epoch_waited too
+    waited     seconds of them in which the loop waited for its next batch; epoch_waited too
     scaler     the state of the fp16 gradient scaler, numbers only
+    watched    the metric of the deployed path after each evaluated epoch: (step, value, larger is
+               better)
+    stopped    whether the run ended here before its last step
     rewinds    how often the run went back: at which step what was not finite, to
                which step
     """
@@ -69,22 +72,24 @@ class Position:
     epoch_waited: Seconds = 0.0
     scaler: dict[str, FiniteFloat | int] = field(default_factory=dict)
     rewinds: list[dict[str, int | str]] = field(default_factory=list)
+    watched: list[tuple[NonNegativeInt, FiniteFloat]] = field(default_factory=list)
+    stopped: bool = False
 
     @property
     def rate_factor(self) -> float:
-        """What the plan's learning rate is multiplied by."""
+        """The factor on the plan's learning rate."""
         return 0.5 ** len(self.rewinds)
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint is kept that was at `path` before."""
+    """The file of the checkpoint that was at `path` before."""
     return path.with_name("previous.safetensors")
 
 
 def keep_as(kept: Path, path: Path) -> None:
-    """What is at `path` also as `kept`, whatever takes its place at `path`.
+    """Keep the file at `path` under the name `kept` too, when another replaces it at `path`.
 
-    A second name for the same data. A file system without such keeps nothing.
+    A hard link. A file system without hard links keeps nothing.
     """
     draft = kept.with_name(f".{kept.name}.draft")
     draft.unlink(missing_ok=True)
@@ -101,8 +106,8 @@ def keep_as(kept: Path, path: Path) -> None:
 def newest_of(path: Path) -> Path | None:
     """The checkpoint from which a run resumes: the file `path`, or the folder of parts next to it.
 
-    Each takes the place of the other once it is whole; where both are there, one was not removed
-    any more.
+    Each replaces the other once it is complete; if both exist, a run was killed before it removed
+    one.
     """
     parts = newest_parts(path)
     if parts is None or not path.exists():
@@ -133,7 +138,7 @@ def last_good(path: Path, plan: Plan) -> Path:
 
 
 def is_end_of_epoch(path: Path, plan: Plan) -> bool:
-    """Whether there is a checkpoint of this plan that is of no place in the middle of an epoch."""
+    """Whether there is a checkpoint of this plan from the end of an epoch."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -146,7 +151,7 @@ def is_of(header: Mapping[str, str], plan: Plan, path: Path) -> bool:
     """Whether a checkpoint of the run folder around `path` belongs to `plan`.
 
     A run that an earlier version began has a plan.json of format 1, and checkpoints with the
-    fingerprint of what it says; they are this plan's if it says the same.
+    fingerprint of its content; they are this plan's if the contents are equal.
     """
     if header.get("plan") == fingerprint(plan):
         return True
@@ -192,7 +197,7 @@ def position_of(header: Mapping[str, str], path: Path, plan: Plan | None = None)
 
 
 def _renamed(position: str) -> str:
-    """The position in the names of today: until November 2026 `logged` was `told`."""
+    """The position under its present names: until November 2026 `logged` was `told`."""
     try:
         values = json.loads(position)
     except (ValueError, RecursionError):

@@ -22,9 +22,11 @@ from typing import Any
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.training.machine import Options
 
+# Settings that older versions did not have: at their defaults, runs of those can be resumed.
+ADDED = ("groups", "stop", "checkpoint")
 MAX_LINES = 5  # shown of each kind; the count of the rest is said
 
 
@@ -44,12 +46,12 @@ def value_differences(one: object, other: object, here: str, there: str) -> list
 
 
 def fingerprint(plan: Plan) -> str:
-    """A sha256 that two plans share exactly where plan_differences finds nothing."""
+    """A sha256 that is equal for two plans exactly if plan_differences finds nothing."""
     return sha256(json.dumps(science_of(plan), sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint_1(plan: Mapping[str, Any]) -> str:
-    """The fingerprint that the checkpoints of a run have whose plan.json, as read, is of format 1.
+    """The fingerprint in the checkpoints of a run whose plan.json is of format 1.
 
     KeyError or TypeError if it is not a plan.
     """
@@ -59,7 +61,7 @@ def fingerprint_1(plan: Mapping[str, Any]) -> str:
 
 
 def text_differences(old: str, new: str) -> list[str]:
-    """The lines that went, "- target = 90%", and those that came, "+ target = 95%"."""
+    """The removed lines, "- target = 90%", and the added ones, "+ target = 95%"."""
     before, after = ([line.strip() for line in text.splitlines()] for text in (old, new))
     # Two lines of file names stand before the first difference.
     lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
@@ -67,7 +69,7 @@ def text_differences(old: str, new: str) -> list[str]:
 
 
 def data_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """By part of the data (data/contents.py): what it was and what it is."""
+    """For each part of the data that differs (data/contents.py), the old and the new contents."""
     return [
         f"{name}: {old.get(name, 'nothing')} in the run, {new.get(name, 'nothing')} now"
         for name in dict.fromkeys([*old, *new])
@@ -82,18 +84,23 @@ def listed(differences: list[str]) -> list[str]:
 
 
 def science_of(plan: Plan) -> dict[str, Any]:
-    """What decides the training, as plain data: the same exactly where two runs train alike."""
+    """The settings that decide the training, as plain data: equal exactly if runs train alike."""
     values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
     # Names of what stands next to them: `targets` has what the profile gave, `parameters` those
     # of the layers.
     for group in values["groups"]:
         group["target"].get("settings", {}).pop("profile", None)
-    (values["train"]["average"] or {}).get("settings", {}).pop("layers", None)
+    train = values["train"]
+    for word in (train["average"], *train["groups"]):
+        (word or {}).get("settings", {}).pop("layers", None)
+    for name in ADDED:
+        if train[name] == TrainPlan.model_fields[name].default:
+            del train[name]
     return _alike(values)
 
 
 def _alike(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what may change, in every format."""
+    """Drop the settings that may change, in every format."""
     for part in [*values["layers"], *values["groups"]]:
         del part["rule"]
     for layer in values["layers"]:
@@ -105,8 +112,8 @@ def _alike(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_folder(spec: str | None) -> str | None:
-    """ "a/net.py:Net" -> "net.py:Net": what is in the file is compared as the model's text, and
-    folders may be moved, or be named from elsewhere."""
+    """ "a/net.py:Net" -> "net.py:Net": the contents of the file are compared as the model's
+    text, and folders may move."""
     file, colon, name = (spec or "").rpartition(":")
     return f"{Path(file).name}:{name}" if file.endswith(".py") else spec
 

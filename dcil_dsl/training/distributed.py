@@ -1,12 +1,12 @@
-"""Several processes as one run: who this one is, and what all of them decide together.
+"""Several processes as one run: the rank of this one, and decisions of all of them together.
 
 In:   the environment of torchrun, or the process group of a caller who made one.
 Out:  Ranks: sums, means and texts over all processes; one process is the case in which they cost
       nothing. MasksDiffer where ranks have other masks, found without sending one.
 Not:  no gradient is reduced here (step.py), and nothing is read or written.
 
-A rank that ends with an error leaves its text in torchrun's store. What all ranks meet alike is
-reported once, by the first; the others learn from the store why a partner is gone.
+A rank that ends with an error leaves its text in torchrun's store. An error of all ranks is
+reported once, by the first; the others read in the store why a partner is gone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RankLost(InputError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run. Methods that talk are called by all of them, in the same order.
+    """The processes of a run. All of them call the communicating methods, in the same order.
 
     rank, count     which process this is, and of how many
     local, local_count  the same among those of this machine
@@ -59,11 +59,11 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes, shows and tells."""
+        """Whether this rank writes files and shows progress."""
         return self.rank == 0
 
     def refuse(self) -> None:
-        """Have later starts of this job know that its run was not begun."""
+        """Record for later starts of this job that its run was not begun."""
         if self.job is not None:
             self.job.set(REFUSED, "")
 
@@ -87,12 +87,12 @@ class Ranks:
         return torch.stack(parts)
 
     def any(self, wish: bool) -> bool:
-        """Whether one of the ranks wishes it. Asked over the hosts; no device waits."""
+        """Whether the value is true on some rank. The hosts exchange it; no device waits."""
         return wish if self.count == 1 else bool(self.sum(torch.tensor(int(wish))))
 
     @torch.no_grad()
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Put the mean over the ranks in each of the tensors, which are floating."""
+        """Replace each of the floating-point tensors by its mean over the ranks."""
         for bucket in _buckets(tensors) if self.count > 1 else ():
             means = self.sum(torch.cat([tensor.reshape(-1) for tensor in bucket])) / self.count
             parts = torch.split(means, [tensor.numel() for tensor in bucket])
@@ -126,7 +126,7 @@ class Ranks:
                 tensor.copy_(dense)
 
     def from_first(self, work: Callable[[], str]) -> str:
-        """What `work` returns on the first rank, which alone does it; its InputError is all's."""
+        """The result of `work`, run by the first rank alone; every rank raises its InputError."""
         if self.count == 1:
             return work()
         answer: dict[str, Any] = {}
@@ -141,9 +141,9 @@ class Ranks:
         return str(answer["text"])
 
     def find_other(self, text: str) -> tuple[list[int], str, str] | None:
-        """The ranks whose text is not the first's, the first's text, and that of the first of them.
+        """The ranks whose text differs from rank 0's, rank 0's text, and that of the first of them.
 
-        None where all are the same, which costs the exchange of a digest.
+        None if all are equal, which costs the exchange of a digest.
         """
         digest = bytearray(sha256(text.encode()).digest())
         digests = self.gather(torch.frombuffer(digest, dtype=torch.uint8))
@@ -176,10 +176,10 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The Ranks of this process, met; parted again at the end if they were met here.
+    """The Ranks of this process, connected; disconnected at the end if they were connected here.
 
-    An error that leaves the `with` is marked: `rank` is where it came up, `told_elsewhere` says
-    that the first rank, or the one that failed, tells it. What a collective raises because a
+    An error that leaves the `with` is marked: `rank` is the rank that raised it, `told_elsewhere`
+    says that the first rank, or the one that failed, reports it. An error of a collective because a
     partner is gone becomes RankLost.
     """
     if dist.is_available() and dist.is_initialized():
@@ -206,7 +206,7 @@ def joined_ranks() -> Iterator[Ranks]:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun has started this job anew after a rank had failed."""
+    """Whether torchrun has restarted this job after a rank failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
@@ -241,7 +241,7 @@ def _local_ranks() -> tuple[int, int]:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether a collective failed. Gloo's words for it come as a bare RuntimeError."""
+    """Whether a collective failed. Gloo raises a bare RuntimeError for it."""
     words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "gloo")
     return isinstance(error, dist.DistError) or (
         type(error) is RuntimeError and any(word in str(error) for word in words)
@@ -249,10 +249,10 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _mark(error: BaseException, ranks: Ranks) -> None:
-    """Leave this rank's error for the others; find out whether another rank tells it.
+    """Leave this rank's error for the others; find out whether another rank reports it.
 
-    Not longer than for SECONDS_TO_TELL, and a second: the process that holds the store may be
-    stopped, and then a question to it never returns. In that case this rank reports its error.
+    Takes at most SECONDS_TO_TELL and a second: the process that holds the store may be stopped,
+    and then a request to it never returns. In that case this rank reports its error.
     """
     asking = Thread(target=_mark_in_store, args=(error, ranks), daemon=True)
     asking.start()
@@ -277,7 +277,7 @@ def _mark_in_store(error: BaseException, ranks: Ranks) -> None:
 
 
 def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
-    """The text of an error of one of the others, who are given a moment for it."""
+    """The text of an error of another rank, waiting a moment for it."""
     until = monotonic() + SECONDS_TO_TELL
     while monotonic() < until:
         for other in others:
@@ -288,7 +288,7 @@ def _left_by(others: Iterable[int], ranks: Ranks) -> str | None:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """What a step's random numbers start from. Rank 0 draws what one process would draw."""
+    """The seed of a step's random numbers. Rank 0 draws the numbers of a single process."""
     return (seed * 1_000_003 + step + rank * 0x2545F4914F6CDD1D) % (1 << 63)
 
 
@@ -346,5 +346,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits of an unsigned number: what comes in from the left is zero."""
+    """x >> bits of an unsigned number: zeros are shifted in."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

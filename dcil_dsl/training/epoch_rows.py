@@ -54,7 +54,7 @@ class EpochRows:
         value = line[metric].get(self.plan.deploy) if metric else None
         if value is None:
             return False
-        sign = -1 if METRICS[metric].low_is_good else 1
+        sign = -1 if METRICS[metric].less_is_better else 1
         if self.best is None or sign * value > sign * self.best:
             self.best = value
             return True

@@ -14,7 +14,6 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.tasks.measures import Meter
 from dcil_dsl.tasks.task import Task, sliced, stand_in
 from dcil_dsl.training.machine import Options, autocast, laid_out
 from dcil_dsl.training.process import Wish
@@ -27,7 +26,7 @@ Accuracies = dict[str, dict[str, float]]
 def evaluate(
     dual: Dual, loader: BatchLoader, options: Options = Options(), wish: Wish | None = None
 ) -> Accuracies | None:
-    """The metrics of every path on all of the data, in eval mode; the mode is put back.
+    """The metrics of every path on all of the data, in eval mode; the mode is restored.
 
     The number of examples without a finite output is BROKEN, where there are any. None if a signal
     came before the end. InputError where the data is empty or does not fit the model.
@@ -42,7 +41,7 @@ def evaluate(
 
 
 def check_not_empty(loader: BatchLoader) -> None:
-    """InputError where there is nothing to evaluate on, better before an epoch than after it."""
+    """InputError for an empty held-out part, before an epoch rather than after it."""
     if not loader.num_examples:
         raise InputError("there is no data to evaluate on: its held-out part is empty")
 
@@ -50,7 +49,7 @@ def check_not_empty(loader: BatchLoader) -> None:
 def check_fit(
     dual: Dual, task: Task, inputs: Inputs, targets: object, count: int, options: Options
 ) -> None:
-    """Try one batch, in eval mode so that nothing moves. InputError where it does not fit."""
+    """Try one batch, in eval mode so that nothing changes. InputError if it does not fit."""
     if not all(t.isfinite().all() for t in inputs.tensors() if t.is_floating_point()):
         raise InputError(
             f"the {task.noun} of the first batch hold numbers that are not finite",
@@ -81,7 +80,9 @@ def check_fit(
 
 
 def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> Accuracies | None:
-    task, ranks, meters = loader.task, options.ranks, {}
+    from dcil_dsl.tasks.measures import Meter  # torchmetrics: not of a core installation
+
+    task, ranks, meters = loader.task, options.ranks, dict[str, Meter]()
     for batch in loader.epoch(0):
         if ranks.any(wish.is_there):
             return None

@@ -1,4 +1,4 @@
-"""The loss that a plan asks for at a step, and what is counted of a batch with it.
+"""The loss of a plan at a step, and the sums of a batch that are computed with it.
 
 In:   a Plan, the outputs of a dual graph {path: y}, the labels and the step.
 Out:  each open term by its name, without its coefficient; their weighted sum; the forward of a
@@ -21,6 +21,7 @@ from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
+from dcil_dsl.words.tensors.widest import widest
 
 
 def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
@@ -68,7 +69,7 @@ def total_loss(
 
 
 def refuse_constant(loss: Tensor) -> None:
-    """InputError for a loss from which no gradient flows back to any weight."""
+    """InputError for a loss that gives no weight a gradient."""
     if not loss.requires_grad:
         raise InputError(
             "the loss depends on no weight that learns: the model's output is detached",
@@ -77,13 +78,13 @@ def refuse_constant(loss: Tensor) -> None:
 
 
 def weighed(plan: Plan, i: int, term: Tensor, weights: Tensor | None) -> Tensor:
-    """What the term of plan.losses[i] adds to the sum."""
+    """The summand of plan.losses[i]."""
     own = plan.losses[i].coefficient * term
     return own if weights is None else weights[i].to(own.dtype) * own
 
 
 def loss_term(loss: WeightedLoss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
-    """One term, in float32 or wider whatever the outputs are in."""
+    """One term, in float32 or wider whatever the type of the outputs."""
     try:
         return loss.term.term(outputs, target, loss.batch)
     except InputError as error:
@@ -168,12 +169,13 @@ def sums_of(
     count: int,
     values: Mapping[int, Tensor],
 ) -> Tensor:
-    """float64 sums over the batch: of each of plan.losses (0 where not in `values`), then the
-    score of each of plan.paths (0 where not run).
+    """float64 sums over the batch (widest.py): of each of plan.losses (0 where not in `values`),
+    then the score of each of plan.paths (0 where not run).
     """
     device = next(iter(values.values())).device
-    zero = torch.zeros((), dtype=torch.float64, device=device)
-    sums = [values[i].double() * count if i in values else zero for i in range(len(plan.losses))]
+    wide = widest(device)
+    zero = torch.zeros((), dtype=wide, device=device)
+    sums = [values[i].to(wide) * count if i in values else zero for i in range(len(plan.losses))]
     for path in plan.paths:
         if path.name in outputs:
             sums.append(task.score(outputs[path.name], targets, count))

@@ -1,8 +1,8 @@
-"""What the command line says of the machine, as opposed to the recipe.
+"""The options that concern the machine rather than the recipe.
 
 In:   RunOptions, the processes of the job, a memory layout.
 Out:  Options; autocast for them.
-Not:  nothing here changes what a step means but its rounding.
+Not:  no option here changes a step beyond its rounding.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Options(RunOptions):
 
 
 def keep_freed_memory() -> bool:
-    """Have this whole process keep the memory that it frees; True if the C library listens.
+    """Make this process keep the memory that it frees; True if the C library supports it.
 
-    A step on a CPU frees all its activations, and the next asks for as much again. glibc gives
-    what is large back to the system in between, which then has to clear it page by page.
+    A step on a CPU frees all its activations, and the next one allocates as much again. glibc
+    returns large blocks to the system in between, which then clears them page by page.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library than glibc
+    except (OSError, AttributeError, TypeError):  # another C library than glibc
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     return all([mallopt(trim_threshold, -1), mallopt(mmap_max, 0), mallopt(top_pad, 256 << 20)])
@@ -56,9 +56,9 @@ def precision_of(plan: Plan, options: Options) -> str:
 
 
 def peak_memory(device: str | torch.device) -> int | None:
-    """The most bytes that tensors of this process took at a time on a CUDA device, from its start.
+    """The peak memory of tensors of this process on a CUDA device, in bytes.
 
-    None where nobody counts: on a CPU.
+    None on a CPU, where it is not counted.
     """
     device = torch.device(device)
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -86,7 +86,7 @@ def laid_out(inputs: Inputs, options: Options) -> Inputs:
 def lay_out_weights(module: nn.Module) -> None:
     """channels_last for every tensor of a module that has four dimensions, in place.
 
-    Not module.to(memory_format=...), which ends where one has five: a 3-d convolution among others.
+    Not module.to(memory_format=...), which fails on tensors of five dimensions (3-d convolutions).
     """
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.dim() == 4:

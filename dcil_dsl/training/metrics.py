@@ -1,8 +1,8 @@
-"""The sparsity of masks, against what was asked.
+"""The sparsity of masks, compared with the requested one.
 
 In:   masks, or whether weights are nonzero, with the plan's groups.
-Out:  counts and fractions; SparsityError where masks do not hold what the plan asks.
-Not:  nothing is printed or stored here; what is asked of a file is exporting/verify.py's.
+Out:  counts and fractions; SparsityError where masks miss the sparsity of the plan.
+Not:  nothing is printed or stored here; exporting/verify.py judges files.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from dcil_dsl.plan.schedule import (
 
 
 class SparsityError(Exception):
-    """What was made does not hold the sparsity that the recipe asks: exit status 1."""
+    """The result misses the sparsity of the recipe: exit status 1."""
 
 
 @dataclass(frozen=True)
 class RuleSparsity:
-    """One rule: what is asked and kept, of the `size` that its budget counts in `counts`."""
+    """One rule: the requested and the kept amount, of `size`, all in the unit `counts`."""
 
     rule: str
     counts: str
@@ -66,7 +66,7 @@ class Sparsity:
     pruned      of what the budgets count: to be compared with what was asked
     counts      what that is: "weights", "filters", or several of them
     at_floor    the layers of shared budgets that have nothing above their floor
-    at_ceiling  those that have all that their ceiling lets them keep
+    at_ceiling  those that keep all that their ceiling allows
     rules       each rule alone, in its own unit
     """
 
@@ -84,8 +84,8 @@ class Sparsity:
 def masks_step(num_done: int) -> int:
     """The step whose masks are in force after `num_done` updates: the last one trained.
 
-    Masks move before a step and never after the last one, so that every mask that is stored
-    was trained with; a ramp that would end with the run is E305 of plan/allocate.py.
+    Masks change before a step and never after the last one, so that every stored mask was trained
+    with; a ramp that would end with the run is E305 of plan/allocate.py.
     """
     return max(num_done - 1, 0)
 
@@ -173,14 +173,14 @@ def _broken(
 ) -> list[str]:
     """Groups of m that do not keep n, of how many each keeps."""
     assert group.pattern is not None
-    n, m = group.pattern.n, group.pattern.m
-    asked = [n if keep < size else m for keep, size in zip(keeps, group.num_weights, strict=True)]
+    m = group.pattern.m
+    asked = [keep * m // size for keep, size in zip(keeps, group.num_weights, strict=True)]
     pairs = zip(counts.values(), asked, strict=True)
     (wrong,) = placement.totals([torch.stack([(kept != keep).sum() for kept, keep in pairs])])
     return [
         f"{name}: "
         f"{count(number, f'group of {m} weights does', f'groups of {m} weights do')} not keep {n}"
-        for name, number in zip(counts, wrong.tolist(), strict=True)
+        for name, number, n in zip(counts, wrong.tolist(), asked, strict=True)
         if number
     ]
 

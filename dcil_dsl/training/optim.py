@@ -1,13 +1,13 @@
 """The optimizer of a plan, and its learning rate as a pure function of the step.
 
 In:   the optimizer of a Plan, and the parameters by name in their order.
-Out:  a torch.optim optimizer over one list; the rate of a step; its state by parameter name.
+Out:  a torch.optim optimizer; the rate of a step; its state by parameter name.
 Not:  no scheduler object: a rate that is a function of the step cannot drift from it on resume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,19 +16,23 @@ from torch.nn import Parameter
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.words.optimizers import Optimizer
+from dcil_dsl.words.optimizers import Lamb, Optimizer
+from dcil_dsl.words.weight_groups import WeightGroup, divided
 from dcil_dsl.words.word import LARGEST
 
 
 def make_optimizer(
-    word: Optimizer, named_parameters: Iterable[tuple[str, Parameter]]
+    word: Optimizer,
+    named_parameters: Iterable[tuple[str, Parameter]],
+    groups: Sequence[WeightGroup] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer of a plan. The names go along, so that a state can be saved by name."""
-    return word.make(list(named_parameters))
+    """An optimizer of named parameters, so that its state can be saved by name. Of a dual graph:
+    Plan.make_optimizer."""
+    return word.make(divided(groups, named_parameters))
 
 
 def check_rate(plan: Plan) -> None:
-    """InputError where the rate grows, step by step, beyond what float32 holds."""
+    """InputError where the rate exceeds the range of float32 at some step."""
     for step in (0, *plan.train.rate.turns):
         try:
             is_held = rate_at(plan, step) <= LARGEST
@@ -42,9 +46,9 @@ def check_rate(plan: Plan) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` from the next step on."""
+    """Use `rate` from the next step on, times the scale of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def rate_at(plan: Plan, step: int) -> float:
@@ -54,10 +58,17 @@ def rate_at(plan: Plan, step: int) -> float:
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state as tensors under "<parameter>/<entry>", "conv1.weight/momentum_buffer"."""
-    return {
+    state = {
         f"{name}/{entry}": value
         for name, parameter in _by_name(optimizer)
         for entry, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+    # timm's Lamb counts steps in the group, and has a group for each parameter.
+    return state | {
+        f"{group['param_names'][0]}/step": group["step"]
+        for group in optimizer.param_groups
+        if "step" in group
     }
 
 
@@ -65,7 +76,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
     """Zero the optimizer's state of pruned weights under `forget`.
 
-    Otherwise momentum would move them away from zero, and would still be there when they return.
+    Otherwise momentum would move them away from zero, and would act again when they return.
     """
     masks = {
         id(dual.get_parameter(name)): dual.get_buffer(f"{name}_mask")
@@ -85,12 +96,13 @@ def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], word: Optimizer
 ) -> None:
-    """Put back what optimizer_state gave, of the optimizer that `word` made.
+    """Load the tensors of optimizer_state into the optimizer that `word` made.
 
     Raises KeyError for a parameter or an entry that it does not have, ValueError for one of another
     shape or type.
     """
     parameters = dict(_by_name(optimizer))
+    group_of = {name: g for g in optimizer.param_groups for name in g["param_names"]}
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
@@ -101,6 +113,9 @@ def load_optimizer_state(
         if value.shape != shape or not value.is_floating_point():
             told = f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
             raise ValueError(f"`{key}` is {told} and not of the shape {tuple(shape)}")
+        if entry == "step" and isinstance(word, Lamb):
+            group_of[name]["step"] = value.detach().clone().cpu()
+            continue
         if entry == "step":  # of Adam; the fused one counts on the device
             device = parameter.device if _is_fused(optimizer) else "cpu"
             place = torch.empty_like(value, device=device)
@@ -110,7 +125,7 @@ def load_optimizer_state(
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.param_groups[0]["fused"])
+    return bool(optimizer.param_groups[0].get("fused"))
 
 
 def _by_name(optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:

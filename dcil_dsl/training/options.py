@@ -124,7 +124,7 @@ class RunOptions:
     device: Annotated[
         str,
         Flag(
-            "auto, cpu, cuda or cuda:N",
+            "auto, cpu, cuda, cuda:N or mps",
             "DEVICE",
             trains=False,
             compared=_device_type,

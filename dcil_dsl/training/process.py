@@ -1,12 +1,12 @@
-"""This process among others of the machine: its signals, and the folders that it locks.
+"""Signals of this process, and its locks on folders.
 
 In:   signals; folders.
 Out:  Wish, which the loop reads between two steps; a lock on a run folder, so that one process at a
       time trains in it; a draft of a folder, which disappears with the process that makes it.
 Not:  nothing is stopped here, and no lock is a file: locks are on the folders themselves.
 
-SIGINT, SIGTERM and SIGHUP become a wish to stop. A second SIGINT or SIGTERM acts as it always did.
-A terminal that goes away sends SIGHUP more than once, from the kernel and from the shell: that is
+SIGINT, SIGTERM and SIGHUP become a wish to stop. A second SIGINT or SIGTERM ends the process.
+A closed terminal sends SIGHUP more than once, from the kernel and from the shell: that counts as
 one wish. Where SIGHUP is ignored, as under nohup, it stays ignored. A process that is killed leaves
 its draft. The lock on it ends with the process, so the next one that makes a draft in the same
 folder finds it without a lock and removes it.
@@ -14,7 +14,6 @@ folder finds it without a lock and removes it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -25,17 +24,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 
-if TYPE_CHECKING:
-    from dcil_dsl.training.run import RunFolder
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 # -- signals -----------------------------------------------------------------------------------
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 @dataclass
@@ -47,12 +50,12 @@ class Wish:
 
 @contextmanager
 def wish_to_stop() -> Iterator[Wish]:
-    """Catch the first signal; put the handlers back at once, so that a second one ends us."""
+    """Catch the first signal; restore the handlers at once: a second one ends the process."""
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():
         yield wish  # Python lets only the main thread set a handler
         return
-    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, HANGUP) if number}
 
     def put_back(*numbers: signal.Signals) -> None:
         for number in numbers:
@@ -66,8 +69,8 @@ def wish_to_stop() -> Iterator[Wish]:
 
     for number in SIGNALS:
         signal.signal(number, note)
-    if handlers[signal.SIGHUP] != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, note)
+    if HANGUP is not None and handlers[HANGUP] != signal.SIG_IGN:
+        signal.signal(HANGUP, note)
     try:
         yield wish
     finally:
@@ -80,6 +83,15 @@ def wish_to_stop() -> Iterator[Wish]:
 _held: set[int] = set()  # descriptors that lock a folder
 
 
+def require_locks(what: str) -> None:
+    """InputError on a system without POSIX file locks."""
+    if fcntl is None:
+        raise InputError(
+            f"{what} needs the file locks of Linux or macOS, which Windows does not have",
+            help="run it in the Windows Subsystem for Linux (WSL)",
+        )
+
+
 class Locked(Exception):
     """Another process has the lock."""
 
@@ -87,9 +99,12 @@ class Locked(Exception):
 def lock(folder: Path) -> tuple[int, bool]:
     """The descriptor to `unlock` later, and whether it locks the folder.
 
-    Raises Locked; OSError where there is no such folder. False on a file system without locks. A
-    forked process, such as a worker that outlives this one, does not have the lock.
+    Raises Locked; OSError where there is no such folder; InputError on Windows. False on a file
+    system without locks. A forked process, such as a worker that outlives this one, does not have
+    the lock.
     """
+    require_locks("a folder that one process writes")
+    assert fcntl is not None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     _held.add(descriptor)
     try:
@@ -103,7 +118,7 @@ def lock(folder: Path) -> tuple[int, bool]:
 
 
 def unlock(*descriptors: int) -> None:
-    """Let go of them, once."""
+    """Release the locks, once."""
     for descriptor in descriptors:
         if descriptor in _held:
             _held.discard(descriptor)
@@ -119,7 +134,8 @@ def is_at(descriptor: int, folder: Path) -> bool:
 
 
 # A forked process has the descriptor too, and with it would have the lock.
-os.register_at_fork(after_in_child=lambda: unlock(*list(_held)))
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=lambda: unlock(*list(_held)))
 
 
 # -- the lock of a run folder ------------------------------------------------------------------
@@ -129,20 +145,20 @@ TRIES = 5  # a process that looks for abandoned drafts locks a new run for a mom
 
 
 @contextmanager
-def hold_run(run: RunFolder) -> Iterator[None]:
-    """Keep every other process from training in this folder. InputError where one does already.
+def hold_run(run: Path) -> Iterator[None]:
+    """Keep every other process from training in this folder. InputError if one already does.
 
-    The lock ends with the process, however that ends; a worker that outlives it holds nothing. A
-    file system without locks holds nothing either.
+    The lock ends with the process, however that ends; a worker that outlives it has no lock. On a
+    file system without locks nothing is locked.
     """
     for left in reversed(range(TRIES)):
         try:
-            descriptor, _ = lock(run.path)
+            descriptor, _ = lock(run)
             break
         except Locked:
             if not left:
                 raise InputError(
-                    f"another process is training in {run.path}", help="wait for it, or end it"
+                    f"another process is training in {run}", help="wait for it, or end it"
                 ) from None
             sleep(0.02)
     try:

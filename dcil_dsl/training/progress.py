@@ -1,32 +1,26 @@
-"""Show a run while it trains, and the table at its end.
+"""Show a run while it trains.
 
 In:   the lines of metrics.jsonl as they are made, and the loss between them.
 Out:  a live bar on a terminal's stderr; plain lines where there is no terminal; nothing when
-      quiet; scalars for TensorBoard; a table of the result.
+      quiet.
 Not:  nothing is measured here, and nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.text import PLAIN
 from dcil_dsl.training.epoch_rows import EpochRows, main_metric
 from dcil_dsl.words.metrics import METRICS, metric_text
-
-if TYPE_CHECKING:
-    from dcil_dsl.training.result import Result
 
 SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
 SMALLEST_BAR, LARGEST_BAR = 8, 40
@@ -100,7 +94,7 @@ class Display:
             self._print(text)
 
     def note(self, text: str) -> None:
-        """Something about the run that one might not expect."""
+        """Show an unexpected fact about the run."""
         if self.mode != "quiet":
             self._print(text)
 
@@ -160,61 +154,3 @@ def _main_values(line: Mapping[str, Any], form: str) -> list[str]:
     return [
         f"{path} {name}{metric_text(metric, value, form)}" for path, value in line[metric].items()
     ]
-
-
-def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Table:
-    """The end of a run as a table to print. `result` is the trainer's."""
-    table = Table(title=plan.recipe.title or plan.recipe.name, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right", overflow="fold")
-    for path, accuracy in result.accuracies.items():
-        deployed = " (deployed)" if path == plan.deploy else ""
-        numbers = "  ".join(f"{n} {metric_text(n, value, '.2%')}" for n, value in accuracy.items())
-        table.add_row(f"{path} path{deployed}", numbers)
-    if result.num_weights:
-        for row in _sparsity_rows(result):
-            table.add_row(*row)
-        table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
-        for bound, names in (("floor", result.at_floor), ("ceiling", result.at_ceiling)):
-            if names:
-                table.add_row(f"layers at their {bound}", f"{len(names)}: {_few(names)}")
-    table.add_row("steps", f"{result.step:,} of {plan.num_steps:,}")
-    rate = f"{result.examples_per_second:.0f} examples/s"
-    table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
-    waited = f"{result.data_seconds:.1f} s, {result.data_share:.1%} of the time of the steps"
-    table.add_row("waiting for data", waited)
-    for back in result.rewinds:
-        fact = f"from step {back['step']:,} to {back['to']:,}: no finite {back['what']}"
-        table.add_row("went back", fact)
-    for text in result.patterns:
-        table.add_row("2:4 patterns", text)
-    table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
-    if files:  # the folder once: a name that is cut in two can be neither read nor copied
-        folder = os.path.commonpath([file.parent for file in files])
-        table.add_row("folder", folder)
-        for i, file in enumerate(files):
-            table.add_row("files" if i == 0 else "", os.path.relpath(file, folder))
-    return table
-
-
-def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
-    """Asked and measured; of several rules each alone, as their units do not add up."""
-    measured = f"{result.sparsity_measured:.2%} of weights"
-    if len(result.rules) == 1:
-        yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"
-        if result.counts != "weights":
-            measured = f"{result.sparsity_counted:.2%} of {result.counts}, {measured}"
-    else:
-        for rule in result.rules:
-            fact = f"{rule.asked:.2%} of {rule.counts} asked, {rule.pruned:.2%} measured"
-            yield f"rule {Path(rule.rule).name}", fact
-    yield "sparsity measured", measured
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(int(seconds + 0.5), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

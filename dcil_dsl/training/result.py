@@ -1,38 +1,50 @@
-"""What a run reports: the line of an epoch, where it is written, the Result.
+"""The reports of a run: the lines of epochs, their files, the Result.
 
 In:   a Session, the accuracies of its paths.
 Out:  lines in metrics.jsonl, in TensorBoard's events and on the display, of the first rank alone;
-      a Result.
+      a Result, and its table as text.
 Not:  nothing is evaluated (evaluate.py), and the display draws itself (progress.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from rich.table import Table
 
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.plan.cost import training_cost
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import deploy_average
+from dcil_dsl.training.files import cannot_write
 from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.progress import Display
-from dcil_dsl.training.run import RunFolder, cannot_write
+from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import Session, check_deferred, show_notes
+from dcil_dsl.training.watch import is_over, rate_share
+from dcil_dsl.words.metrics import metric_text
+
+if TYPE_CHECKING:
+    from torch.utils import tensorboard
+else:
+    tensorboard = library("torch.utils.tensorboard")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run.
+    """The result of a run.
 
     accuracies         {path: {metric: value}}, the metrics of the task; empty if interrupted
-    sparsity_asked     what the schedule asks at `step`, a fraction of what the budgets count
+    sparsity_asked     the requested sparsity at `step`, a fraction of what the budgets count
     sparsity_measured  of the weights under rules
-    sparsity_counted   of what the budgets count: to be compared with what was asked
+    sparsity_counted   of what the budgets count: to compare with the requested one
     counts             what that is: "weights", "filters" ...
     at_floor           layers of shared budgets with nothing above their floor; at_ceiling: with
                        all that their ceiling allows
@@ -44,6 +56,7 @@ class Result:
     data_seconds       in which steps waited for their batch; data_share: of all seconds of steps.
                        As the host sees it: where the device lags behind it, the device waited less
     patterns       in words, where 2:4 patterns were computed and why; empty where none asks for it
+    ended          whether the run took all its steps, or was ended by the recipe's `stop`
     rewinds        how often the run went back after a loss that was not finite: at which step
                    what, and to which step
     """
@@ -68,10 +81,11 @@ class Result:
     rewinds: tuple[dict[str, int | str], ...] = ()
     rules: tuple[RuleSparsity, ...] = ()
     patterns: tuple[str, ...] = ()
+    ended: bool = False
 
 
 def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """What metrics.jsonl says of the epoch, or of the part of it that was trained."""
+    """The line of metrics.jsonl for the epoch, or for the part of it that was trained."""
     check_deferred(now)
     show_notes(now)
     plan, state, at = now.plan, now.state, now.state.position
@@ -88,7 +102,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
-        "lr": rate_at(plan, max(at.step - 1, 0)) * at.rate_factor,
+        "lr": rate_at(plan, max(at.step - 1, 0)) * rate_share(plan, at),
         "losses": {name: value for name, value in means.items() if name not in paths},
         f"train_{now.task.trained}": {n: value for n, value in means.items() if n in paths},
         **{
@@ -123,7 +137,7 @@ def _mask_changes(now: Session) -> tuple[int, int]:
 def finish(
     now: Session, accuracies: dict[str, dict[str, float]] | None, examples_per_epoch: int
 ) -> Result:
-    """Put in place what is deployed, and sum up. accuracies: None if the run was interrupted."""
+    """Load the deployed weights, and sum up. accuracies: None if the run was interrupted."""
     deploy_average(now.step.average)
     result = result_of(now, accuracies or {}, examples_per_epoch, accuracies is None)
     if accuracies is not None:
@@ -155,6 +169,7 @@ def result_of(
         data_seconds=at.waited,
         data_share=at.waited / max(at.trained, 1e-9),
         interrupted=interrupted,
+        ended=at.step >= now.plan.num_steps or is_over(now.plan, at),
         sparsity_counted=sparsity.pruned,
         counts=sparsity.counts,
         at_floor=sparsity.at_floor,
@@ -171,7 +186,7 @@ def result_of(
 class Log:
     """Where the lines of epochs go; nowhere without a writer."""
 
-    def __init__(self, run: RunFolder, display: Display, events: SummaryWriter | None):
+    def __init__(self, run: RunFolder, display: Display, events: tensorboard.SummaryWriter | None):
         self.run, self.display, self.events = run, display, events
 
     def write(self, line: dict[str, Any]) -> None:
@@ -193,7 +208,7 @@ def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Itera
         yield Log(run, display, None)
         return
     try:
-        events = SummaryWriter(str(run.events), purge_step=step)
+        events = tensorboard.SummaryWriter(str(run.events), purge_step=step)
     except OSError as error:
         raise cannot_write(run.events, error) from None
     try:
@@ -203,7 +218,7 @@ def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Itera
             events.close()
 
 
-def write_events(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+def write_events(writer: tensorboard.SummaryWriter, line: Mapping[str, Any]) -> None:
     """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr"."""
     for name, value in line.items():
         if isinstance(value, dict):
@@ -214,3 +229,64 @@ def write_events(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
         elif name not in ("step", "epoch"):
             writer.add_scalar(name, value, line["step"])
     writer.flush()
+
+
+# -- the table at the end of a run ----------------------------------------------------------------
+
+
+def result_table(result: Result, plan: Plan, files: Sequence[Path] = ()) -> Table:
+    """The end of a run as a table to print. `result` is the trainer's."""
+    table = Table(title=plan.recipe.title or plan.recipe.name, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right", overflow="fold")
+    for path, accuracy in result.accuracies.items():
+        deployed = " (deployed)" if path == plan.deploy else ""
+        numbers = "  ".join(f"{n} {metric_text(n, value, '.2%')}" for n, value in accuracy.items())
+        table.add_row(f"{path} path{deployed}", numbers)
+    if result.num_weights:
+        for row in _sparsity_rows(result):
+            table.add_row(*row)
+        table.add_row("weights kept", f"{result.num_kept:,} of {result.num_weights:,}")
+        for bound, names in (("floor", result.at_floor), ("ceiling", result.at_ceiling)):
+            if names:
+                table.add_row(f"layers at their {bound}", f"{len(names)}: {_few(names)}")
+    table.add_row("steps", f"{result.step:,} of {plan.num_steps:,}")
+    rate = f"{result.examples_per_second:.0f} examples/s"
+    table.add_row("time", f"{_clock(result.seconds)}  ({rate})")
+    waited = f"{result.data_seconds:.1f} s, {result.data_share:.1%} of the time of the steps"
+    table.add_row("waiting for data", waited)
+    for back in result.rewinds:
+        fact = f"from step {back['step']:,} to {back['to']:,}: no finite {back['what']}"
+        table.add_row("went back", fact)
+    for text in result.patterns:
+        table.add_row("2:4 patterns", text)
+    table.add_row("training cost", f"{result.cost:.2f} x a dense run (passes, dense arithmetic)")
+    if files:  # the folder once: a name that is cut in two can be neither read nor copied
+        folder = os.path.commonpath([file.parent for file in files])
+        table.add_row("folder", folder)
+        for i, file in enumerate(files):
+            table.add_row("files" if i == 0 else "", os.path.relpath(file, folder))
+    return table
+
+
+def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
+    """Requested and measured; each of several rules alone, as their units do not add up."""
+    measured = f"{result.sparsity_measured:.2%} of weights"
+    if len(result.rules) == 1:
+        yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"
+        if result.counts != "weights":
+            measured = f"{result.sparsity_counted:.2%} of {result.counts}, {measured}"
+    else:
+        for rule in result.rules:
+            fact = f"{rule.asked:.2%} of {rule.counts} asked, {rule.pruned:.2%} measured"
+            yield f"rule {Path(rule.rule).name}", fact
+    yield "sparsity measured", measured
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds + 0.5), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -12,8 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -32,11 +31,13 @@ from dcil_dsl.training.differences import (
     plan_differences,
     text_differences,
 )
+from dcil_dsl.training.files import cannot_write, read_text, write_text
 from dcil_dsl.training.options import RunOptions
 from dcil_dsl.training.process import draft_in
 
 # Nothing takes the place of a mount point, or of a link to a folder.
 IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.ENOTDIR)
+COMMAND = "command.json"
 HOW_ANYWAY = "to resume from its checkpoint with the present model and data: --resume-anyway"
 
 
@@ -78,7 +79,7 @@ class RunFolder:
             ) from None
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl and see it on the disk."""
+        """Add one line to metrics.jsonl and flush it to the disk."""
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -88,7 +89,7 @@ class RunFolder:
             raise cannot_write(self.metrics, error) from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines so far. A last line torn by a kill counts as not written."""
+        """The lines so far. A last line cut off by a kill is ignored."""
         lines = read_text(self.metrics).splitlines() if self.metrics.exists() else []
         read = []
         for number, line in enumerate(lines, start=1):
@@ -126,10 +127,10 @@ def create_run(
     data: Mapping[str, str] = {},
     extra_files: Mapping[str, str] = {},
 ) -> RunFolder:
-    """A new folder with what the run is started with in it.
+    """A new folder with the inputs of the run.
 
     given, resolved  the recipe's two texts
-    model, data      the model in words (model/trace.py), what the data hold (data/contents.py)
+    model, data      descriptions of the model (model/trace.py) and the data (data/contents.py)
     extra_files      more files that the folder has from the start: contents by name
 
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
@@ -192,11 +193,11 @@ def resume_run(
     data: Mapping[str, str] = {},
     anyway: bool = False,
 ) -> RunFolder:
-    """A folder to continue with what it was started with, as create_run has it.
+    """A folder to continue with the inputs that it was started with, as in create_run.
 
-    InputError tells what differs: lines of the recipe and of the model, parts of the data, settings
-    of the plan. A text that is empty here or there is not compared. anyway: the folder takes what
-    there is now, and keeps the plan before as plan-until-<time>.json.
+    InputError lists the differences: lines of the recipe and of the model, parts of the data,
+    settings of the plan. An empty text is not compared. anyway: the folder takes the new inputs,
+    and keeps the previous plan as plan-until-<time>.json.
     """
     run = open_run(path)
     differences = _differences(run, plan, resolved, model, data)
@@ -216,9 +217,9 @@ def resume_run(
 def _differences(
     run: RunFolder, plan: Plan, resolved: str, model: str, data: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Of recipe, model, data and plan those that differ, with lines that say how.
+    """For each of recipe, model, data and plan that differs, lines that say how.
 
-    Where the plans are the same, recipes may differ: in comments, or in what they expect.
+    With equal plans, recipes may differ in comments and in `expect`.
     """
     plans = plan_differences(run.read_plan(), plan)
     then = _parts_of_data(run.data)
@@ -240,42 +241,6 @@ def _parts_of_data(path: Path) -> dict[str, str]:
         return dict(json.loads(_stored(path) or "{}"))
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file next to `path`, then rename it to `path`.
-
-    Whoever reads sees the old file or the new one, also after a power cut. InputError where it
-    cannot be written; the old file is still there then.
-    """
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)  # of a process that was killed
-        draft.touch()
-        mode = draft.stat().st_mode  # safetensors would leave the file to its owner alone
-        write(draft)
-        draft.chmod(mode)
-        _sync(draft)
-        os.replace(draft, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        with suppress(OSError):  # where the folder is a file, the error above says so
-            draft.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """write_atomically for text."""
-    write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def cannot_write(path: Path, error: Exception) -> InputError:
-    """The error for a full disk, a missing permission and the like."""
-    reason = getattr(error, "strerror", None) or str(error)
-    help = "free some space and continue with --resume" if _is_full(error) else None
-    return InputError(f"cannot write {path}: {reason}", help=help)
 
 
 def _rename(draft: Path, out: Path | None, stem: Path) -> Path:
@@ -317,34 +282,6 @@ def _stored(path: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def read_text(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise InputError(f"cannot read {path}: it is not a file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise InputError(f"cannot read {path}: {reason}") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_full(error: Exception) -> bool:
-    """The disk, the user's share of it, or what a file may be at most."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    in_words = (f"os error {number})" for number in numbers)  # of safetensors
-    return getattr(error, "errno", None) in numbers or any(w in str(error) for w in in_words)
-
-
-COMMAND = "command.json"
-
-
 def command_text(plan: Plan, options: RunOptions) -> str:
     """The model, the data, and the options whose Flag says `recorded`."""
     command = {"model": plan.model.name, "data": plan.data.name, **options.recorded()}
@@ -352,7 +289,7 @@ def command_text(plan: Plan, options: RunOptions) -> str:
 
 
 def read_command(folder: RunFolder) -> dict[str, str | None]:
-    """The machine's side of a run; without its file, what the plan knows."""
+    """The contents of command.json; without that file, the plan's."""
     file = folder.path / COMMAND
     known = {"data": folder.read_plan().data.name, "directory": None}
     if not file.exists():
@@ -368,13 +305,13 @@ def read_command(folder: RunFolder) -> dict[str, str | None]:
 
 
 def full_path(weights: str) -> str:
-    """A file's path from anywhere; a library's own name for weights as it is."""
+    """The absolute path of a file; a library's name for weights unchanged."""
     path = Path(weights).expanduser()
     return str(path.absolute()) if path.exists() else weights
 
 
 def weights_to_resume(folder: RunFolder, given: str | None) -> str | None:
-    """What a continued run loads before its checkpoint: what it was started with.
+    """The weights that a continued run loads before its checkpoint: those it was started with.
 
     A file is needed only as long as there is no checkpoint. InputError where `given` is another.
     """

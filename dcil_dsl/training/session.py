@@ -32,7 +32,7 @@ from dcil_dsl.training.evaluate import check_fit
 from dcil_dsl.training.integrate import IntegratedStep
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options, laid_out, lay_out_weights
-from dcil_dsl.training.optim import make_optimizer, rate_at
+from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.process import Wish
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
@@ -47,8 +47,10 @@ from dcil_dsl.training.step import (
     stop_if_no_finite_loss,
     stop_if_no_finite_weights,
 )
+from dcil_dsl.training.watch import best_of, best_step, is_over, rate_share
 from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.registry import extra
+from dcil_dsl.words.tensors.widest import widest
 
 STEPS_BETWEEN_CHECKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free
 
@@ -84,6 +86,8 @@ class Session:
     @property
     def end(self) -> int:
         """The step at which training ends."""
+        if is_over(self.plan, self.state.position):
+            return self.state.position.step
         most, num_steps = self.options.max_steps, self.plan.num_steps
         return num_steps if most is None else min(most, num_steps)
 
@@ -104,9 +108,10 @@ def start_session(
     if options.channels_last and dual.placement.is_whole:
         lay_out_weights(dual)
     dual.refresh(0)  # before the first step too, the masks are the plan's
-    optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
+    optimizer = plan.make_optimizer(dual)
     step = wrap_step(make_step(dual, optimizer, options, task))
-    sums = torch.zeros(len(plan.losses) + len(plan.paths), dtype=torch.float64, device=device)
+    num_sums = len(plan.losses) + len(plan.paths)
+    sums = torch.zeros(num_sums, dtype=widest(torch.device(device)), device=device)
     state = State(
         dual,
         optimizer,
@@ -273,7 +278,7 @@ def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
         at.step,
         seed_of(now),
         open_losses(now.plan, at.step),
-        rate_at(now.plan, at.step) * at.rate_factor,
+        rate_at(now.plan, at.step) * rate_share(now.plan, at),
         part.is_first,
         part.is_last,
         part.size,
@@ -436,6 +441,29 @@ def rewind(now: Session, error: NotFinite) -> None:
         f"{error.message}: back to step {back.step:,}, on with {back.rate_factor:g} of the "
         "recipe's rate"
     )
+
+
+def take_best(now: Session) -> bool:
+    """End a run that is over: with `checkpoint = best` go back to the best one at full sparsity.
+
+    Whether the weights are others now. The checkpoint that the folder holds is then the best one.
+    """
+    at, plan = now.state.position, now.plan
+    if at.step < plan.num_steps and not is_over(plan, at):
+        return False  # cut short by --max-steps
+    best = best_of(now.run.checkpoint)
+    goes_back = plan.train.checkpoint == "best" and best_step(plan, at) not in (None, at.step)
+    if goes_back and not at.stopped:
+        load_checkpoint(best, now.state)
+        after_loading(now)
+        back = now.state.position
+        back.seconds, back.trained, back.waited = at.seconds, at.trained, at.waited
+        back.watched, back.logged = at.watched, True
+    changed = not at.stopped and now.state.position.step < plan.num_steps
+    now.state.position.stopped = now.state.position.step < plan.num_steps
+    if changed:
+        save(now)
+    return goes_back and changed
 
 
 def with_advice(error: NotFinite, now: Session) -> NotFinite:

@@ -41,9 +41,11 @@ from dcil_dsl.training.session import (
     save,
     seed_of,
     start_session,
+    take_best,
 )
 from dcil_dsl.training.step import BROKEN, NotFinite, stop_if_no_finite_outputs
 from dcil_dsl.training.sync_norms import planned_norms
+from dcil_dsl.training.watch import keep_best, note
 
 
 def train(
@@ -95,6 +97,7 @@ def _run_epochs(
     """The accuracies at the end, or None if a signal came first."""
     state, at, end = now.state, now.state.position, now.end
     if at.logged and at.step >= end:  # resumed, with nothing left to do
+        take_best(now)
         return _evaluated(now, val_loader, wish)
     begin_epochs(now)
     with open_log(now.run, now.display, at.step, now.options.ranks.is_first) as log:
@@ -112,10 +115,13 @@ def _run_epochs(
             log.write(epoch_line(now, accuracies))
             at.logged = True
             if at.batch >= train_loader.num_batches:  # fewer than there were, if resumed anyway
+                note(now.plan, at, now.task.metrics[0], accuracies)
                 next_epoch(state)
             save(now)
-            if at.step >= end:
-                return accuracies
+            if now.options.ranks.is_first:
+                keep_best(now.plan, at, now.run.checkpoint)
+            if at.step >= now.end:
+                return _evaluated(now, val_loader, wish) if take_best(now) else accuracies
 
 
 def _train_epoch(now: Session, loader: BatchLoader, wish: Wish) -> None:

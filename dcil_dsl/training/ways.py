@@ -115,7 +115,12 @@ def _foreign_integrator(plan: Plan) -> str | None:
     return f"`{word.called}`" if word is not None and word.origin is not None else None
 
 
+def _best(plan: Plan) -> str | None:
+    return _of_train("checkpoint = best" if plan.train.checkpoint == "best" else None)
+
+
 CONFLICTS = (
+    Conflict(("shard",), _best, "the checkpoint is in parts"),
     Conflict(("compile",), _kept_path, "the layers change their sizes with the masks"),
     # Two ranks were seen to wait for each other without end.
     Conflict(("compile", "shard"), _synced_norms, "the processes would wait for each other"),

@@ -15,13 +15,14 @@ from dcil_dsl.words.augment import Augment
 from dcil_dsl.words.granularity import Granularity
 from dcil_dsl.words.losses import Penalty
 from dcil_dsl.words.optimizers import Optimizer
-from dcil_dsl.words.rates import ConstantRate, Rate
+from dcil_dsl.words.rates import ConstantRate, Rate, Stop
 from dcil_dsl.words.schedules import Constant, Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore, Magnitude
 from dcil_dsl.words.step import Balance, Integrator, WeightAverage
 from dcil_dsl.words.targets import Within
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import Parametrization
+from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import Factor, Word
 
 
@@ -109,7 +110,10 @@ class Train(Word):
     average: WeightAverage | None = None
     integrator: Integrator | None = None
     balance: Balance | None = None
-    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimiser
+    groups: tuple[WeightGroup, ...] = ()
+    stop: Stop | None = None
+    checkpoint: Literal["last", "best"] = "last"  # which one is evaluated and exported
+    accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimizer
     sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0
 

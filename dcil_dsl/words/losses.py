@@ -259,12 +259,15 @@ class Penalty(Word):
     part    whose gradient: that of the kept, the reserved or the pruned weights
     weight  the coefficient
     stairs  the coefficient rises over the run in this many equal steps, from 0; None: constant
+    needs_norm, needs_axis  whether `gradient` takes the norm of the layer, or the axis that counts
+            its filters
     """
 
     place: ClassVar[str] = "a penalty"
     positional: ClassVar[int] = 2
     formula: ClassVar[str] = ""
     needs_norm: ClassVar[bool] = False
+    needs_axis: ClassVar[bool] = False
     part: Literal["kept", "reserve", "pruned"]
     weight: Factor
     stairs: Annotated[int, Field(ge=2)] | None = None
@@ -310,3 +313,31 @@ class Norm(Penalty):
 
         norm = weights.norm() if norm is None else norm
         return weights / norm.clamp(min=torch.finfo(weights.dtype).tiny)  # 0 / 0 of no weights
+
+
+class L1(Penalty):
+    """`l1(kept, 1e-4)`: weight * the sum of the absolute values, whose gradient is their sign.
+
+    Of zeros the gradient is 0. Tibshirani 1996, the lasso.
+    """
+
+    word: ClassVar[str] = "l1"
+    formula: ClassVar[str] = "the absolute values"
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        return weights.sign()
+
+
+class GroupLasso(Penalty):
+    """`group_lasso(kept, 1e-4)`: weight * the sum of the norms of the filters, each of its own
+    weights of the part. Wen et al. 2016, arXiv:1608.03665, eq. 3."""
+
+    formula: ClassVar[str] = "the norms of the filters"
+    needs_axis: ClassVar[bool] = True
+
+    def gradient(self, weights: Tensor, axis: int = 0) -> Tensor:
+        import torch
+
+        others = [i for i in range(weights.dim()) if i != axis]
+        norms = weights.square().sum(others, keepdim=True).sqrt()
+        return weights / norms.clamp(min=torch.finfo(weights.dtype).tiny)

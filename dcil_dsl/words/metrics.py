@@ -21,7 +21,7 @@ class Metric:
     at        "module:class" of a torchmetrics.Metric, called with `settings`; "" where a run
               counts it in another way
     is_share  whether it is a fraction, which people read and write as a percentage
-    low_is_good  whether a smaller value is the better one
+    less_is_better  whether a smaller value is the better one
     """
 
     name: str
@@ -29,7 +29,7 @@ class Metric:
     at: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_share: bool = False
-    low_is_good: bool = False
+    less_is_better: bool = False
 
     def text(self, value: float, form: str = ".4%") -> str:
         """The value for a person. form: of a percentage."""
@@ -37,6 +37,7 @@ class Metric:
 
 
 MEAN = "torchmetrics:MeanMetric"
+SQUARED, ABSOLUTE = "torchmetrics:MeanSquaredError", "torchmetrics:MeanAbsoluteError"
 TOP_K = "dcil_dsl.tasks.measures:TopK"
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -45,19 +46,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("top1", "the share of examples classified right", TOP_K, {"k": 1}, True),
             Metric("top5", "the share with the right class among five", TOP_K, {"k": 5}, True),
             Metric("sparsity", "the share of zeros among the weights under rules", is_share=True),
-            Metric(
-                "mse", "the mean squared error", "torchmetrics:MeanSquaredError", low_is_good=True
-            ),
-            Metric(
-                "mae", "the mean absolute error", "torchmetrics:MeanAbsoluteError", low_is_good=True
-            ),
+            Metric("mse", "the mean squared error", SQUARED, less_is_better=True),
+            Metric("mae", "the mean absolute error", ABSOLUTE, less_is_better=True),
             Metric("r2", "the coefficient of determination", "torchmetrics:R2Score"),
             Metric(
                 "loss",
                 "the mean of the model's own loss",
                 MEAN,
                 {"nan_strategy": "disable"},
-                low_is_good=True,
+                less_is_better=True,
             ),
         )
     }

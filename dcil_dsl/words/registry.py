@@ -49,6 +49,7 @@ OWN = (
     "views",
     "losses",
     "optimizers",
+    "weight_groups",
     "rates",
     "step",
     "augment",

@@ -7,17 +7,20 @@ Not:  no counts of a layer (plan/allocate.py).
 
 from __future__ import annotations
 
+import json
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from dcil_dsl.words.granularity import Granularity, Pattern
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.words.granularity import Granularity, Pattern, Single
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import LayersName, Run, Word
+from dcil_dsl.words.word import RESOLVED, LayersName, Run, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +39,7 @@ class Divided(NamedTuple):
     """What a target divides its budget among: one entry a layer.
 
     floors    the fewest units that each layer keeps; ceilings: the most
+    costs     what a unit of each layer costs the budget
     folder    what paths in the recipe are relative to
     """
 
@@ -45,6 +49,7 @@ class Divided(NamedTuple):
     floors: tuple[int, ...]
     ceilings: tuple[int, ...]
     folder: Path
+    costs: tuple[int, ...] = ()
 
 
 class Target(Word):
@@ -54,6 +59,7 @@ class Target(Word):
     divides     whether one budget is divided among the layers in advance (`targets` of a plan)
     how         how the budget is shared, for the text of a plan
     rescales    whether scores are compared after `rescaled`
+    needs_layers  whether its sparsity follows from the layers of the rule, by `fitted`
     """
 
     place: ClassVar[str] = "a target"
@@ -61,6 +67,7 @@ class Target(Word):
     divides: ClassVar[bool] = False
     how: ClassVar[str] = ""
     rescales: ClassVar[bool] = False
+    needs_layers: ClassVar[bool] = False
     if TYPE_CHECKING:
 
         @property
@@ -90,6 +97,10 @@ class Target(Word):
         """The share of each layer that is pruned at the end, if the target divides its budget by
         other facts than shapes. Raises Unfit."""
         return None
+
+    def fitted(self, of: Divided) -> Self:
+        """The target with its sparsity, where that follows from the layers. Raises Unfit."""
+        return self
 
     def rescaled(self, scores: Tensor) -> Tensor:
         """The scores of one layer, or of its units, as they compare with those of other layers."""
@@ -205,6 +216,142 @@ class Lamp(Target):
         shares = highest_first / running_sums(highest_first)
         shares = torch.where(highest_first == 0, 0.0, shares)
         return torch.empty_like(flat).scatter_(0, order, shares).view(scores.shape)
+
+
+class DensityTarget(Target):
+    """`density(10%)`: every layer of the rule keeps this share; 10% is `uniform(90%)`."""
+
+    word: ClassVar[str] = "density"
+    positional: ClassVar[int] = 1
+    density: Percent
+    granularity: Granularity | None = None
+
+    @property
+    def sparsity(self) -> Percent:
+        return Percent(1 - self.density.fraction)
+
+
+WEIGHT_BYTES = 4  # of a stored float32
+
+
+class AtMost(Target):
+    """`at_most(weights=100000)` or `at_most(bytes=400000)`: one threshold that leaves as many.
+
+    bytes  of the values that are not zero, four each; their places are not counted
+    """
+
+    one_budget: ClassVar[bool] = True
+    needs_layers: ClassVar[bool] = True
+    how: ClassVar[str] = ", by a count"
+    weights: Annotated[int, Field(ge=1)] | None = None
+    bytes: Annotated[int, Field(ge=WEIGHT_BYTES)] | None = None
+    sparsity: Annotated[Percent, RESOLVED] = Percent(0.0)
+
+    def fitted(self, of: Divided) -> Self:
+        if (self.weights is None) == (self.bytes is None):
+            raise Unfit("`at_most` takes `weights` or `bytes`", help="`at_most(weights=100000)`")
+        if not isinstance(of.unit, Single):
+            raise Unfit(f"`at_most` counts single weights, and this rule prunes {of.unit.together}")
+        keep, total = self.weights or (self.bytes or 0) // WEIGHT_BYTES, sum(of.sizes)
+        if keep > total:
+            raise Unfit(
+                f"{count(total, 'weight')} are fewer than {keep:,}", label="nothing would be pruned"
+            )
+        return self.model_copy(update={"sparsity": Percent(1 - keep / total)})
+
+
+class Listed(Target):
+    """A share for each layer of the rule. given: the shares, once resolved."""
+
+    divides: ClassVar[bool] = True
+    needs_layers: ClassVar[bool] = True
+    given: Annotated[tuple[Percent, ...], RESOLVED] = ()
+    sparsity: Annotated[Percent, RESOLVED] = Percent(0.0)
+
+    @abstractmethod
+    def fitted(self, of: Divided) -> Self: ...
+
+    def shares(self, of: Divided) -> tuple[float, ...]:
+        return tuple(share.fraction for share in self.given)
+
+    def with_shares(self, given: Sequence[Percent], of: Divided) -> Self:
+        weighed = [size * cost for size, cost in zip(of.sizes, of.costs, strict=True)]
+        pruned = math.fsum(x * share.fraction for x, share in zip(weighed, given, strict=True))
+        overall = Percent(pruned / max(1, sum(weighed)))
+        return self.model_copy(update={"given": tuple(given), "sparsity": overall})
+
+
+class Each(Listed):
+    """`each([50%, 80%, 90%])`: a sparsity for each layer of the rule, in the order of the model."""
+
+    how: ClassVar[str] = " by a list"
+    positional: ClassVar[int] = 1
+    layers: Annotated[tuple[Percent, ...], Field(min_length=1)]
+
+    @property
+    def allocation(self) -> str:
+        return "list"
+
+    def fitted(self, of: Divided) -> Self:
+        if len(self.layers) != len(of.parameters):
+            raise Unfit(
+                f"{count(len(self.layers), 'sparsity', 'sparsities')} for "
+                f"{count(len(of.parameters), 'layer')}",
+                label=f"the layers are {', '.join(of.parameters[:6])}"
+                + (" ..." if len(of.parameters) > 6 else ""),
+            )
+        return self.with_shares(self.layers, of)
+
+
+class Table(Listed):
+    """`table("sparsity.json")`: a sparsity for each layer of the rule, from a file.
+
+    file  JSON, `{"layer1.0.conv1": 0.9, ...}`, relative to the recipe; a name is that of a layer or
+          of its weight
+    """
+
+    how: ClassVar[str] = " by a table"
+    positional: ClassVar[int] = 1
+    file: Annotated[str, Field(min_length=1)]
+
+    @property
+    def allocation(self) -> str:
+        return "table"
+
+    def fitted(self, of: Divided) -> Self:
+        table = read_table(of.folder / self.file, self.file)
+        names = {name: _name_in(table, name) for name in of.parameters}
+        missing = [name for name, found in names.items() if found is None]
+        unused = sorted(set(table) - set(names.values()))
+        if missing:
+            raise Unfit(f"the table `{self.file}` has no sparsity for `{missing[0]}`")
+        if unused:
+            raise Unfit(
+                f"the rule prunes no layer `{unused[0]}`, which the table `{self.file}` has",
+                help="a table has the layers of its rule, and no others",
+            )
+        return self.with_shares([Percent(table[name]) for name in names.values() if name], of)
+
+
+def read_table(path: Path, name: str) -> dict[str, float]:
+    """{layer: share} of a file. Unfit if it is no such file."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unfit(
+            f"cannot read the table `{name}`: {error}", label=f"looked for {path}"
+        ) from None
+    if not isinstance(table, dict) or not table:
+        raise Unfit(f"the table `{name}` is not an object of layers and sparsities")
+    for layer, share in table.items():
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not is_number or not 0 <= share <= 1:
+            raise Unfit(f"the table `{name}` says {share!r} of `{layer}`, not a number from 0 to 1")
+    return table
+
+
+def _name_in(table: dict[str, float], parameter: str) -> str | None:
+    return next((n for n in (parameter, parameter.rpartition(".")[0]) if n in table), None)
 
 
 class Within(Word):

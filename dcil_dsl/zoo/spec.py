@@ -27,8 +27,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.optional import is_installed, library
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.zoo.networks import NETWORKS
+
+models = library("torchvision.models")
 
 SOURCES = ("torchvision", "timm", "hf", "dcil")
 FORMS = (
@@ -99,9 +102,9 @@ def _likely(spec: str) -> str:
 
 
 def _names(source: str) -> list[str]:
-    from torchvision.models import list_models
-
-    return list(NETWORKS) if source == "dcil" else list_models()
+    if source == "dcil":
+        return list(NETWORKS)
+    return models.list_models() if is_installed("torchvision") else []
 
 
 def stored_spec(spec: str | None, holder: object) -> str:
@@ -123,8 +126,6 @@ def stored_spec(spec: str | None, holder: object) -> str:
 
 def _torchvision_builder(name: str) -> tuple[Builder, Options]:
     """The builder, and the options that keep it from downloading trained weights."""
-    from torchvision import models
-
     builders: dict[str, Builder] = {
         known: models.get_model_builder(known) for known in models.list_models()
     }

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.diagnostics.suggest import nearest
+
+models = library("torchvision.models")
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 MAX_LISTED = 12  # mismatches; of the rest the count is given
@@ -114,8 +117,6 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
             f"there is no file `{source}`; only torchvision: models have weights by name",
             f"{spec} takes a file that ends in {', '.join(SUFFIXES)}",
         )
-    from torchvision import models
-
     known = models.get_model_weights(name)
     enum, _, entry = source.rpartition(".")
     if enum not in ("", known.__name__) or entry not in known.__members__:

@@ -1,5 +1,7 @@
 """A backward pass of a model's own is kept, or the model is refused with the module's name."""
 
+import copy
+
 import pytest
 import torch
 from support.comparison import worst_difference
@@ -119,14 +121,27 @@ def test_where_no_gradients_are_computed_such_a_function_stays_opaque_too(functi
         assert list(trace_model(around(Calls(function))).opaque) == ["1"]
 
 
+class CopiesALayer(nn.Module):
+    """A copy of a layer in each call: torch copies no weight that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        with torch.no_grad():
+            return copy.deepcopy(self.layer)(x) + x
+
+
 @pytest.mark.parametrize(
     "part, reason",
     [
+        (CopiesALayer, "graph fails in .* mode: Only Tensors created explicitly"),
         (lambda: Reversible(Again), "other gradients"),
         (lambda: Reversible(Lands), "other gradients"),
         (lambda: Aside(), "other numbers"),
     ],
-    ids=["computes again", "puts gradients on weights", "another name"],
+    ids=["copies a layer", "computes again", "puts gradients on weights", "another name"],
 )
 def test_a_module_that_reads_weights_of_its_own_is_refused_by_name(part, reason):
     model, (x,) = around(part()), numbers(0)[0]

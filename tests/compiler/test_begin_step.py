@@ -1,5 +1,6 @@
 """A step begun twice, left out or backwards; forward passes and exports too early."""
 
+import pickle
 import warnings
 
 import numpy
@@ -181,3 +182,46 @@ def test_the_deployed_model_has_the_methods_of_the_original():
         logits = dual.eval()(x)["sparse"]
     assert torch.equal(dual.deployed.generate(x), logits.argmax(-1))
     assert dual.deployed.training is False
+
+
+def test_what_only_the_class_of_the_original_has_is_an_error_that_says_where_it_is():
+    dual = labelled()
+    with pytest.raises(AttributeError, match=r"sparse Labelled has it: dual\.deployed\.generate"):
+        dual.generate(batch())
+    assert not hasattr(dual, "generate")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = dual.nothing
+
+
+class Holds(torch.utils.data.Dataset):
+    def __init__(self, dual):
+        self.dual = dual
+
+    def __len__(self):
+        return 4
+
+
+def by_worker(dual):
+    loader = torch.utils.data.DataLoader(
+        Holds(dual), num_workers=1, multiprocessing_context="spawn"
+    )
+    next(iter(loader))
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, lambda dual: torch.save(dual, "x.pt"), by_worker])
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_a_pickled_dual_says_what_to_save_and_what_a_spawned_process_does(
+    save, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=r"dual\.state_dict\(\).*spawned compiles its own"):
+        save(dual_of())
+
+
+def test_what_the_error_of_a_pickled_dual_says_gives_the_same_dual():
+    dual = dual_of()
+    dual.begin_step(20)
+    state, plan = pickle.loads(pickle.dumps((dual.state_dict(), dual.plan.to_json())))
+    other = dcil.compile(dcil.Plan.from_json(plan), net())
+    other.load_state_dict(state)
+    assert torch.equal(other.eval()(batch())["sparse"], dual.eval()(batch())["sparse"])

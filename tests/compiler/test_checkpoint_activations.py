@@ -142,7 +142,7 @@ def same(net, plan, num) -> None:
         assert plain.odd.runs == cut.odd.runs
 
 
-def test_less_is_kept():
+def test_activation_checkpointing_keeps_fewer_bytes_for_the_backward_pass():
     class Deep(TinyNet):
         def forward(self, x: Tensor) -> Tensor:
             x = self.bn1(self.conv1(x))

@@ -182,7 +182,7 @@ def test_a_deep_copy_is_independent_and_equal(net):
     assert isinstance(twin, fx.GraphModule)
 
 
-def test_masks_are_boolean_buffers_beside_their_weights():
+def test_masks_are_boolean_buffers_next_to_their_weights():
     dual = compile_text(DCIL, Tiny())
     assert dual.conv.weight_mask.dtype == torch.bool
     assert "conv.weight_mask" in dict(dual.named_buffers())

@@ -57,7 +57,7 @@ def batch(step):
 
 
 def take_step(dual, step):
-    """One plain update, as the recipe's optimiser has it; the masks and scores it ends with."""
+    """One plain update, as the recipe's optimizer has it; the masks and scores it ends with."""
     dual.train().begin_step(step)
     images, labels = batch(step)
     dcil.loss(dual.plan, dual(images), labels, step).backward()
@@ -225,7 +225,7 @@ def test_whole_units_are_compared_by_the_mean_of_a_score_below_zero():
 # -- what a score is not ---------------------------------------------------------------------------
 
 
-def test_a_recipe_whose_score_is_a_size_keeps_nothing_beside_the_masks():
+def test_a_recipe_whose_score_is_a_size_keeps_nothing_next_to_the_masks():
     plain, scored = compiled("l2"), compiled("taylor")
     assert plain.score_state == {}
     assert not [name for name, _ in plain.named_buffers() if not name.endswith("_mask")]

@@ -69,7 +69,7 @@ def test_a_link_to_nowhere_is_counted_and_no_fault_of_ours(tmp_path):
     assert contents_of(open_dataset("imagefolder", tmp_path))["train/cat"].startswith("3 files")
 
 
-def test_shards_are_told_apart_one_by_one(tmp_path, monkeypatch):
+def test_shards_are_reported_apart_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = write_shards(tmp_path / "shards", 3)
     before = contents_of(open_dataset("webdataset", folder))

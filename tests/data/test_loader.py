@@ -161,7 +161,7 @@ def test_an_epoch_repeats_bit_for_bit_and_differs_by_seed_and_epoch(small, augme
 
 
 @pytest.mark.parametrize("augment", [(), CHANCE])
-def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one_does(small, augment):
+def test_an_epoch_begun_in_the_middle_resumes_as_the_whole_one_does(small, augment):
     loader = Loader(small, "train", batch_size=8, augment=augment)
     whole = list(loader.epoch(1))
     late = list(loader.epoch(1, start=3))
@@ -247,7 +247,7 @@ class Deadly:
         return torch.zeros(3, 8, 8, dtype=torch.uint8), 0
 
 
-def test_a_killed_worker_is_told_with_what_helps():
+def test_a_killed_worker_is_reported_with_what_helps():
     data = Dataset("deadly", Deadly(), Deadly(), ("a",), (0.5,) * 3, (0.5,) * 3)
     loader = Loader(data, "train", batch_size=1, workers=1)
     with pytest.raises(InputError, match="deadly was killed\n.*fewer --workers"):
@@ -255,7 +255,7 @@ def test_a_killed_worker_is_told_with_what_helps():
     assert multiprocessing.active_children() == []
 
 
-def test_a_worker_that_dies_in_the_middle_of_a_step_is_told_when_a_batch_is_asked_for(tree):
+def test_a_worker_that_dies_in_the_middle_of_a_step_is_reported_when_a_batch_is_asked_for(tree):
     data = open_dataset("imagefolder", tree)
     loader = Loader(data, "train", batch_size=2, augment=CROP, workers=1)
     batches = loader.epoch(0)
@@ -328,7 +328,7 @@ def test_a_mistake_in_the_examples_is_not_taken_for_a_killed_worker():
 
 
 @pytest.mark.parametrize("label", [10, -1])
-def test_a_label_that_is_no_class_is_told_before_a_device_meets_it(small, label):
+def test_a_label_that_is_not_a_class_is_reported_before_a_device_meets_it(small, label):
     labels = small.train.labels.index_fill(0, torch.tensor(9), label)
     part = Tensors(small.train.images, labels)
     fact = f"odd has 10 classes, and an example of class {label}"
@@ -340,7 +340,7 @@ def test_a_label_that_is_no_class_is_told_before_a_device_meets_it(small, label)
         list(Loader(data, "train", batch_size=8).epoch(0))
 
 
-def test_what_tensors_of_somebodys_own_are_not_is_told(small):
+def test_what_tensors_of_somebodys_own_are_not_is_reported(small):
     images, labels = small.train.images, small.train.labels
     for part, fact in (
         (Tensors(images / 255, labels), "0 of own is float32 of 3 x 16 x 16, and not uint8 of"),
@@ -368,7 +368,7 @@ def test_what_tensors_of_somebodys_own_are_not_is_told(small):
 
 
 @pytest.mark.parametrize("kind", [float, bool, torch.tensor, numpy.int32, numpy.bool_])
-def test_a_label_read_by_itself_is_any_number_that_is_whole(small, kind):
+def test_a_label_is_any_whole_number(small, kind):
     part = [(image, kind(row % 2)) for row, image in enumerate(small.train.images)]
     data = Dataset("small", part, part, small.classes, small.mean, small.std)
     labels = collect(Loader(data, "val", batch_size=8))[1]

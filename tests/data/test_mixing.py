@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from dcil_dsl.data.augment import mix_batch, neighbours
 from dcil_dsl.plan.plan import WeightedLoss
-from dcil_dsl.tasks.measures import num_correct
+from dcil_dsl.tasks.classification import num_correct
 from dcil_dsl.training.losses import loss_term
 from dcil_dsl.words.augment import CutMix, MixUp
 from dcil_dsl.words.losses import CrossEntropy

@@ -115,7 +115,7 @@ def test_shards_in_a_folder_whose_name_is_no_text_are_read(tmp_path):
     assert len(open_dataset("webdataset", shards).train) == 10
 
 
-def test_shards_that_are_not_there_are_told_with_their_layout(tmp_path):
+def test_shards_that_are_missing_are_reported_with_their_layout(tmp_path):
     (tmp_path / "train-000000.tar").touch()
     for find in (open_dataset, require_data):
         with pytest.raises(InputError, match="webdataset are missing") as error:

@@ -127,7 +127,7 @@ def test_colour_is_made_grey_where_one_channel_is_asked_for(cifar):
     assert data.mean[0] == pytest.approx(data.train.images.double().mean().item() / 255)
 
 
-def test_a_damaged_cifar_is_told(cifar):
+def test_a_damaged_cifar_is_reported(cifar):
     (cifar / datasets.CIFAR10.base_folder / "data_batch_2").write_bytes(b"x")
     with pytest.raises(InputError, match="incomplete or damaged"):
         open_dataset("cifar10", cifar)
@@ -177,7 +177,7 @@ def test_missing_data_say_where_what_and_how_and_leave_nothing_behind(name, tmp_
     assert list(home.iterdir()) == []
 
 
-def test_a_wrong_folder_is_told_with_what_it_holds(tmp_path):
+def test_a_wrong_folder_is_reported_with_what_it_holds(tmp_path):
     (tmp_path / "data" / "Train").mkdir(parents=True)
     with pytest.raises(InputError, match=r"data \(holds Train\)"):
         open_dataset("imagenet", tmp_path / "data")
@@ -253,7 +253,7 @@ def test_an_empty_class_folder_is_named(tmp_path):
         open_dataset("imagefolder", tmp_path / "tree")
 
 
-def test_a_val_folder_without_class_folders_is_told(tmp_path):
+def test_a_val_folder_without_class_folders_is_reported(tmp_path):
     write_tree(tmp_path / "tree")
     val = tmp_path / "tree" / "val"
     for number, file in enumerate(sorted(val.glob("*/*.JPEG"))):

@@ -14,6 +14,7 @@ import dcil_dsl
 from dcil_dsl.cli.commands import app
 from dcil_dsl.diagnostics.codes import CODES
 from dcil_dsl.exporting.exporters import EXPORTERS
+from dcil_dsl.lang.describe import PLACES
 from dcil_dsl.training.options import defaults, flags
 
 
@@ -28,8 +29,8 @@ def generate():
 def test_every_word_has_an_entry_with_its_settings(generate):
     page = generate.words_page()
     for place, words in generate.own_words().items():
-        assert place in generate.HEADINGS, place
-        section = page.partition(f"## {generate.HEADINGS[place][0]}\n")[2].partition("\n## ")[0]
+        assert place in PLACES, place
+        section = page.partition(f"## {PLACES[place][0]}\n")[2].partition("\n## ")[0]
         for word, cls in words.items():
             entry = section.partition(f"### {word}\n")[2].partition("\n### ")[0]
             names = cls.settings() if hasattr(cls, "settings") else cls.model_fields

@@ -32,7 +32,7 @@ def test_a_global_budget_is_judged_over_its_layers_together(plan, tensors):
     assert verdict.faults[0].startswith("the 2 layers of x.prune:4: 31 weights are not zero, 30")
 
 
-def test_a_kept_weight_that_happens_to_be_zero_is_told_and_is_no_fault(plan, tensors):
+def test_a_kept_weight_that_happens_to_be_zero_is_reported_and_is_no_fault(plan, tensors):
     tensors["c.weight"][0, 0] = 0.0
     verdict = verify_tensors(tensors, promises_at(plan, 10))
     assert verdict.holds

@@ -50,7 +50,7 @@ def test_weights_that_are_zero_here_and_there_are_no_filters():
     assert not verify_tensors({"a": scattered, "b": scattered}, [promise()]).holds
 
 
-def test_each_layer_is_judged_by_itself_where_it_has_a_budget_by_itself():
+def test_each_layer_with_its_own_budget_is_judged_alone():
     tensors = {"a": filters(0, 1, 2), "b": filters(3)}
     verdict = verify_tensors(tensors, [promise(target=each_layer(0.5), keeps=(2, 2))])
     assert verdict.faults == ["a: 3 filters are not zero, 2 allowed: 1 revived or never pruned"]

@@ -38,7 +38,7 @@ def make(target, device):
     return compile_plan(plan, traced).to(device)
 
 
-def test_the_count_sees_a_wait(device):
+def test_count_waits_counts_a_wait_for_the_device(device):
     number = torch.ones((), device=device)
     assert count_waits(number.item) == 1
 

@@ -5,96 +5,13 @@ import warnings
 import pytest
 import torch
 from support.library import needed
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 import dcil_dsl as dcil
 
 pl = needed("lightning.pytorch")
+from support.lightning_runs import Lit, loader, shares, text, trainer_of  # noqa: E402
+
 from dcil_dsl.integrations.lightning import DcilCallback  # noqa: E402
-
-RECIPE = """language 1
-prune Linear to 80% {
-  schedule = cubic(0% run..60% run)
-  {more}
-}
-pruning { refresh = 2 steps }
-mix {
-  path sparse = masked
-  path dense = full
-  update kept by sparse
-  update pruned by dense
-  private BatchNorm1d
-  loss model(sparse)
-  loss model(dense)
-  loss kl(student=sparse, teacher=dense, temperature=2)
-  deploy sparse
-}
-train {
-  epochs = 4ep
-  optimizer = sgd(lr=0.05, momentum=0.9)
-  {train}
-}
-"""
-
-
-def text(more="", train=""):
-    return RECIPE.replace("{more}", more).replace("{train}", train)
-
-
-class Lit(pl.LightningModule):
-    """A training_step that nobody could trace: it decides by a number and logs it."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.net = nn.Sequential(
-            nn.Linear(6, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 4)
-        ).double()
-        self.seen = []
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, i):
-        x, y = batch
-        loss = F.cross_entropy(self(x), y)
-        if float(loss) < 0:
-            raise AssertionError
-        self.log("train_loss", loss, on_step=True)
-        return loss
-
-    def validation_step(self, batch, i):
-        x, y = batch
-        self.seen.append(float((self.net[0].weight == 0).double().mean()))
-        self.log("val_loss", F.cross_entropy(self(x), y))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
-
-
-def loader(num=40, size=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(num, 6, dtype=torch.float64, generator=generator)
-    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()), size)
-
-
-def trainer_of(callback, folder=None, epochs=4, callbacks=(), **more):
-    quiet = dict(
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        enable_checkpointing=folder is not None,
-    )
-    if folder is not None:
-        quiet["default_root_dir"] = folder
-    return pl.Trainer(max_epochs=epochs, callbacks=[callback, *callbacks], **{**quiet, **more})
-
-
-def shares(module):
-    return [float((module.net[i].weight == 0).double().mean()) for i in (0, 3)]
 
 
 def written_out(recipe, seed=0, size=8, epochs=4):
@@ -134,7 +51,7 @@ def test_micro_batches_count_as_one_step():
     assert callback.plan.num_steps == 20 and shares(lit) == [0.8, 0.8]
 
 
-def test_validation_sees_the_sparse_network_and_training_goes_on_without_it():
+def test_validation_sees_the_sparse_network_and_training_resumes_without_it():
     lit, plain = Lit(), Lit()
     trainer_of(DcilCallback(text()), num_sanity_val_steps=0).fit(lit, loader(), loader(8, seed=1))
     trainer_of(DcilCallback(text())).fit(plain, loader())
@@ -186,7 +103,10 @@ def test_metrics_are_those_of_the_deployed_path():
 
     lit, notes = Lit(), Notes()
     own = lit.training_step
-    lit.training_step = lambda batch, i: (notes.found.append(float(r := own(batch, i))), r)[1]
+    lit.training_step = lambda batch, batch_idx: (
+        notes.found.append(float(r := own(batch, batch_idx))),
+        r,
+    )[1]
     trainer_of(DcilCallback(text()), callbacks=[notes]).fit(lit, loader())
     assert notes.told == pytest.approx(notes.found[::2])  # the sparse path runs first
 

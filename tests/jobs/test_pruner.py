@@ -218,7 +218,7 @@ def test_a_recipe_error_shows_the_line_and_a_caret_in_python():
     assert "momentun" in lines[0] and any(set(line.strip(" |")) == {"^"} for line in lines)
 
 
-def test_the_average_of_the_weights_is_measured_and_training_goes_on_without_it():
+def test_the_average_of_the_weights_is_measured_and_training_resumes_without_it():
     pruner = pruner_of(text("ema = 0.9"))
     optimizer = pruner.make_optimizer()
     train(pruner, optimizer, 1)
@@ -227,3 +227,45 @@ def test_the_average_of_the_weights_is_measured_and_training_goes_on_without_it(
     equal(before, pruner.dual.state_dict())
     assert torch.equal(seen, pruner.state_dict()["ema"]["0.bias"])
     assert not torch.equal(seen, before["0.bias"])
+
+
+@pytest.mark.parametrize(
+    "more", ["score = taylor(average=0.9)", "penalty = [norm(pruned, weight=0.01)]"]
+)
+def test_a_scaled_loss_changes_no_score_no_penalty_and_no_clipping(more):
+    found = []
+    for scale in (1.0, 2.0**12):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
+        pruner = pruner_of(text("clip = 0.5", more), scaler=scaler)
+        optimizer = pruner.make_optimizer()
+        for x, y in batches() * 4:
+            loss = pruner.step_loss(x, target=y)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            pruner.step(optimizer)
+        assert scaler.get_scale() > scale
+        found.append(pruner.export())
+    for one, other in zip(found[0].parameters(), found[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_fp16_trains_on_and_a_step_that_overflows_is_left_out():
+    """torch's own fp16 of the CPU; the first scale is too large for it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    recipe = text("precision = fp16", "score = taylor(average=0.9)")
+    pruner = dcil.Pruner(recipe, net().float(), steps_per_epoch=20, scaler=scaler)
+    optimizer = pruner.make_optimizer()
+    first = pruner.dual.state_dict()["0.weight"].clone()
+    for step, (x, y) in enumerate(batches() * 16):
+        optimizer.zero_grad()
+        scaler.scale(pruner.step_loss(x.float(), target=y)).backward()
+        pruner.step(optimizer)
+        if step == 0:
+            assert torch.equal(pruner.dual.state_dict()["0.weight"], first)
+    assert scaler.get_scale() < 2.0**40 and pruner.steps == 80
+    assert all(tensor.isfinite().all() for tensor in pruner.dual.state_dict().values())
+    sparse = pruner.export()
+    assert [float((sparse[i].weight == 0).float().mean()) for i in (0, 3)] == pytest.approx(
+        [0.8] * 2
+    )
+    assert not torch.equal(sparse[0].weight != 0, first != 0)

@@ -172,7 +172,7 @@ def test_the_number_of_floors_is_the_number_of_layers():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["apart", "few", "wide", "odd"])
-def test_it_is_the_plain_sort(kind, dtype):
+def test_keep_top_keeps_the_weights_of_a_plain_sort(kind, dtype):
     draw = random.Random(f"{kind} {dtype}")
     values = {
         "apart": lambda: draw.random(),

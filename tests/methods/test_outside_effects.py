@@ -118,7 +118,7 @@ def test_a_loss_is_the_number_that_its_class_gives():
     assert dual.plan.losses[2].name == "distance(sparse, dense)"
 
 
-def test_a_loss_that_is_no_number_is_told(tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_is_reported(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, text=WORDS.replace(".square().mean()", ".square()"))
     with pytest.raises(
         InputError,
@@ -127,7 +127,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path, monkeypatch):
         ours(USES + RULE, TWO_PATHS + "  loss distance(sparse, other=dense)")
 
 
-def test_a_score_in_another_shape_is_told(tmp_path, monkeypatch):
+def test_a_score_in_another_shape_is_reported(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, text=WORDS.replace("return weight\n", "return weight.sum(1)\n"))
     with pytest.raises(InputError, match="scores of the weight's shape, 12 x 8; it returned 12"):
         ours(USES + "prune Linear to 75% { score = signed }", KEPT)
@@ -196,7 +196,7 @@ def test_js_is_the_divergence_of_both_from_their_middle():
     assert_same(dual, weights)
 
 
-def test_a_network_of_which_much_is_told_apart_loses_no_small_probability_in_js():
+def test_a_network_of_which_much_is_distinct_loses_no_small_probability_in_js():
     from dcil_dsl.words.losses import JS
 
     far = {"a": torch.tensor([[200.0, 0.0]]), "b": torch.tensor([[0.0, 200.0]])}

@@ -262,7 +262,7 @@ def test_more_stays_opaque_where_the_graph_computes_other_numbers():
     assert torch.equal(run(traced, True, x), model(x))
 
 
-def test_a_model_that_fails_by_itself_is_an_error_with_its_reason():
+def test_a_model_that_fails_alone_is_an_error_with_its_reason():
     class Fails(nn.Linear):
         def forward(self, x):
             return super().forward(x[:, :2])

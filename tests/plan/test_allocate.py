@@ -63,7 +63,7 @@ def test_a_target_that_the_floors_do_not_leave_is_an_error(rule, message):
     assert (error.code, error.message) == ("E304", message)
 
 
-def test_one_weight_is_told_in_the_singular():
+def test_one_weight_is_reported_in_the_singular():
     _, (error,) = resolve("prune Linear to 50%", nn.Sequential(nn.Linear(1, 1)))
     message = "50% of `0.weight` (1 weight) leaves 0 weights, the floors keep 1"
     assert (error.code, error.message) == ("E304", message)
@@ -138,7 +138,7 @@ def test_one_step_at_the_target_is_enough(settings):
     assert codes_of(f"prune Conv2d to 90% {{ {settings} }}") == []
 
 
-def test_every_error_of_a_model_is_told_at_once_in_the_order_of_the_text():
+def test_every_error_of_a_model_is_reported_at_once_in_the_order_of_the_text():
     _, errors = resolve(
         'prune "nose" to 90%\nprune BatchNorm2d to 90%\n'
         'prune "stem" to 90% { schedule = once(at=10ep) floor = 20% }'

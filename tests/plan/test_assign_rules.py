@@ -63,7 +63,7 @@ def test_layers_tied_to_one_weight_are_claimed_together_by_the_last_rule_for_any
     ]
 
 
-def test_what_has_no_weight_to_prune_is_told_by_its_types():
+def test_what_has_no_weight_to_prune_is_reported_by_its_types():
     _, (error,) = resolve("prune BatchNorm2d, ReLU to 90%")
     assert error.code == "E302"
     assert error.message == "nothing here can be pruned: 6 layers of type BatchNorm2d, ReLU"

@@ -58,7 +58,7 @@ def test_the_ceiling_of_a_bound_comes_down_with_the_ramp():
         ),
     ],
 )
-def test_a_bound_that_cannot_be_held_is_told_at_its_place(rule, code, message):
+def test_a_bound_that_cannot_be_held_is_reported_at_its_place(rule, code, message):
     _, (error,) = resolve(NAMES.splitlines()[0] + "\n" + rule)
     assert (error.code, error.message) == (code, message)
     assert error.span.text.startswith("within(early,")

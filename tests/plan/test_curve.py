@@ -47,7 +47,7 @@ def test_the_axis_tells_epochs_and_steps_at_round_numbers():
     assert steps.split() == ["step", "0", "20", "40", "60", "80", "100"]
 
 
-def test_a_ramp_whose_masks_move_seldom_is_drawn_with_its_stairs():
+def test_a_ramp_whose_masks_move_rarely_is_drawn_with_its_stairs():
     plan = plan_of("prune Conv2d to 80% { schedule = linear(0ep..5ep) refresh = 25 steps }")
     rows = draw_schedule(plan.groups[0], plan, Page(80))[:6]
     heights = [sum(row.ljust(80)[col] != " " for row in rows) for col in range(8, 70)]

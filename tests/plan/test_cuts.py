@@ -91,7 +91,7 @@ def test_the_four_of_a_pattern_are_inputs_in_a_row_of_any_layout(layout):
         (Weight("w", (4, 6)), Head(), "not belong to an attention with known heads"),
     ],
 )
-def test_what_does_not_divide_is_told_with_the_numbers(weight, unit, reason):
+def test_what_does_not_divide_is_reported_with_the_numbers(weight, unit, reason):
     with pytest.raises(Misfit, match=reason):
         cut_weight(weight, unit)
 
@@ -107,7 +107,7 @@ def test_what_does_not_divide_is_told_with_the_numbers(weight, unit, reason):
         (Weight("w", (64, 32, 1, 1), groups=2), "2 groups are separate small products"),
     ],
 )
-def test_what_sparse_tensor_cores_do_not_run_is_told_with_the_reason(weight, reason):
+def test_what_sparse_tensor_cores_do_not_run_is_reported_with_the_reason(weight, reason):
     assert tensor_core_obstacle(weight, Pattern(n=2, m=4)) == reason
     assert "2:4, not 1:4" in tensor_core_obstacle(weight, Pattern(n=1, m=4))
 

@@ -32,7 +32,7 @@ def lines_of(*arguments, **more):
     return [" ".join(line.split()) for line in story(*arguments, **more).splitlines()]
 
 
-def test_every_rule_is_told_in_order_with_its_text_and_why_it_does_or_does_not_win():
+def test_every_rule_is_reported_in_order_with_its_text_and_why_it_does_or_does_not_win():
     lines = lines_of("layer1.0.conv1")
     start = lines.index("rules in order; the last that matches wins")
     assert lines[start + 1 : start + 7] == [
@@ -55,7 +55,7 @@ def test_a_layer_with_a_budget_of_its_own_tells_what_it_keeps_at_every_moment():
     assert "60 6 50% 288 of 576 stand still" in lines
 
 
-def test_a_layer_that_shares_its_budget_is_told_so():
+def test_a_layer_that_shares_its_budget_is_reported():
     text = story("layer2.0.conv1")
     assert "shared with 1 other layer: the scores decide its share" in text
     assert "by its scores" in text
@@ -74,7 +74,7 @@ def test_a_kept_layer_names_the_rule_that_keeps_it():
     assert not any(line.startswith("budget") for line in lines)
 
 
-def test_whose_gradients_a_pruned_layer_follows_is_told_for_each_phase():
+def test_whose_gradients_a_pruned_layer_follows_is_reported_for_each_phase():
     mix = MIX.replace("loss cross_entropy(dense)", "loss cross_entropy(dense) from 5ep")
     lines = lines_of("layer1.0.conv1", mix=mix)
     assert "learning steps 0 to 50 (epoch 0 to 5): kept weights learn from sparse" in lines
@@ -89,7 +89,7 @@ def test_a_private_module_tells_its_twins_and_that_paths_teach_only_their_own():
     assert "on each of sparse, dense from that path alone" in text
 
 
-def test_what_keeps_a_layer_from_sparse_tensor_cores_is_told():
+def test_what_keeps_a_layer_from_sparse_tensor_cores_is_reported():
     reason = "a 3 x 3 kernel is not a matrix product in torch"
     assert f"2:4 sparse tensor cores do not run it: {reason}" in lines_of("layer1.0.conv1")
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4))
@@ -113,7 +113,7 @@ def test_a_tied_layer_names_the_others_and_the_rule_that_reaches_it_through_them
     assert "matches and wins, through `two`, which has the same weight" in text
 
 
-def test_a_layer_inside_a_module_that_stays_whole_is_told_which():
+def test_a_layer_inside_a_module_that_stays_opaque_is_reported_which():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -142,7 +142,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_a_container_with_its_laye
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_a_story_fits_its_page(width):
+def test_the_explanation_of_a_layer_fits_the_page(width):
     for name in ("layer1.0.conv1", "head", "layer1.0.norm"):
         assert max(map(len, story(name, page=Page(width, True)).splitlines())) <= width
 

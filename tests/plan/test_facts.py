@@ -76,7 +76,7 @@ def test_json_with_facts_is_read_back_as_the_plan():
     assert set(json.loads(text)) == set(json.loads(plan.to_json())) | {"facts"}
 
 
-def test_a_layer_inside_a_private_module_is_told_to_be_private():
+def test_a_layer_inside_a_private_module_is_reported_to_be_private():
     from support.resolving import MIX
 
     mix = MIX.replace("  deploy", '  private "head"\n  deploy')

@@ -126,7 +126,7 @@ class Odd(nn.Module):
         ('"head"', "E308", "`head` cannot be private: it shares a weight with `again`"),
     ],
 )
-def test_what_cannot_be_private_is_told(private, code, message):
+def test_what_cannot_be_private_is_reported(private, code, message):
     class Bigger(Net):
         def __init__(self):
             super().__init__()

@@ -24,11 +24,11 @@ from dcil_dsl.words.scores import L2, Magnitude, Movement, Random, Taylor
         (Random(redraw=True), "random, drawn anew for every mask"),
     ],
 )
-def test_a_score_is_told_in_words(score, words):
+def test_a_score_is_reported_in_words(score, words):
     assert score.summary() == words
 
 
-def test_each_layer_of_erk_is_told_its_own_share():
+def test_each_layer_of_erk_is_reported_its_own_share():
     text = show_plan(plan_of("prune Conv2d to erk(80%)"))
     rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if "Conv2d" in line}
     shares = {round(float(row.rstrip("%"))) for row in rows.values()}

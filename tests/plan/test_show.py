@@ -62,7 +62,7 @@ def plan():
     return dcil.resolve(dcil.loads(RECIPE, "small.prune"), net(), steps_per_epoch=10)
 
 
-def test_every_layer_is_told_with_the_line_that_decided_it(plan):
+def test_every_layer_is_reported_with_the_line_that_decided_it(plan):
     lines = show_plan(plan).splitlines()
     assert "stem    Conv2d  4x3x3x3       108      -  :9    kept" in lines
     assert "middle  Conv2d  10x4x3x3      360      -  :7    80% of all" in lines
@@ -80,7 +80,7 @@ def test_every_layer_is_told_with_the_line_that_decided_it(plan):
         ("uniform(50%, granularity=block(2, 4))", "50% of 2 x 4 blocks"),
     ],
 )
-def test_a_target_is_told_with_what_goes_together(target, words):
+def test_a_target_is_reported_with_what_goes_together(target, words):
     text = RECIPE.replace("global(80%)", target).replace("cubic(1ep..4ep, grid=1ep)", "constant()")
     recipe = dcil.loads(text, "small.prune")
     lines = show_plan(dcil.resolve(recipe, net(), steps_per_epoch=10)).splitlines()
@@ -115,7 +115,7 @@ def test_the_cost_counts_the_paths_of_every_step(plan):
     assert "1.75 dense runs" in show_summary(plan)
 
 
-def test_losses_and_training_are_told(plan):
+def test_losses_and_training_are_reported(plan):
     text = show_plan(plan)
     assert "cross_entropy(sparse), smoothing 0.1: the whole run" in text
     assert "0.5 * kl(sparse<-dense), temperature 3, no gradient into dense: steps 20 to 80" in text
@@ -127,7 +127,7 @@ def test_the_text_is_the_same_twice_and_through_json(plan):
     assert show_plan(plan) == show_plan(dcil.Plan.from_json(plan.to_json()))
 
 
-def test_one_epoch_is_told_in_the_singular(plan):
+def test_one_epoch_is_reported_in_the_singular(plan):
     train = plan.train.model_copy(update={"num_epochs": 1})
     short = plan.model_copy(update={"train": train, "num_steps": 10})
     assert "run      1 epoch of 10 steps = 10 steps" in show_summary(short)
@@ -166,7 +166,7 @@ def test_a_plain_page_is_ascii_and_a_pipe_is_a_plain_page(plan):
     assert show_plan(plan).isascii() and page_of(io.StringIO()) == PLAIN
 
 
-def test_masks_are_told_in_bytes(plan):
+def test_masks_are_reported_in_bytes(plan):
     assert "masks take 380 bytes in training, 48 packed into bits" in show_plan(plan)
 
 

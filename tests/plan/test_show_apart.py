@@ -39,7 +39,7 @@ def plan():
     return plan_of('prune Linear to 50%\nkeep "normed"', Net())
 
 
-def test_what_was_kept_whole_is_told_with_its_reason_and_its_layers_are_marked(plan):
+def test_what_was_kept_whole_is_reported_with_its_reason_and_its_layers_are_marked(plan):
     lines = show_plan(plan).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("kept opaque by the tracer"))
     assert "1 module, with 2 layers of the above inside" in lines[start]
@@ -48,13 +48,13 @@ def test_what_was_kept_whole_is_told_with_its_reason_and_its_layers_are_marked(p
     assert marked == ["branch.one", "branch.other"]
 
 
-def test_what_no_rule_can_prune_is_told_with_its_reason(plan):
+def test_what_no_rule_can_prune_is_reported_with_its_reason(plan):
     text = " ".join(show_plan(plan).split())
     assert "normed (ParametrizedLinear): its weight is made of other parameters" in text
     assert "idle (Linear): the forward never uses it" in text
 
 
-def test_both_are_in_the_json(plan):
+def test_opaque_modules_and_unprunable_weights_are_in_the_json(plan):
     read = Plan.from_json(plan_and_facts_json(plan))
     assert [entry.module for entry in read.opaque] == ["branch"]
     assert [entry.module for entry in read.out_of_reach] == ["normed", "idle"]

@@ -54,7 +54,7 @@ def test_a_unit_costs_its_share_of_its_layers_arithmetic():
     assert group.costs == (64,) * 7 + (1,)
 
 
-def test_a_layer_by_itself_loses_the_same_share_in_every_measure():
+def test_a_layer_alone_loses_the_same_share_in_every_measure():
     group = group_of("prune Conv2d to uniform(50%, granularity=channel)")
     assert (group.of, group.costs) == ("units", ())
     assert num_units(group) == (3, 8, 8, 8, 8, 8, 8)
@@ -126,7 +126,7 @@ def test_heads_are_one_unit_of_all_weights_that_make_them():
     assert error.help == '`keep "between"` below this rule excludes it'
 
 
-def test_heads_of_a_network_without_attention_are_told_so_and_nothing_is_left_to_paste():
+def test_heads_of_a_network_without_attention_are_reported_and_nothing_is_left_to_paste():
     _, (error,) = resolve("prune Conv2d to global(50%, granularity=head)")
     assert error.label == "the model has no known attention layer, so nothing in it has heads"
     assert error.message == "`stem.weight` and 6 more do not fall into heads" and not error.help

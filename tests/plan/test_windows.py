@@ -56,7 +56,7 @@ def test_a_path_that_does_not_run_teaches_nobody():
     assert [shares[1] for *_, shares in cut] == [Shares(), Shares(pruned=1)]
 
 
-def test_a_teacher_runs_too():
+def test_the_teacher_path_of_an_open_kl_term_runs():
     cut = phases(DCIL, "loss cross_entropy(sparse)", "loss kl(student=sparse, teacher=dense)")
     assert [paths for _, _, paths, _ in cut] == [("sparse", "dense")]
 

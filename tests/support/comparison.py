@@ -149,7 +149,7 @@ def worst_difference(
         ours = dict(dual.named_parameters())
         assert ours.keys() == gradients.keys()
         for name, parameter in ours.items():
-            if parameter.grad is None:  # torch's optimiser would leave out its weight decay
+            if parameter.grad is None:  # torch's optimizer would leave out its weight decay
                 parameter.grad = torch.zeros_like(parameter)
             compare(parameter.grad, gradients[name])
         reference.sgd(gradients, lr=0.01, momentum=0.9, weight_decay=1e-4)

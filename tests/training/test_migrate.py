@@ -128,7 +128,7 @@ def test_an_average_that_is_new_starts_from_the_weights(folder):
     assert all(torch.equal(mean, weights[name]) for name, mean in state.average.items())
 
 
-def test_under_the_same_plan_it_goes_on_bit_for_bit_as_without_being_asked(folder, tmp_path):
+def test_under_the_same_plan_it_resumes_bit_for_bit_as_without_being_asked(folder, tmp_path):
     straight = create_run(tiny_plan(), "given", "resolved", tmp_path / "straight")
     train(tiny_dual(), TinyData(), TinyData(31, seed=1), straight, Options())
     go_on(folder, tiny_plan())
@@ -143,7 +143,7 @@ def test_a_weight_of_another_shape_is_refused_by_name_all_the_same(folder):
         go_on(folder, tiny_plan(train={"seed": 9}), dual)
 
 
-def test_a_position_that_is_none_is_told_under_another_plan_too(folder):
+def test_a_position_that_is_none_is_reported_under_another_plan_too(folder):
     set_position(folder / "checkpoint" / "last.safetensors", step="__import__")
     with pytest.raises(InputError, match="does not say where it stands: step"):
         go_on(folder, tiny_plan(group={"target": one_budget(0.7)}))

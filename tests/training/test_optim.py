@@ -1,4 +1,4 @@
-"""Learning rates against closed forms; optimisers against the updates written out."""
+"""Learning rates against closed forms; optimizers against the updates written out."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rank, step", [(1, 8), (0, 13)])
-def test_a_rank_that_is_killed_ends_the_other_and_the_job_goes_on_to_the_same_bits(
+def test_a_rank_that_is_killed_ends_the_other_and_the_job_resumes_to_the_same_bits(
     tmp_path, straight, rank, step
 ):
     def killed(ranks):
@@ -88,7 +88,7 @@ def test_what_more_ranks_or_batches_of_a_step_add_up_has_the_same_bits_after_a_b
     assert_same(tmp_path / "run", tmp_path / "straight")
 
 
-def test_a_run_of_two_ranks_goes_on_in_one_process(tmp_path, straight):
+def test_a_run_of_two_ranks_resumes_in_one_process(tmp_path, straight):
     def some_steps(ranks):
         rank_train(tmp_path / "run", ranks, max_steps=10)
 
@@ -115,7 +115,7 @@ def test_a_mask_that_differs_on_one_rank_stops_all_and_is_named_once(tmp_path):
     assert said(tmp_path, 1) == ""
 
 
-def test_an_error_of_one_rank_is_told_by_it_alone(tmp_path):
+def test_an_error_of_one_rank_is_reported_by_it_alone(tmp_path):
     def unreadable(ranks):
         def fail(batch):
             if (ranks.rank, batch) == (1, 3):
@@ -128,7 +128,7 @@ def test_an_error_of_one_rank_is_told_by_it_alone(tmp_path):
     assert said(tmp_path, 0) == ""
 
 
-def test_an_error_of_all_ranks_is_told_by_the_first(tmp_path):
+def test_an_error_of_all_ranks_is_reported_by_the_first(tmp_path):
     def diverges(ranks):
         def spoil(batch):
             if batch == 2:

@@ -70,7 +70,7 @@ def test_the_straight_run_holds_weights_masks_momentum_and_averages(runs):
         assert name in tensors
 
 
-def test_a_run_cut_short_by_max_steps_goes_on_to_the_same_end(tmp_path):
+def test_a_run_cut_short_by_max_steps_resumes_to_the_same_end(tmp_path):
     tiny_train(tmp_path / "straight")
     short, _, _ = tiny_train(tmp_path / "run", max_steps=8)
     assert short.step == 8 and not short.interrupted and short.accuracies

@@ -98,7 +98,7 @@ def test_what_is_no_run_is_not_opened(tmp_path):
         open_run(tmp_path).read_plan()
 
 
-def test_a_place_inside_a_run_is_told_with_the_run(tmp_path):
+def test_a_place_inside_a_run_is_reported_with_the_run(tmp_path):
     run = create_run(tiny_plan(), "", "", tmp_path / "run")
     run.checkpoint.parent.mkdir(exist_ok=True)
     with pytest.raises(InputError, match="is not a run folder") as error:
@@ -132,7 +132,7 @@ def test_many_differences_are_counted(tmp_path):
     assert lines[-2] == "and 1 more" and "--resume-anyway" in lines[-1]
 
 
-def test_of_two_texts_the_lines_that_went_and_came_are_told():
+def test_of_two_texts_the_lines_that_went_and_came_are_reported():
     old, new = "let a = 90%\nkeep\n  b {\n", "let a = 95%\nkeep\n\nb {\n--c\n"
     assert text_differences(old, new) == ["- let a = 90%", "+ let a = 95%", "+ --c"]
     assert text_differences(old, old.replace("  b", "b")) == []
@@ -163,18 +163,18 @@ def test_a_worker_that_outlives_its_killed_run_does_not_hold_the_folder(tmp_path
     child = os.fork()
     if child == 0:
         os.setsid()
-        with hold_run(run):
+        with hold_run(run.path):
             if os.fork() == 0:
                 os.write(tell, b"the worker is there")
             time.sleep(60)
             os._exit(0)
     try:
         os.read(listen, 100)
-        with pytest.raises(InputError, match="another process is training"), hold_run(run):
+        with pytest.raises(InputError, match="another process is training"), hold_run(run.path):
             pass
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        with hold_run(run):
+        with hold_run(run.path):
             pass
     finally:
         os.killpg(child, signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_many_runs_at_once_each_have_their_own_folder(tmp_path, monkeypatch):
         if children[-1] == 0:
             status = 1
             try:
-                with hold_run(create_run(tiny_plan(), "", "")):
+                with hold_run(create_run(tiny_plan(), "", "").path):
                     status = 0
             finally:
                 os._exit(status)

@@ -20,7 +20,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("score", [*SCORES])
-def test_a_run_with_a_score_goes_on_in_mid_epoch_bit_for_bit(tmp_path, score):
+def test_a_run_with_a_score_resumes_in_mid_epoch_bit_for_bit(tmp_path, score):
     plan = tiny_plan(group={"score": SCORES[score]})
     tiny_train(tmp_path / "straight", plan)
     tiny_train(tmp_path / "run", plan, max_steps=8)

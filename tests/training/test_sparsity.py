@@ -26,7 +26,7 @@ def dual_of(**group):
     return dual
 
 
-def test_what_was_asked_is_told_in_filters_and_what_is_left_in_weights_too():
+def test_what_was_asked_is_reported_in_filters_and_what_is_left_in_weights_too():
     dual = dual_of(**FILTERS)
     found = check_sparsity(dual, 0)
     assert (found.counts, found.asked, found.pruned) == ("filters", 0.5, 0.5)

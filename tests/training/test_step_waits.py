@@ -178,7 +178,7 @@ def test_a_step_waits_once_where_masks_of_a_global_budget_move_and_else_never(ca
         dict(target="2:4", layers='Conv2d in "3"'),
     ],
 )
-def test_masks_of_each_layer_by_itself_move_without_a_wait(rule, tmp_path):
+def test_masks_of_each_layer_alone_move_without_a_wait(rule, tmp_path):
     still, moving, _ = elsewhere(waits_of, recipe(**rule), {}, tmp_path)
     assert still == moving == {}
 

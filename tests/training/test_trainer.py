@@ -192,7 +192,7 @@ def test_precision_and_layout_change_the_rounding_only(tmp_path, options):
     assert {w.dtype for w in other.parameters()} == {torch.float32}
 
 
-def test_channels_last_is_for_tensors_of_four_dimensions_beside_those_of_five():
+def test_channels_last_is_for_tensors_of_four_dimensions_next_to_those_of_five():
     net = nn.ModuleList([nn.Conv3d(1, 2, 3), nn.Conv2d(3, 2, 3), nn.Linear(2, 2)])
     net[1].register_buffer("weight_mask", net[1].weight > 0)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -9,24 +9,32 @@ Engines other than ours get the network with dense weights, its norms folded, as
 
 from __future__ import annotations
 
+import copy
 import importlib
+import logging
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.cpu.build import Instructions
 from dcil_dsl.extras.cpu.network import CpuNetwork, default_shapes, read_network
 from dcil_dsl.extras.cpu.program import CpuProgram, ProgramInput, ProgramLayer
 from dcil_dsl.extras.cpu.replay import as_module
 from dcil_dsl.extras.cpu.storage import StoredTensor, compress
+from dcil_dsl.model.inputs import Inputs
 
 Run = Callable[[], object]
-CALIBRATION = 8  # batches of noise that int8 is calibrated on
+CALIBRATION = 8  # batches that int8 is calibrated on
 
 
 class Missing(Exception):
@@ -34,10 +42,34 @@ class Missing(Exception):
 
 
 class Subject:
-    """One network with inputs of one batch size."""
+    """One network with inputs of one batch size.
 
-    def __init__(self, folder: str | Path, batch: int, threads: int):
+    work         a folder for files that engines of the same network share; None: nothing is shared
+    calibration  a file that `write_calibration` wrote, for int8; None: noise
+    shared       what an engine keeps between subjects of the same network
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        batch: int,
+        threads: int,
+        work: str | Path | None = None,
+        calibration: str | Path | None = None,
+    ):
         self.program, self.stored = read_network(folder)
+        self.work = None if work is None else Path(work)
+        self.examples = None if calibration is None else load_file(calibration)
+        self.shared: dict[str, Any] = {}
+        self._set(batch, threads)
+
+    def of(self, batch: int, threads: int) -> Subject:
+        """The same network with inputs of another size."""
+        other = copy.copy(self)
+        other._set(batch, threads)
+        return other
+
+    def _set(self, batch: int, threads: int) -> None:
         self.batch, self.threads = batch, threads
         self.inputs = list(self.noise(1))[0]
 
@@ -50,23 +82,100 @@ class Subject:
                 _drawn(given, shape, generator) for given, shape in zip(self.program.inputs, shapes)
             ]
 
+    def calibrating(self) -> Iterator[list[Tensor]]:
+        """Batches to calibrate int8 on: the examples, from the first again after the last."""
+        if self.examples is None:
+            yield from self.noise(CALIBRATION)
+            return
+        inputs = [self.examples[given.name] for given in self.program.inputs]
+        for number in range(CALIBRATION):
+            rows = torch.arange(number * self.batch, (number + 1) * self.batch) % len(inputs[0])
+            yield [given[rows] for given in inputs]
+
     def module(self) -> fx.GraphModule:
         shapes = default_shapes(self.program, self.batch)
         names = [given.name for given in self.program.inputs]
         return as_module(self.program, self.stored, dict(zip(names, shapes)))
 
-    def onnx(self, file: Path) -> Path:
+    def file(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A file for this batch size in `work`, made by the first engine that asks for it."""
+        if self.work is None:
+            self.work = Path(tempfile.mkdtemp(prefix="dcil-bench-"))
+            weakref.finalize(self, shutil.rmtree, self.work, True)
+        file = self.work / f"{name}-{self.batch}.onnx"
+        if not file.exists():
+            draft = file.with_name(f"{name}-{self.batch}.draft.onnx")
+            make(draft)
+            draft.replace(file)
+        return file
+
+    def onnx(self) -> Path:
         """The network as an ONNX file."""
         _need("onnx"), _need("onnxscript")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                self.module(), tuple(self.inputs), str(file), dynamo=True, verbose=False
-            )
-        return file
+
+        def make(file: Path) -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    self.module(),
+                    tuple(self.inputs),
+                    str(file),
+                    dynamo=True,
+                    verbose=False,
+                    external_data=False,
+                )
+
+        return self.file("net", make)
+
+    def onnx_int8(self) -> Path:
+        """The network in int8, as nodes that quantize and dequantize."""
+        tools = _need("onnxruntime.quantization")
+        source = self.onnx()
+        batches = (self.arrays(inputs) for inputs in self.calibrating())
+
+        class EngineReader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
+            def get_next(self) -> Any:
+                return next(batches, None)
+
+        def make(file: Path) -> None:
+            with _quiet():
+                tools.quantize_static(str(source), str(file), EngineReader(), per_channel=True)
+
+        return self.file("int8", make)
 
     def arrays(self, inputs: list[Tensor]) -> dict[str, Any]:
         return {given.name: x.numpy() for given, x in zip(self.program.inputs, inputs)}
+
+
+def write_calibration(program: CpuProgram, batches: Iterable[Inputs], file: Path) -> int:
+    """Store the inputs of batches of data for `Subject`; returns the number of examples.
+
+    InputError where the data do not give what the network takes.
+    """
+    found: dict[str, list[Tensor]] = {given.name: [] for given in program.inputs}
+    for batch in batches:
+        by_name = dict(zip((given.name for given in program.inputs), batch.args)) | batch.kwargs
+        for given in program.inputs:
+            tensor = by_name.get(given.name)
+            if not isinstance(tensor, Tensor) or list(tensor.shape[1:]) != given.shape[1:]:
+                raise InputError(f"the data do not give the input `{given.name}` of the network")
+            found[given.name].append(tensor.detach().cpu().to(getattr(torch, given.dtype)))
+    joined = {name: torch.cat(parts).contiguous() for name, parts in found.items() if parts}
+    if len(joined) < len(found) or not all(map(len, joined.values())):
+        raise InputError("the data have no example")
+    save_file(joined, file)
+    return min(map(len, joined.values()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that onnxruntime logs for every model."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _drawn(given: ProgramInput, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -91,11 +200,13 @@ def _ours(
     stored: dict[str, StoredTensor] | None = None,
     instructions: Instructions = "native",
 ) -> Run:
-    network = CpuNetwork(
-        subject.program, stored or subject.stored, "auto", subject.threads, instructions
-    )
+    network = subject.shared.get("network")
+    if network is None:
+        network = CpuNetwork(subject.program, stored or subject.stored, "auto", None, instructions)
+        subject.shared["network"] = network
     if isinstance(network.library, str):
         raise Missing(network.library)
+    network.threads = subject.threads
     return lambda: network(*subject.inputs)
 
 
@@ -143,38 +254,21 @@ def _without_gradients(run: Run) -> Run:
 
 
 def _onnxruntime(subject: Subject) -> Run:
-    with tempfile.TemporaryDirectory() as folder:
-        return _session(subject, subject.onnx(Path(folder) / "net.onnx"))
+    return _session(subject, subject.onnx)
 
 
 def _onnxruntime_int8(subject: Subject) -> Run:
-    with tempfile.TemporaryDirectory() as folder:
-        return _session(subject, _quantized(subject, Path(folder)))
+    return _session(subject, subject.onnx_int8)
 
 
-def _session(subject: Subject, file: Path) -> Run:
+def _session(subject: Subject, file: Callable[[], Path]) -> Run:
     runtime = _need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = subject.threads
     options.inter_op_num_threads = 1
-    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(file()), options, providers=["CPUExecutionProvider"])
     given = subject.arrays(subject.inputs)
     return lambda: session.run(None, given)
-
-
-def _quantized(subject: Subject, folder: Path) -> Path:
-    """The network in int8, as nodes that quantize and dequantize, calibrated on noise."""
-    tools = _need("onnxruntime.quantization")
-    source = subject.onnx(folder / "net.onnx")
-    batches = iter([subject.arrays(inputs) for inputs in subject.noise(CALIBRATION)])
-
-    class EngineReader(tools.CalibrationDataReader):  # type: ignore[name-defined, misc]
-        def get_next(self) -> Any:
-            return next(batches, None)
-
-    target = folder / "int8.onnx"
-    tools.quantize_static(str(source), str(target), EngineReader(), per_channel=True)
-    return target
 
 
 # ---- OpenVINO
@@ -184,17 +278,15 @@ def _openvino(
     subject: Subject, precision: str = "f32", int8: bool = False, sparse: float = 0.0
 ) -> Run:
     openvino = _need("openvino")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file = _quantized(subject, folder) if int8 else subject.onnx(folder / "net.onnx")
-        settings: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": subject.threads,
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": precision,
-        }
-        if sparse:
-            settings["CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"] = sparse
-        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    file = subject.onnx_int8() if int8 else subject.onnx()
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": subject.threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    if sparse:
+        settings["CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"] = sparse
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
     request = compiled.create_infer_request()
     given = list(subject.arrays(subject.inputs).values())
     return lambda: request.infer(given)
@@ -219,12 +311,12 @@ ENGINES: dict[str, tuple[str, Callable[[Subject], Run]]] = {
     "torch": ("torch, eager, dense", _torch),
     "torch-compiled": ("torch.compile, dense", _torch_compiled),
     "onnxruntime": ("ONNX Runtime, float32, dense", _onnxruntime),
-    "onnxruntime-int8": ("ONNX Runtime, int8, dense; calibrated on noise", _onnxruntime_int8),
+    "onnxruntime-int8": ("ONNX Runtime, int8, dense", _onnxruntime_int8),
     "openvino": ("OpenVINO, float32, dense", _openvino),
     "openvino-bf16": ("OpenVINO, bfloat16, dense", _openvino_bfloat16),
-    "openvino-int8": ("OpenVINO, int8, dense; calibrated on noise", _openvino_int8),
+    "openvino-int8": ("OpenVINO, int8, dense", _openvino_int8),
     "openvino-int8-sparse": (
-        "OpenVINO, int8, sparse weights decompression; calibrated on noise",
+        "OpenVINO, int8, sparse weights decompression",
         _openvino_int8_sparse,
     ),
 }

@@ -1,7 +1,7 @@
 """Time engines in turn, a process for each, and put medians and spread into a table.
 
 In:   a folder of an exported network, names of engines, batch sizes, numbers of threads.
-Out:  Report: times of each engine, engines that are missing and why, the machine.
+Out:  BenchReport: times of each engine, engines that are missing and why, the machine.
 Not:  no time is better than the machine is quiet; the report holds its load.
 
 Engines take turns sample by sample, so that a busy moment meets all of them. Each has a process of
@@ -15,24 +15,28 @@ import multiprocessing
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.bench.engines import ENGINES, Missing, Subject
 from dcil_dsl.plan.text import table
-from dcil_dsl.training.run import write_atomically
+from dcil_dsl.training.files import write_atomically
 
 BENCH = "bench.json"
 LIBRARIES = ("torch", "onnxruntime", "openvino")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 SECONDS = 600  # that an engine may take to start
+FEWEST_ROUNDS = 3  # where the time is limited
+PAUSE = 0.004  # seconds between two samples, in which idle threads of the last engine fall asleep
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,26 @@ class Times:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All times, and what they were measured on."""
+    """All times, and what they were measured on.
+
+    calibration  what int8 was calibrated on
+    """
 
     times: tuple[Times, ...]
     machine: dict[str, Any]
+    calibration: str = "noise"
 
     def as_json(self) -> str:
         entries = [
             {**asdict(one), **({"median": one.median} if one.seconds else {})} for one in self.times
         ]
-        return json.dumps({"machine": self.machine, "times": entries}, indent=1)
+        report = {"machine": self.machine, "calibration": self.calibration, "times": entries}
+        return json.dumps(report, indent=1)
 
-    def write(self, folder: str | Path) -> Path:
-        """bench.json in a folder."""
-        file = Path(folder) / BENCH
+    def write(self, file: str | Path) -> Path:
+        """The report as a file; in a folder as bench.json."""
+        file = Path(file)
+        file = file / BENCH if file.is_dir() else file
         write_atomically(file, lambda draft: _write(draft, self.as_json()))
         return file
 
@@ -86,110 +96,200 @@ def _write(draft: Path, text: str) -> None:
     draft.write_text(text + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """One engine with one network.
+
+    label        its name among the others
+    work         the folder for files that engines of the same network share
+    calibration  a file of examples for int8; None: noise
+    """
+
+    label: str
+    engine: str
+    folder: str
+    work: str | None = None
+    calibration: str | None = None
+
+
 def bench_folder(
     folder: str | Path,
     engines: Sequence[str] = tuple(ENGINES),
     batches: Sequence[int] = (1, 16),
     threads: Sequence[int] = (1,),
     rounds: int = 15,
+    calibration: str | Path | None = None,
 ) -> BenchReport:
     """Time an exported network. InputError for a damaged folder or an unknown engine."""
-    if unknown := [name for name in engines if name not in ENGINES]:
-        raise InputError(f"`{unknown[0]}` is not an engine", help=f"engines: {', '.join(ENGINES)}")
-    if rounds < 1 or not batches or min([*batches, *threads, 1]) < 1:
-        raise InputError("rounds, batch sizes and threads are 1 or more")
+    check_settings(engines, batches, threads, rounds)
     Subject(folder, 1, 1)  # refuses a damaged folder here, once
-    times = [
-        one
-        for batch in batches
-        for count in threads
-        for one in _together(str(folder), engines, batch, count, rounds)
-    ]
+    examples = None if calibration is None else str(calibration)
+    with tempfile.TemporaryDirectory(prefix="dcil-bench-") as work:
+        entries = [Contestant(name, name, str(folder), work, examples) for name in engines]
+        with processes_of(entries, max(threads)) as started:
+            times = [
+                one
+                for batch in batches
+                for count in threads
+                for one in measure_row(started, batch, count, rounds)
+            ]
     return BenchReport(tuple(times), describe_cpu())
 
 
-def _together(
-    folder: str, engines: Sequence[str], batch: int, threads: int, rounds: int
-) -> list[Times]:
-    """Start all engines, then take one sample of each in turn."""
-    context = multiprocessing.get_context("spawn")
+def check_settings(
+    engines: Sequence[str], batches: Sequence[int], threads: Sequence[int], rounds: int
+) -> None:
+    """InputError for settings that mean nothing."""
+    if unknown := [name for name in engines if name not in ENGINES]:
+        raise InputError(f"`{unknown[0]}` is not an engine", help=f"engines: {', '.join(ENGINES)}")
+    if not engines or not batches or not threads:
+        raise InputError("there is no engine, batch size or number of threads to measure with")
+    if rounds < 1 or min([*batches, *threads]) < 1:
+        raise InputError("rounds, batch sizes and threads are 1 or more")
+    for name, given in (("engines", engines), ("batch sizes", batches), ("threads", threads)):
+        if len(set(given)) < len(given):
+            raise InputError(f"the {name} name one of them twice")
+
+
+class EngineProcess:
+    """The process of one contestant, which waits for words: a pair to prepare, or a run."""
+
+    def __init__(self, contestant: Contestant, most_threads: int):
+        self.label = contestant.label
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, contestant, most_threads), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def prepare(self, batch: int, threads: int) -> str:
+        """Make the engine ready. Returns why it cannot run; empty where it can."""
+        answer = self._ask((batch, threads))
+        return "" if answer == "ready" else str(answer)
+
+    def sample(self) -> float | str:
+        """Seconds of one run, or why there are none."""
+        return self._ask("run")
+
+    def _ask(self, word: object) -> float | str:
+        try:
+            self.pipe.send(word)
+        except OSError:
+            return "its process ended"
+        return self.answer()
+
+    def answer(self) -> float | str:
+        try:
+            if not self.pipe.poll(SECONDS):
+                self.process.kill()
+                return f"no answer within {SECONDS} seconds"
+            answer: float | str = self.pipe.recv()
+            return answer
+        except (EOFError, OSError):
+            return "its process ended"
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+@contextmanager
+def processes_of(
+    contestants: Sequence[Contestant], most_threads: int
+) -> Iterator[list[EngineProcess]]:
+    """A process for each; they end with the block."""
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a library starts its threads
-    started = []
+    os.environ["OMP_NUM_THREADS"] = str(most_threads)  # read when a library starts its threads
+    started: list[EngineProcess] = []
     try:
-        for name in engines:
-            mine, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, folder, name, batch, threads), daemon=True
-            )
-            process.start()
-            theirs.close()
-            started.append((name, process, mine, _answer(mine)))
+        for contestant in contestants:
+            started.append(EngineProcess(contestant, most_threads))
+        for one in started:
+            one.answer()  # all have their libraries before the first one tries its kernels
+        yield started
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
-    samples: dict[str, list[float]] = {name: [] for name in engines}
-    problems = {name: answer for name, _, _, answer in started if answer != "ready"}
-    for _ in range(rounds):
-        for name, _, pipe, _ in started:
-            if name in problems:
+        for one in started:
+            one.close()
+
+
+def measure_row(
+    started: Sequence[EngineProcess],
+    batch: int,
+    threads: int,
+    rounds: int,
+    seconds: float | None = None,
+) -> list[Times]:
+    """One sample of each engine in turn, for some rounds.
+
+    seconds  that the rounds may take, from the first sample on; FEWEST_ROUNDS are always made
+    """
+    samples: dict[str, list[float]] = {one.label: [] for one in started}
+    problems: dict[str, str] = {}
+    for one in started:  # one after another, so that no trial of kernels disturbs another
+        if problem := one.prepare(batch, threads):
+            problems[one.label] = problem
+    begin = perf_counter()
+    for number in range(rounds):
+        spent = perf_counter() - begin
+        if seconds is not None and number >= FEWEST_ROUNDS and spent > seconds:
+            break
+        for one in started:
+            if one.label in problems:
                 continue
-            try:
-                pipe.send("run")
-            except OSError:
-                problems[name] = "its process ended"
-                continue
-            answer = _answer(pipe)
+            sleep(PAUSE)
+            answer = one.sample()
             if isinstance(answer, float):
-                samples[name].append(answer)
+                samples[one.label].append(answer)
             else:
-                problems[name] = answer
-    for _, process, pipe, _ in started:
-        pipe.close()
-        process.join(10)
-        if process.is_alive():
-            process.kill()
+                problems[one.label] = answer
     return [
-        Times(name, batch, threads, (), str(problems[name]))
-        if name in problems
-        else Times(name, batch, threads, tuple(samples[name]))
-        for name in engines
+        Times(label, batch, threads, (), problems[label])
+        if label in problems
+        else Times(label, batch, threads, tuple(taken))
+        for label, taken in samples.items()
     ]
 
 
-def _answer(pipe: Connection) -> str | float:
-    try:
-        if not pipe.poll(SECONDS):
-            return f"no answer within {SECONDS} seconds"
-        answer: str | float = pipe.recv()
-        return answer
-    except (EOFError, OSError):
-        return "its process ended"
-
-
-def _serve(pipe: Connection, folder: str, engine: str, batch: int, threads: int) -> None:
-    """The process of one engine: start it, then run it once for each word that arrives."""
+def _serve(pipe: Connection, contestant: Contestant, most_threads: int) -> None:
+    """The process of one engine: prepare it, then run it once for each word that arrives."""
     import torch
 
-    torch.set_num_threads(threads)
-    try:
-        run = ENGINES[engine][1](Subject(folder, batch, threads))
-        run(), run()
-    except Missing as missing:
-        pipe.send(str(missing))
-        return
-    except Exception as error:  # whatever an engine raises for a network that it does not take
-        pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        return
-    pipe.send("ready")
+    torch.set_num_threads(most_threads)
+    pipe.send("started")
+    subject: Subject | None = None
+    run: Any = None
     while True:
         try:
-            pipe.recv()
+            word = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(min(_once(run), _once(run)))  # the first one finds its data in a far cache
+        try:
+            if word == "run":
+                # The first one finds its data in a far cache.
+                pipe.send(min(_once(run), _once(run)))
+                continue
+            batch, threads = word
+            run = None  # an engine's threads end before the next ones start
+            torch.set_num_threads(threads)
+            if subject is None:
+                subject = Subject(
+                    contestant.folder, batch, threads, contestant.work, contestant.calibration
+                )
+            run = ENGINES[contestant.engine][1](subject.of(batch, threads))
+            run(), run()
+            pipe.send("ready")
+        except Missing as missing:
+            pipe.send(str(missing))
+        except Exception as error:  # whatever an engine raises for a network that it does not take
+            pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def _once(run: Any) -> float:
@@ -233,6 +333,7 @@ def show_report(report: BenchReport) -> str:
         lines[0] += f": {', '.join(machine['features'])}"
     if machine["load"]:
         lines.append(f"load average {machine['load'][0]:.1f}: times hold on a quiet machine alone")
+    lines.append(f"int8 is calibrated on {report.calibration}")
     for batch, threads in dict.fromkeys((one.batch, one.threads) for one in report.times):
         own = [one for one in report.times if (one.batch, one.threads) == (batch, threads)]
         ours = next((one for one in own if one.engine == "dcil" and one.seconds), None)

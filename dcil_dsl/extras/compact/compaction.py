@@ -1,8 +1,8 @@
-"""Filters, channels and heads that are gone leave the network.
+"""Remove dead filters, channels and heads from a network.
 
 In:   a model with exact zeros, and the inputs of one call.
-Out:  Compacted: a smaller network that computes the same, proved by running both; how to get back.
-Not:  how the zeros came about plays no part, and what is not understood stays, with the reason.
+Out:  Compacted: a smaller network of the same function, proved by running both; the way back.
+Not:  the origin of the zeros does not matter. Rows that cannot leave stay, with the reason.
 
     zeros ==> dependencies, constants ==> what may go ==> fold ==> cut ==> run both, compare
 """
@@ -81,7 +81,7 @@ def compact(
 
     InputError where the model cannot be traced, and where the two networks disagree by more than
     1e-5 in float32 (1e-10 in float64, 4 * eps in shorter types), relative to 1 + the largest
-    output: then it is our fault and nothing is returned.
+    output.
     """
     inputs = Inputs.of(example_inputs)
     entries = _entries(inputs)
@@ -197,7 +197,7 @@ def _compare(original: nn.Module, small: nn.Module, inputs: Inputs, count: int) 
 
 
 def _coarse(dtype: torch.dtype) -> float:
-    """What rounding alone may do in a type of few digits, 0 in float32 and float64."""
+    """The tolerance for rounding in a type of few digits, 0 in float32 and float64."""
     eps = torch.finfo(dtype).eps
     return TOLERANCE_HALF * eps if eps > torch.finfo(torch.float32).eps else 0.0
 

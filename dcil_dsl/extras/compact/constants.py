@@ -1,4 +1,4 @@
-"""Which values of a network are the same whatever its input is.
+"""Find the values of a network that do not depend on its input.
 
 In:   the Dependencies of a graph, which have seen what each node gives, and the weights.
 Out:  for each node its values where they are constant, NaN where they depend on the input.
@@ -50,7 +50,7 @@ def find_constants(found: Dependencies) -> Values:
 
 
 def _changed(found: Dependencies) -> set[fx.Node]:
-    """Nodes into which a later one writes, and which others read besides."""
+    """Nodes that a later node writes into and other nodes read too."""
     writers = [n for n in found.graph.nodes if writes_into_its_input(n, found.model)]
     sources = {source for node in writers for source in node.all_input_nodes[:1]}
     return {source for source in sources if len(source.users) > 1}
@@ -207,7 +207,7 @@ def add_up(blocks: Tensor, columns: Tensor) -> Tensor:
 
 
 def constant_columns(call: Weighing, found: Dependencies, values: Values) -> Tensor:
-    """What a layer's columns always are, (columns,); NaN where they depend on input or place."""
+    """The constants of a layer's columns, (columns,); NaN where they depend on input or place."""
     seen = found.seen[call.source]
     axis = call.axis % seen.dim()
     value: Tensor = values[call.source]

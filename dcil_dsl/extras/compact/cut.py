@@ -1,10 +1,10 @@
-"""Follow a model through its graph, and cut channels out of it.
+"""Trace a model, number its channels, and cut channels out of it.
 
 In:   a model and the inputs of one call; later the channels that go.
 Out:  Followed: its trace for evaluation and its Dependencies, attention opened where heads are
       dead; the model and its graph, cut in place: smaller tensors, smaller sizes.
-Not:  which channels go is decided by dead_channels.py, or stands in a shape file. Values are only
-      taken, never changed; nothing is proved here, compaction.py runs both networks.
+Not:  dead_channels.py or a shape file decides which channels go. Values are selected, never
+      changed; compaction.py proves the result by running both networks.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def follow(
 def make_small(followed: Followed, gone: Tensor) -> tuple[nn.Module, dict[str, ModuleSizes]]:
     """Cut the traced model in place; it keeps its own class where that still knows how to run.
 
-    It does where the graph did not have to change, and where evaluation uses every weight: the
-    auxiliary heads of training would read channels that are gone.
+    It does if the graph did not have to change and evaluation uses every weight: the auxiliary
+    heads of training would read removed channels.
     """
     model, found = followed.traced.model, followed.found
     before = {path: sizes_of(module) for path, module in model.named_modules()}
@@ -418,7 +418,7 @@ def _cut_slices(
 
 
 def _hold_size(node: fx.Node, found: Dependencies, shrunk: Shrunk) -> bool:
-    """A size that the forward computes with stays the original's; layouts were given new ones."""
+    """A size that the forward computes with keeps its original value; layouts get new ones."""
     if not isinstance(found.seen[node], int) or not node.all_input_nodes or not node.users:
         return False
     source, name = node.all_input_nodes[0], name_of(node)

@@ -1,4 +1,4 @@
-"""Which channels leave a network, and why the others stay.
+"""Decide which channels leave a network, and why the others stay.
 
 In:   Dependencies, the constant values of each node, and the weights, found by looking at zeros.
 Out:  Removal: the channels that go, and the reason of each that could have gone and stays; Stay:
@@ -6,8 +6,8 @@ Out:  Removal: the channels that go, and the reason of each that could have gone
 Not:  no weight is changed; fold_constants.py gives the neighbours what the channels gave, cut.py
       cuts.
 
-A channel may go where each layer that reads it either multiplies it with zeros only, or knows what
-it always is and can be given that number otherwise.
+A channel may go if each layer that reads it multiplies it with zeros only, or if it is constant and
+the layer can get that constant from elsewhere.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading
 
 
 def fix_sums(found: Dependencies, values: dict[fx.Node, object]) -> None:
-    """What a sum over channels adds up stays, but where it is always zero."""
+    """Keep the channels that a sum over channels reads, except those that are always zero."""
     for node, source in found.sums:
         channels, value = torch.broadcast_tensors(found.channels[source], values[source])
         found.fix(channels[value != 0], f"{told(node, found.model)} adds it up")

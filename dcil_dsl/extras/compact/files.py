@@ -1,6 +1,6 @@
-"""The shape file: what became of each tensor, as data that no program has to run.
+"""The shape file: where each small tensor lies in the original, as plain data.
 
-In:   what was cut; or shapes.json and small.safetensors, read back.
+In:   a cut network; or shapes.json and small.safetensors, read back.
 Out:  Shapes and the small tensors; the tensors under the original's keys and shapes again.
 Not:  no model is built (load.py) or cut (cut.py), nothing is pickled.
 """
@@ -28,7 +28,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.exporting.files import write_safetensors
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.files import cannot_write, write_atomically
 
 WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
 

@@ -1,4 +1,4 @@
-"""Constants that dead parts gave are given by others: whole branches, then single channels.
+"""Move the constants of dead parts into other tensors: whole branches, then single channels.
 
 In:   Dependencies, the constant values of each node; the layers' readings, the channels that go.
 Out:  the modules whose output is one constant for each channel, and the graph without their

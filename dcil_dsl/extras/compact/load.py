@@ -2,7 +2,7 @@
 
 In:   a folder with shapes.json and small.safetensors; the original model with any weights.
 Out:  the small network; or the small weights under the original's keys and shapes.
-Not:  no code comes from the files, and none of their numbers is believed before it fits.
+Not:  no code comes from the files, and every number in them is checked.
 """
 
 from __future__ import annotations
@@ -17,26 +17,10 @@ from torch import Tensor, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.compact.cut import Followed, follow, kept_indices, make_small
 from dcil_dsl.extras.compact.files import Shapes, expand_tensors, put, read_shapes
+from dcil_dsl.jobs.example import MOST_NUMBERS, TYPES
 from dcil_dsl.model.channels.dependencies import FIXED, Axis
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs
-
-# Inputs of networks; of no other type are zeros a batch of anything.
-TYPES = (
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.complex64,
-    torch.complex128,
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-)
-MOST_NUMBERS = 2**28  # of one input
 
 
 def load_compact(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -98,7 +82,7 @@ def _inputs(shapes: Shapes) -> Inputs:
 
 @torch.no_grad()
 def try_inputs(model: nn.Module, inputs: Inputs, source: str) -> None:
-    """InputError where the model does not take what a file says that it was run with."""
+    """InputError where the model does not accept the inputs that a file names."""
     on = inputs.map(torch.clone)
     first = next(model.parameters(), None)
     try:

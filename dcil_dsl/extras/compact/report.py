@@ -1,4 +1,4 @@
-"""What removing dead channels did: measured, as text and as data.
+"""Measure the effect of removing dead channels, as text and as data.
 
 In:   Compacted, and two networks that compute the same with one batch of inputs.
 Out:  Costs of each, counted, and timed on the device that they are on; the table of layers that

@@ -1,13 +1,17 @@
 """Machine code for one convolution: an instruction for each kept weight.
 
-In:   a block of output channels, the kept weights, the offsets that they read.
-Out:  the code of the block and the list of numbers that it reads in order.
+In:   a block of output channels, a part of its kept weights, the offsets that they read.
+Out:  the code of that part and the list of numbers that it reads in order.
 Not:  nothing is executed here (executable.py); x86-64 with AVX-512 alone.
 
 A routine holds up to BLOCK output channels of 16 positions in registers. It loads each input vector
 that any of the channels reads once, and has one fused multiply-add for each kept weight, whose
 value it reads from the list. It is called as f(input, numbers, output, residual, mask) with the
 calling convention of System V.
+
+The weights of a block are cut into parts of at most PART. The first part begins with the bias, the
+others with the sums that lie in the output, and the last one finishes them. So a part is small
+enough to stay in the instruction cache while it runs for all positions.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import numpy as np
 Array = np.ndarray
 BLOCK = 28  # output channels; the other four registers hold input vectors
 LOADED = 4
+PART = 768  # weights; 7 bytes of code each and 10 for each load
 # General registers: the arguments in order.
 INPUT, NUMBERS, OUTPUT, RESIDUAL, MASK = 7, 6, 2, 1, 8
 # Opcode maps and prefixes of the instructions.
@@ -148,25 +153,42 @@ class Epilogue:
 
 
 def routine(
-    channels: Array, values: Array, offsets: Array, bias: Array, end: Epilogue
+    channels: Array,
+    values: Array,
+    offsets: Array,
+    bias: Array,
+    end: Epilogue,
+    first: bool = True,
+    last: bool = True,
 ) -> tuple[bytes, Array]:
-    """The code of one block, and the numbers that it reads.
+    """The code of one part of a block, and the numbers that it reads.
 
     channels, values, offsets  of each kept weight: its channel in the block, its value, and the
-                               bytes from the position to what it reads
+                               bytes from the position to what it reads; in the order of `ordered`
+    first, last                whether the part begins with the bias, and finishes the sums
     """
     block = len(bias)
     assert 1 <= block <= BLOCK and len(channels) == len(values) == len(offsets)
-    order = np.lexsort((channels, offsets))
-    channels, values, offsets = channels[order], values[order], offsets[order]
     sums = np.arange(block)
-    code = [memory(SPLAT, sums, 0 * sums, NUMBERS, NUMBER * sums).bytes()]
+    if first:
+        code = [memory(SPLAT, sums, 0 * sums, NUMBERS, NUMBER * sums).bytes()]
+    else:
+        code = [memory(LOAD, sums, 0 * sums, OUTPUT, sums * end.out_stride).bytes()]
+    start = bias if first else bias[:0]
     if len(values):
-        code.append(_advance(NUMBER * (block + STEP // 2)))
+        code.append(_advance(NUMBER * (len(start) + STEP // 2)))
         code.append(_sums(channels, offsets))
-    code.append(_finish(sums, end))
-    numbers = np.concatenate([bias, values]).astype(np.float32)
+    if last:
+        code.append(_finish(sums, end))
+    else:
+        code.append(memory(STORE, sums, 0 * sums, OUTPUT, sums * end.out_stride).bytes())
+    numbers = np.concatenate([start, values]).astype(np.float32)
     return b"".join(code) + RETURN, numbers
+
+
+def ordered(channels: Array, offsets: Array) -> Array:
+    """The order of the weights of a block: those that read the same input follow each other."""
+    return np.lexsort((channels, offsets))
 
 
 def _sums(channels: Array, offsets: Array) -> bytes:

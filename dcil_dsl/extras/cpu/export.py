@@ -21,7 +21,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.extras.cpu.front import LAYERS, Graph, aten, build_graph
+from dcil_dsl.exporting.artefact import Origin
+from dcil_dsl.extras.cpu.front import (
+    CONSTANT,
+    LAYERS,
+    Graph,
+    aten,
+    build_graph,
+    original_name,
+)
 from dcil_dsl.extras.cpu.functions import Inexpressible, encode, encode_keywords, name_of
 from dcil_dsl.extras.cpu.network import CpuNetwork, read_network
 from dcil_dsl.extras.cpu.program import (
@@ -38,7 +46,8 @@ from dcil_dsl.extras.cpu.program import (
 from dcil_dsl.extras.cpu.storage import WEIGHTS, StoredTensor, compress, digest_of, write_tensors
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, resized
-from dcil_dsl.training.run import cannot_write, write_atomically
+from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.training.files import cannot_write, write_atomically
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output
 LOOSE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-10}
@@ -79,10 +88,12 @@ def write(
     example_inputs: Inputs | tuple[Any, ...] | Mapping[str, Any] | Tensor,
     folder: str | Path,
     weights: str = "float32",
+    origin: Origin | None = None,
 ) -> Exported:
     """Export a network for `load_cpu`. Nothing is written where the two compute different numbers.
 
     weights  the type that the weights of layers are stored in: `float32` or `bfloat16`
+    origin   the promises of the network, for `dcil verify`
 
     InputError where the model cannot be traced, or uses a function that a program cannot name.
     """
@@ -102,16 +113,8 @@ def write(
             for name, tensor in tensors.items()
         }
         rounding = _distance(_run(program, exact, inputs), _run(program, stored, inputs))
-    program = program.model_copy(update={"digest": digest_of(stored)})
-    text = program.model_dump_json(indent=1, exclude_defaults=True)
-    parse_program(text, PROGRAM)
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    write_tensors(folder / WEIGHTS, stored)
-    write_atomically(folder / PROGRAM, lambda draft: _write_text(draft, text))
+    program = write_program(program, stored, folder, origin)
     return Exported(
         folder,
         program,
@@ -120,6 +123,27 @@ def write(
         sum(entry.num_bytes for entry in stored.values()),
         sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
     )
+
+
+def write_program(
+    program: CpuProgram,
+    stored: Mapping[str, StoredTensor],
+    folder: Path,
+    origin: Origin | None = None,
+) -> CpuProgram:
+    """Write a program with its tensors, whose digest it gets. Nothing is compared with a model."""
+    program = program.model_copy(update={"digest": digest_of(stored)})
+    text = program.model_dump_json(indent=1, exclude_defaults=True)
+    parse_program(text, PROGRAM)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if origin is not None:
+        origin = origin.model_copy(update={"digest": digest(original_tensors(stored))})
+    write_tensors(folder / WEIGHTS, stored, origin)
+    write_atomically(folder / PROGRAM, lambda draft: _write_text(draft, text))
+    return program
 
 
 def read(folder: str | Path) -> CpuNetwork:
@@ -132,6 +156,18 @@ def verify(folder: str | Path) -> str:
     from dcil_dsl.extras.cpu.report import show_network
 
     return show_network(CpuNetwork(*read_network(folder)))
+
+
+def original_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """The tensors of a folder under the original's names, without computed constants.
+
+    A folded batch norm scales the weight of its layer and keeps its zeros.
+    """
+    return {
+        original_name(name): entry.dense()
+        for name, entry in stored.items()
+        if not name.startswith(CONSTANT)
+    }
 
 
 def _write_text(draft: Path, text: str) -> None:
@@ -334,7 +370,7 @@ def _layer(found: Graph, group: _Fused, tensor: Any) -> ProgramLayer:
     path = found.places[weight]  # type: ignore[index]
     return ProgramLayer(
         op="linear" if node.target == aten.linear.default else "conv2d",
-        layer=path.split(".folded")[0].removesuffix(".weight")[:300],
+        layer=original_name(path).removesuffix(".weight")[:300],
         input=_name(node.args[0]),  # type: ignore[arg-type]
         output=_name(group.last),
         weight=tensor(weight),

@@ -30,6 +30,7 @@ NORM = aten._native_batch_norm_legit_no_training.default
 # Nodes that compute nothing: assertions about the example, and copies of what nothing changes.
 _CHECKS = ("_assert", "sym_constrain", "_check")
 _COPIES = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+CONSTANT, FOLDED = "constant.", ".folded"  # in names of tensors that the original does not have
 MOST_FOLDED = 2**20  # numbers of a constant that is computed at export
 
 
@@ -216,7 +217,7 @@ def _fold_constants(found: Graph) -> None:
             continue
         if all(user in constant for user in node.users) and not _is_returned(found, node):
             continue  # only a step on the way to another constant
-        name = f"constant.{node.name}"
+        name = f"{CONSTANT}{node.name}"
         found.tensors[name] = _value(found, node).clone().contiguous()
         with found.graph.inserting_before(next(iter(found.graph.nodes))):
             placeholder = found.graph.placeholder(f"constant_{node.name}")
@@ -320,5 +321,11 @@ def _fold(found: Graph, layer: fx.Node, norm: fx.Node, numbers: list[Tensor | No
 
 
 def _free_name(name: str, taken: Mapping[str, object]) -> str:
-    names: Iterator[str] = (f"{name}.folded{i or ''}" for i in range(len(taken) + 1))
+    names: Iterator[str] = (f"{name}{FOLDED}{i or ''}" for i in range(len(taken) + 1))
     return next(free for free in names if free not in taken)
+
+
+def original_name(name: str) -> str:
+    """The name in the original of a tensor that a norm may have been folded into."""
+    front, folded, number = name.rpartition(FOLDED)
+    return front if folded and (not number or number.isdigit()) else name

@@ -209,7 +209,7 @@ def call(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], 
     try:
         result = function(*args, **kwargs)
     except Exception as error:  # torch refuses arguments with errors of many types
-        fact = " ".join(str(error).split())[:200]
+        fact = "".join(c for c in " ".join(str(error).split()) if c.isprintable())[:200]
         raise InputError(f"{place} cannot run: {type(error).__name__}: {fact}") from None
     if isinstance(result, int) and abs(result) > MOST_INTEGER:
         raise InputError(f"{place} gives a number of more than 62 bits")

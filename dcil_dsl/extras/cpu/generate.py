@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from dcil_dsl.extras.cpu.build import Library
-from dcil_dsl.extras.cpu.code import BLOCK, Epilogue, routine
+from dcil_dsl.extras.cpu.code import BLOCK, NUMBER, PART, Epilogue, ordered, routine
 from dcil_dsl.extras.cpu.executable import Executable, can_execute
 from dcil_dsl.extras.cpu.pack import Kept
 
@@ -26,13 +26,17 @@ LANES = 16
 
 @dataclass
 class Generated:
-    """The routines of one layer. The arrays keep the memory alive that `code` and `lists` name."""
+    """The routines of one layer. The arrays keep the memory alive that `code` and `lists` name.
+
+    parts  routines of each block, one after another
+    """
 
     executable: Executable
-    numbers: list[Array]
+    numbers: Array
     code: Array
     lists: Array
     block: int
+    parts: int
 
 
 def can_generate(library: Library, kept: Kept, activation: str | None) -> bool:
@@ -57,24 +61,34 @@ def generate(kept: Kept, offsets: Array, bias: Array, end: Epilogue) -> Generate
     values = kept.values
     if kept.short:
         values = (kept.values.astype(np.uint32) << 16).view(np.float32)
+    most = max(
+        int(kept.starts[min(first + block, outer)] - kept.starts[first])
+        for first in range(0, outer, block)
+    )
+    parts = max(1, -(-most // PART))
     routines, numbers = [], []
     for first in range(0, outer, block):
         last = min(first + block, outer)
-        begin, stop = kept.starts[first], kept.starts[last]
-        own = slice(int(begin), int(stop))
-        code, read = routine(
-            kept.rows[own] - first,
-            values[own],
-            offsets[own].astype(np.int64) * 4,
-            bias[first:last],
-            end,
-        )
-        routines.append(code)
-        numbers.append(read)
+        own = slice(int(kept.starts[first]), int(kept.starts[last]))
+        channels, reads = kept.rows[own] - first, offsets[own].astype(np.int64) * 4
+        for number, part in enumerate(np.array_split(ordered(channels, reads), parts)):
+            code, read = routine(
+                channels[part],
+                values[own][part],
+                reads[part],
+                bias[first:last],
+                end,
+                number == 0,
+                number == parts - 1,
+            )
+            routines.append(code)
+            numbers.append(read)
     try:
         executable = Executable(routines)
     except OSError:
         return None
-    lists = np.array([array.ctypes.data for array in numbers], np.int64)
-    code_at = np.array(executable.addresses, np.int64)
-    return Generated(executable, numbers, code_at, lists, block)
+    starts = np.cumsum([0, *map(len, numbers)])
+    together = np.concatenate(numbers)
+    lists = together.ctypes.data + NUMBER * starts
+    code_at = np.array([*executable.addresses, executable.end], np.int64)
+    return Generated(executable, together, code_at, lists, block, parts)

@@ -90,6 +90,40 @@ INLINE vec activate(vec x, i64 act) {
   return x;
 }
 
+/* Transpose LANES vectors: in round d, vectors i and i + d change halves of 2 * d lanes. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+#define FRONT(l, d) ((l) & (d) ? LANES + (l) - (d) : (l))
+#define BACK(l, d) ((l) & (d) ? LANES + (l) : (l) + (d))
+#define LANES4(F, l, d) F(l, d), F(l + 1, d), F(l + 2, d), F(l + 3, d)
+#if LANES == 16
+#define EACH(F, d) LANES4(F, 0, d), LANES4(F, 4, d), LANES4(F, 8, d), LANES4(F, 12, d)
+#elif LANES == 8
+#define EACH(F, d) LANES4(F, 0, d), LANES4(F, 4, d)
+#else
+#define EACH(F, d) LANES4(F, 0, d)
+#endif
+#define ROUND(d) \
+  for (int i = 0; i < LANES; i++) \
+    if (!(i & (d))) { \
+      const vec a = s[i], b = s[i + (d)]; \
+      s[i] = PICK(a, b, EACH(FRONT, d)); \
+      s[i + (d)] = PICK(a, b, EACH(BACK, d)); \
+    }
+INLINE void transpose(vec *s) {
+  ROUND(1)
+  ROUND(2)
+#if LANES >= 8
+  ROUND(4)
+#endif
+#if LANES >= 16
+  ROUND(8)
+#endif
+}
+
 static void part(i64 n, int t, int threads, i64 *begin, i64 *end) {
   *begin = n * t / threads;
   *end = n * (t + 1) / threads;
@@ -178,9 +212,11 @@ typedef struct {
   i64 width, taps;     /* vectors of a tile; offsets of a depthwise kernel */
   i64 height, columns, in_row, in_step, out_row; /* of a copy; of the output of a pool */
   i64 in_height, in_columns, kernel, stride, padding; /* of a pool */
-  const Code *code;                                   /* of each block of channels */
+  /* Of each block of channels `parts` routines, to be called in order; at the end one more, where
+     the memory of the last one ends. */
+  const Code *code;
   const float *const *code_values;
-  i64 blocks, block;
+  i64 blocks, block, parts;
 } Op;
 
 INLINE void finish(const Op *o, vec *s, const int pv, float *y, const float *r,
@@ -220,14 +256,46 @@ static void conv(const Op *o, const float *in, float *out, const float *add, int
   }
 }
 
-/* Blocks outside, positions inside: the code of a block stays in the cache. */
+/* Ask for bytes [size * i / n, size * (i + 1) / n) of `p` in the second cache. */
+INLINE void fetch(const char *p, i64 size, i64 i, i64 n) {
+  for (i64 j = size * i / n & -64; j < size * (i + 1) / n; j += 64) __builtin_prefetch(p + j, 0, 2);
+}
+
+typedef struct {
+  const Code *code;
+  const float *const *values;
+  i64 parts, end; /* end: of the routines of all blocks */
+} Routines;
+
+INLINE void fetch_routine(const Routines *r, i64 k, i64 i, i64 n) {
+  const char *code = (const char *)r->code[k], *values = (const char *)r->values[k];
+  fetch(code, (const char *)r->code[k + 1] - code, i, n);
+  fetch(values, (const char *)r->values[k + 1] - values, i, n);
+}
+
+/* Parts outside, positions inside: the code of a part stays in the cache. While it runs, the code
+   and the numbers of the next part arrive: CPUs foresee reads of data, not of code. */
+INLINE void run_block(const Routines *o, i64 b, i64 vectors, const float *in, float *out,
+                      const float *add, const int32_t *mask, i64 mask_step) {
+  for (i64 k = b * o->parts; k < (b + 1) * o->parts; k++)
+    for (i64 q = 0; q < vectors; q++) {
+      const i64 p = q * LANES;
+      if (k + 1 < o->end) fetch_routine(o, k + 1, q, vectors);
+      o->code[k](in + p, o->values[k], out + p, add ? add + p : add, mask + q * mask_step);
+    }
+}
+
 static void code(const Op *o, const float *in, float *out, const float *add, int t, int threads) {
+  const Routines r = {o->code, o->code_values, o->parts, o->blocks * o->parts};
   i64 i, end;
   part(o->blocks * o->vectors, t, threads, &i, &end);
-  for (; i < end; i++) {
-    const i64 b = i / o->vectors, q = i % o->vectors * LANES;
-    o->code[b](in + q, o->code_values[b], out + b * o->block * o->out_plane + q,
-               add ? add + b * o->block * o->add_plane + q : 0, o->mask + q);
+  if (i < end) fetch_routine(&r, i / o->vectors * o->parts, 0, 1);
+  while (i < end) {
+    const i64 b = i / o->vectors, from = i % o->vectors, left = end - i;
+    const i64 to = from + left < o->vectors ? from + left : o->vectors, p = from * LANES;
+    run_block(&r, b, to - from, in + p, out + b * o->block * o->out_plane + p,
+              add ? add + b * o->block * o->add_plane + p : add, o->mask + p, LANES);
+    i += to - from;
   }
 }
 
@@ -345,22 +413,34 @@ void dcil_planes(const Op *ops, i64 count, i64 images, i64 threads) {
 typedef struct {
   Weights w;
   i64 inner, outer, act, width; /* width: vectors of a tile of rows */
-  const Code *code;
+  const Code *code;             /* as in Op; null: the weights of w */
   const float *const *code_values;
-  i64 blocks, block;
+  i64 blocks, block, parts;
 } Rows;
 
-/* LANES channels of a tile lie in `s`; their rows go to y, with the residual. */
+/* Channels of a tile lie in `s`, `stride` floats apart; their rows go to y, with the residual. */
 INLINE void spread(const Rows *o, const float *s, i64 stride, i64 first, i64 channels, i64 row,
                    i64 rows, float *y, const float *add) {
-  for (i64 m = 0; m < rows; m++) {
-    float *q = y + (row + m) * o->outer + first;
-    const float *r = add ? add + (row + m) * o->outer + first : 0;
-    if (r)
-      for (i64 c = 0; c < channels; c++) q[c] = s[c * stride + m] + r[c];
-    else
-      for (i64 c = 0; c < channels; c++) q[c] = s[c * stride + m];
+  y += row * o->outer + first;
+  if (add) add += row * o->outer + first;
+  if (channels < LANES) {
+    for (i64 m = 0; m < rows; m++)
+      for (i64 c = 0; c < channels; c++)
+        y[m * o->outer + c] = s[c * stride + m] + (add ? add[m * o->outer + c] : -0.0f);
+    return;
   }
+  for (i64 m = 0; m < rows; m += LANES)
+    for (i64 c = 0; c < channels; c += LANES) {
+      const i64 from = c + LANES < channels ? c : channels - LANES; /* the last ones overlap */
+      const i64 last = rows - m < LANES ? rows - m : LANES;
+      vec v[LANES];
+      for (int i = 0; i < LANES; i++) v[i] = load(s + (from + i) * stride + m);
+      transpose(v);
+      for (int i = 0; i < LANES; i++) {
+        const i64 at = (m + i) * o->outer + from;
+        if (i < last) store(y + at, add ? v[i] + load(add + at) : v[i]);
+      }
+    }
 }
 
 #define ROWS_TILE(PV, SETS, FORM) \
@@ -375,14 +455,24 @@ static void gather_rows(const Rows *o, const float *x, i64 row, i64 rows, float 
                         int threads) {
   const i64 stride = o->width * LANES;
   i64 begin, end;
-  part(o->inner, t, threads, &begin, &end);
-  for (i64 k = begin; k < end; k += 16) {
-    const i64 stop = k + 16 < end ? k + 16 : end;
-    for (i64 m = 0; m < rows; m++)
-      for (i64 i = k; i < stop; i++) scratch[i * stride + m] = x[(row + m) * o->inner + i];
-    for (i64 i = k; i < stop; i++)
-      for (i64 m = rows; m < stride; m++) scratch[i * stride + m] = 0.0f;
+  part((o->inner + LANES - 1) / LANES, t, threads, &begin, &end);
+  begin *= LANES;
+  end = end * LANES < o->inner ? end * LANES : o->inner;
+  if (o->inner < LANES) {
+    for (i64 m = 0; m < stride; m++)
+      for (i64 i = begin; i < end; i++)
+        scratch[i * stride + m] = m < rows ? x[(row + m) * o->inner + i] : 0.0f;
+    return;
   }
+  for (i64 m = 0; m < stride; m += LANES)
+    for (i64 k = begin; k < end; k += LANES) {
+      const i64 from = k + LANES < o->inner ? k : o->inner - LANES; /* the last ones overlap */
+      vec v[LANES];
+      for (int i = 0; i < LANES; i++)
+        v[i] = m + i < rows ? load(x + (row + m + i) * o->inner + from) : splat(0.0f);
+      transpose(v);
+      for (int i = 0; i < LANES; i++) store(scratch + (from + i) * stride + m, v[i]);
+    }
 }
 
 static void tile(const Rows *o, const float *x, float *y, const float *add, i64 row, i64 rows,
@@ -394,6 +484,28 @@ static void tile(const Rows *o, const float *x, float *y, const float *add, i64 
     const i64 stop = first + 16 < to ? first + 16 : to;
     FORMS(ROWS_TILE, form)
     spread(o, block, pv * LANES, first, stop - first, row, rows, y, add);
+  }
+}
+
+/* The same by code: blocks of channels [from, to). */
+enum { MOST_BLOCK = 28, MOST_WIDTH = 8 }; /* code.py, plan.py */
+static void code_tile(const Rows *o, const float *x, float *y, const float *add, i64 row,
+                      i64 rows, i64 from, i64 to) {
+  static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  const Routines r = {o->code, o->code_values, o->parts, o->blocks * o->parts};
+  const i64 vectors = (rows + LANES - 1) / LANES, stride = o->width * LANES;
+  float block[MOST_BLOCK * MOST_WIDTH * LANES] __attribute__((aligned(64)));
+  if (from < to) fetch_routine(&r, from * o->parts, 0, 1);
+  for (i64 b = from; b < to; b++) {
+    const i64 first = b * o->block, stop = first + o->block < o->outer ? first + o->block : o->outer;
+    run_block(&r, b, vectors, x, block, 0, ones, 0);
+    if (o->act == GELU)
+      for (i64 c = 0; c < stop - first; c++)
+        for (i64 v = 0; v < vectors; v++) {
+          float *p = block + c * stride + v * LANES;
+          store(p, gelu(load(p)));
+        }
+    spread(o, block, stride, first, stop - first, row, rows, y, add);
   }
 }
 
@@ -422,13 +534,13 @@ void dcil_rows(const Rows *o, const float *x, float *y, const float *add, i64 ro
 #pragma omp barrier
       }
 #endif
-      i64 from = 0, to = o->outer;
-      if (shared) {
-        part((o->outer + 15) / 16, t, all, &from, &to);
-        from *= 16;
-        to = to * 16 < o->outer ? to * 16 : o->outer;
-      }
-      tile(o, own, y, add, row, count, from, to);
+      const i64 blocks = o->code ? o->blocks : (o->outer + 15) / 16;
+      i64 from = 0, to = blocks;
+      if (shared) part(blocks, t, all, &from, &to);
+      if (o->code)
+        code_tile(o, own, y, add, row, count, from, to);
+      else
+        tile(o, own, y, add, row, count, from * 16, to * 16 < o->outer ? to * 16 : o->outer);
 #if defined(_OPENMP)
       if (shared) {
 #pragma omp barrier

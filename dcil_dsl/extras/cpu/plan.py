@@ -20,7 +20,7 @@ from torch import Tensor
 from dcil_dsl.extras.cpu.build import Kernels, Library
 from dcil_dsl.extras.cpu.code import Epilogue
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
-from dcil_dsl.extras.cpu.generate import Generated, generate
+from dcil_dsl.extras.cpu.generate import Generated, can_generate, generate
 from dcil_dsl.extras.cpu.pack import Kept, keep
 from dcil_dsl.extras.cpu.program import (
     CpuProgram,
@@ -46,7 +46,13 @@ from dcil_dsl.extras.cpu.storage import FLOATING, StoredTensor
 from dcil_dsl.extras.cpu.trial import fastest
 
 MOST_OFFSET = 2**30  # floats between two numbers that a convolution reads
+MOST_WIDTH = 8  # vectors of a tile of rows that code computes, as in kernels.c
 FEW_ROWS = 3  # rows of a linear layer that are computed one after another
+
+
+LinearArguments = tuple[
+    ProgramLayer, Library, Places, tuple[int, ...], Kept, np.ndarray, int
+]  # of a LinearStep, but for what is its own
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,11 @@ class Planner:
         self.values = infer(program, weights.stored, shapes)
         self.places = {name: index for index, name in enumerate(self.values)}
         self.last = self._last_reads()
+        kept = {*(given.name for given in program.inputs), *program.constants}
+        self.dropped: dict[int, list[int]] = {}  # the places that no later operation reads
+        for name, last in self.last.items():
+            if name not in kept:
+                self.dropped.setdefault(last, []).append(self.places[name])
         self.steps: list[tuple[KernelStep, tuple[int, ...]]] = []
         self.lines: list[Line] = []
 
@@ -175,13 +186,8 @@ class Planner:
 
     def _append(self, index: int, step: KernelStep, since: int | None = None) -> None:
         """A step, and the values that no later operation reads."""
-        kept = {*(given.name for given in self.program.inputs), *self.program.constants}
         begin = index if since is None else since
-        dropped = [
-            self.places[name]
-            for name, last in self.last.items()
-            if begin <= last <= index and name not in kept
-        ]
+        dropped = [place for one in range(begin, index + 1) for place in self.dropped.get(one, ())]
         self.steps.append((step, tuple(dropped)))
 
     # ---- what runs where
@@ -283,7 +289,7 @@ class Planner:
         place = place_of(index, call)
         slots = {
             name: value if isinstance(value, (int, type(None))) else Place(self.places[name])
-            for name, value in self.values.items()
+            for name, value in ((name, self.values[name]) for name in call.values())
         }
         tensors = {name: self.weights.dense(name) for name in self._tensors(call)}
         args = decode(call.args, slots, tensors, place)
@@ -318,10 +324,39 @@ class Planner:
             made += [partial(SlicedLinear, *common, gathers) for gathers in (True, False)]
         else:
             width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
+            if self.kernels != "c":
+                made += self._with_code(layer, common, rows)
             made += [partial(RowsLinear, *common, w) for w in dict.fromkeys((width, 4, 6, 2))]
         if self.kernels != "auto":
             return made[0]()
         return self._fastest(layer, [one() for one in made], places, shape)
+
+    def _with_code(
+        self, layer: ProgramLayer, common: LinearArguments, rows: int
+    ) -> list[Callable[[], LinearStep]]:
+        """A kernel with code of the layer's own, where there is more than one vector of rows."""
+        _, library, _, _, kept, bias, _ = common
+        width = min(-(-rows // library.lanes), MOST_WIDTH)
+        after = layer.activation if layer.activation != "gelu" else None  # kernels.c has it
+        if width < 2 or not can_generate(library, kept, after):
+            return []
+        stride = width * library.lanes
+        made = self.weights.generated(
+            layer.output,
+            kept,
+            kept.columns.astype(np.int64) * stride,
+            bias,
+            Epilogue(4 * stride, 0, False, after),
+        )
+        if made is None:
+            return []
+
+        def step() -> LinearStep:
+            rows_step = RowsLinear(*common, width)
+            rows_step.use_code(made)
+            return rows_step
+
+        return [step]
 
     def _fastest(
         self, layer: ProgramLayer, found: list[LinearStep], places: Places, shape: tuple[int, ...]

@@ -11,6 +11,7 @@ of a torch function from the list in functions.py.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
@@ -24,7 +25,8 @@ FORMAT = 1
 MOST_BYTES = 2**26  # of a program file
 MOST_OPERATIONS = 100_000
 
-Name = Annotated[str, Field(min_length=1, max_length=300)]
+Text = Annotated[str, Field(max_length=300)]
+Name = Annotated[Text, Field(min_length=1)]
 Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Field(ge=1, le=2**15)]
 Edge = Annotated[int, Field(ge=0, le=2**15)]
@@ -66,7 +68,7 @@ class ProgramLayer(Part):
     """
 
     op: Literal["linear", "conv2d"]
-    layer: str = Field(max_length=300)
+    layer: Text
     input: Name
     output: Name
     weight: Name
@@ -119,7 +121,7 @@ class CpuProgram(Part):
     """
 
     format: int
-    model: str = Field(max_length=300)
+    model: Text
     inputs: list[ProgramInput] = Field(max_length=1000)
     constants: dict[Name, Name] = {}
     operations: list[Operation] = Field(max_length=MOST_OPERATIONS)
@@ -164,6 +166,8 @@ def read_program(folder: str | Path) -> CpuProgram:
     """Read and check program.json. InputError where it is damaged or contradicts itself."""
     file = Path(folder) / PROGRAM
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise InputError(f"{file} is not a file")
         if file.stat().st_size > MOST_BYTES:
             raise InputError(f"{file} is larger than {MOST_BYTES:,} bytes")
         text = file.read_text(encoding="utf-8")
@@ -184,6 +188,8 @@ def parse_program(text: str, place: str) -> CpuProgram:
         loaded = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not JSON: {str(error)[:200]}") from None
+    if any(not text.isprintable() for text in _strings(loaded)):
+        raise InputError(f"{place} is not a program: it has text that cannot be printed")
     found = loaded.get("format") if isinstance(loaded, dict) else None
     if isinstance(found, int) and found != FORMAT:
         raise InputError(f"{place} is of format {found}; this version reads {FORMAT}")
@@ -197,6 +203,19 @@ def parse_program(text: str, place: str) -> CpuProgram:
         raise InputError(f"{place} is nested too deep") from None
     _check_names(program, place)
     return program
+
+
+def _strings(loaded: object) -> Iterator[str]:
+    """Every key and string of a JSON structure."""
+    waiting = [loaded]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            waiting += part
 
 
 def _no_constant(word: str) -> object:

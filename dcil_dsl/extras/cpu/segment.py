@@ -351,8 +351,9 @@ class Builder:
                     kind=StructKind.CODE,
                     code=address(made.code),
                     code_values=address(made.lists),
-                    blocks=len(made.code),
+                    blocks=(len(made.code) - 1) // made.parts,
                     block=made.block,
+                    parts=made.parts,
                 )
                 if sources.kernels == "generated":
                     return code

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.cpu.build import Library
+from dcil_dsl.extras.cpu.generate import Generated
 from dcil_dsl.extras.cpu.pack import MOST_SHORT, Kept, slice_rows
 from dcil_dsl.extras.cpu.program import Activation, ProgramLayer
 from dcil_dsl.extras.cpu.structs import ACTIVATIONS, RowStruct, Slices
@@ -224,7 +225,7 @@ class SlicedLinear(LinearStep):
 class RowsLinear(LinearStep):
     """For many rows: a vector of rows for each kept weight.
 
-    width  vectors of a tile of rows: 1, 2, 4 or 6
+    width  vectors of a tile of rows: 1, 2, 4 or 6; with code any up to MOST_WIDTH
     """
 
     def __init__(
@@ -260,6 +261,13 @@ class RowsLinear(LinearStep):
             width=width,
         )
         self.scratch = torch.empty(threads * self.inner * size)
+
+    def use_code(self, made: Generated) -> None:
+        """Run the code of the layer in place of its weights."""
+        self.made = made
+        self.struct.code, self.struct.code_values = address(made.code), address(made.lists)
+        self.struct.blocks = (len(made.code) - 1) // made.parts
+        self.struct.block, self.struct.parts = made.block, made.parts
 
     def compute(self, x: Tensor, y: Tensor, add: Tensor | None) -> None:
         self.library.functions.dcil_rows(

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import Origin
+from dcil_dsl.exporting.files import write_safetensors
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.run import cannot_write, write_atomically
 
 WEIGHTS = "weights.safetensors"
 MASK, VALUES, SHAPE = ":mask", ":values", ":shape"
@@ -89,8 +89,10 @@ def compress(tensor: Tensor, dtype: torch.dtype | None = None) -> StoredTensor:
     return small if small.num_bytes < whole.num_bytes else whole
 
 
-def write_tensors(file: Path, stored: Mapping[str, StoredTensor]) -> None:
-    """Write the file as a whole, or nothing."""
+def write_tensors(
+    file: Path, stored: Mapping[str, StoredTensor], origin: Origin | None = None
+) -> None:
+    """Write the file as a whole, or nothing; `origin` goes into its header."""
     tensors: dict[str, Tensor] = {}
     for name, entry in stored.items():
         if entry.mask is None:
@@ -99,18 +101,13 @@ def write_tensors(file: Path, stored: Mapping[str, StoredTensor]) -> None:
         tensors[name + MASK] = torch.from_numpy(entry.mask.copy())
         tensors[name + VALUES] = entry.values.clone()
         tensors[name + SHAPE] = torch.tensor(entry.shape, dtype=torch.int64)
-
-    def write(draft: Path) -> None:
-        try:
-            save_file(tensors, draft, {"format": "pt"})
-        except SafetensorError as error:
-            raise cannot_write(file, error) from None
-
-    write_atomically(file, write)
+    write_safetensors(tensors, file, origin, "" if origin is None else origin.digest)
 
 
 def read_tensors(file: Path) -> dict[str, StoredTensor]:
     """Read and check the file. InputError where it is missing or damaged."""
+    if file.exists() and not file.is_file():  # such as a pipe, which would be waited for
+        raise InputError(f"{file} is not a file")
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
@@ -127,6 +124,8 @@ def parse_tensors(tensors: Mapping[str, Tensor], place: str) -> dict[str, Stored
     """Stored tensors from the entries of a file; every mask fits its shape and its values."""
     found: dict[str, StoredTensor] = {}
     for key, tensor in tensors.items():
+        if not key.isprintable():
+            raise InputError(f"{place} has a tensor whose name cannot be printed: {key[:100]!a}")
         if key.endswith(MASK):
             name = key.removesuffix(MASK)
             found[name] = _compressed(name, tensor, tensors, place)

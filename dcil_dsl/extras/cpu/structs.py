@@ -36,7 +36,7 @@ class Op(ctypes.Structure):
         "kind *input *output *add in_image in_worker out_image out_worker add_image add_worker "
         "in_plane out_plane add_plane channels vectors act *values *short_values *offsets *starts "
         "*bias *mask width taps height columns in_row in_step out_row in_height in_columns kernel "
-        "stride padding *code *code_values blocks block"
+        "stride padding *code *code_values blocks block parts"
     )
 
 
@@ -45,7 +45,7 @@ class RowStruct(ctypes.Structure):
 
     _fields_ = _fields(
         "*values *short_values *offsets *short_offsets *starts *bias scale inner outer act width "
-        "*code *code_values blocks block"
+        "*code *code_values blocks block parts"
     )
 
 

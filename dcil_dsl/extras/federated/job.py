@@ -69,7 +69,7 @@ class Clients:
         return make_loader(self.plan, mine, "train", torch.device("cpu"), workers=0)
 
     def train(self, client: int, state: Mapping[str, Tensor], number: int) -> tuple[State, int]:
-        """What a client makes of a round, counted from 0, and how many examples it has."""
+        """The client's state after round `number`, counted from 0, and its number of examples."""
         loader, step = self.loader(client), number * self.local_steps
         batches = _stretch(loader, step, self.local_steps)
         return train_client(self.dual, state, batches, step, client), loader.num_examples
@@ -148,7 +148,7 @@ def federate(
 
 
 def share_out(dataset: Dataset, client: int, count: int, seed: int) -> Dataset:
-    """The same data with a client's part of the training images."""
+    """The same data set with only a client's part of the training images."""
     order = torch.randperm(len(dataset.train), generator=generator_at(seed, "clients"))
     mine = order[client::count]
     train = Tensors(dataset.train.images[mine], dataset.train.labels[mine])

@@ -1,14 +1,15 @@
 """Federated rounds: clients train the recipe on their own parts, a server averages them.
 
 In:   a Dual, the length of a round in steps, the batches of a client.
-Out:  Server: what it sends, what it makes of the answers; train_client, a client's round.
+Out:  Server: the state that it sends, and its average of the answers; train_client, a client's
+      round.
 Not:  no data, no network and no process (job.py).
 
 Round r covers the steps r L .. (r + 1) L - 1 of the plan, for every client the same:
 
     server   moves the masks that are due at r L, sends weights, statistics and masks
     client   W_i <- W, then L ordinary steps of the recipe on its own batches: gradients at what its
-             paths see, applied to all of its weights; a fresh optimiser each round
+             paths see, applied to all of its weights; a fresh optimizer each round
     server   W <- sum n_i W_i / sum n_i, n_i the examples of client i: FedAvg, McMahan et al. 2017,
              arXiv:1602.05629; with `forget = true` W <- W m, so that what it sends is sparse
 
@@ -35,11 +36,11 @@ from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
-from dcil_dsl.training.optim import make_optimizer, rate_at, set_rate
+from dcil_dsl.training.optim import rate_at, set_rate
 
 State = dict[str, Tensor]
 # Settings of `train` that a client's plain step takes. What others ask for it would leave out.
-TAKEN = {"num_epochs", "optimizer", "rate", "clip", "seed"}
+TAKEN = {"num_epochs", "optimizer", "rate", "groups", "clip", "seed"}
 
 
 def check_rounds(plan: Plan, local_steps: int) -> int:
@@ -54,6 +55,8 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
     for name in TrainPlan.model_fields:
         if name not in TAKEN and getattr(plan.train, name) != getattr(plain, name):
             raise InputError(f"federated rounds do not go with `{name}` of the recipe's `train`")
+    if plan.train.rate.evaluates:
+        raise InputError("federated rounds do not go with an `lr` that follows from evaluations")
     for group in plan.groups:
         if group.kept_score is not None or group.regrow is not None:
             raise InputError(
@@ -72,21 +75,21 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
 
 
 class Server:
-    """The network that the rounds train. `dual` is what it is after the last of them."""
+    """The network that the rounds train; `dual` holds its state after the latest round."""
 
     def __init__(self, dual: Dual, local_steps: int):
         self.dual, self.local_steps = dual, local_steps
         self.num_rounds = check_rounds(dual.plan, local_steps)
 
     def begin(self, number: int) -> State:
-        """What the clients are sent in a round, counted from 0: all of the state."""
+        """The complete state to send to the clients in round `number`, counted from 0."""
         self.dual.begin_step(number * self.local_steps)
         self.dual.penalties_due = None  # the server takes no step that would need them
         return {name: value.detach().clone() for name, value in self.dual.state_dict().items()}
 
     @torch.no_grad()
     def end(self, average: Mapping[str, Tensor]) -> None:
-        """Take the average of what the clients have made of it."""
+        """Load the average of the states of the clients."""
         state = self.dual.state_dict()
         for name, value in average.items():
             state[name].copy_(value)
@@ -110,7 +113,7 @@ def train_client(
     dual.load_state_dict(state)
     dual.train()
     plan = dual.plan
-    optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
+    optimizer = plan.make_optimizer(dual)
     for at, (images, labels) in enumerate(batches, start=step):
         dual.begin_step(at)
         set_rate(optimizer, rate_at(plan, at))

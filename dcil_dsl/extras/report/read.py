@@ -93,7 +93,7 @@ class RunRecord:
         if self.score is None:
             return (1, "", 0.0, self.name)
         known = METRICS.get(self.metrics[0])
-        sign = 1.0 if known is not None and known.low_is_good else -1.0
+        sign = 1.0 if known is not None and known.less_is_better else -1.0
         return (0, self.metrics[0], sign * self.score, self.name)
 
     def cost_at(self, step: int) -> float:

@@ -217,7 +217,8 @@ def _of_run(
         raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
     dataset = open_data(data, directory or command["directory"], plan.data.channels)
     refuse_other_tasks(dataset, "`dcil sensitivity`")
-    dual, step = rebuild(folder, plan, model)
+    dual, at = rebuild(folder, plan, model)
+    step = at.step
     full = [path.name for path in plan.paths if not path.view.prunes]
     path = full[0] if full else plan.deploy
     if not full and plan.groups:

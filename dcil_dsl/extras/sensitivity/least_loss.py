@@ -1,4 +1,4 @@
-"""A budget shared out among layers so that the summed loss increase is least.
+"""Divide a budget among layers so that the summed loss increase is least.
 
 In:   each layer's size, its measured curve, the least and the most it may keep; the budget.
 Out:  how many weights each layer keeps, together exactly the budget.
@@ -8,12 +8,12 @@ The problem, with L_i the measured loss increase of layer i at sparsity s_i of i
 
     minimise   sum_i L_i(s_i)     where   sum_i n_i s_i = R,   low_i <= s_i <= high_i
 
-It treats the increases as if they added up: each was measured with the other layers whole. At an
+It treats the increases as if they added up: each was measured with the other layers unpruned. At an
 optimum all curves are left at one slope dL_i / d(n_i s_i), as at one price a weight. So each
 curve is replaced by its lower convex hull, whose pieces are taken cheapest first. What comes out
 is the optimum for the hulls; every layer but one ends at a measured point, where hull and curve
-agree. The pieces of one price go in the order of the sparsity that they lead to, so that layers
-which mind nothing are not emptied one after the other.
+agree. Pieces of one price are taken in the order of the sparsity that they lead to, so that
+insensitive layers are not emptied one after the other.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Curve = Sequence[tuple[float, float]]  # (sparsity, loss increase), rising in bo
 
 
 class Infeasible(Exception):
-    """The budget asks for more weights to go than the curves or the floors let go, or for
-    fewer. `most` and `least` are the weights that may go in all."""
+    """The budget prunes more weights than the curves or the floors allow, or fewer. `most` and
+    `least` are the bounds on the pruned weights in all."""
 
     def __init__(self, least: int, most: int):
         self.least, self.most = least, most
@@ -41,7 +41,7 @@ def least_loss(
     floors: Sequence[int],
     ceilings: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
-    """How many of its weights each layer keeps, `num_keep` in all.
+    """The number of weights that each layer keeps, `num_keep` in all.
 
     floors, ceilings  the least and the most that each layer keeps
     Raises Infeasible; beyond the last measured sparsity no layer goes.
@@ -72,7 +72,7 @@ def least_loss(
 
 
 def num_gone(size: int, sparsity: float) -> int:
-    """The weights that a sparsity takes of a layer, as it was measured: all but one at most."""
+    """The number of pruned weights of a layer at a measured sparsity: at most all but one."""
     return size - max(1, whole_units(size * (1 - sparsity)))
 
 

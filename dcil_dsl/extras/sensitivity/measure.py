@@ -25,7 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Quality:
-    """loss: the mean cross entropy, nats an example; top1: the share that is right."""
+    """loss: the mean cross entropy, nats an example; top1: the accuracy."""
 
     loss: float
     top1: float
@@ -39,7 +39,7 @@ def measure_layers(
     levels: Sequence[float],
     tell: Callable[[str], None] = lambda name: None,
 ) -> tuple[Quality, dict[str, tuple[Quality, ...]]]:
-    """The unpruned quality; for each weight the quality at each level, the other weights whole.
+    """The unpruned quality; for each weight the quality at each level, the others unpruned.
 
     The masks are those of the smallest magnitudes, made once, on the weights as they are: of n
     weights n (1 - level) stay, rounded down, at least one. Evaluation mode, float32.

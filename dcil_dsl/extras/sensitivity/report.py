@@ -1,8 +1,8 @@
-"""A measured profile, drawn; and the rules that follow from it, in the language.
+"""Draw a measured profile, and write the rules that follow from it.
 
 In:   a Profile, and the page.
 Out:  the table of `dcil sensitivity` with its bars; statements that can be pasted into a recipe.
-Not:  nothing is measured; who shares what out is least_loss.py.
+Not:  nothing is measured; least_loss.py divides the budget.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def show_measured(profile: Profile, target: float, file: Path | None, page: Page
 
 
 def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
-    """What was measured, a row a layer; the bars are of the level nearest to `target`.
+    """The profile, a row a layer; bars show the level nearest to `target`.
 
-    Levels that find no room on the page are left out, the lowest first; --json has them all.
+    Levels that do not fit on the page are left out, the lowest first; --json has them all.
     """
     marked = min(range(len(profile.levels)), key=lambda i: abs(profile.levels[i] - target))
     level = percent(profile.levels[marked])

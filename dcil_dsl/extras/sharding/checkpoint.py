@@ -4,7 +4,7 @@ In:   tensors of which each rank has its rows, by name; a header of text.
 Out:  checkpoint/parts-<step>/: the files of torch.distributed.checkpoint in its safetensors form,
       and parts.json, which is written last and holds the header and a sha256 of every file.
 Not:  no pickle. torch.distributed.checkpoint's usual form has one, `.metadata`, and unpickles it;
-      this form has none, and a file of that name is not looked at.
+      this form has none, and a file of that name is ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.extras.sharding.shards import Shards
 from dcil_dsl.masking.placement import Placement
 from dcil_dsl.training.checkpoint_files import INDEX, newest_parts, remove_parts
-from dcil_dsl.training.run import cannot_write, write_text
+from dcil_dsl.training.files import cannot_write, write_text
 
 FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
@@ -160,7 +160,7 @@ def _digest(file: Path) -> str | None:
 
 
 def _first_cause(error: Exception) -> Exception:
-    """Of what several ranks met, one."""
+    """One of the errors of several ranks."""
     failures = getattr(error, "failures", None)
     if failures:
         failure = next(iter(failures.values()))

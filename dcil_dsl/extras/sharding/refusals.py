@@ -27,8 +27,14 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
             help="torchrun --nproc-per-node N -m dcil_dsl compile ... --shard",
         )
     whole = "leave --shard out: every process then has all weights"
+    optimizer = plan.train.optimizer
+    if not optimizer.entrywise:
+        raise InputError(
+            f"--shard: `{optimizer.called}` computes with whole weights, and a process has rows",
+            help=whole,
+        )
     for group in plan.groups:
-        why = _needs_whole(group)
+        why = _needs_whole(group) or _cuts_filters(plan, group)
         if why is not None:
             raise InputError(f"--shard: the rule at {group.rule} {why}", help=whole)
         _check_pattern(plan, group, ranks)
@@ -57,6 +63,16 @@ def _needs_whole(group: Group) -> str | None:
                 f"has the penalty {penalty.called}, a word of its own, which is given whole weights"
             )
     return None
+
+
+def _cuts_filters(plan: Plan, group: Group) -> str | None:
+    """What a penalty asks of filters that do not lie in rows, as those of transposed ones."""
+    axes = {layer.parameter: layer.out_axis for layer in plan.layers}
+    cut = next((name for name in group.parameters if axes[name]), None)
+    asked = next((penalty for penalty in group.penalties if penalty.needs_axis), None)
+    if cut is None or asked is None:
+        return None
+    return f"has the penalty {asked.called}, and the filters of `{cut}` are no rows"
 
 
 def _check_pattern(plan: Plan, group: Group, ranks: Ranks) -> None:

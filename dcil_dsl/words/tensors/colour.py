@@ -15,7 +15,10 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as one_amount
+
+from dcil_dsl.diagnostics.optional import library
+
+one_amount = library("torchvision.transforms.v2.functional")
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision and Pillow have it
 

@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcil_dsl.words.tensors.widest import widest
+
 Draws = tuple[Tensor, ...]  # each with a row for every image of the batch
 
 
 def sent(numbers: Tensor, device: torch.device) -> Tensor:
     """The numbers on `device`; on CUDA from pinned memory, so that the host need not wait."""
+    if numbers.dtype == torch.float64:
+        numbers = numbers.to(widest(device))
     if device.type != "cuda":
         return numbers.to(device)
     return numbers.pin_memory().to(device, non_blocking=True)

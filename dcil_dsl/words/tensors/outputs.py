@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dcil_dsl.diagnostics.diagnostic import InputError
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.words.tensors.widest import widest
 
 
 def classes_second(logits: Tensor) -> Tensor:
@@ -144,8 +145,8 @@ def numbers_for(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """float64, copied to the device once: a copy in each step would wait for it."""
-    return torch.tensor(numbers, dtype=torch.float64, device=device)
+    """float64 (widest.py), copied to the device once: a copy in each step would wait for it."""
+    return torch.tensor(numbers, dtype=widest(device), device=device)
 
 
 def widen(values: Tensor) -> Tensor:

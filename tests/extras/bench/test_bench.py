@@ -1,15 +1,18 @@
 """Engines run the same network, take turns, and say what is missing. No time is asserted."""
 
 import json
+import os
 
 import pytest
 import torch
+from support.library import needed
 from torch import nn
 
 from dcil_dsl import InputError
 from dcil_dsl.extras.bench import engines, measure
 from dcil_dsl.extras.bench.engines import ENGINES, Missing, Subject
 from dcil_dsl.extras.cpu.export import write
+from dcil_dsl.model.inputs import Inputs
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,7 @@ def test_every_engine_computes_the_same(folder, engine):
     try:
         result = ENGINES[engine][1](subject)()
     except Missing as missing:
+        assert os.environ.get("DCIL_EXTRA") != "cpu", missing
         pytest.skip(str(missing))
     if not isinstance(result, torch.Tensor):
         result = torch.as_tensor(
@@ -63,16 +67,81 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch, folder):
             ENGINES[name][1](Subject(folder, 1, 1))
 
 
-def test_an_engine_that_fails_does_not_stop_the_others(folder):
-    times = measure._together(str(folder), ["torch", "dcil"], 1, 1, 1)
-    assert all(one.seconds for one in times)
-    broken = measure._together(str(folder.parent / "nowhere"), ["torch"], 1, 1, 1)
-    assert broken[0].problem and not broken[0].seconds
+def rows(folder, engines, batch, threads, rounds, seconds=None):
+    contestants = [measure.Contestant(name, name, str(folder)) for name in engines]
+    with measure.processes_of(contestants, threads) as started:
+        return measure.measure_row(started, batch, threads, rounds, seconds)
+
+
+def test_an_engine_that_fails_does_not_stop_the_others(folder, tmp_path):
+    contestants = [
+        measure.Contestant("broken", "torch", str(tmp_path / "nowhere")),
+        measure.Contestant("whole", "torch", str(folder)),
+    ]
+    with measure.processes_of(contestants, 1) as started:
+        broken, whole = measure.measure_row(started, 1, 1, 2)
+        again, _ = measure.measure_row(started, 2, 1, 1)
+    assert "no program.json" in broken.problem and not broken.seconds
+    assert "no program.json" in again.problem
+    assert len(whole.seconds) == 2 and not whole.problem
+
+
+def test_an_engine_whose_process_ends_is_named(folder):
+    contestants = [measure.Contestant(name, "torch", str(folder)) for name in ("one", "other")]
+    with measure.processes_of(contestants, 1) as started:
+        started[0].process.kill()
+        started[0].process.join()
+        one, other = measure.measure_row(started, 1, 1, 1)
+    assert one.problem == "its process ended" and other.seconds
+
+
+def test_a_row_whose_time_is_over_ends_after_the_fewest_rounds(folder):
+    (times,) = rows(folder, ["torch"], 1, 1, rounds=50, seconds=0.0)
+    assert len(times.seconds) == measure.FEWEST_ROUNDS
+
+
+def test_engines_of_one_network_share_its_files(folder, tmp_path):
+    needed("onnxruntime")
+    for _ in range(2):
+        subject = Subject(folder, 2, 1, tmp_path)
+        ENGINES["onnxruntime-int8"][1](subject)()
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert {file.name for file in made} == {"net-2.onnx", "int8-2.onnx"}
+    ENGINES["onnxruntime"][1](Subject(folder, 2, 1, tmp_path))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == made
+
+
+def test_calibration_takes_the_examples_in_turn(folder, tmp_path):
+    file = tmp_path / "examples.safetensors"
+    images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 3, 6, 6)
+    program = Subject(folder, 1, 1).program
+    assert (
+        engines.write_calibration(program, [Inputs.of(images[:2]), Inputs.of(images[2:])], file)
+        == 5
+    )
+    subject = Subject(folder, 2, 1, calibration=file)
+    found = [batch[0][:, 0, 0, 0].tolist() for batch in subject.calibrating()]
+    assert found[:3] == [[0, 1], [2, 3], [4, 0]] and len(found) == engines.CALIBRATION
+
+
+@pytest.mark.parametrize("batches", [[torch.zeros(2, 3, 7, 7)], [], [torch.zeros(0, 3, 6, 6)]])
+def test_data_that_do_not_fit_the_network_calibrate_nothing(folder, tmp_path, batches):
+    program = Subject(folder, 1, 1).program
+    with pytest.raises(InputError):
+        engines.write_calibration(program, map(Inputs.of, batches), tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(engines=["magic"]), dict(rounds=0), dict(batches=[0]), dict(threads=[-1])],
+    [
+        dict(engines=["magic"]),
+        dict(engines=[]),
+        dict(engines=["dcil", "dcil"]),
+        dict(rounds=0),
+        dict(batches=[0]),
+        dict(batches=[]),
+        dict(threads=[-1]),
+    ],
     ids=str,
 )
 def test_settings_that_mean_nothing_are_refused(folder, settings):

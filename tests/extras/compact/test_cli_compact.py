@@ -103,7 +103,7 @@ def test_a_file_has_no_paths_to_choose_from(file, folder, capsys):
     assert "--path dense: a file holds one path" in capsys.readouterr().err
 
 
-def test_the_wrong_model_and_a_missing_run_are_told_in_plain_text(file, folder, capsys):
+def test_the_wrong_model_and_a_missing_run_are_reported_in_plain_text(file, folder, capsys):
     assert call("export", file, "--to", "compact", "--model", f"{folder}/net.py:two_classes") == 2
     assert "net.safetensors does not fit" in capsys.readouterr().err
     assert call("export", folder / "nowhere", "--to", "compact") == 2
@@ -111,7 +111,7 @@ def test_the_wrong_model_and_a_missing_run_are_told_in_plain_text(file, folder, 
     assert "the run has no path `blue`" in capsys.readouterr().err
 
 
-def test_scattered_zeros_are_said_to_stay_and_no_time_is_told_of_one_network_twice(
+def test_scattered_zeros_are_said_to_stay_and_no_time_is_reported_of_one_network_twice(
     file, folder, tmp_path, capsys
 ):
     tensors = load_file(file)

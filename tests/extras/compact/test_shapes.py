@@ -208,7 +208,7 @@ def test_what_is_no_shape_file_is_refused(folder, text, fact):
         load_compact(folder, build())
 
 
-def test_a_missing_file_and_a_torn_one_are_told_by_name(folder):
+def test_a_missing_file_and_a_torn_one_are_reported_by_name(folder):
     (folder / WEIGHTS).write_bytes(b"{")
     with pytest.raises(InputError, match="small.safetensors is damaged"):
         expand(folder)
@@ -218,7 +218,7 @@ def test_a_missing_file_and_a_torn_one_are_told_by_name(folder):
 
 
 @pytest.mark.parametrize("name", [SHAPES, WEIGHTS])
-def test_a_file_that_may_not_be_read_is_told_by_name(folder, monkeypatch, name):
+def test_a_file_that_may_not_be_read_is_reported_by_name(folder, monkeypatch, name):
     """Whoever runs the tests may be allowed everything: the refusal is the system's, made here."""
 
     def refuse(path, *args, **kwargs):
@@ -247,7 +247,7 @@ def test_a_file_that_may_not_be_read_is_told_by_name(folder, monkeypatch, name):
         ({"name": "x y"}, "the model does not take the inputs that the shape file names"),
     ],
 )
-def test_inputs_that_the_model_does_not_take_are_told_as_such(folder, values, fact):
+def test_inputs_that_the_model_does_not_take_are_reported(folder, values, fact):
     edit(folder, lambda shapes: shapes["inputs"][0].update(values))
     with pytest.raises(InputError) as error:
         load_compact(folder, build())

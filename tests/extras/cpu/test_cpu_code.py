@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.cpu_nets import network_of_layers, pruned
+from support.cpu_nets import assert_as_exact_as_torch, network_of, network_of_layers, pruned
 from torch import nn
 
 from dcil_dsl.extras.cpu import code, executable, generate
@@ -61,6 +61,74 @@ def test_a_layer_gets_code_of_its_own_with_avx512_and_else_a_kernel_in_c():
 
 
 @needs_x86
+@pytest.mark.parametrize("part", [1, 7, 100])
+def test_code_in_many_parts_gives_the_numbers_of_code_in_one(part, monkeypatch):
+    """The sums of a part lie in the output until the next part adds to them."""
+    layers = [
+        pruned(nn.Conv2d(5, 40, 3, padding=1), 0.5),
+        pruned(nn.Conv2d(40, 30, 1, stride=2), 0.9),
+    ]
+    x = torch.randn(3, 5, 17, 17, generator=torch.Generator().manual_seed(0))
+    results = []
+    for most in (10**9, part):
+        monkeypatch.setattr(generate, "PART", most)
+        for threads in (1, 2, 3):
+            network = network_of_layers(*layers, shape=x.shape)
+            network.kernels, network.threads = "generated", threads
+            results.append(network(x))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_x86
+@pytest.mark.parametrize("outer", [1, 7, 16, 40])
+@pytest.mark.parametrize("inner", [1, 9, 16, 33])
+@pytest.mark.parametrize("rows", [17, 32, 150])
+def test_a_linear_layer_by_code_is_as_exact_as_torch(rows, inner, outer, monkeypatch):
+    monkeypatch.setattr(generate, "PART", 11)
+    layer = pruned(nn.Linear(inner, outer), 0.5)
+    x = torch.randn(rows, inner, generator=torch.Generator().manual_seed(0))
+    network = network_of_layers(layer, shape=x.shape)
+    network.kernels = "generated"
+    results = []
+    for threads in (1, 2, 3):
+        network.threads = threads
+        assert_as_exact_as_torch(layer, network, (x,), 1e-7)
+        results.append(network(x))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@needs_x86
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "gelu"])
+def test_activation_and_residual_of_a_linear_layer_by_code(activation):
+    model = LinearAndMore(activation)
+    x = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+    network = network_of(pruned(model, 0.6), (x,), kernels="generated")
+    assert_as_exact_as_torch(model, network, (x,), 1e-6)
+    poison = x.clone()
+    poison[3] = float("nan")
+    assert network(poison).isnan().any(1).nonzero().flatten().tolist() == [3]
+
+
+class LinearAndMore(nn.Module):
+    """A layer with an activation, and one with a residual sum."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.one, self.two = nn.Linear(24, 50), nn.Linear(50, 24)
+        kinds = {"relu": nn.ReLU(), "relu6": nn.ReLU6(), "gelu": nn.GELU()}
+        self.act = kinds.get(activation, nn.Identity())
+
+    def forward(self, x):
+        return x + self.two(self.act(self.one(x)))
+
+
+@needs_x86
+def test_code_on_huge_pages_is_never_writable_and_executable_at_once():
+    made = Executable([b"\xc3" * 3 * 2**20])
+    assert made.addresses[0] % executable.HUGE == 0
+    assert {rights_of(made.addresses[0]), rights_of(made.end - 1)} == {"r-x"}
+
+
 def test_where_the_system_forbids_code_the_kernel_in_c_runs(monkeypatch):
     def forbidden(routines):
         raise OSError(13, "forbidden")

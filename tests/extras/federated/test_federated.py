@@ -197,7 +197,7 @@ def test_a_fraction_of_the_clients_is_drawn_anew_and_the_same_again():
     "more, fact",
     [({"engine": "spark"}, "no engine `spark`"), ({"fraction": 0.0}, "a fraction of 0 of the")],
 )
-def test_what_cannot_be_run_is_told(more, fact):
+def test_what_cannot_be_run_is_reported(more, fact):
     with pytest.raises(InputError, match=fact):
         run(**more)
 

@@ -30,7 +30,7 @@ def train_with(parameters=NORMS, **changes) -> dict:
 
 @pytest.mark.parametrize("stop", [4, 8, 13])
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), AdamW(lr=0.01)])
-def test_a_run_ended_before_or_within_a_round_goes_on_to_the_bit(tmp_path, stop, optimizer):
+def test_a_run_ended_before_or_within_a_round_resumes_to_the_bit(tmp_path, stop, optimizer):
     plan = tiny_plan(train=train_with(optimizer=optimizer))
     tiny_train(tmp_path / "straight", plan)
     tiny_train(tmp_path / "run", plan, max_steps=stop)

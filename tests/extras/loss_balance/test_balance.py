@@ -116,7 +116,7 @@ def test_a_term_without_a_gradient_keeps_its_weight():
     assert all(parameter.grad is None for parameter in dual.parameters())
 
 
-def test_a_loop_that_does_not_give_the_weights_is_told():
+def test_a_loop_that_does_not_give_the_weights_is_reported():
     plan = plan_of()
     x, y = next(batches())
     with pytest.raises(dcil.InputError, match="balances its losses"):

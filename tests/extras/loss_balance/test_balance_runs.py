@@ -59,7 +59,7 @@ def test_a_step_that_is_measured_draws_the_numbers_of_one_that_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [7, 10])
-def test_a_resumed_run_goes_on_with_its_weights(tmp_path, stop):
+def test_a_resumed_run_resumes_with_its_weights(tmp_path, stop):
     plan = plan_with(every=3)
     tiny_train(tmp_path / "straight", plan)
     tiny_train(tmp_path / "run", plan, max_steps=stop)

@@ -79,7 +79,7 @@ def test_training_examples_may_be_measured_on_instead(here, capsys):
     assert measure("--model", "net.py:Net", "--train", "synthetic", "--part", "test") == 2
 
 
-def test_what_is_missing_is_told(here, capsys):
+def test_what_is_missing_is_reported(here, capsys):
     assert measure("tiny.prune") == 2
     assert "--model SPEC and --train DATA: what is to be measured" in capsys.readouterr().err
     assert call("sensitivity", "--json", "nowhere/p.json") == 2
@@ -95,7 +95,7 @@ def test_examples_are_taken_from_all_over_the_held_out_part():
     assert [evenly_spaced(list("abcdefghij"), 4)[i] for i in range(4)] == ["a", "c", "f", "h"]
 
 
-def test_a_profile_that_cannot_be_written_is_told_and_shown_all_the_same(here, capsys):
+def test_a_profile_that_cannot_be_written_is_reported_and_shown_all_the_same(here, capsys):
     arguments = ("--model", "net.py:Net", "--train", "synthetic", "--json")
     assert measure(*arguments, ".") == 2
     assert "--json . is a folder" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_the_most_sensitive_layer_has_the_longest_bar():
     assert max(bars, key=bars.get) == "head" and 0 < bars["stem"] < bars["head"]
 
 
-def test_a_target_beyond_what_was_measured_is_told_and_no_rules_are_written():
+def test_a_target_beyond_what_was_measured_is_reported_and_no_rules_are_written():
     text = show_measured(measured(Net()), 0.995, None)
     assert "no rules for 99.5%: at the highest level that was measured 99.2% go" in text
 

@@ -114,7 +114,7 @@ def refusal(rule, model=None):
     return found[0]
 
 
-def test_a_profile_that_is_missing_is_told_with_where_it_was_looked_for():
+def test_a_profile_that_is_missing_is_reported_with_where_it_was_looked_for():
     wrong = refusal(RULE.format("55%", "nowhere/p.json"))
     assert "there is no such file" in wrong.message and "nowhere/p.json" in wrong.label
     assert wrong.span.text == 'sensitivity(55%, profile="nowhere/p.json")'
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_is_no_loss_that_could_be_shared_out(tmp_path,
     assert "the loss of 1.weight at 90% is not finite" in wrong.message
 
 
-def test_a_profile_of_another_model_is_told_by_layer(tmp_path):
+def test_a_profile_of_another_model_is_reported_by_layer(tmp_path):
     path = write_profile(tmp_path / "p.json", {"0": (0.1, 0.2)})
     assert "does not contain `1.weight`" in refusal(RULE.format("55%", path)).message
     assert "; 7 layers do not fit the profile" in refusal(RULE.format("55%", path), Net()).message

@@ -137,7 +137,7 @@ def test_parts_have_the_masks_and_losses_of_one_process_at_every_number_of_ranks
     assert_equal_runs(runs / "parts" / rule, runs / "alone" / rule)
 
 
-def test_what_lies_beside_a_weight_is_cut_as_it_is(tmp_path):
+def test_what_lies_next_to_a_weight_is_cut_as_it_is(tmp_path):
     def work(ranks):
         for name in ("movement, gradients", "top-kast", "st-3, of roots too"):
             dual = compile_plan(plan_of(*RULES[name]), PartsNet())

@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-def test_two_ranks_in_parts_train_what_one_process_trains_and_it_goes_on_from_them(tmp_path, alone):
+def test_two_ranks_in_parts_train_what_one_process_trains_and_it_resumes_from_them(tmp_path, alone):
     def some_steps(ranks):
         rank_train(tmp_path / "run", ranks, shard=True, max_steps=10)
 

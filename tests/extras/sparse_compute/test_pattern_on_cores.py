@@ -188,7 +188,7 @@ def test_inputs_of_any_number_of_dimensions(shape, calls):
     )
 
 
-def test_an_input_that_does_not_fit_is_told_as_ever(calls):
+def test_an_input_that_does_not_fit_is_reported_as_ever(calls):
     linear, view, mask = layer()
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         apply_pattern(linear, view, mask, torch.zeros(2, 12, dtype=torch.float64))
@@ -262,7 +262,7 @@ def test_a_compiled_step_is_one_graph_and_computes_whole(calls):
     assert calls == []
 
 
-def test_beside_whole_filters_it_does_not_go_with_compiled_steps():
+def test_patterns_next_to_whole_filters_exclude_compiled_steps():
     plan = plan_of(KEPT, "2:4\nprune first Linear to uniform(50%, granularity=filter(ties=none))")
     assert in_pattern(plan.groups, plan.layers) == ("mixed.weight",)
     assert "computes the kept units alone in 1 of 4 pruned layers" in show_plan(plan)
@@ -347,7 +347,7 @@ def test_layers_that_are_computed_whole_are_not_counted_as_halved():
     assert sum("apply_pattern" in line for line in dual.code.splitlines()) == 1
 
 
-def test_another_pattern_than_the_hardwares_is_told():
+def test_another_pattern_than_the_hardwares_is_reported():
     with pytest.raises(RecipeError) as error:
         plan_of(KEPT, "1:4")
     (told,) = error.value.diagnostics

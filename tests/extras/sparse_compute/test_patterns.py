@@ -15,7 +15,8 @@ from dcil_dsl.extras.sparse_compute.tensor_cores import Cores
 from dcil_dsl.jobs.train import train
 from dcil_dsl.lang import loads
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.progress import make_display, result_table
+from dcil_dsl.training.progress import make_display
+from dcil_dsl.training.result import result_table
 
 RECIPE = """
 language 1
@@ -105,7 +106,7 @@ def test_a_run_on_cores_says_so_ends_where_it_would_and_costs_less(tmp_path, mon
     assert half.result.cost == pytest.approx(2 - macs / (macs + 320) / 6, abs=1e-12)
 
 
-def test_a_kernel_that_fails_in_the_middle_is_told_when_it_is_known(tmp_path, monkeypatch):
+def test_a_kernel_that_fails_in_the_middle_is_reported_when_it_is_known(tmp_path, monkeypatch):
     """Its layer is computed whole from then on, and was in the end: so it is counted."""
     reference, calls = reference_cores(), []
 
@@ -123,7 +124,7 @@ def test_a_kernel_that_fails_in_the_middle_is_told_when_it_is_known(tmp_path, mo
     assert kept.result.cost == pytest.approx(2 - 48 * 64 / (48 * 64 + 64 * 32 + 320) / 6)
 
 
-def test_compiled_steps_are_told_to_compute_whole(tmp_path, monkeypatch):
+def test_compiled_steps_compute_in_full(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_cores, "CORES", reference_cores())
     made, _ = run(tmp_path / "run", precision="bf16", max_steps=1)
     from dcil_dsl.compiler import compile_plan

@@ -101,7 +101,7 @@ def test_a_kernel_that_fails_later_gives_the_dense_product_and_is_given_up(monke
     assert why_whole(PRODUCT).startswith("its kernel failed: CUDA error")
 
 
-def test_memory_that_ran_out_is_told_as_such(monkeypatch):
+def test_memory_that_ran_out_is_reported(monkeypatch):
     def greedy(x, w, b):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -113,7 +113,7 @@ def test_memory_that_ran_out_is_told_as_such(monkeypatch):
 # -- the device ---------------------------------------------------------------------------------
 
 
-def test_a_cpu_has_none():
+def test_a_cpu_has_no_sparse_tensor_cores():
     assert cuda_obstacle(CPU, torch.bfloat16) == (
         "the device is a CPU, which has no sparse tensor cores"
     )

@@ -1,0 +1,106 @@
+"""The verb `dcil bench`.
+
+In:   arguments.
+Out:  a table on stdout; bench.json in a run folder, and where --json says.
+Not:  no timing (measure.py), and no torch before the arguments are checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dcil_dsl.cli import options as o
+from dcil_dsl.cli.errors import note
+from dcil_dsl.cli.streams import show
+from dcil_dsl.cli.verb import verb
+from dcil_dsl.diagnostics import InputError
+
+
+@verb
+def bench(
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FOLDER", help="a run folder, or one that `dcil export --to cpu` wrote"
+        ),
+    ],
+    json: Annotated[
+        Optional[Path], typer.Option("--json", metavar="FILE", help="write the times to FILE")
+    ] = None,
+    engines: Annotated[
+        Optional[str],
+        typer.Option("--engines", metavar="NAMES", help="engines, with commas (default: all)"),
+    ] = None,
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", metavar="NUMBERS", help="examples of one run")
+    ] = "1,16",
+    threads: Annotated[
+        Optional[str],
+        typer.Option(
+            "--threads", metavar="NUMBERS", help="threads (default: 1, and those of this machine)"
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, metavar="N", help="samples of each engine")
+    ] = 15,
+    path: Annotated[
+        Optional[str],
+        typer.Option("--path", metavar="PATH", help="the path (default: the deployed path)"),
+    ] = None,
+    model: o.MaybeSpec = None,
+    train: o.Train = None,
+    data: o.DataDir = None,
+    concise: o.Concise = False,
+) -> None:
+    """Time the exported network in several engines, on this machine, now.
+
+    int8 is calibrated on training examples of the run, which --train names again where they come
+    from code of your own; else on noise.
+    """
+    sizes, counts = numbers_of("--batch-sizes", batch_sizes), numbers_of("--threads", threads)
+    if json is not None and not json.absolute().parent.is_dir():
+        raise InputError(f"--json {json}: there is no folder {json.parent}")
+    if json is not None and json.is_dir():
+        raise InputError(f"--json {json} is a folder", help="name a file in it")
+    from rich.console import Console
+
+    from dcil_dsl.extras.bench.engines import ENGINES
+    from dcil_dsl.extras.bench.job import bench_run
+    from dcil_dsl.extras.bench.measure import show_report
+
+    names = ENGINES if engines is None else [name.strip() for name in engines.split(",")]
+    with Console(stderr=True).status("timing engines"):
+        report = bench_run(
+            place,
+            tuple(names),
+            sizes,
+            counts or tuple(dict.fromkeys((1, _num_cores()))),
+            rounds,
+            model=model,
+            path=path,
+            data=train,
+            directory=data,
+            tell=note,
+        )
+    show(show_report(report).rstrip("\n"))
+    if json is not None:
+        report.write(json)
+
+
+def numbers_of(option: str, text: str | None) -> tuple[int, ...]:
+    """ "1,16" -> (1, 16). InputError for anything but a list of whole numbers."""
+    parts = [] if text is None else text.split(",")
+    if not all(re.fullmatch(r"\s*[1-9][0-9]{0,4}\s*", part) for part in parts):
+        raise InputError(f"{option} {text}: not whole numbers with commas between them")
+    return tuple(int(part) for part in parts)
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

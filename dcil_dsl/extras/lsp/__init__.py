@@ -1,0 +1,1 @@
+"""A language server for recipes: what every editor shows while a recipe is written."""

@@ -1,0 +1,1 @@
+"""Recipes of SparseML as recipes of dcil: what `dcil import` does."""

@@ -1,0 +1,1 @@
+[ (recipe) (model) (data) (pruning) (train) (expect) (prune) (mix) (path) (private) ] @fold

@@ -1,0 +1,2 @@
+[ (settings) (mix) (expect) (list) (call) ] @indent.begin
+[ "}" "]" ")" ] @indent.branch @indent.end
