@@ -400,6 +400,7 @@ def test_no_verb_loses_an_option_that_others_rely_on():
         "--concise",
         "explain": about_a_model,
         "report": "--out",
+        "sweep": "--model --train --vary --seeds --jobs --out --set --device",
     }
     found = options_of_verbs()
     assert {name: set(text.split()) - found.get(name, set()) for name, text in known.items()} == {
