@@ -399,6 +399,8 @@ def test_no_verb_loses_an_option_that_others_rely_on():
         "bench": "--json --engines --batch-sizes --threads --rounds --path --model --train --data "
         "--concise",
         "explain": about_a_model,
+        "report": "--out",
+        "sweep": "--model --train --vary --seeds --jobs --out --set --device",
     }
     found = options_of_verbs()
     assert {name: set(text.split()) - found.get(name, set()) for name, text in known.items()} == {

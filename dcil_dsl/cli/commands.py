@@ -31,6 +31,7 @@ class Verb(NamedTuple):
 
 
 CORE = "dcil_dsl.cli.verbs"
+REPORT = "dcil_dsl.extras.report.verbs"
 VERBS = {
     "compile": Verb(f"{CORE}:compile_recipe", "Compile, train, prove and export: the main job."),
     "init": Verb(f"{CORE}:init", "Write a commented recipe for a model."),
@@ -49,6 +50,12 @@ VERBS = {
     "eval": Verb(f"{CORE}:evaluate", "Measure the accuracy of a run."),
     "verify": Verb(f"{CORE}:verify", "Prove the sparsity of a stored network, by counting zeros."),
     "export": Verb(f"{CORE}:export", "Write the network to deploy."),
+    "report": Verb(f"{REPORT}:report", "Write one self-contained page about runs."),
+    "runs": Verb(f"{REPORT}:runs", "List runs, the best first."),
+    "compare": Verb(f"{REPORT}:compare", "Print what differs between runs."),
+    "sweep": Verb(
+        "dcil_dsl.extras.report.sweep_verb:sweep", "Train a recipe at several values and seeds."
+    ),
     "bench": Verb(
         "dcil_dsl.extras.bench.verb:bench", "Time the exported network in several engines."
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def prepare_for(
     **more: Any,
 ) -> Prepared:
     """The recipe prepared for the model (jobs/prepare.py), warnings and notes on stderr."""
+    say_loading()
     from dcil_dsl.jobs.prepare import load_recipe, prepare
 
     warn = functools.partial(tell, concise=concise)
@@ -74,6 +76,12 @@ def prepare_for(
         steps_per_epoch=steps_per_epoch,
         **more,
     )
+
+
+def say_loading() -> None:
+    """On a terminal, say at once that torch is being imported, which takes seconds."""
+    if "torch" not in sys.modules and sys.stderr.isatty():
+        note("loading torch")
 
 
 def refuse(why: str, **options: object) -> None:

@@ -20,7 +20,7 @@ from dcil_dsl.cli.checked import OUTPUTS, show_checked, write_reports
 from dcil_dsl.cli.errors import DONE, WRONG, note, tell
 from dcil_dsl.cli.results import report_run, show_claims
 from dcil_dsl.cli.streams import show
-from dcil_dsl.cli.verb import prepare_for, refuse, refuse_training_options, verb
+from dcil_dsl.cli.verb import prepare_for, refuse, refuse_training_options, say_loading, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.exporters import EXPORTERS
@@ -52,6 +52,8 @@ def compile_recipe(
 
     require_training("--train")
     require_data(train, options.directory)  # before torch is loaded
+    if not options.quiet:
+        say_loading()
     from dcil_dsl.jobs.data import pick_device
     from dcil_dsl.jobs.train import train as train_job
     from dcil_dsl.training.machine import keep_freed_memory
@@ -268,6 +270,7 @@ def evaluate(
 
     --train names the data again, where they come from code of your own.
     """
+    say_loading()
     from dcil_dsl.jobs.inspect import evaluate_run
 
     found = evaluate_run(
@@ -306,6 +309,7 @@ def verify(
     In the table, allowed is how many weights of a layer may be nonzero, where it has a budget of
     its own; revived is how many are nonzero although their mask prunes them.
     """
+    say_loading()
     from dcil_dsl.exporting.verify import show_verdict
     from dcil_dsl.jobs.inspect import verify_artefact
     from dcil_dsl.jobs.prepare import load_recipe
@@ -338,6 +342,7 @@ def export(
     model: o.MaybeSpec = None,
     concise: o.Concise = False,
 ) -> None:
+    say_loading()
     from dcil_dsl.jobs.export import export_run
 
     print(export_run(run, to, out, model, path, tell=print))

@@ -8,12 +8,15 @@ Not:  no step of training (training/). Nothing is written before the data, the r
 
 from __future__ import annotations
 
+import io
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from dcil_dsl.data.contents import contents_of
@@ -32,9 +35,10 @@ from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run, require_locks
 from dcil_dsl.training.progress import Display, make_display
-from dcil_dsl.training.result import Result
+from dcil_dsl.training.result import Result, result_table
 from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
 from dcil_dsl.training.trainer import train as train_dual
+from dcil_dsl.words.metrics import metric_text
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,30 @@ class Run:
     def holds(self) -> bool:
         """Whether no expectation of the recipe was missed."""
         return all(claim.holds is not False for claim in self.claims)
+
+    def __repr__(self) -> str:
+        numbers = [
+            f"{path} {name} {metric_text(name, value, '.2%')}"
+            for path, values in self.result.accuracies.items()
+            for name, value in [*values.items()][:1]
+        ]
+        numbers.append(f"{self.result.sparsity_measured:.2%} zeros")
+        state = f"step {self.result.step:,} of {self.plan.num_steps:,}"
+        return f"<Run {self.path}: {', '.join(numbers)}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """The result table, for a notebook."""
+        return f"<pre>{escape(self._table_text())}</pre>"
+
+    def show(self) -> None:
+        """Print the result table."""
+        print(self._table_text(), end="")
+
+    def _table_text(self) -> str:
+        text = io.StringIO()
+        files = (self.folder.weights, self.folder.report)
+        Console(file=text, width=100).print(result_table(self.result, self.plan, files))
+        return text.getvalue()
 
 
 def train(

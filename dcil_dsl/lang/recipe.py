@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal
 
 from dcil_dsl import words
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import Diagnostic
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import ast
@@ -234,3 +236,12 @@ class Recipe:
     train_span: Span | None = field(default=None, compare=False, repr=False)
     balance_span: Span | None = field(default=None, compare=False, repr=False)
     rate_span: Span | None = field(default=None, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        rules = count(len(self.rules), "rule")
+        paths = ", ".join(path.name for path in self.paths)
+        return f"<Recipe {self.about.name or 'unnamed'}: {rules}, paths {paths}>"
+
+    def _repr_html_(self) -> str:
+        """The resolved text, for a notebook."""
+        return f"<pre>{escape(self.text or repr(self))}</pre>"

@@ -9,6 +9,8 @@ Not:  no tensors, no modules, no units but steps, counts of weights and fraction
 from __future__ import annotations
 
 import math
+import sys
+from html import escape
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.format_1 import upgrade
 from dcil_dsl.plan.group import (
     Bound,
@@ -361,6 +364,28 @@ class Plan(PlanRecord):
     def words(self) -> tuple[Word, ...]:
         """Every word of the plan."""
         return tuple(every_word(self))
+
+    def __repr__(self) -> str:
+        pruned = sum(len(group.parameters) for group in self.groups)
+        return (
+            f"<Plan {self.recipe.name}: {pruned} of {count(len(self.layers), 'layer')} pruned, "
+            f"{count(self.num_steps, 'step')}>"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """What `dcil plan` prints, for a notebook."""
+        from dcil_dsl.plan.show import show_plan
+
+        return f"<pre>{escape(show_plan(self))}</pre>"
+
+    def show(self) -> None:
+        """Print what `dcil plan` prints."""
+        from dcil_dsl.plan.show import show_plan
+        from dcil_dsl.plan.text import page_of
+
+        print(show_plan(self, page_of(sys.stdout)), end="")
 
     @property
     def prunes(self) -> bool:

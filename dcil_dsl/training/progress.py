@@ -9,25 +9,29 @@ Not:  nothing is measured here, and nothing here waits for the device.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.text import PLAIN, fit
+from dcil_dsl.plan.text import PLAIN
+from dcil_dsl.training.epoch_rows import EpochRows, main_metric
 from dcil_dsl.words.metrics import METRICS, metric_text
 
 SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
+SMALLEST_BAR, LARGEST_BAR = 8, 40
+ETA_WIDTH = len("ETA 00:00:00")
+
+
+class EtaColumn(TimeRemainingColumn):
+    """The time that remains, with its label, in a width that never changes."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"ETA {super().render(task).plain}".ljust(ETA_WIDTH), style="cyan")
 
 
 @dataclass
@@ -38,9 +42,11 @@ class Display:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     _bar: Progress | None = None
     _plan: Plan | None = None
-    _last: dict[str, Any] | None = None
+    _rows: EpochRows | None = None
+    _last: Mapping[str, Any] | None = None
     _shown_at: float = 0.0
     _went_back: bool = False
+    _num_steps: int = 0
 
     def __enter__(self) -> Display:
         return self
@@ -50,16 +56,20 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def begin(self, plan: Plan, step: int, num_steps: int, last: dict[str, Any] | None) -> None:
-        """The run starts, or resumes, at `step` of `num_steps`; `last` is the latest line."""
-        self._plan, self._last, self._shown_at = plan, last, time.monotonic()
+    def begin(
+        self, plan: Plan, step: int, num_steps: int, lines: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The run starts, or resumes, at `step` of `num_steps`; `lines` are those of its past."""
+        self._plan, self._last = plan, lines[-1] if lines else None
+        self._shown_at, self._num_steps = time.monotonic(), num_steps
+        self._rows = EpochRows(plan, self.console.width if self.mode == "bar" else PLAIN.width)
+        self._rows.see(lines)
         if self.mode == "bar":
             columns = [
                 TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                # In a narrow terminal the bar gives way, not the number of the step.
-                MofNCompleteColumn(table_column=Column(min_width=2 * len(str(num_steps)) + 1)),
-                TimeRemainingColumn(compact=True),
+                BarColumn(bar_width=self._bar_width()),
+                TextColumn(f"{{task.completed:>{len(str(num_steps))}.0f}}/{num_steps}"),
+                EtaColumn(),
             ]
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.add_task(self._text(step, None), total=num_steps, completed=step)
@@ -91,10 +101,15 @@ class Display:
     def epoch(self, line: dict[str, Any]) -> None:
         """An epoch is over."""
         self._last = line
-        if self.mode != "quiet" and self._plan is not None:
-            self._print(line_text(line, self._plan))
+        if self.mode == "quiet" or self._rows is None:
+            return
+        if not self._rows.columns:
+            self._print(self._rows.header(line), "bold")
+        text, best = self._rows.row(line)
+        self._print(text, "green" if best else "")
 
     def _text(self, step: int, loss: float | None) -> str:
+        """The words before the bar, as many as fit: the count and the time come first."""
         plan = self._plan
         assert plan is not None, "begin() comes first"
         epoch = min(step // plan.steps_per_epoch + 1, plan.train.num_epochs)
@@ -104,11 +119,22 @@ class Display:
         if self._last is not None:
             words += _main_values(self._last, ".1%")
             words.append(f"sparsity {self._last['sparsity_measured']:.1%}")
+        room = PLAIN.width if self.mode != "bar" else self._room() - self._bar_width()
+        while len(words) > 1 and len("  ".join(words)) > room:
+            words.pop()
         return "  ".join(words)
 
-    def _print(self, text: str) -> None:
+    def _room(self) -> int:
+        """The columns that the count and the time leave, with a space between each of four."""
+        count = 2 * len(str(self._num_steps)) + 1
+        return self.console.width - count - ETA_WIDTH - 3
+
+    def _bar_width(self) -> int:
+        return max(SMALLEST_BAR, min(LARGEST_BAR, self._room() // 4))
+
+    def _print(self, text: str, style: str = "") -> None:
         self._shown_at = time.monotonic()
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def make_display(quiet: bool = False, console: Console | None = None) -> Display:
@@ -119,27 +145,10 @@ def make_display(quiet: bool = False, console: Console | None = None) -> Display
     return Display("bar" if console.is_terminal else "lines", console)
 
 
-def line_text(line: Mapping[str, Any], plan: Plan) -> str:
-    """One line of metrics.jsonl for a person; losses that do not fit go on the next line."""
-    paths = "".join(f"{text}  " for text in _main_values(line, ".2%"))
-    text = (
-        f"epoch {line['epoch']}/{plan.train.num_epochs}  step {line['step']:,}  {paths}"
-        f"sparsity {line['sparsity_measured']:.2%}  flips {line['mask_flips']:,}  "
-        f"{line['seconds']:.1f} s  {line['examples_per_second']:.0f}/s"
-    )
-    losses = "  ".join(
-        f"{name.replace('cross_entropy', 'ce')} {value:.3f}"
-        for name, value in line["losses"].items()
-    )
-    if len(text) + 2 + len(losses) <= PLAIN.width:
-        return f"{text}  {losses}"
-    return fit(f"{text}\n  {losses}", PLAIN.width)
-
-
 def _main_values(line: Mapping[str, Any], form: str) -> list[str]:
     """The first metric of the run on each path; other metrics than accuracies by their name."""
-    metric = next((name for name in METRICS if isinstance(line.get(name), Mapping)), None)
-    if metric is None:
+    metric = main_metric(line)
+    if not metric:
         return []
     name = "" if METRICS[metric].is_share else f"{metric} "
     return [

@@ -98,9 +98,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
         for name, total in zip(names, sums.tolist(), strict=True)
         if name in at.examples_by
     }
-    changed = [(mask != state.before[name]).sum() for name, mask in now.dual.masks.items()]
-    flips = int(torch.stack(changed).sum()) if changed else 0  # read once, not for each layer
-    flips = int(now.dual.placement.totals([torch.tensor(flips)])[0])
+    flips, revived = _mask_changes(now)
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
@@ -117,12 +115,23 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
         "at_floor": list(sparsity.at_floor),
         "at_ceiling": list(sparsity.at_ceiling),
         "mask_flips": flips,
+        "mask_revived": revived,
         "rewinds": len(at.rewinds),
         "seconds": at.epoch_trained,
         "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
         "data_seconds": at.epoch_waited,
         "data_share": at.epoch_waited / max(at.epoch_trained, 1e-9),
     } | now.step.facts()
+
+
+def _mask_changes(now: Session) -> tuple[int, int]:
+    """Entries of the masks that differ from those before the epoch, and those of them kept now."""
+    before, changed = now.state.before, []
+    for name, mask in now.dual.masks.items():
+        changed.append(torch.stack([(mask != before[name]).sum(), (mask > before[name]).sum()]))
+    totals = torch.stack(changed).sum(0).cpu() if changed else torch.zeros(2, dtype=torch.int64)
+    flips, revived = now.dual.placement.totals([totals])[0].tolist()  # one read for all layers
+    return int(flips), int(revived)
 
 
 def finish(

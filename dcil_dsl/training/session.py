@@ -181,7 +181,7 @@ def begin_epochs(now: Session) -> None:
     if now.options.ranks.is_first:
         now.run.cut_metrics(at.epoch)
         lines = now.run.read_metrics()
-        now.display.begin(now.plan, at.step, now.end, lines[-1] if lines else None)
+        now.display.begin(now.plan, at.step, now.end, lines)
 
 
 def show_notes(now: Session) -> None:

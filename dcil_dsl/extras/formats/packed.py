@@ -233,7 +233,7 @@ def _decompress(stream: Tensor, size: int, place: Path) -> bytes:
         claimed = zstandard.frame_content_size(packed)
         if claimed != size:
             raise InputError(f"{place} is damaged: {claimed:,} bytes where {size:,} are expected")
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
+        return bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=size))
     except zstandard.ZstdError as error:
         raise InputError(f"{place} is damaged: {error}") from None
 

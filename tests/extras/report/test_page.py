@@ -1,0 +1,152 @@
+"""The page of `dcil report`: complete, closed, drawn by a browser without an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.tiny_job import call
+
+CHROMIUM = shutil.which("chromium")
+HEADLESS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000")
+
+
+@pytest.fixture(scope="module")
+def pages(two_runs, tmp_path_factory):
+    """One page of one run, and one of two."""
+    out = tmp_path_factory.mktemp("pages")
+    assert call("report", two_runs / "run", "--out", out / "one.html") == 0
+    assert call("report", two_runs / "run", two_runs / "other", "--out", out / "two.html") == 0
+    return out
+
+
+def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [str(CHROMIUM), *HEADLESS, "--enable-logging=stderr", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def data_of(page: Path) -> dict:
+    (text,) = re.findall(r'id="data">(.*?)</script>', page.read_text())
+    return json.loads(text)
+
+
+def test_a_page_fetches_nothing_and_is_small(pages):
+    for page in pages.iterdir():
+        text = page.read_text()
+        assert "default-src 'none'" in text
+        assert not re.search(r"""(?:src|href)=["'](?!data:)""", text.partition("<script")[0])
+        assert page.stat().st_size < 3_000_000
+
+
+def test_the_verdict_says_what_was_asked_measured_and_proved(pages, two_runs):
+    text = (pages / "one.html").read_text()
+    report = json.loads((two_runs / "run" / "report.json").read_text())["result"]
+    assert "asks for 90% zeros" in text and "Verified:" in text
+    assert f"sparse (deployed) {report['accuracies']['sparse']['top1']:.2%}" in text
+    assert f"cost {report['cost']:.2f} dense runs" in text
+    assert "The recipe expects sparsity &gt;= 89%: holds." in text
+
+
+def test_a_page_has_each_section(pages):
+    text = (pages / "one.html").read_text()
+    for title in (
+        *("Training", "Layers", "Stability of the masks", "Sizes of the weights", "Sensitivity"),
+        *("Layer by layer", "Where the zeros lie", "Size and speed", "Recipe", "About the run"),
+    ):
+        assert re.search(f"<h[23]>{title}</h[23]>", text), title
+    assert text.count("data:image/png") == 2
+    assert "Not measured" in text and "bench.json is missing" in text
+
+
+def test_the_page_of_two_runs_begins_with_what_differs(pages):
+    text = (pages / "two.html").read_text()
+    assert text.index("What differs") < text.index("<h2>Training")
+    assert "target.sparsity: 0.9 in" in text and "train.seed: 0 in" in text
+    assert len(data_of(pages / "two.html")["runs"]) == 2
+
+
+def test_the_curves_are_those_of_the_metrics(pages, two_runs):
+    lines = (two_runs / "run" / "metrics.jsonl").read_text().splitlines()
+    data = data_of(pages / "one.html")
+    for epoch, line in enumerate(map(json.loads, lines)):
+        drawn = [p for p in data["metrics"] if p["step"] == line["step"]]
+        assert {p["series"]: p["value"] for p in drawn} == line["top1"]
+        flips = {p["series"]: p["count"] for p in data["flips"] if p["step"] == line["step"]}
+        assert flips == {"flipped": line["mask_flips"], "revived": line["mask_revived"]}, epoch
+    last = data["metrics"][-1]
+    assert last["cost"] == pytest.approx(2 * last["step"])  # two paths on each batch
+
+
+def test_text_of_a_recipe_does_not_become_markup(two_runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(two_runs / "run", run)
+    evil = "</script><script>alert(1)</script><img src=x>"
+    (run / "recipe.prune").write_text(f"# {evil}\n")
+    plan = json.loads((run / "plan.json").read_text())
+    plan["recipe"]["title"] = evil
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert call("report", run, "--out", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "alert(1)" in text and "<script>alert" not in text and "<img src=x" not in text
+
+
+def test_an_unfinished_run_is_reported_without_what_is_missing(two_runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(two_runs / "run", run)
+    for name in ("report.json", "sparse.safetensors", "recipe.prune"):
+        (run / name).unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0] + lines[1][:20])  # torn by a kill
+    assert call("report", run, "--out", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "The run has not finished: step" in text
+    assert "report.json (the run has not finished), recipe.prune" in text
+    assert "There is no exported file to verify" in text
+
+
+def test_a_file_with_other_zeros_is_not_called_verified(two_runs, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    run = tmp_path / "run"
+    shutil.copytree(two_runs / "run", run)
+    with safe_open(run / "sparse.safetensors", "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}
+        about = file.metadata()
+    stored["3.weight"] = stored["3.weight"] + 1.0
+    save_file(stored, run / "sparse.safetensors", about)
+    assert call("report", run, "--out", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "NOT VERIFIED" in text and "Verified:" not in text
+
+
+def test_what_is_no_run_folder_is_refused_in_a_sentence(tmp_path, two_runs, capsys):
+    assert call("report", tmp_path, "--out", tmp_path / "page.html") == 2
+    assert "is not a run folder: it has no plan.json" in capsys.readouterr().err
+    assert call("report", two_runs / "run", "--out", tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("name", ["one.html", "two.html"])
+def test_a_browser_draws_every_chart_without_an_error(pages, name):
+    done = browse(pages / name, "--dump-dom")
+    assert "CONSOLE" not in done.stderr
+    figures = re.findall(r"<figure data-chart=\"(\w+)\"([^>]*)>", done.stdout)
+    assert {chart for chart, _ in figures} == {
+        *("metric", "loss", "sparsity", "flips", "layers", "histogram")
+    }
+    assert all('data-drawn="yes"' in rest for _, rest in figures)
+    assert done.stdout.count("<svg") >= len(figures)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_page_prints_to_pdf(pages, tmp_path):
+    done = browse(pages / "two.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    assert "CONSOLE" not in done.stderr
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
