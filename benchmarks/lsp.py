@@ -46,7 +46,7 @@ train { epochs = 15ep optimizer = sgd(lr=0.01, momentum=0.9) }
 
 
 def recipe(rules: int) -> str:
-    """A recipe with so many rules."""
+    """A recipe with this number of rules."""
     lines = [
         f'prune "layer{i % 4 + 1}.{i // 4 % 2}.conv{i % 2 + 1}" to {50 + i % 40}%'
         for i in range(rules - 1)
@@ -81,7 +81,7 @@ def timed(work: Callable[[int], object], repeats: int) -> dict[str, float]:
 
 
 def measure(rules: int, table: LayerTable, repeats: int) -> dict[str, dict[str, float]]:
-    """Each kind of work on a recipe with so many rules."""
+    """Each kind of work on a recipe with this number of rules."""
     text = recipe(rules)
 
     def fresh(number: int) -> Analysis:

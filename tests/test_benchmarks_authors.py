@@ -128,4 +128,4 @@ def test_a_pipe_in_the_place_of_metrics_is_not_waited_for(plan, tmp_path, capsys
     (tmp_path / "plan.json").write_text(plan.to_json())
     os.mkfifo(tmp_path / "metrics.jsonl")
     assert main([str(tmp_path)]) == 2
-    assert "it is no file" in capsys.readouterr().err
+    assert "it is not a file" in capsys.readouterr().err

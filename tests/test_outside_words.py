@@ -99,7 +99,7 @@ def test_two_packages_with_one_word_are_refused(package, tmp_path, monkeypatch):
     [
         ("my_words:Nothing", "cannot be imported: AttributeError"),
         ("no_such_module:Bounded", "cannot be imported: ModuleNotFoundError"),
-        ("pathlib:Path", "is not a word: pathlib:Path is no subclass"),
+        ("pathlib:Path", "is not a word: pathlib:Path is not a subclass"),
         ("my_words:Unfinished", "does nothing yet: my_words:Unfinished has no `combine`"),
     ],
 )

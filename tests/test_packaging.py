@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # of torchvision, pydantic, typer, rich, pytest-lsp
 WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "click", "pygments", "pytest_asyncio"}
-OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
+OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol", "zstandard"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_gone_is_not_taken_for_a_run_that_never_had_one(fol
     (folder / "checkpoint" / "last.safetensors").unlink()
     with pytest.raises(InputError, match="there is no checkpoint .*last.safetensors") as error:
         tiny_train(folder, resume=True)
-    assert "of step 5, is whole" in error.value.help
+    assert "of step 5, is intact" in error.value.help
 
 
 def test_where_both_are_damaged_nothing_is_promised(folder):

@@ -20,7 +20,7 @@ from dcil_dsl.extras.sparseml.read import Modifier, YamlValue
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.fmt import format_text
 
-PRUNING = {  # modifier -> score, and whether it is one budget by itself
+PRUNING = {  # modifier -> score, and whether it is one budget alone
     "GMPruningModifier": ("magnitude", False),
     "LegacyGMPruningModifier": ("magnitude", False),
     "MagnitudePruningModifier": ("magnitude", False),

@@ -133,4 +133,4 @@ def test_a_sweep_trains_each_value_and_writes_table_csv_and_page(tmp_path, capsy
     assert float(rows[0]["step"]) == 2 and rows[1]["step"] == ""
     assert (tmp_path / "sweep" / "report.html").exists()
     assert call(*command) == 1
-    assert "target=80%+seed=0: has finished before" in capsys.readouterr().err
+    assert "target=80%_seed=0: has finished before" in capsys.readouterr().err
