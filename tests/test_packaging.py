@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The name to install -> the name to import, where they differ.
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
-# of torchvision, pydantic, typer, rich, pytest-lsp
-WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "click", "pygments", "pytest_asyncio"}
+# of torchvision, pydantic, rich, pytest-lsp
+WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "pygments", "pytest_asyncio"}
 OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol", "zstandard"}
 PAGES = [
     "README.md",

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from click import Command
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -21,6 +20,8 @@ from dcil_dsl.cli.errors import DONE, run_program
 from dcil_dsl.diagnostics.suggest import nearest
 
 SETTINGS: dict[str, Any] = dict(rich_markup_mode=None, pretty_exceptions_enable=False)
+# The class of click, which newer versions of typer carry inside.
+COMMAND: Any = next(base for base in TyperGroup.__mro__ if base.__name__ == "Command")
 
 
 class Verb(NamedTuple):
@@ -130,14 +131,14 @@ class Program(TyperGroup):
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """The verbs and the options before them, without an import."""
-        from click.shell_completion import CompletionItem
-
+        package = COMMAND.__module__.rpartition(".")[0]
+        completion = importlib.import_module(f"{package}.shell_completion")
         verbs = [
-            CompletionItem(name, help=verb.help)
+            completion.CompletionItem(name, help=verb.help)
             for name, verb in VERBS.items()
             if name.startswith(incomplete)
         ]
-        return [*verbs, *Command.shell_complete(self, ctx, incomplete)]
+        return [*verbs, *COMMAND.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
