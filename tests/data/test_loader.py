@@ -295,9 +295,14 @@ class Stuck(Deadly):
 def test_a_worker_that_hangs_is_ended_by_the_main_process():
     data = Dataset("stuck", Stuck(), Stuck(), ("a",), (0.5,) * 3, (0.5,) * 3)
     loader = Loader(data, "train", batch_size=1, workers=1)
+    # A shell that starts the tests in the background has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        list(loader.epoch(0))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(loader.epoch(0))
+    finally:
+        signal.signal(signal.SIGINT, before)
     began = time.monotonic()
     loader.close()
     assert multiprocessing.active_children() == [] and time.monotonic() - began < 9
