@@ -59,7 +59,7 @@ def main() -> None:
             (folder / mark).write_text(text, encoding="utf-8")
         train = ["compile", "small.prune", *MODEL, "--train", "digits", "--out", "runs/small"]
         printed = run(folder, *train).splitlines()
-        epochs = [line for line in printed if line.startswith("epoch")]
+        epochs = [line for line in printed if re.match(r"epoch| *\d+/\d+ ", line)]
         table = [line for line in printed if line and line[0] in BOX]
         proof = run(folder, "verify", "runs/small/sparse.safetensors").splitlines()
         draw(
@@ -69,7 +69,7 @@ def main() -> None:
                 (
                     "dcil-compile small.prune --model net.py:small_net --train digits "
                     "--out runs/small",
-                    [*epochs[:2], "...", *epochs[-2:], *table],
+                    [*epochs[:3], "...", *epochs[-2:], *table],
                 ),
                 ("dcil verify runs/small/sparse.safetensors", proof[1:]),
             ],
