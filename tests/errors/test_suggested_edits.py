@@ -15,6 +15,8 @@ from dcil_dsl.lang import loads
 PAGES = [*cases("syntax.md"), *cases("recipe.md")]
 # What follows `language 1` is judged only once it is there.
 UNCOVERED = {"E108", "E109"}
+# A rule that an edit makes readable may replace an earlier one.
+REVEALED = Counter({("W303", "this rule has no effect"): 1})
 
 
 def found_in(text: str) -> list[Diagnostic]:
@@ -33,15 +35,14 @@ def test_a_suggested_edit_mends_its_diagnostic_and_breaks_nothing_else(statement
     text = completed(statements, whole=True)
     found = found_in(text)
     for diagnostic in found:
-        for span, new in replacements(diagnostic):
+        for span, word in replacements(diagnostic):
             assert span.source.text == text
-            mended = counted(found_in(text[: span.start] + new + text[span.stop :]))
+            mended = counted(found_in(text[: span.start] + word + text[span.stop :]))
             before = counted(found)
             key = diagnostic.code, diagnostic.message
-            assert mended[key] < before[key], (text, span.text, new)
-            # A warning may concern what the edit made readable.
-            new_errors = [code for code, _ in mended - before if code.startswith("E")]
-            assert diagnostic.code in UNCOVERED or not new_errors, (span.text, new)
+            assert mended[key] < before[key], (text, span.text, word)
+            new = mended - before - REVEALED
+            assert diagnostic.code in UNCOVERED or not new, (span.text, new)
 
 
 def test_the_pages_have_many_suggestions_that_are_edits():
