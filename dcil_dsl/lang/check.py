@@ -125,6 +125,7 @@ def _data(block: ast.BlockNode | None, reader: Reader) -> r.RecipeData:
         name=block.name,
         batch_size=word.batch_size,
         image_size=word.image_size,
+        length=word.length,
         channels=word.channels,
         augment=word.augment,
         span=block.span,

@@ -21,7 +21,7 @@ from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PARTS, PathBlock, PrivateBlock
-from dcil_dsl.words.losses import KL, Loss
+from dcil_dsl.words.losses import KL, Loss, Taught
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.units import Percent, Time, kind_of, written
 from dcil_dsl.words.views import AnyView, Masked
@@ -312,8 +312,8 @@ class _Mix:
                 "E243", f"`{term.called}` names no path, so nothing learns from it", item.term.span
             )
             good = False
-        if isinstance(term, KL) and term.student == term.teacher and good:
-            self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
+        if isinstance(term, (KL, Taught)) and len(set(term.paths)) < len(term.paths) and good:
+            self.found.add("E216", f"`{term.teacher}` cannot be its own teacher", values["teacher"])
             good = False
         if coefficient is None or window is None or not good:
             return None

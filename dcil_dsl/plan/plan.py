@@ -210,11 +210,12 @@ class WeightedLoss(PlanRecord):
 
 
 class Data(PlanRecord):
-    """image_size None: as the dataset has them."""
+    """image_size and length, the tokens of a text, None: as the dataset has them."""
 
     name: str | None = None
     batch_size: int = 128
     image_size: int | None = None
+    length: int | None = None
     channels: int = 3
     augment: tuple[Stored[Augment], ...] = ()
 

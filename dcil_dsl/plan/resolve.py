@@ -319,6 +319,7 @@ def resolve_data(data: r.RecipeData) -> p.Data:
         name=data.name,
         batch_size=data.batch_size or p.Data().batch_size,
         image_size=data.image_size,
+        length=data.length,
         channels=data.channels,
         augment=data.augment,
     )

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.tasks.classification import Classification, ImageClassification
+from dcil_dsl.tasks.embedding import Embedding
+from dcil_dsl.tasks.language import LanguageModelling
 from dcil_dsl.tasks.own_loss import OwnLoss
 from dcil_dsl.tasks.regression import Regression
 from dcil_dsl.tasks.task import Task
@@ -20,7 +22,15 @@ __all__ = ["IMAGES", "TASKS", "Task", "task_of"]
 
 IMAGES = ImageClassification()
 TASKS: dict[str, Task] = {
-    task.name: task for task in (IMAGES, Classification(), Regression(), OwnLoss())
+    task.name: task
+    for task in (
+        IMAGES,
+        Classification(),
+        Regression(),
+        LanguageModelling(),
+        Embedding(),
+        OwnLoss(),
+    )
 }
 
 

@@ -43,12 +43,14 @@ class ModelBlock(Word):
 
 class DataBlock(Word):
     """The settings of `data name { ... }`. image_size in pixels, None: as the dataset has them.
+    length of texts in tokens, None: as the tokenizer says.
 
     torch 2.14 fails where it makes one pixel of an image of bytes.
     """
 
     batch_size: Annotated[int, Field(ge=1)] | None = None
     image_size: Annotated[int, Field(ge=2)] | None = None
+    length: Annotated[int, Field(ge=2)] | None = None
     channels: Annotated[int, Field(ge=1)] = 3
     augment: tuple[Augment, ...] = ()
 

@@ -39,6 +39,9 @@ class Metric:
 MEAN = "torchmetrics:MeanMetric"
 SQUARED, ABSOLUTE = "torchmetrics:MeanSquaredError", "torchmetrics:MeanAbsoluteError"
 TOP_K = "dcil_dsl.tasks.measures:TopK"
+PERPLEXITY, PAIRS = "dcil_dsl.tasks.measures:Perplexity", "dcil_dsl.tasks.measures:PairRanks"
+KEEP_NAN = {"nan_strategy": "disable"}  # else a NaN is left out
+LESS = (False, True)  # not a share, and a smaller value is the better one
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
@@ -49,11 +52,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("mse", "the mean squared error", SQUARED, less_is_better=True),
             Metric("mae", "the mean absolute error", ABSOLUTE, less_is_better=True),
             Metric("r2", "the coefficient of determination", "torchmetrics:R2Score"),
+            Metric("nll", "the mean negative log-likelihood, in nats", MEAN, KEEP_NAN, *LESS),
+            Metric("perplexity", "the exponential of nll", PERPLEXITY, KEEP_NAN, *LESS),
+            Metric("cosine", "the mean cosine with the wanted vector", MEAN, KEEP_NAN),
+            Metric("spearman", "the rank correlation of the similarities of pairs", PAIRS),
             Metric(
                 "loss",
                 "the mean of the model's own loss",
                 MEAN,
-                {"nan_strategy": "disable"},
+                KEEP_NAN,
                 less_is_better=True,
             ),
         )

@@ -24,6 +24,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.zoo.example import takes_keywords
+from dcil_dsl.zoo.pretrained import holds_weights, load_folder
 
 models = library("torchvision.models")
 
@@ -35,12 +37,15 @@ DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
     """Load `source` into `model`, in place; return notes on what was not a plain copy.
 
-    source  a path; with a torchvision spec also DEFAULT, IMAGENET1K_V2 or, in full,
-            ResNet50_Weights.IMAGENET1K_V2
+    source  a path, for a model of transformers also that of a folder; with a torchvision spec also
+            DEFAULT, IMAGENET1K_V2 or, in full, ResNet50_Weights.IMAGENET1K_V2
     Raises InputError: no such file or name, an unreadable file, a failed download, or tensors
     that do not fit (all of them at once: missing, unexpected, of another shape).
     """
     notes: list[str] = []
+    folder = Path(source).expanduser()
+    if folder.is_dir() and takes_keywords(model) and holds_weights(folder):
+        return load_folder(model, folder)
     if Path(source).expanduser().is_file() or "/" in source or source.endswith(SUFFIXES):
         tensors = _unwrap(_read(Path(source).expanduser()), source, notes)
     else:

