@@ -9,7 +9,7 @@ import pytest
 from support.library import needed
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import text_corpora  # noqa: E402
+import text_corpora
 
 ENTRIES = r"""Anchorate \An"chor*ate\, a.
    Anchor-shaped; made as an anchor is made.

@@ -56,11 +56,13 @@ class Texts(TensorDataset):
 
 
 class Passages(TensorDataset):
-    """Running text in pieces. tensors: token numbers (N, T), and at each place the next token."""
+    """Running text in pieces. tensors: token numbers (N, T), 1 where there is one that counts, and
+    at each place the next token.
+    """
 
     def __getitem__(self, index: int) -> Any:
-        tokens, following = super().__getitem__(index)
-        return {"input_ids": tokens}, following
+        tokens, mask, following = super().__getitem__(index)
+        return {"input_ids": tokens, "attention_mask": mask}, following
 
 
 def text_classification(place: Path, channels: int, length: int | None = None) -> Dataset:
@@ -78,6 +80,7 @@ def text_classification(place: Path, channels: int, length: int | None = None) -
         )
     files = [_file_of(place, part) for part in ("train", "val")]
     rows = [_read(file, ("text", "label")) for file in files]
+    texts = [_strings(file, own["text"]) for file, own in zip(files, rows)]
     labels = [_labels(file, own["label"]) for file, own in zip(files, rows)]
     classes = sorted(set(labels[0]))
     number = {name: index for index, name in enumerate(classes)}
@@ -89,8 +92,8 @@ def text_classification(place: Path, channels: int, length: int | None = None) -
                 help=f"did you mean `{near}`?" if near else None,
             )
     encoded, notes = [], []
-    for file, own in zip(files, rows):
-        tokens, num_cut = _encode(tokenizer, file, _strings(file, own["text"]), length)
+    for file, own in zip(files, texts):
+        tokens, num_cut = _encode(tokenizer, file, own, length)
         encoded.append(tokens)
         if num_cut:
             total = count(len(tokens), "text")
@@ -144,7 +147,8 @@ def _passages(tokenizer: Any, file: Path, length: int) -> Passages:
     room = pieces * length - (len(whole) - 1)  # of the last piece, which no token follows
     pad = torch.nn.functional.pad
     tokens = pad(whole[:-1], (0, room)).view(pieces, length)
-    return Passages(tokens, pad(whole[1:], (0, room), value=IGNORED).view(pieces, length))
+    following = pad(whole[1:], (0, room), value=IGNORED).view(pieces, length)
+    return Passages(tokens, (following != IGNORED).long(), following)
 
 
 def read_texts(place: Path, part: str) -> list[str]:

@@ -22,7 +22,7 @@ TRAINING = {
     "torchmetrics": "torchmetrics",
     "tensorboard": "tensorboard",
 }
-TEXT = {"transformers": "transformers", "datasets": "datasets"}  # of the extra `text`
+TEXT = ("transformers", "datasets")  # of the extra `text`
 INSTALL = "pip install 'dcil-dsl[train]'"
 INSTALL_TEXT = "pip install 'dcil-dsl[text]'"
 
@@ -39,7 +39,7 @@ class LazyModule:
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing in TEXT:
-                raise InputError(f"{TEXT[missing]} is not installed", help=INSTALL_TEXT) from None
+                raise InputError(f"{missing} is not installed", help=INSTALL_TEXT) from None
             if missing not in TRAINING:
                 raise
             raise InputError(f"{TRAINING[missing]} is not installed", help=INSTALL) from None

@@ -1,6 +1,7 @@
 """Texts of one's own files: every format gives the same tokens, and what is wrong is located."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -109,6 +110,7 @@ def test_the_last_piece_is_filled_with_places_that_do_not_count(tmp_path):
     assert inputs["input_ids"].shape == following.shape == (16,)
     assert following.tolist()[:3] == [*numbers("sun shines"), EOS]
     assert set(following.tolist()[3:]) == {-100}
+    assert inputs["attention_mask"].tolist() == [1] * 3 + [0] * 13
 
 
 def test_the_tokenizers_own_length_is_that_of_a_piece(tmp_path):
@@ -124,7 +126,7 @@ def test_without_an_end_of_text_rows_follow_each_other(tmp_path):
     folder = text_folder(tmp_path, rows, rows, eos=None)
     data = open_dataset("language-modelling", folder, length=3)
     assert data.train.tensors[0].tolist() == [numbers("the sun a")]
-    assert data.train.tensors[1].tolist() == [numbers("sun a sea")]
+    assert data.train.tensors[2].tolist() == [numbers("sun a sea")]
 
 
 def test_an_empty_line_of_a_text_file_is_an_end_of_text_alone(tmp_path):
@@ -133,7 +135,7 @@ def test_an_empty_line_of_a_text_file_is_an_end_of_text_alone(tmp_path):
         "language-modelling", text_folder(tmp_path, rows, rows, kind=".txt"), length=6
     )
     stream = [*numbers("the sun"), EOS, EOS, *numbers("a sea"), EOS]
-    assert data.train.tensors[1].tolist() == [stream[1:]]
+    assert data.train.tensors[2].tolist() == [stream[1:]]
 
 
 # -- what is wrong -------------------------------------------------------------------------------
@@ -233,3 +235,11 @@ def test_reading_leaves_no_file_and_no_random_number_behind(tmp_path, monkeypatc
     assert torch.equal(state, torch.get_rng_state())
     assert sorted(path.name for path in folder.rglob("*")) == before
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("library", ["transformers", "datasets"])
+def test_a_missing_library_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch, library):
+    folder = text_folder(tmp_path)
+    monkeypatch.setitem(sys.modules, library, None)
+    said = refused(folder)
+    assert f"{library} is not installed" in said and "pip install 'dcil-dsl[text]'" in said

@@ -28,7 +28,7 @@ mix {
   loss mse(sparse, teacher=dense)
   deploy sparse
 }
-train { epochs = 8ep  optimizer = adamw(lr=0.02) }
+train { epochs = 24ep  optimizer = adamw(lr=0.02) }
 expect { cosine >= 0.5  spearman >= -1 }
 """
 
@@ -102,7 +102,7 @@ def test_the_metrics_of_vectors_are_their_formulas(parts):
     own, wanted = drawn(7, 5), drawn(7, 5, seed=2)
     found, broken = measured(TASKS["embedding"], own, wanted, parts)
     rows = [cosine(a, b) for a, b in zip(own.tolist(), wanted.tolist())]
-    assert found["cosine"] == pytest.approx(sum(rows) / 7, rel=1e-12)
+    assert found["cosine"] == pytest.approx(sum(rows) / 7, rel=1e-6)  # a mean in float32
     assert found["mse"] == pytest.approx(float((own - wanted).square().mean()), rel=1e-12)
     ranks = []
     for vectors in (own.tolist(), wanted.tolist()):
