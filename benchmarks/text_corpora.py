@@ -28,7 +28,7 @@ HEAD = re.compile(r"^\S[^\\]*\\.*\\,? *((?:[a-z]+\. ?){1,2})")
 PARTS = {"n.": "noun", "a.": "adjective", "adv.": "adverb", "v. t.": "verb", "v. i.": "verb"}
 WHOLE = re.compile(r"[A-Z][^\\\]|]*$")  # not the rest of a bracket
 NUM_TRAIN, NUM_VAL = 1600, 200  # definitions of each part of speech
-NUM_SENTENCES = 6000, 1000
+NUM_SENTENCES = 640, 200
 SHORTEST = 25  # characters; a shorter definition is mostly a synonym
 
 
@@ -84,7 +84,7 @@ def write_definitions(folder: Path) -> None:
 
 def write_sentences(folder: Path) -> None:
     texts = list(dict.fromkeys(text for text, _ in definitions(read_gcide())))
-    chosen = spread([t for t in texts if 40 <= len(t) <= 200], sum(NUM_SENTENCES))
+    chosen = spread([t for t in texts if 40 <= len(t) <= 120], sum(NUM_SENTENCES))
     val = set(spread(chosen, NUM_SENTENCES[1]))
     for name, own in (("train", [t for t in chosen if t not in val]), ("val", sorted(val))):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in own)

@@ -24,7 +24,7 @@ Anchored \An"chored\, a.
       [1913 Webster]
 
 Anchoret \An"cho*ret\, Anchorite \An"cho*rite\, n. [F.
-   anachor[`e]te, L. anachoreta.]
+   anachorete, L. anachoreta.]
    One who renounces the world and secludes himself.
    [1913 Webster]
 

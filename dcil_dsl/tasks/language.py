@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.task import Task
-from dcil_dsl.words.losses import MSE, Cosine, Loss
+from dcil_dsl.words.losses import Loss, Taught
 from dcil_dsl.words.tensors.outputs import logits_of
 from dcil_dsl.words.tensors.widest import widest
 
@@ -69,7 +69,7 @@ class LanguageModelling(Task):
 
     def refuse_loss(self, loss: Loss) -> None:
         super().refuse_loss(loss)
-        if isinstance(loss, (MSE, Cosine)) and loss.teacher is None:
+        if isinstance(loss, Taught) and loss.teacher is None:
             raise InputError(
                 f"`{loss.label}` compares with numbers, and a token is none",
                 help=f"`loss {self.default_loss}({loss.paths[0]})`",

@@ -25,7 +25,7 @@ from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.tensors.widest import widest
 
 
-class TopK(Metric):  # type: ignore[misc,unused-ignore]
+class TopK(Metric):
     """The share of examples whose class is among the k largest logits.
 
     Counts are whole numbers and the quotient is float64, so that the value is exact. torchmetrics'
@@ -49,7 +49,7 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
         return self.correct.cpu().double() / self.total.cpu()
 
 
-class Perplexity(MeanMetric):  # type: ignore[misc,unused-ignore]
+class Perplexity(MeanMetric):
     """The exponential of the mean of losses in nats.
 
     torchmetrics' own takes scores, and a softmax in float32, in which a rare token is impossible.
@@ -60,7 +60,7 @@ class Perplexity(MeanMetric):  # type: ignore[misc,unused-ignore]
         return mean.exp()
 
 
-class PairRanks(Metric):  # type: ignore[misc,unused-ignore]
+class PairRanks(Metric):
     """Spearman's correlation between the cosines of all pairs of two sets of vectors.
 
     ValueError for fewer than three vectors, of which the ranks say nothing.

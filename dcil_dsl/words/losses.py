@@ -153,12 +153,14 @@ class MSE(Taught):
         return logits
 
 
-class Cosine(Taught):
+class CosineDistance(Taught):
     """`cosine(path, teacher=none, output=none)`: 1 - the mean cosine of output and target.
 
     The vectors are (B, K); where the model has positions, the cosine of each counts alike. With a
     teacher, another path, that path's output takes the place of the targets.
     """
+
+    word: ClassVar[str] = "cosine"
 
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         from torch.nn import functional as F

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.text import read_texts
 
-TOKENS = 32
+TOKENS = 24
 
 
 class Encoder(nn.Module):

@@ -13,7 +13,7 @@ import dcil_dsl as dcil
 from dcil_dsl.data import Dataset
 from dcil_dsl.tasks import TASKS
 from dcil_dsl.tasks.measures import Meter
-from dcil_dsl.words.losses import MSE, Cosine
+from dcil_dsl.words.losses import MSE, CosineDistance
 
 RECIPE = """language 1
 data rows { batch_size = 8 }
@@ -24,6 +24,7 @@ mix {
   update kept by sparse
   update pruned by dense
   loss mse(dense)
+  loss cosine(sparse)
   loss cosine(sparse, teacher=dense)
   loss mse(sparse, teacher=dense)
   deploy sparse
@@ -56,7 +57,7 @@ def measured(task, output, targets, parts=(7,)):
 
 def test_cosine_is_one_less_the_mean_cosine_with_the_target():
     own, wanted = drawn(7, 5), drawn(7, 5, seed=2)
-    term = Cosine(path="a").term({"a": own}, wanted)
+    term = CosineDistance(path="a").term({"a": own}, wanted)
     cosines = [cosine(a, b) for a, b in zip(own.tolist(), wanted.tolist())]
     assert term.dtype == torch.float64
     assert float(term) == pytest.approx(1 - sum(cosines) / 7, rel=1e-12)
@@ -64,12 +65,12 @@ def test_cosine_is_one_less_the_mean_cosine_with_the_target():
 
 def test_cosine_of_texts_is_over_every_place():
     own, wanted = drawn(2, 3, 5), drawn(2, 3, 5, seed=2)
-    term = Cosine(path="a").term({"a": own}, wanted)
+    term = CosineDistance(path="a").term({"a": own}, wanted)
     rows = zip(own.reshape(6, 5).tolist(), wanted.reshape(6, 5).tolist())
     assert float(term) == pytest.approx(1 - sum(cosine(a, b) for a, b in rows) / 6, rel=1e-12)
 
 
-@pytest.mark.parametrize("word", [Cosine, MSE])
+@pytest.mark.parametrize("word", [CosineDistance, MSE])
 def test_with_a_teacher_its_output_is_the_target_and_learns_nothing(word):
     own, teacher = drawn(7, 5).requires_grad_(), drawn(7, 5, seed=2).requires_grad_()
     term = word(path="a", teacher="b").term({"a": own, "b": teacher}, None)
@@ -79,13 +80,13 @@ def test_with_a_teacher_its_output_is_the_target_and_learns_nothing(word):
 
 
 def test_the_name_of_a_taught_loss_says_who_teaches():
-    assert Cosine(path="sparse", teacher="dense").label == "cosine(sparse<-dense)"
+    assert CosineDistance(path="sparse", teacher="dense").label == "cosine(sparse<-dense)"
     assert MSE(path="sparse").label == "mse(sparse)"
 
 
 def test_without_a_teacher_and_without_a_target_the_loss_says_what_it_needs():
     with pytest.raises(dcil.InputError, match="needs a target"):
-        Cosine(path="a").term({"a": drawn(2, 2)}, None)
+        CosineDistance(path="a").term({"a": drawn(2, 2)}, None)
 
 
 def test_a_part_of_the_batch_is_compared_with_the_same_part_of_the_teachers():
@@ -110,7 +111,9 @@ def test_the_metrics_of_vectors_are_their_formulas(parts):
         ranks.append([sorted(pairs).index(value) for value in pairs])
     assert len(set(ranks[0])) == len(ranks[0]) == 21
     far = sum((a - b) ** 2 for a, b in zip(*ranks))
-    assert found["spearman"] == pytest.approx(1 - 6 * far / (21 * (21**2 - 1)), rel=1e-9)
+    assert found["spearman"] == pytest.approx(
+        1 - 6 * far / (21 * (21**2 - 1)), rel=1e-5
+    )  # in float32
     assert broken == 0
 
 
