@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.words.optimizers import Lamb, Optimizer
 from dcil_dsl.words.weight_groups import WeightGroup, divided

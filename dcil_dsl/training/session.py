@@ -20,7 +20,7 @@ from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics import counting
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh

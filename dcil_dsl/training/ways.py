@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.cost import left_out
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, precision_of

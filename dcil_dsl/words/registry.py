@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.words.word import Origin, W, Word
 
 GROUP = "dcil.words"

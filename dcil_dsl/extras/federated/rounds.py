@@ -31,7 +31,7 @@ from torch.nn.utils import clip_grad_norm_
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
