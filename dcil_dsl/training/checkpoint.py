@@ -87,7 +87,8 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
-    if state.dual.placement.save(path, tensors, header):
+    if not state.dual.placement.is_whole:
+        extra("sharding.checkpoint").save_parts(path, tensors, header, state.dual.placement)
         return
     header["digest"] = digest(tensors, header)
 
