@@ -83,6 +83,46 @@ def test_a_file_imports_only_from_its_own_folder_or_an_earlier_one():
     assert wrong == []
 
 
+def imported_files(file: Path) -> set[Path]:
+    """The files of the package, or next to the file, that it imports: at any depth, for types
+    too; `from a import b` counts as a.b where that is a file."""
+    found = set()
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if file_of(name, file) else node.module for name in inner}
+    return {found for name in found if (found := file_of(name, file)) and found != file}
+
+
+def file_of(module: str, importer: Path) -> Path | None:
+    folder = ROOT if module.split(".")[0] == PACKAGE.name else importer.parent
+    place = folder.joinpath(*module.split("."))
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Late imports and those for types alone count: a drawing of the imports has no circle."""
+    import networkx
+
+    graph = networkx.DiGraph(
+        (file, other)
+        for file in FILES + sorted((ROOT / "benchmarks").glob("*.py"))
+        for other in imported_files(file)
+    )
+    circles = [sorted(c) for c in networkx.strongly_connected_components(graph) if len(c) > 1]
+    assert circles == []
+
+
+def test_no_module_lies_loose_at_the_top():
+    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()} - {"__pycache__"} == {
+        *STAGES
+    }
+
+
 def test_core_imports_no_extra():
     """Extras are named in tables of dotted names, which are imported at first use."""
     wrong = [
