@@ -45,7 +45,7 @@ class Conflict:
         )
 
 
-def check_ways(options: Options) -> None:
+def check_machine_allows(options: Options) -> None:
     """InputError for what the machine does not allow."""
     if options.compile_mode != REDUCE_OVERHEAD:
         return
@@ -63,7 +63,7 @@ def check_ways(options: Options) -> None:
         )
 
 
-def check_plan_ways(plan: Plan, options: Options) -> None:
+def check_plan_allows(plan: Plan, options: Options) -> None:
     """InputError for what the recipe does not allow."""
     for conflict in CONFLICTS:
         conflict.check(plan, options)
