@@ -307,11 +307,6 @@ def test_at_most_20_lines_of_each_kind_are_exempt_from_layout_and_types():
     assert "ignore_errors" not in config and "strict = true" in config
 
 
-# Words that two fields of the package share: a run of a job and of a schedule, shards of weights
-# and of data, the reader of a recipe and of images.
-TWICE = {"Origin", "Reader", "Reading", "Run", "Shards", "_Row"}
-
-
 def test_a_class_name_is_used_once():
     names = [
         node.name
@@ -319,7 +314,7 @@ def test_a_class_name_is_used_once():
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.ClassDef)
     ]
-    assert {name for name in names if names.count(name) > 1} <= TWICE
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_the_training_loop_has_no_nested_functions():
