@@ -211,7 +211,7 @@ def _within(inner: Span, outer: Span) -> bool:
     return outer.start <= inner.start and inner.stop <= outer.stop
 
 
-def run_of(analysis: Analysis) -> Run | None:
+def run_of(analysis: Analysis) -> RunLength | None:
     """The length of the run, as far as the recipe and the record of its data have it."""
     recipe = analysis.recipe
     if recipe is None:
