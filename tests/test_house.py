@@ -134,6 +134,21 @@ def test_core_imports_no_extra():
     assert wrong == []
 
 
+def test_each_extra_has_a_readme_that_says_what_is_proved_and_a_row_in_the_table():
+    folder = PACKAGE / "extras"
+    extras = sorted(file.parent for file in folder.glob("*/__init__.py"))
+    table = (folder / "README.md").read_text()
+    wrong = [
+        extra.name
+        for extra in extras
+        if f"]({extra.name}/README.md)" not in table
+        or not re.search(
+            r"^## (Evidence|Status|What holds)$", (extra / "README.md").read_text(), re.M
+        )
+    ]
+    assert extras and wrong == []
+
+
 def test_no_test_imports_a_test():
     """What tests share is in tests/support."""
     tests = list((ROOT / "tests").rglob("*.py"))
