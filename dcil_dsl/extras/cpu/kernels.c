@@ -148,11 +148,24 @@ INLINE vec value(const Weights *w, i64 j, const int form) {
   return splat((form & 2) ? widen(w->short_values[j]) : w->values[j]);
 }
 
+enum { AHEAD = 256 }; /* steps between asking for weights and reading them */
+INLINE void ask(const void *p, i64 size) { /* for the bytes behind `p` */
+  for (i64 i = 0; i < size; i += 64) __builtin_prefetch((const char *)p + i, 0, 3);
+}
+
+/* A linear layer reads each weight once, so it asks for the next output's. The weights of a
+   convolution come back at the next tile of positions, from a near cache. */
 INLINE void channel(const Weights *w, i64 c, const float *x, vec *sum, const int pv,
                     const int sets, const int form) {
   vec s[sets * pv];
   for (int v = 0; v < sets * pv; v++) s[v] = splat(v < pv ? w->bias[c] : 0.0f);
   i64 j = w->starts[c], end = w->starts[c + 1];
+  if (form & 1) {
+    const i64 next = end + AHEAD, count = end - j;
+    if (form & 2) ask(w->short_values + next, 2 * count);
+    else ask(w->values + next, 4 * count);
+    ask(w->short_offsets + next, 2 * count);
+  }
   for (; j + sets <= end; j += sets)
     for (int k = 0; k < sets; k++) {
       const vec u = value(w, j + k, form);
@@ -563,20 +576,32 @@ typedef struct {
   i64 inner, outer, slices, act, gathers;
 } Slices;
 
-INLINE vec pick(const Slices *o, const float *x, i64 at, const int form) {
+enum { NO_GATHER, GATHER, HALVES }; /* HALVES: two gathers of 8 lanes for a vector of 16 */
+
+#if defined(__AVX2__)
+INLINE __m256 gather8(const Slices *o, const float *x, i64 at, const int form) {
+  __m256i c = (form & 1)
+                  ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(o->short_columns + at)))
+                  : _mm256_loadu_si256((const void *)(o->columns + at));
+  return _mm256_i32gather_ps(x, c, 4);
+}
+#endif
+
+INLINE vec pick(const Slices *o, const float *x, i64 at, const int form, const int gathers) {
   vec result;
 #if defined(__AVX512F__)
-  if (form & 4) {
+  if (gathers == GATHER) {
     __m512i c = (form & 1) ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(o->short_columns + at)))
                            : _mm512_loadu_si512(o->columns + at);
     return (vec)_mm512_i32gather_ps(c, x, 4);
   }
-#elif defined(__AVX2__)
-  if (form & 4) {
-    __m256i c = (form & 1) ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(o->short_columns + at)))
-                           : _mm256_loadu_si256((const void *)(o->columns + at));
-    return (vec)_mm256_i32gather_ps(x, c, 4);
+  if (gathers == HALVES) {
+    const __m512d low = _mm512_castps_pd(_mm512_castps256_ps512(gather8(o, x, at, form)));
+    const __m256d high = _mm256_castps_pd(gather8(o, x, at + 8, form));
+    return (vec)_mm512_castpd_ps(_mm512_insertf64x4(low, high, 1));
   }
+#elif defined(__AVX2__)
+  if (gathers != NO_GATHER) return (vec)gather8(o, x, at, form);
 #endif
   for (int i = 0; i < LANES; i++)
     result[i] = x[(form & 1) ? (i64)o->short_columns[at + i] : (i64)o->columns[at + i]];
@@ -590,13 +615,20 @@ INLINE vec weights_at(const Slices *o, i64 at, const int form) {
 }
 
 INLINE void slice(const Slices *o, i64 g, const float *x, float *y, const float *add,
-                  const int form) {
+                  const int form, const int gathers) {
   vec s[4] = {load(o->bias + g * LANES)};
   i64 j = o->starts[g], end = o->starts[g + 1];
-  for (; j + 4 <= end; j += 4)
+  for (; j + 4 <= end; j += 4) {
+    const i64 next = (j + AHEAD) * LANES;
+    if (form & 2) ask(o->short_values + next, 4 * LANES * 2);
+    else ask(o->values + next, 4 * LANES * 4);
+    if (form & 1) ask(o->short_columns + next, 4 * LANES * 2);
+    else ask(o->columns + next, 4 * LANES * 4);
     for (int k = 0; k < 4; k++)
-      s[k] += weights_at(o, (j + k) * LANES, form) * pick(o, x, (j + k) * LANES, form);
-  for (; j < end; j++) s[0] += weights_at(o, j * LANES, form) * pick(o, x, j * LANES, form);
+      s[k] += weights_at(o, (j + k) * LANES, form) * pick(o, x, (j + k) * LANES, form, gathers);
+  }
+  for (; j < end; j++)
+    s[0] += weights_at(o, j * LANES, form) * pick(o, x, j * LANES, form, gathers);
   vec total = (s[0] + s[1]) + (s[2] + s[3]);
   const int32_t *order = o->order + g * LANES;
   if (add)
@@ -607,9 +639,17 @@ INLINE void slice(const Slices *o, i64 g, const float *x, float *y, const float 
     if (order[i] >= 0) y[order[i]] = total[i];
 }
 
+#define SLICE_FORMS(GATHERS) \
+  switch (form) { \
+    case 0: slice(o, g, x, y, add, 0, GATHERS); break; \
+    case 1: slice(o, g, x, y, add, 1, GATHERS); break; \
+    case 2: slice(o, g, x, y, add, 2, GATHERS); break; \
+    default: slice(o, g, x, y, add, 3, GATHERS); \
+  }
+
 /* x: inner + 1 floats, the last one zero, where lanes with fewer weights point */
 void dcil_slices(const Slices *o, const float *x, float *y, const float *add, i64 threads) {
-  const int form = (o->short_columns ? 1 : 0) | (o->values ? 0 : 2) | (o->gathers ? 4 : 0);
+  const int form = (o->short_columns ? 1 : 0) | (o->values ? 0 : 2);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads((int)threads)
   {
@@ -621,15 +661,10 @@ void dcil_slices(const Slices *o, const float *x, float *y, const float *add, i6
 #endif
     i64 g, end;
     part(o->slices, t, all, &g, &end);
-    for (; g < end; g++) switch (form) {
-        case 0: slice(o, g, x, y, add, 0); break;
-        case 1: slice(o, g, x, y, add, 1); break;
-        case 2: slice(o, g, x, y, add, 2); break;
-        case 3: slice(o, g, x, y, add, 3); break;
-        case 4: slice(o, g, x, y, add, 4); break;
-        case 5: slice(o, g, x, y, add, 5); break;
-        case 6: slice(o, g, x, y, add, 6); break;
-        default: slice(o, g, x, y, add, 7);
+    for (; g < end; g++) switch (o->gathers) {
+        case GATHER: SLICE_FORMS(GATHER) break;
+        case HALVES: SLICE_FORMS(HALVES) break;
+        default: SLICE_FORMS(NO_GATHER)
       }
   }
 }

@@ -33,6 +33,7 @@ from dcil_dsl.extras.cpu.program import (
 from dcil_dsl.extras.cpu.segment import MOST_COLUMNS, Builder, Pool, Sources, is_depthwise
 from dcil_dsl.extras.cpu.shapes import infer, place_of
 from dcil_dsl.extras.cpu.steps import (
+    GATHERS,
     KernelStep,
     LinearStep,
     Place,
@@ -321,7 +322,7 @@ class Planner:
         few = rows <= FEW_ROWS
         common = (layer, self.library, places, shape, kept, bias_array, self.threads)
         if few:
-            made += [partial(SlicedLinear, *common, gathers) for gathers in (True, False)]
+            made += [partial(SlicedLinear, *common, gathers) for gathers in GATHERS]
         else:
             width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
             if self.kernels != "c":

@@ -25,6 +25,8 @@ from dcil_dsl.extras.cpu.structs import ACTIVATIONS, RowStruct, Slices
 
 Values = list[Any]
 Places = tuple[int, int | None, int]  # of the input, the residual and the output
+# How the kernel of one row reads its inputs: 16 at once, 8 at once, one by one. CPUs differ.
+GATHERS = (1, 2, 0)
 
 
 class KernelStep(Protocol):
@@ -173,7 +175,10 @@ class LinearStep:
 
 
 class SlicedLinear(LinearStep):
-    """For few rows: a vector of outputs, each lane with its own columns."""
+    """For few rows: a vector of outputs, each lane with its own columns.
+
+    gathers  how the kernel reads a vector of inputs: one of GATHERS
+    """
 
     def __init__(
         self,
@@ -184,7 +189,7 @@ class SlicedLinear(LinearStep):
         kept: Kept,
         bias: np.ndarray,
         threads: int,
-        gathers: bool,
+        gathers: int,
     ):
         super().__init__(layer, library, places, shape)
         self.outer, self.inner = kept.shape
@@ -204,7 +209,7 @@ class SlicedLinear(LinearStep):
             outer=self.outer,
             slices=len(sliced.starts) - 1,
             act=ACTIVATIONS[layer.activation],
-            gathers=int(gathers),
+            gathers=gathers,
         )
         self.row = torch.zeros(self.inner + 1)
 
