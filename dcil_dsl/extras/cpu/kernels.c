@@ -669,12 +669,135 @@ void dcil_slices(const Slices *o, const float *x, float *y, const float *add, i6
   }
 }
 
+/* ---- attention: softmax(q * k' * scale + mask) * v, a tile of queries at a time */
+
+typedef struct {
+  i64 batch, heads, queries, keys, inner, outer; /* inner: numbers of a key; outer: of a value */
+  i64 q_image, q_head, q_row, k_image, k_head, k_row, v_image, v_head, v_row;
+  i64 out_image, out_head, out_row;
+  i64 mask_image, mask_head, mask_key; /* its queries are neighbours, and TILE more can be read */
+} Attention;
+
+enum { VECTORS = 2, TILE = VECTORS * LANES, MANY = LANES == 16 ? 8 : 4 };
+
+/* c[j] += sum over i < count of a[i] * b[i * step + j * row], for n values of j */
+INLINE void products(const float *a, i64 count, const float *b, i64 step, i64 row, float *c,
+                     const int n) {
+  vec s[n * VECTORS];
+  for (int i = 0; i < n * VECTORS; i++) s[i] = splat(0.0f);
+  for (i64 i = 0; i < count; i++)
+    for (int j = 0; j < n; j++) {
+      const vec u = splat(b[i * step + j * row]);
+      for (int v = 0; v < VECTORS; v++)
+        s[j * VECTORS + v] += u * load(a + i * TILE + v * LANES);
+    }
+  for (int i = 0; i < n * VECTORS; i++) store(c + i * LANES, s[i]);
+}
+
+static void all_products(const float *a, i64 count, const float *b, i64 step, i64 row, float *c,
+                         i64 n) {
+  i64 j = 0;
+  for (; j + MANY <= n; j += MANY) products(a, count, b + j * row, step, row, c + j * TILE, MANY);
+  for (; j < n; j++) products(a, count, b + j * row, step, row, c + j * TILE, 1);
+}
+
+/* Scores become weights that are not yet divided by their sum; the sums. A query whose scores are
+   all -inf has weights of 0, as in torch. */
+static void soften(float *scores, i64 keys, const float *mask, i64 mask_key, float scale,
+                   vec *sums) {
+  for (int v = 0; v < VECTORS; v++) {
+    float *s = scores + v * LANES;
+    vec most = splat(-INFINITY), sum = splat(0.0f);
+    for (i64 m = 0; m < keys; m++) {
+      vec x = load(s + m * TILE) * scale;
+      if (mask) x += load(mask + m * mask_key + v * LANES);
+      store(s + m * TILE, x);
+      most = choose(x > most, x, most);
+    }
+    most = choose(most == splat(-INFINITY), splat(0.0f), most);
+    for (i64 m = 0; m < keys; m++) {
+      const vec x = load(s + m * TILE) - most;
+      const ivec far = x < -87.0f; /* 1e-38, the least normal number */
+      const vec e = choose(far, splat(0.0f), exponential(choose(far, splat(-87.0f), x)));
+      store(s + m * TILE, e);
+      sum += e;
+    }
+    sums[v] = choose(sum == splat(0.0f), splat(1.0f), sum);
+  }
+}
+
+/* Between rows of `size` numbers and a tile of queries, whose numbers lie TILE floats apart. */
+INLINE void gather_tile(const float *x, i64 row, i64 size, i64 count, float *tile) {
+  for (int m = 0; m < TILE; m += LANES)
+    for (i64 k = 0; k < size; k += LANES) {
+      const i64 from = k + LANES < size ? k : size - LANES; /* the last ones overlap */
+      vec v[LANES];
+      for (int i = 0; i < LANES; i++)
+        v[i] = m + i < count ? load(x + (m + i) * row + from) : splat(0.0f);
+      transpose(v);
+      for (int i = 0; i < LANES; i++) store(tile + (from + i) * TILE + m, v[i]);
+    }
+}
+INLINE void scatter_tile(const float *tile, i64 row, i64 size, i64 count, float *y) {
+  for (int m = 0; m < TILE && m < count; m += LANES)
+    for (i64 k = 0; k < size; k += LANES) {
+      const i64 from = k + LANES < size ? k : size - LANES;
+      vec v[LANES];
+      for (int i = 0; i < LANES; i++) v[i] = load(tile + (from + i) * TILE + m);
+      transpose(v);
+      for (int i = 0; i < LANES; i++)
+        if (m + i < count) store(y + (m + i) * row + from, v[i]);
+    }
+}
+
+/* scratch: for each thread (inner + keys + outer) * TILE floats; inner and outer are at least
+   LANES; mask may be null */
+void dcil_attention(const Attention *o, const float *q, const float *k, const float *v,
+                    const float *mask, float *out, float *scratch, double scale, i64 threads) {
+  const i64 tiles = (o->queries + TILE - 1) / TILE;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)threads)
+  {
+    const int t = omp_get_thread_num(), all = omp_get_num_threads();
+#else
+  {
+    const int t = 0, all = 1;
+    (void)threads;
+#endif
+    float *query = scratch + t * (o->inner + o->keys + o->outer) * TILE;
+    float *scores = query + o->inner * TILE, *result = scores + o->keys * TILE;
+    i64 i, end;
+    part(o->batch * o->heads * tiles, t, all, &i, &end);
+    for (; i < end; i++) {
+      const i64 b = i / tiles / o->heads, h = i / tiles % o->heads, row = i % tiles * TILE;
+      const i64 count = o->queries - row < TILE ? o->queries - row : TILE;
+      const float *own = mask ? mask + b * o->mask_image + h * o->mask_head + row : mask;
+      vec sums[VECTORS];
+      gather_tile(q + b * o->q_image + h * o->q_head + row * o->q_row, o->q_row, o->inner, count,
+                  query);
+      all_products(query, o->inner, k + b * o->k_image + h * o->k_head, 1, o->k_row, scores,
+                   o->keys);
+      soften(scores, o->keys, own, o->mask_key, (float)scale, sums);
+      all_products(scores, o->keys, v + b * o->v_image + h * o->v_head, o->v_row, 1, result,
+                   o->outer);
+      for (i64 c = 0; c < o->outer; c++)
+        for (int n = 0; n < VECTORS; n++) {
+          float *p = result + c * TILE + n * LANES;
+          store(p, load(p) / sums[n]);
+        }
+      scatter_tile(result, o->out_row, o->outer, count,
+                   out + b * o->out_image + h * o->out_head + row * o->out_row);
+    }
+  }
+}
+
 i64 dcil_facts(i64 which) {
   switch (which) {
     case 0: return LANES;
     case 1: return sizeof(Op);
     case 2: return sizeof(Rows);
     case 3: return sizeof(Slices);
+    case 5: return sizeof(Attention);
 #if defined(_OPENMP)
     case 4: return 1;
 #endif

@@ -61,9 +61,13 @@ class TorchCall:
         self.function, self.args, self.kwargs = function, args, kwargs
         self.outputs, self.place = outputs, place
 
-    def run(self, values: Values) -> None:
+    def filled(self, values: Values) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of one call."""
         args = [_fill(argument, values) for argument in self.args]
-        kwargs = {key: _fill(argument, values) for key, argument in self.kwargs.items()}
+        return args, {key: _fill(argument, values) for key, argument in self.kwargs.items()}
+
+    def run(self, values: Values) -> None:
+        args, kwargs = self.filled(values)
         try:
             result = self.function(*args, **kwargs)
         except Exception as error:  # such as an index of the input that is out of range
