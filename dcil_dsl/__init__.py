@@ -30,7 +30,7 @@ _PUBLIC = {
     "train": "jobs.train",
     "RunOptions": "training.options",
     "Run": "jobs.train",
-    "export": "exporting.collapse",
+    "export": "exporting.export",
     "federate": "extras.federated.job",
     "evaluate_run": "jobs.inspect",
     "export_run": "jobs.export",

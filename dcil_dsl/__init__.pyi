@@ -4,7 +4,7 @@ from dcil_dsl.diagnostics import Diagnostic as Diagnostic
 from dcil_dsl.diagnostics import InputError as InputError
 from dcil_dsl.diagnostics import RecipeError as RecipeError
 from dcil_dsl.diagnostics import RecipeWarning as RecipeWarning
-from dcil_dsl.exporting.collapse import export as export
+from dcil_dsl.exporting.export import export as export
 from dcil_dsl.extras.compact.compaction import compact as compact
 from dcil_dsl.extras.compact.job import compact_run as compact_run
 from dcil_dsl.extras.compact.load import expand as expand

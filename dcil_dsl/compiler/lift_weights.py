@@ -19,10 +19,10 @@ from dcil_dsl.compiler.privatize import is_within
 from dcil_dsl.model.calls import apply_layer, apply_opaque
 
 
-def expose_weights(
+def lift_weights(
     graph: fx.Graph, model: nn.Module, private: frozenset[str], twins: frozenset[str]
 ) -> fx.Graph:
-    """Pass shared modules their weights.
+    """Pass each shared module its weights as arguments.
 
         conv1 = self.conv1(x)     ==>     conv1_weight = self.conv1.weight
                                           conv1 = apply_layer(self.conv1, {weight: ...}, x)

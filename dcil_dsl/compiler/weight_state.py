@@ -21,7 +21,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.views import largest_pruned, soft_scale
-from dcil_dsl.plan.group import KeptScore
+from dcil_dsl.plan.group import BufferedScore
 from dcil_dsl.plan.plan import Group, Phase, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
 from dcil_dsl.words.losses import Penalty
@@ -37,9 +37,9 @@ UNSCALE = "loss_unscale"  # one over the loss scale of fp16
 # -- scores --------------------------------------------------------------------------------------
 
 
-def scored_groups(plan: Plan) -> tuple[tuple[Group, KeptScore], ...]:
+def scored_groups(plan: Plan) -> tuple[tuple[Group, BufferedScore], ...]:
     """The groups whose score needs a buffer, and that score."""
-    pairs = ((group, group.kept_score) for group in plan.groups)
+    pairs = ((group, group.buffered_score) for group in plan.groups)
     return tuple((group, score) for group, score in pairs if score is not None)
 
 

@@ -33,7 +33,7 @@ from dcil_dsl.compiler.collapse import collapse_in_place, tensors_of
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import twin_names
 from dcil_dsl.diagnostics import Diagnostics, InputError
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.export import export
 from dcil_dsl.integrations.lightning_fit import (
     length_of,
     loss_scale,

@@ -13,7 +13,7 @@ from pathlib import Path
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed, origin_of
-from dcil_dsl.exporting.deployed import MAX_TOLD
+from dcil_dsl.exporting.checkpoint_tensors import MAX_TOLD
 from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild

@@ -22,7 +22,7 @@ from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
-from dcil_dsl.exporting.deployed import (
+from dcil_dsl.exporting.checkpoint_tensors import (
     MAX_TOLD,
     deployed_tensors,
     differences,

@@ -3,7 +3,7 @@
 In:   a Recipe of dcil.load and a model; then what the verb before returned.
 Out:  Plan, Dual, a scalar.
 Not:  no folder is written and no data read. train.py does all stages at once; `dcil.export` is
-      in exporting/collapse.py.
+      in exporting/export.py.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def mask_bytes(plan: Plan) -> int:
 
 def score_bytes(plan: Plan) -> int:
     """The memory of the scores that are kept from step to step: float32."""
-    return sum(4 * sum(group.num_weights) for group in plan.groups if group.kept_score)
+    return sum(4 * sum(group.num_weights) for group in plan.groups if group.buffered_score)
 
 
 def _group_facts(plan: Plan, group: Group) -> GroupFacts:

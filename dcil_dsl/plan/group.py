@@ -25,6 +25,8 @@ from dcil_dsl.words.views import Parametrization
 
 
 class PlanRecord(BaseModel):
+    """A part of the Plan: frozen, without unknown fields, NaN or infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -49,10 +51,10 @@ class Cut(PlanRecord):
         return math.prod(self.shape[i] for i in self.units)
 
 
-class KeptScore(NamedTuple):
-    """A score that needs a buffer next to each weight.
+class BufferedScore(NamedTuple):
+    """A score that needs a buffer next to each weight, because it depends on earlier steps.
 
-    path     whose gradient it sums; None: it averages the size of the weights
+    path     the path whose gradient it sums; None: it averages the magnitudes of the weights
     average  the decay of the moving average; None: a sum over the steps
     """
 
@@ -215,9 +217,9 @@ class Budgeted(PlanRecord):
 
 
 class Group(Budgeted):
-    """The layers of one `prune` rule.
+    """The weights of one `prune` rule, with its score, schedule and settings.
 
-    targets     the share of each member, of a target that divides its budget; empty: the target
+    targets     the pruned share of each member, where the target divides its budget; else empty
     floors      the least count of units each member keeps
     hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
                 empty: the units are no pattern
@@ -254,14 +256,14 @@ class Group(Budgeted):
         return self
 
     @property
-    def kept_score(self) -> KeptScore | None:
+    def buffered_score(self) -> BufferedScore | None:
         """The score that needs a buffer; None where masks follow from the weights alone."""
         if self.regrow is not None and self.regrow.gradient_path is not None:
             path = self.regrow.gradient_path
-            return KeptScore(Gradient(path=path), path, 0.0)  # the last step's
+            return BufferedScore(Gradient(path=path), path, 0.0)  # the last step's
         if not self.score.has_state:
             return None
-        return KeptScore(self.score, self.score.gradient_path, self.score.decay)
+        return BufferedScore(self.score, self.score.gradient_path, self.score.decay)
 
 
 # -- counts ----------------------------------------------------------------------------------------

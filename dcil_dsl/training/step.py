@@ -90,7 +90,7 @@ class Step(ABC):
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the gradients of a batch to those of its step, which the first batch clears.
 
-        Returns the loss and the sums of the batch (forward.sums_of).
+        Returns the loss and the sums of the batch (losses.sums_of).
         """
 
     @abstractmethod

@@ -40,7 +40,7 @@ class Draw:
 
 
 class AnyScore(Word):
-    """A score: of a weight's value, of gradients, or of chance.
+    """A score: of a weight's value, of gradients, or of chance. `place`, `bare`: see Word.
 
     signed    whether scores may be negative; then they are compared by rank
     by_size   whether it orders single weights by their magnitude

@@ -58,7 +58,7 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
     if plan.train.rate.evaluates:
         raise InputError("federated rounds do not go with an `lr` that follows from evaluations")
     for group in plan.groups:
-        if group.kept_score is not None or group.regrow is not None:
+        if group.buffered_score is not None or group.regrow is not None:
             raise InputError(
                 f"{group.rule}: masks of federated rounds follow from the weights alone",
                 help="`score = magnitude` or `l2`, without `average` and `regrow`",

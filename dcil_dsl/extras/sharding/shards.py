@@ -151,7 +151,7 @@ def _state_kinds(plan: Plan, group: Group, parameter: str) -> list[str]:
     A threshold is one number. A scale is one number a filter: where filters are no rows, whole.
     """
     axes = {layer.parameter: layer.out_axis for layer in plan.layers}
-    kinds = ["mask", *buffers_of(group, plan), *["score"] * (group.kept_score is not None)]
+    kinds = ["mask", *buffers_of(group, plan), *["score"] * (group.buffered_score is not None)]
     stay = {"threshold"} | ({"scale"} if axes[parameter] != 0 else set())
     return [kind for kind in kinds if kind not in stay]
 
