@@ -45,17 +45,17 @@ from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.weight_groups import WeightGroup, divided
 from dcil_dsl.words.word import Word, every_word
 
+# The parts of group.py that other folders read as p.Group.
 __all__ = [
     "Bound",
     "Budgeted",
+    "BufferedScore",
     "Cut",
     "Group",
-    "BufferedScore",
     "PlanRecord",
     "Stretch",
     "Tie",
     "Tied",
-    "TrainPlan",
 ]
 
 FORMAT: Literal[2] = 2
