@@ -120,8 +120,8 @@ def _tensors(
 ) -> Iterator[tuple[str, str, torch.Tensor, bool]]:
     """(name in the module, full name, tensor, whether a private module has it) of each tensor.
 
-    These are all parameters, and the buffers of private modules. The tensors of a module with two
-    names have one of them.
+    These are all parameters, and the buffers of private modules. A module with two names is listed
+    under one of them.
     """
     seen: set[int] = set()
     prefix = f"{path}." if path else ""

@@ -2,8 +2,8 @@
 
 In:   a model or a Dual, the plan, a step.
 Out:  buffers next to each weight (`<weight>_score`, `_threshold`, `_scale`, `_reserve`), up to
-      date with the step and its masks; weights forgotten, stored as roots, or with the gradients
-      of penalties.
+      date with the step and its masks; weights that `forget` sets to zero or that `param` stores
+      as theta; gradients with those of penalties.
 Not:  no formulas of scores (words/scores.py) or views (masking/views.py). Gradients are added to
       scores in the backward pass (masking/split.py).
 """
@@ -83,10 +83,10 @@ def remove_scores(model: nn.Module, plan: Plan) -> None:
 
 @torch.no_grad()
 def begin_scores(dual: Dual, phase: Phase, loss_scale: Tensor | None) -> None:
-    """Decay the moving averages of scores at the begin of a step.
+    """Decay the moving averages of scores at the beginning of a step.
 
     The average of a gradient's score does not change while its path does not run. The average of
-    a magnitude takes in the weight at the begin of the step:  S <- a S + (1 - a) |w|.
+    a magnitude takes in the weight at the beginning of the step:  S <- a S + (1 - a) |w|.
     """
     for group, score in scored_groups(dual.plan):
         decay, path = score.average, score.path
@@ -163,7 +163,7 @@ def buffers_of(group: Group, plan: Plan) -> tuple[str, ...]:
 
 @torch.no_grad()
 def add_dynamics(model: nn.Module, plan: Plan) -> None:
-    """Register the buffers in the model as of nothing pruned, and store weights as their roots."""
+    """Register the buffers, with nothing pruned yet; store weights as theta under a `param`."""
     axes = _filter_axes(plan)
     for group in plan.groups:
         for parameter in group.parameters:

@@ -32,7 +32,7 @@ def deployed_tensors(
     """The tensors that `path` deploys from a dual graph's state; the names of unknown values.
 
     Unknown are the weights of a view of another package, of a view with a threshold, and those
-    stored as roots: only their shapes, types and zeros are known.
+    stored as theta (`param`): only their shapes, types and zeros are known.
     """
     view = next(entry.view for entry in plan.paths if entry.name == path)
     kinds = {name: ("mask", "score", *buffers_of(g, plan)) for g, name in _pruned(plan)}

@@ -80,8 +80,8 @@ class PhaseFacts(PlanRecord):
 
 class Facts(PlanRecord):
     """training_cost: the whole run's arithmetic in dense runs, at most, counted as the phases' is.
-    mask_bytes: one byte a prunable weight while training; packed_mask_bytes: one bit, as masks can
-    be stored; score_bytes: four a weight whose score is kept from step to step."""
+    mask_bytes: one byte per prunable weight while training; packed_mask_bytes: one bit, as masks
+    can be stored; score_bytes: four per weight whose score is kept from step to step."""
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]
@@ -164,12 +164,12 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
 
 
 def last_step(plan: Plan) -> int:
-    """The last step of the run; 0 for a run of none."""
+    """The last step of the run; 0 for a run without steps."""
     return max(0, plan.num_steps - 1)
 
 
 def mask_bytes(plan: Plan) -> int:
-    """The memory of all masks in training: one byte a prunable weight."""
+    """The memory of all masks in training, in bytes: one per prunable weight."""
     return sum(sum(group.num_weights) for group in plan.groups)
 
 

@@ -101,7 +101,7 @@ class Tied(PlanRecord):
 
 
 class Tie(PlanRecord):
-    """Units of filters that stay or go together, all of the same make.
+    """Units of filters that stay or go together, each with as many filters of each weight.
 
     num_units  how many units there are
     parts      the filters of each weight
@@ -133,7 +133,7 @@ class Budgeted(PlanRecord):
     Units lie in one weight each, but those of an attention head in several. Weights that share
     their units are a member of the group: `spans` says how many of `parameters`, from the first
     on, each member has. Of tied filters each of `ties` is a member, and a weight may have filters
-    in several. ceilings and costs have one entry a member, all others one a weight.
+    in several. ceilings and costs have one entry per member, all others one per weight.
 
     target       how much is pruned, and how the members share it
     of           what the budget counts: single weights, units, or multiply-accumulates

@@ -242,7 +242,7 @@ class GradientStep(Step):
         self.is_unscaled = False
 
     def unscale(self) -> None:
-        """Take the scale of fp16 out of the gradients, once a step."""
+        """Take the scale of fp16 out of the gradients, once per step."""
         if not self.is_unscaled:
             self.scaler.unscale_(self.optimizer)
             self.is_unscaled = True

@@ -4,7 +4,7 @@ updated once per round of K steps.
 In:   a dual graph, its optimizer, the gradients of a step.
 Out:  the copy whose turn it is, in the graph; in `memory` the copies, their optimizer state and
       the summed gradients of the other weights; the mean of the copies in an Average.
-Not:  which weights are copied (plan/train.py); the update itself is the optimizer's.
+Not:  which weights are copied (plan/resolve.py); the update itself is the optimizer's.
 
 With w the shared weights, c_1 .. c_K the copies, and g the gradients of step t, whose copy is
 k = t mod K counted from the start of the late phase,
@@ -38,7 +38,7 @@ TURN = "late/turn"  # steps of the late phase that are done; -1 before it
 
 
 class LatePhaseStep(Wrapper):
-    """A step that one copy takes, and the shared weights once a round."""
+    """A step in which one copy moves, and once per round the shared weights."""
 
     def __init__(self, inner: Step, word: LatePhase):
         dual = inner.plain.dual

@@ -298,7 +298,7 @@ def test_a_plan_says_in_how_many_layers_and_where():
     text = show_plan(plan_of(KEPT, precision="bf16"))
     assert (
         "    multiplies by the 2:4 pattern of 2 of 4 pruned layers on a GPU's sparse tensor "
-        "cores,\n    in the forward pass alone; elsewhere they are computed whole, with the same "
+        "cores,\n    in the forward pass alone; elsewhere they are computed in full, with the same "
         "result\n"
     ) in text
     assert "\n  2.00 where no sparse tensor cores multiply by its 2:4 pattern\n" in text
