@@ -90,7 +90,8 @@ def loss(
              (B, C, H, W); None where only `model(...)` and `kl(...)` terms are open
     weights  where the recipe has a `balance`, what dcil_dsl.extras.loss_balance.step keeps of it
 
-    Raises InputError where an output lacks what a term reads.
+    Raises InputError where an output lacks what a term reads, and where the recipe balances its
+    losses and `weights` is missing.
     """
     return total_loss(plan, outputs, target, step, weights)
 
