@@ -392,8 +392,8 @@ class DcilCallback(Callback):
 
 @contextmanager
 def _attributes_apart(module: LightningModule, apart: bool) -> Iterator[None]:
-    """Give a path that is not deployed copies of the module's tensors: a metric that adds to its own
-    in place then counts the deployed path alone. What is set is dropped after the step."""
+    """Give a path that is not deployed copies of the module's tensors: a metric that adds in place
+    then counts the deployed path alone. What is set is dropped after the step."""
     if apart:
         for part in module.modules():
             if not type(part).__module__.startswith("torch.nn."):
