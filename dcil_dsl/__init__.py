@@ -40,7 +40,7 @@ _PUBLIC = {
     "expand": "extras.compact.load",
     "compact_run": "extras.compact.job",
     "load_cpu": "extras.cpu.network",
-    "SparsityError": "training.metrics",
+    "SparsityError": "training.sparsity",
 }
 __all__ = ["__version__", *_PUBLIC]
 

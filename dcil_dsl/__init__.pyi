@@ -24,7 +24,7 @@ from dcil_dsl.lang import load as load
 from dcil_dsl.lang import loads as loads
 from dcil_dsl.lang.recipe import Recipe as Recipe
 from dcil_dsl.plan.plan import Plan as Plan
-from dcil_dsl.training.metrics import SparsityError as SparsityError
 from dcil_dsl.training.options import RunOptions as RunOptions
+from dcil_dsl.training.sparsity import SparsityError as SparsityError
 
 __version__: str

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from dcil_dsl.data.dataset import Dataset, Tensors
-from dcil_dsl.data.shards import Shards
+from dcil_dsl.data.webdataset import Shards
 from dcil_dsl.diagnostics.optional import library
 
 datasets = library("torchvision.datasets")

@@ -29,7 +29,7 @@ from dcil_dsl.plan.schedule import (
     last_refresh,
     sparsity_at,
 )
-from dcil_dsl.training.metrics import masks_step
+from dcil_dsl.training.sparsity import masks_step
 
 
 class Promise(Budgeted):

@@ -36,7 +36,7 @@ from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.jobs.pruner import Pruner
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths

@@ -49,8 +49,8 @@ from dcil_dsl.model.trace import trace_opaque
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
 
 OWN_STEP = "the steps of a LightningModule run as they are"

@@ -18,8 +18,8 @@ from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, expo
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
 from dcil_dsl.training.checkpoint_files import previous_of
-from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.zoo import build_model, stored_spec
 
 

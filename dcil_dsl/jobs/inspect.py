@@ -42,8 +42,8 @@ from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, open_run, read_command
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.step import BROKEN
 from dcil_dsl.zoo import build_model, stored_spec
 

@@ -36,7 +36,7 @@ from dcil_dsl.jobs.prepare import Prepared, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.evaluate import evaluate
-from dcil_dsl.training.metrics import check_sparsity
+from dcil_dsl.training.sparsity import check_sparsity
 from dcil_dsl.training.step import stop_if_no_finite_outputs
 
 Line = dict[str, Any]
