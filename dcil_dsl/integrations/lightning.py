@@ -158,7 +158,7 @@ class DcilCallback(Callback):
                 vars(callback)["check_monitor_top_k"] = self._competing(callback)
 
     def _competing(self, callback: ModelCheckpoint) -> Callable[..., bool]:
-        """Its check_monitor_top_k: an early, denser network is no candidate for the best one."""
+        """Its check_monitor_top_k, refused to a network below the recipe's sparsity."""
         own = type(callback).check_monitor_top_k
 
         def check(trainer: Trainer, current: Tensor | None = None) -> bool:

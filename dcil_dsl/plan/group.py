@@ -190,7 +190,7 @@ class Budgeted(PlanRecord):
             for name in names:
                 given = len(getattr(self, name))
                 if given != count and (given or name not in _MAY_BE_EMPTY):
-                    raise ValueError(f"{name} has not one entry for each of {count}")
+                    raise ValueError(f"{name} does not have one entry for each of {count}")
         if not isinstance(self.unit, Single) and not self.cuts:
             raise ValueError(f"no cuts say what a {self.unit.noun} is")
         for cut, size in zip(self.cuts, self.num_weights, strict=False):
@@ -222,7 +222,7 @@ class Group(Budgeted):
     targets     the pruned share of each member, where the target divides its budget; else empty
     floors      the least count of units each member keeps
     hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
-                empty: the units are no pattern
+                empty: the target is not a pattern
     refresh     masks are recomputed at multiples of this many steps, and when the target is reached
     moments     the steps at which they are recomputed instead of those multiples; empty: those
     freeze      from this step on masks stand still; None: never

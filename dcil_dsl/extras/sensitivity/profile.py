@@ -64,7 +64,7 @@ class Profile(PlanRecord):
             raise ValueError("its levels are not rising sparsities between 0 and 1")
         for layer in self.layers:
             if len(layer.losses) != len(self.levels) or len(layer.top1) != len(self.levels):
-                raise ValueError(f"{layer.parameter} has not one entry for each level")
+                raise ValueError(f"{layer.parameter} does not have one entry for each level")
         return self
 
     def to_json(self) -> str:

@@ -31,7 +31,7 @@ READ = {
     *("params", "init_sparsity", "final_sparsity", "start_epoch", "end_epoch"),
     *("update_frequency", "inter_func", "mask_type", "global_sparsity", "leave_enabled"),
 }
-IGNORED = {"log_types", "constant_logging"}  # what is logged is no part of an experiment
+IGNORED = {"log_types", "constant_logging"}  # what is logged is not part of an experiment
 SHAPES = {"cubic", "linear"}  # SparseML and the language call the two alike
 UNITS = {"unstructured": None, "filter": "filter", "channel": "channel", "block4": "block(1, 4)"}
 ALL = ("__ALL__", "__ALL_PRUNABLE__")
