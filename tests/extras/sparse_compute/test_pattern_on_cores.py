@@ -306,10 +306,10 @@ def test_a_plan_says_in_how_many_layers_and_where():
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_plan_in_fp32_says_that_the_layers_are_computed_whole():
+def test_a_plan_in_fp32_says_that_the_layers_are_computed_in_full():
     text = show_plan(plan_of(KEPT))
     assert (
-        "    computes the 2:4 pattern of 2 of 4 pruned layers whole:\n"
+        "    computes the 2:4 pattern of 2 of 4 pruned layers in full:\n"
         "    in fp32, and sparse tensor cores take bf16 and fp16\n"
     ) in text
     assert "where no sparse tensor cores" not in text + show_summary(plan_of(KEPT))
