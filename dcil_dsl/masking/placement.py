@@ -9,8 +9,7 @@ Not:  no mask is chosen (select.py, compiler/masks.py). Rows on several processe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,10 +65,6 @@ class Placement(ABC):
     def own(self, key: str, whole: Tensor) -> Tensor:
         """This process's rows of a tensor of a checkpoint."""
         return whole
-
-    def save(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> bool:
-        """Write a checkpoint that all processes share; False: the first one writes the file."""
-        return False
 
     def restore(self, dual: Any) -> None:
         """Put whole weights and masks into the dual graph of the first process."""

@@ -20,13 +20,13 @@ from dcil_dsl.plan.cost import in_pattern, left_out
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.words.rates import Multistep
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Run
+from dcil_dsl.words.word import RunLength
 
 PARTS = ("kept", "reserve", "pruned", "rest")
 
 
 def resolve_losses(
-    recipe: r.Recipe, paths: tuple[p.Path, ...], run: Run
+    recipe: r.Recipe, paths: tuple[p.Path, ...], run: RunLength
 ) -> tuple[p.WeightedLoss, ...]:
     """The loss terms with their windows in steps, each under a name of its own.
 

@@ -35,7 +35,7 @@ from dcil_dsl.plan.ties import Ties
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.weight_groups import WeightGroup
-from dcil_dsl.words.word import Run
+from dcil_dsl.words.word import RunLength
 
 
 def resolve_recipe(
@@ -54,7 +54,7 @@ def resolve_recipe(
     report = report if report is not None else Diagnostics()
     num_epochs = int(recipe.train.epochs.value)
     num_steps = num_epochs * steps_per_epoch
-    run = Run(steps_per_epoch, num_steps, recipe.deploy, class_counts)
+    run = RunLength(steps_per_epoch, num_steps, recipe.deploy, class_counts)
     selection = Selection(traced.layers, traced.name, report)
 
     owner = claim_layers(recipe.rules, selection, report)
@@ -341,7 +341,7 @@ def _train(
     average: WeightAverage | None,
     groups: tuple[WeightGroup, ...],
     num_epochs: int,
-    run: Run,
+    run: RunLength,
 ) -> p.TrainPlan:
     """The part of the Plan. average, groups: the words with their parameters."""
     return p.TrainPlan(
@@ -368,7 +368,7 @@ def _average(
     model: nn.Module,
     selection: Selection,
     groups: tuple[p.Group, ...],
-    run: Run,
+    run: RunLength,
     report: Diagnostics,
 ) -> WeightAverage | None:
     """The average with its parameters by their names in the model, each once."""
@@ -389,7 +389,7 @@ def _learning(
     model: nn.Module,
     selection: Selection,
     groups: tuple[p.Group, ...],
-    run: Run,
+    run: RunLength,
     report: Diagnostics,
 ) -> tuple[WeightGroup, ...]:
     """The words of `groups` with their parameters by their names in the model; E326."""

@@ -7,8 +7,7 @@ Not:  no tensors; masking/select.py makes the masks.
 
 from __future__ import annotations
 
-from dcil_dsl.plan.group import budget_size, num_units, unit_costs
-from dcil_dsl.plan.plan import Bound, Group
+from dcil_dsl.plan.group import Bound, Group, budget_size, num_units, unit_costs
 
 
 def sparsity_at(group: Group, step: int) -> float:

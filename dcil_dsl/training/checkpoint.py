@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
@@ -87,7 +87,8 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
-    if state.dual.placement.save(path, tensors, header):
+    if not state.dual.placement.is_whole:
+        extra("sharding.checkpoint").save_parts(path, tensors, header, state.dual.placement)
         return
     header["digest"] = digest(tensors, header)
 

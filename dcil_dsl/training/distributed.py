@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.training.sparsity import SparsityError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task

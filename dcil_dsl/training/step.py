@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan

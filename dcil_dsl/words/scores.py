@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
-from dcil_dsl.words.word import Average, Run, ScoredPath, Word
+from dcil_dsl.words.word import Average, RunLength, ScoredPath, Word
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ class GradientScore(AnyScore):
         With v = w * m it is that of a straight-through mask: a pruned weight is scored too.
         """
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
     def _of_gradient(self) -> str:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import Values, add_up
-from dcil_dsl.extras.compact.dead_channels import Reading
+from dcil_dsl.extras.compact.dead_channels import WeighedRead
 from dcil_dsl.model.channels.dependencies import Dependencies
 from dcil_dsl.model.channels.operations import (
     Conv,
@@ -165,7 +165,7 @@ def _leaves_no_trace(node: fx.Node, found: Dependencies) -> bool:
 
 
 @torch.no_grad()
-def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict[str, Tensor]:
+def fold_constants(model: nn.Module, given: list[WeighedRead], gone: Tensor) -> dict[str, Tensor]:
     """Hand the constants of channels that go to biases, running means and carriers."""
     folded: dict[str, Tensor] = {}
     for reading in given:
@@ -186,7 +186,7 @@ def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict
     return folded
 
 
-def _carried(reading: Reading, weight: Tensor, constant: Tensor, gone: Tensor) -> Tensor:
+def _carried(reading: WeighedRead, weight: Tensor, constant: Tensor, gone: Tensor) -> Tensor:
     """The weight (of one group) whose carrier's column does the work of the others too."""
     carriers = reading.carriers(gone)
     carrier = int(carriers.abs().argmax())

@@ -153,10 +153,17 @@ class LinearStep:
     """
 
     def __init__(
-        self, layer: ProgramLayer, library: Library, places: Places, shape: tuple[int, ...]
+        self,
+        layer: ProgramLayer,
+        library: Library,
+        places: Places,
+        shape: tuple[int, ...],
+        kept: Kept,
+        threads: int,
     ):
-        self.layer, self.library, self.shape = layer, library, shape
+        self.layer, self.library, self.shape, self.threads = layer, library, shape, threads
         self.read, self.add, self.write = places
+        self.outer, self.inner = kept.shape
 
     def run(self, values: Values) -> None:
         x = planned(values[self.read], self.shape, self.layer.layer)
@@ -165,8 +172,6 @@ class LinearStep:
         y = torch.empty(result, dtype=torch.float32)
         self.compute(x, y, add)
         values[self.write] = y
-
-    outer: int
 
     def compute(self, x: Tensor, y: Tensor, add: Tensor | None) -> None:
         raise NotImplementedError
@@ -186,9 +191,7 @@ class SlicedLinear(LinearStep):
         threads: int,
         gathers: bool,
     ):
-        super().__init__(layer, library, places, shape)
-        self.outer, self.inner = kept.shape
-        self.threads = threads
+        super().__init__(layer, library, places, shape, kept, threads)
         sliced = slice_rows(kept, bias, library.lanes)
         self.keep = sliced
         short = sliced.columns.dtype == np.uint16
@@ -239,9 +242,7 @@ class RowsLinear(LinearStep):
         threads: int,
         width: int,
     ):
-        super().__init__(layer, library, places, shape)
-        self.outer, self.inner = kept.shape
-        self.threads = threads
+        super().__init__(layer, library, places, shape, kept, threads)
         size = width * library.lanes
         short = self.inner <= MOST_SHORT
         columns = kept.columns.astype(np.uint16) if short else kept.columns * size

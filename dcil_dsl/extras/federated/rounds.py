@@ -31,12 +31,12 @@ from torch.nn.utils import clip_grad_norm_
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
-from dcil_dsl.training.optim import rate_at, set_rate
+from dcil_dsl.training.optim import set_rate
 
 State = dict[str, Tensor]
 # Settings of `train` that a client's plain step takes. What others ask for it would leave out.
@@ -116,7 +116,7 @@ def train_client(
     optimizer = plan.make_optimizer(dual)
     for at, (images, labels) in enumerate(batches, start=step):
         dual.begin_step(at)
-        set_rate(optimizer, rate_at(plan, at))
+        set_rate(optimizer, plan.lr_at(at))
         optimizer.zero_grad(set_to_none=True)
         with drawn_apart(seed_of(plan.train.seed, client, at)):
             loss = total_loss(plan, dual(images), labels, at)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.extras.sensitivity.least_loss import num_gone
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.words.tensors.outputs import logits_of

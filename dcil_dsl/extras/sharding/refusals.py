@@ -7,7 +7,7 @@ Not:  nothing is cut (shards.py).
 
 from __future__ import annotations
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.extras.sharding.rows import pattern_needs
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks

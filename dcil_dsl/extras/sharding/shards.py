@@ -27,7 +27,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,12 +62,6 @@ class Shards(RowPlacement):
 
     def holds_part(self, name: str) -> bool:
         return name in self.layouts
-
-    def save(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> bool:
-        from dcil_dsl.extras.sharding.checkpoint import save_parts
-
-        save_parts(path, tensors, header, self)
-        return True
 
     def restore(self, dual: Dual) -> None:
         unshard(dual, self)

@@ -19,6 +19,7 @@ from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.extras.sparseml.read import Modifier, YamlValue
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.fmt import format_text
+from dcil_dsl.words.schedules import Cubic, Linear
 
 PRUNING = {  # modifier -> score, and whether it is one budget alone
     "GMPruningModifier": ("magnitude", False),
@@ -32,7 +33,7 @@ READ = {
     *("update_frequency", "inter_func", "mask_type", "global_sparsity", "leave_enabled"),
 }
 IGNORED = {"log_types", "constant_logging"}  # what is logged is not part of an experiment
-SHAPES = {"cubic", "linear"}  # SparseML and the language call the two alike
+SHAPES = (Cubic.spelling(), Linear.spelling())  # SparseML and the language call the two alike
 UNITS = {"unstructured": None, "filter": "filter", "channel": "channel", "block4": "block(1, 4)"}
 ALL = ("__ALL__", "__ALL_PRUNABLE__")
 NO_EPOCHS, NO_LR = 10, 0.01
@@ -150,7 +151,7 @@ def _rules(one: Modifier, epochs: float | None, done: Translated) -> list[str]:
     end = _amount(one, "end_epoch", done)
     initial = _amount(one, "init_sparsity", done)
     every = _amount(one, "update_frequency", done, default=-1.0)
-    shape = _value(one, "inter_func", "cubic")
+    shape = _value(one, "inter_func", SHAPES[0])
     if shape not in SHAPES:
         line = _line(one, "inter_func")
         done.losses.append((line, f"{one.name}: inter_func {shape} has no equivalent in a recipe"))

@@ -28,8 +28,8 @@ from dcil_dsl.plan.cost import bound, in_pattern, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan, show_summary
+from dcil_dsl.training.conflicts import check_plan_allows
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.ways import check_plan_ways
 
 KEPT = "compute = kept"
 DCIL = "update kept   by sparse\n  update pruned by dense"
@@ -253,7 +253,7 @@ def test_a_kernel_that_fails_in_a_step_spoils_nothing(monkeypatch):
 def test_a_compiled_step_is_one_graph_and_computes_whole(calls):
     torch._dynamo.reset()
     plan = plan_of(KEPT)
-    check_plan_ways(plan, Options(compile=True))
+    check_plan_allows(plan, Options(compile=True))
     dual = dcil.compile(plan, Net()).train()
     dual.begin_step(0)
     x = torch.randn(5, 3, 6, 6)
@@ -267,7 +267,7 @@ def test_patterns_next_to_whole_filters_exclude_compiled_steps():
     assert in_pattern(plan.groups, plan.layers) == ("mixed.weight",)
     assert "computes the kept units alone in 1 of 4 pruned layers" in show_plan(plan)
     with pytest.raises(InputError, match="`compute = kept` of path `sparse` does not go with"):
-        check_plan_ways(plan, Options(compile=True))
+        check_plan_allows(plan, Options(compile=True))
 
 
 # -- the plan -------------------------------------------------------------------------------------
