@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
-from dcil_dsl.compiler.weight_state import PrunedModule, remove_dynamics, remove_scores, soft_of
+from dcil_dsl.compiler.weight_state import PrunedModule, remove_rule_state, remove_scores, soft_of
 from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.side_effects import REMEMBERED
@@ -47,7 +47,7 @@ def collapse_in_place(dual: PrunedModule, model: nn.Module, path: str | None = N
             setattr(model.get_submodule(owner), name, copy_module(twin))
     remove_twins(model, plan)
     remove_scores(model, plan)
-    remove_dynamics(model, plan)  # from here on parameters hold the weights, not theta
+    remove_rule_state(model, plan)  # from here on parameters hold the weights, not theta
     for name in constants(model):
         del model._buffers[name]
         model._non_persistent_buffers_set.discard(name)

@@ -202,7 +202,7 @@ def buffers_of(group: Group, plan: Plan) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def add_dynamics(model: nn.Module, plan: Plan) -> None:
+def add_rule_state(model: nn.Module, plan: Plan) -> None:
     """Register the buffers, with nothing pruned yet; store weights as theta under a `param`."""
     axes = _filter_axes(plan)
     for group in plan.groups:
@@ -221,8 +221,8 @@ def add_dynamics(model: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def remove_dynamics(model: nn.Module, plan: Plan) -> None:
-    """Undo add_dynamics."""
+def remove_rule_state(model: nn.Module, plan: Plan) -> None:
+    """Undo add_rule_state."""
     for group in plan.groups:
         for parameter in group.parameters:
             owner, name = _owner(model, parameter)
