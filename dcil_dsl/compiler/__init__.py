@@ -16,7 +16,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.passes import PASSES, Context, passes_of
 from dcil_dsl.compiler.privatize import add_twins, twin_names
 from dcil_dsl.compiler.verify import verify_targets
-from dcil_dsl.compiler.weight_state import add_dynamics, add_scores
+from dcil_dsl.compiler.weight_state import add_rule_state, add_scores
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.collector import collector_paused
 from dcil_dsl.model.trace import Traced, trace_model
@@ -112,7 +112,7 @@ def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
 
     add_twins(model, plan)
     add_scores(model, plan)
-    add_dynamics(model, plan)
+    add_rule_state(model, plan)
     for group in plan.groups:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")

@@ -287,8 +287,8 @@ class Dual(PrunedModule):
 
     @torch.no_grad()
     def _refresh_all(self, due: list[tuple[Group, int]]) -> None:
-        """Refresh groups, each as of a step: in a copy on the CPU where the device has no float64,
-        on which masks that are the same on every device depend."""
+        """Refresh groups, each for its step. Equal masks on every device need float64: where the
+        device has none, refresh a copy on the CPU."""
         weight = next(self.parameters(), None)
         if not due or weight is None or has_float64(weight.device):
             for group, step in due:

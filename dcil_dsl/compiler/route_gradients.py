@@ -22,8 +22,9 @@ from dcil_dsl.plan.plan import Group, Phase, Plan, Shares
 from dcil_dsl.words.registry import token
 from dcil_dsl.words.views import AnyView
 
-# The readers of a value on each path; what a path returns is read by the output node.
+# By path, the nodes that read a value; what a path returns is read by the output node.
 Readers = dict[str, list[fx.Node]]
+# For one reader: what it reads -> the view of it that the reader gets instead.
 Seen = dict[fx.Node, fx.Node]
 
 
@@ -108,7 +109,7 @@ def _split(
 
     mask = buffer("mask")
     more: dict[str, Any] = {}
-    score = group.kept_score
+    score = group.buffered_score
     if training and score is not None and score.path in paths:
         gain = 1.0 if score.average is None else 1.0 - score.average
         tensors = (buffer("score"), buffer("unscale", UNSCALE))

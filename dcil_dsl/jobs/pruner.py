@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.export import export
 from dcil_dsl.jobs import stages
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.lang.recipe import Recipe
@@ -140,7 +140,7 @@ class Pruner:
         if self.dual.begun == self.steps:
             return
         self.dual.train()
-        groups = [group for group in self.plan.groups if group.kept_score is not None]
+        groups = [group for group in self.plan.groups if group.buffered_score is not None]
         if _world() > 1 and any(is_refresh(group, self.steps) for group in groups):
             for score in self.dual.score_state.values():  # linear in what each rank has added
                 torch.distributed.all_reduce(score)

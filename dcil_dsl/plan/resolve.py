@@ -91,7 +91,7 @@ def resolve_recipe(
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
     average = _average(recipe.average, traced.model, selection, tuple(groups), run, report)
-    learning = _learning(recipe.groups, traced.model, selection, tuple(groups), run, report)
+    learning = _weight_groups(recipe.groups, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -384,7 +384,7 @@ def _average(
     return word.model_copy(update={"parameters": tuple(chosen)})
 
 
-def _learning(
+def _weight_groups(
     rules: tuple[r.GroupRule, ...],
     model: nn.Module,
     selection: Selection,

@@ -31,7 +31,7 @@ from dcil_dsl.words.units import Percent
 if TYPE_CHECKING:
     from dcil_dsl.model.layers import Layer
 
-MOST_NAMED = 5  # types in a help
+MOST_NAMED = 5  # types listed in a help line
 FEW_NAMES = 64  # are tried one by one
 MOST_SHOWN = 5  # rules that a warning points to
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {

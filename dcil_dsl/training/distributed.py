@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dcil_dsl.diagnostics.errors import InputError
-from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.training.sparsity import SparsityError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text

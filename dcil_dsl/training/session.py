@@ -377,7 +377,9 @@ def merge_scores(now: Session) -> None:
     if not now.dual.placement.is_whole:
         return
     step = now.state.position.step
-    if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
+    if any(
+        is_refresh(group, step) for group in now.plan.groups if group.buffered_score is not None
+    ):
         now.options.ranks.average(now.dual.score_state.values())
 
 

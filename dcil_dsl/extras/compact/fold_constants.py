@@ -63,7 +63,7 @@ def _write_elsewhere(graph: fx.Graph, constant: fx.Node, model: nn.Module) -> No
 
         y = bias; y += x     ==>     y = bias + x
 
-    The parameter would change at each call, and it has not the shape of the result.
+    The parameter would change at each call, and it does not have the shape of the result.
     """
     constants, waiting = {constant}, [constant]
     while waiting:
@@ -122,7 +122,7 @@ def _rank(module: nn.Module) -> int:
 
 
 def _is_added(node: fx.Node, found: Dependencies, values: Values) -> bool:
-    """It is only computed with, element by element, and some of its results are no constants."""
+    """Whether only elementwise operations read it, and some of their results are not constant."""
     ends = False
     for user in node.users:
         if found.kind(user) is not Kind.POINTWISE:

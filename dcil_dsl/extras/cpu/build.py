@@ -46,7 +46,7 @@ class Library:
 
 @functools.cache
 def load_library(instructions: Instructions = "native") -> Library | str:
-    """The kernels for this CPU, or one sentence that says why they cannot be had.
+    """The kernels for this CPU, or one sentence that says why there are none.
 
     instructions  `avx2` and `portable` (SSE) hold the compiler back, for comparisons
     """
@@ -85,7 +85,7 @@ def _target(instructions: Instructions) -> tuple[str, ...]:
 
 
 def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The compiled file, from the cache where it is there."""
+    """The compiled file, from the cache if it has one."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30).stdout
     key = sha256(b"\0".join([SOURCE.read_bytes(), *map(str.encode, flags), version, _cpu()]))
     file = _cache() / f"kernels-{key.hexdigest()[:32]}.so"

@@ -25,7 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Quality:
-    """loss: the mean cross entropy, nats an example; top1: the accuracy."""
+    """loss: the mean cross entropy, in nats per example; top1: the accuracy."""
 
     loss: float
     top1: float

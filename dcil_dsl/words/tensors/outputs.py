@@ -2,7 +2,7 @@
 
 In:   what a model returns, targets.
 Out:  logits, losses and targets, checked.
-Not:  no loss is computed here (losses.py).
+Not:  no loss is computed here (words/losses.py).
 """
 
 from __future__ import annotations
