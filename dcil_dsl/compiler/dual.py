@@ -29,9 +29,10 @@ from dcil_dsl.compiler.weight_state import (
     grown_masks,
     scores_of,
 )
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.placement import ALL_ROWS
 from dcil_dsl.masking.units import remember_half
-from dcil_dsl.model.calls import apply_opaque
+from dcil_dsl.model.calls import apply_opaque, global_hook
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inner_checkpoints import left_to_python, runs_through
 from dcil_dsl.model.inputs import Arguments
@@ -212,8 +213,9 @@ class Dual(PrunedModule):
                     pass, None where it will not be
 
         Raises TypeError for a step that is not an integer, ValueError for a negative or an earlier
-        one, RuntimeError where the step before had penalties and did not add them. Warns once
-        where the step is beyond the plan's last.
+        one, InputError where a hook is registered for all modules, RuntimeError where the step
+        before had penalties and did not add them. Warns once where the step is beyond the plan's
+        last.
         """
         step = self._checked(step)
         if step == self.begun:
@@ -222,6 +224,11 @@ class Dual(PrunedModule):
             raise RuntimeError(
                 f"step {self.penalties_due} ended without its penalties: call "
                 "add_penalties(step) between backward() and the optimizer's step()"
+            )
+        if hook := global_hook():
+            raise InputError(
+                f"the hook `{hook}` was registered for all modules after compiling",
+                help="register it on the modules that need it, before `dcil.compile`",
             )
         self._in_phase(self._phase_of(step))
         phase = self.plan.phases[self.phase]

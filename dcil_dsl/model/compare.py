@@ -12,7 +12,7 @@ paths run it: with the weights of the call, its own replaced by NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -297,9 +297,10 @@ def _mode(training: bool) -> str:
     return "training" if training else "evaluation"
 
 
-def _forward(model: Callable[..., Any], inputs: Inputs, learns: bool) -> list[object]:
+def _forward(model: nn.Module | fx.Interpreter, inputs: Inputs, learns: bool) -> list[object]:
     given = inputs.map(torch.clone)
-    with drawn_apart(0), torch.set_grad_enabled(learns):
+    keeper = model.module if isinstance(model, fx.Interpreter) else model
+    with drawn_apart(0, keeper), torch.set_grad_enabled(learns):
         output = model(*given.args, **given.kwargs)
     return list(_leaves(output, set()))
 

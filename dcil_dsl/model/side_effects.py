@@ -23,6 +23,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dcil_dsl.model.generators import (
+    States,
+    has_moved,
+    kept_generators,
+    read_states,
+    restore_states,
+)
+
 SIMPLE = (bool, int, float, str, type(None))
 CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 EMPTY: dict[type, Any] = {kind: kind() for kind in CONTAINERS}
@@ -234,16 +242,16 @@ def is_read(kind: type, name: str) -> bool:
 
 
 class Randomness:
-    """A snapshot of the random number generators."""
+    """A snapshot of the random number generators, and of those that a module keeps."""
 
-    def __init__(self) -> None:
-        self.state = random_state()
+    def __init__(self, module: nn.Module) -> None:
+        self.state = random_state(module)
 
     def moved(self) -> bool:
         """Whether random numbers were drawn since the snapshot."""
-        cpu, cuda, python, numpy = self.state
-        now_cpu, now_cuda, now_python, now = random_state()
-        if python != now_python or not torch.equal(cpu, now_cpu):
+        cpu, cuda, python, numpy, kept = self.state
+        now_cpu, now_cuda, now_python, now, _ = random_state()
+        if has_moved(kept) or python != now_python or not torch.equal(cpu, now_cpu):
             return True
         if cuda is not None and not all(map(torch.equal, cuda, now_cuda or ())):
             return True
@@ -268,25 +276,27 @@ def _is_computed(value: object) -> bool:
 # -- random numbers --------------------------------------------------------------------------------
 
 
-# The generators are torch's on the CPU and on every CUDA device in use, Python's, and numpy's if
-# the process has imported numpy: opaque modules may draw from all of them. Apple's GPU takes the
-# place of the CUDA devices.
-RandomState = tuple[Tensor, list[Tensor] | None, Any, Any]
+# The generators are torch's on the CPU and on every CUDA device in use, Python's, numpy's if the
+# process has imported numpy, and those that modules keep: opaque modules may draw from all of
+# them. Apple's GPU takes the place of the CUDA devices.
+RandomState = tuple[Tensor, list[Tensor] | None, Any, Any, States]
 
 
-def random_state() -> RandomState:
-    """The states of all random number generators."""
+def random_state(*modules: nn.Module) -> RandomState:
+    """The states of all random number generators, and of those that the modules keep."""
     cuda = torch.cuda.get_rng_state_all() if _uses_cuda() else None
     if _uses_mps():
         cuda = [torch.mps.get_rng_state()]
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
-    return torch.get_rng_state(), cuda, random.getstate(), of_numpy
+    kept = read_states([one for module in modules for one in kept_generators(module)])
+    return torch.get_rng_state(), cuda, random.getstate(), of_numpy, kept
 
 
 def draw_again(state: RandomState) -> None:
     """Restore the generators, which then draw the same numbers as after `state` was read."""
-    cpu, cuda, python, of_numpy = state
+    cpu, cuda, python, of_numpy, kept = state
+    restore_states(kept)
     torch.set_rng_state(cpu)
     if cuda is not None and _uses_mps():
         torch.mps.set_rng_state(cuda[0])
@@ -314,13 +324,13 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def drawn_apart(seed: int | None = None) -> Iterator[None]:
+def drawn_apart(seed: int | None = None, keeper: nn.Module | None = None) -> Iterator[None]:
     """While the `with` is open, draw from `seed` (None: from the current states); afterwards the
-    generators continue as if nothing had been drawn.
+    generators continue as if nothing had been drawn. Those that `keeper` keeps do, too.
 
     torch's fork_rng would initialize every device of the machine.
     """
-    state = random_state()
+    state = random_state(*([] if keeper is None else [keeper]))
     if seed is not None:
         seed_generators(seed)
     try:
