@@ -41,6 +41,8 @@ from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh, last_refresh, sparsity_at
 from dcil_dsl.words.tensors.widest import has_float64
 
+NOT_BROADCAST = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel reads
+
 
 class Dual(PrunedModule):
     """A GraphModule that runs the paths of a plan on one set of weights.
@@ -92,6 +94,13 @@ class Dual(PrunedModule):
         self.__dict__["apart"] = left_to_python() if plan.opaque else None
         self.phase = 0
         self.placement = ALL_ROWS
+        # DistributedDataParallel would replace each process's own scores by the first one's.
+        self.__dict__[NOT_BROADCAST] = [
+            name + end
+            for group in plan.groups
+            for name in group.parameters
+            for end in ("_mask", "_score")
+        ]
         self.run_graphs(graphs)
         self.training = model.training
 
@@ -233,7 +242,7 @@ class Dual(PrunedModule):
         self._in_phase(self._phase_of(step))
         phase = self.plan.phases[self.phase]
         begin_scores(self, phase, loss_scale)
-        due = [group for group in self.plan.groups if self._is_due(group, step)]
+        due = self.due(step)
         self._refresh_all([(group, last_refresh(group, step)) for group in due])
         clear_growth(self, phase)
         self.begun, self.is_begun = step, True
@@ -264,6 +273,12 @@ class Dual(PrunedModule):
                 stacklevel=3,
             )
         return step
+
+    def due(self, step: int) -> list[Group]:
+        """The groups whose masks begin_step(step) would recompute."""
+        if step == self.begun:
+            return []
+        return [group for group in self.plan.groups if self._is_due(group, step)]
 
     def _is_due(self, group: Group, step: int) -> bool:
         """Whether masks have to move: at this step, or at one since the last that was begun."""

@@ -90,7 +90,7 @@ class DcilTrainer(Trainer):
         if self.train_dataset is None:
             raise InputError("DcilTrainer needs a train_dataset: it makes the plan for its batches")
         self._set_signature_columns_if_needed()  # of the plain model's forward
-        self._plain_class = type(model).__name__
+        self._given, self._plain_class = model, type(model).__name__
         checked = self._with_epochs(checked)
         self.pruner = Pruner(
             checked,
@@ -171,14 +171,21 @@ class DcilTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **more: Any
     ) -> Any:
-        """Trainer's own, once: a second run would begin at the sparsity of the first one's end."""
+        """Trainer's own, once: a second run would begin at the sparsity of the first one's end.
+
+        The model that was given has the sparse network's weights afterwards.
+        """
         if self.pruner.steps and not resume_from_checkpoint:
             raise InputError(
                 f"this trainer has trained {self.pruner.steps} steps already",
                 help="DcilTrainer(model=trainer.sparse(), ...) begins again with its weights; "
                 "resume_from_checkpoint=True continues a run that was cut short",
             )
-        return super().train(resume_from_checkpoint, *args, **more)
+        result = super().train(resume_from_checkpoint, *args, **more)
+        if not self.is_finished():
+            logger.warning("the model that was given has not reached the recipe's sparsity")
+        self._given.load_state_dict(self.sparse().state_dict())
+        return result
 
     def compute_loss(
         self,
@@ -299,16 +306,17 @@ class DcilTrainer(Trainer):
         finished = self.is_finished()
         if not (finished or unfinished or in_checkpoint):
             self.pruner.export()  # raises, with each layer that is short
-        kept = self.model
-        self.model = self.sparse()
-        try:
-            self._save(output_dir)
-        finally:
-            self.model = kept
+        state = self.pruner.state_dict() if in_checkpoint else None  # every process takes part
         if self.args.should_save:
+            kept = self.model
+            self.model = self.sparse()
+            try:
+                self._save(output_dir)
+            finally:
+                self.model = kept
             self._write_sparsity(Path(output_dir), finished)
-            if in_checkpoint:
-                torch.save(self.pruner.state_dict(), Path(output_dir) / STATE)
+            if state is not None:
+                torch.save(state, Path(output_dir) / STATE)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
