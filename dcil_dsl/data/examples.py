@@ -184,9 +184,11 @@ def source_of(
     """The examples of a part of a data set. InputError where a batch has no number of its own.
 
     Batches are made here, of the recipe's size and in the order of the run's seed, so that a run
-    resumes at any of them. `collate` makes a batch of items, else the function of a DataLoader, else
-    `usual`. A DataLoader contributes its data set, its sampler, its collate_fn and
+    resumes at any of them. A DataLoader contributes its data set, its sampler, its collate_fn and
     its number of workers.
+
+    collate  makes a batch of items, whatever a DataLoader has
+    usual    does so where neither has a function
     """
     if isinstance(given, DataLoader):
         if given.batch_sampler is not None and type(given.batch_sampler) is not BatchSampler:

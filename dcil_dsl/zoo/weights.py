@@ -148,7 +148,10 @@ def _download_timm(source: str, name: str, spec: str) -> dict[str, Tensor]:
         )
     import timm
 
-    cfg = timm.get_pretrained_cfg(name)
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        cfg = None
     if cfg is None or not cfg.has_weights:
         tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "none"
         raise InputError(f"{spec} has no trained weights", f"its name with trained weights: {tags}")

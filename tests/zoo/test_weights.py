@@ -247,7 +247,7 @@ def test_the_head_of_a_model_of_timm_for_other_classes_stays_fresh(monkeypatch):
     serve_timm(monkeypatch, state)
     model = build_model("timm:resnet18", 10)
     (note,) = load_weights(model, "pretrained", "timm:resnet18")
-    assert note == "the head stays fresh, fc.weight and fc.bias: 1000 classes there, 10 here"
+    assert note == "the head stays fresh, fc.weight and fc.bias: 1,000 classes there, 10 here"
     assert torch.equal(model.conv1.weight, state["conv1.weight"])
 
 

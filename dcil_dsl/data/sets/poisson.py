@@ -1,6 +1,6 @@
 """`poisson`: points of a Poisson problem whose solution is known.
 
-    u_xx + u_yy = f on the unit square,   u = cos(w x) sin(w y),   f = -2 w^2 u,   w = 4 pi
+    u_xx + u_yy = f on the unit square,   u = cos(w x) sin(w y),   f = -2 w^2 u,   w = 2 pi
 
 Maddu et al. 2022, arXiv:2107.00940, section 4.1: the gradient of the residual outweighs that of
 the boundary by the fourth power of w. The sensors, whose values have noise, are an addition here.
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as Examples
 
 from dcil_dsl.data.dataset import Dataset
 
-W = 4 * math.pi
+W = 2 * math.pi
 NUM_TRAIN, SIDE = 2560, 50  # points; of the grid that is held out
 NUM_SENSORS, NOISE = 64, 0.01
 
