@@ -23,8 +23,10 @@ from dcil_dsl.data.sources import dataset_of, is_callable_spec, open_callable
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Data as PlanData
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.tasks import IMAGES, task_of
 from dcil_dsl.training.distributed import Ranks
 
@@ -98,6 +100,12 @@ def open_loader(
         world_size=ranks.count,
         on_bad_image=on_bad_image,
     )
+
+
+def example_of(recipe: Recipe, dataset: Dataset) -> Inputs:
+    """The inputs of the model for the first held-out example."""
+    data = resolve_data(recipe.data)
+    return open_loader(dataset, "val", data, torch.device("cpu"), workers=0).example()
 
 
 def check_task(recipe: Recipe, dataset: Dataset) -> None:
