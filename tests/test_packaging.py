@@ -20,8 +20,9 @@ IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # of torchvision, pydantic, rich, pytest-lsp, transformers, datasets
 WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "pygments", "pytest_asyncio"}
 WITH_OTHERS |= {"tokenizers", "pandas"}
-OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol", "zstandard"}
-OPTIONAL |= {"datasets"}
+OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
+OPTIONAL |= {"onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "ethosu", "torchao"}
+OPTIONAL |= {"zstandard", "datasets"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
