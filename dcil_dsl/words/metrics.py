@@ -42,10 +42,15 @@ TOP_K = "dcil_dsl.tasks.measures:TopK"
 PERPLEXITY, PAIRS = "dcil_dsl.tasks.measures:Perplexity", "dcil_dsl.tasks.measures:PairRanks"
 KEEP_NAN = {"nan_strategy": "disable"}  # else a NaN is left out
 LESS = (False, True)  # not a share, and a smaller value is the better one
+# Of the metrics of a run, the first one here is the one that its lines show.
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
         for metric in (
+            Metric("perplexity", "the exponential of nll", PERPLEXITY, KEEP_NAN, *LESS),
+            Metric("nll", "the mean negative log-likelihood, in nats", MEAN, KEEP_NAN, *LESS),
+            Metric("cosine", "the mean cosine with the wanted vector", MEAN, KEEP_NAN),
+            Metric("spearman", "the rank correlation of the similarities of pairs", PAIRS),
             Metric("top1", "the share of examples classified right", TOP_K, {"k": 1}, True),
             Metric("top5", "the share with the right class among five", TOP_K, {"k": 5}, True),
             Metric(
@@ -107,10 +112,6 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 less_is_better=True,
             ),
             Metric("r2", "the coefficient of determination", "torchmetrics:R2Score"),
-            Metric("nll", "the mean negative log-likelihood, in nats", MEAN, KEEP_NAN, *LESS),
-            Metric("perplexity", "the exponential of nll", PERPLEXITY, KEEP_NAN, *LESS),
-            Metric("cosine", "the mean cosine with the wanted vector", MEAN, KEEP_NAN),
-            Metric("spearman", "the rank correlation of the similarities of pairs", PAIRS),
             Metric(
                 "loss",
                 "the mean of the model's own loss",

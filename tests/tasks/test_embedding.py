@@ -215,3 +215,11 @@ def test_the_pretrained_encoder_starts_with_the_vectors_it_is_measured_by(tmp_pa
     sets = ("--set", "data.batch_size=5", "--set", "train.epochs=1ep", "--quiet")
     sets += ("--set", "pruning.schedule=once(at=1 steps)")
     assert call("compile", place / "minilm.prune", *given, *sets, "--max-steps", "1") in (0, 1)
+
+
+@pytest.mark.parametrize("task", ["embedding", "language-modelling", "classification"])
+def test_the_metric_that_a_run_shows_is_the_first_of_its_task(task):
+    from dcil_dsl.training.epoch_rows import main_metric
+
+    line = {name: {"sparse": 0.5} for name in reversed(TASKS[task].metrics)}
+    assert main_metric(line) == TASKS[task].metrics[0]
