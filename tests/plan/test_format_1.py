@@ -13,7 +13,7 @@ from support.tiny_job import call, job, own, whole_run
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.differences import fingerprint_1, plan_differences
+from dcil_dsl.training.differences import plan_differences, stored_fingerprint
 
 # Of tiny_job's run after 7 steps, by the last version that wrote format 1.
 FORMAT_1 = Path(__file__).parent.parent / "golden" / "format_1"
@@ -48,7 +48,7 @@ def old_run(tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_of_a_plan_of_format_1_is_the_one_in_its_checkpoint():
-    assert fingerprint_1(json.loads(PLAN)) == FINGERPRINT
+    assert stored_fingerprint(json.loads(PLAN)) == FINGERPRINT
 
 
 def test_a_plan_of_format_1_is_the_plan_that_the_recipe_has_now(tmp_path):
