@@ -364,7 +364,7 @@ def test_the_words_of_the_language_are_these():
         "a penalty": "square norm l1 group_lasso",
         "a parametrisation": "power",
         "a way to grow": "gradient random",
-        "a loss": "cross_entropy mse kl model js",
+        "a loss": "cross_entropy binary_cross_entropy mse kl model js",
         "a weighting of classes": "balanced",
         "an optimizer": "sgd adam adamw rmsprop lamb muon",
         "a group of weights": "group no_decay frozen",

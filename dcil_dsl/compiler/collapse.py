@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
-from dcil_dsl.compiler.weight_state import PrunedModule, remove_dynamics, remove_scores, soft_of
+from dcil_dsl.compiler.weight_state import PrunedModule, remove_rule_state, remove_scores, soft_of
 from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.side_effects import REMEMBERED
@@ -31,7 +31,7 @@ def collapse(dual: PrunedModule, path: str | None = None) -> nn.Module:
 
 @torch.no_grad()
 def collapse_in_place(dual: PrunedModule, model: nn.Module, path: str | None = None) -> nn.Module:
-    """`collapse` of the Dual's own module, or of a copy of it: what compiling added is gone."""
+    """Undo what compiling added to `model`, the Dual's own module or a copy of it."""
     plan = dual.plan
     path = path or plan.deploy
     views = {entry.name: token(entry.view) for entry in plan.paths}
@@ -47,7 +47,7 @@ def collapse_in_place(dual: PrunedModule, model: nn.Module, path: str | None = N
             setattr(model.get_submodule(owner), name, copy_module(twin))
     remove_twins(model, plan)
     remove_scores(model, plan)
-    remove_dynamics(model, plan)  # from here on weights are what the views are of
+    remove_rule_state(model, plan)  # from here on parameters hold the weights, not theta
     for name in constants(model):
         del model._buffers[name]
         model._non_persistent_buffers_set.discard(name)
@@ -65,7 +65,7 @@ def collapse_in_place(dual: PrunedModule, model: nn.Module, path: str | None = N
 
 def tensors_of(dual: PrunedModule, path: str) -> dict[str, Tensor]:
     """The weights that `path` computes with, by the original's names; its private modules'
-    parameters and buffers among them. What is not named is the original's own."""
+    parameters and buffers among them. Tensors that are missing here are the original's own."""
     plan, found = dual.plan, {}
     if path != plan.deploy:
         for entry in plan.privates:

@@ -29,9 +29,10 @@ from dcil_dsl.compiler.weight_state import (
     grown_masks,
     scores_of,
 )
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.placement import ALL_ROWS
 from dcil_dsl.masking.units import remember_half
-from dcil_dsl.model.calls import apply_opaque
+from dcil_dsl.model.calls import apply_opaque, global_hook
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inner_checkpoints import left_to_python, runs_through
 from dcil_dsl.model.inputs import Arguments
@@ -39,6 +40,8 @@ from dcil_dsl.model.trace import WHOLE
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh, last_refresh, sparsity_at
 from dcil_dsl.words.tensors.widest import has_float64
+
+NOT_BROADCAST = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel reads
 
 
 class Dual(PrunedModule):
@@ -91,6 +94,13 @@ class Dual(PrunedModule):
         self.__dict__["apart"] = left_to_python() if plan.opaque else None
         self.phase = 0
         self.placement = ALL_ROWS
+        # DistributedDataParallel would replace each process's own scores by the first one's.
+        self.__dict__[NOT_BROADCAST] = [
+            name + end
+            for group in plan.groups
+            for name in group.parameters
+            for end in ("_mask", "_score")
+        ]
         self.run_graphs(graphs)
         self.training = model.training
 
@@ -212,8 +222,9 @@ class Dual(PrunedModule):
                     pass, None where it will not be
 
         Raises TypeError for a step that is not an integer, ValueError for a negative or an earlier
-        one, RuntimeError where the step before had penalties and did not add them. Warns once
-        where the step is beyond the plan's last.
+        one, InputError where a hook is registered for all modules, RuntimeError where the step
+        before had penalties and did not add them. Warns once where the step is beyond the plan's
+        last.
         """
         step = self._checked(step)
         if step == self.begun:
@@ -223,10 +234,15 @@ class Dual(PrunedModule):
                 f"step {self.penalties_due} ended without its penalties: call "
                 "add_penalties(step) between backward() and the optimizer's step()"
             )
+        if hook := global_hook():
+            raise InputError(
+                f"the hook `{hook}` was registered for all modules after compiling",
+                help="register it on the modules that need it, before `dcil.compile`",
+            )
         self._in_phase(self._phase_of(step))
         phase = self.plan.phases[self.phase]
         begin_scores(self, phase, loss_scale)
-        due = [group for group in self.plan.groups if self._is_due(group, step)]
+        due = self.due(step)
         self._refresh_all([(group, last_refresh(group, step)) for group in due])
         clear_growth(self, phase)
         self.begun, self.is_begun = step, True
@@ -258,6 +274,12 @@ class Dual(PrunedModule):
             )
         return step
 
+    def due(self, step: int) -> list[Group]:
+        """The groups whose masks begin_step(step) would recompute."""
+        if step == self.begun:
+            return []
+        return [group for group in self.plan.groups if self._is_due(group, step)]
+
     def _is_due(self, group: Group, step: int) -> bool:
         """Whether masks have to move: at this step, or at one since the last that was begun."""
         if is_refresh(group, step):
@@ -287,8 +309,8 @@ class Dual(PrunedModule):
 
     @torch.no_grad()
     def _refresh_all(self, due: list[tuple[Group, int]]) -> None:
-        """Refresh groups, each as of a step: in a copy on the CPU where the device has no float64,
-        on which masks that are the same on every device depend."""
+        """Refresh groups, each for its step. Equal masks on every device need float64: where the
+        device has none, refresh a copy on the CPU."""
         weight = next(self.parameters(), None)
         if not due or weight is None or has_float64(weight.device):
             for group, step in due:

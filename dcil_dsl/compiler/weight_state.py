@@ -2,8 +2,8 @@
 
 In:   a model, the plan, a step.
 Out:  PrunedModule, of which each Dual is one; buffers next to each weight (`<weight>_mask`,
-      `_score`, `_threshold`, `_scale`, `_reserve`), up to date with the step and its masks;
-      weights forgotten, stored as roots, or with the gradients of penalties.
+      `_score`, `_threshold`, `_scale`, `_reserve`), up to date with the step and its masks; weights
+      that `forget` sets to zero or that `param` stores as theta; gradients with those of penalties.
 Not:  no formulas of scores (words/scores.py) or views (masking/views.py). Gradients are added to
       scores in the backward pass (masking/split.py).
 """
@@ -23,7 +23,7 @@ from dcil_dsl.masking.placement import Placement
 from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.views import largest_pruned, soft_scale
-from dcil_dsl.plan.group import KeptScore
+from dcil_dsl.plan.group import BufferedScore
 from dcil_dsl.plan.plan import Group, Phase, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
 from dcil_dsl.words.losses import Penalty
@@ -77,9 +77,9 @@ class PrunedModule(fx.GraphModule):
 # -- scores --------------------------------------------------------------------------------------
 
 
-def scored_groups(plan: Plan) -> tuple[tuple[Group, KeptScore], ...]:
+def scored_groups(plan: Plan) -> tuple[tuple[Group, BufferedScore], ...]:
     """The groups whose score needs a buffer, and that score."""
-    pairs = ((group, group.kept_score) for group in plan.groups)
+    pairs = ((group, group.buffered_score) for group in plan.groups)
     return tuple((group, score) for group, score in pairs if score is not None)
 
 
@@ -123,10 +123,10 @@ def remove_scores(model: nn.Module, plan: Plan) -> None:
 
 @torch.no_grad()
 def begin_scores(dual: PrunedModule, phase: Phase, loss_scale: Tensor | None) -> None:
-    """Decay the moving averages of scores at the begin of a step.
+    """Decay the moving averages of scores at the beginning of a step.
 
     The average of a gradient's score does not change while its path does not run. The average of
-    a magnitude takes in the weight at the begin of the step:  S <- a S + (1 - a) |w|.
+    a magnitude takes in the weight at the beginning of the step:  S <- a S + (1 - a) |w|.
     """
     for group, score in scored_groups(dual.plan):
         decay, path = score.average, score.path
@@ -202,8 +202,8 @@ def buffers_of(group: Group, plan: Plan) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def add_dynamics(model: nn.Module, plan: Plan) -> None:
-    """Register the buffers in the model as of nothing pruned, and store weights as their roots."""
+def add_rule_state(model: nn.Module, plan: Plan) -> None:
+    """Register the buffers, with nothing pruned yet; store weights as theta under a `param`."""
     axes = _filter_axes(plan)
     for group in plan.groups:
         for parameter in group.parameters:
@@ -221,8 +221,8 @@ def add_dynamics(model: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def remove_dynamics(model: nn.Module, plan: Plan) -> None:
-    """Undo add_dynamics."""
+def remove_rule_state(model: nn.Module, plan: Plan) -> None:
+    """Undo add_rule_state."""
     for group in plan.groups:
         for parameter in group.parameters:
             owner, name = _owner(model, parameter)

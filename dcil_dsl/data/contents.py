@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from dcil_dsl.data.dataset import Dataset, Tensors
-from dcil_dsl.data.shards import TarShards
+from dcil_dsl.data.webdataset import TarShards
 from dcil_dsl.diagnostics.optional import library
 
 datasets = library("torchvision.datasets")

@@ -1,7 +1,7 @@
 """Apply a score word to weights and gradients, and order signed scores.
 
 In:   weights, gradients, a score word (words/scores.py) or its token.
-Out:  one number a weight; the smallest are pruned first. Sums over steps are updated in place.
+Out:  one number per weight; the smallest are pruned first. Sums over steps are updated in place.
 Not:  no formulas (words/scores.py), no masks (select.py).
 """
 

@@ -25,6 +25,7 @@ from dcil_dsl.model.calls import has_own_methods
 from dcil_dsl.model.copies import used_by_hooks
 from dcil_dsl.model.dataflow import written
 from dcil_dsl.model.fake_values import UNKNOWN
+from dcil_dsl.model.generators import is_generator
 from dcil_dsl.model.guards import Decisions, guard
 from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.inputs import Arguments
@@ -103,7 +104,7 @@ class Tracer(ProxyTracer):
             placed.append(live.pop(name))
 
         def forward() -> Any:
-            attributes, randomness = Attributes(self.model), Randomness()
+            attributes, randomness = Attributes(self.model), Randomness(self.model)
             result = self.model.forward(*placed, **live)
             self._refuse_changes(attributes, randomness)
             self.is_output = True
@@ -145,6 +146,8 @@ class Tracer(ProxyTracer):
             return self._remade(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
+        if is_generator(a):
+            raise Unfollowed("it draws from a random number generator of its own")
         if isinstance(a, torch.Tensor) and id(a) in self.names:
             return self.create_node("get_attr", self.names[id(a)], (), {})
         # fx would make plain dictionaries of these.
@@ -285,7 +288,7 @@ class _Start:
         self.stack = len(tracer.module_stack)
         self.num_tensors = len(tracer.tensor_attrs)
         self.opaque = len(tracer.opaque)
-        self.attributes, self.randomness = Attributes(module), Randomness()
+        self.attributes, self.randomness = Attributes(module), Randomness(module)
         self.containers = [
             (value, type(value)(value))
             for value in [*args, *kwargs.values()]

@@ -160,7 +160,7 @@ def _fitted(
     if any(len(member.weights) > 1 for member in owned):
         report.add(
             "E318",
-            f"`{target.called}` is of single layers, and units of this rule lie in several",
+            f"`{target.called}` sets single layers, and units of this rule lie in several",
             span,
             help="`granularity = filter(ties = none)` unties filters",
         )
@@ -308,7 +308,7 @@ def _bound(
     elif len(set(unit_costs(group))) > 1:
         report.add(
             "E319",
-            f"a {noun} of one layer is not worth one of another in {counted(group)}",
+            f"{noun}s of different layers cost different numbers of {counted(group)}",
             bound.span,
             help="tied filters cost as many as they are: `granularity = filter(ties = none)`"
             if group.ties

@@ -82,8 +82,8 @@ class PhaseFacts(PlanRecord):
 
 class Facts(PlanRecord):
     """training_cost: the whole run's arithmetic in dense runs, at most, counted as the phases' is.
-    mask_bytes: one byte a prunable weight while training; packed_mask_bytes: one bit, as masks can
-    be stored; score_bytes: four a weight whose score is kept from step to step."""
+    mask_bytes: one byte per prunable weight while training; packed_mask_bytes: one bit, as masks
+    can be stored; score_bytes: four per weight whose score is kept from step to step."""
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]
@@ -166,18 +166,18 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
 
 
 def last_step(plan: PlanFields) -> int:
-    """The last step of the run; 0 for a run of none."""
+    """The last step of the run; 0 for a run without steps."""
     return max(0, plan.num_steps - 1)
 
 
 def mask_bytes(plan: PlanFields) -> int:
-    """The memory of all masks in training: one byte a prunable weight."""
+    """The memory of all masks in training, in bytes: one per prunable weight."""
     return sum(sum(group.num_weights) for group in plan.groups)
 
 
 def score_bytes(plan: PlanFields) -> int:
     """The memory of the scores that are kept from step to step: float32."""
-    return sum(4 * sum(group.num_weights) for group in plan.groups if group.kept_score)
+    return sum(4 * sum(group.num_weights) for group in plan.groups if group.buffered_score)
 
 
 def _group_facts(plan: PlanFields, group: Group) -> GroupFacts:

@@ -33,29 +33,6 @@ from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import Word, every_word
 
-
-class TrainPlan(PlanRecord):
-    """accumulate  batches for one step of the optimizer; the last of an epoch may have fewer
-    sync_norms   batch norms take their statistics over all ranks
-    """
-
-    num_epochs: NonNegativeInt
-    optimizer: Stored[Optimizer]
-    rate: Stored[Rate]
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip: float | None = None
-    ema: float | None = None
-    accumulate: PositiveInt = 1
-    sync_norms: bool = False
-    average: Stored[WeightAverage] | None = None
-    integrator: Stored[Integrator] | None = None
-    balance: Stored[Balance] | None = None
-    groups: tuple[Stored[WeightGroup], ...] = ()
-    stop: Stored[Stop] | None = None
-    checkpoint: Literal["last", "best"] = "last"
-    seed: int = 0
-
-
 FORMAT: Literal[2] = 2
 
 
@@ -121,10 +98,14 @@ class PlanLayer(PlanRecord):
 
 
 class Path(PlanRecord):
-    """name: becomes part of names in the code of the graph, so that it must be one itself.
+    """One of the runs of the model in a step, on its own view of the weights.
 
-    random "shared": the path draws the random numbers that the first path of a phase draws.
-    compute "kept": of pruned layers it computes the kept filters, or input channels, alone.
+    name     a Python identifier: it becomes part of names in the code of the graph
+    random   "shared": it draws the random numbers that the first path of a phase draws
+    batch    the share of the examples that it sees
+    size     the side of its images, as a share of the full side
+    every    it runs at the multiples of this many steps
+    compute  "kept": in pruned layers it computes only the kept filters, or input channels
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -142,14 +123,22 @@ class Path(PlanRecord):
 
 
 class Private(PlanRecord):
-    """A module that each path has for itself. init: "copy" of the original, or "fresh"."""
+    """A module of which each path has its own: the deployed path the original, the others a twin.
+
+    init  whether a twin starts as a "copy" of the original or "fresh"
+    """
 
     module: str
     init: Literal["copy", "fresh"] = "copy"
 
 
 class Shares(PlanRecord):
-    """The coefficient of one path's gradient on each part of the shared weights."""
+    """The coefficient of one path's gradient on each part of the shared weights.
+
+    kept, pruned  the weights of a rule whose mask is True, or False
+    reserve       the best of the pruned weights, where the rule has a reserve
+    rest          the weights that no rule prunes
+    """
 
     kept: float = 0.0
     pruned: float = 0.0
@@ -181,11 +170,39 @@ class WeightedLoss(PlanRecord):
     batch: float = 1.0
 
 
-# -- data, model, claims ---------------------------------------------------------------------
+# -- training, data, model, claims --------------------------------------------------------------
+
+
+class TrainPlan(PlanRecord):
+    """The `train` block, in steps; the words in it are classes of words/.
+
+    ema          the decay of the average that is evaluated and deployed; None: the weights are
+    accumulate   batches in one step of the optimizer; the last step of an epoch may have fewer
+    sync_norms   batch norms take their statistics over all processes
+    average, integrator, balance  words that change the step (words/step.py)
+    groups       optimizer settings for the weights of some layers
+    checkpoint   the epoch whose weights are deployed
+    """
+
+    num_epochs: NonNegativeInt
+    optimizer: Stored[Optimizer]
+    rate: Stored[Rate]
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip: float | None = None
+    ema: float | None = None
+    accumulate: PositiveInt = 1
+    sync_norms: bool = False
+    average: Stored[WeightAverage] | None = None
+    integrator: Stored[Integrator] | None = None
+    balance: Stored[Balance] | None = None
+    groups: tuple[Stored[WeightGroup], ...] = ()
+    stop: Stored[Stop] | None = None
+    checkpoint: Literal["last", "best"] = "last"
+    seed: int = 0
 
 
 class Data(PlanRecord):
-    """image_size None: as the dataset has them."""
+    """The `data` block. image_size None: the size of the dataset's own images."""
 
     name: str | None = None
     batch_size: int = 128
@@ -195,6 +212,8 @@ class Data(PlanRecord):
 
 
 class Model(PlanRecord):
+    """The `model` block: a SPEC or the name of a class, and the arguments it is built with."""
+
     name: str | None = None
     classes: int | None = None
     options: dict[str, float | int | bool | str | None] = {}
@@ -217,13 +236,15 @@ class Unprunable(PlanRecord):
 
 
 class Expectation(PlanRecord):
+    """One line of the `expect` block. value: a fraction where the recipe says percent."""
+
     metric: str
     compare: str
     value: float
 
 
 class About(PlanRecord):
-    """Who the recipe is. `sha256` is of its closed text."""
+    """Which recipe this is. sha256: of its closed text, without `extends`, `let` and `--set`."""
 
     name: str
     title: str | None = None
@@ -241,7 +262,7 @@ class Size(PlanRecord):
 
 
 class PlanFields(PlanRecord):
-    """Layers stand in execution order; groups in the order of their rules.
+    """Everything that is decided about a run. Layers are in execution order, groups in rule order.
 
     opaque  the modules that could not be traced, with the reason
     inputs  the arguments of the model's forward that its graph takes; None: those that have no

@@ -164,7 +164,7 @@ def show_apart(plan: PlanFields, page: Page) -> str:
 
 
 def _reasons(entries: Sequence[OpaqueModule | Unprunable], page: Page) -> list[str]:
-    """A line a reason, with its modules: often many share one."""
+    """One line per reason, with its modules: often many share one."""
     alike: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         alike.setdefault((entry.type, entry.reason), []).append(entry.module or "the model itself")
@@ -350,10 +350,10 @@ def schedule_words(schedule: Schedule, target: float, plan: PlanFields) -> str:
 
 
 def floor_words(group: Group) -> str:
-    """ "1 weight a layer"; with a ceiling also what it allows."""
+    """ "1 weight per layer"; with a ceiling also what it allows."""
     noun = group.unit.noun
     sizes = num_units(group)
-    words = f"1 {noun} a layer"
+    words = f"1 {noun} per layer"
     if any(floor != 1 for floor in group.floors):
         shares = [floor / max(1, size) for floor, size in zip(group.floors, sizes, strict=True)]
         least = percent(round(min(shares), 4))

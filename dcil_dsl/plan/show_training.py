@@ -77,11 +77,11 @@ def _kept_alone(plan: PlanFields) -> list[str]:
     if pattern and plan.train.precision in ON_CORES:
         more = [
             f"multiplies by {some} on a GPU's sparse tensor cores,",
-            "in the forward pass alone; elsewhere they are computed whole, with the same result",
+            "in the forward pass alone; elsewhere they are computed in full, with the same result",
         ]
     else:
         precision = f"in {plan.train.precision}, and sparse tensor cores take bf16 and fp16"
-        more = [f"computes {some} whole:", precision] if pattern else []
+        more = [f"computes {some} in full:", precision] if pattern else []
     return lines * bool(out or not pattern) + more
 
 
@@ -180,7 +180,7 @@ def show_integrator(plan: PlanFields, page: Page) -> list[str]:
         return []
     words = integrator.summary()
     if integrator.players == "each":
-        words += ", kept and pruned weights each with the others at rest"
+        words += ", kept and pruned weights in turn while the others stand still"
     times = count(integrator.num_gradients, "evaluation")
     words += f"; {times} a step; momentum, weight decay and penalties come after"
     return _told("gradient", words, page)

@@ -84,7 +84,7 @@ def stretch(window: Window, plan: PlanFields) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str) -> list[str]:
-    """Columns as wide as their widest cell, two spaces between; `right` has an r or l a column."""
+    """Columns as wide as their widest cell, two spaces between; `right`: r or l per column."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return [
         "  ".join(

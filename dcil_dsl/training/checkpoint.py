@@ -47,8 +47,8 @@ from dcil_dsl.training.checkpoint_files import (
 )
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.files import cannot_write, write_atomically
-from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
+from dcil_dsl.training.sparsity import check_sparsity, masks_step
 from dcil_dsl.words.registry import extra
 
 

@@ -97,7 +97,7 @@ def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> 
             if path not in meters:
                 if not is_stand_in:
                     task.check(output, targets)
-                meters[path] = Meter(torch.device(options.device))
+                meters[path] = Meter(torch.device(options.device), task.settings(output))
             meters[path].update(
                 task.compared(output, targets, count), task.broken(output, count), not is_stand_in
             )

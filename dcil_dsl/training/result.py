@@ -23,10 +23,10 @@ from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.files import cannot_write
-from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import Session, check_deferred, show_notes
+from dcil_dsl.training.sparsity import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.watch import is_over, rate_share
 from dcil_dsl.words.metrics import metric_text
 

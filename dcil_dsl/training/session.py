@@ -23,12 +23,16 @@ from dcil_dsl.diagnostics import counting
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.tasks import IMAGES, Task
 from dcil_dsl.training.checkpoint import State, load_anyway, load_checkpoint, save_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, last_good
 from dcil_dsl.training.conflicts import check_machine_allows, check_plan_allows
-from dcil_dsl.training.distributed import compare_fingerprints, mask_fingerprints, step_seed
+from dcil_dsl.training.distributed import (
+    compare_fingerprints,
+    mask_fingerprints,
+    merge_scores,
+    step_seed,
+)
 from dcil_dsl.training.evaluate import check_fit
 from dcil_dsl.training.integrate import IntegratedStep
 from dcil_dsl.training.losses import open_losses
@@ -266,7 +270,7 @@ def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
     part, moved = part_of_step(now.plan, loader, at.batch), False
     if part.is_first:
         seed_generators(seed_of(now))
-        merge_scores(now)
+        merge_scores(now.dual, at.step, now.options.ranks)
         moved = now.dual.begin_step(at.step, now.step.plain.loss_scale())
         if moved:
             note_masks(now)
@@ -367,18 +371,6 @@ def merge_ranks(now: Session) -> None:
     }
     means = [averages[name] for name in buffers if name in averages]
     now.options.ranks.average([*buffers.values(), *means])
-
-
-def merge_scores(now: Session) -> None:
-    """The scores of all ranks, where a mask is about to be made of them: means, as they add up.
-
-    In parts they are of all ranks as they stand: the gradients that they take are.
-    """
-    if not now.dual.placement.is_whole:
-        return
-    step = now.state.position.step
-    if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
-        now.options.ranks.average(now.dual.score_state.values())
 
 
 def note_masks(now: Session) -> None:

@@ -36,7 +36,7 @@ class Unfit(Exception):
 
 
 class Divided(NamedTuple):
-    """What a target divides its budget among: one entry a layer.
+    """What a target divides its budget among: one entry per layer.
 
     floors    the fewest units that each layer keeps; ceilings: the most
     costs     what a unit of each layer costs the budget

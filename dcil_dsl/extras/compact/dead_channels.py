@@ -55,8 +55,8 @@ class WeighedRead:
 
     @property
     def folds(self) -> bool:
-        """The layer can be given a constant otherwise: in its receiver, or by a carrier."""
-        return not self.shared and (self.receiver is not None or self.read.weighing.groups == 1)
+        """The layer can be given a constant otherwise: in its receiver, or by carriers."""
+        return not self.shared
 
     @property
     def can_take(self) -> Tensor:
@@ -69,8 +69,8 @@ class WeighedRead:
         return gone[self.read.columns] & needed & (self.constant.nan_to_num(0.0) != 0)
 
     def carriers(self, gone: Tensor) -> Tensor:
-        """(columns,) float64: the constants of columns that stay, 0 where there is none."""
-        return self.constant[0].nan_to_num(0.0).masked_fill(gone[self.read.columns[0]], 0.0)
+        """(groups, columns) float64: the constants of columns that stay, 0 where there is none."""
+        return self.constant.nan_to_num(0.0).masked_fill(gone[self.read.columns], 0.0)
 
 
 def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[WeighedRead]:
@@ -107,7 +107,8 @@ def find_removal(found: Dependencies, given: list[WeighedRead]) -> Removal:
     """The largest set of channels that can go together.
 
     What is read stays; then whole channels stay again until every tensor keeps a shape: slices of
-    whole dims, groups of equal size, nothing empty, and one carrier for constants that need one.
+    whole dims, groups of equal size, nothing empty, and in each group of a layer one carrier for
+    constants that need one.
     """
     live = _live(found, given)
     removal = Removal(~live)
@@ -165,10 +166,11 @@ def _keep_carriers(reading: WeighedRead, removal: Removal, found: Dependencies) 
         columns = reading.read.columns[carried]
         _keep(columns, removal, f"nothing at {place} could take its constant")
         return
-    constants = reading.constant[0].abs().nan_to_num(0.0) * carried[0]
-    if reading.carriers(removal.gone).abs().max() < STRONG * constants.max():
-        best = reading.read.columns[0][constants.argmax()]
-        _keep(best[None], removal, f"it carries the constants of the others into {place}")
+    constants = reading.constant.abs().nan_to_num(0.0) * carried
+    strongest = reading.carriers(removal.gone).abs().amax(1)
+    weak = strongest < STRONG * constants.amax(1)
+    best = reading.read.columns.gather(1, constants.argmax(1, keepdim=True))
+    _keep(best[weak], removal, f"it carries the constants of the others into {place}")
 
 
 def _keep_balance(read: Read, removal: Removal, found: Dependencies) -> None:

@@ -38,7 +38,7 @@ TURN = "late/turn"  # steps of the late phase that are done; -1 before it
 
 
 class LatePhaseStep(Wrapper):
-    """A step that one copy takes, and the shared weights once a round."""
+    """A step in which one copy moves, and once per round the shared weights."""
 
     def __init__(self, inner: Step):
         dual = inner.plain.dual

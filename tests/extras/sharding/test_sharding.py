@@ -193,7 +193,7 @@ def test_parts_are_refused_where_there_is_one_process_or_a_word_that_is_given_wh
     score = Magnitude()
     score._origin = WordOrigin(word="ours", package="my-words", version="1")
     plan = tiny_plan(group={"score": score})
-    with pytest.raises(InputError, match="tiny.prune:1 scores by ours, a word of its own"):
+    with pytest.raises(InputError, match="tiny.prune:1 scores by ours, a word of a package"):
         check_shardable(plan, Ranks(0, 2))
     with pytest.raises(InputError, match="there is one process"):
         shard(compile_plan(plain_plan(), PlainNet()), Ranks(), torch.device("cpu"))

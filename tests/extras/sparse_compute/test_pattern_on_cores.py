@@ -298,7 +298,7 @@ def test_a_plan_says_in_how_many_layers_and_where():
     text = show_plan(plan_of(KEPT, precision="bf16"))
     assert (
         "    multiplies by the 2:4 pattern of 2 of 4 pruned layers on a GPU's sparse tensor "
-        "cores,\n    in the forward pass alone; elsewhere they are computed whole, with the same "
+        "cores,\n    in the forward pass alone; elsewhere they are computed in full, with the same "
         "result\n"
     ) in text
     assert "\n  2.00 where no sparse tensor cores multiply by its 2:4 pattern\n" in text
@@ -306,10 +306,10 @@ def test_a_plan_says_in_how_many_layers_and_where():
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_plan_in_fp32_says_that_the_layers_are_computed_whole():
+def test_a_plan_in_fp32_says_that_the_layers_are_computed_in_full():
     text = show_plan(plan_of(KEPT))
     assert (
-        "    computes the 2:4 pattern of 2 of 4 pruned layers whole:\n"
+        "    computes the 2:4 pattern of 2 of 4 pruned layers in full:\n"
         "    in fp32, and sparse tensor cores take bf16 and fp16\n"
     ) in text
     assert "where no sparse tensor cores" not in text + show_summary(plan_of(KEPT))
