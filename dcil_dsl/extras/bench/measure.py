@@ -2,7 +2,7 @@
 
 In:   a folder or file of an exported network, names of engines, batch sizes, numbers of threads.
 Out:  BenchReport: times of each engine, engines that are missing and why, the machine.
-Not:  no time is better than the machine is quiet; the report holds its load.
+Not:  the times are only as good as the machine is quiet; the report holds its load.
 
 Engines take turns sample by sample, so that a busy moment meets all of them. Each has a process of
 its own, because thread pools of several engines in one process wait for each other.
@@ -338,7 +338,8 @@ def show_report(report: BenchReport) -> str:
     if machine["features"]:
         lines[0] += f": {', '.join(machine['features'])}"
     if machine["load"]:
-        lines.append(f"load average {machine['load'][0]:.1f}: times hold on a quiet machine alone")
+        load = f"load average {machine['load'][0]:.1f}"
+        lines.append(f"{load}: times are reliable only on a quiet machine")
     lines.append(f"int8 is calibrated on {report.calibration}")
     for batch, threads in dict.fromkeys((one.batch, one.threads) for one in report.times):
         own = [one for one in report.times if (one.batch, one.threads) == (batch, threads)]
