@@ -3,8 +3,8 @@
 In:   a transformers model, a recipe, TrainingArguments and the data sets that a Trainer takes.
 Out:  a Trainer that trains the two paths, evaluates the sparse model, resumes, and saves a folder
       that `from_pretrained` loads without this package.
-Not:  no loop: Trainer's own runs. What it does not know (masks, losses of paths, penalties) hangs
-      on its callbacks and on compute_loss.
+Not:  no loop: Trainer's own runs. Masks, losses of paths and penalties, which it does not know, are
+      computed in callbacks and in compute_loss.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.jobs.pruner import Pruner
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
@@ -51,7 +51,7 @@ class DcilTrainer(Trainer):
         trainer = DcilTrainer(model=bert, recipe="bert.prune", args=args, train_dataset=train,
                               eval_dataset=held_out)
         trainer.train()
-        trainer.save_model("out")  # AutoModel.from_pretrained("out") needs nothing of ours
+        trainer.save_model("out")  # AutoModel.from_pretrained("out") needs no dcil
 
     The recipe says what is pruned, the losses, the optimizer and its rate, clipping, `ema`,
     `accumulate` and `precision`; the arguments say the rest. Where an argument was set to another
@@ -257,7 +257,7 @@ class DcilTrainer(Trainer):
     # -- evaluation --------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **more: Any) -> Any:
-        """Trainer's own, of the plain sparse model."""
+        """Trainer's own loop, on the plain sparse model."""
         with self._sparse_model():
             return super().evaluation_loop(*args, **more)
 
@@ -283,7 +283,7 @@ class DcilTrainer(Trainer):
         return True
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A model that has not the recipe's sparsity is no candidate for the best one."""
+        """Only a model at the recipe's sparsity can become the best one."""
         return self.is_finished() and super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
@@ -361,7 +361,7 @@ class DcilTrainer(Trainer):
         )
 
     def create_model_card(self, *args: Any, **more: Any) -> None:
-        """The card that save_model wrote stays: Trainer's does not know of the pruning."""
+        """Keep the card that save_model wrote: Trainer's own says nothing of the pruning."""
         if self.is_world_process_zero() and not Path(self.args.output_dir, "README.md").exists():
             super().create_model_card(*args, **more)
 
@@ -372,7 +372,7 @@ class DcilTrainer(Trainer):
         path = Path(resume_from_checkpoint) / STATE
         if not path.is_file():
             raise InputError(
-                f"{resume_from_checkpoint} has no {STATE}: it is no checkpoint of a DcilTrainer"
+                f"{resume_from_checkpoint} has no {STATE}: it is not a checkpoint of a DcilTrainer"
             )
         device = next(self.pruner.dual.parameters()).device
         self.pruner.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -414,8 +414,8 @@ def _shifts_labels(model: nn.Module) -> bool:
 
 
 def _refuse_unshifted(plan: Plan) -> None:
-    """Compared with the labels of a causal language model as they stand, each position would learn
-    to repeat its own token."""
+    """InputError for `cross_entropy` on a causal language model, whose labels are not shifted: each
+    position would learn to repeat its own token."""
     for loss in plan.losses:
         if isinstance(loss.term, CrossEntropy):
             raise InputError(

@@ -5,10 +5,10 @@ Out:  the module trained on every path of the recipe, evaluated and saved as the
 Not:  no loop, no optimizer unless asked: those are the module's and Trainer's.
 
 The training_step runs once for each path, on that path's weights: what it returns is the recipe's
-`model(path)`. The module is not traced, so it may do what it likes. Attributes that it sets on the
-way (metrics, lists, hidden states) are kept of the deployed path alone; the other paths see them as
-they were before the step. In checkpoints the module's weights are those of the sparse network; what
-resumes the other paths is the callback's state.
+`model(path)`. The module is not traced, so it may contain any Python. Attributes that it sets on
+the way (metrics, lists, hidden states) are kept from the deployed path alone; the other paths see
+them as they were before the step. In checkpoints the module's weights are those of the sparse
+network; what resumes the other paths is the callback's state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dcil_dsl.compiler.collapse import collapse_in_place, tensors_of
 from dcil_dsl.compiler.dual import NOT_BROADCAST, Dual
 from dcil_dsl.compiler.privatize import twin_names
 from dcil_dsl.diagnostics import Diagnostics, InputError
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.export import export
 from dcil_dsl.integrations.lightning_fit import (
     before_ddp,
     length_of,
@@ -53,8 +53,8 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.distributed import Ranks, begin_step, current_ranks
 from dcil_dsl.training.losses import total_loss
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
 
 OWN_STEP = "the steps of a LightningModule run as they are"
@@ -181,7 +181,7 @@ class DcilCallback(Callback):
                 vars(callback)["check_monitor_top_k"] = self._competing(callback)
 
     def _competing(self, callback: ModelCheckpoint) -> Callable[..., bool]:
-        """Its check_monitor_top_k: an early, denser network is no candidate for the best one."""
+        """Its check_monitor_top_k, refused to a network below the recipe's sparsity."""
         own = type(callback).check_monitor_top_k
 
         def check(trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -347,7 +347,7 @@ class DcilCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """The module keeps its masks: a checkpoint may be written after this."""
+        """Warn that the module is not pruned; masks stay, as a checkpoint may be written next."""
         if self.dual is not None and self._patched:
             rank_zero_warn(
                 "the fit was interrupted: the module's weights are not pruned. "
@@ -355,8 +355,11 @@ class DcilCallback(Callback):
             )
 
     def export(self, module: LightningModule, *, unfinished: bool = False) -> nn.Module:
-        """The module's sparse network while it is fitted, as a copy. SparsityError where the
-        recipe's sparsity is not reached, unless `unfinished`."""
+        """A copy of the module as the sparse network, while it is fitted.
+
+        SparsityError where the recipe's sparsity is not reached, unless `unfinished`; InputError
+        before the first fit.
+        """
         if self.dual is None:
             raise InputError("nothing was fitted with this callback yet")
         return self._plain(module, unfinished)
@@ -380,8 +383,7 @@ class DcilCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The weights of a checkpoint are the sparse network's: load_from_checkpoint needs nothing
-        of ours."""
+        """Save the sparse network's weights, so that load_from_checkpoint needs no dcil."""
         if self.dual is not None and self._patched:
             checkpoint["state_dict"] = self._plain(pl_module, unfinished=True).state_dict()
 
@@ -414,8 +416,8 @@ class DcilCallback(Callback):
 
 @contextmanager
 def _attributes_apart(module: LightningModule, apart: bool) -> Iterator[None]:
-    """Attributes of a path that is not deployed: tensors are copies, so that a metric which adds to
-    its own in place counts the deployed path alone. What is set is dropped after the step."""
+    """Give a path that is not deployed copies of the module's tensors: a metric that adds in place
+    then counts the deployed path alone. What is set is dropped after the step."""
     if apart:
         for part in module.modules():
             if not type(part).__module__.startswith("torch.nn."):
@@ -461,7 +463,7 @@ class _Inner:
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
-    """Metrics are logged of the deployed path alone."""
+    """In the place of `log` on other paths: metrics are logged for the deployed path alone."""
 
 
 def _refuse_losses(plan: Plan) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.export import export
 from dcil_dsl.jobs import stages
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.lang.recipe import Recipe
@@ -26,8 +26,8 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import Average, deployed, start_average, update_average
 from dcil_dsl.training.distributed import begin_step, current_ranks
 from dcil_dsl.training.losses import refuse_constant
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 
 T = TypeVar("T")
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.diagnostics.errors import InputError
+from dcil_dsl.training.sparsity import SparsityError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
@@ -309,7 +309,7 @@ def merge_scores(dual: Dual, step: int, ranks: Ranks) -> None:
     In parts they are of all ranks as they stand: the gradients that they take are.
     """
     due = dual.due(step) if dual.placement.is_whole and ranks.count > 1 else []
-    if any(group.kept_score is not None for group in due):
+    if any(group.buffered_score is not None for group in due):
         ranks.average(dual.score_state.values())
 
 
