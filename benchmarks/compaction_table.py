@@ -186,8 +186,9 @@ def changed_by_stream(model: nn.Module, spec: str) -> float:
     small = copy.deepcopy(model)
     width = model.embed_dim
     gone = list(range(0, width, 2))
-    graph = tp.DependencyGraph().build_dependency(small, example_inputs=x)
     first = small.patch_embed.proj
+    with torch.enable_grad():
+        graph = tp.DependencyGraph().build_dependency(small, example_inputs=x)
     graph.get_pruning_group(first, tp.prune_conv_out_channels, idxs=gone).prune()
     for module in writers(model):
         module.weight[gone], module.bias[gone] = 0, 0
