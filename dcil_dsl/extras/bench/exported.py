@@ -36,7 +36,8 @@ def engines_for(place: Path) -> tuple[str, ...]:
         _, is_int8 = FORMATS[name][0](place)
     except ImportError as error:
         raise InputError(f"{place} needs the library `{error.name}`") from None
-    return FORMATS[name][2 if is_int8 else 1]
+    _, float32, int8 = FORMATS[name]
+    return int8 if is_int8 else float32
 
 
 class ExportedSubject(Subject):
