@@ -35,7 +35,7 @@ def kept_generators(module: nn.Module) -> list[Any]:
     found: dict[int, Any] = {}
     seen: set[int] = set()
     for part in module.modules():
-        kind = type(part)
+        kind: type[object] = type(part)
         if kind.__module__.startswith("torch.nn."):
             continue  # torch's own modules keep none
         own = [value for name, value in vars(part).items() if name not in NOT_SEARCHED]
