@@ -177,7 +177,7 @@ def changed_by_stream(model: nn.Module, spec: str) -> float:
     """How much half of a ViT's stream changes the outputs, relative to 1 + the largest output.
 
     The same channels are gone on both sides: as zeros in every tensor that writes, scales or reads
-    them, and as channels that are not there. The layer norms then divide by another count.
+    them, and as missing channels. The layer norms then divide by another count.
     """
     import torch_pruning as tp
 

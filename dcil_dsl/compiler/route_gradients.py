@@ -24,8 +24,9 @@ from dcil_dsl.plan.plan import Group, Phase, Plan, Shares
 from dcil_dsl.words.registry import token
 from dcil_dsl.words.views import AnyView
 
-# The readers of a value on each path; what a path returns is read by the output node.
+# By path, the nodes that read a value; what a path returns is read by the output node.
 Readers = dict[str, list[fx.Node]]
+# For one reader: what it reads -> the view of it that the reader gets instead.
 Seen = dict[fx.Node, fx.Node]
 
 
@@ -111,7 +112,7 @@ def _split(
 
     mask = buffer("mask")
     more: dict[str, Any] = {}
-    score = group.kept_score
+    score = group.buffered_score
     if training and score is not None and score.path in paths:
         gain = 1.0 if score.average is None else 1.0 - score.average
         tensors = (buffer("score"), buffer("unscale", UNSCALE))
@@ -168,7 +169,8 @@ def _shared(
             seen[path] = node
             continue
         with graph.inserting_before(users[0]):
-            name, given = f"{node.name}_{path}", (node, share)
+            name = f"{node.name}_{path}"
+            given: tuple[Any, ...] = (node, share)
             if share == 0 and not watched.isdisjoint(users):
                 given = (*given, True)
             seen[path] = graph.create_node("call_function", share_gradient, given, name=name)

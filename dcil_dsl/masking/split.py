@@ -1,4 +1,4 @@
-"""Split a weight into one view a path, and route the gradients of the views back to the weight.
+"""Split a weight into one view per path, and route the gradients of the views back to the weight.
 
 In:   a weight, its mask, and for each path its view and its shares of the gradient; a score that
       is computed from the gradient of one path.
@@ -38,7 +38,7 @@ ATOMS = (
 class Scoring(NamedTuple):
     """A score that each backward pass updates; see add_gradient_score.
 
-    total    the score, one number a weight, updated in place
+    total    the score, one number per weight, updated in place
     unscale  one over the loss scale, a tensor of one number
     score    the token of a score (words/scores.py)
     path     the index among the views of the path whose gradient counts

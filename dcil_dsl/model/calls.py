@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.side_effects import remembered_by
 
@@ -153,7 +153,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def global_hook() -> str | None:
-    """The name of a hook that somebody else than torch registered for the calls of all modules.
+    """The name of a hook for the calls of all modules that other code than torch's registered.
 
     A graph calls some modules of the model and not others, and a Dual gives {path: output}.
     """

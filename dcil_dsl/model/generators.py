@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ KINDS = (torch.Generator, random.Random)
 OF_NUMPY = ("Generator", "RandomState")
 APART = 0x9E3779B97F4A7C15  # between the seeds of two generators
 States = list[tuple[Any, Any]]  # each generator with its state
-_known: MutableMapping[nn.Module, list[Any]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 
 
 def kept_generators(module: nn.Module) -> list[Any]:
@@ -35,7 +35,7 @@ def kept_generators(module: nn.Module) -> list[Any]:
     found: dict[int, Any] = {}
     seen: set[int] = set()
     for part in module.modules():
-        kind = type(part)
+        kind: type = type(part)
         if kind.__module__.startswith("torch.nn."):
             continue  # torch's own modules keep none
         own = [value for name, value in vars(part).items() if name not in NOT_SEARCHED]

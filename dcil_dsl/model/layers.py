@@ -214,7 +214,7 @@ def _called_plainly(graph: fx.Graph) -> set[str]:
 
 
 def _weight_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of the module's matrices of connections, even if they are no parameters now."""
+    """The names of the module's matrices of connections, even if they are not parameters now."""
     match module:
         case nn.MultiheadAttention():
             separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")

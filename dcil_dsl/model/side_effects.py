@@ -34,6 +34,7 @@ from dcil_dsl.model.generators import (
 
 SIMPLE = (bool, int, float, str, type(None))
 CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
+EMPTY: dict[type, Any] = {kind: kind() for kind in CONTAINERS}
 TABLES = ("_parameters", "_buffers")
 REMEMBERED = "_remembered"  # the attribute of a module that holds the attributes of its paths
 CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes at each call
@@ -50,16 +51,23 @@ class Attributes:
     def __init__(self, module: nn.Module):
         self.module = module
         self.values = dict(vars(module))
-        self.contents = {
-            name: copy.copy(value)
-            for name, value in self.values.items()
-            if type(value) in CONTAINERS and value is not None
-        }
-        self.nested = {
-            name: [(part, copy.copy(part)) for part in _collections(value, set())]
-            for name, value in self.values.items()
-            if (type(value) in CONTAINERS or type(value) is tuple) and name != REMEMBERED
-        }
+        self.nested: dict[str, list[tuple[Any, Any]]] = {}
+        for name, value in self.values.items():
+            kind = type(value)
+            if name == REMEMBERED or kind not in CONTAINERS and kind is not tuple:
+                continue
+            if value:
+                parts = [(part, part.copy()) for part in _collections(value, set())]
+            else:  # as most of a module's tables of hooks are
+                parts = [] if kind is tuple else [(value, EMPTY[kind])]
+            self.nested[name] = parts
+
+    def content(self, name: str) -> Any:
+        """What a collection held, the value of any other attribute, or MISSING."""
+        value = self.values.get(name, MISSING)
+        if type(value) not in CONTAINERS or name not in self.nested:
+            return value
+        return self.nested[name][0][1]
 
     def restore(self) -> None:
         """Set the attributes back, and the contents of collections in them, however deep."""
@@ -213,7 +221,7 @@ def changed_attribute(
         is_aside = name not in before.values and _is_computed(new)
         if name.startswith(CONSTANT) or (is_aside and not is_read(kind, name)):
             continue
-        old = before.contents.get(name, before.values.get(name, MISSING))
+        old = before.content(name)
         if not is_kept(name, old, new):
             return name
     return None

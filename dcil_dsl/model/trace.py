@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.calls import apply_opaque, global_hook, has_hooks
+from dcil_dsl.model.collector import collector_paused
 from dcil_dsl.model.copies import HOOKS, copy_module, left_behind
 from dcil_dsl.model.dataflow import written_storages
 from dcil_dsl.model.guards import Decisions
@@ -78,6 +79,7 @@ class Traced:
         return self.train if training else self.eval
 
 
+@collector_paused()
 def trace_model(
     model: nn.Module,
     example_inputs: object = None,

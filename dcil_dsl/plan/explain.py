@@ -119,7 +119,7 @@ def _what_it_is(
             yield (
                 "arithmetic",
                 (
-                    f"{entry.macs:,} multiply-accumulates an example, "
+                    f"{entry.macs:,} multiply-accumulates per example, "
                     f"{_part(entry.macs, macs)} of the model's"
                 ),
             )
@@ -134,7 +134,7 @@ def _what_it_is(
         )
         inside = _inside(layer, traced)
         if inside:
-            yield "inside", f"layers with a story of their own: {_names(inside)}"
+            yield "inside", f"layers that are explained alone: {_names(inside)}"
     place = 1 + [other.path for other in traced.layers].index(layer.path)
     yield (
         "place",

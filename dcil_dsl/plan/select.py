@@ -40,7 +40,7 @@ from dcil_dsl.words.units import Percent
 if TYPE_CHECKING:
     from dcil_dsl.model.layers import Layer
 
-MOST_NAMED = 5  # types in a help
+MOST_NAMED = 5  # types listed in a help line
 FEW_NAMES = 64  # are tried one by one
 MOST_SHOWN = 5  # rules that a warning points to
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -175,8 +175,8 @@ class Selection:
                 if own is not None:
                     lines[kind][pattern] = own
         paths = [layer.path for layer in self.layers] if any(lines.values()) else []
-        for kind, own in lines.items():
-            for pattern, chosen in match_all(own, paths):
+        for kind, matched in lines.items():
+            for pattern, chosen in match_all(matched, paths):
                 self.of_name[kind, pattern] = chosen
 
     def _matching_regex(self, pattern: str, span: Span) -> int:

@@ -19,7 +19,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import keeps_at, reached_at
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.training.metrics import check_sparsity
+from dcil_dsl.training.sparsity import check_sparsity
 from dcil_dsl.words.granularity import Filter
 
 

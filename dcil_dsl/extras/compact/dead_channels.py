@@ -36,7 +36,7 @@ class Removal:
 
 
 @dataclass
-class Reading:
+class WeighedRead:
     """A Read with its numbers.
 
     matters   (groups, rows, columns) bool: the weight is not zero
@@ -73,7 +73,7 @@ class Reading:
         return self.constant.nan_to_num(0.0).masked_fill(gone[self.read.columns], 0.0)
 
 
-def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading]:
+def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[WeighedRead]:
     """Every layer of the graph that adds up columns, with what it is given."""
     weights = [read.weighing.weight for read in found.reads]
     means = _means(found)
@@ -84,7 +84,7 @@ def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading
         shared = weights.count(call.weight) > 1 or _is_tied(found.model, call.weight)
         receiver = None if call.bordered or shared else _receiver(read, found, means)
         result.append(
-            Reading(
+            WeighedRead(
                 read,
                 matters=(call.blocks(weight) != 0).any(-1),
                 constant=constant_columns(call, found, values).reshape(call.groups, -1),
@@ -103,7 +103,7 @@ def fix_sums(found: Dependencies, values: dict[fx.Node, object]) -> None:
         found.fix(channels[value != 0], f"{told(node, found.model)} adds it up")
 
 
-def find_removal(found: Dependencies, given: list[Reading]) -> Removal:
+def find_removal(found: Dependencies, given: list[WeighedRead]) -> Removal:
     """The largest set of channels that can go together.
 
     What is read stays; then whole channels stay again until every tensor keeps a shape: slices of
@@ -136,7 +136,7 @@ def gone_along(
     return slices
 
 
-def _live(found: Dependencies, given: list[Reading]) -> Tensor:
+def _live(found: Dependencies, given: list[WeighedRead]) -> Tensor:
     """(channels,) bool: something that is returned depends on it, and it is not constant."""
     live = torch.zeros(found.num_channels, dtype=torch.bool)
     live[[FIXED, *found.fixed]] = True
@@ -155,7 +155,7 @@ def _keep(channels: Tensor, removal: Removal, reason: str) -> None:
     removal.gone[channels] = False
 
 
-def _keep_carriers(reading: Reading, removal: Removal, found: Dependencies) -> None:
+def _keep_carriers(reading: WeighedRead, removal: Removal, found: Dependencies) -> None:
     if reading.receiver is not None:
         return
     carried = reading.carried(removal.gone)
@@ -239,7 +239,7 @@ class Stay:
     reason: str
 
 
-def find_stays(found: Dependencies, given: list[Reading], removal: Removal) -> tuple[Stay, ...]:
+def find_stays(found: Dependencies, given: list[WeighedRead], removal: Removal) -> tuple[Stay, ...]:
     """By layer, in execution order, the commonest reason first."""
     why: dict[int, str] = {}
     for reading in given:  # the later reasons give way to those that stand already

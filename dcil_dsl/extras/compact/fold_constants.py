@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import Values, add_up
-from dcil_dsl.extras.compact.dead_channels import Reading
+from dcil_dsl.extras.compact.dead_channels import WeighedRead
 from dcil_dsl.model.channels.dependencies import Dependencies
 from dcil_dsl.model.channels.operations import (
     Conv,
@@ -63,7 +63,7 @@ def _write_elsewhere(graph: fx.Graph, constant: fx.Node, model: nn.Module) -> No
 
         y = bias; y += x     ==>     y = bias + x
 
-    The parameter would change at each call, and it has not the shape of the result.
+    The parameter would change at each call, and it does not have the shape of the result.
     """
     constants, waiting = {constant}, [constant]
     while waiting:
@@ -122,7 +122,7 @@ def _rank(module: nn.Module) -> int:
 
 
 def _is_added(node: fx.Node, found: Dependencies, values: Values) -> bool:
-    """It is only computed with, element by element, and some of its results are no constants."""
+    """Whether only elementwise operations read it, and some of their results are not constant."""
     ends = False
     for user in node.users:
         if found.kind(user) is not Kind.POINTWISE:
@@ -165,7 +165,7 @@ def _leaves_no_trace(node: fx.Node, found: Dependencies) -> bool:
 
 
 @torch.no_grad()
-def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict[str, Tensor]:
+def fold_constants(model: nn.Module, given: list[WeighedRead], gone: Tensor) -> dict[str, Tensor]:
     """Hand the constants of channels that go to biases, running means and carriers."""
     folded: dict[str, Tensor] = {}
     for reading in given:
@@ -186,7 +186,7 @@ def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict
     return folded
 
 
-def _carried(reading: Reading, weight: Tensor, constant: Tensor, gone: Tensor) -> Tensor:
+def _carried(reading: WeighedRead, weight: Tensor, constant: Tensor, gone: Tensor) -> Tensor:
     """The weight in which each group's carrier does the work of its other columns too."""
     call = reading.read.weighing
     carriers = reading.carriers(gone)

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -229,7 +229,7 @@ def _input(name: str, node: fx.Node) -> ProgramInput:
         raise InputError(f"the input `{name}` has a size other than the batch that may change")
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise InputError(f"the input `{name}` is {dtype}, which a program has no word for")
+        raise InputError(f"the input `{name}` is {dtype}, which the CPU export does not support")
     return ProgramInput.model_validate({"name": _name(node), "shape": shape, "dtype": dtype})
 
 
@@ -246,9 +246,9 @@ def _call(node: fx.Node, results: dict[int, fx.Node] | None, form: Any) -> Progr
     function = name_of(node.target)
     if function is None:
         raise InputError(
-            f"the network calls `{node.target}` ({_where(node)}), which the CPU export has no "
-            "word for",
-            help="the README of extras/cpu tells how a function is added",
+            f"the network calls `{node.target}` ({_where(node)}), which the CPU export does "
+            "not support",
+            help="the README of extras/cpu says how to add a function",
         )
     value = node.meta.get("val")
     try:
@@ -358,20 +358,20 @@ def _between(group: _Fused) -> Iterator[fx.Node]:
 
 
 def _layer(found: Graph, group: _Fused, tensor: Any) -> ProgramLayer:
-    node = group.node
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    node, args = group.node, cast(tuple[Any, ...], group.node.args)
+    weight, bias = args[1], args[2] if len(args) > 2 else None
     settings: dict[str, Any] = {}
     if node.target == aten.conv2d.default:
-        for key, given in zip(("stride", "padding", "dilation"), node.args[3:6]):
-            pair = list(given)  # type: ignore[arg-type]
+        for key, given in zip(("stride", "padding", "dilation"), args[3:6]):
+            pair = list(given)
             settings[key] = tuple(pair * 2 if len(pair) == 1 else pair)
-        if len(node.args) > 6:
-            settings["groups"] = node.args[6]
-    path = found.places[weight]  # type: ignore[index]
+        if len(args) > 6:
+            settings["groups"] = args[6]
+    path = found.places[weight]
     return ProgramLayer(
         op="linear" if node.target == aten.linear.default else "conv2d",
         layer=original_name(path).removesuffix(".weight")[:300],
-        input=_name(node.args[0]),  # type: ignore[arg-type]
+        input=_name(args[0]),
         output=_name(group.last),
         weight=tensor(weight),
         bias=None if bias is None else tensor(bias),
