@@ -67,6 +67,8 @@ def _read(path: Path) -> object:
         inside = [near.name for near in sorted(path.iterdir()) if near.suffix in SUFFIXES]
         help = f"it holds {', '.join(inside)}" if inside else f"one ends in {', '.join(SUFFIXES)}"
         raise InputError(f"{path} is a folder, not a weights file", help)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, not a weights file")
     if not path.is_file():
         raise InputError(f"the weights file {path} does not exist", f"looked at {path.absolute()}")
     if path.suffix not in SUFFIXES:
@@ -96,7 +98,7 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
                 notes.append(f"took the entry `{key}` of {source}")
                 break
     if not isinstance(loaded, dict) or not loaded:
-        raise InputError(f"{source} holds a {type(loaded).__name__}, not a state dict of tensors")
+        raise InputError(f"{source} holds {type(loaded).__name__}, not a state dict of tensors")
     odd = [str(k) for k, v in loaded.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if odd:
         raise InputError(f"{source}: not a state dict, these entries are not tensors: {_some(odd)}")
