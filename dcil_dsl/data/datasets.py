@@ -169,7 +169,7 @@ DATASETS: Mapping[str, DatasetRecord] = MappingProxyType(
             ),
             DatasetRecord(
                 "webdataset",
-                "dcil_dsl.data.shards:open_shards",
+                "dcil_dsl.data.webdataset:open_shards",
                 files=Files(SHARDS, is_shard_folder),
             ),
             DatasetRecord(

@@ -12,7 +12,7 @@ import torch
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, sliced, stand_in
 from dcil_dsl.training.machine import Options, autocast, laid_out

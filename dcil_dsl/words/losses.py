@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import RESOLVED, Factor, PathName, Run, Word
+from dcil_dsl.diagnostics.errors import InputError
+from dcil_dsl.words.word import RESOLVED, Factor, PathName, RunLength, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,7 +169,7 @@ class Balanced(Word):
     beta: Annotated[float, Field(gt=0, lt=1)]
     weights: Annotated[tuple[float, ...] | None, RESOLVED] = None
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         if run.class_counts is None:
             return self
         own = [(1 - self.beta) / (1 - self.beta**n) for n in run.class_counts]

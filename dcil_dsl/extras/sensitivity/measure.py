@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.extras.sensitivity.least_loss import num_gone
 from dcil_dsl.masking.select import keep_top
 from dcil_dsl.model.inputs import Inputs
@@ -32,7 +32,7 @@ PATH = "network"  # the name of the only path of the loss
 
 @dataclass(frozen=True)
 class Quality:
-    """loss: the mean of the usual loss of the task, of classes nats an example; score: the first
+    """loss: the mean of the usual loss of the task, for classes in nats per example; score: the first
     metric of the task."""
 
     loss: float

@@ -2,7 +2,7 @@
 
 In:   what extras/sensitivity measured; or the JSON file that it became.
 Out:  Profile; its curves, monotone, as the allocation by sensitivity reads them.
-Not:  nothing is measured here and nothing shared out (least_loss.py).
+Not:  nothing is measured here and no budget divided (least_loss.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dcil_dsl.plan.plan import PlanRecord
 
 
 class LayerProfile(PlanRecord):
-    """One weight pruned alone, all others unpruned; one entry a level of the profile.
+    """One weight pruned alone, all others unpruned; one entry per level of the profile.
 
     losses  the loss less the unpruned network's
     scores  the metric less the unpruned network's; profiles of images called it top1
@@ -66,11 +66,11 @@ class Profile(PlanRecord):
             raise ValueError("its levels are not rising sparsities between 0 and 1")
         for layer in self.layers:
             if len(layer.losses) != len(self.levels) or len(layer.scores) != len(self.levels):
-                raise ValueError(f"{layer.parameter} has not one entry for each level")
+                raise ValueError(f"{layer.parameter} does not have one entry for each level")
         return self
 
     def to_json(self) -> str:
-        """JSON with a line a layer, numbers to six digits, to be read next to recipes."""
+        """JSON with a line per layer, numbers to six digits, to be read next to recipes."""
         head = self.model_dump(mode="json", exclude={"layers"})
         plain = (layer.model_dump(mode="json", exclude_defaults=True) for layer in self.layers)
         rows = ",\n".join(f"  {json.dumps(_rounded(layer))}" for layer in plain)

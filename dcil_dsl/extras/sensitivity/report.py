@@ -34,7 +34,7 @@ def show_measured(profile: Profile, target: float, file: Path | None, page: Page
         return text + (
             f"no rules for {percent(target)}: at the highest level that was measured {most} go\n"
         )
-    text += f"rules for {percent(target)}, to be pasted into a recipe:\n\n{rules}"
+    text += f"rules for {percent(target)}, to paste into a recipe:\n\n{rules}"
     if file is not None:
         text += (
             f"\nor, with the profile in {file}, over the layers that a rule selects:\n\n"
@@ -44,7 +44,7 @@ def show_measured(profile: Profile, target: float, file: Path | None, page: Page
 
 
 def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
-    """The profile, a row a layer; bars show the level nearest to `target`.
+    """The profile, one row per layer; bars show the level nearest to `target`.
 
     Levels that do not fit on the page are left out, the lowest first; --json has them all.
     """

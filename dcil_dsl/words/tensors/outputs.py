@@ -2,7 +2,7 @@
 
 In:   what a model returns, targets.
 Out:  logits, losses and targets, checked.
-Not:  no loss is computed here (losses.py).
+Not:  no loss is computed here (words/losses.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.words.tensors.widest import widest
 
