@@ -32,10 +32,8 @@ PATH = "network"  # the name of the only path of the loss
 
 @dataclass(frozen=True)
 class Quality:
-    """loss: the mean of the usual loss of the task, for classes in nats per example.
-
-    score: the first metric of the task.
-    """
+    """loss: the mean of the usual loss of the task, for classes in nats per example; score: the
+    first metric of the task."""
 
     loss: float
     score: float
