@@ -23,7 +23,11 @@ from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.tensors.widest import widest
 
 
-class TopK(Metric):  # type: ignore[misc,unused-ignore]
+class OwnMetric(Metric):  # type: ignore[misc,unused-ignore]
+    """The base of the metrics that torchmetrics has not."""
+
+
+class TopK(OwnMetric):
     """The share of examples whose class is among the k largest logits.
 
     Counts are whole numbers and the quotient is float64, so that the value is exact. torchmetrics'
@@ -47,7 +51,7 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
         return self.correct.cpu().double() / self.total.cpu()
 
 
-class RelativeL2(Metric):  # type: ignore[misc,unused-ignore]
+class RelativeL2(OwnMetric):
     """The root of sum (output - known)^2 / sum known^2, over all examples together."""
 
     error: Tensor
@@ -99,7 +103,8 @@ class Meter:
             try:
                 with warnings.catch_warnings():  # of a process that had no batch of its own
                     warnings.simplefilter("ignore", UserWarning)
-                    values[name] = float(metric.compute())
+                    value, key = metric.compute(), METRICS[name].key
+                    values[name] = float(value[key] if key else value)
             except ValueError as error:
                 raise InputError(f"`{name}` cannot be computed: {error}") from None
         return values
