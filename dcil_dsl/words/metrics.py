@@ -22,6 +22,7 @@ class Metric:
               counts it in another way
     is_share  whether it is a fraction, which people read and write as a percentage
     less_is_better  whether a smaller value is the better one
+    key             of a class that computes several numbers, the name of this one
     """
 
     name: str
@@ -30,6 +31,7 @@ class Metric:
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_share: bool = False
     less_is_better: bool = False
+    key: str = ""
 
     def text(self, value: float, form: str = ".4%") -> str:
         """The value for a person. form: of a percentage."""
@@ -90,16 +92,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(
                 "map",
                 "the mean average precision of boxes, over overlaps of 50 to 95%",
-                "dcil_dsl.tasks.average_precision:AveragePrecision",
-                {"key": "map"},
-                True,
+                "torchmetrics.detection:MeanAveragePrecision",
+                is_share=True,
+                key="map",
             ),
             Metric(
                 "map50",
                 "the mean average precision of boxes that overlap by half",
-                "dcil_dsl.tasks.average_precision:AveragePrecision",
-                {"key": "map_50"},
-                True,
+                "torchmetrics.detection:MeanAveragePrecision",
+                is_share=True,
+                key="map_50",
             ),
             Metric("sparsity", "the share of zeros among the weights under rules", is_share=True),
             Metric("mse", "the mean squared error", SQUARED, less_is_better=True),

