@@ -1,0 +1,116 @@
+"""Differences between methods, paired by seed, with their 95% intervals.
+
+    python benchmarks/paired.py benchmarks/results/clip.csv --against gmp
+
+Two runs are a pair where they differ in method and seed-independent settings of the method alone:
+the same network, images, sparsity, cost and seed. The interval is Student's, of the mean of the
+differences; of one pair there is none. Of each method the recipe's hash is listed, and runs of two
+hashes are two methods.
+
+In:   a table of compare.py.
+Out:  a table in Markdown: mean accuracy in percent, the mean difference with its interval.
+Not:  nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student
+
+LEVEL = 0.95
+SETTING = ("network", "data", "split", "examples", "image_size", "start", "clients")
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """Runs that differ in the seed alone. settings: the overrides that `common` does not have."""
+
+    split: str
+    target: float
+    passes: float
+    method: str
+    settings: str
+    recipe: str
+    setting: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        return self.method + (f", {self.settings}" if self.settings else "")
+
+    def is_comparable(self, other: Arm) -> bool:
+        own, others = ((arm.setting, arm.target, round(arm.passes)) for arm in (self, other))
+        return own == others
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--against", default="gmp", help='a method, or "gmp, setting=value"')
+    parser.add_argument("--measure", default="top1", help="at the end of the run")
+    asked = parser.parse_args(arguments)
+    print(markdown(read_arms(asked.table, asked.measure), asked.against))
+    return 0
+
+
+def read_arms(table: Path, measure: str = "top1") -> dict[Arm, dict[int, float]]:
+    """{arm: {seed: the measure at the end}}."""
+    with open(table, newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["measure"], r["at"]) == (measure, "end")]
+    given = [set(filter(None, row["overrides"].split("; "))) for row in rows]
+    common = set.intersection(*given) if given else set()
+    arms: dict[Arm, dict[int, float]] = defaultdict(dict)
+    for row, own in zip(rows, given, strict=True):
+        settings = ", ".join(part for part in row["overrides"].split("; ") if part in own - common)
+        arm = Arm(
+            row["split"],
+            float(row["target"]),
+            float(row["passes"]),
+            row["method"],
+            settings,
+            row["recipe_sha256"][:8],
+            tuple(row[name] for name in SETTING),
+        )
+        arms[arm][int(row["seed"])] = float(row["value"])
+    return dict(sorted(arms.items()))
+
+
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """The mean of differences, and half of its 95% interval; None of a single one."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, None
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return mean, float(student.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+
+
+def markdown(arms: dict[Arm, dict[int, float]], against: str) -> str:
+    lines = ["| zeros | cost | method | mean, seeds | minus " + against + ", pairs | recipe |"]
+    lines.append("|---|---|---|---|---|---|")
+    for arm, values in arms.items():
+        bases = [a for a in arms if a.shown == against and a.is_comparable(arm)]
+        seeds = sorted(set(values) & set(arms[bases[0]])) if bases and bases[0] != arm else []
+        gap = difference([values[seed] - arms[bases[0]][seed] for seed in seeds])
+        mean = f"{100 * statistics.mean(values.values()):.2f} ({len(values)})"
+        cells = (f"{arm.target:g} %", f"{arm.passes:g}", arm.shown, mean, gap, arm.recipe)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(values: list[float]) -> str:
+    """In points: "+1.60 +- 0.89 (3)"."""
+    if not values:
+        return ""
+    mean, half = interval(values)
+    spread = "" if half is None else f" +- {100 * half:.2f}"
+    return f"{100 * mean:+.2f}{spread} ({len(values)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
