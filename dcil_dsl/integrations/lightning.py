@@ -50,7 +50,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
-from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.optim import forget_state, set_rate
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
 
 OWN_STEP = "the steps of a LightningModule run as they are"
@@ -249,7 +249,7 @@ class DcilCallback(Callback):
                 help="fused=False, or precision='bf16-mixed'",
             )
         if self._moved:
-            forget_pruned(optimizer, self.dual)
+            forget_state(optimizer, self.dual)
             self._moved = False
         if self.optimizer == "recipe":
             if self.plan.train.clip is not None:

@@ -26,7 +26,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.average import Average, deployed, start_average, update_average
 from dcil_dsl.training.losses import refuse_constant
-from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.optim import forget_state, set_rate
 
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ class Pruner:
         """Before the optimizer's step, once gradients are clipped and unscaled: the penalties, and
         nothing remembered of weights under `forget`."""
         if self._moved:
-            forget_pruned(optimizer, self.dual)
+            forget_state(optimizer, self.dual)
         self.dual.add_penalties(self.steps)
 
     def finish_step(self) -> None:

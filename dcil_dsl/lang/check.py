@@ -292,6 +292,8 @@ def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) ->
         _refuse("integrator", "groups", "moves all weights at one rate", spans, found)
     if train.average is None:
         return
+    if train.reset:
+        _refuse("average", "reset", "has a momentum for each copy", spans, found)
     if train.precision == "fp16":
         _refuse(
             "average",

@@ -49,6 +49,7 @@ from dcil_dsl.words.word import Word, every_word
 class TrainPlan(PlanRecord):
     """accumulate  batches for one step of the optimizer; the last of an epoch may have fewer
     sync_norms   batch norms take their statistics over all ranks
+    reset        the steps at which the optimizer's state begins anew, before the update
     """
 
     num_epochs: NonNegativeInt
@@ -65,6 +66,7 @@ class TrainPlan(PlanRecord):
     groups: tuple[Stored[WeightGroup], ...] = ()
     stop: Stored[Stop] | None = None
     checkpoint: Literal["last", "best"] = "last"
+    reset: tuple[NonNegativeInt, ...] = ()
     seed: int = 0
 
 

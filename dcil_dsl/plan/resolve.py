@@ -359,6 +359,7 @@ def _train(
         groups=groups,
         stop=train.stop and train.stop.in_steps(run),
         checkpoint=train.checkpoint,
+        reset=tuple(run.steps(time).step for time in train.reset),
         seed=train.seed,
     )
 

@@ -113,6 +113,7 @@ class Train(Word):
     groups: tuple[WeightGroup, ...] = ()
     stop: Stop | None = None
     checkpoint: Literal["last", "best"] = "last"  # which one is evaluated and exported
+    reset: tuple[Time, ...] = ()  # when the optimizer forgets what it remembers
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimizer
     sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0
