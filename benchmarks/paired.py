@@ -54,31 +54,46 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("table", type=Path)
     parser.add_argument("--against", default="gmp", help='a method, or "gmp, setting=value"')
     parser.add_argument("--measure", default="top1", help="at the end of the run")
+    parser.add_argument("--also", default="", help="measures by epoch to list")
     asked = parser.parse_args(arguments)
-    print(markdown(read_arms(asked.table, asked.measure), asked.against))
+    arms = read_arms(asked.table, asked.measure)
+    print(markdown(asked.table, arms, asked.against, tuple(filter(None, asked.also.split(",")))))
     return 0
 
 
 def read_arms(table: Path, measure: str = "top1") -> dict[Arm, dict[int, float]]:
     """{arm: {seed: the measure at the end}}."""
+    arms: dict[Arm, dict[int, float]] = defaultdict(dict)
+    for arm, row in read_rows(table, measure):
+        if row["at"] == "end":
+            arms[arm][int(row["seed"])] = float(row["value"])
+    return dict(sorted(arms.items()))
+
+
+def read_rows(table: Path, measure: str) -> list[tuple[Arm, dict[str, str]]]:
+    """The rows of a measure, each with its arm."""
     with open(table, newline="") as file:
-        rows = [r for r in csv.DictReader(file) if (r["measure"], r["at"]) == (measure, "end")]
+        rows = list(csv.DictReader(file))
     given = [set(filter(None, row["overrides"].split("; "))) for row in rows]
     common = set.intersection(*given) if given else set()
-    arms: dict[Arm, dict[int, float]] = defaultdict(dict)
+    found = []
     for row, own in zip(rows, given, strict=True):
-        settings = ", ".join(part for part in row["overrides"].split("; ") if part in own - common)
-        arm = Arm(
-            row["split"],
-            float(row["target"]),
-            float(row["passes"]),
-            row["method"],
-            settings,
-            row["recipe_sha256"][:8],
-            tuple(row[name] for name in SETTING),
-        )
-        arms[arm][int(row["seed"])] = float(row["value"])
-    return dict(sorted(arms.items()))
+        if row["measure"] == measure:
+            parts = [part for part in row["overrides"].split("; ") if part in own - common]
+            found.append((arm_of(row, ", ".join(parts)), row))
+    return found
+
+
+def arm_of(row: dict[str, str], settings: str) -> Arm:
+    return Arm(
+        row["split"],
+        float(row["target"]),
+        float(row["passes"]),
+        row["method"],
+        settings,
+        row["recipe_sha256"][:8],
+        tuple(row[name] for name in SETTING),
+    )
 
 
 def interval(values: list[float]) -> tuple[float, float | None]:
@@ -90,17 +105,40 @@ def interval(values: list[float]) -> tuple[float, float | None]:
     return mean, float(student.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
 
 
-def markdown(arms: dict[Arm, dict[int, float]], against: str) -> str:
-    lines = ["| zeros | cost | method | mean, seeds | minus " + against + ", pairs | recipe |"]
-    lines.append("|---|---|---|---|---|---|")
+def markdown(
+    table: Path, arms: dict[Arm, dict[int, float]], against: str, also: tuple[str, ...] = ()
+) -> str:
+    """also: measures by epoch, whose last value over the run is listed (`_max`: the largest)."""
+    head = ["zeros", "cost", "method", "mean, seeds", f"minus {against}, pairs", *also, "recipe"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    more = {name: by_epoch(table, name) for name in also}
     for arm, values in arms.items():
         bases = [a for a in arms if a.shown == against and a.is_comparable(arm)]
         seeds = sorted(set(values) & set(arms[bases[0]])) if bases and bases[0] != arm else []
         gap = difference([values[seed] - arms[bases[0]][seed] for seed in seeds])
         mean = f"{100 * statistics.mean(values.values()):.2f} ({len(values)})"
-        cells = (f"{arm.target:g} %", f"{arm.passes:g}", arm.shown, mean, gap, arm.recipe)
+        beside = [f"{statistics.mean(x):.3g}" if (x := more[n].get(arm)) else "" for n in also]
+        cells = (f"{arm.target:g} %", f"{arm.passes:g}", arm.shown, mean, gap, *beside, arm.recipe)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def by_epoch(table: Path, measure: str) -> dict[Arm, list[float]]:
+    """For each arm one number a seed: the last of a measure, or the largest of one with `_max`."""
+    runs: dict[tuple[Arm, str], dict[float, float]] = defaultdict(dict)
+    for arm, row in read_rows(table, measure):
+        at = float("inf") if row["at"] == "end" else float(row["at"])
+        runs[arm, row["seed"]][at] = float(row["value"])
+    found: dict[Arm, list[float]] = defaultdict(list)
+    for (arm, _), values in runs.items():
+        largest = max(values.values()) if measure.endswith("_max") else values[max(values)]
+        found[arm].append(largest)
+    return found
+
+
+def runs_with(table: Path, measure: str) -> set[str]:
+    """The keys of the runs that have a measure."""
+    return {row["run"] for _, row in read_rows(table, measure)}
 
 
 def difference(values: list[float]) -> str:
