@@ -2,8 +2,8 @@
 
     python benchmarks/paired.py benchmarks/results/clip.csv --against gmp
 
-Two runs are a pair where they differ in method and seed-independent settings of the method alone:
-the same network, images, sparsity, cost and seed. The interval is Student's, of the mean of the
+Two runs are a pair where method and settings alone differ: of one network, on the same images, to
+the same sparsity, at the same cost (or with `--equal epochs` as long), of one seed. The interval is Student's, of the mean of the
 differences; of one pair there is none. Of each method the recipe's hash is listed, and runs of two
 hashes are two methods.
 
@@ -35,6 +35,7 @@ class Arm:
     split: str
     target: float
     passes: float
+    epochs: int
     method: str
     settings: str
     recipe: str
@@ -44,8 +45,11 @@ class Arm:
     def shown(self) -> str:
         return self.method + (f", {self.settings}" if self.settings else "")
 
-    def is_comparable(self, other: Arm) -> bool:
-        own, others = ((arm.setting, arm.target, round(arm.passes)) for arm in (self, other))
+    def is_comparable(self, other: Arm, equal: str = "passes") -> bool:
+        """equal: "passes", so that both cost the same, or "epochs"."""
+        own, others = (
+            (arm.setting, arm.target, round(getattr(arm, equal))) for arm in (self, other)
+        )
         return own == others
 
 
@@ -53,11 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("table", type=Path)
     parser.add_argument("--against", default="gmp", help='a method, or "gmp, setting=value"')
+    parser.add_argument("--equal", choices=("passes", "epochs"), default="passes")
     parser.add_argument("--measure", default="top1", help="at the end of the run")
     parser.add_argument("--also", default="", help="measures by epoch to list")
     asked = parser.parse_args(arguments)
     arms = read_arms(asked.table, asked.measure)
-    print(markdown(asked.table, arms, asked.against, tuple(filter(None, asked.also.split(",")))))
+    also = tuple(filter(None, asked.also.split(",")))
+    print(markdown(asked.table, arms, asked.against, also, asked.equal))
     return 0
 
 
@@ -89,6 +95,7 @@ def arm_of(row: dict[str, str], settings: str) -> Arm:
         row["split"],
         float(row["target"]),
         float(row["passes"]),
+        int(row["epochs"]),
         row["method"],
         settings,
         row["recipe_sha256"][:8],
@@ -106,14 +113,18 @@ def interval(values: list[float]) -> tuple[float, float | None]:
 
 
 def markdown(
-    table: Path, arms: dict[Arm, dict[int, float]], against: str, also: tuple[str, ...] = ()
+    table: Path,
+    arms: dict[Arm, dict[int, float]],
+    against: str,
+    also: tuple[str, ...] = (),
+    equal: str = "passes",
 ) -> str:
     """also: measures by epoch, whose last value over the run is listed (`_max`: the largest)."""
     head = ["zeros", "cost", "method", "mean, seeds", f"minus {against}, pairs", *also, "recipe"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     more = {name: by_epoch(table, name) for name in also}
     for arm, values in arms.items():
-        bases = [a for a in arms if a.shown == against and a.is_comparable(arm)]
+        bases = [a for a in arms if a.shown == against and a.is_comparable(arm, equal)]
         seeds = sorted(set(values) & set(arms[bases[0]])) if bases and bases[0] != arm else []
         gap = difference([values[seed] - arms[bases[0]][seed] for seed in seeds])
         mean = f"{100 * statistics.mean(values.values()):.2f} ({len(values)})"
