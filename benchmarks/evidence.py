@@ -48,7 +48,7 @@ CLIP = [
 ]
 
 # Chosen among on held-out images. Feather's authors give the feedback whole up to 95% zeros.
-RULES = "gmp,st3_rule,soft_damped,soft_fading,soft_reserve,soft_kept,soft_dcil,st3,granet,iee"
+RULES = "gmp,st3_rule,soft_damped,soft_fading,soft_reserve,soft_kept,soft_dcil,st3,granet,iee,ham"
 
 
 def tuned(end: int, rate: float) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
     python benchmarks/paired.py benchmarks/results/clip.csv --against gmp
 
 Two runs are a pair where method and settings alone differ: of one network, on the same images, to
-the same sparsity, at the same cost (or with `--equal epochs` as long), of one seed. The interval is Student's, of the mean of the
-differences; of one pair there is none. Of each method the recipe's hash is listed, and runs of two
-hashes are two methods.
+the same sparsity, at the same cost (or with `--equal epochs` as long), of one seed. The interval is
+Student's, of the mean of the differences; of one pair there is none. Each method's recipe is listed
+by its hash, and runs of two hashes are two methods.
 
 In:   a table of compare.py.
 Out:  a table in Markdown: mean accuracy in percent, the mean difference with its interval.

@@ -34,6 +34,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ALONE = {  # settings of `train` that make more of a step than one backward pass
     "integrator": "evaluates each step several times",
     "balance": "weighs the losses by gradients of their own",
+    "mirror": "changes the weights after the optimizer has",
     "average": "takes turns between copies of the weights",
     "sync_norms": "replaces the batch norms",
     "stop": "follows from evaluations",

@@ -40,7 +40,7 @@ from dcil_dsl.words.losses import Loss
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate, Stop
 from dcil_dsl.words.registry import Stored
-from dcil_dsl.words.step import Balance, Integrator, WeightAverage
+from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
 from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.weight_groups import WeightGroup, divided
 from dcil_dsl.words.word import Word, every_word
@@ -62,6 +62,7 @@ class TrainPlan(PlanRecord):
     sync_norms: bool = False
     average: Stored[WeightAverage] | None = None
     integrator: Stored[Integrator] | None = None
+    mirror: Stored[Mirror] | None = None
     balance: Stored[Balance] | None = None
     groups: tuple[Stored[WeightGroup], ...] = ()
     stop: Stored[Stop] | None = None

@@ -145,6 +145,7 @@ def show_training(plan: Plan, page: Page) -> str:
             *(line for group in train.groups for line in _group(group, page)),
             *show_integrator(plan, page),
             *_told("average", train.average.summary() if train.average else "", page),
+            *_told("mirror", train.mirror.summary() if train.mirror else "", page),
             *_told("stop", _ending(plan), page),
             *_told("reset", _resets(plan), page),
             *_told("balance", train.balance.summary() if train.balance else "", page),

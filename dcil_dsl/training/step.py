@@ -33,6 +33,7 @@ from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.losses import make_forward, refuse_constant
 from dcil_dsl.training.machine import Options, precision_of
 from dcil_dsl.training.optim import forget_state, set_rate
+from dcil_dsl.words.step import Mirror
 
 # What older versions of torch call broadcast_buffers.
 SYNC_BUFFERS = "forward_sync_buffers"
@@ -364,6 +365,22 @@ class RegularizedStep(Wrapper):
                 plain.clip(plain.dual.plan.train.clip)
             plain.dual.add_penalties(batch.step)
         return result
+
+
+class MirroredStep(Wrapper):
+    """Multiplies the weights after the optimizer's step, `mirror = word`; biases and norms stay."""
+
+    def __init__(self, inner: Step, word: Mirror):
+        super().__init__(inner)
+        self.word = word
+
+    @torch.no_grad()
+    def apply(self, rate: float) -> None:
+        self.inner.apply(rate)
+        for group in self.plain.optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and weight.dim() >= 2:
+                    weight.mul_(self.word.factor(weight, weight.grad, group["lr"]))
 
 
 class AveragedStep(Wrapper):

@@ -45,7 +45,13 @@ def start() -> TwoLayers:
     return TwoLayers().double()
 
 
-def ours(rule: str, mix: str, after=lambda dual, step: None, train: str = ""):
+def ours(
+    rule: str,
+    mix: str,
+    after=lambda dual, step: None,
+    train: str = "",
+    apply=lambda plan, optimizer: optimizer.step(),
+):
     """The dual graph after STEPS steps of the recipe; `after` looks at it at each."""
     recipe = dcil.loads(recipe_of(rule, mix, train))
     plan = dcil.resolve(recipe, start(), steps_per_epoch=STEPS)
@@ -58,7 +64,7 @@ def ours(rule: str, mix: str, after=lambda dual, step: None, train: str = ""):
         dcil.loss(plan, dual(x), y, step).backward()
         dual.add_penalties(step)
         after(dual, step)
-        optimizer.step()
+        apply(plan, optimizer)
     return dual
 
 
