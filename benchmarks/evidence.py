@@ -43,6 +43,7 @@ def grid(methods: str, targets: str, length: str, seeds: str, *settings: str) ->
 
 CLIPPED = "gmp,st3_rule,dpf_rule"
 CLIP = [
+    grid(f"{CLIPPED},dcil", "98", "epochs 12", "0"),  # how gradients explode without it
     grid(CLIPPED, "98", "epochs 12", "0,1,2", "train.clip=3"),
     grid(CLIPPED, "98", "epochs 24", "0,1,2", "train.clip=3"),
 ]
@@ -97,7 +98,7 @@ ALSO = {
     "rules": ("dead_filters", "revived"),
     "routing": ("revived", "cosine", "kept_as_gmp"),
 }
-AGAINST = {"clip": "gmp", "rules": "gmp", "routing": f"routing, {DCIL}"}
+AGAINST = {"clip": "gmp, train.clip=3", "rules": "gmp", "routing": f"routing, {DCIL}"}
 
 
 def main(arguments: list[str] | None = None) -> int:
