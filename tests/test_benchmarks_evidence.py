@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.tiny_job import RECIPE
 from torch import nn
 
@@ -113,6 +114,26 @@ def test_the_numbers_of_routing_as_they_stand_are_dcil():
     plans = [dcil.resolve(r, small_net(), steps_per_epoch=20) for r in (routing, dcil_recipe)]
     assert plans[0].phases == plans[1].phases and plans[0].losses == plans[1].losses
     assert plans[0].groups[0].schedule == plans[1].groups[0].schedule
+
+
+def test_masks_are_compared_with_those_of_gradual_pruning_of_the_same_seed_once(tmp_path):
+    table, where = tmp_path / "t.csv", ["--out", str(tmp_path / "t.csv")]
+    grids = [[*cells, *where] for cells in evidence.routing_of(3)[:2]]
+    parser = compare.parser()
+    gmp, routing = (compare.grid(parser.parse_args(cells))[0] for cells in grids)
+    kept = {gmp: [1.0, 2.0, 0.0, 0.0], routing: [0.0, 5.0, 6.0, 0.0]}
+    for cell, values in kept.items():
+        folder = tmp_path / "runs" / cell.key
+        folder.mkdir(parents=True)
+        weight = torch.tensor(values).view(1, 4, 1, 1)
+        save_file(
+            {"conv.weight": weight, "fc.weight": torch.ones(2, 2)}, compare.weights_in(folder)
+        )
+        compare.append(table, cell, [("top1", "end", 0.5)])
+    for _ in range(2):
+        evidence.compare_masks(table, tmp_path / "runs", grids)
+    rows = paired.read_rows(table, "kept_as_gmp")
+    assert [(row["run"], float(row["value"])) for _, row in rows] == [(routing.key, 0.5)]
 
 
 # -- what is measured --------------------------------------------------------------------------
