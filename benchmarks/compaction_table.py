@@ -11,6 +11,11 @@ those of networks whose norms are drawn at random, as after a training: a pruned
 constant, and ours keeps a filter here and there to carry it. Trainings begin with norms that do
 nothing.
 
+Torch-Pruning also removes channels of a stream that layer norms read, and dimensions of attention
+heads, which changes what the network computes. For ViT-tiny the side `torch-pruning, equal` keeps
+both, as equal outputs ask for; `changed_by_stream` is how much a stream of half its channels
+changes the outputs.
+
 The file is written after each part, and a part that it holds is not run again, so the command may
 be stopped and given again. Needs torch-pruning (the table only; the package does not use it).
 """
@@ -131,8 +136,11 @@ def ours(model: nn.Module, spec: str) -> tuple[nn.Module, float]:
     return result.model.float(), result.difference
 
 
-def theirs(model: nn.Module, spec: str) -> tuple[nn.Module, None]:
-    """The network that Torch-Pruning leaves."""
+def theirs(model: nn.Module, spec: str, equal: bool = False) -> tuple[nn.Module, None]:
+    """The network that Torch-Pruning leaves.
+
+    equal  it keeps the stream that layer norms read, and the dimensions of heads
+    """
     import torch_pruning as tp
 
     model.eval()
@@ -143,9 +151,10 @@ def theirs(model: nn.Module, spec: str) -> tuple[nn.Module, None]:
         x,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.5,
-        ignored_layers=[model.get_submodule(last_layer(model))],
+        ignored_layers=[model.get_submodule(last_layer(model)), *(writers(model) if equal else ())],
         num_heads=heads,
         prune_num_heads=bool(heads),
+        prune_head_dims=not equal,
         head_pruning_ratio=0.5,
     )
     pruner.step()
@@ -157,10 +166,45 @@ def theirs(model: nn.Module, spec: str) -> tuple[nn.Module, None]:
     return model, None
 
 
+def writers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a ViT that write to its stream."""
+    ends = ("patch_embed.proj", "attn.proj", "mlp.fc2")
+    return [module for name, module in model.named_modules() if name.endswith(ends)]
+
+
+@torch.no_grad()
+def changed_by_stream(model: nn.Module, spec: str) -> float:
+    """How much half of a ViT's stream changes the outputs, relative to 1 + the largest output.
+
+    The same channels are gone on both sides: as zeros in every tensor that writes, scales or reads
+    them, and as channels that are not there. The layer norms then divide by another count.
+    """
+    import torch_pruning as tp
+
+    model = model.double().eval()
+    x = torch.randn(2, 3, size_of(spec), size_of(spec), dtype=torch.float64)
+    small = copy.deepcopy(model)
+    width = model.embed_dim
+    gone = list(range(0, width, 2))
+    graph = tp.DependencyGraph().build_dependency(small, example_inputs=x)
+    first = small.patch_embed.proj
+    graph.get_pruning_group(first, tp.prune_conv_out_channels, idxs=gone).prune()
+    for module in writers(model):
+        module.weight[gone], module.bias[gone] = 0, 0
+    for tensor in (model.cls_token, model.pos_embed):
+        tensor[..., gone] = 0
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight[gone], module.bias[gone] = 0, 0
+    wanted, given = model(x), small(x)
+    return ((given - wanted).abs().max() / (1 + wanted.abs().max())).item()
+
+
 SIDES: dict[str, Callable[[nn.Module, str], tuple[nn.Module, float | None]]] = {
     "dcil": ours,
     "torch-pruning": theirs,
 }
+EQUAL = "torch-pruning, equal"  # a side of the networks whose stream layer norms read
 
 
 def costs(model: nn.Module, size: int) -> dict[str, int]:
@@ -212,7 +256,12 @@ def part(entry: dict[str, Any], spec: str, side: str, seed: int | None) -> None:
     started = time.perf_counter()
     own = entry.setdefault(side, {})
     model = built(spec, seed or 0)
-    model, difference = SIDES[side](drawn(model) if seed is None else model, spec)
+    model = drawn(model) if seed is None else model
+    if side == EQUAL:
+        own["changed_by_stream"] = changed_by_stream(copy.deepcopy(model), spec)
+        model, difference = theirs(model, spec, equal=True)
+    else:
+        model, difference = SIDES[side](model, spec)
     if seed is None:
         own |= costs(model, size_of(spec)) | {"class": type(model).__name__}
         if difference is not None:
@@ -222,7 +271,7 @@ def part(entry: dict[str, Any], spec: str, side: str, seed: int | None) -> None:
         own.setdefault("seconds", {})[str(seed)] = round(time.perf_counter() - started, 1)
 
 
-def missing(entry: dict[str, Any], sizes_only: bool) -> list[tuple[str, int | None]]:
+def missing(spec: str, entry: dict[str, Any], sizes_only: bool) -> list[tuple[str, int | None]]:
     """The parts of an entry that were not run."""
     parts: list[tuple[str, int | None]] = []
     for side in SIDES:
@@ -231,16 +280,28 @@ def missing(entry: dict[str, Any], sizes_only: bool) -> list[tuple[str, int | No
             parts.append((side, None))
         if not sizes_only and "refused" not in own:
             parts += [(side, seed) for seed in SEEDS if str(seed) not in own.get("top1", {})]
+    if spec.endswith("_224") and "parameters" not in entry.get(EQUAL, {}):
+        parts.append((EQUAL, None))
     return parts
 
 
-def row(spec: str, entry: dict[str, Any]) -> str:
-    cells = [spec.partition(":")[2]]
+def rows(spec: str, entry: dict[str, Any]) -> list[str]:
+    """The row of a network, and one for the side EQUAL where it has one."""
+    name = spec.partition(":")[2]
+    found = [row(name, entry, tuple(SIDES))]
+    if EQUAL in entry:
+        found.append(row(f"{name}, equal outputs", entry, ("dcil", EQUAL)))
+        found.append(f"without half of its stream: {entry[EQUAL]['changed_by_stream']:.2f} apart")
+    return found
+
+
+def row(name: str, entry: dict[str, Any], sides: tuple[str, ...]) -> str:
+    cells = [name]
     for key in ("parameters", "macs"):
-        for side in SIDES:
+        for side in sides:
             value = entry.get(side, {}).get(key)
             cells.append("-" if value is None else f"{100 * value / entry['dense'][key]:.1f}%")
-    for side in SIDES:
+    for side in sides:
         top1 = entry.get(side, {}).get("top1", {})
         cells.append(", ".join(f"{v:.1f}" for v in top1.values()) or "-")
     difference = entry.get("dcil", {}).get("difference_float64")
@@ -270,13 +331,14 @@ def main() -> int:
             for spec in MODELS:
                 if chosen is None or spec.partition(":")[2] in chosen:
                     run(report, spec, sizes_only, given.out)
-    print("\n".join([HEAD, *(row(spec, entry) for spec, entry in report["models"].items())]))
+    lines = [line for spec, entry in report["models"].items() for line in rows(spec, entry)]
+    print("\n".join([HEAD, *lines]))
     return 0
 
 
 def run(report: dict[str, Any], spec: str, sizes_only: bool, out: Path) -> None:
     entry = report["models"].setdefault(spec, {})
-    for side, seed in missing(entry, sizes_only):
+    for side, seed in missing(spec, entry, sizes_only):
         if "dense" not in entry:
             entry["dense"] = costs(built(spec, 0), size_of(spec))
         try:

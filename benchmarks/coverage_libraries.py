@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from coverage_models import Case
+from coverage_case import Case
 from torch import nn
 
 from dcil_dsl.model.inputs import Inputs

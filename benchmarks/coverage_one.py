@@ -1,6 +1,6 @@
 """One model: built, compiled, a step taken, everything held against two copies of it.
 
-In:   a Case (coverage_models.py).
+In:   a Case (coverage_case.py).
 Out:  a dictionary for the JSON: exact, inexact, refused or failed, and how far, how long, why.
 Not:  no list of models and no table; coverage.py runs each case in a process of its own.
 """
@@ -16,9 +16,9 @@ import traceback
 import warnings
 
 import torch
+from coverage_case import SIDES, Case
 from coverage_compare import BOUND, call, compare, floats, logits, seed
 from coverage_kept import kept_layers, leave_early
-from coverage_models import SIDES, Case
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from two_copies import TwoCopies

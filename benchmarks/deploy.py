@@ -52,7 +52,8 @@ from dcil_dsl.model.inputs import Inputs as CallInputs  # noqa: E402
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 Row = tuple[str, int, int]  # network, batch size, threads
 DENSE_AT = 0.9  # of the sparsities, the nearest; the others are those of dcil alone
-ENGINES_OF_TABLE = [name for name in ENGINES if name != "torch-compiled"]
+SAME = ("torch-compiled", "torch-export", "executorch")  # left out: slow to start, or as others
+ENGINES_OF_TABLE = [name for name in ENGINES if name not in SAME]
 
 
 def linear_stack() -> tuple[nn.Module, Inputs]:

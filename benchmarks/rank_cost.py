@@ -27,7 +27,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.distributed import Ranks, joined_ranks
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.optim import make_optimizer, rate_at
+from dcil_dsl.training.optim import make_optimizer
 from dcil_dsl.training.step import Batch, GradientStep
 
 
@@ -78,7 +78,7 @@ def stepping(
     inputs = torch.randn(shape, generator=generator).to(options.device)
     targets = torch.randint(classes, (shape[0],), generator=generator).to(options.device)
     step = make_step(dual, make_optimizer(plan.train.optimizer, dual.trainable()), options)
-    size, active, rate = plan.data.batch_size, open_losses(plan, number), rate_at(plan, number)
+    size, active, rate = plan.data.batch_size, open_losses(plan, number), plan.lr_at(number)
     batch = Batch(inputs, targets, number, 0, active, rate, size=size, total=len(targets))
 
     def update() -> None:

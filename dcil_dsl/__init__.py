@@ -30,7 +30,7 @@ _PUBLIC = {
     "train": "jobs.train",
     "RunOptions": "training.options",
     "Run": "jobs.train",
-    "export": "exporting.collapse",
+    "export": "exporting.export",
     "federate": "extras.federated.job",
     "evaluate_run": "jobs.inspect",
     "export_run": "jobs.export",
@@ -40,7 +40,7 @@ _PUBLIC = {
     "expand": "extras.compact.load",
     "compact_run": "extras.compact.job",
     "load_cpu": "extras.cpu.network",
-    "SparsityError": "training.metrics",
+    "SparsityError": "training.sparsity",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -4,7 +4,7 @@ from dcil_dsl.diagnostics import Diagnostic as Diagnostic
 from dcil_dsl.diagnostics import InputError as InputError
 from dcil_dsl.diagnostics import RecipeError as RecipeError
 from dcil_dsl.diagnostics import RecipeWarning as RecipeWarning
-from dcil_dsl.exporting.collapse import export as export
+from dcil_dsl.exporting.export import export as export
 from dcil_dsl.extras.compact.compaction import compact as compact
 from dcil_dsl.extras.compact.job import compact_run as compact_run
 from dcil_dsl.extras.compact.load import expand as expand
@@ -24,7 +24,7 @@ from dcil_dsl.lang import load as load
 from dcil_dsl.lang import loads as loads
 from dcil_dsl.lang.recipe import Recipe as Recipe
 from dcil_dsl.plan.plan import Plan as Plan
-from dcil_dsl.training.metrics import SparsityError as SparsityError
 from dcil_dsl.training.options import RunOptions as RunOptions
+from dcil_dsl.training.sparsity import SparsityError as SparsityError
 
 __version__: str

@@ -80,7 +80,7 @@ def test_halved_products_are_measured_on_the_same_network_and_what_ran_is_said(t
     assert 2 - 1 / 6 < entry["counted"] < 2 - 0.9 / 6
     assert entry["ratios"].keys() >= {"kept/dense", "ours/dense", "kept/ours"}
     (told,) = entry["patterns"]
-    assert told.startswith("computed whole") and "the device is a CPU" in told
+    assert told.startswith("computed in full") and "the device is a CPU" in told
 
 
 def test_on_a_gpu_what_others_hold_there_does_not_count(monkeypatch):

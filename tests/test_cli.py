@@ -2,8 +2,10 @@
 
 import errno
 import json
+from functools import partial
 
 import pytest
+from support.command_line import NET, answer
 
 from dcil_dsl import __version__
 from dcil_dsl.cli import commands as cli
@@ -44,17 +46,6 @@ train {
 }
 """
 
-NET = """
-from torch import nn
-
-
-def net(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(32, num_classes),
-    )
-"""
-
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -71,13 +62,7 @@ def here(tmp_path, monkeypatch):
 def dcil(here, capsys):
     """dcil("check", "tiny.prune") -> (status, stdout, stderr)."""
 
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.app(args=list(arguments), prog_name="dcil")
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return run
+    return partial(answer, capsys)
 
 
 def test_a_sound_recipe_is_called_sound(dcil):

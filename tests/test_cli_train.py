@@ -193,7 +193,7 @@ def test_the_help_for_classes_can_be_typed_where_the_recipe_has_no_model_block(f
     recipe = dcil.loads(RECIPE.replace("model net { classes = 10 }", ""))
     with pytest.raises(dcil.InputError) as error:
         dcil.train(recipe, f"{folder}/net.py:two_classes", "synthetic", out=tmp_path / "run")
-    assert error.value.help == "write `model two_classes { classes = 10 }` into the recipe"
+    assert error.value.help == "--set model.classes=10"
 
 
 def test_fewer_classes_in_the_data_than_outputs_is_a_loud_warning(folder, tmp_path, capsys):

@@ -37,8 +37,8 @@ def changed(values: object, place: str, new: object) -> str:
 
 PLANS = [
     ("groups.0.refresh", 0, "greater than or equal to 1|greater than 0"),
-    ("groups.0.num_weights", [432], "num_weights has not one entry for each of 2"),
-    ("groups.0.floors", [1, 1, 1], "floors has not one entry for each of 2"),
+    ("groups.0.num_weights", [432], "num_weights does not have one entry for each of 2"),
+    ("groups.0.floors", [1, 1, 1], "floors does not have one entry for each of 2"),
     ("groups.0.spans", [1], "its members are not all of its weights"),
     ("groups.0.granularity", {"word": "filter"}, "no cuts say what a filter is"),
     ("groups.0.parameters.0", "9.weight", "a group prunes a weight that is not in a layer"),
@@ -95,14 +95,14 @@ def test_a_plan_of_what_cannot_be_is_refused(folder, place, new, fault, capsys):
 @pytest.mark.parametrize(
     "place, new, fault",
     [
-        ("promises.0.parameters", [CONV], "num_weights has not one entry for each of 1"),
-        ("promises.0.num_weights", [], "num_weights has not one entry for each of 2"),
+        ("promises.0.parameters", [CONV], "num_weights does not have one entry for each of 1"),
+        ("promises.0.num_weights", [], "num_weights does not have one entry for each of 2"),
         ("promises.0.asked", float("nan"), "promises.0.asked: "),
         ("promises.0.keeps", [-1], "promises.0.keeps.0: "),
         ("step", -1, "step: "),
         ("format", 3, "format: "),
         ("promises.0.keeps", [], "one budget keeps one number"),
-        ("promises.0.costs", [1, 1, 1], "costs has not one entry for each of 2"),
+        ("promises.0.costs", [1, 1, 1], "costs does not have one entry for each of 2"),
         ("promises.0.cuts", [{"shape": [2], "units": [1]}] * 2, "not dimensions of its shape"),
         ("promises.0.cuts", [{"shape": [2], "units": [0]}] * 2, "does not have 432 weights"),
     ],

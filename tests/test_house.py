@@ -83,6 +83,46 @@ def test_a_file_imports_only_from_its_own_folder_or_an_earlier_one():
     assert wrong == []
 
 
+def imported_files(file: Path) -> set[Path]:
+    """The files of the package, or next to the file, that it imports: at any depth, for types
+    too; `from a import b` counts as a.b where that is a file."""
+    found = set()
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if file_of(name, file) else node.module for name in inner}
+    return {found for name in found if (found := file_of(name, file)) and found != file}
+
+
+def file_of(module: str, importer: Path) -> Path | None:
+    folder = ROOT if module.split(".")[0] == PACKAGE.name else importer.parent
+    place = folder.joinpath(*module.split("."))
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Late imports and those for types alone count: a drawing of the imports has no circle."""
+    import networkx
+
+    graph = networkx.DiGraph(
+        (file, other)
+        for file in FILES + sorted((ROOT / "benchmarks").glob("*.py"))
+        for other in imported_files(file)
+    )
+    circles = [sorted(c) for c in networkx.strongly_connected_components(graph) if len(c) > 1]
+    assert circles == []
+
+
+def test_no_module_lies_loose_at_the_top():
+    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()} - {"__pycache__"} == {
+        *STAGES
+    }
+
+
 def test_core_imports_no_extra():
     """Extras are named in tables of dotted names, which are imported at first use."""
     wrong = [
@@ -92,6 +132,21 @@ def test_core_imports_no_extra():
         and any(name.startswith("dcil_dsl.extras") for name in imports_of(file))
     ]
     assert wrong == []
+
+
+def test_each_extra_has_a_readme_that_says_what_is_proved_and_a_row_in_the_table():
+    folder = PACKAGE / "extras"
+    extras = sorted(file.parent for file in folder.glob("*/__init__.py"))
+    table = (folder / "README.md").read_text()
+    wrong = [
+        extra.name
+        for extra in extras
+        if f"]({extra.name}/README.md)" not in table
+        or not re.search(
+            r"^## (Evidence|Status|What holds)$", (extra / "README.md").read_text(), re.M
+        )
+    ]
+    assert extras and wrong == []
 
 
 def test_no_test_imports_a_test():
@@ -267,11 +322,6 @@ def test_at_most_20_lines_of_each_kind_are_exempt_from_layout_and_types():
     assert "ignore_errors" not in config and "strict = true" in config
 
 
-# Words that two fields of the package share: a run of a job and of a schedule, shards of weights
-# and of data, the reader of a recipe and of images.
-TWICE = {"Origin", "Reader", "Reading", "Run", "Shards", "_Row"}
-
-
 def test_a_class_name_is_used_once():
     names = [
         node.name
@@ -279,7 +329,7 @@ def test_a_class_name_is_used_once():
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.ClassDef)
     ]
-    assert {name for name in names if names.count(name) > 1} <= TWICE
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_the_training_loop_has_no_nested_functions():
@@ -314,7 +364,7 @@ def test_the_words_of_the_language_are_these():
         "a penalty": "square norm l1 group_lasso",
         "a parametrisation": "power",
         "a way to grow": "gradient random",
-        "a loss": "cross_entropy mse kl model js",
+        "a loss": "cross_entropy binary_cross_entropy mse kl model js",
         "a weighting of classes": "balanced",
         "an optimizer": "sgd adam adamw rmsprop lamb muon",
         "a group of weights": "group no_decay frozen",
@@ -332,14 +382,10 @@ def test_the_words_of_the_language_are_these():
 
 @pytest.mark.parametrize("word", ["taylor", "cubic", "erk", "lamp", "rk4", "mixup"])
 def test_the_class_of_a_word_is_the_only_code_that_names_it(word):
-    """One other file, an example of an error or of the tour, may write it; a translator knows the
-    words of two languages."""
+    """One other file may write it: an example of an error, a recipe, or the tour."""
     written = re.compile(rf"\b{word}\b")
-    files = [
-        file
-        for file in PACKAGE.rglob("*")
-        if file.suffix in (".py", ".md") and file.parent.name != "sparseml"
-    ]
+    kinds = (".py", ".pyi", ".md", ".txt", ".c")
+    files = [file for file in PACKAGE.rglob("*") if file.suffix in kinds]
     named = [file for file in files if written.search(file.read_text())]
     code = [file for file in named if "diagnostics" not in file.parts and file.suffix == ".py"]
     assert len(code) == 1 and len(named) <= 2, named

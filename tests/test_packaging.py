@@ -19,7 +19,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
 # of torchvision, pydantic, rich, pytest-lsp
 WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "pygments", "pytest_asyncio"}
-OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol", "zstandard"}
+OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
+OPTIONAL |= {"onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "ethosu", "torchao"}
+OPTIONAL |= {"zstandard"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

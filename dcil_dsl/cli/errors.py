@@ -168,8 +168,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _is_sparsity_error(error: BaseException) -> bool:
     # Looked up in the loaded modules: importing training would load torch, and an error of a
     # module that is not loaded cannot have been raised.
-    metrics = sys.modules.get("dcil_dsl.training.metrics")
-    return metrics is not None and isinstance(error, metrics.SparsityError)
+    loaded = sys.modules.get("dcil_dsl.training.sparsity")
+    return loaded is not None and isinstance(error, loaded.SparsityError)
 
 
 def _say(text: str) -> None:

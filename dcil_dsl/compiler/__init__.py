@@ -16,8 +16,9 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.passes import PASSES, Context, passes_of
 from dcil_dsl.compiler.privatize import add_twins, twin_names
 from dcil_dsl.compiler.verify import verify_targets
-from dcil_dsl.compiler.weight_state import add_dynamics, add_scores
+from dcil_dsl.compiler.weight_state import add_rule_state, add_scores
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.model.collector import collector_paused
 from dcil_dsl.model.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
 from dcil_dsl.words.weight_groups import frozen_names
@@ -25,6 +26,7 @@ from dcil_dsl.words.weight_groups import frozen_names
 __all__ = ["PASSES", "Dual", "add_masks_and_twins", "compile_plan", "run_passes"]
 
 
+@collector_paused()
 def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object = None) -> Dual:
     """Compile a model to its Dual. The model itself is not changed.
 
@@ -110,7 +112,7 @@ def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
 
     add_twins(model, plan)
     add_scores(model, plan)
-    add_dynamics(model, plan)
+    add_rule_state(model, plan)
     for group in plan.groups:
         for parameter in group.parameters:
             owner, _, name = parameter.rpartition(".")

@@ -3,8 +3,8 @@
 In:   a Dual.
 Out:  the same Dual, whose training graphs of n nodes run in about sqrt(n) segments. Values between
       segments are kept; values within a segment are computed again for the backward pass.
-Not:  no other numbers: the second run of a segment draws the same random numbers and does not
-      update buffers (running statistics, counts) again.
+Not:  the results do not change: the second run of a segment draws the same random numbers and does
+      not update buffers (running statistics, counts) again.
 
 The nodes of one path come before those of the next, so each segment belongs to one path. The views
 of weights come before all segments, so that a score is updated once. No cut separates a value from

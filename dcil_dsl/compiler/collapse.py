@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.privatize import remove_twins, twin_name
-from dcil_dsl.compiler.weight_state import remove_dynamics, remove_scores, soft_of
+from dcil_dsl.compiler.weight_state import PrunedModule, remove_rule_state, remove_scores, soft_of
 from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.side_effects import REMEMBERED
@@ -21,7 +20,7 @@ from dcil_dsl.words.registry import token
 
 
 @torch.no_grad()
-def collapse(dual: Dual, path: str | None = None) -> nn.Module:
+def collapse(dual: PrunedModule, path: str | None = None) -> nn.Module:
     """What `path` computes, as the model that was given; None is the deployed path.
 
     A masked path has exact zeros where its masks are False. A path that is not deployed
@@ -31,8 +30,8 @@ def collapse(dual: Dual, path: str | None = None) -> nn.Module:
 
 
 @torch.no_grad()
-def collapse_in_place(dual: Dual, model: nn.Module, path: str | None = None) -> nn.Module:
-    """`collapse` of the Dual's own module, or of a copy of it: what compiling added is gone."""
+def collapse_in_place(dual: PrunedModule, model: nn.Module, path: str | None = None) -> nn.Module:
+    """Undo what compiling added to `model`, the Dual's own module or a copy of it."""
     plan = dual.plan
     path = path or plan.deploy
     views = {entry.name: token(entry.view) for entry in plan.paths}
@@ -48,7 +47,7 @@ def collapse_in_place(dual: Dual, model: nn.Module, path: str | None = None) -> 
             setattr(model.get_submodule(owner), name, copy_module(twin))
     remove_twins(model, plan)
     remove_scores(model, plan)
-    remove_dynamics(model, plan)  # from here on weights are what the views are of
+    remove_rule_state(model, plan)  # from here on parameters hold the weights, not theta
     for name in constants(model):
         del model._buffers[name]
         model._non_persistent_buffers_set.discard(name)
@@ -64,9 +63,9 @@ def collapse_in_place(dual: Dual, model: nn.Module, path: str | None = None) -> 
     return model
 
 
-def tensors_of(dual: Dual, path: str) -> dict[str, Tensor]:
+def tensors_of(dual: PrunedModule, path: str) -> dict[str, Tensor]:
     """The weights that `path` computes with, by the original's names; its private modules'
-    parameters and buffers among them. What is not named is the original's own."""
+    parameters and buffers among them. Tensors that are missing here are the original's own."""
     plan, found = dual.plan, {}
     if path != plan.deploy:
         for entry in plan.privates:
@@ -84,7 +83,7 @@ def tensors_of(dual: Dual, path: str) -> dict[str, Tensor]:
     return found
 
 
-def _names_of(dual: Dual, parameter: str) -> list[str]:
+def _names_of(dual: PrunedModule, parameter: str) -> list[str]:
     """Every name that a weight has: modules may share it."""
     weight = dual.get_parameter(parameter)
     named = dual.original.named_parameters(remove_duplicate=False)

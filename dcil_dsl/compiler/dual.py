@@ -17,20 +17,22 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
+from dcil_dsl.compiler.collapse import collapse, tensors_of
 from dcil_dsl.compiler.masks import are_halved, make_masks
-from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
+from dcil_dsl.compiler.privatize import twin_name, twin_names
 from dcil_dsl.compiler.weight_state import (
+    PrunedModule,
     add_penalties,
     begin_scores,
     clear_growth,
     follow_masks,
     grown_masks,
-    scored_groups,
     scores_of,
 )
-from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.masking.placement import ALL_ROWS
 from dcil_dsl.masking.units import remember_half
-from dcil_dsl.model.calls import apply_opaque
+from dcil_dsl.model.calls import apply_opaque, global_hook
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inner_checkpoints import left_to_python, runs_through
 from dcil_dsl.model.inputs import Arguments
@@ -39,8 +41,10 @@ from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.plan.schedule import is_refresh, last_refresh, sparsity_at
 from dcil_dsl.words.tensors.widest import has_float64
 
+NOT_BROADCAST = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel reads
 
-class Dual(fx.GraphModule):
+
+class Dual(PrunedModule):
     """A GraphModule that runs the paths of a plan on one set of weights.
 
     In training mode the paths that the current phase needs are computed, in evaluation mode
@@ -48,25 +52,20 @@ class Dual(fx.GraphModule):
     `<weight>_mask` of the same module, True = kept. `.code` is the training graph of the
     current phase.
 
-    original       the model, whose tables of weights and modules this module uses
     graphs         by (training, phase)
     forwards       the function that runs each graph
     penalties_due  the step whose penalties are not added yet
-    placement      the rows of the weights that this process has
     apart          runs a forward outside of the caller's torch.compile; None: nothing is opaque
     begun          the step that was begun last; None: any may be begun next
     resets         whether the optimizer begins anew at that step, by `reset` of `train`
     is_begun       whether any was: a flag whose value torch.compile need not watch
     """
 
-    original: nn.Module
     graphs: dict[tuple[bool, int], fx.Graph]
     forwards: dict[tuple[bool, int], Callable[..., Any]]
     penalties_due: int | None
-    plan: Plan
     arguments: Arguments
     phase: int
-    placement: Placement
     apart: Callable[..., Any] | None
     begun: int | None
     resets: bool
@@ -97,6 +96,13 @@ class Dual(fx.GraphModule):
         self.__dict__["apart"] = left_to_python() if plan.opaque else None
         self.phase = 0
         self.placement = ALL_ROWS
+        # DistributedDataParallel would replace each process's own scores by the first one's.
+        self.__dict__[NOT_BROADCAST] = [
+            name + end
+            for group in plan.groups
+            for name in group.parameters
+            for end in ("_mask", "_score")
+        ]
         self.run_graphs(graphs)
         self.training = model.training
 
@@ -144,8 +150,6 @@ class Dual(fx.GraphModule):
     def _called_otherwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Evaluation with other arguments than those of the graph: the model's own forward, with
         the weights of each path."""
-        from dcil_dsl.compiler.collapse import tensors_of
-
         twins = tuple(twin_names(self.plan))
         return {
             path.name: apply_opaque(
@@ -158,8 +162,6 @@ class Dual(fx.GraphModule):
     def deployed(self) -> nn.Module:
         """The plain model of the deployed path, as its weights and masks are now: a copy, with the
         original's methods and attributes (`generate`, `config`), in evaluation mode."""
-        from dcil_dsl.compiler.collapse import collapse
-
         return collapse(self).eval()
 
     def __getattr__(self, name: str) -> Any:
@@ -209,37 +211,6 @@ class Dual(fx.GraphModule):
         self.forget_step()
         return result
 
-    # -- weights and masks -----------------------------------------------------------------
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """The masks by the names of their weights, in the order of the plan's groups."""
-        return {
-            name: self.get_buffer(f"{name}_mask")
-            for group in self.plan.groups
-            for name in group.parameters
-        }
-
-    @property
-    def score_state(self) -> dict[str, Tensor]:
-        """The scores that are summed or averaged over steps, by the names of their weights.
-
-        They are linear in what each backward pass adds, so the score of all processes is the mean
-        of theirs, to be computed before the masks. Sharded weights have the gradient of all
-        processes, and so their scores are the same without a mean.
-        """
-        return {
-            name: self.get_buffer(f"{name}_score")
-            for group, _ in scored_groups(self.plan)
-            for name in group.parameters
-        }
-
-    def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """The original's parameters in the original's order, then the twins."""
-        twins = frozenset(twin_names(self.plan))
-        # A stable sort: both keep their order.
-        return sorted(self.named_parameters(), key=lambda named: is_within(named[0], twins))
-
     # -- time --------------------------------------------------------------------------------
 
     def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool:
@@ -254,8 +225,9 @@ class Dual(fx.GraphModule):
                     pass, None where it will not be
 
         Raises TypeError for a step that is not an integer, ValueError for a negative or an earlier
-        one, RuntimeError where the step before had penalties and did not add them. Warns once
-        where the step is beyond the plan's last.
+        one, InputError where a hook is registered for all modules, RuntimeError where the step
+        before had penalties and did not add them. Warns once where the step is beyond the plan's
+        last.
         """
         step = self._checked(step)
         if step == self.begun:
@@ -265,10 +237,15 @@ class Dual(fx.GraphModule):
                 f"step {self.penalties_due} ended without its penalties: call "
                 "add_penalties(step) between backward() and the optimizer's step()"
             )
+        if hook := global_hook():
+            raise InputError(
+                f"the hook `{hook}` was registered for all modules after compiling",
+                help="register it on the modules that need it, before `dcil.compile`",
+            )
         self._in_phase(self._phase_of(step))
         phase = self.plan.phases[self.phase]
         begin_scores(self, phase, loss_scale)
-        due = [group for group in self.plan.groups if self._is_due(group, step)]
+        due = self.due(step)
         self._refresh_all([(group, last_refresh(group, step)) for group in due])
         clear_growth(self, phase)
         before = step - 1 if self.begun is None else self.begun
@@ -302,6 +279,12 @@ class Dual(fx.GraphModule):
             )
         return step
 
+    def due(self, step: int) -> list[Group]:
+        """The groups whose masks begin_step(step) would recompute."""
+        if step == self.begun:
+            return []
+        return [group for group in self.plan.groups if self._is_due(group, step)]
+
     def _is_due(self, group: Group, step: int) -> bool:
         """Whether masks have to move: at this step, or at one since the last that was begun."""
         if is_refresh(group, step):
@@ -331,8 +314,8 @@ class Dual(fx.GraphModule):
 
     @torch.no_grad()
     def _refresh_all(self, due: list[tuple[Group, int]]) -> None:
-        """Refresh groups, each as of a step: in a copy on the CPU where the device has no float64,
-        on which masks that are the same on every device depend."""
+        """Refresh groups, each for its step. Equal masks on every device need float64: where the
+        device has none, refresh a copy on the CPU."""
         weight = next(self.parameters(), None)
         if not due or weight is None or has_float64(weight.device):
             for group, step in due:

@@ -19,10 +19,10 @@ from dcil_dsl.compiler.privatize import is_within
 from dcil_dsl.model.calls import apply_layer, apply_opaque
 
 
-def expose_weights(
+def lift_weights(
     graph: fx.Graph, model: nn.Module, private: frozenset[str], twins: frozenset[str]
 ) -> fx.Graph:
-    """Pass shared modules their weights.
+    """Pass each shared module its weights as arguments.
 
         conv1 = self.conv1(x)     ==>     conv1_weight = self.conv1.weight
                                           conv1 = apply_layer(self.conv1, {weight: ...}, x)
@@ -120,8 +120,8 @@ def _tensors(
 ) -> Iterator[tuple[str, str, torch.Tensor, bool]]:
     """(name in the module, full name, tensor, whether a private module has it) of each tensor.
 
-    These are all parameters, and the buffers of private modules. The tensors of a module with two
-    names have one of them.
+    These are all parameters, and the buffers of private modules. A module with two names is listed
+    under one of them.
     """
     seen: set[int] = set()
     prefix = f"{path}." if path else ""

@@ -5,8 +5,8 @@ Out:  boolean masks in the shapes of the weights, True = kept.
 Not:  no weights; dual.py stores the masks.
 
 Where several processes each hold some rows of every weight, they exchange sums over units, counts
-and digits of scores (masking/placement.py, select.py), and each computes its rows of the same
-masks.
+and digits of scores (masking/placement.py, masking/select.py), and each computes its rows of the
+same masks.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_masks(
 
 
 def _of_weights(group: Group, kept: Sequence[Tensor]) -> list[Tensor]:
-    """For each weight one boolean a unit, from those of the members."""
+    """For each weight one boolean per unit, from those of the members."""
     if group.ties:
         return spread_ties(kept, places(group.ties, group.parameters, kept[0].device))
     return [one for one, names in zip(kept, members(group), strict=True) for _ in names]
@@ -118,7 +118,7 @@ def _keep(
     step: int,
     across: Across | None = None,
 ) -> list[Tensor]:
-    """The entries that stay; scores and masks are one a member."""
+    """The entries that stay: one mask per member, from one tensor of scores per member."""
     if group.score.signed:
         scores = [without_sign(score) for score in scores]
     if group.one_budget:

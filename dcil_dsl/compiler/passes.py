@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from dcil_dsl.compiler.lift_weights import expose_weights
+from dcil_dsl.compiler.lift_weights import lift_weights
 from dcil_dsl.compiler.privatize import privatize
 from dcil_dsl.compiler.route_gradients import route_gradients
 from dcil_dsl.compiler.unroll_paths import unroll_paths
@@ -22,7 +22,17 @@ from dcil_dsl.words.registry import extra
 
 
 class Context(NamedTuple):
-    """What every pass may read."""
+    """What every pass may read.
+
+    model     the copy of the model that the graph calls, with masks and twins registered
+    phase     which paths run, and their shares of the gradients
+    training  whether this is the graph for training
+    pruned    the names of the weights that a rule prunes
+    private   the names of the modules of which each path has its own
+    twins     the names of the copies of private modules
+    redraws   the paths that draw the same random numbers as the first path
+    thin      (share of the batch, size) of the paths whose inputs are subsampled
+    """
 
     model: nn.Module
     plan: Plan
@@ -36,7 +46,10 @@ class Context(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A pass, and the checks of the graph that it makes. after: of an extra, what it follows."""
+    """A pass, and the checks of the graph that it makes.
+
+    after  the pass that a pass of an extra follows
+    """
 
     name: str
     rewrite: Callable[[fx.Graph, Context], fx.Graph]
@@ -45,7 +58,7 @@ class Pass(NamedTuple):
 
 
 PASSES = (
-    Pass("expose_weights", lambda g, c: expose_weights(g, c.model, c.private, c.twins)),
+    Pass("lift_weights", lambda g, c: lift_weights(g, c.model, c.private, c.twins)),
     Pass(
         "unroll_paths",
         lambda g, c: unroll_paths(

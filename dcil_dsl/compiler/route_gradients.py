@@ -12,18 +12,21 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from dcil_dsl.compiler.weight_state import UNSCALE
 from dcil_dsl.masking.split import share_gradient, split_weight
 from dcil_dsl.masking.views import read_stored
 from dcil_dsl.model.dataflow import nodes_in, reached_from
+from dcil_dsl.model.inner_checkpoints import as_reentrant
 from dcil_dsl.plan.plan import Group, Phase, Plan, Shares
 from dcil_dsl.words.registry import token
 from dcil_dsl.words.views import AnyView
 
-# The readers of a value on each path; what a path returns is read by the output node.
+# By path, the nodes that read a value; what a path returns is read by the output node.
 Readers = dict[str, list[fx.Node]]
+# For one reader: what it reads -> the view of it that the reader gets instead.
 Seen = dict[fx.Node, fx.Node]
 
 
@@ -53,6 +56,7 @@ def route_gradients(
     seen_by_output: dict[str, Seen] = {path: {} for path in phase.paths}
     order = {node: place for place, node in enumerate(graph.nodes)}
     output = next(reversed(order))
+    watched = _watched(graph)
     results: dict[str, Any] = dict(output.args[0])
     returned = {path: set(nodes_in(structure)) for path, structure in results.items()}
 
@@ -73,7 +77,7 @@ def route_gradients(
             group = pruned[node.target]
             seen = _split(graph, node, tuple(readers), views, shares, group, training)
         else:
-            seen = _shared(graph, node, readers, shares)
+            seen = _shared(graph, node, readers, shares, watched)
         for path, users in readers.items():
             for user in users:
                 by_reader = seen_by_output[path] if user is output else seen_by.setdefault(user, {})
@@ -108,7 +112,7 @@ def _split(
 
     mask = buffer("mask")
     more: dict[str, Any] = {}
-    score = group.kept_score
+    score = group.buffered_score
     if training and score is not None and score.path in paths:
         gain = 1.0 if score.average is None else 1.0 - score.average
         tensors = (buffer("score"), buffer("unscale", UNSCALE))
@@ -148,7 +152,11 @@ def _split(
 
 
 def _shared(
-    graph: fx.Graph, node: fx.Node, readers: Readers, shares: dict[str, Shares]
+    graph: fx.Graph,
+    node: fx.Node,
+    readers: Readers,
+    shares: dict[str, Shares],
+    watched: set[fx.Node],
 ) -> dict[str, fx.Node]:
     """Insert one share_gradient for each path whose share is not 1; the values by their paths.
 
@@ -161,12 +169,26 @@ def _shared(
             seen[path] = node
             continue
         with graph.inserting_before(users[0]):
-            name = f"{node.name}_{path}"
-            seen[path] = graph.create_node(
-                "call_function", share_gradient, (node, share), name=name
-            )
+            name, given = f"{node.name}_{path}", (node, share)
+            if share == 0 and not watched.isdisjoint(users):
+                given = (*given, True)
+            seen[path] = graph.create_node("call_function", share_gradient, given, name=name)
         seen[path].meta["path"] = path
     return seen
+
+
+def _watched(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that act on the `requires_grad` of what they are given, and all before them.
+
+    A reentrant checkpoint detaches its output where no input requires a gradient; a forward may
+    differentiate; whatever an opaque module does is not known.
+    """
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        acts = node.target in (as_reentrant, torch.autograd.grad) or "opaque" in node.meta
+        if acts or not found.isdisjoint(node.users):
+            found.add(node)
+    return found
 
 
 def _is_parameter(node: fx.Node, model: nn.Module) -> bool:

@@ -95,7 +95,9 @@ def unroll_paths(
 
     state = None
     if redraws.intersection(paths[1:]) and any(may_draw(n, model) for n in differing):
-        state = unrolled.call_function(random_state)
+        opaque = [n.args[0] for n in graph.nodes if n in differing and "opaque" in n.meta]
+        owners = dict.fromkeys(n for n in opaque if isinstance(n, fx.Node))
+        state = unrolled.call_function(random_state, tuple(map(share, owners)))
     of_inputs = differing | reached_from(graph, inputs)
     outputs = {}
     for path in paths:

@@ -44,7 +44,7 @@ def verify_routes(graph: fx.Graph, plan: Plan) -> None:
     """Only split_weight reads a pruned weight and its buffers. A layer may also read a mask that a
     pass of an extra gives it and records in the meta of its node.
 
-    If the weight is stored as a root, read_stored reads it, and only split_weight the result.
+    If the weight is stored as theta, read_stored reads it, and only split_weight the result.
     """
     pruned = {name for group in plan.groups for name in group.parameters}
     kinds = ("mask", "score", "threshold", "scale", "reserve")

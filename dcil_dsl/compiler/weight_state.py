@@ -1,9 +1,9 @@
-"""The state that a Dual keeps for its weights besides masks: scores, thresholds, reserves.
+"""Pruned weights and their state: masks, scores, thresholds, reserves.
 
-In:   a model or a Dual, the plan, a step.
-Out:  buffers next to each weight (`<weight>_score`, `_threshold`, `_scale`, `_reserve`), up to
-      date with the step and its masks; weights forgotten, stored as roots, or with the gradients
-      of penalties.
+In:   a model, the plan, a step.
+Out:  PrunedModule, of which each Dual is one; buffers next to each weight (`<weight>_mask`,
+      `_score`, `_threshold`, `_scale`, `_reserve`), up to date with the step and its masks; weights
+      that `forget` sets to zero or that `param` stores as theta; gradients with those of penalties.
 Not:  no formulas of scores (words/scores.py) or views (masking/views.py). Gradients are added to
       scores in the backward pass (masking/split.py).
 """
@@ -11,35 +11,75 @@ Not:  no formulas of scores (words/scores.py) or views (masking/views.py). Gradi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.masks import make_masks
+from dcil_dsl.compiler.privatize import is_within, twin_names
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.masking.placement import Placement
 from dcil_dsl.masking.score import score_weights
 from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.views import largest_pruned, soft_scale
-from dcil_dsl.plan.group import KeptScore
+from dcil_dsl.plan.group import BufferedScore
 from dcil_dsl.plan.plan import Group, Phase, Plan
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
 from dcil_dsl.words.losses import Penalty
 from dcil_dsl.words.scores import Draw, Magnitude, uniform
 from dcil_dsl.words.views import Soft
 
-if TYPE_CHECKING:
-    from dcil_dsl.compiler.dual import Dual
-
 UNSCALE = "loss_unscale"  # one over the loss scale of fp16
+
+
+class PrunedModule(fx.GraphModule):
+    """A module whose weights have masks and state, all in its buffers.
+
+    original   the model, whose tables of weights and modules this module uses
+    placement  the rows of the weights that this process has
+    """
+
+    original: nn.Module
+    plan: Plan
+    placement: Placement
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by the names of their weights, in the order of the plan's groups."""
+        return {
+            name: self.get_buffer(f"{name}_mask")
+            for group in self.plan.groups
+            for name in group.parameters
+        }
+
+    @property
+    def score_state(self) -> dict[str, Tensor]:
+        """The scores that are summed or averaged over steps, by the names of their weights.
+
+        They are linear in what each backward pass adds, so the score of all processes is the mean
+        of theirs, to be computed before the masks. Sharded weights have the gradient of all
+        processes, and so their scores are the same without a mean.
+        """
+        return {
+            name: self.get_buffer(f"{name}_score")
+            for group, _ in scored_groups(self.plan)
+            for name in group.parameters
+        }
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """The original's parameters in the original's order, then the twins."""
+        twins = frozenset(twin_names(self.plan))
+        # A stable sort: both keep their order.
+        return sorted(self.named_parameters(), key=lambda named: is_within(named[0], twins))
 
 
 # -- scores --------------------------------------------------------------------------------------
 
 
-def scored_groups(plan: Plan) -> tuple[tuple[Group, KeptScore], ...]:
+def scored_groups(plan: Plan) -> tuple[tuple[Group, BufferedScore], ...]:
     """The groups whose score needs a buffer, and that score."""
-    pairs = ((group, group.kept_score) for group in plan.groups)
+    pairs = ((group, group.buffered_score) for group in plan.groups)
     return tuple((group, score) for group, score in pairs if score is not None)
 
 
@@ -82,11 +122,11 @@ def remove_scores(model: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def begin_scores(dual: Dual, phase: Phase, loss_scale: Tensor | None) -> None:
-    """Decay the moving averages of scores at the begin of a step.
+def begin_scores(dual: PrunedModule, phase: Phase, loss_scale: Tensor | None) -> None:
+    """Decay the moving averages of scores at the beginning of a step.
 
     The average of a gradient's score does not change while its path does not run. The average of
-    a magnitude takes in the weight at the begin of the step:  S <- a S + (1 - a) |w|.
+    a magnitude takes in the weight at the beginning of the step:  S <- a S + (1 - a) |w|.
     """
     for group, score in scored_groups(dual.plan):
         decay, path = score.average, score.path
@@ -107,7 +147,7 @@ def begin_scores(dual: Dual, phase: Phase, loss_scale: Tensor | None) -> None:
 
 
 @torch.no_grad()
-def clear_growth(dual: Dual, phase: Phase) -> None:
+def clear_growth(dual: PrunedModule, phase: Phase) -> None:
     """Clear the scores by which groups regrow: they hold the gradient of the last step alone."""
     for group, _ in scored_groups(dual.plan):
         if group.regrow is not None and group.regrow.gradient_path in phase.paths:
@@ -116,7 +156,7 @@ def clear_growth(dual: Dual, phase: Phase) -> None:
 
 
 @torch.no_grad()
-def scores_of(dual: Dual, group: Group, step: int) -> list[Tensor]:
+def scores_of(dual: PrunedModule, group: Group, step: int) -> list[Tensor]:
     """The scores of the group's weights for its masks at `step`.
 
     While every score of the group is zero, as before the first gradient, magnitude replaces it.
@@ -136,13 +176,13 @@ def scores_of(dual: Dual, group: Group, step: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def draw_scores(dual: Dual, group: Group, step: int) -> list[Tensor]:
+def draw_scores(dual: PrunedModule, group: Group, step: int) -> list[Tensor]:
     """Random scores of the group's weights, a function of the seed, the weight and the step."""
     pairs = [(dual.get_parameter(name), draw_of(dual, name, step)) for name in group.parameters]
     return [uniform(tuple(w.shape), draw.key, w.device, draw.start) for w, draw in pairs]
 
 
-def draw_of(dual: Dual, name: str, step: int) -> Draw:
+def draw_of(dual: PrunedModule, name: str, step: int) -> Draw:
     """The key of the random scores of one weight."""
     return Draw(dual.plan.train.seed, name, step, dual.placement.start(name))
 
@@ -162,8 +202,8 @@ def buffers_of(group: Group, plan: Plan) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def add_dynamics(model: nn.Module, plan: Plan) -> None:
-    """Register the buffers in the model as of nothing pruned, and store weights as their roots."""
+def add_rule_state(model: nn.Module, plan: Plan) -> None:
+    """Register the buffers, with nothing pruned yet; store weights as theta under a `param`."""
     axes = _filter_axes(plan)
     for group in plan.groups:
         for parameter in group.parameters:
@@ -181,8 +221,8 @@ def add_dynamics(model: nn.Module, plan: Plan) -> None:
 
 
 @torch.no_grad()
-def remove_dynamics(model: nn.Module, plan: Plan) -> None:
-    """Undo add_dynamics."""
+def remove_rule_state(model: nn.Module, plan: Plan) -> None:
+    """Undo add_rule_state."""
     for group in plan.groups:
         for parameter in group.parameters:
             owner, name = _owner(model, parameter)
@@ -203,7 +243,7 @@ def soft_of(module: nn.Module, parameter: str, plan: Plan) -> Soft | None:
 
 
 @torch.no_grad()
-def grown_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> list[Tensor]:
+def grown_masks(dual: PrunedModule, group: Group, scores: list[Tensor], step: int) -> list[Tensor]:
     """The masks of a group that drops and grows weights; the first ones, at step 0, are random."""
     regrow = group.regrow
     if step == 0 or regrow is None:
@@ -226,7 +266,7 @@ def grown_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> li
 
 
 @torch.no_grad()
-def follow_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> None:
+def follow_masks(dual: PrunedModule, group: Group, scores: list[Tensor], step: int) -> None:
     """Update all state that depends on the group's masks."""
     weights: list[Tensor] = [dual.get_parameter(name) for name in group.parameters]
     masks = masks_of(dual, group)
@@ -259,7 +299,7 @@ def follow_masks(dual: Dual, group: Group, scores: list[Tensor], step: int) -> N
 
 
 @torch.no_grad()
-def add_penalties(dual: Dual, step: int) -> None:
+def add_penalties(dual: PrunedModule, step: int) -> None:
     """Add the gradients of the plan's penalties to those of the weights, after the backward pass.
 
     They are gradients of the stored numbers, theta where the rule has `param = power`.
@@ -279,7 +319,7 @@ def add_penalties(dual: Dual, step: int) -> None:
                 w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
 
 
-def _part_of(dual: Dual, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
+def _part_of(dual: PrunedModule, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
     """The weight, the mask of the part that the penalty acts on, and the weight times that mask."""
     w, mask = dual.get_parameter(name), dual.get_buffer(f"{name}_mask")
     part = {"kept": mask, "pruned": ~mask}.get(penalty.part)
@@ -288,7 +328,7 @@ def _part_of(dual: Dual, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, T
     return w, part, torch.where(part, w, w.new_zeros(()))
 
 
-def _norms_of_rows(dual: Dual, group: Group, penalty: Penalty) -> Tensor | None:
+def _norms_of_rows(dual: PrunedModule, group: Group, penalty: Penalty) -> Tensor | None:
     """The norm of each weight over the rows of all processes, in one exchange; None where this
     process holds whole weights, or the penalty needs no norm."""
     if dual.placement.is_whole or not penalty.needs_norm:
@@ -298,7 +338,7 @@ def _norms_of_rows(dual: Dual, group: Group, penalty: Penalty) -> Tensor | None:
     return dual.placement.totals([torch.stack(norms).square()])[0].sqrt()
 
 
-def masks_of(dual: Dual, group: Group) -> list[Tensor]:
+def masks_of(dual: PrunedModule, group: Group) -> list[Tensor]:
     """The masks of the group's weights, in their order."""
     return [dual.get_buffer(f"{name}_mask") for name in group.parameters]
 

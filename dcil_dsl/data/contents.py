@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from dcil_dsl.data.dataset import Dataset, Tensors
-from dcil_dsl.data.shards import Shards
+from dcil_dsl.data.webdataset import TarShards
 from dcil_dsl.diagnostics.optional import library
 
 datasets = library("torchvision.datasets")
@@ -50,7 +50,7 @@ def contents_of(dataset: Dataset, sizes: bool = True) -> dict[str, str]:
                     by_class[label].append(path)
                 for label, name in enumerate(examples.classes):
                     found[f"{part}/{name}"] = _files(by_class[label], sizes)
-            case Shards():
+            case TarShards():
                 found |= {
                     f"{part}/{os.path.basename(f)}": _files([f], sizes) for f in examples.files
                 }

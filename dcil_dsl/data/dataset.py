@@ -40,9 +40,11 @@ class Dataset:
     train, val  each map-style (`len()`, and an item by its number) or a DataLoader over such a
                 data set; an item is what the task reads
     task        a name of TASKS. image-classification: (uint8 CHW tensor or PIL image, class
-                number); classification: (inputs, class number); regression: (inputs, numbers);
-                own-loss: the arguments of the model, a tuple in their order or a dictionary.
-                Inputs: a tensor, or a tuple or dictionary of arguments
+                number); classification: (inputs, class number); multi-label: (inputs, 0 or 1 for
+                each label); segmentation: (image, class numbers of its pixels); detection:
+                (image, {"boxes", "labels"}); regression: (inputs, numbers); physics: (inputs,
+                known solution); own-loss: the arguments of the model, a tuple in their order or a
+                dictionary. Inputs: a tensor, or a tuple or dictionary of arguments
     classes     the names of the classes, by their number; empty where there are none
     mean, std   of images: of each channel, scaled to 0..1
     collate     makes a batch of a list of items; None: torch's default_collate

@@ -60,7 +60,6 @@ class DatasetRecord:
     num_train  training examples, and image_size the side of an image; None: it depends on the
                folder. A plan needs them where the data are on another machine
     channels   the numbers of channels to open its images with; empty: it has no images
-    shape      of one example's inputs, where they are not images
     options    parameters that open_dataset passes on
     """
 
@@ -70,7 +69,6 @@ class DatasetRecord:
     num_train: int | None = None
     image_size: int | None = None
     channels: tuple[int, ...] = (1, 3)
-    shape: tuple[int, ...] | None = None
     files: Files | None = None
     options: tuple[str, ...] = ()
 
@@ -171,16 +169,64 @@ DATASETS: Mapping[str, DatasetRecord] = MappingProxyType(
             ),
             DatasetRecord(
                 "webdataset",
-                "dcil_dsl.data.shards:open_shards",
+                "dcil_dsl.data.webdataset:open_shards",
                 files=Files(SHARDS, is_shard_folder),
             ),
             DatasetRecord(
                 "diabetes",
-                "dcil_dsl.data.sources:diabetes",
+                "dcil_dsl.data.sets.tables:diabetes",
                 task="regression",
                 num_train=353,
                 channels=(),
-                shape=(10,),
+            ),
+            DatasetRecord(
+                "breast-cancer",
+                "dcil_dsl.data.sets.tables:breast_cancer",
+                task="classification",
+                num_train=455,
+                channels=(),
+            ),
+            DatasetRecord(
+                "wine",
+                "dcil_dsl.data.sets.tables:wine",
+                task="classification",
+                num_train=142,
+                channels=(),
+            ),
+            DatasetRecord(
+                "digits-table",
+                "dcil_dsl.data.sets.tables:digits_table",
+                task="classification",
+                num_train=1437,
+                channels=(),
+            ),
+            DatasetRecord(
+                "digits-labels",
+                "dcil_dsl.data.sets.scenes:digits_labels",
+                task="multi-label",
+                num_train=4000,
+                channels=(),
+            ),
+            DatasetRecord(
+                "digits-masks",
+                "dcil_dsl.data.sets.scenes:digits_masks",
+                task="segmentation",
+                num_train=1000,
+                channels=(),
+            ),
+            DatasetRecord(
+                "digits-boxes",
+                "dcil_dsl.data.sets.scenes:digits_boxes",
+                task="detection",
+                num_train=1000,
+                channels=(),
+            ),
+            DatasetRecord(
+                "poisson",
+                "dcil_dsl.data.sets.poisson:poisson",
+                task="physics",
+                num_train=2560,
+                channels=(),
             ),
             DatasetRecord(
                 "synthetic",

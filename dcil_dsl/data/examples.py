@@ -53,7 +53,8 @@ class ExampleLoader(BatchLoader):
         rank: int = 0,
         world_size: int = 1,
     ):
-        source = source_of(dataset.name, part, getattr(dataset, part), dataset.collate)
+        task = task_of(dataset.task)
+        source = source_of(dataset.name, part, getattr(dataset, part), *collates(dataset))
         if source.batch_size not in (None, batch_size):
             raise InputError(
                 f"the {part} loader of {dataset.name} has batches of {source.batch_size}, the "
@@ -63,7 +64,7 @@ class ExampleLoader(BatchLoader):
         super().__init__(
             dataset.name,
             source.examples,
-            task_of(dataset.task),
+            task,
             shuffled=part == "train",
             batch_size=batch_size,
             seed=seed,
@@ -153,6 +154,11 @@ def _in_words(what: str, error: Exception) -> InputError:
     return InputError(f"{what}: {type(error).__name__}: {text}", f"raised at {place}")
 
 
+def collates(dataset: Dataset) -> tuple[Collate | None, Collate]:
+    """The data set's own, and that of its task."""
+    return dataset.collate, task_of(dataset.task).collate
+
+
 @dataclass(frozen=True)
 class ExampleSource:
     """Examples by their number, and how a DataLoader reads them where there is one.
@@ -168,12 +174,21 @@ class ExampleSource:
     workers: int = 0
 
 
-def source_of(name: str, part: str, given: Any, collate: Collate | None = None) -> ExampleSource:
+def source_of(
+    name: str,
+    part: str,
+    given: Any,
+    collate: Collate | None = None,
+    usual: Collate = default_collate,
+) -> ExampleSource:
     """The examples of a part of a data set. InputError where a batch has no number of its own.
 
     Batches are made here, of the recipe's size and in the order of the run's seed, so that a run
     resumes at any of them. A DataLoader contributes its data set, its sampler, its collate_fn and
     its number of workers.
+
+    collate  makes a batch of items, whatever a DataLoader has
+    usual    does so where neither has a function
     """
     if isinstance(given, DataLoader):
         if given.batch_sampler is not None and type(given.batch_sampler) is not BatchSampler:
@@ -192,12 +207,17 @@ def source_of(name: str, part: str, given: Any, collate: Collate | None = None) 
         )
         return ExampleSource(
             _map_style(name, part, given.dataset),
-            collate or given.collate_fn or default_collate,
+            collate or _of_loader(given.collate_fn) or usual,
             None if is_usual else sampler,
             given.batch_size,
             given.num_workers,
         )
-    return ExampleSource(_map_style(name, part, given), collate or default_collate)
+    return ExampleSource(_map_style(name, part, given), collate or usual)
+
+
+def _of_loader(collate: Collate | None) -> Collate | None:
+    """A DataLoader without a function of its own has torch's."""
+    return None if collate is default_collate else collate
 
 
 def _map_style(name: str, part: str, given: Any) -> Sequence[Any]:

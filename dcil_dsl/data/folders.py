@@ -87,7 +87,7 @@ def read_image(file: str | BinaryIO, mode: str, name: str | None = None) -> Imag
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
-    """The upper 8 of 16 bits a pixel; Pillow would make everything above 255 white.
+    """The upper 8 of the 16 bits of each pixel; Pillow would make everything above 255 white.
 
     ValueError for pixels of 32 bits, whose files do not say which value is white.
     """

@@ -1,4 +1,4 @@
-"""Batches of a data set on the device, the same ones whenever they are requested again.
+"""Batches of images on the device, the same ones whenever they are requested again.
 
 In:   one part of a Dataset, and the size, order and augmentation of its batches.
 Out:  (images float32 (B, C, H, W), normalised; labels), both on the device. Labels are class

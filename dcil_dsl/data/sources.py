@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from dcil_dsl.data.dataset import Dataset, Tensors, in_memory
 from dcil_dsl.data.datasets import IDX_FILES, find, idx_file, idx_folder, record_of
@@ -77,20 +76,6 @@ def digits(folder: None, channels: int) -> Dataset:
     )
     train, val = (Tensors(images[part], labels[part]) for part in map(torch.tensor, indices))
     return in_memory("digits", train, val, [str(digit) for digit in range(10)], channels)
-
-
-def diabetes(folder: None, channels: int) -> Dataset:
-    """442 patients, ten measurements of each; the progression of the disease after a year.
-
-    Efron et al. 2004, "Least angle regression", Annals of Statistics 32. 89 patients, drawn once,
-    are held out. The measurements are standardized, as scikit-learn has them; targets are 25..346.
-    """
-    loaded = of_sklearn.load_diabetes()
-    inputs = torch.from_numpy(loaded.data).float() * len(loaded.data) ** 0.5  # of deviation 1
-    targets = torch.from_numpy(loaded.target).float()
-    parts = split.train_test_split(range(len(inputs)), test_size=89, random_state=0)
-    train, val = (TensorDataset(inputs[part], targets[part]) for part in map(torch.tensor, parts))
-    return Dataset("diabetes", train, val, task="regression")
 
 
 # -- fashion-mnist: four idx files ---------------------------------------------------------------

@@ -9,7 +9,7 @@ from dcil_dsl.diagnostics.code import Code
 from dcil_dsl.diagnostics.codes_model import MODEL
 from dcil_dsl.diagnostics.codes_recipe import RECIPE
 from dcil_dsl.diagnostics.codes_syntax import SYNTAX
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.diagnostics.suggest import did_you_mean
 
 CODES: dict[str, Code] = {code.code: code for code in (*SYNTAX, *RECIPE, *MODEL)}

@@ -12,7 +12,7 @@ import importlib
 from importlib.util import find_spec
 from typing import Any
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 
 # What the extra `train` of pyproject.toml brings: the name to import, and the one to install.
 TRAINING = {

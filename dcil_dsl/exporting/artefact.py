@@ -29,14 +29,14 @@ from dcil_dsl.plan.schedule import (
     last_refresh,
     sparsity_at,
 )
-from dcil_dsl.training.metrics import masks_step
+from dcil_dsl.training.sparsity import masks_step
 
 
 class Promise(Budgeted):
     """The zeros that one group of the plan guarantees at one step.
 
     keeps   the largest nonzero count, in what the budget counts: one number for all layers
-            together if the members share one budget, else one a layer
+            together if the members share one budget, else one per layer
     asked   the requested sparsity, a fraction of what the budget counts
 
     Ceilings and bounds are those at this step.

@@ -154,6 +154,54 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
                     ("packed-bf16", "weights in bfloat16", "PackedBrain", ".bf16.packed"),
                 )
             ),
+            Exporter(
+                "torch-export",
+                "a file for torch.export.load: the traced network with its weights",
+                at="dcil_dsl.extras.formats.torch_export:TorchExport",
+                suffix=".pt2",
+            ),
+            Exporter(
+                "onnx",
+                "a file for ONNX Runtime and others, in float32",
+                at="dcil_dsl.extras.formats.onnx_file:Onnx",
+                suffix=".onnx",
+                extra="onnx",
+            ),
+            Exporter(
+                "onnx-int8",
+                "the same in int8, calibrated on the run's data; a zero stays a zero",
+                at="dcil_dsl.extras.formats.onnx_int8:OnnxInt8",
+                suffix=".int8.onnx",
+                extra="onnx",
+            ),
+            Exporter(
+                "openvino",
+                "a folder for OpenVINO, in float32",
+                at="dcil_dsl.extras.formats.openvino_ir:OpenVino",
+                extra="openvino",
+            ),
+            Exporter(
+                "openvino-int8",
+                "the same in int8, calibrated on the run's data; a zero stays a zero",
+                at="dcil_dsl.extras.formats.openvino_ir:OpenVinoInt8",
+                extra="openvino",
+            ),
+            Exporter(
+                "executorch",
+                "a folder with a .pte file for ExecuTorch with XNNPACK, in float32",
+                at="dcil_dsl.extras.formats.executorch_file:ExecuTorch",
+                extra="executorch",
+            ),
+            *(
+                Exporter(
+                    f"ethos-u{size}",
+                    f"a folder with a .pte file for Arm's NPU Ethos-U{size}, in int8, and Vela's "
+                    "report",
+                    at=f"dcil_dsl.extras.formats.ethos_u:EthosU{size}",
+                    extra="ethos-u",
+                )
+                for size in (55, 65, 85)
+            ),
         )
     }
 )

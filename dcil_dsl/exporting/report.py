@@ -99,7 +99,7 @@ def show_report(report: Report) -> str:
     lines.append(f"numbers {report.num_parameters:,}, of them not zero {report.num_nonzero:,}")
     if report.macs:
         lines.append(
-            f"multiply-accumulates an example {report.macs:,}, theoretical "
+            f"multiply-accumulates per example {report.macs:,}, theoretical "
             f"{report.macs_theoretical:,}"
         )
     lines.append(HONESTY)

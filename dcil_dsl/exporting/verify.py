@@ -23,7 +23,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Promise
 from dcil_dsl.plan.group import budget_size, counted, kept_in_budget, members
 from dcil_dsl.plan.text import percent, shorten, table
-from dcil_dsl.training.metrics import Budget, count_units, pattern_counts, tally_group
+from dcil_dsl.training.sparsity import Budget, count_units, pattern_counts, tally_group
 
 PLAIN = (
     torch.float16,

@@ -3,8 +3,8 @@
 In:   a transformers model, a recipe, TrainingArguments and the data sets that a Trainer takes.
 Out:  a Trainer that trains the two paths, evaluates the sparse model, resumes, and saves a folder
       that `from_pretrained` loads without this package.
-Not:  no loop: Trainer's own runs. What it does not know (masks, losses of paths, penalties) hangs
-      on its callbacks and on compute_loss.
+Not:  no loop: Trainer's own runs. Masks, losses of paths and penalties, which it does not know, are
+      computed in callbacks and in compute_loss.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.jobs.pruner import Pruner
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
@@ -51,7 +51,7 @@ class DcilTrainer(Trainer):
         trainer = DcilTrainer(model=bert, recipe="bert.prune", args=args, train_dataset=train,
                               eval_dataset=held_out)
         trainer.train()
-        trainer.save_model("out")  # AutoModel.from_pretrained("out") needs nothing of ours
+        trainer.save_model("out")  # AutoModel.from_pretrained("out") needs no dcil
 
     The recipe says what is pruned, the losses, the optimizer and its rate, clipping, `ema`,
     `accumulate` and `precision`; the arguments say the rest. Where an argument was set to another
@@ -90,7 +90,7 @@ class DcilTrainer(Trainer):
         if self.train_dataset is None:
             raise InputError("DcilTrainer needs a train_dataset: it makes the plan for its batches")
         self._set_signature_columns_if_needed()  # of the plain model's forward
-        self._plain_class = type(model).__name__
+        self._given, self._plain_class = model, type(model).__name__
         checked = self._with_epochs(checked)
         self.pruner = Pruner(
             checked,
@@ -171,14 +171,21 @@ class DcilTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **more: Any
     ) -> Any:
-        """Trainer's own, once: a second run would begin at the sparsity of the first one's end."""
+        """Trainer's own, once: a second run would begin at the sparsity of the first one's end.
+
+        The model that was given has the sparse network's weights afterwards.
+        """
         if self.pruner.steps and not resume_from_checkpoint:
             raise InputError(
                 f"this trainer has trained {self.pruner.steps} steps already",
                 help="DcilTrainer(model=trainer.sparse(), ...) begins again with its weights; "
                 "resume_from_checkpoint=True continues a run that was cut short",
             )
-        return super().train(resume_from_checkpoint, *args, **more)
+        result = super().train(resume_from_checkpoint, *args, **more)
+        if not self.is_finished():
+            logger.warning("the model that was given has not reached the recipe's sparsity")
+        self._given.load_state_dict(self.sparse().state_dict())
+        return result
 
     def compute_loss(
         self,
@@ -250,7 +257,7 @@ class DcilTrainer(Trainer):
     # -- evaluation --------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **more: Any) -> Any:
-        """Trainer's own, of the plain sparse model."""
+        """Trainer's own loop, on the plain sparse model."""
         with self._sparse_model():
             return super().evaluation_loop(*args, **more)
 
@@ -276,7 +283,7 @@ class DcilTrainer(Trainer):
         return True
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A model that has not the recipe's sparsity is no candidate for the best one."""
+        """Only a model at the recipe's sparsity can become the best one."""
         return self.is_finished() and super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
@@ -299,16 +306,17 @@ class DcilTrainer(Trainer):
         finished = self.is_finished()
         if not (finished or unfinished or in_checkpoint):
             self.pruner.export()  # raises, with each layer that is short
-        kept = self.model
-        self.model = self.sparse()
-        try:
-            self._save(output_dir)
-        finally:
-            self.model = kept
+        state = self.pruner.state_dict() if in_checkpoint else None  # every process takes part
         if self.args.should_save:
+            kept = self.model
+            self.model = self.sparse()
+            try:
+                self._save(output_dir)
+            finally:
+                self.model = kept
             self._write_sparsity(Path(output_dir), finished)
-            if in_checkpoint:
-                torch.save(self.pruner.state_dict(), Path(output_dir) / STATE)
+            if state is not None:
+                torch.save(state, Path(output_dir) / STATE)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -353,7 +361,7 @@ class DcilTrainer(Trainer):
         )
 
     def create_model_card(self, *args: Any, **more: Any) -> None:
-        """The card that save_model wrote stays: Trainer's does not know of the pruning."""
+        """Keep the card that save_model wrote: Trainer's own says nothing of the pruning."""
         if self.is_world_process_zero() and not Path(self.args.output_dir, "README.md").exists():
             super().create_model_card(*args, **more)
 
@@ -364,7 +372,7 @@ class DcilTrainer(Trainer):
         path = Path(resume_from_checkpoint) / STATE
         if not path.is_file():
             raise InputError(
-                f"{resume_from_checkpoint} has no {STATE}: it is no checkpoint of a DcilTrainer"
+                f"{resume_from_checkpoint} has no {STATE}: it is not a checkpoint of a DcilTrainer"
             )
         device = next(self.pruner.dual.parameters()).device
         self.pruner.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -406,8 +414,8 @@ def _shifts_labels(model: nn.Module) -> bool:
 
 
 def _refuse_unshifted(plan: Plan) -> None:
-    """Compared with the labels of a causal language model as they stand, each position would learn
-    to repeat its own token."""
+    """InputError for `cross_entropy` on a causal language model, whose labels are not shifted: each
+    position would learn to repeat its own token."""
     for loss in plan.losses:
         if isinstance(loss.term, CrossEntropy):
             raise InputError(

@@ -44,6 +44,11 @@ def refuse(model: nn.Module, args: TrainingArguments, more: Mapping[str, Any]) -
             "merging them fills pruned weights again",
             help="merge first: model.merge_and_unload()",
         )
+    if getattr(getattr(model, "config", None), "return_dict", True) is False:
+        raise InputError(
+            "config.return_dict is False: a tuple does not say which of its items is the loss",
+            help="model.config.return_dict = True",
+        )
     if any(part is not None for part in more.get("optimizers") or ()):
         raise InputError(
             "optimizers: they hold the weights of the model that was given, and others train",
@@ -103,7 +108,6 @@ def follow(recipe: Recipe, args: TrainingArguments) -> None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = recipe.train.precision
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a phase may leave a path out
-    args.ddp_broadcast_buffers = False  # each process sums scores up for its own part of a batch
 
 
 def take_checkpointing(args: TrainingArguments) -> bool:

@@ -5,10 +5,10 @@ Out:  the module trained on every path of the recipe, evaluated and saved as the
 Not:  no loop, no optimizer unless asked: those are the module's and Trainer's.
 
 The training_step runs once for each path, on that path's weights: what it returns is the recipe's
-`model(path)`. The module is not traced, so it may do what it likes. Attributes that it sets on the
-way (metrics, lists, hidden states) are kept of the deployed path alone; the other paths see them as
-they were before the step. In checkpoints the module's weights are those of the sparse network; what
-resumes the other paths is the callback's state.
+`model(path)`. The module is not traced, so it may contain any Python. Attributes that it sets on
+the way (metrics, lists, hidden states) are kept from the deployed path alone; the other paths see
+them as they were before the step. In checkpoints the module's weights are those of the sparse
+network; what resumes the other paths is the callback's state.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -30,15 +31,17 @@ from torch.utils import _pytree as pytree
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.collapse import collapse_in_place, tensors_of
-from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.dual import NOT_BROADCAST, Dual
 from dcil_dsl.compiler.privatize import twin_names
 from dcil_dsl.diagnostics import Diagnostics, InputError
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.export import export
 from dcil_dsl.integrations.lightning_fit import (
+    before_ddp,
     length_of,
     loss_scale,
     num_optimizers,
     refuse_callbacks,
+    refuse_strategy,
 )
 from dcil_dsl.jobs.prepare import read_recipe, warn_in_python
 from dcil_dsl.jobs.pruner import refuse_alone
@@ -48,9 +51,10 @@ from dcil_dsl.model.side_effects import REMEMBERED
 from dcil_dsl.model.trace import trace_opaque
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
+from dcil_dsl.training.distributed import Ranks, begin_step, current_ranks
 from dcil_dsl.training.losses import total_loss
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.optim import forget_state, set_rate
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
 
 OWN_STEP = "the steps of a LightningModule run as they are"
@@ -97,6 +101,7 @@ class DcilCallback(Callback):
         self._raw: dict[str, Tensor] = {}  # while the sparse weights stand in their place
         self._hidden: list[tuple[dict[str, Any], dict[str, Any]]] = []  # twins, likewise
         self._moved = False
+        self.ranks = Ranks()
 
     # -- the start of a fit -------------------------------------------------------------------
 
@@ -108,18 +113,16 @@ class DcilCallback(Callback):
             raise InputError(
                 "the module optimizes manually: its training_step is run once for each path"
             )
-        if trainer.world_size > 1:
-            raise InputError(
-                f"{trainer.world_size} processes: DcilCallback trains on one",
-                help="`dcil.train` and DcilTrainer train on several",
-            )
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
             raise InputError("training_step takes dataloader_iter: each path needs the same batch")
         refuse_callbacks(trainer)
+        refuse_strategy(trainer)
+        self.ranks = Ranks()
         configure = pl_module.configure_optimizers
 
         def configured() -> Any:
-            self._compile(trainer, pl_module)
+            if "training_step" not in self._patched:  # of several processes it is compiled before
+                self._compile(trainer, pl_module)
             if self.optimizer == "recipe":
                 assert self.plan is not None
                 return self.plan.make_optimizer(self.dual)
@@ -129,6 +132,26 @@ class DcilCallback(Callback):
             return found
 
         self._patch(pl_module, "configure_optimizers", configured)
+        clip = pl_module.configure_gradient_clipping
+
+        def clipped(*args: Any, **kwargs: Any) -> None:  # the last hook before the optimizer's step
+            clip(*args, **kwargs)
+            assert self.dual is not None
+            self.dual.add_penalties(trainer.global_step)
+
+        self._patch(pl_module, "configure_gradient_clipping", functools.wraps(clip)(clipped))
+        if isinstance(trainer.strategy, DDPStrategy):
+            before_ddp(trainer.strategy, lambda: self._compile_on_each(trainer, pl_module))
+
+    def _compile_on_each(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compile the first process's module on each, for DistributedDataParallel to wrap."""
+        self.ranks = current_ranks()
+        with torch.no_grad():
+            self.ranks.copy_first([*module.parameters(), *module.buffers()])
+        self._compile(trainer, module)
+        assert self.dual is not None
+        own = getattr(module, NOT_BROADCAST, ())
+        self._patch(module, NOT_BROADCAST, [*own, *vars(self.dual)[NOT_BROADCAST]])
 
     def _compile(self, trainer: Trainer, module: LightningModule) -> None:
         steps, epochs = length_of(trainer)
@@ -158,7 +181,7 @@ class DcilCallback(Callback):
                 vars(callback)["check_monitor_top_k"] = self._competing(callback)
 
     def _competing(self, callback: ModelCheckpoint) -> Callable[..., bool]:
-        """Its check_monitor_top_k: an early, denser network is no candidate for the best one."""
+        """Its check_monitor_top_k, refused to a network below the recipe's sparsity."""
         own = type(callback).check_monitor_top_k
 
         def check(trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -182,7 +205,8 @@ class DcilCallback(Callback):
         def step(*args: Any, **kwargs: Any) -> Any:
             assert self.plan is not None and self.dual is not None
             now = trainer.global_step
-            self._moved = self.dual.begin_step(now, loss_scale(trainer)) or self._moved
+            scale = loss_scale(trainer)
+            self._moved = begin_step(self.dual, now, scale, self.ranks) or self._moved
             inner = _Inner(module, self._network_of(module))
             self._patch(module, "forward", self._forward_of(module, inner))
             try:
@@ -257,7 +281,6 @@ class DcilCallback(Callback):
                     [weight for _, weight in self.dual.trainable()], self.plan.train.clip
                 )
             set_rate(optimizer, self.plan.lr_at(step))
-        self.dual.add_penalties(step)
 
     # -- evaluation: the sparse network ----------------------------------------------------------
 
@@ -324,7 +347,7 @@ class DcilCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """The module keeps its masks: a checkpoint may be written after this."""
+        """Warn that the module is not pruned; masks stay, as a checkpoint may be written next."""
         if self.dual is not None and self._patched:
             rank_zero_warn(
                 "the fit was interrupted: the module's weights are not pruned. "
@@ -332,8 +355,11 @@ class DcilCallback(Callback):
             )
 
     def export(self, module: LightningModule, *, unfinished: bool = False) -> nn.Module:
-        """The module's sparse network while it is fitted, as a copy. SparsityError where the
-        recipe's sparsity is not reached, unless `unfinished`."""
+        """A copy of the module as the sparse network, while it is fitted.
+
+        SparsityError where the recipe's sparsity is not reached, unless `unfinished`; InputError
+        before the first fit.
+        """
         if self.dual is None:
             raise InputError("nothing was fitted with this callback yet")
         return self._plain(module, unfinished)
@@ -357,8 +383,7 @@ class DcilCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The weights of a checkpoint are the sparse network's: load_from_checkpoint needs nothing
-        of ours."""
+        """Save the sparse network's weights, so that load_from_checkpoint needs no dcil."""
         if self.dual is not None and self._patched:
             checkpoint["state_dict"] = self._plain(pl_module, unfinished=True).state_dict()
 
@@ -367,6 +392,7 @@ class DcilCallback(Callback):
             return {}
         deployed = bool(self._raw)
         self._undeploy()
+        self.ranks.average(self.dual.score_state.values())
         state = {name: tensor.clone() for name, tensor in self.dual.state_dict().items()}
         if deployed:
             self._deploy()
@@ -390,8 +416,8 @@ class DcilCallback(Callback):
 
 @contextmanager
 def _attributes_apart(module: LightningModule, apart: bool) -> Iterator[None]:
-    """Attributes of a path that is not deployed: tensors are copies, so that a metric which adds to
-    its own in place counts the deployed path alone. What is set is dropped after the step."""
+    """Give a path that is not deployed copies of the module's tensors: a metric that adds in place
+    then counts the deployed path alone. What is set is dropped after the step."""
     if apart:
         for part in module.modules():
             if not type(part).__module__.startswith("torch.nn."):
@@ -437,7 +463,7 @@ class _Inner:
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
-    """Metrics are logged of the deployed path alone."""
+    """In the place of `log` on other paths: metrics are logged for the deployed path alone."""
 
 
 def _refuse_losses(plan: Plan) -> None:

@@ -8,11 +8,18 @@ Not:  nothing is changed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    XLAStrategy,
+)
 from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
@@ -72,6 +79,39 @@ def refuse_callbacks(trainer: Trainer) -> None:
                     "GradientAccumulationScheduler changes the number of steps in an epoch",
                     help="Trainer(accumulate_grad_batches=k)",
                 )
+
+
+def refuse_strategy(trainer: Trainer) -> None:
+    """InputError for a strategy that splits weights, or lets those of the processes differ."""
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    is_other = isinstance(strategy, (DeepSpeedStrategy, XLAStrategy))  # DDPStrategies by class
+    if is_other or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise InputError(
+            f"the strategy {name} is not supported: masks are made of whole weights",
+            help='Trainer(strategy="ddp") trains on several devices',
+        )
+    if getattr(strategy, "_model_averaging_period", None):
+        raise InputError(
+            f"the model_averaging_period of {name} is not supported: between two averages the "
+            "processes would have other weights, and so other masks"
+        )
+
+
+def before_ddp(strategy: DDPStrategy, prepare: Callable[[], None]) -> None:
+    """Call `prepare` once, right before the strategy wraps the module.
+
+    A phase may leave a path out, so that the weights of that path have no gradient.
+    """
+    wrap = strategy.configure_ddp
+
+    def configure_ddp() -> None:
+        del vars(strategy)["configure_ddp"]
+        prepare()
+        strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        wrap()
+
+    vars(strategy)["configure_ddp"] = configure_ddp
 
 
 def num_optimizers(found: Any) -> int:

@@ -23,8 +23,10 @@ from dcil_dsl.data.sources import dataset_of, is_callable_spec, open_callable
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Data as PlanData
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.tasks import IMAGES, task_of
 from dcil_dsl.training.distributed import Ranks
 
@@ -100,10 +102,16 @@ def open_loader(
     )
 
 
-def check_task(recipe: Recipe, dataset: Dataset) -> None:
-    """InputError where the recipe asks what the task of the data has not: a loss, an image's words.
+def example_of(recipe: Recipe, dataset: Dataset) -> Inputs:
+    """The inputs of the model for the first held-out example."""
+    data = resolve_data(recipe.data)
+    return open_loader(dataset, "val", data, torch.device("cpu"), workers=0).example()
 
-    Located in the recipe where it has a place.
+
+def check_task(recipe: Recipe, dataset: Dataset) -> None:
+    """InputError where the recipe does not fit the task of the data: a loss, or words for images.
+
+    The message has the place in the recipe.
     """
     task = task_of(dataset.task)
     for loss in recipe.losses:
@@ -116,12 +124,12 @@ def check_task(recipe: Recipe, dataset: Dataset) -> None:
         raise InputError(
             f"{recipe.data.span}: `{word}` changes images, and {dataset.name} is for the task "
             f"`{task.name}`",
-            help="leave it out; what changes an example belongs into the data set",
+            help="leave it out; what changes an example belongs in the data set",
         )
 
 
 def refuse_other_tasks(dataset: Dataset, what: str) -> None:
-    """InputError where `what` needs images and their classes, and these data have others."""
+    """InputError where `what` needs images and their classes, and the data have neither."""
     if dataset.task != IMAGES.name:
         raise InputError(
             f"{what} needs data of the task `{IMAGES.name}`, and {dataset.name} is for "
@@ -154,7 +162,7 @@ def is_convolutional(plan: Plan) -> bool:
 def pick_device(device: str, ranks: Ranks = Ranks()) -> torch.device:
     """auto | cpu | cuda | cuda:N | mps as an available device. Each process has its own GPU.
 
-    auto takes no mps: not every operation that a recipe may need has been written for it.
+    auto never picks mps: not every operation that a recipe may need exists for it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,13 +13,13 @@ from pathlib import Path
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed, origin_of
-from dcil_dsl.exporting.deployed import MAX_TOLD
+from dcil_dsl.exporting.checkpoint_tensors import MAX_TOLD
 from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
 from dcil_dsl.training.checkpoint_files import previous_of
-from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.zoo import build_model, stored_spec
 
 
@@ -35,7 +35,7 @@ def export_run(
 
     format  a name of EXPORTERS
     out     the file or folder; else in the run folder, or next to the exported file
-    model   a SPEC; needed where the model comes from no library
+    model   a SPEC; needed where the model is not from a library
     path    another path of the run than the deployed one
     tell    called with what the format reports of its work, if anything
 

@@ -25,9 +25,9 @@ from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.open_job import Job
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.machine import peak_memory
-from dcil_dsl.training.metrics import SparsityError
 from dcil_dsl.training.result import Result
 from dcil_dsl.training.run import RunFolder
+from dcil_dsl.training.sparsity import SparsityError
 
 FORMAT = "safetensors"  # of the file that a run leaves
 

@@ -22,7 +22,7 @@ from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
-from dcil_dsl.exporting.deployed import (
+from dcil_dsl.exporting.checkpoint_tensors import (
     MAX_TOLD,
     deployed_tensors,
     differences,
@@ -42,8 +42,8 @@ from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.run import RunFolder, open_run, read_command
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.step import BROKEN
 from dcil_dsl.zoo import build_model, stored_spec
 
@@ -86,8 +86,10 @@ class Asked:
 class Evaluation:
     """One path of a run on the held-out data.
 
-    broken: the number of examples, of num_examples, with outputs that are not finite; they count as
-    wrong.
+    accuracy  the metrics of the task by name; shares are fractions
+    claims    the lines of `expect`, judged; empty for a path that is not deployed
+    step      the updates that the network has had
+    broken    the examples, of num_examples, with outputs that are not finite; they count as wrong
     """
 
     path: str
@@ -112,11 +114,17 @@ def evaluate_run(
     model: str | None = None,
     data: Data | None = None,
 ) -> Evaluation:
-    """Rebuild a run's network from its folder and measure it. path None: the deployed path.
+    """Rebuild a run's network from its folder and measure it on the held-out data.
 
-    data  needed again where the user's own code made the data of the run
+    path       the path to measure; None: the deployed one
+    directory  the folder of the data; None: where the run had them
+    workers    data loader workers; None: automatic
+    model      a SPEC; needed where the model is not from a library
+    data       needed where code of the user's own made the data of the run
 
-    `expect` of the recipe is judged on the deployed path at the end of the run only.
+    `expect` of the recipe is judged only on the deployed path, at the end of the run. InputError
+    where the folder, the model or the data cannot be used; SparsityError where the exported file
+    differs from the checkpoint.
     """
     require_training("an evaluation")
     folder = open_run(run)
@@ -139,7 +147,7 @@ def evaluate_run(
     finally:
         loader.close()
     sparsity = check_sparsity(dual, masks_step(step)).measured
-    assert accuracies is not None  # None comes of a wish to stop, and there is none here
+    assert accuracies is not None  # None only where a signal asks a run to stop
     accuracy, claims = dict(accuracies[path]), tuple[Claim, ...]()
     broken = int(accuracy.pop(BROKEN, 0))
     if path == plan.deploy:
@@ -165,7 +173,7 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
 def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, Position]:
     """The dual graph with the weights of the last checkpoint, and where the run stands.
 
-    model  a spec; needed where the model comes from no library (zoo/spec.py)
+    model  a SPEC; needed where the model is not from a library (zoo/spec.py)
     """
     spec = model or stored_spec(plan.model.name, folder.path)
     try:
@@ -221,7 +229,9 @@ def verify_artefact(
     The promise comes from `recipe` at its end, else from the file's own header, else from the
     plan.json next to it. InputError where all of them are missing, or nothing is stored.
 
+    model            a SPEC; needed where the model is not from a library
     steps_per_epoch  of `recipe`; None: from the plan.json next to the file, or from the data
+    warn, note       as of dcil.train
     """
     warn, note = warn or warn_in_python, note or no_note
     where = Path(artefact)
@@ -258,7 +268,7 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
         found, masks = _compare_run(folder, stored, read)
         faults += found
     elif stored is not None and read.origin is not None:
-        notes.append("the run has no checkpoint: that this is its last file is not proved")
+        notes.append("the run has no checkpoint: it is not proved that this is its last file")
         if read.origin.path != stored.deploy:
             faults.append(_of_another_path(read.origin, stored))
     if asked is not None:
@@ -270,7 +280,7 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
     elif read.origin is not None:
         promises = read.origin.promises
         if not promises and folder is None:
-            faults.append("the file promises nothing: there is nothing that it could hold")
+            faults.append("the file promises nothing, so there is nothing to prove")
     elif stored is not None:
         promises = promises_at(stored, stored.num_steps)
     else:

@@ -36,12 +36,12 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
 from dcil_dsl.tasks import task_of
+from dcil_dsl.training.conflicts import check_machine_allows, check_plan_allows
 from dcil_dsl.training.distributed import Ranks, may_be_restarted, was_restarted
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.optim import check_rate
 from dcil_dsl.training.options import RunOptions
 from dcil_dsl.training.run import RunFolder, full_path, open_run, weights_to_resume
-from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.registry import extra
 
 
@@ -84,7 +84,7 @@ def options_here(given: RunOptions, ranks: Ranks) -> Options:
         raise InputError("--resume needs the folder of the run", help="name it with --out DIR")
     device = str(pick_device(given.device, ranks))
     options = Options(**vars(given) | {"device": device, "resume": resume}, ranks=ranks)
-    check_ways(options)
+    check_machine_allows(options)
     return options
 
 
@@ -108,7 +108,7 @@ def open_job(
         print(show_summary(prepared.plan), flush=True)
     dual = compile_plan(prepared.plan, prepared.traced)
     _refuse_frozen(dual)
-    check_plan_ways(prepared.plan, options)
+    check_plan_allows(prepared.plan, options)
     if is_convolutional(prepared.plan):
         options = replace(options, channels_last=True)
         for loader in batches.loaders:

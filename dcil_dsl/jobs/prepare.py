@@ -2,8 +2,8 @@
 
 In:   a recipe (a path or a Recipe), a model (a SPEC or a module), options of the run.
 Out:  Prepared: the Plan of the model as built, the traced model, example inputs.
-Not:  nothing is written and no image is read: without data, the length of an epoch is the known
-      one of the named data set.
+Not:  nothing is written and no file of data is read: without data, the length of an epoch is the
+      known one of the named data set.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dcil_dsl.data.dataset import Dataset
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.jobs.data import example_of, open_data
 from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.calls import subsample_input
@@ -78,8 +79,9 @@ def prepare(
     """Build the model or take the given one, load weights, trace, resolve.
 
     steps_per_epoch, example, classes, data, class_counts  facts of the data; None without data
-    example  a batch of one example, (1, C, H, W) of images; None: inputs of the size in the recipe
-             or in the record of the data set, or the inputs of the model (zoo/example.py)
+    example  a batch of one example, (1, C, H, W) of images; None: that of a data set that needs no
+             files, inputs of the size in the recipe or in the record of the data set, or the inputs
+             of the model (zoo/example.py)
     task     of the data; None: that of the record of the data set, else images
     compare  run the model and its graph on the same inputs, and refuse a difference
     Raises RecipeError and InputError.
@@ -107,8 +109,8 @@ def prepare(
     is_images = task is IMAGES and (example is not None or takes_one_image(model))
     if example is not None:
         inputs = Inputs.of(example)
-    elif record is not None and record.shape is not None:
-        inputs = Inputs((torch.zeros(1, *record.shape),))
+    elif record is not None and not record.channels:
+        inputs = example_of(recipe, open_data(record.name, None, recipe.data.channels))
     elif takes_one_image(model) and not takes_keywords(model):
         inputs = Inputs((torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2),))
     else:
@@ -128,7 +130,7 @@ def prepare(
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     if classes is not None and num_outputs is not None:
-        _compare_classes(recipe, name, num_outputs, classes, data, note)
+        _compare_classes(num_outputs, classes, data, note)
 
     for path, module in unused_layers(model, traced.layers):
         note(
@@ -328,15 +330,8 @@ def _note_another_model(recipe: Recipe, name: str, note: Note) -> None:
         note(f"the recipe was written for the model `{recipe.model.name}`; this is {name}")
 
 
-def _compare_classes(
-    recipe: Recipe, name: str, num_outputs: int, classes: int, data: str | None, note: Note
-) -> None:
-    # --set changes a block, and cannot add one.
-    if recipe.model.span is not None:
-        remedy = f"--set model.classes={classes}"
-    else:
-        short = name.rpartition(":")[2]
-        remedy = f"write `model {short} {{ classes = {classes} }}` into the recipe"
+def _compare_classes(num_outputs: int, classes: int, data: str | None, note: Note) -> None:
+    remedy = f"--set model.classes={classes}"
     if classes > num_outputs:
         has = count(classes, "class", "classes")
         fact = f"{data} has {has}, the model tells only {num_outputs} apart"

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.collapse import export
+from dcil_dsl.exporting.export import export
 from dcil_dsl.jobs import stages
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.average import Average, deployed, start_average, update_average
+from dcil_dsl.training.distributed import begin_step, current_ranks
 from dcil_dsl.training.losses import refuse_constant
 from dcil_dsl.training.optim import forget_state, set_rate
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 
 T = TypeVar("T")
 
@@ -141,24 +142,37 @@ class Pruner:
         if self.dual.begun == self.steps:
             return
         self.dual.train()
-        groups = [group for group in self.plan.groups if group.kept_score is not None]
-        if _world() > 1 and any(is_refresh(group, self.steps) for group in groups):
-            for score in self.dual.score_state.values():  # linear in what each rank has added
-                torch.distributed.all_reduce(score)
-                score.div_(_world())
         scale = None
         if self.scaler is not None and self.scaler.is_enabled():
             scale = self.scaler.scale(torch.ones((), device=_device_of(self.dual)))
         if self._average is None:
             self._start_average()
-        self._moved = self.dual.begin_step(self.steps, scale)
+        if self.dual.begun is None:
+            self._check_masks()
+        self._moved = begin_step(self.dual, self.steps, scale, current_ranks())
+
+    def _check_masks(self) -> None:
+        """InputError for a dual whose state was loaded without the number of its step."""
+        if all(bool(mask.all()) for mask in self.dual.masks.values()):
+            return  # as it was compiled
+        try:
+            if self.steps == 0:
+                raise SparsityError("no step was taken")
+            check_sparsity(self.dual, masks_step(self.steps))
+        except SparsityError as error:
+            raise InputError(
+                f"the masks are not those of step {self.steps}, which comes next",
+                help="pruner.load_state_dict(state) resumes; accelerate's save_state and load_state"
+                " do it after accelerator.register_for_checkpointing(pruner)",
+            ) from error
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """The optimizer's step, after backward. False while batches of the step are missing.
 
         In this order: the gradients of the step's batches together, clipping, penalties, the
-        learning rate, the optimizer, `ema`. RuntimeError without a begun step; InputError for an
-        optimizer of other weights than the dual's, such as those of the model that was given.
+        learning rate, the optimizer, `ema`; then the gradients are cleared. RuntimeError without a
+        begun step; InputError for an optimizer of other weights than the dual's, such as those of
+        the model that was given.
         """
         if self.dual.begun != self.steps:
             raise RuntimeError("Pruner.step before step_loss: no step was begun")
@@ -187,6 +201,7 @@ class Pruner:
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
+        optimizer.zero_grad()  # a loop may call that of the model that was given, which has none
         self.finish_step()
         return True
 
@@ -215,6 +230,12 @@ class Pruner:
             raise InputError(
                 "the optimizer holds no weight of pruner.dual, which is what trains",
                 help="pruner.make_optimizer(), or an optimizer of pruner.dual.parameters()",
+            )
+        shared = {id(buffer) for buffer in getattr(self.module, "modules_buffers", ())}
+        if any(id(score) in shared for score in self.dual.score_state.values()):
+            raise InputError(  # as of DistributedDataParallel(torch.compile(pruner.dual))
+                "pruner.module replaces the scores of each process by the first one's",
+                help="DistributedDataParallel(pruner.dual), or its broadcast_buffers=False",
             )
         if scaler_of(optimizer) not in (None, self.scaler):
             raise InputError(
@@ -298,9 +319,13 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """What continues this loop to the bit, with the optimizer's own state, and the loop's data
-        and random numbers. RuntimeError between the batches of one step."""
+        and random numbers. RuntimeError between the batches of one step.
+
+        Of several processes each calls it: the scores are those of all, and one may save the rest.
+        """
         if self._batches:
             raise RuntimeError("between two batches of one step there is no state to save")
+        current_ranks().average(self.dual.score_state.values())
         return {
             "plan": self.plan.to_json(),
             "steps": self.steps,
@@ -361,8 +386,3 @@ def is_in_sync(optimizer: torch.optim.Optimizer) -> bool:
 
 def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _world() -> int:
-    group = torch.distributed
-    return group.get_world_size() if group.is_available() and group.is_initialized() else 1

@@ -3,7 +3,7 @@
 In:   a Recipe of dcil.load and a model; then what the verb before returned.
 Out:  Plan, Dual, a scalar.
 Not:  no folder is written and no data read. train.py does all stages at once; `dcil.export` is
-      in exporting/collapse.py.
+      in exporting/export.py.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def loss(
              (B, C, H, W); None where only `model(...)` and `kl(...)` terms are open
     weights  where the recipe has a `balance`, what dcil_dsl.extras.loss_balance.step keeps of it
 
-    Raises InputError where an output lacks what a term reads.
+    Raises InputError where an output lacks what a term reads, and where the recipe balances its
+    losses and `weights` is missing.
     """
     return total_loss(plan, outputs, target, step, weights)
 

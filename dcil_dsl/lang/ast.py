@@ -184,7 +184,7 @@ class BlockNode(Node):
     """`recipe`, `model`, `data`, `pruning` or `train` with its settings."""
 
     kind: str
-    name: str | None  # `pruning` and `train` have none
+    name: str | None  # `pruning` and `train` have none, `model` and `data` may have none
     settings: tuple[Setting, ...]
     name_span: Span | None = field(default=None, compare=False, repr=False)
     quoted: bool = False  # model "package.module:callable"

@@ -16,7 +16,7 @@ from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_rules import check_rules, read_rules
 from dcil_dsl.lang.link import Linked
-from dcil_dsl.lang.read import Reader, keyword, read_uses
+from dcil_dsl.lang.read import WordReader, keyword, read_uses
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
@@ -36,7 +36,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     file = linked.file
     blocks = {item.kind: item for item in file.items if isinstance(item, ast.BlockNode)}
     uses = read_uses(blocks.get("recipe"), found)
-    reader = Reader(found, linked.lets, _epochs(blocks.get("train")), uses)
+    reader = WordReader(found, linked.lets, _epochs(blocks.get("train")), uses)
     selectors = Selectors(linked.layers, found)
 
     about = _about(blocks.get("recipe"), reader)
@@ -80,14 +80,14 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
 # -- blocks --------------------------------------------------------------------------------
 
 
-def _about(block: ast.BlockNode | None, reader: Reader) -> r.RecipeAbout:
+def _about(block: ast.BlockNode | None, reader: WordReader) -> r.RecipeAbout:
     if block is None:
         return r.RecipeAbout()
     word = reader.block(AboutBlock, "recipe", block.settings, keyword(block)).word
     return r.RecipeAbout(name=block.name, **({} if word is None else word.model_dump()))
 
 
-def _model(block: ast.BlockNode | None, reader: Reader) -> r.RecipeModel:
+def _model(block: ast.BlockNode | None, reader: WordReader) -> r.RecipeModel:
     if block is None:
         return r.RecipeModel()
     ours = tuple(s for s in block.settings if s.name.name in ModelBlock.model_fields)
@@ -114,7 +114,7 @@ def _model(block: ast.BlockNode | None, reader: Reader) -> r.RecipeModel:
     )
 
 
-def _data(block: ast.BlockNode | None, reader: Reader) -> r.RecipeData:
+def _data(block: ast.BlockNode | None, reader: WordReader) -> r.RecipeData:
     if block is None:
         return r.RecipeData()
     read = reader.block(DataBlock, "data", block.settings, keyword(block))
@@ -143,7 +143,7 @@ def _epochs(block: ast.BlockNode | None) -> float | None:
 # -- expectations ----------------------------------------------------------------------------------
 
 
-def _expect(file: ast.File, reader: Reader) -> tuple[r.ExpectRule, ...]:
+def _expect(file: ast.File, reader: WordReader) -> tuple[r.ExpectRule, ...]:
     expected = []
     for block in file.items:
         for condition in block.conditions if isinstance(block, ast.Expect) else ():
@@ -152,7 +152,7 @@ def _expect(file: ast.File, reader: Reader) -> tuple[r.ExpectRule, ...]:
     return tuple(expected)
 
 
-def _expectation(condition: ast.Condition, reader: Reader) -> r.ExpectRule | None:
+def _expectation(condition: ast.Condition, reader: WordReader) -> r.ExpectRule | None:
     metric = condition.name.name
     if metric not in METRICS:
         reader.found.add(
@@ -227,7 +227,7 @@ def _end(file: ast.File) -> Span:
 # -- train -----------------------------------------------------------------------------------------
 
 
-def _train(block: ast.BlockNode | None, end: Span, reader: Reader) -> Train | None:
+def _train(block: ast.BlockNode | None, end: Span, reader: WordReader) -> Train | None:
     """The block's word; None where it is missing, said at `end`, or wrong."""
     if block is None:
         reader.found.add(

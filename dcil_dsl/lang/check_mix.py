@@ -16,7 +16,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.read import Reader
+from dcil_dsl.lang.read import WordReader
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
@@ -42,7 +42,7 @@ class Mixed:
 def check_mix(
     mix: ast.Mix | None,
     file: ast.File,
-    reader: Reader,
+    reader: WordReader,
     selectors: Selectors,
     rules: Iterable[r.PruneRule | r.KeepRule],
 ) -> Mixed | None:
@@ -108,7 +108,7 @@ def _halves_alone(rules: Iterable[r.PruneRule | r.KeepRule]) -> bool:
 
 
 class _Mix:
-    def __init__(self, reader: Reader, paths: list[ast.PathNode]):
+    def __init__(self, reader: WordReader, paths: list[ast.PathNode]):
         self.reader, self.found = reader, reader.found
         self.paths: list[r.PathRule] = []
         self.names: dict[str, ast.PathNode] = {}

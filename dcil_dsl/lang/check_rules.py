@@ -13,7 +13,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.check_mix import Mixed, named_by
-from dcil_dsl.lang.read import Reader, Settings, keyword
+from dcil_dsl.lang.read import Settings, WordReader, keyword
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
@@ -26,7 +26,7 @@ from dcil_dsl.words.units import Percent, Time, written
 
 
 def read_rules(
-    file: ast.File, pruning: ast.BlockNode | None, reader: Reader, selectors: Selectors
+    file: ast.File, pruning: ast.BlockNode | None, reader: WordReader, selectors: Selectors
 ) -> list[r.PruneRule | r.KeepRule]:
     shared = pruning.settings if pruning else ()
     rules: list[r.PruneRule | r.KeepRule] = []
@@ -43,7 +43,7 @@ def read_rules(
 
 
 def _prune(
-    item: ast.PruneNode, shared: tuple[ast.Setting, ...], reader: Reader, selectors: Selectors
+    item: ast.PruneNode, shared: tuple[ast.Setting, ...], reader: WordReader, selectors: Selectors
 ) -> r.PruneRule | None:
     selector = selectors.closed(item.selector)
     own = {s.name.name for s in item.settings}
@@ -90,7 +90,7 @@ def _bounds(
     words: tuple[Within, ...],
     target: Target,
     selectors: Selectors,
-    reader: Reader,
+    reader: WordReader,
 ) -> tuple[r.BoundRule, ...]:
     """The bounds of layers together, each with the layers that it names."""
     given = next((s.value for s in settings if s.name.name == "bounds"), None)
@@ -135,7 +135,7 @@ def _bounds(
 
 
 def _granularity(
-    item: ast.PruneNode, target: Target, setting: Granularity | None, reader: Reader
+    item: ast.PruneNode, target: Target, setting: Granularity | None, reader: WordReader
 ) -> Granularity:
     """The target's own, else the setting's; a rule that gives both gives it twice."""
     own = getattr(target, "granularity", None)
@@ -154,14 +154,14 @@ def _granularity(
     return own or setting or Single()
 
 
-def _block(granularity: object, span: Span | None, reader: Reader) -> None:
+def _block(granularity: object, span: Span | None, reader: WordReader) -> None:
     if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
         reader.found.add(
             "E205", "a block of one weight is a single weight", span, help="`granularity=weight`"
         )
 
 
-def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
+def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
     """Report single settings of `pruning` or of a rule that are out of their limits."""
     refresh, floor = read.values.get("refresh"), read.values.get("floor")
     schedule = read.values.get("schedule")
@@ -206,7 +206,7 @@ def _limits(read: Settings[PruneBlock], reader: Reader) -> None:
         )
 
 
-def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: Reader) -> None:
+def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: WordReader) -> None:
     fault = None if target.needs_layers else schedule.fault(target.sparsity)
     if fault is not None:
         reader.found.add("E214", fault[0], span, help=fault[1])

@@ -71,7 +71,7 @@ def _order(unit: Unit) -> int:
 
 
 @dataclass
-class _Row:
+class _TextRow:
     """A statement without its block, a comment, a `}` or an empty line."""
 
     text: str
@@ -82,27 +82,27 @@ class _Row:
         return f"{self.text:<{self.column}}{self.remark}" if self.remark else self.text
 
 
-def _block_rows(units: list[Unit], tail: list[Comment], indent: int) -> list[_Row]:
+def _block_rows(units: list[Unit], tail: list[Comment], indent: int) -> list[_TextRow]:
     """The rows of all statements of one block (or of the file, at indent 0)."""
-    rows: list[_Row] = []
+    rows: list[_TextRow] = []
     for stretch in _stretches(units, top=indent == 0):
-        rows += [_Row("")] if rows else []
+        rows += [_TextRow("")] if rows else []
         widths = _widths(stretch)
         for position, unit in enumerate(stretch):
             rows += _comment_rows(unit.above, indent, first=position == 0)
             if unit.above and unit.blank:
-                rows.append(_Row(""))
+                rows.append(_TextRow(""))
             rows += _unit_rows(unit, widths, indent)
     return rows + _comment_rows(tail, indent, first=not rows)
 
 
-def _comment_rows(comments: list[Comment], indent: int, first: bool) -> list[_Row]:
+def _comment_rows(comments: list[Comment], indent: int, first: bool) -> list[_TextRow]:
     """Comments on lines of their own; `first`: the empty line before them is there already."""
-    rows: list[_Row] = []
+    rows: list[_TextRow] = []
     for comment in comments:
         if comment.blank and (rows or not first):
-            rows.append(_Row(""))
-        rows.append(_Row(" " * indent + comment.text))
+            rows.append(_TextRow(""))
+        rows.append(_TextRow(" " * indent + comment.text))
     return rows
 
 
@@ -134,15 +134,15 @@ def _widths(stretch: list[Unit]) -> dict[str, int]:
     return widths
 
 
-def _unit_rows(unit: Unit, widths: dict[str, int], indent: int) -> list[_Row]:
+def _unit_rows(unit: Unit, widths: dict[str, int], indent: int) -> list[_TextRow]:
     pieces = _padded(unit.node, widths)
     if not _is_block(unit):
-        return [_Row(_fill(pieces + _braced(unit), indent), unit.remark)]
+        return [_TextRow(_fill(pieces + _braced(unit), indent), unit.remark)]
     inner = _block_rows(unit.children, unit.tail, indent + 2)
     head = _fill([*pieces, "{"], indent)
     if not inner and not unit.opening:
-        return [_Row(head + "}", unit.remark)]
-    return [_Row(head, unit.opening), *inner, _Row(" " * indent + "}", unit.remark)]
+        return [_TextRow(head + "}", unit.remark)]
+    return [_TextRow(head, unit.opening), *inner, _TextRow(" " * indent + "}", unit.remark)]
 
 
 def _is_block(unit: Unit) -> bool:
@@ -184,7 +184,7 @@ def _fill(pieces: list[str], indent: int) -> str:
     return "\n".join(lines)
 
 
-def _place_remarks(rows: list[_Row]) -> None:
+def _place_remarks(rows: list[_TextRow]) -> None:
     """Put the comments of neighbouring lines under each other, within WIDTH where they fit."""
     for commented, run in groupby(rows, key=lambda row: bool(row.remark)):
         if not commented:

@@ -365,7 +365,14 @@ def _over(item: ast.Item, over: ast.Item) -> ast.Item:
         return over
     mine = {s.name.name: s for s in over.settings}
     kept = [mine.pop(s.name.name, s) for s in item.settings]
-    return replace(over, settings=(*kept, *mine.values()))
+    named = item if over.name is None else over
+    return replace(
+        over,
+        name=named.name,
+        name_span=named.name_span,
+        quoted=named.quoted,
+        settings=(*kept, *mine.values()),
+    )
 
 
 def _duplicates(file: ast.File, found: Diagnostics) -> None:

@@ -81,8 +81,8 @@ def _set_setting(
             item = replace(item, settings=own)
         items.append(item)
     if not exists:
-        if kind not in ("pruning", "train"):
-            found.add("E222", f"the recipe has no `{kind}` block to set `{key}` in", span)
+        if kind == "recipe":  # it has a name, which nothing here could give it
+            found.add("E222", f"the recipe has no `recipe` block to set `{key}` in", span)
             return file
         items.append(ast.BlockNode(span=setting.span, kind=kind, name=None, settings=(setting,)))
     return replace(file, items=tuple(items))

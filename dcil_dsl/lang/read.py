@@ -128,7 +128,7 @@ class Settings(Generic[W]):
     spans: dict[str, Span] = field(default_factory=dict)
 
 
-class Reader(ValueReader):
+class WordReader(ValueReader):
     """Reads words, of the language and of the packages that the recipe `uses`."""
 
     def __init__(
@@ -137,9 +137,9 @@ class Reader(ValueReader):
         super().__init__(found, lets, epochs)
         self.uses = uses
 
-    def quiet(self) -> Reader:
+    def quiet(self) -> WordReader:
         """One that reports nothing, for settings that are already reported."""
-        return Reader(Diagnostics(), self.lets, self.epochs, self.uses)
+        return WordReader(Diagnostics(), self.lets, self.epochs, self.uses)
 
     # -- settings --------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class ValueReader:
         self.found, self.lets, self.epochs = found, lets, epochs
 
     def value(self, node: ast.Value) -> object:
-        """A value in plain Python: numbers, values.py, Bare for a name, tuple for a list."""
+        """A value in plain Python: numbers, those of words/units.py, Bare for a name, tuples."""
         match node:
             case ast.Literal(value=value):
                 if value is BROKEN:

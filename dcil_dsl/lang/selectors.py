@@ -60,15 +60,8 @@ class Glob:
                 self.doubles |= bit if sign == "**" else 0
             else:
                 self.literal[sign] = self.literal.get(sign, 0) | bit
-        pieces = re.split(r"[*?]+", pattern)
-        self.is_exact = len(pieces) == 1
-        self.prefix = pieces[0]
-        self.literals = tuple(filter(None, pieces))
-        self.longest = max(pieces, key=len)
 
     def matches(self, name: str) -> bool:
-        if self.longest not in name:
-            return False
         places = self._past_stars(1)
         for sign in name:
             moved = places & self.literal.get(sign, 0)
@@ -195,6 +188,34 @@ def _as_in_python(piece: re.Match[str]) -> str:
 
 
 # -- selectors -------------------------------------------------------------------------------------
+
+
+def strip_wrapping(pattern: str) -> str:
+    """A name without the `module.`, `_orig_mod.` and `.weight` of wrappers and state dicts."""
+    while pattern.startswith(("module.", "_orig_mod.")):
+        pattern = pattern.split(".", 1)[1]
+    return pattern.removesuffix(".weight")
+
+
+def patterns_of(selector: ast.Selector) -> Iterator[tuple[str, str]]:
+    """The kind and text of each pattern in a selector."""
+    match selector:
+        case ast.ByGlob(pattern=pattern) if "*" in pattern or "?" in pattern:
+            yield "glob", strip_wrapping(pattern)
+        case ast.ByRegex(pattern=pattern):
+            yield "re", pattern
+        case ast.First(of=of) | ast.Last(of=of) | ast.Having(of=of):
+            yield from patterns_of(of)
+        case ast.Inside(of=of, scope=scope):
+            yield from patterns_of(of)
+            if "*" in scope or "?" in scope:
+                yield "glob", strip_wrapping(scope)
+        case ast.Union_(parts=parts):
+            for part in parts:
+                yield from patterns_of(part)
+        case ast.Except(of=of, but=but):
+            yield from patterns_of(of)
+            yield from patterns_of(but)
 
 
 # For suggestions only: a recipe may name any class.

@@ -2,7 +2,7 @@
 
 In:   a Situation: the tokens, which of them was refused, what could have stood there.
 Out:  Explained: the Diagnostic, and where reading may resume.
-Not:  nothing is read; recovery.py finds the situations.
+Not:  nothing is read; parse.py finds the situations.
 """
 
 from __future__ import annotations

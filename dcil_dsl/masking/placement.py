@@ -1,16 +1,15 @@
 """Where the rows of a weight lie: all in this process, or some in each of several.
 
 In:   tensors of pruned weights, by the weight's name.
-Out:  what a choice of masks needs of them, the same on every process.
-Not:  no choice (select.py, compiler/masks.py). Rows on several processes are an extra
+Out:  sums over units, the rows of masks: what choosing masks needs, the same on every process.
+Not:  no mask is chosen (select.py, compiler/masks.py). Rows on several processes are an extra
       (extras/sharding); the core knows `Whole`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,10 @@ from dcil_dsl.masking.units import CutLike, spread_mask, sum_in_units
 
 
 class Placement(ABC):
-    """across  the processes that choose together; None: one, or several that have all rows each"""
+    """Which rows of the pruned weights this process holds.
+
+    across  the processes that choose masks together; None: each process has all rows
+    """
 
     across: Across | None = None
 
@@ -54,19 +56,15 @@ class Placement(ABC):
     def start(self, name: str) -> int:
         """The place of the first of these entries in the flattened weight."""
 
-    # -- a whole run: weights and whatever has their rows, checkpoints -------------------------
+    # -- weights and whatever has their rows: initial values, checkpoints -------------------------
 
     def holds_part(self, name: str) -> bool:
-        """Whether a tensor of the state is some rows, which no other process has."""
+        """Whether this process has only some rows of a tensor of the state."""
         return False
 
     def own(self, key: str, whole: Tensor) -> Tensor:
         """This process's rows of a tensor of a checkpoint."""
         return whole
-
-    def save(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> bool:
-        """Write a checkpoint that all processes share; False: the first one writes the file."""
-        return False
 
     def restore(self, dual: Any) -> None:
         """Put whole weights and masks into the dual graph of the first process."""

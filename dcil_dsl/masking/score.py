@@ -1,7 +1,7 @@
 """Apply a score word to weights and gradients, and order signed scores.
 
 In:   weights, gradients, a score word (words/scores.py) or its token.
-Out:  one number a weight; the smallest are pruned first. Sums over steps are updated in place.
+Out:  one number per weight; the smallest are pruned first. Sums over steps are updated in place.
 Not:  no formulas (words/scores.py), no masks (select.py).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.words.registry import load
 from dcil_dsl.words.scores import AnyScore, Draw, GradientScore
 

@@ -121,7 +121,7 @@ def drop_and_grow(
         survivors = the num_keep - num_grow largest sizes among the kept weights
         new masks = survivors, and the num_grow largest of `wanted` among all other weights
 
-    A dropped weight may grow again. All lists have one tensor a layer; the counts are of all
+    A dropped weight may grow again. All lists have one tensor per layer; the counts are of all
     layers together, `floors` the least of each. RigL, Evci et al. 2020, arXiv:1911.11134, 3(3-4).
 
     across  each process has a stretch of every layer, as in keep_top

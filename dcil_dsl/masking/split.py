@@ -1,4 +1,4 @@
-"""Split a weight into one view a path, and route the gradients of the views back to the weight.
+"""Split a weight into one view per path, and route the gradients of the views back to the weight.
 
 In:   a weight, its mask, and for each path its view and its shares of the gradient; a score that
       is computed from the gradient of one path.
@@ -38,7 +38,7 @@ ATOMS = (
 class Scoring(NamedTuple):
     """A score that each backward pass updates; see add_gradient_score.
 
-    total    the score, one number a weight, updated in place
+    total    the score, one number per weight, updated in place
     unscale  one over the loss scale, a tensor of one number
     score    the token of a score (words/scores.py)
     path     the index among the views of the path whose gradient counts
@@ -114,8 +114,8 @@ class ShareGradient(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.share * grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        return None if ctx.share == 0 else ctx.share * grad, None
 
 
 def split_weight(
@@ -140,17 +140,19 @@ def split_weight(
     return seen
 
 
-def share_gradient(values: Any, share: float) -> Any:
+def share_gradient(values: Any, share: float, watched: bool = False) -> Any:
     """`values`, through which only `share` of the gradient flows back. 0 detaches.
 
-    values  a tensor, or any structure or object with tensors in it, of which a copy is returned
+    values   a tensor, or any structure or object with tensors in it, of which a copy is returned
+    watched  a reader acts on `requires_grad`, which stays: no gradient flows, but one is computed
     """
     if share == 1:
         return values
     if isinstance(values, Tensor):
         apply: Any = ShareGradient.apply
-        return values.detach() if share == 0 else apply(values, share)
-    return _map_tensors(lambda tensor: share_gradient(tensor, share), values)
+        detaches = share == 0 and not (watched and values.requires_grad)
+        return values.detach() if detaches else apply(values, share)
+    return _map_tensors(lambda tensor: share_gradient(tensor, share, watched), values)
 
 
 def _map_tensors(

@@ -1,11 +1,11 @@
 """Filters that are tied across weights: sums over them, and masks for all of them.
 
-In:   a number or a truth for each filter of each weight; which filters are one unit.
-Out:  one number for each unit; a truth for each filter.
+In:   a number or a boolean for each filter of each weight; which filters are one unit.
+Out:  one number for each unit; a boolean for each filter.
 Not:  which units stay (select.py).
 
 Filters are gathered by index and added in one order, so that a device adds them in that order at
-each call. The indices are made once for each device: to copy them, a host waits.
+each call. The indices are made once for each device, because the host waits for the copy.
 """
 
 from __future__ import annotations
@@ -76,6 +76,6 @@ def sum_ties(of_filters: Sequence[Tensor], at: Places) -> list[Tensor]:
 
 
 def spread_ties(kept: Sequence[Tensor], at: Places) -> list[Tensor]:
-    """For each weight a truth a filter, from a truth a unit of each tie."""
+    """For each weight one boolean per filter, from one boolean per unit of each tie."""
     units = torch.cat(list(kept))
     return [units[own] for own in at.of_weights]

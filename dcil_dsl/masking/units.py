@@ -48,7 +48,7 @@ def mean_in_units(sums: Tensor, cuts: Sequence[CutLike]) -> Tensor:
 
 
 def spread_mask(kept: Tensor, cut: CutLike, shape: Sequence[int]) -> Tensor:
-    """The mask of a weight of this shape, from one boolean a unit."""
+    """The mask of a weight of this shape, from one boolean per unit."""
     across = [size if i in cut.units else 1 for i, size in enumerate(cut.shape)]
     return kept.view(across).expand(cut.shape).reshape(tuple(shape))
 

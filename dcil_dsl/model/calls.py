@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.side_effects import remembered_by
 
@@ -150,6 +150,20 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def global_hook() -> str | None:
+    """The name of a hook that somebody else than torch registered for the calls of all modules.
+
+    A graph calls some modules of the model and not others, and a Dual gives {path: output}.
+    """
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    for hooks in (getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds):
+        for hook in hooks.values():
+            home = getattr(hook, "__module__", None) or ""
+            if home.split(".")[0] != "torch":  # which only watches: torch.utils.module_tracker
+                return str(getattr(hook, "__qualname__", type(hook).__name__))
+    return None
 
 
 def has_own_methods(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ paths run it: with the weights of the call, its own replaced by NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,7 +24,14 @@ from torch.utils import _pytree as pytree
 from dcil_dsl.model.calls import apply_opaque
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs, doubled
-from dcil_dsl.model.side_effects import SIMPLE, Attributes, WeightWatch, drawn_apart, same_content
+from dcil_dsl.model.side_effects import (
+    CONTAINERS,
+    SIMPLE,
+    Attributes,
+    WeightWatch,
+    drawn_apart,
+    same_content,
+)
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.model.tracer import first_line
 
@@ -91,11 +98,9 @@ def _keeps_memo(traced: Traced, model: nn.Module, inputs: Inputs, path: str) -> 
 
 def _outlives(fresh: Attributes, now: dict[str, object], name: str) -> bool:
     """Whether an attribute has another value than at the start."""
-    if name in fresh.contents:
-        return type(now[name]) is not type(fresh.contents[name]) or not same_content(
-            now[name], fresh.contents[name]
-        )
     old, new = fresh.values.get(name), now.get(name)
+    if type(old) in CONTAINERS:
+        return type(new) is not type(old) or not same_content(new, fresh.content(name))
     return new is not old and not (isinstance(new, SIMPLE) and new == old)
 
 
@@ -292,9 +297,10 @@ def _mode(training: bool) -> str:
     return "training" if training else "evaluation"
 
 
-def _forward(model: Callable[..., Any], inputs: Inputs, learns: bool) -> list[object]:
+def _forward(model: nn.Module | fx.Interpreter, inputs: Inputs, learns: bool) -> list[object]:
     given = inputs.map(torch.clone)
-    with drawn_apart(0), torch.set_grad_enabled(learns):
+    keeper = model.module if isinstance(model, fx.Interpreter) else model
+    with drawn_apart(0, keeper), torch.set_grad_enabled(learns):
         output = model(*given.args, **given.kwargs)
     return list(_leaves(output, set()))
 

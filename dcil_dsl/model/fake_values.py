@@ -102,7 +102,8 @@ class FakeValues:
     def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         fakes = {name: self._as_fake(tensor) for name, tensor in tensors.items()}
-        attributes, randomness = [Attributes(part) for part in module.modules()], Randomness()
+        attributes = [Attributes(part) for part in module.modules()]
+        randomness = Randomness(module)
         try:
             return functional_call(module, fakes, args, kwargs, tie_weights=False)
         finally:

@@ -84,7 +84,7 @@ def doubled(inputs: Inputs) -> Inputs:
 
 
 def resized(inputs: Inputs, size: int) -> Inputs:
-    """A batch of `size` copies of the first example; inputs that are no batch, unchanged."""
+    """A batch of `size` copies of the first example; inputs that are not a batch, unchanged."""
     if not _is_batch(inputs):
         return inputs
     return inputs.map(lambda t: t[:1].expand(size, *t.shape[1:]))

@@ -214,7 +214,7 @@ def _called_plainly(graph: fx.Graph) -> set[str]:
 
 
 def _weight_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of the module's matrices of connections, even if they are no parameters now."""
+    """The names of the module's matrices of connections, even if they are not parameters now."""
     match module:
         case nn.MultiheadAttention():
             separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -285,15 +285,14 @@ def _run_on_meta(model: nn.Module, example: Inputs) -> int:
 def _run_on_values(model: nn.Module, example: Inputs) -> int:
     """Run on copies of the buffers; the random number generators do not advance."""
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    with drawn_apart():
-        return _run(model, buffers, example.map(torch.clone))
+    return _run(model, buffers, example.map(torch.clone))
 
 
 def _run(model: nn.Module, state: dict[str, Tensor], given: Inputs) -> int:
     before = [Attributes(module) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with drawn_apart(keeper=model), torch.no_grad():
             torch.func.functional_call(model, state, given.args, given.kwargs, tie_weights=False)
     finally:
         for attributes in before:

@@ -11,7 +11,7 @@ import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,14 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from dcil_dsl.model.guards import Decisions
-from dcil_dsl.model.proxies import PROXIES, Attribute, Proxy, Unfollowed
-
-if TYPE_CHECKING:
-    from dcil_dsl.model.tracer import Tracer
+from dcil_dsl.model.proxies import LEN, PROXIES, Attribute, Proxy, ProxyTracer, Unfollowed
 
 is_autocast_enabled: Any = torch.is_autocast_enabled
 IS_TENSOR, ISINSTANCE, CALLABLE = torch.is_tensor, isinstance, callable
-LEN = len  # it requires a Python number; len(logits) is a value of the graph
 # Methods of a tensor that depend on no number in it; `__get__` is that of all its attributes.
 QUESTIONS = frozenset(
     "__get__ __hash__ __len__ size dim ndimension numel nelement stride is_contiguous get_device "
@@ -37,7 +33,7 @@ TAKE_NO_PROXY = ("ones", "zeros", "empty", "tensor", "finfo")
 
 
 @contextmanager
-def following(tracer: Tracer) -> Iterator[None]:
+def following(tracer: ProxyTracer) -> Iterator[None]:
     """While the `with` is open, `tracer` can follow a forward: functions take proxies."""
     with no_autocast(tracer.decisions), no_backward(), taking_proxies(tracer), in_einops():
         with NoOwnWeights(tracer):
@@ -51,7 +47,7 @@ class NoOwnWeights(TorchFunctionMode):
     The value would be a constant of the graph: the same in all paths, and at all steps.
     """
 
-    def __init__(self, tracer: Tracer):
+    def __init__(self, tracer: ProxyTracer):
         super().__init__()
         self.tracer = tracer
 
@@ -114,7 +110,7 @@ def no_backward() -> Iterator[None]:
 
 
 @contextmanager
-def taking_proxies(tracer: Tracer) -> Iterator[None]:
+def taking_proxies(tracer: ProxyTracer) -> Iterator[None]:
     """Make torch.ones(x.shape[0], 4), torch.finfo(x.dtype) and len(x) calls of the graph.
 
     A proxy for a known tensor is an instance of Tensor and is not callable.

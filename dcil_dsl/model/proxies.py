@@ -1,22 +1,26 @@
-"""Proxies: stand-ins for values while a forward is traced.
+"""Proxies: stand-ins for values while a forward is traced, and the answers that they get.
 
-In:   a node of the growing graph, and its tracer, which knows sizes and types.
-Out:  Proxy, which a forward takes for a tensor, a size or a number; MakeObject, for objects.
-Not:  no tracing (tracer.py).
+In:   a node of the growing graph; Decisions, which know sizes and types.
+Out:  Proxy, which a forward takes for a tensor, a size or a number; ProxyTracer, which answers its
+      questions and guards the answers; MakeObject, for objects.
+Not:  no tracing of modules (tracer.py).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx import immutable_collections as immutable
 
-if TYPE_CHECKING:
-    from dcil_dsl.model.tracer import Tracer
+from dcil_dsl.model.fake_values import UNKNOWN
+from dcil_dsl.model.guards import Decisions, guard
+
+LEN = len  # it requires a Python number; len(logits) is a value of the graph
 
 
 class Unfollowed(RuntimeError):
@@ -29,7 +33,7 @@ class Proxy(fx.Proxy):
     Setting an attribute (output.logits = y) is refused: it would not be in the graph.
     """
 
-    tracer: Tracer
+    tracer: ProxyTracer
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -73,6 +77,73 @@ class Attribute(fx.proxy.Attribute, Proxy):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+
+class ProxyTracer(fx.Tracer):
+    """What a proxy asks its tracer. Sizes and types are known, and each answer is guarded.
+
+    held   the guards, by the node and the function that was asked for
+    names  of the parameters and buffers, by the id of the tensor
+    """
+
+    def __init__(self, decisions: Decisions, names: Mapping[int, str]):
+        super().__init__(autowrap_functions=())
+        self.decisions, self.names = decisions, names
+        self.held: dict[tuple[fx.Node, str], fx.Node] = {}
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.decisions.of(obj.node)
+        if value is UNKNOWN:
+            return super().to_bool(obj)
+        fact = obj if isinstance(value, bool) else self._call(operator.truth, obj)
+        self._call(guard, fact, bool(value), self.decisions.words(obj.node))
+        return bool(value)
+
+    def length(self, obj: fx.Proxy) -> int:
+        """len(obj), guarded: Python requires a number."""
+        value = self.decisions.of(obj.node)
+        if not isinstance(value, (tuple, list)):
+            raise Unfollowed("it asks for the length of a computed value")
+        size = len(value)
+        self._guard(obj, LEN, size, f"len({self.decisions.words(obj.node)})")
+        return size
+
+    def rank(self, obj: fx.Proxy) -> int | None:
+        """The number of dimensions of a tensor, guarded; None: it is not known."""
+        value = self.decisions.rank(obj.node)
+        if value is not None:
+            self._guard(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
+        return value
+
+    def constant(self, obj: fx.Proxy, *kinds: type) -> Any:
+        """A Python number that follows from sizes which are the same in every call, guarded."""
+        value = self.decisions.constant(obj.node)
+        if not isinstance(value, kinds):
+            raise Unfollowed("it needs a Python number that may differ from call to call")
+        self._guard(obj, None, value, self.decisions.words(obj.node))
+        return value
+
+    def _guard(
+        self, obj: fx.Proxy, function: Callable[..., Any] | None, value: Any, what: str
+    ) -> None:
+        """Make the graph check that function(obj) is the value."""
+        key = (obj.node, getattr(function, "__name__", ""))
+        if key not in self.held or self.held[key]._erased:
+            fact = obj if function is None else self._call(function, obj)
+            self.held[key] = self._call(guard, fact, value, what).node
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = self.decisions.of(obj.node)
+        if not isinstance(value, (tuple, list)):
+            return super().iter(obj)
+        items: Any = obj
+        return iter([items[i] for i in range(self.length(obj))])
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
+        return self.create_proxy("call_function", function, args, {})
 
 
 PROXIES = (Proxy, Attribute)

@@ -23,8 +23,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dcil_dsl.model.generators import (
+    States,
+    has_moved,
+    kept_generators,
+    read_states,
+    restore_states,
+)
+
 SIMPLE = (bool, int, float, str, type(None))
 CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
+EMPTY: dict[type, Any] = {kind: kind() for kind in CONTAINERS}
 TABLES = ("_parameters", "_buffers")
 REMEMBERED = "_remembered"  # the attribute of a module that holds the attributes of its paths
 CONSTANT = "_tensor_constant"  # fx's name for a tensor that the forward makes at each call
@@ -41,16 +50,23 @@ class Attributes:
     def __init__(self, module: nn.Module):
         self.module = module
         self.values = dict(vars(module))
-        self.contents = {
-            name: copy.copy(value)
-            for name, value in self.values.items()
-            if type(value) in CONTAINERS and value is not None
-        }
-        self.nested = {
-            name: [(part, copy.copy(part)) for part in _collections(value, set())]
-            for name, value in self.values.items()
-            if (type(value) in CONTAINERS or type(value) is tuple) and name != REMEMBERED
-        }
+        self.nested: dict[str, list[tuple[Any, Any]]] = {}
+        for name, value in self.values.items():
+            kind = type(value)
+            if name == REMEMBERED or kind not in CONTAINERS and kind is not tuple:
+                continue
+            if value:
+                parts = [(part, part.copy()) for part in _collections(value, set())]
+            else:  # as most of a module's tables of hooks are
+                parts = [] if kind is tuple else [(value, EMPTY[kind])]
+            self.nested[name] = parts
+
+    def content(self, name: str) -> Any:
+        """What a collection held, the value of any other attribute, or MISSING."""
+        value = self.values.get(name, MISSING)
+        if type(value) not in CONTAINERS or name not in self.nested:
+            return value
+        return self.nested[name][0][1]
 
     def restore(self) -> None:
         """Set the attributes back, and the contents of collections in them, however deep."""
@@ -204,7 +220,7 @@ def changed_attribute(
         is_aside = name not in before.values and _is_computed(new)
         if name.startswith(CONSTANT) or (is_aside and not is_read(kind, name)):
             continue
-        old = before.contents.get(name, before.values.get(name, MISSING))
+        old = before.content(name)
         if not is_kept(name, old, new):
             return name
     return None
@@ -226,16 +242,16 @@ def is_read(kind: type, name: str) -> bool:
 
 
 class Randomness:
-    """A snapshot of the random number generators."""
+    """A snapshot of the random number generators, and of those that a module keeps."""
 
-    def __init__(self) -> None:
-        self.state = random_state()
+    def __init__(self, module: nn.Module) -> None:
+        self.state = random_state(module)
 
     def moved(self) -> bool:
         """Whether random numbers were drawn since the snapshot."""
-        cpu, cuda, python, numpy = self.state
-        now_cpu, now_cuda, now_python, now = random_state()
-        if python != now_python or not torch.equal(cpu, now_cpu):
+        cpu, cuda, python, numpy, kept = self.state
+        now_cpu, now_cuda, now_python, now, _ = random_state()
+        if has_moved(kept) or python != now_python or not torch.equal(cpu, now_cpu):
             return True
         if cuda is not None and not all(map(torch.equal, cuda, now_cuda or ())):
             return True
@@ -260,25 +276,27 @@ def _is_computed(value: object) -> bool:
 # -- random numbers --------------------------------------------------------------------------------
 
 
-# The generators are torch's on the CPU and on every CUDA device in use, Python's, and numpy's if
-# the process has imported numpy: opaque modules may draw from all of them. Apple's GPU takes the
-# place of the CUDA devices.
-RandomState = tuple[Tensor, list[Tensor] | None, Any, Any]
+# The generators are torch's on the CPU and on every CUDA device in use, Python's, numpy's if the
+# process has imported numpy, and those that modules keep: opaque modules may draw from all of
+# them. Apple's GPU takes the place of the CUDA devices.
+RandomState = tuple[Tensor, list[Tensor] | None, Any, Any, States]
 
 
-def random_state() -> RandomState:
-    """The states of all random number generators."""
+def random_state(*modules: nn.Module) -> RandomState:
+    """The states of all random number generators, and of those that the modules keep."""
     cuda = torch.cuda.get_rng_state_all() if _uses_cuda() else None
     if _uses_mps():
         cuda = [torch.mps.get_rng_state()]
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
-    return torch.get_rng_state(), cuda, random.getstate(), of_numpy
+    kept = read_states([one for module in modules for one in kept_generators(module)])
+    return torch.get_rng_state(), cuda, random.getstate(), of_numpy, kept
 
 
 def draw_again(state: RandomState) -> None:
     """Restore the generators, which then draw the same numbers as after `state` was read."""
-    cpu, cuda, python, of_numpy = state
+    cpu, cuda, python, of_numpy, kept = state
+    restore_states(kept)
     torch.set_rng_state(cpu)
     if cuda is not None and _uses_mps():
         torch.mps.set_rng_state(cuda[0])
@@ -306,13 +324,13 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def drawn_apart(seed: int | None = None) -> Iterator[None]:
+def drawn_apart(seed: int | None = None, keeper: nn.Module | None = None) -> Iterator[None]:
     """While the `with` is open, draw from `seed` (None: from the current states); afterwards the
-    generators continue as if nothing had been drawn.
+    generators continue as if nothing had been drawn. Those that `keeper` keeps do, too.
 
     torch's fork_rng would initialize every device of the machine.
     """
-    state = random_state()
+    state = random_state(*([] if keeper is None else [keeper]))
     if seed is not None:
         seed_generators(seed)
     try:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.model.calls import apply_opaque, has_hooks
+from dcil_dsl.model.calls import apply_opaque, global_hook, has_hooks
+from dcil_dsl.model.collector import collector_paused
 from dcil_dsl.model.copies import HOOKS, copy_module, left_behind
 from dcil_dsl.model.dataflow import written_storages
 from dcil_dsl.model.guards import Decisions
 from dcil_dsl.model.inputs import Arguments, Inputs, arguments_of, as_fakes
 from dcil_dsl.model.layers import Layer, list_layers, with_macs
-from dcil_dsl.model.side_effects import CONSTANT, Attributes
+from dcil_dsl.model.side_effects import CONSTANT, Attributes, Randomness
 from dcil_dsl.model.tracer import Tracer, first_line
 
 WRAPPERS = {
@@ -78,6 +79,7 @@ class Traced:
         return self.train if training else self.eval
 
 
+@collector_paused()
 def trace_model(
     model: nn.Module,
     example_inputs: object = None,
@@ -177,6 +179,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _refuse_what_a_copy_loses(model: nn.Module) -> None:
+    hook = global_hook()
+    if hook is not None:
+        reason = (
+            f"the hook `{hook}` is registered for all modules, and a graph calls only some of "
+            "them; register it on the modules that need it"
+        )
+        raise TraceError("", type(model).__name__, reason)
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             path, _, own = name.rpartition(".")
@@ -206,6 +215,7 @@ def _trace(
     if has_hooks(model):
         return None, {"": "it has hooks, which a graph of its forward would omit"}
     before = {path: Attributes(module) for path, module in model.named_modules()}
+    randomness = Randomness(model)
     example, other = (None if call is None else call.kwargs for call in shown)
     tracer = Tracer(model, arguments, keep, Decisions(model, example, other))
     try:
@@ -225,6 +235,7 @@ def _trace(
     constants = {name: v for name, v in vars(model).items() if name.startswith(CONSTANT)}
     for attributes in before.values():
         attributes.restore()
+    randomness.restore()
     if graph is not None:
         _keep_constants(model, graph, constants)
     return graph, tracer.opaque

@@ -11,9 +11,8 @@ whose forward it happens stays opaque.
 
 from __future__ import annotations
 
-import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -26,11 +25,12 @@ from dcil_dsl.model.calls import has_own_methods
 from dcil_dsl.model.copies import used_by_hooks
 from dcil_dsl.model.dataflow import written
 from dcil_dsl.model.fake_values import UNKNOWN
+from dcil_dsl.model.generators import is_generator
 from dcil_dsl.model.guards import Decisions, guard
 from dcil_dsl.model.inner_checkpoints import run_through
 from dcil_dsl.model.inputs import Arguments
-from dcil_dsl.model.patches import LEN, following
-from dcil_dsl.model.proxies import MakeObject, Proxy, Unfollowed, is_object
+from dcil_dsl.model.patches import following
+from dcil_dsl.model.proxies import MakeObject, ProxyTracer, Unfollowed, is_object
 from dcil_dsl.model.side_effects import (
     CONSTANT,
     MISSING,
@@ -50,7 +50,7 @@ class Shared(Unfollowed):
         self.holders = holders
 
 
-class Tracer(fx.Tracer):
+class Tracer(ProxyTracer):
     """Traces `model`; `opaque` has the opaque modules, with the reasons."""
 
     # A buffer that the forward reads (x - self.mean[:, None]) stays a buffer of the graph.
@@ -63,18 +63,14 @@ class Tracer(fx.Tracer):
         keep: Mapping[str, str],
         decisions: Decisions,
     ):
-        super().__init__(autowrap_functions=())
-        self.decisions = decisions
-        self.held: dict[tuple[fx.Node, str], fx.Node] = {}  # the guards of values
+        named = [*model.named_buffers(), *model.named_parameters()]
+        super().__init__(decisions, {id(tensor): name for name, tensor in named})
         self.model, self.arguments, self.keep = model, arguments, keep
         self.opaque: dict[str, str] = {}
         # Modules that keep a memo for later calls, and whether it depends on weights.
         self.memos: dict[str, bool] = {}
         self.is_output = False
         self.taken_apart: dict[int, Any] = {}
-        self.names = {
-            id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]
-        }
         self.installed = set(model.modules())
         self.reads: dict[str, fx.Proxy] = {}
         self.learns = torch.is_grad_enabled()
@@ -108,67 +104,13 @@ class Tracer(fx.Tracer):
             placed.append(live.pop(name))
 
         def forward() -> Any:
-            attributes, randomness = Attributes(self.model), Randomness()
+            attributes, randomness = Attributes(self.model), Randomness(self.model)
             result = self.model.forward(*placed, **live)
             self._refuse_changes(attributes, randomness)
             self.is_output = True
             return result
 
         return forward, []
-
-    def proxy(self, node: fx.Node) -> Proxy:
-        return Proxy(node, self)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        value = self.decisions.of(obj.node)
-        if value is UNKNOWN:
-            return super().to_bool(obj)
-        fact = obj if isinstance(value, bool) else self._call(operator.truth, obj)
-        self._call(guard, fact, bool(value), self.decisions.words(obj.node))
-        return bool(value)
-
-    def length(self, obj: fx.Proxy) -> int:
-        """len(obj), guarded: Python requires a number."""
-        value = self.decisions.of(obj.node)
-        if not isinstance(value, (tuple, list)):
-            raise Unfollowed("it asks for the length of a computed value")
-        size = len(value)
-        self._guard(obj, LEN, size, f"len({self.decisions.words(obj.node)})")
-        return size
-
-    def rank(self, obj: fx.Proxy) -> int | None:
-        """The number of dimensions of a tensor, guarded; None: it is not known."""
-        value = self.decisions.rank(obj.node)
-        if value is not None:
-            self._guard(obj, torch.Tensor.dim, value, f"{obj.node.name}.ndim")
-        return value
-
-    def constant(self, obj: fx.Proxy, *kinds: type) -> Any:
-        """A Python number that follows from sizes which are the same in every call, guarded."""
-        value = self.decisions.constant(obj.node)
-        if not isinstance(value, kinds):
-            raise Unfollowed("it needs a Python number that may differ from call to call")
-        self._guard(obj, None, value, self.decisions.words(obj.node))
-        return value
-
-    def _guard(
-        self, obj: fx.Proxy, function: Callable[..., Any] | None, value: Any, what: str
-    ) -> None:
-        """Make the graph check that function(obj) is the value."""
-        key = (obj.node, getattr(function, "__name__", ""))
-        if key not in self.held or self.held[key]._erased:
-            fact = obj if function is None else self._call(function, obj)
-            self.held[key] = self._call(guard, fact, value, what).node
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        value = self.decisions.of(obj.node)
-        if not isinstance(value, (tuple, list)):
-            return super().iter(obj)
-        items: Any = obj
-        return iter([items[i] for i in range(self.length(obj))])
-
-    def _call(self, function: Callable[..., Any], *args: Any) -> fx.Proxy:
-        return self.create_proxy("call_function", function, args, {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         if self.decisions.running:
@@ -204,6 +146,8 @@ class Tracer(fx.Tracer):
             return self._remade(a)
         if isinstance(a, nn.Module):
             raise Unfollowed("it passes a module to a function")
+        if is_generator(a):
+            raise Unfollowed("it draws from a random number generator of its own")
         if isinstance(a, torch.Tensor) and id(a) in self.names:
             return self.create_node("get_attr", self.names[id(a)], (), {})
         # fx would make plain dictionaries of these.
@@ -344,7 +288,7 @@ class _Start:
         self.stack = len(tracer.module_stack)
         self.num_tensors = len(tracer.tensor_attrs)
         self.opaque = len(tracer.opaque)
-        self.attributes, self.randomness = Attributes(module), Randomness()
+        self.attributes, self.randomness = Attributes(module), Randomness(module)
         self.containers = [
             (value, type(value)(value))
             for value in [*args, *kwargs.values()]

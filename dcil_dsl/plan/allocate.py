@@ -27,7 +27,7 @@ from dcil_dsl.plan.units import Member, divide, tensor_core_obstacle, tie_member
 from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.targets import Divided, Target, Unfit
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import Run
+from dcil_dsl.words.word import RunLength
 
 DEFAULT_FLOOR = 1  # one unit: no budget can remove a whole layer by accident
 
@@ -38,7 +38,7 @@ def allocate_group(
     weights: tuple[Weight, ...],
     heads: Mapping[str, HeadShare],
     ties: tuple[p.Tie, ...],
-    run: Run,
+    run: RunLength,
     report: Diagnostics,
 ) -> p.Group | None:
     """The budget of one rule. Weights that do not fall into the rule's units, budgets below the
@@ -96,7 +96,7 @@ def allocate_group(
     return group
 
 
-def _effects(rule: r.PruneRule, run: Run) -> dict[str, Any]:
+def _effects(rule: r.PruneRule, run: RunLength) -> dict[str, Any]:
     """Fields of p.Group by name."""
     if isinstance(rule.refresh, tuple):
         moments = tuple(sorted({run.steps(time).step for time in rule.refresh}))
@@ -160,7 +160,7 @@ def _fitted(
     if any(len(member.weights) > 1 for member in owned):
         report.add(
             "E318",
-            f"`{target.called}` is of single layers, and units of this rule lie in several",
+            f"`{target.called}` sets single layers, and units of this rule lie in several",
             span,
             help="`granularity = filter(ties = none)` unties filters",
         )
@@ -308,7 +308,7 @@ def _bound(
     elif len(set(unit_costs(group))) > 1:
         report.add(
             "E319",
-            f"a {noun} of one layer is not worth one of another in {counted(group)}",
+            f"{noun}s of different layers cost different numbers of {counted(group)}",
             bound.span,
             help="tied filters cost as many as they are: `granularity = filter(ties = none)`"
             if group.ties

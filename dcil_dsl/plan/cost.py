@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dcil_dsl.plan.group import budget_size, weights_of_unit
-from dcil_dsl.plan.plan import Group, Phase, Plan, PlanLayer
+from dcil_dsl.plan.group import Group, budget_size, weights_of_unit
+from dcil_dsl.plan.records import Phase, PlanFields, PlanLayer
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 
-MOMENTS = 200  # at which a cost that changes with the masks is looked at
+MOMENTS = 200  # steps at which a cost that changes with the masks is sampled
 
 
-def phase_steps(plan: Plan, phase: Phase) -> int:
+def phase_steps(plan: PlanFields, phase: Phase) -> int:
     """How many steps of the run lie in the phase."""
     return phase.window.num_steps(plan.num_steps)
 
 
-def step_cost(plan: Plan, phase: Phase, whole: Collection[str] = ()) -> float:
+def step_cost(plan: PlanFields, phase: Phase, whole: Collection[str] = ()) -> float:
     """A step of the phase in dense steps: the paths that run, each by the pixels that it sees.
 
     An integrator multiplies it by the number of its gradients. A path that skips pruned weights
@@ -34,7 +34,7 @@ def step_cost(plan: Plan, phase: Phase, whole: Collection[str] = ()) -> float:
     return evaluations * _one_gradient(plan, phase, whole)
 
 
-def _one_gradient(plan: Plan, phase: Phase, whole: Collection[str]) -> float:
+def _one_gradient(plan: PlanFields, phase: Phase, whole: Collection[str]) -> float:
     costs = {path.name: path.cost for path in plan.paths}
     smaller = [p.name for p in plan.paths if p.compute == "kept" and p.name in phase.paths]
     if smaller:
@@ -43,13 +43,13 @@ def _one_gradient(plan: Plan, phase: Phase, whole: Collection[str]) -> float:
     return sum(costs[name] for name in phase.paths)
 
 
-def training_cost(plan: Plan, whole: Collection[str] = ()) -> float:
+def training_cost(plan: PlanFields, whole: Collection[str] = ()) -> float:
     """The run's arithmetic as a multiple of a dense run of the same length.
 
         sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
         * gradients of an integrator, plus those that a `balance` measures
 
-    An upper bound: layers in front of the first weight that differs between the paths are
+    An upper bound: layers before the first weight that differs between the paths are
     computed once for all of them. Zeros do not lower it, since masked weights are multiplied
     by dense kernels, but those that `compute = kept` leaves out, of a 2:4 pattern those that
     sparse tensor cores skip: all but those of `whole`.
@@ -67,12 +67,12 @@ def training_cost(plan: Plan, whole: Collection[str] = ()) -> float:
     return passes / plan.num_steps
 
 
-def bound(plan: Plan) -> str:
+def bound(plan: PlanFields) -> str:
     """What kind of number a cost is: "at most", or "about" where scores decide."""
     return "about" if is_estimate(plan) else "at most"
 
 
-def _mean_share(plan: Plan, phase: Phase, whole: Collection[str]) -> float:
+def _mean_share(plan: PlanFields, phase: Phase, whole: Collection[str]) -> float:
     stop = plan.num_steps if phase.window.stop is None else phase.window.stop
     first, last = phase.window.start, max(min(stop, plan.num_steps) - 1, phase.window.start)
     count = min(MOMENTS, last - first + 1)
@@ -93,9 +93,9 @@ PATTERN_DONE = (0.5 + 1 + 1) / 3
 def left_out(groups: tuple[Group, ...], layers: tuple[PlanLayer, ...]) -> dict[str, int]:
     """The weights of which whole units can be left out, each with the axis of its units.
 
-    Filters and input channels of convolutions in one group and of linear layers, of their own
-    classes: what is left of them is a smaller layer of the same kind. One with hooks, or whose
-    weight the forward reads by hand, is computed whole.
+    Filters and input channels of linear layers and of convolutions in one group, of exactly
+    torch.nn's classes: what is left of such a layer is a smaller one of the same kind. A layer with
+    hooks, or whose weight the forward reads directly, is computed in full.
     """
     return {
         layer.parameter: AXES[axis]
@@ -124,13 +124,13 @@ def in_pattern(groups: tuple[Group, ...], layers: tuple[PlanLayer, ...]) -> tupl
     )
 
 
-def share_done(plan: Plan, step: int, whole: Collection[str] = ()) -> float:
+def share_done(plan: PlanFields, step: int, whole: Collection[str] = ()) -> float:
     """The share of a path's multiply-accumulates that are done with kept units alone.
 
-    A layer with a budget of its own does what it keeps; one that shares its budget is counted as
-    if all of its rule kept alike. One of a pattern is spared half of its forward product while
-    the pattern is there, in a precision that sparse tensor cores take and where it is not in
-    `whole`. 1 where the arithmetic of a layer is not known.
+    A layer with a budget of its own counts with what it keeps; for one that shares its budget, all
+    layers of the rule are assumed to keep the same share. A 2:4 pattern saves half of the forward
+    product while the pattern is in force, in a precision that sparse tensor cores take, and where
+    the layer is not in `whole`. 1 where the arithmetic of a layer is not known.
     """
     macs = {layer.parameter: layer.macs for layer in plan.layers if layer.macs is not None}
     if len(macs) < len(plan.layers) or not sum(macs.values()):
@@ -152,7 +152,7 @@ def share_done(plan: Plan, step: int, whole: Collection[str] = ()) -> float:
     return sum(n * done.get(name, 1.0) for name, n in macs.items()) / sum(macs.values())
 
 
-def is_estimate(plan: Plan) -> bool:
+def is_estimate(plan: PlanFields) -> bool:
     """Whether scores decide how much is left out where, so that its cost is not a bound."""
     return any(path.compute == "kept" for path in plan.paths) and any(
         group.one_budget and group.unit.axis in AXES for group in plan.groups

@@ -15,13 +15,14 @@ from dcil_dsl.diagnostics import Diagnostics, InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.lang import recipe as r
+from dcil_dsl.lang.selectors import strip_wrapping
 from dcil_dsl.model.layers import Layer
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.facts import is_private, kept_at, last_step
 from dcil_dsl.plan.group import counted, members, num_units
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
-from dcil_dsl.plan.select import Selection, strip_wrapping
+from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.show import (
     dynamics_words,
     group_line,
@@ -118,7 +119,7 @@ def _what_it_is(
             yield (
                 "arithmetic",
                 (
-                    f"{entry.macs:,} multiply-accumulates an example, "
+                    f"{entry.macs:,} multiply-accumulates per example, "
                     f"{_part(entry.macs, macs)} of the model's"
                 ),
             )
@@ -133,7 +134,7 @@ def _what_it_is(
         )
         inside = _inside(layer, traced)
         if inside:
-            yield "inside", f"layers with a story of their own: {_names(inside)}"
+            yield "inside", f"layers that are explained alone: {_names(inside)}"
     place = 1 + [other.path for other in traced.layers].index(layer.path)
     yield (
         "place",
@@ -187,6 +188,7 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
     if not layer.prunable:
         return ""
     selection = Selection(traced.layers, traced.name, Diagnostics())
+    selection.prepare(rule.selector for rule in recipe.rules)
     matched = [selection.mask(rule.selector) for rule in recipe.rules]
     ties = {layer.path, *_tied(layer, traced)}
     tied = sum(1 << selection.place[path] for path in ties)

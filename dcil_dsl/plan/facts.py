@@ -11,13 +11,15 @@ import json
 
 from dcil_dsl.plan.cost import phase_steps, step_cost, training_cost
 from dcil_dsl.plan.group import (
+    Group,
+    PlanRecord,
     budget_size,
     counted,
     kept_in_budget,
     unit_costs,
     weights_of_unit,
 )
-from dcil_dsl.plan.plan import Group, Plan, PlanRecord
+from dcil_dsl.plan.records import PlanFields
 from dcil_dsl.plan.schedule import (
     keeps_at,
     last_refresh,
@@ -80,8 +82,8 @@ class PhaseFacts(PlanRecord):
 
 class Facts(PlanRecord):
     """training_cost: the whole run's arithmetic in dense runs, at most, counted as the phases' is.
-    mask_bytes: one byte a prunable weight while training; packed_mask_bytes: one bit, as masks can
-    be stored; score_bytes: four a weight whose score is kept from step to step."""
+    mask_bytes: one byte per prunable weight while training; packed_mask_bytes: one bit, as masks
+    can be stored; score_bytes: four per weight whose score is kept from step to step."""
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]
@@ -94,7 +96,7 @@ class Facts(PlanRecord):
     score_bytes: int
 
 
-def count_facts(plan: Plan) -> Facts:
+def count_facts(plan: PlanFields) -> Facts:
     """The printed facts of a plan that it does not store."""
     groups = tuple(_group_facts(plan, group) for group in plan.groups)
     return Facts(
@@ -118,13 +120,13 @@ def count_facts(plan: Plan) -> Facts:
     )
 
 
-def plan_and_facts_json(plan: Plan) -> str:
+def plan_and_facts_json(plan: PlanFields) -> str:
     """What `dcil plan --json` prints: Plan.to_json with one more key, `facts`."""
     values = plan.model_dump(mode="json") | {"facts": count_facts(plan).model_dump(mode="json")}
     return json.dumps(values, indent=2)
 
 
-def layer_facts(plan: Plan) -> tuple[LayerFacts, ...]:
+def layer_facts(plan: PlanFields) -> tuple[LayerFacts, ...]:
     """See LayerFacts."""
     macs = sum(layer.macs or 0 for layer in plan.layers)
     kept: dict[str, int | None] = {}
@@ -163,22 +165,22 @@ def kept_at(group: Group, step: int) -> dict[str, int | None]:
     return kept
 
 
-def last_step(plan: Plan) -> int:
-    """The last step of the run; 0 for a run of none."""
+def last_step(plan: PlanFields) -> int:
+    """The last step of the run; 0 for a run without steps."""
     return max(0, plan.num_steps - 1)
 
 
-def mask_bytes(plan: Plan) -> int:
-    """The memory of all masks in training: one byte a prunable weight."""
+def mask_bytes(plan: PlanFields) -> int:
+    """The memory of all masks in training, in bytes: one per prunable weight."""
     return sum(sum(group.num_weights) for group in plan.groups)
 
 
-def score_bytes(plan: Plan) -> int:
+def score_bytes(plan: PlanFields) -> int:
     """The memory of the scores that are kept from step to step: float32."""
-    return sum(4 * sum(group.num_weights) for group in plan.groups if group.kept_score)
+    return sum(4 * sum(group.num_weights) for group in plan.groups if group.buffered_score)
 
 
-def _group_facts(plan: Plan, group: Group) -> GroupFacts:
+def _group_facts(plan: PlanFields, group: Group) -> GroupFacts:
     final = last_refresh(group, last_step(plan))
     size, kept = budget_size(group), kept_in_budget(group, keeps_at(group, final))
     every = max(1, plan.num_steps // CURVE_POINTS)
@@ -202,6 +204,6 @@ def _sparsity(kept: int, size: int) -> float:
     return 1 - kept / size if size else 0.0
 
 
-def is_private(module: str, plan: Plan) -> bool:
+def is_private(module: str, plan: PlanFields) -> bool:
     """Whether each path has the module for itself, or what it lies in."""
     return any(f"{module}.".startswith(f"{private.module}.") for private in plan.privates)

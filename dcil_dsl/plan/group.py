@@ -25,6 +25,8 @@ from dcil_dsl.words.views import Parametrization
 
 
 class PlanRecord(BaseModel):
+    """A part of the Plan: frozen, without unknown fields, NaN or infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -49,10 +51,10 @@ class Cut(PlanRecord):
         return math.prod(self.shape[i] for i in self.units)
 
 
-class KeptScore(NamedTuple):
-    """A score that needs a buffer next to each weight.
+class BufferedScore(NamedTuple):
+    """A score that needs a buffer next to each weight, because it depends on earlier steps.
 
-    path     whose gradient it sums; None: it averages the size of the weights
+    path     the path whose gradient it sums; None: it averages the magnitudes of the weights
     average  the decay of the moving average; None: a sum over the steps
     """
 
@@ -99,7 +101,7 @@ class Tied(PlanRecord):
 
 
 class Tie(PlanRecord):
-    """Units of filters that stay or go together, all of the same make.
+    """Units of filters that stay or go together, each with as many filters of each weight.
 
     num_units  how many units there are
     parts      the filters of each weight
@@ -131,7 +133,7 @@ class Budgeted(PlanRecord):
     Units lie in one weight each, but those of an attention head in several. Weights that share
     their units are a member of the group: `spans` says how many of `parameters`, from the first
     on, each member has. Of tied filters each of `ties` is a member, and a weight may have filters
-    in several. ceilings and costs have one entry a member, all others one a weight.
+    in several. ceilings and costs have one entry per member, all others one per weight.
 
     target       how much is pruned, and how the members share it
     of           what the budget counts: single weights, units, or multiply-accumulates
@@ -188,7 +190,7 @@ class Budgeted(PlanRecord):
             for name in names:
                 given = len(getattr(self, name))
                 if given != count and (given or name not in _MAY_BE_EMPTY):
-                    raise ValueError(f"{name} has not one entry for each of {count}")
+                    raise ValueError(f"{name} does not have one entry for each of {count}")
         if not isinstance(self.unit, Single) and not self.cuts:
             raise ValueError(f"no cuts say what a {self.unit.noun} is")
         for cut, size in zip(self.cuts, self.num_weights, strict=False):
@@ -215,12 +217,12 @@ class Budgeted(PlanRecord):
 
 
 class Group(Budgeted):
-    """The layers of one `prune` rule.
+    """The weights of one `prune` rule, with its score, schedule and settings.
 
-    targets     the share of each member, of a target that divides its budget; empty: the target
+    targets     the pruned share of each member, where the target divides its budget; else empty
     floors      the least count of units each member keeps
     hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
-                empty: the units are no pattern
+                empty: the target is not a pattern
     refresh     masks are recomputed at multiples of this many steps, and when the target is reached
     moments     the steps at which they are recomputed instead of those multiples; empty: those
     freeze      from this step on masks stand still; None: never
@@ -254,14 +256,14 @@ class Group(Budgeted):
         return self
 
     @property
-    def kept_score(self) -> KeptScore | None:
+    def buffered_score(self) -> BufferedScore | None:
         """The score that needs a buffer; None where masks follow from the weights alone."""
         if self.regrow is not None and self.regrow.gradient_path is not None:
             path = self.regrow.gradient_path
-            return KeptScore(Gradient(path=path), path, 0.0)  # the last step's
+            return BufferedScore(Gradient(path=path), path, 0.0)  # the last step's
         if not self.score.has_state:
             return None
-        return KeptScore(self.score, self.score.gradient_path, self.score.decay)
+        return BufferedScore(self.score, self.score.gradient_path, self.score.decay)
 
 
 # -- counts ----------------------------------------------------------------------------------------

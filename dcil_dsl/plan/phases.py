@@ -20,13 +20,13 @@ from dcil_dsl.plan.cost import in_pattern, left_out
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.words.rates import Multistep
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import Run
+from dcil_dsl.words.word import RunLength
 
 PARTS = ("kept", "reserve", "pruned", "rest")
 
 
 def resolve_losses(
-    recipe: r.Recipe, paths: tuple[p.Path, ...], run: Run
+    recipe: r.Recipe, paths: tuple[p.Path, ...], run: RunLength
 ) -> tuple[p.WeightedLoss, ...]:
     """The loss terms with their windows in steps, each under a name of its own.
 
@@ -110,12 +110,12 @@ def check_left_out(
         for group in groups:
             if group.pattern is not None:
                 continue  # all of its gradients are computed
-            if group.kept_score is not None and group.kept_score.path == path.name:
+            if group.buffered_score is not None and group.buffered_score.path == path.name:
                 report.add(
                     "E320",
                     f"path `{path.name}` would skip weights that the rule at {group.rule} scores",
                     path.span,
-                    label=f"`{group.kept_score.score.called}` needs the gradients of pruned "
+                    label=f"`{group.buffered_score.score.called}` needs the gradients of pruned "
                     "weights too",
                 )
 
@@ -246,7 +246,7 @@ def check_score(
     report: Diagnostics,
 ) -> None:
     """E312 where every mask of the run is made before the first gradient that it could look at."""
-    score = group.kept_score
+    score = group.buffered_score
     if score is None or score.path is None:
         return
     path = score.path

@@ -1,348 +1,91 @@
-"""The Plan: what is pruned, by how much, when, and who learns from whom. Plain data, in steps.
+"""The Plan: what is pruned, by how much, when, and who learns from whom.
 
-In:   resolve.py fills it from a recipe and a traced model.
+In:   the fields (records.py), which resolve.py fills from a recipe and a traced model.
 Out:  compiler/, training/ and exporting/ read it and nothing of the language; it goes to JSON
-      and back unchanged, and is stored in every run folder and checkpoint.
+      and back unchanged, and is stored in every run folder and checkpoint; it prints itself.
 Not:  no tensors, no modules, no units but steps, counts of weights and fractions.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from html import escape
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import (
-    AliasChoices,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.format_1 import upgrade
 from dcil_dsl.plan.group import (
     Bound,
     Budgeted,
+    BufferedScore,
     Cut,
     Group,
-    KeptScore,
     PlanRecord,
     Stretch,
     Tie,
     Tied,
 )
-from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.losses import Loss
-from dcil_dsl.words.optimizers import Optimizer
-from dcil_dsl.words.rates import Rate, Stop
-from dcil_dsl.words.registry import Stored
-from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
-from dcil_dsl.words.views import AnyView
-from dcil_dsl.words.weight_groups import WeightGroup, divided
-from dcil_dsl.words.word import Word, every_word
-
-
-class TrainPlan(PlanRecord):
-    """accumulate  batches for one step of the optimizer; the last of an epoch may have fewer
-    sync_norms   batch norms take their statistics over all ranks
-    reset        the steps at which the optimizer's state begins anew, before the update
-    """
-
-    num_epochs: NonNegativeInt
-    optimizer: Stored[Optimizer]
-    rate: Stored[Rate]
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip: float | None = None
-    ema: float | None = None
-    accumulate: PositiveInt = 1
-    sync_norms: bool = False
-    average: Stored[WeightAverage] | None = None
-    integrator: Stored[Integrator] | None = None
-    mirror: Stored[Mirror] | None = None
-    balance: Stored[Balance] | None = None
-    groups: tuple[Stored[WeightGroup], ...] = ()
-    stop: Stored[Stop] | None = None
-    checkpoint: Literal["last", "best"] = "last"
-    reset: tuple[NonNegativeInt, ...] = ()
-    seed: int = 0
-
+from dcil_dsl.plan.records import (
+    About,
+    Data,
+    Expectation,
+    Model,
+    OpaqueModule,
+    Path,
+    Phase,
+    PlanFields,
+    PlanLayer,
+    Private,
+    Shares,
+    Size,
+    TrainPlan,
+    Unprunable,
+    WeightedLoss,
+    Window,
+)
+from dcil_dsl.plan.show import show_plan
+from dcil_dsl.plan.text import page_of
+from dcil_dsl.words.weight_groups import divided
 
 __all__ = [
+    "About",
     "Bound",
     "Budgeted",
+    "BufferedScore",
     "Cut",
+    "Data",
+    "Expectation",
+    "first_fault",
     "Group",
-    "KeptScore",
+    "Model",
+    "OpaqueModule",
+    "Path",
+    "Phase",
+    "Plan",
+    "PlanFields",
+    "PlanLayer",
     "PlanRecord",
+    "Private",
+    "Shares",
+    "Size",
     "Stretch",
     "Tie",
     "Tied",
     "TrainPlan",
+    "Unprunable",
+    "WeightedLoss",
+    "Window",
 ]
 
-FORMAT: Literal[2] = 2
 
-
-# -- time ------------------------------------------------------------------------------------
-
-
-class Window(PlanRecord):
-    """Steps start..stop, stop excluded; stop None is the end of the run.
-
-    every  only the multiples of this many steps; with `others` only the other steps
-    """
-
-    start: int = 0
-    stop: int | None = None
-    every: PositiveInt = 1
-    others: bool = False
-
-    def covers(self, step: int) -> bool:
-        is_inside = self.start <= step and (self.stop is None or step < self.stop)
-        return is_inside and (step % self.every == 0) != self.others
-
-    def num_steps(self, end: int) -> int:
-        """How many of the steps before `end` it covers."""
-        stop = end if self.stop is None else min(self.stop, end)
-        multiples = -(-stop // self.every) - -(-self.start // self.every)
-        return max(0, stop - self.start - multiples if self.others else multiples)
-
-
-# -- weights -----------------------------------------------------------------------------------
-
-
-class PlanLayer(PlanRecord):
-    """One weight that could be pruned, in execution order.
-
-    parameter   its name in the model, "layer1.0.conv1.weight"
-    out_axis    the axis of the shape that counts outputs; in_axis: the one that counts the
-                inputs of a group (model/layers.py)
-    groups      in how many groups outputs and inputs fall
-    macs        multiply-accumulates for one example, None where no input was given
-    group       which of Plan.groups prunes it, None where it is kept
-    rule        where the rule stands that decided it, "recipes/x.prune:33"; None where no rule did
-    is_plain    every use is a separate call, so that its kept units can be computed alone
-    """
-
-    parameter: str
-    module: str
-    type: str
-    shape: tuple[NonNegativeInt, ...]
-    out_axis: int = 0
-    in_axis: int = 1
-    groups: int = 1
-    macs: int | None = None
-    group: int | None = None
-    rule: str | None = None
-    is_plain: bool = True
-
-    @property
-    def num_weights(self) -> int:
-        return math.prod(self.shape)
-
-
-# -- paths -----------------------------------------------------------------------------------
-
-
-class Path(PlanRecord):
-    """name: becomes part of names in the code of the graph, so that it must be one itself.
-
-    random "shared": the path draws the random numbers that the first path of a phase draws.
-    compute "kept": of pruned layers it computes the kept filters, or input channels, alone.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    view: Stored[AnyView]
-    random: Literal["own", "shared"] = "own"
-    batch: Annotated[float, Field(gt=0, le=1)] = 1.0
-    size: Annotated[float, Field(gt=0, le=1)] = 1.0
-    every: PositiveInt = 1
-    compute: Literal["all", "kept"] = "all"
-
-    @property
-    def cost(self) -> float:
-        """The cost of a step of this path, in steps on full batches, by the number of pixels."""
-        return self.batch * self.size**2
-
-
-class Private(PlanRecord):
-    """A module that each path has for itself. init: "copy" of the original, or "fresh"."""
-
-    module: str
-    init: Literal["copy", "fresh"] = "copy"
-
-
-class Shares(PlanRecord):
-    """The coefficient of one path's gradient on each part of the shared weights."""
-
-    kept: float = 0.0
-    pruned: float = 0.0
-    reserve: float = 0.0
-    rest: float = 0.0
-
-
-class Phase(PlanRecord):
-    """A stretch of steps in which the same paths run and the same updates hold.
-
-    shares is one row per entry of Plan.paths, in its order; paths that do not run have zeros.
-    """
-
-    window: Window
-    paths: tuple[str, ...]
-    shares: tuple[Shares, ...]
-
-
-class WeightedLoss(PlanRecord):
-    """coefficient * term while the window is open. `name` is unique: "kl(sparse<-dense)".
-
-    batch  the share of the examples, the first ones, that every path of the term sees
-    """
-
-    name: str
-    coefficient: float
-    term: Stored[Loss]
-    window: Window = Window()
-    batch: float = 1.0
-
-
-# -- data, model, claims ---------------------------------------------------------------------
-
-
-class Data(PlanRecord):
-    """image_size None: as the dataset has them."""
-
-    name: str | None = None
-    batch_size: int = 128
-    image_size: int | None = None
-    channels: int = 3
-    augment: tuple[Stored[Augment], ...] = ()
-
-
-class Model(PlanRecord):
-    name: str | None = None
-    classes: int | None = None
-    options: dict[str, float | int | bool | str | None] = {}
-
-
-class OpaqueModule(PlanRecord):
-    """A module that is one call of the graph, rewritten inside at each call. "" is the model."""
-
-    module: str
-    type: str
-    reason: str
-
-
-class Unprunable(PlanRecord):
-    """A module with a weight of a kind that can be pruned, which no rule can prune, and why."""
-
-    module: str
-    type: str
-    reason: str
-
-
-class Expectation(PlanRecord):
-    metric: str
-    compare: str
-    value: float
-
-
-class About(PlanRecord):
-    """Who the recipe is. `sha256` is of its closed text."""
-
-    name: str
-    title: str | None = None
-    version: str | None = None
-    reference: str | None = None
-    sha256: str
-    overrides: dict[str, str] = {}
-
-
-class Size(PlanRecord):
-    """An input of the model. dtype as torch names it: "float32"."""
-
-    shape: tuple[NonNegativeInt, ...]
-    dtype: str = Field(pattern=r"^(bool|(uint|int|b?float|complex)\d+\w*)$")
-
-
-class Plan(PlanRecord):
-    """See the parts. Layers stand in execution order; groups in the order of their rules.
-
-    opaque  the modules that could not be traced, with the reason
-    inputs  the arguments of the model's forward that its graph takes; None: those that have no
-            default, or all, where the model is opaque
-    fixed   arguments that are not tensors, with the value that the graph has for each
-    sizes   of the example inputs, on which the forward's control flow may depend; empty if some
-            inputs are not tensors
-    """
-
-    format: Literal[2] = FORMAT
-    recipe: About
-    model: Model
-    data: Data
-    steps_per_epoch: PositiveInt
-    num_steps: NonNegativeInt
-    layers: tuple[PlanLayer, ...]
-    groups: tuple[Group, ...]
-    paths: tuple[Path, ...]
-    privates: tuple[Private, ...]
-    phases: tuple[Phase, ...]
-    losses: tuple[WeightedLoss, ...]
-    deploy: str
-    train: TrainPlan
-    expect: tuple[Expectation, ...] = ()
-    opaque: tuple[OpaqueModule, ...] = Field(
-        default=(), validation_alias=AliasChoices("opaque", "whole")
-    )
-    out_of_reach: tuple[Unprunable, ...] = ()
-    inputs: tuple[str, ...] | None = None
-    fixed: dict[str, bool | int | float | str | None] = {}
-    sizes: dict[str, Size] = {}
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=2)
+class Plan(PlanFields):
+    """The fields of PlanFields, with what a person and a training loop ask of them."""
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read the output of to_json or `dcil plan --json`; ValidationError if it is not a plan."""
         return cls.model_validate_json(text)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_facts(cls, values: object) -> object:
-        """`dcil plan --json` adds what follows from the plan (facts.py); it is not read back."""
-        if isinstance(values, dict):
-            values = {name: value for name, value in values.items() if name != "facts"}
-            return upgrade(values) if values.get("format") == 1 else values
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Plan:
-        names = [path.name for path in self.paths]
-        known = {layer.parameter for layer in self.layers}
-        for phase in self.phases:
-            if len(phase.shares) != len(names) or len(set(phase.paths)) != len(phase.paths):
-                raise ValueError("a phase has not one row of shares, and no path twice")
-        named = {self.deploy, *(name for phase in self.phases for name in phase.paths)}
-        named |= {name for loss in self.losses for name in loss.term.paths}
-        if len(set(names)) != len(names) or not named <= set(names):
-            raise ValueError("paths do not have one name each, or others are named")
-        if len({entry.module for entry in self.privates}) != len(self.privates):
-            raise ValueError("a module is private twice")
-        if not self.phases:
-            raise ValueError("no phase says which path runs")
-        if any(name not in known for group in self.groups for name in group.parameters):
-            raise ValueError("a group prunes a weight that is not in a layer")
-        if any((layer.group or 0) not in range(max(len(self.groups), 1)) for layer in self.layers):
-            raise ValueError("a layer belongs to a missing group")
-        return self
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of the update number `step`, counted from 0."""
-        return self.train.rate.rate(self.train.optimizer.lr, step, self.num_steps)
 
     def make_optimizer(self, dual: Any) -> Any:
         """The recipe's torch optimizer over every weight of a Dual that learns.
@@ -364,10 +107,6 @@ class Plan(PlanRecord):
                     return f"{entry.module}.{parameter.removeprefix(twin)}"
         return parameter
 
-    def words(self) -> tuple[Word, ...]:
-        """Every word of the plan."""
-        return tuple(every_word(self))
-
     def __repr__(self) -> str:
         pruned = sum(len(group.parameters) for group in self.groups)
         return (
@@ -379,28 +118,11 @@ class Plan(PlanRecord):
 
     def _repr_html_(self) -> str:
         """What `dcil plan` prints, for a notebook."""
-        from dcil_dsl.plan.show import show_plan
-
         return f"<pre>{escape(show_plan(self))}</pre>"
 
     def show(self) -> None:
         """Print what `dcil plan` prints."""
-        from dcil_dsl.plan.show import show_plan
-        from dcil_dsl.plan.text import page_of
-
         print(show_plan(self, page_of(sys.stdout)), end="")
-
-    @property
-    def prunes(self) -> bool:
-        """Whether the deployed path has zeros where its masks prune."""
-        return next(path.view.prunes for path in self.paths if path.name == self.deploy)
-
-    def phase_at(self, step: int) -> Phase:
-        """The phase a step belongs to; the last one for steps beyond the run."""
-        for phase in self.phases:
-            if phase.window.covers(step):
-                return phase
-        return self.phases[-1]
 
 
 def first_fault(error: ValidationError) -> str:

@@ -8,7 +8,7 @@ Not:  weights are not read; nothing is rewritten.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -35,7 +35,7 @@ from dcil_dsl.plan.ties import Ties
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.weight_groups import WeightGroup
-from dcil_dsl.words.word import Run
+from dcil_dsl.words.word import RunLength
 
 
 def resolve_recipe(
@@ -54,8 +54,9 @@ def resolve_recipe(
     report = report if report is not None else Diagnostics()
     num_epochs = int(recipe.train.epochs.value)
     num_steps = num_epochs * steps_per_epoch
-    run = Run(steps_per_epoch, num_steps, recipe.deploy, class_counts)
+    run = RunLength(steps_per_epoch, num_steps, recipe.deploy, class_counts)
     selection = Selection(traced.layers, traced.name, report)
+    selection.prepare(_selectors(recipe))
 
     owner = claim_layers(recipe.rules, selection, report)
     prunable = _by_weight(traced.layers)
@@ -91,7 +92,7 @@ def resolve_recipe(
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
     average = _average(recipe.average, traced.model, selection, tuple(groups), run, report)
-    learning = _learning(recipe.groups, traced.model, selection, tuple(groups), run, report)
+    learning = _weight_groups(recipe.groups, traced.model, selection, tuple(groups), run, report)
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -131,6 +132,16 @@ def resolve_recipe(
     _check_balance(recipe, plan, report)
     report.stop_if_wrong()
     return plan
+
+
+def _selectors(recipe: r.Recipe) -> Iterator[ast.Selector]:
+    """Every selector of a recipe."""
+    named = (*recipe.privates, *recipe.groups, *filter(None, [recipe.average]))
+    for rule in recipe.rules:
+        yield rule.selector
+        if isinstance(rule, r.PruneRule):
+            yield from (bound.selector for bound in rule.bounds)
+    yield from (one.selector for one in named if one.selector is not None)
 
 
 def _check_balance(recipe: r.Recipe, plan: p.Plan, report: Diagnostics) -> None:
@@ -341,7 +352,7 @@ def _train(
     average: WeightAverage | None,
     groups: tuple[WeightGroup, ...],
     num_epochs: int,
-    run: Run,
+    run: RunLength,
 ) -> p.TrainPlan:
     """The part of the Plan. average, groups: the words with their parameters."""
     return p.TrainPlan(
@@ -370,7 +381,7 @@ def _average(
     model: nn.Module,
     selection: Selection,
     groups: tuple[p.Group, ...],
-    run: Run,
+    run: RunLength,
     report: Diagnostics,
 ) -> WeightAverage | None:
     """The average with its parameters by their names in the model, each once."""
@@ -386,12 +397,12 @@ def _average(
     return word.model_copy(update={"parameters": tuple(chosen)})
 
 
-def _learning(
+def _weight_groups(
     rules: tuple[r.GroupRule, ...],
     model: nn.Module,
     selection: Selection,
     groups: tuple[p.Group, ...],
-    run: Run,
+    run: RunLength,
     report: Diagnostics,
 ) -> tuple[WeightGroup, ...]:
     """The words of `groups` with their parameters by their names in the model; E326."""

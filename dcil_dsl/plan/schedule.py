@@ -7,14 +7,13 @@ Not:  no tensors; masking/select.py makes the masks.
 
 from __future__ import annotations
 
-from dcil_dsl.plan.group import budget_size, num_units, unit_costs
-from dcil_dsl.plan.plan import Bound, Group
+from dcil_dsl.plan.group import Bound, Group, budget_size, num_units, unit_costs
 
 
 def sparsity_at(group: Group, step: int) -> float:
     """The requested pruned share of the group's budget at `step`.
 
-    Of an N:M pattern whole weights go, m-ths: on its way to 2:4 a ramp keeps 4, 3 and 2 of 4.
+    An N:M pattern prunes whole weights of each m, so a ramp to 2:4 keeps 4, 3 and 2 of 4.
     """
     sparsity = group.schedule.sparsity(step, group.sparsity)
     if group.pattern is None:
@@ -28,7 +27,8 @@ def reached_at(group: Group) -> int:
 
 
 def keeps_at(group: Group, step: int) -> tuple[int, ...]:
-    """How much may be kept: of a global group, in what its budget counts; else units a member.
+    """How much may be kept: one number, in what the budget counts, of a group with one budget; else
+    the units that each member may keep.
 
     Never below the floors nor above the ceilings, which are part of the promise. A global
     budget may be left with less than what the cheapest unit costs.

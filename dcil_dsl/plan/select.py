@@ -5,14 +5,15 @@ Out:  the selected layers in execution order; for each prunable weight the rule 
 Not:  how much each layer loses (allocate.py). No torch: an editor selects in a table of layers.
 
 A set of layers is a number, bit i for layer i. Layers are grouped by what a selector reads, their
-class, name or attribute, and each selector is evaluated once per group, so that thousands of rules
-on thousands of layers cost about as much as reading both.
+class or attribute, and each selector is evaluated once per group; all patterns of a recipe walk
+along the names together. So thousands of rules on thousands of layers cost about as much as
+reading both.
 """
 
 from __future__ import annotations
 
 import operator
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -25,13 +26,21 @@ from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang.selectors import SECONDS, Glob, Regex, TooSlow
+from dcil_dsl.lang.automaton import Line, glob_lines, match_all, regex_lines
+from dcil_dsl.lang.selectors import (
+    SECONDS,
+    Glob,
+    Regex,
+    TooSlow,
+    patterns_of,
+    strip_wrapping,
+)
 from dcil_dsl.words.units import Percent
 
 if TYPE_CHECKING:
     from dcil_dsl.model.layers import Layer
 
-MOST_NAMED = 5  # types in a help
+MOST_NAMED = 5  # types listed in a help line
 FEW_NAMES = 64  # are tried one by one
 MOST_SHOWN = 5  # rules that a warning points to
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -127,6 +136,10 @@ class Selection:
             self.report.add("E301", message, span, label=label, help=near() if few else None)
         return chosen
 
+    def prepare(self, selectors: Iterable[ast.Selector]) -> None:
+        """Match the patterns of many selectors at once; select and mask then look them up."""
+        self._match(dict.fromkeys(key for own in selectors for key in patterns_of(own)))
+
     # -- types and names -------------------------------------------------------------------
 
     @cached_property
@@ -148,21 +161,27 @@ class Selection:
 
     def _matching(self, pattern: str) -> int:
         """The layers that a glob matches, by their own names or as part of a container."""
-        if ("glob", pattern) not in self.of_name:
-            glob = Glob(pattern)
-            if glob.is_exact:
-                chosen = self.inside.get(pattern, 0)
-            else:
-                chosen = 0
-                near = self.names.containing(glob.literals)
-                for name in min(near, self.names.starting(glob.prefix), key=len):
-                    if glob.matches(name):
-                        chosen |= self.inside[name]
-            self.of_name["glob", pattern] = chosen
+        if "*" not in pattern and "?" not in pattern:
+            return self.inside.get(pattern, 0)
+        self._match([("glob", pattern)])
         return self.of_name["glob", pattern]
+
+    def _match(self, patterns: Iterable[tuple[str, str]]) -> None:
+        """Match globs and regular expressions in one walk; what it cannot match it leaves out."""
+        lines: dict[str, dict[str, tuple[Line, ...]]] = {"glob": {}, "re": {}}
+        for kind, pattern in patterns:
+            if (kind, pattern) not in self.of_name:
+                own = regex_lines(pattern) if kind == "re" else glob_lines(pattern)
+                if own is not None:
+                    lines[kind][pattern] = own
+        paths = [layer.path for layer in self.layers] if any(lines.values()) else []
+        for kind, own in lines.items():
+            for pattern, chosen in match_all(own, paths):
+                self.of_name[kind, pattern] = chosen
 
     def _matching_regex(self, pattern: str, span: Span) -> int:
         """The same for a regular expression; E323 and the end of the stage if it takes too long."""
+        self._match([("re", pattern)])
         if ("re", pattern) not in self.of_name:
             regex, chosen = Regex(pattern), 0
             try:
@@ -309,7 +328,7 @@ class Selection:
 
 
 class _Names:
-    """Names, to be found by their beginning or by a piece of them."""
+    """Names, to be found by a piece of them."""
 
     def __init__(self, names: Iterable[str]):
         self.sorted = sorted(names)
@@ -317,13 +336,6 @@ class _Names:
         self.have_ends = any("\n" in name for name in self.sorted)
         self.known: dict[str, list[str]] = {}
         self.starts = [0, *accumulate(len(name) + 1 for name in self.sorted)]
-
-    def starting(self, prefix: str) -> Sequence[str]:
-        """Those that start with a prefix."""
-        if not prefix:
-            return self.sorted
-        after = prefix[:-1] + chr(min(ord(prefix[-1]) + 1, 0x10FFFF))
-        return self.sorted[bisect_left(self.sorted, prefix) : bisect_left(self.sorted, after)]
 
     def containing(self, pieces: Sequence[str]) -> Sequence[str]:
         """Those that contain the rarest of some pieces: few, and all that contain every piece."""
@@ -371,13 +383,6 @@ def _places(mask: int) -> Iterator[int]:
             byte &= byte - 1
 
 
-def strip_wrapping(pattern: str) -> str:
-    """A name without the `module.`, `_orig_mod.` and `.weight` of wrappers and state dicts."""
-    while pattern.startswith(("module.", "_orig_mod.")):
-        pattern = pattern.split(".", 1)[1]
-    return pattern.removesuffix(".weight")
-
-
 def _mended(pattern: str, name: str) -> str:
     """ "layer?.*.convv1" and "layer1.0.conv1" -> "layer?.*.conv1"."""
     wanted, real = pattern.split("."), name.split(".")
@@ -412,6 +417,7 @@ def claim_layers(
     layers = selection.layers
     prunable = _set_of(layers, lambda layer: bool(layer.prunable))
     hidden = _set_of(layers, lambda layer: layer.no_mask is not None)
+    selection.prepare(rule.selector for rule in rules)
     matched = [selection.mask(rule.selector) for rule in rules]
     for rule, mask in zip(rules, matched, strict=True):
         if isinstance(rule, r.PruneRule) and mask and not mask & (prunable | hidden):

@@ -15,6 +15,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import bound, training_cost
 from dcil_dsl.plan.facts import LayerFacts, layer_facts, mask_bytes, score_bytes
 from dcil_dsl.plan.group import (
+    Group,
     budget_size,
     counted,
     kept_in_budget,
@@ -22,7 +23,7 @@ from dcil_dsl.plan.group import (
     num_units,
     unit_costs,
 )
-from dcil_dsl.plan.plan import Group, OpaqueModule, Plan, PlanLayer, Unprunable
+from dcil_dsl.plan.records import OpaqueModule, PlanFields, PlanLayer, Unprunable
 from dcil_dsl.plan.schedule import keeps_at, last_refresh
 from dcil_dsl.plan.show_training import (
     cost_elsewhere,
@@ -47,7 +48,7 @@ from dcil_dsl.words.granularity import Block
 from dcil_dsl.words.schedules import Constant, Schedule
 
 
-def show_plan(plan: Plan, page: Page = PLAIN) -> str:
+def show_plan(plan: PlanFields, page: Page = PLAIN) -> str:
     """The full plan: head, layers, groups, private modules, phases, losses, training."""
     parts = [
         _head(plan, page),
@@ -64,7 +65,7 @@ def show_plan(plan: Plan, page: Page = PLAIN) -> str:
     return fit("\n\n".join(part for part in parts if part), page.width) + "\n"
 
 
-def show_summary(plan: Plan, page: Page = PLAIN) -> str:
+def show_summary(plan: PlanFields, page: Page = PLAIN) -> str:
     """A summary of a few lines, for the start of a run."""
     pruned = [layer for layer in plan.layers if layer.group is not None]
     weights, total = (sum(layer.num_weights for layer in some) for some in (pruned, plan.layers))
@@ -81,7 +82,7 @@ def show_summary(plan: Plan, page: Page = PLAIN) -> str:
     return fit("\n".join(lines), page.width) + "\n"
 
 
-def _head(plan: Plan, page: Page) -> str:
+def _head(plan: PlanFields, page: Page) -> str:
     about = plan.recipe
     lines = [f"recipe   {about.name}" + (f" {about.version}" if about.version else "")]
     lines += [f"         {line}" for line in wrap(about.title or "", page.width - 9)]
@@ -116,7 +117,7 @@ def _head(plan: Plan, page: Page) -> str:
 MANY = 6  # modules with one reason that are named one by one
 
 
-def show_layers(plan: Plan, page: Page) -> str:
+def show_layers(plan: PlanFields, page: Page) -> str:
     """Every layer with the rule that claimed it, its share of the arithmetic, its target."""
     files = {layer.rule.rpartition(":")[0] for layer in plan.layers if layer.rule}
     facts = layer_facts(plan)
@@ -145,7 +146,7 @@ def fitting(header: tuple[str, ...], rows: list[tuple[str, ...]], page: Page) ->
     return [line for row in lines for line in row]
 
 
-def show_apart(plan: Plan, page: Page) -> str:
+def show_apart(plan: PlanFields, page: Page) -> str:
     """What the tracer kept opaque and what no rule can prune, with the reasons."""
     parts = []
     if plan.opaque:
@@ -163,7 +164,7 @@ def show_apart(plan: Plan, page: Page) -> str:
 
 
 def _reasons(entries: Sequence[OpaqueModule | Unprunable], page: Page) -> list[str]:
-    """A line a reason, with its modules: often many share one."""
+    """One line per reason, with its modules: often many share one."""
     alike: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         alike.setdefault((entry.type, entry.reason), []).append(entry.module or "the model itself")
@@ -183,7 +184,7 @@ def _reasons(entries: Sequence[OpaqueModule | Unprunable], page: Page) -> list[s
     return lines
 
 
-def is_whole(layer: PlanLayer, plan: Plan) -> bool:
+def is_whole(layer: PlanLayer, plan: PlanFields) -> bool:
     """Whether a layer lies in a module that the tracer kept opaque, or is one."""
     return any(
         not entry.module or f"{layer.module}.".startswith(f"{entry.module}.")
@@ -196,7 +197,7 @@ def short_name(parameter: str) -> str:
     return parameter.removesuffix(".weight")
 
 
-def target_words(plan: Plan, layer: PlanLayer) -> str:
+def target_words(plan: PlanFields, layer: PlanLayer) -> str:
     """ "90%" of a layer alone, "90% of all" of one that shares its budget, "kept"."""
     if layer.group is None:
         return "kept"
@@ -228,7 +229,9 @@ def share_of(group: Group, parameter: str) -> float:
     return next(round(target, 3) for names, target in own if parameter in names)
 
 
-def _layer_row(plan: Plan, layer: PlanLayer, fact: LayerFacts, short: bool) -> tuple[str, ...]:
+def _layer_row(
+    plan: PlanFields, layer: PlanLayer, fact: LayerFacts, short: bool
+) -> tuple[str, ...]:
     rule = "-" if layer.rule is None else layer.rule.rpartition("/")[2]
     if short and layer.rule is not None:
         rule = ":" + layer.rule.rpartition(":")[2]
@@ -243,7 +246,7 @@ def _layer_row(plan: Plan, layer: PlanLayer, fact: LayerFacts, short: bool) -> t
 # -- budgets ---------------------------------------------------------------------------------------
 
 
-def show_groups(plan: Plan, page: Page) -> str:
+def show_groups(plan: PlanFields, page: Page) -> str:
     """The budget and the schedule of each rule."""
     lines = ["budgets"]
     for group in plan.groups:
@@ -276,7 +279,7 @@ def refresh_words(group: Group) -> str:
     return f"every {count(group.refresh, 'step')}"
 
 
-def dynamics_words(group: Group, plan: Plan) -> list[str]:
+def dynamics_words(group: Group, plan: PlanFields) -> list[str]:
     """Effects on the weights in addition to masks, a line each."""
     lines = []
     if group.regrow is not None:
@@ -299,7 +302,7 @@ def dynamics_words(group: Group, plan: Plan) -> list[str]:
     return lines
 
 
-def show_curves(plan: Plan, page: Page) -> str:
+def show_curves(plan: PlanFields, page: Page) -> str:
     """The sparsity over the run, once for all groups whose curves are the same."""
     alike: dict[tuple[object, ...], list[Group]] = {}
     for group in plan.groups:
@@ -315,7 +318,7 @@ def show_curves(plan: Plan, page: Page) -> str:
     return "\n\n".join(parts)
 
 
-def group_line(plan: Plan, group: Group) -> str:
+def group_line(plan: PlanFields, group: Group) -> str:
     """ "90% of 463,792 weights in 33 layers, one budget for all; 46,379 kept at the end"."""
     size = count(budget_size(group), counted(group, many=False))
     end = last_refresh(group, max(0, plan.num_steps - 1))
@@ -341,16 +344,16 @@ def _unit_words(group: Group) -> str:
     return "" if unit.single or group.of == "units" else f", whole {unit.together},"
 
 
-def schedule_words(schedule: Schedule, target: float, plan: Plan) -> str:
+def schedule_words(schedule: Schedule, target: float, plan: PlanFields) -> str:
     """ "linear from 0% at step 0 (epoch 0) to 90% at step 1,000 (epoch 10)"."""
     return schedule.summary(percent(target), lambda step: moment(step, plan))
 
 
 def floor_words(group: Group) -> str:
-    """ "1 weight a layer"; with a ceiling also what it allows."""
+    """ "1 weight per layer"; with a ceiling also what it allows."""
     noun = group.unit.noun
     sizes = num_units(group)
-    words = f"1 {noun} a layer"
+    words = f"1 {noun} per layer"
     if any(floor != 1 for floor in group.floors):
         shares = [floor / max(1, size) for floor, size in zip(group.floors, sizes, strict=True)]
         least = percent(round(min(shares), 4))

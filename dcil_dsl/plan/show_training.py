@@ -11,7 +11,7 @@ from textwrap import wrap
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import ON_CORES, bound, in_pattern, left_out, step_cost, training_cost
-from dcil_dsl.plan.plan import Path, Phase, Plan
+from dcil_dsl.plan.records import Path, Phase, PlanFields
 from dcil_dsl.plan.text import Page, percent, setting, stretch
 from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.weight_groups import WeightGroup
@@ -24,7 +24,7 @@ PARTS = {
 }
 
 
-def show_privates(plan: Plan, page: Page) -> str:
+def show_privates(plan: PlanFields, page: Page) -> str:
     """The modules that each path has for itself."""
     if not plan.privates:
         return ""
@@ -40,7 +40,7 @@ def show_privates(plan: Plan, page: Page) -> str:
     return "\n".join(lines)
 
 
-def show_phases(plan: Plan) -> str:
+def show_phases(plan: PlanFields) -> str:
     """The paths; for each phase who runs, what a step costs, who learns from whom."""
     lines = ["paths"]
     for path in plan.paths:
@@ -68,7 +68,7 @@ def show_phases(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _kept_alone(plan: Plan) -> list[str]:
+def _kept_alone(plan: PlanFields) -> list[str]:
     """In how many layers a path computes less, and where."""
     pruned = count(sum(len(group.parameters) for group in plan.groups), "pruned layer")
     out, pattern = left_out(plan.groups, plan.layers), in_pattern(plan.groups, plan.layers)
@@ -77,15 +77,15 @@ def _kept_alone(plan: Plan) -> list[str]:
     if pattern and plan.train.precision in ON_CORES:
         more = [
             f"multiplies by {some} on a GPU's sparse tensor cores,",
-            "in the forward pass alone; elsewhere they are computed whole, with the same result",
+            "in the forward pass alone; elsewhere they are computed in full, with the same result",
         ]
     else:
         precision = f"in {plan.train.precision}, and sparse tensor cores take bf16 and fp16"
-        more = [f"computes {some} whole:", precision] if pattern else []
+        more = [f"computes {some} in full:", precision] if pattern else []
     return lines * bool(out or not pattern) + more
 
 
-def cost_elsewhere(plan: Plan) -> list[str]:
+def cost_elsewhere(plan: PlanFields) -> list[str]:
     """What the run costs on other machines, where sparse tensor cores make it cheaper: one line."""
     cost = training_cost(plan, whole=in_pattern(plan.groups, plan.layers))
     if cost == training_cost(plan):
@@ -102,7 +102,7 @@ def _passes(cost: float) -> str:
     return f"{cost:.4g} dense step" + ("" if cost == 1 else "s")
 
 
-def teachers(plan: Plan, phase: Phase, part: str) -> str:
+def teachers(plan: PlanFields, phase: Phase, part: str) -> str:
     """Whose gradients a part of the weights follows: "learn from 0.9 * dense + 0.1 * sparse"."""
     terms = [
         path.name if share == 1 else f"{share:g} * {path.name}"
@@ -112,7 +112,7 @@ def teachers(plan: Plan, phase: Phase, part: str) -> str:
     return f"learn from {' + '.join(terms)}" if terms else "get no gradient"
 
 
-def show_losses(plan: Plan) -> str:
+def show_losses(plan: PlanFields) -> str:
     """Each term, and when it is open."""
     lines = ["losses"]
     for loss in plan.losses:
@@ -123,7 +123,7 @@ def show_losses(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def show_training(plan: Plan, page: Page) -> str:
+def show_training(plan: PlanFields, page: Page) -> str:
     """The optimizer, the learning rate, and what else the steps do."""
     train = plan.train
     optimizer = ", ".join(
@@ -163,7 +163,7 @@ def _group(group: WeightGroup, page: Page) -> list[str]:
     return _told("", f"{count(len(group.parameters), 'parameter')}{whose}: {group.summary()}", page)
 
 
-def _ending(plan: Plan) -> str:
+def _ending(plan: PlanFields) -> str:
     stop = plan.train.stop
     best = "the best checkpoint at full sparsity is evaluated and exported"
     words = [stop.summary()] if stop is not None else []
@@ -181,20 +181,20 @@ def _told(label: str, words: str, page: Page) -> list[str]:
     return [f"{'' if i else label:8} {line}" for i, line in enumerate(lines)]
 
 
-def show_integrator(plan: Plan, page: Page) -> list[str]:
+def show_integrator(plan: PlanFields, page: Page) -> list[str]:
     """How the gradient of a step is made of several."""
     integrator = plan.train.integrator
     if integrator is None:
         return []
     words = integrator.summary()
     if integrator.players == "each":
-        words += ", kept and pruned weights each with the others at rest"
+        words += ", kept and pruned weights in turn while the others stand still"
     times = count(integrator.num_gradients, "evaluation")
     words += f"; {times} a step; momentum, weight decay and penalties come after"
     return _told("gradient", words, page)
 
 
-def show_expectations(plan: Plan) -> str:
+def show_expectations(plan: PlanFields) -> str:
     """The author's claims about the result."""
     claims = (
         f"{claim.metric} {claim.compare} "

@@ -14,7 +14,8 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TextIO
 
-from dcil_dsl.plan.plan import Group, Plan, Window
+from dcil_dsl.plan.group import Group
+from dcil_dsl.plan.records import PlanFields, Window
 from dcil_dsl.plan.schedule import last_refresh, sparsity_at
 
 NARROWEST, WIDEST = 60, 140  # columns between which lines are laid out
@@ -61,12 +62,12 @@ def setting(value: object) -> str:
     return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
 
 
-def moment(step: int, plan: Plan) -> str:
+def moment(step: int, plan: PlanFields) -> str:
     """ "step 1,000 (epoch 2.5)"."""
     return f"step {step:,} (epoch {step / max(1, plan.steps_per_epoch):.4g})"
 
 
-def stretch(window: Window, plan: Plan) -> str:
+def stretch(window: Window, plan: PlanFields) -> str:
     """ "steps 0 to 1,000 (epoch 0 to 2.5)", or "the whole run"."""
     stop = plan.num_steps if window.stop is None else window.stop
     which = ""
@@ -83,7 +84,7 @@ def stretch(window: Window, plan: Plan) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str) -> list[str]:
-    """Columns as wide as their widest cell, two spaces between; `right` has an r or l a column."""
+    """Columns as wide as their widest cell, two spaces between; `right`: r or l per column."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return [
         "  ".join(
@@ -134,7 +135,7 @@ BLOCKS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 ASCII_CELLS = " .:#"
 
 
-def draw_schedule(group: Group, plan: Plan, page: Page) -> list[str]:
+def draw_schedule(group: Group, plan: PlanFields, page: Page) -> list[str]:
     """The curve of one group; nothing where the run has no steps.
 
     90%|                       ####
@@ -202,7 +203,7 @@ def _moves(group: Group, first: int, last: int) -> bool:
     return last_refresh(group, last) >= first
 
 
-def _axis(plan: Plan, width: int) -> list[str]:
+def _axis(plan: PlanFields, width: int) -> list[str]:
     """The line under the curve with its ticks, labelled in epochs and in steps."""
     epochs = plan.num_steps / max(1, plan.steps_per_epoch)
     apart = _round_number(epochs / max(1, width // 12))

@@ -1,7 +1,7 @@
 """Filters to ties: which filters of a rule go together, and which of them cannot go.
 
 In:   a rule's weights, the coupling of the model's outputs, who owns every other weight.
-Out:  the ties of a Group, each of units of one make, in the order of use; E324 where an example
+Out:  the ties of a Group, each with units of one kind, in the order of use; E324 where an example
       input is missing.
 Not:  no budget (allocate.py).
 
@@ -56,7 +56,7 @@ class Ties:
                     "E324",
                     f"which filters are tied is not known: {coupling}",
                     span,
-                    help="an example input tells them: `image_size` in `data`, or "
+                    help="an example input shows them: `image_size` in `data`, or "
                     f"`example_inputs`; {off}",
                 )
                 return None

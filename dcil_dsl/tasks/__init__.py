@@ -12,15 +12,29 @@ from __future__ import annotations
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.tasks.classification import Classification, ImageClassification
+from dcil_dsl.tasks.detection import Detection
+from dcil_dsl.tasks.multi_label import MultiLabel
 from dcil_dsl.tasks.own_loss import OwnLoss
+from dcil_dsl.tasks.physics import Physics
 from dcil_dsl.tasks.regression import Regression
+from dcil_dsl.tasks.segmentation import Segmentation
 from dcil_dsl.tasks.task import Task
 
 __all__ = ["IMAGES", "TASKS", "Task", "task_of"]
 
 IMAGES = ImageClassification()
 TASKS: dict[str, Task] = {
-    task.name: task for task in (IMAGES, Classification(), Regression(), OwnLoss())
+    task.name: task
+    for task in (
+        IMAGES,
+        Classification(),
+        MultiLabel(),
+        Segmentation(),
+        Detection(),
+        Regression(),
+        OwnLoss(),
+        Physics(),
+    )
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,11 +47,33 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
         return self.correct.cpu().double() / self.total.cpu()
 
 
-class Meter:
-    """The metrics of one path, on one device."""
+class RelativeL2(Metric):  # type: ignore[misc,unused-ignore]
+    """The root of sum (output - known)^2 / sum known^2, over all examples together."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    error: Tensor
+    size: Tensor
+
+    def __init__(self, **more: Any):
+        super().__init__(**more)
+        for name in ("error", "size"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, known: Tensor) -> None:
+        self.error += (output - known).square().sum()
+        self.size += known.square().sum()
+
+    def compute(self) -> Tensor:
+        return (self.error / self.size).sqrt()
+
+
+class Meter:
+    """The metrics of one path, on one device.
+
+    settings  of all of its metrics, those that an output determines (Task.settings)
+    """
+
+    def __init__(self, device: torch.device, settings: Mapping[str, Any] = MappingProxyType({})):
+        self.device, self.settings = device, settings
         self.metrics: dict[str, Metric] = {}
         self.num_broken = torch.zeros((), dtype=torch.long, device=device)
 
@@ -63,7 +86,7 @@ class Meter:
             if name not in self.metrics:
                 self.metrics[name] = self._make(name)
             if adds:
-                self.metrics[name].update(*given)
+                self._add(name, given)
         if adds:
             self.num_broken += broken.sum()
 
@@ -81,8 +104,17 @@ class Meter:
                 raise InputError(f"`{name}` cannot be computed: {error}") from None
         return values
 
+    def _add(self, name: str, given: tuple[Any, ...]) -> None:
+        try:
+            self.metrics[name].update(*given)
+        except (RuntimeError, ValueError) as error:  # such as a class number that is too large
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"`{name}` cannot be computed: {text}") from None
+
     def _make(self, name: str) -> Metric:
         record = METRICS[name]
         module, _, cls = record.at.partition(":")
-        made: Metric = getattr(import_module(module), cls)(**record.settings, sync_on_compute=False)
+        made: Metric = getattr(import_module(module), cls)(
+            **record.settings, **self.settings, sync_on_compute=False
+        )
         return made.set_dtype(widest(self.device)).to(self.device)

@@ -45,12 +45,12 @@ class OwnLoss(Task):
         return loss.to(widest(loss.device)) * count
 
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
-        loss = _loss_or_none(output)
+        loss = loss_or_none(output)
         return {} if loss is None else {"loss": (loss, count)}
 
     def broken(self, output: Any, count: int) -> Tensor:
         """All examples of a batch, where its loss is not finite."""
-        loss = _loss_or_none(output)
+        loss = loss_or_none(output)
         if loss is None:
             return torch.zeros(count, dtype=torch.bool)
         return (~loss.isfinite()).expand(count)
@@ -63,7 +63,8 @@ class OwnLoss(Task):
             )
 
 
-def _loss_or_none(output: Any) -> Tensor | None:
+def loss_or_none(output: Any) -> Tensor | None:
+    """The loss in what a model returns, if it computes one."""
     try:
         return own_loss(output)
     except InputError:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import default_collate
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
@@ -38,15 +39,19 @@ class Task(ABC):
 
     def inputs(self, batch: Any) -> Inputs:
         """What the model is called with. Here a batch is a pair of inputs and targets."""
-        return as_call(_pair(self.name, batch)[0])
+        return as_call(pair(self.name, batch)[0])
 
     def targets(self, batch: Any) -> Any:
         """What a loss compares the outputs with; None where there is nothing."""
-        return _pair(self.name, batch)[1]
+        return pair(self.name, batch)[1]
 
     def count(self, batch: Any) -> int:
         """The number of examples in a batch."""
         return num_examples(self.inputs(batch))
+
+    def collate(self, items: list[Any]) -> Any:
+        """A batch of items."""
+        return default_collate(items)
 
     @abstractmethod
     def check(self, output: Any, targets: Any) -> None:
@@ -67,6 +72,10 @@ class Task(ABC):
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
         """For each metric that this output has, the arguments of its update."""
 
+    def settings(self, output: Any) -> dict[str, Any]:
+        """The settings of the metrics that an output determines, as the number of classes."""
+        return {}
+
     @abstractmethod
     def broken(self, output: Any, count: int) -> Tensor:
         """For each example, whether the output has no finite answer."""
@@ -82,7 +91,7 @@ class Task(ABC):
             )
 
 
-def _pair(task: str, batch: Any) -> tuple[Any, Any]:
+def pair(task: str, batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise InputError(

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
@@ -47,8 +47,8 @@ from dcil_dsl.training.checkpoint_files import (
 )
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.files import cannot_write, write_atomically
-from dcil_dsl.training.metrics import check_sparsity, masks_step
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
+from dcil_dsl.training.sparsity import check_sparsity, masks_step
 from dcil_dsl.words.registry import extra
 
 
@@ -87,7 +87,8 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
-    if state.dual.placement.save(path, tensors, header):
+    if not state.dual.placement.is_whole:
+        extra("sharding.checkpoint").save_parts(path, tensors, header, state.dual.placement)
         return
     header["digest"] = digest(tensors, header)
 

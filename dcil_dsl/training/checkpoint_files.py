@@ -30,7 +30,7 @@ from pydantic import (
 from safetensors import SafetensorError, safe_open
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import fingerprint, fingerprint_1
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.training.machine import Options
 

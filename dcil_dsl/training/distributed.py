@@ -27,8 +27,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.training.metrics import SparsityError
+from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.diagnostics.errors import InputError
+from dcil_dsl.training.sparsity import SparsityError
 
 PATIENCE = timedelta(minutes=10)  # for the slowest rank at any one meeting
 SECONDS_TO_TELL = 2.0  # in which a rank that failed has left its text
@@ -183,7 +184,7 @@ def joined_ranks() -> Iterator[Ranks]:
     partner is gone becomes RankLost.
     """
     if dist.is_available() and dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), *_local_ranks())
+        yield current_ranks()
         return
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks()
@@ -203,6 +204,13 @@ def joined_ranks() -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def current_ranks() -> Ranks:
+    """The processes of the group that the caller has made; one process where there is none."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size(), *_local_ranks())
+    return Ranks()
 
 
 def was_restarted() -> bool:
@@ -292,7 +300,27 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step + rank * 0x2545F4914F6CDD1D) % (1 << 63)
 
 
-# -- whether all ranks have the same masks -----------------------------------------------------
+# -- masks that are the same on all ranks --------------------------------------------------------
+
+
+def merge_scores(dual: Dual, step: int, ranks: Ranks) -> None:
+    """The scores of all ranks, where a mask is about to be made of them: means, as they add up.
+
+    In parts they are of all ranks as they stand: the gradients that they take are.
+    """
+    due = dual.due(step) if dual.placement.is_whole and ranks.count > 1 else []
+    if any(group.buffered_score is not None for group in due):
+        ranks.average(dual.score_state.values())
+
+
+def begin_step(dual: Dual, step: int, loss_scale: Tensor | None, ranks: Ranks) -> bool:
+    """dual.begin_step with the scores of all ranks. MasksDiffer where ranks then have other masks:
+    their weights were not equal."""
+    merge_scores(dual, step, ranks)
+    moved = dual.begin_step(step, loss_scale)
+    if moved and ranks.count > 1:
+        compare_fingerprints(list(dual.masks), ranks.gather(mask_fingerprints(dual.masks)), step)
+    return moved
 
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number

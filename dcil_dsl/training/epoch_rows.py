@@ -1,4 +1,4 @@
-"""The table of epochs that grows while a run trains: a header, then one aligned row an epoch.
+"""The table of epochs that grows while a run trains: a header, then one aligned row per epoch.
 
 In:   a Plan, lines of metrics.jsonl, the width in columns.
 Out:  rows of text with the best epoch so far marked. A column that does not fit is left out.

@@ -12,7 +12,7 @@ import torch
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, sliced, stand_in
 from dcil_dsl.training.machine import Options, autocast, laid_out
@@ -97,7 +97,7 @@ def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> 
             if path not in meters:
                 if not is_stand_in:
                     task.check(output, targets)
-                meters[path] = Meter(torch.device(options.device))
+                meters[path] = Meter(torch.device(options.device), task.settings(output))
             meters[path].update(
                 task.compared(output, targets, count), task.broken(output, count), not is_stand_in
             )

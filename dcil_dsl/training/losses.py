@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
@@ -169,7 +169,7 @@ def sums_of(
     count: int,
     values: Mapping[int, Tensor],
 ) -> Tensor:
-    """float64 sums over the batch (widest.py): of each of plan.losses (0 where not in `values`),
+    """float64 sums over the batch (see `widest`): of each of plan.losses (0 where not in `values`),
     then the score of each of plan.paths (0 where not run).
     """
     device = next(iter(values.values())).device

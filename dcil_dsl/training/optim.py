@@ -1,7 +1,7 @@
 """The optimizer of a plan, and its learning rate as a pure function of the step.
 
 In:   the optimizer of a Plan, and the parameters by name in their order.
-Out:  a torch.optim optimizer; the rate of a step; its state by parameter name.
+Out:  a torch.optim optimizer; its rate, set; its state by parameter name.
 Not:  no scheduler object: a rate that is a function of the step cannot drift from it on resume.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.words.optimizers import Lamb, Optimizer
 from dcil_dsl.words.weight_groups import WeightGroup, divided
@@ -35,7 +35,7 @@ def check_rate(plan: Plan) -> None:
     """InputError where the rate exceeds the range of float32 at some step."""
     for step in (0, *plan.train.rate.turns):
         try:
-            is_held = rate_at(plan, step) <= LARGEST
+            is_held = plan.lr_at(step) <= LARGEST
         except OverflowError:
             is_held = False
         if not is_held:
@@ -49,11 +49,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use `rate` from the next step on, times the scale of each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-
-
-def rate_at(plan: Plan, step: int) -> float:
-    """The learning rate of the update number `step`, counted from 0."""
-    return plan.lr_at(step)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

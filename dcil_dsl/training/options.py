@@ -3,7 +3,7 @@
 In:   values from the command line or from Python.
 Out:  RunOptions, whose values have been checked; the Flag of each field.
 Not:  no torch, so that `dcil --help` answers at once; whether the machine and the recipe allow the
-      options is checked later (ways.py).
+      options is checked later (conflicts.py).
 
 The command line, the keywords of `dcil.train`, the comparison of processes, command.json and the
 reference page are read off the fields. A new option is one field and the place where it acts.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class RunOptions:
     weights: Annotated[
         str | Path | None,
         Flag(
-            "start from trained weights: a file, or torchvision's name (IMAGENET1K_V2)",
+            "start from trained weights: a file, torchvision's name (IMAGENET1K_V2), or "
+            "`pretrained` for timm",
             "FILE",
             trains=False,
             compared=_file_name,

@@ -26,7 +26,7 @@ from pathlib import Path
 from time import sleep
 from types import ModuleType
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 
 fcntl: ModuleType | None
 try:

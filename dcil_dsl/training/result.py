@@ -23,11 +23,10 @@ from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import deploy_average
 from dcil_dsl.training.files import cannot_write
-from dcil_dsl.training.metrics import RuleSparsity, check_sparsity, masks_step
-from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
 from dcil_dsl.training.session import Session, check_deferred, show_notes
+from dcil_dsl.training.sparsity import RuleSparsity, check_sparsity, masks_step
 from dcil_dsl.training.watch import is_over, rate_share
 from dcil_dsl.words.metrics import metric_text
 
@@ -102,7 +101,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
-        "lr": rate_at(plan, max(at.step - 1, 0)) * rate_share(plan, at),
+        "lr": plan.lr_at(max(at.step - 1, 0)) * rate_share(plan, at),
         "losses": {name: value for name, value in means.items() if name not in paths},
         f"train_{now.task.trained}": {n: value for n, value in means.items() if n in paths},
         **{

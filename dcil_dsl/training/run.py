@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.trace import comparable
 from dcil_dsl.plan.plan import Plan, first_fault
 from dcil_dsl.training.checkpoint_files import newest_of, previous_of

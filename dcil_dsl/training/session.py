@@ -20,19 +20,23 @@ from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics import counting
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.tasks import IMAGES, Task
 from dcil_dsl.training.checkpoint import State, load_anyway, load_checkpoint, save_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, last_good
-from dcil_dsl.training.distributed import compare_fingerprints, mask_fingerprints, step_seed
+from dcil_dsl.training.conflicts import check_machine_allows, check_plan_allows
+from dcil_dsl.training.distributed import (
+    compare_fingerprints,
+    mask_fingerprints,
+    merge_scores,
+    step_seed,
+)
 from dcil_dsl.training.evaluate import check_fit
 from dcil_dsl.training.integrate import IntegratedStep
 from dcil_dsl.training.losses import open_losses
 from dcil_dsl.training.machine import Options, laid_out, lay_out_weights
-from dcil_dsl.training.optim import rate_at
 from dcil_dsl.training.process import Wish
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
@@ -49,7 +53,6 @@ from dcil_dsl.training.step import (
     stop_if_no_finite_weights,
 )
 from dcil_dsl.training.watch import best_of, best_step, is_over, rate_share
-from dcil_dsl.training.ways import check_plan_ways, check_ways
 from dcil_dsl.words.registry import extra
 from dcil_dsl.words.tensors.widest import widest
 
@@ -101,8 +104,8 @@ def start_session(
 ) -> Session:
     """Everything on its device, as at the start of a run or as the checkpoint has it."""
     plan, device, ranks = dual.plan, torch.device(options.device), options.ranks
-    check_ways(options)
-    check_plan_ways(plan, options)
+    check_machine_allows(options)
+    check_plan_allows(plan, options)
     ranks.copy_first(dual.state_dict().values())
     make_step = place(dual, options)
     dual.to(device)
@@ -270,7 +273,7 @@ def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
     part, moved = part_of_step(now.plan, loader, at.batch), False
     if part.is_first:
         seed_generators(seed_of(now))
-        merge_scores(now)
+        merge_scores(now.dual, at.step, now.options.ranks)
         moved = now.dual.begin_step(at.step, now.step.plain.loss_scale())
         if moved:
             note_masks(now)
@@ -281,7 +284,7 @@ def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
         at.step,
         seed_of(now),
         open_losses(now.plan, at.step),
-        rate_at(now.plan, at.step) * rate_share(now.plan, at),
+        now.plan.lr_at(at.step) * rate_share(now.plan, at),
         part.is_first,
         part.is_last,
         part.size,
@@ -371,18 +374,6 @@ def merge_ranks(now: Session) -> None:
     }
     means = [averages[name] for name in buffers if name in averages]
     now.options.ranks.average([*buffers.values(), *means])
-
-
-def merge_scores(now: Session) -> None:
-    """The scores of all ranks, where a mask is about to be made of them: means, as they add up.
-
-    In parts they are of all ranks as they stand: the gradients that they take are.
-    """
-    if not now.dual.placement.is_whole:
-        return
-    step = now.state.position.step
-    if any(is_refresh(group, step) for group in now.plan.groups if group.kept_score is not None):
-        now.options.ranks.average(now.dual.score_state.values())
 
 
 def note_masks(now: Session) -> None:

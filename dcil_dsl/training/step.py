@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
@@ -91,7 +91,7 @@ class Step(ABC):
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the gradients of a batch to those of its step, which the first batch clears.
 
-        Returns the loss and the sums of the batch (forward.sums_of).
+        Returns the loss and the sums of the batch (losses.sums_of).
         """
 
     @abstractmethod
@@ -243,7 +243,7 @@ class GradientStep(Step):
         self.is_unscaled = False
 
     def unscale(self) -> None:
-        """Take the scale of fp16 out of the gradients, once a step."""
+        """Take the scale of fp16 out of the gradients, once per step."""
         if not self.is_unscaled:
             self.scaler.unscale_(self.optimizer)
             self.is_unscaled = True

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import drawn_apart, seed_generators
 from dcil_dsl.training.average import deployed
 from dcil_dsl.training.evaluate import Accuracies, check_not_empty, evaluate

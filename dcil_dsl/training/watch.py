@@ -17,7 +17,7 @@ from pathlib import Path
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh, sparsity_at
 from dcil_dsl.training.checkpoint_files import Position, keep_as
-from dcil_dsl.training.metrics import masks_step
+from dcil_dsl.training.sparsity import masks_step
 from dcil_dsl.words.metrics import METRICS
 
 

@@ -52,7 +52,7 @@ class Transform(Augment):
 
     @abstractmethod
     def draw(self, chance: torch.Generator, count: int, size: tuple[int, int]) -> Draws:
-        """The random numbers of a batch of `count` images, on the CPU: each a row an image."""
+        """The random numbers of a batch of `count` images, on the CPU: one row per image each."""
 
     @abstractmethod
     def apply(self, images: Tensor, draws: Draws) -> Tensor:

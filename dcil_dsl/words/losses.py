@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import RESOLVED, Factor, PathName, Run, Word
+from dcil_dsl.diagnostics.errors import InputError
+from dcil_dsl.words.word import RESOLVED, Factor, PathName, RunLength, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +110,31 @@ class CrossEntropy(Loss):
         return f"smoothing {self.smoothing:g}" if self.smoothing else ""
 
 
+class BinaryCrossEntropy(Loss):
+    """`binary_cross_entropy(path, output=none)`: the mean over the batch and all labels.
+
+    Each logit is a label of its own, which occurs (1) or does not (0). The output has the shape of
+    the targets, or one more dimension of size 1 at its end.
+    """
+
+    positional: ClassVar[int] = 1
+    path: PathName
+    output: str | None = None
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        from torch.nn import functional as F
+
+        from dcil_dsl.words.tensors import outputs as read
+
+        if target is None:
+            raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
+        own, wanted = read.numbers_for(logits[self.path], target)
+        return F.binary_cross_entropy_with_logits(own, wanted.to(own.dtype))
+
+    def read(self, logits: Tensor) -> Tensor:
+        return logits
+
+
 class MSE(Loss):
     """`mse(path, output=none)`: the mean of (output - target)^2, over the batch and all numbers.
 
@@ -144,7 +169,7 @@ class Balanced(Word):
     beta: Annotated[float, Field(gt=0, lt=1)]
     weights: Annotated[tuple[float, ...] | None, RESOLVED] = None
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         if run.class_counts is None:
             return self
         own = [(1 - self.beta) / (1 - self.beta**n) for n in run.class_counts]
@@ -211,11 +236,16 @@ class KL(Loss):
 
 
 class ModelLoss(Loss):
-    """`model(path)`: the loss that the model itself computes on that path."""
+    """`model(path, output=none)`: the loss that the model itself computes on that path.
+
+    output  one of several losses that the model returns in a dictionary, by its key; None: their
+            sum
+    """
 
     word: ClassVar[str] = "model"
     positional: ClassVar[int] = 1
     path: PathName
+    output: str | None = None
 
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         raise AssertionError("the model computes it, from no logits")
@@ -225,7 +255,7 @@ class ModelLoss(Loss):
     ) -> Tensor:
         from dcil_dsl.words.tensors import outputs as read
 
-        return read.widen(read.own_loss(outputs[self.path]))
+        return read.widen(read.own_loss(outputs[self.path], self.output))
 
     def summary(self) -> str:
         return "computed by the model"

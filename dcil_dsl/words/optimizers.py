@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.words.weight_groups import ParameterGroup
 from dcil_dsl.words.word import Factor, FactorOrZero, Word
 
@@ -106,9 +106,7 @@ class Adam(Optimizer):
     weight_decay: FactorOrZero = 0.0
 
     def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
-        import torch
-
-        return torch.optim.Adam(
+        return self.kind()(
             self.torch_groups(parts),
             lr=self.lr,
             betas=self.betas,
@@ -116,11 +114,17 @@ class Adam(Optimizer):
             fused=can_fuse(parts),
         )
 
+    def kind(self) -> type[torch.optim.Adam]:
+        """The class of torch."""
+        import torch
+
+        return torch.optim.Adam
+
     def entries(self, parameter: Tensor) -> dict[str, Tensor]:
-        return _moments(parameter)
+        return _moments(parameter, parameter.device if parameter.device.type in FUSED_ON else None)
 
 
-class AdamW(Optimizer):
+class AdamW(Adam):
     """`adamw(lr=0.001, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.01)`: torch.optim.AdamW.
 
     The decay is subtracted from the weight. Loshchilov & Hutter 2019, arXiv:1711.05101,
@@ -128,23 +132,12 @@ class AdamW(Optimizer):
     """
 
     word: ClassVar[str] = "adamw"
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Factor = 1e-8
     weight_decay: FactorOrZero = 0.01
 
-    def make(self, parts: list[ParameterGroup]) -> torch.optim.Optimizer:
+    def kind(self) -> type[torch.optim.Adam]:
         import torch
 
-        return torch.optim.AdamW(
-            self.torch_groups(parts),
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            fused=can_fuse(parts),
-        )
-
-    def entries(self, parameter: Tensor) -> dict[str, Tensor]:
-        return _moments(parameter)
+        return torch.optim.AdamW
 
 
 class RMSprop(Optimizer):
@@ -205,10 +198,7 @@ class Lamb(Optimizer):
         return optimizer
 
     def entries(self, parameter: Tensor) -> dict[str, Tensor]:
-        import torch
-
-        zeros = torch.zeros_like(parameter)
-        return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
+        return _moments(parameter)
 
 
 class Muon(Optimizer):
@@ -247,10 +237,9 @@ class Muon(Optimizer):
     def entries(self, parameter: Tensor) -> dict[str, Tensor]:
         import torch
 
-        zeros = torch.zeros_like(parameter)
         if _is_matrix(parameter):
-            return {"momentum_buffer": zeros}
-        return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
+            return {"momentum_buffer": torch.zeros_like(parameter)}
+        return _moments(parameter)
 
 
 def _is_matrix(parameter: Tensor) -> bool:
@@ -269,13 +258,12 @@ def _timm(word: str) -> Any:
     return timm.optim
 
 
-def _moments(parameter: Tensor) -> dict[str, Tensor]:
-    """What torch's Adam and AdamW remember."""
+def _moments(parameter: Tensor, counts_on: torch.device | None = None) -> dict[str, Tensor]:
+    """What Adam remembers. counts_on: where it counts its steps; None: on the host."""
     import torch
 
     zeros = torch.zeros_like(parameter)
-    counts_on = parameter.device if parameter.device.type in FUSED_ON else "cpu"
-    step = torch.zeros((), device=counts_on)
+    step = torch.zeros((), device=counts_on or "cpu")
     return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros}
 
 

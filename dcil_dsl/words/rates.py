@@ -18,7 +18,7 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import RESOLVED, Factor, FactorOrZero, Length, Run, Word
+from dcil_dsl.words.word import RESOLVED, Factor, FactorOrZero, Length, RunLength, Word
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +45,7 @@ class Rate(Word):
     def summary(self) -> str:
         """The shape in the text of a plan."""
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         return (
             super()
             .in_steps(run)

@@ -37,8 +37,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from dcil_dsl.diagnostics.diagnostic import InputError
-from dcil_dsl.words.word import Origin, W, Word
+from dcil_dsl.diagnostics.errors import InputError
+from dcil_dsl.words.word import W, Word, WordOrigin
 
 GROUP = "dcil.words"
 OWN = (
@@ -122,8 +122,8 @@ class Declared:
         return f"`{self.word}` of {self.package} {self.version}"
 
     @property
-    def origin(self) -> Origin:
-        return Origin(word=self.word, package=self.package, version=self.version)
+    def origin(self) -> WordOrigin:
+        return WordOrigin(word=self.word, package=self.package, version=self.version)
 
     def load(self) -> type[Word]:
         """Import the class. NoWord if that fails, if it is not a word, or if it lacks the method
@@ -262,7 +262,7 @@ def from_record(data: object, kind: type[W]) -> W:
 def _missing(record: Record, kind: type[W], error: InputError) -> W:
     """A word of this kind that has no effect."""
     word: W = _without_effect(kind).model_construct(None, **record.settings)
-    word._origin = Origin(
+    word._origin = WordOrigin(
         word=record.word, package=record.package or "", version=record.version or ""
     )
     word._missing = (record.model_dump(), error)

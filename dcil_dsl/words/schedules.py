@@ -17,7 +17,7 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.words.units import Percent, Range, Time, written
-from dcil_dsl.words.word import AT_LEAST_ONE, Run, ScoredPath, Word
+from dcil_dsl.words.word import AT_LEAST_ONE, RunLength, ScoredPath, Word
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +72,7 @@ class Ramp(Schedule):
     def rise(self, u: float) -> float:
         """0 at u = 0, 1 at u = 1."""
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         grid = self.grid or Time(1, "steps")
         return super().in_steps(run).model_copy(update={"grid": run.steps(grid, least=1)})
 
@@ -359,7 +359,7 @@ class GrowByGradient(Regrow):
     path: ScoredPath = None
     stop: Time = Time(0.75, "run")
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
 

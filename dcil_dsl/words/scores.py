@@ -1,7 +1,7 @@
 """How much a weight matters: the larger its score, the longer it stays.
 
 In:   weights, gradients, chance.
-Out:  one class for each word: one number a weight, in its shape.
+Out:  one class for each word; a score is one number per weight, in the weight's shape.
 Not:  no sums over steps, no masks (masking/).
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
-from dcil_dsl.words.word import Average, Run, ScoredPath, Word
+from dcil_dsl.words.word import Average, RunLength, ScoredPath, Word
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class Draw:
 
 
 class AnyScore(Word):
-    """A score: of a weight's value, of gradients, or of chance.
+    """A score: of a weight's value, of gradients, or of chance. `place`, `bare`: see Word.
 
     signed    whether scores may be negative; then they are compared by rank
     by_size   whether it orders single weights by their magnitude
@@ -111,12 +111,12 @@ class GradientScore(AnyScore):
 
     @abstractmethod
     def score(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """What one step adds; gradient is dL/dv at the view v that the path sees (split.py).
+        """What one step adds; gradient is dL/dv at the view v that the path sees, see SplitWeight.
 
         With v = w * m it is that of a straight-through mask: a pruned weight is scored too.
         """
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         return super().in_steps(run).model_copy(update={"path": self.path or run.deploy})
 
     def _of_gradient(self) -> str:

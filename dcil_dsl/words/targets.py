@@ -20,7 +20,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.words.granularity import Granularity, Pattern, Single
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import RESOLVED, LayersName, Run, Word
+from dcil_dsl.words.word import RESOLVED, LayersName, RunLength, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class Unfit(Exception):
 
 
 class Divided(NamedTuple):
-    """What a target divides its budget among: one entry a layer.
+    """What a target divides its budget among: one entry per layer.
 
     floors    the fewest units that each layer keeps; ceilings: the most
     costs     what a unit of each layer costs the budget
@@ -106,7 +106,7 @@ class Target(Word):
         """The scores of one layer, or of its units, as they compare with those of other layers."""
         return scores
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         # The plan has both next to the target, wherever the recipe said them.
         elsewhere = {"granularity", "of"} & set(self.settings())
         return super().in_steps(run).model_copy(update=dict.fromkeys(elsewhere))

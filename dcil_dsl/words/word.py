@@ -1,7 +1,7 @@
 """One word of the language with its settings: the base of every class in this folder.
 
 In:   settings.
-Out:  Word, which all words and blocks subclass; Run, what resolving needs.
+Out:  Word, which all words and blocks subclass; RunLength, what resolving needs.
 Not:  no word of the language.
 
 A word is one class: its settings are pydantic fields, its effect is its methods. Resolving a
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.words.units import Range, Time, written
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ RESOLVED = "resolved"  # marks a field that resolving fills in; no recipe can se
 
 
 @dataclass(frozen=True)
-class Run:
+class RunLength:
     """What resolving a word may look at.
 
     steps_per_epoch  optimizer steps in an epoch
@@ -49,7 +49,7 @@ class Run:
         return Time(max(time.to_steps(self.steps_per_epoch, self.num_steps), least), "steps")
 
 
-class Origin(BaseModel):
+class WordOrigin(BaseModel):
     """The package that declares a word, with its version. The program's own words have none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +84,7 @@ class Word(BaseModel):
     positional: ClassVar[int] = 0
     bare: ClassVar[bool] = False
     path_settings: ClassVar[tuple[str, ...]] = ()
-    _origin: Origin | None = PrivateAttr(None)
+    _origin: WordOrigin | None = PrivateAttr(None)
     _missing: tuple[dict[str, Any], InputError] | None = PrivateAttr(None)
 
     @classmethod
@@ -108,7 +108,7 @@ class Word(BaseModel):
         return self._origin.word if self._origin else self.spelling()
 
     @property
-    def origin(self) -> Origin | None:
+    def origin(self) -> WordOrigin | None:
         """The package that declares the word; None for the language's own."""
         return self._origin
 
@@ -124,7 +124,7 @@ class Word(BaseModel):
         named = [getattr(self, name) for name in self.path_settings]
         return tuple(path for path in named if path is not None)
 
-    def in_steps(self, run: Run) -> Self:
+    def in_steps(self, run: RunLength) -> Self:
         """The word as the plan stores it: every time in steps, nested words too."""
         changed = {name: _in_steps(value, self, name, run) for name, value in self}
         return self.model_copy(update=changed)
@@ -140,7 +140,7 @@ class Word(BaseModel):
         return self.called + (f"({given})" if given else "") + whose
 
 
-def _in_steps(value: Any, word: Word, name: str, run: Run) -> Any:
+def _in_steps(value: Any, word: Word, name: str, run: RunLength) -> Any:
     if isinstance(value, Time):
         is_length = AT_LEAST_ONE in type(word).model_fields[name].metadata
         return run.steps(value, least=1 if is_length else 0)

@@ -15,6 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from dcil_dsl.zoo.detector import small_fcos
+from dcil_dsl.zoo.physics import PoissonNet
+
 WIDTHS = (16, 32, 64)
 
 
@@ -179,4 +182,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet56_bottleneck": partial(CifarResNet, Bottleneck, 9),
     "small_vit": SmallViT,
     "mlp": MLP,
+    "poisson": PoissonNet,
+    "small_fcos": small_fcos,
 }

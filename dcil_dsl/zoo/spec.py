@@ -205,7 +205,7 @@ def _class_named(name: str, transformers: Any) -> Any:
 
 
 def _by_type(name: str) -> str | None:
-    """BertModel for "bert" and "bert-base-uncased", as far as their first part is a known type."""
+    """BertModel for "bert" and "bert-base-uncased", if their first part is a known type."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     types: dict[str, Any] = {

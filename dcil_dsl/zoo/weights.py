@@ -1,6 +1,7 @@
 """Load trained weights into a freshly built model: `--weights`.
 
-In:   a model, and a file (.safetensors, .pth, .pt) or torchvision's own name for weights.
+In:   a model, and a file (.safetensors, .pth, .pt), torchvision's own name for weights, or
+      `pretrained` for a model of timm.
 Out:  the model with the weights in it, and notes on everything that was not a plain copy.
 Not:  no pickled objects: a .pth must load with weights_only=True. All tensors must match;
       otherwise every mismatch is listed and nothing is loaded.
@@ -15,6 +16,8 @@ from __future__ import annotations
 import pickle
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,7 +39,7 @@ def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
     """Load `source` into `model`, in place; return notes on what was not a plain copy.
 
     source  a path; with a torchvision spec also DEFAULT, IMAGENET1K_V2 or, in full,
-            ResNet50_Weights.IMAGENET1K_V2
+            ResNet50_Weights.IMAGENET1K_V2; with a timm spec `pretrained`, the weights of its tag
     Raises InputError: no such file or name, an unreadable file, a failed download, or tensors
     that do not fit (all of them at once: missing, unexpected, of another shape).
     """
@@ -112,9 +115,12 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
 
 def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dict[str, Tensor]:
     library, _, name = spec.rpartition(":")
+    if library == "timm":
+        return _download_timm(source, name, spec)
     if library != "torchvision":
         raise InputError(
-            f"there is no file `{source}`; only torchvision: models have weights by name",
+            f"there is no file `{source}`; only models of torchvision and timm have weights by "
+            "name",
             f"{spec} takes a file that ends in {', '.join(SUFFIXES)}",
         )
     known = models.get_model_weights(name)
@@ -125,23 +131,51 @@ def _download(source: str, spec: str, model: nn.Module, notes: list[str]) -> dic
         hint = f"did you mean `{near}`?" if near else f"{spec} has {names}"
         raise InputError(f"`{source}` is neither a file nor weights of {spec}", hint)
     weights = known[entry]
-    earlier = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub itself waits for ever
-    try:
+    with _reported(str(weights), str(weights.url)):
         tensors = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-    except Exception as error:  # urllib, socket, ssl, a wrong hash, a full disk
-        fact = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot download {weights}: {type(error).__name__}: {fact}",
-            f"fetch {weights.url} elsewhere and give the file with --weights FILE",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(earlier)
     attributes = vars(model)
     if attributes.get("transform_input") is False:
         attributes["transform_input"] = True  # googlenet, inception_v3: trained on inputs in -1..1
         notes.append(f"set transform_input, as {weights} was trained with it")
     return tensors
+
+
+def _download_timm(source: str, name: str, spec: str) -> dict[str, Tensor]:
+    """The weights of the tag in the name, else of timm's default one, by timm's own loader."""
+    if source != "pretrained":
+        raise InputError(
+            f"`{source}` is neither a file nor weights of {spec}", "--weights pretrained"
+        )
+    import timm
+
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        cfg = None
+    if cfg is None or not cfg.has_weights:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "none"
+        raise InputError(f"{spec} has no trained weights", f"its name with trained weights: {tags}")
+    where = f"hf-hub:{cfg.hf_hub_id}" if cfg.hf_hub_id else str(cfg.url)
+    with _reported(f"the weights of timm:{name}", where):
+        trained = timm.create_model(name, pretrained=True)
+    return dict(trained.state_dict())
+
+
+@contextmanager
+def _reported(what: str, where: str) -> Iterator[None]:
+    """Within a time limit; InputError for a download that fails."""
+    earlier = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub itself waits for ever
+    try:
+        yield
+    except Exception as error:  # urllib, socket, ssl, a wrong hash, a full disk
+        fact = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot download {what}: {type(error).__name__}: {fact}",
+            f"fetch {where} elsewhere and give the file with --weights FILE",
+        ) from error
+    finally:
+        socket.setdefaulttimeout(earlier)
 
 
 # -- fitting -------------------------------------------------------------------------------------

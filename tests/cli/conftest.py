@@ -7,43 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.command_line import NET, answer
+from support.two_paths import two_paths
 
-from dcil_dsl.cli import commands
-
-RECIPE = """language 1
-
-let target = 50%
-
-prune Conv2d, Linear to global(target) { schedule = linear(0ep..1ep) }
-
-mix {
-  path sparse = masked
-  path dense  = full
-
-  update kept   by sparse
-  update pruned by dense
-
-  loss cross_entropy(sparse)
-  loss cross_entropy(dense)
-
-  deploy sparse
-}
-
-train {
-  epochs    = 2ep
-  optimizer = sgd(lr=0.1)
-}
-"""
-NET = """
-from torch import nn
-
-
-def net(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(32, num_classes),
-    )
-"""
+RECIPE = two_paths(
+    """let target = 50%
+prune Conv2d, Linear to global(target) { schedule = linear(0ep..1ep) }"""
+)
 
 
 @pytest.fixture
@@ -65,10 +35,6 @@ def dcil(
     def run(*arguments: str, given: str | bytes = "") -> tuple[int, str, str]:
         sent = given if isinstance(given, bytes) else given.encode()
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(sent)))
-        with pytest.raises(SystemExit) as end:
-            commands.app(args=list(arguments), prog_name="dcil")
-        out, err = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, out, err
+        return answer(capsys, *arguments)
 
     return run

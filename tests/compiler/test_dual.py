@@ -152,7 +152,7 @@ def test_tied_weights_share_one_mask_and_are_zero_at_both_ends():
 
 @pytest.mark.parametrize("path", ["sparse", "dense"])
 def test_the_collapsed_model_computes_what_its_path_did_and_loads_strictly(path):
-    from dcil_dsl.exporting.collapse import export
+    from dcil_dsl.exporting.export import export
 
     torch.manual_seed(0)
     dual = compile_text(DCIL, Tiny())

@@ -9,7 +9,9 @@ from support.comparison import compile_text, worst_difference
 from support.two_forwards import weighted_squares
 from support.two_paths import two_paths
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model import TraceError, trace_model
 
 WIDTH = 6
@@ -271,6 +273,40 @@ def test_a_hook_on_a_weights_gradient_is_refused_until_it_is_removed(kind):
         trace_model(net)
     handle.remove()
     trace_model(net)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+        nn.modules.module.register_module_full_backward_pre_hook,
+    ],
+    ids=lambda register: register.__name__,
+)
+def test_a_hook_for_all_modules_is_refused_by_name_before_and_after_compiling(register):
+    def doubles(module, *values):
+        return None
+
+    dual = compile_text(RECIPE, Net(), tokens(0)[0])
+    handle = register(doubles)
+    try:
+        with pytest.raises(TraceError, match=r"forward of Net .* the hook `.*doubles` is regis"):
+            trace_model(Net())
+        with pytest.raises(InputError, match=r"the hook `.*doubles` was registered"):
+            dual.begin_step(0)
+    finally:
+        handle.remove()
+    dual.begin_step(0)
+
+
+def test_a_counter_of_torch_may_watch_all_modules():
+    dual = compile_text(RECIPE, Net().double(), tokens(0)[0])
+    with FlopCounterMode(display=False) as counter:
+        dual.begin_step(0)
+        dual(*tokens(0)[0])
+    assert counter.get_total_flops() > 0
 
 
 def test_a_hook_that_reaches_out_keeps_opaque_the_module_that_holds_both():

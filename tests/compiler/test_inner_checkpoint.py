@@ -165,6 +165,40 @@ def test_a_reentrant_checkpoint_of_an_input_without_gradient_gives_its_weights_n
     assert differ(build) < 1e-9
 
 
+class Differentiates(nn.Module):
+    """Adds the gradient of an energy by what the first layer gives."""
+
+    def __init__(self, decides):
+        super().__init__()
+        self.before, self.one, self.after = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.decides = decides
+
+    def forward(self, x):
+        x = self.before(x)
+        if self.decides and x.sum() == 1e9:
+            return x
+        energy = self.one(x).tanh().pow(2).sum()
+        (slope,) = torch.autograd.grad(energy, x, create_graph=True)
+        return self.after(slope + x)
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+@pytest.mark.parametrize("decides", [False, True], ids=["traced", "whole"])
+@pytest.mark.parametrize("name", ["reentrant", "sequential, reentrant", "differentiates"])
+def test_a_path_without_a_share_of_the_layers_before_still_has_gradients_behind(
+    name, decides, path
+):
+    """What is computed before the first pruned weight requires a gradient in a plain copy."""
+
+    def build():
+        return Net(CALLS[name], decides) if name in CALLS else Differentiates(decides)
+
+    updates = f"update kept by sparse  update pruned by dense  update rest by {path}"
+    rest = (1, 0) if path == "sparse" else (0, 1)
+    shares = {"kept": (1, 0), "pruned": (0, 1), "rest": rest}
+    assert differ(build, keep='keep "before"', updates=updates, shares=shares) < 1e-9
+
+
 def test_torch_has_its_checkpoint_back_after_a_trace_that_failed_and_after_a_call():
     before = dict(vars(library)), dict(vars(library.CheckpointFunction))
     assert differ(lambda: Net(CALLS["reentrant"], decides=True)) < 1e-9

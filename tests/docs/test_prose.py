@@ -56,6 +56,21 @@ def test_each_link_of_a_page_leads_to_a_file_or_a_generated_page(page):
     assert [target for target in found if not (target.exists() or target in made)] == []
 
 
+def test_the_tour_of_the_code_names_files_and_functions_that_exist():
+    package = ROOT / "dcil_dsl"
+    text = (package / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)`(?:\s\(`(\w+)`)?", text)
+    assert len(named) > 40
+    wrong = []
+    for file, function in named:
+        path = next((p for p in (package / file, ROOT / file) if p.is_file()), None)
+        if path is None:
+            wrong.append(file)
+        elif function and not re.search(rf"^ *def {function}\(", path.read_text(), re.MULTILINE):
+            wrong.append(f"{function} of {file}")
+    assert wrong == []
+
+
 def test_the_readme_has_under_150_lines():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
 

@@ -16,7 +16,12 @@ from support.pages import ROOT, blocks_of
 import dcil_dsl
 
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
-LIBRARIES = {"transformers", "lightning", "accelerate"}  # of integrations: where they are installed
+LIBRARIES = {
+    "transformers",
+    "lightning",
+    "accelerate",
+    "timm",
+}  # of integrations: where they are installed
 WRONG = """import dcil_dsl as dcil
 
 dcil.resolv("net.prune")

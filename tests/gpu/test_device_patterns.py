@@ -25,7 +25,7 @@ def test_halved_products_end_as_whole_ones(device, tmp_path, precision):
     whole = run(device, tmp_path / "whole", sparse="", precision=precision)
     halved = run(device, tmp_path / "halved", precision=precision)
     (told,) = halved.result.patterns
-    assert told.startswith("on sparse" if has_cores(device) else "computed whole"), told
+    assert told.startswith("on sparse" if has_cores(device) else "computed in full"), told
     assert (halved.result.cost < whole.result.cost) == has_cores(device)
     others = whole.model.state_dict()
     for name, value in halved.model.state_dict().items():
@@ -45,6 +45,6 @@ def test_they_go_with_checkpointed_activations(device, tmp_path):
 
 def test_in_fp32_they_are_computed_whole_and_the_run_says_why(device, tmp_path):
     (told,) = run(device, tmp_path / "fp32", precision="fp32").result.patterns
-    assert told.startswith("computed whole, with the same result: 2:4 of blocks.0.mlp.0")
+    assert told.startswith("computed in full, with the same result: 2:4 of blocks.0.mlp.0")
     if has_cores(device):
         assert told.endswith("sparse tensor cores take bf16 and fp16, not float32")

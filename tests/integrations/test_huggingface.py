@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
         trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
-def test_two_processes_train_the_network_of_one(tmp_path):
+def test_two_processes_train_the_network_of_one_and_resume_to_the_bit(tmp_path):
     """torchrun with gloo: scores, masks and weights are those of one process of the same batch."""
     script = Path(__file__).parents[1] / "support" / "ddp_trainer.py"
     tests = str(Path(__file__).parents[1])
@@ -262,5 +262,7 @@ def test_two_processes_train_the_network_of_one(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-9)
+    assert float(two["loss"]) == pytest.approx(float(one["loss"]), abs=1e-9)
+    for name, tensor in one["through"].items():
+        torch.testing.assert_close(two["through"][name], tensor, rtol=0, atol=1e-9)
+        assert torch.equal(two["resumed"][name], two["through"][name])

@@ -1,10 +1,6 @@
 """What people do in their LightningModules and Trainers: right, or refused by name."""
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -259,22 +255,3 @@ def test_an_iterator_of_batches_is_refused():
 def test_a_fit_without_an_end_is_refused():
     with pytest.raises(dcil.InputError, match="length of this fit"):
         fitted(Lit(), epochs=-1)
-
-
-def test_two_processes_are_refused_with_the_sentence(tmp_path):
-    code = (
-        "from support.lightning_runs import *\n"
-        "from dcil_dsl.integrations.lightning import DcilCallback\n"
-        "if __name__ == '__main__':\n"
-        "    trainer = trainer_of(DcilCallback(text()), devices=2, strategy='ddp_spawn')\n"
-        "    trainer.fit(Lit(), loader())\n"
-    )
-    (tmp_path / "two.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "two.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert done.returncode != 0 and "2 processes: DcilCallback trains on one" in done.stderr

@@ -63,9 +63,24 @@ def test_an_unknown_name_is_an_error_with_the_nearest(name, near):
     assert (only.code, only.help) == ("E222", f"did you mean `{near}`?")
 
 
-def test_what_a_block_would_have_to_exist_for_is_an_error():
-    with pytest.raises(RecipeError, match="E222.*no `data` block"):
-        loads(completed("keep Linear"), overrides={"data.batch_size": "3"})
+def test_a_block_that_the_recipe_has_not_is_added():
+    given = {"data.batch_size": "3", "model.classes": "5", "pruning.refresh": "2 steps"}
+    recipe = loads(completed("keep Linear"), overrides=given)
+    assert (recipe.data.name, recipe.data.batch_size, recipe.model.classes) == (None, 3, 5)
+    assert loads(recipe.text) == recipe
+
+
+def test_a_block_without_a_name_keeps_that_of_the_parent(tmp_path):
+    (tmp_path / "parent.prune").write_text(TEXT)
+    child = 'language 1\nextends "parent.prune"\ndata { batch_size = 8 }\nmodel { classes = 3 }\n'
+    recipe = loads(child, folder=tmp_path)
+    assert (recipe.data.name, recipe.data.batch_size) == ("digits", 8)
+    assert (recipe.model.name, recipe.model.classes) == ("resnet18", 3)
+
+
+def test_the_name_of_a_recipe_cannot_come_from_an_override():
+    with pytest.raises(RecipeError, match="E222.*no `recipe` block"):
+        loads(completed("keep Linear"), overrides={"recipe.title": '"x"'})
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_the_ceiling_of_a_bound_comes_down_with_the_ramp():
             "prune Conv2d to global(50%, granularity=filter(ties=none), of=weights) "
             "{ bounds = [within(early, floor=50%)] }",
             "E319",
-            "a filter of one layer is not worth one of another in weights",
+            "filters of different layers cost different numbers of weights",
         ),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_module_that_holds_layers_is_not_said_to_have_weights_that_nothing_pru
             return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
 
     lines = lines_of("body", "prune Conv2d to 50%", model=Looks())
-    assert "inside layers with a story of their own: `body.0`, `body.1`" in lines
+    assert "inside layers that are explained alone: `body.0`, `body.1`" in lines
     assert not any("no rule prunes it" in line for line in lines)
 
 

@@ -8,7 +8,7 @@ from support.resolving import codes_of, plan_of
 import dcil_dsl as dcil
 from dcil_dsl.exporting.artefact import origin_of
 from dcil_dsl.plan.schedule import is_refresh, keeps_at, reached_at, sparsity_at
-from dcil_dsl.training.metrics import check_sparsity
+from dcil_dsl.training.sparsity import check_sparsity
 from dcil_dsl.words.schedules import Cyclic, ExponentialRamp, Iterative, Staged
 from dcil_dsl.words.units import Percent, Range
 

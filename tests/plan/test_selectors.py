@@ -366,24 +366,6 @@ def counting(monkeypatch, owner, name):
     return calls
 
 
-@pytest.mark.parametrize("name", ["blocks.{}.part.conv{}", "blocks.{}.*.conv{}", "**.{}.*.conv{}"])
-def test_a_glob_is_tried_on_the_names_that_contain_its_pieces(monkeypatch, name):
-    calls = counting(monkeypatch, Glob, "matches")
-    rules = [f'prune "{name.format(i // 4, i % 4)}" to 50%' for i in range(400)]
-    owner, codes = claimed(rules, many_layers(400))
-    assert owner == {f"{i}.weight": i for i in range(400)} and not codes
-    assert len(calls) <= 400 * 30
-
-
-@pytest.mark.parametrize("name", [r"blocks\.{}\.part\.conv{}", r".*\.{}\.[a-z]+\.conv{}"])
-def test_a_regular_expression_is_tried_on_the_names_that_contain_its_letters(monkeypatch, name):
-    calls = counting(monkeypatch, Regex, "matches")
-    rules = [f'prune re"{name.format(i // 4, i % 4)}" to 50%' for i in range(400)]
-    owner, codes = claimed(rules, many_layers(400))
-    assert owner == {f"{i}.weight": i for i in range(400)} and not codes
-    assert len(calls) <= 400 * 30
-
-
 class Read:
     """A module's attribute that counts how often it is read."""
 

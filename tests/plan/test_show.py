@@ -95,7 +95,8 @@ def test_groups_tell_allocation_target_schedule_refresh_freeze_and_floor(plan):
         "moving every 10 steps"
     ) in lines
     assert (
-        "  score magnitude, masks move every 2 steps, freeze never, floor 1 weight a layer" in lines
+        "  score magnitude, masks move every 2 steps, freeze never, floor 1 weight per layer"
+        in lines
     )
     assert "  schedule 0% until step 20 (epoch 2), then 50%" in lines
     assert any("freeze step 30 (epoch 3), floor 2 weights" in line for line in lines)

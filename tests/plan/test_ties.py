@@ -19,7 +19,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.schedule import keeps_at, reached_at
 from dcil_dsl.plan.show import show_plan
-from dcil_dsl.training.metrics import check_sparsity
+from dcil_dsl.training.sparsity import check_sparsity
 from dcil_dsl.words.granularity import Filter
 
 
@@ -97,20 +97,34 @@ def test_filters_that_meet_in_sums_groups_and_concatenations_are_units():
     assert (budget_size(group), sum(num_units(group))) == (47, len(UNITS))
 
 
-def test_a_few_large_groups_lose_the_same_place_in_each_inputs_and_outputs_apart():
+@pytest.mark.parametrize("groups", [2, 12])
+def test_large_groups_lose_the_same_place_in_each_inputs_and_outputs_apart(groups):
+    first, second = 8 * groups, 16 * groups
     net = nn.Sequential(
-        nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1, groups=2), nn.ReLU(), nn.Conv2d(32, 4, 1)
+        nn.Conv2d(3, first, 1),
+        nn.Conv2d(first, second, 1, groups=groups),
+        nn.ReLU(),
+        nn.Conv2d(second, 4, 1),
     )
     plan, _ = resolve('prune Conv2d to 50% { granularity = filter }\nkeep "3"', net)
     (group,) = plan.groups
-    assert [tie.filters_of_unit for tie in group.ties] == [{"0.weight": 2}, {"1.weight": 2}]
-    assert group.ties[0].parts[0].listed()[:4] == [0, 8, 1, 9]
-    assert group.ties[1].parts[0].listed()[:4] == [0, 16, 1, 17]
+    assert [tie.filters_of_unit for tie in group.ties] == [
+        {"0.weight": groups},
+        {"1.weight": groups},
+    ]
+    places = [tie.parts[0].listed()[: groups + 1] for tie in group.ties]
+    assert places == [[*range(0, first, 8), 1], [*range(0, second, 16), 1]]
     dual = dcil.compile(plan, net)
     dual.refresh(reached_at(group))
     x = torch.randn(2, 3, 6, 6)
     small = dcil.compact(dcil.export(dual), (x,), num_inputs=2).model
-    assert small[1].weight.shape == (16, 4, 1, 1) and small[1].groups == 2
+    assert small[1].weight.shape == (second // 2, 4, 1, 1) and small[1].groups == groups
+
+
+def test_small_groups_go_as_wholes_with_the_filters_that_feed_them():
+    net = nn.Sequential(nn.Conv2d(3, 28, 1), nn.Conv2d(28, 16, 1, groups=4), nn.Conv2d(16, 4, 1))
+    plan, _ = resolve('prune Conv2d to 50% { granularity = filter }\nkeep "2"', net)
+    assert [tie.filters_of_unit for tie in plan.groups[0].ties] == [{"0.weight": 7, "1.weight": 4}]
 
 
 def kept_by_loops(scores, budget, costs):

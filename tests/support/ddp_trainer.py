@@ -14,7 +14,7 @@ class Ordered(DcilTrainer):
         return SequentialSampler(self.train_dataset)
 
 
-def main(out: str, ranks: int) -> None:
+def trained(out: str, ranks: int, resume: str | None = None) -> Ordered:
     model = bert().double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -22,12 +22,29 @@ def main(out: str, ranks: int) -> None:
     trainer = Ordered(
         model=model,
         recipe=text(more="score = movement"),
-        args=arguments(out, per_device_train_batch_size=8 // ranks, max_grad_norm=0.0),
+        args=arguments(
+            out,
+            per_device_train_batch_size=8 // ranks,
+            max_grad_norm=0.0,
+            save_strategy="steps",
+            save_steps=7,
+        ),
         train_dataset=Rows(),
+        eval_dataset=Rows(16, seed=1),
     )
-    trainer.train()
-    if trainer.is_world_process_zero():
-        torch.save(trainer.sparse().state_dict(), f"{out}.pt")
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def main(out: str, ranks: int) -> None:
+    """Rank 0 saves the network trained through, the same resumed at step 7, and its loss."""
+    through = trained(out, ranks)
+    loss = through.evaluate()["eval_loss"]
+    resumed = trained(out, ranks, f"{out}/checkpoint-7")
+    if through.is_world_process_zero():
+        nets = {"through": through.sparse(), "resumed": resumed.sparse()}
+        found = {name: net.state_dict() for name, net in nets.items()}
+        torch.save({**found, "loss": torch.tensor(loss)}, f"{out}.pt")
 
 
 if __name__ == "__main__":

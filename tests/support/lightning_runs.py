@@ -54,6 +54,13 @@ class Lit(pl.LightningModule):
         ).double()
         self.seen = []
 
+    @classmethod
+    def of_rows_alone(cls, seed=0):
+        """With a norm of each row, so that a batch may be divided among processes."""
+        module = cls(seed)
+        module.net[1] = nn.LayerNorm(20).double()
+        return module
+
     def forward(self, x):
         return self.net(x)
 

@@ -96,11 +96,12 @@ def call(*arguments):
     return end.value.code
 
 
-def whole_run(folder):
+def whole_run(folder, seed=0):
     """Write a recipe and a model, do the main job, and give back the folder: its run is run/."""
     (folder / "tiny.prune").write_text(RECIPE)
     (folder / "net.py").write_text(NET)
-    assert call(*job(folder), "--out", folder / "run") == 0
+    asked = ("--seed", seed) if seed else ()
+    assert call(*job(folder), "--out", folder / "run", *asked) == 0
     return folder
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training.checkpoint import digest, load_deployed, load_model, read_file
 from dcil_dsl.training.files import write_text
-from dcil_dsl.training.metrics import SparsityError, check_sparsity
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.schedule import keeps_at
 from dcil_dsl.training.checkpoint import digest, read_checkpoint, read_file
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.metrics import check_sparsity
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder, create_run, resume_run
 from dcil_dsl.training.session import start_session
+from dcil_dsl.training.sparsity import check_sparsity
 from dcil_dsl.training.trainer import train
 from dcil_dsl.words.optimizers import AdamW
 from dcil_dsl.words.rates import ConstantRate

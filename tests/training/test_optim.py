@@ -15,7 +15,6 @@ from dcil_dsl.training.optim import (
     load_optimizer_state,
     make_optimizer,
     optimizer_state,
-    rate_at,
     set_rate,
 )
 from dcil_dsl.words.optimizers import SGD, AdamW
@@ -29,21 +28,21 @@ def plan_with(rate: Rate, lr: float = 0.2, num_steps: int = 101) -> p.Plan:
 def test_the_authors_rate_rises_by_the_iteration_and_drops_at_its_epochs():
     rate = Multistep(warmup=steps(50), warmup_from=0.1, at=(steps(80), steps(90)), gamma=0.1)
     plan = plan_with(rate)
-    rates = [rate_at(plan, step) for step in (0, 1, 25, 49, 50, 79, 80, 90)]
+    rates = [plan.lr_at(step) for step in (0, 1, 25, 49, 50, 79, 80, 90)]
     assert rates == pytest.approx([0.1, 0.102, 0.15, 0.198, 0.2, 0.2, 0.02, 0.002])
 
 
 def test_cosine_goes_from_lr_to_final_at_the_last_step():
     plan = plan_with(Cosine(warmup=steps(20), final=0.04))
-    rates = [rate_at(plan, step) for step in (0, 10, 20, 60, 100)]
+    rates = [plan.lr_at(step) for step in (0, 10, 20, 60, 100)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.12, 0.04])
     quarter = 0.04 + 0.16 * (1 + math.cos(math.pi / 4)) / 2
-    assert rate_at(plan, 40) == pytest.approx(quarter)
+    assert plan.lr_at(40) == pytest.approx(quarter)
 
 
 def test_constant_is_constant():
     plan = plan_with(ConstantRate())
-    assert {rate_at(plan, step) for step in range(101)} == {0.2}
+    assert {plan.lr_at(step) for step in range(101)} == {0.2}
 
 
 def test_sgd_is_nesterov_with_decay_on_every_weight():

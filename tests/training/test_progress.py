@@ -10,9 +10,9 @@ from rich.console import Console
 from support.tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.training.epoch_rows import EpochRows
-from dcil_dsl.training.metrics import RuleSparsity
 from dcil_dsl.training.progress import make_display
 from dcil_dsl.training.result import Result, result_table
+from dcil_dsl.training.sparsity import RuleSparsity
 
 
 def shown(tmp_path, terminal: bool, quiet: bool = False, width: int = 160) -> str:

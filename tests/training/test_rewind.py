@@ -15,7 +15,6 @@ from support.tiny_run import TinyData, tiny_plan, tiny_train
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training import session, trainer
 from dcil_dsl.training.checkpoint import read_file
-from dcil_dsl.training.optim import rate_at
 from dcil_dsl.words.optimizers import AdamW
 from dcil_dsl.words.rates import Cosine
 
@@ -80,7 +79,7 @@ def test_going_back_takes_the_last_epoch_again_with_half_the_rate(tmp_path):
     assert result.rewinds == (back,)
     lines = run.read_metrics()
     assert [line["rewinds"] for line in lines] == [0, 0, 1, 1]
-    rate = rate_at(plan, 14)
+    rate = plan.lr_at(14)
     assert lines[2]["lr"] == rate / 2 and result.step == 20
 
     # Written out: two epochs, then the rest of a run whose rates are half of the plan's.

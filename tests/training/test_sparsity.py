@@ -6,7 +6,7 @@ from support.in_steps import cubic, one_budget
 from support.tiny_run import tiny_dual, tiny_plan, tiny_train
 
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training.metrics import SparsityError, check_sparsity
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity
 from dcil_dsl.words.schedules import Constant
 from dcil_dsl.words.targets import NM
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.nn import functional as F
 
+from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.average import deployed, start_average, update_average
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import lay_out_weights
-from dcil_dsl.training.optim import rate_at
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.rates import ConstantRate
 
@@ -53,6 +54,23 @@ def test_both_paths_learn_at_eighty_percent_sparsity(tmp_path):
     assert (result.num_kept, result.num_weights, result.cost) == (64, 324, 2.0)
 
 
+def test_from_the_loop_to_the_graph_a_step_is_eight_functions(tmp_path, monkeypatch):
+    """The loop and the graph's own code included; calls within torch are not counted."""
+    chains, plain = set(), Dual.forward
+
+    def traced(dual, *args):
+        calls = traceback.extract_stack()[:-1]
+        own = [call for call in calls if "dcil_dsl" in call.filename]
+        names = [call.name for call in own]
+        chains.add(tuple(names[names.index("_train_epoch") :]) + ("Dual.forward", "graph"))
+        return plain(dual, *args)
+
+    monkeypatch.setattr(Dual, "forward", traced)
+    tiny_train(tmp_path / "run", one_path(), max_steps=1)
+    (chain,) = {chain for chain in chains if "gradients" in chain}
+    assert len(chain) <= 8, chain
+
+
 def test_without_a_rule_training_equals_the_plain_loop(tmp_path):
     """The reference: torch's own SGD on the model itself, batch by batch."""
     plan, data = one_path(clip=0.5), TinyData()
@@ -64,7 +82,7 @@ def test_without_a_rule_training_equals_the_plain_loop(tmp_path):
     reference.train()
     for step, (images, labels) in enumerate(b for e in range(4) for b in data.epoch(e)):
         torch.manual_seed(plan.train.seed * 1_000_003 + step)
-        optimizer.param_groups[0]["lr"] = rate_at(plan, step)
+        optimizer.param_groups[0]["lr"] = plan.lr_at(step)
         optimizer.zero_grad()
         F.cross_entropy(reference(images), labels).backward()
         nn.utils.clip_grad_norm_(reference.parameters(), 0.5)

@@ -11,9 +11,8 @@ from support.tiny_run import STEPS_PER_EPOCH, tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.training.checkpoint_files import Position
-from dcil_dsl.training.session import rate_at
+from dcil_dsl.training.conflicts import check_plan_allows
 from dcil_dsl.training.watch import best_step, is_over, note, rate_share
-from dcil_dsl.training.ways import check_plan_ways
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.rates import Early, Multistep, Plateau
 
@@ -90,7 +89,7 @@ def test_a_plateau_lowers_the_rate_of_the_steps_that_follow(tmp_path):
     assert [step for step, _ in position["watched"]] == [5 * (i + 1) for i in range(EPOCHS)]
     for number, line in enumerate(lines):
         seen = Position(watched=[tuple(x) for x in position["watched"][:number]])
-        assert line["lr"] == rate_at(plan, line["step"] - 1) * rate_share(plan, seen)
+        assert line["lr"] == plan.lr_at(line["step"] - 1) * rate_share(plan, seen)
     assert len({line["lr"] for line in lines}) > 1
 
 
@@ -106,4 +105,4 @@ def test_a_checkpoint_in_parts_has_no_best(tmp_path):
     from dcil_dsl.training.machine import Options
 
     with pytest.raises(InputError, match="checkpoint = best"):
-        check_plan_ways(plan_of(checkpoint="best"), Options(shard=True))
+        check_plan_allows(plan_of(checkpoint="best"), Options(shard=True))

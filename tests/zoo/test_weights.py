@@ -157,7 +157,9 @@ def test_a_folder_and_a_checkpoint_are_reported_with_the_file_that_is_meant(tmp_
 
 
 def test_an_unknown_name_is_reported():
-    assert "only torchvision: models have weights by name" in fails(net(), "IMAGENET1K_V1")
+    assert "only models of torchvision and timm have weights by name" in fails(
+        net(), "IMAGENET1K_V1"
+    )
     model = build_model("torchvision:resnet18")
     told = fails(model, "IMAGENET1K_V2", "torchvision:resnet18")
     assert (
@@ -218,3 +220,46 @@ def test_a_failed_download_is_plain(monkeypatch):
     told = fails(build_model("torchvision:resnet18"), "DEFAULT", "torchvision:resnet18")
     assert "cannot download ResNet18_Weights.IMAGENET1K_V1: OSError: Name or service" in told
     assert f"fetch {weights.url}" in told and "--weights FILE" in told
+
+
+def serve_timm(monkeypatch, result):
+    """Stands in for the hub: the function that timm reads a file of weights by."""
+
+    def load_state_dict_from_hf(*place, **more):
+        if isinstance(result, Exception):
+            raise result
+        return {name: value.clone() for name, value in result.items()}
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", load_state_dict_from_hf)
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet18", "timm:resnet18.a1_in1k"])
+def test_the_pretrained_weights_of_timm_are_loaded_by_its_own_loader(monkeypatch, spec):
+    torch.manual_seed(1)
+    state = build_model(spec).state_dict()
+    serve_timm(monkeypatch, state)
+    model = build_model(spec)
+    assert load_weights(model, "pretrained", spec) == [] and equal(model, state)
+
+
+def test_the_head_of_a_model_of_timm_for_other_classes_stays_fresh(monkeypatch):
+    state = build_model("timm:resnet18").state_dict()
+    serve_timm(monkeypatch, state)
+    model = build_model("timm:resnet18", 10)
+    (note,) = load_weights(model, "pretrained", "timm:resnet18")
+    assert note == "the head stays fresh, fc.weight and fc.bias: 1,000 classes there, 10 here"
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "spec, source, fact",
+    [
+        ("timm:resnet18", "IMAGENET1K_V1", "neither a file nor weights of timm:resnet18"),
+        ("timm:vit_small_patch16_224.no_such", "pretrained", "has no trained weights"),
+        ("timm:resnet18", "pretrained", "cannot download the weights of timm:resnet18: OSError"),
+    ],
+)
+def test_weights_of_timm_that_cannot_be_had_are_refused(monkeypatch, spec, source, fact):
+    serve_timm(monkeypatch, OSError("Name or service not known"))
+    model = build_model(spec.partition(".")[0])
+    assert fact in fails(model, source, spec)

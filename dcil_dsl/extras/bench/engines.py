@@ -1,6 +1,7 @@
 """The engines that run an exported network, each as a function of no arguments to call.
 
-In:   a folder that `dcil export --to cpu` wrote, a batch size, a number of threads.
+In:   a folder that `dcil export --to cpu` wrote, a batch size, a number of threads; other files are
+      in exported.py.
 Out:  a callable that runs the network once; Missing where the engine is not installed.
 Not:  nothing is timed here (measure.py).
 
@@ -58,6 +59,7 @@ class Subject:
         calibration: str | Path | None = None,
     ):
         self.program, self.stored = read_network(folder)
+        self.given = self.program.inputs
         self.work = None if work is None else Path(work)
         self.examples = None if calibration is None else load_file(calibration)
         self.shared: dict[str, Any] = {}
@@ -76,10 +78,10 @@ class Subject:
     def noise(self, count: int) -> Iterator[list[Tensor]]:
         """Random inputs: normal numbers, zeros and ones for whole numbers."""
         generator = torch.Generator().manual_seed(0)
-        shapes = default_shapes(self.program, self.batch)
         for _ in range(count):
             yield [
-                _drawn(given, shape, generator) for given, shape in zip(self.program.inputs, shapes)
+                _drawn(given, [size or self.batch for size in given.shape], generator)
+                for given in self.given
             ]
 
     def calibrating(self) -> Iterator[list[Tensor]]:
@@ -87,7 +89,7 @@ class Subject:
         if self.examples is None:
             yield from self.noise(CALIBRATION)
             return
-        inputs = [self.examples[given.name] for given in self.program.inputs]
+        inputs = [self.examples[given.name] for given in self.given]
         for number in range(CALIBRATION):
             rows = torch.arange(number * self.batch, (number + 1) * self.batch) % len(inputs[0])
             yield [given[rows] for given in inputs]
@@ -143,8 +145,21 @@ class Subject:
 
         return self.file("int8", make)
 
+    def openvino(self, int8: bool) -> Path:
+        """The file that OpenVINO reads."""
+        return self.onnx_int8() if int8 else self.onnx()
+
+    def executorch(self) -> bytes:
+        """The network as a .pte file of ExecuTorch, of this batch size alone."""
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        from dcil_dsl.extras.formats.executorch_file import lower
+
+        program = torch.export.export(self.module(), tuple(self.inputs))
+        return lower(program, XnnpackPartitioner(), "the network")[0]
+
     def arrays(self, inputs: list[Tensor]) -> dict[str, Any]:
-        return {given.name: x.numpy() for given, x in zip(self.program.inputs, inputs)}
+        return {given.name: x.numpy() for given, x in zip(self.given, inputs)}
 
 
 def write_calibration(program: CpuProgram, batches: Iterable[Inputs], file: Path) -> int:
@@ -178,7 +193,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _drawn(given: ProgramInput, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _drawn(given: ProgramInput, shape: list[int], generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, given.dtype)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
@@ -242,6 +257,11 @@ def _torch_compiled(subject: Subject) -> Run:
     return _without_gradients(lambda: module(*subject.inputs))
 
 
+def _torch_export(subject: Subject) -> Run:
+    program = torch.export.export(subject.module(), tuple(subject.inputs)).module()
+    return _without_gradients(lambda: program(*subject.inputs))
+
+
 def _without_gradients(run: Run) -> Run:
     def call() -> object:
         with torch.inference_mode():
@@ -278,7 +298,7 @@ def _openvino(
     subject: Subject, precision: str = "f32", int8: bool = False, sparse: float = 0.0
 ) -> Run:
     openvino = _need("openvino")
-    file = subject.onnx_int8() if int8 else subject.onnx()
+    file = subject.openvino(int8)
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": subject.threads,
         "NUM_STREAMS": 1,
@@ -304,12 +324,23 @@ def _openvino_int8_sparse(subject: Subject) -> Run:
     return _openvino(subject, int8=True, sparse=0.5)
 
 
+# ---- ExecuTorch
+
+
+def _executorch(subject: Subject) -> Run:
+    _need("executorch")
+    runtime = _need("executorch.runtime").Runtime.get()
+    method = runtime.load_program(subject.executorch()).load_method("forward")
+    return lambda: method.execute(subject.inputs)
+
+
 ENGINES: dict[str, tuple[str, Callable[[Subject], Run]]] = {
     "dcil": ("sparse kernels of dcil", _ours),
     "dcil-bf16": ("the same, weights in bfloat16", _ours_bfloat16),
     "dcil-avx2": ("the same, AVX2 alone", _ours_avx2),
     "torch": ("torch, eager, dense", _torch),
     "torch-compiled": ("torch.compile, dense", _torch_compiled),
+    "torch-export": ("torch.export, dense", _torch_export),
     "onnxruntime": ("ONNX Runtime, float32, dense", _onnxruntime),
     "onnxruntime-int8": ("ONNX Runtime, int8, dense", _onnxruntime_int8),
     "openvino": ("OpenVINO, float32, dense", _openvino),
@@ -319,4 +350,5 @@ ENGINES: dict[str, tuple[str, Callable[[Subject], Run]]] = {
         "OpenVINO, int8, sparse weights decompression",
         _openvino_int8_sparse,
     ),
+    "executorch": ("ExecuTorch with XNNPACK, float32, dense", _executorch),
 }

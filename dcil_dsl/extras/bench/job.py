@@ -1,6 +1,6 @@
 """Time the network of a run or of an exported folder.
 
-In:   a run folder, an exported file, or a folder that `dcil export --to cpu` wrote.
+In:   a run folder, or an exported file or folder.
 Out:  BenchReport; bench.json in a run folder.
 Not:  the engines (engines.py) and the clock (measure.py).
 """
@@ -17,8 +17,9 @@ import torch
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.exporting.exporters import EXPORTERS
+from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 from dcil_dsl.extras.bench.engines import CALIBRATION, ENGINES, write_calibration
+from dcil_dsl.extras.bench.exported import engines_for, timed_format
 from dcil_dsl.extras.bench.measure import BenchReport, bench_folder, check_settings
 from dcil_dsl.extras.cpu.export import write
 from dcil_dsl.extras.cpu.program import read_program
@@ -33,7 +34,7 @@ from dcil_dsl.training.run import RunFolder, open_run, read_command
 
 def bench_run(
     place: str | Path,
-    engines: Sequence[str] = tuple(ENGINES),
+    engines: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 16),
     threads: Sequence[int] = (1,),
     rounds: int = 15,
@@ -46,18 +47,32 @@ def bench_run(
 ) -> BenchReport:
     """Time a network, and write bench.json where `place` is a run folder.
 
+    engines          None: all, of an exported file those that read it
     model, path      as for `dcil export`
     data, directory  the data that int8 is calibrated on, as for `dcil eval`; default: those of the
                      run. Where there are none, int8 is calibrated on noise.
 
     InputError for settings that mean nothing and a network that cannot be exported.
     """
-    check_settings(engines, batches, threads, rounds)
+    check_settings(tuple(ENGINES) if engines is None else engines, batches, threads, rounds)
     place = Path(place)
-    if EXPORTERS["cpu"].format.recognises(place):
+    is_timed = place.exists() and timed_format(place) is not None
+    if is_timed or EXPORTERS["cpu"].format.recognises(place):
         if path is not None or model is not None or data is not None or directory is not None:
-            raise InputError(f"{place} is an exported folder: --model, --path and data are of runs")
-        return bench_folder(place, engines, batches, threads, rounds)
+            raise InputError(f"{place} is exported: --model, --path and data are of runs")
+        if is_timed:
+            exporter_for(place).read(place)  # refuses a damaged file here, once
+            named = engines_for(place) if engines is None else engines
+            report = bench_folder(place, named, batches, threads, rounds)
+            return replace(report, calibration="what its export says")
+        named = tuple(ENGINES) if engines is None else engines
+        return bench_folder(place, named, batches, threads, rounds)
+    if place.suffix == ".pt2" and place.is_file():
+        raise InputError(
+            f"{place} is not timed as it is: torch.export.load evaluates expressions of a file",
+            help="time its run with --engines torch-export",
+        )
+    engines = tuple(ENGINES) if engines is None else engines
     is_run = place.is_dir()
     if is_run and not (place / "plan.json").exists():
         raise InputError(

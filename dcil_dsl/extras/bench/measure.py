@@ -1,8 +1,8 @@
 """Time engines in turn, a process for each, and put medians and spread into a table.
 
-In:   a folder of an exported network, names of engines, batch sizes, numbers of threads.
+In:   a folder or file of an exported network, names of engines, batch sizes, numbers of threads.
 Out:  BenchReport: times of each engine, engines that are missing and why, the machine.
-Not:  no time is better than the machine is quiet; the report holds its load.
+Not:  the times are only as good as the machine is quiet; the report holds its load.
 
 Engines take turns sample by sample, so that a busy moment meets all of them. Each has a process of
 its own, because thread pools of several engines in one process wait for each other.
@@ -28,6 +28,7 @@ from typing import Any
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.bench.engines import ENGINES, Missing, Subject
+from dcil_dsl.extras.bench.exported import ExportedSubject, timed_format
 from dcil_dsl.plan.text import table
 from dcil_dsl.training.files import write_atomically
 
@@ -122,7 +123,8 @@ def bench_folder(
 ) -> BenchReport:
     """Time an exported network. InputError for a damaged folder or an unknown engine."""
     check_settings(engines, batches, threads, rounds)
-    Subject(folder, 1, 1)  # refuses a damaged folder here, once
+    if timed_format(Path(folder)) is None:
+        Subject(folder, 1, 1)  # refuses a damaged folder here, once
     examples = None if calibration is None else str(calibration)
     with tempfile.TemporaryDirectory(prefix="dcil-bench-") as work:
         entries = [Contestant(name, name, str(folder), work, examples) for name in engines]
@@ -280,9 +282,7 @@ def _serve(pipe: Connection, contestant: Contestant, most_threads: int) -> None:
             run = None  # an engine's threads end before the next ones start
             torch.set_num_threads(threads)
             if subject is None:
-                subject = Subject(
-                    contestant.folder, batch, threads, contestant.work, contestant.calibration
-                )
+                subject = _subject(contestant, batch, threads)
             run = ENGINES[contestant.engine][1](subject.of(batch, threads))
             run(), run()
             pipe.send("ready")
@@ -290,6 +290,12 @@ def _serve(pipe: Connection, contestant: Contestant, most_threads: int) -> None:
             pipe.send(str(missing))
         except Exception as error:  # whatever an engine raises for a network that it does not take
             pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _subject(contestant: Contestant, batch: int, threads: int) -> Subject:
+    if timed_format(Path(contestant.folder)) is not None:
+        return ExportedSubject(contestant.folder, batch, threads)
+    return Subject(contestant.folder, batch, threads, contestant.work, contestant.calibration)
 
 
 def _once(run: Any) -> float:
@@ -332,7 +338,8 @@ def show_report(report: BenchReport) -> str:
     if machine["features"]:
         lines[0] += f": {', '.join(machine['features'])}"
     if machine["load"]:
-        lines.append(f"load average {machine['load'][0]:.1f}: times hold on a quiet machine alone")
+        load = f"load average {machine['load'][0]:.1f}"
+        lines.append(f"{load}: times are reliable only on a quiet machine")
     lines.append(f"int8 is calibrated on {report.calibration}")
     for batch, threads in dict.fromkeys((one.batch, one.threads) for one in report.times):
         own = [one for one in report.times if (one.batch, one.threads) == (batch, threads)]

@@ -26,7 +26,8 @@ def bench(
     place: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|FOLDER", help="a run folder, or one that `dcil export --to cpu` wrote"
+            metavar="RUN|EXPORT",
+            help="a run folder, or what `dcil export --to cpu|onnx|openvino|executorch` wrote",
         ),
     ],
     json: Annotated[
@@ -34,7 +35,9 @@ def bench(
     ] = None,
     engines: Annotated[
         Optional[str],
-        typer.Option("--engines", metavar="NAMES", help="engines, with commas (default: all)"),
+        typer.Option(
+            "--engines", metavar="NAMES", help="engines, with commas (default: all that fit)"
+        ),
     ] = None,
     batch_sizes: Annotated[
         str, typer.Option("--batch-sizes", metavar="NUMBERS", help="examples of one run")
@@ -69,15 +72,14 @@ def bench(
         raise InputError(f"--json {json} is a folder", help="name a file in it")
     from rich.console import Console
 
-    from dcil_dsl.extras.bench.engines import ENGINES
     from dcil_dsl.extras.bench.job import bench_run
     from dcil_dsl.extras.bench.measure import show_report
 
-    names = ENGINES if engines is None else [name.strip() for name in engines.split(",")]
+    names = None if engines is None else tuple(name.strip() for name in engines.split(","))
     with Console(stderr=True).status("timing engines"):
         report = bench_run(
             place,
-            tuple(names),
+            names,
             sizes,
             counts or tuple(dict.fromkeys((1, _num_cores()))),
             rounds,

@@ -117,7 +117,7 @@ def _pointwise(node: fx.Node, found: Dependencies, values: Values) -> Tensor:
     args, kwargs = given
     if node.op == "call_module":
         module = model.get_submodule(target)
-        if isinstance(module, nn.PReLU):  # its own slope a channel: 0 stays 0
+        if isinstance(module, nn.PReLU):  # one slope per channel: 0 stays 0
             result, unknown = operands[0].nan_to_num(), unknown | (operands[0] != 0)
         else:
             result = module(*args)

@@ -36,7 +36,7 @@ class Removal:
 
 
 @dataclass
-class Reading:
+class WeighedRead:
     """A Read with its numbers.
 
     matters   (groups, rows, columns) bool: the weight is not zero
@@ -55,8 +55,8 @@ class Reading:
 
     @property
     def folds(self) -> bool:
-        """The layer can be given a constant otherwise: in its receiver, or by a carrier."""
-        return not self.shared and (self.receiver is not None or self.read.weighing.groups == 1)
+        """The layer can be given a constant otherwise: in its receiver, or by carriers."""
+        return not self.shared
 
     @property
     def can_take(self) -> Tensor:
@@ -69,11 +69,11 @@ class Reading:
         return gone[self.read.columns] & needed & (self.constant.nan_to_num(0.0) != 0)
 
     def carriers(self, gone: Tensor) -> Tensor:
-        """(columns,) float64: the constants of columns that stay, 0 where there is none."""
-        return self.constant[0].nan_to_num(0.0).masked_fill(gone[self.read.columns[0]], 0.0)
+        """(groups, columns) float64: the constants of columns that stay, 0 where there is none."""
+        return self.constant.nan_to_num(0.0).masked_fill(gone[self.read.columns], 0.0)
 
 
-def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading]:
+def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[WeighedRead]:
     """Every layer of the graph that adds up columns, with what it is given."""
     weights = [read.weighing.weight for read in found.reads]
     means = _means(found)
@@ -84,7 +84,7 @@ def readings(found: Dependencies, values: dict[fx.Node, object]) -> list[Reading
         shared = weights.count(call.weight) > 1 or _is_tied(found.model, call.weight)
         receiver = None if call.bordered or shared else _receiver(read, found, means)
         result.append(
-            Reading(
+            WeighedRead(
                 read,
                 matters=(call.blocks(weight) != 0).any(-1),
                 constant=constant_columns(call, found, values).reshape(call.groups, -1),
@@ -103,11 +103,12 @@ def fix_sums(found: Dependencies, values: dict[fx.Node, object]) -> None:
         found.fix(channels[value != 0], f"{told(node, found.model)} adds it up")
 
 
-def find_removal(found: Dependencies, given: list[Reading]) -> Removal:
+def find_removal(found: Dependencies, given: list[WeighedRead]) -> Removal:
     """The largest set of channels that can go together.
 
     What is read stays; then whole channels stay again until every tensor keeps a shape: slices of
-    whole dims, groups of equal size, nothing empty, and one carrier for constants that need one.
+    whole dims, groups of equal size, nothing empty, and in each group of a layer one carrier for
+    constants that need one.
     """
     live = _live(found, given)
     removal = Removal(~live)
@@ -135,7 +136,7 @@ def gone_along(
     return slices
 
 
-def _live(found: Dependencies, given: list[Reading]) -> Tensor:
+def _live(found: Dependencies, given: list[WeighedRead]) -> Tensor:
     """(channels,) bool: something that is returned depends on it, and it is not constant."""
     live = torch.zeros(found.num_channels, dtype=torch.bool)
     live[[FIXED, *found.fixed]] = True
@@ -154,7 +155,7 @@ def _keep(channels: Tensor, removal: Removal, reason: str) -> None:
     removal.gone[channels] = False
 
 
-def _keep_carriers(reading: Reading, removal: Removal, found: Dependencies) -> None:
+def _keep_carriers(reading: WeighedRead, removal: Removal, found: Dependencies) -> None:
     if reading.receiver is not None:
         return
     carried = reading.carried(removal.gone)
@@ -165,10 +166,11 @@ def _keep_carriers(reading: Reading, removal: Removal, found: Dependencies) -> N
         columns = reading.read.columns[carried]
         _keep(columns, removal, f"nothing at {place} could take its constant")
         return
-    constants = reading.constant[0].abs().nan_to_num(0.0) * carried[0]
-    if reading.carriers(removal.gone).abs().max() < STRONG * constants.max():
-        best = reading.read.columns[0][constants.argmax()]
-        _keep(best[None], removal, f"it carries the constants of the others into {place}")
+    constants = reading.constant.abs().nan_to_num(0.0) * carried
+    strongest = reading.carriers(removal.gone).abs().amax(1)
+    weak = strongest < STRONG * constants.amax(1)
+    best = reading.read.columns.gather(1, constants.argmax(1, keepdim=True))
+    _keep(best[weak], removal, f"it carries the constants of the others into {place}")
 
 
 def _keep_balance(read: Read, removal: Removal, found: Dependencies) -> None:
@@ -237,7 +239,7 @@ class Stay:
     reason: str
 
 
-def find_stays(found: Dependencies, given: list[Reading], removal: Removal) -> tuple[Stay, ...]:
+def find_stays(found: Dependencies, given: list[WeighedRead], removal: Removal) -> tuple[Stay, ...]:
     """By layer, in execution order, the commonest reason first."""
     why: dict[int, str] = {}
     for reading in given:  # the later reasons give way to those that stand already

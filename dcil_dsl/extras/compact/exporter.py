@@ -23,7 +23,7 @@ BATCH = 32  # images in the batch that is timed
 
 
 class Compact:
-    """A folder."""
+    """The folder of a smaller network."""
 
     def write(self, deployed: Deployed, place: Path) -> str:
         return show_compacted(*write_compact(deployed, place))
@@ -32,7 +32,7 @@ class Compact:
         return (place / SHAPES).is_file()
 
     def read(self, place: Path) -> Artefact:
-        """Constants of dead parts lie in biases and norms: the numbers are not the run's."""
+        """Biases and norms hold constants of dead parts: the numbers differ from the run's."""
         shapes, small = read_shapes(place)
         _, origin = read_safetensors(place / WEIGHTS)
         return Artefact(place, expand_tensors(shapes, small), origin, exact=False)

@@ -33,7 +33,7 @@ from dcil_dsl.training.files import cannot_write, write_atomically
 WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"
 
 
-# dim -> the indices that stay; for the inner dim of a grouped convolution a list a group
+# dim -> the indices that stay; for the inner dim of a grouped convolution a list per group
 Kept = dict[int, list[Any]]
 
 
@@ -93,8 +93,8 @@ class Shapes(ShapeEntry):
     """The whole file.
 
     opened    attention modules whose heads became nodes of the graph
-    replaced  layers and norms that always gave the same, which is now their bias; of what only
-              they needed nothing stays
+    replaced  layers and norms that always gave the same, which is now their bias; tensors that
+              only they needed are left out
     """
 
     format: int = 1
@@ -126,7 +126,7 @@ def scatter(small: Tensor, kept: Kept, shape: torch.Size) -> Tensor:
 
 
 def _grids(shape: torch.Size, kept: Kept) -> list[tuple[Tensor, ...]]:
-    """The indices that stay, as open grids: one, or one a group where the inner dim is grouped."""
+    """The indices that stay, as open grids: one, or one per group of a grouped inner dim."""
     dims: list[Sequence[Any]] = [kept.get(dim, range(size)) for dim, size in enumerate(shape)]
     inner = next((dim for dim, indices in kept.items() if _is_nested(indices)), None)
     if inner is None:

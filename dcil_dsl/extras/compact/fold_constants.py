@@ -13,7 +13,7 @@ Not:  nothing is cut yet: the network computes what it did before, whatever the 
 The constant of a branch lies in the bias that the original has for it, so that the weights still
 load there: a norm or layer whose weights are zero gives its bias. Through zero padding a constant
 is not one: at the border fewer taps meet it. There a channel r that stays and is constant too
-carries the others exactly, W_r += sum over k of (c_k / c_r) W_k.
+carries the others of its group exactly, W_r += sum over k of (c_k / c_r) W_k.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dcil_dsl.extras.compact.constants import Values, add_up
-from dcil_dsl.extras.compact.dead_channels import Reading
+from dcil_dsl.extras.compact.dead_channels import WeighedRead
 from dcil_dsl.model.channels.dependencies import Dependencies
 from dcil_dsl.model.channels.operations import (
     Conv,
@@ -63,7 +63,7 @@ def _write_elsewhere(graph: fx.Graph, constant: fx.Node, model: nn.Module) -> No
 
         y = bias; y += x     ==>     y = bias + x
 
-    The parameter would change at each call, and it has not the shape of the result.
+    The parameter would change at each call, and it does not have the shape of the result.
     """
     constants, waiting = {constant}, [constant]
     while waiting:
@@ -122,7 +122,7 @@ def _rank(module: nn.Module) -> int:
 
 
 def _is_added(node: fx.Node, found: Dependencies, values: Values) -> bool:
-    """It is only computed with, element by element, and some of its results are no constants."""
+    """Whether only elementwise operations read it, and some of their results are not constant."""
     ends = False
     for user in node.users:
         if found.kind(user) is not Kind.POINTWISE:
@@ -165,7 +165,7 @@ def _leaves_no_trace(node: fx.Node, found: Dependencies) -> bool:
 
 
 @torch.no_grad()
-def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict[str, Tensor]:
+def fold_constants(model: nn.Module, given: list[WeighedRead], gone: Tensor) -> dict[str, Tensor]:
     """Hand the constants of channels that go to biases, running means and carriers."""
     folded: dict[str, Tensor] = {}
     for reading in given:
@@ -182,17 +182,19 @@ def fold_constants(model: nn.Module, given: list[Reading], gone: Tensor) -> dict
             before = getattr(module, name).detach()
             folded[reading.receiver] = (before.double() + reading.sign * delta).to(before)
         else:
-            folded[call.weight] = _carried(reading, weight, constant[0], gone)
+            folded[call.weight] = _carried(reading, weight, constant, gone)
     return folded
 
 
-def _carried(reading: Reading, weight: Tensor, constant: Tensor, gone: Tensor) -> Tensor:
-    """The weight (of one group) whose carrier's column does the work of the others too."""
+def _carried(reading: WeighedRead, weight: Tensor, constant: Tensor, gone: Tensor) -> Tensor:
+    """The weight in which each group's carrier does the work of its other columns too."""
+    call = reading.read.weighing
     carriers = reading.carriers(gone)
-    carrier = int(carriers.abs().argmax())
-    columns = weight.double().movedim(0 if reading.read.weighing.transposed else 1, -1)
-    share = constant / carriers[carrier]
-    columns = columns.clone()
-    matter = constant != 0
-    columns[..., carrier] += (columns[..., matter] * share[matter]).sum(-1)
-    return columns.movedim(-1, 0 if reading.read.weighing.transposed else 1).to(weight)
+    carrier = carriers.abs().argmax(1, keepdim=True)
+    # A group that hands over nothing may have no carrier: 0 / 0 there.
+    share = (constant / carriers.gather(1, carrier)).masked_fill(constant == 0, 0.0)
+    blocks = call.blocks(weight.double()).clone()  # (groups, rows, columns, taps)
+    place = carrier[:, None, :, None].expand(-1, blocks.shape[1], -1, blocks.shape[3])
+    added = (blocks * share[:, None, :, None]).sum(2, keepdim=True)
+    blocks.scatter_add_(2, place, added)
+    return call.unblock(blocks, weight.shape).to(weight)

@@ -148,7 +148,7 @@ def show_compacted(result: Compacted, measured: Measured) -> str:
     differs = (before.parameters, before.macs) != (after.parameters, after.macs)
     rows = [
         _row("parameters", before.parameters, after.parameters, "{:,}"),
-        _row("multiply-accumulates an example", before.macs, after.macs, "{:,}"),
+        _row("multiply-accumulates per example", before.macs, after.macs, "{:,}"),
     ]
     if differs:
         name = f"milliseconds for a batch of {measured.batch_size}"

@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from dcil_dsl.extras.cpu.structs import Op, RowStruct, Slices
+from dcil_dsl.extras.cpu.structs import Attention, Op, RowStruct, Slices
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
@@ -46,7 +46,7 @@ class Library:
 
 @functools.cache
 def load_library(instructions: Instructions = "native") -> Library | str:
-    """The kernels for this CPU, or one sentence that says why they cannot be had.
+    """The kernels for this CPU, or one sentence that says why there are none.
 
     instructions  `avx2` and `portable` (SSE) hold the compiler back, for comparisons
     """
@@ -85,7 +85,7 @@ def _target(instructions: Instructions) -> tuple[str, ...]:
 
 
 def _compile(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The compiled file, from the cache where it is there."""
+    """The compiled file, from the cache if it has one."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30).stdout
     key = sha256(b"\0".join([SOURCE.read_bytes(), *map(str.encode, flags), version, _cpu()]))
     file = _cache() / f"kernels-{key.hexdigest()[:32]}.so"
@@ -143,9 +143,10 @@ def _declared(functions: ctypes.CDLL) -> Library:
     functions.dcil_planes.argtypes = [pointer, integer, integer, integer]
     functions.dcil_rows.argtypes = [pointer, *[pointer] * 3, integer, pointer, integer]
     functions.dcil_slices.argtypes = [pointer, *[pointer] * 3, integer]
-    for function in (functions.dcil_planes, functions.dcil_rows, functions.dcil_slices):
-        function.restype = None
-    for which, struct in ((1, Op), (2, RowStruct), (3, Slices)):
+    functions.dcil_attention.argtypes = [pointer] * 7 + [ctypes.c_double, integer]
+    for name in ("planes", "rows", "slices", "attention"):
+        getattr(functions, f"dcil_{name}").restype = None
+    for which, struct in ((1, Op), (2, RowStruct), (3, Slices), (5, Attention)):
         size = functions.dcil_facts(which)
         assert size == ctypes.sizeof(struct), f"{struct.__name__}: {size} bytes in C"
     return Library(functions, functions.dcil_facts(0), bool(functions.dcil_facts(4)))

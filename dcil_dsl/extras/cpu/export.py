@@ -229,7 +229,7 @@ def _input(name: str, node: fx.Node) -> ProgramInput:
         raise InputError(f"the input `{name}` has a size other than the batch that may change")
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise InputError(f"the input `{name}` is {dtype}, which a program has no word for")
+        raise InputError(f"the input `{name}` is {dtype}, which the CPU export does not support")
     return ProgramInput.model_validate({"name": _name(node), "shape": shape, "dtype": dtype})
 
 
@@ -246,9 +246,9 @@ def _call(node: fx.Node, results: dict[int, fx.Node] | None, form: Any) -> Progr
     function = name_of(node.target)
     if function is None:
         raise InputError(
-            f"the network calls `{node.target}` ({_where(node)}), which the CPU export has no "
-            "word for",
-            help="the README of extras/cpu tells how a function is added",
+            f"the network calls `{node.target}` ({_where(node)}), which the CPU export does "
+            "not support",
+            help="the README of extras/cpu says how to add a function",
         )
     value = node.meta.get("val")
     try:

@@ -19,7 +19,7 @@ from dcil_dsl.jobs.example import example_of
 
 
 class Cpu:
-    """A folder."""
+    """The folder of a network for the kernels on a CPU."""
 
     def write(self, deployed: Deployed, place: Path) -> str:
         write(deployed.network, example_of(deployed, batch=2), place, origin=deployed.origin)
@@ -38,7 +38,7 @@ class Cpu:
         return (place / PROGRAM).is_file()
 
     def read(self, place: Path) -> Artefact:
-        """Batch norms are part of the weights: the numbers are not the run's."""
+        """Batch norms are folded into the weights: the numbers differ from the run's."""
         _, stored = read_network(place)
         _, origin = read_safetensors(place / WEIGHTS)
         return Artefact(place, original_tensors(stored), origin, exact=False, complete=False)

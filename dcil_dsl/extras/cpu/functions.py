@@ -138,7 +138,7 @@ def function_of(name: str, place: str) -> Callable[..., Any]:
 
 
 class Inexpressible(Exception):
-    """An argument that a program has no form for."""
+    """An argument that a program cannot express."""
 
 
 def encode(value: object, names: Callable[[object], object]) -> Any:

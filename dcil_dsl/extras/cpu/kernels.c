@@ -148,11 +148,24 @@ INLINE vec value(const Weights *w, i64 j, const int form) {
   return splat((form & 2) ? widen(w->short_values[j]) : w->values[j]);
 }
 
+enum { AHEAD = 256 }; /* steps between asking for weights and reading them */
+INLINE void ask(const void *p, i64 size) { /* for the bytes behind `p` */
+  for (i64 i = 0; i < size; i += 64) __builtin_prefetch((const char *)p + i, 0, 3);
+}
+
+/* A linear layer reads each weight once, so it asks for the next output's. The weights of a
+   convolution come back at the next tile of positions, from a near cache. */
 INLINE void channel(const Weights *w, i64 c, const float *x, vec *sum, const int pv,
                     const int sets, const int form) {
   vec s[sets * pv];
   for (int v = 0; v < sets * pv; v++) s[v] = splat(v < pv ? w->bias[c] : 0.0f);
   i64 j = w->starts[c], end = w->starts[c + 1];
+  if (form & 1) {
+    const i64 next = end + AHEAD, count = end - j;
+    if (form & 2) ask(w->short_values + next, 2 * count);
+    else ask(w->values + next, 4 * count);
+    ask(w->short_offsets + next, 2 * count);
+  }
   for (; j + sets <= end; j += sets)
     for (int k = 0; k < sets; k++) {
       const vec u = value(w, j + k, form);
@@ -563,20 +576,32 @@ typedef struct {
   i64 inner, outer, slices, act, gathers;
 } Slices;
 
-INLINE vec pick(const Slices *o, const float *x, i64 at, const int form) {
+enum { NO_GATHER, GATHER, HALVES }; /* HALVES: two gathers of 8 lanes for a vector of 16 */
+
+#if defined(__AVX2__)
+INLINE __m256 gather8(const Slices *o, const float *x, i64 at, const int form) {
+  __m256i c = (form & 1)
+                  ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(o->short_columns + at)))
+                  : _mm256_loadu_si256((const void *)(o->columns + at));
+  return _mm256_i32gather_ps(x, c, 4);
+}
+#endif
+
+INLINE vec pick(const Slices *o, const float *x, i64 at, const int form, const int gathers) {
   vec result;
 #if defined(__AVX512F__)
-  if (form & 4) {
+  if (gathers == GATHER) {
     __m512i c = (form & 1) ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(o->short_columns + at)))
                            : _mm512_loadu_si512(o->columns + at);
     return (vec)_mm512_i32gather_ps(c, x, 4);
   }
-#elif defined(__AVX2__)
-  if (form & 4) {
-    __m256i c = (form & 1) ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(o->short_columns + at)))
-                           : _mm256_loadu_si256((const void *)(o->columns + at));
-    return (vec)_mm256_i32gather_ps(x, c, 4);
+  if (gathers == HALVES) {
+    const __m512d low = _mm512_castps_pd(_mm512_castps256_ps512(gather8(o, x, at, form)));
+    const __m256d high = _mm256_castps_pd(gather8(o, x, at + 8, form));
+    return (vec)_mm512_castpd_ps(_mm512_insertf64x4(low, high, 1));
   }
+#elif defined(__AVX2__)
+  if (gathers != NO_GATHER) return (vec)gather8(o, x, at, form);
 #endif
   for (int i = 0; i < LANES; i++)
     result[i] = x[(form & 1) ? (i64)o->short_columns[at + i] : (i64)o->columns[at + i]];
@@ -590,13 +615,20 @@ INLINE vec weights_at(const Slices *o, i64 at, const int form) {
 }
 
 INLINE void slice(const Slices *o, i64 g, const float *x, float *y, const float *add,
-                  const int form) {
+                  const int form, const int gathers) {
   vec s[4] = {load(o->bias + g * LANES)};
   i64 j = o->starts[g], end = o->starts[g + 1];
-  for (; j + 4 <= end; j += 4)
+  for (; j + 4 <= end; j += 4) {
+    const i64 next = (j + AHEAD) * LANES;
+    if (form & 2) ask(o->short_values + next, 4 * LANES * 2);
+    else ask(o->values + next, 4 * LANES * 4);
+    if (form & 1) ask(o->short_columns + next, 4 * LANES * 2);
+    else ask(o->columns + next, 4 * LANES * 4);
     for (int k = 0; k < 4; k++)
-      s[k] += weights_at(o, (j + k) * LANES, form) * pick(o, x, (j + k) * LANES, form);
-  for (; j < end; j++) s[0] += weights_at(o, j * LANES, form) * pick(o, x, j * LANES, form);
+      s[k] += weights_at(o, (j + k) * LANES, form) * pick(o, x, (j + k) * LANES, form, gathers);
+  }
+  for (; j < end; j++)
+    s[0] += weights_at(o, j * LANES, form) * pick(o, x, j * LANES, form, gathers);
   vec total = (s[0] + s[1]) + (s[2] + s[3]);
   const int32_t *order = o->order + g * LANES;
   if (add)
@@ -607,9 +639,17 @@ INLINE void slice(const Slices *o, i64 g, const float *x, float *y, const float 
     if (order[i] >= 0) y[order[i]] = total[i];
 }
 
+#define SLICE_FORMS(GATHERS) \
+  switch (form) { \
+    case 0: slice(o, g, x, y, add, 0, GATHERS); break; \
+    case 1: slice(o, g, x, y, add, 1, GATHERS); break; \
+    case 2: slice(o, g, x, y, add, 2, GATHERS); break; \
+    default: slice(o, g, x, y, add, 3, GATHERS); \
+  }
+
 /* x: inner + 1 floats, the last one zero, where lanes with fewer weights point */
 void dcil_slices(const Slices *o, const float *x, float *y, const float *add, i64 threads) {
-  const int form = (o->short_columns ? 1 : 0) | (o->values ? 0 : 2) | (o->gathers ? 4 : 0);
+  const int form = (o->short_columns ? 1 : 0) | (o->values ? 0 : 2);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads((int)threads)
   {
@@ -621,16 +661,133 @@ void dcil_slices(const Slices *o, const float *x, float *y, const float *add, i6
 #endif
     i64 g, end;
     part(o->slices, t, all, &g, &end);
-    for (; g < end; g++) switch (form) {
-        case 0: slice(o, g, x, y, add, 0); break;
-        case 1: slice(o, g, x, y, add, 1); break;
-        case 2: slice(o, g, x, y, add, 2); break;
-        case 3: slice(o, g, x, y, add, 3); break;
-        case 4: slice(o, g, x, y, add, 4); break;
-        case 5: slice(o, g, x, y, add, 5); break;
-        case 6: slice(o, g, x, y, add, 6); break;
-        default: slice(o, g, x, y, add, 7);
+    for (; g < end; g++) switch (o->gathers) {
+        case GATHER: SLICE_FORMS(GATHER) break;
+        case HALVES: SLICE_FORMS(HALVES) break;
+        default: SLICE_FORMS(NO_GATHER)
       }
+  }
+}
+
+/* ---- attention: softmax(q * k' * scale + mask) * v, a tile of queries at a time */
+
+typedef struct {
+  i64 batch, heads, queries, keys, inner, outer; /* inner: numbers of a key; outer: of a value */
+  i64 q_image, q_head, q_row, k_image, k_head, k_row, v_image, v_head, v_row;
+  i64 out_image, out_head, out_row;
+  i64 mask_image, mask_head, mask_key; /* its queries are neighbours, and TILE more can be read */
+} Attention;
+
+enum { VECTORS = 2, TILE = VECTORS * LANES, MANY = LANES == 16 ? 8 : 4 };
+
+/* c[j] += sum over i < count of a[i] * b[i * step + j * row], for n values of j */
+INLINE void products(const float *a, i64 count, const float *b, i64 step, i64 row, float *c,
+                     const int n) {
+  vec s[n * VECTORS];
+  for (int i = 0; i < n * VECTORS; i++) s[i] = splat(0.0f);
+  for (i64 i = 0; i < count; i++)
+    for (int j = 0; j < n; j++) {
+      const vec u = splat(b[i * step + j * row]);
+      for (int v = 0; v < VECTORS; v++)
+        s[j * VECTORS + v] += u * load(a + i * TILE + v * LANES);
+    }
+  for (int i = 0; i < n * VECTORS; i++) store(c + i * LANES, s[i]);
+}
+
+static void all_products(const float *a, i64 count, const float *b, i64 step, i64 row, float *c,
+                         i64 n) {
+  i64 j = 0;
+  for (; j + MANY <= n; j += MANY) products(a, count, b + j * row, step, row, c + j * TILE, MANY);
+  for (; j < n; j++) products(a, count, b + j * row, step, row, c + j * TILE, 1);
+}
+
+/* Scores become weights that are not yet divided by their sum; the sums. A query whose scores are
+   all -inf has weights of 0, as in torch. */
+static void soften(float *scores, i64 keys, const float *mask, i64 mask_key, float scale,
+                   vec *sums) {
+  for (int v = 0; v < VECTORS; v++) {
+    float *s = scores + v * LANES;
+    vec most = splat(-INFINITY), sum = splat(0.0f);
+    for (i64 m = 0; m < keys; m++) {
+      vec x = load(s + m * TILE) * scale;
+      if (mask) x += load(mask + m * mask_key + v * LANES);
+      store(s + m * TILE, x);
+      most = choose(x > most, x, most);
+    }
+    most = choose(most == splat(-INFINITY), splat(0.0f), most);
+    for (i64 m = 0; m < keys; m++) {
+      const vec x = load(s + m * TILE) - most;
+      const ivec far = x < -87.0f; /* 1e-38, the least normal number */
+      const vec e = choose(far, splat(0.0f), exponential(choose(far, splat(-87.0f), x)));
+      store(s + m * TILE, e);
+      sum += e;
+    }
+    sums[v] = choose(sum == splat(0.0f), splat(1.0f), sum);
+  }
+}
+
+/* Between rows of `size` numbers and a tile of queries, whose numbers lie TILE floats apart. */
+INLINE void gather_tile(const float *x, i64 row, i64 size, i64 count, float *tile) {
+  for (int m = 0; m < TILE; m += LANES)
+    for (i64 k = 0; k < size; k += LANES) {
+      const i64 from = k + LANES < size ? k : size - LANES; /* the last ones overlap */
+      vec v[LANES];
+      for (int i = 0; i < LANES; i++)
+        v[i] = m + i < count ? load(x + (m + i) * row + from) : splat(0.0f);
+      transpose(v);
+      for (int i = 0; i < LANES; i++) store(tile + (from + i) * TILE + m, v[i]);
+    }
+}
+INLINE void scatter_tile(const float *tile, i64 row, i64 size, i64 count, float *y) {
+  for (int m = 0; m < TILE && m < count; m += LANES)
+    for (i64 k = 0; k < size; k += LANES) {
+      const i64 from = k + LANES < size ? k : size - LANES;
+      vec v[LANES];
+      for (int i = 0; i < LANES; i++) v[i] = load(tile + (from + i) * TILE + m);
+      transpose(v);
+      for (int i = 0; i < LANES; i++)
+        if (m + i < count) store(y + (m + i) * row + from, v[i]);
+    }
+}
+
+/* scratch: for each thread (inner + keys + outer) * TILE floats; inner and outer are at least
+   LANES; mask may be null */
+void dcil_attention(const Attention *o, const float *q, const float *k, const float *v,
+                    const float *mask, float *out, float *scratch, double scale, i64 threads) {
+  const i64 tiles = (o->queries + TILE - 1) / TILE;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)threads)
+  {
+    const int t = omp_get_thread_num(), all = omp_get_num_threads();
+#else
+  {
+    const int t = 0, all = 1;
+    (void)threads;
+#endif
+    float *query = scratch + t * (o->inner + o->keys + o->outer) * TILE;
+    float *scores = query + o->inner * TILE, *result = scores + o->keys * TILE;
+    i64 i, end;
+    part(o->batch * o->heads * tiles, t, all, &i, &end);
+    for (; i < end; i++) {
+      const i64 b = i / tiles / o->heads, h = i / tiles % o->heads, row = i % tiles * TILE;
+      const i64 count = o->queries - row < TILE ? o->queries - row : TILE;
+      const float *own = mask ? mask + b * o->mask_image + h * o->mask_head + row : mask;
+      vec sums[VECTORS];
+      gather_tile(q + b * o->q_image + h * o->q_head + row * o->q_row, o->q_row, o->inner, count,
+                  query);
+      all_products(query, o->inner, k + b * o->k_image + h * o->k_head, 1, o->k_row, scores,
+                   o->keys);
+      soften(scores, o->keys, own, o->mask_key, (float)scale, sums);
+      all_products(scores, o->keys, v + b * o->v_image + h * o->v_head, o->v_row, 1, result,
+                   o->outer);
+      for (i64 c = 0; c < o->outer; c++)
+        for (int n = 0; n < VECTORS; n++) {
+          float *p = result + c * TILE + n * LANES;
+          store(p, load(p) / sums[n]);
+        }
+      scatter_tile(result, o->out_row, o->outer, count,
+                   out + b * o->out_image + h * o->out_head + row * o->out_row);
+    }
   }
 }
 
@@ -640,6 +797,7 @@ i64 dcil_facts(i64 which) {
     case 1: return sizeof(Op);
     case 2: return sizeof(Rows);
     case 3: return sizeof(Slices);
+    case 5: return sizeof(Attention);
 #if defined(_OPENMP)
     case 4: return 1;
 #endif

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcil_dsl.extras.cpu.attention import FUNCTION, AttentionCall
 from dcil_dsl.extras.cpu.build import Kernels, Library
 from dcil_dsl.extras.cpu.code import Epilogue
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
@@ -33,6 +34,7 @@ from dcil_dsl.extras.cpu.program import (
 from dcil_dsl.extras.cpu.segment import MOST_COLUMNS, Builder, Pool, Sources, is_depthwise
 from dcil_dsl.extras.cpu.shapes import infer, place_of
 from dcil_dsl.extras.cpu.steps import (
+    GATHERS,
     KernelStep,
     LinearStep,
     Place,
@@ -152,10 +154,12 @@ class Planner:
                 waiting.append((index, on_planes))
                 continue
             self._end_segment(waiting)
-            if isinstance(operation, ProgramCall):
-                self._append(index, self._call(index, operation))
-            else:
+            if isinstance(operation, ProgramLayer):
                 self._append(index, self._layer(operation))
+            elif operation.function == FUNCTION:
+                self._append(index, self._attention(index, operation))
+            else:
+                self._append(index, self._call(index, operation))
         self._end_segment(waiting)
         stored = self.weights
         return KernelPlan(
@@ -297,6 +301,24 @@ class Planner:
         outputs = [None if name is None else self.places[name] for name in call.outputs]
         return TorchCall(function_of(call.function, place), args, kwargs, outputs, place)
 
+    def _attention(self, index: int, call: ProgramCall) -> KernelStep:
+        """The kernel, or torch where a trial shows that it is faster."""
+        by_torch = self._call(index, call)
+        if not isinstance(self.library, Library):
+            return by_torch
+        by_kernel = AttentionCall(by_torch, self.library, self.threads)
+        if self.kernels != "auto":
+            return by_kernel
+        values: list[Any] = [None] * len(self.places)
+        for name in call.values():
+            value = self.values[name]
+            is_tensor = isinstance(value, Tensor)
+            values[self.places[name]] = (
+                torch.zeros(value.shape, dtype=value.dtype) if is_tensor else value
+            )
+        steps = (by_kernel, by_torch)
+        return steps[fastest([partial(step.run, values) for step in steps])]
+
     def _tensors(self, call: ProgramCall) -> set[str]:
         return {*named(call.args, "tensor"), *named(call.kwargs, "tensor")}
 
@@ -321,7 +343,7 @@ class Planner:
         few = rows <= FEW_ROWS
         common = (layer, self.library, places, shape, kept, bias_array, self.threads)
         if few:
-            made += [partial(SlicedLinear, *common, gathers) for gathers in (True, False)]
+            made += [partial(SlicedLinear, *common, gathers) for gathers in GATHERS]
         else:
             width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
             if self.kernels != "c":

@@ -58,4 +58,4 @@ def _kernels(library: Library | str) -> str:
     if isinstance(library, str):
         return f"none: {library}"
     threads = "" if library.threads else ", one thread (compiled without OpenMP)"
-    return f"compiled for this CPU, {library.lanes} floats a vector{threads}"
+    return f"compiled for this CPU, {library.lanes} floats per vector{threads}"

@@ -297,15 +297,10 @@ class Builder:
         read = given if index not in self.phases else self._split(index, given)
         plane = self.planes[layer.output]
         out = self.buffers[layer.output] = self._take(plane)
-        op = Op(
+        op = _between(
+            read,
+            out,
             kind=StructKind.CONV,
-            input=read.origin,
-            in_worker=read.worker,
-            output=out.origin,
-            out_worker=out.worker,
-            in_plane=read.plane.stride,
-            out_plane=plane.stride,
-            channels=plane.channels,
             vectors=plane.positions // self.sources.library.lanes,
             act=ACTIVATIONS[layer.activation],
             bias=self._hold(self.sources.bias(layer)),
@@ -368,15 +363,10 @@ class Builder:
         out = self.buffers[pool.output] = self._take(plane)
         self._add(
             f"max pool of {pool.input}",
-            Op(
+            _between(
+                given,
+                out,
                 kind=StructKind.POOL,
-                input=given.origin,
-                in_worker=given.worker,
-                output=out.origin,
-                out_worker=out.worker,
-                in_plane=given.plane.stride,
-                out_plane=plane.stride,
-                channels=plane.channels,
                 height=plane.height,
                 columns=plane.width,
                 in_row=given.plane.row,
@@ -394,6 +384,20 @@ class Builder:
         if found is None:
             found = self.masks[id(plane)] = plane.mask()
         return found
+
+
+def _between(given: Buffer, out: Buffer, **fields: int) -> Op:
+    """An operation from the planes of one buffer to those of another."""
+    return Op(
+        input=given.origin,
+        in_worker=given.worker,
+        output=out.origin,
+        out_worker=out.worker,
+        in_plane=given.plane.stride,
+        out_plane=out.plane.stride,
+        channels=out.plane.channels,
+        **fields,
+    )
 
 
 def _with(op: Op, **changes: int) -> Op:

@@ -25,6 +25,8 @@ from dcil_dsl.extras.cpu.structs import ACTIVATIONS, RowStruct, Slices
 
 Values = list[Any]
 Places = tuple[int, int | None, int]  # of the input, the residual and the output
+# How the kernel of one row reads its inputs: 16 at once, 8 at once, one by one. CPUs differ.
+GATHERS = (1, 2, 0)
 
 
 class KernelStep(Protocol):
@@ -59,9 +61,13 @@ class TorchCall:
         self.function, self.args, self.kwargs = function, args, kwargs
         self.outputs, self.place = outputs, place
 
-    def run(self, values: Values) -> None:
+    def filled(self, values: Values) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of one call."""
         args = [_fill(argument, values) for argument in self.args]
-        kwargs = {key: _fill(argument, values) for key, argument in self.kwargs.items()}
+        return args, {key: _fill(argument, values) for key, argument in self.kwargs.items()}
+
+    def run(self, values: Values) -> None:
+        args, kwargs = self.filled(values)
         try:
             result = self.function(*args, **kwargs)
         except Exception as error:  # such as an index of the input that is out of range
@@ -153,10 +159,17 @@ class LinearStep:
     """
 
     def __init__(
-        self, layer: ProgramLayer, library: Library, places: Places, shape: tuple[int, ...]
+        self,
+        layer: ProgramLayer,
+        library: Library,
+        places: Places,
+        shape: tuple[int, ...],
+        kept: Kept,
+        threads: int,
     ):
-        self.layer, self.library, self.shape = layer, library, shape
+        self.layer, self.library, self.shape, self.threads = layer, library, shape, threads
         self.read, self.add, self.write = places
+        self.outer, self.inner = kept.shape
 
     def run(self, values: Values) -> None:
         x = planned(values[self.read], self.shape, self.layer.layer)
@@ -166,14 +179,15 @@ class LinearStep:
         self.compute(x, y, add)
         values[self.write] = y
 
-    outer: int
-
     def compute(self, x: Tensor, y: Tensor, add: Tensor | None) -> None:
         raise NotImplementedError
 
 
 class SlicedLinear(LinearStep):
-    """For few rows: a vector of outputs, each lane with its own columns."""
+    """For few rows: a vector of outputs, each lane with its own columns.
+
+    gathers  how the kernel reads a vector of inputs: one of GATHERS
+    """
 
     def __init__(
         self,
@@ -184,11 +198,9 @@ class SlicedLinear(LinearStep):
         kept: Kept,
         bias: np.ndarray,
         threads: int,
-        gathers: bool,
+        gathers: int,
     ):
-        super().__init__(layer, library, places, shape)
-        self.outer, self.inner = kept.shape
-        self.threads = threads
+        super().__init__(layer, library, places, shape, kept, threads)
         sliced = slice_rows(kept, bias, library.lanes)
         self.keep = sliced
         short = sliced.columns.dtype == np.uint16
@@ -204,7 +216,7 @@ class SlicedLinear(LinearStep):
             outer=self.outer,
             slices=len(sliced.starts) - 1,
             act=ACTIVATIONS[layer.activation],
-            gathers=int(gathers),
+            gathers=gathers,
         )
         self.row = torch.zeros(self.inner + 1)
 
@@ -239,9 +251,7 @@ class RowsLinear(LinearStep):
         threads: int,
         width: int,
     ):
-        super().__init__(layer, library, places, shape)
-        self.outer, self.inner = kept.shape
-        self.threads = threads
+        super().__init__(layer, library, places, shape, kept, threads)
         size = width * library.lanes
         short = self.inner <= MOST_SHORT
         columns = kept.columns.astype(np.uint16) if short else kept.columns * size

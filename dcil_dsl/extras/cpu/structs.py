@@ -56,3 +56,12 @@ class Slices(ctypes.Structure):
         "*values *short_values *columns *short_columns *starts *order *bias inner outer slices act "
         "gathers"
     )
+
+
+class Attention(ctypes.Structure):
+    """The sizes of an attention, and the strides of its tensors in floats."""
+
+    _fields_ = _fields(
+        "batch heads queries keys inner outer q_image q_head q_row k_image k_head k_row v_image "
+        "v_head v_row out_image out_head out_row mask_image mask_head mask_key"
+    )

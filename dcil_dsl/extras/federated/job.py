@@ -36,7 +36,7 @@ from dcil_dsl.jobs.prepare import Prepared, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.evaluate import evaluate
-from dcil_dsl.training.metrics import check_sparsity
+from dcil_dsl.training.sparsity import check_sparsity
 from dcil_dsl.training.step import stop_if_no_finite_outputs
 
 Line = dict[str, Any]
@@ -76,7 +76,7 @@ class Clients:
 
     @cached_property
     def dual(self) -> Dual:
-        """Compiled once a process: a round begins with all of the state that it is sent."""
+        """Compiled once per process: a round begins with all of the state that it is sent."""
         return compile_plan(self.plan, self.model)
 
 
@@ -91,7 +91,7 @@ def federate(
     engine: Literal["flower", "here"] = "flower",
     overrides: Mapping[str, str] = {},
     directory: str | Path | None = None,
-    told: Callable[[Line], None] = lambda line: None,
+    note: Callable[[Line], None] = lambda line: None,
 ) -> Federated:
     """Train a recipe on clients that each have a part of the data.
 
@@ -100,7 +100,7 @@ def federate(
     local_steps  how many steps a client takes between two averages; None: an epoch, which is one
                  over a client's own examples
     fraction     of the clients, drawn anew for each round; at least one
-    told         is given the line of each round
+    note         called with the line of each round
 
     Raises RecipeError, InputError. On the CPU.
     """
@@ -137,7 +137,7 @@ def federate(
             "sparsity": check_sparsity(server.dual, number * local_steps).measured,
         }
         result.rounds.append(line)
-        told(line)
+        note(line)
 
     here = Clients(plan, built, dataset, clients, local_steps)
     run = {"flower": _with_flower, "here": _one_after_another}.get(engine)
@@ -215,7 +215,7 @@ def _with_flower(server: Server, clients: Clients, size: int, finish: Finish) ->
         from flwr.serverapp.strategy import FedAvg
         from flwr.simulation import run_simulation
     except ImportError as error:
-        raise InputError(f"Flower is not here: {error}", help=WITHOUT_FLOWER) from None
+        raise InputError(f"Flower cannot be imported: {error}", help=WITHOUT_FLOWER) from None
 
     class Rounds(FedAvg):  # type: ignore[misc]
         """FedAvg, whose average goes through the server's masks before it is sent again."""

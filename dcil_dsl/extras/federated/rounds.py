@@ -15,7 +15,7 @@ Round r covers the steps r L .. (r + 1) L - 1 of the plan, for every client the 
 
 With `path sparse = masked`, `update kept, pruned by sparse`, `forget`, a ramp and a rising
 norm these are the rounds of FedDIP, Long et al. 2023, arXiv:2309.06805, as in the authors' code
-(EricLoong/feddip), but for two things. Their masks of the first round are drawn by chance in the
+(EricLoong/feddip), but for two things. Their masks of the first round are random in the
 shares of ERK, here they are by magnitude; their masks of round r have the sparsity that the ramp
 has at round r - 1, here at r.
 """
@@ -31,12 +31,12 @@ from torch.nn.utils import clip_grad_norm_
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.chance import seed_of
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.plan.schedule import is_refresh
 from dcil_dsl.training.losses import refuse_constant, total_loss
-from dcil_dsl.training.optim import rate_at, set_rate
+from dcil_dsl.training.optim import set_rate
 
 State = dict[str, Tensor]
 # Settings of `train` that a client's plain step takes. What others ask for it would leave out.
@@ -47,7 +47,7 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
     """How many rounds the plan has. InputError where a round is not what the recipe asks."""
     if local_steps < 1 or plan.num_steps % local_steps:
         raise InputError(
-            f"{count(plan.num_steps, 'step is', 'steps are')} no whole number of rounds of "
+            f"{count(plan.num_steps, 'step is', 'steps are')} not a whole number of rounds of "
             f"{count(local_steps, 'step')}",
             help="choose a divisor of it, or another number of epochs",
         )
@@ -58,7 +58,7 @@ def check_rounds(plan: Plan, local_steps: int) -> int:
     if plan.train.rate.evaluates:
         raise InputError("federated rounds do not go with an `lr` that follows from evaluations")
     for group in plan.groups:
-        if group.kept_score is not None or group.regrow is not None:
+        if group.buffered_score is not None or group.regrow is not None:
             raise InputError(
                 f"{group.rule}: masks of federated rounds follow from the weights alone",
                 help="`score = magnitude` or `l2`, without `average` and `regrow`",
@@ -116,7 +116,7 @@ def train_client(
     optimizer = plan.make_optimizer(dual)
     for at, (images, labels) in enumerate(batches, start=step):
         dual.begin_step(at)
-        set_rate(optimizer, rate_at(plan, at))
+        set_rate(optimizer, plan.lr_at(at))
         optimizer.zero_grad(set_to_none=True)
         with drawn_apart(seed_of(plan.train.seed, client, at)):
             loss = total_loss(plan, dual(images), labels, at)

@@ -4,7 +4,7 @@ updated once per round of K steps.
 In:   a dual graph, its optimizer, the gradients of a step.
 Out:  the copy whose turn it is, in the graph; in `memory` the copies, their optimizer state and
       the summed gradients of the other weights; the mean of the copies in an Average.
-Not:  which weights are copied (plan/train.py); the update itself is the optimizer's.
+Not:  which weights are copied (plan/resolve.py); the update itself is the optimizer's.
 
 With w the shared weights, c_1 .. c_K the copies, and g the gradients of step t, whose copy is
 k = t mod K counted from the start of the late phase,
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.extras.late_phase.word import LatePhase
+from dcil_dsl.extras.late_phase.settings import LateSettings
 from dcil_dsl.training.average import Average
 from dcil_dsl.training.optim import load_optimizer_state, optimizer_state
 from dcil_dsl.training.step import Batch, Step, Wrapper
@@ -38,9 +38,9 @@ TURN = "late/turn"  # steps of the late phase that are done; -1 before it
 
 
 class LatePhaseStep(Wrapper):
-    """A step that one copy takes, and the shared weights once a round."""
+    """A step in which one copy moves, and once per round the shared weights."""
 
-    def __init__(self, inner: Step, word: LatePhase):
+    def __init__(self, inner: Step):
         dual = inner.plain.dual
         super().__init__(inner, start_copies(dual))
         self.average = average_copies(dual)
@@ -174,7 +174,7 @@ def forget_gathered(dual: Dual, memory: dict[str, Tensor]) -> None:
             memory[f"late/sum/{name}"].masked_fill_(~dual.get_buffer(f"{name}_mask"), 0.0)
 
 
-def _make_copies(dual: Dual, late: LatePhase, memory: dict[str, Tensor]) -> None:
+def _make_copies(dual: Dual, late: LateSettings, memory: dict[str, Tensor]) -> None:
     """Make the copies; their noise is drawn on the CPU, so that it is the same on every device."""
     chance = torch.Generator().manual_seed(dual.plan.train.seed)
     for name, own, is_copied in _learning(dual, late):
@@ -187,12 +187,12 @@ def _make_copies(dual: Dual, late: LatePhase, memory: dict[str, Tensor]) -> None
     memory[TURN].fill_(0)
 
 
-def _late_phase(dual: Dual) -> LatePhase | None:
+def _late_phase(dual: Dual) -> LateSettings | None:
     word = dual.plan.train.average
-    return word if isinstance(word, LatePhase) else None
+    return word if isinstance(word, LateSettings) else None
 
 
-def _learning(dual: Dual, late: LatePhase) -> Iterator[tuple[str, Parameter, bool]]:
+def _learning(dual: Dual, late: LateSettings) -> Iterator[tuple[str, Parameter, bool]]:
     """The parameters that learn, by name, and whether each is one of those that are copied."""
     copied = frozenset(late.parameters)
     for name, parameter in dual.trainable():

@@ -1,22 +1,18 @@
-"""The word `late_phase`: its settings, where it has a meaning, and its step."""
+"""The word `late_phase`: where it has a meaning, and its step."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.words.step import WeightAverage
-from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import FactorOrZero
+from dcil_dsl.extras.late_phase.settings import LateSettings
 
 if TYPE_CHECKING:
     from dcil_dsl.training.step import Step
 
 
-class LatePhase(WeightAverage):
+class LatePhase(LateSettings):
     """`late_phase(norms, copies=10, start=60% run)`: copies of a few weights, averaged at the end.
 
     layers     what a `layers` definition names: the modules whose parameters are copied
@@ -27,15 +23,11 @@ class LatePhase(WeightAverage):
 
     word: ClassVar[str] = "late_phase"
     positional: ClassVar[int] = 1
-    copies: Annotated[int, Field(ge=2)] = 10
-    start: Time = Time(0.6, "run")
-    noise: FactorOrZero = 0.0
-    gradients: Literal["sum", "mean"] = "sum"
 
     def wrap(self, step: Step) -> Step:
         from dcil_dsl.extras.late_phase.step import LatePhaseStep
 
-        return LatePhaseStep(step, self)
+        return LatePhaseStep(step)
 
     def fault(
         self, chosen: Collection[str], pruned: Collection[str], num_parameters: int, num_steps: int

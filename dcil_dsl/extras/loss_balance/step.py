@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.extras.loss_balance.word import InverseDirichlet
+from dcil_dsl.extras.loss_balance.settings import SpreadSettings
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.integrate import copied_buffers, put_back_buffers
 from dcil_dsl.training.step import Batch, Step, Wrapper
@@ -39,7 +39,7 @@ WEIGHTS = "balance/weights"
 class BalancedStep(Wrapper):
     """A step whose loss terms have weights, which it measures now and then."""
 
-    def __init__(self, inner: Step, word: InverseDirichlet):
+    def __init__(self, inner: Step):
         plain = inner.plain
         super().__init__(inner, start_weights(plain.dual.plan, plain.first_bad.device))
 
@@ -60,7 +60,7 @@ class BalancedStep(Wrapper):
 
 def start_weights(plan: Plan, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """A weight of 1 for each of plan.losses, (losses,) float64; nothing without a `balance`."""
-    if not isinstance(plan.train.balance, InverseDirichlet):
+    if not isinstance(plan.train.balance, SpreadSettings):
         return {}
     return {WEIGHTS: torch.ones(len(plan.losses), dtype=torch.float64, device=device)}
 
@@ -75,7 +75,7 @@ def weigh_terms(
     memory   of start_weights
     """
     word = dual.plan.train.balance
-    if not isinstance(word, InverseDirichlet):
+    if not isinstance(word, SpreadSettings):
         return
     groups = word.measured_at(dual.plan.losses, step)
     if not groups:

@@ -119,6 +119,7 @@ class Matched:
         self.selection = Selection(layers, self.table.name, Diagnostics())
         definitions = analysis.linked.layers if analysis.linked else {}
         self.closer = Selectors(definitions, Diagnostics())
+        self.selection.prepare(rule.selector for rule in analysis.rules)
         self.rules = [(rule, self.mask(rule.selector)) for rule in analysis.rules]
 
     def mask(self, selector: ast.Selector) -> int:

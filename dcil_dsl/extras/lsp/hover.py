@@ -27,7 +27,7 @@ from dcil_dsl.plan.text import filled, percent
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.schedules import Schedule
 from dcil_dsl.words.units import Percent, Time
-from dcil_dsl.words.word import Run
+from dcil_dsl.words.word import RunLength
 
 MOST_NAMED = 8  # layers of a selector that are listed
 COLUMNS, ROWS = 48, 5  # of a curve
@@ -211,7 +211,7 @@ def _within(inner: Span, outer: Span) -> bool:
     return outer.start <= inner.start and inner.stop <= outer.stop
 
 
-def run_of(analysis: Analysis) -> Run | None:
+def run_of(analysis: Analysis) -> RunLength | None:
     """The length of the run, as far as the recipe and the record of its data have it."""
     recipe = analysis.recipe
     if recipe is None:
@@ -222,7 +222,7 @@ def run_of(analysis: Analysis) -> Run | None:
         return None
     batches = -(-examples // (recipe.data.batch_size or 128))
     steps = -(-batches // recipe.train.accumulate)
-    return Run(steps, steps * int(recipe.train.epochs.value), recipe.deploy)
+    return RunLength(steps, steps * int(recipe.train.epochs.value), recipe.deploy)
 
 
 def time_words(analysis: Analysis, time: Time) -> Iterator[str]:
@@ -252,7 +252,7 @@ def curve(analysis: Analysis, schedule: Schedule, target: object) -> str:
     recipe = analysis.recipe
     assert recipe is not None
     epochs = int(recipe.train.epochs.value)
-    run = run_of(analysis) or Run(1000, 1000 * epochs, recipe.deploy)
+    run = run_of(analysis) or RunLength(1000, 1000 * epochs, recipe.deploy)
     share = getattr(target, "sparsity", None)
     final = share.fraction if isinstance(share, Percent) else 1.0
     placed = schedule.in_steps(run)

@@ -64,8 +64,8 @@ def occurrences(
 ) -> list[Occurrence]:
     """Every `let`, path and `layers` name of a file.
 
-    A name in a value is a `let` where one has this name, as link.py replaces them; else a path or
-    a `layers` definition.
+    A name in a value is a `let` where one has this name, as lang/link.py replaces them; else a path
+    or a `layers` definition.
     """
     found: list[Occurrence] = []
 

@@ -13,33 +13,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import nn
 from torch.utils.data import Subset
 
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.data import Dataset
 from dcil_dsl.data.dataset import Tensors
+from dcil_dsl.data.examples import collates, source_of
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.sensitivity.measure import measure_layers
 from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.jobs.data import (
+    example_of,
     is_convolutional,
     make_loader,
     open_data,
-    open_loader,
     pick_device,
-    refuse_other_tasks,
 )
 from dcil_dsl.jobs.inspect import rebuild
 from dcil_dsl.jobs.prepare import Note, Warn, load_recipe, prepare, warn_in_python
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.recipe import Recipe
-from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.facts import is_private
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.resolve import resolve_data
+from dcil_dsl.tasks import task_of
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run, read_command
 
@@ -107,9 +105,11 @@ def measure_sensitivity(
     else:
         network = _of_recipe(source, model, data, directory, weights, overrides, warn, note)
     plan = network.plan
-    examples = getattr(network.dataset, part)
-    wanted = min(num_batches * plan.data.batch_size, len(examples))
-    dataset = replace(network.dataset, val=evenly_spaced(examples, wanted))
+    task, given = task_of(network.dataset.task), getattr(network.dataset, part)
+    own = source_of(network.dataset.name, part, given, *collates(network.dataset))
+    wanted = min(num_batches * plan.data.batch_size, len(own.examples))
+    spread = evenly_spaced(own.examples, wanted)
+    dataset = replace(network.dataset, val=spread, collate=own.collate)
     loader = make_loader(plan, dataset, "val", place, workers)
     try:
         batches = list(islice(loader.epoch(0), num_batches))
@@ -119,7 +119,7 @@ def measure_sensitivity(
     if is_convolutional(plan):
         lay_out_weights(module)
     whole, found = measure_layers(
-        module, [layer.parameter for layer in plan.layers], batches, levels, tell
+        module, [layer.parameter for layer in plan.layers], batches, levels, tell, task
     )
     return Profile(
         model=plan.model.name or "",
@@ -127,17 +127,18 @@ def measure_sensitivity(
         weights=network.weights,
         part=cast(Literal["val", "train"], part),
         num_batches=len(batches),
-        num_examples=sum(len(labels) for _, labels in batches),
+        num_examples=sum(map(task.count, batches)),
         levels=tuple(levels),
         loss=whole.loss,
-        top1=whole.top1,
+        metric=task.metrics[0],
+        score=whole.score,
         layers=tuple(
             LayerProfile(
                 parameter=layer.parameter,
                 module=layer.module,
                 num_weights=layer.num_weights,
                 losses=tuple(one.loss - whole.loss for one in found[layer.parameter]),
-                top1=tuple(one.top1 - whole.top1 for one in found[layer.parameter]),
+                scores=tuple(one.score - whole.score for one in found[layer.parameter]),
                 private=is_private(layer.module, plan),
             )
             for layer in plan.layers
@@ -175,15 +176,15 @@ def _of_recipe(
     # Its rules do not matter here, and may ask for the very profile that is being made.
     recipe = replace(recipe, rules=())
     dataset = open_data(data, directory, recipe.data.channels)
-    refuse_other_tasks(dataset, "`dcil sensitivity`")
     prepared = prepare(
         recipe,
         model,
         warn=warn,
         note=note,
         steps_per_epoch=1,
-        classes=len(dataset.classes),
-        example=_example(recipe, dataset),
+        classes=len(dataset.classes) or None,
+        task=task_of(dataset.task),
+        example=example_of(recipe, dataset),
         data=dataset.name,
         weights=weights,
     )
@@ -216,7 +217,6 @@ def _of_run(
     if data is None:
         raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
     dataset = open_data(data, directory or command["directory"], plan.data.channels)
-    refuse_other_tasks(dataset, "`dcil sensitivity`")
     dual, at = rebuild(folder, plan, model)
     step = at.step
     full = [path.name for path in plan.paths if not path.view.prunes]
@@ -225,8 +225,3 @@ def _of_run(
         note("WARNING: the run has no path that sees all weights; the pruned ones count as zeros")
     note(f"the weights of path {path} after {count(step, 'step')}")
     return Network(collapse(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")
-
-
-def _example(recipe: Recipe, dataset: Dataset) -> Inputs:
-    images = resolve_data(recipe.data)
-    return open_loader(dataset, "val", images, torch.device("cpu"), workers=0).example()

@@ -9,7 +9,7 @@ The problem, with L_i the measured loss increase of layer i at sparsity s_i of i
     minimise   sum_i L_i(s_i)     where   sum_i n_i s_i = R,   low_i <= s_i <= high_i
 
 It treats the increases as if they added up: each was measured with the other layers unpruned. At an
-optimum all curves are left at one slope dL_i / d(n_i s_i), as at one price a weight. So each
+optimum all curves are left at one slope dL_i / d(n_i s_i), as at one price per weight. So each
 curve is replaced by its lower convex hull, whose pieces are taken cheapest first. What comes out
 is the optimum for the hulls; every layer but one ends at a measured point, where hull and curve
 agree. Pieces of one price are taken in the order of the sparsity that they lead to, so that

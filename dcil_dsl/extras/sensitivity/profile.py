@@ -2,7 +2,7 @@
 
 In:   what extras/sensitivity measured; or the JSON file that it became.
 Out:  Profile; its curves, monotone, as the allocation by sensitivity reads them.
-Not:  nothing is measured here and nothing shared out (least_loss.py).
+Not:  nothing is measured here and no budget divided (least_loss.py).
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
 
 from dcil_dsl.plan.plan import PlanRecord
 
 
 class LayerProfile(PlanRecord):
-    """One weight pruned alone, all others unpruned; one entry a level of the profile.
+    """One weight pruned alone, all others unpruned; one entry per level of the profile.
 
-    losses  the loss less the unpruned network's, nats an example
-    top1    the accuracy less the unpruned network's, -1..1
+    losses  the loss less the unpruned network's
+    scores  the metric less the unpruned network's; profiles of images called it top1
     private  the recipe has it once for each path, so that no rule can prune it
     """
 
@@ -31,7 +31,7 @@ class LayerProfile(PlanRecord):
     module: str
     num_weights: int
     losses: tuple[float, ...]
-    top1: tuple[float, ...]
+    scores: Annotated[tuple[float, ...], Field(validation_alias=AliasChoices("scores", "top1"))]
     private: bool = False
 
 
@@ -41,7 +41,8 @@ class Profile(PlanRecord):
     model, data   as the command line named them; weights: where they came from, "" if fresh
     part          "val": held-out examples; "train": training examples, not augmented
     levels        the sparsities tried, rising, each in 0..1
-    loss, top1    of the unpruned network on the same examples
+    metric        the first one of the task
+    loss, score   of the unpruned network on the same examples
     """
 
     format: Literal[1] = 1
@@ -54,7 +55,8 @@ class Profile(PlanRecord):
     num_examples: int
     levels: tuple[float, ...]
     loss: float
-    top1: float
+    metric: str = "top1"
+    score: Annotated[float, Field(validation_alias=AliasChoices("score", "top1"))]
     layers: tuple[LayerProfile, ...]
 
     @model_validator(mode="after")
@@ -63,12 +65,12 @@ class Profile(PlanRecord):
         if not self.levels or not rising or not 0 < self.levels[0] <= self.levels[-1] < 1:
             raise ValueError("its levels are not rising sparsities between 0 and 1")
         for layer in self.layers:
-            if len(layer.losses) != len(self.levels) or len(layer.top1) != len(self.levels):
-                raise ValueError(f"{layer.parameter} has not one entry for each level")
+            if len(layer.losses) != len(self.levels) or len(layer.scores) != len(self.levels):
+                raise ValueError(f"{layer.parameter} does not have one entry for each level")
         return self
 
     def to_json(self) -> str:
-        """JSON with a line a layer, numbers to six digits, to be read next to recipes."""
+        """JSON with a line per layer, numbers to six digits, to be read next to recipes."""
         head = self.model_dump(mode="json", exclude={"layers"})
         plain = (layer.model_dump(mode="json", exclude_defaults=True) for layer in self.layers)
         rows = ",\n".join(f"  {json.dumps(_rounded(layer))}" for layer in plain)

@@ -15,6 +15,7 @@ from dcil_dsl.extras.sensitivity.profile import LayerProfile, Profile
 from dcil_dsl.plan.schedule import whole_units
 from dcil_dsl.plan.show import short_name
 from dcil_dsl.plan.text import PLAIN, Page, bar, fit, named_table, percent
+from dcil_dsl.words.metrics import METRICS, metric_text
 
 SHORTEST_BAR = 8
 RULE_WIDTH = 96  # columns of the rules, whatever the page: they go into a file
@@ -33,7 +34,7 @@ def show_measured(profile: Profile, target: float, file: Path | None, page: Page
         return text + (
             f"no rules for {percent(target)}: at the highest level that was measured {most} go\n"
         )
-    text += f"rules for {percent(target)}, to be pasted into a recipe:\n\n{rules}"
+    text += f"rules for {percent(target)}, to paste into a recipe:\n\n{rules}"
     if file is not None:
         text += (
             f"\nor, with the profile in {file}, over the layers that a rule selects:\n\n"
@@ -43,7 +44,7 @@ def show_measured(profile: Profile, target: float, file: Path | None, page: Page
 
 
 def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
-    """The profile, a row a layer; bars show the level nearest to `target`.
+    """The profile, one row per layer; bars show the level nearest to `target`.
 
     Levels that do not fit on the page are left out, the lowest first; --json has them all.
     """
@@ -54,13 +55,14 @@ def show_profile(profile: Profile, target: float, page: Page = PLAIN) -> str:
         f"{profile.model} on {count(profile.num_examples, f'{part} example')} of {profile.data}, "
         f"{count(profile.num_batches, 'batch', 'batches')}",
         f"weights: {profile.weights or 'FRESH, not trained'}",
-        f"unpruned: loss {profile.loss:.4f}, top-1 {profile.top1:.2%}",
+        f"unpruned: loss {profile.loss:.4f}, {_name(profile)} "
+        f"{metric_text(profile.metric, profile.score, '.2%')}",
         "each layer pruned alone, magnitude masks made once, nothing trained after",
     ]
     lines += [
         "",
         "columns of percentages: by how much the loss rises when that share of the layer is zero",
-        f"last column: the change of top-1 at {level}, in percentage points; "
+        f"last column: the change of {_name(profile)} at {level}{_unit(profile)}; "
         f"bar: the rise of the loss at {level}",
     ]
     head = fit("\n".join(lines), page.width)
@@ -74,13 +76,13 @@ def _rows(profile: Profile, marked: int, page: Page) -> list[str]:
     name_room = min(longest, max(16, page.width // 3))
     shown = list(range(len(profile.levels)))
     while True:
-        header = ("layer", "weights", *(percent(profile.levels[i]) for i in shown), "top-1")
+        header = ("layer", "weights", *(percent(profile.levels[i]) for i in shown), _name(profile))
         rows = [
             (
                 short_name(layer.parameter),
                 f"{layer.num_weights:,}",
                 *(_nats(layer.losses[i]) for i in shown),
-                f"{100 * layer.top1[marked]:+.1f}",
+                _change(profile, layer.scores[marked]),
             )
             for layer in profile.layers
         ]
@@ -172,6 +174,18 @@ def _tenths(keep: int, size: int) -> int:
     left = whole_units(size * (1 - tenths / 1000))
     alike = [t for t in range(tenths, 1000) if whole_units(size * (1 - t / 1000)) == left]
     return next((t for unit in (100, 50, 10, 5) for t in alike if t % unit == 0), tenths)
+
+
+def _name(profile: Profile) -> str:
+    return "top-1" if profile.metric == "top1" else profile.metric
+
+
+def _unit(profile: Profile) -> str:
+    return ", in percentage points" if METRICS[profile.metric].is_share else ""
+
+
+def _change(profile: Profile, change: float) -> str:
+    return f"{100 * change:+.1f}" if METRICS[profile.metric].is_share else f"{change:+.4g}"
 
 
 def _nats(loss: float) -> str:

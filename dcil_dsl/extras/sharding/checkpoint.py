@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.extras.sharding.shards import Shards
 from dcil_dsl.masking.placement import Placement
 from dcil_dsl.training.checkpoint_files import INDEX, newest_parts, remove_parts

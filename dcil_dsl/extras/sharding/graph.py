@@ -73,7 +73,7 @@ def _keeps_rows(node: fx.Node) -> bool:
 
 
 def _expose_private(graph: fx.Graph, model: nn.Module) -> None:
-    """Hand modules that belong to one path their weights as values, as expose_weights does."""
+    """Hand modules that belong to one path their weights as values, as lift_weights does."""
     for node in list(graph.nodes):
         if node.op != "call_module":
             continue

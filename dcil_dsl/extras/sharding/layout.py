@@ -1,4 +1,4 @@
-"""How one parameter lies on the processes, and gathering it where a layer computes.
+"""How one parameter is divided among the processes, and its gathering where a layer computes.
 
 In:   this process's rows, or the whole.
 Out:  the other; Regather, which keeps no gathered view for the backward pass.
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import (
 
 from dcil_dsl.extras.sharding.refusals import rows_of_a_rank
 
-if TYPE_CHECKING:  # torch.distributed.tensor takes a second to import, which others need not wait
+if TYPE_CHECKING:  # importing torch.distributed.tensor takes a second: only with --shard
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
@@ -73,7 +73,7 @@ class Layout:
         return self.whole(own)
 
     def gather(self, own: Tensor, is_multiplied: bool) -> Tensor:
-        """`whole`, not kept for the backward pass; of what is multiplied by, in autocast's type.
+        """`whole`, not kept for the backward pass; a weight of a product comes in autocast's type.
 
         Compiled code gathers again there, as checkpointed activations are computed again: it does
         not see what Python keeps next to a graph.
@@ -90,7 +90,7 @@ class Layout:
 
 
 def _gathered_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of what torch.compile makes of a gathering, its backward pass keeps nothing."""
+    """Contexts in which the backward pass of a compiled gathering keeps nothing."""
     contexts = create_selective_checkpoint_contexts(_nothing_kept)
     forward, backward = contexts
     return forward, backward

@@ -7,7 +7,7 @@ Not:  nothing is cut (shards.py).
 
 from __future__ import annotations
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.extras.sharding.rows import pattern_needs
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.distributed import Ranks
@@ -23,7 +23,7 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
     wrong."""
     if ranks.count == 1:
         raise InputError(
-            "--shard: there is one process, and nothing to part",
+            "--shard: there is one process, and nothing to divide",
             help="torchrun --nproc-per-node N -m dcil_dsl compile ... --shard",
         )
     whole = "leave --shard out: every process then has all weights"
@@ -41,7 +41,7 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
     for path in plan.paths:
         if not path.view.entrywise:
             raise InputError(
-                f"--shard: path {path.name} is {path.view.called}, a word of its own, which is "
+                f"--shard: path {path.name} is {path.view.called}, a word of a package, which is "
                 "given whole weights",
                 help=whole,
             )
@@ -53,26 +53,23 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
 
 
 def _needs_whole(group: Group) -> str | None:
-    """What a rule asks that no rows and no sums tell: a word of a package may look at all there
-    is."""
+    """Why a rule needs whole weights, or None: a word of a package may read all of a weight."""
     if group.score.origin is not None:
-        return f"scores by {group.score.called}, a word of its own, which is given whole weights"
+        return f"scores by {group.score.called}, a word of a package, which needs whole weights"
     for penalty in group.penalties:
         if penalty.origin is not None:
-            return (
-                f"has the penalty {penalty.called}, a word of its own, which is given whole weights"
-            )
+            return f"has the penalty {penalty.called}, a word of a package; it needs whole weights"
     return None
 
 
 def _cuts_filters(plan: Plan, group: Group) -> str | None:
-    """What a penalty asks of filters that do not lie in rows, as those of transposed ones."""
+    """Why a penalty by filters does not fit: those of transposed convolutions are not rows."""
     axes = {layer.parameter: layer.out_axis for layer in plan.layers}
     cut = next((name for name in group.parameters if axes[name]), None)
     asked = next((penalty for penalty in group.penalties if penalty.needs_axis), None)
     if cut is None or asked is None:
         return None
-    return f"has the penalty {asked.called}, and the filters of `{cut}` are no rows"
+    return f"has the penalty {asked.called}, and the filters of `{cut}` are not rows"
 
 
 def _check_pattern(plan: Plan, group: Group, ranks: Ranks) -> None:

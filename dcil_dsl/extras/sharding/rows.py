@@ -4,9 +4,10 @@ In:   scores or masks of the rows, how the whole weight falls into units, where 
 Out:  RowPlacement; what the rows add to the sums of units; the rows of masks.
 Not:  nothing is cut here (shards.py).
 
-Rows are indices of the weight's first dimension. A cut (units.py) views a weight in a shape of its
-own, some of whose dimensions lie over the rows, the others within a row; one that lies in both, as
-neighbours of one kind are taken together there, is parted here. Of a block of 4 x 2 of a matrix:
+Rows are indices of the weight's first dimension. A cut (masking/units.py) views a weight in a shape
+of its own. Some dimensions of that shape run over the rows, the others within a row. One that does
+both, because a cut merges neighbouring dimensions of one kind, is split here. For blocks of 4 x 2
+of a matrix:
 
     (O / 4, 4, I / 2, 2)  units (0, 2)    ==>    over (O / 4, 4)    within (I / 2, 2)
 """

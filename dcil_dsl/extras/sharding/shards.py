@@ -27,7 +27,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,12 +63,6 @@ class Shards(RowPlacement):
     def holds_part(self, name: str) -> bool:
         return name in self.layouts
 
-    def save(self, path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> bool:
-        from dcil_dsl.extras.sharding.checkpoint import save_parts
-
-        save_parts(path, tensors, header, self)
-        return True
-
     def restore(self, dual: Dual) -> None:
         unshard(dual, self)
 
@@ -98,7 +91,7 @@ def shard(dual: Dual, ranks: Ranks, device: torch.device) -> Shards:
     from torch.distributed.device_mesh import init_device_mesh
 
     check_shardable(dual.plan, ranks)
-    # Of torch to itself.
+    # Warnings that torch gives about its own code.
     warnings.filterwarnings("ignore", message="To construct DTensor")
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_news)
     meshes = {kind: init_device_mesh(kind, (ranks.count,)) for kind in {"cpu", device.type}}
@@ -148,10 +141,10 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _state_kinds(plan: Plan, group: Group, parameter: str) -> list[str]:
     """The buffers of a pruned weight that have its rows.
 
-    A threshold is one number. A scale is one number a filter: where filters are no rows, whole.
+    A threshold is one number. A scale is one number per filter, whole where filters are not rows.
     """
     axes = {layer.parameter: layer.out_axis for layer in plan.layers}
-    kinds = ["mask", *buffers_of(group, plan), *["score"] * (group.kept_score is not None)]
+    kinds = ["mask", *buffers_of(group, plan), *["score"] * (group.buffered_score is not None)]
     stay = {"threshold"} | ({"scale"} if axes[parameter] != 0 else set())
     return [kind for kind in kinds if kind not in stay]
 

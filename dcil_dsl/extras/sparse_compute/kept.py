@@ -31,7 +31,7 @@ def apply_kept(
 
     keep: where the mask keeps any weight along the axis. Gradients are those of the whole
     product, but for the weights that are left out, whose gradient is zero. A layer of another
-    forward than torch.nn's own, or with hooks, which would see other shapes, is computed whole;
+    forward than torch.nn's own, or with hooks, which would see other shapes, is computed in full;
     so is one under torch.compile, which would compile anew whenever the count changes.
     """
     if torch.compiler.is_compiling() or not is_plain_forward(module):
@@ -59,7 +59,7 @@ def _whole(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tenso
 def kept_along(mask: Tensor, axis: int) -> Tensor:
     """The indices along `axis` at which the mask keeps anything, in order.
 
-    Counted once for each change of the mask: a host waits for a device then, and not at each step.
+    Counted once for each change of the mask: only then does the host wait for the device.
     """
     known: tuple[int, int, Tensor] | None = _known.get(mask)
     if known is None or known[:2] != (mask._version, axis):

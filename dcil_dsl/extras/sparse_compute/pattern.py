@@ -26,9 +26,9 @@ def apply_pattern(
     """`apply_layer(module, parameters, x)` of a weight (O, I) that is zero where `mask` is false.
 
     By sparse tensor cores where they run it, where they were found to give the dense product,
-    and while the mask keeps no more than two of every four inputs; else whole. The weight is
-    compressed at each call, as it changes at each step. Whole, too, under torch.compile, which
-    would leave its graph to look at a mask, and of fake tensors and others of a class of their own.
+    and while the mask keeps no more than two of every four inputs; else in full. The weight is
+    compressed at each call, as it changes at each step. In full also under torch.compile, which
+    would leave its graph to read a mask, and for fake tensors and other subclasses of Tensor.
     """
     weight, bias = parameters["weight"], parameters.get("bias")
     dtype = None if torch.compiler.is_compiling() else _computed_in(x, weight)

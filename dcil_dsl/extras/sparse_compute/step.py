@@ -1,7 +1,7 @@
-"""Where a run multiplies by its 2:4 patterns: on sparse tensor cores, or whole, and why.
+"""Where a run multiplies by its 2:4 patterns: on sparse tensor cores, or in full, and why.
 
 In:   a Dual on its device, Options.
-Out:  why each of these weights is computed whole, "" where it is not; that in words; KeptStep,
+Out:  why each of these weights is computed in full, "" where it is not; that in words; KeptStep,
       which says so in a run.
 Not:  nothing is decided here: pattern.py asks the same of the device at each call.
 """
@@ -33,9 +33,9 @@ class KeptStep(Wrapper):
 
 
 def why_computed_whole(dual: Dual, options: Options) -> dict[str, str]:
-    """By weight; none where no path asks for `compute = kept`.
+    """The reason by weight; empty where no path asks for `compute = kept`.
 
-    What the device was not asked before is tried now, and compared with the dense product.
+    A product that was not tried on the device yet is tried now and compared with the dense one.
     """
     plan = dual.plan
     if not any(path.compute == "kept" for path in plan.paths):
@@ -60,7 +60,7 @@ def pattern_words(found: Mapping[str, str]) -> tuple[str, ...]:
     words = []
     for why, own in names.items():
         if why:
-            words.append(f"computed whole, with the same result: 2:4 of {_some(own)}; {why}")
+            words.append(f"computed in full, with the same result: 2:4 of {_some(own)}; {why}")
         else:
             words.append(
                 f"on sparse tensor cores in the forward pass: 2:4 of {_some(own)}; the device gave "

@@ -1,8 +1,8 @@
 """The sparse tensor cores of a device: a product by a 2:4 matrix, and whether it may be trusted.
 
 In:   a device, a type, the shape of a weight; the operands of a linear layer.
-Out:  why the layer is to be computed whole, "" where it need not be; the product.
-Not:  no gradients and no masks (pattern.py). Which layers ask for it, the plan says.
+Out:  why the layer is to be computed in full, "" where it need not be; the product.
+Not:  no gradients and no masks (pattern.py). The plan says which layers use it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Product(NamedTuple):
 class Cores:
     """obstacle  why no product of that type runs on that device, "" where one may
     multiply  x (N, I), w (O, I) of which every four inputs hold two, b (O,) or None -> (N, O)
-    known     of each product that was asked for, why it is computed whole; "" where it is not
+    known     of each product that was asked for, why it is computed in full; "" where it is not
     """
 
     obstacle: Callable[[torch.device, torch.dtype], str]
@@ -45,9 +45,11 @@ class Cores:
 
 
 def cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why NVIDIA's cores do not run it."""
+    """Why NVIDIA's sparse tensor cores do not run a product of this type on the device, or ""."""
     if device.type != "cuda" or torch.version.cuda is None:
-        name = {"cpu": "a CPU", "cuda": "no GPU of NVIDIA"}.get(device.type, f"`{device.type}`")
+        name = {"cpu": "a CPU", "cuda": "a GPU of another maker"}.get(
+            device.type, f"`{device.type}`"
+        )
         return f"the device is {name}, which has no sparse tensor cores"
     found = torch.cuda.get_device_capability(device)
     if found < LEAST:
@@ -126,7 +128,7 @@ def _tried(product: Product) -> str:
         for rows in CHECKED_ROWS:
             x = draw(rows, inputs)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that torch calls it a prototype
+                warnings.simplefilter("ignore", UserWarning)  # the warning that it is a prototype
                 found = CORES.multiply(x, w, b)
             with torch.autocast(device.type, enabled=False):
                 exact = F.linear(_wider(x), _wider(w), None if b is None else _wider(b))

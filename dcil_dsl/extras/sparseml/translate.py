@@ -1,4 +1,4 @@
-"""Modifiers of SparseML as the text of a recipe, and what cannot be said.
+"""Modifiers of SparseML as the text of a recipe, and what it cannot express.
 
 In:   Modifier values (read.py).
 Out:  Translated: a canonical, sound recipe; the losses by line.
@@ -19,6 +19,7 @@ from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.extras.sparseml.read import Modifier, YamlValue
 from dcil_dsl.lang import loads
 from dcil_dsl.lang.fmt import format_text
+from dcil_dsl.words.schedules import Cubic, Linear
 
 PRUNING = {  # modifier -> score, and whether it is one budget alone
     "GMPruningModifier": ("magnitude", False),
@@ -31,8 +32,8 @@ READ = {
     *("params", "init_sparsity", "final_sparsity", "start_epoch", "end_epoch"),
     *("update_frequency", "inter_func", "mask_type", "global_sparsity", "leave_enabled"),
 }
-IGNORED = {"log_types", "constant_logging"}  # what is logged is no part of an experiment
-SHAPES = {"cubic", "linear"}  # SparseML and the language call the two alike
+IGNORED = {"log_types", "constant_logging"}  # what is logged is not part of an experiment
+SHAPES = (Cubic.spelling(), Linear.spelling())  # SparseML and the language call the two alike
 UNITS = {"unstructured": None, "filter": "filter", "channel": "channel", "block4": "block(1, 4)"}
 ALL = ("__ALL__", "__ALL_PRUNABLE__")
 NO_EPOCHS, NO_LR = 10, 0.01
@@ -58,7 +59,7 @@ def translate(modifiers: list[Modifier], name: str, source: str) -> Translated:
             rules += _rules(one, epochs, done)
     if not rules:
         told = "; ".join(f"line {line}: {loss}" for line, loss in done.losses[:5])
-        raise InputError(f"{source} has no pruning that a recipe can say", told or None)
+        raise InputError(f"{source} has no pruning that a recipe can express", told or None)
     done.losses.sort()
     done.text = _whole(rules, epochs, rate, name, source, done)
     return done
@@ -107,7 +108,7 @@ def _whole(
     except RecipeError as error:
         first = error.diagnostics[0]
         raise InputError(
-            f"{source} cannot be said as a recipe: {first.message}", first.help
+            f"{source} cannot be written as a recipe: {first.message}", first.help
         ) from None
     return text
 
@@ -139,7 +140,7 @@ def _run(modifiers: list[Modifier], done: Translated) -> tuple[float | None, flo
 
 
 def _rules(one: Modifier, epochs: float | None, done: Translated) -> list[str]:
-    """The rules of one modifier: one, or one a sparsity. None of them if a part cannot be said."""
+    """The rules of one modifier: one, or one per sparsity; none if a part cannot be expressed."""
     before = len(done.losses)
     for key, given in one.settings.items():
         if key not in READ | IGNORED and given.value != DEFAULTS.get(key):
@@ -150,10 +151,10 @@ def _rules(one: Modifier, epochs: float | None, done: Translated) -> list[str]:
     end = _amount(one, "end_epoch", done)
     initial = _amount(one, "init_sparsity", done)
     every = _amount(one, "update_frequency", done, default=-1.0)
-    shape = _value(one, "inter_func", "cubic")
+    shape = _value(one, "inter_func", SHAPES[0])
     if shape not in SHAPES:
         line = _line(one, "inter_func")
-        done.losses.append((line, f"{one.name}: inter_func {shape} is no schedule of a recipe"))
+        done.losses.append((line, f"{one.name}: inter_func {shape} has no equivalent in a recipe"))
     unit = _unit(one, done)
     targets = _targets(one, done)
     fatal = {"start_epoch", "end_epoch", "init_sparsity", "final_sparsity", "params", "mask_type"}

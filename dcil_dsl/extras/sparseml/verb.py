@@ -31,7 +31,7 @@ def import_recipe(
         typer.Option("--out", metavar="FILE", help="the file to write, or - (default: NAME.prune)"),
     ] = None,
 ) -> int:
-    """Turn a recipe of SparseML into a .prune file; what cannot be said is listed by line."""
+    """Turn a recipe of SparseML into a .prune file; what cannot be expressed is listed by line."""
     from dcil_dsl.extras.sparseml.read import read_modifiers
     from dcil_dsl.extras.sparseml.translate import translate
     from dcil_dsl.lang.tokens import Unreadable, read_bytes

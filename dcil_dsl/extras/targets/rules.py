@@ -121,7 +121,7 @@ def on_coreml(layer: LayerFigures) -> Gain:
 
 def on_cuda_2_4(layer: LayerFigures) -> Gain:
     if layer.tensor_cores is None:
-        return Gain("no", "the zeros are no 2:4 pattern", 1.0)
+        return Gain("no", "the zeros do not form a 2:4 pattern", 1.0)
     if layer.tensor_cores:
         return Gain("no", layer.tensor_cores, 1.0)
     if layer.type != "Linear":

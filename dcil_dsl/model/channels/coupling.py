@@ -6,9 +6,9 @@ Out:  Coupling: a channel for each output of a weight; outputs with one channel 
 Not:  no rule and no target; nothing is cut.
 
 Outputs are one channel where they meet in an addition or a product, in a norm or a depthwise
-convolution, or in an attention head. The groups of a grouped convolution keep one size: one goes
-as a whole, inputs and outputs, and a few large ones lose the same place in each, of their inputs
-or of their outputs. The model runs on the meta device: shapes only.
+convolution, or in an attention head. The groups of a grouped convolution keep one size: large ones
+lose the same place in each, of their inputs or of their outputs, and a small one goes as a whole,
+inputs and outputs. The model runs on the meta device: shapes only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.model.tracer import first_line
 
-FEW = 8  # this many groups, or places in them, are enough to choose from
+LARGE = 8  # a group of this many inputs and outputs has enough places to choose from
 
 
 class Uncoupled(Exception):
@@ -103,17 +103,18 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _joined_by_groups(found: Dependencies) -> Dependencies:
-    """What a grouped convolution joins: whole groups, or the places of a few large ones.
+    """What a grouped convolution joins: the places of large groups, or whole small ones.
 
-    A place that goes leaves a constant in front of the convolution, which zero padding breaks; a
-    whole group leaves none there.
+    Half of the places leave a quarter of the weights, half of the groups leave half. But through
+    zero padding one input of each group carries the constants of those that go: in a small group
+    that is much of it, and a whole group needs none.
     """
     for read in found.reads:
         if read.weighing.groups == 1:
             continue
         place = told(read.weighing.node, found.model)
         places = min(read.columns.shape[1], read.rows.shape[1])
-        if read.weighing.groups < FEW <= places:
+        if places >= LARGE:
             for channels in (read.columns, read.rows):
                 found.join(channels[:1], channels, f"the groups of {place}")
             continue

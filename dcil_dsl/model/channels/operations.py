@@ -214,6 +214,10 @@ class Weighing:
         columns, rows = weight.shape[:2]
         return weight.reshape(self.groups, columns // self.groups, rows, taps).transpose(1, 2)
 
+    def unblock(self, blocks: Tensor, shape: torch.Size) -> Tensor:
+        """The weight of this shape from its blocks."""
+        return (blocks.transpose(1, 2) if self.transposed else blocks).reshape(shape)
+
 
 def weighing_of(node: fx.Node, model: nn.Module) -> Weighing | None:
     """The weights that a node multiplies with; None for another layer."""

@@ -1,6 +1,6 @@
 """Random boxes of images, and how the pixels of one make a new image, for whole batches.
 
-In:   images (B, C, H, W) on the device; random numbers drawn on the CPU, one row an image.
+In:   images (B, C, H, W) on the device; random numbers drawn on the CPU, one row per image.
 Out:  boxes, images of one size.
 Not:  no seeds (data/chance.py), no change of a colour (colour.py).
 

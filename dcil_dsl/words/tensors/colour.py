@@ -2,7 +2,7 @@
 
 In:   uint8 images (B, C, H, W), C 1 or 3; for each image how much, (B,) on the images' device.
 Out:  uint8 images.
-Not:  no chance: which image gets what is drawn by the words (augment.py).
+Not:  nothing is drawn at random: the words do that (words/augment.py).
 
 Each function is the one of torchvision.transforms.v2.functional that it is named after, which
 takes one amount for the whole batch. Sums may round the other way: one level of 255, rarely.

@@ -2,7 +2,7 @@
 
 In:   what a model returns, targets.
 Out:  logits, losses and targets, checked.
-Not:  no loss is computed here (losses.py).
+Not:  no loss is computed here (words/losses.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.words.tensors.widest import widest
 
@@ -30,11 +30,14 @@ def logits_of(output: object, name: str | None = None) -> Tensor:
 
     name  the key or the field of them, or "0", "1" ... for a place in a tuple. None: the output
           itself where it is a tensor, or its field `logits`, as Inception and GoogLeNet have it
-          in training mode next to their auxiliary outputs, and transformers' models in both modes.
+          in training mode next to their auxiliary outputs, and transformers' models in both modes;
+          or its key `out`, as torchvision's models for segmentation have it.
     """
     if name is None and isinstance(output, Tensor):
         return output
     logits = _part(output, name or "logits")
+    if name is None and logits is None and isinstance(output, Mapping):
+        logits = output.get("out")
     if isinstance(logits, Tensor) and logits.dim() > 1:
         return logits
     kind = type(output).__name__
@@ -54,13 +57,17 @@ def logits_of(output: object, name: str | None = None) -> Tensor:
     raise InputError(fact, help=f"did you mean `{near}`?" if near else has)
 
 
-def own_loss(output: object) -> Tensor:
+def own_loss(output: object, name: str | None = None) -> Tensor:
     """The loss in what a model returns, a scalar.
+
+    name  the key or the field of one of several losses
 
     A single number; the field or key `loss`, as transformers' models give it where they are
     given labels; or the sum of a dictionary of losses, as torchvision's detection models return
     it in training mode. InputError where there is none of these.
     """
+    if name is not None:
+        return _own_loss_named(output, name)
     if isinstance(output, Tensor):
         if output.numel() == 1 and output.is_floating_point():
             return output.reshape(())
@@ -81,6 +88,17 @@ def own_loss(output: object) -> Tensor:
     raise InputError(
         f"the model returns a {type(output).__name__} without a loss of its own",
         help="give it its labels; a detection model has losses in training mode alone",
+    )
+
+
+def _own_loss_named(output: object, name: str) -> Tensor:
+    loss, known = _part(output, name), _names(output)
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
+        return loss.reshape(())
+    near = nearest(name, known)
+    has = f"the model returns {', '.join(known)}" if known else "the model returns no losses"
+    raise InputError(
+        f"the model computes no loss `{name}`", help=f"did you mean `{near}`?" if near else has
     )
 
 

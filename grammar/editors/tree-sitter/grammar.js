@@ -27,8 +27,8 @@ module.exports = grammar({
       ),
 
     recipe: ($) => seq("recipe", field("name", $.name), $.settings),
-    model: ($) => seq("model", field("name", choice($.name, $.string)), optional($.settings)),
-    data: ($) => seq("data", field("name", $.name), optional($.settings)),
+    model: ($) => seq("model", optional(field("name", choice($.name, $.string))), optional($.settings)),
+    data: ($) => seq("data", optional(field("name", $.name)), optional($.settings)),
     pruning: ($) => seq("pruning", $.settings),
     train: ($) => seq("train", $.settings),
     expect: ($) => seq("expect", braces(repeat($.condition))),

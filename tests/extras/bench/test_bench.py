@@ -30,14 +30,15 @@ def test_every_engine_computes_the_same(folder, engine):
     try:
         result = ENGINES[engine][1](subject)()
     except Missing as missing:
-        assert os.environ.get("DCIL_EXTRA") != "cpu", missing
+        brings = "formats" if engine == "executorch" else "cpu"
+        assert os.environ.get("DCIL_EXTRA") != brings, missing
         pytest.skip(str(missing))
     if not isinstance(result, torch.Tensor):
         result = torch.as_tensor(
             next(iter(result.values() if hasattr(result, "values") else result))
         )
     expected = subject.module()(*subject.inputs)
-    exact = engine.startswith(("torch", "onnx", "openvino")) and "16" not in engine
+    exact = engine.startswith(("torch", "onnx", "openvino", "executorch")) and "16" not in engine
     bound = 1e-4 if exact and "int8" not in engine else 0.2
     assert (result - expected).abs().max() < bound * (1 + expected.abs().max())
 
@@ -62,7 +63,7 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch, folder):
         raise ImportError
 
     monkeypatch.setattr(engines.importlib, "import_module", missing)
-    for name in ("onnxruntime", "openvino"):
+    for name in ("onnxruntime", "openvino", "executorch"):
         with pytest.raises(Missing, match="is not installed"):
             ENGINES[name][1](Subject(folder, 1, 1))
 

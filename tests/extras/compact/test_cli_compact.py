@@ -41,7 +41,7 @@ def file(folder, tmp_path) -> Path:
 def test_a_run_is_made_smaller_and_what_was_measured_is_printed(folder, capsys):
     assert call("export", folder / "run", "--to", "compact", *own(folder)) == 0
     out = capsys.readouterr().out
-    for text in ("parameters", "multiply-accumulates an example", "largest difference on 8"):
+    for text in ("parameters", "multiply-accumulates per example", "largest difference on 8"):
         assert text in out
     assert max(map(len, out.splitlines()[:-1])) <= 100
     report = json.loads((folder / "run" / "compact" / "report.json").read_text())

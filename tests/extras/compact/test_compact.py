@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from support.zeroed import (
     IMAGE,
@@ -64,6 +65,25 @@ def test_through_zero_padding_one_dead_filter_stays_and_carries_the_others_exact
     assert (
         stay.count == 1 and "carries the constants of the others into `2` (Conv2d)" in stay.reason
     )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_through_zero_padding_each_group_keeps_a_carrier_of_its_own(transposed):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = double(
+        nn.Conv2d(3, 12, 1),
+        nn.BatchNorm2d(12),
+        nn.Sigmoid(),
+        kind(12, 6, 3, padding=1, groups=3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 1),
+    )
+    dead(model[0], 0, 1, 2, 4, 6, 7, 9, 10, 11)
+    result = compact(model, IMAGE)
+    assert result.model[0].out_channels == 6  # of four in each group three are dead, one carries
+    assert result.model[3].weight.shape == (6, 2, 3, 3) and result.model[3].groups == 3
+    agree(result, model)
 
 
 def test_a_filter_that_nothing_reads_leaves_whatever_its_weights_are():

@@ -17,6 +17,21 @@ def test_channels_of_which_a_layer_norm_takes_the_mean_stay_with_the_reason():
     assert [(s.count, s.reason) for s in result.stays] == [(2, "`1` (LayerNorm) mixes them")]
 
 
+def test_no_layer_norm_of_fewer_channels_gives_what_the_whole_one_gives():
+    """Where every channel that stays has one value, a norm of those alone gives its bias, whatever
+    the value is and whatever its weights are. The whole norm also sees the zeros of the others."""
+    width, kept = 8, 4
+    whole = nn.LayerNorm(width).double()
+    nn.init.normal_(whole.weight), nn.init.normal_(whole.bias)
+    x = torch.zeros(2, width, dtype=torch.float64)
+    x[0, :kept], x[1, :kept] = 1.0, -1.0
+    fewer = nn.LayerNorm(kept).double()
+    one, other = fewer(x[:, :kept])
+    assert torch.equal(one, other) and torch.equal(one, fewer.bias)
+    one, other = whole(x)[:, :kept]
+    assert ((one - other).abs() > whole.weight[:kept].abs()).all()
+
+
 def test_an_operation_that_is_not_understood_keeps_its_channels_with_the_reason():
     model = double(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 2, 1))
     dead(model[0], 0, 1, 2, 3)

@@ -1,5 +1,6 @@
 """Single layers without their zeros against float64 torch."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,12 @@ from support.cpu_nets import (
 )
 from torch import nn
 
+from dcil_dsl.extras.cpu.build import load_library
 from dcil_dsl.extras.cpu.network import CpuNetwork
+from dcil_dsl.extras.cpu.pack import keep
+from dcil_dsl.extras.cpu.program import ProgramLayer
+from dcil_dsl.extras.cpu.steps import GATHERS, SlicedLinear
+from dcil_dsl.extras.cpu.storage import compress
 
 SHARES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 FEW = settings(
@@ -47,6 +53,31 @@ def check(layer, x, threads=1):
 @pytest.mark.parametrize("rows", [1, 3, 4, 16, 50])
 def test_a_linear_layer_of_any_sparsity_is_as_exact_as_torch(rows, share):
     check(pruned(nn.Linear(130, 77), share), normal(rows, 130))
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("gathers", GATHERS)
+@pytest.mark.parametrize("instructions", ["native", "avx2", "portable"])
+def test_every_way_to_read_the_inputs_of_one_row_is_exact(instructions, gathers, weights):
+    library = load_library(instructions)
+    weight = pruned(nn.Linear(530, 77), 0.9).weight.detach().to(weights)
+    x = normal(1, 530)
+    operation = ProgramLayer(op="linear", layer="layer", input="x", output="y", weight="w")
+    step = SlicedLinear(
+        operation,
+        library,
+        (0, None, 1),
+        (1, 530),
+        keep(compress(weight)),
+        np.zeros(77, np.float32),
+        threads=2,
+        gathers=gathers,
+    )
+    values = [x, None]
+    step.run(values)
+    torch.testing.assert_close(
+        values[1].double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("share", SHARES)

@@ -124,7 +124,7 @@ def test_what_a_round_would_leave_out_is_refused(rule, overrides, fact):
 def test_a_run_is_a_whole_number_of_rounds():
     recipe = dcil.loads(recipe_of(RULE.format(refresh=5), STRAIGHT.format(view="masked")))
     plan = dcil.resolve(recipe, start(), STEPS)
-    with pytest.raises(InputError, match="12 steps are no whole number of rounds of 5 steps"):
+    with pytest.raises(InputError, match="12 steps are not a whole number of rounds of 5 steps"):
         Server(dcil.compile(plan, start()), 5)
 
 

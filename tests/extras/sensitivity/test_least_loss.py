@@ -97,7 +97,7 @@ def test_a_bump_in_a_curve_is_bridged_by_its_hull():
 
 def profile(**more):
     layer = LayerProfile(
-        parameter="a.weight", module="a", num_weights=10, losses=(-0.1, 0.3, 0.2), top1=(0, 0, 0)
+        parameter="a.weight", module="a", num_weights=10, losses=(-0.1, 0.3, 0.2), scores=(0, 0, 0)
     )
     values = dict(
         model="m",
@@ -107,7 +107,7 @@ def profile(**more):
         num_examples=4,
         levels=(0.5, 0.8, 0.9),
         loss=1.0,
-        top1=0.5,
+        score=0.5,
         layers=(layer,),
     )
     return Profile(**(values | more))

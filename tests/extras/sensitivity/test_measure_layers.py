@@ -36,7 +36,7 @@ def by_hand(net, batches, name=None, num_gone=0):
 
 def test_the_unpruned_network_is_measured_over_all_examples_alike(net, batches):
     found, _ = measure_layers(net, [], batches, [])
-    assert (found.loss, found.top1) == pytest.approx(by_hand(net, batches), abs=1e-6)
+    assert (found.loss, found.score) == pytest.approx(by_hand(net, batches), abs=1e-6)
 
 
 @pytest.mark.parametrize("name, gone", [("0.weight", (24, 43)), ("3.weight", (12, 21))])
@@ -46,7 +46,7 @@ def test_a_level_takes_the_smallest_weights_of_one_layer_and_no_other(net, batch
     _, found = measure_layers(net, [name], batches, [0.5, 0.9])
     for quality, count in zip(found[name], gone, strict=True):
         wanted = by_hand(net, batches, name, count)
-        assert (quality.loss, quality.top1) == pytest.approx(wanted, abs=1e-6)
+        assert (quality.loss, quality.score) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_network_is_left_as_it_was(net, batches):

@@ -22,14 +22,14 @@ def measured(model, cost=lambda index: 0.01 * (index + 1)):
         num_examples=64,
         levels=levels,
         loss=0.25,
-        top1=0.9,
+        score=0.9,
         layers=tuple(
             LayerProfile(
                 parameter=layer.parameter,
                 module=layer.module,
                 num_weights=layer.num_weights,
                 losses=tuple(cost(i) * s / (1 - s) for s in levels),
-                top1=tuple(-cost(i) * s for s in levels),
+                scores=tuple(-cost(i) * s for s in levels),
             )
             for i, layer in enumerate(plan.layers)
         ),

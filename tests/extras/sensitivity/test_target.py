@@ -34,7 +34,7 @@ def write_profile(path, curves, sizes=None, levels=(0.5, 0.9)):
             module=module,
             num_weights=(sizes or {}).get(module, 100),
             losses=losses,
-            top1=(0.0,) * len(losses),
+            scores=(0.0,) * len(losses),
         )
         for module, losses in curves.items()
     )
@@ -46,7 +46,7 @@ def write_profile(path, curves, sizes=None, levels=(0.5, 0.9)):
         num_examples=8,
         levels=levels,
         loss=1.0,
-        top1=0.5,
+        score=0.5,
         layers=layers,
     )
     path.write_text(profile.to_json())

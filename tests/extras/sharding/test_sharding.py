@@ -23,7 +23,7 @@ from dcil_dsl.extras.sharding.shards import shard
 from dcil_dsl.training import checkpoint as checkpoint_file
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.words.scores import Magnitude
-from dcil_dsl.words.word import Origin
+from dcil_dsl.words.word import WordOrigin
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +191,9 @@ def test_parts_that_were_changed_are_refused_whatever_was_changed(parts):
 
 def test_parts_are_refused_where_there_is_one_process_or_a_word_that_is_given_whole_weights():
     score = Magnitude()
-    score._origin = Origin(word="ours", package="my-words", version="1")
+    score._origin = WordOrigin(word="ours", package="my-words", version="1")
     plan = tiny_plan(group={"score": score})
-    with pytest.raises(InputError, match="tiny.prune:1 scores by ours, a word of its own"):
+    with pytest.raises(InputError, match="tiny.prune:1 scores by ours, a word of a package"):
         check_shardable(plan, Ranks(0, 2))
     with pytest.raises(InputError, match="there is one process"):
         shard(compile_plan(plain_plan(), PlainNet()), Ranks(), torch.device("cpu"))

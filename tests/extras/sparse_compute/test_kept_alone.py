@@ -16,8 +16,8 @@ from dcil_dsl.plan.cost import bound, left_out, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan
+from dcil_dsl.training.conflicts import check_plan_allows
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.ways import check_plan_ways
 
 KEPT = "compute = kept"
 
@@ -110,7 +110,7 @@ def test_it_goes_with_checkpointed_activations():
 
 def test_it_does_not_go_with_compiled_steps():
     with pytest.raises(InputError, match="`compute = kept` of path `sparse` does not go with"):
-        check_plan_ways(plan_of(KEPT), Options(compile=True))
+        check_plan_allows(plan_of(KEPT), Options(compile=True))
 
 
 def test_the_arithmetic_that_is_left_out_is_counted():

@@ -28,8 +28,8 @@ from dcil_dsl.plan.cost import bound, in_pattern, step_cost, training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.show import show_plan, show_summary
+from dcil_dsl.training.conflicts import check_plan_allows
 from dcil_dsl.training.machine import Options
-from dcil_dsl.training.ways import check_plan_ways
 
 KEPT = "compute = kept"
 DCIL = "update kept   by sparse\n  update pruned by dense"
@@ -253,7 +253,7 @@ def test_a_kernel_that_fails_in_a_step_spoils_nothing(monkeypatch):
 def test_a_compiled_step_is_one_graph_and_computes_whole(calls):
     torch._dynamo.reset()
     plan = plan_of(KEPT)
-    check_plan_ways(plan, Options(compile=True))
+    check_plan_allows(plan, Options(compile=True))
     dual = dcil.compile(plan, Net()).train()
     dual.begin_step(0)
     x = torch.randn(5, 3, 6, 6)
@@ -267,7 +267,7 @@ def test_patterns_next_to_whole_filters_exclude_compiled_steps():
     assert in_pattern(plan.groups, plan.layers) == ("mixed.weight",)
     assert "computes the kept units alone in 1 of 4 pruned layers" in show_plan(plan)
     with pytest.raises(InputError, match="`compute = kept` of path `sparse` does not go with"):
-        check_plan_ways(plan, Options(compile=True))
+        check_plan_allows(plan, Options(compile=True))
 
 
 # -- the plan -------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_a_plan_says_in_how_many_layers_and_where():
     text = show_plan(plan_of(KEPT, precision="bf16"))
     assert (
         "    multiplies by the 2:4 pattern of 2 of 4 pruned layers on a GPU's sparse tensor "
-        "cores,\n    in the forward pass alone; elsewhere they are computed whole, with the same "
+        "cores,\n    in the forward pass alone; elsewhere they are computed in full, with the same "
         "result\n"
     ) in text
     assert "\n  2.00 where no sparse tensor cores multiply by its 2:4 pattern\n" in text
@@ -306,10 +306,10 @@ def test_a_plan_says_in_how_many_layers_and_where():
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_plan_in_fp32_says_that_the_layers_are_computed_whole():
+def test_a_plan_in_fp32_says_that_the_layers_are_computed_in_full():
     text = show_plan(plan_of(KEPT))
     assert (
-        "    computes the 2:4 pattern of 2 of 4 pruned layers whole:\n"
+        "    computes the 2:4 pattern of 2 of 4 pruned layers in full:\n"
         "    in fp32, and sparse tensor cores take bf16 and fp16\n"
     ) in text
     assert "where no sparse tensor cores" not in text + show_summary(plan_of(KEPT))

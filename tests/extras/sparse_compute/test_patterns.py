@@ -34,14 +34,14 @@ mix {{
 train {{ epochs = 2ep  optimizer = sgd(lr=0.05, momentum=0.9)  precision = {precision} }}
 """
 WHOLE = (
-    "computed whole, with the same result: 2:4 of 2, 4; the device is a CPU, which has no sparse "
+    "computed in full, with the same result: 2:4 of 2, 4; the device is a CPU, which has no sparse "
     "tensor cores"
 )
 ON_CORES = (
     "on sparse tensor cores in the forward pass: 2:4 of 2, 4; the device gave the dense product"
 )
 FAILED = (
-    "computed whole, with the same result: 2:4 of 4; its kernel failed: CUDA error: launch failed"
+    "computed in full, with the same result: 2:4 of 4; its kernel failed: CUDA error: launch failed"
 )
 
 
@@ -107,7 +107,7 @@ def test_a_run_on_cores_says_so_ends_where_it_would_and_costs_less(tmp_path, mon
 
 
 def test_a_kernel_that_fails_in_the_middle_is_reported_when_it_is_known(tmp_path, monkeypatch):
-    """Its layer is computed whole from then on, and was in the end: so it is counted."""
+    """Its layer is computed in full from then on, and was in the end: so it is counted."""
     reference, calls = reference_cores(), []
 
     def multiply(x, w, b):
@@ -138,5 +138,5 @@ def test_many_layers_are_named_in_short():
     assert pattern_words(found) == (
         "on sparse tensor cores in the forward pass: 2:4 of blocks.0, blocks.1, blocks.2 and 2 "
         "more; the device gave the dense product",
-        "computed whole, with the same result: 2:4 of head; why",
+        "computed in full, with the same result: 2:4 of head; why",
     )

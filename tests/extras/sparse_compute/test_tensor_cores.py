@@ -139,7 +139,7 @@ def test_a_gpu_has_them_from_ampere_on_for_half_precision(monkeypatch, capabilit
 
 def test_a_gpu_of_another_maker_is_not_asked(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "no GPU of NVIDIA" in cuda_obstacle(GPU, torch.float16)
+    assert "a GPU of another maker" in cuda_obstacle(GPU, torch.float16)
 
 
 # -- torch's own classes, but for the product itself --------------------------------------------

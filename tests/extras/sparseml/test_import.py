@@ -1,4 +1,4 @@
-"""`dcil import` says of a SparseML recipe what a recipe can say, and lists the rest by line."""
+"""`dcil import` says of a SparseML recipe what a recipe can express, and lists the rest by line."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_modifier_that_cannot_be_said_is_left_out_and_named_with_its_line(give
 @pytest.mark.parametrize("key", ["start_epoch", "end_epoch", "final_sparsity"])
 def test_an_expression_is_not_evaluated(key):
     text = ONE.replace(f"{key}: ", f"{key}: eval(__import__('os').abort()) # ")
-    with pytest.raises(InputError, match="no pruning that a recipe can say"):
+    with pytest.raises(InputError, match="no pruning that a recipe can express"):
         imported(text)
 
 
@@ -140,7 +140,7 @@ def test_an_initial_sparsity_before_the_start_is_named_as_a_difference():
         ("", "no modifiers of SparseML"),
         ("a: !!python/object/apply:os.system ['true']\n", "no modifiers of SparseML"),
         ("[" * 5000, "not YAML"),
-        ("pruning:\n  - !GMPruningModifier\n    x: 1\n", "no pruning that a recipe can say"),
+        ("pruning:\n  - !GMPruningModifier\n    x: 1\n", "no pruning that a recipe can express"),
     ],
 )
 def test_what_is_no_recipe_of_sparseml_is_refused_in_a_sentence(text, told):

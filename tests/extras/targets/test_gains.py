@@ -48,7 +48,7 @@ def test_no_zeros_pay_on_dense_kernels():
         ("coreml", {}, "perhaps", "75%"),
         ("coreml", {"sparsity": 0.5}, "size", "below 75%"),
         ("coreml", {"sparsity": 0.02}, "no", "bit mask costs more"),
-        ("cuda-2:4", {}, "no", "no 2:4 pattern"),
+        ("cuda-2:4", {}, "no", "the zeros do not form a 2:4 pattern"),
         ("cuda-2:4", {"tensor_cores": ""}, "perhaps", "at most 2 times"),
         ("cuda-2:4", {"tensor_cores": "its side is 3"}, "no", "its side is 3"),
         ("cuda-2:4", {"tensor_cores": "", "type": "Conv2d"}, "no", "not Conv2d"),

@@ -46,7 +46,7 @@ INDEX = "2"  # of its making: an index that was made otherwise is made anew
 
 
 @dataclass(frozen=True)
-class Shards:
+class TarShards:
     """One part. The examples are in the order of the shards' names, then of their offsets.
 
     shard, offset, size, label  int64 (N,); the image's bytes are `size` from `offset` on
@@ -107,11 +107,11 @@ def open_shards(directory: Path, channels: int) -> Dataset:
     return Dataset("webdataset", train, val, tuple(map(str, range(num_classes))), mean, std)
 
 
-def _open_part(files: list[Path], channels: int) -> Shards:
+def _open_part(files: list[Path], channels: int) -> TarShards:
     index = _cached_index(files)
     names = tuple(str(file.absolute()) for file in files)
     shard, offset, size, label = (index[n] for n in ("shard", "offset", "size", "label"))
-    return Shards(names, shard, offset, size, label, MODES[channels])
+    return TarShards(names, shard, offset, size, label, MODES[channels])
 
 
 # -- the index -----------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from support.tiny_run import tiny_plan, tiny_train
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.loss_balance.word import InverseDirichlet
+from dcil_dsl.training.conflicts import CONFLICTS, check_machine_allows, check_plan_allows
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.options import flags
-from dcil_dsl.training.ways import CONFLICTS, check_plan_ways, check_ways
 from dcil_dsl.words.step import Heun
 
 REPLAYED = dict(compile=True, compile_mode="reduce-overhead", device="cuda")
@@ -32,7 +32,7 @@ NAME = "--compile-mode reduce-overhead"
 )
 def test_ways_that_leave_each_other_no_room_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        check_ways(Options(**options))
+        check_machine_allows(Options(**options))
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_gradients_that_outlive_a_replay_are_refused(train, word):
     with pytest.raises(
         InputError, match=f"`{word}` of the recipe's `train` does not go with {NAME}"
     ):
-        check_plan_ways(tiny_plan(train), Options(**REPLAYED))
+        check_plan_allows(tiny_plan(train), Options(**REPLAYED))
 
 
 def test_compiled_parts_do_not_go_with_norms_that_the_processes_share():
     together = Options(compile=True, shard=True, ranks=Ranks(0, 2))
     with pytest.raises(InputError, match="`sync_norms`.* does not go with --compile and --shard"):
-        check_plan_ways(tiny_plan({"sync_norms": True}), together)
+        check_plan_allows(tiny_plan({"sync_norms": True}), together)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_compiled_parts_do_not_go_with_norms_that_the_processes_share():
 )
 def test_a_step_of_its_own_kind_needs_one_batch_of_unscaled_gradients(train, options, message):
     with pytest.raises(InputError, match=message):
-        check_plan_ways(tiny_plan(train), Options(**options))
+        check_plan_allows(tiny_plan(train), Options(**options))
 
 
 def test_every_conflict_is_of_options_that_exist():
@@ -70,9 +70,9 @@ def test_every_conflict_is_of_options_that_exist():
 
 
 def test_ways_that_go_together_are_not():
-    check_ways(Options(**REPLAYED))
-    check_plan_ways(tiny_plan(), Options(**REPLAYED))
-    check_ways(Options(compile=True, ranks=Ranks(0, 2)))
+    check_machine_allows(Options(**REPLAYED))
+    check_plan_allows(tiny_plan(), Options(**REPLAYED))
+    check_machine_allows(Options(compile=True, ranks=Ranks(0, 2)))
 
 
 def test_nothing_is_read_of_a_replay_after_the_next_one(tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_nothing_is_read_of_a_replay_after_the_next_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", record)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", begin)
-    monkeypatch.setattr("dcil_dsl.training.session.check_ways", lambda options: None)
+    monkeypatch.setattr("dcil_dsl.training.session.check_machine_allows", lambda options: None)
     _, replayed, run = tiny_train(tmp_path / "graphs", compile=True, compile_mode="reduce-overhead")
     _, plain, other = tiny_train(tmp_path / "plain")
     assert begun == [0] + 15 * [2]  # four whole batches in each epoch of four

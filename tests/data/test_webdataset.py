@@ -13,7 +13,7 @@ from support.tar_shards import example, write_shards, write_tar
 from dcil_dsl.data import Loader, open_dataset
 from dcil_dsl.data.datasets import require_data
 from dcil_dsl.data.folders import BadImage
-from dcil_dsl.data.shards import make_index
+from dcil_dsl.data.webdataset import make_index
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.words.augment import RandomResizedCrop
 
@@ -90,7 +90,7 @@ def test_the_index_is_made_once_and_anew_for_other_shards(shards, home, monkeypa
     open_dataset("webdataset", shards)
     assert len(list((home / ".cache/dcil/webdataset").glob("*.safetensors"))) == 2
     with monkeypatch.context() as patched:
-        patched.setattr("dcil_dsl.data.shards.make_index", None)
+        patched.setattr("dcil_dsl.data.webdataset.make_index", None)
         assert len(open_dataset("webdataset", shards).train) == 55
     write_tar(shards / "train-000000.tar", example(0))
     assert len(open_dataset("webdataset", shards).train) == 51

@@ -11,7 +11,7 @@ from torch import nn
 
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
-from dcil_dsl.training.metrics import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 
 
 def export(dual: Dual, path: str | None = None, *, unfinished: bool = False) -> nn.Module:

@@ -1,9 +1,9 @@
-"""What a checkpoint deploys, under the original's names, without building the model.
+"""The tensors that a checkpoint deploys, and how those of an exported file differ from them.
 
 In:   the tensors of a checkpoint and the Plan of its run; the tensors of a file.
-Out:  the tensors that the file must hold; every tensor that is missing, unknown to the model, of
-      another shape or type, or of other numbers.
-Not:  no zeros are counted (verify.py), nothing is loaded into a network (collapse.py).
+Out:  the tensors that the file must hold, under the original's names; every tensor that is missing,
+      unknown to the model, or of another shape, type or value.
+Not:  no model is built (compiler/collapse.py builds one), no zeros are counted (verify.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def deployed_tensors(
     """The tensors that `path` deploys from a dual graph's state; the names of unknown values.
 
     Unknown are the weights of a view of another package, of a view with a threshold, and those
-    stored as roots: only their shapes, types and zeros are known.
+    stored as theta (`param`): only their shapes, types and zeros are known.
     """
     view = next(entry.view for entry in plan.paths if entry.name == path)
     kinds = {name: ("mask", "score", *buffers_of(g, plan)) for g, name in _pruned(plan)}

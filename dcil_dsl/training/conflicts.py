@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dcil_dsl.diagnostics.diagnostic import InputError
+from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.cost import left_out
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, precision_of
@@ -45,7 +45,7 @@ class Conflict:
         )
 
 
-def check_ways(options: Options) -> None:
+def check_machine_allows(options: Options) -> None:
     """InputError for what the machine does not allow."""
     if options.compile_mode != REDUCE_OVERHEAD:
         return
@@ -63,7 +63,7 @@ def check_ways(options: Options) -> None:
         )
 
 
-def check_plan_ways(plan: Plan, options: Options) -> None:
+def check_plan_allows(plan: Plan, options: Options) -> None:
     """InputError for what the recipe does not allow."""
     for conflict in CONFLICTS:
         conflict.check(plan, options)

@@ -1,0 +1,1 @@
+"""Data sets that have a name and need no files: drawn, or of scikit-learn."""

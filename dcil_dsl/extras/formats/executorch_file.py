@@ -1,0 +1,97 @@
+"""The format `executorch`: a folder with a .pte file for ExecuTorch's XNNPACK backend, in float32.
+
+In:   a Deployed network.
+Out:  network.pte, compared with the network in ExecuTorch's runtime; program.pt2.
+Not:  no other backend; the Arm NPUs are in ethos_u.py.
+
+A .pte file has one batch size, here one example: its memory is planned when it is written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import Deployed
+from dcil_dsl.extras.formats.graph import (
+    batch_report,
+    flat,
+    largest_difference,
+    quiet,
+    refuse_uncounted,
+    tensors_of,
+    trace_for_export,
+)
+from dcil_dsl.extras.formats.lowered import LoweredFile, LoweredFolder, save_lowered
+from dcil_dsl.model.inputs import Inputs
+
+
+class ExecuTorch(LoweredFolder):
+    """A folder of program.pt2 and network.pte."""
+
+    def write(self, deployed: Deployed, place: Path) -> str:
+        with quiet():
+            from executorch.backends.xnnpack.partition import xnnpack_partitioner
+        program, inputs = trace_for_export(deployed, batch=1)
+        refuse_uncounted(deployed, program.state_dict)
+        data, taken = lower(program, xnnpack_partitioner.XnnpackPartitioner(), deployed.source)
+        difference = largest_difference(deployed, inputs, runner(data), free_batch=False)
+        weights = {name: name for name in program.state_dict}
+        save_lowered(LoweredFile(program, weights, data), deployed, place)
+        return (
+            f"largest difference in ExecuTorch {difference:.1e}; {batch_report(inputs, False)}\n"
+            f"{taken} in XNNPACK"
+        )
+
+
+def lower(
+    program: ExportedProgram, partitioner: Any, source: str, **config: Any
+) -> tuple[bytes, str]:
+    """The bytes of a .pte file, and how many operations of the graph the device runs."""
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge_transform_and_lower,
+    )
+
+    with quiet():
+        try:
+            edge = to_edge_transform_and_lower(
+                copy.deepcopy(program),
+                partitioner=[partitioner],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
+            left = sum(
+                node.op == "call_function" and "executorch_call_delegate" not in str(node.target)
+                for node in edge.exported_program().graph.nodes
+                if "getitem" not in str(node.target)
+            )
+            lowered = edge.to_executorch(config=ExecutorchBackendConfig(**config))
+        except Exception as error:  # of many types
+            fact = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"ExecuTorch cannot lower {source}: {type(error).__name__}: {fact}"
+            ) from None
+    return bytes(lowered.buffer), f"all operations but {left} run" if left else "all operations run"
+
+
+def runner(data: bytes) -> Callable[[Inputs], list[Tensor]]:
+    """A function that runs a .pte file in ExecuTorch's runtime."""
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(data)
+    method = program.load_method("forward")
+
+    def run(given: Inputs) -> list[Tensor]:
+        assert method is not None
+        outputs = tensors_of(method.execute([tensor.contiguous() for tensor in flat(given)]))
+        return [torch.clone(output) for output in outputs]
+
+    return run

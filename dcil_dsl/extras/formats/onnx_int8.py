@@ -1,0 +1,143 @@
+"""The format `onnx-int8`: int8 weights and activations, with the zeros of the network kept.
+
+In:   a Deployed network that came from a run folder.
+Out:  a .onnx file of QuantizeLinear and DequantizeLinear pairs; its accuracy next to float32's.
+Not:  nothing is trained: the ranges of the activations are those that the run's data have.
+
+Weights are symmetric, one scale for each output channel: the code of 0 is 0.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.exporting.artefact import Deployed
+from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, run_of
+from dcil_dsl.extras.formats.graph import flat, largest_difference, quiet
+from dcil_dsl.extras.formats.onnx_file import (
+    Onnx,
+    Places,
+    build_onnx,
+    named_weights,
+    run_session,
+    save_onnx,
+    session_of,
+)
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.plan.text import percent
+
+
+class OnnxInt8(Onnx):
+    """A .onnx file."""
+
+    def write(self, deployed: Deployed, place: Path) -> str:
+        model, places, report = build_int8(deployed, place)
+        save_onnx(model, places, deployed, place)
+        return report
+
+    def recognises(self, place: Path) -> bool:
+        return False  # `onnx` reads these files too
+
+
+def build_int8(deployed: Deployed, place: Path) -> tuple[Any, Places, str]:
+    """The quantised ModelProto, where its weights lie, and what is printed of it."""
+    import onnxruntime.quantization  # noqa: F401  before anything takes its time
+
+    run_of(deployed)
+    dense, places, inputs, is_free = build_onnx(deployed)
+    fixed = None if is_free else inputs.batch_size()
+    data = open_run_data(deployed, fixed)
+    try:
+        model = quantise(dense, [flat(batch) for batch in data.calibration()])
+        codes = coded_places(model, places)
+        _check_zeros(dense, places, model, codes, place)
+        report = _report(deployed, dense, model, data, inputs, is_free)
+    finally:
+        data.close()
+    num_codes = sum(where.endswith("_quantized") for where, _ in codes.values())
+    return model, codes, f"{num_codes} of {count(len(codes), 'weight')} in int8\n{report}"
+
+
+def coded_places(model: Any, places: Places) -> Places:
+    """Where the weights lie in the quantised model."""
+    names = {entry.name for entry in model.graph.initializer}
+    return {
+        name: (f"{where}_quantized" if f"{where}_quantized" in names else where, is_turned)
+        for name, (where, is_turned) in places.items()
+    }
+
+
+def quantise(dense: Any, batches: list[list[Any]]) -> Any:
+    """The ModelProto in int8, its activations in the ranges that these batches have."""
+    import onnx
+    from onnxruntime import quantization as q
+
+    names = [one.name for one in dense.graph.input]
+
+    class CalibrationBatches(q.CalibrationDataReader):  # type: ignore[misc]
+        """One pass over the batches."""
+
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.left, None)
+            return batch and {name: x.numpy() for name, x in zip(names, batch, strict=True)}
+
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            target = Path(folder) / "int8.onnx"
+            q.quantize_static(
+                onnx.shape_inference.infer_shapes(dense),
+                target,
+                CalibrationBatches(),
+                quant_format=q.QuantFormat.QDQ,
+                per_channel=True,
+                weight_type=q.QuantType.QInt8,
+                activation_type=q.QuantType.QInt8,
+                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+            )
+            return onnx.load(target)
+    except InputError:
+        raise
+    except Exception as error:  # of many types
+        fact = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"ONNX Runtime cannot quantise the network: {type(error).__name__}: {fact}"
+        ) from None
+
+
+def _check_zeros(dense: Any, places: Places, model: Any, codes: Places, place: Path) -> None:
+    """InputError where a zero of the network is not the code of 0."""
+    before, after = named_weights(dense, places, place), named_weights(model, codes, place)
+    for name in places:
+        revived = int(((before[name] == 0) & (after[name] != 0)).sum())
+        if revived:
+            raise InputError(f"{count(revived, 'zero')} of `{name}` would not be zero in int8")
+
+
+def _report(
+    deployed: Deployed, dense: Any, model: Any, data: RunData, inputs: Inputs, is_free: bool
+) -> str:
+    exact = session_of(dense.SerializeToString())
+    coded = session_of(model.SerializeToString())
+    found = data.accuracies(lambda x: run_session(exact, x), lambda x: run_session(coded, x))
+    difference = largest_difference(
+        deployed, inputs, lambda given: run_session(coded, given), is_free, tolerance=None
+    )
+    if not np.isfinite(difference):
+        raise InputError("the quantised network gives numbers that are not finite")
+    text = f"largest difference to float32 on noise {difference:.1e}"
+    if found is None:
+        return text
+    seen, (before, after) = found
+    return (
+        f"top-1 on {count(seen, 'held-out example')}: float32 {percent(round(before, 4))}, "
+        f"int8 {percent(round(after, 4))}\n{text}"
+    )

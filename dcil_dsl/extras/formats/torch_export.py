@@ -1,0 +1,60 @@
+"""The format `torch-export`: a .pt2 file, the traced network with its weights.
+
+In:   a Deployed network; or such a file.
+Out:  the file of torch.export.save; its tensors, read from the archive alone.
+Not:  the archive itself (archive.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcil_dsl.exporting.artefact import Artefact, Deployed
+from dcil_dsl.exporting.files import parse_origin
+from dcil_dsl.extras.formats.archive import read_archive, save_program
+from dcil_dsl.extras.formats.graph import (
+    batch_report,
+    has_free_batch,
+    largest_difference,
+    refuse_uncounted,
+    tensors_of,
+    trace_for_export,
+)
+from dcil_dsl.training.checkpoint import digest
+
+HEADER = "dcil.json"
+
+
+class TorchExport:
+    """A .pt2 file."""
+
+    def write(self, deployed: Deployed, place: Path) -> str:
+        program, inputs = trace_for_export(deployed)
+        refuse_uncounted(deployed, program.state_dict)
+        module, is_free = program.module(), has_free_batch(program)
+        difference = largest_difference(
+            deployed,
+            inputs,
+            lambda given: tensors_of(module(*given.args, **given.kwargs)),
+            is_free,
+        )
+        texts = {}
+        if deployed.origin is not None:
+            tensors = {name: t.detach().contiguous() for name, t in program.state_dict.items()}
+            named = deployed.origin.model_copy(update={"digest": digest(tensors)})
+            texts[HEADER] = named.model_dump_json()
+        save_program(program, place, texts)
+        return f"largest difference {difference:.1e}; {batch_report(inputs, is_free)}"
+
+    def recognises(self, place: Path) -> bool:
+        return place.suffix == ".pt2"
+
+    def read(self, place: Path) -> Artefact:
+        found = read_archive(place, (HEADER,))
+        header = found.texts.get(HEADER)
+        return Artefact(
+            place, found.tensors, None if header is None else parse_origin(header, place)
+        )
+
+    def verify(self, artefact: Artefact) -> list[str]:
+        return read_archive(artefact.file).graph_faults()

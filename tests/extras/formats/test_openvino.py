@@ -1,0 +1,159 @@
+"""OpenVINO's files compute as the network, and every zero stays a zero, also in int8."""
+
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.library import needed
+from support.tiny_job import call, net, own, whole_run
+
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
+
+openvino = needed("openvino")
+needed("onnx"), needed("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = whole_run(tmp_path_factory.mktemp("job"))
+    for name in ("openvino", "openvino-int8"):
+        assert call("export", folder / "run", "--to", name, *own(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def dense(folder, tmp_path):
+    return shutil.copytree(folder / "run" / "openvino", tmp_path / "dense")
+
+
+@pytest.fixture
+def coded(folder, tmp_path):
+    return shutil.copytree(folder / "run" / "openvino-int8", tmp_path / "coded")
+
+
+@pytest.fixture
+def original(folder):
+    model = net(folder)
+    model.load_state_dict(load_file(folder / "run" / "sparse.safetensors"))
+    return model.eval()
+
+
+def outputs(place, x, **settings):
+    network = openvino.Core().compile_model(place / "openvino.xml", "CPU", settings)
+    return torch.from_numpy(np.array(network([x.numpy()])[0]))
+
+
+def test_the_folder_computes_as_the_network_for_any_batch_size(dense, original):
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 32, 32)
+        found = outputs(dense, x, INFERENCE_PRECISION_HINT="f32")
+        torch.testing.assert_close(found, original(x), rtol=1e-4, atol=1e-5)
+
+
+def test_verify_counts_the_zeros_of_both_folders(dense, coded, original, capsys):
+    for place in (dense, coded):
+        assert call("verify", place) == 0
+        assert "3.weight" in capsys.readouterr().out
+        tensors = exporter_for(place).read(place).tensors
+        for name in ("0.weight", "3.weight"):
+            pruned = original.state_dict()[name] == 0
+            assert not tensors[name][pruned].any() and tensors[name].any(), name
+
+
+def test_int8_is_stored_as_codes_and_is_near_to_float32(coded, original):
+    model = openvino.Core().read_model(coded / "openvino.xml")
+    types = {
+        op.get_friendly_name(): op.get_element_type().get_type_name()
+        for op in model.get_ops()
+        if op.get_type_name() == "Constant"
+    }
+    assert types["0.weight_quantized"] == types["3.weight_quantized"] == "i8"
+    x = torch.randn(8, 3, 32, 32)
+    exact = original(x)
+    assert (outputs(coded, x) - exact).abs().max() < 0.1 * (1 + exact.abs().max())
+
+
+def test_the_snippet_of_the_page_loads_the_folder_with_sparse_weights(coded):
+    x = torch.randn(2, 3, 32, 32)
+    found = outputs(coded, x, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE=0.8)
+    torch.testing.assert_close(found, outputs(coded, x), rtol=1e-3, atol=1e-3)
+
+
+def test_other_weights_are_a_fault(coded, capsys):
+    model = openvino.Core().read_model(coded / "openvino.xml")
+    codes = next(op for op in model.get_ops() if op.get_friendly_name() == "3.weight_quantized")
+    stored, file = np.array(codes.data).tobytes(), coded / "openvino.bin"
+    del model, codes  # they may hold the file open
+    assert file.read_bytes().count(stored) == 1
+    file.write_bytes(file.read_bytes().replace(stored, b"\1" * len(stored)))
+    assert call("verify", coded) == 1
+    assert "revived or never pruned" in capsys.readouterr().out
+
+
+def test_another_graph_is_a_fault(dense, capsys):
+    file = dense / "openvino.xml"
+    file.write_text(file.read_text().replace('type="ReLU"', 'type="Sigmoid"'))
+    assert call("verify", dense) == 1
+    assert "the graph is not the one that was exported" in capsys.readouterr().out
+
+
+def larger(text):
+    return re.sub(r'shape="32, ?16', 'shape="3200000000, 16', text)
+
+
+def beyond(text):
+    return re.sub(r'offset="\d+"', 'offset="99999999999"', text)
+
+
+def own_operation(text):
+    return text.replace('type="ReLU"', 'type="Mine"')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [larger, beyond, own_operation, lambda text: text[: len(text) // 2], lambda text: ""],
+)
+def test_a_hostile_graph_is_refused(dense, change):
+    file = dense / "openvino.xml"
+    changed = change(file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    with pytest.raises(InputError, match="damaged"):
+        exporter_for(dense).read(dense)
+
+
+def test_a_folder_of_another_network_is_a_fault_of_the_run(folder, tmp_path):
+    other = whole_run(tmp_path, seed=1)
+    assert call("export", other / "run", "--to", "openvino", *own(other)) == 0
+    place, kept = folder / "run" / "openvino", tmp_path / "kept"
+    place.rename(kept)
+    shutil.copytree(other / "run" / "openvino", place)
+    assert call("verify", place) == 1
+    shutil.rmtree(place)
+    kept.rename(place)
+
+
+def test_a_missing_or_damaged_file_is_refused(dense, coded):
+    (dense / "openvino.bin").unlink()
+    with pytest.raises(InputError, match="there is no openvino.bin"):
+        exporter_for(dense).read(dense)
+    (coded / "openvino.bin").write_bytes(b"short")
+    with pytest.raises(InputError, match="damaged"):
+        exporter_for(coded).read(coded)
+
+
+def test_a_damaged_header_is_refused(dense):
+    (dense / "dcil.json").write_text("{}")
+    assert call("verify", dense) == 2
+
+
+def test_a_missing_library_names_the_extra(dense, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match="`openvino` needs the library") as found:
+        EXPORTERS["openvino"].read(dense)
+    assert found.value.help == "pip install 'dcil-dsl[openvino]'"
