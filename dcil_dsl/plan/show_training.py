@@ -170,7 +170,7 @@ def _ending(plan: PlanFields) -> str:
     return "; ".join(words + [best] * (plan.train.checkpoint == "best"))
 
 
-def _resets(plan: Plan) -> str:
+def _resets(plan: PlanFields) -> str:
     steps = ", ".join(f"{step:,}" for step in plan.train.reset)
     noun = "step" if len(plan.train.reset) == 1 else "steps"
     return f"the optimizer begins anew at {noun} {steps}" if steps else ""
