@@ -231,12 +231,13 @@ class Pruner:
                 "the optimizer holds no weight of pruner.dual, which is what trains",
                 help="pruner.make_optimizer(), or an optimizer of pruner.dual.parameters()",
             )
-        shared = {id(buffer) for buffer in getattr(self.module, "modules_buffers", ())}
-        if any(id(score) in shared for score in self.dual.score_state.values()):
-            raise InputError(  # as of DistributedDataParallel(torch.compile(pruner.dual))
-                "pruner.module replaces the scores of each process by the first one's",
-                help="DistributedDataParallel(pruner.dual), or its broadcast_buffers=False",
-            )
+        if getattr(self.module, "broadcast_buffers", False):  # DistributedDataParallel
+            shared = {id(buffer) for buffer in getattr(self.module, "modules_buffers", ())}
+            if any(id(score) in shared for score in self.dual.score_state.values()):
+                raise InputError(  # the dual is compiled inside of it: other names
+                    "pruner.module replaces the scores of each process by the first one's",
+                    help="DistributedDataParallel(pruner.dual), or its broadcast_buffers=False",
+                )
         if scaler_of(optimizer) not in (None, self.scaler):
             raise InputError(
                 "the loop scales its loss, and scores and penalties need to know by how much",

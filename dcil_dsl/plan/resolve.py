@@ -136,7 +136,8 @@ def resolve_recipe(
 
 def _selectors(recipe: r.Recipe) -> Iterator[ast.Selector]:
     """Every selector of a recipe."""
-    named = (*recipe.privates, *recipe.groups, *filter(None, [recipe.average]))
+    named: list[r.PrivateRule | r.GroupRule | r.AverageRule] = [*recipe.privates, *recipe.groups]
+    named += [] if recipe.average is None else [recipe.average]
     for rule in recipe.rules:
         yield rule.selector
         if isinstance(rule, r.PruneRule):

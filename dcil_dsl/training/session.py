@@ -272,7 +272,7 @@ def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
         now.fits = True
     part, moved = part_of_step(now.plan, loader, at.batch), False
     if part.is_first:
-        seed_generators(seed_of(now))
+        seed_generators(seed_of(now), now.dual.original)
         merge_scores(now.dual, at.step, now.options.ranks)
         moved = now.dual.begin_step(at.step, now.step.plain.loss_scale())
         if moved:

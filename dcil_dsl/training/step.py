@@ -190,7 +190,8 @@ class GradientStep(Step):
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.is_first:
-            seed_generators(batch.seed)  # the same numbers at every evaluation of one step
+            # The same numbers at every evaluation of one step.
+            seed_generators(batch.seed, self.dual.original)
             self.is_unscaled = False
             if batch.masks_moved:
                 forget_state(self.optimizer, self.dual)

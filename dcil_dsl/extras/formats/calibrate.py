@@ -41,9 +41,10 @@ class RunData:
     def calibration(self) -> Iterator[Inputs]:
         """Batches of the training part, as in the first epoch."""
         seen = 0
-        for inputs, _ in self.train.epoch(0):
-            yield Inputs.of(inputs).map(_plain)
-            seen += Inputs.of(inputs).batch_size()
+        for batch in self.train.epoch(0):
+            inputs = self.train.task.inputs(batch)
+            yield inputs.map(_plain)
+            seen += inputs.batch_size()
             if seen >= CALIBRATED_ON:
                 return
 
@@ -53,8 +54,9 @@ class RunData:
         """The number of held-out examples, and the top-1 accuracy of each function on them; None
         where labels or outputs are not those of a classification."""
         right, seen = [0] * len(functions), 0
-        for inputs, labels in self.held_out.epoch(0):
-            given = Inputs.of(inputs).map(_plain)
+        for batch in self.held_out.epoch(0):
+            given = self.held_out.task.inputs(batch).map(_plain)
+            labels = self.held_out.task.targets(batch)
             if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
                 return None
             for i, function in enumerate(functions):

@@ -22,7 +22,13 @@ from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed, Origin
-from dcil_dsl.extras.formats.graph import batch_report, flat, largest_difference, write_bytes
+from dcil_dsl.extras.formats.graph import (
+    batch_report,
+    flat,
+    largest_difference,
+    refuse_uncounted,
+    write_bytes,
+)
 from dcil_dsl.extras.formats.onnx_file import Places, build_onnx
 from dcil_dsl.extras.formats.onnx_int8 import build_int8
 from dcil_dsl.model.inputs import Inputs
@@ -124,14 +130,13 @@ def save_ir(model: Any, places: Places, deployed: Deployed, place: Path) -> None
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder)
         openvino.save_model(model, draft / GRAPH, compress_to_fp16=False)
+        read = _named_constants(read_model(draft), places, draft)
+        refuse_uncounted(deployed, read)  # it folds some constants into others
         origin = deployed.origin
         if origin is not None:
-            read = _named_constants(read_model(draft), places, draft)
-            lost = [name for name in places if name not in read]
-            if lost:
-                raise InputError(f"OpenVINO replaced the weight `{lost[0]}` by another constant")
             origin = origin.model_copy(update={"digest": digest(read)})
-        header = IrHeader(origin=origin, names=places, graph=_sha256(draft / GRAPH))
+        names = {name: places[name] for name in read}
+        header = IrHeader(origin=origin, names=names, graph=_sha256(draft / GRAPH))
         for name in (WEIGHTS, GRAPH):
             write_bytes(place / name, (draft / name).read_bytes())
     write_text(place / HEADER, header.model_dump_json())

@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import load_file
 from support.library import needed
 from support.tiny_job import call, net, own, whole_run
+from torch import nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
+from dcil_dsl.exporting.files import read_safetensors
+from dcil_dsl.plan.plan import Size
 
 openvino = needed("openvino")
 needed("onnx"), needed("onnxscript")
@@ -150,6 +154,30 @@ def test_a_missing_or_damaged_file_is_refused(dense, coded):
 def test_a_damaged_header_is_refused(dense):
     (dense / "dcil.json").write_text("{}")
     assert call("verify", dense) == 2
+
+
+class Positions(nn.Module):
+    """A table of which a part is read: OpenVINO stores the part alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 4))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x + self.table[:3])
+
+
+def test_a_folded_constant_is_refused_only_where_its_zeros_are_promised(folder, tmp_path):
+    origin = read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    sizes = {"x": Size(shape=(1, 3, 4), dtype="float32")}
+    alone = origin.model_copy(update={"promises": (), "sizes": sizes})
+    EXPORTERS["openvino"].write(Deployed(Positions(), alone), tmp_path / "a")
+    assert "table" not in EXPORTERS["openvino"].read(tmp_path / "a").tensors
+    promise = origin.promises[0].model_copy(update={"parameters": ("table", "linear.weight")})
+    promised = alone.model_copy(update={"promises": (promise,)})
+    with pytest.raises(InputError, match="would hold no tensor `table`"):
+        EXPORTERS["openvino"].write(Deployed(Positions(), promised), tmp_path / "b")
 
 
 def test_a_missing_library_names_the_extra(dense, monkeypatch):
