@@ -372,6 +372,7 @@ def test_the_words_of_the_language_are_these():
         "a learning rate over time": "constant multistep cosine polynomial linear exponential "
         "one_cycle plateau",
         "an integrator": "heun rk4 extrapolate implicit",
+        "a mirror step": "ham",
         "an average of weights": "late_phase",
         "a balance of losses": "inverse_dirichlet",
         "an augmentation": "pad_crop flip random_resized_crop rand_augment trivial_augment "

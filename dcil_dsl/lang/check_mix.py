@@ -175,14 +175,9 @@ class _Mix:
         """The view of a path; None if it is wrong."""
         name = node.name if isinstance(node, ast.Call) else node
         views, word = words_at("a view"), name.name
-        if word in views:
-            if isinstance(node, ast.Call) and node.arguments:
-                self.found.add(
-                    "E213", f"`{word}` takes no settings", node.span, help=f"write `{word}`"
-                )
-                return None
-            return cast(AnyView, views[word]())
-        if word in self.reader.uses.words or self.reader.uses.broken:
+        if word in views and isinstance(node, ast.Call) and not node.arguments:
+            return cast(AnyView, views[word]())  # `masked()` is `masked`
+        if word in views or word in self.reader.uses.words or self.reader.uses.broken:
             try:
                 return self.reader.word(node, AnyView)
             except Broken:
