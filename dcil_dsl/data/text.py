@@ -51,7 +51,7 @@ class Texts(TensorDataset):
         return self.tensors[2]
 
     def __getitem__(self, index: int) -> Any:
-        tokens, mask, label = super().__getitem__(index)
+        tokens, mask, label = (tensor[index] for tensor in self.tensors)
         return {"input_ids": tokens, "attention_mask": mask}, label
 
 
@@ -61,7 +61,7 @@ class Passages(TensorDataset):
     """
 
     def __getitem__(self, index: int) -> Any:
-        tokens, mask, following = super().__getitem__(index)
+        tokens, mask, following = (tensor[index] for tensor in self.tensors)
         return {"input_ids": tokens, "attention_mask": mask}, following
 
 

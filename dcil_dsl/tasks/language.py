@@ -52,7 +52,8 @@ class LanguageModelling(Task):
         wide = widest(logits.device)
         losses = _of_tokens(logits, targets[: len(logits)])
         num_tokens = (targets[: len(logits)] >= 0).sum()
-        return losses.to(wide).sum() / num_tokens.to(wide) * count
+        mean: Tensor = losses.to(wide).sum() / num_tokens.to(wide)
+        return mean * count
 
     def compared(self, output: Any, targets: Any, count: int) -> dict[str, tuple[Any, ...]]:
         logits = logits_of(output)
