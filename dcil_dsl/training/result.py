@@ -9,7 +9,7 @@ Not:  nothing is evaluated (evaluate.py), and the display draws itself (progress
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import deploy_average
+from dcil_dsl.training.events import write_events, write_settings
 from dcil_dsl.training.files import cannot_write
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder
@@ -97,7 +98,7 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
         for name, total in zip(names, sums.tolist(), strict=True)
         if name in at.examples_by
     }
-    flips, revived = _mask_changes(now)
+    changes, density = _mask_changes(now)
     return {
         "step": at.step,
         "epoch": at.epoch + 1,
@@ -113,8 +114,9 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
         "sparsity_counted": sparsity.pruned,
         "at_floor": list(sparsity.at_floor),
         "at_ceiling": list(sparsity.at_ceiling),
-        "mask_flips": flips,
-        "mask_revived": revived,
+        "mask_flips": changes[0],
+        "mask_revived": changes[1],
+        "density": density,
         "rewinds": len(at.rewinds),
         "seconds": at.epoch_trained,
         "examples_per_second": at.examples / max(at.epoch_trained, 1e-9),
@@ -123,14 +125,21 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
     } | now.step.facts()
 
 
-def _mask_changes(now: Session) -> tuple[int, int]:
-    """Entries of the masks that differ from those before the epoch, and those of them kept now."""
-    before, changed = now.state.before, []
+def _mask_changes(now: Session) -> tuple[tuple[int, int], dict[str, float]]:
+    """Entries of the masks that differ from those before the epoch, and those of them kept now.
+
+    And the kept share of each weight under a rule.
+    """
+    before, counts = now.state.before, []
     for name, mask in now.dual.masks.items():
-        changed.append(torch.stack([(mask != before[name]).sum(), (mask > before[name]).sum()]))
-    totals = torch.stack(changed).sum(0).cpu() if changed else torch.zeros(2, dtype=torch.int64)
-    flips, revived = now.dual.placement.totals([totals])[0].tolist()  # one read for all layers
-    return int(flips), int(revived)
+        kinds = (mask != before[name], mask > before[name], mask, torch.ones_like(mask))
+        counts.append(torch.stack([kind.sum() for kind in kinds]))
+    if not counts:
+        return (0, 0), {}
+    # One read for all layers.
+    rows = now.dual.placement.totals([torch.stack(counts)])[0].tolist()
+    density = {name: row[2] / row[3] for name, row in zip(now.dual.masks, rows)}
+    return (int(sum(row[0] for row in rows)), int(sum(row[1] for row in rows))), density
 
 
 def finish(
@@ -201,33 +210,26 @@ class Log:
 
 
 @contextmanager
-def open_log(run: RunFolder, display: Display, step: int, writes: bool) -> Iterator[Log]:
-    """The log of a run that resumes at `step`. writes: whether this is the rank that writes it."""
-    if not writes:
-        yield Log(run, display, None)
+def open_log(now: Session) -> Iterator[Log]:
+    """The log of a run that starts, or resumes, at the step of its position.
+
+    Of the processes of a job, the first one writes it.
+    """
+    run, step = now.run, now.state.position.step
+    if not now.options.ranks.is_first:
+        yield Log(run, now.display, None)
         return
     try:
         events = tensorboard.SummaryWriter(str(run.events), purge_step=step)
+        if step == 0:
+            write_settings(events, now.plan, now.task.metrics)
     except OSError as error:
         raise cannot_write(run.events, error) from None
     try:
-        yield Log(run, display, events)
+        yield Log(run, now.display, events)
     finally:
         with suppress(OSError):  # each line was flushed, or an error has said why not
             events.close()
-
-
-def write_events(writer: tensorboard.SummaryWriter, line: Mapping[str, Any]) -> None:
-    """The numbers of one line as TensorBoard scalars: "losses/...", "top1/sparse", "lr"."""
-    for name, value in line.items():
-        if isinstance(value, dict):
-            for inner, number in value.items():
-                writer.add_scalar(f"{name}/{inner}", number, line["step"])
-        elif isinstance(value, list):  # names, of which a curve can tell how many
-            writer.add_scalar(name, len(value), line["step"])
-        elif name not in ("step", "epoch"):
-            writer.add_scalar(name, value, line["step"])
-    writer.flush()
 
 
 # -- the table at the end of a run ----------------------------------------------------------------

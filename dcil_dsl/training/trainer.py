@@ -100,7 +100,7 @@ def _run_epochs(
         take_best(now)
         return _evaluated(now, val_loader, wish)
     begin_epochs(now)
-    with open_log(now.run, now.display, at.step, now.options.ranks.is_first) as log:
+    with open_log(now) as log:
         while True:
             _train_epoch(now, train_loader, wish)
             merge_ranks(now)

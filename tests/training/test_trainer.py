@@ -11,6 +11,9 @@ import pytest
 import torch
 from support.tiny_run import TinyData, cross_entropy, tiny_dual, tiny_plan, tiny_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG as EXPERIMENT
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG as SESSION
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 from torch.nn import functional as F
 
@@ -167,6 +170,36 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     assert [event.step for event in scalars] == [5, 10, 15, 20]
     wanted = [line["top1"]["sparse"] for line in lines_of(run)]
     assert [event.value for event in scalars] == pytest.approx(wanted)
+
+
+def test_tensorboard_has_the_settings_as_hparams_of_the_metrics_of_each_path(tmp_path):
+    plan, _, run = tiny_plan(), *tiny_train(tmp_path / "run")[1:]
+    events = EventAccumulator(str(run.events))
+    events.Reload()
+    content = events.summary_metadata
+    start = HParamsPluginData.FromString(content[SESSION].plugin_data.content)
+    given = {
+        name: value.ListFields()[0][1] for name, value in start.session_start_info.hparams.items()
+    }
+    assert given["train.optimizer"] == "sgd" and given["train.optimizer.lr"] == 0.1
+    assert given["rule1.target"] == "global" and given["rule1.target.sparsity"] == 0.8
+    assert given["batch_size"] == plan.data.batch_size and given["train.seed"] == 3
+    about = HParamsPluginData.FromString(content[EXPERIMENT].plugin_data.content)
+    tags = {info.name.tag for info in about.experiment.metric_infos}
+    assert (
+        {"top1/sparse", "top1/dense", "sparsity_measured"} <= tags <= set(events.Tags()["scalars"])
+    )
+
+
+def test_tensorboard_and_the_lines_have_the_density_of_each_layer(tmp_path):
+    _, dual, run = tiny_train(tmp_path / "run")
+    wanted = {name: mask.float().mean().item() for name, mask in dual.masks.items()}
+    assert lines_of(run)[-1]["density"] == pytest.approx(wanted)
+    assert set(wanted) == {"conv1.weight", "conv2.weight"} and 0 < wanted["conv2.weight"] < 0.5
+    events = EventAccumulator(str(run.events))
+    events.Reload()
+    for name, density in wanted.items():
+        assert events.Scalars(f"density/{name}")[-1].value == pytest.approx(density)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
