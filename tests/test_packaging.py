@@ -22,7 +22,7 @@ WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "pygments", "pytest_
 WITH_OTHERS |= {"tokenizers", "pandas"}
 OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
 OPTIONAL |= {"onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "ethosu", "torchao"}
-OPTIONAL |= {"zstandard", "datasets"}
+OPTIONAL |= {"zstandard", "datasets", "mlflow", "wandb", "trackio"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

@@ -9,6 +9,7 @@ Not:  no step of training (training/). Nothing is written before the data, the r
 from __future__ import annotations
 
 import io
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,7 @@ from dcil_dsl.training.result import Result, result_table
 from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.words.metrics import metric_text
+from dcil_dsl.words.registry import extra
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,13 @@ def train(
     require_training("training")
     require_locks("training")
     given = options_of(options, fields)
+    if given.track is not None:
+        extra("tracking.session").require(given.track)
+    shown = display or make_display(given.quiet)
     with joined_ranks() as ranks, ExitStack() as held:
         if not ranks.is_first:  # the first process reports for all
-            warn, note, display, given = no_warning, no_note, None, replace(given, quiet=True)
+            warn, note, given = no_warning, no_note, replace(given, quiet=True)
+            shown = make_display(given.quiet)
         here = options_here(given, ranks)
         job = open_job(recipe, model, data, here, warn or warn_in_python, note or no_note)
         model_text = text_of(job.prepared.traced)
@@ -131,7 +137,11 @@ def train(
             job.plan, job.options, model_text, contents_of(job.batches.dataset, sizes=False)
         )
         folder = _open_folder(job, model_text, held)
-        result = _train(job, folder, display or make_display(given.quiet))
+        if given.track is not None and ranks.is_first:
+            tell = note or partial(warnings.warn, category=RuntimeWarning)
+            tracked = extra("tracking.session").tracked
+            shown = held.enter_context(tracked(given.track, folder, job.plan, shown, tell))
+        result = _train(job, folder, shown)
         if result.interrupted or not ranks.is_first:
             return Run(folder, job.plan, result, is_first=ranks.is_first)
         claims, deployed = finish_run(job, folder, result)

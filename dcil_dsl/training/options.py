@@ -181,6 +181,10 @@ class RunOptions:
         int | None,
         Flag("stop after N steps of the whole run; --resume continues", "N", at_least=1),
     ] = None
+    track: Annotated[
+        Literal["mlflow", "wandb", "trackio"] | None,
+        Flag("also send the run to a tracker: mlflow, wandb or trackio", "TRACKER"),
+    ] = None
     quiet: Annotated[
         bool, Flag("print no progress and no tables", trains=False, compared=None, typed=False)
     ] = True

@@ -62,6 +62,7 @@ OTHERS = (
     "sharding.refusals",
     "sparse_compute.skip_pruned",
     "sparse_compute.step",
+    "tracking.session",
 )
 
 

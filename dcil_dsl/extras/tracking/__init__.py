@@ -1,0 +1,1 @@
+"""Send a run to an experiment tracker while it trains."""
