@@ -12,6 +12,20 @@ import pytest
 from support.tiny_job import call
 
 CHROMIUM = shutil.which("chromium")
+# Moves the pointer to the last mark of every chart, and keeps what each then shows.
+POINT = """<script>
+addEventListener("load", () => document.querySelectorAll("figure[data-chart]").forEach((figure) => {
+  const mark = [...figure.querySelectorAll('[aria-label] circle, [aria-label] rect')].pop();
+  const box = mark.getBoundingClientRect();
+  const at = {bubbles: true, pointerType: "mouse",
+    clientX: box.x + box.width / 2, clientY: box.y + box.height / 2};
+  ["pointerenter", "pointermove"].forEach((kind) =>
+    mark.closest("svg").dispatchEvent(new PointerEvent(kind, at)));
+  setTimeout(() => { figure.dataset.tip = [...figure.querySelectorAll('[aria-label="tip"] tspan')]
+    .map((part) => part.textContent.replaceAll("\\u200b", "").trim()).filter(Boolean).join("|");
+  }, 500);
+}));
+</script>"""
 HEADLESS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000")
 
 
@@ -150,3 +164,29 @@ def test_a_page_prints_to_pdf(pages, tmp_path):
     done = browse(pages / "two.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert "CONSOLE" not in done.stderr
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("name", ["one.html", "two.html"])
+def test_each_chart_shows_the_values_under_the_pointer(pages, tmp_path, name):
+    text = (pages / name).read_text()
+    assert text.count("</body>") == 1
+    page = tmp_path / name
+    page.write_text(text.replace("</body>", POINT + "</body>"))
+    done = browse(page, "--dump-dom", "--window-size=1400,1000")
+    assert "CONSOLE" not in done.stderr
+    tips = {
+        chart: re.search('data-tip="(.*?)"', rest)[1]
+        for chart, rest in re.findall(r"<figure data-chart=\"(\w+)\"([^>]*)>", done.stdout)
+    }
+    assert len(tips) == 6 and all(tips.values()), tips
+    point = re.search(r"(sparse|dense): ([\d.]+)%\|step ([\d,]+)$", tips["metric"])
+    assert point, tips["metric"]
+    series, value, step = point.groups()
+    shown = [
+        one["value"]
+        for one in data_of(page)["metrics"]
+        if one["series"] == series and one["step"] == int(step.replace(",", ""))
+    ]
+    assert any(abs(100 * one - float(value)) <= 0.5 for one in shown), (tips, shown)
+    assert "layer 8.weight" in tips["layers"]
