@@ -177,7 +177,7 @@ def changed_by_stream(model: nn.Module, spec: str) -> float:
     """How much half of a ViT's stream changes the outputs, relative to 1 + the largest output.
 
     The same channels are gone on both sides: as zeros in every tensor that writes, scales or reads
-    them, and as channels that are not there. The layer norms then divide by another count.
+    them, and as missing channels. The layer norms then divide by another count.
     """
     import torch_pruning as tp
 
@@ -186,8 +186,9 @@ def changed_by_stream(model: nn.Module, spec: str) -> float:
     small = copy.deepcopy(model)
     width = model.embed_dim
     gone = list(range(0, width, 2))
-    graph = tp.DependencyGraph().build_dependency(small, example_inputs=x)
     first = small.patch_embed.proj
+    with torch.enable_grad():
+        graph = tp.DependencyGraph().build_dependency(small, example_inputs=x)
     graph.get_pruning_group(first, tp.prune_conv_out_channels, idxs=gone).prune()
     for module in writers(model):
         module.weight[gone], module.bias[gone] = 0, 0

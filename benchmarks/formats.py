@@ -124,7 +124,7 @@ def size_of(place: Path) -> int:
 
 
 def measure(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows that are not there yet."""
+    """The rows that are still missing."""
     for name in options.networks:
         for share in options.shares:
             if any((row["network"], row["zeros"]) == (name, share) for row in rows):

@@ -131,7 +131,9 @@ def folder(tmp_path_factory):
         text = path.read_text()
         assert not old or text.count(old) == 1, file
         path.write_text(text.replace(old, new) if old else text + new)
-    rule = "data greys { batch_size = 16 }\nprune Conv2d to 50% { score = cube }"
+    rule = """model net { classes = 2 }
+data greys { batch_size = 16 }
+prune Conv2d to 50% { score = cube }"""
     (copy / "tiny.prune").write_text(two_paths(rule))
     (copy / "typo.prune").write_text(two_paths(rule.replace("cube", "cubes")))
     (copy / "net.py").write_text(NET)
@@ -189,7 +191,8 @@ def test_a_new_flag_is_in_the_help_checked_refused_and_recorded(answers, folder)
 def test_a_new_format_is_written_read_and_proved(answers, folder):
     status, text = the(answers, "export")
     assert status == 0 and "wrote lists" in text and (folder / "run" / "sparse.lists").is_file()
-    assert the(answers, "verify run/sparse.lists")[0] == 0
+    status, text = the(answers, "verify run/sparse.lists")
+    assert status == 0, text
 
 
 def test_a_new_data_set_is_trained_and_evaluated_by_its_name(answers):

@@ -169,7 +169,8 @@ def _shared(
             seen[path] = node
             continue
         with graph.inserting_before(users[0]):
-            name, given = f"{node.name}_{path}", (node, share)
+            name = f"{node.name}_{path}"
+            given: tuple[Any, ...] = (node, share)
             if share == 0 and not watched.isdisjoint(users):
                 given = (*given, True)
             seen[path] = graph.create_node("call_function", share_gradient, given, name=name)

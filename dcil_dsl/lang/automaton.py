@@ -26,7 +26,7 @@ AT_ONCE = 40_000  # steps in one number
 FEW = 64  # ends are taken out of a number one by one
 
 
-class Step(NamedTuple):
+class LetterStep(NamedTuple):
     """One letter of a name.
 
     letter    a regular expression of one letter
@@ -39,11 +39,11 @@ class Step(NamedTuple):
     repeated: bool = False
 
 
-Line = tuple[Step, ...]
+Line = tuple[LetterStep, ...]
 _IN_GLOB = {
-    "*": Step("[^.]", optional=True, repeated=True),
-    "**": Step(r"[\s\S]", optional=True, repeated=True),
-    "?": Step("[^.]"),
+    "*": LetterStep("[^.]", optional=True, repeated=True),
+    "**": LetterStep(r"[\s\S]", optional=True, repeated=True),
+    "?": LetterStep("[^.]"),
 }
 # Escaped, a set, a count, another sign.
 _SIGN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?:\d+,?\d*|,\d*)\}|.", re.DOTALL)
@@ -57,7 +57,7 @@ class _NotLines(Exception):
 
 def glob_lines(pattern: str) -> tuple[Line, ...]:
     signs = [one if len(one) < 3 else "**" for one in re.findall(r"\*+|.", pattern, re.DOTALL)]
-    return (tuple(_IN_GLOB.get(sign) or Step(re.escape(sign)) for sign in signs),)
+    return (tuple(_IN_GLOB.get(sign) or LetterStep(re.escape(sign)) for sign in signs),)
 
 
 def regex_lines(pattern: str) -> tuple[Line, ...] | None:
@@ -138,11 +138,11 @@ class _Reader:
         least, most = self._count()
         if max(least, most or 0) > MOST_STEPS:
             raise _NotLines
-        steps = [Step(sign)] * least
+        steps = [LetterStep(sign)] * least
         if most is None:
-            steps += [Step(sign, optional=True, repeated=True)]
+            steps += [LetterStep(sign, optional=True, repeated=True)]
         else:
-            steps += [Step(sign, optional=True)] * (most - least)
+            steps += [LetterStep(sign, optional=True)] * (most - least)
         return [tuple(steps)]
 
     def _count(self) -> tuple[int, int | None]:
@@ -219,7 +219,7 @@ class _Machine:
     """
 
     def __init__(self, lines: Sequence[Line], alphabet: str):
-        steps: list[Step | None] = []  # None: the end of a line
+        steps: list[LetterStep | None] = []  # None: the end of a line
         starts: list[int] = []
         self.ends: list[int] = []
         for line in lines:

@@ -153,7 +153,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def global_hook() -> str | None:
-    """The name of a hook that somebody else than torch registered for the calls of all modules.
+    """The name of a hook for the calls of all modules that other code than torch's registered.
 
     A graph calls some modules of the model and not others, and a Dual gives {path: output}.
     """

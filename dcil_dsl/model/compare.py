@@ -297,9 +297,9 @@ def _mode(training: bool) -> str:
     return "training" if training else "evaluation"
 
 
-def _forward(model: nn.Module | fx.Interpreter, inputs: Inputs, learns: bool) -> list[object]:
+def _forward(model: nn.Module | _AsPath, inputs: Inputs, learns: bool) -> list[object]:
     given = inputs.map(torch.clone)
-    keeper = model.module if isinstance(model, fx.Interpreter) else model
+    keeper = model.module if isinstance(model, _AsPath) else model
     with drawn_apart(0, keeper), torch.set_grad_enabled(learns):
         output = model(*given.args, **given.kwargs)
     return list(_leaves(output, set()))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ NOT_SEARCHED = ("_modules", "_parameters", "_buffers", "_remembered")
 LEVELS = 4  # of collections and objects in each other
 KINDS = (torch.Generator, random.Random)
 OF_NUMPY = ("Generator", "RandomState")
+APART = 0x9E3779B97F4A7C15  # between the seeds of two generators
 States = list[tuple[Any, Any]]  # each generator with its state
+_known: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 
 
 def kept_generators(module: nn.Module) -> list[Any]:
@@ -32,7 +35,7 @@ def kept_generators(module: nn.Module) -> list[Any]:
     found: dict[int, Any] = {}
     seen: set[int] = set()
     for part in module.modules():
-        kind = type(part)
+        kind: type = type(part)
         if kind.__module__.startswith("torch.nn."):
             continue  # torch's own modules keep none
         own = [value for name, value in vars(part).items() if name not in NOT_SEARCHED]
@@ -61,6 +64,20 @@ def restore_states(states: States) -> None:
             generator.bit_generator.state = state
         else:
             generator.set_state(state)
+
+
+def seed_kept(module: nn.Module, seed: int) -> None:
+    """Seed the generators of a module, each with a seed of its own. They are looked up once."""
+    if module not in _known:
+        _known[module] = kept_generators(module)
+    for number, generator in enumerate(_known[module], 1):
+        own = (seed + number * APART) % 2**63
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(own)
+        elif hasattr(generator, "bit_generator"):
+            generator.bit_generator.state = type(generator.bit_generator)(own).state
+        else:
+            generator.seed(own if isinstance(generator, random.Random) else own % 2**32)
 
 
 def has_moved(states: States) -> bool:

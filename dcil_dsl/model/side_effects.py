@@ -29,6 +29,7 @@ from dcil_dsl.model.generators import (
     kept_generators,
     read_states,
     restore_states,
+    seed_kept,
 )
 
 SIMPLE = (bool, int, float, str, type(None))
@@ -242,10 +243,10 @@ def is_read(kind: type, name: str) -> bool:
 
 
 class Randomness:
-    """A snapshot of the random number generators, and of those that a module keeps."""
+    """A snapshot of the random number generators, and of those that modules keep."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.state = random_state(module)
+    def __init__(self, *modules: nn.Module) -> None:
+        self.state = random_state(*modules)
 
     def moved(self) -> bool:
         """Whether random numbers were drawn since the snapshot."""
@@ -307,8 +308,8 @@ def draw_again(state: RandomState) -> None:
         sys.modules["numpy"].random.set_state(of_numpy)
 
 
-def seed_generators(seed: int) -> None:
-    """Seed all generators.
+def seed_generators(seed: int, keeper: nn.Module | None = None) -> None:
+    """Seed all generators, and those that `keeper` keeps.
 
     torch.manual_seed would record a stack at each call for devices that are not in use yet, and
     seed them later.
@@ -321,6 +322,8 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)  # its limit
+    if keeper is not None:
+        seed_kept(keeper, seed)
 
 
 @contextmanager

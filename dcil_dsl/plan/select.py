@@ -175,8 +175,8 @@ class Selection:
                 if own is not None:
                     lines[kind][pattern] = own
         paths = [layer.path for layer in self.layers] if any(lines.values()) else []
-        for kind, own in lines.items():
-            for pattern, chosen in match_all(own, paths):
+        for kind, matched in lines.items():
+            for pattern, chosen in match_all(matched, paths):
                 self.of_name[kind, pattern] = chosen
 
     def _matching_regex(self, pattern: str, span: Span) -> int:

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.differences import fingerprint, fingerprint_1
+from dcil_dsl.training.differences import fingerprint, stored_fingerprint
 
 FORMAT = "dcil checkpoint 1"
 Seconds = Annotated[NonNegativeFloat, AllowInfNan(False)]
@@ -150,18 +150,18 @@ def is_end_of_epoch(path: Path, plan: Plan) -> bool:
 def is_of(header: Mapping[str, str], plan: Plan, path: Path) -> bool:
     """Whether a checkpoint of the run folder around `path` belongs to `plan`.
 
-    A run that an earlier version began has a plan.json of format 1, and checkpoints with the
-    fingerprint of its content; they are this plan's if the contents are equal.
+    A run that an earlier version began has a plan.json without later fields, or of format 1, and
+    checkpoints with the fingerprint of its content; they are this plan's if the contents are equal.
     """
     if header.get("plan") == fingerprint(plan):
         return True
     try:
         text = (path.parent.parent / "plan.json").read_text(encoding="utf-8")
         stored = json.loads(text)
-        if stored["format"] != 1 or fingerprint_1(stored) != header.get("plan"):
+        if stored_fingerprint(stored) != header.get("plan"):
             return False
         return fingerprint(Plan.from_json(text)) == fingerprint(plan)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -25,8 +25,9 @@ from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.plan.plan import Plan, TrainPlan
 from dcil_dsl.training.machine import Options
 
-# Settings that older versions did not have: at their defaults, runs of those can be resumed.
-ADDED = ("groups", "stop", "checkpoint")
+# Settings that an older version did not have, and that fingerprints leave out at their defaults.
+# Others that were added later: stored_fingerprint.
+ADDED = ("stop", "checkpoint")
 MAX_LINES = 5  # shown of each kind; the count of the rest is said
 
 
@@ -47,17 +48,18 @@ def value_differences(one: object, other: object, here: str, there: str) -> list
 
 def fingerprint(plan: Plan) -> str:
     """A sha256 that is equal for two plans exactly if plan_differences finds nothing."""
-    return sha256(json.dumps(science_of(plan), sort_keys=True).encode()).hexdigest()
+    return _digest(science_of(plan))
 
 
-def fingerprint_1(plan: Mapping[str, Any]) -> str:
-    """The fingerprint in the checkpoints of a run whose plan.json is of format 1.
+def stored_fingerprint(plan: Mapping[str, Any]) -> str:
+    """The fingerprint in the checkpoints of a run with this plan.json, whatever version wrote it.
 
-    KeyError or TypeError if it is not a plan.
+    A later version adds fields, which the file does not have. KeyError, TypeError or
+    AttributeError if it is not a plan.
     """
     values = {name: x for name, x in plan.items() if name not in ("recipe", "expect", "facts")}
     values = json.loads(json.dumps(values))  # a copy
-    return sha256(json.dumps(_alike(values), sort_keys=True).encode()).hexdigest()
+    return _digest(_alike(values) if values["format"] == 1 else _science(values))
 
 
 def text_differences(old: str, new: str) -> list[str]:
@@ -85,16 +87,24 @@ def listed(differences: list[str]) -> list[str]:
 
 def science_of(plan: Plan) -> dict[str, Any]:
     """The settings that decide the training, as plain data: equal exactly if runs train alike."""
-    values = plan.model_dump(mode="json", exclude={"recipe", "expect"})
+    return _science(plan.model_dump(mode="json", exclude={"recipe", "expect"}))
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _science(values: dict[str, Any]) -> dict[str, Any]:
+    """The same of a dumped plan of format 2."""
     # Names of what stands next to them: `targets` has what the profile gave, `parameters` those
     # of the layers.
     for group in values["groups"]:
         group["target"].get("settings", {}).pop("profile", None)
     train = values["train"]
-    for word in (train["average"], *train["groups"]):
+    for word in (train["average"], *train.get("groups", ())):
         (word or {}).get("settings", {}).pop("layers", None)
     for name in ADDED:
-        if train[name] == TrainPlan.model_fields[name].default:
+        if name in train and train[name] == TrainPlan.model_fields[name].default:
             del train[name]
     return _alike(values)
 

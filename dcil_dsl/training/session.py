@@ -44,6 +44,7 @@ from dcil_dsl.training.step import (
     AveragedStep,
     Batch,
     GradientStep,
+    MirroredStep,
     NotFinite,
     RegularizedStep,
     Step,
@@ -157,6 +158,8 @@ def wrap_step(step: GradientStep) -> Step:
         wrapped = IntegratedStep(wrapped, train.integrator)
     if train.clip is not None or any(group.penalties for group in plan.groups):
         wrapped = RegularizedStep(wrapped)
+    if train.mirror is not None:
+        wrapped = MirroredStep(wrapped, train.mirror)
     if train.ema is not None:
         wrapped = AveragedStep(wrapped, train.ema)
     if any(path.compute == "kept" for path in plan.paths):
@@ -269,7 +272,7 @@ def begin_batch(now: Session, loader: BatchLoader, given: Any) -> Batch:
         now.fits = True
     part, moved = part_of_step(now.plan, loader, at.batch), False
     if part.is_first:
-        seed_generators(seed_of(now))
+        seed_generators(seed_of(now), now.dual.original)
         merge_scores(now.dual, at.step, now.options.ranks)
         moved = now.dual.begin_step(at.step, now.step.plain.loss_scale())
         if moved:

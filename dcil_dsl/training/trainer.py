@@ -143,7 +143,7 @@ def _train_epoch(now: Session, loader: BatchLoader, wish: Wish) -> None:
 
 def _evaluated(now: Session, val_loader: BatchLoader, wish: Wish) -> Accuracies | None:
     """The accuracies of what would be deployed; NotFinite where there is an output that is not."""
-    seed_generators(seed_of(now))  # a model may draw in evaluation too
+    seed_generators(seed_of(now), now.dual.original)  # a model may draw in evaluation too
     with deployed(now.step.average):
         accuracies = evaluate(now.dual, val_loader, now.options, wish)
     if any(BROKEN in accuracy for accuracy in (accuracies or {}).values()):

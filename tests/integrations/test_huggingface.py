@@ -235,7 +235,7 @@ def test_labels_that_are_not_shifted_are_not_compared_with_logits(tmp_path):
 
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(dcil.InputError, match="no checkpoint of a DcilTrainer"):
+    with pytest.raises(dcil.InputError, match="not a checkpoint of a DcilTrainer"):
         trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 

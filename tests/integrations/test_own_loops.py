@@ -222,9 +222,12 @@ def test_a_wrapper_that_would_replace_the_scores_is_refused(tmp_path):
     try:
         pruner = dcil.Pruner(RECIPE, net(), steps_per_epoch=5)
         compiled = torch.compile(pruner.dual, backend="eager")
-        pruner.module = nn.parallel.DistributedDataParallel(compiled)
+        wrap, optimizer = nn.parallel.DistributedDataParallel, pruner.make_optimizer()
+        pruner.module = wrap(compiled)
         with pytest.raises(dcil.InputError, match="replaces the scores"):
-            trained(pruner, pruner.make_optimizer())
+            trained(pruner, optimizer)
+        pruner.module = wrap(compiled, broadcast_buffers=False)
+        pruner.step(optimizer)
     finally:
         torch.distributed.destroy_process_group()
 

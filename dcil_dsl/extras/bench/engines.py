@@ -94,6 +94,10 @@ class Subject:
             rows = torch.arange(number * self.batch, (number + 1) * self.batch) % len(inputs[0])
             yield [given[rows] for given in inputs]
 
+    def sparse(self) -> tuple[CpuProgram, dict[str, StoredTensor]]:
+        """What the sparse kernels run. Missing for a file of another engine."""
+        return self.program, self.stored
+
     def module(self) -> fx.GraphModule:
         shapes = default_shapes(self.program, self.batch)
         names = [given.name for given in self.program.inputs]
@@ -217,7 +221,8 @@ def _ours(
 ) -> Run:
     network = subject.shared.get("network")
     if network is None:
-        network = CpuNetwork(subject.program, stored or subject.stored, "auto", None, instructions)
+        program, own = subject.sparse()
+        network = CpuNetwork(program, stored or own, "auto", None, instructions)
         subject.shared["network"] = network
     if isinstance(network.library, str):
         raise Missing(network.library)
@@ -226,7 +231,7 @@ def _ours(
 
 
 def _ours_bfloat16(subject: Subject) -> Run:
-    return _ours(subject, _in_bfloat16(subject.program, subject.stored))
+    return _ours(subject, _in_bfloat16(*subject.sparse()))
 
 
 def _ours_avx2(subject: Subject) -> Run:

@@ -17,7 +17,8 @@ import torch
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.exporters import recognise
 from dcil_dsl.extras.bench.engines import Missing, Subject
-from dcil_dsl.extras.cpu.program import ProgramInput
+from dcil_dsl.extras.cpu.program import CpuProgram, ProgramInput
+from dcil_dsl.extras.cpu.storage import StoredTensor
 
 Signature = tuple[list[ProgramInput], bool]  # the inputs, and whether the weights are int8
 
@@ -33,10 +34,11 @@ def engines_for(place: Path) -> tuple[str, ...]:
     name = timed_format(place)
     assert name is not None
     try:
-        _, is_int8 = FORMATS[name][0](place)
+        read, in_float, in_int8 = FORMATS[name]
+        _, is_int8 = read(place)
     except ImportError as error:
         raise InputError(f"{place} needs the library `{error.name}`") from None
-    return FORMATS[name][2 if is_int8 else 1]
+    return in_int8 if is_int8 else in_float
 
 
 class ExportedSubject(Subject):
@@ -68,6 +70,9 @@ class ExportedSubject(Subject):
 
     def executorch(self) -> bytes:
         return (self._file("executorch", self.is_int8) / "network.pte").read_bytes()
+
+    def sparse(self) -> tuple[CpuProgram, dict[str, StoredTensor]]:
+        raise Missing(f"it does not run {self.place}")
 
     def module(self) -> Any:
         raise Missing(f"it does not run {self.place}")

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -358,20 +358,20 @@ def _between(group: _Fused) -> Iterator[fx.Node]:
 
 
 def _layer(found: Graph, group: _Fused, tensor: Any) -> ProgramLayer:
-    node = group.node
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    node, args = group.node, cast(tuple[Any, ...], group.node.args)
+    weight, bias = args[1], args[2] if len(args) > 2 else None
     settings: dict[str, Any] = {}
     if node.target == aten.conv2d.default:
-        for key, given in zip(("stride", "padding", "dilation"), node.args[3:6]):
-            pair = list(given)  # type: ignore[arg-type]
+        for key, given in zip(("stride", "padding", "dilation"), args[3:6]):
+            pair = list(given)
             settings[key] = tuple(pair * 2 if len(pair) == 1 else pair)
-        if len(node.args) > 6:
-            settings["groups"] = node.args[6]
-    path = found.places[weight]  # type: ignore[index]
+        if len(args) > 6:
+            settings["groups"] = args[6]
+    path = found.places[weight]
     return ProgramLayer(
         op="linear" if node.target == aten.linear.default else "conv2d",
         layer=original_name(path).removesuffix(".weight")[:300],
-        input=_name(node.args[0]),  # type: ignore[arg-type]
+        input=_name(args[0]),
         output=_name(group.last),
         weight=tensor(weight),
         bias=None if bias is None else tensor(bias),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -245,8 +245,9 @@ def _value(found: Graph, node: fx.Node) -> Tensor:
     if stored is not None:
         return stored
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _value(found, n))
+    function = cast(Callable[..., Any], node.target)
     with torch.no_grad():
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        result = function(*args, **kwargs)
     assert isinstance(result, Tensor)
     return result
 
@@ -297,7 +298,7 @@ def _fold(found: Graph, layer: fx.Node, norm: fx.Node, numbers: list[Tensor | No
         return False
     if len(layer.args) > 2 and layer.args[2] is not None and bias is None:
         return False
-    scale = (variance.double() + float(norm.args[6])).rsqrt()  # type: ignore[arg-type]
+    scale = (variance.double() + float(cast(float, norm.args[6]))).rsqrt()
     if gain is not None:
         scale = scale * gain.double()
     moved = (0 if bias is None else bias.double()) - mean.double()
@@ -306,7 +307,7 @@ def _fold(found: Graph, layer: fx.Node, norm: fx.Node, numbers: list[Tensor | No
     results = (folded.to(weight.dtype), moved.to(weight.dtype))
     if not all(bool(result.isfinite().all()) for result in results):
         return False
-    path = found.places[layer.args[1]].removesuffix(".weight")  # type: ignore[index]
+    path = found.places[cast(fx.Node, layer.args[1])].removesuffix(".weight")
     placed = []
     for kind, result in zip(("weight", "bias"), results):
         name = _free_name(f"{path}.{kind}", found.tensors)

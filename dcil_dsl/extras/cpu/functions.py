@@ -128,13 +128,13 @@ def function_of(name: str, place: str) -> Callable[..., Any]:
         raise InputError(f"{place} names `{name[:100]}`, which is not in the list of functions")
     _, packet, overload = name.split(".")
     try:
-        function = getattr(getattr(torch.ops.aten, packet), overload)
+        function: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
     except AttributeError:
         raise InputError(
             f"{place} names `{name}`, which torch {torch.__version__} lacks",
             help="export again with this version of torch, or load with the version of the export",
         ) from None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 class Inexpressible(Exception):

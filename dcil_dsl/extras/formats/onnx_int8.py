@@ -88,7 +88,9 @@ def quantise(dense: Any, batches: list[list[Any]]) -> Any:
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.left, None)
-            return batch and {name: x.numpy() for name, x in zip(names, batch, strict=True)}
+            if batch is None:
+                return None
+            return {name: x.numpy() for name, x in zip(names, batch, strict=True)}
 
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():

@@ -27,7 +27,8 @@ from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.model.tracer import first_line
 
-LARGE = 8  # a group of this many inputs and outputs has enough places to choose from
+FEW = 8  # this many groups, or places in them, are enough to choose from
+LARGE = 16  # in a group of this many inputs and outputs, one that carries constants costs little
 
 
 class Uncoupled(Exception):
@@ -105,16 +106,16 @@ def _on_meta(model: nn.Module) -> nn.Module:
 def _joined_by_groups(found: Dependencies) -> Dependencies:
     """What a grouped convolution joins: the places of large groups, or whole small ones.
 
-    Half of the places leave a quarter of the weights, half of the groups leave half. But through
-    zero padding one input of each group carries the constants of those that go: in a small group
-    that is much of it, and a whole group needs none.
+    Half of the places leave a quarter of the weights, half of the groups leave half. But in front
+    of zero padding one input of each group carries the constants of those that go: of a small group
+    that is much, and a whole group needs none.
     """
     for read in found.reads:
         if read.weighing.groups == 1:
             continue
         place = told(read.weighing.node, found.model)
         places = min(read.columns.shape[1], read.rows.shape[1])
-        if places >= LARGE:
+        if places >= LARGE or read.weighing.groups < FEW <= places:
             for channels in (read.columns, read.rows):
                 found.join(channels[:1], channels, f"the groups of {place}")
             continue

@@ -1,4 +1,4 @@
-"""Runs and files of format 1, in which words were spread over plain fields: they go on."""
+"""Runs and files of earlier versions: of format 1, and of format 2 without later fields."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from support.tiny_job import call, job, own, whole_run
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import digest
-from dcil_dsl.training.differences import fingerprint_1, plan_differences
+from dcil_dsl.training.differences import plan_differences, stored_fingerprint
 
 # Of tiny_job's run after 7 steps, by the last version that wrote format 1.
 FORMAT_1 = Path(__file__).parent.parent / "golden" / "format_1"
@@ -26,6 +26,15 @@ def steps_of(folder, *more):
     return [*job(folder), "--out", folder / "old", "--quiet", *more]
 
 
+def sign(checkpoint, fingerprint):
+    """Let the checkpoint say that it belongs to the plan of this fingerprint."""
+    with safe_open(checkpoint, "pt") as file:
+        header = file.metadata()
+    tensors = load_file(checkpoint)
+    header = {n: x for n, x in header.items() if n != "digest"} | {"plan": fingerprint}
+    save_file(tensors, checkpoint, header | {"digest": digest(tensors, header)})
+
+
 @pytest.fixture
 def old_run(tmp_path, monkeypatch):
     """A run of 7 steps whose plan, checkpoint and export say what format 1 said."""
@@ -34,12 +43,7 @@ def old_run(tmp_path, monkeypatch):
     assert call(*steps_of(folder, "--max-steps", "7")) == 0
     run = folder / "old"
     (run / "plan.json").write_text(PLAN)
-    checkpoint = run / "checkpoint" / "last.safetensors"
-    with safe_open(checkpoint, "pt") as file:
-        header = file.metadata()
-    tensors = load_file(checkpoint)
-    header = {n: x for n, x in header.items() if n != "digest"} | {"plan": FINGERPRINT}
-    save_file(tensors, checkpoint, header | {"digest": digest(tensors, header)})
+    sign(run / "checkpoint" / "last.safetensors", FINGERPRINT)
     exported = run / "sparse.safetensors"
     tensors = load_file(exported)
     own_digest = json.loads(HEADER) | {"digest": digest(tensors)}
@@ -48,7 +52,7 @@ def old_run(tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_of_a_plan_of_format_1_is_the_one_in_its_checkpoint():
-    assert fingerprint_1(json.loads(PLAN)) == FINGERPRINT
+    assert stored_fingerprint(json.loads(PLAN)) == FINGERPRINT
 
 
 def test_a_plan_of_format_1_is_the_plan_that_the_recipe_has_now(tmp_path):
@@ -95,3 +99,23 @@ def test_a_damaged_header_of_format_1_is_refused():
     for promises in (None, 3, [{}], [{"allocation": "global", "unit": 3}]):
         with pytest.raises(ValidationError):
             Origin.model_validate(json.loads(HEADER) | {"promises": promises})
+
+
+def test_a_run_whose_plan_lacks_the_fields_of_later_versions_resumes_to_the_same_bits(
+    tmp_path, monkeypatch
+):
+    """The plan and its fingerprint are those of an earlier version, without ties and stop."""
+    monkeypatch.chdir(tmp_path)
+    folder, earlier = whole_run(Path()), FORMAT_1.parent / "format_2"
+    assert call(*steps_of(folder, "--max-steps", "7")) == 0
+    text = (earlier / "plan.json").read_text()
+    assert "ties" not in json.loads(text)["groups"][0] and "stop" not in json.loads(text)["train"]
+    (folder / "old" / "plan.json").write_text(text)
+    sign(
+        folder / "old" / "checkpoint" / "last.safetensors",
+        (earlier / "fingerprint.txt").read_text().strip(),
+    )
+    assert call("verify", folder / "old") == call("eval", folder / "old", *own(folder)) == 0
+    assert call(*steps_of(folder, "--resume")) == 0
+    ours, straight = (load_file(folder / n / "sparse.safetensors") for n in ("old", "run"))
+    assert all(torch.equal(ours[name], straight[name]) for name in straight)
