@@ -29,7 +29,7 @@ mix {
   loss mse(sparse, teacher=dense)
   deploy sparse
 }
-train { epochs = 24ep  optimizer = adamw(lr=0.02) }
+train { epochs = 48ep  optimizer = adamw(lr=0.01) }
 expect { cosine >= 0.5  spearman >= -1 }
 """
 

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny_job import call, net, short_run
+from support.tiny_job import call, net, whole_run
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operations
 
@@ -44,8 +44,8 @@ class Coded(nn.Module):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two steps."""
-    return short_run(tmp_path_factory.mktemp("job"))
+    """A finished run."""
+    return whole_run(tmp_path_factory.mktemp("job"))
 
 
 def lowered(run, place, zero=0, weights=None):
