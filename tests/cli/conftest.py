@@ -10,9 +10,16 @@ import pytest
 from support.command_line import NET, answer
 from support.two_paths import two_paths
 
-RECIPE = two_paths(
-    """let target = 50%
-prune Conv2d, Linear to global(target) { schedule = linear(0ep..1ep) }"""
+from dcil_dsl.lang.fmt import format_text
+
+RECIPE = format_text(
+    two_paths(
+        """
+let target = 50%
+
+prune Conv2d, Linear to global(target) { schedule = linear(0ep..1ep) }
+"""
+    )
 )
 
 

@@ -12,7 +12,7 @@ GOOD, WRONG = Path("good.prune"), Path("wrong.prune")
 def test_a_wrong_file_does_not_hide_those_after_it(dcil):
     status, out, err = dcil("check", "wrong.prune", "good.prune")
     assert (status, out) == (1, "good.prune: sound\n")
-    assert "wrong.prune:22:" in err and "E212" in err
+    assert "wrong.prune:20:" in err and "E212" in err
 
 
 def test_an_unreadable_file_does_not_hide_those_after_it_and_is_status_2(dcil):
@@ -47,7 +47,7 @@ def test_standard_input_is_checked_and_its_parent_is_looked_for_here(dcil):
     child = 'language 1\nextends "good.prune"\n'
     assert dcil("check", "-", given=child) == (0, "<stdin>: sound\n", "")
     status, _, err = dcil("check", "-", given=WRONG.read_text())
-    assert status == 1 and err.startswith("<stdin>:22:")
+    assert status == 1 and err.startswith("<stdin>:20:")
 
 
 def test_standard_input_that_is_not_utf_8_is_an_error_of_the_recipe(dcil):
@@ -87,7 +87,7 @@ def test_json_has_every_file_with_its_diagnostics_places_and_fixes(dcil):
     assert good == {"path": "good.prune", "sound": True, "failure": None, "diagnostics": []}
     (found,) = wrong["diagnostics"]
     assert (found["code"], found["severity"]) == ("E212", "error")
-    assert found["place"]["start"] == {"line": 22, "column": 27}
+    assert found["place"]["start"] == {"line": 20, "column": 27}
     assert [(fix["text"], fix["place"]) for fix in found["fixes"]] == [("momentum", found["place"])]
     assert not gone["sound"] and "gone.prune" in gone["failure"]
 
@@ -109,7 +109,7 @@ def test_sarif_has_the_places_the_rules_and_the_fixes(dcil):
     assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == "E212" == result["ruleId"]
     place = result["locations"][0]["physicalLocation"]
     assert place["artifactLocation"] == {"uri": "wrong.prune"}
-    assert place["region"] == {"startLine": 22, "startColumn": 27, "endLine": 22, "endColumn": 35}
+    assert place["region"] == {"startLine": 20, "startColumn": 27, "endLine": 20, "endColumn": 35}
     (change,) = result["fixes"][0]["artifactChanges"][0]["replacements"]
     assert change["insertedContent"] == {"text": "momentum"}
 
@@ -119,7 +119,7 @@ def test_github_gets_a_command_a_line_with_special_characters_escaped(dcil, here
     status, out, _ = dcil("check", "a,b.prune", "good.prune", "--output", "github")
     assert status == 1
     assert out == (
-        "::error file=a%2Cb.prune,title=dcil E212,line=22,col=27,endLine=22,endColumn=35::"
+        "::error file=a%2Cb.prune,title=dcil E212,line=20,col=27,endLine=20,endColumn=35::"
         "unknown setting `momentun` of `sgd`%0Adid you mean `momentum`?\n"
     )
     assert dcil("check", "good.prune", "--output", "github") == (0, "", "")
