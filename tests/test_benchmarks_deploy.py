@@ -73,7 +73,7 @@ def test_a_speed_is_the_median_of_the_ratios_of_the_rounds(options):
     assert torch["sparsity"] is None and dcil["sparsity"] == 0.9
     assert deploy_table.speed(dcil, torch) == 2.0
     line = deploy_table.table(rows).splitlines()[2]
-    assert line == "| tiny | 1 | 1 | 4000.00 torch | 2.00 |"
+    assert line == "| tiny | 1 | 1 | 4000.00 torch | - | 2.00 | - | - | - | - |"
 
 
 def test_the_figure_is_drawn(options, tmp_path):

@@ -89,7 +89,7 @@ def test_the_run_learnt_something(folder):
 
 
 def test_export_names_the_formats_where_one_is_unknown(folder, capsys):
-    assert call("export", folder / "run", "--to", "onnx") == 2
+    assert call("export", folder / "run", "--to", "onyx") == 2
     assert "the formats are safetensors, pth" in capsys.readouterr().err
 
 

@@ -67,7 +67,7 @@ class Returns(Net):
         self.kind = kind
 
     def forward(self, x):
-        return {"out": super().forward(x)}
+        return {"answer": super().forward(x)}
 
 
 @pytest.mark.parametrize("case", UNFIT)

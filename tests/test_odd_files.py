@@ -88,7 +88,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(made, folder, caps
     assert "there is no checkpoint" in capsys.readouterr().err
     assert (folder / "run" / "sparse.safetensors").read_bytes() == before
     assert call("verify", folder / "run") == 0
-    assert "the run has no checkpoint: that this is its last" in capsys.readouterr().out
+    assert "the run has no checkpoint: it is not proved" in capsys.readouterr().out
 
 
 def test_a_run_s_own_file_without_a_header_does_not_hold(folder, capsys):

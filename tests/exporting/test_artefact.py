@@ -83,8 +83,8 @@ def test_the_digest_changes_with_any_value_shape_or_name():
 
 
 def test_an_unknown_format_is_refused_with_the_list():
-    with pytest.raises(InputError, match="no format `onnx`") as error:
-        exporter_of("onnx")
+    with pytest.raises(InputError, match="no format `onyx`") as error:
+        exporter_of("onyx")
     assert error.value.help == f"the formats are {', '.join(EXPORTERS)}"
 
 
@@ -116,13 +116,13 @@ def test_a_format_whose_library_is_missing_names_the_extra_to_install(plan, tmp_
 def test_files_that_cannot_be_read_are_plain_errors(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\x00" * 20)
     (tmp_path / "x.pth").write_bytes(b"not a file of torch")
-    (tmp_path / "x.onnx").write_bytes(b"")
+    (tmp_path / "x.onyx").write_bytes(b"")
     torch.save({"a": [1]}, tmp_path / "list.pth")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     for name, fact in [
         ("x.safetensors", "is damaged"),
         ("x.pth", "cannot be read|is damaged"),
-        ("x.onnx", "not an exported file"),
+        ("x.onyx", "not an exported file"),
         ("list.pth", "not a state dict"),
         ("module.pth", "more than tensors"),
         ("none.pth", "there is no file"),
