@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.extras.cpu.attention import FUNCTION, AttentionCall
-from dcil_dsl.extras.cpu.build import Kernels, Library
+from dcil_dsl.extras.cpu.build import Kernels, Library, load_library
 from dcil_dsl.extras.cpu.code import Epilogue
 from dcil_dsl.extras.cpu.functions import INTEGERS, decode, function_of
 from dcil_dsl.extras.cpu.generate import Generated, can_generate, generate
@@ -49,6 +49,7 @@ from dcil_dsl.extras.cpu.trial import fastest
 
 MOST_OFFSET = 2**30  # floats between two numbers that a convolution reads
 MOST_WIDTH = 8  # vectors of a tile of rows that code computes, as in kernels.c
+AVX512 = 16  # lanes of its vectors
 FEW_ROWS = 3  # rows of a linear layer that are computed one after another
 
 
@@ -344,6 +345,11 @@ class Planner:
         common = (layer, self.library, places, shape, kept, bias_array, self.threads)
         if few:
             made += [partial(SlicedLinear, *common, gathers) for gathers in GATHERS]
+            if self.kernels == "auto" and self.library.lanes == AVX512:
+                narrow = load_library("avx2")  # shorter slices waste fewer lanes
+                if isinstance(narrow, Library):
+                    own = (layer, narrow, *common[2:])
+                    made += [partial(SlicedLinear, *own, gathers) for gathers in GATHERS[::2]]
         else:
             width = next((w for w in (1, 2, 4) if rows <= w * self.library.lanes), 4)
             if self.kernels != "c":
