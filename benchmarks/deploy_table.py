@@ -104,12 +104,11 @@ def draw(rows: list[Entry], file: Path) -> None:
                 axis.text(x, value, f"{value:.1f}", ha="center", va="bottom", fontsize=5)
         axis.axhline(1, color="black", linewidth=0.6)
         axis.set_xticks(range(len(networks)), networks)
-        axis.set_ylabel("times as fast")
+        axis.set_ylabel("speed over the best\ndense float32 engine")
         axis.set_title(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[i % 10]) for i in range(len(names))]
     figure.legend(handles, names, loc="outside upper center", ncols=4)
-    figure.suptitle("speed over the best dense float32 engine", fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
