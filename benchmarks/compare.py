@@ -33,6 +33,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -265,24 +266,27 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
 
 def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> list | None:
     """What one run of the main job measures; None where it was interrupted."""
+    from watch import watched
+
     from dcil_dsl.jobs.train import train
 
     folder = asked.runs / cell.key
     start = start_of(asked, cell)
-    done = train(
-        METHODS / f"{cell.method}.prune",
-        cell.network,
-        dataset,
-        overrides=overrides,
-        out=folder,
-        resume=(folder / "plan.json").exists(),
-        device=asked.device,
-        weights=start and str(weights_in(asked.runs / start.key)),
-        precision=asked.precision,
-        compile=asked.compile,
-        evaluate_every=asked.evaluate_every,
-        warn=lambda warning: None,
-    )
+    with nullcontext() if asked.compile else watched():
+        done = train(
+            METHODS / f"{cell.method}.prune",
+            cell.network,
+            dataset,
+            overrides=overrides,
+            out=folder,
+            resume=(folder / "plan.json").exists(),
+            device=asked.device,
+            weights=start and str(weights_in(asked.runs / start.key)),
+            precision=asked.precision,
+            compile=asked.compile,
+            evaluate_every=asked.evaluate_every,
+            warn=lambda warning: None,
+        )
     return None if done.interrupted else list(measures(done))
 
 
@@ -347,6 +351,8 @@ def measures(done):
         yield "mask_flips", line["epoch"], line["mask_flips"]
         for name, value in line["losses"].items():
             yield f"loss {name}", line["epoch"], value
+        for name, value in line.get("watch", {}).items():
+            yield name, line["epoch"], value
     report = json.loads(done.folder.report.read_text())
     for layer in report["weights"]["layers"]:
         yield "density", layer["parameter"], layer["num_nonzero"] / layer["num_weights"]

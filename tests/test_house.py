@@ -364,7 +364,7 @@ def test_the_words_of_the_language_are_these():
         "a penalty": "square norm l1 group_lasso",
         "a parametrisation": "power",
         "a way to grow": "gradient random",
-        "a loss": "cross_entropy binary_cross_entropy mse kl model js",
+        "a loss": "cross_entropy binary_cross_entropy mse cosine kl model js",
         "a weighting of classes": "balanced",
         "an optimizer": "sgd adam adamw rmsprop lamb muon",
         "a group of weights": "group no_decay frozen",
@@ -372,6 +372,7 @@ def test_the_words_of_the_language_are_these():
         "a learning rate over time": "constant multistep cosine polynomial linear exponential "
         "one_cycle plateau",
         "an integrator": "heun rk4 extrapolate implicit",
+        "a mirror step": "ham",
         "an average of weights": "late_phase",
         "a balance of losses": "inverse_dirichlet",
         "an augmentation": "pad_crop flip random_resized_crop rand_augment trivial_augment "

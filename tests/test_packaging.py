@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The name to install -> the name to import, where they differ.
 IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
-# of torchvision, pydantic, rich, pytest-lsp
+# of torchvision, pydantic, rich, pytest-lsp, transformers, datasets
 WITH_OTHERS = {"PIL", "pydantic_core", "typing_extensions", "pygments", "pytest_asyncio"}
+WITH_OTHERS |= {"tokenizers", "pandas"}
 OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
 OPTIONAL |= {"onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "ethosu", "torchao"}
-OPTIONAL |= {"zstandard"}
+OPTIONAL |= {"zstandard", "datasets"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

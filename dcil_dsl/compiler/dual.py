@@ -57,6 +57,7 @@ class Dual(PrunedModule):
     penalties_due  the step whose penalties are not added yet
     apart          runs a forward outside of the caller's torch.compile; None: nothing is opaque
     begun          the step that was begun last; None: any may be begun next
+    resets         whether the optimizer begins anew at that step, by `reset` of `train`
     is_begun       whether any was: a flag whose value torch.compile need not watch
     """
 
@@ -67,6 +68,7 @@ class Dual(PrunedModule):
     phase: int
     apart: Callable[..., Any] | None
     begun: int | None
+    resets: bool
     is_begun: bool
 
     def __init__(
@@ -88,7 +90,7 @@ class Dual(PrunedModule):
         self.__dict__["original"] = model  # not a submodule
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
-        self.begun, self.is_begun = None, False
+        self.begun, self.is_begun, self.resets = None, False, False
         self.plan, self.arguments = plan, arguments
         # What stays opaque may use checkpoints, and what torch.compile leaves of it to Python too.
         self.__dict__["apart"] = left_to_python() if plan.opaque else None
@@ -194,7 +196,7 @@ class Dual(PrunedModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
         copied = Dual(copy_module(self.original, memo), self.graphs, self.plan, self.arguments)
-        copied.begun, copied.is_begun = self.begun, self.is_begun
+        copied.begun, copied.is_begun, copied.resets = self.begun, self.is_begun, self.resets
         return copied._in_phase(self.phase)
 
     def __reduce__(self) -> NoReturn:
@@ -212,7 +214,8 @@ class Dual(PrunedModule):
     # -- time --------------------------------------------------------------------------------
 
     def begin_step(self, step: int, loss_scale: Tensor | None = None) -> bool:
-        """Prepare training step `step`, counted from 0; True if masks were recomputed.
+        """Prepare training step `step`, counted from 0; True if masks were recomputed or the
+        optimizer begins anew, so that it has something to forget (training/optim.py).
 
         Chooses the phase, lets moving averages of scores fade and recomputes the masks that are
         due, also those of steps that were left out. A second call for the same step does nothing:
@@ -245,10 +248,12 @@ class Dual(PrunedModule):
         due = self.due(step)
         self._refresh_all([(group, last_refresh(group, step)) for group in due])
         clear_growth(self, phase)
+        before = step - 1 if self.begun is None else self.begun
+        self.resets = any(before < time <= step for time in self.plan.train.reset)
         self.begun, self.is_begun = step, True
         if any(group.penalties for group in self.plan.groups):
             self.__dict__["penalties_due"] = step
-        return bool(due)
+        return bool(due) or self.resets
 
     def forget_step(self) -> None:
         """Let any step be begun next, as after a checkpoint was loaded."""

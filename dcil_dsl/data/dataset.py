@@ -32,6 +32,14 @@ class Tensors:
 
 
 @dataclass(frozen=True)
+class TextSize:
+    """Token numbers are 0 .. num_tokens - 1; every text has `length` of them."""
+
+    num_tokens: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A training part and a held-out part, for `dcil.train` and for `--train my.py:make`.
 
@@ -43,11 +51,14 @@ class Dataset:
                 number); classification: (inputs, class number); multi-label: (inputs, 0 or 1 for
                 each label); segmentation: (image, class numbers of its pixels); detection:
                 (image, {"boxes", "labels"}); regression: (inputs, numbers); physics: (inputs,
-                known solution); own-loss: the arguments of the model, a tuple in their order or a
+                known solution); language-modelling: (inputs, the next tokens); embedding: (inputs,
+                vector); own-loss: the arguments of the model, a tuple in their order or a
                 dictionary. Inputs: a tensor, or a tuple or dictionary of arguments
     classes     the names of the classes, by their number; empty where there are none
     mean, std   of images: of each channel, scaled to 0..1
     collate     makes a batch of a list of items; None: torch's default_collate
+    texts       of texts, what a model has to take
+    notes       what a person should know of how the data were read
     """
 
     name: str
@@ -58,6 +69,8 @@ class Dataset:
     std: tuple[float, ...] = ()
     task: str = "image-classification"
     collate: Callable[[list[Any]], Any] | None = None
+    texts: TextSize | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_channels(self) -> int:

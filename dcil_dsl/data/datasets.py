@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG, the same class folders in both"
 SHARDS = "train-*.tar and val-*.tar, in which KEY.jpg and KEY.cls make an example"
+TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+TEXTS = (
+    f"train and val, each one file of {', '.join(TEXT_SUFFIXES)}, and tokenizer/ as transformers "
+    "saves it"
+)
 IDX_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
@@ -88,6 +93,17 @@ def is_shard_folder(place: Path) -> bool:
 
 def shards_of(place: Path, part: str) -> list[Path]:
     return sorted(place.glob(f"{part}-*.tar")) if place.is_dir() else []
+
+
+def is_text_folder(place: Path) -> bool:
+    return (
+        all(texts_of(place, part) for part in ("train", "val")) and (place / "tokenizer").is_dir()
+    )
+
+
+def texts_of(place: Path, part: str) -> list[Path]:
+    files = (place / f"{part}{suffix}" for suffix in TEXT_SUFFIXES)
+    return [file for file in files if file.is_file()]
 
 
 def idx_folder(place: Path) -> Path | None:
@@ -171,6 +187,20 @@ DATASETS: Mapping[str, DatasetRecord] = MappingProxyType(
                 "webdataset",
                 "dcil_dsl.data.webdataset:open_shards",
                 files=Files(SHARDS, is_shard_folder),
+            ),
+            DatasetRecord(
+                "text-classification",
+                "dcil_dsl.data.text:text_classification",
+                task="classification",
+                files=Files(TEXTS, is_text_folder),
+                options=("length",),
+            ),
+            DatasetRecord(
+                "language-modelling",
+                "dcil_dsl.data.text:language_modelling",
+                task="language-modelling",
+                files=Files(TEXTS, is_text_folder),
+                options=("length",),
             ),
             DatasetRecord(
                 "diabetes",

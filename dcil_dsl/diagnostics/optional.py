@@ -22,7 +22,9 @@ TRAINING = {
     "torchmetrics": "torchmetrics",
     "tensorboard": "tensorboard",
 }
+TEXT = ("transformers", "datasets")  # of the extra `text`
 INSTALL = "pip install 'dcil-dsl[train]'"
+INSTALL_TEXT = "pip install 'dcil-dsl[text]'"
 
 
 class LazyModule:
@@ -36,6 +38,8 @@ class LazyModule:
             module = importlib.import_module(self._name)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
+            if missing in TEXT:
+                raise InputError(f"{missing} is not installed", help=INSTALL_TEXT) from None
             if missing not in TRAINING:
                 raise
             raise InputError(f"{TRAINING[missing]} is not installed", help=INSTALL) from None

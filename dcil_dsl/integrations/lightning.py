@@ -53,7 +53,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.training.distributed import Ranks, begin_step, current_ranks
 from dcil_dsl.training.losses import total_loss
-from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.optim import forget_state, set_rate
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
 
@@ -273,7 +273,7 @@ class DcilCallback(Callback):
                 help="fused=False, or precision='bf16-mixed'",
             )
         if self._moved:
-            forget_pruned(optimizer, self.dual)
+            forget_state(optimizer, self.dual)
             self._moved = False
         if self.optimizer == "recipe":
             if self.plan.train.clip is not None:

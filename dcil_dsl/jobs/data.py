@@ -17,7 +17,7 @@ import torch
 from dcil_dsl.data import Dataset, Loader, open_dataset
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.data.dataset import Tensors
-from dcil_dsl.data.datasets import require_data
+from dcil_dsl.data.datasets import known_record, require_data
 from dcil_dsl.data.examples import ExampleLoader
 from dcil_dsl.data.sources import dataset_of, is_callable_spec, open_callable
 from dcil_dsl.diagnostics import InputError
@@ -33,11 +33,14 @@ from dcil_dsl.training.distributed import Ranks
 Data = str | Dataset | tuple[Any, Any]
 
 
-def open_data(data: Data, directory: str | Path | None, channels: int) -> Dataset:
+def open_data(
+    data: Data, directory: str | Path | None, channels: int, length: int | None = None
+) -> Dataset:
     """A data set by its name, or what a callable of the user's own returns.
 
-    data  a name of DATASETS; "my.py:make" or "package.module:callable"; a Dataset; or a pair of a
-          training and a held-out part, whose task follows from its first example
+    data    a name of DATASETS; "my.py:make" or "package.module:callable"; a Dataset; or a pair of a
+            training and a held-out part, whose task follows from its first example
+    length  of texts, in tokens
     Raises InputError that says where it was looked for.
     """
     if isinstance(data, tuple):
@@ -47,7 +50,13 @@ def open_data(data: Data, directory: str | Path | None, channels: int) -> Datase
     if is_callable_spec(data):
         return open_callable(data, directory)
     require_data(data, directory)
-    return open_dataset(data, directory, channels=channels)
+    options = {"length": length} if length is not None and _takes_length(data) else {}
+    return open_dataset(data, directory, channels=channels, **options)
+
+
+def _takes_length(data: str) -> bool:
+    record = known_record(data)
+    return record is not None and "length" in record.options
 
 
 def make_loader(
@@ -125,6 +134,12 @@ def check_task(recipe: Recipe, dataset: Dataset) -> None:
             f"{recipe.data.span}: `{word}` changes images, and {dataset.name} is for the task "
             f"`{task.name}`",
             help="leave it out; what changes an example belongs in the data set",
+        )
+    if recipe.data.length is not None and not _takes_length(dataset.name):
+        raise InputError(
+            f"{recipe.data.span}: `length` is of texts, in tokens, and {dataset.name} is none of "
+            "the named data sets of texts",
+            help="leave it out",
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.data.dataset import TextSize
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
@@ -34,7 +35,7 @@ from dcil_dsl.exporting.exporters import exporter_for, recognise
 from dcil_dsl.exporting.verify import Verdict, verify_tensors
 from dcil_dsl.jobs.data import Data, is_convolutional, make_loader, open_data, pick_device
 from dcil_dsl.jobs.expect import Claim, judge_claims
-from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, warn_in_python
+from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, refuse_texts, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
@@ -134,8 +135,8 @@ def evaluate_run(
     if data is None:
         data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
-    dataset = open_data(data, directory, plan.data.channels)
-    dual, at = rebuild(folder, plan, model)
+    dataset = open_data(data, directory, plan.data.channels, plan.data.length)
+    dual, at = rebuild(folder, plan, model, dataset.texts)
     step = at.step
     dual.to(place)
     if is_convolutional(plan):
@@ -170,10 +171,13 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
     return name
 
 
-def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Dual, Position]:
+def rebuild(
+    folder: RunFolder, plan: Plan, model: str | None = None, texts: TextSize | None = None
+) -> tuple[Dual, Position]:
     """The dual graph with the weights of the last checkpoint, and where the run stands.
 
     model  a SPEC; needed where the model is not from a library (zoo/spec.py)
+    texts  that the network is to read, if any
     """
     spec = model or stored_spec(plan.model.name, folder.path)
     try:
@@ -183,6 +187,7 @@ def rebuild(folder: RunFolder, plan: Plan, model: str | None = None) -> tuple[Du
             f"the model of {folder.path} cannot be built: {error.message}",
             help="name it with --model SPEC",
         ) from error
+    refuse_texts(fresh, texts)
     try:
         dual = compile_plan(plan, fresh)
     except TraceError as error:

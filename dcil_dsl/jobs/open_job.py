@@ -98,8 +98,10 @@ def open_job(
 ) -> Job:
     """Open the data, build the model, resolve the recipe, compile; refuse what cannot train."""
     recipe = load_recipe(recipe, options.overrides, warn)
-    dataset = open_data(data, options.directory, recipe.data.channels)
+    dataset = open_data(data, options.directory, recipe.data.channels, recipe.data.length)
     check_task(recipe, dataset)
+    for line in dataset.notes:
+        note(line)
     options = replace(options, weights=_first_weights(options))
     _note_other_data(recipe, dataset, note)
     batches = _open_batches(recipe, dataset, options, note)
@@ -176,6 +178,7 @@ def _prepare(
         example=batches.val.example(),
         classes=len(batches.dataset.classes) or None,
         task=task_of(batches.dataset.task),
+        texts=batches.dataset.texts,
         data=batches.dataset.name,
         weights=None if options.weights is None else str(options.weights),
         precision=options.precision,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dcil_dsl.data.contents import class_counts
-from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.dataset import Dataset, TextSize
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
@@ -40,6 +40,7 @@ from dcil_dsl.tasks import IMAGES, Task, task_of
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
+from dcil_dsl.zoo.pretrained import own_weights
 
 ASSUMED_STEPS = 1000  # per epoch, for an unknown data set
 ASSUMED_SIZE = 224
@@ -75,10 +76,12 @@ def prepare(
     compare: bool = False,
     class_counts: tuple[int, ...] | None = None,
     task: Task | None = None,
+    texts: TextSize | None = None,
 ) -> Prepared:
     """Build the model or take the given one, load weights, trace, resolve.
 
-    steps_per_epoch, example, classes, data, class_counts  facts of the data; None without data
+    steps_per_epoch, example, classes, data, class_counts, texts  facts of the data; None without
+             data
     example  a batch of one example, (1, C, H, W) of images; None: that of a data set that needs no
              files, inputs of the size in the recipe or in the record of the data set, or the inputs
              of the model (zoo/example.py)
@@ -97,10 +100,11 @@ def prepare(
     if isinstance(model, str):
         wanted = recipe.model.classes if recipe.model.classes is not None else classes
         model = build_model(model, wanted, options)
+        weights = weights or own_weights(name)
     if weights is not None:
         before = getattr(model, "transform_input", None)
         for line in load_weights(model, weights, name):
-            note(f"--weights: {line}")
+            note(f"weights of {weights}: {line}")
         if getattr(model, "transform_input", None) != before:
             options["transform_input"] = True  # so that `dcil eval` builds the same network
     record = known_record(data or recipe.data.name)
@@ -109,12 +113,13 @@ def prepare(
     is_images = task is IMAGES and (example is not None or takes_one_image(model))
     if example is not None:
         inputs = Inputs.of(example)
-    elif record is not None and not record.channels:
+    elif record is not None and record.files is None and not record.channels:
         inputs = example_of(recipe, open_data(record.name, None, recipe.data.channels))
     elif takes_one_image(model) and not takes_keywords(model):
         inputs = Inputs((torch.zeros(1, recipe.data.channels, *(image_size(recipe, data),) * 2),))
     else:
         inputs = example_inputs(model, batch=1)
+    refuse_texts(model, texts)
     if steps_per_epoch is None:
         steps_per_epoch = assumed_steps(recipe, data, note)
     _refuse_odd_weights(model)
@@ -289,6 +294,29 @@ def _refuse_small_images(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
             kwargs: Any = subsample_input(inputs.kwargs, 1.0, path.size)
             size = f"path `{path.name}` sees images at {percent(path.size)} of their size"
             count_outputs(model, Inputs(args, kwargs), strict=False, remedy=f"{size}: raise `size`")
+
+
+def refuse_texts(model: nn.Module, texts: TextSize | None) -> None:
+    """InputError where a model of transformers has no row for a token or a position of the texts.
+
+    Else the first batch that holds such a token would fail.
+    """
+    config: Any = getattr(model, "config", None)
+    if texts is None or not takes_keywords(model):
+        return
+    vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is not None and vocabulary < texts.num_tokens:
+        raise InputError(
+            f"the tokenizer has {count(texts.num_tokens, 'token')}, and the model {vocabulary:,}",
+            help=f"`vocab_size = {texts.num_tokens}` in the recipe's `model` block",
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and 0 < longest < texts.length:
+        raise InputError(
+            f"the texts have up to {count(texts.length, 'token')}, and the model takes {longest:,}",
+            help=f"`length = {longest}` in the recipe's `data` block, or "
+            f"`max_position_embeddings = {texts.length}` in its `model` block",
+        )
 
 
 def _refuse_odd_weights(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.average import Average, deployed, start_average, update_average
 from dcil_dsl.training.distributed import begin_step, current_ranks
 from dcil_dsl.training.losses import refuse_constant
-from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.optim import forget_state, set_rate
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ALONE = {  # settings of `train` that make more of a step than one backward pass
     "integrator": "evaluates each step several times",
     "balance": "weighs the losses by gradients of their own",
+    "mirror": "changes the weights after the optimizer has",
     "average": "takes turns between copies of the weights",
     "sync_norms": "replaces the batch norms",
     "stop": "follows from evaluations",
@@ -212,7 +213,7 @@ class Pruner:
         """Before the optimizer's step, once gradients are clipped and unscaled: the penalties, and
         nothing remembered of weights under `forget`."""
         if self._moved:
-            forget_pruned(optimizer, self.dual)
+            forget_state(optimizer, self.dual)
         self.dual.add_penalties(self.steps)
 
     def finish_step(self) -> None:

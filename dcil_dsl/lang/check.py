@@ -125,6 +125,7 @@ def _data(block: ast.BlockNode | None, reader: WordReader) -> r.RecipeData:
         name=block.name,
         batch_size=word.batch_size,
         image_size=word.image_size,
+        length=word.length,
         channels=word.channels,
         augment=word.augment,
         span=block.span,
@@ -290,8 +291,21 @@ def _check_together(train: Train, spans: dict[str, Span], found: Diagnostics) ->
     scaled = any(group.scale not in (None, 1) for group in train.groups)
     if train.integrator is not None and scaled:
         _refuse("integrator", "groups", "moves all weights at one rate", spans, found)
+    if train.mirror is not None and train.precision == "fp16":
+        _refuse(
+            "mirror",
+            "precision",
+            "needs unscaled gradients, and fp16 scales them",
+            spans,
+            found,
+            help="`precision = bf16` scales nothing",
+        )
     if train.average is None:
         return
+    if train.mirror is not None:
+        _refuse("average", "mirror", "updates weights once in several steps", spans, found)
+    if train.reset:
+        _refuse("average", "reset", "has a momentum for each copy", spans, found)
     if train.precision == "fp16":
         _refuse(
             "average",

@@ -21,7 +21,7 @@ from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PARTS, PathBlock, PrivateBlock
-from dcil_dsl.words.losses import KL, Loss
+from dcil_dsl.words.losses import KL, Loss, Taught
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.units import Percent, Time, kind_of, written
 from dcil_dsl.words.views import AnyView, Masked
@@ -175,14 +175,9 @@ class _Mix:
         """The view of a path; None if it is wrong."""
         name = node.name if isinstance(node, ast.Call) else node
         views, word = words_at("a view"), name.name
-        if word in views:
-            if isinstance(node, ast.Call) and node.arguments:
-                self.found.add(
-                    "E213", f"`{word}` takes no settings", node.span, help=f"write `{word}`"
-                )
-                return None
-            return cast(AnyView, views[word]())
-        if word in self.reader.uses.words or self.reader.uses.broken:
+        if word in views and isinstance(node, ast.Call) and not node.arguments:
+            return cast(AnyView, views[word]())  # `masked()` is `masked`
+        if word in views or word in self.reader.uses.words or self.reader.uses.broken:
             try:
                 return self.reader.word(node, AnyView)
             except Broken:
@@ -312,8 +307,8 @@ class _Mix:
                 "E243", f"`{term.called}` names no path, so nothing learns from it", item.term.span
             )
             good = False
-        if isinstance(term, KL) and term.student == term.teacher and good:
-            self.found.add("E216", f"`{term.student}` cannot be its own teacher", values["teacher"])
+        if isinstance(term, (KL, Taught)) and len(set(term.paths)) < len(term.paths) and good:
+            self.found.add("E216", f"`{term.teacher}` cannot be its own teacher", values["teacher"])
             good = False
         if coefficient is None or window is None or not good:
             return None

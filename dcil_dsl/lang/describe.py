@@ -41,6 +41,7 @@ PLACES = {  # place of a word -> the heading of its kind, and where it is writte
     "a group of weights": ("Groups of weights", "groups = [WORD]"),
     "a rule that ends the run": ("Early stopping", "stop = WORD"),
     "an integrator": ("Integrators", "integrator = WORD"),
+    "a mirror step": ("Mirror steps", "mirror = WORD"),
     "an average of weights": ("Averages of weights", "average = WORD"),
     "a balance of losses": ("Balances of losses", "balance = WORD"),
     "an augmentation": ("Augmentations", "augment = [WORD]"),

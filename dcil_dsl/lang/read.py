@@ -363,7 +363,7 @@ class WordReader(ValueReader):
         if self.uses.broken:
             raise Broken  # it may be one of the words that could not be read, already reported
         table = words_at(place)
-        other = next((p for p, words in own_words().items() if word in words), None)
+        other = " and ".join(p for p, words in own_words().items() if word in words)
         help = did_you_mean(word, [*table, *self.lets, *self.uses.words])
         help = help or self.elsewhere(word)
         help = help or f"{place} is {listed(f'`{known}`' for known in table)}"

@@ -64,11 +64,12 @@ class RecipeModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeData:
-    """`data name { ... }`. `image_size` None: as the dataset has them."""
+    """`data name { ... }`. `image_size`, `length` None: as the dataset has them."""
 
     name: str | None = None
     batch_size: int | None = None
     image_size: int | None = None
+    length: int | None = None
     channels: int = 3
     augment: tuple[Augment, ...] = ()
     span: Span | None = field(default=None, compare=False, repr=False)

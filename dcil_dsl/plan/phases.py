@@ -269,7 +269,8 @@ def check_score(
 def warn_of_unreached(
     recipe: r.Recipe, steps_per_epoch: int, num_steps: int, report: Diagnostics
 ) -> None:
-    """Losses and updates that never open, rates that never come, masks that never freeze."""
+    """Losses and updates that never open, rates and resets that never come, masks that never
+    freeze."""
 
     def warn(what: str, time: Time | None, span: Span | None, label: str = "") -> bool:
         step = -1 if time is None else time.to_steps(steps_per_epoch, num_steps)
@@ -287,6 +288,9 @@ def warn_of_unreached(
     for moment in rate.at if isinstance(rate, Multistep) else ():
         if warn("the rate changes after", moment, recipe.rate_span):
             break  # the later ones neither
+    for moment in recipe.train.reset:
+        if warn("the optimizer begins anew after", moment, recipe.train_span):
+            break
     for rule in recipe.rules:
         if isinstance(rule, r.PruneRule):
             warn("masks freeze after", rule.freeze, rule.at("freeze"))

@@ -28,7 +28,7 @@ from dcil_dsl.words.losses import Loss
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate, Stop
 from dcil_dsl.words.registry import Stored
-from dcil_dsl.words.step import Balance, Integrator, WeightAverage
+from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
 from dcil_dsl.words.views import AnyView
 from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import Word, every_word
@@ -179,9 +179,10 @@ class TrainPlan(PlanRecord):
     ema          the decay of the average that is evaluated and deployed; None: the weights are
     accumulate   batches in one step of the optimizer; the last step of an epoch may have fewer
     sync_norms   batch norms take their statistics over all processes
-    average, integrator, balance  words that change the step (words/step.py)
+    average, integrator, mirror, balance  words that change the step (words/step.py)
     groups       optimizer settings for the weights of some layers
     checkpoint   the epoch whose weights are deployed
+    reset        the steps before whose update the optimizer's state begins anew
     """
 
     num_epochs: NonNegativeInt
@@ -194,19 +195,22 @@ class TrainPlan(PlanRecord):
     sync_norms: bool = False
     average: Stored[WeightAverage] | None = None
     integrator: Stored[Integrator] | None = None
+    mirror: Stored[Mirror] | None = None
     balance: Stored[Balance] | None = None
     groups: tuple[Stored[WeightGroup], ...] = ()
     stop: Stored[Stop] | None = None
     checkpoint: Literal["last", "best"] = "last"
+    reset: tuple[NonNegativeInt, ...] = ()
     seed: int = 0
 
 
 class Data(PlanRecord):
-    """The `data` block. image_size None: the size of the dataset's own images."""
+    """The `data` block. image_size, and length of texts in tokens, None: the dataset's own."""
 
     name: str | None = None
     batch_size: int = 128
     image_size: int | None = None
+    length: int | None = None
     channels: int = 3
     augment: tuple[Stored[Augment], ...] = ()
 

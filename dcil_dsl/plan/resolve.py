@@ -331,6 +331,7 @@ def resolve_data(data: r.RecipeData) -> p.Data:
         name=data.name,
         batch_size=data.batch_size or p.Data().batch_size,
         image_size=data.image_size,
+        length=data.length,
         channels=data.channels,
         augment=data.augment,
     )
@@ -367,10 +368,12 @@ def _train(
         sync_norms=train.sync_norms,
         average=average,
         balance=train.balance and train.balance.in_steps(run),
+        mirror=train.mirror and train.mirror.in_steps(run),
         integrator=train.integrator and train.integrator.in_steps(run),
         groups=groups,
         stop=train.stop and train.stop.in_steps(run),
         checkpoint=train.checkpoint,
+        reset=tuple(run.steps(time).step for time in train.reset),
         seed=train.seed,
     )
 

@@ -99,6 +99,8 @@ def _head(plan: PlanFields, page: Page) -> str:
     size = (
         f", {plan.data.channels} x {plan.data.image_size} x {plan.data.image_size}"
         if plan.data.image_size
+        else f", {count(plan.data.length, 'token')} a text"
+        if plan.data.length
         else ""
     )
     lines.append(

@@ -145,7 +145,9 @@ def show_training(plan: PlanFields, page: Page) -> str:
             *(line for group in train.groups for line in _group(group, page)),
             *show_integrator(plan, page),
             *_told("average", train.average.summary() if train.average else "", page),
+            *_told("mirror", train.mirror.summary() if train.mirror else "", page),
             *_told("stop", _ending(plan), page),
+            *_told("reset", _resets(plan), page),
             *_told("balance", train.balance.summary() if train.balance else "", page),
             *(
                 f"{'rate' if not i else '':8} {line}"
@@ -166,6 +168,12 @@ def _ending(plan: PlanFields) -> str:
     best = "the best checkpoint at full sparsity is evaluated and exported"
     words = [stop.summary()] if stop is not None else []
     return "; ".join(words + [best] * (plan.train.checkpoint == "best"))
+
+
+def _resets(plan: PlanFields) -> str:
+    steps = ", ".join(f"{step:,}" for step in plan.train.reset)
+    noun = "step" if len(plan.train.reset) == 1 else "steps"
+    return f"the optimizer begins anew at {noun} {steps}" if steps else ""
 
 
 def _told(label: str, words: str, page: Page) -> list[str]:

@@ -13,6 +13,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.tasks.classification import Classification, ImageClassification
 from dcil_dsl.tasks.detection import Detection
+from dcil_dsl.tasks.embedding import Embedding
+from dcil_dsl.tasks.language import LanguageModelling
 from dcil_dsl.tasks.multi_label import MultiLabel
 from dcil_dsl.tasks.own_loss import OwnLoss
 from dcil_dsl.tasks.physics import Physics
@@ -32,6 +34,8 @@ TASKS: dict[str, Task] = {
         Segmentation(),
         Detection(),
         Regression(),
+        LanguageModelling(),
+        Embedding(),
         OwnLoss(),
         Physics(),
     )

@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torch.nn import functional
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.functional import spearman_corrcoef
+from torchmetrics.utilities import dim_zero_cat
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.classification import num_correct
@@ -23,7 +26,11 @@ from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.tensors.widest import widest
 
 
-class TopK(Metric):  # type: ignore[misc,unused-ignore]
+class OwnMetric(Metric):  # type: ignore[misc,unused-ignore]
+    """The base of the metrics that torchmetrics has not."""
+
+
+class TopK(OwnMetric):
     """The share of examples whose class is among the k largest logits.
 
     Counts are whole numbers and the quotient is float64, so that the value is exact. torchmetrics'
@@ -47,7 +54,49 @@ class TopK(Metric):  # type: ignore[misc,unused-ignore]
         return self.correct.cpu().double() / self.total.cpu()
 
 
-class RelativeL2(Metric):  # type: ignore[misc,unused-ignore]
+class Perplexity(MeanMetric):
+    """The exponential of the mean of losses in nats.
+
+    torchmetrics' own takes scores, and a softmax in float32, in which a rare token is impossible.
+    """
+
+    def compute(self) -> Tensor:
+        mean: Tensor = super().compute()
+        return mean.exp()
+
+
+class PairRanks(OwnMetric):
+    """Spearman's correlation between the cosines of all pairs of two sets of vectors.
+
+    ValueError for fewer than three vectors, of which the ranks say nothing.
+    """
+
+    own: list[Tensor]
+    wanted: list[Tensor]
+
+    def __init__(self, **more: Any):
+        super().__init__(**more)
+        for name in ("own", "wanted"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, own: Tensor, wanted: Tensor) -> None:
+        self.own.append(own)
+        self.wanted.append(wanted)
+
+    def compute(self) -> Tensor:
+        rows = [dim_zero_cat(vectors) for vectors in (self.own, self.wanted)]
+        if len(rows[0]) < 3:
+            raise ValueError("it needs three examples")
+        places = torch.triu_indices(len(rows[0]), len(rows[0]), offset=1, device=self.device)
+        pairs = []
+        for vectors in rows:
+            unit = functional.normalize(vectors, dim=1)
+            pairs.append((unit @ unit.T)[places[0], places[1]])
+        correlation: Tensor = spearman_corrcoef(*pairs)
+        return correlation
+
+
+class RelativeL2(OwnMetric):
     """The root of sum (output - known)^2 / sum known^2, over all examples together."""
 
     error: Tensor
@@ -99,7 +148,8 @@ class Meter:
             try:
                 with warnings.catch_warnings():  # of a process that had no batch of its own
                     warnings.simplefilter("ignore", UserWarning)
-                    values[name] = float(metric.compute())
+                    value, key = metric.compute(), METRICS[name].key
+                    values[name] = float(value[key] if key else value)
             except ValueError as error:
                 raise InputError(f"`{name}` cannot be computed: {error}") from None
         return values

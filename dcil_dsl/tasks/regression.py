@@ -32,7 +32,7 @@ class Regression(Task):
     def check(self, output: Any, targets: Any) -> None:
         if not isinstance(targets, Tensor) or not targets.is_floating_point():
             raise InputError(
-                "the targets of a regression are real numbers, in a tensor of floats",
+                f"the targets of the task `{self.name}` are real numbers, in a tensor of floats",
                 help="class numbers belong to the task `classification`",
             )
         own = logits_of(output)
@@ -59,6 +59,6 @@ class Regression(Task):
         super().refuse_loss(loss)
         if isinstance(loss, (CrossEntropy, KL, JS)):
             raise InputError(
-                f"`{loss.label}` reads scores of classes, which a regression has not",
+                f"`{loss.label}` reads scores of classes, which the task `{self.name}` has not",
                 help=f"`loss {self.default_loss}({loss.paths[0]})`",
             )

@@ -68,9 +68,10 @@ def check_plan_allows(plan: Plan, options: Options) -> None:
     for conflict in CONFLICTS:
         conflict.check(plan, options)
     train, precision = plan.train, precision_of(plan, options)
-    if train.average is not None and precision == "fp16":
+    unscaled = next((n for n in ("average", "mirror") if getattr(train, n) is not None), None)
+    if unscaled is not None and precision == "fp16":
         raise InputError(
-            "`average` of the recipe's `train` does not go with fp16",
+            f"`{unscaled}` of the recipe's `train` does not go with fp16",
             help="--precision bf16 scales no gradient",
         )
     word = _own_step(plan)
@@ -115,12 +116,17 @@ def _foreign_integrator(plan: Plan) -> str | None:
     return f"`{word.called}`" if word is not None and word.origin is not None else None
 
 
+def _mirror(plan: Plan) -> str | None:
+    return _of_train("mirror" if plan.train.mirror is not None else None)
+
+
 def _best(plan: Plan) -> str | None:
     return _of_train("checkpoint = best" if plan.train.checkpoint == "best" else None)
 
 
 CONFLICTS = (
     Conflict(("shard",), _best, "the checkpoint is in parts"),
+    Conflict(("shard",), _mirror, "it needs whole weights"),
     Conflict(("compile",), _kept_path, "the layers change their sizes with the masks"),
     # Two ranks were seen to wait for each other without end.
     Conflict(("compile", "shard"), _synced_norms, "the processes would wait for each other"),

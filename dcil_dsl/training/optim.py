@@ -68,11 +68,21 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def forget_pruned(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
-    """Zero the optimizer's state of pruned weights under `forget`.
+def forget_state(optimizer: torch.optim.Optimizer, dual: Dual) -> None:
+    """Zero the optimizer's state of all weights where the step that was begun is one of `reset`,
+    else of pruned weights under `forget`.
 
-    Otherwise momentum would move them away from zero, and would act again when they return.
+    Otherwise momentum would move the pruned weights away from zero, and would act again when they
+    return. Zeros are what every optimizer starts with.
     """
+    if dual.resets:
+        for entries in optimizer.state.values():
+            for value in entries.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+        for group in optimizer.param_groups:
+            group.pop("step", None)  # of timm's Lamb
+        return
     masks = {
         id(dual.get_parameter(name)): dual.get_buffer(f"{name}_mask")
         for group in dual.plan.groups

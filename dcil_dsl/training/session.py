@@ -44,6 +44,7 @@ from dcil_dsl.training.step import (
     AveragedStep,
     Batch,
     GradientStep,
+    MirroredStep,
     NotFinite,
     RegularizedStep,
     Step,
@@ -157,6 +158,8 @@ def wrap_step(step: GradientStep) -> Step:
         wrapped = IntegratedStep(wrapped, train.integrator)
     if train.clip is not None or any(group.penalties for group in plan.groups):
         wrapped = RegularizedStep(wrapped)
+    if train.mirror is not None:
+        wrapped = MirroredStep(wrapped, train.mirror)
     if train.ema is not None:
         wrapped = AveragedStep(wrapped, train.ema)
     if any(path.compute == "kept" for path in plan.paths):

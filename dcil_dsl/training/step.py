@@ -32,7 +32,8 @@ from dcil_dsl.training.average import Average, start_average, update_average
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.losses import make_forward, refuse_constant
 from dcil_dsl.training.machine import Options, precision_of
-from dcil_dsl.training.optim import forget_pruned, set_rate
+from dcil_dsl.training.optim import forget_state, set_rate
+from dcil_dsl.words.step import Mirror
 
 # What older versions of torch call broadcast_buffers.
 SYNC_BUFFERS = "forward_sync_buffers"
@@ -52,7 +53,7 @@ class Batch:
     rate         the learning rate of the step
     is_first, is_last  its place in the step
     size, total  examples of the batch and of the whole step, over all ranks
-    masks_moved  whether the step has new masks
+    masks_moved  whether the step has new masks, or the optimizer begins anew
     weights      of each of plan.losses, where something balances them
     """
 
@@ -193,7 +194,7 @@ class GradientStep(Step):
             seed_generators(batch.seed, self.dual.original)
             self.is_unscaled = False
             if batch.masks_moved:
-                forget_pruned(self.optimizer, self.dual)
+                forget_state(self.optimizer, self.dual)
             self.optimizer.zero_grad(set_to_none=True)
         # Of a batch that is not divided every rank has a copy.
         copies = self.ranks.count if batch.count == batch.size else 1
@@ -365,6 +366,22 @@ class RegularizedStep(Wrapper):
                 plain.clip(plain.dual.plan.train.clip)
             plain.dual.add_penalties(batch.step)
         return result
+
+
+class MirroredStep(Wrapper):
+    """Multiplies the weights after the optimizer's step, `mirror = word`; biases and norms stay."""
+
+    def __init__(self, inner: Step, word: Mirror):
+        super().__init__(inner)
+        self.word = word
+
+    @torch.no_grad()
+    def apply(self, rate: float) -> None:
+        self.inner.apply(rate)
+        for group in self.plain.optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and weight.dim() >= 2:
+                    weight.mul_(self.word.factor(weight, weight.grad, group["lr"]))
 
 
 class AveragedStep(Wrapper):

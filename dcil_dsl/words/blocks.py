@@ -18,7 +18,7 @@ from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import ConstantRate, Rate, Stop
 from dcil_dsl.words.schedules import Constant, Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore, Magnitude
-from dcil_dsl.words.step import Balance, Integrator, WeightAverage
+from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
 from dcil_dsl.words.targets import Within
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import Parametrization
@@ -43,12 +43,14 @@ class ModelBlock(Word):
 
 class DataBlock(Word):
     """The settings of `data name { ... }`. image_size in pixels, None: as the dataset has them.
+    length of texts in tokens, None: as the tokenizer says.
 
     torch 2.14 fails where it makes one pixel of an image of bytes.
     """
 
     batch_size: Annotated[int, Field(ge=1)] | None = None
     image_size: Annotated[int, Field(ge=2)] | None = None
+    length: Annotated[int, Field(ge=2)] | None = None
     channels: Annotated[int, Field(ge=1)] = 3
     augment: tuple[Augment, ...] = ()
 
@@ -109,10 +111,12 @@ class Train(Word):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights
     average: WeightAverage | None = None
     integrator: Integrator | None = None
+    mirror: Mirror | None = None
     balance: Balance | None = None
     groups: tuple[WeightGroup, ...] = ()
     stop: Stop | None = None
     checkpoint: Literal["last", "best"] = "last"  # which one is evaluated and exported
+    reset: tuple[Time, ...] = ()  # when the optimizer forgets what it remembers
     accumulate: Annotated[int, Field(ge=1)] = 1  # batches for one step of the optimizer
     sync_norms: bool = False  # batch norms take their statistics over all processes
     seed: Annotated[int, Field(ge=0)] = 0

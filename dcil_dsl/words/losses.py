@@ -19,7 +19,7 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
-from dcil_dsl.words.word import RESOLVED, Factor, PathName, RunLength, Word
+from dcil_dsl.words.word import RESOLVED, Factor, PathName, RunLength, ScoredPath, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,26 +135,65 @@ class BinaryCrossEntropy(Loss):
         return logits
 
 
-class MSE(Loss):
-    """`mse(path, output=none)`: the mean of (output - target)^2, over the batch and all numbers.
+class Taught(Loss):
+    """Compares numbers with the targets, or with what the teacher, another path, returns.
 
-    The output has the shape of the targets, or one more dimension of size 1 at its end.
+    No gradient reaches the teacher.
     """
 
+    only_first_learns: ClassVar[bool] = True
     positional: ClassVar[int] = 1
     path: PathName
+    teacher: ScoredPath = None
     output: str | None = None
+
+    def _of_paths(self) -> str:
+        return self.path if self.teacher is None else f"{self.path}<-{self.teacher}"
+
+    def _wanted(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        if self.teacher is not None:
+            return logits[self.teacher].detach()
+        if target is None:
+            raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
+        return self.read(target)
+
+    def summary(self) -> str:
+        return "" if self.teacher is None else f"no gradient into {self.teacher}"
+
+
+class MSE(Taught):
+    """`mse(path, teacher=none, output=none)`: the mean of (output - target)^2, over all numbers.
+
+    The output has the shape of the targets, or one more dimension of size 1 at its end. With a
+    teacher, another path, that path's output takes the place of the targets.
+    """
 
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         from dcil_dsl.words.tensors import outputs as read
 
-        if target is None:
-            raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
-        own, wanted = read.numbers_for(logits[self.path], target)
+        own, wanted = read.numbers_for(logits[self.path], self._wanted(logits, target))
         return (own - wanted.to(own.dtype)).square().mean()
 
     def read(self, logits: Tensor) -> Tensor:
         return logits
+
+
+class CosineDistance(Taught):
+    """`cosine(path, teacher=none, output=none)`: 1 - the mean cosine of output and target.
+
+    The vectors are (B, K); where the model has positions, the cosine of each counts alike. With a
+    teacher, another path, that path's output takes the place of the targets.
+    """
+
+    word: ClassVar[str] = "cosine"
+
+    def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        from torch.nn import functional as F
+
+        from dcil_dsl.words.tensors import outputs as read
+
+        own, wanted = read.numbers_for(logits[self.path], self._wanted(logits, target))
+        return 1 - F.cosine_similarity(own, wanted.to(own.dtype), dim=1).mean()
 
 
 class Balanced(Word):

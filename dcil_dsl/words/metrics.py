@@ -22,6 +22,7 @@ class Metric:
               counts it in another way
     is_share  whether it is a fraction, which people read and write as a percentage
     less_is_better  whether a smaller value is the better one
+    key             of a class that computes several numbers, the name of this one
     """
 
     name: str
@@ -30,6 +31,7 @@ class Metric:
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_share: bool = False
     less_is_better: bool = False
+    key: str = ""
 
     def text(self, value: float, form: str = ".4%") -> str:
         """The value for a person. form: of a percentage."""
@@ -39,10 +41,18 @@ class Metric:
 MEAN = "torchmetrics:MeanMetric"
 SQUARED, ABSOLUTE = "torchmetrics:MeanSquaredError", "torchmetrics:MeanAbsoluteError"
 TOP_K = "dcil_dsl.tasks.measures:TopK"
+PERPLEXITY, PAIRS = "dcil_dsl.tasks.measures:Perplexity", "dcil_dsl.tasks.measures:PairRanks"
+KEEP_NAN = {"nan_strategy": "disable"}  # else a NaN is left out
+LESS = (False, True)  # not a share, and a smaller value is the better one
+# Of the metrics of a run, the first one here is the one that its lines show.
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
         for metric in (
+            Metric("perplexity", "the exponential of nll", PERPLEXITY, KEEP_NAN, *LESS),
+            Metric("nll", "the mean negative log-likelihood, in nats", MEAN, KEEP_NAN, *LESS),
+            Metric("cosine", "the mean cosine with the wanted vector", MEAN, KEEP_NAN),
+            Metric("spearman", "the rank correlation of the similarities of pairs", PAIRS),
             Metric("top1", "the share of examples classified right", TOP_K, {"k": 1}, True),
             Metric("top5", "the share with the right class among five", TOP_K, {"k": 5}, True),
             Metric(
@@ -82,16 +92,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(
                 "map",
                 "the mean average precision of boxes, over overlaps of 50 to 95%",
-                "dcil_dsl.tasks.average_precision:AveragePrecision",
-                {"key": "map"},
-                True,
+                "torchmetrics.detection:MeanAveragePrecision",
+                is_share=True,
+                key="map",
             ),
             Metric(
                 "map50",
                 "the mean average precision of boxes that overlap by half",
-                "dcil_dsl.tasks.average_precision:AveragePrecision",
-                {"key": "map_50"},
-                True,
+                "torchmetrics.detection:MeanAveragePrecision",
+                is_share=True,
+                key="map_50",
             ),
             Metric("sparsity", "the share of zeros among the weights under rules", is_share=True),
             Metric("mse", "the mean squared error", SQUARED, less_is_better=True),
@@ -108,7 +118,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 "loss",
                 "the mean of the model's own loss",
                 MEAN,
-                {"nan_strategy": "disable"},
+                KEEP_NAN,
                 less_is_better=True,
             ),
         )

@@ -1,8 +1,9 @@
-"""Words that change the training step: integrators, averages of weights, balances of losses.
+"""Words that change the training step: integrators, mirror steps, averages of weights, balances.
 
 In:   a step's gradients and a function that evaluates more of them; settings of `train`.
-Out:  one class for each integrator; the kinds of averages and balances, whose words are extras.
-Not:  no weight changes here (training/integrate.py).
+Out:  one class for each integrator and mirror step; the kinds of averages and balances, whose
+      words are extras.
+Not:  no weight changes here (training/integrate.py, training/step.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from dcil_dsl.words.units import Time
-from dcil_dsl.words.word import RESOLVED, Factor, LayersName, Length, Word
+from dcil_dsl.words.word import RESOLVED, Factor, FactorOrZero, LayersName, Length, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,6 +200,41 @@ class WeightAverage(Word):
     def summary(self) -> str:
         """The word in the text of a plan."""
         return self.describe("parameters")
+
+
+class Mirror(Word):
+    """`mirror = word(...)` of `train`: what happens to the weights after the optimizer's step."""
+
+    place: ClassVar[str] = "a mirror step"
+
+    @abstractmethod
+    def factor(self, weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        """What each entry of a weight of two or more axes is multiplied by.
+
+        weight    after the optimizer's step
+        gradient  that the optimizer was given; rate: the learning rate of the step
+        """
+
+    def summary(self) -> str:
+        """The rule in the text of a plan."""
+        return self.describe()
+
+
+class Ham(Mirror):
+    """`ham(alpha=200, beta=0.001)`: w <- w exp(-rate (alpha sign(w) g + beta)).
+
+    alpha  how much faster weights near zero change their size, and so their sign
+    beta   how fast all of them shrink
+    The exponent is held within -5 and 5, as in the authors' code. Hyperbolic aware minimization,
+    Jacobs et al. 2026, arXiv:2506.02630.
+    """
+
+    alpha: FactorOrZero = 200.0
+    beta: FactorOrZero = 1e-3
+
+    def factor(self, weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        exponent = -rate * (self.alpha * weight.sign() * gradient + self.beta)
+        return exponent.clamp(-5, 5).exp()
 
 
 class Balance(Word):

@@ -95,21 +95,37 @@ class Complement(AnyView):
 
 
 class SoftThreshold(AnyView):
-    """`soft_threshold`: c sign(w) max(|w| - t, 0) where the mask keeps w, else 0.
+    """`soft_threshold(power=1, rescale=true)`: c sign(w) (|w|^p - t^p)^(1/p) where the mask keeps
+    w, else 0.
 
-    t is the largest pruned |w|, c makes up for the shrinking filter by filter. ST-3,
-    Vanderschueren & De Vleeschouwer 2023, "Are Straight-Through gradients and Soft-Thresholding
-    all you need for Sparse Training?".
+    power    p; the larger, the less a weight far above the threshold t shrinks
+    rescale  c makes up for the shrinking filter by filter; without it c is 1
+    t is the largest pruned |w|. With p = 1 and c ST-3, Vanderschueren & De Vleeschouwer 2023,
+    arXiv:2212.01076; with p = 3 and without c Feather, Georgoulakis et al. 2023 (BMVC).
     """
 
-    formula: ClassVar[str] = "c sign(w) max(|w| - t, 0) * m"
-    entrywise: ClassVar[bool] = True
     soft: ClassVar[bool] = True
+    entrywise: ClassVar[bool] = True
+    power: Annotated[float, Field(ge=1)] = 1.0
+    rescale: bool = True
+
+    @property
+    def formula(self) -> str:  # type: ignore[override]
+        scale = "c " if self.rescale else ""
+        if self.power == 1:
+            return f"{scale}sign(w) max(|w| - t, 0) * m"
+        p = f"{self.power:g}"
+        return f"{scale}sign(w) max(|w|^{p} - t^{p}, 0)^(1/{p}) * m"
 
     def of(self, weight: Tensor, mask: Tensor, soft: Soft | None = None) -> Tensor:
         assert soft is not None
-        shrunk = weight - weight.clamp(-soft.threshold, soft.threshold)
-        return (soft.scale * shrunk).where(mask, weight.new_zeros(()))
+        if self.power == 1:
+            shrunk = weight - weight.clamp(-soft.threshold, soft.threshold)
+        else:  # |w| outside of the root: the powers of small weights are beyond float32
+            part = (soft.threshold / weight.abs()).clamp(max=1).pow(self.power)
+            shrunk = weight * (1 - part).pow(1 / self.power)
+        seen = soft.scale * shrunk if self.rescale else shrunk
+        return seen.where(mask, weight.new_zeros(()))
 
 
 class Parametrization(Word):

@@ -27,6 +27,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.zoo.example import takes_keywords
+from dcil_dsl.zoo.pretrained import holds_weights, load_folder
 
 models = library("torchvision.models")
 
@@ -38,12 +40,16 @@ DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
     """Load `source` into `model`, in place; return notes on what was not a plain copy.
 
-    source  a path; with a torchvision spec also DEFAULT, IMAGENET1K_V2 or, in full,
-            ResNet50_Weights.IMAGENET1K_V2; with a timm spec `pretrained`, the weights of its tag
+    source  a path, of a folder too for a model of transformers; with a torchvision spec also
+            DEFAULT, IMAGENET1K_V2 or, in full, ResNet50_Weights.IMAGENET1K_V2; with a timm spec
+            `pretrained`, the weights of its tag
     Raises InputError: no such file or name, an unreadable file, a failed download, or tensors
     that do not fit (all of them at once: missing, unexpected, of another shape).
     """
     notes: list[str] = []
+    folder = Path(source).expanduser()
+    if folder.is_dir() and takes_keywords(model) and holds_weights(folder):
+        return load_folder(model, folder)
     if Path(source).expanduser().is_file() or "/" in source or source.endswith(SUFFIXES):
         tensors = _unwrap(_read(Path(source).expanduser()), source, notes)
     else:
@@ -61,6 +67,8 @@ def _read(path: Path) -> object:
         inside = [near.name for near in sorted(path.iterdir()) if near.suffix in SUFFIXES]
         help = f"it holds {', '.join(inside)}" if inside else f"one ends in {', '.join(SUFFIXES)}"
         raise InputError(f"{path} is a folder, not a weights file", help)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, not a weights file")
     if not path.is_file():
         raise InputError(f"the weights file {path} does not exist", f"looked at {path.absolute()}")
     if path.suffix not in SUFFIXES:
@@ -90,7 +98,7 @@ def _unwrap(loaded: object, source: str, notes: list[str]) -> dict[str, Tensor]:
                 notes.append(f"took the entry `{key}` of {source}")
                 break
     if not isinstance(loaded, dict) or not loaded:
-        raise InputError(f"{source} holds a {type(loaded).__name__}, not a state dict of tensors")
+        raise InputError(f"{source} holds {type(loaded).__name__}, not a state dict of tensors")
     odd = [str(k) for k, v in loaded.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if odd:
         raise InputError(f"{source}: not a state dict, these entries are not tensors: {_some(odd)}")

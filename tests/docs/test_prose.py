@@ -71,6 +71,12 @@ def test_the_tour_of_the_code_names_files_and_functions_that_exist():
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_no_place_left_to_fill(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.findall(r"^[A-Z]{4,}$|\b(?:TODO|FIXME|TBD)\b", text, re.MULTILINE) == []
+
+
 def test_the_readme_has_under_150_lines():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
 

@@ -53,7 +53,7 @@ def test_what_st3_exports_is_what_its_path_sees():
         assert torch.allclose(own, view, rtol=0, atol=1e-14)
 
 
-def test_acdc_zeroes_what_it_prunes_and_lets_it_start_from_zero():
+def test_acdc_zeroes_what_it_prunes_and_begins_dense_phases_without_momentum():
     dual = ours(
         "prune Linear to global(75%) { schedule = once(at=4 steps)  refresh = [4 steps, 8 steps]"
         "  forget = true }",
@@ -67,6 +67,7 @@ def test_acdc_zeroes_what_it_prunes_and_lets_it_start_from_zero():
            loss cross_entropy(dense)  from 6 steps until 8 steps
            loss cross_entropy(sparse) from 8 steps
            deploy sparse""",
+        train="reset = [6 steps]",
     )
     weights, velocities = state()
     for step, (x, y) in enumerate(batches()):
@@ -75,6 +76,9 @@ def test_acdc_zeroes_what_it_prunes_and_lets_it_start_from_zero():
             for w, v, m in zip(weights, velocities, masks):
                 w.mul_(m)
                 v.mul_(m)
+        if step == 6:  # a dense phase begins
+            for v in velocities:
+                v.zero_()
         is_sparse = 4 <= step < 6 or step >= 8
         grads = gradients(x, y, weights)
         if is_sparse:

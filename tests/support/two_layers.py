@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import dcil_dsl as dcil
-from dcil_dsl.training.optim import forget_pruned, make_optimizer
+from dcil_dsl.training.optim import forget_state, make_optimizer
 from support.plainly import DECAY, LR, MOMENTUM
 
 STEPS = 12
@@ -27,7 +27,7 @@ def batches():
         yield x, torch.randint(0, 4, (16,), generator=generator)
 
 
-def recipe_of(rule: str, mix: str) -> str:
+def recipe_of(rule: str, mix: str, train: str = "") -> str:
     return f"""
     language 1
     {rule}
@@ -35,6 +35,7 @@ def recipe_of(rule: str, mix: str) -> str:
     train {{
       epochs    = 1ep
       optimizer = sgd(lr={LR}, momentum={MOMENTUM}, weight_decay={DECAY})
+      {train}
     }}
     """
 
@@ -44,20 +45,26 @@ def start() -> TwoLayers:
     return TwoLayers().double()
 
 
-def ours(rule: str, mix: str, after=lambda dual, step: None):
+def ours(
+    rule: str,
+    mix: str,
+    after=lambda dual, step: None,
+    train: str = "",
+    apply=lambda plan, optimizer: optimizer.step(),
+):
     """The dual graph after STEPS steps of the recipe; `after` looks at it at each."""
-    recipe = dcil.loads(recipe_of(rule, mix))
+    recipe = dcil.loads(recipe_of(rule, mix, train))
     plan = dcil.resolve(recipe, start(), steps_per_epoch=STEPS)
     dual = dcil.compile(plan, start())
     optimizer = make_optimizer(plan.train.optimizer, dual.trainable())
     for step, (x, y) in enumerate(batches()):
         if dual.begin_step(step):
-            forget_pruned(optimizer, dual)
+            forget_state(optimizer, dual)
         optimizer.zero_grad()
         dcil.loss(plan, dual(x), y, step).backward()
         dual.add_penalties(step)
         after(dual, step)
-        optimizer.step()
+        apply(plan, optimizer)
     return dual
 
 

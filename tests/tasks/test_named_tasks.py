@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.library import needed
 from support.tiny_job import call
 from support.verbs import all_verbs, metrics_of
 
@@ -33,7 +34,7 @@ def test_every_verb_works_on_a_segmentation(tmp_path):
 
 
 def test_every_verb_works_on_a_detection(tmp_path):
-    pytest.importorskip("pycocotools")
+    needed("pycocotools")
     args = ("dcil:scenes/boxes", "dcil:small_fcos", "digits-boxes", tmp_path)
     run, profile = all_verbs(*args, *FEW)
     assert set(metrics_of(run)["sparse"]) == {"map", "map50"}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score
+from support.library import needed
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks import TASKS
@@ -103,7 +104,7 @@ def test_the_relative_error_is_over_all_points_together():
 
 
 def test_perfect_boxes_have_an_average_precision_of_1_and_shifted_ones_less():
-    pytest.importorskip("pycocotools")
+    needed("pycocotools")
     boxes = torch.tensor([[0.0, 0, 16, 16], [20, 20, 40, 40]])
     target = [{"boxes": boxes, "labels": torch.tensor([1, 2])}]
     found = [{**target[0], "scores": torch.tensor([0.9, 0.8])}]

@@ -1,5 +1,6 @@
 """Trained weights: every tensor fits, or each misfit is named and the model stays as it was."""
 
+import os
 import pickle
 
 import pytest
@@ -139,6 +140,15 @@ def test_a_file_without_a_state_dict_is_reported(tmp_path):
     for number, value in enumerate([torch.zeros(2), [1, 2], {}, {"epoch": 3, "lr": 0.1}]):
         torch.save(value, tmp_path / f"{number}.pth")
         assert "state dict" in fails(net(), tmp_path / f"{number}.pth")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_not_a_regular_file_is_refused_unread(kind, tmp_path):
+    path = "/dev/zero"
+    if kind == "pipe":
+        path = str(tmp_path / "pipe.pth")
+        os.mkfifo(path)
+    assert f"{path} is a pipe or a device, not a weights file" in fails(net(), path)
 
 
 def test_a_missing_file_is_reported():

@@ -106,7 +106,9 @@ def _batches(
     """Training examples as the network is evaluated on them, as many as calibration reads."""
     plan, command = run.read_plan(), read_command(run)
     named = stored_data(run, command["data"]) if data is None else data
-    dataset = open_data(named, directory or command["directory"], plan.data.channels)
+    dataset = open_data(
+        named, directory or command["directory"], plan.data.channels, plan.data.length
+    )
     number = min(CALIBRATION * most, len(dataset.train))
     dataset = replace(dataset, val=evenly_spaced(dataset.train, number))
     loader = make_loader(plan, dataset, "val", torch.device("cpu"), 0)

@@ -86,7 +86,8 @@ def open_run_data(deployed: Deployed, batch_size: int | None = None) -> RunData:
     """InputError where the network came from no run, or its data cannot be opened."""
     run, plan = run_of(deployed)
     command = read_command(run)
-    dataset = open_data(stored_data(run, command["data"]), command["directory"], plan.data.channels)
+    named = stored_data(run, command["data"])
+    dataset = open_data(named, command["directory"], plan.data.channels, plan.data.length)
     if batch_size is not None:
         plan = plan.model_copy(
             update={"data": plan.data.model_copy(update={"batch_size": batch_size})}

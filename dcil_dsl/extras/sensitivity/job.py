@@ -40,6 +40,7 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.tasks import task_of
 from dcil_dsl.training.machine import lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run, read_command
+from dcil_dsl.zoo.pretrained import own_weights
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 NUM_BATCHES = 8
@@ -175,7 +176,7 @@ def _of_recipe(
     recipe = loads(NO_RECIPE) if source is None else load_recipe(source, overrides, warn)
     # Its rules do not matter here, and may ask for the very profile that is being made.
     recipe = replace(recipe, rules=())
-    dataset = open_data(data, directory, recipe.data.channels)
+    dataset = open_data(data, directory, recipe.data.channels, recipe.data.length)
     prepared = prepare(
         recipe,
         model,
@@ -184,10 +185,12 @@ def _of_recipe(
         steps_per_epoch=1,
         classes=len(dataset.classes) or None,
         task=task_of(dataset.task),
+        texts=dataset.texts,
         example=example_of(recipe, dataset),
         data=dataset.name,
         weights=weights,
     )
+    weights = weights or (own_weights(model) if isinstance(model, str) else None)
     if weights is None and isinstance(model, str):
         note(
             "WARNING: the weights are fresh, so what is measured says nothing about a trained "
@@ -216,8 +219,10 @@ def _of_run(
     data = data or command["data"]
     if data is None:
         raise InputError(f"{folder.path} does not say its data", help="name them with --train DATA")
-    dataset = open_data(data, directory or command["directory"], plan.data.channels)
-    dual, at = rebuild(folder, plan, model)
+    dataset = open_data(
+        data, directory or command["directory"], plan.data.channels, plan.data.length
+    )
+    dual, at = rebuild(folder, plan, model, dataset.texts)
     step = at.step
     full = [path.name for path in plan.paths if not path.view.prunes]
     path = full[0] if full else plan.deploy
