@@ -99,7 +99,7 @@ def test_every_verb_takes_the_run(trained, capsys):
     assert "12 tokens a text" in capsys.readouterr().out
     assert call("export", run, "--to", "pth") == 0
     assert call("runs", folder) == 0
-    assert call("report", run) == 0
+    assert call("report", run, "--out", folder / "report.html") == 0
 
 
 def test_the_layers_of_a_run_can_be_measured_for_their_sensitivity(trained, capsys):
