@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 import warnings
 from collections import OrderedDict
 from random import Random
@@ -222,11 +221,9 @@ def test_an_attention_by_its_class_is_both_of_its_projections():
 
 @pytest.mark.parametrize("star", ["*", "**"])
 def test_a_glob_of_many_stars_is_matched_without_trying_everything_twice(star):
-    start = time.process_time()
     for pattern in (f"{star}a" * 20 + f"{star}x", star * 30 + "x", f"a{star}a" * 20 + "x"):
         assert not Glob(pattern).matches("a" * 400)
-        assert Glob(pattern).matches("a" * 400 + "x")
-    assert time.process_time() - start < 2
+        assert Glob(pattern).matches("a" * 400 + "x")  # trying everything would never end
 
 
 def test_a_glob_means_what_its_translation_to_a_regular_expression_means():
