@@ -9,6 +9,7 @@ Not:  nothing is downloaded, no code of a file runs, and no row is left out.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ from dcil_dsl.diagnostics.suggest import nearest
 
 datasets, transformers = library("datasets"), library("transformers")
 
-# How `datasets` reads a file. Without keep_default_na the text "None" would be no text.
-PLAIN = {"keep_default_na": False}
+# How `datasets` reads a file. Without keep_default_na the text "None" would be no text, and
+# without converters the texts "007" and "7" would be one.
+PLAIN = {"keep_default_na": False, "converters": {"text": str, "label": str}}
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("from_csv", PLAIN),
     ".tsv": ("from_csv", PLAIN | {"sep": "\t"}),
@@ -39,6 +41,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("from_parquet", {}),
     ".txt": ("from_text", {}),
 }
+A_REAL = re.compile(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+MOST_UNKNOWN = 0.05  # share of a part's tokens, from which on a note counts them
 NO_LENGTH = 10**9  # a tokenizer without a length of its own says more
 HOW_LONG = "set `length` in the recipe's `data` block"
 
@@ -68,8 +72,9 @@ class Passages(TensorDataset):
 def text_classification(place: Path, channels: int, length: int | None = None) -> Dataset:
     """Rows with a `text` and a `label`, which is a name or a whole number.
 
-    Classes are the labels of the training part, in order. Texts of more than `length` tokens are
-    cut, and a note counts them; without a `length` such a text is an error.
+    Classes are the labels of the training part, in order; a note lists whole numbers that are not
+    0, 1, 2 and so on. Texts of more than `length` tokens are cut, and a note counts them; without a
+    `length` such a text is an error. A note counts tokens that the tokenizer does not know.
     """
     tokenizer = _tokenizer(place)
     if tokenizer.pad_token is None:
@@ -81,8 +86,10 @@ def text_classification(place: Path, channels: int, length: int | None = None) -
     files = [_file_of(place, part) for part in ("train", "val")]
     rows = [_read(file, ("text", "label")) for file in files]
     texts = [_strings(file, own["text"]) for file, own in zip(files, rows)]
-    labels = [_labels(file, own["label"]) for file, own in zip(files, rows)]
+    labels = _labels(files, [own["label"] for own in rows])
     classes = sorted(set(labels[0]))
+    if len(classes) == 1:
+        raise InputError(f"{files[0]}: every row has the label `{classes[0]}`")
     number = {name: index for index, name in enumerate(classes)}
     for row, label in enumerate(labels[1], start=1):
         if label not in number:
@@ -92,12 +99,16 @@ def text_classification(place: Path, channels: int, length: int | None = None) -
                 help=f"did you mean `{near}`?" if near else None,
             )
     encoded, notes = [], []
+    if isinstance(classes[0], int) and classes != list(range(len(classes))):
+        numbers = ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
+        notes.append(f"the labels {numbers} are the classes 0 to {len(classes) - 1}, in this order")
     for file, own in zip(files, texts):
         tokens, num_cut = _encode(tokenizer, file, own, length)
         encoded.append(tokens)
         if num_cut:
             total = count(len(tokens), "text")
             notes.append(f"{num_cut:,} of {total} of {file.name} are cut to {length} tokens")
+        notes += _unknown(tokenizer, file, tokens)
     longest = max(len(tokens) for part in encoded for tokens in part)
     train, val = (
         Texts(*_padded(tokenizer, tokens, longest), torch.tensor([number[x] for x in own]))
@@ -124,13 +135,20 @@ def language_modelling(place: Path, channels: int, length: int | None = None) ->
     length = length or tokenizer.model_max_length
     if length >= NO_LENGTH:
         raise InputError(f"the tokenizer of {place} says no length of a text", help=HOW_LONG)
-    train, val = (_passages(tokenizer, _file_of(place, part), length) for part in ("train", "val"))
+    files = [_file_of(place, part) for part in ("train", "val")]
+    train, val = (_passages(tokenizer, file, length) for file in files)
+    notes = [
+        line
+        for file, part in zip(files, (train, val))
+        for line in _unknown(tokenizer, file, [part.tensors[2][part.tensors[1] > 0].tolist()])
+    ]
     return Dataset(
         "language-modelling",
         train,
         val,
         task="language-modelling",
         texts=_size(tokenizer, train, val),
+        notes=tuple(notes),
     )
 
 
@@ -195,6 +213,15 @@ def _encode(
     return tokens, len(long)
 
 
+def _unknown(tokenizer: Any, file: Path, texts: list[list[int]]) -> list[str]:
+    """A note of the tokens that the tokenizer does not know, if they are many."""
+    total = sum(map(len, texts))
+    unknown = sum(own.count(tokenizer.unk_token_id) for own in texts)
+    if unknown <= MOST_UNKNOWN * total:
+        return []
+    return [f"{unknown:,} of {count(total, 'token')} of {file.name} are unknown to the tokenizer"]
+
+
 def _padded(tokenizer: Any, tokens: list[list[int]], longest: int) -> tuple[Tensor, Tensor]:
     padded = tokenizer.pad(
         {"input_ids": tokens}, padding="max_length", max_length=longest, return_tensors="pt"
@@ -244,7 +271,15 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
             f"{file}: its rows have more fields than its first line names",
             help="a text with a comma in it stands in quotes",
         )
+    if file.suffix == ".tsv":
+        _refuse_swallowed(file, found)
+    elif file.suffix == ".txt":  # the mark of UTF-8 at the beginning of a file is not text
+        found["text"][:1] = [own.removeprefix("\ufeff") for own in found["text"][:1]]
     for column in columns:
+        if (
+            file.suffix in (".csv", ".tsv") and f"{column}.1" in found
+        ):  # as pandas names the second of two
+            raise InputError(f"{file} has the column `{column}` twice")
         if column not in found:
             near = nearest(column, list(found))
             has = f"it has {', '.join(f'`{each}`' for each in found)}"
@@ -253,6 +288,18 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
                 help=f"{has}; did you mean `{near}`?" if near else has,
             )
     return found
+
+
+def _refuse_swallowed(file: Path, found: dict[str, list[Any]]) -> None:
+    """InputError where a quote at the start of a field has taken in fields or rows after it."""
+    for column, values in found.items():
+        for row, value in enumerate(values, start=1):
+            if isinstance(value, str) and ("\t" in value or "\n" in value):
+                raise InputError(
+                    f"{file}, row {row:,}: its `{column}` runs over several fields or lines",
+                    help="in a .tsv a field that begins with a quote ends at the next quote; "
+                    'write `""` for a quote in quotes, or use .jsonl',
+                )
 
 
 def _strings(file: Path, texts: list[Any], may_be_empty: bool = False) -> list[str]:
@@ -266,17 +313,25 @@ def _strings(file: Path, texts: list[Any], may_be_empty: bool = False) -> list[s
     return texts
 
 
-def _labels(file: Path, labels: list[Any]) -> list[int | str]:
-    """Whole numbers, or names; of a column that mixes them all are names."""
-    for row, label in enumerate(labels, start=1):
-        if label is None or label == "":
-            raise InputError(f"{file}, row {row:,}: there is no label")
-        if not isinstance(label, (int, str)):
-            raise InputError(
-                f"{file}, row {row:,}: the label is a {type(label).__name__}: {label!r:.60}",
-                help="a label is a name or a whole number",
-            )
-    return labels if all(type(label) is int for label in labels) else [str(x) for x in labels]
+def _labels(files: list[Path], parts: list[list[Any]]) -> list[list[Any]]:
+    """The labels of both parts: whole numbers where all are, else names."""
+    for file, labels in zip(files, parts):
+        for row, label in enumerate(labels, start=1):
+            if label is None or label == "":
+                raise InputError(f"{file}, row {row:,}: there is no label")
+            if not isinstance(label, (int, str)) or A_REAL.fullmatch(str(label)):
+                raise InputError(
+                    f"{file}, row {row:,}: the label is {label!r:.60}",
+                    help="a label is a name, or a whole number without a point",
+                )
+    if all(_is_whole(label) for labels in parts for label in labels):
+        return [list(map(int, labels)) for labels in parts]
+    return [list(map(str, labels)) for labels in parts]
+
+
+def _is_whole(label: object) -> bool:
+    """Whether it is a whole number in its usual form: "07" may be a name."""
+    return type(label) in (int, str) and re.fullmatch("0|-?[1-9][0-9]*", str(label)) is not None
 
 
 @contextmanager

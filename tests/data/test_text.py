@@ -11,6 +11,7 @@ from support.text_folders import SPECIAL, WORDS, labelled, save_tokenizer, text_
 from dcil_dsl.data import open_dataset
 from dcil_dsl.data.contents import class_counts, contents_of
 from dcil_dsl.data.datasets import TEXT_SUFFIXES
+from dcil_dsl.data.text import read_texts
 from dcil_dsl.diagnostics import InputError
 
 needed("transformers")
@@ -52,6 +53,33 @@ def test_labels_that_are_numbers_are_classes_in_their_order(tmp_path):
     data = open_dataset("text-classification", text_folder(tmp_path, rows, rows))
     assert data.classes == ("9", "10")
     assert class_counts(data) == (2, 1)
+    assert data.notes == ("the labels 9, 10 are the classes 0 to 1, in this order",)
+
+
+def test_labels_that_are_numbers_in_one_part_alone_are_names(tmp_path):
+    rows = [("the sun", 1), ("the sea", "b"), ("a star", "01")]
+    data = open_dataset("text-classification", text_folder(tmp_path, rows, rows[:1]))
+    assert data.classes == ("01", "1", "b")
+    assert data.notes == ()
+
+
+def test_numbers_in_a_table_are_texts_as_they_are_written(tmp_path):
+    rows = [("007", "a"), ("the", "b")]
+    data = open_dataset("text-classification", text_folder(tmp_path, rows, rows))
+    assert data.train[0][0]["input_ids"].tolist() == [UNK]
+    assert read_texts(tmp_path, "train") == ["007", "the"]
+
+
+def test_a_note_counts_tokens_that_the_tokenizer_does_not_know(tmp_path):
+    rows = [("the strange sun", "a"), ("a sea", "b")]
+    data = open_dataset("text-classification", text_folder(tmp_path, rows, rows[1:] + rows[1:]))
+    assert data.notes == ("1 of 5 tokens of train.csv are unknown to the tokenizer",)
+
+
+def test_the_mark_of_utf_8_is_no_text(tmp_path):
+    folder = text_folder(tmp_path, [("the sun",)], [("a sea",)], kind=".txt")
+    (folder / "train.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "train.txt").read_bytes())
+    assert read_texts(folder, "train") == ["the sun"]
 
 
 def test_the_words_none_and_na_are_texts(tmp_path):
@@ -148,8 +176,9 @@ WRONG = {  # the file of the training part -> what is said
     "has no column `label`": "text\na\n",
     "row 2: there is no text": 'text,label\na,b\n"",b\n',
     "row 2: there is no label": "text,label\na,b\nc,\n",
-    "row 1: the label is a float: 0.5": "text,label\na,0.5\n",
-    "row 1: the text is a int: 3": "text,label\n3,b\n",
+    "row 1: the label is '0.5'": "text,label\na,0.5\n",
+    "every row has the label `a`": "text,label\nthe,a\na,a\n",
+    "has the column `text` twice": "text,label,text\na,b,c\n",
     "more fields than its first line names": "text,label\na,b,c\n",
     "cannot be read: ParserError.*line 3": "text,label\na,b\na,b,c\n",
     "cannot be read: UnicodeDecodeError": b"text,label\n\xff\xfe,a\n",
@@ -175,6 +204,9 @@ def test_a_wrong_table_is_refused_with_its_file_and_row(tmp_path, said, capfd):
         (".json", '[{"text": null, "label": "b"}]', "row 1: there is no text"),
         (".parquet", "nonsense", "Parquet magic bytes not found"),
         (".txt", "a\nb\n", "has no column `label`"),
+        (".jsonl", '{"text": 3, "label": "b"}\n', "row 1: the text is a int: 3"),
+        (".jsonl", '{"text": "a", "label": 0.5}\n', "row 1: the label is 0.5"),
+        (".tsv", 'text\tlabel\n"a\tb\nthe"\tb\n', "row 1: its `text` runs over several fields"),
     ],
 )
 def test_a_wrong_file_of_another_format_is_refused_too(tmp_path, kind, text, said):
