@@ -30,7 +30,15 @@ from dcil_dsl.jobs.data import (
     pick_device,
 )
 from dcil_dsl.jobs.expect import check_claims
-from dcil_dsl.jobs.prepare import Note, Prepared, Warn, counted_classes, load_recipe, prepare
+from dcil_dsl.jobs.prepare import (
+    Note,
+    Prepared,
+    Warn,
+    counted_classes,
+    load_recipe,
+    prepare,
+    refuse_class_order,
+)
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
@@ -106,6 +114,7 @@ def open_job(
     _note_other_data(recipe, dataset, note)
     batches = _open_batches(recipe, dataset, options, note)
     prepared = _prepare(recipe, model, batches, options, warn, note)
+    refuse_class_order(prepared.traced.model, dataset.classes)
     if not options.quiet:
         print(show_summary(prepared.plan), flush=True)
     dual = compile_plan(prepared.plan, prepared.traced)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -317,6 +317,25 @@ def refuse_texts(model: nn.Module, texts: TextSize | None) -> None:
             help=f"`length = {longest}` in the recipe's `data` block, or "
             f"`max_position_embeddings = {texts.length}` in its `model` block",
         )
+
+
+def refuse_class_order(model: nn.Module, classes: Sequence[str]) -> None:
+    """InputError where a model of transformers has the data's classes under other numbers.
+
+    Its trained head would be evaluated with, and trained towards, the wrong classes.
+    """
+    config: Any = getattr(model, "config", None)
+    names: dict[int, str] = getattr(config, "id2label", None) or {}
+    own = [str(names[number]).casefold() for number in sorted(names)]
+    given = [name.casefold() for name in classes]
+    if own == given or sorted(own) != sorted(given):
+        return
+    place = next(number for number, (one, other) in enumerate(zip(own, given)) if one != other)
+    raise InputError(
+        f"class {place} is `{names[place]}` in the model and `{classes[place]}` in the data",
+        help="the classes of a data set are in the order of their names; write the model's numbers "
+        "as labels, or rename its classes in config.json",
+    )
 
 
 def _refuse_odd_weights(model: nn.Module) -> None:

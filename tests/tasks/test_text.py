@@ -161,6 +161,19 @@ def test_a_model_of_shorter_texts_is_refused(folder, data, capsys):
     assert "and the model takes 4" in said and "`length = 4`" in said
 
 
+def test_a_model_that_numbers_the_classes_otherwise_is_refused(folder, capsys):
+    (folder / "net.py").write_text(
+        "from transformers import BertConfig, BertForSequenceClassification\n"
+        "def make(**sizes):\n"
+        "    config = BertConfig(id2label={0: 'Sun', 1: 'Sea'}, **sizes)\n"
+        "    return BertForSequenceClassification(config)\n"
+    )
+    file = write_recipe(folder, "text-classification")
+    data = ("--train", "text-classification", "--data", folder / "texts", "--device", "cpu")
+    assert call("compile", file, "--model", f"{folder}/net.py:make", *data) == 2
+    assert "class 0 is `Sun` in the model and `sea` in the data" in capsys.readouterr().err
+
+
 def test_a_larger_tokenizer_after_the_run_is_refused_by_eval(trained, tmp_path, capsys):
     data, folder = trained
     other = text_folder(tmp_path / "texts")
