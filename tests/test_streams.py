@@ -78,7 +78,7 @@ def test_a_name_of_bytes_that_are_no_text_is_shown_as_it_is(folder):
 
 
 def test_a_verb_whose_work_is_its_text_says_that_the_disk_is_full(folder):
-    for verb in ("plan tiny.prune --model net.py:Net", "explain E301"):
+    for verb in ("plan tiny.prune --model net.py:Net", "explain E301", "recipes"):
         status, err = shell(folder, f"dcil {verb} > /dev/full")
         assert status == 2 and err.endswith("cannot write the output: No space left on device\n")
         assert shell(folder, f"dcil {verb} >&-")[0] == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from dcil_dsl.cli.errors import DONE
+from dcil_dsl.cli.streams import show
 from dcil_dsl.cli.verb import verb
 from dcil_dsl.lang.shipped import shipped
 
@@ -21,18 +22,17 @@ def recipes() -> int:
     """List the recipes that come with dcil, with what was measured of them."""
     found = shipped()
     widest = max(len(one.name) for one in found)
+    lines: list[str] = []
     within = ""
     for one in found:
         folder = one.name.rpartition("/")[0]
         if folder != within:
-            print(f"\n{folder}/")
-            _tell(one.of_folder)
+            lines += ["", f"{folder}/", *_indented(one.of_folder)]
         within = folder
-        print(f"{one.name:<{widest}}  {one.title}".rstrip())
-        _tell(one.evidence)
+        lines += [f"{one.name:<{widest}}  {one.title}".rstrip(), *_indented(one.evidence)]
+    show("\n".join(lines))
     return DONE
 
 
-def _tell(evidence: str) -> None:
-    for line in wrap(evidence, WIDTH - 4):
-        print(f"    {line}")
+def _indented(evidence: str) -> list[str]:
+    return [f"    {line}" for line in wrap(evidence, WIDTH - 4)]
