@@ -77,7 +77,9 @@ class ExampleLoader(BatchLoader):
         if self.sampler is not None:
             self.num_examples = len(self.order(0))
             self.num_batches = -(-self.num_examples // batch_size)
-        self.reader = ExampleReader(source.examples, source.collate, seed, dataset.name)
+        self.reader = ExampleReader(
+            source.examples, source.collate, task.check_item, seed, dataset.name
+        )
 
     def order(self, epoch: int) -> Tensor:
         if self.sampler is None:
@@ -118,6 +120,7 @@ class ExampleReader:
 
     examples: Sequence[Any]
     collate: Collate
+    check: Callable[[Any], None]
     seed: int
     name: str
 
@@ -129,11 +132,16 @@ class ExampleReader:
         for place, index in zip(places, indices, strict=True):
             with drawn_apart(self._seed(request, place)):
                 try:
-                    items.append(self.examples[index])
+                    item = self.examples[index]
                 except InputError as error:
                     return error
                 except Exception as error:  # of the user's own code: of any type
                     return _in_words(f"cannot read example {index:,} of {self.name}", error)
+            try:
+                self.check(item)
+            except InputError as error:
+                return InputError(f"example {index:,} of {self.name}: {error.message}", error.help)
+            items.append(item)
         with drawn_apart(self._seed(request, -1 - places[0])):
             try:
                 batch = self.collate(items)

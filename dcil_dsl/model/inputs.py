@@ -77,7 +77,14 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def doubled(inputs: Inputs) -> Inputs:
-    """A batch of one example, with its flipped copy as a second one; any other batch unchanged."""
+    """A batch of one example, with its flipped copy as a second one; any other batch unchanged.
+
+    Lists of one entry, as of images and boxes for a detector, get it a second time.
+    """
+    given = [*inputs.args, *inputs.kwargs.values()]
+    if given and all(isinstance(value, list) and len(value) == 1 for value in given):
+        twice = {name: value * 2 for name, value in inputs.kwargs.items()}
+        return Inputs(tuple(value * 2 for value in inputs.args), twice)
     if not _is_batch(inputs) or inputs.batch_size() != 1:
         return inputs
     return inputs.map(lambda t: torch.cat([t, t.flip(-1)]))

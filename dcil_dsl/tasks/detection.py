@@ -16,7 +16,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import is_installed
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.own_loss import OwnLoss
-from dcil_dsl.tasks.task import as_call, pair
+from dcil_dsl.tasks.task import as_call, described, pair
 
 
 class Detection(OwnLoss):
@@ -33,6 +33,11 @@ class Detection(OwnLoss):
     def collate(self, items: list[Any]) -> tuple[list[Any], ...]:
         """Lists: images and targets differ in size from one example to the next."""
         return tuple(list(parts) for parts in zip(*items, strict=True))
+
+    def check_item(self, item: Any) -> None:
+        """Refuse a target that detectors would learn from in silence, or end at."""
+        if isinstance(item, (tuple, list)) and len(item) == 2:
+            _refuse_odd(item[1])
 
     def inputs(self, batch: Any) -> Inputs:
         return as_call(tuple(pair(self.name, batch)))
@@ -68,6 +73,46 @@ class Detection(OwnLoss):
     def broken(self, output: Any, count: int) -> Tensor:
         rows = [~(one["boxes"].isfinite().all() & one["scores"].isfinite().all()) for one in output]
         return torch.stack(rows) if rows else torch.zeros(0, dtype=torch.bool)
+
+
+def _refuse_odd(target: Any) -> None:
+    if not _are_tensors([target], ("boxes", "labels")):
+        raise InputError(
+            f"its target is {described(target)}; the task `detection` reads a "
+            "dictionary with the tensors `boxes` and `labels`",
+            help='{"boxes": (N, 4) as left, top, right, bottom in pixels, "labels": (N,) from 1}',
+        )
+    boxes, labels = target["boxes"], target["labels"]
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        raise InputError(
+            f"its boxes have the shape {tuple(boxes.shape)} and its labels "
+            f"{tuple(labels.shape)}, not (N, 4) and (N,)",
+            help="an image without a box has boxes of the shape (0, 4)",
+        )
+    if not boxes.is_floating_point() or labels.dtype != torch.int64:
+        raise InputError(
+            f"its boxes are of {boxes.dtype} and its labels of {labels.dtype}, not of float32 and "
+            "int64".replace("torch.", "")
+        )
+    if not len(boxes):
+        return
+    if int(labels.min()) < 1:
+        raise InputError(
+            f"a box has the label {int(labels.min())}, and 0 is the background",
+            help="count the classes of boxes from 1",
+        )
+    if not bool((boxes[:, 2:] > boxes[:, :2]).all()):  # also where one is not a number
+        worst = boxes[~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)][0].tolist()
+        raise InputError(
+            f"a box is {worst}, and boxes are left, top, right, bottom",
+            help="torchvision.ops.box_convert(boxes, 'xywh', 'xyxy') converts left, top, width, "
+            "height",
+        )
+    if float(boxes.max()) <= 1:
+        raise InputError(
+            f"all its boxes lie between 0 and 1: {boxes[0].tolist()}; boxes are in pixels",
+            help="multiply them with the width and the height of the image",
+        )
 
 
 def _are_tensors(dictionaries: Any, keys: tuple[str, ...]) -> bool:

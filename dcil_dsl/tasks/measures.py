@@ -150,6 +150,8 @@ class Meter:
                     warnings.simplefilter("ignore", UserWarning)
                     value, key = metric.compute(), METRICS[name].key
                     values[name] = float(value[key] if key else value)
+                if key and values[name] < 0:  # torchmetrics: -1 stands for "nothing to find"
+                    raise ValueError("no held-out example has a box")
             except ValueError as error:
                 raise InputError(f"`{name}` cannot be computed: {error}") from None
         return values

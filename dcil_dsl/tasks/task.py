@@ -53,6 +53,10 @@ class Task(ABC):
         """A batch of items."""
         return default_collate(items)
 
+    def check_item(self, item: Any) -> None:
+        """InputError where an example of a data set cannot be learned from; read in a worker."""
+        return
+
     @abstractmethod
     def check(self, output: Any, targets: Any) -> None:
         """InputError where the targets do not fit what the model returns for the first of them."""

@@ -7,6 +7,7 @@ Not:  no step is taken here (trainer.py); the results of a run are in result.py.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
+from dcil_dsl.data.reading import IGNORED
 from dcil_dsl.diagnostics import counting
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import seed_generators
@@ -209,6 +211,15 @@ def explained(now: Session) -> Iterator[None]:
             f"out of memory at step {now.state.position.step}: {str(error).splitlines()[0]}",
             help="use --checkpoint-activations, --precision bf16, or a "
             "smaller `batch_size` in the recipe's `data`",
+        ) from None
+    except IndexError as error:
+        found = re.fullmatch(r"Target (-?\d+) is out of bounds\.", str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"a batch at step {now.state.position.step} has the class number {found[1]}, which the "
+            "model does not have",
+            help=f"classes are counted from 0; {IGNORED} marks what has none",
         ) from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -5,6 +5,8 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score
 from support.library import needed
 
+from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.examples import ExampleLoader
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks import TASKS
 from dcil_dsl.tasks.measures import Meter
@@ -117,6 +119,13 @@ def test_perfect_boxes_have_an_average_precision_of_1_and_shifted_ones_less():
     assert values["map"] == 0 and broken == 1
 
 
+def test_a_held_out_part_without_a_box_has_no_average_precision():
+    needed("pycocotools")
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    with pytest.raises(InputError, match="no held-out example has a box"):
+        measured("detection", ([none | {"scores": torch.zeros(0)}], [none]))
+
+
 @pytest.mark.parametrize(
     "task, output, targets, fact",
     [
@@ -137,6 +146,35 @@ def test_outputs_and_targets_that_do_not_fit_are_refused(task, output, targets, 
     with pytest.raises(InputError) as error:
         TASKS[task].check(output, targets)
     assert fact in str(error.value)
+
+
+BOX = torch.tensor([[5.0, 5, 30, 30]])
+
+
+@pytest.mark.parametrize(
+    "target, fact",
+    [
+        ([{"bbox": [5, 5, 10, 10]}], "its target is a list of 1"),
+        ({"boxes": BOX, "labels": torch.tensor([0])}, "the label 0, and 0 is the background"),
+        ({"boxes": BOX, "labels": torch.tensor([1, 2])}, "not (N, 4) and (N,)"),
+        ({"boxes": BOX.long(), "labels": torch.tensor([1])}, "its boxes are of int64"),
+        ({"boxes": BOX, "labels": torch.tensor([1.0])}, "its labels of float32"),
+        ({"boxes": BOX.flip(1), "labels": torch.tensor([1])}, "boxes are left, top, right, bottom"),
+        ({"boxes": BOX * torch.nan, "labels": torch.tensor([1])}, "a box is [nan"),
+        ({"boxes": BOX / 64, "labels": torch.tensor([1])}, "boxes are in pixels"),
+    ],
+)
+def test_boxes_that_a_detector_would_learn_from_in_silence_are_refused_by_their_number(
+    target, fact
+):
+    image = torch.zeros(3, 32, 32)
+    good = {"boxes": BOX, "labels": torch.tensor([1])}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    items = [(image, good), (image, none), (image, target)]
+    loader = ExampleLoader(Dataset("mine", items, items, task="detection"), "val", batch_size=3)
+    with pytest.raises(InputError) as error:
+        list(loader.epoch(0))
+    assert "example 2 of mine: " in str(error.value) and fact in str(error.value)
 
 
 def test_one_of_several_losses_of_a_model_has_a_term_of_its_own():

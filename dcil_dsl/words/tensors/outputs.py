@@ -131,8 +131,8 @@ def _names(output: object) -> list[str]:
 def target_for(logits: Tensor, target: Tensor) -> Tensor:
     """Class numbers in the logits' shape without its classes, or class probabilities in all of it.
 
-    Probabilities of fewer classes than the model has are filled up with zeros. InputError for
-    another shape.
+    Probabilities of fewer classes than the model has are filled up with zeros; numbers of any
+    whole type become int64, as torch's cross entropy reads them. InputError for another shape.
     """
     if target.is_floating_point() and target.dim() == 2 == logits.dim():
         target = F.pad(target.to(logits.dtype), (0, max(0, logits.shape[1] - target.shape[1])))
@@ -140,7 +140,7 @@ def target_for(logits: Tensor, target: Tensor) -> Tensor:
     if tuple(target.shape) not in (wanted, tuple(logits.shape)):
         ours, theirs = (" x ".join(map(str, shape)) for shape in (wanted, target.shape))
         raise InputError(f"the target is {theirs or 'a single number'}, the logits ask for {ours}")
-    return target
+    return target if target.is_floating_point() else target.long()
 
 
 def numbers_for(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

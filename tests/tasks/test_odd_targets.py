@@ -1,0 +1,75 @@
+"""Targets as other people store them: read as they are meant, or refused with their place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import dcil_dsl as dcil
+from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.diagnostics import InputError
+from dcil_dsl.model.inputs import Inputs, doubled
+
+RECIPE = """language 1
+recipe r { title = "pixels" }
+data mine { batch_size = 2 }
+prune Conv2d to 50% { refresh = 1 steps }
+mix {
+  path sparse = masked
+  path dense  = full
+  update kept by sparse
+  update pruned by dense
+  loss cross_entropy(sparse)
+  loss cross_entropy(dense)
+  deploy sparse
+}
+train { epochs = 1ep  optimizer = sgd(lr=0.1) }
+"""
+
+
+class Pixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.stem(x).relu())
+
+
+def trained(folder, masks):
+    torch.manual_seed(0)
+    images = torch.rand(len(masks), 3, 8, 8)
+    data = Dataset("mine", list(zip(images, masks)), list(zip(images, masks)), task="segmentation")
+    model = Pixels()
+    return dcil.train(RECIPE, model, data, out=folder, device="cpu", quiet=True, workers=0)
+
+
+def test_class_numbers_of_every_whole_type_give_one_training(tmp_path):
+    masks = torch.randint(0, 2, (6, 8, 8), generator=torch.Generator().manual_seed(0))
+    tensors = []
+    for kind in (torch.int64, torch.int32, torch.uint8, torch.bool):
+        trained(tmp_path / str(kind), masks.to(kind))
+        tensors.append(load_file(tmp_path / str(kind) / "sparse.safetensors"))
+    for other in tensors[1:]:
+        for name, value in tensors[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("odd", [255, -1, 2])
+def test_a_class_number_that_a_later_batch_has_alone_is_reported_with_its_step(tmp_path, odd):
+    masks = torch.zeros(6, 8, 8, dtype=torch.long)
+    masks[5, 3, 3] = odd
+    with pytest.raises(InputError) as error:
+        trained(tmp_path / "run", masks)
+    assert f"the class number {odd}, which the model does not have" in str(error.value)
+    assert "a batch at step " in str(error.value)
+
+
+def test_a_list_of_one_image_is_doubled_for_norms_that_need_two_values():
+    image, target = torch.rand(3, 8, 8), {"boxes": torch.rand(1, 4)}
+    twice = doubled(Inputs(([image], [target])))
+    assert [len(part) for part in twice.args] == [2, 2]
+    assert twice.args[0][1] is image and twice.args[1][1] is target
