@@ -31,6 +31,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.tasks import task_of
+from dcil_dsl.tasks.task import pair
 from dcil_dsl.words.augment import Augment, Transform
 from dcil_dsl.words.tensors.numbers import sent
 
@@ -71,7 +72,8 @@ class Loader(BatchLoader):
         if channels != dataset.num_channels:
             have = dataset.num_channels
             raise InputError(
-                f"{dataset.name} was opened with {count(have, 'channel')}, not {channels}"
+                f"{dataset.name} was opened with {count(have, 'channel')}, not {channels}",
+                None if have else "give its Dataset the `mean` and `std` of each channel, in 0..1",
             )
         super().__init__(
             dataset.name,
@@ -207,9 +209,10 @@ def _noted(requests: Iterator[Request], asked: list[Request]) -> Iterator[Reques
 def _native_size(name: str, examples: Any) -> tuple[int, int] | None:
     """(H, W) of every image if the first is a tensor; None for PIL images."""
     try:
-        image, _ = examples[0]
+        first = examples[0]
     except BadImage:  # so it lies in a file, and its neighbours do
         return None
+    image, _ = pair("image-classification", first)
     if isinstance(image, Tensor):
         height, width = image.shape[-2:]
         return height, width

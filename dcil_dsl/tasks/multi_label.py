@@ -30,6 +30,10 @@ class MultiLabel(Task):
     trained: ClassVar[str] = "label_accuracy"
     default_loss: ClassVar[str] = "binary_cross_entropy"
 
+    def check_item(self, item: Any) -> None:
+        if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[1], Tensor):
+            _refuse_odd(item[1])
+
     def check(self, output: Any, targets: Any) -> None:
         if not isinstance(targets, Tensor) or targets.dim() != 2:
             raise InputError(
@@ -37,11 +41,7 @@ class MultiLabel(Task):
             )
         own = logits_of(output)
         numbers_for(own, targets[: len(own)])
-        if not ((targets == 0) | (targets == 1)).all():
-            raise InputError(
-                "the targets of the first batch hold numbers other than 0 and 1",
-                help="a label occurs, 1, or does not, 0; real numbers are the task `regression`",
-            )
+        _refuse_odd(targets)
 
     def score(self, output: Any, targets: Any, count: int) -> Tensor:
         own = logits_of(output)
@@ -72,3 +72,11 @@ class MultiLabel(Task):
         wanted = targets.long()
         usable = rows_finite(logits)[:, None]
         return torch.where(usable, (logits > 0).long(), 1 - wanted), wanted
+
+
+def _refuse_odd(targets: Tensor) -> None:
+    if not ((targets == 0) | (targets == 1)).all():
+        raise InputError(
+            "its targets hold numbers other than 0 and 1",
+            help="a label occurs, 1, or does not, 0; real numbers are the task `regression`",
+        )

@@ -9,6 +9,8 @@ from torch import nn
 
 import dcil_dsl as dcil
 from dcil_dsl.data.dataset import Dataset
+from dcil_dsl.data.examples import ExampleLoader
+from dcil_dsl.data.loader import Loader
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs, doubled
 
@@ -27,6 +29,7 @@ mix {
 }
 train { epochs = 1ep  optimizer = sgd(lr=0.1) }
 """
+SCALE = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 class Pixels(nn.Module):
@@ -66,6 +69,28 @@ def test_a_class_number_that_a_later_batch_has_alone_is_reported_with_its_step(t
         trained(tmp_path / "run", masks)
     assert f"the class number {odd}, which the model does not have" in str(error.value)
     assert "a batch at step " in str(error.value)
+
+
+def test_a_label_other_than_0_and_1_is_refused_by_the_number_of_its_example():
+    items = [(torch.rand(4), torch.tensor([1.0, 0, row == 6 and 2])) for row in range(8)]
+    data = Dataset("mine", items, items, task="multi-label")
+    with pytest.raises(InputError, match="example 6 of mine: its targets hold numbers other than"):
+        list(ExampleLoader(data, "val", batch_size=4).epoch(0))
+
+
+@pytest.mark.parametrize(
+    "given, item, said",
+    [
+        ({}, (torch.zeros(3, 8, 8, dtype=torch.uint8), 0), "the `mean` and `std` of each channel"),
+        (SCALE, (torch.zeros(3, 8, 8, dtype=torch.uint8), 0), "give its Dataset the names"),
+        (SCALE, (torch.zeros(3, 8, 8, dtype=torch.uint8), 0, 1), "and this is a tuple of 3"),
+    ],
+)
+def test_images_of_an_unfinished_data_set_are_refused_with_what_it_needs(given, item, said):
+    data = Dataset("mine", [item] * 4, [item] * 4, **given)
+    with pytest.raises(InputError) as error:
+        list(Loader(data, "val", batch_size=2).epoch(0))
+    assert said in f"{error.value.message} {error.value.help}"
 
 
 def test_a_list_of_one_image_is_doubled_for_norms_that_need_two_values():
