@@ -110,7 +110,8 @@ class Dual(PrunedModule):
         """Run these graphs, by (training, phase)."""
         self.__dict__["graphs"] = graphs
         self.__dict__["forwards"] = {key: method_of(graph) for key, graph in graphs.items()}
-        self.graph = graphs[True, self.phase]
+        # `self.graph = ...` would make fx write and compile a forward that Dual.forward replaces.
+        self._graph = graphs[True, self.phase]
 
     def recompile(self) -> Any:
         """As fx does, but keep Dual.forward, which chooses among all graphs."""
