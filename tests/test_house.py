@@ -116,6 +116,17 @@ def test_no_files_import_one_another_in_a_circle():
     assert circles == []
 
 
+def test_the_top_level_holds_what_it_is_said_to_hold_and_nothing_else():
+    """A page that a test once wrote there was committed with it."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a checkout of git")
+    found = {line.partition("/")[0] for line in done.stdout.splitlines()}
+    folders = {"dcil_dsl", "grammar", "recipes", "tests", "benchmarks", "docs"}
+    texts = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE"}
+    assert {name for name in found if name[0] != "."} == folders | texts | {"pyproject.toml"}
+
+
 def test_no_module_lies_loose_at_the_top():
     assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
     assert {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()} - {"__pycache__"} == {
