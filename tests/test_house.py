@@ -160,6 +160,12 @@ def test_each_extra_has_a_readme_that_says_what_is_proved_and_a_row_in_the_table
     assert extras and wrong == []
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by their name alone, and collects nothing where two are there."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_test_imports_a_test():
     """What tests share is in tests/support."""
     tests = list((ROOT / "tests").rglob("*.py"))
