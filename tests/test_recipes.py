@@ -77,7 +77,7 @@ def test_a_frozen_layer_keeps_every_weight_as_it_was(tmp_path):
     assert (again.model.state_dict()["0.weight"] == weight).all()
 
 
-@pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced"])
+@pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced", "dcil_in_turn"])
 def test_a_method_learns_and_its_file_has_the_zeros_it_promises(method, tmp_path):
     small = {"data.image_size": "8", "data.batch_size": "64", "data.augment": "[]"}
     kept, run = train(RECIPES / "methods" / f"{method}.prune", tmp_path, **small)

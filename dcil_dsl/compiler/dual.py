@@ -251,7 +251,7 @@ class Dual(PrunedModule):
         before = step - 1 if self.begun is None else self.begun
         self.resets = any(before < time <= step for time in self.plan.train.reset)
         self.begun, self.is_begun = step, True
-        if any(group.penalties for group in self.plan.groups):
+        if self.plan.has_penalties:
             self.__dict__["penalties_due"] = step
         return bool(due) or self.resets
 

@@ -12,7 +12,7 @@ same masks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -22,7 +22,7 @@ from dcil_dsl.masking.placement import ALL_ROWS, Placement
 from dcil_dsl.masking.score import without_sign
 from dcil_dsl.masking.select import Across, keep_top
 from dcil_dsl.masking.ties import places, spread_ties, sum_ties
-from dcil_dsl.masking.units import keep_pattern, mean_in_units
+from dcil_dsl.masking.units import highest_of_units, keep_pattern, mean_in_units
 from dcil_dsl.plan.group import members, unit_costs, weights_of_unit
 from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import bounds_at, ceilings_at, keeps_at
@@ -52,7 +52,8 @@ def make_masks(
         if group.target.rescales:
             pairs = zip(group.parameters, scores, strict=True)
             scores = [placement.on_whole(name, group.target.rescaled, s) for name, s in pairs]
-        return _keep(group, list(scores), keeps, step, placement.across)
+        always = _first_of_filters(group, scores, placement)
+        return _keep(group, list(scores), keeps, step, placement.across, always)
     units = _unit_scores(group, scores, placement)
     if group.target.rescales:
         units = [group.target.rescaled(score) for score in units]
@@ -117,16 +118,29 @@ def _keep(
     keeps: tuple[int, ...],
     step: int,
     across: Across | None = None,
+    always: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """The entries that stay: one mask per member, from one tensor of scores per member."""
+    """The entries that stay: one mask per member, from one tensor of scores per member.
+
+    always  for each member the entries that stay whatever the others' scores; empty: none
+    """
     if group.score.signed:
         scores = [without_sign(score) for score in scores]
     if group.one_budget:
         ceilings = list(ceilings_at(group, step)) if group.ceilings else None
         costs, floors = list(unit_costs(group)), list(group.floors)
         bounds = [(list(b.members), b.floor, b.ceiling) for b in bounds_at(group, step)]
-        return keep_top(scores, keeps[0], floors, across, costs, ceilings, bounds)
+        return keep_top(scores, keeps[0], floors, across, costs, ceilings, bounds, always)
     return [
-        keep_top([score], keep, [floor], across)[0]
-        for score, keep, floor in zip(scores, keeps, group.floors, strict=True)
+        keep_top([score], keep, [floor], across, always=always[i : i + 1])[0]
+        for i, (score, keep, floor) in enumerate(zip(scores, keeps, group.floors, strict=True))
+    ]
+
+
+def _first_of_filters(group: Group, scores: Sequence[Tensor], placement: Placement) -> list[Tensor]:
+    """For each weight the entries that its filters keep at least."""
+    rows = zip(group.parameters, group.filter_floors, scores, strict=bool(group.filter_floors))
+    return [
+        placement.on_whole(name, partial(highest_of_units, cut=floor.cut, n=floor.least), score)
+        for name, floor, score in rows
     ]

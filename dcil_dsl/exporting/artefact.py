@@ -48,7 +48,7 @@ class Promise(Budgeted):
     @model_validator(mode="after")
     def _check(self) -> Promise:
         a_member = ("ceilings", "costs", *(() if self.one_budget else ("keeps",)))
-        self.check_members(("num_weights", "cuts"), a_member)
+        self.check_members(("num_weights", "cuts", "filter_floors"), a_member)
         if self.one_budget and len(self.keeps) != 1:
             raise ValueError("one budget keeps one number")
         return self
@@ -148,6 +148,7 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
             costs=group.costs,
             ceilings=ceilings_at(group, last_refresh(group, step)) if group.ceilings else (),
             bounds=bounds_at(group, last_refresh(group, step)),
+            filter_floors=group.filter_floors,
         )
         for group in plan.groups
     )

@@ -21,9 +21,16 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Promise
-from dcil_dsl.plan.group import budget_size, counted, kept_in_budget, members
+from dcil_dsl.plan.group import budget_size, counted, kept_in_budget, members, unit_costs
 from dcil_dsl.plan.text import percent, shorten, table
-from dcil_dsl.training.sparsity import Budget, count_units, pattern_counts, tally_group
+from dcil_dsl.training.sparsity import (
+    Budget,
+    below_filter_floors,
+    count_units,
+    pattern_counts,
+    short_filters,
+    tally_group,
+)
 
 PLAIN = (
     torch.float16,
@@ -250,6 +257,8 @@ def _judge(index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict:
         )
     if promise.pattern is not None:
         _judge_pattern(promise, nonzero, verdict)
+    if promise.filter_floors:
+        _judge_filters(promise, nonzero, tally.budgets, verdict)
 
 
 def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) -> None:
@@ -267,6 +276,28 @@ def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) 
         if kept > ceiling:
             are = count(kept, f"{noun} is", f"{noun}s are")
             verdict.faults.append(f"{what}: {are} not zero, the ceiling is {ceiling:,}")
+
+
+def _judge_filters(
+    promise: Promise,
+    nonzero: Mapping[str, Tensor],
+    budgets: tuple[Budget, ...],
+    verdict: Verdict,
+) -> None:
+    """A filter below its floor is a fault unless kept weights happen to be zero, and then only if
+    its budget has fewer of those than its filters lack."""
+    lacks = below_filter_floors(promise, nonzero)
+    costs = dict(zip(promise.parameters, unit_costs(promise), strict=True))
+    names = [promise.parameters] if promise.one_budget else members(promise)
+    for own, budget in zip(names, budgets, strict=True):
+        short = {name: lacks[name] for name in own if name in lacks}
+        lacked = sum(int(missing.sum()) * costs[name] for name, (missing, _) in short.items())
+        for name, (missing, least) in short.items():
+            fact = f"{name}: {short_filters(missing, least)} that are not zero"
+            if lacked > budget.allowed - budget.kept:
+                verdict.faults.append(fact)
+            else:
+                verdict.notes.append(f"{fact}: kept weights happen to be zero")
 
 
 def _judge_pattern(promise: Promise, nonzero: Mapping[str, Tensor], verdict: Verdict) -> None:

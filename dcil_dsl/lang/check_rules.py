@@ -72,6 +72,7 @@ def _prune(
         refresh=word.refresh,
         freeze=word.freeze,
         floor=word.floor,
+        filter_floor=word.filter_floor,
         ceiling=word.ceiling,
         bounds=_bounds(together, word.bounds, target, selectors, reader),
         granularity=granularity,
@@ -185,6 +186,15 @@ def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
             "a floor of 100% leaves nothing to prune",
             read.spans["floor"],
             help="`keep` excludes layers from pruning",
+        )
+    of_filters = read.values.get("filter_floor")
+    if isinstance(of_filters, Percent) and not 0 < of_filters.fraction < 1:
+        reader.found.add(
+            "E205",
+            f"a floor of {written(of_filters)} of each filter "
+            + ("keeps nothing" if of_filters.fraction <= 0 else "leaves nothing to prune"),
+            read.spans["filter_floor"],
+            help="for example `filter_floor = 1`, one weight of each filter",
         )
     ceiling = read.values.get("ceiling")
     if isinstance(ceiling, Percent) and ceiling.fraction <= 0:
@@ -362,11 +372,12 @@ def _check_effects(
 
 def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
     is_single = isinstance(rule.granularity, Single) and rule.target.pattern is None
-    for name, value in (("regrow", rule.regrow), ("reserve", rule.reserve)):
+    alone = ("regrow", "reserve", "filter_floor")
+    for name, value in ((name, getattr(rule, name)) for name in alone):
         if value is not None and not is_single:
             found.add(
                 "E235",
-                f"`{name}` chooses single weights, and this rule prunes larger units",
+                f"`{name}` is for single weights, and this rule prunes {rule.unit.together}",
                 rule.at(name),
             )
     if rule.regrow is not None and not rule.score.by_size:
@@ -377,7 +388,12 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
             help="`score = magnitude`",
         )
     in_flops = getattr(rule.target, "of", None) == "flops"
-    counts = {"ceiling": rule.ceiling, "bounds": rule.bounds, "of": in_flops}
+    counts = {
+        "ceiling": rule.ceiling,
+        "filter_floor": rule.filter_floor,
+        "bounds": rule.bounds,
+        "of": in_flops,
+    }
     for name in (name for name, value in counts.items() if value):
         if rule.regrow is not None:
             found.add(
@@ -385,6 +401,16 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
                 f"`regrow` counts weights, and this rule has `{name}`",
                 rule.at(name, "target"),
             )
+    for word in rule.penalty:
+        if word.part == "rest" or word.of is not None or word.biases:
+            found.add(
+                "E235",
+                "a penalty of a rule is on the weights that it prunes"
+                + (", and no rule prunes the rest" if word.part == "rest" else ""),
+                rule.at("penalty"),
+                help=f"`penalty = [{word.called}(rest, ...)]` of `train`",
+            )
+            break
     if any(p.part == "reserve" for p in rule.penalty) and rule.reserve is None:
         found.add(
             "E235",
@@ -397,6 +423,8 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
 def _no_threshold(rule: r.PruneRule) -> str | None:
     if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
         return "kept weights are not those above a threshold here"
+    if rule.filter_floor is not None:
+        return "`filter_floor` keeps weights below the threshold"
     by_size = rule.score.by_size and rule.score.decay is None
     return None if by_size and rule.regrow is None else "weights are not kept by their magnitude"
 

@@ -23,7 +23,14 @@ from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.text import percent
 from dcil_dsl.plan.ties import warn_of_bound
-from dcil_dsl.plan.units import Member, divide, tensor_core_obstacle, tie_members, unit_prices
+from dcil_dsl.plan.units import (
+    Member,
+    divide,
+    filter_floor,
+    tensor_core_obstacle,
+    tie_members,
+    unit_prices,
+)
 from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.targets import Divided, Target, Unfit
 from dcil_dsl.words.units import Percent
@@ -55,6 +62,7 @@ def allocate_group(
     weights = tuple(weight for member in divided for weight in member.weights)
     pattern = target.pattern
     sizes = [math.prod(m.weights[0].shape) if pattern else m.num_units for m in owned]
+    floors = tuple(filter_floor(rule.filter_floor, w) for w in weights) if rule.filter_floor else ()
     if target.needs_layers:
         fitted = _fitted(rule, target, owned, sizes, costs, report)
         if fitted is None:
@@ -71,7 +79,11 @@ def allocate_group(
         spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
         ties=ties,
         costs=costs,
-        floors=tuple(n if m.bound else _floor(rule, n) for m, n in zip(owned, sizes)),
+        floors=tuple(
+            n if m.bound else max(_floor(rule, n), floors[i].total if floors else 0)
+            for i, (m, n) in enumerate(zip(owned, sizes))
+        ),
+        filter_floors=floors,
         ceilings=tuple(n if m.bound else _ceiling(rule.ceiling, n) for m, n in zip(owned, sizes))
         if rule.ceiling
         else (),
@@ -234,7 +246,7 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
         report.add(
             "E304",
             f"{target} of {fact}{more}",
-            rule.at("floor" if is_floor else "ceiling", "target"),
+            rule.at(*(("filter_floor", "floor") if is_floor else ("ceiling",)), "target"),
             help=(
                 "lower the floor or the target" if is_floor else "raise the ceiling or the target"
             )

@@ -244,6 +244,10 @@ def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fa
         units, floor = num_units(group)[index], group.floors[index]
         noun = counted(group, many=False) if group.of != "flops" else "unit"
         yield "floor", f"it keeps at least {floor:,} of {count(units, noun)}"
+        if group.filter_floors:
+            each = group.filter_floors[index]
+            filters = count(each.cut.num_units, "filter")
+            yield "", f"and {count(each.least, 'weight')} of each of its {filters}"
         yield from _tied_filters(own, group, index)
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"

@@ -51,6 +51,18 @@ class Cut(PlanRecord):
         return math.prod(self.shape[i] for i in self.units)
 
 
+class FilterFloor(PlanRecord):
+    """The least weights of each filter of one weight; `cut` says which are its filters."""
+
+    cut: Cut
+    least: PositiveInt
+
+    @property
+    def total(self) -> int:
+        """What the filters keep together at least."""
+        return self.cut.num_units * self.least
+
+
 class BufferedScore(NamedTuple):
     """A score that needs a buffer next to each weight, because it depends on earlier steps.
 
@@ -124,7 +136,7 @@ class Tie(PlanRecord):
         return {part.parameter: part.num_filters // self.num_units for part in self.parts}
 
 
-_MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
+_MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets", "filter_floors")
 
 
 class Budgeted(PlanRecord):
@@ -145,6 +157,7 @@ class Budgeted(PlanRecord):
     ceilings     the most units each member keeps at the target; empty: all of them
     bounds       what some members keep together, of a global budget whose costs are all equal;
                  no member is in two of them
+    filter_floors  what each filter of single weights keeps; empty: nothing is said
     """
 
     rule: str
@@ -159,6 +172,7 @@ class Budgeted(PlanRecord):
     costs: tuple[PositiveInt, ...] = ()
     ceilings: tuple[NonNegativeInt, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    filter_floors: tuple[FilterFloor, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -193,7 +207,9 @@ class Budgeted(PlanRecord):
                     raise ValueError(f"{name} does not have one entry for each of {count}")
         if not isinstance(self.unit, Single) and not self.cuts:
             raise ValueError(f"no cuts say what a {self.unit.noun} is")
-        for cut, size in zip(self.cuts, self.num_weights, strict=False):
+        of_filters = [floor.cut for floor in self.filter_floors]
+        pairs = [*zip(self.cuts, self.num_weights), *zip(of_filters, self.num_weights)]
+        for cut, size in pairs:
             if math.prod(cut.shape) != size:
                 raise ValueError(f"a cut of shape {cut.shape} does not have {size} weights")
         if self.ties:
@@ -251,7 +267,8 @@ class Group(Budgeted):
     @model_validator(mode="after")
     def _check(self) -> Group:
         self.check_members(
-            ("num_weights", "cuts", "hardware"), ("floors", "ceilings", "costs", "targets")
+            ("num_weights", "cuts", "hardware", "filter_floors"),
+            ("floors", "ceilings", "costs", "targets"),
         )
         return self
 

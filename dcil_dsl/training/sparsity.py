@@ -125,6 +125,10 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
             patterns = pattern_counts(group, masks, dual.placement)
             wrong += _broken(group, keeps, patterns, dual.placement)
         wrong += _out_of_bounds(group, tally.units, moved)
+        wrong += [
+            f"{name}: {short_filters(missing, least)}"
+            for name, (missing, least) in below_filter_floors(group, masks, dual.placement).items()
+        ]
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
         size = sum(group.num_weights)
@@ -295,6 +299,32 @@ def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
         for name, size in of_unit.items():
             torn[name] += kept * size
     return torn
+
+
+def below_filter_floors(
+    group: Budgeted, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
+) -> dict[str, tuple[Tensor, int]]:
+    """Of each weight with filters below their floor: for each filter how many weights it lacks,
+    and the floor."""
+    floors = group.filter_floors
+    if not floors:
+        return {}
+    counts = [
+        placement.sum_units(name, nonzero[name], floor.cut, torch.int64)
+        for name, floor in zip(group.parameters, floors, strict=True)
+    ]
+    rows = zip(group.parameters, placement.totals(counts), floors, strict=True)
+    lacks = {name: ((floor.least - own).clamp(min=0), floor.least) for name, own, floor in rows}
+    return {name: one for name, one in lacks.items() if one[0].any()}
+
+
+def short_filters(missing: Tensor, least: int) -> str:
+    """ "2 of 64 filters keep less than 3 weights"."""
+    short = int((missing > 0).sum())
+    return (
+        f"{short:,} of {count(len(missing), 'filter')} {'keeps' if short == 1 else 'keep'} less "
+        f"than {count(least, 'weight')}"
+    )
 
 
 def pattern_counts(

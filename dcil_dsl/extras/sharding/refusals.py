@@ -38,6 +38,12 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
         if why is not None:
             raise InputError(f"--shard: the rule at {group.rule} {why}", help=whole)
         _check_pattern(plan, group, ranks)
+    for penalty in plan.train.penalties:
+        word = penalty.word
+        if word.needs_norm or word.needs_axis or word.origin is not None:
+            raise InputError(
+                f"--shard: the penalty {word.called} of `train` reads whole weights", help=whole
+            )
     for path in plan.paths:
         if not path.view.entrywise:
             raise InputError(
