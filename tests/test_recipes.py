@@ -18,13 +18,14 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
 MEASURED = RECIPES / "allocation" / "sensitivity.prune"  # by a profile of one model
 FROZEN = RECIPES / "training" / "frozen.prune"  # its first layer keeps every weight
+BELOW = RECIPES / "allocation" / "below.prune"  # its sparsity is a result
 OF_RESNET20 = [RECIPES / "allocation" / f"{name}.prune" for name in ("table", "at_most")]
 PATTERN = RECIPES / "schedules" / "nm24.prune"  # its target is 2:4
 PATHS = [
     path
     for name in ("allocation", "scores", "training", "schedules")
     for path in sorted((RECIPES / name).glob("*.prune"))
-    if path not in (MEASURED, FROZEN, PATTERN, *OF_RESNET20)
+    if path not in (MEASURED, FROZEN, PATTERN, BELOW, *OF_RESNET20)
 ]
 
 
@@ -60,6 +61,15 @@ def test_a_target_of_resnet20_is_resolved_for_it(path):
     plan = dcil.resolve(dcil.load(path), build_model("dcil:resnet20", 10), steps_per_epoch=23)
     kept = sum(sum(keeps_at(group, plan.num_steps)) for group in plan.groups)
     assert kept == {"at_most": 25_000, "table": 26_036}[path.stem]
+
+
+def test_a_threshold_prunes_what_is_smaller_and_the_result_says_how_much(tmp_path):
+    kept, run = train(BELOW, tmp_path, **{"pruning.refresh": "1 step"})
+    result, size = run.result, sum(SIZES.values())
+    assert 0 < sum(kept.values()) < size
+    assert result.sparsity_measured == pytest.approx(1 - sum(kept.values()) / size)
+    assert result.sparsity_asked == result.sparsity_measured
+    assert dcil.verify(run.folder.path).holds
 
 
 def test_a_pattern_that_ramps_ends_at_two_of_four(tmp_path):

@@ -293,6 +293,7 @@ class Dual(PrunedModule):
         if self.begun is not None:
             return moved > self.begun
         # After a checkpoint the masks are those of its step. A fresh Dual keeps every weight.
+        # Where a limit decides, masks may keep every weight for good.
         return sparsity_at(group, moved) > 0 and all(
             bool(self.get_buffer(f"{name}_mask").all()) for name in group.parameters
         )

@@ -15,13 +15,14 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.check_mix import Mixed, named_by
 from dcil_dsl.lang.read import Settings, WordReader, keyword
 from dcil_dsl.lang.read_values import Broken
+from dcil_dsl.lang.rule_parts import check_block, check_schedule, read_before, read_bounds
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
-from dcil_dsl.words.granularity import Block, Granularity, Single
-from dcil_dsl.words.schedules import GrowByGradient, Schedule
+from dcil_dsl.words.granularity import Granularity, Single
+from dcil_dsl.words.schedules import GrowByGradient
 from dcil_dsl.words.scores import GradientScore
-from dcil_dsl.words.targets import Target, Within
+from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time, written
 
 
@@ -59,7 +60,7 @@ def _prune(
     if read.word is None:
         return None
     word = read.word
-    _schedule(word.schedule, target, read.spans.get("schedule"), reader)
+    check_schedule(word.schedule, target, read.spans.get("schedule"), reader)
     granularity = _granularity(item, target, word.granularity, reader)
     spans = {**read.spans, "target": item.target.span}
     if granularity is not word.granularity:  # the target brings its own
@@ -74,8 +75,9 @@ def _prune(
         floor=word.floor,
         filter_floor=word.filter_floor,
         ceiling=word.ceiling,
-        bounds=_bounds(together, word.bounds, target, selectors, reader),
+        bounds=read_bounds(together, word.bounds, target, selectors, reader),
         granularity=granularity,
+        before=read_before(item, word, target, granularity, selector, read.spans, reader),
         forget=word.forget,
         reserve=word.reserve,
         penalty=word.penalty,
@@ -84,55 +86,6 @@ def _prune(
         span=item.head_span,
         spans=spans,
     )
-
-
-def _bounds(
-    settings: tuple[ast.Setting, ...],
-    words: tuple[Within, ...],
-    target: Target,
-    selectors: Selectors,
-    reader: WordReader,
-) -> tuple[r.BoundRule, ...]:
-    """The bounds of layers together, each with the layers that it names."""
-    given = next((s.value for s in settings if s.name.name == "bounds"), None)
-    nodes = given.items if isinstance(given, ast.List) else ()
-    bounds = []
-    for word, node in zip(words, nodes, strict=True):
-        assert isinstance(node, ast.Call)
-        place = next(
-            a.value.span for a in node.arguments if a.name is None or a.name.name == "layers"
-        )
-        if not target.one_budget:
-            reader.found.add(
-                "E238",
-                "these layers do not share a budget",
-                node.span,
-                help="`global(...)` is one budget for all layers of a rule",
-            )
-        elif word.floor is None and word.ceiling is None:
-            reader.found.add(
-                "E211",
-                "`within` needs `floor` or `ceiling`",
-                node.span,
-                help=f"for example `within({word.layers}, floor=30%)`",
-            )
-        elif word.floor and word.ceiling and word.floor > word.ceiling:
-            reader.found.add(
-                "E214",
-                f"the floor {written(word.floor)} is above the ceiling {written(word.ceiling)}",
-                node.span,
-            )
-        selector = selectors.closed(ast.ByName(span=place, name=str(word.layers)))
-        bounds.append(
-            r.BoundRule(
-                name=str(word.layers),
-                selector=selector,
-                floor=word.floor,
-                ceiling=word.ceiling,
-                span=node.span,
-            )
-        )
-    return tuple(bounds)
 
 
 def _granularity(
@@ -151,15 +104,8 @@ def _granularity(
                 label=why,
                 others=(Label(item.target.span, "the target says it first"),),
             )
-    _block(own, item.target.span, reader)
+    check_block(own, item.target.span, reader)
     return own or setting or Single()
-
-
-def _block(granularity: object, span: Span | None, reader: WordReader) -> None:
-    if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
-        reader.found.add(
-            "E205", "a block of one weight is a single weight", span, help="`granularity=weight`"
-        )
 
 
 def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
@@ -205,7 +151,7 @@ def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
             f"the floor {written(floor)} is above the ceiling {written(ceiling)}",
             read.spans["floor"],
         )
-    _block(read.values.get("granularity"), read.spans.get("granularity"), reader)
+    check_block(read.values.get("granularity"), read.spans.get("granularity"), reader)
     grid = getattr(schedule, "grid", None)
     if grid is not None and grid.value <= 0:
         reader.found.add(
@@ -214,12 +160,6 @@ def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
             read.spans["schedule"],
             help="for example `grid=1ep`",
         )
-
-
-def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: WordReader) -> None:
-    fault = None if target.needs_layers else schedule.fault(target.sparsity)
-    if fault is not None:
-        reader.found.add("E214", fault[0], span, help=fault[1])
 
 
 def _unused_settings(file: ast.File, pruning: ast.BlockNode | None, found: Diagnostics) -> None:
@@ -380,6 +320,11 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
                 f"`{name}` is for single weights, and this rule prunes {rule.unit.together}",
                 rule.at(name),
             )
+    for name in ("regrow", "reserve", "filter_floor", "ceiling", "bounds"):
+        if rule.before is not None and getattr(rule, name):
+            found.add("E235", f"`before` and `{name}` are of the same weights", rule.at(name))
+    if rule.target.is_result:
+        _check_limit(rule, found)
     if rule.regrow is not None and not rule.score.by_size:
         found.add(
             "E235",
@@ -420,11 +365,30 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
         )
 
 
+def _check_limit(rule: r.PruneRule, found: Diagnostics) -> None:
+    """E235 for what needs a share, where a limit of the scores decides."""
+    word = f"`{rule.target.called}`"
+    for name in ("before", "ceiling", "bounds", "reserve", "regrow"):
+        if getattr(rule, name):
+            found.add("E235", f"`{name}` needs a share, and {word} asks for none", rule.at(name))
+    if not rule.schedule.proportional:
+        found.add(
+            "E235",
+            f"`{rule.schedule.called}` is a course of shares, and {word} asks for none",
+            rule.at("schedule"),
+            help="`once`, `linear` and `cubic` raise the limit from 0",
+        )
+
+
 def _no_threshold(rule: r.PruneRule) -> str | None:
+    if rule.target.is_result:
+        return "its threshold is that of `below`, and the path takes the largest pruned weight"
     if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
         return "kept weights are not those above a threshold here"
     if rule.filter_floor is not None:
         return "`filter_floor` keeps weights below the threshold"
+    if rule.before is not None:
+        return "`before` prunes weights above the threshold"
     by_size = rule.score.by_size and rule.score.decay is None
     return None if by_size and rule.regrow is None else "weights are not kept by their magnitude"
 

@@ -93,7 +93,8 @@ class PruneRule:
     `target` carries the allocation and the final sparsity. `granularity` is the rule's, or
     that of its target; ignored with an N:M target. `floor` and `ceiling`: the
     least and the largest density a layer may be left with; None: one unit, all of it.
-    `filter_floor`: the least number, or share, of the weights of each filter.
+    `filter_floor`: the least number, or share, of the weights of each filter. `before`: the rule
+    that prunes whole units of these layers first; the target is of what it leaves.
     """
 
     selector: ast.Selector
@@ -107,6 +108,7 @@ class PruneRule:
     ceiling: Percent | None = None
     bounds: tuple[BoundRule, ...] = ()
     granularity: Granularity = Single()
+    before: PruneRule | None = None
     forget: bool = False
     reserve: Percent | None = None
     penalty: tuple[Penalty, ...] = ()

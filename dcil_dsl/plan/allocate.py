@@ -19,7 +19,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
+from dcil_dsl.plan.schedule import floors_at, limits_at, reached_at, sizes_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.text import percent
 from dcil_dsl.plan.ties import warn_of_bound
@@ -106,6 +106,34 @@ def allocate_group(
         group = group.model_copy(update={"targets": targets})
     _check_time(rule, group, run.num_steps, report)
     return group
+
+
+def put_before(rule: r.PruneRule, group: p.Group, first: p.Group, report: Diagnostics) -> p.Group:
+    """The group, of what `first` leaves of its weights; E304 where floors keep more than that, and
+    E305 where the run or the freeze comes too early."""
+    fields = {name: getattr(first, name) for name in p.Stage.model_fields}
+    both = group.model_copy(update={"before": p.Stage(**fields)})
+    end = reached_at(both)
+    sizes, floors, costs = sizes_at(both, end), floors_at(both, end), unit_costs(both)
+    keeps = [whole_units(size * (1 - group.sparsity)) for size in sizes]
+    if group.one_budget:
+        size, least = (
+            sum(n * cost for n, cost in zip(counts, costs, strict=True))
+            for counts in (sizes, floors)
+        )
+        rows = [(whole_units(size * (1 - group.sparsity)), least)]
+    else:
+        rows = [*zip(keeps, floors, strict=True)]
+    low = next(((keep, least) for keep, least in rows if keep < least), None)
+    if low is not None:
+        report.add(
+            "E304",
+            f"{percent(group.sparsity)} of what `before` leaves is {low[0]:,}, the floors keep "
+            f"{low[1]:,}",
+            rule.at("floor", "target"),
+            help="lower the floor or one of the targets",
+        )
+    return both
 
 
 def _effects(rule: r.PruneRule, run: RunLength) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import Layer, Weight, find_heads, unused_layers
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.allocate import allocate_group, bind_group
+from dcil_dsl.plan.allocate import allocate_group, bind_group, put_before
 from dcil_dsl.plan.learning import average_of, rest_penalties, train_plan, weight_groups
 from dcil_dsl.plan.phases import (
     check_left_out,
@@ -66,10 +66,17 @@ def resolve_recipe(
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
         if isinstance(rule, r.PruneRule) and owned:
-            tied = ties.of(rule, index, owned, report)
-            if tied is None:
+            made = []
+            for one in (rule, rule.before):
+                tied = None if one is None else ties.of(one, index, owned, report)
+                if one is not None and tied is not None:
+                    made.append(allocate_group(one, _place(rule), owned, heads, tied, run, report))
+            if len(made) < (1 if rule.before is None else 2):
                 continue
-            group = allocate_group(rule, _place(rule), owned, heads, tied, run, report)
+            group = made[0]
+            if group is not None and rule.before is not None:
+                first = made[1]
+                group = None if first is None else put_before(rule, group, first, report)
             if group is not None:
                 group = bind_group(rule, group, selection, report)
                 group_of_rule[index] = len(groups)

@@ -194,7 +194,8 @@ def bar(fraction: float, width: int, unicode: bool) -> str:
 
 def same_curve(group: Group) -> tuple[object, ...]:
     """What decides how a group's curve looks: groups that agree in it need one drawing."""
-    return group.schedule, group.sparsity, group.refresh, group.moments, group.freeze
+    times = group.refresh, group.moments, group.freeze
+    return group.schedule, group.sparsity, group.before, times
 
 
 def _moves(group: Group, first: int, last: int) -> bool:

@@ -19,7 +19,7 @@ from dcil_dsl.words.rates import ConstantRate, Rate, Stop
 from dcil_dsl.words.schedules import Constant, Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore, Magnitude
 from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
-from dcil_dsl.words.targets import Within
+from dcil_dsl.words.targets import Target, Within
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import Parametrization
 from dcil_dsl.words.weight_groups import WeightGroup
@@ -63,7 +63,8 @@ class PruneBlock(Word):
     a layer, None: one unit, all of it; `bounds`: of some of its layers together. `reserve`:
     this share of the budget, the best pruned weights, may have an `update` of its own.
     `forget`: pruned weights become zero at once. `filter_floor`: each filter keeps as many weights,
-    or this share of its own.
+    or this share of its own. `before`: whole units of each layer that are pruned first; the target
+    then is of what they leave. `before_schedule`: when, None: as the rule.
     """
 
     score: AnyScore = Magnitude()
@@ -75,6 +76,8 @@ class PruneBlock(Word):
     ceiling: Percent | None = None
     bounds: tuple[Within, ...] = ()
     granularity: Granularity | None = None
+    before: Target | None = None
+    before_schedule: Schedule | None = None
     forget: bool = False
     reserve: Percent | None = None
     penalty: tuple[Penalty, ...] = ()

@@ -106,7 +106,7 @@ def test_every_mask_of_a_run_keeps_the_floor_and_one_that_does_not_is_an_error()
         dual.refresh(step)
         check_sparsity(dual, step)
         assert all(m.flatten(1).sum(1).min() >= 2 for m in dual.masks.values())
-    assert all(m.flatten(1).sum(1).min() < 4 for m in dual.masks.values())
+    assert any(m.flatten(1).sum(1).min() == 2 for m in dual.masks.values())
     mask = dual.masks["stem.weight"].flatten(1)
     kept = int(mask[0].sum())
     mask[0] = False

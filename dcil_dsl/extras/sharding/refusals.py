@@ -60,6 +60,8 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
 
 def _needs_whole(group: Group) -> str | None:
     """Why a rule needs whole weights, or None: a word of a package may read all of a weight."""
+    if group.before is not None:
+        return "prunes whole units before, and chooses among the weights that all rows leave"
     if group.score.origin is not None:
         return f"scores by {group.score.called}, a word of a package, which needs whole weights"
     for penalty in group.penalties:
