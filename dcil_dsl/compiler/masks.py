@@ -178,8 +178,7 @@ def _not_below(
     for i, (score, floor) in enumerate(zip(scores, floors, strict=True)):
         mask = ~(score < limit) if limit else torch.ones_like(score, dtype=torch.bool)
         ranked = without_sign(score)
-        mask |= keep_top([ranked], floor, [floor], across)[0]
-        masks.append(mask | always[i] if always else mask)
+        masks.append(mask | keep_top([ranked], floor, [floor], across, always=always[i : i + 1])[0])
     return masks
 
 

@@ -8,6 +8,8 @@ Not:  no layers and no steps; a path may still turn out never to run (plan/phase
 
 from __future__ import annotations
 
+from typing import cast
+
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
@@ -20,7 +22,8 @@ from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
 from dcil_dsl.words.granularity import Granularity, Single
-from dcil_dsl.words.schedules import GrowByGradient
+from dcil_dsl.words.registry import words_at
+from dcil_dsl.words.schedules import GrowByGradient, Schedule
 from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time, written
@@ -371,12 +374,13 @@ def _check_limit(rule: r.PruneRule, found: Diagnostics) -> None:
     for name in ("before", "ceiling", "bounds", "reserve", "regrow"):
         if getattr(rule, name):
             found.add("E235", f"`{name}` needs a share, and {word} asks for none", rule.at(name))
+    known = cast("dict[str, type[Schedule]]", words_at("a schedule")).items()
     if not rule.schedule.proportional:
         found.add(
             "E235",
             f"`{rule.schedule.called}` is a course of shares, and {word} asks for none",
             rule.at("schedule"),
-            help="`once`, `linear` and `cubic` raise the limit from 0",
+            help=f"{listed(f'`{w}`' for w, c in known if c.proportional)} raise the limit from 0",
         )
 
 

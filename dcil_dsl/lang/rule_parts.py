@@ -115,7 +115,7 @@ def read_before(
             "E235",
             f"`{target.called}` shares its budget by whole layers, and `before` leaves parts",
             at,
-            help="`90%`, `density(10%)`, `global(90%)` and `lamp(90%)` are of what it leaves",
+            help="`90%` and `global(90%)` are of what it leaves",
         )
     schedule = word.before_schedule or word.schedule
     where = spans.get("before_schedule", spans.get("schedule", at))

@@ -345,7 +345,7 @@ def group_line(plan: PlanFields, group: Group) -> str:
             f"{count(len(group.parameters), 'layer')}; how much that is, is a result"
         )
     shared = "one budget for all" if group.one_budget else "one budget each"
-    shared += group.target.how
+    shared += group.target.told()
     layers = count(len(group.parameters), "layer")
     at_most = "at most " if group.one_budget and len(set(unit_costs(group))) > 1 else ""
     sparsity = group.sparsity if group.before is None else round(sparsity_at(group, end), 6)

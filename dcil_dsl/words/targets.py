@@ -81,6 +81,10 @@ class Target(Word):
         """The N:M pattern that the target brings."""
         return None
 
+    def told(self) -> str:
+        """How its budget is shared, or where it comes from, for the text of a plan."""
+        return self.how
+
     @property
     def limit(self) -> float:
         """The least score of what is kept, at the end, where the target `is_result`."""

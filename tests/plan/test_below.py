@@ -89,7 +89,7 @@ def test_no_share_is_asked_for_and_the_measured_one_is_told():
     masks = dual.masks.values()
     measured = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
     assert 0.1 < measured < 0.9
-    assert found.measured == found.asked == pytest.approx(measured)
+    assert found.measured == pytest.approx(measured) == found.asked
     assert found.rules[0].is_result
     dual.masks["stem.weight"].fill_(False)
     with pytest.raises(SparsityError, match="stem.weight: 0 kept, 1 to 216 allowed"):
