@@ -1,4 +1,4 @@
-"""`below`: what scores less than a limit is pruned, and how much that is, is told as a result."""
+"""`below`: what scores less than a limit is pruned, and how much that is, is a result."""
 
 import json
 

@@ -95,7 +95,7 @@ def measure_speed(
         contestants += [Contestant(f"dense-{one}", one, first) for one in dense]
         tell("timing")
         with processes_of(contestants, threads) as started:
-            times = {one.label: one for one in measure_row(started, batch, threads, rounds)}
+            times = {one.engine: one for one in measure_row(started, batch, threads, rounds)}
     found = {one: times[f"dense-{one}"] for one in dense if times[f"dense-{one}"].seconds}
     seconds = [_median(times[f"{SPARSE}-{level}"]) for level in levels]
     if not found:
