@@ -109,9 +109,10 @@ def allocate_group(
 
 
 def put_before(rule: r.PruneRule, group: p.Group, first: p.Group, report: Diagnostics) -> p.Group:
-    """The group, of what `first` leaves of its weights; E304 where floors keep more than that, and
-    E305 where the run or the freeze comes too early."""
+    """The group, of what `first` leaves of its weights, by one score; E304 where floors keep more
+    than that."""
     fields = {name: getattr(first, name) for name in p.Stage.model_fields}
+    fields["score"] = group.score
     both = group.model_copy(update={"before": p.Stage(**fields)})
     end = reached_at(both)
     sizes, floors, costs = sizes_at(both, end), floors_at(both, end), unit_costs(both)

@@ -66,18 +66,17 @@ def resolve_recipe(
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
         if isinstance(rule, r.PruneRule) and owned:
-            made = []
-            for one in (rule, rule.before):
-                tied = None if one is None else ties.of(one, index, owned, report)
-                if one is not None and tied is not None:
-                    made.append(allocate_group(one, _place(rule), owned, heads, tied, run, report))
-            if len(made) < (1 if rule.before is None else 2):
-                continue
-            group = made[0]
-            if group is not None and rule.before is not None:
-                first = made[1]
-                group = None if first is None else put_before(rule, group, first, report)
-            if group is not None:
+            stages = [rule] if rule.before is None else [rule, rule.before]
+            made = [
+                None
+                if (tied := ties.of(stage, index, owned, report)) is None
+                else allocate_group(stage, _place(rule), owned, heads, tied, run, report)
+                for stage in stages
+            ]
+            group, *before = made
+            if group is not None and None not in before:
+                for first in filter(None, before):
+                    group = put_before(rule, group, first, report)
                 group = bind_group(rule, group, selection, report)
                 group_of_rule[index] = len(groups)
                 groups.append(group)
