@@ -406,9 +406,9 @@ def floor_words(group: Group) -> str:
         least = percent(round(min(shares), 4))
         words = f"{count(sum(group.floors), noun)}, at least {least} of a layer"
     if group.filter_floors:
-        least = {floor.least for floor in group.filter_floors}
-        most = f" to {max(least):,}" if len(least) > 1 else ""
-        words += f", {min(least):,}{most} of each filter"
+        of_filters = {floor.least for floor in group.filter_floors}
+        most = f" to {max(of_filters):,}" if len(of_filters) > 1 else ""
+        words += f", {min(of_filters):,}{most} of each filter"
     if group.ceilings:
         shares = [most / max(1, size) for most, size in zip(group.ceilings, sizes, strict=True)]
         words += f", ceiling {percent(round(max(shares), 4))} of a layer"

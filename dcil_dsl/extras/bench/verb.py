@@ -123,8 +123,8 @@ def bench(
         if json is not None:
             write_text(json, profile.to_json())
         return
-    given = {"--levels": levels, "--weights": weights, "--set": sets}
-    wrong = next((name for name, value in given.items() if value), None)
+    alone = (("--levels", levels), ("--weights", weights), ("--set", sets))
+    wrong = next((name for name, value in alone if value), None)
     if wrong is not None:
         raise InputError(f"{wrong} is of recipes, and {place} is none")
     from dcil_dsl.extras.bench.job import bench_run

@@ -85,7 +85,7 @@ def measure_speed(
         raise InputError("the recipe prunes no single weights, so there is nothing to time")
     example = example_of(Deployed(network, None, plan), batch=max(2, batch))
     with tempfile.TemporaryDirectory(prefix="dcil-speed-") as name:
-        contestants = []
+        contestants: list[Contestant] = []
         for level in levels:
             tell(f"pruning to {100 * level:g}%")
             folder = str(Path(name) / f"at-{len(contestants)}")
