@@ -232,6 +232,7 @@ prune Conv2d to uniform(50%) {
   granularity = weight
   penalty     = [square(kept, 1e-4), norm(pruned, 1e-4)]
 }
+prune Linear to latency(5, profile="speed.json")
 prune Linear to nm(2, 4) { schedule = once(at=1ep) }
 layers some = Conv2d
 prune Conv2d to global(50%) {
@@ -372,7 +373,8 @@ def test_the_words_of_the_language_are_these():
     from dcil_dsl.words.registry import own_words
 
     assert {place: " ".join(words) for place, words in own_words().items()} == {
-        "a target": "uniform global nm erk lamp density at_most each table sensitivity",
+        "a target": "uniform global nm erk lamp density below at_most each table sensitivity "
+        "speedup latency",
         "a bound": "within",
         "a granularity": "weight filter channel head block",
         "a score": "magnitude l2 taylor movement gradient random",

@@ -24,8 +24,8 @@ SHORT = {
 
 @pytest.fixture
 def trained(tmp_path):
-    def train_kind(kind, model="dcil:resnet20"):
-        recipe = dcil.load(RECIPES / f"{kind}.prune", overrides=SHORT)
+    def train_kind(kind, model="dcil:resnet20", **more):
+        recipe = dcil.load(RECIPES / f"{kind}.prune", overrides=SHORT | more)
         run = train(recipe, model, "digits", out=tmp_path / kind, device="cpu", max_steps=3)
         file = tmp_path / kind / "sparse.safetensors"
         told = []
@@ -53,6 +53,19 @@ def test_forty_percent_of_the_filters_go_and_no_layer_loses_more_than_three_quar
     assert all((w[k] != 0).all() for w, k in zip(convolutions(tensors).values(), kept, strict=True))
     assert (result.counts, result.sparsity_asked) == ("filters", 0.4)
     assert result.sparsity_counted == pytest.approx(1 - 470 / 784)
+
+
+def test_forty_percent_of_the_filters_go_and_then_nine_tenths_of_what_they_leave(trained):
+    result, tensors = trained(
+        "filters_then_weights", **{"pruning.before_schedule": "once(at=1 steps)"}
+    )
+    left = sum(w[0].numel() * int(0.6 * len(w) + 1e-9) for w in convolutions(tensors).values())
+    kept = sum(int(nonzero(w).sum()) for w in convolutions(tensors).values())
+    size = sum(w.numel() for w in convolutions(tensors).values())
+    assert left // 10 - 200 <= kept <= left // 10
+    filters = [nonzero(w, 1, 2, 3) for w in convolutions(tensors).values()]
+    assert all(int(f.sum()) <= 0.6 * len(f) + 1e-9 for f in filters)
+    assert result.sparsity_asked == pytest.approx(1 - kept / size, abs=1e-3)
 
 
 def test_half_of_the_inputs_of_each_layer_go(trained):

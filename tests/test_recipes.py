@@ -18,13 +18,14 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SIZES = {"0.weight": 432, "3.weight": 4608}  # the convolutions of tiny_job.NET
 MEASURED = RECIPES / "allocation" / "sensitivity.prune"  # by a profile of one model
 FROZEN = RECIPES / "training" / "frozen.prune"  # its first layer keeps every weight
-OF_RESNET20 = [RECIPES / "allocation" / f"{name}.prune" for name in ("table", "at_most")]
+BELOW = RECIPES / "allocation" / "below.prune"  # its sparsity is a result
+OF_RESNET20 = [RECIPES / "allocation" / f"{name}.prune" for name in ("table", "at_most", "speedup")]
 PATTERN = RECIPES / "schedules" / "nm24.prune"  # its target is 2:4
 PATHS = [
     path
     for name in ("allocation", "scores", "training", "schedules")
     for path in sorted((RECIPES / name).glob("*.prune"))
-    if path not in (MEASURED, FROZEN, PATTERN, *OF_RESNET20)
+    if path not in (MEASURED, FROZEN, PATTERN, BELOW, *OF_RESNET20)
 ]
 
 
@@ -55,11 +56,39 @@ def test_a_recipe_trains_and_its_file_has_the_zeros_it_promises(path, tmp_path):
     assert run.plan.groups[0].sparsity == 0.9
 
 
+def test_a_recipe_of_a_measured_speed_trains_and_its_plan_names_the_machine(tmp_path):
+    run = dcil.train(
+        str(RECIPES / "allocation" / "speedup.prune"),
+        "dcil:resnet20",
+        "digits",
+        overrides={"pruning.schedule": "constant()"},
+        out=tmp_path / "run",
+        device="cpu",
+        workers=0,
+        max_steps=2,
+        warn=lambda _: None,
+    )
+    (group,) = dcil.Plan.from_json((tmp_path / "run" / "plan.json").read_text()).groups
+    assert group.target.measured.startswith("AMD EPYC") and 0.8 < group.sparsity < 0.9
+    tensors = load_file(run.folder.weights)
+    assert sum(int((tensors[name] != 0).sum()) for name in group.parameters) == 34_735
+
+
 @pytest.mark.parametrize("path", OF_RESNET20, ids=lambda path: path.stem)
 def test_a_target_of_resnet20_is_resolved_for_it(path):
     plan = dcil.resolve(dcil.load(path), build_model("dcil:resnet20", 10), steps_per_epoch=23)
     kept = sum(sum(keeps_at(group, plan.num_steps)) for group in plan.groups)
-    assert kept == {"at_most": 25_000, "table": 26_036}[path.stem]
+    assert kept == {"at_most": 25_000, "table": 26_036, "speedup": 34_735}[path.stem]
+
+
+def test_a_threshold_prunes_what_is_smaller_and_the_result_says_how_much(tmp_path):
+    kept, run = train(BELOW, tmp_path, **{"pruning.refresh": "1 step"})
+    result, size = run.result, sum(SIZES.values())
+    assert 0 < sum(kept.values()) < size
+    assert result.sparsity_measured == pytest.approx(1 - sum(kept.values()) / size)
+    assert result.sparsity_asked == pytest.approx(result.sparsity_measured)
+    found = dcil.verify_artefact(run.folder.path, warn=print, note=print)
+    assert found and all(verdict.holds for _, verdict in found)
 
 
 def test_a_pattern_that_ramps_ends_at_two_of_four(tmp_path):
@@ -77,7 +106,7 @@ def test_a_frozen_layer_keeps_every_weight_as_it_was(tmp_path):
     assert (again.model.state_dict()["0.weight"] == weight).all()
 
 
-@pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced"])
+@pytest.mark.parametrize("method", ["late_phase", "foster", "dcil_balanced", "dcil_in_turn"])
 def test_a_method_learns_and_its_file_has_the_zeros_it_promises(method, tmp_path):
     small = {"data.image_size": "8", "data.batch_size": "64", "data.augment": "[]"}
     kept, run = train(RECIPES / "methods" / f"{method}.prune", tmp_path, **small)

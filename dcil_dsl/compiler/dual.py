@@ -252,7 +252,7 @@ class Dual(PrunedModule):
         before = step - 1 if self.begun is None else self.begun
         self.resets = any(before < time <= step for time in self.plan.train.reset)
         self.begun, self.is_begun = step, True
-        if any(group.penalties for group in self.plan.groups):
+        if self.plan.has_penalties:
             self.__dict__["penalties_due"] = step
         return bool(due) or self.resets
 
@@ -294,6 +294,7 @@ class Dual(PrunedModule):
         if self.begun is not None:
             return moved > self.begun
         # After a checkpoint the masks are those of its step. A fresh Dual keeps every weight.
+        # Where a limit decides, masks may keep every weight for good.
         return sparsity_at(group, moved) > 0 and all(
             bool(self.get_buffer(f"{name}_mask").all()) for name in group.parameters
         )

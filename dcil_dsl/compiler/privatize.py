@@ -65,6 +65,16 @@ def twin_names(plan: Plan) -> list[str]:
     ]
 
 
+def with_twins(plan: Plan, parameter: str) -> list[str]:
+    """A parameter of the model, and its twins where it lies in a private module."""
+    for entry in plan.privates:
+        if parameter.startswith(f"{entry.module}."):
+            inside = parameter[len(entry.module) :]
+            others = [path.name for path in plan.paths if path.name != plan.deploy]
+            return [parameter, *(twin_name(entry.module, path) + inside for path in others)]
+    return [parameter]
+
+
 def add_twins(model: nn.Module, plan: Plan) -> None:
     """Register the twins next to their originals: copies, or freshly initialized.
 

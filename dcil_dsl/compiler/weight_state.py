@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.masks import make_masks
-from dcil_dsl.compiler.privatize import is_within, twin_names
+from dcil_dsl.compiler.privatize import is_within, twin_names, with_twins
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.placement import Placement
 from dcil_dsl.masking.score import score_weights
@@ -25,6 +25,7 @@ from dcil_dsl.masking.select import drop_and_grow
 from dcil_dsl.masking.views import largest_pruned, soft_scale
 from dcil_dsl.plan.group import BufferedScore
 from dcil_dsl.plan.plan import Group, Phase, Plan
+from dcil_dsl.plan.records import RestPenalty
 from dcil_dsl.plan.schedule import keeps_at, reserved_at
 from dcil_dsl.words.losses import Penalty
 from dcil_dsl.words.scores import Draw, Magnitude, uniform
@@ -317,6 +318,19 @@ def add_penalties(dual: PrunedModule, step: int) -> None:
                 more |= {} if axes is None else {"axis": axes[name]}
                 own = penalty.gradient(own, **more).where(part, w.new_zeros(()))
                 w.grad = weight * own if w.grad is None else w.grad.add_(own, alpha=weight)
+    for rest in dual.plan.train.penalties:
+        _add_to_rest(dual, rest, rest.word.weight_at(step, dual.plan.num_steps))
+
+
+def _add_to_rest(dual: PrunedModule, rest: RestPenalty, weight: float) -> None:
+    """A penalty on weights that no rule prunes, and on their twins. One without a gradient in this
+    step, whose path does not run, is not moved, as by weight decay."""
+    for parameter, axis in zip(rest.parameters, rest.axes, strict=True) if weight else ():
+        for name in with_twins(dual.plan, parameter):
+            w = dual.get_parameter(name)
+            if w.grad is not None:
+                more: dict[str, Any] = {"axis": axis} if rest.word.needs_axis else {}
+                w.grad.add_(rest.word.gradient(w, **more), alpha=weight)
 
 
 def _part_of(dual: PrunedModule, name: str, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:

@@ -197,7 +197,8 @@ mix {
         "E326",
         "a group of weights that cannot learn so",
         """`groups` of `train` names weights that learn at another rate, without weight decay or not
-          at all. A group needs weights; frozen ones cannot be pruned, and some have to learn.""",
+          at all. A group needs weights; frozen ones cannot be pruned, and some have to learn.
+          `penalty` of `train` needs weights that learn and that no rule prunes.""",
         "layers stem = first Conv2d\nprune Conv2d to 90%\ntrain {\n  epochs    = 10ep\n"
         "  optimizer = sgd(lr=0.1)\n  groups    = [frozen(stem)]\n}",
         "layers stem = first Conv2d\nprune Conv2d except first Conv2d to 90%\n"
@@ -213,8 +214,9 @@ mix {
     ),
     entry(
         "E313",
-        "paths of different strides",
-        "A path may run every N steps only; all paths that do so must have the same N.",
+        "paths whose steps do not fit",
+        "A path may run every N steps only; all paths that do so must have the same N, an offset "
+        "below N, and the same offset where a loss compares them.",
         """mix {
   path sparse = masked
   path dense  = full { every = 2 steps }

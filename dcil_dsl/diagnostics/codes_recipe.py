@@ -255,7 +255,10 @@ RECIPE: tuple[Code, ...] = (
         "E235",
         "settings that cannot be combined",
         """`reserve`, `regrow` and `soft_threshold` rank single weights by magnitude; they cannot
-          be combined with other granularities or scores.""",
+          be combined with other granularities or scores. `before` prunes whole units of each layer,
+          and the rule single weights of what they leave. A threshold asks for no share, so settings
+          that need one have no meaning with it. A penalty of a rule is on the weights that it
+          prunes.""",
         "prune Conv2d to 2:4 { regrow = gradient(30%) }",
         "prune Conv2d to 90% { regrow = gradient(30%) }",
     ),

@@ -20,8 +20,8 @@ from pydantic import (
 from torch import Tensor, nn
 
 from dcil_dsl.plan.format_1 import upgrade_origin
-from dcil_dsl.plan.group import Share
-from dcil_dsl.plan.plan import Budgeted, Model, Plan, Size
+from dcil_dsl.plan.group import Share, Stage, check_before
+from dcil_dsl.plan.plan import Budgeted, Group, Model, Plan, Size
 from dcil_dsl.plan.schedule import (
     bounds_at,
     ceilings_at,
@@ -39,18 +39,23 @@ class Promise(Budgeted):
             together if the members share one budget, else one per layer
     asked   the requested sparsity, a fraction of what the budget counts
 
+    before  the promise of the whole units that are pruned first, of the same weights
+
     Ceilings and bounds are those at this step.
     """
 
     asked: Share
     keeps: tuple[NonNegativeInt, ...]
+    before: Promise | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Promise:
         a_member = ("ceilings", "costs", *(() if self.one_budget else ("keeps",)))
-        self.check_members(("num_weights", "cuts"), a_member)
+        self.check_members(("num_weights", "cuts", "filter_floors"), a_member)
         if self.one_budget and len(self.keeps) != 1:
             raise ValueError("one budget keeps one number")
+        if self.before is not None:
+            check_before(self, self.before)
         return self
 
     def promised(self) -> dict[str, object]:
@@ -132,24 +137,29 @@ def promises_at(plan: Plan, num_done: int) -> tuple[Promise, ...]:
     if not plan.prunes:
         return ()
     step = masks_step(num_done)
-    return tuple(
-        Promise(
-            rule=group.rule,
-            target=group.target,
-            asked=sparsity_at(group, last_refresh(group, step)),
-            parameters=group.parameters,
-            num_weights=group.num_weights,
-            keeps=keeps_at(group, last_refresh(group, step)),
-            of=group.of,
-            granularity=group.granularity,
-            cuts=group.cuts,
-            spans=group.spans,
-            ties=group.ties,
-            costs=group.costs,
-            ceilings=ceilings_at(group, last_refresh(group, step)) if group.ceilings else (),
-            bounds=bounds_at(group, last_refresh(group, step)),
-        )
-        for group in plan.groups
+    return tuple(_promise(group, last_refresh(group, step)) for group in plan.groups)
+
+
+def _promise(group: Stage, step: int) -> Promise:
+    """That of a group whose masks were last made at `step`."""
+    before = group.before if isinstance(group, Group) else None
+    return Promise(
+        rule=group.rule,
+        target=group.target,
+        asked=sparsity_at(group, step),
+        parameters=group.parameters,
+        num_weights=group.num_weights,
+        keeps=keeps_at(group, step),
+        of=group.of,
+        granularity=group.granularity,
+        cuts=group.cuts,
+        spans=group.spans,
+        ties=group.ties,
+        costs=group.costs,
+        ceilings=ceilings_at(group, step) if group.ceilings else (),
+        bounds=bounds_at(group, step),
+        filter_floors=group.filter_floors,
+        before=None if before is None else _promise(before, step),
     )
 
 

@@ -21,9 +21,16 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Promise
-from dcil_dsl.plan.group import budget_size, counted, kept_in_budget, members
+from dcil_dsl.plan.group import budget_size, counted, kept_in_budget, members, unit_costs
 from dcil_dsl.plan.text import percent, shorten, table
-from dcil_dsl.training.sparsity import Budget, count_units, pattern_counts, tally_group
+from dcil_dsl.training.sparsity import (
+    Budget,
+    below_filter_floors,
+    count_units,
+    pattern_counts,
+    short_filters,
+    tally_group,
+)
 
 PLAIN = (
     torch.float16,
@@ -150,6 +157,12 @@ def show_verdict(verdict: Verdict) -> str:
         )
         measured = percent(round(1 - nonzero / size, 6)) if size else "-"
         noun, asked = counted(promise), percent(round(promise.asked, 6))
+        if promise.target.is_result:
+            lines += [
+                f"group {index} (threshold, {promise.rule}):",
+                f"  no share is asked for, a threshold decides; measured {measured} of the weights",
+            ]
+            continue
         allowed = kept_in_budget(promise, promise.keeps)
         nm = promise.pattern
         pattern = f", {nm.n}:{nm.m}" if nm is not None else ""
@@ -160,6 +173,7 @@ def show_verdict(verdict: Verdict) -> str:
                 f"{count(sum(promise.num_weights), 'weight')} may be kept, "
                 f"{count(nonzero, 'is', 'are')} not zero"
             )
+            lines += _before_line(promise)
             continue
         budgets = [budget for number, budget in verdict.budgets if number == index]
         whole, kept = (sum(getattr(b, key) for b in budgets) for key in ("size", "kept"))
@@ -180,6 +194,14 @@ def show_verdict(verdict: Verdict) -> str:
         else f"does not hold what was asked: {count(len(verdict.faults), 'fault')}"
     )
     return "\n".join(lines) + "\n"
+
+
+def _before_line(promise: Promise) -> list[str]:
+    before = promise.before
+    if before is None:
+        return []
+    whole, kept = budget_size(before), kept_in_budget(before, before.keeps)
+    return [f"  they lie in at most {kept:,} of {count(whole, counted(before, many=False))}"]
 
 
 def _count_group(
@@ -222,6 +244,8 @@ def _judge(index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict:
     for budget in tally.budgets:
         verdict.budgets.append((index, budget))
         what, noun = budget.what, counted(promise, many=False)
+        if promise.target.is_result:
+            continue
         more = budget.kept - budget.allowed
         if budget.allowed > budget.size:
             verdict.faults.append(
@@ -250,6 +274,10 @@ def _judge(index: int, promise: Promise, tensors: Mapping[str, Tensor], verdict:
         )
     if promise.pattern is not None:
         _judge_pattern(promise, nonzero, verdict)
+    if promise.before is not None:
+        _judge_before(promise.before, nonzero, verdict)
+    if promise.filter_floors:
+        _judge_filters(promise, nonzero, tally.budgets, verdict)
 
 
 def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) -> None:
@@ -267,6 +295,39 @@ def _judge_ceilings(promise: Promise, units: tuple[int, ...], verdict: Verdict) 
         if kept > ceiling:
             are = count(kept, f"{noun} is", f"{noun}s are")
             verdict.faults.append(f"{what}: {are} not zero, the ceiling is {ceiling:,}")
+
+
+def _judge_before(before: Promise, nonzero: Mapping[str, Tensor], verdict: Verdict) -> None:
+    """No layer has nonzero weights in more whole units than are left before."""
+    for budget in tally_group(before, before.keeps, count_units(before, nonzero)).budgets:
+        if budget.kept > budget.allowed:
+            noun = before.unit.noun
+            are = count(budget.kept, f"{noun} is", f"{noun}s are")
+            verdict.faults.append(
+                f"{budget.what}: {are} not zero, {budget.allowed:,} of {budget.size:,} allowed"
+            )
+
+
+def _judge_filters(
+    promise: Promise,
+    nonzero: Mapping[str, Tensor],
+    budgets: tuple[Budget, ...],
+    verdict: Verdict,
+) -> None:
+    """A filter below its floor is a fault unless kept weights happen to be zero, and then only if
+    its budget has fewer of those than its filters lack."""
+    lacks = below_filter_floors(promise, nonzero)
+    costs = dict(zip(promise.parameters, unit_costs(promise), strict=True))
+    names = [promise.parameters] if promise.one_budget else members(promise)
+    for own, budget in zip(names, budgets, strict=True):
+        short = {name: lacks[name] for name in own if name in lacks}
+        lacked = sum(int(missing.sum()) * costs[name] for name, (missing, _) in short.items())
+        for name, (missing, least) in short.items():
+            fact = f"{name}: {short_filters(missing, least)} that are not zero"
+            if lacked > budget.allowed - budget.kept:
+                verdict.faults.append(fact)
+            else:
+                verdict.notes.append(f"{fact}: kept weights happen to be zero")
 
 
 def _judge_pattern(promise: Promise, nonzero: Mapping[str, Tensor], verdict: Verdict) -> None:

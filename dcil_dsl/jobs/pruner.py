@@ -207,7 +207,7 @@ class Pruner:
 
     @property
     def has_penalties(self) -> bool:
-        return any(group.penalties for group in self.plan.groups)
+        return self.plan.has_penalties
 
     def prepare_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Before the optimizer's step, once gradients are clipped and unscaled: the penalties, and

@@ -51,6 +51,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     _balance(train, blocks.get("train"), mixed, found)
     average = _average(train, blocks.get("train"), selectors)
     groups = _groups(train, blocks.get("train"), selectors)
+    penalties = _penalties(train, blocks.get("train"), selectors, found)
     expect = _expect(file, reader)
     selectors.warn_unused()
     _clashes(linked, mixed, [*uses.words], found)
@@ -69,6 +70,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
         train=train,
         average=average,
         groups=groups,
+        penalties=penalties,
         expect=expect,
         mix_span=keyword(mix),
         train_span=keyword(blocks["train"]),
@@ -406,9 +408,33 @@ def _groups(
     return tuple(found)
 
 
+def _penalties(
+    train: Train | None, block: ast.BlockNode | None, selectors: Selectors, found: Diagnostics
+) -> tuple[r.PenaltyRule, ...]:
+    """`penalty` of `train`, each with its layers; E236 for one on weights that a rule prunes."""
+    nodes = _setting(block, "penalty")
+    if train is None or not isinstance(nodes, ast.List):
+        return ()
+    penalties = []
+    for word, node in zip(train.penalty, nodes.items, strict=True):
+        assert isinstance(node, ast.Call)
+        if word.part != "rest":
+            found.add(
+                "E236",
+                f"`penalty` of `train` is on weights that no rule prunes, not on {word.part} ones",
+                node.span,
+                help=f"`{word.called}(rest, ...)`, or `penalty` of the rule or of `pruning`",
+            )
+            continue
+        selector = None if word.of is None else _layers_of(node, word.of, selectors)
+        penalties.append(r.PenaltyRule(word=word, selector=selector, span=node.span))
+    return tuple(penalties)
+
+
 def _layers_of(node: ast.Call, name: str, selectors: Selectors) -> ast.Selector:
-    """The selector of a call whose first setting names a `layers` definition."""
-    place = next(a.value.span for a in node.arguments if a.name is None or a.name.name == "layers")
+    """The selector of a call whose setting `of`, or else its first, names such a definition."""
+    named = (a for a in node.arguments if a.name is not None and a.name.name == "of")
+    place = next(named, node.arguments[0]).value.span
     return selectors.closed(ast.ByName(span=place, name=name))
 
 

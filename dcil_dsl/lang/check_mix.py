@@ -145,6 +145,13 @@ class _Mix:
                 read.spans["every"],
                 help="for example `every = 4 steps`",
             )
+        if "offset" in read.values and every is None and "every" not in read.spans:
+            self.found.add(
+                "E211",
+                f"path `{name}` has an `offset` and no `every`",
+                read.spans["offset"],
+                help="for example `every = 4 steps`",
+            )
         view = self._view(item.view)
         if view is None:
             self.broken = True
@@ -157,6 +164,7 @@ class _Mix:
                     batch=word.batch,
                     size=word.size,
                     every=word.every,
+                    offset=word.offset,
                     compute=word.compute,
                     span=item.span,
                 )

@@ -8,6 +8,8 @@ Not:  no layers and no steps; a path may still turn out never to run (plan/phase
 
 from __future__ import annotations
 
+from typing import cast
+
 from dcil_dsl.diagnostics import Diagnostics, Label, Span
 from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
@@ -15,13 +17,15 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.check_mix import Mixed, named_by
 from dcil_dsl.lang.read import Settings, WordReader, keyword
 from dcil_dsl.lang.read_values import Broken
+from dcil_dsl.lang.rule_parts import check_block, check_schedule, read_before, read_bounds
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import PruneBlock
-from dcil_dsl.words.granularity import Block, Granularity, Single
+from dcil_dsl.words.granularity import Granularity, Single
+from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.schedules import GrowByGradient, Schedule
 from dcil_dsl.words.scores import GradientScore
-from dcil_dsl.words.targets import Target, Within
+from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time, written
 
 
@@ -59,7 +63,7 @@ def _prune(
     if read.word is None:
         return None
     word = read.word
-    _schedule(word.schedule, target, read.spans.get("schedule"), reader)
+    check_schedule(word.schedule, target, read.spans.get("schedule"), reader)
     granularity = _granularity(item, target, word.granularity, reader)
     spans = {**read.spans, "target": item.target.span}
     if granularity is not word.granularity:  # the target brings its own
@@ -72,9 +76,11 @@ def _prune(
         refresh=word.refresh,
         freeze=word.freeze,
         floor=word.floor,
+        filter_floor=word.filter_floor,
         ceiling=word.ceiling,
-        bounds=_bounds(together, word.bounds, target, selectors, reader),
+        bounds=read_bounds(together, word.bounds, target, selectors, reader),
         granularity=granularity,
+        before=read_before(item, word, target, granularity, selector, read.spans, reader),
         forget=word.forget,
         reserve=word.reserve,
         penalty=word.penalty,
@@ -83,55 +89,6 @@ def _prune(
         span=item.head_span,
         spans=spans,
     )
-
-
-def _bounds(
-    settings: tuple[ast.Setting, ...],
-    words: tuple[Within, ...],
-    target: Target,
-    selectors: Selectors,
-    reader: WordReader,
-) -> tuple[r.BoundRule, ...]:
-    """The bounds of layers together, each with the layers that it names."""
-    given = next((s.value for s in settings if s.name.name == "bounds"), None)
-    nodes = given.items if isinstance(given, ast.List) else ()
-    bounds = []
-    for word, node in zip(words, nodes, strict=True):
-        assert isinstance(node, ast.Call)
-        place = next(
-            a.value.span for a in node.arguments if a.name is None or a.name.name == "layers"
-        )
-        if not target.one_budget:
-            reader.found.add(
-                "E238",
-                "these layers do not share a budget",
-                node.span,
-                help="`global(...)` is one budget for all layers of a rule",
-            )
-        elif word.floor is None and word.ceiling is None:
-            reader.found.add(
-                "E211",
-                "`within` needs `floor` or `ceiling`",
-                node.span,
-                help=f"for example `within({word.layers}, floor=30%)`",
-            )
-        elif word.floor and word.ceiling and word.floor > word.ceiling:
-            reader.found.add(
-                "E214",
-                f"the floor {written(word.floor)} is above the ceiling {written(word.ceiling)}",
-                node.span,
-            )
-        selector = selectors.closed(ast.ByName(span=place, name=str(word.layers)))
-        bounds.append(
-            r.BoundRule(
-                name=str(word.layers),
-                selector=selector,
-                floor=word.floor,
-                ceiling=word.ceiling,
-                span=node.span,
-            )
-        )
-    return tuple(bounds)
 
 
 def _granularity(
@@ -150,15 +107,8 @@ def _granularity(
                 label=why,
                 others=(Label(item.target.span, "the target says it first"),),
             )
-    _block(own, item.target.span, reader)
+    check_block(own, item.target.span, reader)
     return own or setting or Single()
-
-
-def _block(granularity: object, span: Span | None, reader: WordReader) -> None:
-    if isinstance(granularity, Block) and granularity.height == granularity.width == 1:
-        reader.found.add(
-            "E205", "a block of one weight is a single weight", span, help="`granularity=weight`"
-        )
 
 
 def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
@@ -186,6 +136,15 @@ def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
             read.spans["floor"],
             help="`keep` excludes layers from pruning",
         )
+    of_filters = read.values.get("filter_floor")
+    if isinstance(of_filters, Percent) and not 0 < of_filters.fraction < 1:
+        reader.found.add(
+            "E205",
+            f"a floor of {written(of_filters)} of each filter "
+            + ("keeps nothing" if of_filters.fraction <= 0 else "leaves nothing to prune"),
+            read.spans["filter_floor"],
+            help="for example `filter_floor = 1`, one weight of each filter",
+        )
     ceiling = read.values.get("ceiling")
     if isinstance(ceiling, Percent) and ceiling.fraction <= 0:
         reader.found.add("E205", "a ceiling of 0% leaves nothing of a layer", read.spans["ceiling"])
@@ -195,7 +154,7 @@ def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
             f"the floor {written(floor)} is above the ceiling {written(ceiling)}",
             read.spans["floor"],
         )
-    _block(read.values.get("granularity"), read.spans.get("granularity"), reader)
+    check_block(read.values.get("granularity"), read.spans.get("granularity"), reader)
     grid = getattr(schedule, "grid", None)
     if grid is not None and grid.value <= 0:
         reader.found.add(
@@ -204,12 +163,6 @@ def _limits(read: Settings[PruneBlock], reader: WordReader) -> None:
             read.spans["schedule"],
             help="for example `grid=1ep`",
         )
-
-
-def _schedule(schedule: Schedule, target: Target, span: Span | None, reader: WordReader) -> None:
-    fault = None if target.needs_layers else schedule.fault(target.sparsity)
-    if fault is not None:
-        reader.found.add("E214", fault[0], span, help=fault[1])
 
 
 def _unused_settings(file: ast.File, pruning: ast.BlockNode | None, found: Diagnostics) -> None:
@@ -362,13 +315,19 @@ def _check_effects(
 
 def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
     is_single = isinstance(rule.granularity, Single) and rule.target.pattern is None
-    for name, value in (("regrow", rule.regrow), ("reserve", rule.reserve)):
+    alone = ("regrow", "reserve", "filter_floor")
+    for name, value in ((name, getattr(rule, name)) for name in alone):
         if value is not None and not is_single:
             found.add(
                 "E235",
-                f"`{name}` chooses single weights, and this rule prunes larger units",
+                f"`{name}` is for single weights, and this rule prunes {rule.unit.together}",
                 rule.at(name),
             )
+    for name in ("regrow", "reserve", "filter_floor", "ceiling", "bounds"):
+        if rule.before is not None and getattr(rule, name):
+            found.add("E235", f"`before` and `{name}` are of the same weights", rule.at(name))
+    if rule.target.is_result:
+        _check_limit(rule, found)
     if rule.regrow is not None and not rule.score.by_size:
         found.add(
             "E235",
@@ -377,7 +336,12 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
             help="`score = magnitude`",
         )
     in_flops = getattr(rule.target, "of", None) == "flops"
-    counts = {"ceiling": rule.ceiling, "bounds": rule.bounds, "of": in_flops}
+    counts = {
+        "ceiling": rule.ceiling,
+        "filter_floor": rule.filter_floor,
+        "bounds": rule.bounds,
+        "of": in_flops,
+    }
     for name in (name for name, value in counts.items() if value):
         if rule.regrow is not None:
             found.add(
@@ -385,6 +349,16 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
                 f"`regrow` counts weights, and this rule has `{name}`",
                 rule.at(name, "target"),
             )
+    for word in rule.penalty:
+        if word.part == "rest" or word.of is not None or word.biases:
+            found.add(
+                "E235",
+                "a penalty of a rule is on the weights that it prunes"
+                + (", and no rule prunes the rest" if word.part == "rest" else ""),
+                rule.at("penalty"),
+                help=f"`penalty = [{word.called}(rest, ...)]` of `train`",
+            )
+            break
     if any(p.part == "reserve" for p in rule.penalty) and rule.reserve is None:
         found.add(
             "E235",
@@ -394,9 +368,31 @@ def _check_rule(rule: r.PruneRule, found: Diagnostics) -> None:
         )
 
 
+def _check_limit(rule: r.PruneRule, found: Diagnostics) -> None:
+    """E235 for what needs a share, where a limit of the scores decides."""
+    word = f"`{rule.target.called}`"
+    for name in ("before", "ceiling", "bounds", "reserve", "regrow"):
+        if getattr(rule, name):
+            found.add("E235", f"`{name}` needs a share, and {word} asks for none", rule.at(name))
+    known = cast("dict[str, type[Schedule]]", words_at("a schedule")).items()
+    if not rule.schedule.proportional:
+        found.add(
+            "E235",
+            f"`{rule.schedule.called}` is a course of shares, and {word} asks for none",
+            rule.at("schedule"),
+            help=f"{listed(f'`{w}`' for w, c in known if c.proportional)} raise the limit from 0",
+        )
+
+
 def _no_threshold(rule: r.PruneRule) -> str | None:
+    if rule.target.is_result:
+        return "its threshold is that of `below`, and the path takes the largest pruned weight"
     if rule.target.pattern or rule.target.rescales or not isinstance(rule.granularity, Single):
         return "kept weights are not those above a threshold here"
+    if rule.filter_floor is not None:
+        return "`filter_floor` keeps weights below the threshold"
+    if rule.before is not None:
+        return "`before` prunes weights above the threshold"
     by_size = rule.score.by_size and rule.score.decay is None
     return None if by_size and rule.regrow is None else "weights are not kept by their magnitude"
 

@@ -198,9 +198,11 @@ def type_words(field: Any) -> str:
     if choices := _choices(field):
         return " or ".join(f"`{choice}`" for choice in choices)
     marks = {mark for mark in field.metadata if isinstance(mark, str)}
+    marks |= {mark for mark in ("path", "layers") if f"'{mark}'" in text}  # where it may be none
     if marks & {"path", "layers"}:
         return "a path" if "path" in marks else "a name of layers"
     for name, words in (
+        (r"int\b.*\bPercent", "an integer or a percentage"),
         ("Percent", "a percentage"),
         ("Range", "a range of times"),
         ("Time", "a time"),

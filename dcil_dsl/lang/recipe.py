@@ -93,6 +93,8 @@ class PruneRule:
     `target` carries the allocation and the final sparsity. `granularity` is the rule's, or
     that of its target; ignored with an N:M target. `floor` and `ceiling`: the
     least and the largest density a layer may be left with; None: one unit, all of it.
+    `filter_floor`: the least number, or share, of the weights of each filter. `before`: the rule
+    that prunes whole units of these layers first; the target is of what it leaves.
     """
 
     selector: ast.Selector
@@ -102,9 +104,11 @@ class PruneRule:
     refresh: Time | tuple[Time, ...]
     freeze: Time | None = None
     floor: Percent | None = None
+    filter_floor: int | Percent | None = None
     ceiling: Percent | None = None
     bounds: tuple[BoundRule, ...] = ()
     granularity: Granularity = Single()
+    before: PruneRule | None = None
     forget: bool = False
     reserve: Percent | None = None
     penalty: tuple[Penalty, ...] = ()
@@ -112,6 +116,11 @@ class PruneRule:
     regrow: Regrow | None = None
     span: Span = _span()  # the first line of the rule: `prune ... to ...`
     spans: dict[str, Span] = field(compare=False, repr=False)  # of the target and the settings
+
+    @property
+    def unit(self) -> Granularity:
+        """The units that are pruned as a whole."""
+        return self.target.pattern or self.granularity
 
     def at(self, *names: str) -> Span:
         """The place of the first of these settings that is given; else the whole rule."""
@@ -149,6 +158,7 @@ class PathRule:
     batch: Percent | None = None
     size: Percent | None = None
     every: Time | None = None
+    offset: Time | None = None
     compute: Literal["all", "kept"] = "all"
     span: Span = _span()
 
@@ -213,6 +223,15 @@ class GroupRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PenaltyRule:
+    """A word of `penalty` in `train`, with the layers that it names, if any."""
+
+    word: Penalty
+    selector: ast.Selector | None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything one experiment says. `text` is the closed text (`resolved.prune`)."""
 
@@ -228,6 +247,7 @@ class Recipe:
     train: Train
     average: AverageRule | None = None
     groups: tuple[GroupRule, ...] = ()
+    penalties: tuple[PenaltyRule, ...] = ()
     expect: tuple[ExpectRule, ...] = ()
     overrides: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of --set
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -52,6 +52,7 @@ def keep_top(
     costs: list[int] | None = None,
     ceilings: list[int] | None = None,
     bounds: Bounds = (),
+    always: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """Masks that keep `num_keep` weights in all and at least `floors[i]` in layer i.
 
@@ -69,6 +70,8 @@ def keep_top(
     ceilings  the largest number of entries that each layer keeps. None: all
     bounds    (indices of layers in rising order, least, most): these layers together keep
               least to most entries. No layer is in two bounds; with bounds all costs are equal
+    always    masks of entries that come before all others of their layer; a layer's floor is at
+              least their number. Empty: none
 
     Raises ValueError where the floors exceed `num_keep` or the ceilings, or `num_keep` is out of
     range. Across ranks, which do not know each other's sizes, the caller must check this.
@@ -77,6 +80,8 @@ def keep_top(
     if across is None:
         floors, ceilings = _within(scores, num_keep, floors, costs, ceilings, bounds)
     keys = [_sortable(score.flatten()) for score in scores]
+    for key, first in zip(keys, always, strict=bool(always)):
+        key.masked_fill_(first.flatten(), torch.iinfo(key.dtype).max)
     # Under a ceiling only the highest entries of a layer compete.
     parts: list[Tensor | None] = [None] * len(keys)
     if ceilings is not None:

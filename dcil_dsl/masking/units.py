@@ -67,6 +67,19 @@ def keep_pattern(score: Tensor, cut: CutLike, n: int) -> Tensor:
     return mask.view(score.shape)
 
 
+@torch.no_grad()
+def highest_of_units(score: Tensor, cut: CutLike, n: int) -> Tensor:
+    """A mask of the n highest entries of each unit, ties to the earlier; NaN is the highest."""
+    inside = _inside(cut)
+    rows = _rows(score, cut)
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.zeros(rows.shape, dtype=torch.bool, device=score.device)
+    chosen.scatter_(1, order[:, :n], True)
+    axes = (*cut.units, *inside)
+    back = sorted(range(len(axes)), key=axes.__getitem__)
+    return chosen.view([cut.shape[i] for i in axes]).permute(back).reshape(score.shape)
+
+
 def holds_half(mask: Tensor) -> bool:
     """Whether every four inputs in a row of the mask (O, I) keep at most two.
 

@@ -19,11 +19,18 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.group import budget_size, counted, members, num_units, unit_costs
-from dcil_dsl.plan.schedule import limits_at, reached_at, whole_units
+from dcil_dsl.plan.schedule import floors_at, limits_at, reached_at, sizes_at, whole_units
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.text import percent
 from dcil_dsl.plan.ties import warn_of_bound
-from dcil_dsl.plan.units import Member, divide, tensor_core_obstacle, tie_members, unit_prices
+from dcil_dsl.plan.units import (
+    Member,
+    divide,
+    filter_floor,
+    tensor_core_obstacle,
+    tie_members,
+    unit_prices,
+)
 from dcil_dsl.words.granularity import Head, Single
 from dcil_dsl.words.targets import Divided, Target, Unfit
 from dcil_dsl.words.units import Percent
@@ -55,6 +62,7 @@ def allocate_group(
     weights = tuple(weight for member in divided for weight in member.weights)
     pattern = target.pattern
     sizes = [math.prod(m.weights[0].shape) if pattern else m.num_units for m in owned]
+    floors = tuple(filter_floor(rule.filter_floor, w) for w in weights) if rule.filter_floor else ()
     if target.needs_layers:
         fitted = _fitted(rule, target, owned, sizes, costs, report)
         if fitted is None:
@@ -71,7 +79,11 @@ def allocate_group(
         spans=tuple(len(member.weights) for member in owned) if isinstance(unit, Head) else (),
         ties=ties,
         costs=costs,
-        floors=tuple(n if m.bound else _floor(rule, n) for m, n in zip(owned, sizes)),
+        floors=tuple(
+            n if m.bound else max(_floor(rule, n), floors[i].total if floors else 0)
+            for i, (m, n) in enumerate(zip(owned, sizes))
+        ),
+        filter_floors=floors,
         ceilings=tuple(n if m.bound else _ceiling(rule.ceiling, n) for m, n in zip(owned, sizes))
         if rule.ceiling
         else (),
@@ -94,6 +106,35 @@ def allocate_group(
         group = group.model_copy(update={"targets": targets})
     _check_time(rule, group, run.num_steps, report)
     return group
+
+
+def put_before(rule: r.PruneRule, group: p.Group, first: p.Group, report: Diagnostics) -> p.Group:
+    """The group, of what `first` leaves of its weights, by one score; E304 where floors keep more
+    than that."""
+    fields = {name: getattr(first, name) for name in p.Stage.model_fields}
+    fields["score"] = group.score
+    both = group.model_copy(update={"before": p.Stage(**fields)})
+    end = reached_at(both)
+    sizes, floors, costs = sizes_at(both, end), floors_at(both, end), unit_costs(both)
+    keeps = [whole_units(size * (1 - group.sparsity)) for size in sizes]
+    if group.one_budget:
+        size, least = (
+            sum(n * cost for n, cost in zip(counts, costs, strict=True))
+            for counts in (sizes, floors)
+        )
+        rows = [(whole_units(size * (1 - group.sparsity)), least)]
+    else:
+        rows = [*zip(keeps, floors, strict=True)]
+    low = next(((keep, least) for keep, least in rows if keep < least), None)
+    if low is not None:
+        report.add(
+            "E304",
+            f"{percent(group.sparsity)} of what `before` leaves is {low[0]:,}, the floors keep "
+            f"{low[1]:,}",
+            rule.at("floor", "target"),
+            help="lower the floor or one of the targets",
+        )
+    return both
 
 
 def _effects(rule: r.PruneRule, run: RunLength) -> dict[str, Any]:
@@ -234,7 +275,7 @@ def _check_budget(rule: r.PruneRule, group: p.Group, report: Diagnostics) -> Non
         report.add(
             "E304",
             f"{target} of {fact}{more}",
-            rule.at("floor" if is_floor else "ceiling", "target"),
+            rule.at(*(("filter_floor", "floor") if is_floor else ("ceiling",)), "target"),
             help=(
                 "lower the floor or the target" if is_floor else "raise the ceiling or the target"
             )

@@ -24,10 +24,11 @@ from dcil_dsl.plan.group import counted, members, num_units
 from dcil_dsl.plan.schedule import last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.select import Selection
 from dcil_dsl.plan.show import (
+    before_words,
+    course_words,
     dynamics_words,
     group_line,
     refresh_words,
-    schedule_words,
     share_of,
     short_name,
 )
@@ -71,7 +72,7 @@ def explain_layer(
     for group in groups.values():
         own = [entry for entry in planned if entry.parameter in group.parameters]
         parts += [_lines(_budget(own, group, plan), page), "\n".join(_moments(own, group, plan))]
-        if not isinstance(group.schedule, Constant):
+        if not isinstance(group.schedule, Constant) and not group.target.is_result:
             parts.append("\n".join(draw_schedule(group, plan, page)))
     if planned or layer.module._parameters:  # a container owns nothing that a path could see
         parts.append(_lines(_who_sees_it(layer, planned, plan), page))
@@ -229,10 +230,14 @@ def _rules(layer: Layer, recipe: r.Recipe, traced: Traced, page: Page) -> str:
 def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fact]:
     parts = members(group)
     others = len(parts) - 1
+    for line in before_words(group, plan):
+        yield "before", line
     yield "budget", group_line(plan, group)
     names = {entry.parameter for entry in own}
     mine = [i for i, part in enumerate(parts) if names & set(part)]
-    if group.one_budget and others:
+    if group.target.is_result:
+        yield "", "its scores decide how much it loses"
+    elif group.one_budget and others:
         yield (
             "",
             (f"shared with {count(others, 'other layer')}: the scores decide its share"),
@@ -244,11 +249,15 @@ def _budget(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> Iterator[Fa
         units, floor = num_units(group)[index], group.floors[index]
         noun = counted(group, many=False) if group.of != "flops" else "unit"
         yield "floor", f"it keeps at least {floor:,} of {count(units, noun)}"
+        if group.filter_floors:
+            each = group.filter_floors[index]
+            filters = count(each.cut.num_units, "filter")
+            yield "", f"and {count(each.least, 'weight')} of each of its {filters}"
         yield from _tied_filters(own, group, index)
         if group.ceilings and group.ceilings[index] < units:
             yield "ceiling", f"it keeps at most {group.ceilings[index]:,} of them in the end"
     yield "score", group.score.summary()
-    yield "schedule", schedule_words(group.schedule, group.sparsity, plan)
+    yield "schedule", course_words(group, plan)
     freeze = "never freeze" if group.freeze is None else f"freeze at {moment(group.freeze, plan)}"
     last = last_refresh(group, last_step(plan))
     yield (
@@ -291,7 +300,7 @@ def _moments(own: list[p.PlanLayer], group: p.Group, plan: p.Plan) -> list[str]:
             (
                 f"{step:,}",
                 f"{step / max(1, plan.steps_per_epoch):.4g}",
-                percent(round(in_force, 4)),
+                "a result" if group.target.is_result else percent(round(in_force, 4)),
                 left,
                 "stand still" if stand else "move",
             )

@@ -53,7 +53,8 @@ class GroupFacts(PlanRecord):
     """One group of Plan.groups, in its order.
 
     counts                  what the budget counts: "weights", "filters", ...
-    budget, kept            of all its layers, in what it counts, before and after the run
+    budget, kept            of all its layers, in what it counts, before and after the run; kept
+                            and sparsity are None, and the curve is empty, where a threshold decides
     reached, last_refresh   the steps at which the target is first requested, masks last change
     num_refreshes           how often masks are made in the whole run
     curve                   (step, sparsity in force), at most a hundred points
@@ -62,8 +63,8 @@ class GroupFacts(PlanRecord):
     rule: str
     counts: str
     budget: int
-    kept: int
-    sparsity: float
+    kept: int | None
+    sparsity: float | None
     reached: int
     last_refresh: int
     num_refreshes: int
@@ -151,8 +152,10 @@ def layer_facts(plan: PlanFields) -> tuple[LayerFacts, ...]:
 def kept_at(group: Group, step: int) -> dict[str, int | None]:
     """How many weights each layer keeps under the masks in force at `step`.
 
-    None where several members share one budget: the weights decide.
+    None where several members share one budget, or where a threshold decides: the weights do.
     """
+    if group.target.is_result:
+        return dict.fromkeys(group.parameters)
     keeps, parts = keeps_at(group, last_refresh(group, step)), weights_of_unit(group)
     if len(keeps) != len(parts):
         return dict.fromkeys(group.parameters)
@@ -184,18 +187,19 @@ def _group_facts(plan: PlanFields, group: Group) -> GroupFacts:
     final = last_refresh(group, last_step(plan))
     size, kept = budget_size(group), kept_in_budget(group, keeps_at(group, final))
     every = max(1, plan.num_steps // CURVE_POINTS)
+    is_result = group.target.is_result
     return GroupFacts(
         rule=group.rule,
         counts=counted(group),
         budget=size,
-        kept=kept,
-        sparsity=_sparsity(kept, size),
+        kept=None if is_result else kept,
+        sparsity=None if is_result else _sparsity(kept, size),
         reached=reached_at(group),
         last_refresh=final,
         num_refreshes=num_refreshes(group, plan.num_steps),
         curve=tuple(
             (step, sparsity_at(group, last_refresh(group, step)))
-            for step in range(0, plan.num_steps, every)
+            for step in range(0, 0 if is_result else plan.num_steps, every)
         ),
     )
 

@@ -51,6 +51,18 @@ class Cut(PlanRecord):
         return math.prod(self.shape[i] for i in self.units)
 
 
+class FilterFloor(PlanRecord):
+    """The least weights of each filter of one weight; `cut` says which are its filters."""
+
+    cut: Cut
+    least: PositiveInt
+
+    @property
+    def total(self) -> int:
+        """What the filters keep together at least."""
+        return self.cut.num_units * self.least
+
+
 class BufferedScore(NamedTuple):
     """A score that needs a buffer next to each weight, because it depends on earlier steps.
 
@@ -124,7 +136,7 @@ class Tie(PlanRecord):
         return {part.parameter: part.num_filters // self.num_units for part in self.parts}
 
 
-_MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets")
+_MAY_BE_EMPTY = ("cuts", "hardware", "costs", "ceilings", "targets", "filter_floors")
 
 
 class Budgeted(PlanRecord):
@@ -145,6 +157,7 @@ class Budgeted(PlanRecord):
     ceilings     the most units each member keeps at the target; empty: all of them
     bounds       what some members keep together, of a global budget whose costs are all equal;
                  no member is in two of them
+    filter_floors  what each filter of single weights keeps; empty: nothing is said
     """
 
     rule: str
@@ -159,6 +172,7 @@ class Budgeted(PlanRecord):
     costs: tuple[PositiveInt, ...] = ()
     ceilings: tuple[NonNegativeInt, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    filter_floors: tuple[FilterFloor, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -193,7 +207,9 @@ class Budgeted(PlanRecord):
                     raise ValueError(f"{name} does not have one entry for each of {count}")
         if not isinstance(self.unit, Single) and not self.cuts:
             raise ValueError(f"no cuts say what a {self.unit.noun} is")
-        for cut, size in zip(self.cuts, self.num_weights, strict=False):
+        of_filters = [floor.cut for floor in self.filter_floors]
+        pairs = [*zip(self.cuts, self.num_weights), *zip(of_filters, self.num_weights)]
+        for cut, size in pairs:
             if math.prod(cut.shape) != size:
                 raise ValueError(f"a cut of shape {cut.shape} does not have {size} weights")
         if self.ties:
@@ -216,11 +232,25 @@ class Budgeted(PlanRecord):
             raise ValueError("its ties do not have every filter once")
 
 
-class Group(Budgeted):
+class Stage(Budgeted):
+    """A budget with its score and its time.
+
+    targets   the pruned share of each member, where the target divides its budget; else empty
+    floors    the least count of units each member keeps
+    schedule  the pruned share over time
+    """
+
+    targets: tuple[Share, ...] = ()
+    floors: tuple[NonNegativeInt, ...]
+    score: Stored[AnyScore]
+    schedule: Stored[Schedule]
+
+
+class Group(Stage):
     """The weights of one `prune` rule, with its score, schedule and settings.
 
-    targets     the pruned share of each member, where the target divides its budget; else empty
-    floors      the least count of units each member keeps
+    before      the whole units that are pruned first; the budget is then of what they leave, and
+                its units are single weights
     hardware    why sparse tensor cores do not run the pattern in each weight, "" where they do;
                 empty: the target is not a pattern
     refresh     masks are recomputed at multiples of this many steps, and when the target is reached
@@ -234,11 +264,8 @@ class Group(Budgeted):
     regrow      masks change by dropping and growing; None: they are made from scores alone
     """
 
-    targets: tuple[Share, ...] = ()
-    floors: tuple[NonNegativeInt, ...]
+    before: Stage | None = None
     hardware: tuple[str, ...] = ()
-    score: Stored[AnyScore]
-    schedule: Stored[Schedule]
     refresh: PositiveInt
     moments: tuple[int, ...] = ()
     freeze: int | None = None
@@ -250,9 +277,11 @@ class Group(Budgeted):
 
     @model_validator(mode="after")
     def _check(self) -> Group:
-        self.check_members(
-            ("num_weights", "cuts", "hardware"), ("floors", "ceilings", "costs", "targets")
-        )
+        a_member = ("floors", "ceilings", "costs", "targets")
+        self.check_members(("num_weights", "cuts", "hardware", "filter_floors"), a_member)
+        if self.before is not None:
+            self.before.check_members(("num_weights", "cuts", "filter_floors"), a_member)
+            check_before(self, self.before)
         return self
 
     @property
@@ -264,6 +293,15 @@ class Group(Budgeted):
         if not self.score.has_state:
             return None
         return BufferedScore(self.score, self.score.gradient_path, self.score.decay)
+
+
+def check_before(group: Budgeted, before: Budgeted) -> None:
+    """ValueError unless `before` prunes whole units of the same weights, layer by layer."""
+    sizes = [dict(zip(one.parameters, one.num_weights, strict=True)) for one in (group, before)]
+    if sizes[0] != sizes[1] or before.one_budget or before.unit.single:
+        raise ValueError("what is pruned before has not budgets of units of the same weights")
+    if not isinstance(group.unit, Single) or group.target.divides or group.target.needs_layers:
+        raise ValueError("what is left is not pruned weight by weight, by one share")
 
 
 # -- counts ----------------------------------------------------------------------------------------
@@ -303,6 +341,15 @@ def weights_of_unit(group: Budgeted) -> list[dict[str, int]]:
         ]
     counts = zip(members(group), num_units(group), strict=True)
     return [{name: sizes[name] // max(1, total) for name in names} for names, total in counts]
+
+
+def weights_left(group: Budgeted, keeps: Sequence[int]) -> dict[str, int]:
+    """How many weights of each parameter are in the units that `keeps` lets each member keep."""
+    left = dict.fromkeys(group.parameters, 0)
+    for number, of_unit in zip(keeps, weights_of_unit(group), strict=True):
+        for name, size in of_unit.items():
+            left[name] += number * size
+    return left
 
 
 def member_name(group: Budgeted, index: int) -> str:

@@ -26,14 +26,14 @@ PARTS = ("kept", "reserve", "pruned", "rest")
 
 
 def resolve_losses(
-    recipe: r.Recipe, paths: tuple[p.Path, ...], run: RunLength
+    recipe: r.Recipe, paths: tuple[p.Path, ...], run: RunLength, report: Diagnostics
 ) -> tuple[p.WeightedLoss, ...]:
     """The loss terms with their windows in steps, each under a name of its own.
 
     A term is open in the steps in which all of its paths run, and takes the examples that all of
-    them see.
+    them see. E313 for a term whose paths never run in the same step.
     """
-    every = {path.name: path.every for path in paths}
+    by_name = {path.name: path for path in paths}
     batch = {path.name: path.batch for path in paths}
     losses: list[p.WeightedLoss] = []
     named: Counter[str] = Counter()
@@ -42,26 +42,49 @@ def resolve_losses(
         name = term.label
         named[name] += 1
         window = _window(loss, run.steps_per_epoch, run.num_steps)
-        strides = {every[path] for path in term.paths} - {1}
+        strided = [by_name[path] for path in term.paths if by_name[path].every > 1]
+        apart = next((path for path in strided if path.offset != strided[0].offset), None)
+        if apart is not None:
+            report.add(
+                "E313",
+                f"`{name}` is never open: path `{strided[0].name}` and path `{apart.name}` run in "
+                "different steps",
+                loss.span,
+                help="give both the same `offset`",
+            )
         losses.append(
             p.WeightedLoss(
                 name=f"{name}#{named[name]}" if named[name] > 1 else name,
                 coefficient=loss.coefficient,
                 term=term,
-                window=window.model_copy(update={"every": min(strides, default=1)}),
+                window=_strided(window, strided[0]) if strided else window,
                 batch=min((batch[path] for path in term.paths), default=1.0),
             )
         )
     return tuple(losses)
 
 
+def _strided(window: p.Window, path: p.Path) -> p.Window:
+    return window.model_copy(update={"every": path.every, "offsets": (path.offset,)})
+
+
 def resolve_paths(
     recipe: r.Recipe, steps_per_epoch: int, num_steps: int, report: Diagnostics
 ) -> tuple[p.Path, ...]:
-    """The paths with their strides in steps. E313 where two run every so often, not alike."""
+    """The paths with their strides in steps. E313 where two have different strides, or an offset
+    is not below its stride."""
     paths = []
     for path in recipe.paths:
         every = path.every.to_steps(steps_per_epoch, num_steps) if path.every else 1
+        offset = path.offset.to_steps(steps_per_epoch, num_steps) if path.offset else 0
+        if offset >= max(every, 1) and path.every is not None:
+            report.add(
+                "E313",
+                f"path `{path.name}` runs every {count(max(every, 1), 'step')}, and its offset is "
+                f"{count(offset, 'step')}",
+                path.span,
+                help="an offset is below `every`; losses start later with `from`",
+            )
         paths.append(
             p.Path(
                 name=path.name,
@@ -70,6 +93,7 @@ def resolve_paths(
                 batch=path.batch.fraction if path.batch else 1.0,
                 size=path.size.fraction if path.size else 1.0,
                 every=max(every, 1),
+                offset=offset if offset < max(every, 1) else 0,
                 compute=path.compute,
             )
         )
@@ -139,10 +163,10 @@ def resolve_phases(
 
     has_reserve = any(isinstance(rule, r.PruneRule) and rule.reserve for rule in recipe.rules)
     phases: list[p.Phase] = []
-    for start, stop, every, others in _stretches(cuts, losses):
-        inside = p.Window(start=start, stop=stop, every=every, others=others)
+    for inside in _stretches(cuts, losses):
         if not inside.num_steps(num_steps):
             continue  # too short for a multiple of `every`, or for anything between two
+        start, every = inside.start, inside.every
         step = next(step for step in range(start, start + every + 1) if inside.covers(step))
         needed = {name for loss in losses if loss.window.covers(step) for name in loss.term.paths}
         running = tuple(path.name for path in recipe.paths if path.name in needed)
@@ -171,20 +195,26 @@ def resolve_phases(
     return tuple(phases)
 
 
-def _stretches(
-    cuts: list[int], losses: tuple[p.WeightedLoss, ...]
-) -> Iterator[tuple[int, int | None, int, bool]]:
-    """(start, stop, every, others): each stretch, in two where some losses open every few steps."""
+def _stretches(cuts: list[int], losses: tuple[p.WeightedLoss, ...]) -> Iterator[p.Window]:
+    """Each stretch, in parts where some losses open every few steps: one for each offset, and one
+    for all other steps."""
     for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
-        strides = {
-            loss.window.every
+        strided = [
+            loss.window
             for loss in losses
-            if loss.window.start <= start and (loss.window.stop is None or start < loss.window.stop)
-        } - {1}
-        every = min(strides, default=1)
-        yield start, stop, every, False
-        if every > 1:
-            yield start, stop, every, True
+            if loss.window.start <= start
+            and (loss.window.stop is None or start < loss.window.stop)
+            and loss.window.every > 1
+        ]
+        if not strided:
+            yield p.Window(start=start, stop=stop)
+            continue
+        every = min(window.every for window in strided)  # all have the same, or it is E313
+        same = [window for window in strided if window.every == every]
+        offsets = tuple(sorted({window.offsets[0] for window in same}))
+        for offset in offsets:
+            yield p.Window(start=start, stop=stop, every=every, offsets=(offset,))
+        yield p.Window(start=start, stop=stop, every=every, offsets=offsets, others=True)
 
 
 def _window(item: r.UpdateRule | r.LossRule, steps_per_epoch: int, num_steps: int) -> p.Window:

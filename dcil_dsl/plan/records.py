@@ -24,7 +24,7 @@ from dcil_dsl.plan.group import (
     PlanRecord,
 )
 from dcil_dsl.words.augment import Augment
-from dcil_dsl.words.losses import Loss
+from dcil_dsl.words.losses import Loss, Penalty
 from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate, Stop
 from dcil_dsl.words.registry import Stored
@@ -42,23 +42,46 @@ FORMAT: Literal[2] = 2
 class Window(PlanRecord):
     """Steps start..stop, stop excluded; stop None is the end of the run.
 
-    every  only the multiples of this many steps; with `others` only the other steps
+    every    only the steps whose remainder by this is one of `offsets`
+    others   only the other steps
     """
 
     start: int = 0
     stop: int | None = None
     every: PositiveInt = 1
+    offsets: tuple[NonNegativeInt, ...] = (0,)
     others: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Window:
+        if not self.offsets or max(self.offsets) >= self.every:
+            raise ValueError("offsets are not remainders of its stride")
+        if len(set(self.offsets)) != len(self.offsets):
+            raise ValueError("an offset is given twice")
+        return self
 
     def covers(self, step: int) -> bool:
         is_inside = self.start <= step and (self.stop is None or step < self.stop)
-        return is_inside and (step % self.every == 0) != self.others
+        return is_inside and (step % self.every in self.offsets) != self.others
 
     def num_steps(self, end: int) -> int:
         """How many of the steps before `end` it covers."""
         stop = end if self.stop is None else min(self.stop, end)
-        multiples = -(-stop // self.every) - -(-self.start // self.every)
-        return max(0, stop - self.start - multiples if self.others else multiples)
+        length = max(0, stop - self.start)
+        own = (
+            sum(
+                _rounds(stop - o, self.every) - _rounds(self.start - o, self.every)
+                for o in self.offsets
+            )
+            if length
+            else 0
+        )
+        return length - own if self.others else own
+
+
+def _rounds(count: int, every: int) -> int:
+    """The quotient, rounded up."""
+    return -(-count // every)
 
 
 # -- weights -----------------------------------------------------------------------------------
@@ -104,7 +127,7 @@ class Path(PlanRecord):
     random   "shared": it draws the random numbers that the first path of a phase draws
     batch    the share of the examples that it sees
     size     the side of its images, as a share of the full side
-    every    it runs at the multiples of this many steps
+    every    it runs at the steps whose remainder by this is `offset`
     compute  "kept": in pruned layers it computes only the kept filters, or input channels
     """
 
@@ -114,6 +137,7 @@ class Path(PlanRecord):
     batch: Annotated[float, Field(gt=0, le=1)] = 1.0
     size: Annotated[float, Field(gt=0, le=1)] = 1.0
     every: PositiveInt = 1
+    offset: NonNegativeInt = 0
     compute: Literal["all", "kept"] = "all"
 
     @property
@@ -173,6 +197,20 @@ class WeightedLoss(PlanRecord):
 # -- training, data, model, claims --------------------------------------------------------------
 
 
+class RestPenalty(PlanRecord):
+    """A penalty on weights that no rule prunes. axes: of each parameter, which counts filters."""
+
+    word: Stored[Penalty]
+    parameters: tuple[str, ...]
+    axes: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> RestPenalty:
+        if not self.parameters or len(self.axes) != len(self.parameters):
+            raise ValueError("a penalty has not one axis for each of its parameters")
+        return self
+
+
 class TrainPlan(PlanRecord):
     """The `train` block, in steps; the words in it are classes of words/.
 
@@ -181,6 +219,7 @@ class TrainPlan(PlanRecord):
     sync_norms   batch norms take their statistics over all processes
     average, integrator, mirror, balance  words that change the step (words/step.py)
     groups       optimizer settings for the weights of some layers
+    penalties    what is added to the gradients of weights that no rule prunes
     checkpoint   the epoch whose weights are deployed
     reset        the steps before whose update the optimizer's state begins anew
     """
@@ -198,6 +237,7 @@ class TrainPlan(PlanRecord):
     mirror: Stored[Mirror] | None = None
     balance: Stored[Balance] | None = None
     groups: tuple[Stored[WeightGroup], ...] = ()
+    penalties: tuple[RestPenalty, ...] = ()
     stop: Stored[Stop] | None = None
     checkpoint: Literal["last", "best"] = "last"
     reset: tuple[NonNegativeInt, ...] = ()
@@ -339,6 +379,11 @@ class PlanFields(PlanRecord):
     def words(self) -> tuple[Word, ...]:
         """Every word of the plan."""
         return tuple(every_word(self))
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a step adds penalties to its gradients."""
+        return bool(self.train.penalties) or any(group.penalties for group in self.groups)
 
     @property
     def prunes(self) -> bool:

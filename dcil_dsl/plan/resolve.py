@@ -12,8 +12,6 @@ from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import Literal, cast
 
-from torch import nn
-
 from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.lang import ast
@@ -21,7 +19,8 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.model.layers import Layer, Weight, find_heads, unused_layers
 from dcil_dsl.model.trace import Traced
 from dcil_dsl.plan import plan as p
-from dcil_dsl.plan.allocate import allocate_group, bind_group
+from dcil_dsl.plan.allocate import allocate_group, bind_group, put_before
+from dcil_dsl.plan.learning import average_of, rest_penalties, train_plan, weight_groups
 from dcil_dsl.plan.phases import (
     check_left_out,
     check_score,
@@ -32,9 +31,6 @@ from dcil_dsl.plan.phases import (
 )
 from dcil_dsl.plan.select import Selection, claim_layers
 from dcil_dsl.plan.ties import Ties
-from dcil_dsl.words.blocks import Train
-from dcil_dsl.words.step import WeightAverage
-from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import RunLength
 
 
@@ -70,11 +66,17 @@ def resolve_recipe(
     for index, rule in enumerate(recipe.rules):
         owned = tuple(owned_by.get(index, ()))
         if isinstance(rule, r.PruneRule) and owned:
-            tied = ties.of(rule, index, owned, report)
-            if tied is None:
-                continue
-            group = allocate_group(rule, _place(rule), owned, heads, tied, run, report)
-            if group is not None:
+            stages = [rule] if rule.before is None else [rule, rule.before]
+            made = [
+                None
+                if (tied := ties.of(stage, index, owned, report)) is None
+                else allocate_group(stage, _place(rule), owned, heads, tied, run, report)
+                for stage in stages
+            ]
+            group, *before = made
+            if group is not None and None not in before:
+                for first in filter(None, before):
+                    group = put_before(rule, group, first, report)
                 group = bind_group(rule, group, selection, report)
                 group_of_rule[index] = len(groups)
                 groups.append(group)
@@ -84,15 +86,18 @@ def resolve_recipe(
     )
     privates = _privates(recipe, selection, owner, report)
     paths = resolve_paths(recipe, steps_per_epoch, num_steps, report)
-    losses = resolve_losses(recipe, paths, run)
+    losses = resolve_losses(recipe, paths, run, report)
     phases = resolve_phases(recipe, losses, steps_per_epoch, num_steps, report)
     for index, rule in enumerate(recipe.rules):
         if isinstance(rule, r.PruneRule) and index in group_of_rule:
             check_score(rule, groups[group_of_rule[index]], phases, num_steps, report)
     check_left_out(recipe, tuple(groups), layers, report)
     warn_of_unreached(recipe, steps_per_epoch, num_steps, report)
-    average = _average(recipe.average, traced.model, selection, tuple(groups), run, report)
-    learning = _weight_groups(recipe.groups, traced.model, selection, tuple(groups), run, report)
+    average = average_of(recipe.average, traced.model, selection, tuple(groups), run, report)
+    learning = weight_groups(recipe.groups, traced.model, selection, tuple(groups), run, report)
+    penalties = rest_penalties(
+        recipe.penalties, traced.model, selection, layers, learning, run, report
+    )
     report.stop_if_wrong()
     plan = p.Plan(
         recipe=_about(recipe),
@@ -111,7 +116,7 @@ def resolve_recipe(
         phases=phases,
         losses=losses,
         deploy=recipe.deploy,
-        train=_train(recipe.train, average, learning, num_epochs, run),
+        train=train_plan(recipe.train, average, learning, penalties, num_epochs, run),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),
@@ -136,7 +141,8 @@ def resolve_recipe(
 
 def _selectors(recipe: r.Recipe) -> Iterator[ast.Selector]:
     """Every selector of a recipe."""
-    named: list[r.PrivateRule | r.GroupRule | r.AverageRule] = [*recipe.privates, *recipe.groups]
+    named: list[r.PrivateRule | r.GroupRule | r.PenaltyRule | r.AverageRule]
+    named = [*recipe.privates, *recipe.groups, *recipe.penalties]
     named += [] if recipe.average is None else [recipe.average]
     for rule in recipe.rules:
         yield rule.selector
@@ -347,103 +353,3 @@ def _about(recipe: r.Recipe) -> p.About:
         sha256=hashlib.sha256(recipe.text.encode()).hexdigest(),
         overrides=dict(recipe.overrides),
     )
-
-
-def _train(
-    train: Train,
-    average: WeightAverage | None,
-    groups: tuple[WeightGroup, ...],
-    num_epochs: int,
-    run: RunLength,
-) -> p.TrainPlan:
-    """The part of the Plan. average, groups: the words with their parameters."""
-    return p.TrainPlan(
-        num_epochs=num_epochs,
-        optimizer=train.optimizer.in_steps(run),
-        rate=train.lr.in_steps(run),
-        precision=train.precision,
-        clip=train.clip,
-        ema=train.ema,
-        accumulate=train.accumulate,
-        sync_norms=train.sync_norms,
-        average=average,
-        balance=train.balance and train.balance.in_steps(run),
-        mirror=train.mirror and train.mirror.in_steps(run),
-        integrator=train.integrator and train.integrator.in_steps(run),
-        groups=groups,
-        stop=train.stop and train.stop.in_steps(run),
-        checkpoint=train.checkpoint,
-        reset=tuple(run.steps(time).step for time in train.reset),
-        seed=train.seed,
-    )
-
-
-def _average(
-    average: r.AverageRule | None,
-    model: nn.Module,
-    selection: Selection,
-    groups: tuple[p.Group, ...],
-    run: RunLength,
-    report: Diagnostics,
-) -> WeightAverage | None:
-    """The average with its parameters by their names in the model, each once."""
-    if average is None:
-        return None
-    word = average.word.in_steps(run)
-    names = _named(model)
-    chosen = dict.fromkeys(_parameters(average.selector, names, selection))
-    pruned = {name for group in groups for name in group.parameters}
-    fault = word.fault(chosen, pruned, len(names), run.num_steps)
-    if fault is not None:
-        report.add("E322", fault[0], average.span, help=fault[1])
-    return word.model_copy(update={"parameters": tuple(chosen)})
-
-
-def _weight_groups(
-    rules: tuple[r.GroupRule, ...],
-    model: nn.Module,
-    selection: Selection,
-    groups: tuple[p.Group, ...],
-    run: RunLength,
-    report: Diagnostics,
-) -> tuple[WeightGroup, ...]:
-    """The words of `groups` with their parameters by their names in the model; E326."""
-    names, axes = _named(model), {name: x.dim() for name, x in model.named_parameters()}
-    pruned = {name for group in groups for name in group.parameters}
-    found: list[WeightGroup] = []
-    for rule in rules:
-        named = rule.word.layers_named
-        all_of = list(names.values())
-        if rule.selector is not None:
-            all_of = _parameters(rule.selector, names, selection)
-        chosen = tuple(dict.fromkeys(x for x in all_of if rule.word.takes(x, axes[x])))
-        both = next((name for name in chosen if name in pruned), None)
-        if not chosen:
-            whose = f"the layers of `{named}` have" if named else "the model has"
-            report.add("E326", f"{whose} no weights of this group", rule.span)
-        elif rule.word.is_frozen and both is not None:
-            report.add(
-                "E326",
-                f"`{both}` is frozen and pruned",
-                rule.span,
-                label="frozen weights stay as they are",
-                help=f'`keep "{both.rpartition(".")[0]}"` excludes it from pruning',
-            )
-        elif rule.word.is_frozen and len(chosen) == len(axes):
-            report.add("E326", f"`{named}` is all weights, so that none would learn", rule.span)
-        found.append(rule.word.in_steps(run).model_copy(update={"parameters": chosen}))
-    return tuple(found)
-
-
-def _named(model: nn.Module) -> dict[int, str]:
-    """The parameters of the model by id, each once."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}
-
-
-def _parameters(selector: ast.Selector, names: dict[int, str], selection: Selection) -> list[str]:
-    """The parameters of the selected layers, by their names in the model."""
-    return [
-        names[id(parameter)]
-        for layer in selection.select(selector)
-        for parameter in layer.module.parameters()
-    ]

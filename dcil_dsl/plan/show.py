@@ -24,7 +24,7 @@ from dcil_dsl.plan.group import (
     unit_costs,
 )
 from dcil_dsl.plan.records import OpaqueModule, PlanFields, PlanLayer, Unprunable
-from dcil_dsl.plan.schedule import keeps_at, last_refresh
+from dcil_dsl.plan.schedule import keeps_at, last_refresh, reached_at, sparsity_at
 from dcil_dsl.plan.show_training import (
     cost_elsewhere,
     show_expectations,
@@ -213,12 +213,16 @@ def target_words(plan: PlanFields, layer: PlanLayer) -> str:
     elif not unit.single:
         whole += f" {unit.together}"
     counts = ", in FLOPs" if group.of == "flops" else ""
+    if group.target.is_result:
+        return f"below {group.target.limit:g}" + (f", {whole.strip()}" if whole else "")
     target = share_of(group, layer.parameter)
     return percent(target) + (f" of {whole.strip()}" if whole else "") + counts
 
 
 def share_of(group: Group, parameter: str) -> float:
     """The final requested sparsity of a layer; of one that shares its budget, that of all."""
+    if group.before is not None:
+        return round(_share_of_all(group, parameter), 3)
     if not group.targets:
         return group.sparsity
     if group.ties:
@@ -229,6 +233,15 @@ def share_of(group: Group, parameter: str) -> float:
         return round(sum(t * n for t, n in parts) / max(1, sum(n for _, n in parts)), 3)
     own = zip(members(group), group.targets, strict=True)
     return next(round(target, 3) for names, target in own if parameter in names)
+
+
+def _share_of_all(group: Group, parameter: str) -> float:
+    """The share of all weights of a layer, where whole units are pruned before."""
+    end = reached_at(group)
+    if group.one_budget:
+        return sparsity_at(group, end)
+    at = group.parameters.index(parameter)
+    return 1 - keeps_at(group, end)[at] / max(1, group.num_weights[at])
 
 
 def _layer_row(
@@ -255,8 +268,9 @@ def show_groups(plan: PlanFields, page: Page) -> str:
         freeze = "never" if group.freeze is None else moment(group.freeze, plan)
         lines += [
             shorten(group.rule, page.width),
+            *(f"  {line}" for line in before_words(group, plan)),
             f"  {group_line(plan, group)}",
-            f"  schedule {schedule_words(group.schedule, group.sparsity, plan)}",
+            f"  schedule {course_words(group, plan)}",
             f"  score {group.score.summary()}, masks move {refresh_words(group)}, "
             f"freeze {freeze}, floor {floor_words(group)}",
             *(f"  {line}" for line in dynamics_words(group, plan)),
@@ -308,7 +322,7 @@ def show_curves(plan: PlanFields, page: Page) -> str:
     """The sparsity over the run, once for all groups whose curves are the same."""
     alike: dict[tuple[object, ...], list[Group]] = {}
     for group in plan.groups:
-        if not isinstance(group.schedule, Constant):
+        if not isinstance(group.schedule, Constant) and not group.target.is_result:
             alike.setdefault(same_curve(group), []).append(group)
     parts = []
     for groups in alike.values():
@@ -325,14 +339,37 @@ def group_line(plan: PlanFields, group: Group) -> str:
     size = count(budget_size(group), counted(group, many=False))
     end = last_refresh(group, max(0, plan.num_steps - 1))
     kept = kept_in_budget(group, keeps_at(group, end))
+    if group.target.is_result:
+        return (
+            f"what scores below {group.target.limit:g}, of {size} in "
+            f"{count(len(group.parameters), 'layer')}; how much that is, is a result"
+        )
     shared = "one budget for all" if group.one_budget else "one budget each"
-    shared += group.target.how
+    shared += group.target.told()
     layers = count(len(group.parameters), "layer")
     at_most = "at most " if group.one_budget and len(set(unit_costs(group))) > 1 else ""
+    sparsity = group.sparsity if group.before is None else round(sparsity_at(group, end), 6)
     return (
-        f"{percent(group.sparsity)} of {size}{_unit_words(group)} in {layers}, {shared}; "
+        f"{percent(sparsity)} of {size}{_unit_words(group)} in {layers}, {shared}; "
         f"{at_most}{kept:,} kept at the end"
     )
+
+
+def before_words(group: Group, plan: PlanFields) -> list[str]:
+    """ "first 40% of 128 filters in 3 layers, linear from ...; then, of the weights left," """
+    before = group.before
+    if before is None:
+        return []
+    end = last_refresh(group, max(0, plan.num_steps - 1))
+    size = count(budget_size(before), counted(before, many=False))
+    kept = kept_in_budget(before, keeps_at(before, end))
+    schedule = schedule_words(before.schedule, before.sparsity, plan)
+    return [
+        f"first {percent(before.sparsity)} of {size} in "
+        f"{count(len(before.parameters), 'layer')}, one budget each; {kept:,} kept at the end",
+        f"  {schedule}",
+        f"then {percent(group.sparsity)} of the weights that they leave, together",
+    ]
 
 
 def _unit_words(group: Group) -> str:
@@ -351,6 +388,14 @@ def schedule_words(schedule: Schedule, target: float, plan: PlanFields) -> str:
     return schedule.summary(percent(target), lambda step: moment(step, plan))
 
 
+def course_words(group: Group, plan: PlanFields) -> str:
+    """The schedule of a group's share, or of its limit."""
+    if group.target.is_result:
+        limit = f"the limit {group.target.limit:g}"
+        return group.schedule.summary(limit, lambda step: moment(step, plan))
+    return schedule_words(group.schedule, group.sparsity, plan)
+
+
 def floor_words(group: Group) -> str:
     """ "1 weight per layer"; with a ceiling also what it allows."""
     noun = group.unit.noun
@@ -360,6 +405,10 @@ def floor_words(group: Group) -> str:
         shares = [floor / max(1, size) for floor, size in zip(group.floors, sizes, strict=True)]
         least = percent(round(min(shares), 4))
         words = f"{count(sum(group.floors), noun)}, at least {least} of a layer"
+    if group.filter_floors:
+        of_filters = {floor.least for floor in group.filter_floors}
+        most = f" to {max(of_filters):,}" if len(of_filters) > 1 else ""
+        words += f", {min(of_filters):,}{most} of each filter"
     if group.ceilings:
         shares = [most / max(1, size) for most, size in zip(group.ceilings, sizes, strict=True)]
         words += f", ceiling {percent(round(max(shares), 4))} of a layer"

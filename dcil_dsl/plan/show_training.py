@@ -11,7 +11,7 @@ from textwrap import wrap
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.plan.cost import ON_CORES, bound, in_pattern, left_out, step_cost, training_cost
-from dcil_dsl.plan.records import Path, Phase, PlanFields
+from dcil_dsl.plan.records import Path, Phase, PlanFields, RestPenalty
 from dcil_dsl.plan.text import Page, percent, setting, stretch
 from dcil_dsl.words.metrics import METRICS
 from dcil_dsl.words.weight_groups import WeightGroup
@@ -143,6 +143,7 @@ def show_training(plan: PlanFields, page: Page) -> str:
         [
             f"train    {train.optimizer.called}: {optimizer}",
             *(line for group in train.groups for line in _group(group, page)),
+            *(line for penalty in train.penalties for line in _penalty(penalty, page)),
             *show_integrator(plan, page),
             *_told("average", train.average.summary() if train.average else "", page),
             *_told("mirror", train.mirror.summary() if train.mirror else "", page),
@@ -161,6 +162,15 @@ def show_training(plan: PlanFields, page: Page) -> str:
 def _group(group: WeightGroup, page: Page) -> list[str]:
     whose = "" if group.layers_named is None else f" of {group.layers_named}"
     return _told("", f"{count(len(group.parameters), 'parameter')}{whose}: {group.summary()}", page)
+
+
+def _penalty(penalty: RestPenalty, page: Page) -> list[str]:
+    word = penalty.word
+    whose = "no rule prunes" if word.of is None else f"no rule prunes, of {word.of}"
+    rising = f", rising in {count(word.stairs, 'step')}" if word.stairs else ""
+    number = count(len(penalty.parameters), "parameter")
+    words = f"{word.weight:g} times {word.summary()} of {number} that {whose}{rising}"
+    return _told("penalty", words, page)
 
 
 def _ending(plan: PlanFields) -> str:

@@ -72,11 +72,10 @@ def stretch(window: Window, plan: PlanFields) -> str:
     stop = plan.num_steps if window.stop is None else window.stop
     which = ""
     if window.every > 1:
-        which = (
-            f", all steps but every {ordinal(window.every)}"
-            if window.others
-            else (f", every {ordinal(window.every)} step")
-        )
+        nth = ordinal(window.every)
+        which = f", all steps but every {nth}" if window.others else f", every {nth} step"
+        if window.offsets != (0,):
+            which += f" from step {' and '.join(map(str, window.offsets))} on"
     if window.start == 0 and stop >= plan.num_steps:
         return f"the whole run{which}"
     epochs = (f"{step / max(1, plan.steps_per_epoch):.4g}" for step in (window.start, stop))
@@ -195,7 +194,8 @@ def bar(fraction: float, width: int, unicode: bool) -> str:
 
 def same_curve(group: Group) -> tuple[object, ...]:
     """What decides how a group's curve looks: groups that agree in it need one drawing."""
-    return group.schedule, group.sparsity, group.refresh, group.moments, group.freeze
+    times = group.refresh, group.moments, group.freeze
+    return group.schedule, group.sparsity, group.before, times
 
 
 def _moves(group: Group, first: int, last: int) -> bool:

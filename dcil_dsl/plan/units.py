@@ -23,6 +23,7 @@ from dcil_dsl.model.layers import HeadShare, Weight
 from dcil_dsl.plan import plan as p
 from dcil_dsl.words.granularity import Block, Channel, Filter, Granularity, Head, Pattern, Single
 from dcil_dsl.words.targets import Global
+from dcil_dsl.words.units import Percent
 
 # -- cuts ------------------------------------------------------------------------------------------
 
@@ -50,6 +51,14 @@ def cut_weight(weight: Weight, unit: Granularity, share: HeadShare | None = None
         case Head():
             return _heads(weight, share)
     raise AssertionError(unit)
+
+
+def filter_floor(asked: int | Percent, weight: Weight) -> p.FilterFloor:
+    """The weights that each filter keeps: at most all that it has, of a share rounded up."""
+    cut = cut_weight(weight, Filter())
+    size = math.prod(cut.shape) // cut.num_units
+    least = asked if isinstance(asked, int) else math.ceil(size * asked.fraction - 1e-9)
+    return p.FilterFloor(cut=cut, least=min(max(least, 1), size))
 
 
 def tensor_core_obstacle(weight: Weight, unit: Pattern) -> str:

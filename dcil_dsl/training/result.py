@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 else:
     tensorboard = library("torch.utils.tensorboard")
 
+BY_THRESHOLD = "no share: a threshold decides"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -274,12 +276,14 @@ def _sparsity_rows(result: Result) -> Iterator[tuple[str, str]]:
     """Requested and measured; each of several rules alone, as their units do not add up."""
     measured = f"{result.sparsity_measured:.2%} of weights"
     if len(result.rules) == 1:
-        yield "sparsity asked", f"{result.sparsity_asked:.2%} of {result.counts}"
+        asked = f"{result.sparsity_asked:.2%} of {result.counts}"
+        yield "sparsity asked", BY_THRESHOLD if result.rules[0].is_result else asked
         if result.counts != "weights":
             measured = f"{result.sparsity_counted:.2%} of {result.counts}, {measured}"
     else:
         for rule in result.rules:
-            fact = f"{rule.asked:.2%} of {rule.counts} asked, {rule.pruned:.2%} measured"
+            asked = BY_THRESHOLD if rule.is_result else f"{rule.asked:.2%} of {rule.counts} asked"
+            fact = f"{asked}, {rule.pruned:.2%} measured"
             yield f"rule {Path(rule.rule).name}", fact
     yield "sparsity measured", measured
 

@@ -158,7 +158,7 @@ def wrap_step(step: GradientStep) -> Step:
     plan, train = step.dual.plan, step.dual.plan.train
     if train.integrator is not None:
         wrapped = IntegratedStep(wrapped, train.integrator)
-    if train.clip is not None or any(group.penalties for group in plan.groups):
+    if train.clip is not None or plan.has_penalties:
         wrapped = RegularizedStep(wrapped)
     if train.mirror is not None:
         wrapped = MirroredStep(wrapped, train.mirror)

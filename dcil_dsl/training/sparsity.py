@@ -32,6 +32,7 @@ from dcil_dsl.plan.plan import Group
 from dcil_dsl.plan.schedule import (
     bounds_at,
     ceilings_at,
+    floors_at,
     keeps_at,
     last_refresh,
     sparsity_at,
@@ -44,13 +45,17 @@ class SparsityError(Exception):
 
 @dataclass(frozen=True)
 class RuleSparsity:
-    """One rule: the requested and the kept amount, of `size`, all in the unit `counts`."""
+    """One rule: the requested and the kept amount, of `size`, all in the unit `counts`.
+
+    is_result  whether nothing was requested: `asked` is then what was measured
+    """
 
     rule: str
     counts: str
     asked: float
     size: int
     kept: int
+    is_result: bool = False
 
     @property
     def pruned(self) -> float:
@@ -61,7 +66,8 @@ class RuleSparsity:
 class Sparsity:
     """Over all the groups of a plan together, as fractions and counts of weights.
 
-    asked       of what the budgets count, by the schedule
+    asked       of what the budgets count, by the schedule; of a rule whose sparsity is a result,
+                what was measured
     measured    of the weights
     pruned      of what the budgets count: to be compared with what was asked
     counts      what that is: "weights", "filters", or several of them
@@ -108,7 +114,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         counts = count_units(group, masks, dual.placement)
         tally = tally_group(group, keeps, counts)
         spare = _spare(group, tally.units, moved)
-        for budget in tally.budgets:
+        for budget in () if group.target.is_result else tally.budgets:
             left = budget.allowed - budget.kept
             if not 0 <= left < spare:
                 wrong.append(
@@ -125,11 +131,18 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
             patterns = pattern_counts(group, masks, dual.placement)
             wrong += _broken(group, keeps, patterns, dual.placement)
         wrong += _out_of_bounds(group, tally.units, moved)
+        wrong += _too_many_before(group, masks, moved, dual.placement)
+        wrong += [
+            f"{name}: {short_filters(missing, least)}"
+            for name, (missing, least) in below_filter_floors(group, masks, dual.placement).items()
+        ]
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
         size = sum(group.num_weights)
         whole, kept = (sum(getattr(b, key) for b in tally.budgets) for key in ("size", "kept"))
-        rule = RuleSparsity(group.rule, counted(group), sparsity_at(group, moved), whole, kept)
+        result = group.target.is_result
+        share = 1 - kept / whole if result and whole else sparsity_at(group, moved)
+        rule = RuleSparsity(group.rule, counted(group), share, whole, kept, result)
         rules.append(rule)
         asked, pruned = asked + rule.asked * size, pruned + rule.pruned * size
         num_kept += sum(int(count.sum()) for count in counts.values())
@@ -157,6 +170,20 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         tuple(at_ceiling),
         tuple(rules),
     )
+
+
+def _too_many_before(
+    group: Group, masks: Mapping[str, Tensor], step: int, placement: Placement
+) -> list[str]:
+    """Layers that keep weights of more whole units than are left before."""
+    if group.before is None:
+        return []
+    keeps, counts = keeps_at(group.before, step), count_units(group.before, masks, placement)
+    return [
+        f"{b.what}: weights in {b.kept:,} {b.counts} kept, {b.allowed:,} of {b.size:,} asked"
+        for b in tally_group(group.before, keeps, counts).budgets
+        if b.kept > b.allowed
+    ]
 
 
 def _spare(group: Group, kept: tuple[int, ...], step: int) -> int:
@@ -209,9 +236,8 @@ def _bounds_that_bind(
 
 def _limits(group: Group, kept: tuple[int, ...], step: int) -> list[tuple[str, int, int, int, int]]:
     """(name, kept, least, most, all) of each member and of each bound, in units."""
-    names = [own[0] for own in members(group)]
-    rows = list(zip(names, kept, group.floors, ceilings_at(group, step), num_units(group)))
-    sizes = num_units(group)
+    names, sizes = [own[0] for own in members(group)], num_units(group)
+    rows = list(zip(names, kept, floors_at(group, step), ceilings_at(group, step), sizes))
     for bound in bounds_at(group, step):
         count, size = (sum(counts[i] for i in bound.members) for counts in (kept, sizes))
         rows.append((f"within {bound.name}", count, bound.floor, bound.ceiling, size))
@@ -295,6 +321,32 @@ def num_torn(group: Group, counts: Mapping[str, Tensor]) -> dict[str, int]:
         for name, size in of_unit.items():
             torn[name] += kept * size
     return torn
+
+
+def below_filter_floors(
+    group: Budgeted, nonzero: Mapping[str, Tensor], placement: Placement = ALL_ROWS
+) -> dict[str, tuple[Tensor, int]]:
+    """Of each weight with filters below their floor: for each filter how many weights it lacks,
+    and the floor."""
+    floors = group.filter_floors
+    if not floors:
+        return {}
+    counts = [
+        placement.sum_units(name, nonzero[name], floor.cut, torch.int64)
+        for name, floor in zip(group.parameters, floors, strict=True)
+    ]
+    rows = zip(group.parameters, placement.totals(counts), floors, strict=True)
+    lacks = {name: ((floor.least - own).clamp(min=0), floor.least) for name, own, floor in rows}
+    return {name: one for name, one in lacks.items() if one[0].any()}
+
+
+def short_filters(missing: Tensor, least: int) -> str:
+    """ "2 of 64 filters keep less than 3 weights"."""
+    short = int((missing > 0).sum())
+    return (
+        f"{short:,} of {count(len(missing), 'filter')} {'keeps' if short == 1 else 'keep'} less "
+        f"than {count(least, 'weight')}"
+    )
 
 
 def pattern_counts(

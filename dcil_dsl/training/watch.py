@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.plan.schedule import last_refresh, sparsity_at
+from dcil_dsl.plan.schedule import last_refresh, limit_at, sparsity_at
 from dcil_dsl.training.checkpoint_files import Position, keep_as
 from dcil_dsl.training.sparsity import masks_step
 from dcil_dsl.words.metrics import METRICS
@@ -51,8 +51,9 @@ def is_sparse(plan: Plan, num_done: int) -> bool:
     """Whether the masks after as many updates have the sparsity of the end of the run."""
     now, end = masks_step(num_done), masks_step(plan.num_steps)
     return all(
-        sparsity_at(group, last_refresh(group, now)) == sparsity_at(group, last_refresh(group, end))
+        asked_at(group, last_refresh(group, now)) == asked_at(group, last_refresh(group, end))
         for group in plan.groups
+        for asked_at in (sparsity_at, limit_at)
     )
 
 

@@ -19,7 +19,7 @@ from dcil_dsl.words.rates import ConstantRate, Rate, Stop
 from dcil_dsl.words.schedules import Constant, Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore, Magnitude
 from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
-from dcil_dsl.words.targets import Within
+from dcil_dsl.words.targets import Target, Within
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import Parametrization
 from dcil_dsl.words.weight_groups import WeightGroup
@@ -62,7 +62,9 @@ class PruneBlock(Word):
     steps, as in the authors' code. `floor` and `ceiling`: the least and the largest density of
     a layer, None: one unit, all of it; `bounds`: of some of its layers together. `reserve`:
     this share of the budget, the best pruned weights, may have an `update` of its own.
-    `forget`: pruned weights become zero at once.
+    `forget`: pruned weights become zero at once. `filter_floor`: each filter keeps as many weights,
+    or this share of its own. `before`: whole units of each layer that are pruned first; the target
+    then is of what they leave. `before_schedule`: when, None: as the rule.
     """
 
     score: AnyScore = Magnitude()
@@ -70,9 +72,12 @@ class PruneBlock(Word):
     refresh: Time | tuple[Time, ...] = Time(16, "steps")
     freeze: Time | None = None
     floor: Percent | None = None
+    filter_floor: Annotated[int, Field(ge=1)] | Percent | None = None
     ceiling: Percent | None = None
     bounds: tuple[Within, ...] = ()
     granularity: Granularity | None = None
+    before: Target | None = None
+    before_schedule: Schedule | None = None
     forget: bool = False
     reserve: Percent | None = None
     penalty: tuple[Penalty, ...] = ()
@@ -89,7 +94,8 @@ class PrivateBlock(Word):
 class PathBlock(Word):
     """The settings of one `path`. random: dropout and its like draw numbers of the path's `own`,
     or those `shared` with the first path that runs. The others make it cheaper in training: it
-    sees the first part of each batch, smaller images, only every few steps; of filters and input
+    sees the first part of each batch, smaller images, only every few steps from step `offset` on
+    (before it, as if it had run earlier: steps whose remainder is the same); of filters and input
     channels it computes those that are `kept` alone, by a 2:4 weight it multiplies on a GPU's
     sparse tensor cores."""
 
@@ -97,6 +103,7 @@ class PathBlock(Word):
     batch: Percent | None = None
     size: Percent | None = None
     every: Time | None = None
+    offset: Time | None = None
     compute: Literal["all", "kept"] = "all"
 
 
@@ -114,6 +121,7 @@ class Train(Word):
     mirror: Mirror | None = None
     balance: Balance | None = None
     groups: tuple[WeightGroup, ...] = ()
+    penalty: tuple[Penalty, ...] = ()  # on weights that no rule prunes
     stop: Stop | None = None
     checkpoint: Literal["last", "best"] = "last"  # which one is evaluated and exported
     reset: tuple[Time, ...] = ()  # when the optimizer forgets what it remembers

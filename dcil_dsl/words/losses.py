@@ -19,7 +19,7 @@ from pydantic import Field
 
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
-from dcil_dsl.words.word import RESOLVED, Factor, PathName, RunLength, ScoredPath, Word
+from dcil_dsl.words.word import RESOLVED, Factor, LayersName, PathName, RunLength, ScoredPath, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -325,9 +325,12 @@ class JS(Loss):
 class Penalty(Word):
     """`penalty = [word(pruned, 1e-4)]`: added after clipping and in no reported loss.
 
-    part    whose gradient: that of the kept, the reserved or the pruned weights
+    part    whose gradient: that of the kept, the reserved or the pruned weights of a rule; in
+            `train` that of the rest, the weights that no rule prunes
     weight  the coefficient
     stairs  the coefficient rises over the run in this many equal steps, from 0; None: constant
+    of      of the rest, the layers whose weights it acts on; None: all
+    biases  of the rest, whether it acts on biases too
     needs_norm, needs_axis  whether `gradient` takes the norm of the layer, or the axis that counts
             its filters
     """
@@ -337,9 +340,11 @@ class Penalty(Word):
     formula: ClassVar[str] = ""
     needs_norm: ClassVar[bool] = False
     needs_axis: ClassVar[bool] = False
-    part: Literal["kept", "reserve", "pruned"]
+    part: Literal["kept", "reserve", "pruned", "rest"]
     weight: Factor
     stairs: Annotated[int, Field(ge=2)] | None = None
+    of: LayersName | None = None
+    biases: bool = False
 
     @abstractmethod
     def gradient(self, weights: Tensor) -> Tensor:
@@ -353,7 +358,7 @@ class Penalty(Word):
         return self.weight * (self.stairs * step // max(num_steps, 1)) / self.stairs
 
     def summary(self) -> str:
-        return self.formula or self.describe("part", "weight", "stairs")
+        return self.formula or self.describe("part", "weight", "stairs", "of", "biases")
 
 
 class Square(Penalty):
@@ -408,5 +413,6 @@ class GroupLasso(Penalty):
         import torch
 
         others = [i for i in range(weights.dim()) if i != axis]
-        norms = weights.square().sum(others, keepdim=True).sqrt()
+        squares = weights.square()
+        norms = (squares.sum(others, keepdim=True) if others else squares).sqrt()  # [] is all
         return weights / norms.clamp(min=torch.finfo(weights.dtype).tiny)

@@ -55,7 +55,7 @@ OWN = (
     "augment",
 )
 # The modules of extras that core reaches, by their names in dcil_dsl.extras.
-WORDS = ("sensitivity.target", "late_phase.word", "loss_balance.word")
+WORDS = ("sensitivity.target", "late_phase.word", "latency.word", "loss_balance.word")
 OTHERS = (
     "sharding.step",
     "sharding.checkpoint",

@@ -27,6 +27,7 @@ class Schedule(Word):
     """`schedule = word(...)`: the sparsity that is asked for, as a function of the step."""
 
     place: ClassVar[str] = "a schedule"
+    proportional: ClassVar[bool] = False  # whether it is a course from 0 to any target
 
     @abstractmethod
     def sparsity(self, step: int, target: float) -> float:
@@ -126,12 +127,16 @@ class Ramp(Schedule):
 class Cubic(Ramp):
     """`cubic(0ep..75% run)`: rise(u) = 1 - (1 - u)^3. Zhu & Gupta 2017, arXiv:1710.01878."""
 
+    proportional: ClassVar[bool] = True
+
     def rise(self, u: float) -> float:
         return 1 - (1 - u) ** 3
 
 
 class Linear(Ramp):
     """`linear(0ep..75% run)`: rise(u) = u."""
+
+    proportional: ClassVar[bool] = True
 
     def rise(self, u: float) -> float:
         return u
@@ -294,6 +299,8 @@ class Cyclic(Schedule):
 class Once(Schedule):
     """`once(at=10ep)`: 0 before `at`, the target from then on."""
 
+    proportional: ClassVar[bool] = True
+
     at: Time
 
     @property
@@ -309,6 +316,8 @@ class Once(Schedule):
 
 class Constant(Schedule):
     """`constant()`: the target from the first step on."""
+
+    proportional: ClassVar[bool] = True
 
     @property
     def reached(self) -> int:

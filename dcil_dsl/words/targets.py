@@ -20,7 +20,7 @@ from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.words.granularity import Granularity, Pattern, Single
 from dcil_dsl.words.scores import L2, AnyScore
 from dcil_dsl.words.units import Percent
-from dcil_dsl.words.word import RESOLVED, LayersName, RunLength, Word
+from dcil_dsl.words.word import RESOLVED, Factor, LayersName, RunLength, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +60,7 @@ class Target(Word):
     how         how the budget is shared, for the text of a plan
     rescales    whether scores are compared after `rescaled`
     needs_layers  whether its sparsity follows from the layers of the rule, by `fitted`
+    is_result  whether no share is asked for: what is pruned follows from the scores, by `limit`
     """
 
     place: ClassVar[str] = "a target"
@@ -68,6 +69,7 @@ class Target(Word):
     how: ClassVar[str] = ""
     rescales: ClassVar[bool] = False
     needs_layers: ClassVar[bool] = False
+    is_result: ClassVar[bool] = False
     if TYPE_CHECKING:
 
         @property
@@ -78,6 +80,15 @@ class Target(Word):
     def pattern(self) -> Pattern | None:
         """The N:M pattern that the target brings."""
         return None
+
+    def told(self) -> str:
+        """How its budget is shared, or where it comes from, for the text of a plan."""
+        return self.how
+
+    @property
+    def limit(self) -> float:
+        """The least score of what is kept, at the end, where the target `is_result`."""
+        raise NotImplementedError
 
     @property
     def allocation(self) -> str:
@@ -229,6 +240,32 @@ class DensityTarget(Target):
     @property
     def sparsity(self) -> Percent:
         return Percent(1 - self.density.fraction)
+
+
+class Below(Target):
+    """`below(0.01)`: whatever has a score below 0.01 is pruned; how much that is, is a result.
+
+    With units larger than a weight, the mean score of a unit. A schedule raises the limit from 0.
+    """
+
+    word: ClassVar[str] = "below"
+    positional: ClassVar[int] = 1
+    is_result: ClassVar[bool] = True
+    how: ClassVar[str] = ", by a threshold"
+    threshold: Factor
+    granularity: Granularity | None = None
+
+    @property
+    def sparsity(self) -> Percent:
+        return Percent(0.0)  # nothing is asked for
+
+    @property
+    def limit(self) -> float:
+        return self.threshold
+
+    @property
+    def allocation(self) -> str:
+        return "threshold"
 
 
 WEIGHT_BYTES = 4  # of a stored float32

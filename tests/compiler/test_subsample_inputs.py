@@ -79,20 +79,21 @@ def test_in_evaluation_every_path_sees_all():
     assert torch.equal(outputs["dense"], small_net().eval()(x))
 
 
-def test_a_path_of_every_fourth_step_rests_in_between():
-    plan, dual = compiled("every = 4 steps")
+@pytest.mark.parametrize("offset", [0, 3])
+def test_a_path_of_every_fourth_step_rests_in_between(offset):
+    plan, dual = compiled(f"every = 4 steps  offset = {offset} steps")
     x, y = batch()
     pruned = {}
     for step in range(6):
         dual.begin_step(step)
         dual.zero_grad()
         outputs = dual(x)
-        assert set(outputs) == ({"sparse", "dense"} if step % 4 == 0 else {"sparse"})
+        assert set(outputs) == ({"sparse", "dense"} if step % 4 == offset else {"sparse"})
         dcil.loss(plan, outputs, y, step).backward()
         weight, mask = dual.get_parameter("3.weight"), dual.masks["3.weight"]
         pruned[step] = bool(weight.grad[~mask].any())
         assert weight.grad[mask].any()
-    assert pruned == {0: True, 1: False, 2: False, 3: False, 4: True, 5: False}
+    assert pruned == {step: step % 4 == offset for step in range(6)}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,7 @@ def test_a_path_of_every_fourth_step_rests_in_between():
         ("size = 50%", 1.25),
         ("every = 4 steps", 1.25),
         ("every = 3 steps", 1 + 6 / 16),
+        ("every = 3 steps  offset = 2 steps", 1 + 5 / 16),
         ("batch = 50%  every = 2 steps", 1.25),
     ],
 )

@@ -32,6 +32,13 @@ def lines_of(*arguments, **more):
     return [" ".join(line.split()) for line in story(*arguments, **more).splitlines()]
 
 
+def test_the_floor_of_its_filters_is_reported():
+    assert any(
+        "3 weights of each of its 8 filters" in line
+        for line in lines_of("stem", "prune Conv2d to global(80%) { filter_floor = 3 }")
+    )
+
+
 def test_every_rule_is_reported_in_order_with_its_text_and_why_it_does_or_does_not_win():
     lines = lines_of("layer1.0.conv1")
     start = lines.index("rules in order; the last that matches wins")

@@ -3,9 +3,11 @@
 import pytest
 from support.resolving import plan_of, resolve
 
+from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Shares, Window
 from dcil_dsl.plan.show import show_plan
 
+KL = "loss kl(student=sparse, teacher=dense)"
 DCIL = "update kept by sparse  update pruned by dense"
 BOTH = "loss cross_entropy(sparse)  loss cross_entropy(dense)"
 
@@ -105,6 +107,69 @@ def test_a_window_too_short_for_a_path_that_runs_every_few_steps_is_no_phase(win
     assert {step for step, paths in runs.items() if "dense" in paths} == open_at
     assert all(sum(p.window.covers(step) for p in plan.phases) == 1 for step in runs)
     assert all(phase.window.num_steps(plan.num_steps) for phase in plan.phases)
+
+
+def strided(first, second, more=""):
+    text = mix("update kept by sparse  update pruned by dense", BOTH, more)
+    text = text.replace("= masked", f"= masked {{ {first} }}")
+    return text.replace("= full", f"= full {{ {second} }}")
+
+
+@pytest.mark.parametrize("offset", range(5))
+def test_a_path_with_an_offset_runs_in_the_steps_with_that_remainder(offset):
+    text = strided("", f"every = 5 steps  offset = {offset} steps")
+    plan = plan_of("prune Conv2d to 90%", mix=text)
+    runs = {s for s in range(plan.num_steps) if "dense" in plan.phase_at(s).paths}
+    assert runs == {s for s in range(plan.num_steps) if s % 5 == offset}
+    assert [loss.window.covers(7) for loss in plan.losses] == [True, offset == 2]
+    assert training_cost(plan) == pytest.approx(1 + len(runs) / plan.num_steps)
+
+
+def test_paths_with_different_offsets_run_in_turn():
+    text = strided("every = 2 steps", "every = 2 steps  offset = 1 step")
+    plan = plan_of("prune Conv2d to 90%", mix=text)
+    assert [plan.phase_at(s).paths for s in range(4)] == [("sparse",), ("dense",)] * 2
+    assert training_cost(plan) == 1.0
+    assert "every 2nd step from step 1 on" in show_plan(plan)
+
+
+def test_paths_of_three_offsets_leave_the_other_steps_to_what_always_runs():
+    text = """mix {
+      path sparse = masked
+      path dense = full { every = 3 steps  offset = 2 steps }
+      path rest = complement { every = 3 steps }
+      update kept by sparse  update pruned by dense
+      loss cross_entropy(sparse)  loss cross_entropy(dense)  loss cross_entropy(rest)
+      deploy sparse
+    }"""
+    plan = plan_of("prune Conv2d to 90%", mix=text)
+    rows = [("sparse", "rest"), ("sparse",), ("sparse", "dense")]
+    assert [plan.phase_at(s).paths for s in range(6)] == rows * 2
+    counts = [phase.window.num_steps(plan.num_steps) for phase in plan.phases]
+    assert sorted(counts) == [33, 33, 34]
+
+
+@pytest.mark.parametrize("start, stop", [(0, 0), (0, 7), (3, 4), (5, None), (9, 3), (11, 90)])
+@pytest.mark.parametrize("offsets", [(0,), (3,), (1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("others", [False, True])
+def test_a_window_counts_the_steps_that_it_covers(start, stop, offsets, others):
+    window = Window(start=start, stop=stop, every=4, offsets=offsets, others=others)
+    for end in (0, 1, 8, 40):
+        assert window.num_steps(end) == sum(window.covers(step) for step in range(end))
+
+
+@pytest.mark.parametrize(
+    "first, second, more, codes",
+    [
+        ("", "every = 2 steps  offset = 2 steps", "", ["E313"]),
+        ("", "every = 5 steps  offset = 1ep", "", ["E313"]),
+        ("every = 2 steps", "every = 2 steps  offset = 1 step", KL, ["E313"]),
+        ("every = 2 steps", "every = 4 steps  offset = 3 steps", "", ["E313", "E309"]),
+    ],
+)
+def test_an_offset_that_fits_no_stride_is_an_error(first, second, more, codes):
+    found = resolve("prune Conv2d to 90%", mix=strided(first, second, more))[1]
+    assert [d.code for d in found if d.is_error] == codes
 
 
 def test_losses_have_names_of_their_own_and_windows_in_steps():

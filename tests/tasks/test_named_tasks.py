@@ -51,6 +51,14 @@ def test_every_verb_works_on_a_physics_informed_network(tmp_path):
     assert set(line["losses"]) == names
 
 
+@pytest.mark.parametrize("name", ["balanced", "powerprop", "implicit"])
+def test_the_rules_for_physics_informed_networks_take_their_steps(name, tmp_path):
+    given = ["--model", "dcil:poisson", "--train", "poisson", "--device", "cpu"]
+    assert call("compile", f"dcil:physics/{name}", *given, *FEW, "--out", tmp_path / "run") == 0
+    (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert line["step"] == 2 and line["relative_l2"]["sparse"] > 0
+
+
 def test_detection_without_pycocotools_is_refused_before_the_first_step(
     tmp_path, capsys, monkeypatch
 ):

@@ -40,7 +40,7 @@ from dcil_dsl.training.optim import set_rate
 
 State = dict[str, Tensor]
 # Settings of `train` that a client's plain step takes. What others ask for it would leave out.
-TAKEN = {"num_epochs", "optimizer", "rate", "groups", "clip", "seed"}
+TAKEN = {"num_epochs", "optimizer", "rate", "groups", "penalties", "clip", "seed"}
 
 
 def check_rounds(plan: Plan, local_steps: int) -> int:

@@ -254,7 +254,8 @@ def curve(analysis: Analysis, schedule: Schedule, target: object) -> str:
     epochs = int(recipe.train.epochs.value)
     run = run_of(analysis) or RunLength(1000, 1000 * epochs, recipe.deploy)
     share = getattr(target, "sparsity", None)
-    final = share.fraction if isinstance(share, Percent) else 1.0
+    # Of a target that needs the layers, or the scores, the course alone is known.
+    final = share.fraction if isinstance(share, Percent) and share.fraction else 1.0
     placed = schedule.in_steps(run)
     steps = [run.num_steps * (2 * i + 1) // (2 * COLUMNS) for i in range(COLUMNS)]
     values = [placed.sparsity(step, final) for step in steps]

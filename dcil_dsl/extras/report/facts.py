@@ -34,10 +34,10 @@ def verdict(run: RunRecord, proof: str) -> str:
         asked = percent(round(result["sparsity_asked"], 4))
         measured = percent(round(result["sparsity_measured"], 4))
         counts = result.get("counts", "weights")
-        parts.append(
-            f"The recipe asks for {asked} zeros of {counts}; {measured} of the weights under "
-            "rules are zero."
-        )
+        asks = f"asks for {asked} zeros of {counts}"
+        if all(group.target.is_result for group in plan.groups):
+            asks = "prunes by a threshold, and asks for no share"
+        parts.append(f"The recipe {asks}; {measured} of the weights under rules are zero.")
     main = run.metrics[0] if run.metrics else ""
     named = []
     for path, values in result.get("accuracies", {}).items():

@@ -103,7 +103,7 @@ def sensitivity(
         show(text)
         return
     print(text, end="")  # first: minutes of measuring are shown even if the file fails
-    _write(json, profile.to_json())
+    write_text(json, profile.to_json())
 
 
 def _check_writable(json: Path | None) -> None:
@@ -116,7 +116,8 @@ def _check_writable(json: Path | None) -> None:
         raise InputError(f"--json {json} is a folder", help="name a file in it")
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Write what was measured. InputError where that fails."""
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:

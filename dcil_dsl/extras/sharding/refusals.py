@@ -38,6 +38,12 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
         if why is not None:
             raise InputError(f"--shard: the rule at {group.rule} {why}", help=whole)
         _check_pattern(plan, group, ranks)
+    for penalty in plan.train.penalties:
+        word = penalty.word
+        if word.needs_norm or word.needs_axis or word.origin is not None:
+            raise InputError(
+                f"--shard: the penalty {word.called} of `train` reads whole weights", help=whole
+            )
     for path in plan.paths:
         if not path.view.entrywise:
             raise InputError(
@@ -54,6 +60,8 @@ def check_shardable(plan: Plan, ranks: Ranks) -> None:
 
 def _needs_whole(group: Group) -> str | None:
     """Why a rule needs whole weights, or None: a word of a package may read all of a weight."""
+    if group.before is not None:
+        return "prunes whole units before, and chooses among the weights that all rows leave"
     if group.score.origin is not None:
         return f"scores by {group.score.called}, a word of a package, which needs whole weights"
     for penalty in group.penalties:

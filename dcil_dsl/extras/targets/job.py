@@ -44,7 +44,7 @@ def gains_on(plan: Plan, target: str) -> list[LayerGain]:
         )
     rule = TARGETS[target][1]
     shared = {
-        name: found.sparsity
+        name: found.sparsity or 0.0  # of a threshold nothing is known
         for group, found in zip(plan.groups, count_facts(plan).groups, strict=True)
         for name in group.parameters
     }
