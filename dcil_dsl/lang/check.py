@@ -67,6 +67,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
         losses=mixed.losses,
         deploy=mixed.deploy,
         train=train,
+        teachers=mixed.teachers,
         average=average,
         groups=groups,
         expect=expect,
@@ -207,7 +208,7 @@ def _clashes(linked: Linked, mixed: Mixed | None, words: list[str], found: Diagn
         "units",
         "flops",
     }
-    paths = {path.name for path in mixed.paths} if mixed else set()
+    paths = {path.name for path in (*mixed.paths, *mixed.teachers)} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:
             found.add("E225", f"`{name}` names both a `let` and a path", span)

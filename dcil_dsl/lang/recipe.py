@@ -26,6 +26,7 @@ from dcil_dsl.words.schedules import Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore
 from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.targets import Target
+from dcil_dsl.words.teachers import Teacher
 from dcil_dsl.words.units import Percent, Time
 from dcil_dsl.words.views import AnyView, Parametrization
 from dcil_dsl.words.weight_groups import WeightGroup
@@ -154,6 +155,15 @@ class PathRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherRule:
+    """`path name = teacher(...)`: a network that only teaches."""
+
+    name: str
+    word: Teacher
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpdateRule:
     """`update parts by share * path + ...`: one row of the matrix part x path."""
 
@@ -226,6 +236,7 @@ class Recipe:
     losses: tuple[LossRule, ...]
     deploy: str
     train: Train
+    teachers: tuple[TeacherRule, ...] = ()
     average: AverageRule | None = None
     groups: tuple[GroupRule, ...] = ()
     expect: tuple[ExpectRule, ...] = ()

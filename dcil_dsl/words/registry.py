@@ -47,6 +47,7 @@ OWN = (
     "scores",
     "schedules",
     "views",
+    "teachers",
     "losses",
     "optimizers",
     "weight_groups",
