@@ -15,6 +15,7 @@ from torch import fx, nn
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.passes import PASSES, Context, passes_of
 from dcil_dsl.compiler.privatize import add_twins, twin_names
+from dcil_dsl.compiler.teachers import add_means
 from dcil_dsl.compiler.verify import verify_targets
 from dcil_dsl.compiler.weight_state import add_rule_state, add_scores
 from dcil_dsl.diagnostics import InputError
@@ -108,8 +109,10 @@ def _every_path(plan: Plan, phase: Phase) -> Phase:
 
 
 def add_masks_and_twins(model: nn.Module, plan: Plan) -> None:
-    """Register the twins, scores, masks (all true) and other state that the graphs will name."""
+    """Register the averages of paths, twins, scores, masks (all true) and other state that the
+    graphs will name."""
 
+    add_means(model, plan)
     add_twins(model, plan)
     add_scores(model, plan)
     add_rule_state(model, plan)

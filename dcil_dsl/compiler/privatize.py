@@ -90,3 +90,19 @@ def remove_twins(model: nn.Module, plan: Plan) -> None:
         for path in plan.paths:
             if path.name != plan.deploy:
                 delattr(model.get_submodule(owner), twin_name(name, path.name))
+
+
+def mean_name(teacher: str) -> str:
+    """The module of an average: "slow" is "slow__mean"."""
+    return f"{teacher}__mean"
+
+
+def mean_names(plan: Plan) -> frozenset[str]:
+    """The modules of all averages."""
+    return frozenset(mean_name(x.name) for x in plan.teachers if x.word.follows is not None)
+
+
+def remove_means(model: nn.Module, plan: Plan) -> None:
+    """Undo add_means (teachers.py)."""
+    for name in mean_names(plan):
+        delattr(model, name)

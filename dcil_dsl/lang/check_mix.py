@@ -235,7 +235,7 @@ class _Mix:
             f"`{name}` is a teacher, not a path of the model",
             span,
             others=(Label(self.names[name].span, "declared here"),),
-            help="name it as the `teacher` of `kl`, `mse` or `cosine`",
+            help="a teacher is named as the `teacher` of `kl`, `mse` or `cosine` alone",
         )
         return False
 

@@ -112,6 +112,14 @@ def resolve_recipe(
         losses=losses,
         deploy=recipe.deploy,
         train=_train(recipe.train, average, learning, num_epochs, run),
+        teachers=tuple(
+            p.TeacherPath(
+                name=one.name,
+                word=one.word.in_steps(run),
+                size=None if one.word.follows is None else 1.0,
+            )
+            for one in recipe.teachers
+        ),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),

@@ -20,7 +20,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -32,6 +31,7 @@ from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.model.digest import digest as digest  # of this module too, for who reads it
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.training.checkpoint_files import (
@@ -205,16 +205,6 @@ def load_model(dual: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     """load_state_dict, strictly, and with a plain error that names the first difference."""
     _same(dual.state_dict(), tensors, path)
     dual.load_state_dict(dict(tensors), strict=True)
-
-
-def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
-    """A sha256 of names, types, shapes and values in the order of the names, after the header."""
-    total = sha256(json.dumps(dict(header), sort_keys=True).encode() if header else b"")
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def _fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -70,11 +70,12 @@ class Loss(Word):
         from dcil_dsl.words.tensors import outputs as read
 
         name = getattr(self, "output", None)
-        if (missing := next((path for path in self.paths if path not in outputs), None)) is not None:
-            raise InputError(
-                f"there is no output of `{missing}`",
-                help="a teacher runs in training mode alone, in the steps that need it",
-            )
+        for path in self.paths:
+            if path not in outputs:
+                raise InputError(
+                    f"there is no output of `{path}`",
+                    help="a teacher runs in training mode alone, in the steps that need it",
+                )
         return {
             path: self.read(read.widen(read.logits_of(outputs[path], name))) for path in self.paths
         }
