@@ -19,12 +19,10 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.collapse import collapse, tensors_of
 from dcil_dsl.compiler.masks import are_halved, make_masks
-from dcil_dsl.compiler.privatize import twin_name, twin_names
+from dcil_dsl.compiler.privatize import mean_name, mean_names, twin_name, twin_names
 from dcil_dsl.compiler.teachers import (
     checked_networks,
     follow,
-    mean_name,
-    mean_names,
     missing_network,
     still,
     teach,
@@ -193,7 +191,7 @@ class Dual(PrunedModule):
         """Of `to`, `cuda`, `float`: the networks that teach move along."""
         for network in self.networks.values():
             network._apply(fn)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _called_otherwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def follow(dual: PrunedModule, step: int, last: dict[str, int]) -> None:
 
 
 def _add(dual: PrunedModule, word: PathAverage, network: nn.Module, is_first: bool) -> None:
-    views, own = tensors_of(dual, word.path), dict(dual.original.named_parameters())
-    own |= dict(dual.original.named_buffers())
+    views = tensors_of(dual, word.path)
+    own = {**dict(dual.original.named_parameters()), **dict(dual.original.named_buffers())}
     means, seen = [], []
     for name, mean in [*network.named_parameters(), *network.named_buffers()]:
         value = views.get(name, own.get(name))

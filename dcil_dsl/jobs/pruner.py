@@ -66,6 +66,7 @@ class Pruner:
     scaler          the loop's GradScaler: call scaler.scale(loss).backward(); step unscales and
                     updates. Needed where the recipe has `precision = fp16`; of accelerate in fp16
                     it is accelerator.scaler
+    teachers        as of dcil.resolve
 
     plan   the Plan
     dual   the module that trains: move it with dual.to(device) before make_optimizer
@@ -85,9 +86,12 @@ class Pruner:
         overrides: Mapping[str, str] | None = None,
         class_counts: Any = None,
         scaler: torch.amp.GradScaler | None = None,
+        teachers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         recipe = read_recipe(recipe, overrides or {})
-        self.plan = stages.resolve(recipe, model, steps_per_epoch, example_inputs, class_counts)
+        self.plan, networks = stages.resolve_with_networks(
+            recipe, model, steps_per_epoch, example_inputs, class_counts, teachers
+        )
         train = self.plan.train
         refuse_alone(self.plan)
         if train.precision == "fp16" and scaler is None:
@@ -95,7 +99,7 @@ class Pruner:
                 "`precision = fp16` needs a loss that is scaled",
                 help="Pruner(..., scaler=torch.amp.GradScaler()), or `precision = bf16`",
             )
-        self.dual = stages.compile(self.plan, model, example_inputs)
+        self.dual = stages.compile(self.plan, model, example_inputs, networks)
         self.dual.train()
         self.module: nn.Module = self.dual
         self.scaler = scaler

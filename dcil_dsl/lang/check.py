@@ -208,7 +208,8 @@ def _clashes(linked: Linked, mixed: Mixed | None, words: list[str], found: Diagn
         "units",
         "flops",
     }
-    paths = {path.name for path in (*mixed.paths, *mixed.teachers)} if mixed else set()
+    paths = {path.name for path in mixed.paths} if mixed else set()
+    paths |= {teacher.name for teacher in mixed.teachers} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:
             found.add("E225", f"`{name}` names both a `let` and a path", span)

@@ -478,8 +478,8 @@ def _warn(
             help=f"for example `update {part} by {paths[0].name}`",
         )
     used = named_by(losses)
-    for path in (*paths, *checker.teachers):
-        if path.name not in used:
-            found.add(
-                "W205", f"path `{path.name}` has no loss, so it never runs in training", path.span
-            )
+    idle = [(path.name, path.span) for path in paths]
+    idle += [(teacher.name, teacher.span) for teacher in checker.teachers]
+    for name, span in idle:
+        if name not in used:
+            found.add("W205", f"path `{name}` has no loss, so it never runs in training", span)

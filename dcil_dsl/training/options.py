@@ -122,6 +122,15 @@ class RunOptions:
             compared=None,  # the plan holds it, as it holds precision and seed
         ),
     ] = field(default_factory=dict)
+    teachers: Annotated[
+        Mapping[str, Any],
+        Flag(
+            "the network of `path NAME = network()`: my.py:make or package.module:callable",
+            "NAME=SPEC",
+            name="--teacher",
+            compared=None,  # the plan has its digest
+        ),
+    ] = field(default_factory=dict)
     device: Annotated[
         str,
         Flag(
