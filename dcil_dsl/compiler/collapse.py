@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcil_dsl.compiler.privatize import remove_means, remove_twins, twin_name
+from dcil_dsl.compiler.privatize import remove_twins, twin_name
 from dcil_dsl.compiler.weight_state import PrunedModule, remove_rule_state, remove_scores, soft_of
 from dcil_dsl.masking.views import see
 from dcil_dsl.model.copies import copy_module
@@ -46,7 +46,6 @@ def collapse_in_place(dual: PrunedModule, model: nn.Module, path: str | None = N
             twin = model.get_submodule(twin_name(entry.module, path))
             setattr(model.get_submodule(owner), name, copy_module(twin))
     remove_twins(model, plan)
-    remove_means(model, plan)
     remove_scores(model, plan)
     remove_rule_state(model, plan)  # from here on parameters hold the weights, not theta
     for name in constants(model):

@@ -90,6 +90,7 @@ class Dual(PrunedModule):
         graphs: dict[tuple[bool, int], fx.Graph],
         plan: Plan,
         arguments: Arguments,
+        means: Mapping[str, nn.Module] = {},
     ):
         # fx copies attributes in the order of their use. With the model's own tables, optimizers
         # and state dicts see the model's order.
@@ -97,7 +98,8 @@ class Dual(PrunedModule):
         self.__dict__["_parameters"] = model._parameters
         self.__dict__["_buffers"] = model._buffers
         self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
-        self.__dict__["_modules"] = model._modules
+        # Averages are not of the model: a Sequential would run them.
+        self.__dict__["_modules"] = {**model._modules, **means} if means else model._modules
         # Tensors of the model that are neither parameters nor buffers.
         self.__dict__.update({n: t for n, t in vars(model).items() if isinstance(t, Tensor)})
         self.__dict__["original"] = model  # not a submodule
@@ -238,13 +240,13 @@ class Dual(PrunedModule):
                     twin = self.get_submodule(twin_name(entry.module, path.name))
                     for one, other in zip(own.modules(), twin.modules(), strict=True):
                         other.training = one.training
-        for name in mean_names(self.plan):
-            self.get_submodule(name).eval()
         self.training = mode
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
-        copied = Dual(copy_module(self.original, memo), self.graphs, self.plan, self.arguments)
+        means = {n: copy_module(self.get_submodule(n), memo) for n in mean_names(self.plan)}
+        model = copy_module(self.original, memo)
+        copied = Dual(model, self.graphs, self.plan, self.arguments, means)
         copied.begun, copied.is_begun, copied.resets = self.begun, self.is_begun, self.resets
         copied.networks.update({n: copy_module(net, memo) for n, net in self.networks.items()})
         copied.averaged.update(self.averaged)

@@ -5,9 +5,9 @@ Out:  the outputs of the teachers of a phase; the averages of `ema`, one step fu
 Not:  no network is built (zoo/teacher.py). A teacher is called as the model is, in evaluation mode
       and without gradients; it shares no tensor with the model.
 
-An average is a module of the Dual, so that its state dict has it: the plain model, whose tensors
-are the means, and the step up to which they are. A network of `network` is none: its weights are in
-no state dict, and the plan has their digest.
+An average is a module of the Dual, so that its state dict has it, and none of the model: a plain
+copy of it, whose tensors are the means, and the step up to which they are. The weights of a
+`network` are in no state dict; the plan has their digest.
 """
 
 from __future__ import annotations
@@ -50,21 +50,19 @@ def still(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-def add_means(model: nn.Module, plan: Plan) -> None:
-    """Register the averages. Call it before anything else is added to the model."""
-    plain = {name: copy_module(model) for name in mean_names(plan)}
-    for name, network in plain.items():
-        model.add_module(name, Mean(network))
+def make_means(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    """The averages by the names of their modules, of a model to which nothing was added yet."""
+    return {name: Mean(copy_module(model)) for name in mean_names(plan)}
 
 
 def networks_of(plan: Plan) -> tuple[TeacherPath, ...]:
     """The teachers that are networks of their own."""
-    return tuple(teacher for teacher in plan.teachers if teacher.word.follows is None)
+    return tuple(teacher for teacher in plan.teachers if teacher.network.follows is None)
 
 
 def checked_networks(plan: Plan, networks: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
     """The same. InputError for a name that is no `network` of the plan, or other weights."""
-    known = {teacher.name: teacher.word for teacher in networks_of(plan)}
+    known = {teacher.name: teacher.network for teacher in networks_of(plan)}
     for name, network in networks.items():
         word = known.get(name)
         if not isinstance(word, Network):
@@ -92,6 +90,14 @@ def missing_network(name: str) -> InputError:
 
 
 @torch.no_grad()
+def set_step(dual: PrunedModule, step: int) -> None:
+    """Let the averages that have begun go on at `step`."""
+    for name in mean_names(dual.plan):
+        counted = dual.get_buffer(f"{name}.step")
+        counted.copy_(torch.where(counted >= 0, step - 1, counted))
+
+
+@torch.no_grad()
 def follow(dual: PrunedModule, step: int, last: dict[str, int]) -> None:
     """Add what paths compute with at `step` to their averages, once.
 
@@ -99,7 +105,7 @@ def follow(dual: PrunedModule, step: int, last: dict[str, int]) -> None:
           would make the host wait
     """
     for teacher in dual.plan.teachers:
-        word = teacher.word
+        word = teacher.network
         if not isinstance(word, PathAverage):
             continue
         mean = dual.get_submodule(mean_name(teacher.name))

@@ -23,7 +23,7 @@ from dcil_dsl.jobs import stages
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.average import Average, deployed, start_average, update_average
+from dcil_dsl.training.average import Average, deployed, not_averaged, start_average, update_average
 from dcil_dsl.training.distributed import begin_step, current_ranks
 from dcil_dsl.training.losses import refuse_constant
 from dcil_dsl.training.optim import forget_state, set_rate
@@ -356,8 +356,8 @@ class Pruner:
 
     def _start_average(self) -> None:
         if self.plan.train.ema is not None:
-            scores = {f"{name}_score" for name in self.dual.score_state}
-            self._average = start_average(self.dual, self.plan.train.ema, exclude=scores)
+            apart = not_averaged(self.dual)
+            self._average = start_average(self.dual, self.plan.train.ema, exclude=apart)
 
 
 def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:

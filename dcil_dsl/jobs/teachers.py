@@ -66,7 +66,7 @@ def open_teachers(
     teachers = tuple(
         one.model_copy(
             update={
-                "word": one.word.model_copy(update={"digest": digests[one.name]}),
+                "network": one.network.model_copy(update={"digest": digests[one.name]}),
                 "size": sizes.get(one.name),
             }
         )
@@ -87,7 +87,7 @@ def networks_again(plan: Plan, given: Mapping[str, nn.Module] | None) -> Network
     """The networks of a plan: those given, others built anew, from the current folder."""
     networks = dict(given or {})
     for teacher in plan.teachers:
-        word = teacher.word
+        word = teacher.network
         if isinstance(word, Network) and word.source is not None and teacher.name not in networks:
             networks[teacher.name] = build_network(word, Path())[0]
     return networks

@@ -7,10 +7,15 @@ Not:  no network is built or read (jobs/teachers.py); who may name a teacher is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from dcil_dsl.diagnostics import Diagnostics
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.read import WordReader
 from dcil_dsl.lang.read_values import Broken
+from dcil_dsl.lang.recipe import TeacherRule
 from dcil_dsl.lang.syntax_errors import listed
+from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.registry import words_at
 from dcil_dsl.words.teachers import SOURCES, Network, Teacher
 
@@ -70,3 +75,16 @@ def _can_be_built(word: Network, item: ast.PathNode, reader: WordReader) -> bool
         )
         return False
     return True
+
+
+def refuse_copies(teachers: Sequence[TeacherRule], train: Train | None, found: Diagnostics) -> None:
+    """E251 for an average of a path whose weights are copies that take turns."""
+    for teacher in teachers:
+        if train is not None and train.average is not None and teacher.word.follows is not None:
+            found.add(
+                "E251",
+                f"`{train.average.called}` takes turns between copies of the weights, which "
+                f"`{teacher.word.called}` cannot average",
+                teacher.span,
+                help="leave one of the two out",
+            )

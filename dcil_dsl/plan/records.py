@@ -130,7 +130,7 @@ class TeacherPath(PlanRecord):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    word: Stored[Teacher]
+    network: Stored[Teacher]
     size: Annotated[float, Field(ge=0)] | None = None
 
 
@@ -336,7 +336,7 @@ class PlanFields(PlanRecord):
         taught = {teacher.name for teacher in self.teachers}
         named = {self.deploy, *(name for phase in self.phases for name in phase.paths)}
         named |= {name for loss in self.losses for name in loss.term.learners}
-        named |= {x.word.follows for x in self.teachers if x.word.follows is not None}
+        named |= {x.network.follows for x in self.teachers if x.network.follows is not None}
         teaching = {name for loss in self.losses for name in loss.term.paths} | {
             name for phase in self.phases for name in phase.teachers
         }

@@ -115,7 +115,7 @@ def resolve_recipe(
         teachers=tuple(
             p.TeacherPath(
                 name=one.name,
-                word=one.word.in_steps(run),
+                network=one.word.in_steps(run),
                 size=None if one.word.follows is None else 1.0,
             )
             for one in recipe.teachers

@@ -87,8 +87,8 @@ def _teachers(plan: PlanFields) -> list[str]:
         size = "not counted without example inputs, taken as that of the model"
         if teacher.size is not None:
             size = f"{teacher.size:.3g} times that of the model"
-        lines.append(f"{teacher.name} = {teacher.word.summary()}: teaches alone; the arithmetic of")
-        lines.append(f"  its forward pass is {size}")
+        lines.append(f"{teacher.name} = {teacher.network.summary()}: only teaches")
+        lines.append(f"  the arithmetic of its forward pass is {size}")
     return lines
 
 

@@ -28,6 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.privatize import is_of_mean
+from dcil_dsl.compiler.teachers import set_step
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
@@ -282,6 +284,7 @@ def load_anyway(path: Path, state: State) -> None:
         )
     state.position.logged = before.logged and state.position.step >= plan.num_steps
     _make_masks(state)
+    set_step(state.dual, state.position.step)
     state.sums.zero_()
     for name, mask in state.dual.masks.items():
         state.before[name].copy_(mask)
@@ -300,6 +303,9 @@ def _make_masks(state: State) -> None:
 
 
 def _is_the_plans(name: str, dual: Dual) -> bool:
-    """Whether a tensor is a buffer that a plan adds to a weight, "conv1.weight_mask"."""
+    """Whether a tensor is a buffer that a plan adds to a weight, "conv1.weight_mask", or is of an
+    average of a path."""
+    if is_of_mean(name, dual.plan):
+        return True
     parameters = [parameter for parameter, _ in dual.named_parameters()]
     return name not in parameters and any(name.startswith(f"{p}_") for p in parameters)
