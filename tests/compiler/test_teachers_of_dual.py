@@ -61,7 +61,7 @@ def dual(plan):
 def step_once(dual, optimizer, step, forward=None):
     dual.begin_step(step)
     x, y = batch(step)
-    outputs = (forward or dual)(x)
+    outputs = (dual if forward is None else forward)(x)
     optimizer.zero_grad()
     dcil.loss(dual.plan, outputs, y, step).backward()
     optimizer.step()

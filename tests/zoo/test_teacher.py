@@ -1,4 +1,4 @@
-"""Networks of teachers are built with their weights: as many classes as they have, nothing random."""
+"""Networks of teachers are built with their weights: with the classes they have, nothing random."""
 
 import pytest
 import torch
