@@ -16,7 +16,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
-from dcil_dsl.lang.check_teachers import is_teacher, read_teacher
+from dcil_dsl.lang.check_teachers import is_teacher, place_of_path, read_teacher
 from dcil_dsl.lang.read import WordReader
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
@@ -126,7 +126,7 @@ class _Mix:
             self._path(item)
         for teacher in self.teachers:
             if teacher.word.follows is not None:
-                self._runs(teacher.word.follows, teacher.span)
+                self._runs(teacher.word.follows, place_of_path(self.names[teacher.name]))
 
     def _path(self, item: ast.PathNode) -> None:
         name = item.name.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dcil_dsl.diagnostics import Diagnostics
+from dcil_dsl.diagnostics import Diagnostics, Span
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.read import WordReader
 from dcil_dsl.lang.read_values import Broken
@@ -27,6 +27,13 @@ def called(view: ast.Name | ast.Call) -> str:
 
 def is_teacher(item: ast.PathNode) -> bool:
     return called(item.view) in words_at("a teacher")
+
+
+def place_of_path(item: ast.PathNode) -> Span:
+    """Where `ema` names its path."""
+    arguments = item.view.arguments if isinstance(item.view, ast.Call) else ()
+    named = (one.value.span for one in arguments if one.name is None or one.name.name == "path")
+    return next(named, item.span)
 
 
 def read_teacher(item: ast.PathNode, reader: WordReader) -> Teacher | None:

@@ -211,3 +211,64 @@ def test_a_teacher_costs_what_its_products_cost(straight):
     assert phases == {0: ("big",), 3: ("big", "slow")}
     expected = 1 + big.size / 3 + (1 / 3) * 21 / 24
     assert run.result.cost == pytest.approx(expected)
+
+
+SCENES = """language 1
+data {data} {{ batch_size = 8 }}
+prune Conv2d to 50%
+mix {{
+  path sparse = masked
+  path slow   = ema(sparse, decay=0.5)
+  path big    = network()
+  update kept, pruned by sparse
+  loss {own}(sparse)
+  loss kl(student=sparse, teacher=big, temperature=2)
+  loss mse(sparse, teacher=slow)
+  deploy sparse
+}}
+train {{ epochs = 1ep  optimizer = sgd(lr=0.01) }}
+"""
+
+
+class Pixels(nn.Module):
+    """Logits for each pixel, in a dictionary as torchvision's models return them."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 11, 1)
+
+    def forward(self, x):
+        return {"out": self.last(self.first(x).relu())}
+
+
+def test_teachers_teach_a_segmentation_pixel_by_pixel(tmp_path):
+    run = dcil.train(
+        dcil.loads(SCENES.format(data="digits_masks", own="cross_entropy")),
+        Pixels(4),
+        "digits-masks",
+        teachers={"big": Pixels(12)},
+        out=tmp_path / "run",
+        max_steps=3,
+        device="cpu",
+        workers=0,
+        warn=lambda _: None,
+    )
+    (line,) = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    assert line["losses"]["kl(sparse<-big)"] > 0 and line["losses"]["mse(sparse<-slow)"] > 0
+
+
+def test_a_teacher_of_a_detection_is_refused_with_the_name_of_the_loss(tmp_path):
+    recipe = dcil.loads(SCENES.format(data="digits_boxes", own="model"))
+    big = build_model("dcil:small_fcos", 11)
+    with pytest.raises(InputError, match="`kl.sparse<-big.` reads class scores and targets"):
+        dcil.train(
+            recipe,
+            "dcil:small_fcos",
+            "digits-boxes",
+            teachers={"big": big},
+            out=tmp_path / "run",
+            device="cpu",
+            workers=0,
+            warn=lambda _: None,
+        )
