@@ -180,14 +180,16 @@ class Dual(PrunedModule):
             found.append((name, module))
         return tuple(found)
 
-    def teach(self, networks: Mapping[str, nn.Module]) -> None:
-        """Take the networks of the plan's `network` teachers, by their names: copies are used.
+    def teach(self, networks: Mapping[str, nn.Module], copies: bool = True) -> None:
+        """Take the networks of the plan's `network` teachers, by their names.
+
+        copies  of them, or themselves
 
         InputError for a name that is none of them, and for another network than that of the plan.
         """
         for name, network in checked_networks(self.plan, networks).items():
             device = next((weight.device for weight in self.parameters()), None)
-            self.networks[name] = still(copy_module(network)).to(device)
+            self.networks[name] = still(copy_module(network) if copies else network).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dual:
         """Of `to`, `cuda`, `float`: the networks that teach move along."""

@@ -109,7 +109,7 @@ def open_job(
     if not options.quiet:
         print(show_summary(prepared.plan), flush=True)
     dual = compile_plan(prepared.plan, prepared.traced)
-    dual.teach(prepared.networks)
+    dual.teach(prepared.networks, copies=False)  # nobody else has them
     _refuse_frozen(dual)
     check_plan_allows(prepared.plan, options)
     if is_convolutional(prepared.plan):

@@ -59,7 +59,7 @@ def open_teachers(
             networks[name] = found
     report.stop_if_wrong()
     sizes = dict[str, float | None]()
-    if example is not None and recipe.teachers:
+    if example is not None and networks:
         sizes = _compared(recipe, model, networks, example, report)
         report.stop_if_wrong()
     digests = {name: digest(network.state_dict()) for name, network in networks.items()}

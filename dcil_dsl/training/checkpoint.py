@@ -89,6 +89,10 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
+    if plan.teachers:
+        header["teachers"] = json.dumps(
+            {teacher.name: teacher.network.model_dump(mode="json") for teacher in plan.teachers}
+        )
     if not state.dual.placement.is_whole:
         extra("sharding.checkpoint").save_parts(path, tensors, header, state.dual.placement)
         return

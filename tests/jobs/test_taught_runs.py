@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from support.same_runs import assert_same, contents
 from support.taught import KL, LOSSES, trained, write_big, write_job
@@ -40,6 +41,9 @@ def test_a_checkpoint_has_the_average_and_names_the_network_by_its_digest(straig
     big, slow = json.loads((run.path / "plan.json").read_text())["teachers"]
     assert big["network"]["settings"]["source"] == "dcil:small_vit"
     assert len(big["network"]["settings"]["digest"]) == 64
+    with safe_open(run.folder.checkpoint, framework="pt") as file:
+        named = json.loads(file.metadata()["teachers"])
+    assert named == {"big": big["network"]["settings"], "slow": slow["network"]["settings"]}
     assert slow["network"] == {"word": "ema", "settings": {"path": "sparse", "decay": 0.9}}
 
 
