@@ -26,7 +26,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import Plan, TeacherPath
-from dcil_dsl.words.teachers import Network, PathAverage
+from dcil_dsl.words.views import PathAverage, TrainedNetwork
 
 NOT_BEGUN = -1
 
@@ -65,7 +65,7 @@ def checked_networks(plan: Plan, networks: Mapping[str, nn.Module]) -> Mapping[s
     known = {teacher.name: teacher.network for teacher in networks_of(plan)}
     for name, network in networks.items():
         word = known.get(name)
-        if not isinstance(word, Network):
+        if not isinstance(word, TrainedNetwork):
             help = did_you_mean(name, known) or "a recipe declares it: `path big = network()`"
             raise InputError(f"the recipe has no teacher `{name}` that is a network", help=help)
         if word.digest not in (None, digest(network.state_dict())):

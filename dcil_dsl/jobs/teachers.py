@@ -23,8 +23,8 @@ from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.digest import digest
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.words.teachers import SOURCES, Network
 from dcil_dsl.words.tensors.outputs import like_student
+from dcil_dsl.words.views import SOURCES, TrainedNetwork
 from dcil_dsl.zoo.spec import build_model
 from dcil_dsl.zoo.teacher import build_network
 
@@ -46,7 +46,7 @@ def open_teachers(
     given    the networks of `network()`, by name; they are not changed
     """
     built = {name: _built(name, one) for name, one in (given or {}).items()}
-    rules = {x.name: x for x in recipe.teachers if isinstance(x.word, Network)}
+    rules = {x.name: x for x in recipe.teachers if isinstance(x.word, TrainedNetwork)}
     for name in built:
         if name not in rules:
             help = did_you_mean(name, rules) or "a recipe declares it: `path big = network()`"
@@ -80,7 +80,7 @@ def open_teachers(
 def names_all(recipe: Recipe) -> bool:
     """Whether the recipe says of each network where it is; others are given to a training run."""
     words = [rule.word for rule in recipe.teachers]
-    return all(word.source is not None for word in words if isinstance(word, Network))
+    return all(word.source is not None for word in words if isinstance(word, TrainedNetwork))
 
 
 def networks_again(plan: Plan, given: Mapping[str, nn.Module] | None) -> Networks:
@@ -88,7 +88,11 @@ def networks_again(plan: Plan, given: Mapping[str, nn.Module] | None) -> Network
     networks = dict(given or {})
     for teacher in plan.teachers:
         word = teacher.network
-        if isinstance(word, Network) and word.source is not None and teacher.name not in networks:
+        if (
+            isinstance(word, TrainedNetwork)
+            and word.source is not None
+            and teacher.name not in networks
+        ):
             networks[teacher.name] = build_network(word, Path())[0]
     return networks
 
@@ -113,7 +117,7 @@ def _opened(
     rule: TeacherRule, given: nn.Module | None, report: Diagnostics, note: Note | None
 ) -> nn.Module | None:
     word = rule.word
-    assert isinstance(word, Network)
+    assert isinstance(word, TrainedNetwork)
     if given is not None and word.source is not None:
         report.add(
             "E331",

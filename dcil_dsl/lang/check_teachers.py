@@ -17,7 +17,7 @@ from dcil_dsl.lang.recipe import TeacherRule
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.registry import words_at
-from dcil_dsl.words.teachers import SOURCES, Network, Teacher
+from dcil_dsl.words.views import SOURCES, Teacher, TrainedNetwork
 
 
 def called(view: ast.Name | ast.Call) -> str:
@@ -50,11 +50,11 @@ def read_teacher(item: ast.PathNode, reader: WordReader) -> Teacher | None:
         word = reader.word(item.view, Teacher)
     except Broken:
         return None
-    good = not isinstance(word, Network) or _can_be_built(word, item, reader)
+    good = not isinstance(word, TrainedNetwork) or _can_be_built(word, item, reader)
     return word if good and not item.settings else None
 
 
-def _can_be_built(word: Network, item: ast.PathNode, reader: WordReader) -> bool:
+def _can_be_built(word: TrainedNetwork, item: ast.PathNode, reader: WordReader) -> bool:
     """Whether a recipe may name the network, and names its weights."""
     name, span = item.name.name, item.view.span
     given = f"`network()` takes the network that the caller gives, `teachers={{{name!r}: net}}`"

@@ -26,9 +26,8 @@ from dcil_dsl.words.schedules import Regrow, Schedule
 from dcil_dsl.words.scores import AnyScore
 from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.targets import Target
-from dcil_dsl.words.teachers import Teacher
 from dcil_dsl.words.units import Percent, Time
-from dcil_dsl.words.views import AnyView, Parametrization
+from dcil_dsl.words.views import AnyView, Parametrization, Teacher
 from dcil_dsl.words.weight_groups import WeightGroup
 
 Option = bool | int | float | str | None  # a setting of a model that its builder takes

@@ -68,7 +68,7 @@ def _learning(plan: PlanFields, phase: Phase) -> dict[str, float]:
     found = dict.fromkeys(phase.paths, 0)
     for start, stop in zip(cuts, cuts[1:], strict=False):
         part = window.model_copy(update={"start": start, "stop": stop})
-        # The losses of a phase open every so many steps together, as its paths do.
+        # In a phase with a stride, the losses open at the same multiples.
         few = range(start, min(stop, start + 2 * window.every))
         step = next((at for at in few if part.covers(at)), None)
         if step is None:

@@ -29,8 +29,7 @@ from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate, Stop
 from dcil_dsl.words.registry import Stored
 from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
-from dcil_dsl.words.teachers import Teacher
-from dcil_dsl.words.views import AnyView
+from dcil_dsl.words.views import AnyView, Teacher
 from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import Word, every_word
 

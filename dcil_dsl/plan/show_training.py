@@ -84,7 +84,7 @@ def _teachers(plan: PlanFields) -> list[str]:
     """What each teacher is, and how much of the model's arithmetic it takes."""
     lines = []
     for teacher in plan.teachers:
-        size = "not counted without example inputs, taken as that of the model"
+        size = "not counted, and taken as that of the model"
         if teacher.size is not None:
             size = f"{teacher.size:.3g} times that of the model"
         lines.append(f"{teacher.name} = {teacher.network.summary()}: only teaches")

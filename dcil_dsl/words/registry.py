@@ -47,7 +47,6 @@ OWN = (
     "scores",
     "schedules",
     "views",
-    "teachers",
     "losses",
     "optimizers",
     "weight_groups",

@@ -29,7 +29,7 @@ from torch import nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import is_installed, library
 from dcil_dsl.diagnostics.suggest import nearest
-from dcil_dsl.words.teachers import SOURCES
+from dcil_dsl.words.views import SOURCES
 from dcil_dsl.zoo.networks import NETWORKS
 
 models = library("torchvision.models")

@@ -15,7 +15,7 @@ from torch import nn
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.words.teachers import Network
+from dcil_dsl.words.views import TrainedNetwork
 from dcil_dsl.zoo.pretrained import own_weights
 from dcil_dsl.zoo.spec import build_model
 from dcil_dsl.zoo.weights import SUFFIXES, OtherHead, load_weights
@@ -23,7 +23,7 @@ from dcil_dsl.zoo.weights import SUFFIXES, OtherHead, load_weights
 GUESS = 1000  # classes, before the weights say how many
 
 
-def build_network(word: Network, folder: Path) -> tuple[nn.Module, list[str]]:
+def build_network(word: TrainedNetwork, folder: Path) -> tuple[nn.Module, list[str]]:
     """The network and notes on its weights. InputError if there is no such network, or they do
     not fit. The caller's random numbers do not advance."""
     assert word.source is not None

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.same_runs import assert_same, contents
 from support.taught import KL, LOSSES, trained, write_big, write_job
-from support.tiny_job import NET
+from support.tiny_job import NET, call
 from torch import nn
 
 import dcil_dsl as dcil
@@ -276,3 +276,34 @@ def test_a_teacher_of_a_detection_is_refused_with_the_name_of_the_loss(tmp_path)
             workers=0,
             warn=lambda _: None,
         )
+
+
+def test_the_command_line_gives_a_network_of_own_code(tmp_path, capsys):
+    recipe = write_job(tmp_path, big="path big = network()", slow="", losses=KL)
+    (tmp_path / "net.py").write_text(OWN)
+    job = ["compile", recipe, "--model", f"{tmp_path}/net.py:Net", "--train", "digits"]
+    job += ["--device", "cpu", "--quiet", "--max-steps", "2", "--out", tmp_path / "run"]
+    assert call(*job, "--teacher", "big") == 2
+    assert "--teacher big: not NAME=SPEC" in capsys.readouterr().err
+    assert call(*job, "--teacher", f"big={tmp_path}/net.py:missing") == 2
+    assert "has nothing called `missing`" in capsys.readouterr().err
+    assert call(*job) == 1
+    assert "the network of `big` is not given" in capsys.readouterr().err
+    assert call(*job, "--teacher", f"big={tmp_path}/net.py:teacher") == 0
+
+
+def test_a_plan_without_its_own_network_is_shown_and_says_what_it_does_not_count(tmp_path, capsys):
+    recipe = write_job(tmp_path, big="path big = network()", slow="", losses=KL)
+    assert call("plan", recipe, "--model", f"{tmp_path}/net.py:Net") == 0
+    assert "is not counted, and taken as that of the model" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert call("check", recipe, "--model", f"{tmp_path}/net.py:Net") == 0
+
+
+def test_check_with_a_model_finds_the_teacher_that_does_not_fit(tmp_path, capsys):
+    recipe = write_job(tmp_path)
+    write_big(tmp_path, classes=12)
+    assert call("check", recipe) == 0
+    assert call("check", recipe, "--model", f"{tmp_path}/net.py:Net") == 1
+    assert "E331" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_a_plan_says_where_the_size_of_a_teacher_is_not_counted():
     plan = dcil.resolve(text, Net(), 10, teachers={"big": Wide(8)})
     assert plan.teachers[0].size is None and training_cost(plan) == pytest.approx(4 / 3)
     words = " ".join(show_plan(plan).split())
-    assert "is not counted without example inputs, taken as that of the model" in words
+    assert "is not counted, and taken as that of the model" in words
 
 
 def test_a_plan_with_teachers_goes_to_json_and_back():

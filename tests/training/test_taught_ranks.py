@@ -6,7 +6,7 @@ from support.tiny_run import kl
 
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.distributed import Ranks
-from dcil_dsl.words.teachers import PathAverage
+from dcil_dsl.words.views import PathAverage
 
 
 def test_the_average_of_a_path_on_two_ranks_is_that_of_one_process(tmp_path):
