@@ -104,7 +104,7 @@ class RunOptions:
     weights: Annotated[
         str | Path | None,
         Flag(
-            "start from trained weights: a file, a folder of transformers, torchvision's name "
+            "start from trained weights: a file, a folder of a run or of transformers, torchvision's name "
             "(IMAGENET1K_V2), or `pretrained` for timm",
             "FILE",
             trains=False,

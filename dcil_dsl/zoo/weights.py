@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, source: str, spec: str, new_head: bool = True
     folder = Path(source).expanduser()
     if folder.is_dir() and takes_keywords(model) and holds_weights(folder):
         return load_folder(model, folder, new_head)
-    if (folder / OF_RUN).is_file():
+    if (folder / "plan.json").is_file() and (folder / OF_RUN).is_file():
         source = str(folder / OF_RUN)
     if Path(source).expanduser().is_file() or "/" in source or source.endswith(SUFFIXES):
         tensors = _unwrap(_read(Path(source).expanduser()), source, notes)
