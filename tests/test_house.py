@@ -380,6 +380,7 @@ def test_the_words_of_the_language_are_these():
         "a score": "magnitude l2 taylor movement gradient random",
         "a schedule": "cubic linear exponential iterative staged cyclic once constant",
         "a view": "masked full complement soft_threshold",
+        "a teacher": "network ema",
         "a penalty": "square norm l1 group_lasso",
         "a parametrisation": "power",
         "a way to grow": "gradient random",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny_job import NET
 
 import dcil_dsl as dcil
@@ -134,3 +134,23 @@ def test_the_measured_recipe_prunes_the_model_that_was_measured(tmp_path):
     assert sum(kept.values()) <= sum(group.num_weights) // 10
     densities = [kept[n] / size for n, size in zip(group.parameters, group.num_weights)]
     assert max(densities) > 3 * min(densities)  # not every layer alike
+
+
+@pytest.mark.parametrize("name", ["network", "mean_teacher"])
+def test_a_recipe_with_a_teacher_trains_two_steps(name, tmp_path):
+    trained = tmp_path / "big.safetensors"
+    save_file(build_model("dcil:resnet56", 10).state_dict(), trained)
+    where = {"trained": f'"{trained}"'} if name == "network" else {}
+    run = dcil.train(
+        str(RECIPES / "teachers" / f"{name}.prune"),
+        "dcil:resnet20",
+        "digits",
+        overrides={"train.epochs": "2ep", "data.image_size": "8", "data.batch_size": "16"} | where,
+        out=tmp_path / "run",
+        device="cpu",
+        workers=0,
+        max_steps=2,
+        warn=lambda _: None,
+    )
+    assert run.result.step == 2 and len(run.plan.teachers) == 1
+    assert run.result.cost == pytest.approx(1 + run.plan.teachers[0].size / 3 * (name == "network"))

@@ -92,21 +92,27 @@ def run_parameters() -> list[inspect.Parameter]:
 
 def run_options(values: Mapping[str, Any]) -> RunOptions:
     """RunOptions from the values that typer read for `run_parameters`."""
-    return RunOptions(**{**values, "overrides": overrides_of(values["overrides"])})
+    teachers = _pairs(values["teachers"], "--teacher", "NAME=SPEC", "--teacher big=my.py:make")
+    overrides = overrides_of(values["overrides"])
+    return RunOptions(**{**values, "overrides": overrides, "teachers": teachers})
 
 
 def overrides_of(sets: Sequence[str] | None) -> dict[str, str]:
     """["a=1"] -> {"a": "1"}. InputError for an entry without `=` and for a name given twice."""
-    overrides: dict[str, str] = {}
-    for entry in sets or []:
+    return _pairs(sets, "--set", "NAME=VALUE", "--set target=95%")
+
+
+def _pairs(entries: Sequence[str] | None, flag: str, form: str, help: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for entry in entries or []:
         name, equals, value = entry.partition("=")
         name, value = name.strip(), value.strip()
         if not equals or not name or not value:
-            raise InputError(f"--set {entry}: not NAME=VALUE", help="--set target=95%")
-        if name in overrides:
-            raise InputError(f"--set gives `{name}` twice")
-        overrides[name] = value
-    return overrides
+            raise InputError(f"{flag} {entry}: not {form}", help=help)
+        if name in pairs:
+            raise InputError(f"{flag} gives `{name}` twice")
+        pairs[name] = value
+    return pairs
 
 
 def _default(name: str) -> Any:

@@ -66,14 +66,17 @@ def prepare_for(
     """The recipe prepared for the model (jobs/prepare.py), warnings and notes on stderr."""
     say_loading()
     from dcil_dsl.jobs.prepare import load_recipe, prepare
+    from dcil_dsl.jobs.teachers import names_all
 
     warn = functools.partial(tell, concise=concise)
+    read = load_recipe(recipe, overrides, warn)
     return prepare(
-        load_recipe(recipe, overrides, warn),
+        read,
         model,
         warn=warn,
         note=note,
         steps_per_epoch=steps_per_epoch,
+        teachers={} if names_all(read) else None,
         **more,
     )
 

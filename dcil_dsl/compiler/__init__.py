@@ -15,6 +15,7 @@ from torch import fx, nn
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.compiler.passes import PASSES, Context, passes_of
 from dcil_dsl.compiler.privatize import add_twins, twin_names
+from dcil_dsl.compiler.teachers import make_means
 from dcil_dsl.compiler.verify import verify_targets
 from dcil_dsl.compiler.weight_state import add_rule_state, add_scores
 from dcil_dsl.diagnostics import InputError
@@ -50,6 +51,7 @@ def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object =
     for entry in plan.privates:
         if not entry.module or entry.module not in modules:
             raise KeyError(f"the plan's private `{entry.module}` is not in this model")
+    means = make_means(model, plan)
     add_masks_and_twins(model, plan)
     graphs = {}
     for training in (True, False):
@@ -59,7 +61,7 @@ def compile_plan(plan: Plan, model: nn.Module | Traced, example_inputs: object =
             graph = traced.graph(training)
             passes = run_passes(graph, model, plan, phase, training)
             graphs[training, index] = _last(passes)
-    return Dual(model, graphs, plan, traced.arguments)
+    return Dual(model, graphs, plan, traced.arguments, means)
 
 
 def trace_for(plan: Plan, model: nn.Module, example_inputs: object = None) -> Traced:

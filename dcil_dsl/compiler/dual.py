@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,7 +19,14 @@ from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.collapse import collapse, tensors_of
 from dcil_dsl.compiler.masks import are_halved, make_masks
-from dcil_dsl.compiler.privatize import twin_name, twin_names
+from dcil_dsl.compiler.privatize import mean_name, mean_names, twin_name, twin_names
+from dcil_dsl.compiler.teachers import (
+    checked_networks,
+    follow,
+    missing_network,
+    still,
+    teach,
+)
 from dcil_dsl.compiler.weight_state import (
     PrunedModule,
     add_penalties,
@@ -58,6 +65,9 @@ class Dual(PrunedModule):
     apart          runs a forward outside of the caller's torch.compile; None: nothing is opaque
     begun          the step that was begun last; None: any may be begun next
     resets         whether the optimizer begins anew at that step, by `reset` of `train`
+    networks       the frozen networks that teach, by the names of the teachers
+    teaching       the teachers of the phase of the step that was begun last, by name
+    averaged       the step of each average of a path, as far as it is known
     is_begun       whether any was: a flag whose value torch.compile need not watch
     """
 
@@ -70,6 +80,9 @@ class Dual(PrunedModule):
     begun: int | None
     resets: bool
     is_begun: bool
+    networks: dict[str, nn.Module]
+    averaged: dict[str, int]
+    teaching: tuple[tuple[str, nn.Module], ...]
 
     def __init__(
         self,
@@ -77,6 +90,7 @@ class Dual(PrunedModule):
         graphs: dict[tuple[bool, int], fx.Graph],
         plan: Plan,
         arguments: Arguments,
+        means: Mapping[str, nn.Module] = {},
     ):
         # fx copies attributes in the order of their use. With the model's own tables, optimizers
         # and state dicts see the model's order.
@@ -84,13 +98,15 @@ class Dual(PrunedModule):
         self.__dict__["_parameters"] = model._parameters
         self.__dict__["_buffers"] = model._buffers
         self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
-        self.__dict__["_modules"] = model._modules
+        # Averages are not of the model: a Sequential would run them.
+        self.__dict__["_modules"] = {**model._modules, **means} if means else model._modules
         # Tensors of the model that are neither parameters nor buffers.
         self.__dict__.update({n: t for n, t in vars(model).items() if isinstance(t, Tensor)})
         self.__dict__["original"] = model  # not a submodule
         self.__dict__[WHOLE] = model
         self.__dict__["penalties_due"] = None  # the step whose penalties are not added yet
-        self.begun, self.is_begun, self.resets = None, False, False
+        self.__dict__["networks"], self.__dict__["averaged"] = {}, {}
+        self.begun, self.is_begun, self.resets, self.teaching = None, False, False, ()
         self.plan, self.arguments = plan, arguments
         # What stays opaque may use checkpoints, and what torch.compile leaves of it to Python too.
         self.__dict__["apart"] = left_to_python() if plan.opaque else None
@@ -120,7 +136,8 @@ class Dual(PrunedModule):
         return code
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """{path: output}, each output in the structure that the original model returns.
+        """{path: output}, each output in the structure that the original model returns; in training
+        mode also {teacher: output} of the teachers that the phase needs.
 
         In evaluation mode without gradients the model may be called with other arguments than the
         graph was made for (without labels, say). In training mode TypeError for an argument that
@@ -132,6 +149,12 @@ class Dual(PrunedModule):
                 "depend on the training step. Call dual.begin_step(step) before each step, "
                 "or dual.eval() to evaluate"
             )
+        outputs = self._paths(args, kwargs)
+        if self.training and self.teaching:
+            return outputs | teach(self.teaching, args, kwargs)
+        return outputs
+
+    def _paths(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         run = self.forwards[self.training, self.phase]
         if self.apart is not None and torch.compiler.is_compiling() and not runs_through():
             run = partial(self.apart, run)
@@ -147,6 +170,34 @@ class Dual(PrunedModule):
             return self._called_otherwise(args, kwargs)
         outputs = run(self, *inputs)
         return outputs
+
+    def _teachers(self) -> tuple[tuple[str, nn.Module], ...]:
+        """What teaches in this phase. InputError where a network is missing."""
+        found = []
+        for name in self.plan.phases[self.phase].teachers:
+            module = self.networks.get(name, self._modules.get(mean_name(name)))
+            if module is None:
+                raise missing_network(name)
+            found.append((name, module))
+        return tuple(found)
+
+    def teach(self, networks: Mapping[str, nn.Module], copies: bool = True) -> None:
+        """Take the networks of the plan's `network` teachers, by their names.
+
+        copies  of them, or themselves
+
+        InputError for a name that is none of them, and for another network than that of the plan.
+        """
+        for name, network in checked_networks(self.plan, networks).items():
+            device = next((weight.device for weight in self.parameters()), None)
+            self.networks[name] = still(copy_module(network) if copies else network).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dual:
+        """Of `to`, `cuda`, `float`: the networks that teach move along."""
+        for network in self.networks.values():
+            network._apply(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _called_otherwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Evaluation with other arguments than those of the graph: the model's own forward, with
@@ -196,9 +247,15 @@ class Dual(PrunedModule):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
-        copied = Dual(copy_module(self.original, memo), self.graphs, self.plan, self.arguments)
+        means = {n: copy_module(self.get_submodule(n), memo) for n in mean_names(self.plan)}
+        model = copy_module(self.original, memo)
+        copied = Dual(model, self.graphs, self.plan, self.arguments, means)
         copied.begun, copied.is_begun, copied.resets = self.begun, self.is_begun, self.resets
-        return copied._in_phase(self.phase)
+        copied.networks.update({n: copy_module(net, memo) for n, net in self.networks.items()})
+        copied.averaged.update(self.averaged)
+        copied._in_phase(self.phase)
+        copied.teaching = copied._teachers() if self.teaching else ()
+        return copied
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -249,6 +306,8 @@ class Dual(PrunedModule):
         due = self.due(step)
         self._refresh_all([(group, last_refresh(group, step)) for group in due])
         clear_growth(self, phase)
+        follow(self, step, self.averaged)
+        self.teaching = self._teachers()
         before = step - 1 if self.begun is None else self.begun
         self.resets = any(before < time <= step for time in self.plan.train.reset)
         self.begun, self.is_begun = step, True
@@ -259,6 +318,7 @@ class Dual(PrunedModule):
     def forget_step(self) -> None:
         """Let any step be begun next, as after a checkpoint was loaded."""
         self.begun = None
+        self.averaged.clear()
         self.__dict__["penalties_due"] = None
 
     def _checked(self, step: int) -> int:

@@ -17,6 +17,8 @@ from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.side_effects import drawn_apart
 from dcil_dsl.plan.plan import Plan
 
+MEAN = "ema__"
+
 
 def twin_name(module: str, path: str) -> str:
     """ "layer1.0.bn1" on path "dense" is "layer1.0.bn1__dense"."""
@@ -100,3 +102,20 @@ def remove_twins(model: nn.Module, plan: Plan) -> None:
         for path in plan.paths:
             if path.name != plan.deploy:
                 delattr(model.get_submodule(owner), twin_name(name, path.name))
+
+
+def mean_name(teacher: str) -> str:
+    """The module of an average: "slow" is "ema__slow". No path has the name of a teacher, and so no
+    twin has that of an average."""
+    return f"{MEAN}{teacher}"
+
+
+def mean_names(plan: Plan) -> frozenset[str]:
+    """The modules of all averages."""
+    return frozenset(mean_name(x.name) for x in plan.teachers if x.network.follows is not None)
+
+
+def is_of_mean(name: str, plan: Plan) -> bool:
+    """Whether a tensor is of an average, of this plan or of another one of the same model."""
+    module = name.partition(".")[0]
+    return module.startswith(MEAN) and module not in twin_names(plan)

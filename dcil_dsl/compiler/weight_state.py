@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dcil_dsl.compiler.masks import make_masks
-from dcil_dsl.compiler.privatize import is_within, twin_names, with_twins
+from dcil_dsl.compiler.privatize import is_within, mean_names, twin_names, with_twins
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.masking.placement import Placement
 from dcil_dsl.masking.score import score_weights
@@ -70,9 +70,10 @@ class PrunedModule(fx.GraphModule):
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """The original's parameters in the original's order, then the twins."""
-        twins = frozenset(twin_names(self.plan))
+        twins, means = frozenset(twin_names(self.plan)), mean_names(self.plan)
+        own = [named for named in self.named_parameters() if not is_within(named[0], means)]
         # A stable sort: both keep their order.
-        return sorted(self.named_parameters(), key=lambda named: is_within(named[0], twins))
+        return sorted(own, key=lambda named: is_within(named[0], twins))
 
 
 # -- scores --------------------------------------------------------------------------------------

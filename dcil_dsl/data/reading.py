@@ -190,9 +190,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None) -> None:
     if len(wrong):
         raise InputError(
             f"{name} has {num_classes} classes, and an example of class {int(wrong[0])}",
-            "classes are counted from 0"
-            if num_classes
-            else "give its Dataset the names `classes`",
+            "classes are counted from 0" if num_classes else "give its Dataset the names `classes`",
         )
 
 

@@ -258,6 +258,13 @@ mix {
 }""",
     ),
     entry(
+        "E331",
+        "a teacher that does not fit",
+        """The network of a teacher is built, has all of its weights, takes what the model is given,
+          and returns as many numbers as the student: for `kl`, it tells the same classes apart.
+          Paths are relative to the recipe's file.""",
+    ),
+    entry(
         "E401",
         "the model cannot be traced",
         """A module that torch.fx cannot follow stays opaque, and its weights are swapped per path.

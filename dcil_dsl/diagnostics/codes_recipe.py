@@ -316,6 +316,33 @@ RECIPE: tuple[Code, ...] = (
           cannot hold.""",
     ),
     entry(
+        "E251",
+        "a teacher that cannot be",
+        """A teacher only teaches: no weight learns from it and it is not deployed; a loss names it
+          as `teacher`. `network` names a network of a library, or none, which the caller gives; a
+          recipe runs nobody's own code.""",
+        """
+          mix {
+            path sparse = masked
+            path slow   = ema(sparse)
+            update kept, pruned by sparse
+            loss cross_entropy(sparse)
+            loss cross_entropy(slow)
+            deploy sparse
+          }
+          """,
+        """
+          mix {
+            path sparse = masked
+            path slow   = ema(sparse)
+            update kept, pruned by sparse
+            loss cross_entropy(sparse)
+            loss kl(student=sparse, teacher=slow)
+            deploy sparse
+          }
+          """,
+    ),
+    entry(
         "W201",
         "an unused `let`",
         "Nothing in the recipe uses the name; often it is misspelled.",

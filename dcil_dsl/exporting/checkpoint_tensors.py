@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from dcil_dsl.compiler.privatize import is_within, twin_name, twin_names
+from dcil_dsl.compiler.privatize import is_of_mean, is_within, twin_name, twin_names
 from dcil_dsl.compiler.weight_state import buffers_of
 from dcil_dsl.plan.plan import Group, Plan
 from dcil_dsl.training.checkpoint import under
@@ -38,7 +38,11 @@ def deployed_tensors(
     kinds = {name: ("mask", "score", *buffers_of(g, plan)) for g, name in _pruned(plan)}
     ours = {f"{name}_{kind}" for name, those in kinds.items() for kind in those}
     twins = frozenset(twin_names(plan))
-    found = {n: t for n, t in state.items() if n not in ours and not is_within(n, twins)}
+    found = {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in ours and not is_within(name, twins) and not is_of_mean(name, plan)
+    }
     if path != plan.deploy:
         for entry in plan.privates:
             own, twin = f"{entry.module}.", f"{twin_name(entry.module, path)}."

@@ -61,6 +61,7 @@ class DcilTrainer(Trainer):
 
     recipe     a Recipe, a Path, the name of a file, or the text of a recipe
     overrides  as of dcil.load
+    teachers   as of dcil.resolve
 
     Evaluation, `predict` and `compute_metrics` see the plain sparse model. Only checkpoints that
     have the recipe's sparsity compete for the best model.
@@ -75,6 +76,7 @@ class DcilTrainer(Trainer):
         args: TrainingArguments | None = None,
         *,
         overrides: Mapping[str, str] | None = None,
+        teachers: Mapping[str, nn.Module] | None = None,
         **more: Any,
     ) -> None:
         if model is None:
@@ -98,6 +100,7 @@ class DcilTrainer(Trainer):
             steps_per_epoch=self._steps_per_epoch(),
             example_inputs=self._example(),
             scaler=self.accelerator.scaler,  # the arguments may ask for fp16 as well
+            teachers=teachers,
         )
         self.plan = self.pruner.plan
         self._loss_shifts_labels = _shifts_labels(model)

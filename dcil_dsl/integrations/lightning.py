@@ -467,6 +467,12 @@ def _silent(*args: Any, **kwargs: Any) -> None:
 
 
 def _refuse_losses(plan: Plan) -> None:
+    for teacher in plan.teachers:
+        raise InputError(
+            f"`{teacher.network.called}` of path `{teacher.name}` teaches by its outputs, and this "
+            "callback calls the module's training_step",
+            help="use `dcil.train` or `dcil.Pruner`, or leave the teacher out of the recipe",
+        )
     for loss in plan.losses:
         if isinstance(loss.term, CrossEntropy):
             raise InputError(

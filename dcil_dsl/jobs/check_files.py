@@ -64,6 +64,7 @@ def _check(
     if model is None:
         return
     from dcil_dsl.jobs.prepare import prepare
+    from dcil_dsl.jobs.teachers import names_all
 
     plan = prepare(
         recipe,
@@ -71,6 +72,7 @@ def _check(
         warn=checked.diagnostics.append,
         note=checked.notes.append,
         steps_per_epoch=steps_per_epoch,
+        teachers={} if names_all(recipe) else None,
     ).plan
     pruned = sum(len(group.parameters) for group in plan.groups)
     checked.pruned = pruned, len(plan.layers)

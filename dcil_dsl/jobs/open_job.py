@@ -118,6 +118,7 @@ def open_job(
     if not options.quiet:
         print(show_summary(prepared.plan), flush=True)
     dual = compile_plan(prepared.plan, prepared.traced)
+    dual.teach(prepared.networks, copies=False)  # nobody else has them
     _refuse_frozen(dual)
     check_plan_allows(prepared.plan, options)
     if is_convolutional(prepared.plan):
@@ -194,6 +195,7 @@ def _prepare(
         seed=options.seed,
         compare=True,
         class_counts=counted_classes(recipe, batches.dataset),
+        teachers=options.teachers,
     )
     check_claims(prepared.plan, task_of(batches.dataset.task))
     check_rate(prepared.plan)

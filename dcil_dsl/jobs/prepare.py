@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dcil_dsl.data.datasets import known_record
 from dcil_dsl.diagnostics import Diagnostic, Diagnostics, InputError, RecipeWarning
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.jobs.data import example_of, open_data
+from dcil_dsl.jobs.teachers import open_teachers
 from dcil_dsl.lang import load, loads
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.calls import subsample_input
@@ -52,12 +53,16 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe resolved for a model. `plan.model` and `plan.data` are those in use."""
+    """A recipe resolved for a model. `plan.model` and `plan.data` are those in use.
+
+    networks  those that teach, where they were asked for
+    """
 
     recipe: Recipe
     plan: Plan
     traced: Traced
     example: Inputs
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def prepare(
@@ -77,6 +82,7 @@ def prepare(
     class_counts: tuple[int, ...] | None = None,
     task: Task | None = None,
     texts: TextSize | None = None,
+    teachers: Mapping[str, nn.Module | str] | None = None,
 ) -> Prepared:
     """Build the model or take the given one, load weights, trace, resolve.
 
@@ -86,6 +92,7 @@ def prepare(
              files, inputs of the size in the recipe or in the record of the data set, or the inputs
              of the model (zoo/example.py)
     task     of the data; None: that of the record of the data set, else images
+    teachers the networks of `network()`; None: those of the recipe are not opened either
     compare  run the model and its graph on the same inputs, and refuse a difference
     Raises RecipeError and InputError.
     """
@@ -147,10 +154,17 @@ def prepare(
     plan = resolve_recipe(recipe, traced, steps_per_epoch, report, class_counts)
     for diagnostic in report.warnings:
         warn(diagnostic)
+    networks: Mapping[str, nn.Module] = {}
+    if teachers is not None:
+        plan, networks = open_teachers(recipe, plan, model, inputs, teachers, note)
     if is_images:
         _refuse_small_images(plan, model, inputs)
     return Prepared(
-        recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
+        recipe,
+        _as_built(plan, name, options, num_outputs, data, precision, seed),
+        traced,
+        inputs,
+        networks,
     )
 
 

@@ -23,7 +23,7 @@ from dcil_dsl.jobs import stages
 from dcil_dsl.jobs.prepare import read_recipe
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.average import Average, deployed, start_average, update_average
+from dcil_dsl.training.average import Average, deployed, not_averaged, start_average, update_average
 from dcil_dsl.training.distributed import begin_step, current_ranks
 from dcil_dsl.training.losses import refuse_constant
 from dcil_dsl.training.optim import forget_state, set_rate
@@ -66,6 +66,7 @@ class Pruner:
     scaler          the loop's GradScaler: call scaler.scale(loss).backward(); step unscales and
                     updates. Needed where the recipe has `precision = fp16`; of accelerate in fp16
                     it is accelerator.scaler
+    teachers        as of dcil.resolve
 
     plan   the Plan
     dual   the module that trains: move it with dual.to(device) before make_optimizer
@@ -85,9 +86,12 @@ class Pruner:
         overrides: Mapping[str, str] | None = None,
         class_counts: Any = None,
         scaler: torch.amp.GradScaler | None = None,
+        teachers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         recipe = read_recipe(recipe, overrides or {})
-        self.plan = stages.resolve(recipe, model, steps_per_epoch, example_inputs, class_counts)
+        self.plan, networks = stages.resolve_with_networks(
+            recipe, model, steps_per_epoch, example_inputs, class_counts, teachers
+        )
         train = self.plan.train
         refuse_alone(self.plan)
         if train.precision == "fp16" and scaler is None:
@@ -95,7 +99,7 @@ class Pruner:
                 "`precision = fp16` needs a loss that is scaled",
                 help="Pruner(..., scaler=torch.amp.GradScaler()), or `precision = bf16`",
             )
-        self.dual = stages.compile(self.plan, model, example_inputs)
+        self.dual = stages.compile(self.plan, model, example_inputs, networks)
         self.dual.train()
         self.module: nn.Module = self.dual
         self.scaler = scaler
@@ -352,8 +356,8 @@ class Pruner:
 
     def _start_average(self) -> None:
         if self.plan.train.ema is not None:
-            scores = {f"{name}_score" for name in self.dual.score_state}
-            self._average = start_average(self.dual, self.plan.train.ema, exclude=scores)
+            apart = not_averaged(self.dual)
+            self._average = start_average(self.dual, self.plan.train.ema, exclude=apart)
 
 
 def refuse_alone(plan: Plan, more: Mapping[str, str] | None = None) -> None:

@@ -17,8 +17,10 @@ from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.diagnostics import Diagnostics, InputError
 from dcil_dsl.jobs.prepare import read_recipe, warn_in_python
+from dcil_dsl.jobs.teachers import Networks, networks_again, open_teachers
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.compare import compare_with_model
+from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.trace import Traced, TraceError, trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
@@ -31,6 +33,7 @@ def resolve(
     steps_per_epoch: int,
     example_inputs: object = None,
     class_counts: Sequence[int] | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
 ) -> Plan:
     """Resolve a recipe for a model: every time in steps. The model is not changed.
 
@@ -42,10 +45,26 @@ def resolve(
                      with the model: modules that would compute other numbers stay opaque
     class_counts     the number of training examples of each class, at least 1 each; needed for a
                      loss with `classes`
+    teachers         the networks of the recipe's `network()`, by the names of their paths; others
+                     are read from the recipe's folder
 
     Raises RecipeError; InputError where the model cannot be traced. Warnings about the recipe and
     its fit to the model are Python warnings of class RecipeWarning.
     """
+    return resolve_with_networks(
+        recipe, model, steps_per_epoch, example_inputs, class_counts, teachers
+    )[0]
+
+
+def resolve_with_networks(
+    recipe: Recipe | str | Path,
+    model: nn.Module,
+    steps_per_epoch: int,
+    example_inputs: object = None,
+    class_counts: Sequence[int] | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
+) -> tuple[Plan, Networks]:
+    """`resolve`, and the networks that teach."""
     if steps_per_epoch < 1:
         raise InputError(f"steps_per_epoch is {steps_per_epoch}: at least 1")
     if class_counts is not None and min(class_counts, default=0) < 1:
@@ -56,20 +75,30 @@ def resolve(
     plan = resolve_recipe(recipe, _trace(model, example_inputs), steps_per_epoch, report, counts)
     for diagnostic in report.warnings:
         warn_in_python(diagnostic)
-    return plan
+    example = None if example_inputs is None else Inputs.of(example_inputs)
+    return open_teachers(recipe, plan, model, example, teachers)
 
 
-def compile(plan: Plan, model: nn.Module, example_inputs: object = None) -> Dual:
+def compile(
+    plan: Plan,
+    model: nn.Module,
+    example_inputs: object = None,
+    teachers: Mapping[str, nn.Module] | None = None,
+) -> Dual:
     """Build the dual graph: dual(x) is {path: y}. The model is not changed.
 
     example_inputs  as for `resolve`; not needed where `resolve` had them
+    teachers        as for `resolve`; others are read anew, from the current folder
 
-    Raises InputError where the plan was made for another model.
+    Raises InputError where the plan was made for another model, or with another teacher.
     """
     try:
+        given: nn.Module | Traced = model
         if plan.inputs is None and not plan.opaque and example_inputs is not None:
-            return compile_plan(plan, _trace(model, example_inputs))
-        return compile_plan(plan, model)
+            given = _trace(model, example_inputs)
+        dual = compile_plan(plan, given)
+        dual.teach(networks_again(plan, teachers))
+        return dual
     except TraceError as error:
         raise InputError(str(error), help="`dcil explain E401` says what can be traced") from error
     except KeyError as error:

@@ -15,6 +15,7 @@ from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.check_mix import Mixed, check_mix
 from dcil_dsl.lang.check_rules import check_rules, read_rules
+from dcil_dsl.lang.check_teachers import refuse_copies
 from dcil_dsl.lang.link import Linked
 from dcil_dsl.lang.read import WordReader, keyword, read_uses
 from dcil_dsl.lang.read_values import Broken
@@ -49,6 +50,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
     check_rules(rules, mixed, found)
     _players(train, blocks.get("train"), rules, found)
     _balance(train, blocks.get("train"), mixed, found)
+    refuse_copies(mixed.teachers if mixed else (), train, found)
     average = _average(train, blocks.get("train"), selectors)
     groups = _groups(train, blocks.get("train"), selectors)
     penalties = _penalties(train, blocks.get("train"), selectors, found)
@@ -68,6 +70,7 @@ def check(linked: Linked, found: Diagnostics) -> r.Recipe:
         losses=mixed.losses,
         deploy=mixed.deploy,
         train=train,
+        teachers=mixed.teachers,
         average=average,
         groups=groups,
         penalties=penalties,
@@ -210,6 +213,7 @@ def _clashes(linked: Linked, mixed: Mixed | None, words: list[str], found: Diagn
         "flops",
     }
     paths = {path.name for path in mixed.paths} if mixed else set()
+    paths |= {teacher.name for teacher in mixed.teachers} if mixed else set()
     for name, span in linked.lets.items():
         if name in paths:
             found.add("E225", f"`{name}` names both a `let` and a path", span)

@@ -16,6 +16,7 @@ from dcil_dsl.diagnostics.suggest import did_you_mean
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
 from dcil_dsl.lang.ast import BROKEN
+from dcil_dsl.lang.check_teachers import is_teacher, place_of_path, read_teacher
 from dcil_dsl.lang.read import WordReader
 from dcil_dsl.lang.read_values import Broken
 from dcil_dsl.lang.selectors import Selectors
@@ -32,6 +33,7 @@ class Mixed:
     """`broken`: a declaration is wrong, so a missing path may be that one."""
 
     paths: tuple[r.PathRule, ...]
+    teachers: tuple[r.TeacherRule, ...]
     updates: tuple[r.UpdateRule, ...]
     privates: tuple[r.PrivateRule, ...]
     losses: tuple[r.LossRule, ...]
@@ -62,7 +64,7 @@ def check_mix(
         kinds.setdefault(type(item), []).append(item)
     checker = _Mix(reader, kinds.get(ast.PathNode, []))
     here = Span(mix.span.source, mix.span.start, mix.span.start + 3)
-    if not checker.names:
+    if not checker.names or (checker.teachers and not checker.paths and not checker.broken):
         found.add("E216", "`mix` declares no path", here, help="for example `path sparse = masked`")
     updates = [u for item in kinds.get(ast.UpdateNode, []) if (u := checker.update(item))]
     if not updates and not kinds.get(ast.UpdateNode) and len(checker.paths) == 1:
@@ -83,9 +85,15 @@ def check_mix(
     if not _halves_alone(rules):
         checker.learns_what_it_leaves_out(updates)
     if not found.errors:
-        _warn(file, checker.paths, updates, losses, here, found)
+        _warn(file, checker, updates, losses, here, found)
     return Mixed(
-        tuple(checker.paths), tuple(updates), tuple(privates), tuple(losses), deploy, checker.broken
+        tuple(checker.paths),
+        tuple(checker.teachers),
+        tuple(updates),
+        tuple(privates),
+        tuple(losses),
+        deploy,
+        checker.broken,
     )
 
 
@@ -111,10 +119,14 @@ class _Mix:
     def __init__(self, reader: WordReader, paths: list[ast.PathNode]):
         self.reader, self.found = reader, reader.found
         self.paths: list[r.PathRule] = []
+        self.teachers: list[r.TeacherRule] = []
         self.names: dict[str, ast.PathNode] = {}
         self.broken = False
         for item in paths:
             self._path(item)
+        for teacher in self.teachers:
+            if teacher.word.follows is not None:
+                self._runs(teacher.word.follows, place_of_path(self.names[teacher.name]))
 
     def _path(self, item: ast.PathNode) -> None:
         name = item.name.name
@@ -126,6 +138,9 @@ class _Mix:
                 item.name.span,
                 others=(Label(before.name.span, "given here first"),),
             )
+        if is_teacher(item):
+            self._teacher(item, before is item)
+            return
         read = self.reader.block(PathBlock, "path", item.settings, item.name.span)
         word = read.word
         for key in ("batch", "size"):
@@ -179,6 +194,13 @@ class _Mix:
         else:
             self.broken = True
 
+    def _teacher(self, item: ast.PathNode, is_new: bool) -> None:
+        word = read_teacher(item, self.reader)
+        if word is None or not is_new:
+            self.broken = True
+        else:
+            self.teachers.append(r.TeacherRule(name=item.name.name, word=word, span=item.span))
+
     def _view(self, node: ast.Name | ast.Call) -> AnyView | None:
         """The view of a path; None if it is wrong."""
         name = node.name if isinstance(node, ast.Call) else node
@@ -196,7 +218,8 @@ class _Mix:
             name.span,
             help=did_you_mean(word, views)
             or self.reader.elsewhere(word)
-            or "a path is `masked` (w * m), `full` (w), `complement` or `soft_threshold`",
+            or "a path is `masked` (w * m), `full` (w), `complement` or `soft_threshold`; "
+            "a teacher is `network(...)` or `ema(...)`",
         )
         return None
 
@@ -207,6 +230,21 @@ class _Mix:
         if help is None and self.names:
             help = f"`mix` declares {listed(f'`{n}`' for n in self.names)}"
         self.found.add("E216", f"no {what} is named `{name}`", span, help=help)
+        return False
+
+    def _runs(self, name: str, span: Span, what: str = "path") -> bool:
+        """Whether it is a path that learns; E216, or E251 for a teacher."""
+        if not self._declared(name, span, what):
+            return False
+        if not is_teacher(self.names[name]):
+            return True
+        self.found.add(
+            "E251",
+            f"`{name}` is a teacher, not a path of the model",
+            span,
+            others=(Label(self.names[name].span, "declared here"),),
+            help="a teacher is named as the `teacher` of `kl`, `mse` or `cosine` alone",
+        )
         return False
 
     # -- updates ------------------------------------------------------------------------------
@@ -236,7 +274,7 @@ class _Mix:
         seen: dict[str, ast.Share] = {}
         for share in item.shares:
             name = share.path.name
-            good &= self._declared(name, share.path.span)
+            good &= self._runs(name, share.path.span)
             if seen.setdefault(name, share) is not share:
                 self.found.add(
                     "E208",
@@ -309,7 +347,8 @@ class _Mix:
         good = True
         for key, value in values.items():
             if "path" in fields[key].metadata:
-                good &= self._declared(getattr(term, key), value)
+                name = getattr(term, key)
+                good &= (self._runs if name in term.learners else self._declared)(name, value)
         if not term.paths:
             self.found.add(
                 "E243", f"`{term.called}` names no path, so nothing learns from it", item.term.span
@@ -345,7 +384,7 @@ class _Mix:
                 item.span,
                 others=(Label(items[0].span, "given here first"),),
             )
-        self._declared(items[0].path.name, items[0].path.span)
+        self._runs(items[0].path.name, items[0].path.span)
         return items[0].path.name
 
     # -- values ------------------------------------------------------------------------------------
@@ -425,13 +464,14 @@ def named_by(losses: Iterable[r.LossRule]) -> set[str]:
 
 def _warn(
     file: ast.File,
-    paths: list[r.PathRule],
+    checker: _Mix,
     updates: list[r.UpdateRule],
     losses: list[r.LossRule],
     here: Span,
     found: Diagnostics,
 ) -> None:
     """W203 and W205: legal, and probably a mistake."""
+    paths = checker.paths
     prunes = any(isinstance(item, ast.PruneNode) for item in file.items)
     named = {part for update in updates for part in update.parts}
     untrained = {"kept", "pruned"} - named if prunes else {"rest"} - named
@@ -446,8 +486,8 @@ def _warn(
             help=f"for example `update {part} by {paths[0].name}`",
         )
     used = named_by(losses)
-    for path in paths:
-        if path.name not in used:
-            found.add(
-                "W205", f"path `{path.name}` has no loss, so it never runs in training", path.span
-            )
+    idle = [(path.name, path.span) for path in paths]
+    idle += [(teacher.name, teacher.span) for teacher in checker.teachers]
+    for name, span in idle:
+        if name not in used:
+            found.add("W205", f"path `{name}` has no loss, so it never runs in training", span)

@@ -34,6 +34,7 @@ PLACES = {  # place of a word -> the heading of its kind, and where it is writte
     "a parametrisation": ("Parametrisations", "param = WORD"),
     "a way to grow": ("Regrowth", "regrow = WORD"),
     "a view": ("Views", "path NAME = WORD"),
+    "a teacher": ("Teachers", "path NAME = WORD"),
     "a loss": ("Losses", "loss WORD"),
     "a weighting of classes": ("Class weights", "classes=WORD, in kl"),
     "an optimizer": ("Optimizers", "optimizer = WORD"),

@@ -27,7 +27,7 @@ from dcil_dsl.words.scores import AnyScore
 from dcil_dsl.words.step import WeightAverage
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time
-from dcil_dsl.words.views import AnyView, Parametrization
+from dcil_dsl.words.views import AnyView, Parametrization, Teacher
 from dcil_dsl.words.weight_groups import WeightGroup
 
 Option = bool | int | float | str | None  # a setting of a model that its builder takes
@@ -164,6 +164,15 @@ class PathRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherRule:
+    """`path name = teacher(...)`: a network that only teaches."""
+
+    name: str
+    word: Teacher
+    span: Span = _span()
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpdateRule:
     """`update parts by share * path + ...`: one row of the matrix part x path."""
 
@@ -245,6 +254,7 @@ class Recipe:
     losses: tuple[LossRule, ...]
     deploy: str
     train: Train
+    teachers: tuple[TeacherRule, ...] = ()
     average: AverageRule | None = None
     groups: tuple[GroupRule, ...] = ()
     penalties: tuple[PenaltyRule, ...] = ()

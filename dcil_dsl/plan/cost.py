@@ -22,11 +22,18 @@ def phase_steps(plan: PlanFields, phase: Phase) -> int:
     return phase.window.num_steps(plan.num_steps)
 
 
+# Of a dense step, forward and backward. Each product of the forward pass, y = x w, has two more in
+# the backward pass, dx = dy w and dw = dy x.
+FORWARD = 1 / 3
+
+
 def step_cost(plan: PlanFields, phase: Phase, whole: Collection[str] = ()) -> float:
     """A step of the phase in dense steps: the paths that run, each by the pixels that it sees.
 
-    An integrator multiplies it by the number of its gradients. A path that skips pruned weights
-    counts with its mean over the phase. whole: weights of a 2:4 pattern that this machine
+    A path that no open loss teaches runs its forward pass alone and counts for a third; so does a
+    teacher, a third of a dense step of its own network. An integrator multiplies it by the number
+    of its gradients. A path that skips pruned weights counts with its mean over the phase, and so
+    does one that learns in a part of it. whole: weights of a 2:4 pattern that this machine
     multiplies in full.
     """
     integrator = plan.train.integrator
@@ -40,7 +47,44 @@ def _one_gradient(plan: PlanFields, phase: Phase, whole: Collection[str]) -> flo
     if smaller:
         share = _mean_share(plan, phase, whole)
         costs |= {name: share * costs[name] for name in smaller}
-    return sum(costs[name] for name in phase.paths)
+    learning = _learning(plan, phase)
+    costs = {name: (FORWARD + (1 - FORWARD) * learning[name]) * costs[name] for name in learning}
+    return sum(costs.values()) + FORWARD * sum(
+        1.0 if teacher.size is None else teacher.size
+        for teacher in plan.teachers
+        if teacher.name in phase.teachers
+    )
+
+
+def _learning(plan: PlanFields, phase: Phase) -> dict[str, float]:
+    """By path that runs, the share of the steps of the phase in which a loss teaches it."""
+    steps = phase_steps(plan, phase)
+    if not steps:
+        return dict.fromkeys(phase.paths, 1.0)
+    window = phase.window
+    turns = {t for x in plan.losses for t in (x.window.start, x.window.stop) if t is not None}
+    end = plan.num_steps if window.stop is None else window.stop
+    cuts = [window.start, *sorted(turn for turn in turns if window.start < turn < end), end]
+    found = dict.fromkeys(phase.paths, 0)
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        part = window.model_copy(update={"start": start, "stop": stop})
+        # In a phase with a stride, the losses open at the same multiples.
+        few = range(start, min(stop, start + 2 * window.every))
+        step = next((at for at in few if part.covers(at)), None)
+        if step is None:
+            continue
+        taught = {x for loss in plan.losses if loss.window.covers(step) for x in loss.term.learners}
+        for name in taught.intersection(found):
+            found[name] += part.num_steps(plan.num_steps)
+    return {name: num / steps for name, num in found.items()}
+
+
+def runs_forward_alone(plan: PlanFields) -> bool:
+    """Whether a teacher, or a path that only teaches, counts for a third."""
+    return any(
+        phase.teachers or min(_learning(plan, phase).values(), default=1.0) < 1
+        for phase in plan.phases
+    )
 
 
 def training_cost(plan: PlanFields, whole: Collection[str] = ()) -> float:
@@ -49,10 +93,10 @@ def training_cost(plan: PlanFields, whole: Collection[str] = ()) -> float:
         sum over phases (steps * sum over the paths that run (share of the batch * size^2)) / steps
         * gradients of an integrator, plus those that a `balance` measures
 
-    An upper bound: layers before the first weight that differs between the paths are
-    computed once for all of them. Zeros do not lower it, since masked weights are multiplied
-    by dense kernels, but those that `compute = kept` leaves out, of a 2:4 pattern those that
-    sparse tensor cores skip: all but those of `whole`.
+    A forward pass alone counts for a third. Otherwise an upper bound: layers before the first
+    weight that differs between the paths are computed once for all of them. Zeros do not lower it,
+    since masked weights are multiplied by dense kernels, but those that `compute = kept` leaves
+    out, of a 2:4 pattern those that sparse tensor cores skip: all but those of `whole`.
     """
     if plan.num_steps == 0:
         return 0.0
@@ -153,7 +197,10 @@ def share_done(plan: PlanFields, step: int, whole: Collection[str] = ()) -> floa
 
 
 def is_estimate(plan: PlanFields) -> bool:
-    """Whether scores decide how much is left out where, so that its cost is not a bound."""
-    return any(path.compute == "kept" for path in plan.paths) and any(
-        group.one_budget and group.unit.axis in AXES for group in plan.groups
+    """Whether the cost is not a bound: scores decide how much is left out where, or a forward pass
+    alone is assumed to be a third of a step."""
+    return (
+        runs_forward_alone(plan)
+        or any(path.compute == "kept" for path in plan.paths)
+        and any(group.one_budget and group.unit.axis in AXES for group in plan.groups)
     )

@@ -35,6 +35,8 @@ def resolve_losses(
     """
     by_name = {path.name: path for path in paths}
     batch = {path.name: path.batch for path in paths}
+    every |= dict.fromkeys((teacher.name for teacher in recipe.teachers), 1)
+    batch |= dict.fromkeys((teacher.name for teacher in recipe.teachers), 1.0)
     losses: list[p.WeightedLoss] = []
     named: Counter[str] = Counter()
     for loss in recipe.losses:
@@ -170,6 +172,7 @@ def resolve_phases(
         step = next(step for step in range(start, start + every + 1) if inside.covers(step))
         needed = {name for loss in losses if loss.window.covers(step) for name in loss.term.paths}
         running = tuple(path.name for path in recipe.paths if path.name in needed)
+        teachers = tuple(one.name for one in recipe.teachers if one.name in needed)
         if not running:
             report.add(
                 "E309",
@@ -187,10 +190,11 @@ def resolve_phases(
             p.Shares(**{part: _share(rows[part], path.name, running) for part in PARTS})
             for path in recipe.paths
         )
-        same = phases and (phases[-1].paths, phases[-1].shares) == (running, shares)
+        phase = p.Phase(window=inside, paths=running, shares=shares, teachers=teachers)
+        same = phases and phases[-1].model_copy(update={"window": inside}) == phase
         if same and phases[-1].window.every == every == 1:
             inside = inside.model_copy(update={"start": phases.pop().window.start})
-        phases.append(p.Phase(window=inside, paths=running, shares=shares))
+        phases.append(phase.model_copy(update={"window": inside}))
     _warn_of_idle_parts(recipe, phases, report)
     return tuple(phases)
 

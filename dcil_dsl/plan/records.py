@@ -29,7 +29,7 @@ from dcil_dsl.words.optimizers import Optimizer
 from dcil_dsl.words.rates import Rate, Stop
 from dcil_dsl.words.registry import Stored
 from dcil_dsl.words.step import Balance, Integrator, Mirror, WeightAverage
-from dcil_dsl.words.views import AnyView
+from dcil_dsl.words.views import AnyView, Teacher
 from dcil_dsl.words.weight_groups import WeightGroup
 from dcil_dsl.words.word import Word, every_word
 
@@ -146,6 +146,17 @@ class Path(PlanRecord):
         return self.batch * self.size**2
 
 
+class TeacherPath(PlanRecord):
+    """A network that only teaches.
+
+    size  the multiply-accumulates of its forward over those of the model's; None: not counted
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    network: Stored[Teacher]
+    size: Annotated[float, Field(ge=0)] | None = None
+
+
 class Private(PlanRecord):
     """A module of which each path has its own: the deployed path the original, the others a twin.
 
@@ -174,11 +185,13 @@ class Phase(PlanRecord):
     """A stretch of steps in which the same paths run and the same updates hold.
 
     shares is one row per entry of Plan.paths, in its order; paths that do not run have zeros.
+    teachers: the networks that run next to the paths
     """
 
     window: Window
     paths: tuple[str, ...]
     shares: tuple[Shares, ...]
+    teachers: tuple[str, ...] = ()
 
 
 class WeightedLoss(PlanRecord):
@@ -330,6 +343,7 @@ class PlanFields(PlanRecord):
     losses: tuple[WeightedLoss, ...]
     deploy: str
     train: TrainPlan
+    teachers: tuple[TeacherPath, ...] = ()
     expect: tuple[Expectation, ...] = ()
     opaque: tuple[OpaqueModule, ...] = Field(
         default=(), validation_alias=AliasChoices("opaque", "whole")
@@ -358,9 +372,20 @@ class PlanFields(PlanRecord):
         for phase in self.phases:
             if len(phase.shares) != len(names) or len(set(phase.paths)) != len(phase.paths):
                 raise ValueError("a phase has not one row of shares, and no path twice")
+        taught = {teacher.name for teacher in self.teachers}
         named = {self.deploy, *(name for phase in self.phases for name in phase.paths)}
-        named |= {name for loss in self.losses for name in loss.term.paths}
-        if len(set(names)) != len(names) or not named <= set(names):
+        named |= {name for loss in self.losses for name in loss.term.learners}
+        named |= {x.network.follows for x in self.teachers if x.network.follows is not None}
+        teaching = {name for loss in self.losses for name in loss.term.paths} | {
+            name for phase in self.phases for name in phase.teachers
+        }
+        both = len(taught) + len(names)
+        if (
+            len({*names, *taught}) != both
+            or not named <= set(names)
+            or not teaching <= {*names, *taught}
+            or not taught.isdisjoint(name for phase in self.phases for name in phase.paths)
+        ):
             raise ValueError("paths do not have one name each, or others are named")
         if len({entry.module for entry in self.privates}) != len(self.privates):
             raise ValueError("a module is private twice")

@@ -117,6 +117,14 @@ def resolve_recipe(
         losses=losses,
         deploy=recipe.deploy,
         train=train_plan(recipe.train, average, learning, penalties, num_epochs, run),
+        teachers=tuple(
+            p.TeacherPath(
+                name=one.name,
+                network=one.word.in_steps(run),
+                size=None if one.word.follows is None else 1.0,
+            )
+            for one in recipe.teachers
+        ),
         expect=tuple(
             p.Expectation(metric=e.metric, compare=e.compare, value=e.value) for e in recipe.expect
         ),

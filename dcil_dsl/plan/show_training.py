@@ -10,7 +10,15 @@ from __future__ import annotations
 from textwrap import wrap
 
 from dcil_dsl.diagnostics.counting import count
-from dcil_dsl.plan.cost import ON_CORES, bound, in_pattern, left_out, step_cost, training_cost
+from dcil_dsl.plan.cost import (
+    ON_CORES,
+    bound,
+    in_pattern,
+    left_out,
+    runs_forward_alone,
+    step_cost,
+    training_cost,
+)
 from dcil_dsl.plan.records import Path, Phase, PlanFields, RestPenalty
 from dcil_dsl.plan.text import Page, percent, setting, stretch
 from dcil_dsl.words.metrics import METRICS
@@ -50,13 +58,15 @@ def show_phases(plan: PlanFields) -> str:
         lines.append(f"  {sees}{draws}{deployed}")
         if path.compute == "kept":
             lines += [f"    {line}" for line in _kept_alone(plan)]
+    lines += [f"  {line}" for line in _teachers(plan)]
     parts = PARTS if plan.groups else {"rest": "weights"}
     if not any(group.reserve for group in plan.groups):
         parts = {part: words for part, words in parts.items() if part != "reserve"}
     for phase in plan.phases:
         runs = "runs" if len(phase.paths) == 1 else "run"
+        also = "".join(f", {name} teaches" for name in phase.teachers)
         lines.append(
-            f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}, a step is "
+            f"{stretch(phase.window, plan)}: {', '.join(phase.paths)} {runs}{also}, a step is "
             f"{_passes(step_cost(plan, phase))} of arithmetic {bound(plan)}"
         )
         lines += [f"  {words} {teachers(plan, phase, part)}" for part, words in parts.items()]
@@ -65,7 +75,21 @@ def show_phases(plan: PlanFields) -> str:
         "do not make dense kernels faster)"
     )
     lines += [f"  {line}" for line in cost_elsewhere(plan)]
+    if runs_forward_alone(plan):
+        lines.append("  a forward pass alone counts for a third of a dense step of its network")
     return "\n".join(lines)
+
+
+def _teachers(plan: PlanFields) -> list[str]:
+    """What each teacher is, and how much of the model's arithmetic it takes."""
+    lines = []
+    for teacher in plan.teachers:
+        size = "not counted, and taken as that of the model"
+        if teacher.size is not None:
+            size = f"{teacher.size:.3g} times that of the model"
+        lines.append(f"{teacher.name} = {teacher.network.summary()}: only teaches")
+        lines.append(f"  the arithmetic of its forward pass is {size}")
+    return lines
 
 
 def _kept_alone(plan: PlanFields) -> list[str]:

@@ -71,7 +71,8 @@ class Segmentation(Task):
 
     def refuse_loss(self, loss: Loss) -> None:
         super().refuse_loss(loss)
-        if isinstance(loss, (MSE, BinaryCrossEntropy)):
+        of_targets = isinstance(loss, MSE) and loss.teacher is None
+        if of_targets or isinstance(loss, BinaryCrossEntropy):
             raise InputError(
                 f"`{loss.label}` compares numbers, and the targets here are classes of pixels",
                 help=f"`loss {self.default_loss}({loss.paths[0]})`",

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dcil_dsl.compiler.privatize import is_of_mean
+from dcil_dsl.compiler.weight_state import PrunedModule
+
 
 @dataclass(frozen=True)
 class Average:
@@ -23,6 +26,12 @@ class Average:
 
     live: dict[str, Tensor]
     mean: dict[str, Tensor]
+
+
+def not_averaged(dual: PrunedModule) -> set[str]:
+    """Scores, and the averages of paths that teach."""
+    scores = {f"{name}_score" for name in dual.score_state}
+    return scores | {name for name in dual.state_dict() if is_of_mean(name, dual.plan)}
 
 
 def start_average(dual: nn.Module, decay: float | None, exclude: Collection[str] = ()) -> Average:

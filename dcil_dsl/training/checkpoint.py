@@ -20,7 +20,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -29,9 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcil_dsl.compiler.dual import Dual
+from dcil_dsl.compiler.privatize import is_of_mean
+from dcil_dsl.compiler.teachers import set_step
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
+from dcil_dsl.model.digest import digest as digest  # of this module too, for who reads it
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.training.checkpoint_files import (
@@ -87,6 +89,10 @@ def save_checkpoint(path: Path, state: State) -> None:
         "torch": torch.__version__,
         "position": json.dumps(asdict(state.position)),
     }
+    if plan.teachers:
+        header["teachers"] = json.dumps(
+            {teacher.name: teacher.network.model_dump(mode="json") for teacher in plan.teachers}
+        )
     if not state.dual.placement.is_whole:
         extra("sharding.checkpoint").save_parts(path, tensors, header, state.dual.placement)
         return
@@ -207,16 +213,6 @@ def load_model(dual: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     dual.load_state_dict(dict(tensors), strict=True)
 
 
-def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
-    """A sha256 of names, types, shapes and values in the order of the names, after the header."""
-    total = sha256(json.dumps(dict(header), sort_keys=True).encode() if header else b"")
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def _fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     _same(places, tensors, path)
     for name, place in places.items():
@@ -292,6 +288,7 @@ def load_anyway(path: Path, state: State) -> None:
         )
     state.position.logged = before.logged and state.position.step >= plan.num_steps
     _make_masks(state)
+    set_step(state.dual, state.position.step)
     state.sums.zero_()
     for name, mask in state.dual.masks.items():
         state.before[name].copy_(mask)
@@ -310,6 +307,9 @@ def _make_masks(state: State) -> None:
 
 
 def _is_the_plans(name: str, dual: Dual) -> bool:
-    """Whether a tensor is a buffer that a plan adds to a weight, "conv1.weight_mask"."""
+    """Whether a tensor is a buffer that a plan adds to a weight, "conv1.weight_mask", or is of an
+    average of a path."""
+    if is_of_mean(name, dual.plan):
+        return True
     parameters = [parameter for parameter, _ in dual.named_parameters()]
     return name not in parameters and any(name.startswith(f"{p}_") for p in parameters)

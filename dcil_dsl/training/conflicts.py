@@ -124,7 +124,12 @@ def _best(plan: Plan) -> str | None:
     return _of_train("checkpoint = best" if plan.train.checkpoint == "best" else None)
 
 
+def _teacher(plan: Plan) -> str | None:
+    return next((f"the teacher `{teacher.name}`" for teacher in plan.teachers), None)
+
+
 CONFLICTS = (
+    Conflict(("shard",), _teacher, "it would lie whole on every process"),
     Conflict(("shard",), _best, "the checkpoint is in parts"),
     Conflict(("shard",), _mirror, "it needs whole weights"),
     Conflict(("compile",), _kept_path, "the layers change their sizes with the masks"),

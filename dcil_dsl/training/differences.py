@@ -100,6 +100,11 @@ def _science(values: dict[str, Any]) -> dict[str, Any]:
     # of the layers.
     for group in values["groups"]:
         group["target"].get("settings", {}).pop("profile", None)
+    for part in (values, *values["phases"]):  # an older version had no teachers
+        if not part.get("teachers", True):
+            del part["teachers"]
+    for teacher in values.get("teachers", ()):
+        del teacher["size"]  # how much is computed, not what
     train = values["train"]
     for word in (train["average"], *train.get("groups", ())):
         (word or {}).get("settings", {}).pop("layers", None)

@@ -104,7 +104,7 @@ class RunOptions:
     weights: Annotated[
         str | Path | None,
         Flag(
-            "start from trained weights: a file, a folder of transformers, torchvision's name "
+            "start from trained weights: a file, a folder of a run or of transformers, torchvision's name "
             "(IMAGENET1K_V2), or `pretrained` for timm",
             "FILE",
             trains=False,
@@ -120,6 +120,15 @@ class RunOptions:
             name="--set",
             trains=False,
             compared=None,  # the plan holds it, as it holds precision and seed
+        ),
+    ] = field(default_factory=dict)
+    teachers: Annotated[
+        Mapping[str, Any],
+        Flag(
+            "the network of `path NAME = network()`: my.py:make or package.module:callable",
+            "NAME=SPEC",
+            name="--teacher",
+            compared=None,  # the plan has its digest
         ),
     ] = field(default_factory=dict)
     device: Annotated[

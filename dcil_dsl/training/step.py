@@ -28,7 +28,7 @@ from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.side_effects import seed_generators
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.tasks import IMAGES, Task
-from dcil_dsl.training.average import Average, start_average, update_average
+from dcil_dsl.training.average import Average, not_averaged, start_average, update_average
 from dcil_dsl.training.distributed import Ranks
 from dcil_dsl.training.losses import make_forward, refuse_constant
 from dcil_dsl.training.machine import Options, precision_of
@@ -390,8 +390,7 @@ class AveragedStep(Wrapper):
     def __init__(self, inner: Step, decay: float):
         super().__init__(inner)
         dual, self.decay = self.plain.dual, decay
-        scores = {f"{name}_score" for name in dual.score_state}
-        self.average = start_average(dual, decay, exclude=scores)
+        self.average = start_average(dual, decay, exclude=not_averaged(dual))
 
     def apply(self, rate: float) -> None:
         self.inner.apply(rate)

@@ -60,19 +60,36 @@ class Loss(Word):
     def _of_paths(self) -> str:
         return ", ".join(self.paths)
 
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Of its paths those that have a gradient."""
+        return self.paths[:1] if self.only_first_learns else self.paths
+
+    def compared(self, outputs: Mapping[str, object]) -> dict[str, Tensor]:
+        """What it reads of the output of each of its paths, float32 or wider."""
+        from dcil_dsl.words.tensors import outputs as read
+
+        name = getattr(self, "output", None)
+        for path in self.paths:
+            if path not in outputs:
+                raise InputError(
+                    f"there is no output of `{path}`",
+                    help="a teacher runs in training mode alone, in the steps that need it",
+                )
+        return {
+            path: self.read(read.widen(read.logits_of(outputs[path], name))) for path in self.paths
+        }
+
     def term(
         self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
     ) -> Tensor:
-        """The term from what the model returns on each path, float32 or wider.
+        """The term from what the model returns on each path.
 
         share  of the examples, the first ones, that every path of the term sees
         """
         from dcil_dsl.words.tensors import outputs as read
 
-        name = getattr(self, "output", None)
-        logits = {
-            path: self.read(read.widen(read.logits_of(outputs[path], name))) for path in self.paths
-        }
+        logits = self.compared(outputs)
         if share < 1:
             rows = min(map(len, logits.values()))
             logits = {path: own[:rows] for path, own in logits.items()}
@@ -152,7 +169,9 @@ class Taught(Loss):
 
     def _wanted(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         if self.teacher is not None:
-            return logits[self.teacher].detach()
+            from dcil_dsl.words.tensors import outputs as read
+
+            return read.like_student(logits[self.path], logits[self.teacher].detach())
         if target is None:
             raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
         return self.read(target)
@@ -242,7 +261,10 @@ class KL(Loss):
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         from torch.nn import functional as F
 
-        student, teacher = logits[self.student], logits[self.teacher].detach()
+        from dcil_dsl.words.tensors import outputs as read
+
+        student = logits[self.student]
+        teacher = read.like_student(student, logits[self.teacher].detach())
         log_student = F.log_softmax(student / self.temperature, dim=1)
         log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
         if self.classes is not None:

@@ -33,10 +33,11 @@ def own_weights(spec: str) -> str | None:
     return str(folder) if source == "hf" and folder.is_dir() and holds_weights(folder) else None
 
 
-def load_folder(model: nn.Module, folder: Path) -> list[str]:
+def load_folder(model: nn.Module, folder: Path, new_head: bool = True) -> list[str]:
     """Load the weights of a folder; a head that it lacks, or has in another size, stays fresh.
 
-    InputError for a tensor of the base model that is missing or has another shape.
+    InputError for a tensor of the base model that is missing or has another shape; of any, without
+    `new_head`.
     """
     kind: Any = type(model)
     own: Any = model
@@ -61,7 +62,9 @@ def load_folder(model: nn.Module, folder: Path) -> list[str]:
     of_base = [
         name
         for name in [*missing, *resized]
-        if (own.base_model is own or name.startswith(f"{base}.")) and OF_BASE not in name.split(".")
+        if not new_head
+        or (own.base_model is own or name.startswith(f"{base}."))
+        and OF_BASE not in name.split(".")
     ]
     if of_base:
         differ = count(len(of_base), "tensor is missing", "tensors are missing")

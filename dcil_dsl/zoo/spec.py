@@ -29,11 +29,11 @@ from torch import nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import is_installed, library
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.words.views import SOURCES
 from dcil_dsl.zoo.networks import NETWORKS
 
 models = library("torchvision.models")
 
-SOURCES = ("torchvision", "timm", "hf", "dcil")
 FORMS = (
     "a model is written torchvision:NAME, timm:NAME, hf:CLASS, dcil:NAME, "
     "package.module:callable or path/to/file.py:callable"

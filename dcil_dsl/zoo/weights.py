@@ -33,28 +33,41 @@ from dcil_dsl.zoo.pretrained import holds_weights, load_folder
 models = library("torchvision.models")
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
+OF_RUN = "sparse.safetensors"  # what the folder of a run has
 MAX_LISTED = 12  # mismatches; of the rest the count is given
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
 
-def load_weights(model: nn.Module, source: str, spec: str) -> list[str]:
+class OtherHead(InputError):
+    """The weights are of another number of classes, `classes`, than the model."""
+
+    def __init__(self, source: str, classes: int):
+        self.classes = classes
+        has = count(classes, "class", "classes")
+        super().__init__(f"{source} has {has}, and the model another number")
+
+
+def load_weights(model: nn.Module, source: str, spec: str, new_head: bool = True) -> list[str]:
     """Load `source` into `model`, in place; return notes on what was not a plain copy.
 
-    source  a path, of a folder too for a model of transformers; with a torchvision spec also
-            DEFAULT, IMAGENET1K_V2 or, in full, ResNet50_Weights.IMAGENET1K_V2; with a timm spec
-            `pretrained`, the weights of its tag
+    source    a path, of the folder of a run, or of transformers, too; with a torchvision spec also
+              DEFAULT, IMAGENET1K_V2 or, in full, ResNet50_Weights.IMAGENET1K_V2; with a timm spec
+              `pretrained`, the weights of its tag
+    new_head  whether the head stays fresh where the classes are others; else OtherHead
     Raises InputError: no such file or name, an unreadable file, a failed download, or tensors
     that do not fit (all of them at once: missing, unexpected, of another shape).
     """
     notes: list[str] = []
     folder = Path(source).expanduser()
     if folder.is_dir() and takes_keywords(model) and holds_weights(folder):
-        return load_folder(model, folder)
+        return load_folder(model, folder, new_head)
+    if (folder / "plan.json").is_file() and (folder / OF_RUN).is_file():
+        source = str(folder / OF_RUN)
     if Path(source).expanduser().is_file() or "/" in source or source.endswith(SUFFIXES):
         tensors = _unwrap(_read(Path(source).expanduser()), source, notes)
     else:
         tensors = _download(source, spec, model, notes)
-    tensors = _fit(tensors, model, source, notes)
+    tensors = _fit(tensors, model, source, notes, new_head)
     model.load_state_dict(tensors)
     return notes
 
@@ -190,12 +203,14 @@ def _reported(what: str, where: str) -> Iterator[None]:
 
 
 def _fit(
-    found: dict[str, Tensor], model: nn.Module, source: str, notes: list[str]
+    found: dict[str, Tensor], model: nn.Module, source: str, notes: list[str], new_head: bool
 ) -> dict[str, Tensor]:
     """The model's own tensors, taken from `found`; or an InputError that lists every mismatch."""
     own = model.state_dict()
     found = {_renamed(name, own): value for name, value in found.items()}
     fresh = _other_head(found, own, model)
+    if fresh and not new_head:
+        raise OtherHead(source, found[fresh[0]].shape[0])
     if fresh:
         there = count(found[fresh[0]].shape[0], "class", "classes")
         sizes = f"{there} there, {own[fresh[0]].shape[0]} here"

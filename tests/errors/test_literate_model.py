@@ -10,6 +10,7 @@ from torch import nn
 
 from dcil_dsl.diagnostics import Diagnostics, RecipeError
 from dcil_dsl.diagnostics.render import render
+from dcil_dsl.jobs.teachers import open_teachers
 from dcil_dsl.lang import loads
 from dcil_dsl.model.trace import trace_model
 from dcil_dsl.plan.resolve import resolve_recipe
@@ -36,7 +37,8 @@ def found_in(text: str):
     size = recipe.data.image_size
     example = None if size is None else (torch.zeros(1, 3, size, size),)
     try:
-        resolve_recipe(recipe, trace_model(Net(), example), 10, report)
+        plan = resolve_recipe(recipe, trace_model(Net(), example), 10, report)
+        open_teachers(recipe, plan, Net(), None)
     except RecipeError as error:
         return error.diagnostics
     return report.warnings

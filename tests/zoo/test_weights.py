@@ -166,6 +166,14 @@ def test_a_folder_and_a_checkpoint_are_reported_with_the_file_that_is_meant(tmp_
     assert "is the checkpoint of a run" in told and "sparse.safetensors" in told
 
 
+def test_the_folder_of_a_run_is_its_exported_file(tmp_path):
+    state = net().state_dict()
+    save_file(state, tmp_path / "sparse.safetensors")
+    (tmp_path / "plan.json").write_text("{}")
+    model = net()
+    assert load_weights(model, str(tmp_path), SPEC) == [] and equal(model, state)
+
+
 def test_an_unknown_name_is_reported():
     assert "only models of torchvision and timm have weights by name" in fails(
         net(), "IMAGENET1K_V1"

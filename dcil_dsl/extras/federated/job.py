@@ -118,6 +118,12 @@ def federate(
         raise InputError(f"a fraction of {fraction:g} of the clients: more than 0, at most 1")
     prepared = _prepare(recipe, model, dataset, clients)
     plan, built = prepared.plan, prepared.traced.model
+    for teacher in plan.teachers:
+        raise InputError(
+            f"`{teacher.network.called}` of path `{teacher.name}`: the clients of a federated run "
+            "have no teachers",
+            help="leave it out of the recipe",
+        )
     local_steps = plan.steps_per_epoch if local_steps is None else local_steps
     server = Server(compile_plan(plan, built), local_steps)
     result = Federated(plan, server.dual)

@@ -135,6 +135,7 @@ def _mix(analysis: Analysis, context: Surroundings) -> Iterator[CompletionItem]:
         return
     if clause == "=" and context.statement == "path":
         yield from _words("a view")
+        yield from _words("a teacher")
         return
     if clause in ("private", "except", "first", "last") and last in (*SELECTS, ","):
         yield from _selectors(analysis)

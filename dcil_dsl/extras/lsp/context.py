@@ -127,7 +127,8 @@ def _opened(kind: str, found: Surroundings) -> Frame:
     if kind == "[" or not found.before or found.before[-1].kind != "name":
         return Frame(kind, "", place=place)
     word = found.before[-1].text
-    cls = words_at(place or "").get(word)
+    also = words_at("a teacher") if place == "a view" else {}
+    cls = {**words_at(place or ""), **also}.get(word)
     return Frame(kind, word, None if cls is None else help_of_word(cls))
 
 

@@ -161,6 +161,17 @@ def numbers_for(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
+def like_student(student: Tensor, teacher: Tensor) -> Tensor:
+    """The teacher's output. InputError if it has another shape: it would be broadcast."""
+    if student.shape != teacher.shape:
+        ours, theirs = (" x ".join(map(str, t.shape[1:])) for t in (student, teacher))
+        raise InputError(
+            f"the teacher returns {theirs or 'one number'} for an example, the student "
+            f"{ours or 'one number'}"
+        )
+    return teacher
+
+
 @cache
 def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """float64 (widest.py), copied to the device once: a copy in each step would wait for it."""
