@@ -35,7 +35,6 @@ def resolve_losses(
     """
     by_name = {path.name: path for path in paths}
     batch = {path.name: path.batch for path in paths}
-    every |= dict.fromkeys((teacher.name for teacher in recipe.teachers), 1)
     batch |= dict.fromkeys((teacher.name for teacher in recipe.teachers), 1.0)
     losses: list[p.WeightedLoss] = []
     named: Counter[str] = Counter()
@@ -44,7 +43,8 @@ def resolve_losses(
         name = term.label
         named[name] += 1
         window = _window(loss, run.steps_per_epoch, run.num_steps)
-        strided = [by_name[path] for path in term.paths if by_name[path].every > 1]
+        own = [by_name[path] for path in term.paths if path in by_name]  # teachers always run
+        strided = [path for path in own if path.every > 1]
         apart = next((path for path in strided if path.offset != strided[0].offset), None)
         if apart is not None:
             report.add(
