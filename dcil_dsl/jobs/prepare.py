@@ -41,6 +41,7 @@ from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 from dcil_dsl.zoo.pretrained import own_weights
+from dcil_dsl.zoo.spec import is_of_library
 
 ASSUMED_STEPS = 1000  # per epoch, for an unknown data set
 ASSUMED_SIZE = 224
@@ -52,12 +53,17 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe resolved for a model. `plan.model` and `plan.data` are those in use."""
+    """A recipe resolved for a model. `plan.model` and `plan.data` are those in use.
+
+    is_fresh  whether the weights are random: those of a library's network without weights; what
+              somebody's own code builds may be trained
+    """
 
     recipe: Recipe
     plan: Plan
     traced: Traced
     example: Inputs
+    is_fresh: bool
 
 
 def prepare(
@@ -93,6 +99,7 @@ def prepare(
     seed = recipe.train.seed if seed is None else seed
     torch.manual_seed(seed)
     options = dict(recipe.model.options)
+    is_fresh = isinstance(model, str) and is_of_library(model)
     name = (
         model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}"
     )
@@ -102,6 +109,7 @@ def prepare(
         model = build_model(model, wanted, options)
         weights = weights or own_weights(name)
     if weights is not None:
+        is_fresh = False
         before = getattr(model, "transform_input", None)
         for line in load_weights(model, weights, name):
             note(f"weights of {weights}: {line}")
@@ -150,7 +158,11 @@ def prepare(
     if is_images:
         _refuse_small_images(plan, model, inputs)
     return Prepared(
-        recipe, _as_built(plan, name, options, num_outputs, data, precision, seed), traced, inputs
+        recipe,
+        _as_built(plan, name, options, num_outputs, data, precision, seed),
+        traced,
+        inputs,
+        is_fresh,
     )
 
 

@@ -33,6 +33,7 @@ from dcil_dsl.model.trace import text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
+from dcil_dsl.training.files import write_text
 from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run, require_locks
 from dcil_dsl.training.progress import Display, make_display
@@ -170,6 +171,10 @@ def _resumed(job: Job, model_text: str, held: ExitStack) -> str:
         data=contents_of(job.batches.dataset),
         anyway=job.options.anyway,
     )
+    if job.options.anyway:  # the folder has taken this recipe
+        folder.parent.unlink(missing_ok=True)
+        for name, text in _parent_file(job).items():
+            write_text(folder.path / name, text)
     return str(folder.path)
 
 
@@ -182,7 +187,7 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
             job.options.out,
             model=model_text,
             data=contents_of(job.batches.dataset),
-            extra_files={COMMAND: command_text(job.plan, job.options)},
+            extra_files={COMMAND: command_text(job.plan, job.options)} | _parent_file(job),
         )
     except InputError:
         job.options.ranks.refuse()
@@ -191,10 +196,19 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
     return str(folder.path)
 
 
+def _parent_file(job: Job) -> dict[str, str]:
+    """The recipe that the job's extends, closed; for a report of what differs."""
+    text = job.recipe.parent
+    return {RunFolder(Path()).parent.name: text} if text else {}
+
+
 def _train(job: Job, folder: RunFolder, display: Display) -> Result:
     train_loader, val_loader = job.batches.loaders
+    is_fresh = job.prepared.is_fresh
     try:
-        return train_dual(job.dual, train_loader, val_loader, folder, job.options, display)
+        return train_dual(
+            job.dual, train_loader, val_loader, folder, job.options, display, is_fresh
+        )
     finally:
         train_loader.close()
         val_loader.close()

@@ -233,6 +233,7 @@ class Recipe:
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     given: str = field(default="", compare=False, repr=False)  # the text as it was given
     text: str = field(default="", compare=False, repr=False)  # after extends, let and --set
+    parent: str = field(default="", compare=False, repr=False)  # the same of what it extends
     mix_span: Span | None = field(default=None, compare=False, repr=False)
     train_span: Span | None = field(default=None, compare=False, repr=False)
     balance_span: Span | None = field(default=None, compare=False, repr=False)

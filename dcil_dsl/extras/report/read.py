@@ -29,7 +29,9 @@ class RunRecord:
     name     the path as it was given, which tells the run from others
     report   report.json; empty where the run has not finished
     lines    metrics.jsonl, a mapping for each epoch
+    parent   parent.prune: the recipe that the run's extends, closed; "" where there is none
     command  command.json: where the data are
+    start    start.json: {"weights": "random"}, or {"metrics": ...} before training
     profile  sensitivity.json, bench: bench.json; empty where nobody put them there
     """
 
@@ -40,7 +42,9 @@ class RunRecord:
     lines: list[dict[str, Any]] = field(default_factory=list)
     given: str = ""
     resolved: str = ""
+    parent: str = ""
     command: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
     bench: dict[str, Any] = field(default_factory=dict)
 
@@ -138,7 +142,9 @@ def read_run(path: str | Path) -> RunRecord:
         lines=_lines(folder / "metrics.jsonl"),
         given=_text(folder / "recipe.prune"),
         resolved=_text(folder / "resolved.prune"),
+        parent=_text(folder / "parent.prune"),
         command=_object(folder / "command.json"),
+        start=_object(folder / "start.json"),
         profile=_object(folder / "sensitivity.json"),
         bench=_object(folder / "bench.json"),
     )

@@ -64,7 +64,7 @@ def test_listing_runs_needs_no_torch(two_runs):
 def test_a_comparison_names_what_differs_in_recipe_plan_and_layers(two_runs, capsys):
     assert call("compare", two_runs / "run", two_runs / "other") == 0
     text = capsys.readouterr().out
-    assert "- prune Conv2d to global(90%)" in text and "+ prune Conv2d to global(50%)" in text
+    assert "~ prune Conv2d: global(90%) -> global(50%)" in text
     assert "target.sparsity: 0.9 in run, 0.5 in other" in text
     assert "train.seed: 0 in run, 3 in other" in text
     assert "layers that differ most" in text and "3.weight" in text
