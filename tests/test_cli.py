@@ -11,6 +11,7 @@ from dcil_dsl import __version__
 from dcil_dsl.cli import commands as cli
 from dcil_dsl.cli.errors import status_of
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.options import flags
 
 RECIPE = """language 1
 
@@ -136,6 +137,15 @@ def test_an_unknown_verb_is_a_wrong_command_with_the_nearest(dcil):
     assert status == 2 and "there is no verb `chek`; did you mean `check`?" in err
     status, _, err = dcil("quantize")
     assert status == 2 and "the verbs are compile, init, check, fmt" in err
+
+
+def test_the_help_of_the_main_verb_has_a_heading_for_each_topic(dcil):
+    status, out, _ = dcil("compile", "-h")
+    assert status == 0 and out == dcil("compile", "--help")[1]
+    heads = [line for line in out.splitlines() if line[:1].isalpha() and line.endswith(":")]
+    topics = [f"{topic}:" for topic in dict.fromkeys(flag.topic for flag in flags().values())]
+    assert heads == ["Arguments:", "Options:", *topics]
+    assert all(out.count(f"  {flag.name} ") == 1 for flag in flags().values())
 
 
 def test_every_verb_of_the_table_has_a_command_with_help(dcil):

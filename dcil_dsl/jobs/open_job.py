@@ -8,6 +8,7 @@ Not:  nothing is written.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
+from dcil_dsl.plan.text import page_of
 from dcil_dsl.tasks import task_of
 from dcil_dsl.training.conflicts import check_machine_allows, check_plan_allows
 from dcil_dsl.training.distributed import Ranks, may_be_restarted, was_restarted
@@ -107,7 +109,7 @@ def open_job(
     batches = _open_batches(recipe, dataset, options, note)
     prepared = _prepare(recipe, model, batches, options, warn, note)
     if not options.quiet:
-        print(show_summary(prepared.plan), flush=True)
+        print(show_summary(prepared.plan, page_of(sys.stdout)), flush=True)
     dual = compile_plan(prepared.plan, prepared.traced)
     _refuse_frozen(dual)
     check_plan_allows(prepared.plan, options)

@@ -270,7 +270,8 @@ def _with_parents(
         files.append(parent)
     for one in files:
         _duplicates(one, found)
-    merged, parent = files.pop(), None
+    merged = files.pop()
+    parent: ast.File | None = None
     while files:
         parent = merged
         merged = _merged(merged, files.pop())

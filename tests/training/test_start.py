@@ -11,6 +11,7 @@ from dcil_dsl.data.dataset import Tensors, in_memory
 from dcil_dsl.jobs.data import open_loader
 from dcil_dsl.jobs.train import train
 from dcil_dsl.plan.resolve import resolve_data
+from dcil_dsl.plan.text import Page
 from dcil_dsl.training.progress import Display
 
 ONE_EPOCH = (
@@ -71,6 +72,14 @@ def test_a_given_network_is_measured_unpruned_before_the_first_step(recipe, mode
     assert json.loads((tmp_path / "run/report.json").read_text())["start"] == found
     assert [text for text in shown.texts if text.startswith("before training, unpruned: top1")]
     assert run.result.step == 3
+
+
+def test_the_summary_before_training_fits_the_terminal(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dcil_dsl.jobs.open_job.page_of", lambda stream: Page(60))
+    run_of(tmp_path / "run", ONE_EPOCH, model, max_steps=1, quiet=False)
+    text = capsys.readouterr().out
+    head = text.partition("cost ")[0].splitlines()
+    assert "one budget for" in text and max(map(len, head)) <= 60
 
 
 def test_measuring_the_start_changes_no_bit_of_the_run(model, tmp_path, monkeypatch):

@@ -147,13 +147,17 @@ def run_one(run: SweepRun, folder: Path, command: Sequence[str]) -> Outcome:
 
 
 def read_records(outcomes: Sequence[Outcome], folder: Path) -> list[RunRecord | None]:
-    """The record of each run; None where it has no result."""
-    return [
-        read_run(folder / one.run.name)
-        if (folder / one.run.name / "report.json").is_file()
-        else None
-        for one in outcomes
-    ]
+    """The record of each run; None where it has no result, or cannot be read."""
+    return [_record(folder / one.run.name) for one in outcomes]
+
+
+def _record(run: Path) -> RunRecord | None:
+    if not (run / "report.json").is_file():
+        return None
+    try:
+        return read_run(run)
+    except InputError:
+        return None  # its outcome says why
 
 
 def results_csv(outcomes: Sequence[Outcome], records: Sequence[RunRecord | None]) -> str:

@@ -51,7 +51,8 @@ async def test_a_name_is_not_renamed_where_a_relative_cannot_be_read(editor, tex
     (editor.folder / "child.prune").write_text(CHILD)
     assert len(await renamed(editor, uri, "target", "goal")) == 2
     (editor.folder / "child.prune").unlink()
-    child = editor.open(CHILD.replace("parent", "gone"), "child.prune")
+    orphan = 'language 1\nextends "gone.prune"\nlet target = 5%\n'
+    child = editor.open(orphan, "child.prune")
     with pytest.raises(JsonRpcException, match="gone.prune: cannot be read"):
         await renamed(editor, child, "target", "goal")
 
