@@ -145,7 +145,7 @@ def test_the_help_of_the_main_verb_has_a_heading_for_each_topic(dcil):
     heads = [line for line in out.splitlines() if line[:1].isalpha() and line.endswith(":")]
     topics = [f"{topic}:" for topic in dict.fromkeys(flag.topic for flag in flags().values())]
     assert heads == ["Arguments:", "Options:", *topics]
-    assert all(out.count(f"  {flag.name} ") == 1 for flag in flags().values())
+    assert all(out.count(f"\n  {flag.name} ") == 1 for flag in flags().values())
 
 
 def test_every_verb_of_the_table_has_a_command_with_help(dcil):
