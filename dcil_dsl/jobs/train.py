@@ -93,7 +93,9 @@ class Run:
     def _table_text(self) -> str:
         text = io.StringIO()
         files = (self.folder.weights, self.folder.report)
-        Console(file=text, width=100).print(result_table(self.result, self.plan, files))
+        # Without the last one rich would show it in a notebook's cell, and leave the text empty.
+        console = Console(file=text, width=100, force_jupyter=False)
+        console.print(result_table(self.result, self.plan, files))
         return text.getvalue()
 
 

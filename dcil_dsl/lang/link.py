@@ -271,11 +271,11 @@ def _with_parents(
     for one in files:
         _duplicates(one, found)
     merged = files.pop()
-    parent: ast.File | None = None
+    below: ast.File | None = None
     while files:
-        parent = merged
+        below = merged
         merged = _merged(merged, files.pop())
-    return merged, parent
+    return merged, below
 
 
 def _parent(

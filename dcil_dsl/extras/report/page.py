@@ -285,14 +285,17 @@ def _bench(run: RunRecord) -> list[str]:
 
 def _recipe(run: RunRecord) -> list[str]:
     parts = ["<h3>Recipe</h3>"]
+    lines: list[str] = []
     if run.given:
         parts += ["<p>As given:</p>", _pre(run.given)]
-    if run.resolved:
-        parts += ["<p>Resolved, after extends, let and --set:</p>", _pre(run.resolved)]
     if run.given and run.resolved:
         lines = text_differences(_without_comments(run.given), _without_comments(run.resolved))
-        parts += ["<p>From given to resolved, but for comments and spaces:</p>"]
-        parts.append(_diff(lines) if lines else "<p>Nothing differs.</p>")
+        if lines:
+            parts += ["<p>From given to resolved, but for comments and spaces:</p>", _diff(lines)]
+        else:
+            parts.append("<p>Resolved, it differs in comments and spaces alone.</p>")
+    if run.resolved and (lines or not run.given):
+        parts += ["<p>Resolved, after extends, let and --set:</p>", _pre(run.resolved)]
     if run.parent:
         lines = recipe_lines(run.parent, run.resolved)
         parts += ["<p>What differs from the recipe that it extends:</p>"]

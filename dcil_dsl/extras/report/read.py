@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.report.files import check_line, check_shape
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan, first_fault
 from dcil_dsl.words.metrics import METRICS
@@ -58,8 +59,9 @@ class RunRecord:
             return {}
         line = self.lines[-1]
         paths: dict[str, dict[str, float]] = {}
-        for metric in self.metrics:
-            for path, value in line[metric].items():
+        for metric in self.metrics:  # not every epoch is evaluated, with --evaluate-every
+            latest = next((one[metric] for one in reversed(self.lines) if metric in one), {})
+            for path, value in latest.items():
                 paths.setdefault(path, {})[metric] = value
         return line | {"accuracies": paths, "cost": self.cost_at(line["step"])}
 
@@ -75,9 +77,9 @@ class RunRecord:
         """The metrics of the lines, the main one first."""
         found = [
             name
-            for line in self.lines[:1]
+            for line in self.lines
             for name, value in line.items()
-            if isinstance(value, Mapping) and name != "losses" and not name.startswith("train_")
+            if name in METRICS and isinstance(value, Mapping)
         ]
         for values in self.report.get("result", {}).get("accuracies", {}).values():
             found += [name for name in values if name not in found]
@@ -182,6 +184,7 @@ def _object(file: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise InputError(f"cannot read {file}: not a JSON object")
+    check_shape(file, found)
     return found
 
 
@@ -195,8 +198,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
             if number == len(texts):
                 break
             line = None
-        keys = ("epoch", "step")
-        if not isinstance(line, dict) or not all(isinstance(line.get(key), int) for key in keys):
-            raise InputError(f"{file}:{number}: not the line of an epoch")
+        check_line(f"{file}:{number}", line)
         read.append(line)
     return read

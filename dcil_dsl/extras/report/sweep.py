@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.report.read import RunRecord, read_run
+from dcil_dsl.lang.shipped import path_of
+from dcil_dsl.lang.tokens import Unreadable, read
 from dcil_dsl.plan.text import Page, named_table, percent
 from dcil_dsl.words.metrics import metric_text
 
 REQUEST = "sweep.json"
+INTERRUPTED = 130  # the status of a program that Ctrl-C ends
 UNSAFE = re.compile(r"[^A-Za-z0-9.,_=%-]+")
 
 
@@ -110,10 +114,16 @@ def run_all(
     jobs: int,
     tell: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Every run, `jobs` at a time; `tell` is called as each ends."""
+    """Every run, `jobs` at a time; `tell` is called as each ends. None starts after one that was
+    interrupted, as Ctrl-C interrupts all that are running."""
+    stopped = threading.Event()
 
     def work(run: SweepRun) -> Outcome:
+        if stopped.is_set():
+            return Outcome(run, INTERRUPTED, "not started")
         outcome = run_one(run, folder, command)
+        if outcome.status == INTERRUPTED:
+            stopped.set()
         tell(outcome)
         return outcome
 
@@ -227,12 +237,10 @@ def _divide(text: str) -> list[str]:
     return parts
 
 
-def request_of(
-    recipe: Path, model: str, data: str, options: Mapping[str, str]
-) -> dict[str, object]:
+def request_of(recipe: str, model: str, data: str, options: Mapping[str, str]) -> dict[str, object]:
     """What sweep.json holds: all but the values and the seeds, which may grow."""
     try:
-        text = recipe.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {recipe}: {error}") from None
+        text = read(path_of(recipe))
+    except Unreadable as error:
+        raise InputError(f"cannot read the recipe {recipe}: {error}") from None
     return {"recipe": text, "model": model, "data": data, "options": dict(options)}

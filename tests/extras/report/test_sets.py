@@ -111,6 +111,37 @@ def test_a_failed_run_does_not_end_the_others_and_finished_ones_are_kept(
     assert resumed.endswith("--resume") and "--seed 0" in resumed
 
 
+def test_after_an_interrupted_run_no_other_one_starts(tmp_path, monkeypatch):
+    """Ctrl-C reaches the run that is going on; the sweep resumes with the same command."""
+    launcher = tmp_path / "python"
+    launcher.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls.txt\nexit 130\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(s.sys, "executable", str(launcher))
+    (tmp_path / "sweep").mkdir()
+    runs = s.runs_of({}, range(3))
+    outcomes = s.run_all(runs, tmp_path / "sweep", ["r.prune"], 1, lambda outcome: None)
+    assert [one.status for one in outcomes] == [130, 130, 130]
+    assert len((tmp_path / "calls.txt").read_text().splitlines()) == 1
+
+
+def test_a_finished_run_with_a_damaged_report_fails_alone(two_runs, tmp_path):
+    runs = s.runs_of({}, range(2))
+    for run in runs:
+        shutil.copytree(two_runs / "run", tmp_path / "sweep" / run.name)
+    (tmp_path / "sweep" / runs[0].name / "report.json").write_text("{")
+    outcomes = s.run_all(runs, tmp_path / "sweep", ["r.prune"], 1, lambda outcome: None)
+    assert [one.status for one in outcomes] == [2, 0] and "report.json" in outcomes[0].reason
+    records = s.read_records(outcomes, tmp_path / "sweep")
+    assert records[0] is None and records[1] is not None
+    assert s.results_csv(outcomes, records).count("\n") == 3
+
+
+def test_a_recipe_that_comes_with_dcil_can_be_swept():
+    assert "language 1" in s.request_of("dcil:quickstart", "m", "digits", {})["recipe"]
+    with pytest.raises(InputError, match="cannot read the recipe gone.prune"):
+        s.request_of("gone.prune", "m", "digits", {})
+
+
 def test_a_folder_of_another_sweep_is_refused(tmp_path):
     s.open_sweep(tmp_path / "a", {"model": "x"})
     s.open_sweep(tmp_path / "a", {"model": "x"})
