@@ -1,7 +1,10 @@
 """The command line: what each verb prints, and the status it ends with. Nothing is trained here."""
 
 import errno
+import importlib
+import inspect
 import json
+import re
 from functools import partial
 
 import pytest
@@ -137,6 +140,22 @@ def test_an_unknown_verb_is_a_wrong_command_with_the_nearest(dcil):
     assert status == 2 and "there is no verb `chek`; did you mean `check`?" in err
     status, _, err = dcil("quantize")
     assert status == 2 and "the verbs are compile, init, check, fmt" in err
+
+
+# Verbs that answer without torch.
+LIGHT = {"fmt", "recipes", "runs", "compare", "sweep", "import", "lsp"}
+
+
+@pytest.mark.parametrize("name", [name for name in cli.VERBS if name not in LIGHT])
+def test_a_verb_says_on_a_terminal_that_it_loads_torch(name):
+    """Within 0.3 s, where the import takes seconds: before anything of the job is imported."""
+    module, _, function = cli.VERBS[name].place.partition(":")
+    code = inspect.getsource(getattr(importlib.import_module(module), function))
+    said = re.search(r"say_loading\(\)|prepare_for\(", code)
+    jobs = re.search(
+        r"from dcil_dsl\.(jobs\.(?!check_files|recipe_files)|training\.\w+ import train)", code
+    )
+    assert said is not None and (jobs is None or jobs.start() > said.start() or name == "explain")
 
 
 def test_the_help_of_the_main_verb_has_a_heading_for_each_topic(dcil):

@@ -107,6 +107,8 @@ def check(
         raise InputError(f"--output {output}: the forms are {', '.join(OUTPUTS)}")
     if model is None:
         refuse("only with --model, which turns times into steps", steps_per_epoch=steps_per_epoch)
+    else:
+        say_loading()
     from dcil_dsl.jobs.check_files import check_files
     from dcil_dsl.jobs.recipe_files import recipe_files
 
@@ -146,6 +148,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented recipe for a model, and check it. An existing file is not overwritten."""
+    say_loading()
     from dcil_dsl.jobs.first_recipe import name_of, write_recipe
 
     file = Path(f"{name_of(model)}.prune") if out is None else out

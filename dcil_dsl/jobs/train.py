@@ -93,8 +93,8 @@ class Run:
     def _table_text(self) -> str:
         text = io.StringIO()
         files = (self.folder.weights, self.folder.report)
-        # Without the last one rich would show it in a notebook's cell, and leave the text empty.
-        console = Console(file=text, width=100, force_jupyter=False)
+        # Else rich shows it in a notebook's cell and leaves the text empty, or writes colours.
+        console = Console(file=text, width=100, force_jupyter=False, force_terminal=False)
         console.print(result_table(self.result, self.plan, files))
         return text.getvalue()
 

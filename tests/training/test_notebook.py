@@ -70,8 +70,9 @@ def test_in_a_notebook_the_display_is_one_output_that_is_replaced(monkeypatch):
 def test_the_table_of_a_run_is_its_html_in_a_notebook_too(tmp_path, monkeypatch):
     """rich would show it as another output, and leave the text of the object empty."""
     run = object.__new__(Run)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel sets it
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr("dcil_dsl.jobs.train.result_table", lambda *given: "the table")
+    monkeypatch.setattr("dcil_dsl.jobs.train.result_table", lambda *given: "[bold]the table[/bold]")
     for name, value in (("folder", types.SimpleNamespace(weights="", report="")),):
         object.__setattr__(run, name, value)
     object.__setattr__(run, "result", None)

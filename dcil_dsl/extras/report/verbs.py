@@ -17,7 +17,7 @@ import typer
 
 from dcil_dsl.cli.errors import note
 from dcil_dsl.cli.streams import show
-from dcil_dsl.cli.verb import verb
+from dcil_dsl.cli.verb import say_loading, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.report.read import RunRecord, read_run
@@ -33,7 +33,9 @@ def report(
     ),
 ) -> None:
     """Write one self-contained page about a run; of several, what differs comes first."""
-    write_page(read_runs(runs), out)
+    found = read_runs(runs)
+    say_loading()
+    write_page(found, out)
     print(out)
 
 

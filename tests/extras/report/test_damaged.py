@@ -40,13 +40,11 @@ def run(two_runs, tmp_path):
 def places(value: object, above: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
     """Every place in a tree of JSON; of a list the first element's."""
     yield above
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value[:1])
-        if value == [*value]
-        else ()
-    )
+    inner: list[tuple[object, object]] = []
+    if isinstance(value, dict):
+        inner = [*value.items()]
+    elif isinstance(value, list):
+        inner = [*enumerate(value[:1])]
     for key, one in inner:
         yield from places(one, (*above, key))
 

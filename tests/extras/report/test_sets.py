@@ -12,6 +12,8 @@ from support.tiny_job import NET, RECIPE, call
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.report import sweep as s
+from dcil_dsl.extras.report.listing import list_runs, show_list
+from dcil_dsl.plan.text import Page
 
 FAKE = """
 import json, sys, pathlib
@@ -36,6 +38,15 @@ def test_runs_are_listed_the_best_first(two_runs, capsys):
     starts = [line.rpartition("/")[2].split()[0] for line in lines[1:] if str(two_runs) in line]
     assert starts == order
     assert text.count("finished") == 2
+
+
+@pytest.mark.parametrize("width", [60, 100, 140])
+def test_the_table_of_runs_fits_the_page(two_runs, width):
+    records, _ = list_runs(two_runs)
+    lines = show_list(records, Page(width)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"run", "sparsity", "result", "state"} <= set(lines[0].split())
+    assert ("recipe" in lines[0]) == (width > 60)
 
 
 def test_a_run_that_cannot_be_read_is_named_and_the_others_are_listed(two_runs, tmp_path, capsys):
