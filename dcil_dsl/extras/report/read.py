@@ -60,8 +60,8 @@ class RunRecord:
         line = self.lines[-1]
         paths: dict[str, dict[str, float]] = {}
         for metric in self.metrics:  # not every epoch is evaluated, with --evaluate-every
-            latest = next((one[metric] for one in reversed(self.lines) if metric in one), {})
-            for path, value in latest.items():
+            latest = [one[metric] for one in self.lines if metric in one][-1:]
+            for path, value in latest[0].items() if latest else ():
                 paths.setdefault(path, {})[metric] = value
         return line | {"accuracies": paths, "cost": self.cost_at(line["step"])}
 
