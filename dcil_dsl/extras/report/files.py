@@ -82,7 +82,7 @@ class _Line(TypedDict, total=False):
     at_ceiling: list[str]
 
 
-class _Start(TypedDict, total=False):
+class _StartFile(TypedDict, total=False):
     __pydantic_config__ = STRICT  # type: ignore[misc]
     weights: str
     metrics: Metrics
@@ -119,7 +119,7 @@ class _Bench(TypedDict, total=False):
 
 SHAPES: dict[str, TypeAdapter[Any]] = {
     "report.json": TypeAdapter(_Report),
-    "start.json": TypeAdapter(_Start),
+    "start.json": TypeAdapter(_StartFile),
     "command.json": TypeAdapter(_Command),
     "sensitivity.json": TypeAdapter(_Profile),
     "bench.json": TypeAdapter(_Bench),
