@@ -13,7 +13,6 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.html import preformatted
 from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.jobs.data import Data
 from dcil_dsl.jobs.expect import Claim
@@ -84,7 +84,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The result table, for a notebook."""
-        return f"<pre>{escape(self._table_text())}</pre>"
+        return preformatted(self._table_text())
 
     def show(self) -> None:
         """Print the result table."""

@@ -14,6 +14,8 @@ from datetime import timedelta
 from html import escape
 from math import ceil
 
+from dcil_dsl.diagnostics.html import framed
+
 SECONDS_BETWEEN_UPDATES = 0.2
 STYLES = {"bold": "font-weight:bold", "green": "color:#15803d", "": ""}
 
@@ -32,9 +34,10 @@ def show_in_cell() -> Callable[[str], None]:
 
 @dataclass
 class NotebookScreen:
-    """show: replaces the HTML that is on the screen."""
+    """show: replaces the HTML that is on the screen; None: an output of the cell, from its first
+    line on."""
 
-    show: Callable[[str], None] = field(default_factory=show_in_cell)
+    show: Callable[[str], None] | None = None
     rows: list[tuple[str, str]] = field(default_factory=list)
     shown_at: float = -SECONDS_BETWEEN_UPDATES
     began: tuple[int, float] = (0, 0.0)  # step and time
@@ -45,7 +48,7 @@ class NotebookScreen:
     def add(self, text: str, style: str = "") -> None:
         """A line that stays."""
         self.rows.append((text, style))
-        self.show(self._rows())
+        self._show(self._rows())
 
     def move(self, step: int, num_steps: int, words: str) -> None:
         """The bar below the lines, at most some times a second."""
@@ -56,7 +59,7 @@ class NotebookScreen:
         done = step - self.began[0]
         left = ceil((now - self.began[1]) / done * (num_steps - step)) if done > 0 else None
         eta = "-:--:--" if left is None else str(timedelta(seconds=left))
-        self.show(
+        self._show(
             f'{self._rows()}<div style="font-family:monospace">'
             f'<progress value="{step}" max="{num_steps}" style="width:20em"></progress> '
             f"{step}/{num_steps} ETA {eta}  {escape(words)}</div>"
@@ -65,10 +68,15 @@ class NotebookScreen:
     def end(self) -> None:
         """Take the bar away."""
         if self.rows:
-            self.show(self._rows())
+            self._show(self._rows())
+
+    def _show(self, html: str) -> None:
+        if self.show is None:
+            self.show = show_in_cell()
+        self.show(html)
 
     def _rows(self) -> str:
         lines = (
             f'<span style="{STYLES.get(s, "")}">{escape(text)}</span>' for text, s in self.rows
         )
-        return '<pre style="line-height:1.3">' + "\n".join(lines) + "</pre>"
+        return framed("\n".join(lines))

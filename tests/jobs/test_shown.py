@@ -16,7 +16,12 @@ def test_a_recipe_prints_as_one_line_and_as_its_text_in_a_notebook():
     recipe = loads((ROOT / "recipes" / "quickstart.prune").read_text(), folder=ROOT / "recipes")
     assert len(repr(recipe)) < 100 and "paths sparse, dense" in repr(recipe)
     html = recipe._repr_html_()
-    assert html.startswith("<pre>") and "deploy" in html and "<-" not in html
+    assert (
+        html.startswith("<pre style=")
+        and "monospace" in html
+        and "deploy" in html
+        and "<-" not in html
+    )
 
 
 def test_a_plan_prints_as_one_line_and_shows_what_the_verb_prints(capsys):
@@ -25,7 +30,7 @@ def test_a_plan_prints_as_one_line_and_shows_what_the_verb_prints(capsys):
     plan.show()
     printed = capsys.readouterr().out
     assert "conv2" in printed and "80%" in printed
-    assert plan._repr_html_().startswith("<pre>") and "conv2" in plan._repr_html_()
+    assert "monospace" in plan._repr_html_() and "conv2" in plan._repr_html_()
 
 
 def test_a_run_prints_as_one_line_and_shows_its_table(tmp_path, capsys):

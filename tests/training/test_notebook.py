@@ -10,6 +10,7 @@ import types
 from rich.console import Console
 from support.tiny_run import tiny_train
 
+from dcil_dsl.diagnostics.html import preformatted
 from dcil_dsl.jobs.train import Run
 from dcil_dsl.training import notebook
 from dcil_dsl.training.notebook import NotebookScreen
@@ -63,6 +64,7 @@ def test_in_a_notebook_the_display_is_one_output_that_is_replaced(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     display = make_display(console=Console(file=io.StringIO(), force_jupyter=True))
     assert display.mode == "notebook"
+    assert replaced == []  # the summary of the run comes first
     display.note("a fact")
     assert len(replaced) == 1 and "a fact" in replaced[0]
 
@@ -77,4 +79,4 @@ def test_the_table_of_a_run_is_its_html_in_a_notebook_too(tmp_path, monkeypatch)
         object.__setattr__(run, name, value)
     object.__setattr__(run, "result", None)
     object.__setattr__(run, "plan", None)
-    assert run._repr_html_() == "<pre>the table\n</pre>"
+    assert run._repr_html_() == preformatted("the table\n")
