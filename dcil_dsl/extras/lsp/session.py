@@ -42,12 +42,14 @@ def uri_of(path: Path) -> str:
 
 @dataclass
 class Text:
-    """One open text. analysis: of the newest version that was analysed."""
+    """One open text. analysis: of the newest version that was analysed; parents: the files that it
+    read."""
 
     uri: str
     text: str
     version: int | None
     analysis: Analysis | None = None
+    parents: set[Path | None] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
 
@@ -93,10 +95,9 @@ class EditorSession:
         self._start_children(known)
 
     def _start_children(self, changed: Text) -> None:
-        """Analyse the texts that extend another again: it may be this one."""
+        """Analyse the texts that extend this one again."""
         for text in self.texts.values():
-            file = None if text.analysis is None else text.analysis.file
-            if text is not changed and file is not None and file.extends is not None:
+            if text is not changed and changed.place in text.parents:
                 text.analysis = None
                 self.start(text, DEBOUNCE)
 
@@ -133,7 +134,10 @@ class EditorSession:
         find = partial(self._table, loop, text.uri)
         opened = {key: one.text for one in self.texts.values() if (key := one.place) is not None}
 
+        parents: set[Path | None] = set()
+
         def read_parent(path: Path) -> str:
+            parents.add(path.resolve())
             found = opened.get(path.resolve())
             return read_saved(path) if found is None else found
 
@@ -152,7 +156,7 @@ class EditorSession:
         except Cancelled:
             return
         if not stopped.is_set():
-            text.analysis = analysis
+            text.analysis, text.parents = analysis, parents
 
     async def current(self, uri: str) -> Analysis | None:
         """The analysis of the text as it is now; None for a text that is not open."""
