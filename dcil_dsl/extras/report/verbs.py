@@ -92,10 +92,11 @@ def write_page(records: Sequence[RunRecord], out: Path) -> None:
     if out.is_dir():
         raise InputError(f"--out {out} is a folder", help="name a file in it")
     from dcil_dsl.extras.report.page import make_page
-    from dcil_dsl.extras.report.weights import read_weights
+    from dcil_dsl.extras.report.weights import MOST_BITMAPS, read_weights
     from dcil_dsl.training.files import write_text
 
-    stored = [read_weights(record) for record in records]
+    most = max(1, MOST_BITMAPS // len(records))
+    stored = [read_weights(record, most) for record in records]
     write_text(out, make_page(records, stored, [proof_of(record) for record in records]))
 
 

@@ -17,7 +17,7 @@ from dcil_dsl.extras.report import page
 from dcil_dsl.extras.report.differences import show_differences
 from dcil_dsl.extras.report.listing import show_list
 from dcil_dsl.extras.report.read import read_run
-from dcil_dsl.extras.report.weights import StoredWeights
+from dcil_dsl.extras.report.weights import StoredWeights, read_weights
 from dcil_dsl.plan.text import PLAIN
 
 OTHERS = {
@@ -119,6 +119,13 @@ def test_a_page_without_readable_tensors_says_so(name, content, run, capsys):
     assert call("report", run, "--out", run / "page.html") in (0, 1)
     text = (run / "page.html").read_text()
     assert ("sparse.safetensors" if "sparse" in name else "pruned weights") in text
+
+
+def test_a_page_of_many_runs_draws_fewer_bitmaps_of_each(two_runs):
+    record = read_run(two_runs / "run")
+    found = read_weights(record, most_bitmaps=1)
+    assert [bool(layer.bitmap) for layer in found.layers] == [False, True]
+    assert "Bitmaps are drawn of the largest layers: 1." in found.notes
 
 
 def test_a_run_that_was_not_evaluated_in_each_epoch_shows_its_latest_values(run):
