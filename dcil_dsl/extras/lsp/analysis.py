@@ -25,7 +25,7 @@ from dcil_dsl.lang.build import build_file
 from dcil_dsl.lang.check import check
 from dcil_dsl.lang.link import Linked, link, read_saved
 from dcil_dsl.lang.parse import parse_text
-from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.lang.recipe import PruneRule, Recipe
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.plan.select import Selection, claim_layers
 
@@ -220,6 +220,10 @@ def _select(
     go_on()
     for private in recipe.privates:
         selection.select(private.selector)
-    if recipe.average is not None:
-        selection.select(recipe.average.selector)
+    for rule in recipe.rules:
+        for bound in rule.bounds if isinstance(rule, PruneRule) else ():
+            selection.select(bound.selector)
+    for word in (recipe.average, *recipe.groups):
+        if word is not None and word.selector is not None:
+            selection.select(word.selector)
     found.stop_if_wrong()
