@@ -80,14 +80,16 @@ def live(folder: Path, width: int) -> list[str]:
             else None
         )
         if bar is not None and int(bar[1]) < 0.7 * int(bar[2]):
-            best = [line for line in lines if line.strip()]
+            best = lines
         time.sleep(0.1)
 
 
 def draw_live(folder: Path, width: int) -> None:
     console = Console(record=True, width=width, file=io.StringIO(), highlight=False)
-    for line in live(folder, width):
-        console.print(Text.from_ansi(line), soft_wrap=False)
+    screen = Text.from_ansi("\n".join(live(folder, width)))  # colours go on from line to line
+    for line in screen.split("\n"):
+        if line.plain.strip():
+            console.print(line, soft_wrap=False)
     save(console, f"live-{width}.svg", f"{width} columns")
 
 
