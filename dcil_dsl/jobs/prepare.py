@@ -244,6 +244,13 @@ def image_size(recipe: Recipe, data: str | None) -> int:
     return crops[-1] if crops else _known(recipe, data)[1]
 
 
+def assumes_size(recipe: Recipe) -> bool:
+    """Whether nothing says how large the images are, so that ASSUMED_SIZE is taken."""
+    record = known_record(recipe.data.name)
+    is_said = recipe.data.image_size is not None or bool(crop_sizes(recipe.data.augment))
+    return not is_said and (record is None or record.image_size is None)
+
+
 def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:
     """Steps per epoch without data."""
     examples = _known(recipe, data)[0]

@@ -162,6 +162,9 @@ def _pick(known: Mapping[str, T], name: str, source: str) -> T:
     if name in known:
         return known[name]
     near = nearest(name, known)
+    begun = sorted(one for one in known if one.startswith(name)) if len(name) > 5 else []
+    if begun and not (near or "").startswith(name):  # the end of a long name is what is missing
+        near = begun[0]
     if near:
         hint = f"did you mean `{source}:{near}`?"
     elif len(known) < 20:

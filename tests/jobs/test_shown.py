@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from support.sound import completed
 from support.tiny_run import tiny_plan, tiny_train
 
+from dcil_dsl.jobs.prepare import assumes_size
 from dcil_dsl.jobs.train import Run
 from dcil_dsl.lang import loads
 
@@ -41,3 +44,17 @@ def test_a_run_prints_as_one_line_and_shows_its_table(tmp_path, capsys):
     run.show()
     assert "sparsity measured" in capsys.readouterr().out
     assert "sparsity measured" in run._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "data, is_assumed",
+    [
+        ("", True),
+        ("data digits { batch_size = 8 }", False),
+        ("data mine { image_size = 32 }", False),
+        ("data mine { augment = [random_resized_crop(96)] }", False),
+        ("data mine { batch_size = 8 }", True),
+    ],
+)
+def test_the_size_of_images_is_assumed_where_nothing_says_it(data, is_assumed):
+    assert assumes_size(loads(completed(f"prune Conv2d to 90%\n{data}"))) == is_assumed
