@@ -1,9 +1,10 @@
-"""Draw docs/run.svg and docs/plan.svg, pictures of a terminal, from what the commands really print.
+"""Draw pictures of a terminal from what the commands really print: run, plan and live screens.
 
     python docs/draw_screens.py
 
-In:   the recipe and the network of docs/how-to/own-model.md, and the program `dcil`.
-Out:  the two pictures. Times in run.svg are those of the machine that draws it.
+In:   the recipe and the network of docs/how-to/own-model.md, the program `dcil`, and tmux, in which
+      a training runs whose screen is taken at half of its steps.
+Out:  docs/run.svg, plan.svg, live-100.svg and live-60.svg. Times are of the machine that draws.
 Not:  no text of its own: each line is a command or its output.
 """
 
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -47,9 +49,48 @@ def draw(file: str, title: str, screens: list[tuple[str, list[str]]]) -> None:
         for line in lines:
             style = "cyan" if re.search(r"holds|sparsity (measured|asked)|top1", line) else ""
             console.print(Text(line, style), soft_wrap=False)
+    save(console, file, title)
+
+
+def save(console: Console, file: str, title: str) -> None:
     svg = console.export_svg(title=title, code_format=FORMAT, unique_id=Path(file).stem)
     svg = "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
     (HERE / file).write_text(svg, encoding="utf-8")
+
+
+def live(folder: Path, width: int) -> list[str]:
+    """The lines of a screen of this width in the middle of a training, with their colours."""
+    session = f"dcil-{width}"
+    words = ["compile", "small.prune", *MODEL, "--train", "digits", "--out", f"runs/{width}"]
+    command = [sys.executable, "-m", "dcil_dsl", *words]
+    size = ["-x", str(width), "-y", "30"]
+    tmux = ["tmux", "-L", session]
+    subprocess.run([*tmux, "new-session", "-d", "-s", session, *size, *command], cwd=folder)
+    best: list[str] = []
+    while True:
+        taken = subprocess.run(
+            [*tmux, "capture-pane", "-p", "-e", "-t", session], capture_output=True, text=True
+        )
+        if taken.returncode:  # the training has ended, and the session with it
+            return best
+        lines = taken.stdout.rstrip().splitlines()
+        bar = (
+            re.search(r"(\d+)/(\d+).*ETA .*\d:\d\d", Text.from_ansi(lines[-1]).plain)
+            if lines
+            else None
+        )
+        if bar is not None and int(bar[1]) < 0.7 * int(bar[2]):
+            best = lines
+        time.sleep(0.1)
+
+
+def draw_live(folder: Path, width: int) -> None:
+    console = Console(record=True, width=width, file=io.StringIO(), highlight=False)
+    screen = Text.from_ansi("\n".join(live(folder, width)))  # colours go on from line to line
+    for line in screen.split("\n"):
+        if line.plain.strip():
+            console.print(line, soft_wrap=False)
+    save(console, f"live-{width}.svg", f"{width} columns")
 
 
 def main() -> None:
@@ -74,6 +115,8 @@ def main() -> None:
                 ("dcil verify runs/small/sparse.safetensors", proof[1:]),
             ],
         )
+        for width in (100, 60):
+            draw_live(folder, width)
         steps = ["--steps-per-epoch", "12"]
         recipe = (folder / "small.prune").read_text(encoding="utf-8")
         named = recipe.replace(

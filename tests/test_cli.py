@@ -1,7 +1,10 @@
 """The command line: what each verb prints, and the status it ends with. Nothing is trained here."""
 
 import errno
+import importlib
+import inspect
 import json
+import re
 from functools import partial
 
 import pytest
@@ -11,6 +14,7 @@ from dcil_dsl import __version__
 from dcil_dsl.cli import commands as cli
 from dcil_dsl.cli.errors import status_of
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.training.options import flags
 
 RECIPE = """language 1
 
@@ -136,6 +140,31 @@ def test_an_unknown_verb_is_a_wrong_command_with_the_nearest(dcil):
     assert status == 2 and "there is no verb `chek`; did you mean `check`?" in err
     status, _, err = dcil("quantize")
     assert status == 2 and "the verbs are compile, init, check, fmt" in err
+
+
+# Verbs that answer without torch.
+LIGHT = {"fmt", "recipes", "runs", "compare", "sweep", "import", "lsp"}
+
+
+@pytest.mark.parametrize("name", [name for name in cli.VERBS if name not in LIGHT])
+def test_a_verb_says_on_a_terminal_that_it_loads_torch(name):
+    """Within 0.3 s, where the import takes seconds: before anything of the job is imported."""
+    module, _, function = cli.VERBS[name].place.partition(":")
+    code = inspect.getsource(getattr(importlib.import_module(module), function))
+    said = re.search(r"say_loading\(\)|prepare_for\(", code)
+    jobs = re.search(
+        r"from dcil_dsl\.(jobs\.(?!check_files|recipe_files)|training\.\w+ import train)", code
+    )
+    assert said is not None and (jobs is None or jobs.start() > said.start() or name == "explain")
+
+
+def test_the_help_of_the_main_verb_has_a_heading_for_each_topic(dcil):
+    status, out, _ = dcil("compile", "-h")
+    assert status == 0 and out == dcil("compile", "--help")[1]
+    heads = [line for line in out.splitlines() if line[:1].isalpha() and line.endswith(":")]
+    topics = [f"{topic}:" for topic in dict.fromkeys(flag.topic for flag in flags().values())]
+    assert heads == ["Arguments:", "Options:", *topics]
+    assert all(out.count(f"\n  {flag.name} ") == 1 for flag in flags().values())
 
 
 def test_every_verb_of_the_table_has_a_command_with_help(dcil):

@@ -19,6 +19,7 @@ FILES = {
     "plan.json",
     "command.json",
     "model.txt",
+    "start.json",
     "data.json",
     "metrics.jsonl",
     "tensorboard",

@@ -23,6 +23,7 @@ WITH_OTHERS |= {"tokenizers", "pandas"}
 OPTIONAL = {"lightning", "timm", "transformers", "flwr", "yaml", "pygls", "lsprotocol"}
 OPTIONAL |= {"onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "ethosu", "torchao"}
 OPTIONAL |= {"zstandard", "datasets", "mlflow", "wandb", "trackio"}
+OPTIONAL |= {"IPython"}  # in a notebook it is there
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

@@ -8,18 +8,24 @@ Not:  no verb: those of the core are in verbs.py, those of an extra in the extra
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from dcil_dsl import __version__
 from dcil_dsl.cli.errors import DONE, run_program
 from dcil_dsl.diagnostics.suggest import nearest
 
-SETTINGS: dict[str, Any] = dict(rich_markup_mode=None, pretty_exceptions_enable=False)
+SETTINGS: dict[str, Any] = dict(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+MANY = 15  # options, from which on `--help` has headings
 # The class of click, which newer versions of typer carry inside.
 COMMAND: Any = next(base for base in TyperGroup.__mro__ if base.__name__ == "Command")
 
@@ -89,12 +95,33 @@ MEANT = {
 }
 
 
+class VerbCommand(TyperCommand):
+    """One verb. The help of many options has a heading for each topic."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        topics: dict[str, list[Any]] = {}
+        for one in self.get_params(ctx):
+            record = one.get_help_record(ctx)
+            if record is not None and one.param_type_name == "option":
+                topic = getattr(one, "rich_help_panel", None) or "Options"
+                topics.setdefault(topic, []).append(record)
+        if sum(map(len, topics.values())) < MANY:
+            super().format_options(ctx, formatter)
+            return
+        arguments = [one.get_help_record(ctx) for one in self.get_params(ctx)]
+        named = [one for one in arguments if one and one not in sum(topics.values(), [])]
+        for title, records in {"Arguments": named, **topics}.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 def command_of(name: str) -> Any:
     """The command of a verb, by import."""
     module, _, function = VERBS[name].place.partition(":")
     single = typer.Typer(add_completion=False, **SETTINGS)
     work = getattr(importlib.import_module(module), function)
-    single.command(name, short_help=VERBS[name].help)(work)
+    single.command(name, cls=VerbCommand, short_help=VERBS[name].help)(work)
     return get_command(single)
 
 
@@ -188,4 +215,7 @@ def main() -> None:
 
 def main_compile() -> None:
     """The program `dcil-compile`: `dcil compile` under its own name."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"dcil-compile {__version__}")
+        return
     run_program(lambda: command_of("compile")(prog_name="dcil-compile"))

@@ -23,7 +23,13 @@ def option(name: str) -> Any:
     """The option of the command line that sets a field of RunOptions."""
     flag = flags()[name]
     spelled = f"{flag.name}/{flag.off}" if flag.off else flag.name
-    return typer.Option(spelled, metavar=flag.metavar, min=flag.at_least, help=help_of(name))
+    return typer.Option(
+        spelled,
+        metavar=flag.metavar,
+        min=flag.at_least,
+        help=help_of(name),
+        rich_help_panel=flag.topic,
+    )
 
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a .prune file")]

@@ -107,6 +107,8 @@ def check(
         raise InputError(f"--output {output}: the forms are {', '.join(OUTPUTS)}")
     if model is None:
         refuse("only with --model, which turns times into steps", steps_per_epoch=steps_per_epoch)
+    else:
+        say_loading()
     from dcil_dsl.jobs.check_files import check_files
     from dcil_dsl.jobs.recipe_files import recipe_files
 
@@ -146,6 +148,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented recipe for a model, and check it. An existing file is not overwritten."""
+    say_loading()
     from dcil_dsl.jobs.first_recipe import name_of, write_recipe
 
     file = Path(f"{name_of(model)}.prune") if out is None else out
@@ -248,9 +251,13 @@ def explain(
         missing = "a recipe" if recipe is None else "--model SPEC"
         raise InputError(f"to explain a layer takes a recipe and a model; {missing} is missing")
     prepared = prepare_for(recipe, model, o.overrides_of(sets), concise, steps_per_epoch)
+    from dcil_dsl.jobs.prepare import ASSUMED_SIZE, assumes_size
     from dcil_dsl.plan.explain import explain_layer
     from dcil_dsl.plan.text import page_of
 
+    if assumes_size(prepared.recipe) and any(x.dim() == 4 for x in prepared.example.tensors()):
+        side = f"{ASSUMED_SIZE} x {ASSUMED_SIZE} pixels"
+        note(f"the size of the images is unknown: {side} are assumed, on which arithmetic depends")
     page = page_of(sys.stdout)
     show(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page))
 

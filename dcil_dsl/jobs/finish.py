@@ -41,7 +41,9 @@ def finish_run(job: Job, folder: RunFolder, result: Result) -> tuple[tuple[Claim
     verdict = _prove(folder, {name: mask.cpu() for name, mask in job.dual.masks.items()})
     claims = judge_claims(plan, result.accuracies[plan.deploy], verdict.sparsity, result.ended)
     report = _report(plan, result, claims, deployed, torch.device(job.options.device))
-    folder.write_report(report | {"bad_images": folder.read_bad_images()})
+    folder.write_report(
+        report | {"start": folder.read_start(), "bad_images": folder.read_bad_images()}
+    )
     return claims, deployed
 
 

@@ -8,6 +8,7 @@ Not:  nothing is written.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_data
 from dcil_dsl.plan.show import show_summary
+from dcil_dsl.plan.text import page_of
 from dcil_dsl.tasks import task_of
 from dcil_dsl.training.conflicts import check_machine_allows, check_plan_allows
 from dcil_dsl.training.distributed import Ranks, may_be_restarted, was_restarted
@@ -116,7 +118,7 @@ def open_job(
     prepared = _prepare(recipe, model, batches, options, warn, note)
     refuse_class_order(prepared.traced.model, dataset.classes)
     if not options.quiet:
-        print(show_summary(prepared.plan), flush=True)
+        print(show_summary(prepared.plan, page_of(sys.stdout)), flush=True)
     dual = compile_plan(prepared.plan, prepared.traced)
     dual.teach(prepared.networks, copies=False)  # nobody else has them
     _refuse_frozen(dual)

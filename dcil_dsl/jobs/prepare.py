@@ -42,6 +42,7 @@ from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo import build_model, example_inputs, load_weights
 from dcil_dsl.zoo.example import takes_keywords, takes_one_image
 from dcil_dsl.zoo.pretrained import own_weights
+from dcil_dsl.zoo.spec import is_of_library
 
 ASSUMED_STEPS = 1000  # per epoch, for an unknown data set
 ASSUMED_SIZE = 224
@@ -55,6 +56,8 @@ Note = Callable[[str], None]
 class Prepared:
     """A recipe resolved for a model. `plan.model` and `plan.data` are those in use.
 
+    is_fresh  whether the weights are random: those of a library's network without weights; what
+              somebody's own code builds may be trained
     networks  those that teach, where they were asked for
     """
 
@@ -62,6 +65,7 @@ class Prepared:
     plan: Plan
     traced: Traced
     example: Inputs
+    is_fresh: bool
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
@@ -100,6 +104,7 @@ def prepare(
     seed = recipe.train.seed if seed is None else seed
     torch.manual_seed(seed)
     options = dict(recipe.model.options)
+    is_fresh = isinstance(model, str) and is_of_library(model)
     name = (
         model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}"
     )
@@ -109,6 +114,7 @@ def prepare(
         model = build_model(model, wanted, options)
         weights = weights or own_weights(name)
     if weights is not None:
+        is_fresh = False
         before = getattr(model, "transform_input", None)
         for line in load_weights(model, weights, name):
             note(f"weights of {weights}: {line}")
@@ -164,6 +170,7 @@ def prepare(
         _as_built(plan, name, options, num_outputs, data, precision, seed),
         traced,
         inputs,
+        is_fresh,
         networks,
     )
 
@@ -244,6 +251,13 @@ def image_size(recipe: Recipe, data: str | None) -> int:
         return recipe.data.image_size
     crops = crop_sizes(recipe.data.augment)
     return crops[-1] if crops else _known(recipe, data)[1]
+
+
+def assumes_size(recipe: Recipe) -> bool:
+    """Whether nothing says how large the images are, so that ASSUMED_SIZE is taken."""
+    record = known_record(recipe.data.name)
+    is_said = recipe.data.image_size is not None or bool(crop_sizes(recipe.data.augment))
+    return not is_said and (record is None or record.image_size is None)
 
 
 def assumed_steps(recipe: Recipe, data: str | None, note: Note) -> int:

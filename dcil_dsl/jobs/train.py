@@ -13,7 +13,6 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 
 from dcil_dsl.data.contents import contents_of
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.html import preformatted
 from dcil_dsl.diagnostics.optional import require_training
 from dcil_dsl.jobs.data import Data
 from dcil_dsl.jobs.expect import Claim
@@ -33,6 +33,7 @@ from dcil_dsl.model.trace import text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
+from dcil_dsl.training.files import write_text
 from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run, require_locks
 from dcil_dsl.training.progress import Display, make_display
@@ -83,7 +84,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The result table, for a notebook."""
-        return f"<pre>{escape(self._table_text())}</pre>"
+        return preformatted(self._table_text())
 
     def show(self) -> None:
         """Print the result table."""
@@ -92,7 +93,9 @@ class Run:
     def _table_text(self) -> str:
         text = io.StringIO()
         files = (self.folder.weights, self.folder.report)
-        Console(file=text, width=100).print(result_table(self.result, self.plan, files))
+        # Else rich shows it in a notebook's cell and leaves the text empty, or writes colours.
+        console = Console(file=text, width=100, force_jupyter=False, force_terminal=False)
+        console.print(result_table(self.result, self.plan, files))
         return text.getvalue()
 
 
@@ -170,6 +173,10 @@ def _resumed(job: Job, model_text: str, held: ExitStack) -> str:
         data=contents_of(job.batches.dataset),
         anyway=job.options.anyway,
     )
+    if job.options.anyway:  # the folder has taken this recipe
+        folder.parent.unlink(missing_ok=True)
+        for name, text in _parent_file(job).items():
+            write_text(folder.path / name, text)
     return str(folder.path)
 
 
@@ -182,7 +189,7 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
             job.options.out,
             model=model_text,
             data=contents_of(job.batches.dataset),
-            extra_files={COMMAND: command_text(job.plan, job.options)},
+            extra_files={COMMAND: command_text(job.plan, job.options)} | _parent_file(job),
         )
     except InputError:
         job.options.ranks.refuse()
@@ -191,10 +198,19 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
     return str(folder.path)
 
 
+def _parent_file(job: Job) -> dict[str, str]:
+    """The recipe that the job's extends, closed; for a report of what differs."""
+    text = job.recipe.parent
+    return {RunFolder(Path()).parent.name: text} if text else {}
+
+
 def _train(job: Job, folder: RunFolder, display: Display) -> Result:
     train_loader, val_loader = job.batches.loaders
+    is_fresh = job.prepared.is_fresh
     try:
-        return train_dual(job.dual, train_loader, val_loader, folder, job.options, display)
+        return train_dual(
+            job.dual, train_loader, val_loader, folder, job.options, display, is_fresh
+        )
     finally:
         train_loader.close()
         val_loader.close()

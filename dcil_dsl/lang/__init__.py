@@ -69,4 +69,7 @@ def loads(
         warnings=tuple(sorted(found.warnings, key=lambda w: w.span.start if w.span else -1)),
         given=text,
         text=print_file(linked.file),
+        parent=""
+        if linked.parent is None
+        else print_file(link(linked.parent, None, {}, Diagnostics()).file),
     )

@@ -373,6 +373,8 @@ class _Mix:
         return r.PrivateRule(selector=selector, init=word.init, span=item.span)
 
     def deploy(self, items: list[ast.Deploy], here: Span) -> str:
+        if not items and len(self.names) == 1:
+            return next(iter(self.names))
         if not items:
             help = f"for example `deploy {next(iter(self.names))}`" if self.names else None
             self.found.add("E218", "`mix` does not say which path is deployed", here, help=help)

@@ -15,7 +15,7 @@ is reported once, and mistakes elsewhere are still found.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -47,18 +47,32 @@ class Linked:
     """`layers`: every definition, not yet put into the selectors that name it.
 
     `lets`: where each `let` is defined, for suggestions; their values are in place already.
+    `parent`: what the file extends, with its own parents, not closed yet.
     """
 
     file: ast.File
     layers: dict[str, ast.Layers]
     lets: dict[str, Span]
+    parent: ast.File | None = None
+
+
+def read_saved(path: Path) -> str:
+    """The text of a parent as the disk has it."""
+    return read(path, is_parent=True)
 
 
 def link(
-    file: ast.File, folder: Path | None, overrides: dict[str, str], found: Diagnostics
+    file: ast.File,
+    folder: Path | None,
+    overrides: dict[str, str],
+    found: Diagnostics,
+    read_parent: Callable[[Path], str] = read_saved,
 ) -> Linked:
-    """Close a file; RecipeError at once if a parent is missing or cannot be read."""
-    file = _with_parents(file, folder, found)
+    """Close a file; RecipeError at once if a parent is missing or cannot be read.
+
+    read_parent  the text of a parent, Unreadable where there is none; an editor has newer ones
+    """
+    file, parent = _with_parents(file, folder, found, read_parent)
     file = override(file, overrides, found)
     lets = {item.name.name: item for item in file.items if isinstance(item, ast.Let)}
     scope = _Scope(lets, found)
@@ -77,7 +91,7 @@ def link(
             )
     layers = {item.name.name: item for item in items if isinstance(item, ast.Layers)}
     closed = replace(file, extends=None, items=items, comments=())
-    return Linked(closed, layers, {name: let.name.span for name, let in lets.items()})
+    return Linked(closed, layers, {name: let.name.span for name, let in lets.items()}, parent)
 
 
 # -- names and arithmetic --------------------------------------------------------------------------
@@ -245,23 +259,31 @@ def _unit_help(operator: str, left: object, right: object) -> str | None:
 # -- parents ---------------------------------------------------------------------------------------
 
 
-def _with_parents(file: ast.File, folder: Path | None, found: Diagnostics) -> ast.File:
-    """The file with everything it extends; duplicates in each file are reported."""
+def _with_parents(
+    file: ast.File, folder: Path | None, found: Diagnostics, read_parent: Callable[[Path], str]
+) -> tuple[ast.File, ast.File | None]:
+    """The file with everything it extends, and that alone; duplicates in each are reported."""
     files, at = [file], folder
     seen = {_key(folder, file.source.name)}
     while (extends := files[-1].extends) is not None:
-        parent, at = _parent(extends, at, seen, len(files))
+        parent, at = _parent(extends, at, seen, len(files), read_parent)
         files.append(parent)
     for one in files:
         _duplicates(one, found)
     merged = files.pop()
+    below: ast.File | None = None
     while files:
+        below = merged
         merged = _merged(merged, files.pop())
-    return merged
+    return merged, below
 
 
 def _parent(
-    extends: ast.Literal, folder: Path | None, seen: set[object], depth: int
+    extends: ast.Literal,
+    folder: Path | None,
+    seen: set[object],
+    depth: int,
+    read_parent: Callable[[Path], str],
 ) -> tuple[ast.File, Path]:
     wrong = Diagnostics()
     if is_shipped(extends.value):
@@ -291,7 +313,7 @@ def _parent(
     wrong.stop_if_wrong()
     seen.add(key)
     try:
-        text = read(path, is_parent=True)
+        text = read_parent(path)
     except Unreadable as error:
         wrong.add(
             "E201",

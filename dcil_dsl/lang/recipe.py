@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Literal
 
 from dcil_dsl import words
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.diagnostic import Diagnostic
+from dcil_dsl.diagnostics.html import preformatted
 from dcil_dsl.diagnostics.source import Span
 from dcil_dsl.lang import ast
 from dcil_dsl.words.augment import Augment
@@ -263,6 +263,7 @@ class Recipe:
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
     given: str = field(default="", compare=False, repr=False)  # the text as it was given
     text: str = field(default="", compare=False, repr=False)  # after extends, let and --set
+    parent: str = field(default="", compare=False, repr=False)  # the same of what it extends
     mix_span: Span | None = field(default=None, compare=False, repr=False)
     train_span: Span | None = field(default=None, compare=False, repr=False)
     balance_span: Span | None = field(default=None, compare=False, repr=False)
@@ -275,4 +276,4 @@ class Recipe:
 
     def _repr_html_(self) -> str:
         """The resolved text, for a notebook."""
-        return f"<pre>{escape(self.text or repr(self))}</pre>"
+        return preformatted(self.text or repr(self))

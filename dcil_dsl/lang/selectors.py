@@ -289,6 +289,8 @@ class Selectors:
     def _named(self, selector: ast.ByName, name: str, within: tuple[str, ...]) -> ast.Selector:
         if name not in self.layers:
             near = did_you_mean(name, [*self.layers, *TYPES])
+            if name in ("all", "every", "everything"):
+                near = '`"**"` selects every layer'
             self.found.add(
                 "E223",
                 f"no `layers {name}` is defined",

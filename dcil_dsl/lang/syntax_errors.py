@@ -356,8 +356,10 @@ def _general(s: Situation) -> Explained:
     others: tuple[Label, ...] = ()
     if s.bracket is not None:
         others = (Label(of(s.source, s.bracket), "opened here"),)
-    help = None
-    if token.type == "EQUAL" and "COMPARE" in s.accepts:
+    help = _of_layers(s)
+    if help is not None:
+        pass
+    elif token.type == "EQUAL" and "COMPARE" in s.accepts:
         help = "write `==`, or `>=` for at least"
     elif token.type == "NAME" and s.accepts == {"STRING"}:
         help = f'write `"{clipped(str(token))}"`'
@@ -371,11 +373,29 @@ def _general(s: Situation) -> Explained:
         help = "a name is written in small letters, digits and `_`"
         if "STRING" in s.accepts:
             help += f'; any other as text: `"{clipped(str(token))}"`'
+    elif s.kind(-2) in BLOCKS and s.accepts == {"LBRACE"}:
+        help = f"a block has braces: `{s.near(-2)} {s.near(-1)} {{ }}`"
+    elif s.kind(-2) == "PATH" and s.accepts == {"EQUAL"}:
+        help = f"a path has a view: `path {s.near(-1)} = masked`"
     elif s.kind(-1) == "NAME" and s.accepts == {"EQUAL"}:
         help = f"write `{s.near(-1)} = ...`"
     return _say(
         s, "E101", f"expected {_expected(s)}, found {what}", token, others=others, help=help
     )
+
+
+def _of_layers(s: Situation) -> str | None:
+    """What people write in selectors that other tools take."""
+    if s.token.type == "STAR" and {"TYPE", "REGEX"} <= s.accepts:
+        return '`"**"` selects every layer'
+    if s.token.type == "REGEX" and s.kind(-1) == "IN":
+        return f"`in` takes a quoted name with `*`; a pattern selects layers alone: `{s.token}`"
+    if s.token.type == "COMMA" and s.bracket is not None and s.kind(-1) == "NUMBER":
+        at = s.tokens.index(s.bracket)
+        if at > 1 and s.tokens[at - 1].type == "COMPARE":
+            alone = f"{s.tokens[at - 2]} {s.tokens[at - 1]} {s.near(-1)}"
+            return f"a tuple compares so in all its entries: `{alone}`"
+    return None
 
 
 def _with_comma(before: str, after: str) -> str | None:

@@ -9,12 +9,12 @@ Not:  no tensors, no modules, no units but steps, counts of weights and fraction
 from __future__ import annotations
 
 import sys
-from html import escape
 from typing import Any
 
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.html import preformatted
 from dcil_dsl.plan.group import (
     Bound,
     Budgeted,
@@ -124,7 +124,7 @@ class Plan(PlanFields):
 
     def _repr_html_(self) -> str:
         """What `dcil plan` prints, for a notebook."""
-        return f"<pre>{escape(show_plan(self))}</pre>"
+        return preformatted(show_plan(self))
 
     def show(self) -> None:
         """Print what `dcil plan` prints."""

@@ -128,7 +128,7 @@ def fit(text: str, width: int) -> str:
 # -- the curve of a schedule -----------------------------------------------------------------------
 
 
-HEIGHT, WIDEST, MARGIN = 6, 72, 8
+HEIGHT, WIDEST_CURVE, MARGIN = 6, 72, 8
 # Cells filled from below, from empty to full.
 BLOCKS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 ASCII_CELLS = " .:#"
@@ -149,7 +149,9 @@ def draw_schedule(group: Group, plan: PlanFields, page: Page) -> list[str]:
     num_steps = plan.num_steps
     if not num_steps:
         return []
-    width = max(10, min(WIDEST, page.width - MARGIN - 10, num_steps if num_steps > 40 else 99))
+    width = max(
+        10, min(WIDEST_CURVE, page.width - MARGIN - 10, num_steps if num_steps > 40 else 99)
+    )
     columns = [
         (i * num_steps // width, max((i + 1) * num_steps // width - 1, i * num_steps // width))
         for i in range(width)

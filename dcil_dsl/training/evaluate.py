@@ -1,6 +1,6 @@
 """The metrics of every path on held-out data.
 
-In:   a dual graph and held-out batches of a task.
+In:   a dual graph, or a plain network, and held-out batches of a task.
 Out:  {path: {metric: value}}, with "not_finite", a count; plain errors where data and model do not
       fit.
 Not:  no path is chosen, no weight is changed, and no metric is computed here (tasks/).
@@ -8,12 +8,17 @@ Not:  no path is chosen, no weight is changed, and no metric is computed here (t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import nn
 
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.plan.plan import Plan
 from dcil_dsl.tasks.task import Task, sliced, stand_in
 from dcil_dsl.training.machine import Options, autocast, laid_out
 from dcil_dsl.training.process import Wish
@@ -35,9 +40,23 @@ def evaluate(
     was_training = dual.training
     dual.eval()
     try:
-        return _evaluate(dual, loader, options, wish or Wish())
+        return _evaluate(dual, dual.plan, loader, options, wish or Wish())
     finally:
         dual.train(was_training)
+
+
+@torch.no_grad()
+def evaluate_plain(
+    model: nn.Module, plan: Plan, loader: BatchLoader, options: Options, wish: Wish
+) -> dict[str, float] | None:
+    """The metrics of a network without paths, which `model` stays in eval mode for."""
+    model.eval()
+
+    def forward(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {plan.deploy: model(*args, **kwargs)}
+
+    found = _evaluate(forward, plan, loader, options, wish)
+    return None if found is None else found[plan.deploy]
 
 
 def check_not_empty(loader: BatchLoader) -> None:
@@ -79,7 +98,13 @@ def check_fit(
         task.check(output, targets)
 
 
-def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> Accuracies | None:
+def _evaluate(
+    forward: Callable[..., dict[str, Any]],
+    plan: Plan,
+    loader: BatchLoader,
+    options: Options,
+    wish: Wish,
+) -> Accuracies | None:
     from dcil_dsl.tasks.measures import Meter  # torchmetrics: not of a core installation
 
     task, ranks, meters = loader.task, options.ranks, dict[str, Meter]()
@@ -91,8 +116,8 @@ def _evaluate(dual: Dual, loader: BatchLoader, options: Options, wish: Wish) -> 
             batch = stand_in(batch)
         inputs, targets, count = task.inputs(batch), task.targets(batch), task.count(batch)
         inputs = laid_out(inputs, options)
-        with autocast(dual.plan, options):
-            outputs = dual(*inputs.args, **inputs.kwargs)
+        with autocast(plan, options):
+            outputs = forward(*inputs.args, **inputs.kwargs)
         for path, output in outputs.items():
             if path not in meters:
                 if not is_stand_in:

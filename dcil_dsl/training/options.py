@@ -42,6 +42,9 @@ def _file_name(weights: str | Path | None) -> str | None:
     return None if weights is None else Path(weights).name
 
 
+MACHINE, FAULTS, SHOWN = "Machine, speed and memory", "What goes wrong", "What is shown"
+
+
 @dataclass(frozen=True)
 class Flag:
     """What is known of one field, besides its type and default.
@@ -57,6 +60,7 @@ class Flag:
     compared  the part of the value that all processes of a job must agree on; None: no part
     recorded  the value that command.json holds; None: not recorded
     typed     the default of the command line; default: the field's
+    topic     the heading of `--help` below which it stands
     """
 
     help: str
@@ -70,6 +74,7 @@ class Flag:
     compared: Callable[[Any], object] | None = _same
     recorded: Callable[[Any], str | None] | None = None
     typed: bool | None = None
+    topic: str = "The run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +144,32 @@ class RunOptions:
             trains=False,
             compared=_device_type,
             recorded=_same,
+            topic=MACHINE,
         ),
     ] = "auto"
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
-        Flag("fp32, bf16 or fp16 (default: the recipe's)", "TYPE", trains=False, compared=None),
+        Flag(
+            "fp32, bf16 or fp16 (default: the recipe's)",
+            "TYPE",
+            trains=False,
+            compared=None,
+            topic=MACHINE,
+        ),
     ] = None
     workers: Annotated[
         int | None,
-        Flag("data loader workers (default: automatic)", "N", at_least=0, compared=None),
+        Flag(
+            "data loader workers (default: automatic)",
+            "N",
+            at_least=0,
+            compared=None,
+            topic=MACHINE,
+        ),
     ] = None
     on_bad_image: Annotated[
         Literal["stop", "skip"],
-        Flag("on an unreadable image: stop, or skip it and use the next one", "WHAT"),
+        Flag("on an unreadable image: stop, or skip it and use the next one", "WHAT", topic=FAULTS),
     ] = "stop"
     on_nan: Annotated[
         Literal["stop", "rewind"],
@@ -159,10 +177,17 @@ class RunOptions:
             "on a loss that is not finite: stop, or rewind to the last good checkpoint and "
             "continue with half the learning rate, at most three times",
             "WHAT",
+            topic=FAULTS,
         ),
     ] = "stop"
     compile: Annotated[
-        bool, Flag("use torch.compile", off="--no-compile", excludes=("checkpoint_activations",))
+        bool,
+        Flag(
+            "use torch.compile",
+            off="--no-compile",
+            excludes=("checkpoint_activations",),
+            topic=MACHINE,
+        ),
     ] = False
     compile_mode: Annotated[
         Literal["default", "reduce-overhead"],
@@ -171,13 +196,17 @@ class RunOptions:
             "for networks so small that the host is slower than the GPU",
             "MODE",
             requires=("compile",),
+            topic=MACHINE,
         ),
     ] = "default"
-    shard: Annotated[bool, Flag("under torchrun: each process holds a shard of every weight")] = (
-        False
-    )
+    shard: Annotated[
+        bool, Flag("under torchrun: each process holds a shard of every weight", topic=MACHINE)
+    ] = False
     checkpoint_activations: Annotated[
-        bool, Flag("recompute most activations in the backward pass: less memory, more time")
+        bool,
+        Flag(
+            "recompute most activations in the backward pass: less memory, more time", topic=MACHINE
+        ),
     ] = False
     evaluate_every: Annotated[
         int, Flag("evaluate every N epochs, and at the end", "N", at_least=1)
@@ -192,10 +221,13 @@ class RunOptions:
     ] = None
     track: Annotated[
         Literal["mlflow", "wandb", "trackio"] | None,
-        Flag("also send the run to a tracker: mlflow, wandb or trackio", "TRACKER"),
+        Flag("also send the run to a tracker: mlflow, wandb or trackio", "TRACKER", topic=SHOWN),
     ] = None
     quiet: Annotated[
-        bool, Flag("print no progress and no tables", trains=False, compared=None, typed=False)
+        bool,
+        Flag(
+            "print no progress and no tables", trains=False, compared=None, typed=False, topic=SHOWN
+        ),
     ] = True
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Show a run while it trains.
 
 In:   the lines of metrics.jsonl as they are made, and the loss between them.
-Out:  a live bar on a terminal's stderr; plain lines where there is no terminal; nothing when
-      quiet.
+Out:  a live bar on a terminal's stderr, or in the cell of a notebook (notebook.py); plain lines
+      where there is neither; nothing when quiet.
 Not:  nothing is measured here, and nothing here waits for the device.
 """
 
@@ -20,6 +20,7 @@ from rich.text import Text
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.text import PLAIN
 from dcil_dsl.training.epoch_rows import EpochRows, main_metric
+from dcil_dsl.training.notebook import NotebookScreen
 from dcil_dsl.words.metrics import METRICS, metric_text
 
 SECONDS_BETWEEN_LINES = 60.0  # within an epoch, where there is no bar
@@ -38,8 +39,9 @@ class EtaColumn(TimeRemainingColumn):
 class Display:
     """Shows a run. Use in a `with`; `begin`, then `step` and `epoch` as it proceeds."""
 
-    mode: Literal["bar", "lines", "quiet"] = "quiet"
+    mode: Literal["bar", "lines", "notebook", "quiet"] = "quiet"
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    screen: NotebookScreen | None = None
     _bar: Progress | None = None
     _plan: Plan | None = None
     _rows: EpochRows | None = None
@@ -55,6 +57,8 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self.screen is not None:
+            self.screen.end()
 
     def begin(
         self, plan: Plan, step: int, num_steps: int, lines: Sequence[Mapping[str, Any]]
@@ -64,6 +68,8 @@ class Display:
         self._shown_at, self._num_steps = time.monotonic(), num_steps
         self._rows = EpochRows(plan, self.console.width if self.mode == "bar" else PLAIN.width)
         self._rows.see(lines)
+        if self.screen is not None:
+            self.screen.begin(step)
         if self.mode == "bar":
             columns = [
                 TextColumn("{task.description}", markup=False),
@@ -74,7 +80,7 @@ class Display:
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.add_task(self._text(step, None), total=num_steps, completed=step)
             self._bar.start()
-        elif self.mode == "lines" and step and not self._went_back:
+        elif self.mode != "quiet" and step and not self._went_back:
             self._print(f"resumed at step {step:,} of {num_steps:,}")
 
     def step(self, step: int, loss: float) -> None:
@@ -83,6 +89,8 @@ class Display:
             self._bar.update(
                 self._bar.task_ids[0], completed=step, description=self._text(step, loss)
             )
+        elif self.screen is not None:
+            self.screen.move(step, self._num_steps, self._text(step, loss))
         elif self.mode == "lines" and time.monotonic() - self._shown_at > SECONDS_BETWEEN_LINES:
             self._print(f"step {step:,}  {self._text(step, loss)}")
 
@@ -134,14 +142,19 @@ class Display:
 
     def _print(self, text: str, style: str = "") -> None:
         self._shown_at = time.monotonic()
+        if self.screen is not None:
+            self.screen.add(text, style)
+            return
         self.console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def make_display(quiet: bool = False, console: Console | None = None) -> Display:
-    """A bar where stderr is a terminal, lines where it is not."""
+    """A bar where stderr is a terminal or in a notebook, lines where it is neither."""
     console = Console(stderr=True) if console is None else console
     if quiet:
         return Display("quiet", console)
+    if console.is_jupyter:
+        return Display("notebook", console, NotebookScreen())
     return Display("bar" if console.is_terminal else "lines", console)
 
 

@@ -49,6 +49,7 @@ class RunFolder:
 
     recipe = property(lambda self: self.path / "recipe.prune")
     resolved = property(lambda self: self.path / "resolved.prune")
+    parent = property(lambda self: self.path / "parent.prune")
     plan = property(lambda self: self.path / "plan.json")
     model = property(lambda self: self.path / "model.txt")
     data = property(lambda self: self.path / "data.json")
@@ -66,6 +67,7 @@ class RunFolder:
     )
     weights = property(lambda self: self.path / "sparse.safetensors")
     report = property(lambda self: self.path / "report.json")
+    start = property(lambda self: self.path / "start.json")
     events = property(lambda self: self.path / "tensorboard")
 
     def read_plan(self) -> Plan:
@@ -113,6 +115,15 @@ class RunFolder:
     def read_bad_images(self) -> list[str]:
         """The lines of BadImages (data/reading.py): each image once."""
         return list(dict.fromkeys(_stored(self.bad_images).splitlines()))
+
+    def read_start(self) -> dict[str, Any] | None:
+        """What the run started from (start.py); None where that was not recorded."""
+        if not self.start.exists():
+            return None
+        try:
+            return dict(json.loads(read_text(self.start)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{self.start} cannot be read: {error}") from None
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")

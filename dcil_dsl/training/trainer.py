@@ -43,6 +43,7 @@ from dcil_dsl.training.session import (
     start_session,
     take_best,
 )
+from dcil_dsl.training.start import record_start
 from dcil_dsl.training.step import BROKEN, NotFinite, stop_if_no_finite_outputs
 from dcil_dsl.training.sync_norms import planned_norms
 from dcil_dsl.training.watch import keep_best, note
@@ -55,8 +56,11 @@ def train(
     run: RunFolder,
     options: Options = Options(),
     display: Display | None = None,
+    is_fresh: bool = True,
 ) -> Result:
     """Train `dual` as its plan says, in place, from the start or from the run's checkpoint.
+
+    is_fresh  whether its first weights are random; others are evaluated before the first step
 
     SIGINT, SIGTERM and SIGHUP end it after the step, with a checkpoint. Raises InputError where the
     data does not fit, a loss is not finite or the disk refuses; SparsityError where the masks do
@@ -72,6 +76,7 @@ def train(
     check_not_empty(val_loader)
     shown, norms = display or Display(), planned_norms(dual, options.ranks, options.device)
     with wish_to_stop() as wish, shown, norms, drawn_apart():
+        record_start(dual, val_loader, run, options, shown, wish, is_fresh)
         now = start_session(dual, run, options, shown, train_loader.task)
         with explained(now):
             accuracies = _run_to_end(now, train_loader, val_loader, wish)

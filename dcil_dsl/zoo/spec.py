@@ -89,6 +89,11 @@ def build_model(
     return _call(builder, fixed, num_classes, dict(options or {}), spec)
 
 
+def is_of_library(spec: str) -> bool:
+    """Whether a library builds the model, with fresh weights; otherwise somebody's own code."""
+    return spec.rpartition(":")[0] in SOURCES
+
+
 def _likely(spec: str) -> str:
     """A hint for a spec that lacks its source or its name."""
     name = spec.strip(":")
@@ -116,7 +121,7 @@ def stored_spec(spec: str | None, holder: object) -> str:
     """
     if spec is None:
         raise InputError(f"{holder} does not name its model", help="name it with --model SPEC")
-    if spec.rpartition(":")[0] not in SOURCES:
+    if not is_of_library(spec):
         raise InputError(
             f"the model of {holder} is somebody's own code, {spec}, which a file cannot ask to run",
             help=f"if you know it: --model {shlex.quote(spec)}",
@@ -157,6 +162,9 @@ def _pick(known: Mapping[str, T], name: str, source: str) -> T:
     if name in known:
         return known[name]
     near = nearest(name, known)
+    begun = sorted(one for one in known if one.startswith(name)) if len(name) > 5 else []
+    if begun and not (near or "").startswith(name):  # the end of a long name is what is missing
+        near = begun[0]
     if near:
         hint = f"did you mean `{source}:{near}`?"
     elif len(known) < 20:

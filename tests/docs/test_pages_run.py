@@ -102,6 +102,7 @@ def test_every_option_that_the_prose_names_exists():
         "--strict",
         "--version",
         "--help",  # of every verb
+        *("--install-completion", "--show-completion"),  # of the program
         "--logdir",  # of tensorboard
         "--backend-store-uri",  # of mlflow
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -69,6 +70,29 @@ def test_the_textmate_grammar_has_the_words_of_the_language():
     assert words_of(patterns["keyword.control.prune"]) == STATEMENTS.keys()
     assert constants | clauses == CLAUSES.keys()
     assert STATEMENTS.keys() | CLAUSES.keys() == {w for w in literals().values() if w.isalpha()}
+
+
+def test_the_rules_for_sublime_text_are_those_of_textmate_and_match_every_recipe():
+    """Read as both editors read them: at each place the first rule that matches."""
+    folder = EDITORS / "sublime"
+    script = runpy.run_path(str(folder / "draw.py"))
+    grammar = json.loads(script["SOURCE"].read_text())
+    text = (folder / "prune.sublime-syntax").read_text()
+    assert script["text_of"](grammar) == text
+    found = re.findall(r"- match: (.*)\n(?:      scope: (.*))?", text)
+    rules = [(re.compile(json.loads(match)), scope) for match, scope in found]
+    assert len(rules) > 20
+    for file in RECIPES:
+        for line in file.read_text().splitlines():
+            place = 0
+            while place < len(line):
+                hits = [(rule.search(line, place), scope) for rule, scope in rules]
+                first = min((hit.start() for hit, _ in hits if hit), default=None)
+                if first is None:
+                    break
+                hit, scope = next(one for one in hits if one[0] and one[0].start() == first)
+                assert "invalid" not in scope, (file, line)
+                place = hit.end()
 
 
 def test_the_files_of_the_extension_are_json_and_name_each_other():

@@ -26,6 +26,11 @@ def test_of_a_single_path_without_rules_the_kept_weights_learn():
     assert [update.parts for update in recipe.updates] == [("kept",)] and not recipe.warnings
 
 
+def test_a_single_path_is_deployed_without_a_deploy():
+    implied = loads(completed("prune Conv2d to 90%\n" + ONE_PATH.replace("  deploy sparse\n", "")))
+    assert implied == loads(completed("prune Conv2d to 90%\n" + ONE_PATH))
+
+
 def test_of_two_paths_nothing_is_implied():
     two = ONE_PATH.replace("  loss", "  path dense = full\n  loss cross_entropy(dense)\n  loss")
     recipe = loads(completed("prune Conv2d to 90%\n" + two))

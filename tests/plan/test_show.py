@@ -1,6 +1,7 @@
 """The printed Plan: complete, deterministic, no wider than its page."""
 
 import io
+import os
 
 import pytest
 from torch import nn
@@ -184,3 +185,17 @@ def test_every_so_manyth_step_is_written_as_it_is_said():
 
 def test_percentages_are_written_as_in_recipes():
     assert [percent(x) for x in (0.9, 0.925, 0.0, 1.0)] == ["90%", "92.5%", "0%", "100%"]
+
+
+@pytest.mark.parametrize("columns, width", [(40, 60), (60, 60), (100, 100), (200, 140)])
+def test_a_page_is_as_wide_as_its_terminal_within_bounds(columns, width, monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self):
+            return True
+
+    size = os.terminal_size((columns, 24))
+    monkeypatch.setattr("dcil_dsl.plan.text.get_terminal_size", lambda: size)
+    assert page_of(Terminal()).width == width
+    assert page_of(io.StringIO()).width == 100  # a file holds the same everywhere

@@ -18,7 +18,7 @@ import typer
 from dcil_dsl.cli import options as o
 from dcil_dsl.cli.errors import note, tell
 from dcil_dsl.cli.streams import show
-from dcil_dsl.cli.verb import verb
+from dcil_dsl.cli.verb import say_loading, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.sensitivity.verb import shares_of, write_text
 
@@ -91,6 +91,7 @@ def bench(
         raise InputError(f"--json {json}: there is no folder {json.parent}")
     if json is not None and json.is_dir():
         raise InputError(f"--json {json} is a folder", help="name a file in it")
+    say_loading()
     from rich.console import Console
 
     if is_recipe:

@@ -23,9 +23,9 @@ from dcil_dsl.extras.lsp.tokens import Lexeme, lexemes
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.build import build_file
 from dcil_dsl.lang.check import check
-from dcil_dsl.lang.link import Linked, link
+from dcil_dsl.lang.link import Linked, link, read_saved
 from dcil_dsl.lang.parse import parse_text
-from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.lang.recipe import PruneRule, Recipe
 from dcil_dsl.lang.selectors import Selectors
 from dcil_dsl.plan.select import Selection, claim_layers
 
@@ -161,10 +161,12 @@ def analyse(
     find_table: Callable[[ast.File], LayerTable | None] = lambda file: None,
     cancelled: Callable[[], bool] = lambda: False,
     version: int | None = None,
+    read_parent: Callable[[Path], str] = read_saved,
 ) -> Analysis:
     """All stages as far as they go. Raises Cancelled.
 
-    find_table  the table for a linked file, None where there is none
+    find_table   the table for a linked file, None where there is none
+    read_parent  the text of a recipe that is extended, which the editor may have open
     """
 
     def go_on() -> None:
@@ -180,7 +182,7 @@ def analyse(
         go_on()
         analysis.file = build_file(parsed)
         go_on()
-        analysis.linked = link(analysis.file, folder, {}, found)
+        analysis.linked = link(analysis.file, folder, {}, found, read_parent)
         go_on()
         analysis.table = find_table(analysis.linked.file)
         analysis.recipe = check(analysis.linked, found)
@@ -218,6 +220,10 @@ def _select(
     go_on()
     for private in recipe.privates:
         selection.select(private.selector)
-    if recipe.average is not None:
-        selection.select(recipe.average.selector)
+    for rule in recipe.rules:
+        for bound in rule.bounds if isinstance(rule, PruneRule) else ():
+            selection.select(bound.selector)
+    for word in (recipe.average, *recipe.groups):
+        if word is not None and word.selector is not None:
+            selection.select(word.selector)
     found.stop_if_wrong()

@@ -217,18 +217,22 @@ def _reading(server: LanguageServer, session: EditorSession) -> None:
 
 
 def _names(server: LanguageServer, session: EditorSession) -> None:
+    def opened() -> dict[Path, str]:
+        texts = {one.place: one.text for one in session.texts.values()}
+        return {path: text for path, text in texts.items() if path is not None}
+
+    def family(uri: str, analysis: Analysis) -> list[symbols.Opened]:
+        path, texts = path_of(uri), opened()
+        resolved = path.resolve() if path else None
+        return symbols.family(analysis, resolved, _recipes(session, texts), texts)
+
     async def occurrences(
         uri: str, position: t.Position
     ) -> tuple[list[Occurrence], Occurrence | None, Analysis | None]:
         analysis = await session.current(uri)
         if analysis is None or analysis.file is None:
             return [], None, analysis
-        texts = {path_of(one.uri): one.text for one in session.texts.values()}
-        saved = {path.resolve(): text for path, text in texts.items() if path is not None}
-        path = path_of(uri)
-        files = symbols.family(
-            analysis, path.resolve() if path else None, _recipes(session, saved), saved
-        )
+        files = family(uri, analysis)
         found = symbols.names_in(files)
         offset = analysis.lines.offset(position)
         return found, symbols.occurrence_at(found, analysis.source, offset), analysis
@@ -265,6 +269,12 @@ def _names(server: LanguageServer, session: EditorSession) -> None:
             if analysis is not None and analysis.file is None:
                 why = "the recipe has errors of syntax"
             raise JsonRpcInvalidParams(why)
+        texts = opened()
+        assert analysis is not None
+        files = family(params.text_document.uri, analysis)
+        if broken := symbols.broken_relatives(files, _recipes(session, texts), texts):
+            names = ", ".join(path.name for path in broken)
+            raise JsonRpcInvalidParams(f"{names}: cannot be read, and may use the name too")
         try:
             spans = symbols.renamed(found, one, params.new_name)
         except symbols.NotRenamed as error:

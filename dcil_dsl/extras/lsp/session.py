@@ -16,7 +16,7 @@ import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +24,7 @@ from dcil_dsl.extras.lsp.analysis import Analysis, Cancelled, analyse
 from dcil_dsl.extras.lsp.models import Refused, ServerSettings, Tables, Wanted, wanted_model
 from dcil_dsl.extras.lsp.table import LayerTable, TableError
 from dcil_dsl.lang import ast
+from dcil_dsl.lang.link import read_saved
 
 DEBOUNCE = 0.15  # seconds without a change before the text is analysed
 GC_THRESHOLD = 100_000  # objects: a tree of 2,000 rules would start the collector a hundred times
@@ -41,18 +42,25 @@ def uri_of(path: Path) -> str:
 
 @dataclass
 class Text:
-    """One open text. analysis: of the newest version that was analysed."""
+    """One open text. analysis: of the newest version that was analysed; parents: the files that it
+    read."""
 
     uri: str
     text: str
     version: int | None
     analysis: Analysis | None = None
+    parents: set[Path | None] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
 
     @property
     def path(self) -> Path | None:
         return path_of(self.uri)
+
+    @cached_property
+    def place(self) -> Path | None:
+        """The file without links, by which two names of it are one."""
+        return None if self.path is None else self.path.resolve()
 
     @property
     def is_current(self) -> bool:
@@ -84,11 +92,20 @@ class EditorSession:
             known.text, known.version = text, version
             wait = DEBOUNCE
         self.start(known, wait)
+        self._start_children(known)
+
+    def _start_children(self, changed: Text) -> None:
+        """Analyse the texts that extend this one again."""
+        for text in self.texts.values():
+            if text is not changed and changed.place in text.parents:
+                text.analysis = None
+                self.start(text, DEBOUNCE)
 
     def close(self, uri: str) -> None:
         known = self.texts.pop(uri, None)
         if known is not None:
             known.stopped.set()
+            self._start_children(known)  # what is not saved is gone
 
     def start(self, text: Text, wait: float) -> None:
         """Analyse the text after `wait` seconds in place of the analysis in flight."""
@@ -115,15 +132,31 @@ class EditorSession:
         name = text.uri if text.path is None else str(text.path)
         loop = asyncio.get_running_loop()
         find = partial(self._table, loop, text.uri)
+        opened = {key: one.text for one in self.texts.values() if (key := one.place) is not None}
+
+        parents: set[Path | None] = set()
+
+        def read_parent(path: Path) -> str:
+            parents.add(path.resolve())
+            found = opened.get(path.resolve())
+            return read_saved(path) if found is None else found
+
         work = partial(
-            analyse, text.text, text.path, name, find, stopped.is_set, version=text.version
+            analyse,
+            text.text,
+            text.path,
+            name,
+            find,
+            stopped.is_set,
+            version=text.version,
+            read_parent=read_parent,
         )
         try:
             analysis = await asyncio.to_thread(work)
         except Cancelled:
             return
         if not stopped.is_set():
-            text.analysis = analysis
+            text.analysis, text.parents = analysis, parents
 
     async def current(self, uri: str) -> Analysis | None:
         """The analysis of the text as it is now; None for a text that is not open."""

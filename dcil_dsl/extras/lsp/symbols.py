@@ -26,6 +26,7 @@ from dcil_dsl.lang.statements import CLAUSES, STATEMENTS
 from dcil_dsl.lang.tokens import Unreadable, read
 from dcil_dsl.words.registry import own_words
 
+_EXTENDS = re.compile(r'^[ \t]*extends[ \t]+"([^"\n]+)"', re.MULTILINE)
 NAME = re.compile(r"[a-z_][a-z0-9_]*")
 MOST_FILES = 500  # of a workspace that are read for references
 
@@ -94,6 +95,29 @@ def family(
         if any(id(each) in found for each in line):
             found |= {id(each): each for each in line}
     return list(found.values())
+
+
+def broken_relatives(
+    files: list[Opened], others: Iterable[Path], texts: dict[Path, str]
+) -> list[Path]:
+    """Recipes that belong to a family by their `extends` but do not parse, and missing parents.
+
+    A name that is renamed without them is one that they then miss.
+    """
+    inside = {one.path for one in files if one.path is not None}
+    parents = {one.parent for one in files if one.parent is not None} - inside
+    found = [path for path in sorted(parents) if opened(path, texts) is None]
+    for path in list(others)[:MOST_FILES]:
+        if path in inside or path in parents or opened(path, texts) is not None:
+            continue
+        try:
+            text = texts[path] if path in texts else read(path, is_parent=True)
+        except (RecipeError, Unreadable):
+            continue  # not text, or not there any more
+        named = _EXTENDS.search(text)
+        if named is not None and (path.parent / named[1]).resolve() in inside:
+            found.append(path)
+    return found
 
 
 def names_in(files: list[Opened]) -> list[Occurrence]:

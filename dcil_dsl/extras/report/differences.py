@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.extras.report.read import RunRecord
+from dcil_dsl.lang.changes import recipe_changes
 from dcil_dsl.plan.text import Page, fit, percent, shorten, table
 from dcil_dsl.training.differences import science_of, text_differences, value_differences
 from dcil_dsl.words.metrics import metric_text
@@ -33,6 +35,10 @@ def result_rows(runs: Sequence[RunRecord]) -> Rows:
             values = (run.result.get("accuracies", {}).get(path, {}).get(metric) for run in runs)
             texts = (NOTHING if v is None else metric_text(metric, v, ".2%") for v in values)
             rows.append((f"{metric} of {path}", *texts))
+        starts = [run.start.get("metrics", {}).get(metric) for run in runs]
+        if any(value is not None for value in starts):
+            texts = (NOTHING if v is None else metric_text(metric, v, ".2%") for v in starts)
+            rows.append((f"{metric} before training", *texts))
     shares = {"sparsity asked": "sparsity_asked", "sparsity measured": "sparsity_measured"}
     for title, key in shares.items():
         texts = (_share(run.result.get(key)) for run in runs)
@@ -48,9 +54,15 @@ def result_rows(runs: Sequence[RunRecord]) -> Rows:
     return rows
 
 
-def recipe_lines(one: RunRecord, other: RunRecord) -> list[str]:
-    """The lines of the resolved recipes that differ, with - and +."""
-    return text_differences(one.resolved, other.resolved)
+def recipe_lines(one: str, other: str) -> list[str]:
+    """What differs between two resolved recipes, by the name of the setting.
+
+    By line where one of them is not a recipe of this version.
+    """
+    try:
+        return recipe_changes(one, other)
+    except RecipeError:
+        return text_differences(one, other)
 
 
 def plan_lines(one: RunRecord, other: RunRecord) -> list[str]:
@@ -89,7 +101,7 @@ def show_differences(runs: Sequence[RunRecord], page: Page) -> str:
     for other in runs[1:]:
         pair = f"{runs[0].name} and {other.name}"
         for title, found in (
-            ("recipes", recipe_lines(runs[0], other)),
+            ("recipes", recipe_lines(runs[0].resolved, other.resolved)),
             ("plans", plan_lines(runs[0], other)),
         ):
             if not found:

@@ -46,9 +46,22 @@ def verdict(run: RunRecord, proof: str) -> str:
             named.append(f"{path}{deployed} {metric_text(main, values[main], '.2%')}")
     if named:
         parts.append(f"Held-out {main}: {', '.join(named)}.")
-    parts.append("The accuracy before training was not measured.")
+    parts.append(start_text(run))
     parts.append(f"Training cost {result['cost']:.2f} dense runs. {proof}")
     return " ".join(parts)
+
+
+def start_text(run: RunRecord) -> str:
+    """How good the network was before training, in a sentence."""
+    main = run.metrics[0] if run.metrics else ""
+    value = run.start.get("metrics", {}).get(main)
+    if isinstance(value, (int, float)):
+        return f"Before training, unpruned: {main} {metric_text(main, value, '.2%')}."
+    if run.start.get("weights") == "random":
+        classes = run.plan.model.classes
+        chance = f", 1 in {classes}" if main == "top1" and classes else ""
+        return f"The run started from random weights, which guess{chance}."
+    return "The accuracy before training was not measured."
 
 
 def chart_data(runs: Sequence[RunRecord], weights: Sequence[StoredWeights]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from dcil_dsl.extras.report.read import RunRecord, find_runs, read_run
 from dcil_dsl.plan.text import Page, named_table, percent, shorten
 from dcil_dsl.words.metrics import metric_text
 
+# Left out of a narrow page, the first one first.
+LEAST = ("recipe", "data", "cost", "model", "seed")
 HEADER = ("run", "recipe", "model", "data", "seed", "sparsity", "result", "cost", "state")
 
 
@@ -46,8 +48,18 @@ def list_row(run: RunRecord) -> tuple[str, ...]:
 
 
 def show_list(runs: Sequence[RunRecord], page: Page) -> str:
-    """The table; a name that is too long stands on a line of its own."""
+    """The table; a name that is too long stands on a line of its own. Columns that do not fit
+    are left out."""
     if not runs:
         return "no runs\n"
-    lines = named_table(HEADER, [list_row(run) for run in runs], "llllrrrrl", 30, page)
-    return "".join(f"{line}\n" for block in lines for line in block)
+    rows = [list_row(run) for run in runs]
+    shown = list(range(len(HEADER)))
+    for name in ("", *LEAST):
+        shown = [i for i in shown if HEADER[i] != name]
+        header = tuple(HEADER[i] for i in shown)
+        cells = [tuple(row[i] for i in shown) for row in rows]
+        blocks = named_table(header, cells, "".join("llllrrrrl"[i] for i in shown), 30, page)
+        lines = [line for block in blocks for line in block]
+        if max(map(len, lines)) <= page.width:
+            break
+    return "".join(f"{line}\n" for line in lines)

@@ -31,6 +31,7 @@ from dcil_dsl.training.differences import text_differences
 
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 COMMENT = re.compile(r'("[^"]*")|#.*')
+EXTENDS = re.compile(r"^[ \t]*extends\b", re.MULTILINE)
 CURVES = {
     "metric": "Accuracy, held-out",
     "loss": "Loss, training",
@@ -110,7 +111,8 @@ def _differences(runs: Sequence[RunRecord]) -> list[str]:
     parts.append("<h2>What differs</h2>")
     for other in runs[1:]:
         pair = f"{escape(runs[0].name)} and {escape(other.name)}"
-        lines, plans = recipe_lines(runs[0], other), plan_lines(runs[0], other)
+        lines = recipe_lines(runs[0].resolved, other.resolved)
+        plans = plan_lines(runs[0], other)
         parts.append(f"<h3>Recipes: {pair}</h3>")
         parts.append(_diff(lines) if lines else "<p>The resolved recipes do not differ.</p>")
         shown = [*plans[:MOST_LINES]]
@@ -283,16 +285,23 @@ def _bench(run: RunRecord) -> list[str]:
 
 def _recipe(run: RunRecord) -> list[str]:
     parts = ["<h3>Recipe</h3>"]
+    lines: list[str] = []
     if run.given:
         parts += ["<p>As given:</p>", _pre(run.given)]
-    if run.resolved:
-        parts += ["<p>Resolved, after extends, let and --set:</p>", _pre(run.resolved)]
     if run.given and run.resolved:
         lines = text_differences(_without_comments(run.given), _without_comments(run.resolved))
-        parts += ["<p>From given to resolved, but for comments and spaces:</p>"]
+        if lines:
+            parts += ["<p>From given to resolved, but for comments and spaces:</p>", _diff(lines)]
+        else:
+            parts.append("<p>Resolved, it differs in comments and spaces alone.</p>")
+    if run.resolved and (lines or not run.given):
+        parts += ["<p>Resolved, after extends, let and --set:</p>", _pre(run.resolved)]
+    if run.parent:
+        lines = recipe_lines(run.parent, run.resolved)
+        parts += ["<p>What differs from the recipe that it extends:</p>"]
         parts.append(_diff(lines) if lines else "<p>Nothing differs.</p>")
-    if "extends" in run.given:
-        parts.append(_note("The file that it extends is not in the run folder."))
+    elif EXTENDS.search(run.given):
+        parts.append(_note("The recipe that it extends is not in the run folder."))
     return parts
 
 
@@ -349,7 +358,7 @@ def _row(tag: str, cells: Iterable[str]) -> str:
 
 
 def _diff(lines: Sequence[str]) -> str:
-    kinds = {"+": "added", "-": "gone"}
+    kinds = {"+": "added", "-": "gone", "~": "changed"}
     shown = (f'<span class="{kinds.get(x[:1], "")}">{escape(x)}</span>' for x in lines)
     return "<pre>" + "\n".join(shown) + "</pre>"
 

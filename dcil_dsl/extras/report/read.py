@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.report.files import check_line, check_shape
 from dcil_dsl.plan.cost import training_cost
 from dcil_dsl.plan.plan import Plan, first_fault
 from dcil_dsl.words.metrics import METRICS
@@ -29,7 +30,9 @@ class RunRecord:
     name     the path as it was given, which tells the run from others
     report   report.json; empty where the run has not finished
     lines    metrics.jsonl, a mapping for each epoch
+    parent   parent.prune: the recipe that the run's extends, closed; "" where there is none
     command  command.json: where the data are
+    start    start.json: {"weights": "random"}, or {"metrics": ...} before training
     profile  sensitivity.json, bench: bench.json; empty where nobody put them there
     """
 
@@ -40,7 +43,9 @@ class RunRecord:
     lines: list[dict[str, Any]] = field(default_factory=list)
     given: str = ""
     resolved: str = ""
+    parent: str = ""
     command: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
     bench: dict[str, Any] = field(default_factory=dict)
 
@@ -54,8 +59,9 @@ class RunRecord:
             return {}
         line = self.lines[-1]
         paths: dict[str, dict[str, float]] = {}
-        for metric in self.metrics:
-            for path, value in line[metric].items():
+        for metric in self.metrics:  # not every epoch is evaluated, with --evaluate-every
+            latest = [one[metric] for one in self.lines if metric in one][-1:]
+            for path, value in latest[0].items() if latest else ():
                 paths.setdefault(path, {})[metric] = value
         return line | {"accuracies": paths, "cost": self.cost_at(line["step"])}
 
@@ -71,9 +77,9 @@ class RunRecord:
         """The metrics of the lines, the main one first."""
         found = [
             name
-            for line in self.lines[:1]
+            for line in self.lines
             for name, value in line.items()
-            if isinstance(value, Mapping) and name != "losses" and not name.startswith("train_")
+            if name in METRICS and isinstance(value, Mapping)
         ]
         for values in self.report.get("result", {}).get("accuracies", {}).values():
             found += [name for name in values if name not in found]
@@ -138,7 +144,9 @@ def read_run(path: str | Path) -> RunRecord:
         lines=_lines(folder / "metrics.jsonl"),
         given=_text(folder / "recipe.prune"),
         resolved=_text(folder / "resolved.prune"),
+        parent=_text(folder / "parent.prune"),
         command=_object(folder / "command.json"),
+        start=_object(folder / "start.json"),
         profile=_object(folder / "sensitivity.json"),
         bench=_object(folder / "bench.json"),
     )
@@ -176,6 +184,7 @@ def _object(file: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise InputError(f"cannot read {file}: not a JSON object")
+    check_shape(file, found)
     return found
 
 
@@ -189,8 +198,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
             if number == len(texts):
                 break
             line = None
-        keys = ("epoch", "step")
-        if not isinstance(line, dict) or not all(isinstance(line.get(key), int) for key in keys):
-            raise InputError(f"{file}:{number}: not the line of an epoch")
+        check_line(f"{file}:{number}", line)
         read.append(line)
     return read

@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from pathlib import Path
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.report.read import RunRecord, read_run
+from dcil_dsl.lang.shipped import path_of
+from dcil_dsl.lang.tokens import Unreadable, read
 from dcil_dsl.plan.text import Page, named_table, percent
 from dcil_dsl.words.metrics import metric_text
 
 REQUEST = "sweep.json"
+INTERRUPTED = 130  # the status of a program that Ctrl-C ends
 UNSAFE = re.compile(r"[^A-Za-z0-9.,_=%-]+")
 
 
@@ -110,10 +114,16 @@ def run_all(
     jobs: int,
     tell: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Every run, `jobs` at a time; `tell` is called as each ends."""
+    """Every run, `jobs` at a time; `tell` is called as each ends. None starts after one that was
+    interrupted, as Ctrl-C interrupts all that are running."""
+    stopped = threading.Event()
 
     def work(run: SweepRun) -> Outcome:
+        if stopped.is_set():
+            return Outcome(run, INTERRUPTED, "not started")
         outcome = run_one(run, folder, command)
+        if outcome.status == INTERRUPTED:
+            stopped.set()
         tell(outcome)
         return outcome
 
@@ -147,13 +157,17 @@ def run_one(run: SweepRun, folder: Path, command: Sequence[str]) -> Outcome:
 
 
 def read_records(outcomes: Sequence[Outcome], folder: Path) -> list[RunRecord | None]:
-    """The record of each run; None where it has no result."""
-    return [
-        read_run(folder / one.run.name)
-        if (folder / one.run.name / "report.json").is_file()
-        else None
-        for one in outcomes
-    ]
+    """The record of each run; None where it has no result, or cannot be read."""
+    return [_record(folder / one.run.name) for one in outcomes]
+
+
+def _record(run: Path) -> RunRecord | None:
+    if not (run / "report.json").is_file():
+        return None
+    try:
+        return read_run(run)
+    except InputError:
+        return None  # its outcome says why
 
 
 def results_csv(outcomes: Sequence[Outcome], records: Sequence[RunRecord | None]) -> str:
@@ -223,12 +237,10 @@ def _divide(text: str) -> list[str]:
     return parts
 
 
-def request_of(
-    recipe: Path, model: str, data: str, options: Mapping[str, str]
-) -> dict[str, object]:
+def request_of(recipe: str, model: str, data: str, options: Mapping[str, str]) -> dict[str, object]:
     """What sweep.json holds: all but the values and the seeds, which may grow."""
     try:
-        text = recipe.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {recipe}: {error}") from None
+        text = read(path_of(recipe))
+    except Unreadable as error:
+        raise InputError(f"cannot read the recipe {recipe}: {error}") from None
     return {"recipe": text, "model": model, "data": data, "options": dict(options)}

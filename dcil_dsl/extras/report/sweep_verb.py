@@ -20,6 +20,7 @@ from dcil_dsl.cli.verb import verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.report.sweep import (
+    INTERRUPTED,
     Outcome,
     open_sweep,
     read_lists,
@@ -64,7 +65,7 @@ def sweep(
     runs = runs_of(lists, range(seeds))
     folder = Path(options.out or Path("runs") / f"{Path(recipe).stem}-sweep")
     command = [recipe, "--model", model, "--train", train, *_passed_on(options)]
-    open_sweep(folder, request_of(Path(recipe), model, train, {"given": " ".join(command[1:])}))
+    open_sweep(folder, request_of(recipe, model, train, {"given": " ".join(command[1:])}))
     note(f"{count(len(runs), 'run')} in {folder}")
     outcomes = run_all(runs, folder, command, jobs, _tell)
     records = read_records(outcomes, folder)
@@ -78,6 +79,8 @@ def sweep(
         write_page(found, folder / "report.html")
     show(show_sweep(outcomes, records, page_of(sys.stdout)))
     print(folder / "results.csv", *([folder / "report.html"] if found else []), sep="\n")
+    if any(one.status == INTERRUPTED for one in outcomes):
+        return INTERRUPTED
     return WRONG if any(one.status for one in outcomes) else DONE
 
 
@@ -99,6 +102,8 @@ def _passed_on(options: RunOptions) -> list[str]:
 def _tell(outcome: Outcome) -> None:
     if outcome.reused:
         note(f"{outcome.run.name}: has finished before")
+    elif outcome.status == INTERRUPTED:
+        note(f"{outcome.run.name}: interrupted; the same command resumes the sweep")
     elif outcome.status:
         note(f"{outcome.run.name}: FAILED with status {outcome.status}: {outcome.reason}")
     else:

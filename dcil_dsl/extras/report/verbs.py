@@ -17,7 +17,7 @@ import typer
 
 from dcil_dsl.cli.errors import note
 from dcil_dsl.cli.streams import show
-from dcil_dsl.cli.verb import verb
+from dcil_dsl.cli.verb import say_loading, verb
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.extras.report.read import RunRecord, read_run
@@ -33,7 +33,9 @@ def report(
     ),
 ) -> None:
     """Write one self-contained page about a run; of several, what differs comes first."""
-    write_page(read_runs(runs), out)
+    found = read_runs(runs)
+    say_loading()
+    write_page(found, out)
     print(out)
 
 
@@ -90,10 +92,11 @@ def write_page(records: Sequence[RunRecord], out: Path) -> None:
     if out.is_dir():
         raise InputError(f"--out {out} is a folder", help="name a file in it")
     from dcil_dsl.extras.report.page import make_page
-    from dcil_dsl.extras.report.weights import read_weights
+    from dcil_dsl.extras.report.weights import MOST_BITMAPS, read_weights
     from dcil_dsl.training.files import write_text
 
-    stored = [read_weights(record) for record in records]
+    most = max(1, MOST_BITMAPS // len(records))
+    stored = [read_weights(record, most) for record in records]
     write_text(out, make_page(records, stored, [proof_of(record) for record in records]))
 
 

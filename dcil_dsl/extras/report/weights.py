@@ -28,7 +28,7 @@ from dcil_dsl.plan.plan import PlanLayer
 TILE = 16
 BINS = 61
 MOST_PIXELS = 64  # of a side of a bitmap
-MOST_BITMAPS = 120  # 2 KB each, so that a page stays under 3 MB
+MOST_BITMAPS = 120  # of a page, 2 KB each, so that it stays under 3 MB
 INK = (37, 99, 235)
 
 
@@ -65,7 +65,7 @@ class StoredWeights:
     notes: list[str] = field(default_factory=list)
 
 
-def read_weights(run: RunRecord) -> StoredWeights:
+def read_weights(run: RunRecord, most_bitmaps: int = MOST_BITMAPS) -> StoredWeights:
     """Everything that the tensors say; notes where a file or a tensor is missing."""
     found = StoredWeights()
     exported = run.path / "sparse.safetensors"
@@ -76,9 +76,9 @@ def read_weights(run: RunRecord) -> StoredWeights:
     if not exported.is_file():
         found.notes.append("sparse.safetensors is missing: the run has not finished.")
         return found
-    largest = sorted(layers, key=lambda layer: -layer.num_weights)[:MOST_BITMAPS]
+    largest = sorted(layers, key=lambda layer: -layer.num_weights)[:most_bitmaps]
     if len(largest) < len(layers):
-        found.notes.append(f"Bitmaps are drawn of the {MOST_BITMAPS} largest layers.")
+        found.notes.append(f"Bitmaps are drawn of the largest layers: {most_bitmaps}.")
     drawn = {layer.parameter for layer in largest}
     span = torch.linspace(-4.0, 4.0, BINS + 1)
     kept, pruned = torch.zeros(BINS), torch.zeros(BINS)

@@ -18,7 +18,7 @@ import typer
 from dcil_dsl.cli import options as o
 from dcil_dsl.cli.errors import note, tell
 from dcil_dsl.cli.streams import show
-from dcil_dsl.cli.verb import verb
+from dcil_dsl.cli.verb import say_loading, verb
 from dcil_dsl.diagnostics import InputError
 
 
@@ -75,6 +75,7 @@ def sensitivity(
         from dcil_dsl.data.datasets import require_data
 
         require_data(train, data)  # before torch is loaded
+    say_loading()
     from rich.console import Console
 
     from dcil_dsl.extras.sensitivity.job import measure_sensitivity

@@ -2,7 +2,7 @@
 
 In:   the text of a YAML file, or of a Markdown file with YAML between lines of dashes.
 Out:  Modifier values in the order of the file. InputError where it is not such a recipe.
-Not:  nothing is constructed from a tag, and expressions, `eval(...)`, stay text.
+Not:  nothing is constructed from a tag; of `eval(...)` arithmetic alone is evaluated.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.extras.sparseml.expressions import evaluated
 
 _FRONT = re.compile(r"^---[ \t]*$(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -54,7 +55,11 @@ def read_modifiers(text: str, name: str) -> list[Modifier]:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name}: this is not YAML: {first}") from None
     found: list[Modifier] = []
-    _collect(root, skipped, found, set())
+    variables: dict[str, list[object]] = {}
+    _collect(root, skipped, found, set(), variables)
+    known = {name: values[0] for name, values in variables.items() if len(set(values)) == 1}
+    for one in found:
+        one.settings.update({key: _closed(value, known) for key, value in one.settings.items()})
     if not found:
         raise InputError(
             f"{name} has no modifiers of SparseML",
@@ -63,8 +68,17 @@ def read_modifiers(text: str, name: str) -> list[Modifier]:
     return found
 
 
-def _collect(node: Any, skipped: int, found: list[Modifier], seen: set[int]) -> None:
-    """Modifiers in a node and below it; a node that aliases share is looked at once."""
+def _collect(
+    node: Any,
+    skipped: int,
+    found: list[Modifier],
+    seen: set[int],
+    variables: dict[str, list[object]],
+) -> None:
+    """Modifiers in a node and below it, and the values of variables by name, of all stages.
+
+    A node that aliases share is looked at once.
+    """
     if node is None or id(node) in seen:
         return
     seen.add(id(node))
@@ -73,14 +87,29 @@ def _collect(node: Any, skipped: int, found: list[Modifier], seen: set[int]) -> 
         line = node.start_mark.line + 1 + skipped
         found.append(Modifier(node.tag.lstrip("!"), line, settings))
     elif node.id == "mapping":
-        for _, value in node.value:
-            _collect(value, skipped, found, seen)
+        for key, value in node.value:
+            if value.id == "scalar":
+                held = _scalar(value.tag.rpartition(":")[2], value.value)
+                variables.setdefault(str(key.value), []).append(held)
+            else:
+                _collect(value, skipped, found, seen, variables)
     elif node.id == "sequence":
         for value in node.value:
-            _collect(value, skipped, found, seen)
+            _collect(value, skipped, found, seen, variables)
 
 
 MAX_NESTED = 20
+
+
+def _closed(given: YamlValue, variables: dict[str, object]) -> YamlValue:
+    """The value with expressions replaced by what they amount to; others stay text."""
+    value = given.value
+    if isinstance(value, list):
+        return YamlValue([_closed(one, variables) for one in value], given.line)
+    if isinstance(value, dict):
+        return YamlValue({k: _closed(v, variables) for k, v in value.items()}, given.line)
+    found = evaluated(value, variables) if isinstance(value, str) else None
+    return given if found is None else YamlValue(found, given.line)
 
 
 def _given(node: Any, skipped: int, depth: int) -> YamlValue:

@@ -194,6 +194,11 @@ def _rules(one: Modifier, epochs: float | None, done: Translated) -> list[str]:
         *([f"granularity = {unit}"] if unit else []),
     ]
     word = "global" if is_global else "uniform"
+    for share, _ in targets:
+        if share <= initial:
+            text = f"init_sparsity {_number(initial)} is not below final_sparsity {_number(share)}"
+            done.losses.append((_line(one, "init_sparsity"), f"{text}: a rule of {one.name}"))
+    targets = [(share, selector) for share, selector in targets if share > initial]
     return [
         f"prune {selector} to {word}({_percent(share)}) {{\n" + "\n".join(settings) + "\n}\n"
         for share, selector in targets

@@ -104,6 +104,21 @@ async def test_selectors_are_checked_against_the_cached_layers(editor, text):
     assert action.edit.changes[uri][0].new_text == '"layer1.0.conv1"'
 
 
+@pytest.mark.parametrize(
+    "place, given",
+    [
+        ("momentum=0.9)", "momentum=0.9)\n  groups = [group(nowhere, lr_scale=10)]"),
+        ("warm..75% run)", "warm..75% run)\n  bounds = [within(nowhere, floor=30%)]"),
+    ],
+    ids=["a group of weights", "a bound"],
+)
+async def test_layers_that_a_setting_names_are_checked_too(editor, text, place, given):
+    layers = 'layers nowhere = "layer9"\n\nprune Conv2d'
+    uri = editor.open(text.replace(place, given).replace("prune Conv2d", layers))
+    found = await editor.diagnostics(uri)
+    assert [one.code for one in found] == ["E301"] and '"layer9"' in found[0].message
+
+
 async def test_a_rule_without_effect_is_told_as_by_the_compiler(editor, text):
     uri = editor.open(text + "prune Conv2d to 50%\n")
     codes = [one.code for one in await editor.diagnostics(uri)]

@@ -190,3 +190,31 @@ def test_each_chart_shows_the_values_under_the_pointer(pages, tmp_path, name):
     ]
     assert any(abs(100 * one - float(value)) <= 0.5 for one in shown), (tips, shown)
     assert "layer 8.weight" in tips["layers"]
+
+
+def test_the_page_of_a_run_says_what_differs_from_the_recipe_it_extends(tmp_path, two_runs):
+    shutil.copytree(two_runs / "run", tmp_path / "run")
+    (tmp_path / "base.prune").write_text((tmp_path / "run/resolved.prune").read_text())
+    child = tmp_path / "child.prune"
+    child.write_text('language 1\nextends "base.prune"\ntrain { clip = 1 }\n')
+    again = ["--model", two_runs / "net.py:Net", "--train", "synthetic", "--device", "cpu"]
+    assert (
+        call("compile", child, *again, "--quiet", "--max-steps", 1, "--out", tmp_path / "one") == 0
+    )
+    assert call("report", tmp_path / "one", "--out", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "What differs from the recipe that it extends" in text
+    assert '<span class="added">+ train.clip = 1</span>' in text
+
+
+def test_the_verdict_says_where_the_run_started(pages, two_runs, tmp_path):
+    start = json.loads((two_runs / "run/start.json").read_text())["metrics"]["top1"]
+    assert f"Before training, unpruned: top1 {start:.2%}." in (pages / "one.html").read_text()
+    shutil.copytree(two_runs / "run", tmp_path / "run")
+    for text, said in (
+        ('{"weights": "random"}', "started from random weights, which guess, 1 in 10."),
+        (None, "The accuracy before training was not measured."),
+    ):
+        (tmp_path / "run/start.json").write_text(text or "{}")
+        assert call("report", tmp_path / "run", "--out", tmp_path / "page.html") == 0
+        assert said in (tmp_path / "page.html").read_text()

@@ -12,6 +12,8 @@ from support.tiny_job import NET, RECIPE, call
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.extras.report import sweep as s
+from dcil_dsl.extras.report.listing import list_runs, show_list
+from dcil_dsl.plan.text import Page
 
 FAKE = """
 import json, sys, pathlib
@@ -36,6 +38,15 @@ def test_runs_are_listed_the_best_first(two_runs, capsys):
     starts = [line.rpartition("/")[2].split()[0] for line in lines[1:] if str(two_runs) in line]
     assert starts == order
     assert text.count("finished") == 2
+
+
+@pytest.mark.parametrize("width", [60, 100, 140])
+def test_the_table_of_runs_fits_the_page(two_runs, width):
+    records, _ = list_runs(two_runs)
+    lines = show_list(records, Page(width)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"run", "sparsity", "result", "state"} <= set(lines[0].split())
+    assert ("recipe" in lines[0]) == (width > 60)
 
 
 def test_a_run_that_cannot_be_read_is_named_and_the_others_are_listed(two_runs, tmp_path, capsys):
@@ -64,7 +75,7 @@ def test_listing_runs_needs_no_torch(two_runs):
 def test_a_comparison_names_what_differs_in_recipe_plan_and_layers(two_runs, capsys):
     assert call("compare", two_runs / "run", two_runs / "other") == 0
     text = capsys.readouterr().out
-    assert "- prune Conv2d to global(90%)" in text and "+ prune Conv2d to global(50%)" in text
+    assert "~ prune Conv2d: global(90%) -> global(50%)" in text
     assert "target.sparsity: 0.9 in run, 0.5 in other" in text
     assert "train.seed: 0 in run, 3 in other" in text
     assert "layers that differ most" in text and "3.weight" in text
@@ -109,6 +120,37 @@ def test_a_failed_run_does_not_end_the_others_and_finished_ones_are_kept(
     assert len(calls) == 2
     (resumed,) = [line for line in calls if "target=95%" in line]
     assert resumed.endswith("--resume") and "--seed 0" in resumed
+
+
+def test_after_an_interrupted_run_no_other_one_starts(tmp_path, monkeypatch):
+    """Ctrl-C reaches the run that is going on; the sweep resumes with the same command."""
+    launcher = tmp_path / "python"
+    launcher.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls.txt\nexit 130\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(s.sys, "executable", str(launcher))
+    (tmp_path / "sweep").mkdir()
+    runs = s.runs_of({}, range(3))
+    outcomes = s.run_all(runs, tmp_path / "sweep", ["r.prune"], 1, lambda outcome: None)
+    assert [one.status for one in outcomes] == [130, 130, 130]
+    assert len((tmp_path / "calls.txt").read_text().splitlines()) == 1
+
+
+def test_a_finished_run_with_a_damaged_report_fails_alone(two_runs, tmp_path):
+    runs = s.runs_of({}, range(2))
+    for run in runs:
+        shutil.copytree(two_runs / "run", tmp_path / "sweep" / run.name)
+    (tmp_path / "sweep" / runs[0].name / "report.json").write_text("{")
+    outcomes = s.run_all(runs, tmp_path / "sweep", ["r.prune"], 1, lambda outcome: None)
+    assert [one.status for one in outcomes] == [2, 0] and "report.json" in outcomes[0].reason
+    records = s.read_records(outcomes, tmp_path / "sweep")
+    assert records[0] is None and records[1] is not None
+    assert s.results_csv(outcomes, records).count("\n") == 3
+
+
+def test_a_recipe_that_comes_with_dcil_can_be_swept():
+    assert "language 1" in s.request_of("dcil:quickstart", "m", "digits", {})["recipe"]
+    with pytest.raises(InputError, match="cannot read the recipe gone.prune"):
+        s.request_of("gone.prune", "m", "digits", {})
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path):

@@ -108,10 +108,38 @@ def test_a_modifier_that_cannot_be_said_is_left_out_and_named_with_its_line(give
 
 
 @pytest.mark.parametrize("key", ["start_epoch", "end_epoch", "final_sparsity"])
-def test_an_expression_is_not_evaluated(key):
-    text = ONE.replace(f"{key}: ", f"{key}: eval(__import__('os').abort()) # ")
+@pytest.mark.parametrize(
+    "code",
+    ["__import__('os').abort()", "9**9**9", "a", "loop", "1 / 0", "[1][0]", "-" * 500 + "1", "two"],
+)
+def test_an_expression_that_is_not_arithmetic_is_not_evaluated(key, code):
+    stages = "loop: eval(loop + 1)\ns1:\n  two: 1\ns2:\n  two: 2\n"
+    text = stages + ONE.replace(f"{key}: ", f'{key}: "eval({code})" # ')
     with pytest.raises(InputError, match="no pruning that a recipe can express"):
         imported(text)
+
+
+def test_arithmetic_on_variables_is_evaluated_as_in_sparseml():
+    """As in the recipes that SparseML ships since 1.0: everything stands in `eval`."""
+    text = (
+        "num_epochs: 10\nstart_target: 0.1\nsparsity: 0.8\nend: eval(num_epochs - 2)\n"
+        "stage:\n  shape: linear\n"
+        + ONE.replace("start_epoch: 1.0", "start_epoch: eval(start_target * num_epochs)")
+        .replace("end_epoch: 8.0", "end_epoch: eval(end)")
+        .replace("final_sparsity: 0.8", "final_sparsity: eval(sparsity)")
+        + "    inter_func: eval(shape)\n"
+    )
+    done = imported(text)
+    assert done.losses == []
+    assert "linear(1ep..8ep)" in done.text and "uniform(80%)" in done.text
+
+
+def test_a_ramp_that_falls_is_left_out_and_the_rest_is_translated():
+    """As in vit_base.85.recal.config.yaml of SparseML: from 25% to 3%."""
+    falling = ONE.replace("init_sparsity: 0.0", "init_sparsity: 0.25").replace("0.8", "0.03")
+    done = imported(ONE + falling.partition("pruning_modifiers:\n")[2])
+    assert done.text.count("prune ") == 1
+    assert any("init_sparsity 0.25 is not below" in loss for _, loss in done.losses)
 
 
 def test_sparsities_by_parameters_are_a_rule_each():
