@@ -118,27 +118,36 @@ def _of_openvino(place: Path) -> Signature:
 def _of_executorch(place: Path) -> Signature:
     from executorch.runtime import Runtime
 
-    metadata = Runtime.get().load_program(place / "network.pte").metadata("forward")
+    from dcil_dsl.extras.formats.graph import fact_of
+    from dcil_dsl.extras.formats.lowered import LOWERED, LoweredFolder
+
+    faults = LoweredFolder().verify(LoweredFolder().read(place))
+    if faults:
+        raise InputError(f"{place} is damaged: {faults[0]}")
+    try:
+        metadata = Runtime.get().load_program(place / LOWERED).metadata("forward")
+    except Exception as error:  # of many types
+        raise InputError(f"{place / LOWERED} is damaged: {fact_of(error)}") from None
     given = []
     for at in range(metadata.num_inputs()):
         one = metadata.input_tensor_meta(at)
-        dtype = str(_scalar_types()[one.dtype()]).removeprefix("torch.")
+        dtype = str(SCALAR_TYPES.get(one.dtype())).removeprefix("torch.")
         given.append(_input(f"input_{at}", list(one.sizes()), dtype, place))
     return given, False
 
 
-def _scalar_types() -> list[torch.dtype]:
-    """The numbers that ExecuTorch gives to types, in its order."""
-    return [
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    ]
+SCALAR_TYPES = {  # as ExecuTorch numbers them
+    0: torch.uint8,
+    1: torch.int8,
+    2: torch.int16,
+    3: torch.int32,
+    4: torch.int64,
+    5: torch.float16,
+    6: torch.float32,
+    7: torch.float64,
+    11: torch.bool,
+    15: torch.bfloat16,
+}
 
 
 def _input(name: str, sizes: list[int | None], dtype: str, place: Path) -> ProgramInput:

@@ -27,8 +27,8 @@ from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, run_of
 from dcil_dsl.extras.formats.executorch_file import lower
 from dcil_dsl.extras.formats.graph import (
-    batch_report,
     quiet,
+    read_names,
     refuse_uncounted,
     tensors_of,
     trace_for_export,
@@ -67,7 +67,8 @@ class EthosU85(LoweredFolder):
             import executorch.backends.arm.ethosu  # noqa: F401
 
         run_of(deployed)
-        program, inputs = trace_for_export(deployed, batch=1)
+        traced = trace_for_export(deployed, batch=1)
+        program, inputs = traced.program, traced.inputs
         data = open_run_data(deployed, 1)
         try:
             coded, weights = self._quantise(program, data)
@@ -83,7 +84,7 @@ class EthosU85(LoweredFolder):
         return "\n".join(
             [
                 *accuracy,
-                f"{taken} on the NPU; {batch_report(inputs, False)}",
+                f"{taken} on the NPU; batch size: 1 alone",
                 f"Vela for {self.target}, {self.system}, {self.memory}:",
                 *show_vela(dense, sparse),
                 "dense: every zero replaced by another weight of its layer",
@@ -111,11 +112,13 @@ class EthosU85(LoweredFolder):
         with quiet(), torch.no_grad():
             module = program.module(check_guards=False)
             readers = _readers(module)
+            names = read_names(program)
             watched = prepare_pt2e(module, quantizer)
             for batch in data.calibration():
                 watched(*batch.args, **batch.kwargs)
             coded = convert_pt2e(watched)
-        return coded, _codes(coded, readers)
+        codes = _codes(coded, readers)
+        return coded, {name: codes[read] for name, read in names.items() if read in codes}
 
     def _lower(self, program: ExportedProgram, deployed: Deployed) -> tuple[bytes, str, VelaReport]:
         from executorch.backends.arm.ethosu import EthosUPartitioner

@@ -10,24 +10,25 @@ Weights are symmetric, one scale for each output channel: the code of 0 is 0.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, run_of
-from dcil_dsl.extras.formats.graph import flat, largest_difference, quiet
+from dcil_dsl.extras.formats.graph import compare, fact_of, flat, largest_difference, quiet
 from dcil_dsl.extras.formats.onnx_file import (
     Onnx,
     Places,
     build_onnx,
+    in_runtime,
     named_weights,
-    run_session,
     save_onnx,
-    session_of,
 )
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.text import percent
@@ -45,8 +46,16 @@ class OnnxInt8(Onnx):
         return False  # `onnx` reads these files too
 
 
-def build_int8(deployed: Deployed, place: Path) -> tuple[Any, Places, str]:
-    """The quantised ModelProto, where its weights lie, and what is printed of it."""
+Engine = Callable[[Any], Callable[[Inputs], list[Tensor]]]  # from a ModelProto to its function
+
+
+def build_int8(
+    deployed: Deployed, place: Path, engine: Engine = in_runtime
+) -> tuple[Any, Places, str]:
+    """The quantised ModelProto, where its weights lie, and what is printed of it.
+
+    engine  in which the accuracy is measured
+    """
     import onnxruntime.quantization  # noqa: F401  before anything takes its time
 
     run_of(deployed)
@@ -56,11 +65,13 @@ def build_int8(deployed: Deployed, place: Path) -> tuple[Any, Places, str]:
     try:
         model = quantise(dense, [flat(batch) for batch in data.calibration()])
         codes = coded_places(model, places)
+        num_codes = sum(where.endswith("_quantized") for where, _ in codes.values())
+        if not num_codes:
+            raise InputError(f"ONNX Runtime quantises no weight of {deployed.source}")
         _check_zeros(dense, places, model, codes, place)
-        report = _report(deployed, dense, model, data, inputs, is_free)
+        report = _report(deployed, engine(dense), engine(model), data, inputs, is_free)
     finally:
         data.close()
-    num_codes = sum(where.endswith("_quantized") for where, _ in codes.values())
     return model, codes, f"{num_codes} of {count(len(codes), 'weight')} in int8\n{report}"
 
 
@@ -109,10 +120,7 @@ def quantise(dense: Any, batches: list[list[Any]]) -> Any:
     except InputError:
         raise
     except Exception as error:  # of many types
-        fact = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"ONNX Runtime cannot quantise the network: {type(error).__name__}: {fact}"
-        ) from None
+        raise InputError(f"ONNX Runtime cannot quantise the network: {fact_of(error)}") from None
 
 
 def _check_zeros(dense: Any, places: Places, model: Any, codes: Places, place: Path) -> None:
@@ -125,17 +133,19 @@ def _check_zeros(dense: Any, places: Places, model: Any, codes: Places, place: P
 
 
 def _report(
-    deployed: Deployed, dense: Any, model: Any, data: RunData, inputs: Inputs, is_free: bool
+    deployed: Deployed,
+    exact: Callable[[Inputs], list[Tensor]],
+    coded: Callable[[Inputs], list[Tensor]],
+    data: RunData,
+    inputs: Inputs,
+    is_free: bool,
 ) -> str:
-    exact = session_of(dense.SerializeToString())
-    coded = session_of(model.SerializeToString())
-    found = data.accuracies(lambda x: run_session(exact, x), lambda x: run_session(coded, x))
-    difference = largest_difference(
-        deployed, inputs, lambda given: run_session(coded, given), is_free, tolerance=None
-    )
+    batches = compare(deployed, inputs, exact, is_free).batches
+    difference = largest_difference(deployed, inputs, coded, is_free)
     if not np.isfinite(difference):
         raise InputError("the quantised network gives numbers that are not finite")
-    text = f"largest difference to float32 on noise {difference:.1e}"
+    found = data.accuracies(exact, coded)
+    text = f"largest difference to float32 on noise {difference:.1e}; batch size: {batches}"
     if found is None:
         return text
     seen, (before, after) = found

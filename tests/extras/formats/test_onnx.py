@@ -11,6 +11,7 @@ from support.tiny_job import call, net, own, whole_run
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
+from dcil_dsl.extras.formats import onnx_int8
 
 onnx = needed("onnx")
 runtime = needed("onnxruntime")
@@ -218,6 +219,36 @@ def test_a_scale_that_does_not_fit_is_refused(coded, tmp_path):
         exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
 
 
+def test_scales_that_would_blow_up_a_weight_are_refused(coded, tmp_path):
+    """A column of codes and a row of scales: 3,600 numbers, which would become 3 million."""
+    model = onnx.load(coded)
+    for name, array in (
+        ("3.weight_quantized", np.zeros((1800, 1), np.int8)),
+        ("3.weight_scale", np.ones(1800, np.float32)),
+        ("3.weight_zero_point", np.zeros(1800, np.int8)),
+    ):
+        initializer(model, name).CopyFrom(onnx.numpy_helper.from_array(array, name))
+    node = next(n for n in model.graph.node if n.input and n.input[0] == "3.weight_quantized")
+    next(a for a in node.attribute if a.name == "axis").i = 1
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="scales do not fit"):
+        exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+
+
+def test_two_scales_of_one_weight_are_refused(coded, tmp_path):
+    """Which of them holds would be a matter of order."""
+    model = onnx.load(coded)
+    node = next(n for n in model.graph.node if n.input and n.input[0] == "3.weight_quantized")
+    again = model.graph.node.add()
+    again.CopyFrom(node)
+    again.input[1], again.output[0] = "other", "elsewhere"
+    scale = onnx.numpy_helper.to_array(initializer(model, "3.weight_scale")) * np.float32(2)
+    model.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(scale, "other"))
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="two nodes give"):
+        exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+
+
 @pytest.mark.parametrize("data", [b"", b"junk", b"\x08\x09" * 50])
 def test_junk_is_refused(tmp_path, data):
     (tmp_path / "junk.onnx").write_bytes(data)
@@ -229,6 +260,14 @@ def test_int8_needs_a_run_folder(folder, tmp_path, capsys):
     alone.write_bytes((folder / "run" / "sparse.safetensors").read_bytes())
     assert call("export", alone, "--to", "onnx-int8", *own(folder)) == 2
     assert "calibrated on the data of the run" in capsys.readouterr().err
+
+
+def test_a_network_of_which_nothing_is_quantised_is_refused(folder, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_int8, "quantise", lambda dense, batches: dense)
+    out = folder / "nothing.int8.onnx"
+    assert call("export", folder / "run", "--to", "onnx-int8", "--out", out, *own(folder)) == 2
+    assert "ONNX Runtime quantises no weight" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_missing_library_names_the_extra(file, monkeypatch):

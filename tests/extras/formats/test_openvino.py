@@ -1,5 +1,6 @@
 """OpenVINO's files compute as the network, and every zero stays a zero, also in int8."""
 
+import json
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 from dcil_dsl.exporting.files import read_safetensors
+from dcil_dsl.extras.formats import openvino_ir
 from dcil_dsl.plan.plan import Size
 
 openvino = needed("openvino")
@@ -140,6 +142,62 @@ def test_a_folder_of_another_network_is_a_fault_of_the_run(folder, tmp_path):
     assert call("verify", place) == 1
     shutil.rmtree(place)
     kept.rename(place)
+
+
+def test_the_accuracy_of_int8_is_measured_in_openvino(folder, tmp_path, monkeypatch, capsys):
+    """Another engine may compute other numbers from the same codes."""
+    built = []
+    monkeypatch.setattr(openvino_ir, "_compiled", counted(openvino_ir._compiled, built))
+    asked = ("--to", "openvino-int8", "--out", tmp_path / "again", *own(folder))
+    assert call("export", folder / "run", *asked) == 0
+    assert len(built) == 2 and "held-out examples: float32" in capsys.readouterr().out
+
+
+def counted(function, calls):
+    def counting(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counting
+
+
+def test_a_grouped_convolution_is_counted_under_its_name(folder, tmp_path):
+    """OpenVINO stores its weights in another shape under a name of its own."""
+    origin = read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    net = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 4, 3, groups=2),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+    )
+    with torch.no_grad():
+        for layer in net:
+            layer.weight[torch.rand(layer.weight.shape) < 0.7] = 0
+    names = ("0.weight", "1.weight", "2.weight")
+    promise = origin.promises[0].model_copy(update={"parameters": names})
+    sizes = {"x": Size(shape=(1, 8, 9, 9), dtype="float32")}
+    origin = origin.model_copy(update={"promises": (promise,), "sizes": sizes})
+    EXPORTERS["openvino"].write(Deployed(net, origin), tmp_path / "a")
+    found = EXPORTERS["openvino"].read(tmp_path / "a").tensors
+    for name in names:
+        assert torch.equal(found[name], net.state_dict()[name]), name
+
+
+def test_a_shape_of_the_header_that_does_not_fit_is_refused(dense):
+    header = json.loads((dense / "dcil.json").read_text())
+    header["shapes"] = {"3.weight": [1 << 40]}
+    (dense / "dcil.json").write_text(json.dumps(header))
+    with pytest.raises(InputError, match="has not the shape"):
+        exporter_for(dense).read(dense)
+
+
+def test_scales_that_would_blow_up_a_weight_are_refused(coded):
+    """The constant of the scales claims another shape of the same size."""
+    file = coded / "openvino.xml"
+    changed = re.sub(r'shape="32, ?1, ?1, ?1"', 'shape="1, 1, 1, 32"', file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    with pytest.raises(InputError, match="scales do not fit|damaged"):
+        exporter_for(coded).read(coded)
 
 
 def test_a_missing_or_damaged_file_is_refused(dense, coded):
