@@ -87,10 +87,11 @@ def _takes_three(program: ExportedProgram, deployed: Deployed) -> bool:
 
 def read_names(program: ExportedProgram) -> dict[str, str]:
     """Each parameter -> the name under which the graph reads it: tied ones share one."""
-    read = {*program.graph_signature.inputs_to_parameters.values()}
+    named = program.graph_signature.inputs_to_parameters
+    read = {named[node.name] for node in program.graph.nodes if node.users and node.name in named}
     of_tensor = {_storage_of(t): n for n, t in program.state_dict.items() if n in read}
     return {
-        name: name if name in read else of_tensor.get(_storage_of(tensor), name)
+        name: of_tensor.get(_storage_of(tensor), name)
         for name, tensor in program.state_dict.items()
     }
 

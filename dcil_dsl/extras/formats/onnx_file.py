@@ -117,10 +117,10 @@ def _find_weights(model: Any, state: Mapping[str, Tensor]) -> Places:
             places[name] = (name, False)
             continue
         for other, theirs in shapes.items():
-            if theirs == shape and torch.equal(_to_tensor(stored[other]), tensor):
+            if theirs == shape and torch.equal(to_tensor(stored[other]), tensor):
                 places[name] = (other, False)
             elif theirs == shape[::-1] and tensor.dim() == 2:
-                if torch.equal(_to_tensor(stored[other]), tensor.T):
+                if torch.equal(to_tensor(stored[other]), tensor.T):
                     places[name] = (other, True)
             if name in places:
                 break
@@ -226,13 +226,13 @@ def _initializer(stored: Mapping[str, Any], name: str, place: Path) -> Tensor:
     if entry is None:
         raise InputError(f"{place}: `{name}` is not a constant of the network")
     try:
-        return _to_tensor(entry)
+        return to_tensor(entry)
     except Exception as error:  # of many types
         fact = " ".join(str(error).split())[:200]
         raise InputError(f"{place}: `{name}` is damaged: {fact}") from None
 
 
-def _to_tensor(entry: Any) -> Tensor:
+def to_tensor(entry: Any) -> Tensor:
     from onnx import numpy_helper
 
     array: np.ndarray[Any, Any] = np.array(numpy_helper.to_array(entry))

@@ -29,6 +29,7 @@ from dcil_dsl.extras.formats.onnx_file import (
     in_runtime,
     named_weights,
     save_onnx,
+    to_tensor,
 )
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.text import percent
@@ -85,7 +86,49 @@ def coded_places(model: Any, places: Places) -> Places:
 
 
 def quantise(dense: Any, batches: list[list[Any]]) -> Any:
-    """The ModelProto in int8, its activations in the ranges that these batches have."""
+    """The ModelProto in int8, its activations in the ranges that these batches have.
+
+    Where an activation has numbers that leave no step of int8 for the others, as the scores behind
+    the mask of an attention, the operations on it stay in float32.
+    """
+    model = _quantise(dense, batches, [])
+    wide = _wide_ranges(model)
+    if not wide:
+        return model
+    left = [
+        node.name
+        for node in dense.graph.node
+        if _is_weightless(node, dense) and (wide & {*node.input, *node.output})
+    ]
+    model = _quantise(dense, batches, left)
+    for name in _wide_ranges(model):
+        scale = next(e for e in model.graph.initializer if e.name == f"{name}_scale")
+        if not np.isfinite(to_tensor(scale)).all():
+            raise InputError(f"the values of `{name}` in the network are not finite")
+    return model
+
+
+MOST_RANGE = 1000.0  # of an activation; int8 has 256 steps for it
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _wide_ranges(model: Any) -> set[str]:
+    """The tensors whose range is wider than MOST_RANGE, or not finite."""
+    return {
+        entry.name.removesuffix("_scale")
+        for entry in model.graph.initializer
+        if entry.name.endswith("_scale")
+        and not bool((to_tensor(entry).abs() * 255 <= MOST_RANGE).all())
+    }
+
+
+def _is_weightless(node: Any, model: Any) -> bool:
+    stored = {entry.name for entry in model.graph.initializer}
+    return node.op_type not in WEIGHTED or stored.isdisjoint(node.input)
+
+
+def _quantise(dense: Any, batches: list[list[Any]], left_out: list[str]) -> Any:
+    """left_out  names of the nodes that stay in float32"""
     import onnx
     from onnxruntime import quantization as q
 
@@ -114,6 +157,7 @@ def quantise(dense: Any, batches: list[list[Any]]) -> Any:
                 per_channel=True,
                 weight_type=q.QuantType.QInt8,
                 activation_type=q.QuantType.QInt8,
+                nodes_to_exclude=left_out,
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )
             return onnx.load(target)

@@ -145,7 +145,7 @@ def save_ir(model: Any, source: Any, places: Places, deployed: Deployed, place: 
         openvino.save_model(model, draft / GRAPH, compress_to_fp16=False)
         stored = read_model(draft)
         places, shapes = _find_moved(stored, places, named_weights(source, places, place))
-        read = _named_constants(stored, places, shapes, draft)
+        read = _named_constants(stored, places, shapes, place)
         refuse_uncounted(deployed, read)  # it folds some constants into others
         origin = deployed.origin
         if origin is not None:
@@ -242,24 +242,36 @@ def _meaning(constant: Any, place: Path) -> Tensor:
     array = np.array(constant.data)
     if array.dtype.kind == "f":
         return torch.from_numpy(array)
-    meaning, op = array.astype(np.float64), constant
-    while True:
-        readers = list(op.output(0).get_target_inputs())
-        if len(readers) != 1:
-            raise InputError(f"{place}: an integer weight has {len(readers)} readers")
-        op, at = readers[0].get_node(), readers[0].get_index()
-        kind = op.get_type_name()
-        if kind == "Convert":
-            continue
-        if kind not in ("Subtract", "Multiply") or at != 0:
-            break
-        other = _constant_before(op.input_value(1).get_node())
-        if other is None:
-            break
-        refuse_broadcast(array.shape, other.shape)
-        with np.errstate(all="ignore"):
-            meaning = meaning - other if kind == "Subtract" else meaning * other
-    return torch.from_numpy(meaning.astype(np.float32))
+    left, found = [(constant, array.astype(np.float64))], None
+    while left:
+        op, meaning = left.pop()
+        for reader in op.output(0).get_target_inputs():
+            after = _after(reader, meaning)
+            if after is not None:
+                left.append((reader.get_node(), after))
+            elif found is None:
+                found = meaning
+            elif not np.array_equal(found, meaning, equal_nan=True):
+                raise InputError(f"{place}: two operations see an integer weight differently")
+    if found is None:
+        raise InputError(f"{place}: no operation sees an integer weight")
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def _after(reader: Any, meaning: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """The numbers behind an operation that is a part of dequantizing, else None."""
+    op, kind = reader.get_node(), reader.get_node().get_type_name()
+    if kind == "Convert":
+        return meaning
+    if kind not in ("Subtract", "Multiply") or reader.get_index() != 0:
+        return None
+    other = _constant_before(op.input_value(1).get_node())
+    if other is None:
+        return None
+    refuse_broadcast(meaning.shape, other.shape)
+    with np.errstate(all="ignore"):
+        found: np.ndarray[Any, Any] = meaning - other if kind == "Subtract" else meaning * other
+    return found
 
 
 def _constant_before(op: Any) -> np.ndarray[Any, Any] | None:

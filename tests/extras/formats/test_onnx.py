@@ -8,10 +8,15 @@ import torch
 from safetensors.torch import load_file
 from support.library import needed
 from support.tiny_job import call, net, own, whole_run
+from torch import nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import Deployed, Origin
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 from dcil_dsl.extras.formats import onnx_int8
+from dcil_dsl.extras.formats.onnx_file import build_onnx, in_runtime
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.plan.plan import Model, Size
 
 onnx = needed("onnx")
 runtime = needed("onnxruntime")
@@ -260,6 +265,47 @@ def test_int8_needs_a_run_folder(folder, tmp_path, capsys):
     alone.write_bytes((folder / "run" / "sparse.safetensors").read_bytes())
     assert call("export", alone, "--to", "onnx-int8", *own(folder)) == 2
     assert "calibrated on the data of the run" in capsys.readouterr().err
+
+
+class Masked(nn.Module):
+    """Attention over the tokens whose mask is one; the others get the score -inf."""
+
+    def __init__(self, low):
+        super().__init__()
+        self.low, self.table, self.query = low, nn.Embedding(50, 16), nn.Linear(16, 16)
+
+    def forward(self, ids, mask):
+        tokens = self.table(ids)
+        scores = self.query(tokens) @ tokens.transpose(1, 2)
+        scores = scores.masked_fill(mask[:, None] == 0, self.low)
+        return scores.softmax(2) @ tokens
+
+
+@pytest.mark.parametrize("low", [float("-inf"), -3e38, -1e4])
+def test_a_mask_of_attention_leaves_the_scores_their_steps_of_int8(low):
+    """A range from the lowest number on would have one step for all of them."""
+    torch.manual_seed(0)
+    net = Masked(low).eval()
+    sizes = {name: Size(shape=(1, 6), dtype="int64") for name in ("ids", "mask")}
+    origin = Origin(
+        recipe="none",
+        sha256="",
+        model=Model(name=None, classes=None, options={}),
+        data=None,
+        path="sparse",
+        step=0,
+        promises=(),
+        sizes=sizes,
+    )
+    dense = build_onnx(Deployed(net, origin))[0]
+    lengths = torch.randint(2, 7, (64, 1))
+    batch = [torch.randint(50, (64, 6)), (torch.arange(6) < lengths).long()]
+    coded = onnx_int8.quantise(dense, [batch])
+    expected = net(*batch)
+    (found,) = in_runtime(coded)(Inputs.of(tuple(batch)))
+    assert (found - expected).abs().max() < 0.15 * expected.abs().max()
+    codes = [i for i in coded.graph.initializer if i.name.endswith("weight_quantized")]
+    assert codes, "the linear layer stays in int8"
 
 
 def test_a_network_of_which_nothing_is_quantised_is_refused(folder, monkeypatch, capsys):

@@ -17,7 +17,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 from dcil_dsl.exporting.files import read_safetensors
-from dcil_dsl.extras.formats import openvino_ir
+from dcil_dsl.extras.formats import onnx_int8, openvino_ir
+from dcil_dsl.extras.formats.onnx_file import build_onnx
 from dcil_dsl.plan.plan import Size
 
 openvino = needed("openvino")
@@ -173,13 +174,41 @@ def test_a_grouped_convolution_is_counted_under_its_name(folder, tmp_path):
         for layer in net:
             layer.weight[torch.rand(layer.weight.shape) < 0.7] = 0
     names = ("0.weight", "1.weight", "2.weight")
-    promise = origin.promises[0].model_copy(update={"parameters": names})
+    num_weights = tuple(layer.weight.numel() for layer in net)
+    changes = {"parameters": names, "num_weights": num_weights, "keeps": (sum(num_weights),)}
+    promise = origin.promises[0].model_copy(update=changes)
     sizes = {"x": Size(shape=(1, 8, 9, 9), dtype="float32")}
     origin = origin.model_copy(update={"promises": (promise,), "sizes": sizes})
     EXPORTERS["openvino"].write(Deployed(net, origin), tmp_path / "a")
     found = EXPORTERS["openvino"].read(tmp_path / "a").tensors
     for name in names:
         assert torch.equal(found[name], net.state_dict()[name]), name
+
+
+class Twice(nn.Module):
+    """One weight in two calls, and its transpose in a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return (x @ self.table).relu() @ self.table + x @ self.table.T
+
+
+def test_an_int8_weight_that_two_operations_read_is_counted(folder, tmp_path):
+    torch.manual_seed(0)
+    net, origin = Twice(), read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    with torch.no_grad():
+        net.table[torch.rand(8, 8) < 0.7] = 0
+    sizes = {"x": Size(shape=(1, 8), dtype="float32")}
+    deployed = Deployed(net, origin.model_copy(update={"promises": (), "sizes": sizes}))
+    dense, places, _, _ = build_onnx(deployed)
+    coded = onnx_int8.quantise(dense, [[torch.randn(64, 8)]])
+    names = onnx_int8.coded_places(coded, places)
+    openvino_ir.save_ir(openvino_ir.convert(coded), coded, names, deployed, tmp_path / "a")
+    found = EXPORTERS["openvino"].read(tmp_path / "a").tensors["table"]
+    assert torch.equal(found == 0, net.table == 0)
 
 
 def test_a_shape_of_the_header_that_does_not_fit_is_refused(dense):
