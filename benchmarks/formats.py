@@ -112,8 +112,8 @@ def prune(network: nn.Module, share: float) -> None:
         flat_weight[flat_weight.abs().argsort()[: round(share * len(flat_weight))]] = 0
 
 
-def sizes_of(network: nn.Module, sizes: dict[str, Size]) -> dict[str, int]:
-    """Bytes of each format."""
+def bytes_of(network: nn.Module, sizes: dict[str, Size], name: str) -> int:
+    """Bytes of the exported network in one format."""
     model = Model(name=None, classes=None, options={})
     origin = Origin(
         recipe="none",
@@ -126,22 +126,19 @@ def sizes_of(network: nn.Module, sizes: dict[str, Size]) -> dict[str, int]:
         sizes=sizes,
     )
     deployed = Deployed(network.eval(), origin)
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        for name in FLOATS:
-            exporter = EXPORTERS[name]
-            file = place / f"{name}{exporter.suffix}"
-            exporter.write(deployed, file)
-            found[name] = size_of(file)
+        place = Path(folder) / f"a{EXPORTERS[name].suffix}"
+        if name in FLOATS:
+            EXPORTERS[name].write(deployed, place)
+            return size_of(place)
         dense, places, inputs, _ = build_onnx(deployed)
         coded = quantise(dense, [flat(inputs)])
         names = coded_places(coded, places)
-        save_onnx(coded, names, deployed, place / "a.int8.onnx")
-        save_ir(convert(coded), coded, names, deployed, place / "int8")
-        found["onnx-int8"] = size_of(place / "a.int8.onnx")
-        found["openvino-int8"] = size_of(place / "int8")
-    return found
+        if name == "onnx-int8":
+            save_onnx(coded, names, deployed, place)
+        else:
+            save_ir(convert(coded), coded, names, deployed, place)
+        return size_of(place)
 
 
 def size_of(place: Path) -> int:
@@ -162,25 +159,26 @@ def measure_sizes(options: argparse.Namespace, rows: list[dict[str, Any]]) -> It
     for name in options.networks:
         asked += [(name, None)] if name in RECIPES else [(name, s) for s in options.shares]
     for name, share in asked:
-        if any((row["network"], row["target"]) == (name, share) for row in rows):
-            continue
         network, sizes = (RECIPES if share is None else NETWORKS)[name]()
         if share is not None:
             prune(network, share)
-        yield {
-            "network": name,
-            "target": share,
-            "zeros": count_zeros(network),
-            "bytes": sizes_of(network, sizes),
-        }
+        for format in options.formats:
+            row = {"network": name, "target": share, "format": format}
+            if not any(row.items() <= other.items() for other in rows):
+                size = bytes_of(network, sizes, format)
+                yield row | {"zeros": count_zeros(network), "bytes": size}
 
 
 def show_sizes(rows: list[dict[str, Any]]) -> str:
     """MB (10^6 bytes) of each format in Markdown."""
-    lines = [f"| network | zeros | {' | '.join(FORMATS)} |", "|---" * (len(FORMATS) + 2) + "|"]
-    for row in sorted(rows, key=lambda row: (row["network"], row["zeros"])):
-        cells = [f"{row['bytes'][name] / 1e6:.1f}" for name in FORMATS]
-        lines.append(f"| {row['network']} | {row['zeros']:.1%} | {' | '.join(cells)} |")
+    found = {(row["network"], row["zeros"], row["format"]): row["bytes"] for row in rows}
+    columns = sorted({(network, zeros) for network, zeros, _ in found})
+    heads = [f"{network}, {zeros:.1%}" for network, zeros in columns]
+    lines = [f"| format | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in FORMATS:
+        sizes = [found.get((*column, name)) for column in columns]
+        cells = ["" if size is None else f"{size / 1e6:.1f}" for size in sizes]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -272,6 +270,7 @@ def main() -> None:
     names = [*NETWORKS, *RECIPES]
     sizes.add_argument("--networks", nargs="+", choices=names, default=names)
     sizes.add_argument("--shares", nargs="+", type=float, default=SHARES, help="of zeros")
+    sizes.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     int8.add_argument("--networks", nargs="+", default=["resnet18", "mlp"])
     int8.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     int8.add_argument("--formats", nargs="+", choices=EXPORTERS, default=INT8)
