@@ -22,9 +22,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Deployed
-from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, run_of
+from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, report_int8, run_of
 from dcil_dsl.extras.formats.executorch_file import lower
 from dcil_dsl.extras.formats.graph import (
     quiet,
@@ -36,7 +35,7 @@ from dcil_dsl.extras.formats.graph import (
 from dcil_dsl.extras.formats.lowered import LoweredFile, LoweredFolder, save_lowered
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.plan.text import percent, table
+from dcil_dsl.plan.text import table
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class EthosU85(LoweredFolder):
             coded, weights = self._quantise(program, data)
             refuse_uncounted(deployed, weights)
             _check_zeros(deployed, coded, weights)
-            accuracy = _accuracy(deployed, coded, data)
+            report = _report(deployed, inputs, coded, data)
         finally:
             data.close()
         again = torch.export.export(coded, inputs.args, inputs.kwargs)
@@ -83,7 +82,7 @@ class EthosU85(LoweredFolder):
         save_lowered(LoweredFile(again, weights, lowered), deployed, place)
         return "\n".join(
             [
-                *accuracy,
+                *report,
                 f"{taken} on the NPU; batch size: 1 alone",
                 f"Vela for {self.target}, {self.system}, {self.memory}:",
                 *show_vela(dense, sparse),
@@ -180,19 +179,18 @@ def _check_zeros(deployed: Deployed, coded: fx.GraphModule, weights: dict[str, s
             raise InputError(f"the zeros of `{name}` would not be the code of zero in int8")
 
 
-def _accuracy(deployed: Deployed, coded: fx.GraphModule, data: RunData) -> list[str]:
+def _report(deployed: Deployed, inputs: Inputs, coded: fx.GraphModule, data: RunData) -> list[str]:
     network = copy_module(deployed.network).cpu().eval()
 
-    def runs(module: torch.nn.Module, given: Inputs) -> list[Tensor]:
-        with torch.no_grad():
-            return tensors_of(module(*given.args, **given.kwargs))
+    @torch.no_grad()
+    def exact(given: Inputs) -> list[Tensor]:
+        return tensors_of(network(*given.args, **given.kwargs))
 
-    found = data.accuracies(lambda x: runs(network, x), lambda x: runs(coded, x))
-    if found is None:
-        return []
-    seen, (before, after) = found
-    shares = f"float32 {percent(round(before, 4))}, int8 {percent(round(after, 4))}"
-    return [f"top-1 on {count(seen, 'held-out example')}: {shares}"]
+    @torch.no_grad()
+    def rounded(given: Inputs) -> list[Tensor]:
+        return tensors_of(coded(*given.args, **given.kwargs))
+
+    return report_int8(deployed, inputs, data, exact, rounded, is_free=False)
 
 
 def _without_zeros(program: ExportedProgram) -> ExportedProgram:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Deployed
-from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, run_of
-from dcil_dsl.extras.formats.graph import compare, fact_of, flat, largest_difference, quiet
+from dcil_dsl.extras.formats.calibrate import Run, open_run_data, report_int8, run_of
+from dcil_dsl.extras.formats.graph import compare, fact_of, flat, quiet
 from dcil_dsl.extras.formats.onnx_file import (
     Onnx,
     Places,
@@ -31,8 +30,6 @@ from dcil_dsl.extras.formats.onnx_file import (
     save_onnx,
     to_tensor,
 )
-from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.plan.text import percent
 
 
 class OnnxInt8(Onnx):
@@ -47,7 +44,7 @@ class OnnxInt8(Onnx):
         return False  # `onnx` reads these files too
 
 
-Engine = Callable[[Any], Callable[[Inputs], list[Tensor]]]  # from a ModelProto to its function
+Engine = Callable[[Any], Run]  # takes a ModelProto
 
 
 def build_int8(
@@ -70,10 +67,13 @@ def build_int8(
         if not num_codes:
             raise InputError(f"ONNX Runtime quantises no weight of {deployed.source}")
         _check_zeros(dense, places, model, codes, place)
-        report = _report(deployed, engine(dense), engine(model), data, inputs, is_free)
+        exact, coded = engine(dense), engine(model)
+        batches = compare(deployed, inputs, exact, is_free).batches
+        report = report_int8(deployed, inputs, data, exact, coded, is_free)
     finally:
         data.close()
-    return model, codes, f"{num_codes} of {count(len(codes), 'weight')} in int8\n{report}"
+    stored = f"{num_codes} of {count(len(codes), 'weight')} in int8; batch size: {batches}"
+    return model, codes, "\n".join([stored, *report])
 
 
 def coded_places(model: Any, places: Places) -> Places:
@@ -174,26 +174,3 @@ def _check_zeros(dense: Any, places: Places, model: Any, codes: Places, place: P
         revived = int(((before[name] == 0) & (after[name] != 0)).sum())
         if revived:
             raise InputError(f"{count(revived, 'zero')} of `{name}` would not be zero in int8")
-
-
-def _report(
-    deployed: Deployed,
-    exact: Callable[[Inputs], list[Tensor]],
-    coded: Callable[[Inputs], list[Tensor]],
-    data: RunData,
-    inputs: Inputs,
-    is_free: bool,
-) -> str:
-    batches = compare(deployed, inputs, exact, is_free).batches
-    difference = largest_difference(deployed, inputs, coded, is_free)
-    if not np.isfinite(difference):
-        raise InputError("the quantised network gives numbers that are not finite")
-    found = data.accuracies(exact, coded)
-    text = f"largest difference to float32 on noise {difference:.1e}; batch size: {batches}"
-    if found is None:
-        return text
-    seen, (before, after) = found
-    return (
-        f"top-1 on {count(seen, 'held-out example')}: float32 {percent(round(before, 4))}, "
-        f"int8 {percent(round(after, 4))}\n{text}"
-    )

@@ -163,8 +163,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 def _find_moved(
     model: Any, places: Places, expected: Mapping[str, Tensor]
 ) -> tuple[Places, dict[str, tuple[int, ...]]]:
-    """The places, and the shapes of the weights that OpenVINO stores in another one under another
-    name, as those of grouped convolutions: found by their numbers."""
+    """The places, and the shapes of the weights that are stored in another one.
+
+    OpenVINO stores the weights of grouped convolutions in another shape, and multiplies a scale
+    behind a layer into its weights, both under names of its own: they are found by their numbers.
+    """
     held = _constants(model)
     found, shapes = dict(places), {}
     for name, (constant, _) in places.items():
@@ -172,17 +175,34 @@ def _find_moved(
             continue
         wanted = expected[name].numpy()
         for other, op in held.items():
-            if op.output(0).get_element_type().to_dtype() != wanted.dtype:
+            size = prod(op.output(0).get_shape())
+            if size != wanted.size or op.get_element_type().to_dtype() != wanted.dtype:
                 continue
             array = np.array(op.data)
-            if array.size == wanted.size and np.array_equal(array.ravel(), wanted.ravel()):
+            if _is_scaled(array.reshape(wanted.shape), wanted):
                 found[name], shapes[name] = (other, False), tuple(wanted.shape)
-            elif wanted.ndim == 2 and np.array_equal(array, wanted.T):
+                break
+            if array.shape == wanted.shape[::-1] and _is_scaled(array.T, wanted):
                 found[name] = (other, True)
-            else:
-                continue
-            break
+                break
     return found, shapes
+
+
+def _is_scaled(array: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
+    """Whether the first is the second, times one number for each index of the first or the second
+    side. Their zeros are the same."""
+    if array.shape != wanted.shape or not np.array_equal(array == 0, wanted == 0):
+        return False
+    if np.array_equal(array, wanted):
+        return True
+    for side in range(min(array.ndim, 2)):
+        one, other = (np.moveaxis(a, side, 0).reshape(a.shape[side], -1) for a in (array, wanted))
+        at = np.abs(other).argmax(1)[:, None]  # the place of the largest number of each index
+        largest = np.take_along_axis(other, at, 1)
+        scale = np.take_along_axis(one, at, 1) / np.where(largest == 0, 1, largest)
+        if np.allclose(one, other * scale, rtol=1e-4, atol=0):
+            return True
+    return False
 
 
 def _constants(model: Any) -> dict[str, Any]:

@@ -185,6 +185,35 @@ def test_a_grouped_convolution_is_counted_under_its_name(folder, tmp_path):
         assert torch.equal(found[name], net.state_dict()[name]), name
 
 
+class Scaled(nn.Module):
+    """A scale behind a layer, as in ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        return x + self.scale * self.second(self.first(x).relu())
+
+
+def test_a_weight_that_openvino_scales_is_counted_under_its_name(folder, tmp_path):
+    torch.manual_seed(0)
+    net, origin = Scaled(), read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    names = ("first.weight", "second.weight")
+    with torch.no_grad():
+        for layer in (net.first, net.second):
+            layer.weight[torch.rand(8, 8) < 0.7] = 0
+    changes = {"parameters": names, "num_weights": (64, 64), "keeps": (128,)}
+    promise = origin.promises[0].model_copy(update=changes)
+    sizes = {"x": Size(shape=(1, 8), dtype="float32")}
+    origin = origin.model_copy(update={"promises": (promise,), "sizes": sizes})
+    EXPORTERS["openvino"].write(Deployed(net, origin), tmp_path / "a")
+    found = EXPORTERS["openvino"].read(tmp_path / "a").tensors
+    for name in names:
+        assert torch.equal(found[name] == 0, net.state_dict()[name] == 0), name
+
+
 class Twice(nn.Module):
     """One weight in two calls, and its transpose in a third."""
 
