@@ -213,6 +213,8 @@ def _dequantise(parts: list[Tensor], axis: int) -> Tensor:
     """(code - zero point) * scale, each one number or one for each index of the axis."""
     codes, scale = parts[:2]
     zero = parts[2] if len(parts) > 2 else torch.zeros((), dtype=codes.dtype)
+    if codes.is_floating_point() or zero.is_floating_point():
+        raise InputError("a weight that is dequantised has no whole numbers")
     side = [1] * codes.dim()
     if -codes.dim() <= axis < codes.dim():
         side[axis] = -1

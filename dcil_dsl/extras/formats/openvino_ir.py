@@ -259,7 +259,12 @@ def _named_constants(model: Any, places: Places, shapes: Shapes, place: Path) ->
 
 def _meaning(constant: Any, place: Path) -> Tensor:
     """The number that every operation after it sees."""
-    array = np.array(constant.data)
+    try:
+        array = np.array(constant.data)
+    except Exception as error:  # of many types
+        raise InputError(f"{place}: a weight cannot be read: {fact_of(error)}") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{place}: a weight has numbers of the type {array.dtype}")
     if array.dtype.kind == "f":
         return torch.from_numpy(array)
     left, found = [(constant, array.astype(np.float64))], None

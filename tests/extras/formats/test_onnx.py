@@ -240,6 +240,17 @@ def test_scales_that_would_blow_up_a_weight_are_refused(coded, tmp_path):
         exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
 
 
+def test_codes_that_are_no_whole_numbers_are_refused(coded, tmp_path):
+    """0.4 would be read as the code 0."""
+    model = onnx.load(coded)
+    entry = initializer(model, "3.weight_quantized")
+    array = np.full(list(entry.dims), 0.4, np.float32)
+    entry.CopyFrom(onnx.numpy_helper.from_array(array, entry.name))
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="no whole numbers"):
+        exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+
+
 def test_two_scales_of_one_weight_are_refused(coded, tmp_path):
     """Which of them holds would be a matter of order."""
     model = onnx.load(coded)
