@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Deployed
@@ -85,53 +83,21 @@ def coded_places(model: Any, places: Places) -> Places:
     }
 
 
+# A network with one of these has activations of which few are large, and scores behind masks of
+# -inf: eight bits for the range of all leave too few steps for the others.
+WIDE = ("Softmax", "LayerNormalization")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+
+
 def quantise(dense: Any, batches: list[list[Any]]) -> Any:
     """The ModelProto in int8, its activations in the ranges that these batches have.
 
-    Where an activation has numbers that leave no step of int8 for the others, as the scores behind
-    the mask of an attention, the operations on it stay in float32.
+    Of a network with attention or layer norms only WEIGHTED are quantised.
     """
-    model = _quantise(dense, batches, [])
-    wide = _wide_ranges(model)
-    if not wide:
-        return model
-    left = [
-        node.name
-        for node in dense.graph.node
-        if _is_weightless(node, dense) and (wide & {*node.input, *node.output})
-    ]
-    model = _quantise(dense, batches, left)
-    for name in _wide_ranges(model):
-        scale = next(e for e in model.graph.initializer if e.name == f"{name}_scale")
-        if not np.isfinite(to_tensor(scale)).all():
-            raise InputError(f"the values of `{name}` in the network are not finite")
-    return model
-
-
-MOST_RANGE = 1000.0  # of an activation; int8 has 256 steps for it
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-def _wide_ranges(model: Any) -> set[str]:
-    """The tensors whose range is wider than MOST_RANGE, or not finite."""
-    return {
-        entry.name.removesuffix("_scale")
-        for entry in model.graph.initializer
-        if entry.name.endswith("_scale")
-        and not bool((to_tensor(entry).abs() * 255 <= MOST_RANGE).all())
-    }
-
-
-def _is_weightless(node: Any, model: Any) -> bool:
-    stored = {entry.name for entry in model.graph.initializer}
-    return node.op_type not in WEIGHTED or stored.isdisjoint(node.input)
-
-
-def _quantise(dense: Any, batches: list[list[Any]], left_out: list[str]) -> Any:
-    """left_out  names of the nodes that stay in float32"""
     import onnx
     from onnxruntime import quantization as q
 
+    is_wide = any(node.op_type in WIDE for node in dense.graph.node)
     names = [one.name for one in dense.graph.input]
 
     class CalibrationBatches(q.CalibrationDataReader):  # type: ignore[misc]
@@ -157,14 +123,24 @@ def _quantise(dense: Any, batches: list[list[Any]], left_out: list[str]) -> Any:
                 per_channel=True,
                 weight_type=q.QuantType.QInt8,
                 activation_type=q.QuantType.QInt8,
-                nodes_to_exclude=left_out,
+                op_types_to_quantize=list(WEIGHTED) if is_wide else None,
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )
-            return onnx.load(target)
+            model = onnx.load(target)
     except InputError:
         raise
     except Exception as error:  # of many types
         raise InputError(f"ONNX Runtime cannot quantise the network: {fact_of(error)}") from None
+    refuse_endless(model)
+    return model
+
+
+def refuse_endless(model: Any) -> None:
+    """InputError where a range is not finite: every number in it would have the same code."""
+    for entry in model.graph.initializer:
+        if entry.name.endswith("_scale") and not bool(to_tensor(entry).isfinite().all()):
+            name = entry.name.removesuffix("_scale")
+            raise InputError(f"the values of `{name}` in the network are not finite")
 
 
 def _check_zeros(dense: Any, places: Places, model: Any, codes: Places, place: Path) -> None:

@@ -278,6 +278,21 @@ def test_int8_needs_a_run_folder(folder, tmp_path, capsys):
     assert "calibrated on the data of the run" in capsys.readouterr().err
 
 
+def bare(net, **sizes):
+    """A network of no run."""
+    origin = Origin(
+        recipe="none",
+        sha256="",
+        model=Model(name=None, classes=None, options={}),
+        data=None,
+        path="sparse",
+        step=0,
+        promises=(),
+        sizes=sizes,
+    )
+    return Deployed(net, origin)
+
+
 class Masked(nn.Module):
     """Attention over the tokens whose mask is one; the others get the score -inf."""
 
@@ -297,26 +312,25 @@ def test_a_mask_of_attention_leaves_the_scores_their_steps_of_int8(low):
     """A range from the lowest number on would have one step for all of them."""
     torch.manual_seed(0)
     net = Masked(low).eval()
-    sizes = {name: Size(shape=(1, 6), dtype="int64") for name in ("ids", "mask")}
-    origin = Origin(
-        recipe="none",
-        sha256="",
-        model=Model(name=None, classes=None, options={}),
-        data=None,
-        path="sparse",
-        step=0,
-        promises=(),
-        sizes=sizes,
-    )
-    dense = build_onnx(Deployed(net, origin))[0]
+    size = Size(shape=(1, 6), dtype="int64")
+    dense, places, _, _ = build_onnx(bare(net, ids=size, mask=size))
     lengths = torch.randint(2, 7, (64, 1))
     batch = [torch.randint(50, (64, 6)), (torch.arange(6) < lengths).long()]
     coded = onnx_int8.quantise(dense, [batch])
     expected = net(*batch)
     (found,) = in_runtime(coded)(Inputs.of(tuple(batch)))
     assert (found - expected).abs().max() < 0.15 * expected.abs().max()
-    codes = [i for i in coded.graph.initializer if i.name.endswith("weight_quantized")]
-    assert codes, "the linear layer stays in int8"
+    where = onnx_int8.coded_places(coded, places)["query.weight"][0]
+    assert where.endswith("_quantized")
+
+
+def test_an_activation_of_endless_range_is_refused(coded):
+    """All of its numbers would have one code."""
+    model = onnx.load(coded)
+    entry = next(i for i in model.graph.initializer if i.name.endswith("_scale"))
+    entry.CopyFrom(onnx.numpy_helper.from_array(np.array(np.inf, np.float32), entry.name))
+    with pytest.raises(InputError, match="are not finite"):
+        onnx_int8.refuse_endless(model)
 
 
 def test_a_network_of_which_nothing_is_quantised_is_refused(folder, monkeypatch, capsys):
