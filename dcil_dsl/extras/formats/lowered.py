@@ -117,9 +117,9 @@ def named_weights(archive: Archive, weights: dict[str, str], file: Path) -> dict
     readers: dict[str, list[ArchiveCall]] = {}
     for call in archive.graph.graph.nodes:
         for argument in call.inputs:
-            for tensor in argument.tensors:
-                if tensor in stored:
-                    readers.setdefault(stored[tensor], []).append(call)
+            for held in argument.tensors:
+                if held in stored:
+                    readers.setdefault(stored[held], []).append(call)
     found = {}
     for name, own in weights.items():
         if own not in archive.tensors or own not in readers:

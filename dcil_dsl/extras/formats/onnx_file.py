@@ -194,8 +194,8 @@ def named_weights(model: Any, places: Places, place: Path) -> dict[str, Tensor]:
             names = [name for name in node.input if name]
             part_of |= set(names)
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            found = _dequantise([_initializer(stored, n, place) for n in names], axis)
-            if not torch.equal(tensors.setdefault(names[0], found), found):
+            meaning = _dequantise([_initializer(stored, n, place) for n in names], axis)
+            if not torch.equal(tensors.setdefault(names[0], meaning), meaning):
                 raise InputError(f"{place}: two nodes give `{names[0]}` different scales")
     for name in stored:
         if name in read and name not in part_of:
