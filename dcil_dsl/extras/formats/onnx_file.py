@@ -190,8 +190,10 @@ def named_weights(model: Any, places: Places, place: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     part_of: set[str] = set()
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
-            names = [name for name in node.input if name]
+        names = [name for name in node.input if name]
+        if node.op_type == "DequantizeLinear" and names and names[0] in stored:
+            if len(names) < 2:
+                raise InputError(f"{place}: the scales of `{names[0]}` are missing")
             part_of |= set(names)
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
             meaning = _dequantise([_initializer(stored, n, place) for n in names], axis)

@@ -240,6 +240,19 @@ def test_scales_that_would_blow_up_a_weight_are_refused(coded, tmp_path):
         exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_node_without_its_scales_is_refused(coded, tmp_path, left):
+    model = onnx.load(coded)
+    node = next(n for n in model.graph.node if n.input and n.input[0] == "3.weight_quantized")
+    del node.input[left:]
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    if left:
+        with pytest.raises(InputError, match="the scales of `3.weight_quantized` are missing"):
+            exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+    else:  # no node reads the weight
+        assert call("verify", tmp_path / "bad.onnx") == 1
+
+
 def test_codes_that_are_no_whole_numbers_are_refused(coded, tmp_path):
     """0.4 would be read as the code 0."""
     model = onnx.load(coded)
