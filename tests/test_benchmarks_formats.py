@@ -1,4 +1,4 @@
-"""The program that measures exported files: what it prunes, what it reads, what it measures again."""
+"""The program that measures exported files: what it prunes, reads, and measures again."""
 
 import argparse
 import sys
