@@ -48,7 +48,8 @@ def table_after(page, heading):
 
 
 def test_the_sizes_of_the_formats_are_the_measured_ones():
-    """A format that stores zeros like other numbers was measured at one share."""
+    """A format that stores zeros like other numbers was measured at one share; an empty cell was
+    not measured."""
     rows = json.loads((RESULTS / "formats-sizes-cpu-2026-11-30.json").read_text())["rows"]
     sizes = {(row["network"], row["target"], row["format"]): row["bytes"] for row in rows}
     for name, *cells in table_after("docs/deploy.md", "### Sizes"):
@@ -57,8 +58,8 @@ def test_the_sizes_of_the_formats_are_the_measured_ones():
             others = [(network, share), (network, 0.9), (network.partition(".")[0], 0.9)]
             is_dense = not format.startswith(("packed", "cpu"))
             tried = others if is_dense else others[:1]
-            found = next(sizes[(*key, format)] for key in tried if (*key, format) in sizes)
-            assert cell == f"{found / 1e6:.1f}", (format, network, share)
+            found = [sizes[(*key, format)] / 1e6 for key in tried if (*key, format) in sizes]
+            assert cell == ("" if not found else f"{found[0]:.1f}"), (format, network, share)
 
 
 def test_the_accuracies_of_int8_are_the_measured_ones():
