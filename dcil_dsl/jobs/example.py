@@ -21,7 +21,7 @@ from dcil_dsl.plan.plan import Plan, Size
 from dcil_dsl.words.augment import crop_sizes
 from dcil_dsl.zoo.example import example_inputs, takes_keywords, takes_one_image
 
-# Inputs of networks; of no other type are zeros a batch of anything.
+# Inputs of networks.
 TYPES = (
     torch.float32,
     torch.float64,
@@ -59,16 +59,21 @@ def example_of(deployed: Deployed, batch: int) -> Inputs:
 
 
 def _drawn(size: Size, batch: int, source: str) -> Tensor:
-    """Random numbers of a batch of such inputs; zeros for those that are not real."""
+    """Random numbers of a batch of such inputs. Those that are not real are zeros and ones, which
+    are also token numbers and masks; the first of each example is one, so that no mask is empty.
+    """
     shape, dtype = (batch, *size.shape[1:]), getattr(torch, size.dtype, None)
     if dtype not in TYPES:
         raise InputError(f"{source} names a type of numbers `{size.dtype}`")
     if MOST_IN_BATCH * prod(size.shape[1:]) > MOST_NUMBERS:
         sides = " x ".join(map(str, size.shape[1:]))
         raise InputError(f"{source} names inputs of {sides}: too large to be tried")
-    if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(*shape, generator=generator).to(dtype)
+    drawn = torch.randint(2, shape, generator=generator)
+    drawn.view(batch, -1)[:, :1] = 1
+    return drawn.to(dtype)
 
 
 def _image_size(plan: Plan) -> int:

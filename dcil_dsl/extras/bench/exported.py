@@ -9,6 +9,7 @@ Not:  no .pt2: torch.export.load evaluates expressions of a file. The engine `to
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dcil_dsl.exporting.exporters import recognise
 from dcil_dsl.extras.bench.engines import Missing, Subject
 from dcil_dsl.extras.cpu.program import CpuProgram, ProgramInput
 from dcil_dsl.extras.cpu.storage import StoredTensor
+from dcil_dsl.jobs.example import MOST_NUMBERS
 
 Signature = tuple[list[ProgramInput], bool]  # the inputs, and whether the weights are int8
 
@@ -93,7 +95,10 @@ def _of_onnx(place: Path) -> Signature:
     for one in model.graph.input:
         tensor = one.type.tensor_type
         sizes = [dim.dim_value or None for dim in tensor.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        except KeyError:
+            dtype = "unknown"
         given.append(_input(one.name, sizes, dtype, place))
     return given, any(node.op_type == "DequantizeLinear" for node in model.graph.node)
 
@@ -118,33 +123,46 @@ def _of_openvino(place: Path) -> Signature:
 def _of_executorch(place: Path) -> Signature:
     from executorch.runtime import Runtime
 
-    metadata = Runtime.get().load_program(place / "network.pte").metadata("forward")
+    from dcil_dsl.extras.formats.graph import fact_of
+    from dcil_dsl.extras.formats.lowered import LOWERED, LoweredFolder
+
+    faults = LoweredFolder().verify(LoweredFolder().read(place))
+    if faults:
+        raise InputError(f"{place} is damaged: {faults[0]}")
+    try:
+        metadata = Runtime.get().load_program(place / LOWERED).metadata("forward")
+    except Exception as error:  # of many types
+        raise InputError(f"{place / LOWERED} is damaged: {fact_of(error)}") from None
     given = []
     for at in range(metadata.num_inputs()):
         one = metadata.input_tensor_meta(at)
-        dtype = str(_scalar_types()[one.dtype()]).removeprefix("torch.")
+        dtype = str(SCALAR_TYPES.get(one.dtype())).removeprefix("torch.")
         given.append(_input(f"input_{at}", list(one.sizes()), dtype, place))
     return given, False
 
 
-def _scalar_types() -> list[torch.dtype]:
-    """The numbers that ExecuTorch gives to types, in its order."""
-    return [
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    ]
+SCALAR_TYPES = {  # as ExecuTorch numbers them
+    0: torch.uint8,
+    1: torch.int8,
+    2: torch.int16,
+    3: torch.int32,
+    4: torch.int64,
+    5: torch.float16,
+    6: torch.float32,
+    7: torch.float64,
+    11: torch.bool,
+    15: torch.bfloat16,
+}
 
 
 def _input(name: str, sizes: list[int | None], dtype: str, place: Path) -> ProgramInput:
     """InputError where a size other than the batch is open, or a type that no noise has."""
     if any(size is None for size in sizes[1:]) or not hasattr(torch, dtype):
         raise InputError(f"the input `{name}` of {place} has no shape or type of its own")
+    if any(size is not None and not 0 < size <= MOST_NUMBERS for size in sizes) or (
+        prod(size or 1 for size in sizes) > MOST_NUMBERS
+    ):
+        raise InputError(f"the input `{name}` of {place} is too large to be tried: {sizes}")
     return ProgramInput.model_construct(name=name, shape=sizes, dtype=dtype)
 
 

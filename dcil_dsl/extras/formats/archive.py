@@ -28,6 +28,7 @@ CONFIG = "data/weights/model_weights_config.json"
 GRAPH, DIGEST = "models/model.json", "dcil.graph"
 MOST_TEXT = 1 << 28  # bytes of a JSON file in the archive
 MOST_NUMBERS, MOST_DIMS = 1 << 40, 8  # of one side of a tensor; sides
+MOST_PER_BYTE = 16  # bytes of tensors for each byte of a file: tied weights share theirs
 DTYPES = {  # as the archive numbers them
     1: torch.uint8,
     2: torch.int8,
@@ -82,6 +83,13 @@ class ArchiveArgument(BaseModel):
         """The name of the tensor that it is, else empty."""
         found = self.arg.get("as_tensor")
         return str(found.get("name", "")) if isinstance(found, dict) else ""
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the tensors that it holds: its own, or those of its list."""
+        listed = self.arg.get("as_tensors")
+        entries = listed if isinstance(listed, list) else []
+        return [self.tensor, *(str(e.get("name", "")) for e in entries if isinstance(e, dict))]
 
     @property
     def number(self) -> float | int | None:
@@ -202,7 +210,8 @@ def _tensors(archive: zipfile.ZipFile, entries: Entries, place: Path) -> dict[st
             f"the list of weights of {place} is damaged: {first_fault(error)}"
         ) from None
     stored: dict[str, bytearray] = {}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    left = MOST_PER_BYTE * place.stat().st_size
     for name, weight in config.items():
         path = f"data/weights/{weight.path_name}"
         if weight.use_pickle or path not in entries:
@@ -210,7 +219,11 @@ def _tensors(archive: zipfile.ZipFile, entries: Entries, place: Path) -> dict[st
             raise InputError(f"the weight `{name}` of {place} {why}")
         if path not in stored:
             stored[path] = bytearray(_bytes(archive, entries[path], place))
+            left -= len(stored[path])
         tensors[name] = _tensor(name, weight.tensor_meta, stored[path], place)
+        left -= tensors[name].nbytes
+        if left < 0:
+            raise InputError(f"the weights of {place} are larger than the file")
     return tensors
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from dcil_dsl.data.batches import BatchLoader
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Deployed
+from dcil_dsl.extras.formats.graph import largest_difference
 from dcil_dsl.jobs.data import make_loader, open_data
 from dcil_dsl.jobs.inspect import folder_of, stored_data
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import Plan
+from dcil_dsl.plan.text import percent
 from dcil_dsl.training.run import RunFolder, read_command
 
+Run = Callable[[Inputs], list[Tensor]]  # a network in an engine
 CALIBRATED_ON = 256  # examples, at least
 MEASURED_ON = 2048  # examples, at most
 
@@ -48,9 +53,7 @@ class RunData:
             if seen >= CALIBRATED_ON:
                 return
 
-    def accuracies(
-        self, *functions: Callable[[Inputs], list[Tensor]]
-    ) -> tuple[int, list[float]] | None:
+    def accuracies(self, *functions: Run) -> tuple[int, list[float]] | None:
         """The number of held-out examples, and the top-1 accuracy of each function on them; None
         where labels or outputs are not those of a classification."""
         right, seen = [0] * len(functions), 0
@@ -68,6 +71,25 @@ class RunData:
             if seen >= MEASURED_ON:
                 break
         return (seen, [n / seen for n in right]) if seen else None
+
+
+def report_int8(
+    deployed: Deployed, inputs: Inputs, data: RunData, exact: Run, coded: Run, is_free: bool
+) -> list[str]:
+    """What is printed of a network in int8, next to itself in float32.
+
+    InputError where it does not run, or gives numbers that are not finite.
+    """
+    difference = largest_difference(deployed, inputs, coded, is_free)
+    if not isfinite(difference):
+        raise InputError(f"{deployed.source} in int8 gives numbers that are not finite")
+    lines = [f"largest difference to float32 on noise {difference:.1e}"]
+    found = data.accuracies(exact, coded)
+    if found is None:
+        return lines
+    seen, (before, after) = found
+    shares = f"float32 {percent(round(before, 4))}, int8 {percent(round(after, 4))}"
+    return [f"top-1 on {count(seen, 'held-out example')}: {shares}", *lines]
 
 
 def run_of(deployed: Deployed) -> tuple[RunFolder, Plan]:

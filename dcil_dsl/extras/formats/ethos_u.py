@@ -22,13 +22,12 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Deployed
-from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, run_of
+from dcil_dsl.extras.formats.calibrate import RunData, open_run_data, report_int8, run_of
 from dcil_dsl.extras.formats.executorch_file import lower
 from dcil_dsl.extras.formats.graph import (
-    batch_report,
     quiet,
+    read_names,
     refuse_uncounted,
     tensors_of,
     trace_for_export,
@@ -36,7 +35,7 @@ from dcil_dsl.extras.formats.graph import (
 from dcil_dsl.extras.formats.lowered import LoweredFile, LoweredFolder, save_lowered
 from dcil_dsl.model.copies import copy_module
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.plan.text import percent, table
+from dcil_dsl.plan.text import table
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,14 @@ class EthosU85(LoweredFolder):
             import executorch.backends.arm.ethosu  # noqa: F401
 
         run_of(deployed)
-        program, inputs = trace_for_export(deployed, batch=1)
+        traced = trace_for_export(deployed, batch=1)
+        program, inputs = traced.program, traced.inputs
         data = open_run_data(deployed, 1)
         try:
             coded, weights = self._quantise(program, data)
             refuse_uncounted(deployed, weights)
             _check_zeros(deployed, coded, weights)
-            accuracy = _accuracy(deployed, coded, data)
+            report = _report(deployed, inputs, coded, data)
         finally:
             data.close()
         again = torch.export.export(coded, inputs.args, inputs.kwargs)
@@ -82,8 +82,8 @@ class EthosU85(LoweredFolder):
         save_lowered(LoweredFile(again, weights, lowered), deployed, place)
         return "\n".join(
             [
-                *accuracy,
-                f"{taken} on the NPU; {batch_report(inputs, False)}",
+                *report,
+                f"{taken} on the NPU; batch size: 1 alone",
                 f"Vela for {self.target}, {self.system}, {self.memory}:",
                 *show_vela(dense, sparse),
                 "dense: every zero replaced by another weight of its layer",
@@ -111,11 +111,13 @@ class EthosU85(LoweredFolder):
         with quiet(), torch.no_grad():
             module = program.module(check_guards=False)
             readers = _readers(module)
+            names = read_names(program)
             watched = prepare_pt2e(module, quantizer)
             for batch in data.calibration():
                 watched(*batch.args, **batch.kwargs)
             coded = convert_pt2e(watched)
-        return coded, _codes(coded, readers)
+        codes = _codes(coded, readers)
+        return coded, {name: codes[read] for name, read in names.items() if read in codes}
 
     def _lower(self, program: ExportedProgram, deployed: Deployed) -> tuple[bytes, str, VelaReport]:
         from executorch.backends.arm.ethosu import EthosUPartitioner
@@ -177,19 +179,18 @@ def _check_zeros(deployed: Deployed, coded: fx.GraphModule, weights: dict[str, s
             raise InputError(f"the zeros of `{name}` would not be the code of zero in int8")
 
 
-def _accuracy(deployed: Deployed, coded: fx.GraphModule, data: RunData) -> list[str]:
+def _report(deployed: Deployed, inputs: Inputs, coded: fx.GraphModule, data: RunData) -> list[str]:
     network = copy_module(deployed.network).cpu().eval()
 
-    def runs(module: torch.nn.Module, given: Inputs) -> list[Tensor]:
-        with torch.no_grad():
-            return tensors_of(module(*given.args, **given.kwargs))
+    @torch.no_grad()
+    def exact(given: Inputs) -> list[Tensor]:
+        return tensors_of(network(*given.args, **given.kwargs))
 
-    found = data.accuracies(lambda x: runs(network, x), lambda x: runs(coded, x))
-    if found is None:
-        return []
-    seen, (before, after) = found
-    shares = f"float32 {percent(round(before, 4))}, int8 {percent(round(after, 4))}"
-    return [f"top-1 on {count(seen, 'held-out example')}: {shares}"]
+    @torch.no_grad()
+    def rounded(given: Inputs) -> list[Tensor]:
+        return tensors_of(coded(*given.args, **given.kwargs))
+
+    return report_int8(deployed, inputs, data, exact, rounded, is_free=False)
 
 
 def _without_zeros(program: ExportedProgram) -> ExportedProgram:

@@ -21,10 +21,11 @@ from torch.export import ExportedProgram
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.extras.formats.graph import (
-    batch_report,
+    compare,
+    fact_of,
     flat,
-    largest_difference,
     quiet,
+    read_names,
     refuse_uncounted,
     tensors_of,
     trace_for_export,
@@ -39,16 +40,13 @@ class ExecuTorch(LoweredFolder):
     def write(self, deployed: Deployed, place: Path) -> str:
         with quiet():
             from executorch.backends.xnnpack.partition import xnnpack_partitioner
-        program, inputs = trace_for_export(deployed, batch=1)
+        traced = trace_for_export(deployed, batch=1)
+        program = traced.program
         refuse_uncounted(deployed, program.state_dict)
         data, taken = lower(program, xnnpack_partitioner.XnnpackPartitioner(), deployed.source)
-        difference = largest_difference(deployed, inputs, runner(data), free_batch=False)
-        weights = {name: name for name in program.state_dict}
-        save_lowered(LoweredFile(program, weights, data), deployed, place)
-        return (
-            f"largest difference in ExecuTorch {difference:.1e}; {batch_report(inputs, False)}\n"
-            f"{taken} in XNNPACK"
-        )
+        found = compare(deployed, traced.inputs, runner(data, deployed.source), is_free=False)
+        save_lowered(LoweredFile(program, read_names(program), data), deployed, place)
+        return f"{found.report('ExecuTorch')}\n{taken} in XNNPACK"
 
 
 def lower(
@@ -75,19 +73,21 @@ def lower(
             )
             lowered = edge.to_executorch(config=ExecutorchBackendConfig(**config))
         except Exception as error:  # of many types
-            fact = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"ExecuTorch cannot lower {source}: {type(error).__name__}: {fact}"
-            ) from None
+            raise InputError(f"ExecuTorch cannot lower {source}: {fact_of(error)}") from None
     return bytes(lowered.buffer), f"all operations but {left} run" if left else "all operations run"
 
 
-def runner(data: bytes) -> Callable[[Inputs], list[Tensor]]:
+def runner(data: bytes, source: str) -> Callable[[Inputs], list[Tensor]]:
     """A function that runs a .pte file in ExecuTorch's runtime."""
     from executorch.runtime import Runtime
 
-    program = Runtime.get().load_program(data)
-    method = program.load_method("forward")
+    try:
+        program = Runtime.get().load_program(data)
+        method = program.load_method("forward")
+    except Exception as error:  # of many types
+        raise InputError(
+            f"ExecuTorch cannot load the export of {source}: {fact_of(error)}"
+        ) from None
 
     def run(given: Inputs) -> list[Tensor]:
         assert method is not None

@@ -29,7 +29,7 @@ from dcil_dsl.extras.formats.archive import (
     read_archive,
     save_program,
 )
-from dcil_dsl.extras.formats.graph import write_bytes
+from dcil_dsl.extras.formats.graph import refuse_broadcast, refuse_uncounted, write_bytes
 from dcil_dsl.plan.plan import first_fault
 from dcil_dsl.training.checkpoint import digest
 
@@ -93,6 +93,7 @@ def save_lowered(made: LoweredFile, deployed: Deployed, place: Path) -> None:
             draft = Path(folder) / PROGRAM
             save_program(made.program, draft, {})
             read = named_weights(read_archive(draft, graph=True), made.weights, draft)
+        refuse_uncounted(deployed, read)
         origin = deployed.origin.model_copy(update={"digest": digest(read)})
         header = header.model_copy(update={"origin": origin})
     write_bytes(place / LOWERED, made.data)
@@ -116,8 +117,9 @@ def named_weights(archive: Archive, weights: dict[str, str], file: Path) -> dict
     readers: dict[str, list[ArchiveCall]] = {}
     for call in archive.graph.graph.nodes:
         for argument in call.inputs:
-            if argument.tensor in stored:
-                readers.setdefault(stored[argument.tensor], []).append(call)
+            for held in argument.tensors:
+                if held in stored:
+                    readers.setdefault(stored[held], []).append(call)
     found = {}
     for name, own in weights.items():
         if own not in archive.tensors or own not in readers:
@@ -158,10 +160,5 @@ def _meaning(
             raise InputError(f"{file}: scales do not fit an integer weight")
         shape[axis] = -1
     scale, zero = (part.reshape(shape) if part.dim() else part for part in parts)
-    try:
-        found = (codes.double() - zero) * scale
-    except RuntimeError:
-        found = codes.new_empty(0)
-    if found.shape != codes.shape:
-        raise InputError(f"{file}: scales do not fit an integer weight")
-    return found.float()
+    refuse_broadcast(tuple(codes.shape), tuple(scale.shape), tuple(zero.shape))
+    return ((codes.double() - zero) * scale).float()

@@ -12,7 +12,7 @@ that the weights that count as zero are those whose code is the zero point.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed
 from dcil_dsl.exporting.files import parse_origin
 from dcil_dsl.extras.formats.graph import (
-    batch_report,
+    compare,
+    fact_of,
     flat,
-    has_free_batch,
-    largest_difference,
     quiet,
+    refuse_broadcast,
     refuse_uncounted,
     trace_for_export,
+    turned,
     write_bytes,
 )
 from dcil_dsl.model.inputs import Inputs
@@ -48,14 +49,9 @@ class Onnx:
 
     def write(self, deployed: Deployed, place: Path) -> str:
         model, places, inputs, is_free = build_onnx(deployed)
-        session = session_of(model.SerializeToString())
-        difference = largest_difference(
-            deployed, inputs, lambda given: run_session(session, given), is_free
-        )
+        found = compare(deployed, inputs, in_runtime(model), is_free)
         save_onnx(model, places, deployed, place)
-        return (
-            f"largest difference in ONNX Runtime {difference:.1e}; {batch_report(inputs, is_free)}"
-        )
+        return found.report("ONNX Runtime")
 
     def recognises(self, place: Path) -> bool:
         return place.suffix == ".onnx"
@@ -81,18 +77,17 @@ def build_onnx(deployed: Deployed) -> tuple[Any, Places, Inputs, bool]:
     import onnx
     import onnxscript  # noqa: F401  torch.onnx needs it and says so less plainly
 
-    program, inputs = trace_for_export(deployed)
+    traced = trace_for_export(deployed)
     with quiet():
         try:
             made = torch.onnx.export(
-                program, (), dynamo=True, verbose=False, optimize=True, external_data=False
+                traced.program, (), dynamo=True, verbose=False, optimize=True, external_data=False
             )
             assert made is not None
             model = made.model_proto
         except Exception as error:  # of many types
-            fact = " ".join(str(error).split())[:200]
             raise InputError(
-                f"torch.onnx cannot export {deployed.source}: {type(error).__name__}: {fact}"
+                f"torch.onnx cannot export {deployed.source}: {fact_of(error)}"
             ) from None
     if model.ByteSize() > MOST_BYTES:
         raise InputError(f"{deployed.source} is larger than the 2 GiB of an .onnx file")
@@ -103,7 +98,7 @@ def build_onnx(deployed: Deployed) -> tuple[Any, Places, Inputs, bool]:
     onnx.checker.check_model(model)
     places = _find_weights(model, deployed.tensors())
     refuse_uncounted(deployed, places)
-    return model, places, inputs, has_free_batch(program)
+    return model, places, traced.inputs, traced.is_free
 
 
 def _find_weights(model: Any, state: Mapping[str, Tensor]) -> Places:
@@ -122,10 +117,10 @@ def _find_weights(model: Any, state: Mapping[str, Tensor]) -> Places:
             places[name] = (name, False)
             continue
         for other, theirs in shapes.items():
-            if theirs == shape and torch.equal(_to_tensor(stored[other]), tensor):
+            if theirs == shape and torch.equal(to_tensor(stored[other]), tensor):
                 places[name] = (other, False)
             elif theirs == shape[::-1] and tensor.dim() == 2:
-                if torch.equal(_to_tensor(stored[other]), tensor.T):
+                if torch.equal(to_tensor(stored[other]), tensor.T):
                     places[name] = (other, True)
             if name in places:
                 break
@@ -195,11 +190,15 @@ def named_weights(model: Any, places: Places, place: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     part_of: set[str] = set()
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
-            names = [name for name in node.input if name]
+        names = [name for name in node.input if name]
+        if node.op_type == "DequantizeLinear" and names and names[0] in stored:
+            if len(names) < 2:
+                raise InputError(f"{place}: the scales of `{names[0]}` are missing")
             part_of |= set(names)
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            tensors[names[0]] = _dequantise([_initializer(stored, n, place) for n in names], axis)
+            meaning = _dequantise([_initializer(stored, n, place) for n in names], axis)
+            if not torch.equal(tensors.setdefault(names[0], meaning), meaning):
+                raise InputError(f"{place}: two nodes give `{names[0]}` different scales")
     for name in stored:
         if name in read and name not in part_of:
             tensors[name] = _initializer(stored, name, place)
@@ -208,7 +207,7 @@ def named_weights(model: Any, places: Places, place: Path) -> dict[str, Tensor]:
     for name, (initializer, is_transposed) in places.items():
         if initializer in tensors:
             tensor = tensors[initializer]
-            found[name] = tensor.T.contiguous() if is_transposed else tensor
+            found[name] = turned(tensor) if is_transposed else tensor
     return found
 
 
@@ -216,16 +215,14 @@ def _dequantise(parts: list[Tensor], axis: int) -> Tensor:
     """(code - zero point) * scale, each one number or one for each index of the axis."""
     codes, scale = parts[:2]
     zero = parts[2] if len(parts) > 2 else torch.zeros((), dtype=codes.dtype)
-    shape = [1] * codes.dim()
-    try:
-        if scale.numel() > 1:
-            shape[axis] = -1
-        difference = codes.to(torch.int64) - zero.to(torch.int64).reshape(
-            shape if zero.dim() else ()
-        )
-        return (difference * scale.double().reshape(shape if scale.dim() else ())).float()
-    except (RuntimeError, IndexError) as error:
-        raise InputError(f"scales do not fit int8 weights: {error}") from None
+    if codes.is_floating_point() or zero.is_floating_point():
+        raise InputError("a weight that is dequantised has no whole numbers")
+    side = [1] * codes.dim()
+    if -codes.dim() <= axis < codes.dim():
+        side[axis] = -1
+    scale, zero = (part.reshape(side) if part.dim() == 1 else part for part in (scale, zero))
+    refuse_broadcast(tuple(codes.shape), tuple(scale.shape), tuple(zero.shape))
+    return ((codes.to(torch.int64) - zero.to(torch.int64)) * scale.double()).float()
 
 
 def _initializer(stored: Mapping[str, Any], name: str, place: Path) -> Tensor:
@@ -233,13 +230,13 @@ def _initializer(stored: Mapping[str, Any], name: str, place: Path) -> Tensor:
     if entry is None:
         raise InputError(f"{place}: `{name}` is not a constant of the network")
     try:
-        return _to_tensor(entry)
+        return to_tensor(entry)
     except Exception as error:  # of many types
         fact = " ".join(str(error).split())[:200]
         raise InputError(f"{place}: `{name}` is damaged: {fact}") from None
 
 
-def _to_tensor(entry: Any) -> Tensor:
+def to_tensor(entry: Any) -> Tensor:
     from onnx import numpy_helper
 
     array: np.ndarray[Any, Any] = np.array(numpy_helper.to_array(entry))
@@ -259,14 +256,20 @@ def _places(said: Mapping[str, str], place: Path) -> Places:
         raise InputError(f"the names of the weights of {place} are damaged") from None
 
 
-def session_of(model: bytes | str) -> Any:
-    """ONNX Runtime on the CPU."""
+def in_runtime(model: Any) -> Callable[[Inputs], list[Tensor]]:
+    """A function that runs a ModelProto in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # of many types
+        raise InputError(f"ONNX Runtime cannot run the network: {fact_of(error)}") from None
+    return lambda given: run_session(session, given)
 
 
 def run_session(session: Any, given: Inputs) -> list[Tensor]:

@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed, Origin
 from dcil_dsl.extras.formats.graph import (
-    batch_report,
+    compare,
+    fact_of,
     flat,
-    largest_difference,
+    refuse_broadcast,
     refuse_uncounted,
+    turned,
     write_bytes,
 )
-from dcil_dsl.extras.formats.onnx_file import Places, build_onnx
+from dcil_dsl.extras.formats.onnx_file import Places, build_onnx, named_weights
 from dcil_dsl.extras.formats.onnx_int8 import build_int8
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import first_fault
@@ -41,12 +45,16 @@ MOST_TEXT = 1 << 26  # bytes of dcil.json
 
 
 class IrHeader(BaseModel):
-    """dcil.json."""
+    """dcil.json.
+
+    shapes  of the weights that the folder stores in another shape
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     origin: Origin | None
     names: Places
+    shapes: dict[str, tuple[NonNegativeInt, ...]] = {}
     graph: str
 
 
@@ -58,10 +66,9 @@ class OpenVino:
 
         dense, places, inputs, is_free = build_onnx(deployed)
         model = convert(dense)
-        run = _compiled(model)
-        difference = largest_difference(deployed, inputs, run, is_free)
-        save_ir(model, places, deployed, place)
-        return f"largest difference in OpenVINO {difference:.1e}; {batch_report(inputs, is_free)}"
+        found = compare(deployed, inputs, _compiled(model), is_free)
+        save_ir(model, dense, places, deployed, place)
+        return found.report("OpenVINO")
 
     def recognises(self, place: Path) -> bool:
         return (place / GRAPH).is_file()
@@ -70,7 +77,8 @@ class OpenVino:
         """Batch norms are part of the weights: the numbers are not the run's."""
         header = _read_header(place)
         places = {} if header is None else header.names
-        tensors = _named_constants(read_model(place), places, place)
+        shapes = {} if header is None else header.shapes
+        tensors = _named_constants(read_model(place), places, shapes, place)
         origin = None if header is None else header.origin
         return Artefact(place, tensors, origin, exact=False, complete=False)
 
@@ -87,8 +95,8 @@ class OpenVinoInt8(OpenVino):
     def write(self, deployed: Deployed, place: Path) -> str:
         import openvino  # noqa: F401  before the export takes its time
 
-        coded, places, report = build_int8(deployed, place)
-        save_ir(convert(coded), places, deployed, place)
+        coded, places, report = build_int8(deployed, place, lambda model: _compiled(convert(model)))
+        save_ir(convert(coded), coded, places, deployed, place)
         return report
 
     def recognises(self, place: Path) -> bool:
@@ -105,8 +113,7 @@ def convert(model: Any) -> Any:
         try:
             return openvino.convert_model(file)
         except Exception as error:  # of many types
-            fact = " ".join(str(error).split())[:200]
-            raise InputError(f"OpenVINO cannot convert the network: {fact}") from None
+            raise InputError(f"OpenVINO cannot convert the network: {fact_of(error)}") from None
 
 
 def _compiled(model: Any) -> Any:
@@ -114,7 +121,10 @@ def _compiled(model: Any) -> Any:
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    try:
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
+    except Exception as error:  # of many types
+        raise InputError(f"OpenVINO cannot run the network: {fact_of(error)}") from None
 
     def run(given: Inputs) -> list[Tensor]:
         found = compiled([tensor.contiguous().numpy() for tensor in flat(given)])
@@ -123,23 +133,85 @@ def _compiled(model: Any) -> Any:
     return run
 
 
-def save_ir(model: Any, places: Places, deployed: Deployed, place: Path) -> None:
-    """The two files, then the header: a folder without it promises nothing."""
+def save_ir(model: Any, source: Any, places: Places, deployed: Deployed, place: Path) -> None:
+    """The two files, then the header: a folder without it promises nothing.
+
+    source  the ModelProto that the Model was converted from
+    """
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder)
         openvino.save_model(model, draft / GRAPH, compress_to_fp16=False)
-        read = _named_constants(read_model(draft), places, draft)
+        stored = read_model(draft)
+        places, shapes = _find_moved(stored, places, named_weights(source, places, place))
+        read = _named_constants(stored, places, shapes, place)
         refuse_uncounted(deployed, read)  # it folds some constants into others
         origin = deployed.origin
         if origin is not None:
             origin = origin.model_copy(update={"digest": digest(read)})
         names = {name: places[name] for name in read}
-        header = IrHeader(origin=origin, names=names, graph=_sha256(draft / GRAPH))
+        header = IrHeader(origin=origin, names=names, shapes=shapes, graph=_sha256(draft / GRAPH))
         for name in (WEIGHTS, GRAPH):
             write_bytes(place / name, (draft / name).read_bytes())
     write_text(place / HEADER, header.model_dump_json())
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _find_moved(
+    model: Any, places: Places, expected: Mapping[str, Tensor]
+) -> tuple[Places, dict[str, tuple[int, ...]]]:
+    """The places, and the shapes of the weights that are stored in another one.
+
+    OpenVINO stores the weights of grouped convolutions in another shape, and multiplies a scale
+    behind a layer into its weights, both under names of its own: they are found by their numbers.
+    """
+    held = _constants(model)
+    found, shapes = dict(places), {}
+    for name, (constant, _) in places.items():
+        if constant in held or name not in expected:
+            continue
+        wanted = expected[name].numpy()
+        for other, op in held.items():
+            size = prod(op.output(0).get_shape())
+            if size != wanted.size or op.get_element_type().to_dtype() != wanted.dtype:
+                continue
+            array = np.array(op.data)
+            if _is_scaled(array.reshape(wanted.shape), wanted):
+                found[name], shapes[name] = (other, False), tuple(wanted.shape)
+                break
+            if array.shape == wanted.shape[::-1] and _is_scaled(array.T, wanted):
+                found[name] = (other, True)
+                break
+    return found, shapes
+
+
+def _is_scaled(array: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
+    """Whether the first is the second, times one number for each index of the first or the second
+    side. Their zeros are the same."""
+    if array.shape != wanted.shape or not np.array_equal(array == 0, wanted == 0):
+        return False
+    if np.array_equal(array, wanted):
+        return True
+    for side in range(min(array.ndim, 2)):
+        one, other = (np.moveaxis(a, side, 0).reshape(a.shape[side], -1) for a in (array, wanted))
+        at = np.abs(other).argmax(1)[:, None]  # the place of the largest number of each index
+        largest = np.take_along_axis(other, at, 1)
+        scale = np.take_along_axis(one, at, 1) / np.where(largest == 0, 1, largest)
+        if np.allclose(one, other * scale, rtol=1e-4, atol=0):
+            return True
+    return False
+
+
+def _constants(model: Any) -> dict[str, Any]:
+    """The constants that an operation reads."""
+    return {
+        op.get_friendly_name(): op
+        for op in model.get_ordered_ops()
+        if op.get_type_name() == "Constant" and op.output(0).get_target_inputs()
+    }
 
 
 def _read_header(place: Path) -> IrHeader | None:
@@ -169,46 +241,62 @@ def read_model(place: Path) -> Any:
         raise InputError(f"{place / GRAPH} is damaged: {fact}") from None
 
 
-def _named_constants(model: Any, places: Places, place: Path) -> dict[str, Tensor]:
+def _named_constants(model: Any, places: Places, shapes: Shapes, place: Path) -> dict[str, Tensor]:
     """The weights that an operation reads, under the original's names, as the numbers that they
     stand for: (code - zero point) * scale of an integer weight."""
-    held = {
-        op.get_friendly_name(): op
-        for op in model.get_ordered_ops()
-        if op.get_type_name() == "Constant" and op.output(0).get_target_inputs()
-    }
-    found = {}
+    held, found = _constants(model), {}
     for name, (constant, is_turned) in places.items():
-        if constant in held:
-            tensor = _meaning(held[constant], place)
-            found[name] = tensor.T.contiguous() if is_turned else tensor
+        if constant not in held:
+            continue
+        tensor = _meaning(held[constant], place)
+        shape = shapes.get(name, tuple(tensor.shape))
+        if prod(shape) != tensor.numel():
+            raise InputError(f"{place}: `{name}` has not the shape that {HEADER} names")
+        tensor = tensor.reshape(shape)
+        found[name] = turned(tensor) if is_turned else tensor
     return found
 
 
 def _meaning(constant: Any, place: Path) -> Tensor:
     """The number that every operation after it sees."""
-    array = np.array(constant.data)
+    try:
+        array = np.array(constant.data)
+    except Exception as error:  # of many types
+        raise InputError(f"{place}: a weight cannot be read: {fact_of(error)}") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{place}: a weight has numbers of the type {array.dtype}")
     if array.dtype.kind == "f":
         return torch.from_numpy(array)
-    meaning, op = array.astype(np.float64), constant
-    while True:
-        readers = list(op.output(0).get_target_inputs())
-        if len(readers) != 1:
-            raise InputError(f"{place}: an integer weight has {len(readers)} readers")
-        op, at = readers[0].get_node(), readers[0].get_index()
-        kind = op.get_type_name()
-        if kind == "Convert":
-            continue
-        if kind not in ("Subtract", "Multiply") or at != 0:
-            break
-        other = _constant_before(op.input_value(1).get_node())
-        if other is None:
-            break
-        with np.errstate(all="ignore"):
-            meaning = meaning - other if kind == "Subtract" else meaning * other
-    if meaning.shape != array.shape:
-        raise InputError(f"{place}: scales do not fit an integer weight")
-    return torch.from_numpy(meaning.astype(np.float32))
+    left, found = [(constant, array.astype(np.float64))], None
+    while left:
+        op, meaning = left.pop()
+        for reader in op.output(0).get_target_inputs():
+            after = _after(reader, meaning)
+            if after is not None:
+                left.append((reader.get_node(), after))
+            elif found is None:
+                found = meaning
+            elif not np.array_equal(found, meaning, equal_nan=True):
+                raise InputError(f"{place}: two operations see an integer weight differently")
+    if found is None:
+        raise InputError(f"{place}: no operation sees an integer weight")
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def _after(reader: Any, meaning: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """The numbers behind an operation that is a part of dequantizing, else None."""
+    op, kind = reader.get_node(), reader.get_node().get_type_name()
+    if kind == "Convert":
+        return meaning
+    if kind not in ("Subtract", "Multiply") or reader.get_index() != 0:
+        return None
+    other = _constant_before(op.input_value(1).get_node())
+    if other is None:
+        return None
+    refuse_broadcast(meaning.shape, other.shape)
+    with np.errstate(all="ignore"):
+        found: np.ndarray[Any, Any] = meaning - other if kind == "Subtract" else meaning * other
+    return found
 
 
 def _constant_before(op: Any) -> np.ndarray[Any, Any] | None:

@@ -13,9 +13,7 @@ from dcil_dsl.exporting.artefact import Artefact, Deployed
 from dcil_dsl.exporting.files import parse_origin
 from dcil_dsl.extras.formats.archive import read_archive, save_program
 from dcil_dsl.extras.formats.graph import (
-    batch_report,
-    has_free_batch,
-    largest_difference,
+    compare,
     refuse_uncounted,
     tensors_of,
     trace_for_export,
@@ -29,14 +27,15 @@ class TorchExport:
     """A .pt2 file."""
 
     def write(self, deployed: Deployed, place: Path) -> str:
-        program, inputs = trace_for_export(deployed)
+        traced = trace_for_export(deployed)
+        program = traced.program
         refuse_uncounted(deployed, program.state_dict)
-        module, is_free = program.module(), has_free_batch(program)
-        difference = largest_difference(
+        module = program.module()
+        found = compare(
             deployed,
-            inputs,
+            traced.inputs,
             lambda given: tensors_of(module(*given.args, **given.kwargs)),
-            is_free,
+            traced.is_free,
         )
         texts = {}
         if deployed.origin is not None:
@@ -44,7 +43,7 @@ class TorchExport:
             named = deployed.origin.model_copy(update={"digest": digest(tensors)})
             texts[HEADER] = named.model_dump_json()
         save_program(program, place, texts)
-        return f"largest difference {difference:.1e}; {batch_report(inputs, is_free)}"
+        return found.report()
 
     def recognises(self, place: Path) -> bool:
         return place.suffix == ".pt2"

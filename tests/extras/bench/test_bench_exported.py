@@ -87,6 +87,23 @@ def test_an_open_size_of_an_input_is_refused(folder, tmp_path):
         bench_run(tmp_path / "open.onnx", rounds=1)
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda tensor: setattr(tensor.shape.dim[1], "dim_value", 1 << 40), "too large"),
+        (lambda tensor: setattr(tensor.shape.dim[1], "dim_value", -3), "too large"),
+        (lambda tensor: setattr(tensor, "elem_type", 99), "no shape or type"),
+        (lambda tensor: setattr(tensor, "elem_type", onnx.TensorProto.STRING), "no shape or type"),
+    ],
+)
+def test_an_input_that_no_noise_has_is_refused(folder, tmp_path, change, says):
+    model = onnx.load(folder / "sparse.onnx")
+    change(model.graph.input[0].type.tensor_type)
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=says):
+        bench_run(tmp_path / "bad.onnx", rounds=1)
+
+
 def test_a_damaged_file_is_refused_before_it_is_timed(tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"\x08\x09" * 50)
     with pytest.raises(InputError):

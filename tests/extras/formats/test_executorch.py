@@ -1,6 +1,7 @@
 """ExecuTorch's files compute as the network, and the program that they were lowered from proves
 their zeros."""
 
+import shutil
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ from support.tiny_job import call, net, own, whole_run
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
+from dcil_dsl.extras.bench.engines import ENGINES
+from dcil_dsl.extras.bench.exported import ExportedSubject, engines_for
 
 runtime = needed("executorch.runtime")
 
@@ -56,6 +59,20 @@ def test_a_folder_of_another_run_is_a_fault(folder, tmp_path, capsys):
     (tmp_path / "network.pte").write_bytes(data)
     assert call("verify", tmp_path) == 1
     assert "its digest differs" in capsys.readouterr().out
+
+
+def test_bench_runs_the_file_and_refuses_a_damaged_one_before_it_is_loaded(
+    folder, original, tmp_path
+):
+    place = folder / "run" / "executorch"
+    assert engines_for(place) == ("executorch",)
+    subject = ExportedSubject(place, 1, 1)
+    (found,) = ENGINES["executorch"][1](subject)()
+    torch.testing.assert_close(found, original(subject.inputs[0]), rtol=1e-4, atol=1e-5)
+    bad = shutil.copytree(place, tmp_path / "bad")
+    (bad / "network.pte").write_bytes((place / "network.pte").read_bytes()[:-100])
+    with pytest.raises(InputError, match="its digest differs"):
+        engines_for(bad)
 
 
 def test_a_network_that_cannot_be_lowered_is_refused(folder, monkeypatch):

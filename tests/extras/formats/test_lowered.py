@@ -15,6 +15,7 @@ from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.exporting.exporters import exporter_for
 from dcil_dsl.exporting.files import read_safetensors
 from dcil_dsl.extras.formats.archive import GRAPH
+from dcil_dsl.extras.formats.graph import read_names
 from dcil_dsl.extras.formats.lowered import HEADER, LoweredFile, save_lowered
 
 OPS = torch.ops.quantized_decomposed
@@ -48,13 +49,13 @@ def run(tmp_path_factory):
     return whole_run(tmp_path_factory.mktemp("job"))
 
 
-def lowered(run, place, zero=0, weights=None):
+def lowered(run, place, zero=0):
     """A folder as a device's tools leave it, without their library."""
     file = run / "run" / "sparse.safetensors"
     tensors, origin = load_file(file), read_safetensors(file)[1]
     coded = Coded([tensors["0.weight"], tensors["3.weight"]], zero)
     program = torch.export.export(coded, (torch.randn(1, 3, 32, 32),))
-    names = weights or {"0.weight": "codes_0", "3.weight": "codes_1"}
+    names = {"0.weight": "codes_0", "3.weight": "codes_1"}
     save_lowered(LoweredFile(program, names, b"lowered"), Deployed(net(run), origin), place)
     return place
 
@@ -80,10 +81,40 @@ def test_another_lowered_file_is_a_fault(run, tmp_path, capsys):
     assert call("verify", place) == 2
 
 
-def test_a_weight_that_no_call_reads_is_missing(run, tmp_path, capsys):
-    place = lowered(run, tmp_path / "coded", weights={"0.weight": "codes_0", "3.weight": "other"})
-    assert call("verify", place) == 1
-    assert "3.weight is missing" in capsys.readouterr().out
+def promised(origin, model, names):
+    """The promise of a run, of other weights."""
+    num_weights = tuple(model.state_dict()[name].numel() for name in names)
+    changes = {"parameters": names, "num_weights": num_weights, "keeps": (sum(num_weights),)}
+    return origin.promises[0].model_copy(update=changes)
+
+
+class Tied(nn.Module):
+    """A recurrent layer, whose weights its call has in a list, and two names of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(self.lstm(x)[0]))
+
+
+def test_weights_of_a_list_and_tied_ones_are_counted_under_every_name(run, tmp_path):
+    model = Tied()
+    names = ("first.weight", "second.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0")
+    origin = read_safetensors(run / "run" / "sparse.safetensors")[1]
+    promise = promised(origin, model, names)
+    deployed = Deployed(model, origin.model_copy(update={"promises": (promise,)}))
+    program = torch.export.export(model, (torch.randn(1, 3, 4),))
+    made = LoweredFile(program, read_names(program), b"lowered")
+    save_lowered(made, deployed, tmp_path / "tied")
+    found = exporter_for(tmp_path / "tied").read(tmp_path / "tied").tensors
+    for name in names:
+        assert torch.equal(found[name], model.state_dict()[name]), name
+    with pytest.raises(InputError, match="would hold no tensor `first.weight"):
+        save_lowered(LoweredFile(program, {}, b"lowered"), deployed, tmp_path / "none")
 
 
 def edited(place, change):
@@ -95,6 +126,14 @@ def edited(place, change):
         for name, data in parts.items():
             new.writestr(name, change(name.partition("/")[2], data))
     return place
+
+
+def test_a_weight_that_no_call_reads_is_missing(run, tmp_path, capsys):
+    def change(name, data):
+        return data.replace(b"codes_1", b"codes_9") if name.endswith(HEADER) else data
+
+    assert call("verify", edited(lowered(run, tmp_path / "coded"), change)) == 1
+    assert "3.weight is missing" in capsys.readouterr().out
 
 
 def in_graph(change):

@@ -8,9 +8,15 @@ import torch
 from safetensors.torch import load_file
 from support.library import needed
 from support.tiny_job import call, net, own, whole_run
+from torch import nn
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.exporting.artefact import Deployed, Origin
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
+from dcil_dsl.extras.formats import onnx_int8
+from dcil_dsl.extras.formats.onnx_file import build_onnx, in_runtime
+from dcil_dsl.model.inputs import Inputs
+from dcil_dsl.plan.plan import Model, Size
 
 onnx = needed("onnx")
 runtime = needed("onnxruntime")
@@ -218,6 +224,60 @@ def test_a_scale_that_does_not_fit_is_refused(coded, tmp_path):
         exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
 
 
+def test_scales_that_would_blow_up_a_weight_are_refused(coded, tmp_path):
+    """A column of codes and a row of scales: 3,600 numbers, which would become 3 million."""
+    model = onnx.load(coded)
+    for name, array in (
+        ("3.weight_quantized", np.zeros((1800, 1), np.int8)),
+        ("3.weight_scale", np.ones(1800, np.float32)),
+        ("3.weight_zero_point", np.zeros(1800, np.int8)),
+    ):
+        initializer(model, name).CopyFrom(onnx.numpy_helper.from_array(array, name))
+    node = next(n for n in model.graph.node if n.input and n.input[0] == "3.weight_quantized")
+    next(a for a in node.attribute if a.name == "axis").i = 1
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="scales do not fit"):
+        exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_node_without_its_scales_is_refused(coded, tmp_path, left):
+    model = onnx.load(coded)
+    node = next(n for n in model.graph.node if n.input and n.input[0] == "3.weight_quantized")
+    del node.input[left:]
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    if left:
+        with pytest.raises(InputError, match="the scales of `3.weight_quantized` are missing"):
+            exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+    else:  # no node reads the weight
+        assert call("verify", tmp_path / "bad.onnx") == 1
+
+
+def test_codes_that_are_no_whole_numbers_are_refused(coded, tmp_path):
+    """0.4 would be read as the code 0."""
+    model = onnx.load(coded)
+    entry = initializer(model, "3.weight_quantized")
+    array = np.full(list(entry.dims), 0.4, np.float32)
+    entry.CopyFrom(onnx.numpy_helper.from_array(array, entry.name))
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="no whole numbers"):
+        exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+
+
+def test_two_scales_of_one_weight_are_refused(coded, tmp_path):
+    """Which of them holds would be a matter of order."""
+    model = onnx.load(coded)
+    node = next(n for n in model.graph.node if n.input and n.input[0] == "3.weight_quantized")
+    again = model.graph.node.add()
+    again.CopyFrom(node)
+    again.input[1], again.output[0] = "other", "elsewhere"
+    scale = onnx.numpy_helper.to_array(initializer(model, "3.weight_scale")) * np.float32(2)
+    model.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(scale, "other"))
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="two nodes give"):
+        exporter_for(tmp_path / "bad.onnx").read(tmp_path / "bad.onnx")
+
+
 @pytest.mark.parametrize("data", [b"", b"junk", b"\x08\x09" * 50])
 def test_junk_is_refused(tmp_path, data):
     (tmp_path / "junk.onnx").write_bytes(data)
@@ -229,6 +289,69 @@ def test_int8_needs_a_run_folder(folder, tmp_path, capsys):
     alone.write_bytes((folder / "run" / "sparse.safetensors").read_bytes())
     assert call("export", alone, "--to", "onnx-int8", *own(folder)) == 2
     assert "calibrated on the data of the run" in capsys.readouterr().err
+
+
+def bare(net, **sizes):
+    """A network of no run."""
+    origin = Origin(
+        recipe="none",
+        sha256="",
+        model=Model(name=None, classes=None, options={}),
+        data=None,
+        path="sparse",
+        step=0,
+        promises=(),
+        sizes=sizes,
+    )
+    return Deployed(net, origin)
+
+
+class Masked(nn.Module):
+    """Attention over the tokens whose mask is one; the others get the score -inf."""
+
+    def __init__(self, low):
+        super().__init__()
+        self.low, self.table, self.query = low, nn.Embedding(50, 16), nn.Linear(16, 16)
+
+    def forward(self, ids, mask):
+        tokens = self.table(ids)
+        scores = self.query(tokens) @ tokens.transpose(1, 2)
+        scores = scores.masked_fill(mask[:, None] == 0, self.low)
+        return scores.softmax(2) @ tokens
+
+
+@pytest.mark.parametrize("low", [float("-inf"), -3e38, -1e4])
+def test_a_mask_of_attention_leaves_the_scores_their_steps_of_int8(low):
+    """A range from the lowest number on would have one step for all of them."""
+    torch.manual_seed(0)
+    net = Masked(low).eval()
+    size = Size(shape=(1, 6), dtype="int64")
+    dense, places, _, _ = build_onnx(bare(net, ids=size, mask=size))
+    lengths = torch.randint(2, 7, (64, 1))
+    batch = [torch.randint(50, (64, 6)), (torch.arange(6) < lengths).long()]
+    coded = onnx_int8.quantise(dense, [batch])
+    expected = net(*batch)
+    (found,) = in_runtime(coded)(Inputs.of(tuple(batch)))
+    assert (found - expected).abs().max() < 0.15 * expected.abs().max()
+    where = onnx_int8.coded_places(coded, places)["query.weight"][0]
+    assert where.endswith("_quantized")
+
+
+def test_an_activation_of_endless_range_is_refused(coded):
+    """All of its numbers would have one code."""
+    model = onnx.load(coded)
+    entry = next(i for i in model.graph.initializer if i.name.endswith("_scale"))
+    entry.CopyFrom(onnx.numpy_helper.from_array(np.array(np.inf, np.float32), entry.name))
+    with pytest.raises(InputError, match="are not finite"):
+        onnx_int8.refuse_endless(model)
+
+
+def test_a_network_of_which_nothing_is_quantised_is_refused(folder, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_int8, "quantise", lambda dense, batches: dense)
+    out = folder / "nothing.int8.onnx"
+    assert call("export", folder / "run", "--to", "onnx-int8", "--out", out, *own(folder)) == 2
+    assert "ONNX Runtime quantises no weight" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_missing_library_names_the_extra(file, monkeypatch):

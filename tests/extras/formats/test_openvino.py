@@ -1,5 +1,6 @@
 """OpenVINO's files compute as the network, and every zero stays a zero, also in int8."""
 
+import json
 import re
 import shutil
 import sys
@@ -16,6 +17,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed
 from dcil_dsl.exporting.exporters import EXPORTERS, exporter_for
 from dcil_dsl.exporting.files import read_safetensors
+from dcil_dsl.extras.formats import onnx_int8, openvino_ir
+from dcil_dsl.extras.formats.onnx_file import build_onnx
 from dcil_dsl.plan.plan import Size
 
 openvino = needed("openvino")
@@ -140,6 +143,119 @@ def test_a_folder_of_another_network_is_a_fault_of_the_run(folder, tmp_path):
     assert call("verify", place) == 1
     shutil.rmtree(place)
     kept.rename(place)
+
+
+def test_the_accuracy_of_int8_is_measured_in_openvino(folder, tmp_path, monkeypatch, capsys):
+    """Another engine may compute other numbers from the same codes."""
+    built = []
+    monkeypatch.setattr(openvino_ir, "_compiled", counted(openvino_ir._compiled, built))
+    asked = ("--to", "openvino-int8", "--out", tmp_path / "again", *own(folder))
+    assert call("export", folder / "run", *asked) == 0
+    assert len(built) == 2 and "held-out examples: float32" in capsys.readouterr().out
+
+
+def counted(function, calls):
+    def counting(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counting
+
+
+def test_a_grouped_convolution_is_counted_under_its_name(folder, tmp_path):
+    """OpenVINO stores its weights in another shape under a name of its own."""
+    origin = read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    net = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 4, 3, groups=2),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+    )
+    with torch.no_grad():
+        for layer in net:
+            layer.weight[torch.rand(layer.weight.shape) < 0.7] = 0
+    names = ("0.weight", "1.weight", "2.weight")
+    num_weights = tuple(layer.weight.numel() for layer in net)
+    changes = {"parameters": names, "num_weights": num_weights, "keeps": (sum(num_weights),)}
+    promise = origin.promises[0].model_copy(update=changes)
+    sizes = {"x": Size(shape=(1, 8, 9, 9), dtype="float32")}
+    origin = origin.model_copy(update={"promises": (promise,), "sizes": sizes})
+    EXPORTERS["openvino"].write(Deployed(net, origin), tmp_path / "a")
+    found = EXPORTERS["openvino"].read(tmp_path / "a").tensors
+    for name in names:
+        assert torch.equal(found[name], net.state_dict()[name]), name
+
+
+class Scaled(nn.Module):
+    """A scale behind a layer, as in ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        return x + self.scale * self.second(self.first(x).relu())
+
+
+def test_a_weight_that_openvino_scales_is_counted_under_its_name(folder, tmp_path):
+    torch.manual_seed(0)
+    net, origin = Scaled(), read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    names = ("first.weight", "second.weight")
+    with torch.no_grad():
+        for layer in (net.first, net.second):
+            layer.weight[torch.rand(8, 8) < 0.7] = 0
+    changes = {"parameters": names, "num_weights": (64, 64), "keeps": (128,)}
+    promise = origin.promises[0].model_copy(update=changes)
+    sizes = {"x": Size(shape=(1, 8), dtype="float32")}
+    origin = origin.model_copy(update={"promises": (promise,), "sizes": sizes})
+    EXPORTERS["openvino"].write(Deployed(net, origin), tmp_path / "a")
+    found = EXPORTERS["openvino"].read(tmp_path / "a").tensors
+    for name in names:
+        assert torch.equal(found[name] == 0, net.state_dict()[name] == 0), name
+
+
+class Twice(nn.Module):
+    """One weight in two calls, and its transpose in a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return (x @ self.table).relu() @ self.table + x @ self.table.T
+
+
+def test_an_int8_weight_that_two_operations_read_is_counted(folder, tmp_path):
+    torch.manual_seed(0)
+    net, origin = Twice(), read_safetensors(folder / "run" / "sparse.safetensors")[1]
+    with torch.no_grad():
+        net.table[torch.rand(8, 8) < 0.7] = 0
+    sizes = {"x": Size(shape=(1, 8), dtype="float32")}
+    deployed = Deployed(net, origin.model_copy(update={"promises": (), "sizes": sizes}))
+    dense, places, _, _ = build_onnx(deployed)
+    coded = onnx_int8.quantise(dense, [[torch.randn(64, 8)]])
+    names = onnx_int8.coded_places(coded, places)
+    openvino_ir.save_ir(openvino_ir.convert(coded), coded, names, deployed, tmp_path / "a")
+    found = EXPORTERS["openvino"].read(tmp_path / "a").tensors["table"]
+    assert torch.equal(found == 0, net.table == 0)
+
+
+def test_a_shape_of_the_header_that_does_not_fit_is_refused(dense):
+    header = json.loads((dense / "dcil.json").read_text())
+    header["shapes"] = {"3.weight": [1 << 40]}
+    (dense / "dcil.json").write_text(json.dumps(header))
+    with pytest.raises(InputError, match="has not the shape"):
+        exporter_for(dense).read(dense)
+
+
+def test_scales_that_would_blow_up_a_weight_are_refused(coded):
+    """The constant of the scales claims another shape of the same size."""
+    file = coded / "openvino.xml"
+    changed = re.sub(r'shape="32, ?1, ?1, ?1"', 'shape="1, 1, 1, 32"', file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    with pytest.raises(InputError, match="scales do not fit|damaged"):
+        exporter_for(coded).read(coded)
 
 
 def test_a_missing_or_damaged_file_is_refused(dense, coded):

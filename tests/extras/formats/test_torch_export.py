@@ -116,6 +116,23 @@ def test_a_hostile_archive_is_refused(file, tmp_path, change, says):
         exporter_for(bad).read(bad)
 
 
+def test_an_archive_whose_weights_need_more_memory_than_it_has_is_refused(file, tmp_path):
+    """Each of many names is a transposed view of the same bytes, which reading copies."""
+
+    def change(name, data):
+        if name != CONFIG:
+            return data
+        config = json.loads(data)
+        entry = config["config"]["3.weight"]
+        meta = entry["tensor_meta"] | {"sizes": sizes(64, 64), "strides": sizes(1, 64)}
+        config["config"] |= {f"w{i}": entry | {"tensor_meta": meta} for i in range(1000)}
+        return json.dumps(config).encode()
+
+    bad = edited(file, tmp_path / "bad.pt2", change)
+    with pytest.raises(InputError, match="are larger than the file"):
+        exporter_for(bad).read(bad)
+
+
 def test_a_truncated_archive_is_refused(file, tmp_path):
     (tmp_path / "short.pt2").write_bytes(file.read_bytes()[:-4000])
     with pytest.raises(InputError, match="damaged"):
