@@ -210,7 +210,7 @@ class DcilTrainer(Trainer):
         if num_items_in_batch is None:
             loss = loss / self.current_gradient_accumulation_steps
         else:  # the mean over the items of the whole step, whichever batch they are in
-            loss = loss * (self._get_own_items(inputs) / num_items_in_batch)
+            loss = loss * self._get_own_items(inputs) / num_items_in_batch
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs[self.plan.deploy]) if return_outputs else loss
@@ -237,7 +237,18 @@ class DcilTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         self.loss_is_scaled_for_ga = True  # compute_loss has done it
-        return super().training_step(model, inputs, num_items_in_batch)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except (AttributeError, KeyError, TypeError) as error:
+            if type(self).compute_loss is DcilTrainer.compute_loss:
+                raise
+            paths = ", ".join(self.plan.phases[self.pruner.dual.phase].paths)
+            raise InputError(
+                f"compute_loss of {type(self).__name__}: {type(error).__name__}: {error}; in "
+                f"training the model takes the labels and returns its outputs by path ({paths})",
+                help="super().compute_loss(model, inputs) is the recipe's loss; "
+                f'model(**inputs)["{self.plan.deploy}"] is what the deployed path returns',
+            ) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer."""

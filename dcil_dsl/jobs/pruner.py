@@ -8,6 +8,9 @@ Not:  no data, no files, no device: those are the loop's. `dcil.train` does all 
 
 from __future__ import annotations
 
+import inspect
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +112,7 @@ class Pruner:
         self._held: dict[str, Tensor] = {}  # gradients of the step's earlier batches
         self._average: Average | None = None  # of `ema`
         self._checked: torch.optim.Optimizer | None = None
+        self._warned = False  # of a learning rate that the recipe's replaces
 
     # -- one step --------------------------------------------------------------------------
 
@@ -199,6 +203,7 @@ class Pruner:
         if clip is not None:
             clip_grad_norm_([weight for _, weight in self.dual.trainable()], clip)
         self.prepare_update(optimizer)
+        self._warn_of_other_rates(optimizer)
         set_rate(optimizer, self.plan.lr_at(self.steps))
         if self.scaler is None:
             optimizer.step()
@@ -235,6 +240,18 @@ class Pruner:
                 "the optimizer holds no weight of pruner.dual, which is what trains",
                 help="pruner.make_optimizer(), or an optimizer of pruner.dual.parameters()",
             )
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise InputError(
+                f"{type(optimizer).__name__} evaluates the loss several times in a step, and "
+                "Pruner.step has one backward pass",
+                help="another optimizer; `dcil.train` has the recipe's `integrator`",
+            )
+        if isinstance(self.module, nn.DataParallel) and len(self.module.device_ids) > 1:
+            raise InputError(
+                "pruner.module is in nn.DataParallel, whose copies of the dual lose their scores",
+                help="one process for each device: DistributedDataParallel(pruner.dual)",
+            )
         if getattr(self.module, "broadcast_buffers", False):  # DistributedDataParallel
             shared = {id(buffer) for buffer in getattr(self.module, "modules_buffers", ())}
             if any(id(score) in shared for score in self.dual.score_state.values()):
@@ -254,6 +271,24 @@ class Pruner:
                 f"gradient_accumulation_steps={parts} as well",
                 help="leave one of the two out",
             )
+
+    def _warn_of_other_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn, once, of a learning rate that the recipe's replaces: of the loop's optimizer, or of
+        a scheduler that the loop steps."""
+        own = [self.plan.train.optimizer.lr, *map(self._rate_at, (self.steps - 1, self.steps))]
+        for group in optimizer.param_groups:
+            scale = group.get("lr_scale", 1.0)
+            if self._warned or any(math.isclose(group["lr"], lr * scale) for lr in own):
+                continue
+            self._warned = True
+            warnings.warn(
+                f"the recipe's learning rate ({own[-1] * scale:g}) replaces the optimizer's "
+                f"({group['lr']:g}): write yours into the recipe, `lr_scale` into a group",
+                stacklevel=3,
+            )
+
+    def _rate_at(self, step: int) -> float:
+        return self.plan.lr_at(min(max(step, 0), self.plan.num_steps - 1))
 
     def _hold(self) -> None:
         """Put the gradients of one batch aside, where zero_grad does not reach them."""
@@ -284,9 +319,7 @@ class Pruner:
         base = self.plan.train.optimizer.lr
         for group in optimizer.param_groups:
             group["lr"] = base * group.get("lr_scale", 1.0)  # what LambdaLR multiplies
-        return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.plan.lr_at(min(step, self.plan.num_steps - 1)) / base
-        )
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_at(step) / base)
 
     # -- the result ----------------------------------------------------------------------------
 

@@ -51,13 +51,20 @@ def copy_module(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
             if name in ("_modules", "_parameters") or _holds_nothing(value):
                 continue
             for leaf in pytree.tree_leaves(value):
-                if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None:
+                if isinstance(leaf, torch.Tensor) and _has_history(leaf):
                     memo[id(leaf)] = leaf.detach().clone()
     copied = copy.deepcopy(module, memo)
     for part in module.modules():
         if isinstance(part, fx.GraphModule):
             _complete(part, memo[id(part)], memo)
     return copied
+
+
+def _has_history(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.grad_fn is not None
+    except RuntimeError:  # a view of a weight that the optimizer has changed since: an LSTM's
+        return True
 
 
 def _complete(part: fx.GraphModule, copied: nn.Module, memo: dict[int, Any]) -> None:

@@ -272,15 +272,24 @@ def test_an_end_within_an_epoch_is_said(tmp_path, caplog):
     assert any("max_steps=10 ends training within epoch 2" in line for line in caplog.messages)
 
 
-def test_a_loss_that_leaves_the_labels_out_is_an_error(tmp_path):
+def outputs_of_a_plain_model(model, inputs):
+    return model(**inputs).logits
+
+
+def labels_left_out(model, inputs):
+    return model(input_ids=inputs["input_ids"])["sparse"].logits
+
+
+@pytest.mark.parametrize("logits_of", [outputs_of_a_plain_model, labels_left_out])
+def test_a_loss_written_for_a_plain_model_is_refused_with_the_paths(tmp_path, logits_of):
     class Own(DcilTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, **more):
-            labels = inputs.pop("labels")
-            return torch.nn.functional.cross_entropy(model(**inputs)["sparse"].logits, labels)
+            logits = logits_of(model, inputs)
+            return torch.nn.functional.cross_entropy(logits, inputs["labels"])
 
-    args = arguments(tmp_path)
-    with pytest.raises(TypeError, match="`labels` missing"):
-        Own(model=bert(), recipe=text(), args=args, train_dataset=Rows()).train()
+    trainer = Own(model=bert(), recipe=text(), args=arguments(tmp_path), train_dataset=Rows())
+    with pytest.raises(dcil.InputError, match=r"compute_loss of Own.* by path \(sparse, dense\)"):
+        trainer.train()
 
 
 def test_the_trained_module_says_where_the_methods_of_the_model_are(tmp_path):

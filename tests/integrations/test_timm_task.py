@@ -12,6 +12,7 @@ pytest.importorskip("timm.task")
 import timm
 from timm.data import Mixup
 from timm.scheduler import create_scheduler_v2
+from timm.task import resume_task_checkpoint
 
 RECIPE = """language 1
 prune Conv2d except first Conv2d to 80% { schedule = cubic(0% run..60% run) }
@@ -44,8 +45,12 @@ def task_of_the_page():
     return names["PrunedTask"]
 
 
-def trained(mixup=False, autocast=None, parts=1, size=4):
-    """Batches of 4 and a last one of 2: a step takes `parts` of them, the last one what is left."""
+def trained(mixup=False, autocast=None, parts=1, size=4, first=0, last=2, resume=None, saved=None):
+    """Batches of 4 and a last one of 2: a step takes `parts` of them, the last one what is left.
+
+    first, last    the epochs that are run
+    resume, saved  files that are read at the start, and written at the end
+    """
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=4)
     loader = DataLoader(TensorDataset(IMAGES, LABELS), size)
@@ -55,10 +60,12 @@ def trained(mixup=False, autocast=None, parts=1, size=4):
     )
     task = task_of_the_page()(pruner, device=torch.device("cpu"), verbose=False)
     optimizer = pruner.make_optimizer()
-    scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=2, warmup_epochs=0)
+    scheduler, _ = create_scheduler_v2(optimizer, num_epochs=2, warmup_epochs=0)
     mix = Mixup(mixup_alpha=0.8, num_classes=4, label_smoothing=0.1) if mixup else None
+    if resume is not None:
+        resume_task_checkpoint(task, resume, optimizer=optimizer, log_info=False)
     rates, losses = [], []
-    for epoch in range(epochs):
+    for epoch in range(first, last):
         task.get_trainable_module().train()
         accumulated, last_parts = parts, len(loader) % parts
         optimizer.zero_grad()
@@ -80,8 +87,13 @@ def trained(mixup=False, autocast=None, parts=1, size=4):
         with torch.inference_mode():
             assert validated(IMAGES).shape == (22, 4)
         scheduler.step(epoch + 1, 0.0)
-    assert rates == [pruner.plan.lr_at(step) for step in range(pruner.plan.num_steps)]
+    assert rates == [pruner.plan.lr_at(step) for step in range(first * updates, pruner.steps)]
     assert all(loss == loss for loss in losses)
+    if saved is not None:
+        parts = {"optimizer": optimizer.state_dict(), "epoch": last - 1, "version": 2}
+        torch.save(
+            {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True), **parts}, saved
+        )
     return pruner
 
 
@@ -105,3 +117,21 @@ def test_the_loop_of_timms_script_trains_sparse_with_the_recipes_rate(settings):
     assert found == pytest.approx([0.8] * len(found), abs=0.01) and len(found) > 5
     plain = timm.create_model("test_resnet", num_classes=4)
     plain.load_state_dict(pruner.export().state_dict())
+
+
+def test_the_option_resume_of_timms_script_ends_with_the_same_bits(tmp_path):
+    trained(last=1, saved=tmp_path / "checkpoint.pth.tar")
+    resumed = trained(first=1, resume=tmp_path / "checkpoint.pth.tar").export().state_dict()
+    for name, tensor in trained().export().state_dict().items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_checkpoint_of_timms_script_loads_the_sparse_network_by_timm_alone(tmp_path):
+    trained(saved=tmp_path / "last.pth.tar")
+    saved = torch.load(tmp_path / "last.pth.tar", weights_only=True)
+    assert not any(name.endswith("_ema") for name in saved)
+    plain = timm.create_model(
+        "test_resnet", num_classes=4, checkpoint_path=str(tmp_path / "last.pth.tar")
+    )
+    found = shares(plain)
+    assert found == pytest.approx([0.8] * len(found), abs=0.01)

@@ -269,3 +269,98 @@ def test_fp16_trains_on_and_a_step_that_overflows_is_left_out():
         [0.8] * 2
     )
     assert not torch.equal(sparse[0].weight != 0, first != 0)
+
+
+# -- habits that the recipe's step would otherwise pass over in silence --------------------------
+
+
+def test_a_rate_of_the_loop_that_the_recipes_replaces_is_named_once():
+    pruner = pruner_of(text())
+    optimizer = torch.optim.SGD(pruner.dual.parameters(), lr=0.7)
+    with pytest.warns(UserWarning, match=r"replaces the optimizer's \(0\.7\)") as said:
+        train(pruner, optimizer, 1)
+    assert len([w for w in said if "replaces" in str(w.message)]) == 1
+
+
+def test_a_scheduler_of_the_loop_that_the_recipes_rate_replaces_is_named():
+    pruner = pruner_of(text())
+    optimizer = pruner.make_optimizer()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with pytest.warns(UserWarning, match="replaces the optimizer's"):
+        for x, y in batches():
+            pruner.step_loss(x, target=y).backward()
+            pruner.step(optimizer)
+            scheduler.step()
+
+
+@pytest.mark.parametrize("of_the_pruner", [True, False])
+def test_the_recipes_own_rate_is_not_warned_about(of_the_pruner, recwarn):
+    pruner = pruner_of(text())
+    optimizer = pruner.make_optimizer()
+    scheduler = pruner.make_scheduler(optimizer) if of_the_pruner else None
+    for x, y in batches():
+        pruner.step_loss(x, target=y).backward()
+        pruner.step(optimizer)
+        if scheduler is not None:
+            scheduler.step()
+    assert [str(w.message) for w in recwarn if "replaces" in str(w.message)] == []
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_by_name():
+    pruner = pruner_of(text())
+    x, y = batches()[0]
+    pruner.step_loss(x, target=y).backward()
+    with pytest.raises(dcil.InputError, match="LBFGS evaluates the loss several times"):
+        pruner.step(torch.optim.LBFGS(pruner.dual.parameters()))
+
+
+def test_data_parallel_of_several_devices_around_the_dual_is_refused():
+    pruner = pruner_of(text())
+    x, y = batches()[0]
+    pruner.step_loss(x, target=y).backward()
+    pruner.module = torch.nn.DataParallel(pruner.dual)
+    pruner.module.device_ids = [0, 1]  # as where two GPUs are
+    with pytest.raises(dcil.InputError, match="DataParallel"):
+        pruner.step(pruner.make_optimizer())
+
+
+def test_a_pruned_lstm_is_exported_in_the_middle_of_a_loop_and_at_its_end():
+    """It holds the weights of its last forward, which the optimizer has changed since."""
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.read = nn.BatchNorm1d(6), nn.LSTM(2, 8, batch_first=True)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.head(self.read(self.norm(x).reshape(-1, 3, 2))[0][:, -1])
+
+    recipe = text().replace("prune Linear", "prune Linear, LSTM")
+    example = (batches()[0][0],)
+    pruner = dcil.Pruner(recipe, Reader().double(), steps_per_epoch=STEPS, example_inputs=example)
+    optimizer = pruner.make_optimizer()
+    for _ in range(4):
+        train(pruner, optimizer, 1)
+        pruner.export(unfinished=True)
+    found, plain = pruner.export().eval(), Reader().double().eval()
+    plain.load_state_dict(found.state_dict())
+    assert torch.equal(found(*example), plain(*example))
+    mask = pruner.dual.masks["read.weight_ih_l0"]
+    assert torch.equal(found.read.weight_ih_l0 != 0, mask) and (~mask).sum() >= 0.8 * mask.numel()
+
+
+def test_a_frozen_dual_that_another_network_learns_through_keeps_its_scores():
+    pruner = pruner_of(text(more="score = taylor(average=0.9)"))
+    optimizer = pruner.make_optimizer()
+    train(pruner, optimizer, 1)
+    before = {name: score.clone() for name, score in pruner.dual.score_state.items()}
+    pruner.dual.requires_grad_(False)
+    x = batches()[0][0].requires_grad_()  # as a generator makes it
+    pruner.dual(x)["sparse"].square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    equal(before, dict(pruner.dual.score_state))
+    pruner.dual.requires_grad_(True)
+    train(pruner, optimizer, 3)
+    pruner.export()
