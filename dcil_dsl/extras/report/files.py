@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan.plan import first_fault
@@ -59,8 +59,8 @@ class _Device(TypedDict, total=False):
     name: str
 
 
+@with_config(STRICT)
 class _Report(TypedDict, total=False):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     result: Required[_Result]
     complete: bool
     expect: list[_Claim]
@@ -69,8 +69,8 @@ class _Report(TypedDict, total=False):
     device: _Device
 
 
+@with_config(STRICT)
 class _Line(TypedDict, total=False):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     epoch: Required[int]
     step: Required[int]
     losses: Metrics
@@ -82,14 +82,14 @@ class _Line(TypedDict, total=False):
     at_ceiling: list[str]
 
 
+@with_config(STRICT)
 class _StartFile(TypedDict, total=False):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     weights: str
     metrics: Metrics
 
 
+@with_config(STRICT)
 class _Command(TypedDict, total=False):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     weights: str | None
 
 
@@ -98,8 +98,8 @@ class _LayerLosses(TypedDict):
     losses: list[float]
 
 
+@with_config(STRICT)
 class _Profile(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     levels: list[float]
     layers: list[_LayerLosses]
 
@@ -112,8 +112,8 @@ class _Times(TypedDict, total=False):
     problem: str
 
 
+@with_config(STRICT)
 class _Bench(TypedDict, total=False):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     times: list[_Times]
 
 
