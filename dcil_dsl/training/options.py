@@ -104,8 +104,8 @@ class RunOptions:
     weights: Annotated[
         str | Path | None,
         Flag(
-            "start from trained weights: a file, a folder of a run or of transformers, torchvision's name "
-            "(IMAGENET1K_V2), or `pretrained` for timm",
+            "start from trained weights: a file, a folder of a run or of transformers, "
+            "torchvision's name (IMAGENET1K_V2), or `pretrained` for timm",
             "FILE",
             trains=False,
             compared=_file_name,
