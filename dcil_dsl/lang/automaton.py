@@ -2,8 +2,8 @@
 
 In:   globs and regular expressions as steps, and names.
 Out:  for each pattern the names that it matches, and the names inside of those, as a set.
-Not:  expressions with repeated groups, with looks ahead or back, or with references: Regex in
-      selectors.py matches those one by one.
+Not:  expressions with repeated groups, with looks other than `(?!...)` at the beginning, or with
+      references: Regex in selectors.py matches those one by one.
 
 Every pattern is one or more lines of steps, and each step one bit of one long number. The bits
 that are set stand for the steps that the name may take next, so that one letter moves all patterns
@@ -40,6 +40,19 @@ class LetterStep(NamedTuple):
 
 
 Line = tuple[LetterStep, ...]
+
+
+class Lines(NamedTuple):
+    """A pattern.
+
+    lines   a name matches that one of them takes in whole
+    unless  and whose beginning this one does not take
+    """
+
+    lines: tuple[Line, ...]
+    unless: Line | None = None
+
+
 _IN_GLOB = {
     "*": LetterStep("[^.]", optional=True, repeated=True),
     "**": LetterStep(r"[\s\S]", optional=True, repeated=True),
@@ -55,12 +68,12 @@ class _NotLines(Exception):
     """An expression is not a few lines of steps."""
 
 
-def glob_lines(pattern: str) -> tuple[Line, ...]:
+def glob_lines(pattern: str) -> Lines:
     signs = [one if len(one) < 3 else "**" for one in re.findall(r"\*+|.", pattern, re.DOTALL)]
-    return (tuple(_IN_GLOB.get(sign) or LetterStep(re.escape(sign)) for sign in signs),)
+    return Lines((tuple(_IN_GLOB.get(sign) or LetterStep(re.escape(sign)) for sign in signs),))
 
 
-def regex_lines(pattern: str) -> tuple[Line, ...] | None:
+def regex_lines(pattern: str) -> Lines | None:
     """The lines of a valid expression of Python; None if it has more than letters to repeat."""
     ignore_case = pattern.startswith("(?i)")
     signs = _SIGN.findall(pattern[4:] if ignore_case else pattern)
@@ -71,14 +84,19 @@ def regex_lines(pattern: str) -> tuple[Line, ...] | None:
         del signs[-1]
     reader = _Reader(signs)
     try:
+        unless = reader.not_ahead()
         lines = reader.alternatives()
     except _NotLines:
         return None
     if reader.place < len(signs):
         return None
     if ignore_case:
-        lines = [tuple(s._replace(letter=f"(?i:{s.letter})") for s in line) for line in lines]
-    return tuple(lines)
+        lines, unless = [_of_any_case(line) for line in lines], unless and _of_any_case(unless)
+    return Lines(tuple(lines), unless)
+
+
+def _of_any_case(line: Line) -> Line:
+    return tuple(step._replace(letter=f"(?i:{step.letter})") for step in line)
 
 
 class _Reader:
@@ -86,6 +104,27 @@ class _Reader:
 
     def __init__(self, signs: Sequence[str]):
         self.signs, self.place, self.depth = signs, 0, 0
+
+    def not_ahead(self) -> Line | None:
+        """The line of a `(?!...)` that stands here; the expression after it has no alternatives
+        without it."""
+        if list(self.signs[:3]) != ["(", "?", "!"]:
+            return None
+        self.place, self.depth = 3, 1
+        lines = self.alternatives()
+        self.place, self.depth = self.place + 1, 0  # past the end of the group
+        if len(lines) > 1 or self._count() != (1, 1) or self._splits():
+            raise _NotLines
+        return lines[0]
+
+    def _splits(self) -> bool:
+        """Whether the rest has alternatives outside of groups."""
+        depth = 0
+        for sign in self.signs[self.place :]:
+            depth += (sign == "(") - (sign == ")")
+            if sign == "|" and not depth:
+                return True
+        return False
 
     def alternatives(self) -> list[Line]:
         lines: list[Line] = []
@@ -170,9 +209,7 @@ class _Reader:
 # -- the walk --------------------------------------------------------------------------------------
 
 
-def match_all(
-    patterns: Mapping[str, tuple[Line, ...]], names: Sequence[str]
-) -> Iterator[tuple[str, int]]:
+def match_all(patterns: Mapping[str, Lines], names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Each pattern with the set of names that it matches, bit i for name i.
 
     A name is also matched where the beginning of it up to a dot is.
@@ -180,20 +217,19 @@ def match_all(
     alphabet = "".join(sorted(set("".join(names)))) if patterns else ""
     waiting: list[str] = []
     size = 0
-    for place, (pattern, lines) in enumerate(patterns.items(), 1):
+    for place, (pattern, own) in enumerate(patterns.items(), 1):
         waiting.append(pattern)
-        size += sum(len(line) + 1 for line in lines)
+        size += sum(len(line) + 1 for line in (*own.lines, own.unless or ()))
         if size > AT_ONCE or place == len(patterns):
-            yield from _match({own: patterns[own] for own in waiting}, names, alphabet)
+            yield from _match({one: patterns[one] for one in waiting}, names, alphabet)
             waiting, size = [], 0
 
 
 def _match(
-    patterns: Mapping[str, tuple[Line, ...]], names: Sequence[str], alphabet: str
+    patterns: Mapping[str, Lines], names: Sequence[str], alphabet: str
 ) -> Iterator[tuple[str, int]]:
-    lines = [line for own in patterns.values() for line in own]
-    whose = [pattern for pattern, own in patterns.items() for _ in own]
-    machine = _Machine(lines, alphabet)
+    whose = [pattern for pattern, own in patterns.items() for _ in own.lines]
+    machine = _Machine(patterns.values(), alphabet)
     found = machine.walk(names)
     matched = dict.fromkeys(patterns, 0)
     if all(ends.bit_count() <= FEW for ends in found.values()):
@@ -212,21 +248,36 @@ def _match(
 class _Machine:
     """The steps of many lines as bits: a line's first step is its lowest bit, its end the next.
 
-    ends      of each line, as the place of its bit
+    The line `unless` of a pattern lies below the others, and begins again for good at its end.
+
+    ends      of each other line, as the place of its bit
     takes     by letter the steps that take it
     repeated  steps that may come again
     optional  steps that may be missing
+    guards    the ends of the lines `unless`
+    guarded   all bits of the lines above them
     """
 
-    def __init__(self, lines: Sequence[Line], alphabet: str):
+    def __init__(self, patterns: Iterable[Lines], alphabet: str):
         steps: list[LetterStep | None] = []  # None: the end of a line
         starts: list[int] = []
+        guards: list[int] = []
+        guarded: list[int] = []
         self.ends: list[int] = []
-        for line in lines:
-            starts.append(len(steps))
-            steps += [*line, None]
-            self.ends.append(len(steps) - 1)
+        for own in patterns:
+            if own.unless is not None:
+                starts.append(len(steps))
+                steps += [*own.unless, _IN_GLOB["**"], None]
+                guards.append(len(steps) - 1)
+            begin = len(steps)
+            for line in own.lines:
+                starts.append(len(steps))
+                steps += [*line, None]
+                self.ends.append(len(steps) - 1)
+            if own.unless is not None:
+                guarded += range(begin, len(steps))
         self.size = len(steps)
+        self.guards, self.guarded = _set_of(guards), _set_of(guarded)
         kinds = list(dict.fromkeys(steps))
         number = {kind: chr(place) for place, kind in enumerate(kinds)}
         text = "".join(map(number.__getitem__, reversed(steps)))  # a sign for each kind of step
@@ -251,10 +302,19 @@ class _Machine:
         optional = self.optional
         return places | ((optional + (places & optional)) ^ optional)
 
+    def ended(self, places: int) -> int:
+        """The ends among these places, without those whose guard has ended."""
+        ends = places & self.all_ends
+        if not self.guards:
+            return ends
+        # A carry runs from the end of a guard through all bits of the lines above it.
+        carried = self.guarded + ((places & self.guards) << 1)
+        return ends & ~((carried ^ self.guarded) & self.guarded)
+
     def walk(self, names: Sequence[str]) -> dict[str, int]:
         """For each name the ends that it reaches, or its beginning up to a dot does."""
         found: dict[str, int] = {}
-        takes, repeated, ends = self.takes, self.repeated, self.all_ends
+        takes, repeated = self.takes, self.repeated
         before = ""
         states = [self.start]  # after each letter of the name before
         reached = [0]  # the ends at the dots that lie before
@@ -263,10 +323,10 @@ class _Machine:
             del states[common + 1 :], reached[common + 1 :]
             for sign in name[common:]:
                 places, ended = states[-1], reached[-1]
-                reached.append(ended | (places & ends) if sign == "." else ended)
+                reached.append(ended | self.ended(places) if sign == "." else ended)
                 moved = places & takes[sign]
                 states.append(self.past_optional(moved << 1 | moved & repeated))
-            found[name] = reached[-1] | states[-1] & ends
+            found[name] = reached[-1] | self.ended(states[-1])
             before = name
         return found
 

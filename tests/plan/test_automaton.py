@@ -45,13 +45,18 @@ def expected(pattern, names):
 def random_expressions(chance, pieces, count):
     for _ in range(count):
         pattern = "".join(chance.choices(pieces, k=chance.randrange(1, 7)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                re.compile(pattern)
-            except re.error:
-                continue
-        yield pattern
+        if is_valid(pattern):
+            yield pattern
+
+
+def is_valid(pattern):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            re.compile(pattern)
+        except re.error:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("at_once", [40_000, 20])
@@ -62,16 +67,31 @@ def test_what_is_matched_at_once_is_what_python_matches(monkeypatch, at_once):
     lines = {}
     for pattern in random_expressions(chance, [*PIECES, *PIECES, *OTHERS], 3000):
         lines[pattern] = regex_lines(pattern)
+        guarded = f"(?!{''.join(chance.choices(PIECES, k=2))}){pattern}"
+        if is_valid(guarded):
+            lines[guarded] = regex_lines(guarded)
     known = {pattern: own for pattern, own in lines.items() if own is not None}
     found = dict(match_all(known, names))
     assert found == {pattern: expected(pattern, names) for pattern in known}
     assert len(known) > 700 and sum(map(bool, found.values())) > 400
+    assert sum(pattern.startswith("(?!") for pattern in known) > 300
 
 
 def test_expressions_without_repeated_groups_and_looks_are_matched_at_once():
-    for pattern in (r"a(b|c(d|e))?\.[0-9]+$", r"(?i)a.{2,4}?b", r"[^\]]\[*"):
+    for pattern in (r"a(b|c(d|e))?\.[0-9]+$", r"(?i)a.{2,4}?b", r"[^\]]\[*", "(?!.*norm)a.*"):
         assert regex_lines(pattern) is not None, pattern
-    for pattern in (*OTHERS, "a{1000}", "(a|b)" * 7, "(" * 60 + "a" + ")" * 60):
+    others = [pattern for pattern in OTHERS if pattern != "(?!b)"]
+    for pattern in (
+        *others,
+        "(?!a)b|c",
+        "(?!a|b)c",
+        "(?!a)?b",
+        "b(?!a)",
+        "(?=a).*",
+        "a{1000}",
+        "(a|b)" * 7,
+        "(" * 60 + "a" + ")" * 60,
+    ):
         assert regex_lines(pattern) is None, pattern
 
 
