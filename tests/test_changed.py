@@ -212,8 +212,8 @@ class Deadly:
 
 def test_a_killed_worker_ends_the_run_with_a_checkpoint_and_resumes_as_if_it_had_lived(tmp_path):
     def run(out, **options):
-        part = Deadly(tmp_path / "flag")
-        data = Dataset("x", part, part, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)
+        parts = Deadly(tmp_path / "flag"), Deadly(tmp_path / "no flag")
+        data = Dataset("x", *parts, tuple("abcdefghij"), (0.5,) * 3, (0.2,) * 3)
         recipe = dcil.loads(SMALL.replace("image_size = 32", "image_size = 8"))
         return train(recipe, net(), data, out=tmp_path / out, device="cpu", workers=1, **options)
 

@@ -123,9 +123,15 @@ def _evaluate(
                 if not is_stand_in:
                     task.check(output, targets)
                 meters[path] = Meter(torch.device(options.device), task.settings(output))
-            meters[path].update(
-                task.compared(output, targets, count), task.broken(output, count), not is_stand_in
-            )
+            try:
+                meters[path].update(
+                    task.compared(output, targets, count),
+                    task.broken(output, count),
+                    not is_stand_in,
+                )
+            except InputError:
+                task.check(output, targets)  # may say more plainly what does not fit
+                raise
     found = {}
     for path, meter in meters.items():
         found[path] = meter.compute(ranks.count)

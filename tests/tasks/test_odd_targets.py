@@ -42,10 +42,11 @@ class Pixels(nn.Module):
         return self.head(self.stem(x).relu())
 
 
-def trained(folder, masks):
+def trained(folder, masks, val=None):
     torch.manual_seed(0)
     images = torch.rand(len(masks), 3, 8, 8)
-    data = Dataset("mine", list(zip(images, masks)), list(zip(images, masks)), task="segmentation")
+    parts = [list(zip(images, part)) for part in (masks, masks if val is None else val)]
+    data = Dataset("mine", *parts, task="segmentation")
     model = Pixels()
     return dcil.train(RECIPE, model, data, out=folder, device="cpu", quiet=True, workers=0)
 
@@ -66,9 +67,11 @@ def test_a_class_number_that_a_later_batch_has_alone_is_reported_with_its_step(t
     masks = torch.zeros(6, 8, 8, dtype=torch.long)
     masks[5, 3, 3] = odd
     with pytest.raises(InputError) as error:
-        trained(tmp_path / "run", masks)
+        trained(tmp_path / "run", masks, torch.zeros_like(masks))
     assert f"the class number {odd}, which the model does not have" in str(error.value)
     assert "a batch at step " in str(error.value)
+    with pytest.raises(InputError, match=f"the data has a class number {odd}, counted from 0"):
+        trained(tmp_path / "held-out", torch.zeros_like(masks), masks)
 
 
 def test_a_label_other_than_0_and_1_is_refused_by_the_number_of_its_example():
