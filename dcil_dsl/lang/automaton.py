@@ -42,7 +42,7 @@ class LetterStep(NamedTuple):
 Line = tuple[LetterStep, ...]
 
 
-class Lines(NamedTuple):
+class LinePattern(NamedTuple):
     """A pattern.
 
     lines   a name matches that one of them takes in whole
@@ -68,12 +68,14 @@ class _NotLines(Exception):
     """An expression is not a few lines of steps."""
 
 
-def glob_lines(pattern: str) -> Lines:
+def glob_lines(pattern: str) -> LinePattern:
     signs = [one if len(one) < 3 else "**" for one in re.findall(r"\*+|.", pattern, re.DOTALL)]
-    return Lines((tuple(_IN_GLOB.get(sign) or LetterStep(re.escape(sign)) for sign in signs),))
+    return LinePattern(
+        (tuple(_IN_GLOB.get(sign) or LetterStep(re.escape(sign)) for sign in signs),)
+    )
 
 
-def regex_lines(pattern: str) -> Lines | None:
+def regex_lines(pattern: str) -> LinePattern | None:
     """The lines of a valid expression of Python; None if it has more than letters to repeat."""
     ignore_case = pattern.startswith("(?i)")
     signs = _SIGN.findall(pattern[4:] if ignore_case else pattern)
@@ -92,7 +94,7 @@ def regex_lines(pattern: str) -> Lines | None:
         return None
     if ignore_case:
         lines, unless = [_of_any_case(line) for line in lines], unless and _of_any_case(unless)
-    return Lines(tuple(lines), unless)
+    return LinePattern(tuple(lines), unless)
 
 
 def _of_any_case(line: Line) -> Line:
@@ -209,7 +211,9 @@ class _Reader:
 # -- the walk --------------------------------------------------------------------------------------
 
 
-def match_all(patterns: Mapping[str, Lines], names: Sequence[str]) -> Iterator[tuple[str, int]]:
+def match_all(
+    patterns: Mapping[str, LinePattern], names: Sequence[str]
+) -> Iterator[tuple[str, int]]:
     """Each pattern with the set of names that it matches, bit i for name i.
 
     A name is also matched where the beginning of it up to a dot is.
@@ -226,7 +230,7 @@ def match_all(patterns: Mapping[str, Lines], names: Sequence[str]) -> Iterator[t
 
 
 def _match(
-    patterns: Mapping[str, Lines], names: Sequence[str], alphabet: str
+    patterns: Mapping[str, LinePattern], names: Sequence[str], alphabet: str
 ) -> Iterator[tuple[str, int]]:
     whose = [pattern for pattern, own in patterns.items() for _ in own.lines]
     machine = _Machine(patterns.values(), alphabet)
@@ -258,7 +262,7 @@ class _Machine:
     guarded   all bits of the lines above them
     """
 
-    def __init__(self, patterns: Iterable[Lines], alphabet: str):
+    def __init__(self, patterns: Iterable[LinePattern], alphabet: str):
         steps: list[LetterStep | None] = []  # None: the end of a line
         starts: list[int] = []
         guards: list[int] = []

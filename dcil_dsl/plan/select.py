@@ -26,7 +26,7 @@ from dcil_dsl.diagnostics.diagnostic import MAX_ERRORS
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.lang import ast
 from dcil_dsl.lang import recipe as r
-from dcil_dsl.lang.automaton import Lines, glob_lines, match_all, regex_lines
+from dcil_dsl.lang.automaton import LinePattern, glob_lines, match_all, regex_lines
 from dcil_dsl.lang.selectors import (
     SECONDS,
     Glob,
@@ -168,7 +168,7 @@ class Selection:
 
     def _match(self, patterns: Iterable[tuple[str, str]]) -> None:
         """Match globs and regular expressions in one walk; what it cannot match it leaves out."""
-        lines: dict[str, dict[str, Lines]] = {"glob": {}, "re": {}}
+        lines: dict[str, dict[str, LinePattern]] = {"glob": {}, "re": {}}
         for kind, pattern in patterns:
             if (kind, pattern) not in self.of_name:
                 own = regex_lines(pattern) if kind == "re" else glob_lines(pattern)
