@@ -177,7 +177,10 @@ def test_a_rank_that_is_stopped_ends_the_other_with_words_though_it_holds_the_st
     ended_alone = []
 
     def end_the_stopped_one():
+        until = time.monotonic() + 120
         while not (tmp_path / "stopped").exists():
+            if time.monotonic() > until:  # the ranks ended before: the statuses say how
+                return
             time.sleep(0.05)
         other, until = int((tmp_path / f"pid.{1 - stopped}").read_text()), time.monotonic() + 25
         while not ended_alone and time.monotonic() < until:
