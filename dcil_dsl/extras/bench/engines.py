@@ -334,9 +334,14 @@ def _openvino_int8_sparse(subject: Subject) -> Run:
 
 def _executorch(subject: Subject) -> Run:
     _need("executorch")
-    runtime = _need("executorch.runtime").Runtime.get()
-    method = runtime.load_program(subject.executorch()).load_method("forward")
-    return lambda: method.execute(subject.inputs)
+    program = _need("executorch.runtime").Runtime.get().load_program(subject.executorch())
+    method = program.load_method("forward")
+
+    def run() -> Any:
+        assert program is not None  # the method reads its memory, and does not keep it
+        return method.execute(subject.inputs)
+
+    return run
 
 
 ENGINES: dict[str, tuple[str, Callable[[Subject], Run]]] = {
