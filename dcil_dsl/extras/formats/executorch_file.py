@@ -90,7 +90,7 @@ def runner(data: bytes, source: str) -> Callable[[Inputs], list[Tensor]]:
         ) from None
 
     def run(given: Inputs) -> list[Tensor]:
-        assert method is not None
+        assert program is not None  # the method reads its memory, and does not keep it
         outputs = tensors_of(method.execute([tensor.contiguous() for tensor in flat(given)]))
         return [torch.clone(output) for output in outputs]
 
