@@ -18,8 +18,9 @@ from dcil_dsl.compiler import compile_plan
 from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.jobs.prepare import prepare
 from dcil_dsl.lang import load, loads
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.training.checkpoint import read_file
 from dcil_dsl.training.differences import fingerprint
 from dcil_dsl.training.run import open_run
 from dcil_dsl.zoo import build_model, load_weights

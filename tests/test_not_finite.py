@@ -14,8 +14,9 @@ from support.tiny_job import NET, call, job, net, own, short_run
 import dcil_dsl as dcil
 from dcil_dsl.data.dataset import Dataset, Tensors
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan import plan as p
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.training.checkpoint import read_file
 from dcil_dsl.training.step import NotFinite, stop_if_no_finite_loss
 from dcil_dsl.words.losses import CrossEntropy
 

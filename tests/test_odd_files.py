@@ -14,7 +14,8 @@ from support.tiny_job import call, job, net, own, whole_run
 
 import dcil_dsl as dcil
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.model.digest import digest
+from dcil_dsl.training.checkpoint import read_file
 
 LAST = "checkpoint/last.safetensors"
 

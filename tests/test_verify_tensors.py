@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from support.tiny_job import call, job, own, whole_run
 
 from dcil_dsl.exporting.exporters import exporter_for
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.model.digest import digest
+from dcil_dsl.training.checkpoint import read_file
 
 
 @pytest.fixture(scope="module")

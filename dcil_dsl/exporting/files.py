@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Artefact, Deployed, Origin
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import first_fault
-from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.files import cannot_write, write_atomically
 
 

@@ -37,9 +37,10 @@ from dcil_dsl.jobs.data import Data, is_convolutional, make_loader, open_data, p
 from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, refuse_texts, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
+from dcil_dsl.model.digest import digest
 from dcil_dsl.model.trace import TraceError
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.checkpoint import digest, load_deployed, read_checkpoint
+from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights

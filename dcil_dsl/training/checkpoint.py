@@ -33,7 +33,7 @@ from dcil_dsl.compiler.teachers import set_step
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.masking.placement import ALL_ROWS, Placement
-from dcil_dsl.model.digest import digest as digest  # of this module too, for who reads it
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.schedule import last_refresh
 from dcil_dsl.training.checkpoint_files import (

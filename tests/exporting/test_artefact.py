@@ -10,7 +10,7 @@ from torch import nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Deployed, Origin, origin_of
 from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
-from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.model.digest import digest
 
 
 def net():

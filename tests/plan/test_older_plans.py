@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from support.tiny_job import call, job, own, whole_run
 
 from dcil_dsl.exporting.artefact import Origin
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import Plan
-from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.differences import plan_differences, stored_fingerprint
 
 # Of tiny_job's run after 7 steps, by the last version that wrote format 1.

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dcil_dsl.training.checkpoint import digest, read_file
+from dcil_dsl.model.digest import digest
+from dcil_dsl.training.checkpoint import read_file
 
 TIMES = (
     "seconds",

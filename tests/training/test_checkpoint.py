@@ -14,7 +14,8 @@ from support.tiny_run import tiny_dual, tiny_plan, tiny_train
 from torch import nn
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training.checkpoint import digest, load_deployed, load_model, read_file
+from dcil_dsl.model.digest import digest
+from dcil_dsl.training.checkpoint import load_deployed, load_model, read_file
 from dcil_dsl.training.files import write_text
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity
 

@@ -15,7 +15,8 @@ from support.same_runs import assert_same
 from support.tiny_run import tiny_dual, tiny_train
 
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.training.checkpoint import digest, load_deployed, read_file
+from dcil_dsl.model.digest import digest
+from dcil_dsl.training.checkpoint import load_deployed, read_file
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from support.same_runs import assert_same, set_position
 from support.tiny_run import STEPS_PER_EPOCH, TinyData, tiny_dual, tiny_plan
 
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan import plan as p
 from dcil_dsl.plan.schedule import keeps_at
-from dcil_dsl.training.checkpoint import digest, read_checkpoint, read_file
+from dcil_dsl.training.checkpoint import read_checkpoint, read_file
 from dcil_dsl.training.machine import Options
 from dcil_dsl.training.progress import Display
 from dcil_dsl.training.run import RunFolder, create_run, resume_run

@@ -33,9 +33,9 @@ from dcil_dsl.extras.compact.files import (
 )
 from dcil_dsl.extras.compact.fold_constants import constant_branches, fold_constants
 from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.digest import digest
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.side_effects import SIMPLE
-from dcil_dsl.training.checkpoint import digest
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output
 TOLERANCE_DOUBLE = 1e-10

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.exporting.files import write_safetensors
-from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.model.digest import digest
 from dcil_dsl.training.files import cannot_write, write_atomically
 
 WEIGHTS, SHAPES, REPORT = "small.safetensors", "shapes.json", "report.json"

@@ -45,8 +45,8 @@ from dcil_dsl.extras.cpu.program import (
 )
 from dcil_dsl.extras.cpu.storage import WEIGHTS, StoredTensor, compress, digest_of, write_tensors
 from dcil_dsl.model.copies import copy_module
+from dcil_dsl.model.digest import digest
 from dcil_dsl.model.inputs import Inputs, resized
-from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.files import cannot_write, write_atomically
 
 TOLERANCE = 1e-5  # in float32, relative to 1 + the largest output

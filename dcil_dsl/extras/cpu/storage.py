@@ -24,7 +24,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.exporting.artefact import Origin
 from dcil_dsl.exporting.files import write_safetensors
-from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.model.digest import digest
 
 WEIGHTS = "weights.safetensors"
 MASK, VALUES, SHAPE = ":mask", ":values", ":shape"

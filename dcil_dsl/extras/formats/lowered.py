@@ -30,8 +30,8 @@ from dcil_dsl.extras.formats.archive import (
     save_program,
 )
 from dcil_dsl.extras.formats.graph import refuse_broadcast, refuse_uncounted, write_bytes
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import first_fault
-from dcil_dsl.training.checkpoint import digest
 
 PROGRAM, LOWERED = "program.pt2", "network.pte"
 HEADER = "dcil.lowered.json"

@@ -35,8 +35,8 @@ from dcil_dsl.extras.formats.graph import (
     turned,
     write_bytes,
 )
+from dcil_dsl.model.digest import digest
 from dcil_dsl.model.inputs import Inputs
-from dcil_dsl.training.checkpoint import digest
 
 MOST_BYTES = 2**31 - 1  # of a file of protobuf
 # The name of a weight -> the initializer that holds it, and whether transposed.

@@ -35,9 +35,9 @@ from dcil_dsl.extras.formats.graph import (
 )
 from dcil_dsl.extras.formats.onnx_file import Places, build_onnx, named_weights
 from dcil_dsl.extras.formats.onnx_int8 import build_int8
+from dcil_dsl.model.digest import digest
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.plan.plan import first_fault
-from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.files import write_text
 
 GRAPH, WEIGHTS, HEADER = "openvino.xml", "openvino.bin", "dcil.json"

@@ -30,8 +30,8 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.exporting.artefact import Artefact, Deployed
 from dcil_dsl.exporting.files import order_metadata, parse_origin
+from dcil_dsl.model.digest import digest
 from dcil_dsl.plan.plan import first_fault
-from dcil_dsl.training.checkpoint import digest
 from dcil_dsl.training.files import cannot_write, write_atomically
 
 LEVEL = 19  # of zstd; decompression costs the same at every level

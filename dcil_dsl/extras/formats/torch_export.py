@@ -18,7 +18,7 @@ from dcil_dsl.extras.formats.graph import (
     tensors_of,
     trace_for_export,
 )
-from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.model.digest import digest
 
 HEADER = "dcil.json"
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.tiny_job import NET, RECIPE, call, job, net, own
 
 import dcil_dsl as dcil
-from dcil_dsl.training.checkpoint import digest
+from dcil_dsl.model.digest import digest
 from dcil_dsl.zoo import build_model
 
 
