@@ -6,6 +6,7 @@ Out:  `masks-RANK.pt`, the masks of every step, and `net-RANK.pt` of each proces
 Not:  no test.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,3 +46,4 @@ def fit(folder: Path, count: int, recipe: str, resume: str | None = None) -> Non
 
 if __name__ == "__main__":
     fit(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    os._exit(0)  # as in ddp_pruner.py: gloo's threads may not outlive the interpreter

@@ -1,5 +1,6 @@
 """What the tests of DcilTrainer start under torchrun: the same steps on any number of ranks."""
 
+import os
 import sys
 
 import torch
@@ -45,6 +46,8 @@ def main(out: str, ranks: int) -> None:
         nets = {"through": through.sparse(), "resumed": resumed.sparse()}
         found = {name: net.state_dict() for name, net in nets.items()}
         torch.save({**found, "loss": torch.tensor(loss)}, f"{out}.pt")
+    through.accelerator.wait_for_everyone()
+    os._exit(0)  # as in ddp_pruner.py: gloo's threads may not outlive the interpreter
 
 
 if __name__ == "__main__":
