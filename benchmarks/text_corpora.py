@@ -28,7 +28,7 @@ HEAD = re.compile(r"^\S[^\\]*\\.*\\,? *((?:[a-z]+\. ?){1,2})")
 PARTS = {"n.": "noun", "a.": "adjective", "adv.": "adverb", "v. t.": "verb", "v. i.": "verb"}
 WHOLE = re.compile(r"[A-Z][^\\\]|]*$")  # not the rest of a bracket
 NUM_TRAIN, NUM_VAL = 1600, 200  # definitions of each part of speech
-NUM_SENTENCES = 640, 200
+NUM_SENTENCES = 3200, 200
 SHORTEST = 25  # characters; a shorter definition is mostly a synonym
 
 
