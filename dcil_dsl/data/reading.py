@@ -25,8 +25,8 @@ from dcil_dsl.data.chance import generator_at
 from dcil_dsl.data.dataset import Tensors
 from dcil_dsl.data.folders import BadImage
 from dcil_dsl.diagnostics import InputError
+from dcil_dsl.words.tensors.outputs import IGNORED
 
-IGNORED = -100  # a label that cross entropy leaves out
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # a batch's are int64
 MAX_BAD = 100  # images in a row that cannot be read: then something else is wrong
 

@@ -22,11 +22,11 @@ from torch.utils.data import TensorDataset
 
 from dcil_dsl.data.dataset import Dataset, TextSize
 from dcil_dsl.data.datasets import TEXTS, texts_of
-from dcil_dsl.data.reading import IGNORED
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.optional import library
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.words.tensors.outputs import IGNORED
 
 datasets, transformers = library("datasets"), library("transformers")
 

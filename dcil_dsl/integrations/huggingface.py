@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
@@ -38,6 +39,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy
+from dcil_dsl.words.tensors.outputs import IGNORED
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
 RECIPE, SPARSITY = "recipe.prune", "sparsity.json"
@@ -205,8 +207,7 @@ class DcilTrainer(Trainer):
             return (loss, outputs) if return_outputs else loss
         self.pruner.begin()
         outputs = model(**inputs)
-        target = None if self._loss_shifts_labels else inputs.get("labels")
-        loss = self.pruner.loss(outputs, target)
+        loss = self.pruner.loss(outputs, self._get_targets(inputs))
         if num_items_in_batch is None:
             loss = loss / self.current_gradient_accumulation_steps
         else:  # the mean over the items of the whole step, whichever batch they are in
@@ -215,10 +216,17 @@ class DcilTrainer(Trainer):
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs[self.plan.deploy]) if return_outputs else loss
 
+    def _get_targets(self, inputs: dict[str, Any]) -> Tensor | None:
+        """The label of each position; that of the next one where the model's loss shifts them."""
+        labels: Tensor | None = inputs.get("labels")
+        if labels is None or not self._loss_shifts_labels:
+            return labels
+        return pad(labels[..., 1:], (0, 1), value=IGNORED)
+
     def _get_own_items(self, inputs: dict[str, Any]) -> Tensor:
-        labels = inputs["labels"]
-        labels = labels[..., 1:] if self._loss_shifts_labels else labels
-        return labels.ne(-100).sum()
+        targets = self._get_targets(inputs)
+        assert targets is not None
+        return targets.ne(IGNORED).sum()
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Tensor | None:
         """The items of a whole step, of all processes where losses are averaged over them."""

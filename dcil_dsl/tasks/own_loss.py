@@ -2,11 +2,12 @@
 
 In:   the model's arguments: a tuple or list in their order, a dictionary by their names.
 Out:  the mean of the loss that the model returns.
-Not:  no targets: they are among the arguments, and no other metric.
+Not:  no targets: they are among the arguments. No other metric.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, as_call
-from dcil_dsl.words.losses import Loss, ModelLoss
-from dcil_dsl.words.tensors.outputs import own_loss
+from dcil_dsl.words.losses import Loss
+from dcil_dsl.words.tensors.outputs import IGNORED, own_loss
 from dcil_dsl.words.tensors.widest import widest
 
 
 class OwnLoss(Task):
-    """The recipe's losses are `model(path)`.
+    """The recipe's losses are `model(path)`, and those that compare paths with each other.
 
     A model that returns a loss in training mode alone, as torchvision's detectors, has no metric.
     """
@@ -34,8 +35,10 @@ class OwnLoss(Task):
     def inputs(self, batch: Any) -> Inputs:
         return as_call(tuple(batch) if isinstance(batch, list) else batch)
 
-    def targets(self, batch: Any) -> None:
-        return None
+    def targets(self, batch: Any) -> Tensor | None:
+        """-100 at the positions that `attention_mask` leaves out, for losses between paths."""
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        return torch.where(mask != 0, 0, IGNORED) if isinstance(mask, Tensor) else None
 
     def check(self, output: Any, targets: Any) -> None:
         pass  # own_loss says at the first step what it misses in an output
@@ -56,9 +59,9 @@ class OwnLoss(Task):
         return (~loss.isfinite()).expand(count)
 
     def refuse_loss(self, loss: Loss) -> None:
-        if not isinstance(loss, ModelLoss):
+        if loss.needs_target:
             raise InputError(
-                f"`{loss.label}` reads class scores and targets, and this task has neither",
+                f"`{loss.label}` compares with targets, and this task has none",
                 help="`loss model(...)`, or a data set of another task",
             )
 

@@ -15,10 +15,8 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.tasks.task import Task
 from dcil_dsl.words.losses import MSE, BinaryCrossEntropy, Loss
-from dcil_dsl.words.tensors.outputs import logits_of, target_for
+from dcil_dsl.words.tensors.outputs import IGNORED, logits_of, target_for
 from dcil_dsl.words.tensors.widest import widest
-
-IGNORED = -100  # what the cross entropy leaves out
 
 
 class Segmentation(Task):

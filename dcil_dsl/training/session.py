@@ -20,7 +20,6 @@ from torch import Tensor
 from dcil_dsl.compiler.checkpoint_activations import recompute_activations
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.batches import BatchLoader
-from dcil_dsl.data.reading import IGNORED
 from dcil_dsl.diagnostics import counting
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.side_effects import seed_generators
@@ -56,6 +55,7 @@ from dcil_dsl.training.step import (
 )
 from dcil_dsl.training.watch import best_of, best_step, is_over, rate_share
 from dcil_dsl.words.registry import extra
+from dcil_dsl.words.tensors.outputs import IGNORED
 from dcil_dsl.words.tensors.widest import widest
 
 STEPS_BETWEEN_CHECKS = 50  # reading a loss makes an accelerator wait; on a CPU every step is free

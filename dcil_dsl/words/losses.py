@@ -32,17 +32,23 @@ class Loss(Word):
     output             declared as `output: str | None = None`: the recipe may name the logits in
                        what the model returns
     only_first_learns  whether of its paths only the first that the settings name has a gradient
+    needs_target       whether it compares with the targets, and not paths with each other
     """
 
     place: ClassVar[str] = "a loss"
     only_first_learns: ClassVar[bool] = False
+
+    @property
+    def needs_target(self) -> bool:
+        return True
 
     @abstractmethod
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         """The term, a mean over the batch.
 
         logits  of each path that the settings name: (B, C), or (B, C, H, W), (B, C, T)
-        target  class numbers (B,), (B, H, W), (B, T); or class probabilities (B, K); or None
+        target  class numbers (B,), (B, H, W), (B, T), where a position of -100 counts for nothing;
+                or class probabilities (B, K); or None
         """
 
     def read(self, logits: Tensor) -> Tensor:
@@ -164,6 +170,10 @@ class Taught(Loss):
     teacher: ScoredPath = None
     output: str | None = None
 
+    @property
+    def needs_target(self) -> bool:
+        return self.teacher is None
+
     def _of_paths(self) -> str:
         return self.path if self.teacher is None else f"{self.path}<-{self.teacher}"
 
@@ -191,7 +201,10 @@ class MSE(Taught):
         from dcil_dsl.words.tensors import outputs as read
 
         own, wanted = read.numbers_for(logits[self.path], self._wanted(logits, target))
-        return (own - wanted.to(own.dtype)).square().mean()
+        squares = (own - wanted.to(own.dtype)).square()
+        if self.teacher is None or not read.has_positions(target):
+            return squares.mean()
+        return read.mean_of_positions(read.classes_second(squares).mean(1), target)
 
     def read(self, logits: Tensor) -> Tensor:
         return logits
@@ -212,7 +225,8 @@ class CosineDistance(Taught):
         from dcil_dsl.words.tensors import outputs as read
 
         own, wanted = read.numbers_for(logits[self.path], self._wanted(logits, target))
-        return 1 - F.cosine_similarity(own, wanted.to(own.dtype), dim=1).mean()
+        cosines = F.cosine_similarity(own, wanted.to(own.dtype), dim=1)
+        return 1 - read.mean_of_positions(cosines, None if self.teacher is None else target)
 
 
 class Balanced(Word):
@@ -241,11 +255,12 @@ class KL(Loss):
         T^2 * mean over batch and positions of KL(q || softmax(student / T))
         q = softmax(teacher / T),   with `classes` w:   q_c <- w_c q_c / sum_k(w_k q_k)
 
-    Only the student learns. T^2 keeps the size of the gradient independent of T: Hinton et al.
-    2015, arXiv:1503.02531, section 2.1. DCIL (arXiv:2109.04660) uses T = 2 in both directions;
-    the authors' code adds 1e-7 to the teacher's softmax, which the logarithm of a softmax makes
-    unnecessary. The weighted q is FOSTER's (Wang et al. 2022, arXiv:2204.04662), whose loss is the
-    cross entropy with it, without T^2: the same gradient, over T^2.
+    A position of a text or an image that has no target counts for nothing. Only the student learns.
+    T^2 keeps the size of the gradient independent of T: Hinton et al. 2015, arXiv:1503.02531,
+    section 2.1. DCIL (arXiv:2109.04660) uses T = 2 in both directions; the authors' code adds 1e-7
+    to the teacher's softmax, which the logarithm of a softmax makes unnecessary. The weighted q is
+    FOSTER's (Wang et al. 2022, arXiv:2204.04662), whose loss is the cross entropy with it, without
+    T^2: the same gradient, over T^2.
     """
 
     only_first_learns: ClassVar[bool] = True
@@ -272,7 +287,11 @@ class KL(Loss):
             log_weights = log_weights.reshape(-1, *[1] * (log_teacher.dim() - 2))
             log_teacher = F.log_softmax(log_teacher + log_weights, dim=1)
         divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-        return self.temperature**2 * divergence.sum(dim=1).mean()
+        return self.temperature**2 * read.mean_of_positions(divergence.sum(dim=1), target)
+
+    @property
+    def needs_target(self) -> bool:
+        return False
 
     def _class_weights(self, logits: Tensor) -> Tensor:
         from dcil_dsl.words.tensors import outputs as read
@@ -311,6 +330,10 @@ class ModelLoss(Loss):
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
         raise AssertionError("the model computes it, from no logits")
 
+    @property
+    def needs_target(self) -> bool:
+        return False
+
     def term(
         self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
     ) -> Tensor:
@@ -336,12 +359,19 @@ class JS(Loss):
     output: str | None = None
 
     def loss(self, logits: Mapping[str, Tensor], target: Tensor | None) -> Tensor:
+        from dcil_dsl.words.tensors import outputs as read
+
         logs = [(logits[p] / self.temperature).log_softmax(1) for p in (self.one, self.other)]
         # log m from logarithms: exp of both would lose what is small.
         middle = logs[0].logaddexp(logs[1]) - 0.6931471805599453
-        both: Any = sum((log.exp() * (log - middle)).sum(1).mean() for log in logs)
+        terms = [(log.exp() * (log - middle)).sum(1) for log in logs]
+        both: Any = sum(read.mean_of_positions(term, target) for term in terms)
         mean: Tensor = self.temperature**2 * both / 2
         return mean
+
+    @property
+    def needs_target(self) -> bool:
+        return False
 
 
 class Penalty(Word):

@@ -10,6 +10,7 @@ from support.tiny_job import call
 import dcil_dsl as dcil
 from dcil_dsl.data import Dataset
 from dcil_dsl.tasks import TASKS
+from dcil_dsl.tasks.own_loss import OwnLoss
 
 RECIPE = """language 1
 recipe r { title = "numbers" }
@@ -207,6 +208,21 @@ def test_the_loss_of_a_detector_is_the_sum_of_its_losses(folder, tmp_path):
     assert line["losses"]["model(sparse)"] == pytest.approx(line["train_loss"]["sparse"])
 
 
+def test_paths_are_compared_where_the_model_computes_its_loss(folder, tmp_path):
+    """A loss between paths needs no target: the model's own data have none apart."""
+    file = recipe(folder, loss="model", expect="sparsity >= 49%")
+    file.write_text(file.read_text().replace("deploy", "loss mse(sparse, teacher=dense)\n  deploy"))
+    assert train(folder, file, "my.py:named", "OwnLoss", "--out", tmp_path / "run") == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert 0 < json.loads(lines[-1])["losses"]["mse(sparse<-dense)"] < 100
+
+
+def test_places_that_an_attention_mask_leaves_out_have_no_target_of_the_model_itself():
+    given = {"input_ids": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
+    assert OwnLoss().targets(given).tolist() == [[0, 0, -100], [0, -100, -100]]
+    assert OwnLoss().targets({"x": torch.zeros(2, 3)}) is None
+
+
 def test_a_run_names_no_code_that_its_evaluation_would_run(folder, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(folder, recipe(folder), "my.py:make", "Net", "--out", out) == 0
@@ -241,7 +257,7 @@ def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits(folder, t
         ("my.py:fails", "mse", "cannot be called: KeyError: 'nothing'"),
         ("my.py:none", "mse", "has nothing called `none`"),
         ("my.py:make", "cross_entropy", "reads scores of classes"),
-        ("my.py:named", "mse", "this task has neither"),
+        ("my.py:named", "mse", "compares with targets, and this task has none"),
         ("my.py:make", "model", "needs a model that is given its labels"),
     ],
 )

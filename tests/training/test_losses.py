@@ -9,6 +9,7 @@ from support.tiny_run import cross_entropy, kl, own, tiny_plan
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.losses import loss_terms, refuse_constant, total_loss
+from dcil_dsl.words import losses
 from dcil_dsl.words.tensors.outputs import logits_of
 
 LOGITS = {
@@ -90,7 +91,7 @@ def test_an_output_without_logits_is_a_plain_error():
 # -- outputs of more than one row a sample ---------------------------------------------------------
 
 
-def test_a_language_model_has_its_classes_last_and_every_position_counts_alike():
+def test_a_language_model_has_its_classes_last_and_positions_with_a_target_count_alike():
     generator = torch.Generator().manual_seed(0)
     sparse, dense = torch.randn(2, 2, 5, 3, dtype=torch.float64, generator=generator)
     target = torch.tensor([[0, 1, 2, 1, 0], [2, 2, -100, 0, 1]])
@@ -100,8 +101,53 @@ def test_a_language_model_has_its_classes_last_and_every_position_counts_alike()
     told = [log_q[b, t, target[b, t]] for b in range(2) for t in range(5) if target[b, t] >= 0]
     torch.testing.assert_close(terms["cross_entropy(sparse)"], -sum(told) / 9)
     p_, q = (dense / 2).softmax(-1), (sparse / 2).softmax(-1)
-    expected = 4 * (p_ * (p_ / q).log()).sum() / 10
-    torch.testing.assert_close(terms["kl(sparse<-dense)"], expected)
+    divergence = 4 * (p_ * (p_ / q).log()).sum(-1)
+    torch.testing.assert_close(terms["kl(sparse<-dense)"], divergence[target >= 0].sum() / 9)
+
+
+@pytest.mark.parametrize(
+    ("term", "of_position"),
+    [
+        (losses.KL(student="sparse", teacher="dense"), lambda p, q: (q * (q / p).log()).sum()),
+        (
+            losses.JS(one="sparse", other="dense"),
+            lambda p, q: sum((x * (2 * x / (p + q)).log()).sum() for x in (p, q)) / 2,
+        ),
+        (losses.MSE(path="sparse", teacher="dense"), None),
+        (losses.CosineDistance(path="sparse", teacher="dense"), None),
+    ],
+    ids=lambda value: value.word if isinstance(value, losses.Loss) else None,
+)
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 5, 4)], ids=["text", "image"])
+def test_two_paths_are_compared_where_there_is_a_target(term, of_position, shape):
+    """Filled places of a batch of texts, and pixels of no class, teach nothing."""
+    generator = torch.Generator().manual_seed(0)
+    sparse, dense = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    sparse.requires_grad_()
+    target = torch.zeros(shape[0], *(shape[1:2] if len(shape) == 3 else shape[2:]), dtype=int)
+    target.view(2, -1)[1, -3:] = -100
+    found = term.term({"sparse": sparse, "dense": dense}, target)
+    total, num = 0.0, 0
+    for place in torch.argwhere(target >= 0).tolist():
+        at = tuple(place) if len(shape) == 3 else (place[0], slice(None), *place[1:])
+        z, y = sparse[at], dense[at]
+        if of_position is not None:
+            total += of_position(z.exp() / z.exp().sum(), y.exp() / y.exp().sum())
+        elif isinstance(term, losses.MSE):
+            total += ((z - y) ** 2).sum() / len(z)
+        else:
+            total += 1 - (z @ y) / (z.norm() * y.norm())
+        num += 1
+    torch.testing.assert_close(found, total / num)
+    (gradient,) = torch.autograd.grad(found, sparse)
+    by_position = gradient.abs().sum(2 if len(shape) == 3 else 1)
+    assert torch.equal(by_position > 0, target >= 0)
+
+
+def test_nothing_is_compared_where_no_position_has_a_target():
+    term = losses.KL(student="sparse", teacher="dense")
+    outputs = {path: torch.randn(2, 4, 3) for path in ("sparse", "dense")}
+    assert float(term.term(outputs, torch.full((2, 4), -100))) == 0
 
 
 def test_a_segmentation_has_its_classes_second_and_its_terms_name_their_outputs():

@@ -19,6 +19,8 @@ from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.diagnostics.suggest import nearest
 from dcil_dsl.words.tensors.widest import widest
 
+IGNORED = -100  # the class number of a position that counts for nothing, as in torch's losses
+
 
 def classes_second(logits: Tensor) -> Tensor:
     """(B, T, C) as (B, C, T); logits of any other number of dimensions as they are."""
@@ -159,6 +161,23 @@ def numbers_for(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         )
         raise InputError(f"the targets are {theirs}, and the output of the model is {ours}")
     return one, other
+
+
+def has_positions(target: Tensor | None) -> bool:
+    """Whether these are class numbers of the positions of texts or images: (B, T), (B, H, W)."""
+    return target is not None and target.dim() > 1 and not target.is_floating_point()
+
+
+def mean_of_positions(values: Tensor, target: Tensor | None) -> Tensor:
+    """The mean over the batch and those of its positions that have a target; over all, where no
+    target of this shape says which. 0 where none has one.
+
+    values (B,), (B, T), (B, H, W)
+    """
+    if target is None or not has_positions(target) or target.shape != values.shape:
+        return values.mean()
+    counts = target != IGNORED
+    return values.where(counts, values.new_zeros(())).sum() / counts.sum().clamp(min=1)
 
 
 def like_student(student: Tensor, teacher: Tensor) -> Tensor:
