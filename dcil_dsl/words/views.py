@@ -200,6 +200,8 @@ class TrainedNetwork(Teacher):
              `none`: the caller gives it, `teachers=` in Python
     weights  a file of weights, the folder of a run, or a name as `--weights` takes it; a path is
              relative to the recipe. `none`: those of the folder of hf:FOLDER
+    options  keywords of its builder as Python writes them, "img_size=32, in_chans=1"; `none`: its
+             defaults, or those of the run whose folder `weights` is
     digest   a sha256 of its tensors, which a resumed run compares
     It has as many classes as its weights. Hinton et al. 2015, arXiv:1503.02531.
     """
@@ -208,6 +210,7 @@ class TrainedNetwork(Teacher):
     positional: ClassVar[int] = 1
     source: str | None = None
     weights: str | None = None
+    options: str | None = None
     digest: Annotated[str | None, RESOLVED] = None
 
     def summary(self) -> str:

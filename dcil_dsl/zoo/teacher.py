@@ -7,6 +7,7 @@ Not:  no tensor of it is random: where one does not fit, an InputError says so.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def build_network(word: TrainedNetwork, folder: Path) -> tuple[nn.Module, list[s
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = _options(spec, weights)
+        options = _options(word.options) if word.options else _options_of_run(spec, weights)
         network = build_model(spec, None if spec.startswith("hf:") else GUESS, options)
         try:
             notes = load_weights(network, weights, spec, new_head=False)
@@ -60,7 +61,22 @@ def _weights(weights: str, folder: Path) -> str:
     return str(path) if is_path else weights
 
 
-def _options(spec: str, weights: str) -> dict[str, Any]:
+def _options(text: str) -> dict[str, Any]:
+    """Keywords as a call in Python has them; InputError for all but literals."""
+    try:
+        call = ast.parse(f"f({text}\n)", mode="eval").body
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+        found = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords if one.arg}
+        assert len(found) == len(call.keywords)  # no `**`, and none twice
+        return found
+    except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(
+            f"`options={text!r}` is no list of keywords",
+            help='as in a call in Python: `options="img_size=32, in_chans=1"`',
+        ) from None
+
+
+def _options_of_run(spec: str, weights: str) -> dict[str, Any]:
     """What the network of a run was built with, where `weights` is its folder."""
     try:
         plan = Plan.from_json((Path(weights) / "plan.json").read_text(encoding="utf-8"))

@@ -66,3 +66,31 @@ def test_a_class_of_transformers_without_weights_is_refused(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(InputError, match="has no weights of its own"):
         build_network(TrainedNetwork(source="hf:BertModel"), tmp_path)
+
+
+def test_a_network_is_built_with_the_options_that_the_recipe_gives(tmp_path):
+    model = build_model("dcil:resnet20", 7, {"num_channels": 1})
+    save_file(model.state_dict(), tmp_path / "big.safetensors")
+    given = {"source": "dcil:resnet20", "weights": "big.safetensors"}
+    with pytest.raises(InputError, match="does not fit the model"):
+        build_network(TrainedNetwork(**given), tmp_path)
+    found, _ = build_network(TrainedNetwork(**given, options="num_channels=1"), tmp_path)
+    assert all(torch.equal(found.state_dict()[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ("num_channels", "no list of keywords"),
+        ("num_channels=print(1)", "no list of keywords"),
+        ("**{}", "no list of keywords"),
+        ("num_channels=1)(", "no list of keywords"),
+        ("num_channels=1, num_channels=2", "no list of keywords"),
+        ("chans=1", "chans"),
+    ],
+)
+def test_options_that_are_no_keywords_of_the_builder_are_refused(options, match, tmp_path):
+    saved("dcil:resnet20", tmp_path / "big.safetensors", 7)
+    word = TrainedNetwork(source="dcil:resnet20", weights="big.safetensors", options=options)
+    with pytest.raises(InputError, match=match):
+        build_network(word, tmp_path)
