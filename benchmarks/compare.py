@@ -287,7 +287,27 @@ def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> l
             evaluate_every=asked.evaluate_every,
             warn=lambda warning: None,
         )
-    return None if done.interrupted else list(measures(done))
+    if done.interrupted:
+        return None
+    return [*measures(done), ("cross_entropy", "end", held_out_loss(done, dataset))]
+
+
+def held_out_loss(done, dataset) -> float:
+    """The mean cross entropy of the exported network, in nats: steadier over seeds than top-1."""
+    import torch
+
+    from dcil_dsl.jobs.data import make_loader
+
+    device = next(done.model.parameters()).device
+    loader = make_loader(done.plan, dataset, "val", device, workers=0)
+    total, seen = 0.0, 0
+    for batch in loader.epoch(0):
+        inputs, labels = loader.task.inputs(batch), loader.task.targets(batch)
+        with torch.no_grad():
+            logits = done.model.eval()(*inputs.args).double()
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        seen += len(labels)
+    return total / seen
 
 
 def federated_measures(cell: Cell, dataset, overrides: dict[str, str]) -> list:
