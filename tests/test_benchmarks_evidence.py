@@ -82,7 +82,7 @@ def test_the_held_out_loss_is_the_mean_cross_entropy_of_the_exported_network(tmp
     logits = copy.deepcopy(done.model).double().eval()(images.double())
     log_q = logits - logits.exp().sum(1, keepdim=True).log()
     expected = -log_q[range(50), data.val.labels.long()].mean()
-    assert compare.held_out_loss(done, data) == pytest.approx(float(expected), abs=1e-4)
+    assert compare.held_out_loss(done, data) == pytest.approx(expected.item(), abs=1e-4)
 
 
 # -- pairs -------------------------------------------------------------------------------------
