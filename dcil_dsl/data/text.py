@@ -264,7 +264,8 @@ def _read(file: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
             raise InputError(f"{file} holds no row") from None
         cause = error.__cause__ or error
         raise InputError(
-            f"{file} cannot be read: {type(cause).__name__}: {_flat(cause)}"
+            f"{file} cannot be read: {type(cause).__name__}: {_flat(cause)}",
+            help="save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else None,
         ) from error
     if any(column.startswith("__index_level_") for column in found):
         raise InputError(
