@@ -39,7 +39,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy
-from dcil_dsl.words.tensors.outputs import IGNORED
+from dcil_dsl.words.tensors.outputs import IGNORED, counted_positions
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
 RECIPE, SPARSITY = "recipe.prune", "sparsity.json"
@@ -207,7 +207,7 @@ class DcilTrainer(Trainer):
             return (loss, outputs) if return_outputs else loss
         self.pruner.begin()
         outputs = model(**inputs)
-        loss = self.pruner.loss(outputs, self._get_targets(inputs))
+        loss = self.pruner.loss(outputs, self._get_targets(inputs), counted_positions(inputs))
         if num_items_in_batch is None:
             loss = loss / self.current_gradient_accumulation_steps
         else:  # the mean over the items of the whole step, whichever batch they are in

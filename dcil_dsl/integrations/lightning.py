@@ -56,6 +56,7 @@ from dcil_dsl.training.losses import total_loss
 from dcil_dsl.training.optim import forget_state, set_rate
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy, ModelLoss
+from dcil_dsl.words.tensors.outputs import counted_positions
 
 OWN_STEP = "the steps of a LightningModule run as they are"
 
@@ -218,7 +219,7 @@ class DcilCallback(Callback):
                 vars(module.get_submodule(name)).update(changed)
             if any(output is None for output in outputs.values()):
                 return None  # as the module said: this batch is left out
-            loss = total_loss(self.plan, outputs, None, now)
+            loss = total_loss(self.plan, outputs, None, now, counted=inner.counted)
             own = outputs[self.plan.deploy]["returned"]
             return {**own, "loss": loss} if isinstance(own, Mapping) else loss
 
@@ -433,22 +434,26 @@ def _has_tensor(value: object) -> bool:
 
 
 class _Inner:
-    """The outputs of the part of a module that `kl` compares, on the path that runs."""
+    """The outputs of the part of a module that `kl` compares, on the path that runs; which of its
+    positions count."""
 
     def __init__(self, module: nn.Module, network: nn.Module) -> None:
         self.network, self.count = network, 0
         self.output: object = None
+        self.counted: Tensor | None = None
         self.is_root = network is module
 
     def __enter__(self) -> _Inner:
-        self.handle = self.network.register_forward_hook(self._note)
+        self.handle = self.network.register_forward_hook(self._note, with_kwargs=True)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.handle.remove()
 
-    def _note(self, module: nn.Module, inputs: object, output: object) -> None:
-        self.output = output
+    def _note(
+        self, module: nn.Module, inputs: object, named: dict[str, Any], output: object
+    ) -> None:
+        self.output, self.counted = output, counted_positions(named)
 
     def next_path(self, plan: Plan, dual: Dual | None) -> str:
         assert dual is not None

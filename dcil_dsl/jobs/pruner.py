@@ -31,6 +31,7 @@ from dcil_dsl.training.distributed import begin_step, current_ranks
 from dcil_dsl.training.losses import refuse_constant
 from dcil_dsl.training.optim import forget_state, set_rate
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
+from dcil_dsl.words.tensors.outputs import counted_positions
 
 T = TypeVar("T")
 
@@ -119,11 +120,12 @@ class Pruner:
     def step_loss(self, *args: Any, target: Any = None, **kwargs: Any) -> Tensor:
         """The recipe's loss on one batch: a scalar to call backward on.
 
-        The arguments are the model's; target, what the loss terms compare its outputs with. Of k
-        batches to a step it is the k-th part of the batch's mean.
+        The arguments are the model's; target, what the loss terms compare its outputs with.
+        Losses between paths count the positions that have a target, or else those that
+        `attention_mask` lets in. Of k batches to a step it is the k-th part of the batch's mean.
         """
         outputs = self.forward(*args, **kwargs)
-        loss = self.loss(outputs, target)
+        loss = self.loss(outputs, target, counted_positions(kwargs))
         return loss if self.plan.train.accumulate == 1 else loss / self.plan.train.accumulate
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -133,9 +135,12 @@ class Pruner:
             outputs: dict[str, Any] = self.module(*args, **kwargs)
         return outputs
 
-    def loss(self, outputs: Mapping[str, Any], target: Any = None) -> Tensor:
-        """The recipe's loss terms of this step for given outputs."""
-        loss = stages.loss(self.plan, outputs, target, self.steps)
+    def loss(
+        self, outputs: Mapping[str, Any], target: Any = None, counted: Tensor | None = None
+    ) -> Tensor:
+        """The recipe's loss terms of this step for given outputs; the arguments are those of
+        `dcil.loss`."""
+        loss = stages.loss(self.plan, outputs, target, self.steps, counted=counted)
         if torch.is_grad_enabled():
             refuse_constant(loss)
         return loss

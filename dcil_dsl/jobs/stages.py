@@ -111,6 +111,7 @@ def loss(
     target: Tensor | None,
     step: int,
     weights: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """The recipe's loss terms at `step`, weighted and summed: a scalar to call backward on.
 
@@ -118,11 +119,13 @@ def loss(
     target   class numbers, (B,) for logits (B, C), (B, T) for (B, T, C), (B, H, W) for
              (B, C, H, W); None where only `model(...)` and `kl(...)` terms are open
     weights  where the recipe has a `balance`, what dcil_dsl.extras.loss_balance.step keeps of it
+    counted  (B, T), -100 at the positions that losses between paths leave out where the target
+             does not say so
 
     Raises InputError where an output lacks what a term reads, and where the recipe balances its
     losses and `weights` is missing.
     """
-    return total_loss(plan, outputs, target, step, weights)
+    return total_loss(plan, outputs, target, step, weights, counted)
 
 
 def _trace(model: nn.Module, example_inputs: object) -> Traced:

@@ -17,7 +17,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, as_call
 from dcil_dsl.words.losses import Loss
-from dcil_dsl.words.tensors.outputs import IGNORED, own_loss
+from dcil_dsl.words.tensors.outputs import counted_positions, own_loss
 from dcil_dsl.words.tensors.widest import widest
 
 
@@ -37,8 +37,7 @@ class OwnLoss(Task):
 
     def targets(self, batch: Any) -> Tensor | None:
         """-100 at the positions that `attention_mask` leaves out, for losses between paths."""
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        return torch.where(mask != 0, 0, IGNORED) if isinstance(mask, Tensor) else None
+        return counted_positions(batch) if isinstance(batch, Mapping) else None
 
     def check(self, output: Any, targets: Any) -> None:
         pass  # own_loss says at the first step what it misses in an output

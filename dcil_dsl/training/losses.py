@@ -21,6 +21,7 @@ from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
+from dcil_dsl.words.tensors.outputs import has_positions
 from dcil_dsl.words.tensors.widest import widest
 
 
@@ -30,19 +31,25 @@ def open_losses(plan: Plan, step: int) -> tuple[int, ...]:
 
 
 def loss_terms(
-    plan: Plan, outputs: Mapping[str, object], target: Tensor | None, step: int
+    plan: Plan,
+    outputs: Mapping[str, object],
+    target: Tensor | None,
+    step: int,
+    counted: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms open at `step` by name: scalars, means over the batch, coefficients left out.
 
     outputs  {path: what the model returns on it}
     target   class numbers of the logits' shape without its classes: (B,), (B, T), (B, H, W); a
-             position of -100 counts for nothing in cross entropy. Or shares of classes (B, K), as
-             mixed examples have them, K at most C. None where no term needs it.
+             position of -100 counts for nothing. Or shares of classes (B, K), as mixed examples
+             have them, K at most C. None where no term needs it.
+    counted  (B, T), -100 at the positions that losses between paths leave out where the target
+             does not say so
 
     Raises InputError where an output has no such logits, or no loss that the model computes.
     """
     losses = [plan.losses[i] for i in open_losses(plan, step)]
-    return {loss.name: loss_term(loss, outputs, target) for loss in losses}
+    return {loss.name: loss_term(loss, outputs, target, counted) for loss in losses}
 
 
 def total_loss(
@@ -51,17 +58,19 @@ def total_loss(
     target: Tensor | None,
     step: int,
     weights: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """sum over the open terms of coefficient * weight * term, a scalar to call backward on.
 
     weights  one for each of plan.losses, those of a `balance`; without one all are 1
+    counted  as loss_terms takes it
     """
     if plan.train.balance is not None and weights is None:
         raise InputError(
             "the recipe balances its losses, and their weights are not given",
             help="dcil_dsl.extras.loss_balance.step has them: start_weights, weigh_terms",
         )
-    terms = loss_terms(plan, outputs, target, step)
+    terms = loss_terms(plan, outputs, target, step, counted)
     assert terms, f"no loss is open at step {step}; resolve lets no such plan pass"
     places = open_losses(plan, step)
     first, *others = (weighed(plan, i, terms[plan.losses[i].name], weights) for i in places)
@@ -83,8 +92,15 @@ def weighed(plan: Plan, i: int, term: Tensor, weights: Tensor | None) -> Tensor:
     return own if weights is None else weights[i].to(own.dtype) * own
 
 
-def loss_term(loss: WeightedLoss, outputs: Mapping[str, object], target: Tensor | None) -> Tensor:
+def loss_term(
+    loss: WeightedLoss,
+    outputs: Mapping[str, object],
+    target: Tensor | None,
+    counted: Tensor | None = None,
+) -> Tensor:
     """One term, in float32 or wider whatever the type of the outputs."""
+    if counted is not None and not loss.term.needs_target and not has_positions(target):
+        target = counted
     try:
         return loss.term.term(outputs, target, loss.batch)
     except InputError as error:

@@ -255,3 +255,48 @@ def test_an_iterator_of_batches_is_refused():
 def test_a_fit_without_an_end_is_refused():
     with pytest.raises(dcil.InputError, match="length of this fit"):
         fitted(Lit(), epochs=-1)
+
+
+# -- texts of unequal length ---------------------------------------------------------------------
+
+
+class Tagger(torch.nn.Module):
+    """Scores at each place, as models of transformers take them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = torch.nn.Linear(6, 20), torch.nn.Linear(20, 4)
+
+    def forward(self, x, attention_mask=None):
+        return self.head(self.inner(x).relu())
+
+
+class Tags(Lit):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = Tagger().double()
+
+    def training_step(self, batch, i):
+        x, mask, y = batch
+        return F.cross_entropy(self.net(x, attention_mask=mask).movedim(2, 1), y)
+
+    validation_step = None
+
+
+def test_filled_places_teach_nothing():
+    """Whatever the places of a batch hold that its mask leaves out, the network is the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 5, 6, dtype=torch.float64, generator=generator)
+    mask = torch.arange(5) < torch.randint(1, 6, (16, 1), generator=generator)
+    y = torch.randint(0, 4, (16, 5), generator=generator).where(mask, torch.tensor(-100))
+    recipe = text().replace("  private BatchNorm1d\n", "")
+    found = []
+    for filling in (0.0, 100.0):
+        given = x.where(mask[..., None], torch.tensor(filling, dtype=torch.float64))
+        module = Tags()
+        data = DataLoader(torch.utils.data.TensorDataset(given, mask.long(), y), 4)
+        fitted(module, DcilCallback(recipe, network="net"), data)
+        found.append(module.net.state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-12)

@@ -196,6 +196,55 @@ def test_a_dual_rolled_back_without_its_step_is_refused():
     pruner.step_loss(X[:8], target=Y[:8])
 
 
+# -- texts of unequal length ---------------------------------------------------------------------
+
+
+class Tagger(nn.Module):
+    """Scores at each place, as models of transformers take and return them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 20), nn.Linear(20, 4)
+
+    def forward(self, inputs_embeds, attention_mask=None):
+        return {"logits": self.head(self.inner(inputs_embeds).relu())}
+
+
+def tagging(recipe, batch):
+    torch.manual_seed(0)
+    return dcil.Pruner(recipe, Tagger(), steps_per_epoch=5, example_inputs=batch)
+
+
+def compared():
+    recipe = RECIPE.replace("prune Linear", "prune Linear except last Linear")
+    for path in ("sparse", "dense"):
+        recipe = recipe.replace(f"  loss cross_entropy({path})\n", "")
+    apart = "private last Linear { init = fresh }\n  loss js(one=sparse, other=dense)\n  deploy"
+    return recipe.replace("deploy", apart)
+
+
+def test_filled_places_teach_nothing_though_no_target_is_given():
+    """The gradient is that of the texts alone, whatever their places are filled with."""
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    found = []
+    for filling in (0.0, 100.0):
+        given = x.where(mask.bool()[..., None], torch.tensor(filling))
+        batch = {"inputs_embeds": given, "attention_mask": mask}
+        pruner = tagging(compared(), batch)
+        pruner.step_loss(**batch).backward()
+        found.append([p.grad for p in pruner.dual.parameters()])
+    assert any(bool(grad.any()) for grad in found[0])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*found, strict=True))
+
+
+def test_a_mask_takes_the_place_of_no_target():
+    batch = {"inputs_embeds": torch.randn(2, 5, 6), "attention_mask": torch.ones(2, 5)}
+    pruner = tagging(RECIPE, batch)
+    with pytest.raises(dcil.InputError, match="needs a target"):
+        pruner.step_loss(**batch)
+
+
 # -- several processes ---------------------------------------------------------------------------
 
 

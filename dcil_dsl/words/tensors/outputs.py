@@ -168,6 +168,13 @@ def has_positions(target: Tensor | None) -> bool:
     return target is not None and target.dim() > 1 and not target.is_floating_point()
 
 
+def counted_positions(arguments: Mapping[str, object]) -> Tensor | None:
+    """0 at the positions that a model's `attention_mask` lets in, -100 at those it leaves out, as
+    targets have it for losses between paths. None without one."""
+    mask = arguments.get("attention_mask")
+    return torch.where(mask != 0, 0, IGNORED) if isinstance(mask, Tensor) else None
+
+
 def mean_of_positions(values: Tensor, target: Tensor | None) -> Tensor:
     """The mean over the batch and those of its positions that have a target; over all, where no
     target of this shape says which. 0 where none has one.
