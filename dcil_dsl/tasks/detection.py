@@ -29,6 +29,7 @@ class Detection(OwnLoss):
     name: ClassVar[str] = "detection"
     noun: ClassVar[str] = "images"
     metrics: ClassVar[tuple[str, ...]] = ("map", "map50")
+    returns_losses_alone: ClassVar[bool] = True
 
     def collate(self, items: list[Any]) -> tuple[list[Any], ...]:
         """Lists: images and targets differ in size from one example to the next."""

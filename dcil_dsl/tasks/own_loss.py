@@ -16,7 +16,7 @@ from torch import Tensor
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, as_call
-from dcil_dsl.words.losses import Loss
+from dcil_dsl.words.losses import Loss, ModelLoss
 from dcil_dsl.words.tensors.outputs import counted_positions, own_loss
 from dcil_dsl.words.tensors.widest import widest
 
@@ -31,6 +31,7 @@ class OwnLoss(Task):
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     trained: ClassVar[str] = "loss"
     default_loss: ClassVar[str] = "model"
+    returns_losses_alone: ClassVar[bool] = False  # in training mode
 
     def inputs(self, batch: Any) -> Inputs:
         return as_call(tuple(batch) if isinstance(batch, list) else batch)
@@ -58,6 +59,14 @@ class OwnLoss(Task):
         return (~loss.isfinite()).expand(count)
 
     def refuse_loss(self, loss: Loss) -> None:
+        if isinstance(loss, ModelLoss):
+            return
+        if self.returns_losses_alone:
+            raise InputError(
+                f"`{loss.label}` compares outputs, and in training mode a model of the task "
+                f"`{self.name}` returns its losses alone",
+                help="`loss model(...)`",
+            )
         if loss.needs_target:
             raise InputError(
                 f"`{loss.label}` compares with targets, and this task has none",

@@ -28,6 +28,7 @@ class Physics(OwnLoss):
     name: ClassVar[str] = "physics"
     noun: ClassVar[str] = "points"
     metrics: ClassVar[tuple[str, ...]] = ("relative_l2",)
+    returns_losses_alone: ClassVar[bool] = True
 
     def inputs(self, batch: Any) -> Inputs:
         return as_call(pair(self.name, batch)[0])

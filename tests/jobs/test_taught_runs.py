@@ -265,7 +265,7 @@ def test_teachers_teach_a_segmentation_pixel_by_pixel(tmp_path):
 def test_a_teacher_of_a_detection_is_refused_with_the_name_of_the_loss(tmp_path):
     recipe = dcil.loads(SCENES.format(data="digits_boxes", own="model"))
     big = build_model("dcil:small_fcos", 11)
-    with pytest.raises(InputError, match="`kl.sparse<-big.` reads class scores and targets"):
+    with pytest.raises(InputError, match="`kl.sparse<-big.` compares outputs, and in training"):
         dcil.train(
             recipe,
             "dcil:small_fcos",

@@ -73,8 +73,8 @@ def test_detection_without_pycocotools_is_refused_before_the_first_step(
     [
         ("digits-labels", "cross_entropy", "classes that exclude each other"),
         ("digits-masks", "mse", "the targets here are classes of pixels"),
-        ("digits-boxes", "cross_entropy", "this task has none"),
-        ("poisson", "mse", "this task has none"),
+        ("digits-boxes", "cross_entropy", "returns its losses alone"),
+        ("poisson", "mse", "returns its losses alone"),
     ],
 )
 def test_a_loss_without_a_meaning_for_the_task_is_refused(data, loss, fact, tmp_path, capsys):
