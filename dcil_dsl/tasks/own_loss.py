@@ -7,7 +7,6 @@ Not:  no targets: they are among the arguments. No other metric.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.tasks.task import Task, as_call
 from dcil_dsl.words.losses import Loss, ModelLoss
-from dcil_dsl.words.tensors.outputs import counted_positions, own_loss
+from dcil_dsl.words.tensors.outputs import own_loss
 from dcil_dsl.words.tensors.widest import widest
 
 
@@ -36,9 +35,8 @@ class OwnLoss(Task):
     def inputs(self, batch: Any) -> Inputs:
         return as_call(tuple(batch) if isinstance(batch, list) else batch)
 
-    def targets(self, batch: Any) -> Tensor | None:
-        """-100 at the positions that `attention_mask` leaves out, for losses between paths."""
-        return counted_positions(batch) if isinstance(batch, Mapping) else None
+    def targets(self, batch: Any) -> None:
+        return None
 
     def check(self, output: Any, targets: Any) -> None:
         pass  # own_loss says at the first step what it misses in an output

@@ -21,7 +21,7 @@ from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
-from dcil_dsl.words.tensors.outputs import has_positions
+from dcil_dsl.words.tensors.outputs import counted_positions, has_positions, is_of_decoder
 from dcil_dsl.words.tensors.widest import widest
 
 
@@ -100,7 +100,8 @@ def loss_term(
 ) -> Tensor:
     """One term, in float32 or wider whatever the type of the outputs."""
     if counted is not None and not loss.term.needs_target and not has_positions(target):
-        target = counted
+        if not any(is_of_decoder(outputs.get(path)) for path in loss.term.paths):
+            target = counted
     try:
         return loss.term.term(outputs, target, loss.batch)
     except InputError as error:
@@ -128,7 +129,9 @@ def make_forward(dual: Dual, options: Options, task: Task) -> tuple[Forward, For
     ) -> tuple[Tensor, Tensor]:
         with autocast(dual.plan, options):
             outputs = dual(*args, **kwargs)
-        total, values = weigh(dual.plan, outputs, targets, active, weights)
+        total, values = weigh(
+            dual.plan, outputs, targets, active, weights, counted_positions(kwargs)
+        )
         return total, sums_of(dual.plan, task, outputs, targets, count, values)
 
     return forward, compiled_forward(forward, dual.plan, options) if options.compile else forward
@@ -162,15 +165,17 @@ def weigh(
     targets: Any,
     active: Iterable[int],
     weights: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """sum of coefficient * term over some of plan.losses; the terms, detached, by their places.
 
     weights  of a `balance`, by loss
+    counted  as loss_terms takes it
     """
     total: Tensor | float = 0.0
     values = {}
     for i in active:
-        term = loss_term(plan.losses[i], outputs, targets)
+        term = loss_term(plan.losses[i], outputs, targets, counted)
         total = total + weighed(plan, i, term, weights)
         values[i] = term.detach()
     assert isinstance(total, Tensor), "a step without a loss"

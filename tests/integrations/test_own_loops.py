@@ -239,7 +239,7 @@ def test_filled_places_teach_nothing_though_no_target_is_given():
 
 
 def test_a_mask_takes_the_place_of_no_target():
-    batch = {"inputs_embeds": torch.randn(2, 5, 6), "attention_mask": torch.ones(2, 5)}
+    batch = {"inputs_embeds": torch.randn(2, 5, 6), "attention_mask": torch.ones(2, 5).long()}
     pruner = tagging(RECIPE, batch)
     with pytest.raises(dcil.InputError, match="needs a target"):
         pruner.step_loss(**batch)

@@ -10,7 +10,6 @@ from support.tiny_job import call
 import dcil_dsl as dcil
 from dcil_dsl.data import Dataset
 from dcil_dsl.tasks import TASKS
-from dcil_dsl.tasks.own_loss import OwnLoss
 
 RECIPE = """language 1
 recipe r { title = "numbers" }
@@ -215,12 +214,6 @@ def test_paths_are_compared_where_the_model_computes_its_loss(folder, tmp_path):
     assert train(folder, file, "my.py:named", "OwnLoss", "--out", tmp_path / "run") == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert 0 < json.loads(lines[-1])["losses"]["mse(sparse<-dense)"] < 100
-
-
-def test_places_that_an_attention_mask_leaves_out_have_no_target_of_the_model_itself():
-    given = {"input_ids": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
-    assert OwnLoss().targets(given).tolist() == [[0, 0, -100], [0, -100, -100]]
-    assert OwnLoss().targets({"x": torch.zeros(2, 3)}) is None
 
 
 def test_a_run_names_no_code_that_its_evaluation_would_run(folder, tmp_path, capsys):

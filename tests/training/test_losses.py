@@ -10,7 +10,7 @@ from dcil_dsl.diagnostics import InputError
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.losses import loss_terms, refuse_constant, total_loss
 from dcil_dsl.words import losses
-from dcil_dsl.words.tensors.outputs import logits_of
+from dcil_dsl.words.tensors.outputs import counted_positions, logits_of
 
 LOGITS = {
     "sparse": torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], dtype=torch.float64),
@@ -142,6 +142,27 @@ def test_two_paths_are_compared_where_there_is_a_target(term, of_position, shape
     (gradient,) = torch.autograd.grad(found, sparse)
     by_position = gradient.abs().sum(2 if len(shape) == 3 else 1)
     assert torch.equal(by_position > 0, target >= 0)
+
+
+def test_a_mask_says_which_positions_count_where_no_target_does():
+    generator = torch.Generator().manual_seed(0)
+    sparse, dense = torch.randn(2, 2, 3, 4, generator=generator)
+    plan = plan_with(kl("sparse", "dense"))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    target = torch.where(mask == 1, 0, -100)
+
+    def term(outputs, target=None, mask=None):
+        counted = counted_positions({"attention_mask": mask})
+        (value,) = loss_terms(plan, outputs, target, 0, counted).values()
+        return value
+
+    plain = {"sparse": {"logits": sparse}, "dense": {"logits": dense}}
+    decoder = {p: {**out, "encoder_last_hidden_state": sparse} for p, out in plain.items()}
+    assert term(plain, mask=mask) == term(plain, mask=mask.bool()) == term(plain, target)
+    assert term(plain, mask=mask) != term(plain)
+    # of an encoder, and of real numbers, where 0 may let a position in: they say nothing here
+    assert term(decoder, mask=mask) == term(plain, mask=-1e9 * (1.0 - mask)) == term(plain)
+    assert term(decoder, target, mask) == term(plain, target)
 
 
 def test_nothing_is_compared_where_no_position_has_a_target():

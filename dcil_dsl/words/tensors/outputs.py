@@ -170,9 +170,17 @@ def has_positions(target: Tensor | None) -> bool:
 
 def counted_positions(arguments: Mapping[str, object]) -> Tensor | None:
     """0 at the positions that a model's `attention_mask` lets in, -100 at those it leaves out, as
-    targets have it for losses between paths. None without one."""
+    targets have it for losses between paths. None without one, and for one of real numbers, in
+    which 0 may let a position in."""
     mask = arguments.get("attention_mask")
-    return torch.where(mask != 0, 0, IGNORED) if isinstance(mask, Tensor) else None
+    if not isinstance(mask, Tensor) or mask.is_floating_point():
+        return None
+    return torch.where(mask != 0, 0, IGNORED)
+
+
+def is_of_decoder(output: object) -> bool:
+    """Whether an encoder came before: `attention_mask` is then of its positions, not of these."""
+    return _part(output, "encoder_last_hidden_state") is not None
 
 
 def mean_of_positions(values: Tensor, target: Tensor | None) -> Tensor:
