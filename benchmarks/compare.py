@@ -90,11 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.cell is not None:
         return run_cell(asked, Cell(**json.loads(asked.cell)))
     arguments = arguments if arguments is not None else sys.argv[1:]
-    cells = [cell for cell in grid(asked) if cell.key not in finished(asked.out)]
+    cells = to_do(asked)
     print(f"{len(cells)} runs to do, {len(finished(asked.out))} in {asked.out}", flush=True)
     starts = {start_of(asked, cell) for cell in cells} - {None}
     missing = [cell for cell in starts if not weights_in(asked.runs / cell.key).exists()]
-    return run_all(asked, arguments, missing) or run_all(asked, arguments, cells)
+    works = [[(arguments, cell) for cell in which] for which in (missing, cells)]
+    return run_all(works[0], asked.jobs) or run_all(works[1], asked.jobs)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -220,17 +221,23 @@ def finished(table: Path) -> set[str]:
         return {row["run"] for row in csv.DictReader(file)}
 
 
-def run_all(asked: argparse.Namespace, arguments: list[str], cells: list[Cell]) -> int:
-    """Each cell in a process of its own, --jobs at a time."""
-    threads = {"OMP_NUM_THREADS": "1"} if asked.jobs > 1 else {}
+def to_do(asked: argparse.Namespace) -> list[Cell]:
+    done = finished(asked.out)
+    return [cell for cell in grid(asked) if cell.key not in done]
 
-    def run(cell: Cell) -> tuple[Cell, int]:
+
+def run_all(works: list[tuple[list[str], Cell]], jobs: int) -> int:
+    """Each cell in a process of its own, started with its arguments, `jobs` at a time."""
+    threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
+
+    def run(work: tuple[list[str], Cell]) -> tuple[Cell, int]:
+        arguments, cell = work
         command = [sys.executable, __file__, *arguments, "--cell", json.dumps(asdict(cell))]
         print(f"{cell.key}: {cell.epochs} epochs", flush=True)
         return cell, subprocess.run(command, env=dict(os.environ) | threads).returncode
 
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        failed = [cell.key for cell, status in pool.map(run, cells) if status]
+    with ThreadPoolExecutor(jobs) as pool:
+        failed = [cell.key for cell, status in pool.map(run, works) if status]
     for key in failed:
         print(f"{key} FAILED", file=sys.stderr)
     return 1 if failed else 0
