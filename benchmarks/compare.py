@@ -3,10 +3,11 @@
     python benchmarks/compare.py --dir DIR --out benchmarks/results/methods.csv
         [--methods dense,gmp,dpf,dcil] [--targets 90,95,98] [--seeds 0,1,2]
         [--epochs 12 | --passes 24] [--examples 10000] [--image-size 16] [--jobs 2]
-        [--start dense:12] [--clients 10]
+        [--start dense:12] [--clients 10] [--recipes recipes/methods]
 
 Each cell of the grid is a run of the main job: recipes/methods/METHOD.prune with the target, the
-seed and the length replaced. --epochs gives every method as many epochs; --passes gives each the
+seed and the length replaced; --recipes names another folder, with another network and other data.
+--epochs gives every method as many epochs; --passes gives each the
 epochs that cost N passes over the data, so that a method of two paths trains half as long as
 one of one path. Both may go into one table: a run is known by all that it depends on.
 
@@ -34,7 +35,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from environment import describe_machine
 from workloads import ROOT
 
 METHODS = ROOT / "recipes" / "methods"
-NUM_VALIDATION = 5_000  # the last training images
+NUM_VALIDATION = 5_000  # the last training images, or pieces of a text, and at most a fifth
 
 
 LATER = ("start", "clients")  # came when the table had rows: a run without them keeps its key
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     length = asked.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="of every method; default: the recipe's")
     length.add_argument("--passes", type=float, help="over the data, of every method")
+    asked.add_argument("--recipes", type=Path, default=METHODS, metavar="FOLDER")
     asked.add_argument("--network", default="dcil:resnet20")
     asked.add_argument("--data", default="fashion-mnist")
     asked.add_argument("--dir", type=Path, help="where the data lie")
@@ -154,9 +156,9 @@ def weights_in(folder: Path) -> Path:
 def cell_of(asked: argparse.Namespace, method: str, target: float, seed: int) -> Cell:
     from dcil_dsl.lang import load
 
-    path = METHODS / f"{method}.prune"
+    path = asked.recipes / f"{method}.prune"
     if not path.exists():
-        known = ", ".join(sorted(file.stem for file in METHODS.glob("*.prune")))
+        known = ", ".join(sorted(file.stem for file in asked.recipes.glob("*.prune")))
         raise SystemExit(f"there is no method {method}; there are {known}")
     recipe = load(path)
     cost, own = planned(recipe, asked)  # the share of a pattern, 50 of 2:4; 0 of dense training
@@ -199,16 +201,14 @@ _planned: dict[tuple, tuple[float, float]] = {}
 
 def planned(recipe, asked: argparse.Namespace) -> tuple[float, float]:
     """What a step costs on average, in steps of dense training, and the percent that is pruned."""
-    from dcil_dsl.model import trace_model
+    from dcil_dsl.jobs.prepare import no_note, no_warning, prepare
     from dcil_dsl.plan.cost import training_cost
-    from dcil_dsl.plan.resolve import resolve_recipe
     from dcil_dsl.plan.schedule import sparsity_at
-    from dcil_dsl.zoo import build_model
 
     key = (recipe.text, asked.network)
     if key not in _planned:
-        traced = trace_model(build_model(asked.network, recipe.model.classes))
-        plan = resolve_recipe(recipe, traced, 1000)
+        quiet = {"warn": no_warning, "note": no_note}
+        plan = prepare(recipe, asked.network, steps_per_epoch=1000, **quiet).plan
         pruned = max((sparsity_at(group, plan.num_steps) for group in plan.groups), default=0.0)
         _planned[key] = round(training_cost(plan), 4), round(100 * pruned, 4)
     return _planned[key]
@@ -252,16 +252,17 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
 
     keep_freed_memory()
     overrides = {"train.epochs": f"{cell.epochs}ep", "train.seed": str(cell.seed)}
-    if is_open(METHODS / f"{cell.method}.prune"):
+    recipe = asked.recipes / f"{cell.method}.prune"
+    if is_open(recipe):
         overrides["target"] = f"{cell.target:g}%"
     if cell.image_size:
         overrides["data.image_size"] = str(cell.image_size)
     overrides |= dict(part.split("=", 1) for part in cell.overrides.split("; ") if part)
     dataset = open_split(asked, cell)
     if cell.clients:
-        rows = federated_measures(cell, dataset, overrides)
+        rows = federated_measures(recipe, cell, dataset, overrides)
     else:
-        rows = trained_measures(asked, cell, dataset, overrides)
+        rows = trained_measures(recipe, asked, cell, dataset, overrides)
     if rows is None:
         return 1
     if cell.key not in finished(asked.out):  # a run made again for its weights is in it
@@ -271,7 +272,9 @@ def run_cell(asked: argparse.Namespace, cell: Cell) -> int:
     return 0
 
 
-def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> list | None:
+def trained_measures(
+    recipe: Path, asked: argparse.Namespace, cell: Cell, dataset, overrides: dict[str, str]
+) -> list | None:
     """What one run of the main job measures; None where it was interrupted."""
     from watch import watched
 
@@ -281,7 +284,7 @@ def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> l
     start = start_of(asked, cell)
     with nullcontext() if asked.compile else watched():
         done = train(
-            METHODS / f"{cell.method}.prune",
+            recipe,
             cell.network,
             dataset,
             overrides=overrides,
@@ -300,9 +303,12 @@ def trained_measures(asked, cell: Cell, dataset, overrides: dict[str, str]) -> l
 
 
 def held_out_loss(done, dataset) -> float:
-    """The mean cross entropy of the exported network, in nats: steadier over seeds than top-1."""
+    """The mean cross entropy of the deployed network, in nats: steadier over seeds than top-1."""
     import torch
 
+    found = done.result.accuracies[done.plan.deploy]
+    if "nll" in found:  # of tokens
+        return found["nll"]
     from dcil_dsl.jobs.data import make_loader
 
     device = next(done.model.parameters()).device
@@ -317,12 +323,12 @@ def held_out_loss(done, dataset) -> float:
     return total / seen
 
 
-def federated_measures(cell: Cell, dataset, overrides: dict[str, str]) -> list:
+def federated_measures(recipe: Path, cell: Cell, dataset, overrides: dict[str, str]) -> list:
     """Rounds of one epoch of each client, one client after another; nothing is resumed."""
     from dcil_dsl.extras.federated.job import federate
 
     done = federate(
-        METHODS / f"{cell.method}.prune",
+        recipe,
         cell.network,
         dataset,
         clients=cell.clients,
@@ -338,11 +344,19 @@ def federated_measures(cell: Cell, dataset, overrides: dict[str, str]) -> list:
 
 
 def open_split(asked: argparse.Namespace, cell: Cell):
-    """The data set with the images that the cell trains on and those that it is measured on."""
+    """The data set with what the cell trains on and what it is measured on."""
+    from torch.utils.data import Subset
+
     from dcil_dsl.data import open_dataset
     from dcil_dsl.data.dataset import Dataset, Tensors
 
     whole = open_dataset(cell.data, asked.dir)
+    if not isinstance(whole.train, Tensors):  # a text in pieces
+        number = len(whole.train)
+        held = min(NUM_VALIDATION, number // 5)
+        train = Subset(whole.train, range(min(cell.examples or number, number - held)))
+        last = Subset(whole.train, range(number - held, number))
+        return replace(whole, train=train, val=whole.val if cell.split == "test" else last)
     images, labels = whole.train.images, whole.train.labels
     held = min(NUM_VALIDATION, len(images) // 5)
     train = Tensors(images[:-held], labels[:-held])

@@ -8,7 +8,8 @@ Student's, of the mean of the differences; of one pair there is none. Each metho
 by its hash, and runs of two hashes are two methods.
 
 In:   a table of compare.py.
-Out:  a table in Markdown: mean accuracy in percent, the mean difference with its interval.
+Out:  a table in Markdown: mean accuracy in percent (`--measure cross_entropy`: nats), the mean
+      difference with its interval.
 Not:  nothing is trained.
 """
 
@@ -19,6 +20,7 @@ import csv
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     arms = read_arms(asked.table, asked.measure)
     also = tuple(filter(None, asked.also.split(",")))
-    print(markdown(asked.table, arms, asked.against, also, asked.equal))
+    print(markdown(asked.table, arms, asked.against, also, asked.equal, asked.measure))
     return 0
 
 
@@ -118,16 +120,18 @@ def markdown(
     against: str,
     also: tuple[str, ...] = (),
     equal: str = "passes",
+    measure: str = "top1",
 ) -> str:
     """also: measures by epoch, whose last value over the run is listed (`_max`: the largest)."""
+    shown = in_percent if measure.startswith("top") else in_nats
     head = ["zeros", "cost", "method", "mean, seeds", f"minus {against}, pairs", *also, "recipe"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     more = {name: by_epoch(table, name) for name in also}
     for arm, values in arms.items():
         bases = [a for a in arms if a.shown == against and a.is_comparable(arm, equal)]
         seeds = sorted(set(values) & set(arms[bases[0]])) if bases and bases[0] != arm else []
-        gap = difference([values[seed] - arms[bases[0]][seed] for seed in seeds])
-        mean = f"{100 * statistics.mean(values.values()):.2f} ({len(values)})"
+        gap = difference([values[seed] - arms[bases[0]][seed] for seed in seeds], shown)
+        mean = f"{shown(statistics.mean(values.values()))} ({len(values)})"
         beside = [f"{statistics.mean(x):.3g}" if (x := more[n].get(arm)) else "" for n in also]
         cells = (f"{arm.target:g} %", f"{arm.passes:g}", arm.shown, mean, gap, *beside, arm.recipe)
         lines.append(f"| {' | '.join(cells)} |")
@@ -152,13 +156,21 @@ def runs_with(table: Path, measure: str) -> set[str]:
     return {row["run"] for _, row in read_rows(table, measure)}
 
 
-def difference(values: list[float]) -> str:
-    """In points: "+1.60 +- 0.89 (3)"."""
+def in_percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.2f}"
+
+
+def in_nats(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.4f}"
+
+
+def difference(values: list[float], shown: Callable[..., str] = in_percent) -> str:
+    """The mean, half of its interval and the number: "+1.60 +- 0.89 (3)"."""
     if not values:
         return ""
     mean, half = interval(values)
-    spread = "" if half is None else f" +- {100 * half:.2f}"
-    return f"{100 * mean:+.2f}{spread} ({len(values)})"
+    spread = "" if half is None else f" +- {shown(half)}"
+    return f"{shown(mean, '+')}{spread} ({len(values)})"
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ import watch
 
 
 def cells_of(name):
-    parser = compare.parser()
-    grids = (parser.parse_args([*a, "--out", "x.csv"]) for a in evidence.EXPERIMENTS[name])
+    parser, experiment = compare.parser(), evidence.EXPERIMENTS[name]
+    given = ([*cells, *experiment.common, "--out", "x.csv"] for cells in experiment.grids)
+    grids = map(parser.parse_args, given)
     return [cell for asked in grids for cell in compare.grid(asked)]
 
 
