@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -142,3 +142,44 @@ def test_a_start_comes_first_and_rounds_of_clients_have_their_rows(tmp_path):
     (start,) = (tmp_path / "runs").glob("dense-*")
     told = json.loads((run / "command.json").read_text())
     assert told["weights"] == str(start / "sparse.safetensors")
+
+
+def pieces_of_text(monkeypatch, number):
+    """A data set of `number` numbered pieces, as `open_dataset` gives one."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    import dcil_dsl.data
+    from dcil_dsl.data import Dataset
+
+    train, val = (TensorDataset(torch.arange(a, a + number)) for a in (0, 1000))
+    whole = Dataset("text", train, val, task="language-modelling")
+    monkeypatch.setattr(dcil_dsl.data, "open_dataset", lambda name, place: whole)
+
+
+@pytest.mark.parametrize("examples", [(), ("--examples", "30")])
+def test_a_text_holds_out_its_last_pieces_and_no_run_trains_on_them(monkeypatch, examples):
+    pieces_of_text(monkeypatch, 100)
+    given = ["--recipes", str(compare.ROOT / "recipes" / "methods_text"), *examples]
+    given += ["--network", "hf:LlamaForCausalLM", "--data", "language-modelling"]
+    asked = compare.parser().parse_args([*given, "--out", "x.csv"])
+    fields_of = dict(data="language-modelling", examples=30 if examples else 0)
+    cell = compare.Cell(
+        "gmp",
+        80.0,
+        0,
+        "n",
+        split="test",
+        image_size=0,
+        epochs=1,
+        cost=1.0,
+        passes=1.0,
+        overrides="",
+        recipe_sha256="f" * 16,
+        **fields_of,
+    )
+    for split, measured in (("test", range(1000, 1100)), ("validation", range(80, 100))):
+        parts = compare.open_split(asked, replace(cell, split=split))
+        trained = [int(item[0]) for item in parts.train]
+        assert trained == list(range(30 if examples else 80))
+        assert [int(item[0]) for item in parts.val] == list(measured)

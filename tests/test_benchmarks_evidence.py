@@ -122,7 +122,7 @@ def test_a_measure_by_epoch_is_its_last_value_or_its_largest(tmp_path):
 # -- which runs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["clip", "rules", "routing"])
+@pytest.mark.parametrize("name", ["clip", "extreme", "rules", "routing", "tuning", "frontier"])
 def test_no_run_is_asked_for_twice(name):
     keys = [cell.key for cell in cells_of(name)]
     assert len(keys) == len(set(keys))
@@ -133,6 +133,16 @@ def test_rules_and_routing_are_measured_on_held_out_images_and_cost_the_same():
     assert {cell.split for cell in held_out} == {"validation"}
     assert {round(cell.passes) for cell in cells_of("rules")} == {24}
     assert {cell.split for cell in cells_of("clip")} == {"test"}
+
+
+def test_text_is_searched_on_held_out_pieces_and_reported_on_the_held_out_chapters():
+    pytest.importorskip("transformers")
+    assert {cell.split for cell in cells_of("text_tuning")} == {"validation"}
+    cells = [cell for cell in cells_of("text") if cell.method != "dense"]
+    assert {cell.split for cell in cells} == {"test"}
+    for method in ("gmp", "st3_rule", "dcil"):
+        asked = {(c.target, c.seed, c.passes) for c in cells if c.method == method}
+        assert asked == {(t, s, p) for t in (80, 90, 95) for s in (0, 1, 2) for p in (4, 8)}
 
 
 def test_every_rule_is_clipped_and_gmp_has_eight_other_settings():
