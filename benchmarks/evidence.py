@@ -70,7 +70,7 @@ EXTREME = [
 
 # Chosen among on held-out images. Feather's authors give the feedback whole up to 95% zeros.
 RULES = "gmp,st3_rule,soft_damped,soft_fading,soft_reserve,soft_kept,soft_settled,soft_dcil,st3,"
-RULES += "granet,iee,ham"
+RULES += "granet,iee,ham,soft_narrowing"
 
 
 def tuned(end: int, rate: float) -> tuple[str, ...]:
