@@ -95,14 +95,15 @@ HELD_OUT = [
 ]
 RULES_AND_GRID = [cells + ["--split", "validation"] for cells in HELD_OUT + GMP_GRID]
 
-# The rule with the largest mean lead of the three sparsities, beside GMP with its recipe's setting
-# and with the best of its nine, on test images, with seeds that had no part in the choice.
+# The rule with the largest mean lead of the three sparsities, beside GMP with its recipe's setting,
+# which is the best of its nine at 98%, and with the best of the nine at 95 and 99%: on test images,
+# with seeds that had no part in the choice.
 CHOSEN = [
     cells
     for seed in "23456"
     for cells in (
         grid("gmp,soft_fading", "95,98,99", "passes 24", seed, "train.clip=3"),
-        grid("gmp", "95", "passes 24", seed, *tuned(85, 0.2), "train.clip=3"),
+        grid("gmp", "95,99", "passes 24", seed, *tuned(85, 0.2), "train.clip=3"),
     )
 ]
 
