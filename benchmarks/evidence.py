@@ -138,12 +138,14 @@ TUNING = [
     for end in (50, 70, 85)
     for rate in (0.1, 0.2, 0.4)
 ]
+FIRST, SECOND = "gmp,soft_fading,dcil,dense", "st3,feather"  # where it is cut short
 FRONTIER = [
     long_runs(methods, cost, str(seed), RATE)
-    for methods in ("gmp,st3,dcil,dense", "feather,soft_fading")
-    for cost in (10, 40, 20)
+    for methods, costs in ((FIRST, (10, 40)), (SECOND, (10, 40)), (FIRST, (20,)), (SECOND, (20,)))
+    for cost in costs
     for seed in range(3)
 ]
+
 # A second kind of task: the next token of a text. The cost is in passes over it.
 TEXTS = ["--recipes", str(ROOT / "recipes" / "methods_text"), "--evaluate-every", "4"]
 TEXTS += ["--network", "hf:LlamaForCausalLM", "--data", "language-modelling"]
@@ -153,8 +155,8 @@ TEXT_TUNING = [
     for rate in (0.001, 0.002, 0.004)
 ]
 TEXT = [
-    grid("gmp,st3_rule,dcil,dense", "80,90,95", f"passes {cost}", str(seed))
-    for cost in (4, 8)
+    grid(methods, "80,90,95", f"passes {cost}", str(seed))
+    for methods, cost in ((FIRST, 4), ("st3_rule,dpf_rule", 4), (FIRST, 8))
     for seed in range(3)
 ]
 DCIL = ", ".join(f"{name}={number:g}" for name, number in zip(NUMBERS, (1, 0, 0, 1, 1)))

@@ -140,7 +140,7 @@ def test_text_is_searched_on_held_out_pieces_and_reported_on_the_held_out_chapte
     assert {cell.split for cell in cells_of("text_tuning")} == {"validation"}
     cells = [cell for cell in cells_of("text") if cell.method != "dense"]
     assert {cell.split for cell in cells} == {"test"}
-    for method in ("gmp", "st3_rule", "dcil"):
+    for method in ("gmp", "soft_fading", "dcil"):
         asked = {(c.target, c.seed, c.passes) for c in cells if c.method == method}
         assert asked == {(t, s, p) for t in (80, 90, 95) for s in (0, 1, 2) for p in (4, 8)}
 
@@ -150,6 +150,14 @@ def test_every_rule_is_clipped_and_gmp_has_eight_other_settings():
     assert all("train.clip=3" in cell.overrides for cell in cells)
     others = {c.overrides for c in cells if c.method == "gmp" and "schedule" in c.overrides}
     assert len(others) == 8
+
+
+def test_the_chosen_rule_is_measured_on_test_images_with_seeds_that_did_not_choose_it():
+    chosen, searched = cells_of("chosen"), cells_of("rules")
+    assert {cell.split for cell in chosen} == {"test"}
+    assert not {cell.seed for cell in chosen} & {cell.seed for cell in searched}
+    rule = {(c.target, c.seed) for c in chosen if c.method == "soft_fading"}
+    assert rule == {(target, seed) for target in (95, 98, 99) for seed in (2, 3, 4, 5, 6)}
 
 
 def test_feather_halves_the_feedback_above_95_percent_alone():
