@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.dataset import TextSize
 from dcil_dsl.data.datasets import known_record
@@ -45,7 +46,7 @@ from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of,
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run, read_command
-from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.training.step import BROKEN
 from dcil_dsl.zoo import build_model, stored_spec
 
@@ -148,7 +149,9 @@ def evaluate_run(
         accuracies = evaluate(dual, loader, options)
     finally:
         loader.close()
-    sparsity = check_sparsity(dual, masks_step(step)).measured
+    # Of the numbers that an export would hold, as finish_run counts them.
+    network, promises = collapse(dual).cpu().state_dict(), promises_at(plan, step)
+    sparsity = verify_tensors(network, promises).sparsity
     assert accuracies is not None  # None only where a signal asks a run to stop
     accuracy, claims = dict(accuracies[path]), tuple[Claim, ...]()
     broken = int(accuracy.pop(BROKEN, 0))
