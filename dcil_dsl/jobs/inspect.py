@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler import compile_plan, trace_for
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.dataset import TextSize
@@ -39,13 +39,13 @@ from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, refuse_texts, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.digest import digest
-from dcil_dsl.model.trace import TraceError
+from dcil_dsl.model.trace import TraceError, text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
-from dcil_dsl.training.run import RunFolder, open_run, read_command
+from dcil_dsl.training.run import RunFolder, check_model, open_run, read_command
 from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.training.step import BROKEN
 from dcil_dsl.zoo import build_model, stored_spec
@@ -116,6 +116,7 @@ def evaluate_run(
     workers: int | None = None,
     model: str | None = None,
     data: Data | None = None,
+    anyway: bool = False,
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it on the held-out data.
 
@@ -124,6 +125,7 @@ def evaluate_run(
     workers    data loader workers; None: automatic
     model      a SPEC; needed where the model is not from a library
     data       needed where code of the user's own made the data of the run
+    anyway     accept a model whose forward is not the one that was trained
 
     `expect` of the recipe is judged only on the deployed path, at the end of the run. InputError
     where the folder, the model or the data cannot be used; SparsityError where the exported file
@@ -138,7 +140,7 @@ def evaluate_run(
         data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
     dataset = open_data(data, directory, plan.data.channels, plan.data.length)
-    dual, at = rebuild(folder, plan, model, dataset.texts)
+    dual, at = rebuild(folder, plan, model, dataset.texts, anyway)
     step = at.step
     dual.to(place)
     if is_convolutional(plan):
@@ -176,12 +178,17 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
 
 
 def rebuild(
-    folder: RunFolder, plan: Plan, model: str | None = None, texts: TextSize | None = None
+    folder: RunFolder,
+    plan: Plan,
+    model: str | None = None,
+    texts: TextSize | None = None,
+    anyway: bool = False,
 ) -> tuple[Dual, Position]:
     """The dual graph with the weights of the last checkpoint, and where the run stands.
 
-    model  a SPEC; needed where the model is not from a library (zoo/spec.py)
-    texts  that the network is to read, if any
+    model   a SPEC; needed where the model is not from a library (zoo/spec.py)
+    texts   that the network is to read, if any
+    anyway  accept a model whose forward is not the one that was trained
     """
     spec = model or stored_spec(plan.model.name, folder.path)
     try:
@@ -193,11 +200,15 @@ def rebuild(
         ) from error
     refuse_texts(fresh, texts)
     try:
-        dual = compile_plan(plan, fresh)
+        traced = trace_for(plan, fresh)
+        text = text_of(traced)  # before the compiler adds its own modules
+        dual = compile_plan(plan, traced)
     except TraceError as error:
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
         raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
+    if not anyway:
+        check_model(folder, text)
     at = load_deployed(folder.checkpoint, dual)
     _compare_exported(folder, plan, at.step)
     return dual, at

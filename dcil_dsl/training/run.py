@@ -225,6 +225,23 @@ def resume_run(
     return run
 
 
+def check_model(run: RunFolder, model: str) -> None:
+    """InputError where the text of a model (model/trace.py) is not that of the run's model.
+
+    A run of an earlier version has no text to compare.
+    """
+    lines = _model_differences(run, model)
+    if lines:
+        raise InputError(
+            f"{run.path} was started with another model",
+            help="\n".join([*listed(lines), "to use the present model: --anyway"]),
+        )
+
+
+def _model_differences(run: RunFolder, model: str) -> list[str]:
+    return text_differences(comparable(_stored(run.model)) or model, model)
+
+
 def _differences(
     run: RunFolder, plan: Plan, resolved: str, model: str, data: Mapping[str, str]
 ) -> dict[str, list[str]]:
@@ -238,9 +255,7 @@ def _differences(
         "another recipe": text_differences(read_text(run.resolved), resolved)
         if plans and resolved
         else [],
-        "another model": text_differences(comparable(_stored(run.model)) or model, model)
-        if model
-        else [],
+        "another model": _model_differences(run, model) if model else [],
         "other data": data_differences(then or data, data),
         "another plan": plans,
     }
