@@ -297,6 +297,8 @@ def evaluate(
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
         print(f"NOT FINITE: the output for {of} is not a number, and counts as wrong")
     show_claims(found.claims)
+    for line in found.notes:
+        note(line)
     return DONE if found.holds else WRONG
 
 
@@ -361,7 +363,7 @@ def export(
     say_loading()
     from dcil_dsl.jobs.export import export_run
 
-    print(export_run(run, to, out, model, path, tell=print, anyway=anyway))
+    print(export_run(run, to, out, model, path, tell=print, anyway=anyway, note=note))
 
 
 export.__doc__ = "\n\n".join(

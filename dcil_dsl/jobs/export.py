@@ -13,11 +13,12 @@ from pathlib import Path
 from dcil_dsl.compiler import trace_for
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.artefact import Deployed, origin_of
+from dcil_dsl.exporting.artefact import Deployed, origin_of, schedule_notes
 from dcil_dsl.exporting.checkpoint_tensors import MAX_TOLD
 from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
+from dcil_dsl.jobs.prepare import Note, no_note
 from dcil_dsl.model.trace import text_of
 from dcil_dsl.training.checkpoint_files import previous_of
 from dcil_dsl.training.run import RunFolder, check_model, open_run
@@ -33,6 +34,7 @@ def export_run(
     path: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
     anyway: bool = False,
+    note: Note = no_note,
 ) -> Path:
     """Write the network of a run, or of an exported file, in another format; returns its place.
 
@@ -42,6 +44,7 @@ def export_run(
     path    another path of the run than the deployed one
     tell    called with what the format reports of its work, if anything
     anyway  accept a model whose forward is not the one that was trained
+    note    called with what the schedules ask so far, of a run before its end
 
     Raises InputError, and SparsityError where the network does not hold its promise.
     """
@@ -53,6 +56,9 @@ def export_run(
         if not verdict.holds:
             faults = "; ".join(verdict.faults[:MAX_TOLD])
             raise SparsityError(f"path `{deployed.origin.path}` of {run} is not exported: {faults}")
+        promises, step = deployed.origin.promises, deployed.origin.step
+        for line in schedule_notes(promises, step, deployed.plan):
+            note(line)
     report = exporter.write(deployed, place)
     if report:
         tell(report)

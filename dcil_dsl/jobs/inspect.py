@@ -23,7 +23,13 @@ from dcil_dsl.data.datasets import known_record
 from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import require_training
-from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
+from dcil_dsl.exporting.artefact import (
+    Artefact,
+    Origin,
+    Promise,
+    promises_at,
+    schedule_notes,
+)
 from dcil_dsl.exporting.checkpoint_tensors import (
     MAX_TOLD,
     deployed_tensors,
@@ -93,6 +99,7 @@ class Evaluation:
     claims    the lines of `expect`, judged; empty for a path that is not deployed
     step      the updates that the network has had
     broken    the examples, of num_examples, with outputs that are not finite; they count as wrong
+    notes     of a run before its end: what its schedules ask so far
     """
 
     path: str
@@ -101,6 +108,7 @@ class Evaluation:
     step: int
     broken: int = 0
     num_examples: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -160,7 +168,8 @@ def evaluate_run(
     if path == plan.deploy:
         ended = step == plan.num_steps or at.stopped
         claims = judge_claims(plan, accuracy, sparsity, ended)
-    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
+    notes = tuple(schedule_notes(promises, step, plan))
+    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples, notes)
 
 
 def stored_data(folder: RunFolder, name: str | None) -> str:
@@ -299,6 +308,7 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
         faults += _differences(read, wanted, exact_type=False)
     elif read.origin is not None:
         promises = read.origin.promises
+        notes += schedule_notes(promises, read.origin.step, stored)
         if not promises and folder is None:
             faults.append("the file promises nothing, so there is nothing to prove")
     elif stored is not None:
@@ -345,6 +355,8 @@ def _verify_checkpoint(
     ]
     verdict = verify_tensors(deployed_tensors(state, stored, stored.deploy)[0], promises)
     verdict.faults[:] = dict.fromkeys(faults + verdict.faults)
+    if asked is None:
+        verdict.notes[:0] = schedule_notes(promises, step, stored)
     return verdict
 
 
