@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.counting import count, ranges
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.trace import comparable
 from dcil_dsl.plan.plan import Plan, first_fault
@@ -124,6 +124,18 @@ class RunFolder:
             return dict(json.loads(read_text(self.start)))
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{self.start} cannot be read: {error}") from None
+
+    def lost(self, num_epochs: int) -> list[str]:
+        """What is missing of the first `num_epochs`, which a resumed run does not train again."""
+        there = {line["epoch"] for line in self.read_metrics()}
+        missing = [number for number in range(1, num_epochs + 1) if number not in there]
+        found = []
+        if missing:
+            which = f"epoch{'s' if missing[1:] else ''} {ranges(missing)}"
+            found.append(f"{self.metrics} has no line of {which}: its curves have a gap")
+        if not self.start.exists():
+            found.append(f"{self.start} is missing: what the run started from is unknown")
+        return found
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
@@ -308,9 +320,13 @@ def _stored(path: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def command_text(plan: Plan, options: RunOptions) -> str:
-    """The model, the data, and the options whose Flag says `recorded`."""
+def command_text(plan: Plan, options: RunOptions, threads: int | None = None) -> str:
+    """The model, the data, and the options whose Flag says `recorded`.
+
+    threads  of torch on a CPU, which decide the order of its sums; None on other devices
+    """
     command = {"model": plan.model.name, "data": plan.data.name, **options.recorded()}
+    command["threads"] = None if threads is None else str(threads)
     return json.dumps(command, indent=2) + "\n"
 
 
