@@ -206,7 +206,8 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
             job.options.out,
             model=model_text,
             data=contents_of(job.batches.dataset),
-            extra_files={COMMAND: command_text(job.plan, job.options, _threads(job))} | _parent_file(job),
+            extra_files={COMMAND: command_text(job.plan, job.options, _threads(job))}
+            | _parent_file(job),
         )
     except InputError:
         job.options.ranks.refuse()
