@@ -52,6 +52,10 @@ MaybeSpec = Annotated[
     Optional[str],
     typer.Option("--model", metavar="SPEC", help="a model, spelled as for `dcil compile`"),
 ]
+Anyway = Annotated[
+    bool,
+    typer.Option("--anyway", help="accept a model whose forward is not the one that was trained"),
+]
 Train = Annotated[
     Optional[str],
     typer.Option(

@@ -271,6 +271,7 @@ def evaluate(
     device: o.Device = "auto",
     workers: o.Workers = None,
     model: o.MaybeSpec = None,
+    anyway: o.Anyway = False,
     concise: o.Concise = False,
 ) -> int:
     """Measure the metrics of a run, and check what the recipe expects.
@@ -281,7 +282,14 @@ def evaluate(
     from dcil_dsl.jobs.inspect import evaluate_run
 
     found = evaluate_run(
-        run, path=path, data=train, directory=data, device=device, workers=workers, model=model
+        run,
+        path=path,
+        data=train,
+        directory=data,
+        device=device,
+        workers=workers,
+        model=model,
+        anyway=anyway,
     )
     numbers = "  ".join(f"{n} {metric_text(n, value)}" for n, value in found.accuracy.items())
     show(f"{found.path} path after {count(found.step, 'step')}: {numbers}")
@@ -289,6 +297,8 @@ def evaluate(
         of = f"{found.broken:,} of {count(found.num_examples, 'example')}"
         print(f"NOT FINITE: the output for {of} is not a number, and counts as wrong")
     show_claims(found.claims)
+    for line in found.notes:
+        note(line)
     return DONE if found.holds else WRONG
 
 
@@ -347,12 +357,13 @@ def export(
     ] = None,
     path: o.PathOfRun = None,
     model: o.MaybeSpec = None,
+    anyway: o.Anyway = False,
     concise: o.Concise = False,
 ) -> None:
     say_loading()
     from dcil_dsl.jobs.export import export_run
 
-    print(export_run(run, to, out, model, path, tell=print))
+    print(export_run(run, to, out, model, path, tell=print, anyway=anyway, note=note))
 
 
 export.__doc__ = "\n\n".join(

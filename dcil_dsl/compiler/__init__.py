@@ -24,7 +24,7 @@ from dcil_dsl.model.trace import Traced, trace_model
 from dcil_dsl.plan.plan import Phase, Plan
 from dcil_dsl.words.weight_groups import frozen_names
 
-__all__ = ["PASSES", "Dual", "add_masks_and_twins", "compile_plan", "run_passes"]
+__all__ = ["PASSES", "Dual", "add_masks_and_twins", "compile_plan", "run_passes", "trace_for"]
 
 
 @collector_paused()

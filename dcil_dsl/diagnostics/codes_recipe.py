@@ -316,6 +316,14 @@ RECIPE: tuple[Code, ...] = (
           cannot hold.""",
     ),
     entry(
+        "E244",
+        "a deployed complement",
+        """A `complement` path sees the weights that the masks prune, and zeros where they keep. Its
+          file would not have the zeros that the rules ask for.""",
+        "prune Conv2d to 90%\n" + _mix(deploy="dense").replace("= full", "= complement"),
+        "prune Conv2d to 90%\n" + _mix().replace("= full", "= complement"),
+    ),
+    entry(
         "E251",
         "a teacher that cannot be",
         """A teacher only teaches: no weight learns from it and it is not deployed; a loss names it
@@ -391,5 +399,13 @@ RECIPE: tuple[Code, ...] = (
         "A `reserve` is for an `update` of its own, and that update needs a rule with a reserve.",
         "prune Conv2d to 90% { reserve = 5% }",
         "prune Conv2d to 90%",
+    ),
+    entry(
+        "W208",
+        "a deployed path that is not pruned",
+        """Rules prune, and the deployed path sees all weights: its file has no zeros of theirs.
+          That is intended where the masks only shape the training of a dense network.""",
+        "prune Conv2d to 90%\n" + _mix(deploy="dense"),
+        "prune Conv2d to 90%\n" + _mix(),
     ),
 )

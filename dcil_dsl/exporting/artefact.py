@@ -7,6 +7,7 @@ Not:  no format (exporters.py, files.py), no judgement (verify.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from dcil_dsl.plan.schedule import (
     last_refresh,
     sparsity_at,
 )
+from dcil_dsl.plan.text import percent
 from dcil_dsl.training.sparsity import masks_step
 
 
@@ -161,6 +163,29 @@ def _promise(group: Stage, step: int) -> Promise:
         filter_floors=group.filter_floors,
         before=None if before is None else _promise(before, step),
     )
+
+
+def schedule_notes(promises: Iterable[Promise], step: int, plan: Plan | None) -> list[str]:
+    """A line for each rule whose schedule asks less after `step` updates than at its end.
+
+    plan  of the run; None: unknown, as of a file alone
+    """
+    notes = []
+    whole = {} if plan is None else {p.rule: p.asked for p in promises_at(plan, plan.num_steps)}
+    for one in promises:
+        if one.target.is_result:
+            continue
+        end, of = whole.get(one.rule), ""
+        if plan is not None:
+            of = f" of {plan.num_steps:,}"
+        elif one.before is None and one.pattern is None:
+            end = one.target.sparsity.fraction
+        if end is not None and end - one.asked > 1e-9:
+            notes.append(
+                f"{one.rule}: {percent(round(one.asked, 6))} is asked as scheduled at step "
+                f"{step:,}{of}; the recipe asks {percent(round(end, 6))}"
+            )
+    return notes
 
 
 def origin_of(plan: Plan, num_done: int) -> Origin:

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from dcil_dsl.compiler import trace_for
 from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.diagnostics import InputError
-from dcil_dsl.exporting.artefact import Deployed, origin_of
+from dcil_dsl.exporting.artefact import Deployed, origin_of, schedule_notes
 from dcil_dsl.exporting.checkpoint_tensors import MAX_TOLD
 from dcil_dsl.exporting.exporters import EXPORTERS, Exporter, exporter_for, exporter_of
 from dcil_dsl.exporting.verify import verify_tensors
 from dcil_dsl.jobs.inspect import folder_of, known_path, rebuild
+from dcil_dsl.jobs.prepare import Note, no_note
+from dcil_dsl.model.trace import text_of
 from dcil_dsl.training.checkpoint_files import previous_of
-from dcil_dsl.training.run import RunFolder, open_run
+from dcil_dsl.training.run import RunFolder, check_model, open_run
 from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.zoo import build_model, stored_spec
 
@@ -30,6 +33,8 @@ def export_run(
     model: str | None = None,
     path: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    anyway: bool = False,
+    note: Note = no_note,
 ) -> Path:
     """Write the network of a run, or of an exported file, in another format; returns its place.
 
@@ -38,31 +43,41 @@ def export_run(
     model   a SPEC; needed where the model is not from a library
     path    another path of the run than the deployed one
     tell    called with what the format reports of its work, if anything
+    anyway  accept a model whose forward is not the one that was trained
+    note    called with what the schedules ask so far, of a run before its end
 
     Raises InputError, and SparsityError where the network does not hold its promise.
     """
     exporter = exporter_of(format)
     place = place_of(run, exporter, out, path)
-    deployed = read_deployed(run, model, path)
+    deployed = read_deployed(run, model, path, anyway)
     if deployed.origin is not None:
         verdict = verify_tensors(deployed.network.state_dict(), deployed.origin.promises)
         if not verdict.holds:
             faults = "; ".join(verdict.faults[:MAX_TOLD])
             raise SparsityError(f"path `{deployed.origin.path}` of {run} is not exported: {faults}")
+        promises, step = deployed.origin.promises, deployed.origin.step
+        for line in schedule_notes(promises, step, deployed.plan):
+            note(line)
     report = exporter.write(deployed, place)
     if report:
         tell(report)
     return place
 
 
-def read_deployed(run: str | Path, model: str | None = None, path: str | None = None) -> Deployed:
-    """The network that a run deploys on `path`, or that an exported file holds."""
+def read_deployed(
+    run: str | Path, model: str | None = None, path: str | None = None, anyway: bool = False
+) -> Deployed:
+    """The network that a run deploys on `path`, or that an exported file holds.
+
+    anyway  accept a model whose forward is not the one that was trained
+    """
     if Path(run).is_file():
-        return _of_file(Path(run), model)
+        return _of_file(Path(run), model, anyway)
     folder = open_run(run)
     plan = folder.read_plan()
     path = known_path(plan, path)
-    dual, at = rebuild(folder, plan, model)
+    dual, at = rebuild(folder, plan, model, anyway=anyway)
     step = at.step
     origin = origin_of(plan.model_copy(update={"deploy": path}), step)
     return Deployed(collapse(dual, path), origin, plan, str(run))
@@ -117,7 +132,7 @@ def _refuse_to_replace(file: Path, folder: RunFolder | None, is_deployed: bool) 
         )
 
 
-def _of_file(file: Path, spec: str | None) -> Deployed:
+def _of_file(file: Path, spec: str | None, anyway: bool) -> Deployed:
     """The model of an exported file, as its header says or the run that it lies in."""
     read, run = exporter_for(file).read(file), folder_of(file)
     named = None if read.origin is None else read.origin.model
@@ -138,4 +153,6 @@ def _of_file(file: Path, spec: str | None) -> Deployed:
         lines = str(error).strip().splitlines()
         fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
         raise InputError(f"{file} does not fit {spec}: {fact[:200]}") from None
+    if run is not None and plan is not None and not anyway:
+        check_model(run, text_of(trace_for(plan, network)))
     return Deployed(network, read.origin, plan, str(file))

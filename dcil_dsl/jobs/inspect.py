@@ -15,14 +15,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcil_dsl.compiler import compile_plan
+from dcil_dsl.compiler import compile_plan, trace_for
+from dcil_dsl.compiler.collapse import collapse
 from dcil_dsl.compiler.dual import Dual
 from dcil_dsl.data.dataset import TextSize
 from dcil_dsl.data.datasets import known_record
 from dcil_dsl.data.sources import is_callable_spec
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import require_training
-from dcil_dsl.exporting.artefact import Artefact, Origin, Promise, promises_at
+from dcil_dsl.exporting.artefact import (
+    Artefact,
+    Origin,
+    Promise,
+    promises_at,
+    schedule_notes,
+)
 from dcil_dsl.exporting.checkpoint_tensors import (
     MAX_TOLD,
     deployed_tensors,
@@ -38,14 +45,14 @@ from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, refuse_texts, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.digest import digest
-from dcil_dsl.model.trace import TraceError
+from dcil_dsl.model.trace import TraceError, text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
 from dcil_dsl.training.evaluate import evaluate
 from dcil_dsl.training.machine import Options, lay_out_weights
-from dcil_dsl.training.run import RunFolder, open_run, read_command
-from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
+from dcil_dsl.training.run import RunFolder, check_model, open_run, read_command
+from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.training.step import BROKEN
 from dcil_dsl.zoo import build_model, stored_spec
 
@@ -92,6 +99,7 @@ class Evaluation:
     claims    the lines of `expect`, judged; empty for a path that is not deployed
     step      the updates that the network has had
     broken    the examples, of num_examples, with outputs that are not finite; they count as wrong
+    notes     of a run before its end: what its schedules ask so far
     """
 
     path: str
@@ -100,6 +108,7 @@ class Evaluation:
     step: int
     broken: int = 0
     num_examples: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -115,6 +124,7 @@ def evaluate_run(
     workers: int | None = None,
     model: str | None = None,
     data: Data | None = None,
+    anyway: bool = False,
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it on the held-out data.
 
@@ -123,6 +133,7 @@ def evaluate_run(
     workers    data loader workers; None: automatic
     model      a SPEC; needed where the model is not from a library
     data       needed where code of the user's own made the data of the run
+    anyway     accept a model whose forward is not the one that was trained
 
     `expect` of the recipe is judged only on the deployed path, at the end of the run. InputError
     where the folder, the model or the data cannot be used; SparsityError where the exported file
@@ -137,7 +148,7 @@ def evaluate_run(
         data = stored_data(folder, command["data"])
         directory = directory or command["directory"]
     dataset = open_data(data, directory, plan.data.channels, plan.data.length)
-    dual, at = rebuild(folder, plan, model, dataset.texts)
+    dual, at = rebuild(folder, plan, model, dataset.texts, anyway)
     step = at.step
     dual.to(place)
     if is_convolutional(plan):
@@ -148,14 +159,17 @@ def evaluate_run(
         accuracies = evaluate(dual, loader, options)
     finally:
         loader.close()
-    sparsity = check_sparsity(dual, masks_step(step)).measured
+    # Of the numbers that an export would hold, as finish_run counts them.
+    network, promises = collapse(dual).cpu().state_dict(), promises_at(plan, step)
+    sparsity = verify_tensors(network, promises).sparsity
     assert accuracies is not None  # None only where a signal asks a run to stop
     accuracy, claims = dict(accuracies[path]), tuple[Claim, ...]()
     broken = int(accuracy.pop(BROKEN, 0))
     if path == plan.deploy:
         ended = step == plan.num_steps or at.stopped
         claims = judge_claims(plan, accuracy, sparsity, ended)
-    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples)
+    notes = tuple(schedule_notes(promises, step, plan))
+    return Evaluation(path, accuracy, claims, step, broken, loader.num_examples, notes)
 
 
 def stored_data(folder: RunFolder, name: str | None) -> str:
@@ -173,12 +187,17 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
 
 
 def rebuild(
-    folder: RunFolder, plan: Plan, model: str | None = None, texts: TextSize | None = None
+    folder: RunFolder,
+    plan: Plan,
+    model: str | None = None,
+    texts: TextSize | None = None,
+    anyway: bool = False,
 ) -> tuple[Dual, Position]:
     """The dual graph with the weights of the last checkpoint, and where the run stands.
 
-    model  a SPEC; needed where the model is not from a library (zoo/spec.py)
-    texts  that the network is to read, if any
+    model   a SPEC; needed where the model is not from a library (zoo/spec.py)
+    texts   that the network is to read, if any
+    anyway  accept a model whose forward is not the one that was trained
     """
     spec = model or stored_spec(plan.model.name, folder.path)
     try:
@@ -190,11 +209,15 @@ def rebuild(
         ) from error
     refuse_texts(fresh, texts)
     try:
-        dual = compile_plan(plan, fresh)
+        traced = trace_for(plan, fresh)
+        text = text_of(traced)  # before the compiler adds its own modules
+        dual = compile_plan(plan, traced)
     except TraceError as error:
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
         raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
+    if not anyway:
+        check_model(folder, text)
     at = load_deployed(folder.checkpoint, dual)
     _compare_exported(folder, plan, at.step)
     return dual, at
@@ -285,6 +308,7 @@ def _verify_file(file: Path, asked: Asked | None, model: str | None) -> Verdict:
         faults += _differences(read, wanted, exact_type=False)
     elif read.origin is not None:
         promises = read.origin.promises
+        notes += schedule_notes(promises, read.origin.step, stored)
         if not promises and folder is None:
             faults.append("the file promises nothing, so there is nothing to prove")
     elif stored is not None:
@@ -331,6 +355,8 @@ def _verify_checkpoint(
     ]
     verdict = verify_tensors(deployed_tensors(state, stored, stored.deploy)[0], promises)
     verdict.faults[:] = dict.fromkeys(faults + verdict.faults)
+    if asked is None:
+        verdict.notes[:0] = schedule_notes(promises, step, stored)
     return verdict
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -38,7 +39,15 @@ from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run, require_locks
 from dcil_dsl.training.progress import Display, make_display
 from dcil_dsl.training.result import Result, result_table
-from dcil_dsl.training.run import COMMAND, RunFolder, command_text, create_run, open_run, resume_run
+from dcil_dsl.training.run import (
+    COMMAND,
+    RunFolder,
+    command_text,
+    create_run,
+    open_run,
+    read_command,
+    resume_run,
+)
 from dcil_dsl.training.trainer import train as train_dual
 from dcil_dsl.words.metrics import metric_text
 from dcil_dsl.words.registry import extra
@@ -139,7 +148,7 @@ def train(
         check_alike(
             job.plan, job.options, model_text, contents_of(job.batches.dataset, sizes=False)
         )
-        folder = _open_folder(job, model_text, held)
+        folder = _open_folder(job, model_text, held, note or no_note)
         if given.track is not None and ranks.is_first:
             tell = note or partial(warnings.warn, category=RuntimeWarning)
             tracked = extra("tracking.session").tracked
@@ -151,16 +160,18 @@ def train(
         return Run(folder, job.plan, result, claims, deployed)
 
 
-def _open_folder(job: Job, model_text: str, held: ExitStack) -> RunFolder:
+def _open_folder(job: Job, model_text: str, held: ExitStack, note: Note) -> RunFolder:
     """The run folder, made or resumed by the first process, which locks it until `held` closes."""
-    work = partial(_resumed if job.options.resume else _created, job, model_text, held)
+    work = partial(_created, job, model_text, held)
+    if job.options.resume:
+        work = partial(_resumed, job, model_text, held, note)
     folder = RunFolder(Path(job.options.ranks.from_first(work)))
     if job.batches.bad_images is not None:
         job.batches.bad_images.keep_in(folder.bad_images)
     return folder
 
 
-def _resumed(job: Job, model_text: str, held: ExitStack) -> str:
+def _resumed(job: Job, model_text: str, held: ExitStack, note: Note) -> str:
     out = job.options.out
     assert out is not None  # options_here refuses --resume without it
     held.enter_context(hold_run(open_run(out).path))  # before anything in it is replaced
@@ -173,6 +184,12 @@ def _resumed(job: Job, model_text: str, held: ExitStack) -> str:
         data=contents_of(job.batches.dataset),
         anyway=job.options.anyway,
     )
+    then, now = read_command(folder).get("threads"), _threads(job)
+    if then is not None and now is not None and then != str(now):
+        note(
+            f"the number of torch's threads was {then} when the run was started, and is {now} now: "
+            "the last bits of the result may differ from those without the break"
+        )
     if job.options.anyway:  # the folder has taken this recipe
         folder.parent.unlink(missing_ok=True)
         for name, text in _parent_file(job).items():
@@ -189,13 +206,19 @@ def _created(job: Job, model_text: str, held: ExitStack) -> str:
             job.options.out,
             model=model_text,
             data=contents_of(job.batches.dataset),
-            extra_files={COMMAND: command_text(job.plan, job.options)} | _parent_file(job),
+            extra_files={COMMAND: command_text(job.plan, job.options, _threads(job))}
+            | _parent_file(job),
         )
     except InputError:
         job.options.ranks.refuse()
         raise
     held.enter_context(hold_run(folder.path))
     return str(folder.path)
+
+
+def _threads(job: Job) -> int | None:
+    """The threads whose number decides the last bits of a sum; None where the CPU does not sum."""
+    return torch.get_num_threads() if torch.device(job.options.device).type == "cpu" else None
 
 
 def _parent_file(job: Job) -> dict[str, str]:

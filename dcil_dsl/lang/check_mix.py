@@ -38,6 +38,7 @@ class Mixed:
     privates: tuple[r.PrivateRule, ...]
     losses: tuple[r.LossRule, ...]
     deploy: str
+    deploy_span: Span
     broken: bool
 
 
@@ -80,7 +81,8 @@ def check_mix(
             here,
             help="for example `loss cross_entropy(sparse)`",
         )
-    deploy = checker.deploy(kinds.get(ast.Deploy, []), here)
+    deploys = kinds.get(ast.Deploy, [])
+    deploy = checker.deploy(deploys, here)
     checker.overlaps(updates)
     if not _halves_alone(rules):
         checker.learns_what_it_leaves_out(updates)
@@ -93,6 +95,7 @@ def check_mix(
         tuple(privates),
         tuple(losses),
         deploy,
+        deploys[0].span if deploys else here,
         checker.broken,
     )
 

@@ -27,6 +27,7 @@ from dcil_dsl.words.schedules import GrowByGradient, Schedule
 from dcil_dsl.words.scores import GradientScore
 from dcil_dsl.words.targets import Target
 from dcil_dsl.words.units import Percent, Time, written
+from dcil_dsl.words.views import Complement, Masked
 
 
 def read_rules(
@@ -210,7 +211,9 @@ def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Dia
             prunes[0].span,
             help="declare one in `mix`: `path sparse = masked`",
         )
-    if not any(isinstance(rule, r.PruneRule) for rule in rules) and not found.errors:
+    if prunes:
+        _check_deployed(mixed, found)
+    elif not found.errors:
         for path in masked:
             found.add(
                 "W206",
@@ -221,6 +224,29 @@ def _check_masks(rules: list[r.PruneRule | r.KeepRule], mixed: Mixed, found: Dia
         for update in mixed.updates:
             if "pruned" in update.parts:
                 found.add("W206", "no rule prunes, so there are no pruned weights", update.span)
+
+
+def _check_deployed(mixed: Mixed, found: Diagnostics) -> None:
+    """W208 and E244: the deployed path has no zeros where the rules prune."""
+    view = next((path.view for path in mixed.paths if path.name == mixed.deploy), None)
+    masked = next((path.name for path in mixed.paths if isinstance(path.view, Masked)), None)
+    help = None if masked is None else f"`deploy {masked}` exports a sparse network"
+    if isinstance(view, Complement):
+        found.add(
+            "E244",
+            f"the deployed path `{mixed.deploy}` is `complement`: the exported file would have its "
+            "zeros where the rules keep weights",
+            mixed.deploy_span,
+            help=help,
+        )
+    elif view is not None and not view.prunes and not found.errors:
+        found.add(
+            "W208",
+            f"the deployed path `{mixed.deploy}` is `{view.called}`: the exported file will have "
+            "no zeros from the rules",
+            mixed.deploy_span,
+            help=help,
+        )
 
 
 # -- scores and growth -----------------------------------------------------------------------------

@@ -411,9 +411,13 @@ class PlanFields(PlanRecord):
         return bool(self.train.penalties) or any(group.penalties for group in self.groups)
 
     @property
+    def deployed_view(self) -> AnyView:
+        return next(path.view for path in self.paths if path.name == self.deploy)
+
+    @property
     def prunes(self) -> bool:
         """Whether the deployed path has zeros where its masks prune."""
-        return next(path.view.prunes for path in self.paths if path.name == self.deploy)
+        return self.deployed_view.prunes
 
     def phase_at(self, step: int) -> Phase:
         """The phase a step belongs to; the last one for steps beyond the run."""

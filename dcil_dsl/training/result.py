@@ -130,11 +130,12 @@ def epoch_line(now: Session, accuracies: dict[str, dict[str, float]]) -> dict[st
 def _mask_changes(now: Session) -> tuple[tuple[int, int], dict[str, float]]:
     """Entries of the masks that differ from those before the epoch, and those of them kept now.
 
-    And the kept share of each weight under a rule.
+    And the share of each weight under a rule that the deployed path may see.
     """
-    before, counts = now.state.before, []
+    before, counts, view = now.state.before, [], now.plan.deployed_view
     for name, mask in now.dual.masks.items():
-        kinds = (mask != before[name], mask > before[name], mask, torch.ones_like(mask))
+        was, left = before[name], view.left(mask)
+        kinds = (mask != was, mask > was, left, torch.ones_like(mask))
         counts.append(torch.stack([kind.sum() for kind in kinds]))
     if not counts:
         return (0, 0), {}

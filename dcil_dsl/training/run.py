@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dcil_dsl.diagnostics.counting import count
+from dcil_dsl.diagnostics.counting import count, ranges
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.model.trace import comparable
 from dcil_dsl.plan.plan import Plan, first_fault
@@ -125,6 +125,18 @@ class RunFolder:
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{self.start} cannot be read: {error}") from None
 
+    def lost(self, num_epochs: int) -> list[str]:
+        """What is missing of the first `num_epochs`, which a resumed run does not train again."""
+        there = {line["epoch"] for line in self.read_metrics()}
+        missing = [number for number in range(1, num_epochs + 1) if number not in there]
+        found = []
+        if missing:
+            which = f"epoch{'s' if missing[1:] else ''} {ranges(missing)}"
+            found.append(f"{self.metrics} has no line of {which}: its curves have a gap")
+        if not self.start.exists():
+            found.append(f"{self.start} is missing: what the run started from is unknown")
+        return found
+
     def write_report(self, report: Mapping[str, Any]) -> None:
         write_text(self.report, json.dumps(report, indent=2) + "\n")
 
@@ -225,6 +237,23 @@ def resume_run(
     return run
 
 
+def check_model(run: RunFolder, model: str) -> None:
+    """InputError where the text of a model (model/trace.py) is not that of the run's model.
+
+    A run of an earlier version has no text to compare.
+    """
+    lines = _model_differences(run, model)
+    if lines:
+        raise InputError(
+            f"{run.path} was started with another model",
+            help="\n".join([*listed(lines), "to use the present model: --anyway"]),
+        )
+
+
+def _model_differences(run: RunFolder, model: str) -> list[str]:
+    return text_differences(comparable(_stored(run.model)) or model, model)
+
+
 def _differences(
     run: RunFolder, plan: Plan, resolved: str, model: str, data: Mapping[str, str]
 ) -> dict[str, list[str]]:
@@ -238,9 +267,7 @@ def _differences(
         "another recipe": text_differences(read_text(run.resolved), resolved)
         if plans and resolved
         else [],
-        "another model": text_differences(comparable(_stored(run.model)) or model, model)
-        if model
-        else [],
+        "another model": _model_differences(run, model) if model else [],
         "other data": data_differences(then or data, data),
         "another plan": plans,
     }
@@ -293,9 +320,13 @@ def _stored(path: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def command_text(plan: Plan, options: RunOptions) -> str:
-    """The model, the data, and the options whose Flag says `recorded`."""
+def command_text(plan: Plan, options: RunOptions, threads: int | None = None) -> str:
+    """The model, the data, and the options whose Flag says `recorded`.
+
+    threads  of torch on a CPU, which decide the order of its sums; None on other devices
+    """
     command = {"model": plan.model.name, "data": plan.data.name, **options.recorded()}
+    command["threads"] = None if threads is None else str(threads)
     return json.dumps(command, indent=2) + "\n"
 
 

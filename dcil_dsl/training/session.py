@@ -130,6 +130,8 @@ def start_session(
     if resumes := options.resume and ranks.any(run.had_checkpoint):
         load = load_anyway if options.anyway else load_checkpoint
         load(run.checkpoint, state)
+        for text in run.lost(state.position.epoch) if ranks.is_first and not options.shard else ():
+            display.note(f"note: {text}")
     if options.checkpoint_activations:
         recompute_activations(dual)
     now = Session(plan, dual, options, run, display, state, step, sums.sum(), task)

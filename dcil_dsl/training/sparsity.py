@@ -1,4 +1,4 @@
-"""The sparsity of masks, compared with the requested one.
+"""The sparsity of masks, compared with the requested one, and of what the deployed path sees.
 
 In:   masks, or whether weights are nonzero, with the plan's groups.
 Out:  counts and fractions; SparsityError where masks miss the sparsity of the plan.
@@ -66,6 +66,8 @@ class RuleSparsity:
 class Sparsity:
     """Over all the groups of a plan together, as fractions and counts of weights.
 
+    What is kept, measured and pruned is what the deployed path sees: on a `full` path everything.
+
     asked       of what the budgets count, by the schedule; of a rule whose sparsity is a result,
                 what was measured
     measured    of the weights
@@ -107,7 +109,7 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
     at_floor: list[str] = []
     at_ceiling: list[str] = []
     rules: list[RuleSparsity] = []
-    groups = dual.plan.groups
+    groups, view = dual.plan.groups, dual.plan.deployed_view
     for group in groups:
         moved = last_refresh(group, step)
         keeps, masks = keeps_at(group, moved), {name: dual.masks[name] for name in group.parameters}
@@ -138,6 +140,10 @@ def check_sparsity(dual: Dual, step: int) -> Sparsity:
         ]
         floor, ceiling = _bounds_that_bind(group, tally.units, moved)
         at_floor, at_ceiling = at_floor + floor, at_ceiling + ceiling
+        seen = {name: view.left(mask) for name, mask in masks.items()}
+        if any(seen[name] is not mask for name, mask in masks.items()):
+            counts = count_units(group, seen, dual.placement)
+            tally = tally_group(group, keeps, counts)
         size = sum(group.num_weights)
         whole, kept = (sum(getattr(b, key) for b in tally.budgets) for key in ("size", "kept"))
         result = group.target.is_result

@@ -55,6 +55,10 @@ class AnyView(Word):
         """The view, in the weight's shape."""
         raise NotImplementedError
 
+    def left(self, mask: Tensor) -> Tensor:
+        """True where the view may be other than zero."""
+        return mask if self.prunes else mask.new_ones(mask.shape)
+
 
 class View(AnyView):
     """`path name = word`: what a path sees of the weights that are kept; of the others, zeros."""
@@ -97,6 +101,9 @@ class Complement(AnyView):
 
     def of(self, weight: Tensor, mask: Tensor, soft: Soft | None = None) -> Tensor:
         return weight.new_zeros(()).where(mask, weight)
+
+    def left(self, mask: Tensor) -> Tensor:
+        return ~mask
 
 
 class SoftThreshold(AnyView):

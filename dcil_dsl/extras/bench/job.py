@@ -44,11 +44,12 @@ def bench_run(
     data: str | None = None,
     directory: str | Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    anyway: bool = False,
 ) -> BenchReport:
     """Time a network, and write bench.json where `place` is a run folder.
 
     engines          None: all, of an exported file those that read it
-    model, path      as for `dcil export`
+    model, path, anyway  as for `dcil export`
     data, directory  the data that int8 is calibrated on, as for `dcil eval`; default: those of the
                      run. Where there are none, int8 is calibrated on noise.
 
@@ -78,7 +79,7 @@ def bench_run(
         raise InputError(
             f"{place} is neither a run folder nor one that `dcil export --to cpu` wrote"
         )
-    deployed = read_deployed(place, model, path)
+    deployed = read_deployed(place, model, path, anyway)
     with tempfile.TemporaryDirectory(prefix="dcil-bench-") as name:
         folder, examples = Path(name) / "cpu", Path(name) / "examples.safetensors"
         write(deployed.network, example_of(deployed, batch=2), folder)

@@ -76,6 +76,7 @@ def bench(
     train: o.Train = None,
     data: o.DataDir = None,
     sets: o.Sets = None,
+    anyway: o.Anyway = False,
     concise: o.Concise = False,
 ) -> None:
     """Time the exported network in several engines, on this machine, now.
@@ -144,6 +145,7 @@ def bench(
             data=train,
             directory=data,
             tell=note,
+            anyway=anyway,
         )
     show(show_report(report).rstrip("\n"))
     if json is not None:

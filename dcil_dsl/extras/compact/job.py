@@ -21,14 +21,16 @@ def compact_run(
     out: str | Path | None = None,
     model: str | None = None,
     path: str | None = None,
+    anyway: bool = False,
 ) -> tuple[Path, Compacted, Measured]:
     """Remove what is dead from the deployed network of a run, or of an exported file.
 
-    out   the folder; else `compact` in the run folder or next to the file, `compact-NAME` where
-          exported files of other names lie next to it
-    path  another path of the run than the deployed one
+    out     the folder; else `compact` in the run folder or next to the file, `compact-NAME` where
+            exported files of other names lie next to it
+    path    another path of the run than the deployed one
+    anyway  accept a model whose forward is not the one that was trained
 
     Raises InputError; nothing is written where the two networks differ.
     """
     folder = place_of(run, EXPORTERS["compact"], out, path)
-    return folder, *write_compact(read_deployed(run, model, path), folder)
+    return folder, *write_compact(read_deployed(run, model, path, anyway), folder)

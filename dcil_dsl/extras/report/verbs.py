@@ -105,17 +105,16 @@ def proof_of(record: RunRecord) -> str:
     exported = record.path / "sparse.safetensors"
     if not exported.is_file():
         return "There is no exported file to verify."
-    from dcil_dsl.exporting.exporters import EXPORTERS
-    from dcil_dsl.exporting.verify import verify_tensors
+    from dcil_dsl.jobs.inspect import verify_artefact
 
     try:
-        artefact = EXPORTERS["safetensors"].read(exported)
+        ((_, verdict),) = verify_artefact(exported)
     except InputError as error:
         return f"The exported file could not be verified: {error.message}."
-    if artefact.origin is None:
-        return "The exported file does not say what it promises, and was not verified."
-    verdict = verify_tensors(artefact.tensors, artefact.origin.promises, None)
     if verdict.holds:
-        return "Verified: the zeros of the exported file were counted."
+        return (
+            "Verified: the zeros of the exported file were counted, and its tensors are those that "
+            "were written."
+        )
     faults: Optional[str] = "; ".join(verdict.faults)
     return f"NOT VERIFIED ({count(len(verdict.faults), 'fault')}): {faults}."

@@ -84,6 +84,7 @@ def measure_sensitivity(
     warn: Warn | None = None,
     note: Note | None = None,
     tell: Callable[[str], None] = lambda name: None,
+    anyway: bool = False,
 ) -> Profile:
     """Prune each layer alone at each level, and measure.
 
@@ -94,6 +95,7 @@ def measure_sensitivity(
     part         "val", the held-out examples, or "train", the training examples, not augmented:
                  what is chosen by the former should not be judged by them
     tell         called with the name of each layer before it is measured
+    anyway       of a run: accept a model whose forward is not the one that was trained
 
     Raises RecipeError, InputError.
     """
@@ -102,7 +104,7 @@ def measure_sensitivity(
         raise InputError(f"there is no part `{part}`", help="val or train")
     place = pick_device(device)
     if isinstance(source, str | Path) and Path(source).is_dir():
-        network = _of_run(source, model, data, directory, weights, overrides, note)
+        network = _of_run(source, model, data, directory, weights, overrides, note, anyway)
     else:
         network = _of_recipe(source, model, data, directory, weights, overrides, warn, note)
     plan = network.plan
@@ -207,6 +209,7 @@ def _of_run(
     weights: str | None,
     overrides: Mapping[str, str],
     note: Note,
+    anyway: bool,
 ) -> Network:
     given = {"--weights": weights, "--set": overrides}
     if any(given.values()):
@@ -222,7 +225,7 @@ def _of_run(
     dataset = open_data(
         data, directory or command["directory"], plan.data.channels, plan.data.length
     )
-    dual, at = rebuild(folder, plan, model, dataset.texts)
+    dual, at = rebuild(folder, plan, model, dataset.texts, anyway)
     step = at.step
     full = [path.name for path in plan.paths if not path.view.prunes]
     path = full[0] if full else plan.deploy

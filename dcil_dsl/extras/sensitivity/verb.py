@@ -62,6 +62,7 @@ def sensitivity(
     sets: o.Sets = None,
     device: o.Device = "auto",
     workers: o.Workers = None,
+    anyway: o.Anyway = False,
     concise: o.Concise = False,
 ) -> None:
     """Prune each layer alone at several sparsities, and measure the loss and the accuracy."""
@@ -94,6 +95,7 @@ def sensitivity(
             workers=workers,
             num_batches=batches,
             part=part,
+            anyway=anyway,
             **tried,
             warn=functools.partial(tell, concise=concise),
             note=note,

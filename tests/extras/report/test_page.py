@@ -138,6 +138,29 @@ def test_a_file_with_other_zeros_is_not_called_verified(two_runs, tmp_path):
     assert "NOT VERIFIED" in text and "Verified:" not in text
 
 
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_file_with_the_same_zeros_and_other_numbers_is_not_called_verified(
+    two_runs, tmp_path, has_checkpoint
+):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    run = tmp_path / "run"
+    shutil.copytree(two_runs / "run", run)
+    if not has_checkpoint:
+        shutil.rmtree(run / "checkpoint")
+    with safe_open(run / "sparse.safetensors", "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}
+        about = file.metadata()
+    stored["3.weight"] = stored["3.weight"] * 10
+    save_file(stored, run / "sparse.safetensors", about)
+    assert call("verify", run / "sparse.safetensors") == 1
+    assert call("report", run, "--out", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "NOT VERIFIED" in text and "Verified:" not in text
+    assert "the digest differs" in text
+
+
 def test_what_is_no_run_folder_is_refused_in_a_sentence(tmp_path, two_runs, capsys):
     assert call("report", tmp_path, "--out", tmp_path / "page.html") == 2
     assert "is not a run folder: it has no plan.json" in capsys.readouterr().err
