@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan
 from dcil_dsl.compiler.dual import Dual
@@ -38,16 +38,16 @@ from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, refuse_texts, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.digest import digest
-from dcil_dsl.model.trace import TraceError
+from dcil_dsl.model.trace import TraceError, require_module
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
-from dcil_dsl.training.evaluate import evaluate
+from dcil_dsl.training.evaluate import check_not_empty, evaluate, outputs_for
 from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.run import RunFolder, open_run, read_command
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.training.step import BROKEN
-from dcil_dsl.zoo import build_model, stored_spec
+from dcil_dsl.zoo import network_of, stored_spec
 
 Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]
 
@@ -113,7 +113,7 @@ def evaluate_run(
     directory: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     data: Data | None = None,
 ) -> Evaluation:
     """Rebuild a run's network from its folder and measure it on the held-out data.
@@ -121,7 +121,7 @@ def evaluate_run(
     path       the path to measure; None: the deployed one
     directory  the folder of the data; None: where the run had them
     workers    data loader workers; None: automatic
-    model      a SPEC; needed where the model is not from a library
+    model      a SPEC, or a module, which is not changed; needed where the model is not from a library
     data       needed where code of the user's own made the data of the run
 
     `expect` of the recipe is judged only on the deployed path, at the end of the run. InputError
@@ -144,7 +144,9 @@ def evaluate_run(
         lay_out_weights(dual)
     loader = make_loader(plan, dataset, "val", place, workers)
     try:
+        check_not_empty(loader)
         options = Options(device=str(place), channels_last=is_convolutional(plan))
+        outputs_for(dual, loader.task, loader.example().to(place), options)
         accuracies = evaluate(dual, loader, options)
     finally:
         loader.close()
@@ -173,16 +175,21 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
 
 
 def rebuild(
-    folder: RunFolder, plan: Plan, model: str | None = None, texts: TextSize | None = None
+    folder: RunFolder,
+    plan: Plan,
+    model: str | nn.Module | None = None,
+    texts: TextSize | None = None,
 ) -> tuple[Dual, Position]:
     """The dual graph with the weights of the last checkpoint, and where the run stands.
 
-    model  a SPEC; needed where the model is not from a library (zoo/spec.py)
+    model  a SPEC or a module; needed where the model is not from a library (zoo/spec.py)
     texts  that the network is to read, if any
     """
-    spec = model or stored_spec(plan.model.name, folder.path)
+    if model is not None and not isinstance(model, str):
+        require_module(model)
+    stored = plan.model.name if model is not None else stored_spec(plan.model.name, folder.path)
     try:
-        fresh = build_model(spec, plan.model.classes, dict(plan.model.options))
+        fresh = network_of(model, stored, plan.model.classes, plan.model.options, folder.path)
     except InputError as error:
         raise InputError(
             f"the model of {folder.path} cannot be built: {error.message}",
@@ -194,7 +201,8 @@ def rebuild(
     except TraceError as error:
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
-        raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
+        given = model if isinstance(model, str) else type(fresh).__name__
+        raise InputError(f"{given} is not the model of {folder.path}: {error.args[0]}") from error
     at = load_deployed(folder.checkpoint, dual)
     _compare_exported(folder, plan, at.step)
     return dual, at
