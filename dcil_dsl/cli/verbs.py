@@ -86,8 +86,7 @@ def _compile(
 
     dual = compile_plan(prepared.plan, prepared.traced)
     if not options.quiet:
-        print(show_plan(prepared.plan, page_of(sys.stdout)))
-        print(show_summary(dual), end="")
+        show(f"{show_plan(prepared.plan, page_of(sys.stdout))}\n{show_summary(dual)}")
 
 
 @verb

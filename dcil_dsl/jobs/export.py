@@ -38,7 +38,8 @@ def export_run(
 
     format  a name of EXPORTERS
     out     the file or folder; else in the run folder, or next to the exported file
-    model   a SPEC, or a module, which is not changed; needed where the model is not from a library
+    model   a SPEC, or a module, which is not changed; needed where the model is not from a
+            library
     path    another path of the run than the deployed one
     tell    called with what the format reports of its work, if anything
 

@@ -121,7 +121,8 @@ def evaluate_run(
     path       the path to measure; None: the deployed one
     directory  the folder of the data; None: where the run had them
     workers    data loader workers; None: automatic
-    model      a SPEC, or a module, which is not changed; needed where the model is not from a library
+    model      a SPEC, or a module, which is not changed; needed where the model is not from a
+               library
     data       needed where code of the user's own made the data of the run
 
     `expect` of the recipe is judged only on the deployed path, at the end of the run. InputError

@@ -415,7 +415,7 @@ def _compare_classes(num_outputs: int, classes: int, data: str | None, note: Not
         raise InputError(fact, help=remedy)
     if classes < num_outputs:
         note(
-            f"WARNING: the model has {count(num_outputs, 'output')} and {data} only "
+            f"warning: the model has {count(num_outputs, 'output')} and {data} only "
             f"{count(classes, 'class', 'classes')}; to "
             f"leave none unused: {remedy}"
         )

@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 
 from pydantic_core import CoreSchema, core_schema
 
-
 MAX_WHOLE = 2**53 - 1  # beyond it not every whole number is one of float64
 
 
