@@ -212,7 +212,7 @@ def test_the_verdict_says_where_the_run_started(pages, two_runs, tmp_path):
     assert f"Before training, unpruned: top1 {start:.2%}." in (pages / "one.html").read_text()
     shutil.copytree(two_runs / "run", tmp_path / "run")
     for text, said in (
-        ('{"weights": "random"}', "started from random weights, which guess, 1 in 10."),
+        ('{"weights": "random"}', "started from random weights: before training it is right by chance, 1 in 10."),
         (None, "The accuracy before training was not measured."),
     ):
         (tmp_path / "run/start.json").write_text(text or "{}")
