@@ -212,7 +212,7 @@ def test_fewer_classes_in_the_data_than_outputs_is_a_loud_warning(folder, tmp_pa
     )
     out, err = capsys.readouterr()
     assert out == "" or "expect" in out
-    assert "WARNING: the model has 12 outputs and synthetic only 10 classes" in err
+    assert "warning: the model has 12 outputs and synthetic only 10 classes" in err
 
 
 def test_an_image_that_the_model_does_not_take_is_a_plain_error(folder, tmp_path, capsys):

@@ -9,6 +9,7 @@ from dcil_dsl.diagnostics import InputError, RecipeError
 from dcil_dsl.lang import loads
 from dcil_dsl.plan import plan as p
 from dcil_dsl.training.optim import check_rate
+from dcil_dsl.training.options import RunOptions
 from dcil_dsl.words.optimizers import SGD
 from dcil_dsl.words.rates import Multistep
 from dcil_dsl.words.units import Time
@@ -59,3 +60,33 @@ def test_a_rate_beyond_python_s_own_numbers_is_refused_alike():
     train = p.TrainPlan(num_epochs=1, optimizer=SGD(lr=1.0), rate=rate)
     with pytest.raises(InputError, match="beyond what float32 holds"):
         check_rate(p.Plan.model_construct(train=train, num_steps=30))
+
+
+TOO_LARGE = 2**53
+
+
+@pytest.mark.parametrize("seed", [TOO_LARGE, 2**64, 10**23])
+def test_a_seed_beyond_the_largest_is_refused_with_the_range_on_the_command_line(
+    seed, tmp_path, capsys
+):
+    (tmp_path / "tiny.prune").write_text(RECIPE)
+    (tmp_path / "net.py").write_text(NET)
+    assert call(*job(tmp_path), "--seed", seed, "--out", tmp_path / "run") == 2
+    assert f"less than or equal to {TOO_LARGE - 1}" in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"^--seed {seed}: must be at most {TOO_LARGE - 1}$"):
+        RunOptions(seed=seed)
+
+
+@pytest.mark.parametrize("seed", [TOO_LARGE, 10**23])
+def test_a_seed_beyond_the_largest_is_refused_with_the_range_in_a_recipe(seed):
+    with pytest.raises(RecipeError) as error:
+        loads(RECIPE.replace("train {", f"train {{\n  seed = {seed}"))
+    (found,) = error.value.diagnostics
+    wanted = f"`seed` of `train` is a whole number from 0 to {TOO_LARGE - 1}, not {seed}"
+    assert (found.code, found.message) == ("E205", wanted)
+
+
+def test_the_largest_seed_is_taken_in_both_places():
+    assert RunOptions(seed=TOO_LARGE - 1).seed == TOO_LARGE - 1
+    recipe = loads(RECIPE.replace("train {", f"train {{\n  seed = {TOO_LARGE - 1}"))
+    assert recipe.train.seed == TOO_LARGE - 1

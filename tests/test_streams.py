@@ -78,7 +78,14 @@ def test_a_name_of_bytes_that_are_no_text_is_shown_as_it_is(folder):
 
 
 def test_a_verb_whose_work_is_its_text_says_that_the_disk_is_full(folder):
-    for verb in ("plan tiny.prune --model net.py:Net", "explain E301", "recipes"):
+    own = "--model net.py:Net"
+    verbs = ["check tiny.prune", f"check tiny.prune {own}", "check tiny.prune --output json"]
+    verbs += [
+        f"plan tiny.prune {own}",
+        f"plan tiny.prune {own} --json",
+        f"compile tiny.prune {own}",
+    ]
+    for verb in (*verbs, "explain E301", "recipes"):
         status, err = shell(folder, f"dcil {verb} > /dev/full")
         assert status == 2 and err.endswith("cannot write the output: No space left on device\n")
         assert shell(folder, f"dcil {verb} >&-")[0] == 0
@@ -86,7 +93,6 @@ def test_a_verb_whose_work_is_its_text_says_that_the_disk_is_full(folder):
 
 def test_a_verb_whose_work_is_its_status_or_a_file_keeps_it(folder):
     for streams in (">&-", ">/dev/full", ">/dev/full 2>&1", ">&- 2>&-"):
-        assert shell(folder, f"dcil check tiny.prune {streams}")[0] == 0
         assert shell(folder, f"dcil fmt --check tiny.prune missing.prune {streams}")[0] == 2
         assert shell(folder, f"dcil nothing {streams}")[0] == 2
 
@@ -132,10 +138,12 @@ def test_a_number_that_is_printed_and_kept_nowhere_else_is_not_lost_in_silence(f
     lost = "the output: No space left on device\n"
     status, err = shell(folder, f"dcil eval run {own} > /dev/full")
     assert status == 2 and err.endswith(f"error: cannot write {lost}") and err.count(lost) == 1
-    for line in ("verify run", f"export run --to pth {own}", f"compile tiny.prune {own}"):
+    status, err = shell(folder, f"dcil {JOB.removesuffix('run')}other > /dev/full")
+    assert status == 0 and err.endswith(f"\nwarning: cannot write {lost}")
+    for line in ("verify run", f"export run --to pth {own}"):
         status, err = shell(folder, f"dcil {line} > /dev/full")
-        assert status == 0 and err.endswith(f"WARNING: cannot write {lost}")
-        assert shell(folder, f"dcil {line} >&-") == (0, err[: err.index("WARNING: cannot")])
+        assert status == 0 and err.endswith(f"warning: cannot write {lost}")
+        assert shell(folder, f"dcil {line} >&-") == (0, err[: err.index("warning: cannot")])
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from dcil_dsl import __version__
 from dcil_dsl.cli.errors import DONE, MISUSED, WRONG, note, status_of, tell
-from dcil_dsl.cli.streams import show
+from dcil_dsl.cli.streams import require_shown, show
 from dcil_dsl.diagnostics import RecipeError
 from dcil_dsl.diagnostics.counting import count
 from dcil_dsl.diagnostics.reports import FileReport, as_github, as_json, as_sarif
@@ -35,6 +35,8 @@ def show_checked(results: Iterable[Checked], model: str | None, concise: bool) -
             status = max(status, status_of(one.failed, concise))
         else:
             print(f"{one.file.name}: sound{_for_model(one, model)}")
+    if status == DONE:
+        require_shown()
     return status
 
 

@@ -102,7 +102,7 @@ def tell(diagnostic: Diagnostic, concise: bool) -> None:
 
 def note(text: str) -> None:
     """Print a fact on stderr that is not about a place in the recipe."""
-    _say(text if text.startswith("WARNING") else f"note: {text}")
+    _say(text if text.startswith("warning: ") else f"note: {text}")
 
 
 def run_program(program: Callable[[], None]) -> None:
@@ -120,7 +120,7 @@ def run_program(program: Callable[[], None]) -> None:
         program()
     except SystemExit as ended:
         if (why := take_lost()) is not None:
-            note(f"WARNING: cannot write the output: {why}")
+            note(f"warning: cannot write the output: {why}")
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
         atexit._run_exitfuncs()  # the handlers of the user's model and of libraries

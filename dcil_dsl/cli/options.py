@@ -27,6 +27,7 @@ def option(name: str) -> Any:
         spelled,
         metavar=flag.metavar,
         min=flag.at_least,
+        max=flag.at_most,
         help=help_of(name),
         rich_help_panel=flag.topic,
     )

@@ -66,6 +66,11 @@ def show(text: str) -> None:
     A reader that stops reading, and a closed stream, are the caller's wish and no error.
     """
     print(text, end="" if text.endswith("\n") else "\n", flush=True)
+    require_shown()
+
+
+def require_shown() -> None:
+    """InputError where output of this process could not be written."""
     if (why := take_lost()) is not None:
         raise InputError(f"cannot write the output: {why}")
 

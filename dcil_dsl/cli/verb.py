@@ -65,12 +65,12 @@ def prepare_for(
 ) -> Prepared:
     """The recipe prepared for the model (jobs/prepare.py), warnings and notes on stderr."""
     say_loading()
-    from dcil_dsl.jobs.prepare import load_recipe, prepare
+    from dcil_dsl.jobs.prepare import ASSUMED_SIZE, assumes_size, load_recipe, prepare
     from dcil_dsl.jobs.teachers import names_all
 
     warn = functools.partial(tell, concise=concise)
     read = load_recipe(recipe, overrides, warn)
-    return prepare(
+    prepared = prepare(
         read,
         model,
         warn=warn,
@@ -79,6 +79,10 @@ def prepare_for(
         teachers={} if names_all(read) else None,
         **more,
     )
+    if assumes_size(read) and any(x.dim() == 4 for x in prepared.example.tensors()):
+        side = f"{ASSUMED_SIZE} x {ASSUMED_SIZE} pixels"
+        note(f"the size of the images is unknown: {side} are assumed, on which arithmetic depends")
+    return prepared
 
 
 def say_loading() -> None:

@@ -86,8 +86,7 @@ def _compile(
 
     dual = compile_plan(prepared.plan, prepared.traced)
     if not options.quiet:
-        print(show_plan(prepared.plan, page_of(sys.stdout)))
-        print(show_summary(dual), end="")
+        show(f"{show_plan(prepared.plan, page_of(sys.stdout))}\n{show_summary(dual)}")
 
 
 @verb
@@ -251,13 +250,9 @@ def explain(
         missing = "a recipe" if recipe is None else "--model SPEC"
         raise InputError(f"to explain a layer takes a recipe and a model; {missing} is missing")
     prepared = prepare_for(recipe, model, o.overrides_of(sets), concise, steps_per_epoch)
-    from dcil_dsl.jobs.prepare import ASSUMED_SIZE, assumes_size
     from dcil_dsl.plan.explain import explain_layer
     from dcil_dsl.plan.text import page_of
 
-    if assumes_size(prepared.recipe) and any(x.dim() == 4 for x in prepared.example.tensors()):
-        side = f"{ASSUMED_SIZE} x {ASSUMED_SIZE} pixels"
-        note(f"the size of the images is unknown: {side} are assumed, on which arithmetic depends")
     page = page_of(sys.stdout)
     show(explain_layer(what, prepared.recipe, prepared.traced, prepared.plan, page))
 

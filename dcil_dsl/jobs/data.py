@@ -45,8 +45,14 @@ def open_data(
     """
     if isinstance(data, tuple):
         return dataset_of(data, "data")
-    if not isinstance(data, str):
+    if isinstance(data, Dataset):
         return data
+    if not isinstance(data, str):
+        raise InputError(
+            f"the data are of type {type(data).__name__}",
+            help='they are a name ("digits"), "my.py:make", a Dataset, or a pair of a training and '
+            "a held-out part",
+        )
     if is_callable_spec(data):
         return open_callable(data, directory)
     require_data(data, directory)

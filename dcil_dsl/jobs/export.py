@@ -7,8 +7,11 @@ Not:  nothing of the run itself is replaced, but its own file by an equal one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+
+from torch import nn
 
 from dcil_dsl.compiler import trace_for
 from dcil_dsl.compiler.collapse import collapse
@@ -23,14 +26,14 @@ from dcil_dsl.model.trace import text_of
 from dcil_dsl.training.checkpoint_files import previous_of
 from dcil_dsl.training.run import RunFolder, check_model, open_run
 from dcil_dsl.training.sparsity import SparsityError
-from dcil_dsl.zoo import build_model, stored_spec
+from dcil_dsl.zoo import network_of
 
 
 def export_run(
     run: str | Path,
     format: str,
     out: str | Path | None = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     path: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
     anyway: bool = False,
@@ -40,7 +43,8 @@ def export_run(
 
     format  a name of EXPORTERS
     out     the file or folder; else in the run folder, or next to the exported file
-    model   a SPEC; needed where the model is not from a library
+    model   a SPEC, or a module, which is not changed; needed where the model is not from a
+            library
     path    another path of the run than the deployed one
     tell    called with what the format reports of its work, if anything
     anyway  accept a model whose forward is not the one that was trained
@@ -66,7 +70,10 @@ def export_run(
 
 
 def read_deployed(
-    run: str | Path, model: str | None = None, path: str | None = None, anyway: bool = False
+    run: str | Path,
+    model: str | nn.Module | None = None,
+    path: str | None = None,
+    anyway: bool = False,
 ) -> Deployed:
     """The network that a run deploys on `path`, or that an exported file holds.
 
@@ -132,7 +139,7 @@ def _refuse_to_replace(file: Path, folder: RunFolder | None, is_deployed: bool) 
         )
 
 
-def _of_file(file: Path, spec: str | None, anyway: bool) -> Deployed:
+def _of_file(file: Path, model: str | nn.Module | None, anyway: bool) -> Deployed:
     """The model of an exported file, as its header says or the run that it lies in."""
     read, run = exporter_for(file).read(file), folder_of(file)
     named = None if read.origin is None else read.origin.model
@@ -141,18 +148,19 @@ def _of_file(file: Path, spec: str | None, anyway: bool) -> Deployed:
         plan = None  # it came from another run
     if named is None and plan is not None:
         named = plan.model
-    classes, options = (None, {}) if named is None else (named.classes, dict(named.options))
-    if spec is None:
-        if named is None or named.name is None:
-            raise InputError(f"{file} does not name its model", help="name it with --model SPEC")
-        spec = stored_spec(named.name, file)
-    network = build_model(spec, classes, options)
+    name, classes, options = (
+        (None, None, {}) if named is None else (named.name, named.classes, named.options)
+    )
+    network = network_of(model, name, classes, options, file)
+    if network is model:
+        network = copy.deepcopy(network)
     try:
         network.load_state_dict(read.tensors, strict=True)
     except RuntimeError as error:
         lines = str(error).strip().splitlines()
         fact = " ".join(lines[1 if len(lines) > 1 else 0].split())
-        raise InputError(f"{file} does not fit {spec}: {fact[:200]}") from None
+        given = name if model is None else model if isinstance(model, str) else type(model).__name__
+        raise InputError(f"{file} does not fit {given}: {fact[:200]}") from None
     if run is not None and plan is not None and not anyway:
         check_model(run, text_of(trace_for(plan, network)))
     return Deployed(network, read.origin, plan, str(file))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcil_dsl.compiler import compile_plan, trace_for
 from dcil_dsl.compiler.collapse import collapse
@@ -45,16 +45,16 @@ from dcil_dsl.jobs.expect import Claim, judge_claims
 from dcil_dsl.jobs.prepare import Note, Warn, no_note, prepare, refuse_texts, warn_in_python
 from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.model.digest import digest
-from dcil_dsl.model.trace import TraceError, text_of
+from dcil_dsl.model.trace import TraceError, require_module, text_of
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.checkpoint import load_deployed, read_checkpoint
 from dcil_dsl.training.checkpoint_files import Position, newest_of, position_of, previous_of
-from dcil_dsl.training.evaluate import evaluate
+from dcil_dsl.training.evaluate import check_not_empty, evaluate, outputs_for
 from dcil_dsl.training.machine import Options, lay_out_weights
 from dcil_dsl.training.run import RunFolder, check_model, open_run, read_command
 from dcil_dsl.training.sparsity import SparsityError
 from dcil_dsl.training.step import BROKEN
-from dcil_dsl.zoo import build_model, stored_spec
+from dcil_dsl.zoo import network_of, stored_spec
 
 Wanted = tuple[tuple[Promise, ...], Mapping[str, Tensor]]
 
@@ -122,7 +122,7 @@ def evaluate_run(
     directory: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     data: Data | None = None,
     anyway: bool = False,
 ) -> Evaluation:
@@ -131,7 +131,8 @@ def evaluate_run(
     path       the path to measure; None: the deployed one
     directory  the folder of the data; None: where the run had them
     workers    data loader workers; None: automatic
-    model      a SPEC; needed where the model is not from a library
+    model      a SPEC, or a module, which is not changed; needed where the model is not from a
+               library
     data       needed where code of the user's own made the data of the run
     anyway     accept a model whose forward is not the one that was trained
 
@@ -155,7 +156,9 @@ def evaluate_run(
         lay_out_weights(dual)
     loader = make_loader(plan, dataset, "val", place, workers)
     try:
+        check_not_empty(loader)
         options = Options(device=str(place), channels_last=is_convolutional(plan))
+        outputs_for(dual, loader.task, loader.example().to(place), options)
         accuracies = evaluate(dual, loader, options)
     finally:
         loader.close()
@@ -189,19 +192,21 @@ def stored_data(folder: RunFolder, name: str | None) -> str:
 def rebuild(
     folder: RunFolder,
     plan: Plan,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     texts: TextSize | None = None,
     anyway: bool = False,
 ) -> tuple[Dual, Position]:
     """The dual graph with the weights of the last checkpoint, and where the run stands.
 
-    model   a SPEC; needed where the model is not from a library (zoo/spec.py)
+    model   a SPEC or a module; needed where the model is not from a library (zoo/spec.py)
     texts   that the network is to read, if any
     anyway  accept a model whose forward is not the one that was trained
     """
-    spec = model or stored_spec(plan.model.name, folder.path)
+    if model is not None and not isinstance(model, str):
+        require_module(model)
+    stored = plan.model.name if model is not None else stored_spec(plan.model.name, folder.path)
     try:
-        fresh = build_model(spec, plan.model.classes, dict(plan.model.options))
+        fresh = network_of(model, stored, plan.model.classes, plan.model.options, folder.path)
     except InputError as error:
         raise InputError(
             f"the model of {folder.path} cannot be built: {error.message}",
@@ -215,7 +220,8 @@ def rebuild(
     except TraceError as error:
         raise InputError(f"the model of {folder.path} is another one now: {error}") from error
     except KeyError as error:
-        raise InputError(f"{spec} is not the model of {folder.path}: {error.args[0]}") from error
+        given = model if isinstance(model, str) else type(fresh).__name__
+        raise InputError(f"{given} is not the model of {folder.path}: {error.args[0]}") from error
     if not anyway:
         check_model(folder, text)
     at = load_deployed(folder.checkpoint, dual)

@@ -169,6 +169,11 @@ def _open_batches(recipe: Recipe, dataset: Dataset, options: Options, note: Note
             f"{ranks.count} processes",
             help="`batch_size` in the recipe's `data` is the total of all processes",
         )
+    if images.batch_size > train.num_examples:
+        note(
+            f"a batch of {images.batch_size:,} is larger than the training part of {dataset.name}, "
+            f"{count(train.num_examples, 'example')}: an epoch is one step"
+        )
     return Batches(dataset, train, val, bad)
 
 

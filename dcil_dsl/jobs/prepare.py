@@ -33,7 +33,7 @@ from dcil_dsl.model.calls import subsample_input
 from dcil_dsl.model.compare import compare_with_model
 from dcil_dsl.model.inputs import Inputs
 from dcil_dsl.model.layers import unused_layers
-from dcil_dsl.model.trace import Traced, TraceError, trace_model
+from dcil_dsl.model.trace import Traced, TraceError, require_module, trace_model
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.plan.resolve import resolve_recipe
 from dcil_dsl.plan.text import percent
@@ -100,6 +100,8 @@ def prepare(
     compare  run the model and its graph on the same inputs, and refuse a difference
     Raises RecipeError and InputError.
     """
+    if not isinstance(model, str):
+        require_module(model)
     _check_channels(recipe, data)
     seed = recipe.train.seed if seed is None else seed
     torch.manual_seed(seed)
@@ -413,7 +415,7 @@ def _compare_classes(num_outputs: int, classes: int, data: str | None, note: Not
         raise InputError(fact, help=remedy)
     if classes < num_outputs:
         note(
-            f"WARNING: the model has {count(num_outputs, 'output')} and {data} only "
+            f"warning: the model has {count(num_outputs, 'output')} and {data} only "
             f"{count(classes, 'class', 'classes')}; to "
             f"leave none unused: {remedy}"
         )

@@ -65,6 +65,8 @@ def resolve_with_networks(
     teachers: Mapping[str, nn.Module] | None = None,
 ) -> tuple[Plan, Networks]:
     """`resolve`, and the networks that teach."""
+    if isinstance(steps_per_epoch, bool) or not isinstance(steps_per_epoch, int):
+        raise InputError(f"steps_per_epoch is {steps_per_epoch!r}: a whole number, at least 1")
     if steps_per_epoch < 1:
         raise InputError(f"steps_per_epoch is {steps_per_epoch}: at least 1")
     if class_counts is not None and min(class_counts, default=0) < 1:
@@ -92,6 +94,7 @@ def compile(
 
     Raises InputError where the plan was made for another model, or with another teacher.
     """
+    _require_plan("compile", plan)
     try:
         given: nn.Module | Traced = model
         if plan.inputs is None and not plan.opaque and example_inputs is not None:
@@ -125,7 +128,22 @@ def loss(
     Raises InputError where an output lacks what a term reads, and where the recipe balances its
     losses and `weights` is missing.
     """
+    _require_plan("loss", plan)
+    if not isinstance(outputs, Mapping):
+        raise InputError(
+            f"the outputs are of type {type(outputs).__name__}, and must be a dictionary, "
+            "{path: output of the model}",
+            help="dcil.loss(plan, dual(x), target, step)",
+        )
     return total_loss(plan, outputs, target, step, weights, counted)
+
+
+def _require_plan(verb: str, plan: object) -> None:
+    if not isinstance(plan, Plan):
+        raise InputError(
+            f"dcil.{verb} takes a Plan, and this is of type {type(plan).__name__}",
+            help="plan = dcil.resolve(recipe, model, steps_per_epoch=...)",
+        )
 
 
 def _trace(model: nn.Module, example_inputs: object) -> Traced:

@@ -15,7 +15,7 @@ from lark import Token, Transformer, Tree, v_args
 from dcil_dsl.diagnostics import Diagnostics, Source, Span
 from dcil_dsl.lang import ast
 from dcil_dsl.lang.parse import Parsed
-from dcil_dsl.words.units import Percent, Ratio, Time, TimeUnit
+from dcil_dsl.words.units import MAX_WHOLE, Percent, Ratio, Time, TimeUnit
 
 Parts = list[Any]  # what lark hands over: built nodes, tokens, None
 _UNITS: dict[str, TimeUnit] = {
@@ -254,7 +254,7 @@ class _Build(Transformer):  # type: ignore[misc]
             self.found.add("E228", "this number is too large", self._at(token))
             return 1
         # `1e3` is the whole number 1000; `2.0` was written as a fraction on purpose.
-        whole = "." not in text and value == int(value) and value < 2**53
+        whole = "." not in text and value == int(value) and value <= MAX_WHOLE
         return int(value) if whole else value
 
     def number(self, meta: Any, children: Parts) -> ast.Literal:

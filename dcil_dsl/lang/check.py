@@ -138,11 +138,11 @@ def _data(block: ast.BlockNode | None, reader: WordReader) -> r.RecipeData:
 
 
 def _epochs(block: ast.BlockNode | None) -> float | None:
-    """The length of the run in epochs, None where it is missing or wrong."""
+    """The length of the run in epochs; None where it is missing or wrong, which _train reports."""
     for setting in block.settings if block else ():
         value = getattr(setting.value, "value", None)
         if setting.name.name == "epochs" and isinstance(value, Time) and value.unit == "epochs":
-            return value.value
+            return value.value if value.value > 0 else None
     return None
 
 

@@ -19,7 +19,7 @@ from dcil_dsl.lang.ast import BROKEN
 from dcil_dsl.lang.syntax_errors import listed
 from dcil_dsl.words.blocks import Train
 from dcil_dsl.words.rates import Multistep
-from dcil_dsl.words.units import Percent, Range, Ratio, Time, kind_of, written
+from dcil_dsl.words.units import MAX_WHOLE, Percent, Range, Ratio, Time, kind_of, written
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -245,6 +245,17 @@ def _refuse(
             wanted = words
     is_fraction = wanted == "a whole number" and isinstance(inner, float)
     actual = repr(inner) if is_fraction else kind_of(inner)
+    if is_fraction and inner == int(inner) and abs(inner) > MAX_WHOLE:
+        ge = next((m.ge for m in model.model_fields[name].metadata if hasattr(m, "ge")), None)
+        limits = f"of at most {MAX_WHOLE}" if ge is None else f"from {ge} to {MAX_WHOLE}"
+        text = node.text if isinstance(node, ast.Literal) else written(inner)
+        reader.found.add(
+            "E205",
+            f"{what} is a whole number {limits}, not {text}",
+            node.span,
+            others=origin(node),
+        )
+        return
     help = _NO.get(name) if inner is None else _instead(_class_name(one) or kind, inner)
     if name == "epochs" and help is not None:  # the length of a run is not given in steps
         help = help.replace(f" or `{written(inner)} steps`", "")

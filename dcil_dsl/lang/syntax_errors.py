@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from dcil_dsl.diagnostics import Diagnostic, Label, Source, Span
@@ -159,6 +160,11 @@ def _unit(s: Situation) -> Explained | None:
     if near is None and s.bracket is not None and s.kind(1) == "EQUAL":
         return None  # `sgd(lr=0.1 momentum=0.9)`: a comma is missing
     is_share = number.type == "PERCENT"
+    if unit in UNITS and "e" in number:
+        meant = f"{Decimal(str(number)):f} {unit}"
+        help = f"did you mean `{meant}`?" if len(meant) <= 20 and unit != "run" else None
+        fact = f"a number with an exponent, `{number}`, takes no unit of time"
+        return _say(s, "E107", fact, number, unit, help=help, resume=resume)
     if is_share and near != "run":
         return None
     help = "a time is written `5ep`, `16 steps` or `75% run`"

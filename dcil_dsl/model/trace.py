@@ -80,6 +80,20 @@ class Traced:
 
 
 @collector_paused()
+def require_module(model: object) -> None:
+    """InputError for what is given in the place of a module."""
+    if isinstance(model, nn.Module):
+        return
+    name, kind = getattr(model, "__name__", type(model).__name__), type(model).__name__
+    if isinstance(model, type) or callable(model):
+        what = "a class" if isinstance(model, type) else "a function"
+        raise InputError(
+            f"the model is {what}, `{name}`, and must be the torch.nn.Module that it returns",
+            help=f"call it first: {name}(...)",
+        )
+    raise InputError(f"the model is of type {kind}, and must be a torch.nn.Module")
+
+
 def trace_model(
     model: nn.Module,
     example_inputs: object = None,
@@ -101,8 +115,9 @@ def trace_model(
                     name, on any device: decisions by sizes are part of the graph
 
     Raises TraceError, with the module, for a model that cannot be copied or rewritten; InputError
-    for an empty batch.
+    for an empty batch, and for what is not a module.
     """
+    require_module(model)
     example = None if example_inputs is None else Inputs.of(example_inputs)
     if example is not None and example.batch_size() == 0:
         raise InputError("the example inputs are an empty batch", help="one example is enough")

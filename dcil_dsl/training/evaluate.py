@@ -74,17 +74,24 @@ def check_fit(
             f"the {task.noun} of the first batch hold numbers that are not finite",
             help=f"look at the {task.noun}, and at the mean and the deviation of the data",
         )
+    first = Inputs(*sliced((inputs.args, inputs.kwargs), count, 0, 1))
+    for output in outputs_for(dual, task, first, options).values():
+        task.check(output, targets)
+
+
+def outputs_for(dual: Dual, task: Task, first: Inputs, options: Options) -> dict[str, Any]:
+    """The outputs of every path for one example, in eval mode. InputError if it does not fit."""
     was_training = dual.training
     dual.eval()
-    first = Inputs(*sliced((inputs.args, inputs.kwargs), count, 0, 1))
     try:
         with torch.no_grad(), autocast(dual.plan, options):
-            outputs = dual(*first.args, **first.kwargs)
+            outputs: dict[str, Any] = dual(*first.args, **first.kwargs)
+            return outputs
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
         # An error of one thing only: had it been the model's own, tracing would have met it.
-        shapes = ", ".join(str(tuple(t.shape[1:])) for t in inputs.tensors())
+        shapes = ", ".join(str(tuple(t.shape[1:])) for t in first.tensors())
         raise InputError(
             f"the model does not take {task.noun} of shape {shapes}: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
@@ -94,8 +101,6 @@ def check_fit(
         ) from None
     finally:
         dual.train(was_training)
-    for output in outputs.values():
-        task.check(output, targets)
 
 
 def _evaluate(

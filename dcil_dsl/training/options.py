@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from dcil_dsl.diagnostics.errors import InputError
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.words.units import MAX_WHOLE
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -54,6 +55,7 @@ class Flag:
     name      the flag; default: the field's name with dashes
     off       the flag that says no, where there is one
     at_least  the smallest number that is allowed
+    at_most   the largest number that is allowed
     trains    whether it concerns training alone; refused without `--train`
     requires  fields that must be given together with this one
     excludes  fields that must not be given together with this one
@@ -68,6 +70,7 @@ class Flag:
     name: str = ""
     off: str = ""
     at_least: int | None = None
+    at_most: int | None = None
     trains: bool = True
     requires: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
@@ -213,7 +216,14 @@ class RunOptions:
     ] = 1
     seed: Annotated[
         int | None,
-        Flag("seed (default: the recipe's)", "N", at_least=0, trains=False, compared=None),
+        Flag(
+            "seed (default: the recipe's)",
+            "N",
+            at_least=0,
+            at_most=MAX_WHOLE,
+            trains=False,
+            compared=None,
+        ),
     ] = None
     max_steps: Annotated[
         int | None,
@@ -326,9 +336,9 @@ def hints() -> dict[str, Any]:
 def _adapter(name: str) -> TypeAdapter[Any]:
     from pydantic import Field, TypeAdapter
 
-    least = flags()[name].at_least
+    least, most = flags()[name].at_least, flags()[name].at_most
     hint: Any = hints()[name].__origin__
-    return TypeAdapter(hint if least is None else Annotated[hint, Field(ge=least)])
+    return TypeAdapter(Annotated[hint, Field(ge=least, le=most)])
 
 
 def _check(name: str, value: object) -> None:
@@ -339,5 +349,7 @@ def _check(name: str, value: object) -> None:
         _adapter(name).validate_python(value, strict=True)
     except ValidationError as error:
         wanted = [one["msg"].removeprefix("Input should be ") for one in error.errors()]
-        why = " or ".join(wanted).replace("greater than or equal to", "at least").replace("'", "")
+        why = " or ".join(wanted).replace("'", "")
+        why = why.replace("greater than or equal to", "at least")
+        why = why.replace("less than or equal to", "at most")
         raise InputError(f"{flags()[name].name} {value}: must be {why}") from None

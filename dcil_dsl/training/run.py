@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -159,13 +160,7 @@ def create_run(
     out None: runs/<recipe>-<date>-<n> with the first free n. The folder appears whole or not at
     all. InputError where `out` exists and is not an empty folder, or cannot be written.
     """
-    if out is not None and (reason := _in_the_way(Path(out))):
-        raise InputError(
-            f"{out} {reason}",
-            help="continue it with --resume, or name another folder with --out"
-            if (Path(out) / "plan.json").exists()
-            else "name another folder with --out",
-        )
+    refuse_in_the_way(out)
     parent = Path("runs") if out is None else Path(out).parent
     name = f"{plan.recipe.name}-{date.today().isoformat()}" if out is None else Path(out).name
     try:
@@ -179,6 +174,29 @@ def create_run(
             return RunFolder(_rename(draft, None if out is None else Path(out), parent / name))
     except OSError as error:
         raise cannot_write(parent if out is None else Path(out), error) from None
+
+
+def refuse_out(out: Path | str | None) -> None:
+    """InputError where create_run would refuse `out`; nothing is left behind."""
+    refuse_in_the_way(out)
+    parent = Path("runs") if out is None else Path(out).parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".dcil-", dir=parent))
+    except OSError as error:
+        raise cannot_write(Path("runs" if out is None else out), error) from None
+
+
+def refuse_in_the_way(out: Path | str | None) -> None:
+    """InputError where `out` exists and is not an empty folder."""
+    if out is not None and (reason := _in_the_way(Path(out))):
+        raise InputError(
+            f"{out} {reason}",
+            help="continue it with --resume, or name another folder with --out"
+            if (Path(out) / "plan.json").exists()
+            else "name another folder with --out",
+        )
 
 
 def _write_start(

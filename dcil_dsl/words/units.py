@@ -16,6 +16,8 @@ from typing import Any, Literal, cast
 
 from pydantic_core import CoreSchema, core_schema
 
+MAX_WHOLE = 2**53 - 1  # beyond it not every whole number is one of float64
+
 
 class UnitError(ValueError):
     """Two quantities that cannot be combined; the message says which."""

@@ -29,6 +29,7 @@ from torch import nn
 from dcil_dsl.diagnostics import InputError
 from dcil_dsl.diagnostics.optional import is_installed, library
 from dcil_dsl.diagnostics.suggest import nearest
+from dcil_dsl.model.trace import require_module
 from dcil_dsl.words.views import SOURCES
 from dcil_dsl.zoo.networks import NETWORKS
 
@@ -38,6 +39,7 @@ FORMS = (
     "a model is written torchvision:NAME, timm:NAME, hf:CLASS, dcil:NAME, "
     "package.module:callable or path/to/file.py:callable"
 )
+HOW_NAMED = "name it with --model SPEC; in Python model=SPEC, or the module"
 HF_FORM = (
     "hf: is followed by a class of transformers, hf:BertForSequenceClassification, or a folder"
 )
@@ -120,13 +122,39 @@ def stored_spec(spec: str | None, holder: object) -> str:
     holder  the file or folder, for the InputError of a spec that names somebody's own code
     """
     if spec is None:
-        raise InputError(f"{holder} does not name its model", help="name it with --model SPEC")
+        raise InputError(f"{holder} does not name its model", help=HOW_NAMED)
     if not is_of_library(spec):
+        quoted = shlex.quote(spec)
         raise InputError(
             f"the model of {holder} is somebody's own code, {spec}, which a file cannot ask to run",
-            help=f"if you know it: --model {shlex.quote(spec)}",
+            help=f"if you know it: --model {quoted}; in Python model={spec!r}, or the module"
+            if _can_name(spec)
+            else HOW_NAMED,
         )
     return spec
+
+
+def network_of(
+    model: str | nn.Module | None,
+    stored: str | None,
+    classes: int | None,
+    options: Mapping[str, Any],
+    holder: object,
+) -> nn.Module:
+    """The module that is given, or the one of the SPEC that is given, or of the one stored.
+
+    stored, classes, options  what `holder`, a file or folder, says of its model
+    """
+    if model is not None and not isinstance(model, str):
+        require_module(model)
+        return model
+    spec = stored_spec(stored, holder) if model is None else model
+    return build_model(spec, classes, options)
+
+
+def _can_name(spec: str) -> bool:
+    """Whether the name of a class, which a module was trained under, is also a spec of it."""
+    return spec.partition(".")[0] != "torch" and not spec.startswith("__main__") and "<" not in spec
 
 
 def _torchvision_builder(name: str) -> tuple[Builder, Options]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from dcil_dsl.exporting.exporters import EXPORTERS
 from dcil_dsl.extras.compact.compaction import Compacted
 from dcil_dsl.extras.compact.exporter import write_compact
@@ -19,7 +21,7 @@ from dcil_dsl.jobs.export import place_of, read_deployed
 def compact_run(
     run: str | Path,
     out: str | Path | None = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     path: str | None = None,
     anyway: bool = False,
 ) -> tuple[Path, Compacted, Measured]:
@@ -27,6 +29,7 @@ def compact_run(
 
     out     the folder; else `compact` in the run folder or next to the file, `compact-NAME` where
             exported files of other names lie next to it
+    model   a SPEC, or a module, which is not changed; needed where it is not from a library
     path    another path of the run than the deployed one
     anyway  accept a model whose forward is not the one that was trained
 

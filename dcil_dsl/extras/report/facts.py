@@ -60,7 +60,8 @@ def start_text(run: RunRecord) -> str:
     if run.start.get("weights") == "random":
         classes = run.plan.model.classes
         chance = f", 1 in {classes}" if main == "top1" and classes else ""
-        return f"The run started from random weights, which guess{chance}."
+        fact = "The run started from random weights: before training it is right by chance"
+        return f"{fact}{chance}."
     return "The accuracy before training was not measured."
 
 

@@ -102,7 +102,7 @@ def _document(title: str, body: Iterable[str], data: dict[str, Any]) -> str:
 
 def _differences(runs: Sequence[RunRecord]) -> list[str]:
     header = ("", *(run.name for run in runs))
-    parts = ["<h2>Results</h2>", _table(header, result_rows(runs))]
+    parts = ["<h2>Results</h2>", _table(header, result_rows(runs), "results")]
     if rows := layer_rows(runs):
         parts += [
             "<h3>Layers that differ most: weights that are not zero</h3>",

@@ -195,7 +195,7 @@ def _of_recipe(
     weights = weights or (own_weights(model) if isinstance(model, str) else None)
     if weights is None and isinstance(model, str):
         note(
-            "WARNING: the weights are fresh, so what is measured says nothing about a trained "
+            "warning: the weights are fresh, so what is measured says nothing about a trained "
             "network; --weights FILE or a run folder brings trained ones"
         )
     return Network(prepared.traced.model, prepared.plan, dataset, weights or "")
@@ -230,6 +230,6 @@ def _of_run(
     full = [path.name for path in plan.paths if not path.view.prunes]
     path = full[0] if full else plan.deploy
     if not full and plan.groups:
-        note("WARNING: the run has no path that sees all weights; the pruned ones count as zeros")
+        note("warning: the run has no path that sees all weights; the pruned ones count as zeros")
     note(f"the weights of path {path} after {count(step, 'step')}")
     return Network(collapse(dual, path), plan, dataset, f"{folder.path}, path {path}, step {step}")

@@ -136,12 +136,20 @@ def target_for(logits: Tensor, target: Tensor) -> Tensor:
     Probabilities of fewer classes than the model has are filled up with zeros; numbers of any
     whole type become int64, as torch's cross entropy reads them. InputError for another shape.
     """
+    if not isinstance(target, Tensor):
+        raise InputError(f"the target is of type {type(target).__name__}, and must be a tensor")
     if target.is_floating_point() and target.dim() == 2 == logits.dim():
         target = F.pad(target.to(logits.dtype), (0, max(0, logits.shape[1] - target.shape[1])))
     wanted = (logits.shape[0], *logits.shape[2:])
     if tuple(target.shape) not in (wanted, tuple(logits.shape)):
         ours, theirs = (" x ".join(map(str, shape)) for shape in (wanted, target.shape))
         raise InputError(f"the target is {theirs or 'a single number'}, the logits ask for {ours}")
+    if target.is_floating_point() and target.dim() != logits.dim():
+        kind = str(target.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the target holds numbers of type {kind}, and class numbers are whole numbers",
+            help="target.long(), where they are class numbers",
+        )
     return target if target.is_floating_point() else target.long()
 
 

@@ -235,9 +235,20 @@ def test_the_verdict_says_where_the_run_started(pages, two_runs, tmp_path):
     assert f"Before training, unpruned: top1 {start:.2%}." in (pages / "one.html").read_text()
     shutil.copytree(two_runs / "run", tmp_path / "run")
     for text, said in (
-        ('{"weights": "random"}', "started from random weights, which guess, 1 in 10."),
+        (
+            '{"weights": "random"}',
+            "started from random weights: before training it is right by chance, 1 in 10.",
+        ),
         (None, "The accuracy before training was not measured."),
     ):
         (tmp_path / "run/start.json").write_text(text or "{}")
         assert call("report", tmp_path / "run", "--out", tmp_path / "page.html") == 0
         assert said in (tmp_path / "page.html").read_text()
+
+
+def test_the_results_of_several_runs_wrap_on_a_narrow_screen(two_runs, tmp_path):
+    out = tmp_path / "both.html"
+    assert call("report", two_runs / "run", two_runs / "other", "--out", out) == 0
+    text = out.read_text()
+    assert '<table class="results">' in text
+    assert "table.results td { white-space: normal;" in text.partition("@media (max-width")[2]

@@ -38,7 +38,7 @@ def test_a_recipe_is_measured_and_the_profile_written(here, capsys):
     )
     out, err = capsys.readouterr()
     profile = read_profile(here / "profile.json")
-    assert status == 0 and "WARNING" not in err
+    assert status == 0 and "warning" not in err
     assert (profile.num_batches, profile.num_examples, profile.levels) == (1, 64, (0.5, 0.9))
     assert [layer.parameter for layer in profile.layers] == ["0.weight", "3.weight", "8.weight"]
     assert "net.py:Net on 64 held-out examples of synthetic" in out
@@ -48,7 +48,7 @@ def test_a_recipe_is_measured_and_the_profile_written(here, capsys):
 def test_fresh_weights_are_warned_about_and_no_recipe_is_needed(here, capsys):
     assert measure("--model", "net.py:Net", "--train", "synthetic") == 0
     out, err = capsys.readouterr()
-    assert "WARNING: the weights are fresh" in err and "FRESH" in out
+    assert "warning: the weights are fresh" in err and "FRESH" in out
 
 
 def test_a_run_brings_its_model_its_data_and_its_dense_weights(here, capsys):
@@ -56,7 +56,7 @@ def test_a_run_brings_its_model_its_data_and_its_dense_weights(here, capsys):
     capsys.readouterr()
     assert measure("run", *own(here)) == 0
     out, err = capsys.readouterr()
-    assert "path dense, step 3" in out and "WARNING" not in err
+    assert "path dense, step 3" in out and "warning" not in err
 
 
 def test_a_profile_becomes_a_target_that_is_trained_to_and_proved(here, capsys):
