@@ -39,7 +39,7 @@ from dcil_dsl.lang.recipe import Recipe
 from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.sparsity import SparsityError, check_sparsity, masks_step
 from dcil_dsl.words.losses import CrossEntropy
-from dcil_dsl.words.tensors.outputs import IGNORED, counted_positions
+from dcil_dsl.words.tensors.outputs import IGNORED, counted_positions, own_loss
 
 STATE = "dcil_state.pt"  # in a checkpoint folder: what resumes the two paths
 RECIPE, SPARSITY = "recipe.prune", "sparsity.json"
@@ -96,16 +96,17 @@ class DcilTrainer(Trainer):
         self._set_signature_columns_if_needed()  # of the plain model's forward
         self._given, self._plain_class = model, type(model).__name__
         checked = self._with_epochs(checked)
+        example = self._example()
         self.pruner = Pruner(
             checked,
             model,
             steps_per_epoch=self._steps_per_epoch(),
-            example_inputs=self._example(),
+            example_inputs=example,
             scaler=self.accelerator.scaler,  # the arguments may ask for fp16 as well
             teachers=teachers,
         )
         self.plan = self.pruner.plan
-        self._loss_shifts_labels = _shifts_labels(model)
+        self._loss_shifts_labels = _shifts_labels(model, example)
         if self._loss_shifts_labels:
             _refuse_unshifted(self.plan)
         if recomputes:
@@ -427,12 +428,40 @@ def _may_write_card(folder: Path) -> bool:
     return not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the labels of a model are its inputs, which its own loss shifts by one place."""
+@torch.no_grad()
+def _shifts_labels(model: nn.Module, example: Mapping[str, Any]) -> bool:
+    """Whether the model's own loss compares each position with the label of the next one.
+
+    The first label then counts for nothing, whatever it is; else the loss changes with it. Names
+    do not say so: BartForCausalLM shifts no labels, and GPT2DoubleHeadsModel does.
+    """
+    labels = example.get("labels")
     config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
+        return False
+    losses, modes = [], {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for label in (0, 1):
+                torch.manual_seed(0)
+                first = torch.full_like(labels, IGNORED)
+                first[:, 0] = label
+                losses.append(own_loss(model(**{**example, "labels": first})))
+    except (RuntimeError, IndexError, ValueError, TypeError, KeyError, InputError):
+        return _shifts_by_name(model)  # no loss of this kind; what is wrong the training step says
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    zero, one = losses
+    return bool(torch.isclose(zero, one, rtol=0, atol=0, equal_nan=True))
+
+
+def _shifts_by_name(model: nn.Module) -> bool:
     shifts = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
-    shifts |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return shifts and not getattr(config, "is_encoder_decoder", False)
+    return shifts or type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _refuse_unshifted(plan: Plan) -> None:

@@ -21,7 +21,7 @@ from dcil_dsl.model.inner_checkpoints import compiled
 from dcil_dsl.plan.plan import Plan, WeightedLoss
 from dcil_dsl.tasks import Task
 from dcil_dsl.training.machine import REDUCE_OVERHEAD, Options, autocast
-from dcil_dsl.words.tensors.outputs import counted_positions, has_positions, is_of_decoder
+from dcil_dsl.words.tensors.outputs import counted_positions
 from dcil_dsl.words.tensors.widest import widest
 
 
@@ -99,11 +99,8 @@ def loss_term(
     counted: Tensor | None = None,
 ) -> Tensor:
     """One term, in float32 or wider whatever the type of the outputs."""
-    if counted is not None and not loss.term.needs_target and not has_positions(target):
-        if not any(is_of_decoder(outputs.get(path)) for path in loss.term.paths):
-            target = counted
     try:
-        return loss.term.term(outputs, target, loss.batch)
+        return loss.term.term(outputs, target, loss.batch, counted)
     except InputError as error:
         raise InputError(f"`{loss.name}`: {error.message}", help=error.help) from None
 

@@ -87,15 +87,26 @@ class Loss(Word):
         }
 
     def term(
-        self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
+        self,
+        outputs: Mapping[str, object],
+        target: Tensor | None,
+        share: float = 1.0,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """The term from what the model returns on each path.
 
-        share  of the examples, the first ones, that every path of the term sees
+        share    of the examples, the first ones, that every path of the term sees
+        counted  -100 at the positions that a loss between paths leaves out where the target does
+                 not say so
         """
         from dcil_dsl.words.tensors import outputs as read
 
         logits = self.compared(outputs)
+        if not self.needs_target:
+            path, name = self.paths[0], getattr(self, "output", None)
+            target = read.positions_of(outputs[path], name, target, counted)
+        elif target is not None:
+            read.refuse_no_tensor(target)
         if share < 1:
             rows = min(map(len, logits.values()))
             logits = {path: own[:rows] for path, own in logits.items()}
@@ -136,8 +147,8 @@ class CrossEntropy(Loss):
 class BinaryCrossEntropy(Loss):
     """`binary_cross_entropy(path, output=none)`: the mean over the batch and all labels.
 
-    Each logit is a label of its own, which occurs (1) or does not (0). The output has the shape of
-    the targets, or one more dimension of size 1 at its end.
+    Each logit is a label of its own, which occurs (1) or does not (0); a label of -100 counts for
+    nothing. The output has the shape of the targets, or one more dimension of size 1 at its end.
     """
 
     positional: ClassVar[int] = 1
@@ -152,7 +163,9 @@ class BinaryCrossEntropy(Loss):
         if target is None:
             raise InputError("it needs a target", help="dcil.loss(plan, outputs, target)")
         own, wanted = read.numbers_for(logits[self.path], target)
-        return F.binary_cross_entropy_with_logits(own, wanted.to(own.dtype))
+        counts = wanted != read.IGNORED
+        losses = F.binary_cross_entropy_with_logits(own, wanted.to(own.dtype), reduction="none")
+        return losses.where(counts, losses.new_zeros(())).sum() / counts.sum().clamp(min=1)
 
     def read(self, logits: Tensor) -> Tensor:
         return logits
@@ -202,8 +215,10 @@ class MSE(Taught):
 
         own, wanted = read.numbers_for(logits[self.path], self._wanted(logits, target))
         squares = (own - wanted.to(own.dtype)).square()
-        if self.teacher is None or not read.has_positions(target):
+        if self.teacher is None or target is None or not read.has_positions(target):
             return squares.mean()
+        if target.shape == squares.shape:  # one number for each position
+            return read.mean_of_positions(squares, target)
         return read.mean_of_positions(read.classes_second(squares).mean(1), target)
 
     def read(self, logits: Tensor) -> Tensor:
@@ -335,7 +350,11 @@ class ModelLoss(Loss):
         return False
 
     def term(
-        self, outputs: Mapping[str, object], target: Tensor | None, share: float = 1.0
+        self,
+        outputs: Mapping[str, object],
+        target: Tensor | None,
+        share: float = 1.0,
+        counted: Tensor | None = None,
     ) -> Tensor:
         from dcil_dsl.words.tensors import outputs as read
 

@@ -17,7 +17,7 @@ transformers = needed("transformers")
 needed("accelerate")
 from support.hf_runs import GPT, Rows, arguments, bert, gpt2, text, trainer_of  # noqa: E402
 
-from dcil_dsl.integrations.huggingface import DcilTrainer  # noqa: E402
+from dcil_dsl.integrations.huggingface import DcilTrainer, _shifts_labels  # noqa: E402
 
 
 def zeros(model, inside="encoder"):
@@ -269,3 +269,32 @@ def test_two_processes_train_the_network_of_one_and_resume_to_the_bit(tmp_path):
     for name, tensor in one["through"].items():
         torch.testing.assert_close(two["through"][name], tensor, rtol=0, atol=1e-9)
         assert torch.equal(two["resumed"][name], two["through"][name])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "shifts"),
+    [
+        ("GPT2LMHeadModel", {}, True),
+        ("GPT2DoubleHeadsModel", {}, True),
+        ("BertLMHeadModel", {"is_decoder": True}, True),
+        ("BartForCausalLM", {"decoder_ffn_dim": 8, "decoder_layers": 1}, False),
+        ("XLNetLMHeadModel", {"d_inner": 8}, False),
+        ("BertForTokenClassification", {}, False),
+        ("BertForSequenceClassification", {}, False),
+    ],
+)
+def test_whether_labels_are_shifted_is_asked_of_the_models_loss(name, settings, shifts):
+    kind = getattr(transformers, name)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = kind.config_class(vocab_size=13, **settings)
+    for key, value in sizes.items():
+        setattr(config, key, value)
+    if hasattr(config, "decoder_attention_heads"):
+        config.decoder_attention_heads = 2
+    if hasattr(config, "intermediate_size"):
+        config.intermediate_size = 8
+    model = kind(config).train()
+    ids = torch.randint(3, 13, (2, 5))
+    labels = ids[:, 0] % 2 if "Sequence" in name else ids % 2
+    assert _shifts_labels(model, {"input_ids": ids, "labels": labels}) is shifts
+    assert model.training

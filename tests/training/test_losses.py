@@ -165,6 +165,68 @@ def test_a_mask_says_which_positions_count_where_no_target_does():
     assert term(decoder, target, mask) == term(plain, target)
 
 
+def masked_mean(values, mask):
+    return values[mask == 1].mean()
+
+
+def test_a_target_of_other_places_leaves_the_mask_to_say_which_positions_count():
+    """Labels of two spans, or of a transcript, next to outputs for each token."""
+    sparse, dense = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    counted = counted_positions({"attention_mask": mask})
+    term = losses.MSE(path="sparse", teacher="dense")
+    found = term.term({"sparse": sparse, "dense": dense}, torch.zeros(2, 2, dtype=int), 1, counted)
+    torch.testing.assert_close(found, masked_mean((sparse - dense).square().mean(2), mask))
+
+
+@pytest.mark.parametrize("by_target", [True, False])
+def test_one_number_for_each_position_counts_where_the_position_does(by_target):
+    sparse, dense = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    counted = counted_positions({"attention_mask": mask})
+    target, counted = (counted, None) if by_target else (None, counted)
+    term = losses.MSE(path="sparse", teacher="dense")
+    found = term.term({"sparse": sparse, "dense": dense}, target, 1, counted)
+    torch.testing.assert_close(found, masked_mean((sparse - dense).square(), mask))
+
+
+def test_a_label_of_minus_100_counts_for_nothing_in_binary_cross_entropy():
+    logits = torch.tensor([[0.3, -1.0], [2.0, 0.5]], requires_grad=True)
+    target = torch.tensor([[1, -100], [0, 1]])
+    found = losses.BinaryCrossEntropy(path="sparse").term({"sparse": logits}, target)
+    told = [logits[0, 0].sigmoid(), 1 - logits[1, 0].sigmoid(), logits[1, 1].sigmoid()]
+    torch.testing.assert_close(found, -sum(p.log() for p in told) / 3)
+
+
+def test_what_an_encoder_returns_counts_by_its_mask_and_not_by_the_decoders_targets():
+    sparse, dense = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    outputs = {
+        path: {"logits": own.flip(1), "encoder_last_hidden_state": own}
+        for path, own in (("sparse", sparse), ("dense", dense))
+    }
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    counted = counted_positions({"attention_mask": mask})
+    target = torch.tensor([[1, -100, -100], [1, 2, 3]])
+    term = losses.MSE(path="sparse", teacher="dense", output="encoder_last_hidden_state")
+    found = term.term(outputs, target, 1, counted)
+    torch.testing.assert_close(found, masked_mean((sparse - dense).square().mean(2), mask))
+
+
+def test_a_mask_next_to_arguments_of_a_decoder_is_the_encoders():
+    mask = torch.tensor([[1, 1, 0]])
+    assert counted_positions({"attention_mask": mask, "decoder_input_ids": mask}) is None
+    assert counted_positions({"attention_mask": mask, "decoder_input_ids": None}) is not None
+
+
+@pytest.mark.parametrize("target", [[{"boxes": torch.ones(1, 4)}], {"class": torch.zeros(2)}])
+def test_targets_that_are_no_tensor_are_plain_errors_or_say_nothing_of_positions(target):
+    outputs = {path: torch.randn(2, 4, 3) for path in ("sparse", "dense")}
+    plain = loss_terms(plan_with(kl("sparse", "dense")), outputs, None, 0)
+    assert loss_terms(plan_with(kl("sparse", "dense")), outputs, target, 0) == plain
+    with pytest.raises(InputError, match="compares with a tensor of targets, and the target is a"):
+        total_loss(plan_with(cross_entropy("sparse")), outputs, target, 0)
+
+
 def test_nothing_is_compared_where_no_position_has_a_target():
     term = losses.KL(student="sparse", teacher="dense")
     outputs = {path: torch.randn(2, 4, 3) for path in ("sparse", "dense")}

@@ -130,6 +130,14 @@ def _names(output: object) -> list[str]:
     return [key for key, value in own if isinstance(value, Tensor)]
 
 
+def refuse_no_tensor(target: object) -> None:
+    if not isinstance(target, Tensor):
+        raise InputError(
+            f"it compares with a tensor of targets, and the target is a {type(target).__name__}",
+            help="`loss model(...)` is the loss that the model itself computes of such targets",
+        )
+
+
 def target_for(logits: Tensor, target: Tensor) -> Tensor:
     """Class numbers in the logits' shape without its classes, or class probabilities in all of it.
 
@@ -171,17 +179,19 @@ def numbers_for(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def has_positions(target: Tensor | None) -> bool:
+def has_positions(target: object) -> bool:
     """Whether these are class numbers of the positions of texts or images: (B, T), (B, H, W)."""
-    return target is not None and target.dim() > 1 and not target.is_floating_point()
+    return isinstance(target, Tensor) and target.dim() > 1 and not target.is_floating_point()
 
 
 def counted_positions(arguments: Mapping[str, object]) -> Tensor | None:
     """0 at the positions that a model's `attention_mask` lets in, -100 at those it leaves out, as
-    targets have it for losses between paths. None without one, and for one of real numbers, in
-    which 0 may let a position in."""
+    targets have it for losses between paths. None without one, for one of real numbers, in which 0
+    may let a position in, and next to arguments of a decoder: it is then of the encoder."""
     mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.is_floating_point():
+        return None
+    if any(name.startswith("decoder_") and given is not None for name, given in arguments.items()):
         return None
     return torch.where(mask != 0, 0, IGNORED)
 
@@ -189,6 +199,29 @@ def counted_positions(arguments: Mapping[str, object]) -> Tensor | None:
 def is_of_decoder(output: object) -> bool:
     """Whether an encoder came before: `attention_mask` is then of its positions, not of these."""
     return _part(output, "encoder_last_hidden_state") is not None
+
+
+def positions_of(
+    output: object, name: str | None, target: object, counted: Tensor | None
+) -> Tensor | None:
+    """What says which positions of an output count: the target, else `counted`; None: all do.
+
+    output, name  as logits_of takes them
+    target        as a loss takes it; one of another shape than the positions says nothing
+    counted       as counted_positions has it
+    """
+    of_encoder = name is not None and name.startswith("encoder_")
+    asked = [] if of_encoder else [target]  # a target is the decoder's
+    if of_encoder or not is_of_decoder(output):
+        asked.append(counted)
+    logits = logits_of(output, name)
+    places = tuple(classes_second(logits).shape[2:])
+    for known in asked:
+        if isinstance(known, Tensor) and has_positions(known):
+            # Of one number for each position the shape is that of the positions: (B, T)
+            if tuple(known.shape[1:]) in (places, tuple(logits.shape[1:])):
+                return known
+    return None
 
 
 def mean_of_positions(values: Tensor, target: Tensor | None) -> Tensor:
