@@ -35,7 +35,6 @@ from dcil_dsl.plan.plan import Plan
 from dcil_dsl.training.differences import check_alike
 from dcil_dsl.training.distributed import joined_ranks
 from dcil_dsl.training.files import write_text
-from dcil_dsl.training.machine import Options
 from dcil_dsl.training.options import RunOptions, options_of
 from dcil_dsl.training.process import hold_run, require_locks
 from dcil_dsl.training.progress import Display, make_display
@@ -145,8 +144,8 @@ def train(
             warn, note, given = no_warning, no_note, replace(given, quiet=True)
             shown = make_display(given.quiet)
         here = options_here(given, ranks)
-        # Before minutes of opening the data and the model; by all ranks, whatever their options.
-        here.ranks.from_first(partial(_check_out, here))
+        if ranks.count == 1 and not here.resume:  # of several, `check_alike` speaks first
+            refuse_out(here.out)  # before minutes of opening the data and the model
         job = open_job(recipe, model, data, here, warn or warn_in_python, note or no_note)
         model_text = text_of(job.prepared.traced)
         check_alike(
@@ -199,17 +198,6 @@ def _resumed(job: Job, model_text: str, held: ExitStack, note: Note) -> str:
         for name, text in _parent_file(job).items():
             write_text(folder.path / name, text)
     return str(folder.path)
-
-
-def _check_out(options: Options) -> str:
-    if options.resume:
-        return ""
-    try:
-        refuse_out(options.out)
-    except InputError:
-        options.ranks.refuse()
-        raise
-    return ""
 
 
 def _created(job: Job, model_text: str, held: ExitStack) -> str:

