@@ -347,3 +347,19 @@ def test_a_loss_of_detached_outputs_is_refused_before_its_backward_pass():
     refuse_constant(torch.ones((), requires_grad=True))
     with pytest.raises(InputError, match="depends on no weight that learns"):
         refuse_constant(torch.ones(()))
+
+
+def test_a_mask_of_another_length_than_the_output_warns_that_padding_counts():
+    outputs = {path: torch.randn(2, 3, 4) for path in ("sparse", "dense")}
+    term = losses.KL(student="sparse", teacher="dense")
+    counted = counted_positions({"attention_mask": torch.ones(2, 12, dtype=int)})
+    with pytest.warns(RuntimeWarning, match="12 positions and the output 3"):
+        term.term(outputs, None, 1, counted)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 4), (2, 4)], ids=["equal length", "one output a text"])
+def test_a_mask_that_fits_and_one_next_to_classes_say_nothing(shape, recwarn):
+    outputs = {path: torch.randn(*shape) for path in ("sparse", "dense")}
+    counted = counted_positions({"attention_mask": torch.ones(2, 12, dtype=int)})
+    losses.KL(student="sparse", teacher="dense").term(outputs, None, 1, counted)
+    assert not recwarn.list

@@ -7,6 +7,7 @@ Not:  no loss is computed here (words/losses.py).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import cast
@@ -221,7 +222,21 @@ def positions_of(
             # Of one number for each position the shape is that of the positions: (B, T)
             if tuple(known.shape[1:]) in (places, tuple(logits.shape[1:])):
                 return known
+    if counted is not None and asked[-1] is counted and len(places) == counted.dim() - 1 == 1:
+        _warn_of_padding(counted.shape[1], places[0])
     return None
+
+
+def _warn_of_padding(num_masked: int, num_outputs: int) -> None:
+    """An audio model has one output for many samples, another one places of a picture first."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"`attention_mask` has {num_masked:,} positions and the output {num_outputs:,}: "
+            "padding counts in losses between paths; `counted` of dcil.loss and of Pruner.loss "
+            "says which positions of the output count",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def mean_of_positions(values: Tensor, target: Tensor | None) -> Tensor:
