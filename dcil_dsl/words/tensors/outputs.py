@@ -134,7 +134,7 @@ def _names(output: object) -> list[str]:
 def refuse_no_tensor(target: object) -> None:
     if not isinstance(target, Tensor):
         raise InputError(
-            f"it compares with a tensor of targets, and the target is a {type(target).__name__}",
+            f"the target is of type {type(target).__name__}, and must be a tensor",
             help="`loss model(...)` is the loss that the model itself computes of such targets",
         )
 
@@ -145,8 +145,6 @@ def target_for(logits: Tensor, target: Tensor) -> Tensor:
     Probabilities of fewer classes than the model has are filled up with zeros; numbers of any
     whole type become int64, as torch's cross entropy reads them. InputError for another shape.
     """
-    if not isinstance(target, Tensor):
-        raise InputError(f"the target is of type {type(target).__name__}, and must be a tensor")
     if target.is_floating_point() and target.dim() == 2 == logits.dim():
         target = F.pad(target.to(logits.dtype), (0, max(0, logits.shape[1] - target.shape[1])))
     wanted = (logits.shape[0], *logits.shape[2:])
